@@ -1,0 +1,1 @@
+"""maskserve: the front door. `maskserve.client` is the HTTP client; `maskserve.cli` the commands."""

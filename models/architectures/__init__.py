@@ -1,0 +1,25 @@
+"""The networks: one file an architecture, one line here. This folder needs torch; nothing in `service/` opens it.
+
+An architecture is a function `build(classes, **options) -> nn.Module` from float images N x 3 x H x W (normalised,
+H and W divisible by 32) to logits N x C x h x w at its own stride. `build` below wraps it into the house's contract.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from models.architectures import fcn
+from models.architectures.network import Network
+from models.errors import ConfigError
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
+    "fcn": fcn.build,
+}
+
+
+def build(name: str, classes: int, **options: Any) -> Network:
+    """Build an architecture by name. Raises ConfigError for a name or option that is not there."""
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"The architecture {name!r} is not known; choose from {', '.join(ARCHITECTURES)}.")
+    return Network(ARCHITECTURES[name](classes, **options))

@@ -1,0 +1,44 @@
+"""The contract that every network of the house keeps, in training and in the frozen graph."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# ImageNet's mean and standard deviation by channel (red, green, blue), in units of 0..255.
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+
+
+class Network(nn.Module):
+    """A segmentation network from the bytes of pictures to a label a pixel.
+
+    Normalisation stands inside, so it exists once and travels with the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float N x C x h x w.
+
+        `labels == argmax(bilinear(logits, H x W))`, with `align_corners=False` as everywhere in the house.
+        """
+        # Without `contiguous` the exporter pins the strides of a permuted batch, and with them the batch size.
+        logits = self.logits(images.permute(0, 3, 1, 2).contiguous())
+        return upsample(logits, images.shape[1:3]).argmax(dim=1).to(torch.uint8), logits
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images uint8 N x 3 x H x W RGB (channels_last is welcome) -> logits N x C x h x w."""
+        logits: Tensor = self.body((images.float() - self.mean) / self.std)
+        return logits
+
+
+def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Bilinear interpolation of maps N x C x h x w to `size` = (H, W)."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -1,0 +1,135 @@
+"""A bundle: the folder into which a trained network is frozen, and all that serving it needs.
+
+    spec.json            what it is (`models/spec.py`)
+    model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
+    weights.safetensors  the same weights by name, for fine-tuning; no pickle is ever loaded
+    probes/              a few pictures and the labels that the network gave them, answered again before serving
+    report/              sample pictures from the export
+    SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` reads it too
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from models.errors import BundleError
+from models.spec import FORMAT_VERSION, Spec
+
+SUMS = "SHA256SUMS"
+MODEL = "model.onnx"
+WEIGHTS = "weights.safetensors"
+SPEC = "spec.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle."""
+
+    folder: Path
+    spec: Spec
+    hash: str  # sha256 of SHA256SUMS: names this content and no other
+
+    @property
+    def model(self) -> Path:
+        """The frozen graph."""
+        return self.folder / MODEL
+
+    @property
+    def weights(self) -> Path:
+        """The weights by name."""
+        return self.folder / WEIGHTS
+
+    def probes(self) -> list[tuple[Path, Path]]:
+        """Pairs of picture and label mask, sorted by name."""
+        folder = self.folder / "probes"
+        return [(folder / f"{mask.stem.removesuffix('.labels')}.png", mask) for mask in sorted(folder.glob("*.labels.png"))]
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Open a bundle and verify every file's sha256.
+
+    Raises: BundleError naming what is missing, altered, or of a later format.
+    """
+    sums = folder / SUMS
+    if not sums.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {SUMS}. Make one with `maskserve export RUN`.")
+    listed = _read_sums(sums)
+    for name in (SPEC, MODEL):
+        if name not in listed:
+            raise BundleError(f"{folder}: {SUMS} lists no {name}. Export the bundle again.")
+    for name, wanted in listed.items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"{folder}: {name} is missing. Copy or export the bundle again.")
+        if sha256(path) != wanted:
+            raise BundleError(f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export it again.")
+    return Bundle(folder, _read_spec(folder / SPEC), sha256(sums))
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; at the end it is summed and takes the place of `target` in one rename.
+
+    On any error nothing is left and an older bundle at `target` stays as it was.
+    Raises: BundleError where `target` is something other than a bundle or an empty folder.
+    """
+    if target.exists() and not (target / SUMS).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise BundleError(f"{target} exists and is no bundle; it will not be overwritten. Choose another --out.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        files = sorted(path for path in new.rglob("*") if path.is_file())
+        lines = [f"{sha256(path)}  {path.relative_to(new).as_posix()}\n" for path in files]
+        (new / SUMS).write_text("".join(lines))
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_sums(path: Path) -> dict[str, str]:
+    listed = {}
+    for line in path.read_text().splitlines():
+        digest, separator, name = line.partition("  ")
+        inside = separator and not Path(name).is_absolute() and ".." not in Path(name).parts
+        if len(digest) != 64 or not inside:
+            raise BundleError(f"{path}: the line {line[:80]!r} is no sha256 and file name. Copy or export the bundle again.")
+        listed[name] = digest
+    return listed
+
+
+def _read_spec(path: Path) -> Spec:
+    try:
+        content = json.loads(path.read_bytes())
+        version = content.get("format_version", 0)
+        if version > FORMAT_VERSION:
+            raise BundleError(f"{path}: its format is {version}, this maskserve reads up to {FORMAT_VERSION}. Update maskserve.")
+        return Spec.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where}: {first['msg']}. Export the bundle again.") from error
+    except (ValueError, AttributeError, TypeError) as error:
+        raise BundleError(f"{path} is no spec: {error}. Export the bundle again.") from error

@@ -1,0 +1,65 @@
+"""Every error that this house raises on purpose. They know no HTTP; `service/answers.py` gives them a status.
+
+    MaskserveError
+    ├── ImageError          a picture that cannot be read
+    │   ├── EmptyImage      no bytes
+    │   ├── NotAnImage      bytes in no format that the house reads
+    │   ├── BrokenImage     a known format, but truncated or corrupt
+    │   └── ImageTooLarge   more pixels than the limit
+    ├── DataError           a data set that cannot be trained on
+    ├── ConfigError         a setting that is unknown or out of range
+    ├── RunError            a run folder that cannot be resumed or exported
+    ├── BundleError         a bundle that is missing, altered, or of a later format
+    ├── ParityError         the frozen network disagrees with the live one
+    └── EngineError         an engine or precision that this machine lacks
+
+A message is one sentence or two: what came, what was wanted, what to do.
+"""
+
+
+class MaskserveError(Exception):
+    """Root of the tree: catching it catches every error raised on purpose."""
+
+
+class ImageError(MaskserveError):
+    """A picture that cannot be read."""
+
+
+class EmptyImage(ImageError):
+    """No bytes came."""
+
+
+class NotAnImage(ImageError):
+    """The bytes are in no format that the house reads."""
+
+
+class BrokenImage(ImageError):
+    """The format is known, but the bytes are truncated or corrupt."""
+
+
+class ImageTooLarge(ImageError):
+    """More pixels than the limit allows."""
+
+
+class DataError(MaskserveError):
+    """A data set that cannot be trained on."""
+
+
+class ConfigError(MaskserveError):
+    """A setting that is unknown or out of range."""
+
+
+class RunError(MaskserveError):
+    """A run folder that cannot be resumed or exported."""
+
+
+class BundleError(MaskserveError):
+    """A bundle that is missing, altered, or of a later format."""
+
+
+class ParityError(MaskserveError):
+    """The frozen network disagrees with the live one."""
+
+
+class EngineError(MaskserveError):
+    """An engine or precision that this machine lacks."""

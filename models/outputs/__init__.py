@@ -1,0 +1,13 @@
+"""How a prediction leaves the house: one file a format, one line here; the keys are the API's format names.
+
+A format is a module with `MEDIA_TYPE`, `SUFFIX` and `encode(prediction, spec, options) -> bytes`.
+"""
+
+from types import ModuleType
+
+from models.outputs import overlay, png
+
+OUTPUTS: dict[str, ModuleType] = {
+    "png": png,
+    "overlay": overlay,
+}

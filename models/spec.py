@@ -1,0 +1,79 @@
+"""What a bundle says of itself: everything that is needed to read its masks and to trust them."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+FORMAT_VERSION = 1
+VOID = 255  # the label of a pixel that belongs to no class: never trained on, never counted
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ClassInfo(_Frozen):
+    """A class: its place in the list is its label."""
+
+    name: str
+    rgb: tuple[int, int, int] = Field(description="colour in masks and overlays, 0..255")
+
+
+class InputRule(_Frozen):
+    """How a picture of any size meets a network that was trained at one scale.
+
+    `native`: the picture keeps its pixels (microscopes, satellites). `fit`: its long side is brought to `side`
+    pixels and the labels return to its size by nearest neighbour (photographs).
+    """
+
+    rule: Literal["native", "fit"]
+    side: int | None = Field(default=None, ge=16, description="long side in pixels; set for `fit` alone")
+
+    @model_validator(mode="after")
+    def _side_belongs_to_fit(self) -> Self:
+        if (self.rule == "fit") != (self.side is not None):
+            raise ValueError("the rule `fit` needs a side in pixels, and `native` has none")
+        return self
+
+
+class Architecture(_Frozen):
+    """Enough to build the network again around `weights.safetensors`."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class Spec(_Frozen):
+    """The content of `spec.json`."""
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    classes: list[ClassInfo] = Field(min_length=2, max_length=255)
+    void: int = VOID
+    input: InputRule
+    architecture: Architecture
+    parity: dict[str, float] = Field(
+        default={}, description="share of pixels on which the frozen network equals the live one, by precision"
+    )
+    metrics: dict[str, Any] = Field(default={}, description="of this bundle on the validation split, by name")
+    provenance: dict[str, Any] = Field(default={}, description="when, from what data and settings, by which versions")
+
+    def palette(self) -> list[tuple[int, int, int]]:
+        """256 RGB colours by label; what is no class is black."""
+        return palette(self.classes)
+
+
+def palette(classes: list[ClassInfo]) -> list[tuple[int, int, int]]:
+    """256 RGB colours by label; what is no class is black."""
+    return [entry.rgb for entry in classes] + [(0, 0, 0)] * (256 - len(classes))
+
+
+def default_rgb(label: int) -> tuple[int, int, int]:
+    """The colour of a label in the PASCAL VOC palette: the label's bits, dealt to red, green, blue, highest first."""
+    red = green = blue = 0
+    for place in range(7, -1, -1):
+        red |= (label & 1) << place
+        green |= (label >> 1 & 1) << place
+        blue |= (label >> 2 & 1) << place
+        label >>= 3
+    return red, green, blue

@@ -1,0 +1,196 @@
+"""Starts the service as a process of its own: for the command line (`serve`) and for demos and tests (`running`).
+
+Needs neither bentoml nor FastAPI in the caller's process.
+"""
+
+import ipaddress
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import httpx
+
+from models import QUIET
+from models.bundle import open_bundle
+from models.errors import ConfigError
+from service.errors import StartError
+from service.settings import read_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = "127.0.0.1"
+READY_SECONDS = 180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
+STOP_SECONDS = 20  # how long requests in flight may take to end
+LOG_TAIL = 4000  # characters
+
+
+def serve(bundle: Path, host: str, port: int) -> int:
+    """Serve a bundle until Ctrl-C or SIGTERM; prints one line with the address once it is ready.
+
+    Returns: the exit code, 0 after a stop that was asked for.
+    Raises: BundleError, ConfigError, StartError: each says in a sentence why nothing is served.
+    """
+    open_bundle(bundle)
+    stop = False
+    with process(bundle, host, port, log=None) as server:
+
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            nonlocal stop
+            stop = True
+            server.child.terminate()
+
+        previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            _wait_until_ready(server)
+            if not stop:
+                print(f"maskserve answers at {server.url} (Ctrl-C stops it)", flush=True)
+            code = server.child.wait()
+        except StartError:
+            if not stop:
+                raise
+            code = 0
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+    return 0 if stop else code
+
+
+@contextmanager
+def running(bundle: Path, port: int | None = None) -> Iterator[str]:
+    """Serve a bundle on the loopback address while the block runs; yields the URL once the service is ready.
+
+    Raises: BundleError, ConfigError, StartError with the end of the log where the process dies or cannot get ready.
+    """
+    open_bundle(bundle)
+    with tempfile.TemporaryFile() as log, process(bundle, LOOPBACK, port or free_port(), log) as server:
+        _wait_until_ready(server)
+        yield server.url
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server process that was started; it need not be ready."""
+
+    child: subprocess.Popen[bytes]
+    url: str
+    log: IO[bytes] | None
+
+    def log_tail(self) -> str:
+        """The end of what the process has written, where it writes into a file of ours."""
+        if self.log is None:
+            return ""
+        end = self.log.seek(0, os.SEEK_END)
+        self.log.seek(max(0, end - LOG_TAIL))
+        return self.log.read().decode(errors="replace").strip()
+
+
+@contextmanager
+def process(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterator[Server]:
+    """Start the server and yield at once; at the end of the block it and all its children are stopped.
+
+    `log` takes what it writes; None is the caller's own output. Raises: ConfigError, StartError.
+    """
+    read_settings(bundle)  # here it costs a sentence; in the child, an exit code and a log
+    address = _address(host)
+    _check_free(address, port)
+    home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there; the caller's home stays as it is
+    environment = {"BENTOML_HOME": home, **os.environ, **QUIET, "MASKSERVE_BUNDLE": str(bundle.resolve())}
+    environment.pop("PYTHONSAFEPATH", None)  # our rooms are found because Python puts the working directory first
+    # Quiet takes away BentoML's chatter and a line for each request; errors come through.
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Maskserve", "--working-dir", str(ROOT), "--quiet"]
+    command += ["--host", address, "--port", str(port), "--timeout-graceful-shutdown", str(STOP_SECONDS)]
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        yield Server(child, _url(address, port), log)
+    finally:
+        _stop(child)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port on the loopback address that nothing listens to."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    reason = "it did not answer"
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
+        while time.monotonic() < deadline:
+            if server.child.poll() is not None:
+                raise StartError(
+                    _with_log(f"The server stopped with code {server.child.returncode} before it was ready", server)
+                )
+            try:
+                answer = client.get("/readyz")
+            except httpx.TransportError:
+                time.sleep(0.05)
+                continue
+            if answer.status_code == 200:
+                return
+            reason = answer.text.strip()
+            if "retry-after" not in answer.headers:
+                raise StartError(f"The bundle cannot be served: {reason}")
+            time.sleep(0.05)
+    raise StartError(_with_log(f"The server was not ready after {READY_SECONDS:.0f} seconds: {reason}", server))
+
+
+def _with_log(sentence: str, server: Server) -> str:
+    tail = server.log_tail()
+    return f"{sentence}; its log ends:\n{tail}" if tail else f"{sentence}."
+
+
+def _address(host: str) -> str:
+    """BentoML binds to addresses alone."""
+    try:
+        return str(ipaddress.ip_address(LOOPBACK if host == "localhost" else host))
+    except ValueError as error:
+        raise ConfigError(
+            f"The host {host!r} is no IP address; use 127.0.0.1, or 0.0.0.0 for every interface."
+        ) from error
+
+
+def _url(address: str, port: int) -> str:
+    ip = ipaddress.ip_address(address)
+    if ip.is_unspecified:
+        ip = ipaddress.ip_address("::1" if ip.version == 6 else LOOPBACK)
+    return f"http://[{ip}]:{port}" if ip.version == 6 else f"http://{ip}:{port}"
+
+
+def _check_free(address: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except (OSError, OverflowError) as error:
+            raise StartError(f"Port {port} of {address} cannot be had ({error}); choose another --port.") from error
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End the process and its group: by asking, and after a while by force."""
+    if child.poll() is None:
+        child.terminate()
+    try:
+        child.wait(STOP_SECONDS + 5)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()

@@ -1,0 +1,64 @@
+"""Builds a small real bundle: random weights of a fixed seed, exported and labelled as a trained one would be."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch.export import Dim
+
+from models import architectures
+from models.bundle import MODEL, SPEC, WEIGHTS, Bundle, writing
+from models.segmenter import Segmenter
+from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
+
+SIDE = 192  # pixels: the long side at which the network sees a picture
+CLASSES = 6
+
+
+def tiny_bundle(folder: Path) -> Path:
+    """Write the bundle into `folder/tiny` and return that path; it takes some ten seconds."""
+    torch.manual_seed(0)
+    options = {"encoder": "resnet18"}
+    network = architectures.build("fcn", CLASSES, **options).eval()
+    example = torch.randint(0, 256, (2, 128, 192, 3), dtype=torch.uint8)
+    sizes = {"images": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
+    spec = Spec(
+        name="tiny",
+        classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(CLASSES)],
+        input=InputRule(rule="fit", side=SIDE),
+        architecture=Architecture(name="fcn", options=options),
+    )
+    with writing(folder / "tiny") as new:
+        torch.onnx.export(
+            network,
+            (example,),
+            new / MODEL,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["labels", "logits"],
+            dynamic_shapes=sizes,
+            external_data=False,
+            verbose=False,
+        )
+        save_file(network.state_dict(), new / WEIGHTS)
+        (new / SPEC).write_text(spec.model_dump_json(indent=2))
+        _write_probe(new, spec)
+    return folder / "tiny"
+
+
+def drawing(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture with soft shapes, RGB uint8 H x W x 3: unlike noise, it keeps its labels under rounding."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def _write_probe(new: Path, spec: Spec) -> None:
+    probes = new / "probes"
+    probes.mkdir()
+    picture = drawing(120, 160)
+    labels = Segmenter.load(Bundle(new, spec, ""), precision="f32").segment(picture).labels
+    Image.fromarray(picture).save(probes / "0.png")
+    Image.fromarray(labels).save(probes / "0.labels.png")

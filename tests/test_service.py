@@ -1,0 +1,217 @@
+"""The real service, as a process of its own, on a tiny bundle with random weights."""
+
+import csv
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.bundle import open_bundle
+from models.image import FORMATS, decode
+from models.outputs import overlay
+from models.outputs.options import Options
+from models.segmenter import Prediction, Segmenter
+from service.launch import ROOT
+from tests.bundles import drawing
+
+HOSTILE = ROOT.parent / "shared" / "data" / "hostile"
+PROBLEM = "application/problem+json"
+LIMIT = 32 * 2**20  # bytes: the default of MASKSERVE_MAX_BODY_BYTES
+
+
+def encoded(picture: np.ndarray, format: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def turned() -> bytes:
+    """A JPEG of 120 x 160 pixels that EXIF orientation 6 turns to 160 x 120."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(drawing(120, 160), exif=exif)
+
+
+def bomb() -> bytes:
+    """A PNG whose header claims 60000 x 60000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + b"\0\0\0\0IDAT"
+    )
+
+
+JPEG = encoded(drawing(240, 320))
+PNG = encoded(drawing(97, 131, seed=1), "PNG")
+
+
+@pytest.fixture(scope="module")
+def http(service_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service_url, timeout=60.0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_bundle: Path) -> Segmenter:
+    return Segmenter.load(open_bundle(tiny_bundle))
+
+
+def labels_of(answer: httpx.Response) -> np.ndarray:
+    assert answer.status_code == 200, answer.text
+    return np.array(Image.open(io.BytesIO(answer.content)))
+
+
+def check_problem(answer: httpx.Response, status: int, *words: str) -> None:
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+    problem = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail"} and problem["status"] == status
+    assert all(word in problem["detail"] for word in words), problem["detail"]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("data", [JPEG, PNG, turned()], ids=["jpeg", "png", "turned"])
+def test_every_way_of_sending_equals_the_segmenter(http: httpx.Client, segmenter: Segmenter, data: bytes) -> None:
+    expected = segmenter.segment(decode(data)).labels
+    answers = [
+        http.post("/v1/segment", content=data),
+        http.post("/v1/segment", content=data, headers={"content-type": "text/plain"}),
+        http.post("/v1/segment", content=data, headers={"content-type": "application/x-www-form-urlencoded"}),
+        http.post("/v1/segment", content=iter([data[:100], data[100:]])),
+        http.post("/v1/segment", files={"image": ("wrong.gif", data, "image/gif")}),
+    ]
+    for answer in answers:
+        np.testing.assert_array_equal(labels_of(answer), expected)
+
+
+def test_mask_is_an_indexed_png_with_the_palette(http: httpx.Client, tiny_bundle: Path) -> None:
+    answer = http.post("/v1/segment", content=turned())
+    image = Image.open(io.BytesIO(answer.content))
+    bundle = open_bundle(tiny_bundle)
+    assert (image.mode, image.size, answer.headers["content-type"]) == ("P", (120, 160), "image/png")
+    palette = np.asarray(image.getpalette()).reshape(-1, 3)
+    np.testing.assert_array_equal(palette, np.asarray(bundle.spec.palette())[: len(palette)])
+    assert answer.headers["x-model"] == f"tiny@{bundle.hash[:12]}"
+    stages = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
+    assert [name for name, _ in stages] == ["read", "decode", "wait", "infer", "encode"]
+    assert all(float(duration) >= 0 for _, duration in stages)
+
+
+def test_one_pixel(http: httpx.Client) -> None:
+    assert labels_of(http.post("/v1/segment", content=encoded(drawing(1, 1), "PNG"))).shape == (1, 1)
+
+
+def test_overlay(http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path) -> None:
+    answer = http.post("/v1/segment", params={"format": "overlay", "alpha": 0.25}, content=JPEG)
+    prediction: Prediction = segmenter.segment(decode(JPEG))
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.content == overlay.encode(prediction, open_bundle(tiny_bundle).spec, Options(alpha=0.25))
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "words"),
+    [
+        (b"", 400, ["0 bytes"]),
+        (b"no picture at all", 415, ["17 bytes", "JPEG"]),
+        (os.urandom(5000), 415, ["5,000 bytes"]),
+        (JPEG[: len(JPEG) // 2], 422, ["truncated"]),
+        (PNG[: len(PNG) // 2], 422, ["truncated"]),
+        (JPEG[:10], 422, ["header"]),
+        (bomb(), 413, ["pixels", "limit"]),
+    ],
+    ids=["empty", "text", "noise", "half a jpeg", "half a png", "header alone", "bomb"],
+)
+def test_bad_pictures(http: httpx.Client, data: bytes, status: int, words: list[str]) -> None:
+    check_problem(http.post("/v1/segment", content=data), status, *words)
+    check_problem(http.post("/v1/segment", files={"image": data}), status, *words)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("fromat=png", ["fromat", "format, alpha"]),
+        ("format=gif", ["format", "'gif'", "png, overlay"]),
+        ("alpha=2", ["alpha", "'2'"]),
+        ("alpha=nan", ["alpha", "'nan'"]),
+        ("alpha=half", ["alpha", "'half'"]),
+    ],
+)
+def test_bad_queries(http: httpx.Client, query: str, words: list[str]) -> None:
+    check_problem(http.post(f"/v1/segment?{query}", content=JPEG), 400, *words)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"files": {"picture": JPEG}}, ["'picture'", "`image`"]),
+        ({"files": {"image": JPEG}, "data": {"alpha": "0.1"}}, ["'alpha'", "query"]),
+        ({"files": {"image": (None, "text")}}, ["text", "file name"]),
+        ({"files": [("image", JPEG), ("image", JPEG)]}, ["2 fields"]),
+        ({"files": [("image", JPEG)] * 3}, ["Too many files"]),
+        ({"content": JPEG, "headers": {"content-type": "multipart/form-data"}}, ["boundary"]),
+        ({"content": JPEG, "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["form cannot be read"]),
+        ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no field"]),
+    ],
+    ids=["other field", "extra field", "text", "two", "three", "no boundary", "not a form", "empty form"],
+)
+def test_bad_forms(http: httpx.Client, request_: dict[str, object], words: list[str]) -> None:
+    check_problem(http.post("/v1/segment", **request_), 400, *words)  # type: ignore[arg-type]
+
+
+def test_body_limit(http: httpx.Client) -> None:
+    check_problem(http.post("/v1/segment", content=bytes(LIMIT + 1)), 413, "33,554,433", "33,554,432")
+    chunks = (bytes(2**20) for _ in range(40))
+    check_problem(http.post("/v1/segment", content=chunks), 413, "more than 33,554,432")
+    check_problem(http.post("/v1/segment", content=bytes(LIMIT)), 415)
+    check_problem(http.post("/v1/segment", files={"image": JPEG + bytes(3 * 2**20)}, params={"alpha": 7}), 400, "alpha")
+
+
+def test_no_such_route(http: httpx.Client) -> None:
+    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/docs", "/v1/redoc", "/", "/a/b"):
+        check_problem(http.get(path), 404, "/v1/segment")
+    check_problem(http.get("/v1/segment"), 405, "POST")
+    check_problem(http.post("/v1/models"), 405, "GET")
+    metrics = http.get("/metrics").text
+    assert '"/v1/segment"' in metrics and "/v1/nothing" not in metrics
+
+
+def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    (model,) = http.get("/v1/models").json()
+    assert (model["name"], model["hash"], model["engine"], model["precision"]) == (
+        "tiny",
+        bundle.hash,
+        "openvino",
+        "f32",
+    )
+    assert model["spec"] == bundle.spec.model_dump(mode="json")
+    page = http.get("/v1/openapi.json").json()
+    answers = page["paths"]["/segment"]["post"]["responses"]
+    assert {"200", "400", "413", "415", "422", "500", "503"} == set(answers)
+    assert all(PROBLEM in answers[status]["content"] for status in answers if status != "200")
+    assert page["servers"] == [{"url": "/v1"}]
+
+
+def test_probes_of_the_process(http: httpx.Client) -> None:
+    assert [http.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
+
+
+def test_hostile_pictures(http: httpx.Client) -> None:
+    if not HOSTILE.is_dir():
+        pytest.skip(f"the hostile pictures are not at {HOSTILE}")
+    with (HOSTILE / "manifest.tsv").open() as table:
+        rows = list(csv.DictReader(table, delimiter="\t"))
+    assert len(rows) > 40
+    for row in rows:
+        data = (HOSTILE / "files" / row["file"]).read_bytes()
+        answer = http.post("/v1/segment", content=data)
+        assert answer.status_code < 500, (row["file"], answer.text)
+        if row["pillow13"] == "decodes" and row["format"] in FORMATS:
+            assert labels_of(answer).shape == decode(data).shape[:2], row["file"]
+        else:
+            check_problem(answer, answer.status_code)

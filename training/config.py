@@ -1,0 +1,107 @@
+"""What a training run can be told: one flat, frozen model; a YAML file, then `key=value`; unknown keys are fatal."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import ConfigError
+
+
+class TrainConfig(BaseModel):
+    """Every setting of a run, with its unit; `runs/<name>/config.yaml` holds them as run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # the network
+    architecture: str = Field("fcn", description="a name in models/architectures")
+    encoder: str = Field("resnet18", description="of segmentation-models-pytorch: resnet18, resnet50, mobilenet_v2, ...")
+    weights: Literal["none", "imagenet"] = Field("none", description="start the encoder from scratch or from ImageNet")
+    output_stride: Literal[8, 16, 32] = Field(32, description="of the encoder; 16 and 8 by dilated convolutions")
+    skips: Literal["32s", "16s", "8s"] = Field("8s", description="finer feature maps that are added to the coarse scores")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's channels dropped")
+
+    # the pictures
+    format: str = Field("auto", description="of the data set: a name in training/data, or auto to recognise it")
+    input: Literal["fit", "native"] = Field("fit", description="bring pictures to one scale, or keep their pixels")
+    side: int | None = Field(None, ge=32, description="long side in pixels for fit; default: the training pictures' median")
+    crop: tuple[int, int] | None = Field(None, description="height,width of the training crop; default: the fitted picture")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest random enlargement")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 where left and right differ")
+    rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
+    colour: float = Field(0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off")
+
+    # the optimisation
+    epochs: int = Field(40, ge=1, description="passes over the training pictures")
+    minutes: float | None = Field(None, gt=0, description="stop after this time, with the best and last checkpoint kept")
+    batch: int = Field(8, ge=1, description="pictures a step")
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="on kernels; none on norms and biases")
+    warmup: int = Field(100, ge=0, description="steps of linear rise to the learning rate")
+    power: float = Field(0.9, gt=0, description="of the polynomial decay to zero")
+
+    # the machine
+    precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 where it is quicker on this machine")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(2, ge=0, description="processes that read and augment pictures")
+    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+
+
+def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
+    """Read a YAML file (or none) and lay `key=value` words over it. Raises: ConfigError."""
+    settings: dict[str, Any] = {}
+    if file is not None:
+        settings = _read_yaml(file)
+    for word in overrides:
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise ConfigError(f"{word!r} is no setting; write key=value, such as epochs=20.")
+        settings[key.strip()] = _parse(key.strip(), value)
+    return validated(settings)
+
+
+def validated(settings: dict[str, Any]) -> TrainConfig:
+    """A config from plain values. Raises: ConfigError naming the first key that is wrong, and the nearest right one."""
+    for key in settings:
+        if key not in TrainConfig.model_fields:
+            close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else "`maskserve train --settings` lists them all."
+            raise ConfigError(f"The setting {key!r} is not known; {hint}")
+    try:
+        return TrainConfig.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise ConfigError(f"The setting {key}={first['input']!r} is not possible: {first['msg']}.") from error
+
+
+def save_config(config: TrainConfig, file: Path) -> None:
+    """Write every setting, as run, as YAML that `load_config` reads back."""
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be opened ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file}: is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"{file}: holds a {type(content).__name__}; wanted are lines of the form `key: value`.")
+    return content or {}
+
+
+def _parse(key: str, value: str) -> Any:
+    """A word of the command line as YAML reads it; `crop=360,480` is a pair."""
+    field = TrainConfig.model_fields.get(key)
+    if field is not None and "tuple" in str(field.annotation) and "," in value:
+        value = f"[{value}]"
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The setting {key}={value!r} cannot be read.") from error

@@ -1,0 +1,36 @@
+"""CamVid as the SegNet tutorial lays it out: `train/NAME.png` with `trainannot/NAME.png`, and val, test.
+
+Eleven classes, 0..10, and 11 for what is not labelled (Brostow et al. 2009; Badrinarayanan et al. 2017).
+"""
+
+from pathlib import Path
+
+from models.spec import VOID, ClassInfo
+from training.data.samples import Samples, pair_up
+
+UNLABELLED = 11
+
+CLASSES = [
+    ClassInfo(name="sky", rgb=(128, 128, 128)),
+    ClassInfo(name="building", rgb=(128, 0, 0)),
+    ClassInfo(name="pole", rgb=(192, 192, 128)),
+    ClassInfo(name="road", rgb=(128, 64, 128)),
+    ClassInfo(name="pavement", rgb=(60, 40, 222)),
+    ClassInfo(name="tree", rgb=(128, 128, 0)),
+    ClassInfo(name="sign", rgb=(192, 128, 128)),
+    ClassInfo(name="fence", rgb=(64, 64, 128)),
+    ClassInfo(name="car", rgb=(64, 0, 128)),
+    ClassInfo(name="pedestrian", rgb=(64, 64, 0)),
+    ClassInfo(name="bicyclist", rgb=(0, 128, 192)),
+]
+
+
+def recognises(root: Path) -> bool:
+    """Whether each of train and val has its `annot` beside it."""
+    return all((root / name).is_dir() for name in ("train", "trainannot", "val", "valannot"))
+
+
+def load(root: Path, split: str) -> Samples:
+    """Open one split. Raises: DataError where its folders are missing or empty."""
+    pairs, unpaired = pair_up(root / split, root / f"{split}annot")
+    return Samples(pairs, CLASSES, frozenset({UNLABELLED, VOID}), unpaired)

@@ -1,0 +1,135 @@
+"""The *shapes* data set, drawn in code from a seed: something real to train on where no data set is at hand.
+
+Discs, squares, triangles, stars and rings of varying size, colour, texture and rotation lie over one another on a
+textured ground; bars of ground hide parts of them, light falls off across the picture, and noise covers it all. A
+shape's colour and texture say nothing of its class: a network must learn outlines.
+"""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import DataError
+from models.image import RGB, Labels
+from models.outputs.png import indexed
+from models.spec import ClassInfo
+
+Points = NDArray[np.float64]  # K x 2 corners (x, y) around the origin, at most 1 away from it
+
+CLASSES = [
+    ClassInfo(name="ground", rgb=(70, 70, 70)),
+    ClassInfo(name="disc", rgb=(230, 80, 70)),
+    ClassInfo(name="square", rgb=(70, 130, 230)),
+    ClassInfo(name="triangle", rgb=(90, 190, 90)),
+    ClassInfo(name="star", rgb=(245, 200, 60)),
+    ClassInfo(name="ring", rgb=(180, 90, 210)),
+]
+SIZE = (144, 192)  # (height, width) of a picture
+COUNTS = {"train": 600, "val": 60, "test": 60}
+
+
+def draw(target: Path, seed: int = 0, counts: dict[str, int] | None = None, size: tuple[int, int] = SIZE) -> None:
+    """Draw the data set into an empty folder, laid out as `training/data/folder.py` reads it.
+
+    Raises: DataError where the folder holds something already.
+    """
+    if target.exists() and any(target.iterdir()):
+        raise DataError(f"{target} is not empty; give a new folder, or take that one away first.")
+    for number, (split, count) in enumerate((counts or COUNTS).items()):
+        for folder in ("images", "masks"):
+            (target / folder / split).mkdir(parents=True)
+        for index in range(count):
+            picture, labels = scene(np.random.default_rng((seed, number, index)), size)
+            name = f"{split}_{index:04d}"
+            Image.fromarray(picture).save(target / "images" / split / f"{name}.jpg", quality=92)
+            indexed(labels, CLASSES).save(target / "masks" / split / f"{name}.png")
+    with (target / "classes.csv").open("w", newline="") as stream:
+        csv.writer(stream).writerows([("name", "r", "g", "b"), *((entry.name, *entry.rgb) for entry in CLASSES)])
+
+
+def scene(random: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[RGB, Labels]:
+    """One picture, RGB uint8 H x W x 3, and its labels, uint8 H x W."""
+    height, width = size
+    picture = texture(random, size, contrast=25)
+    labels = np.zeros(size, np.uint8)
+    for _ in range(random.integers(4, 9)):
+        label = int(random.integers(1, len(CLASSES)))
+        radius = min(size) * random.uniform(0.1, 0.3)
+        centre = random.uniform((0, 0), (width, height))
+        inside = outline(label, centre, radius, random.uniform(0, 2 * np.pi), size)
+        picture[inside] = texture(random, size, contrast=40)[inside]
+        labels[inside] = label
+    for _ in range(random.integers(0, 3)):
+        bar = np.zeros(size, np.uint8)
+        ends = random.uniform((0, 0), (width, height), (2, 2)).astype(int)
+        cv2.line(bar, ends[0].tolist(), ends[1].tolist(), 1, thickness=int(random.integers(2, 6)))
+        picture[bar == 1] = texture(random, size, contrast=10)[bar == 1]
+        labels[bar == 1] = 0
+    return light_and_noise(random, picture), labels
+
+
+def outline(label: int, centre: Points, radius: float, angle: float, size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Where a shape lies: bool H x W. `centre` is (x, y) in pixels, `angle` in radians."""
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    filled = np.zeros(size, np.uint8)
+    for fill, corners in enumerate(CORNERS[CLASSES[label].name](), start=1):
+        points = corners @ turn.T * radius + centre
+        cv2.fillPoly(filled, [np.round(points).astype(np.int32)], fill % 2)  # the second outline cuts a hole
+    return filled == 1
+
+
+def polygon(corners: int, radius: float = 1.0) -> Points:
+    """A regular polygon."""
+    angles = np.arange(corners) * 2 * np.pi / corners
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def star() -> Points:
+    """A star of five points."""
+    points = polygon(10)
+    points[1::2] *= 0.42
+    return points
+
+
+CORNERS: dict[str, Callable[[], list[Points]]] = {
+    "disc": lambda: [polygon(48)],
+    "square": lambda: [polygon(4)],
+    "triangle": lambda: [polygon(3)],
+    "star": lambda: [star()],
+    "ring": lambda: [polygon(48), polygon(48, 0.55)],
+}
+
+
+def texture(random: np.random.Generator, size: tuple[int, int], contrast: float) -> RGB:
+    """A colour under stripes, checks or clouds; RGB uint8 H x W x 3."""
+    height, width = size
+    colour = random.uniform(40, 215, 3)
+    y, x = np.mgrid[:height, :width]
+    angle, period = random.uniform(0, np.pi), random.uniform(5, 14)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    kind = random.integers(3)
+    if kind == 0:
+        pattern = np.sign(np.sin(2 * np.pi * along / period))
+    elif kind == 1:
+        pattern = np.sign(np.sin(2 * np.pi * along / period) * np.sin(2 * np.pi * across / period))
+    else:
+        coarse = random.normal(0, 1, (height // 8 + 2, width // 8 + 2)).astype(np.float32)
+        pattern = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    values = colour + contrast * random.uniform(0.2, 1) * pattern[:, :, None]
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def light_and_noise(random: np.random.Generator, picture: RGB) -> RGB:
+    """Light that falls off in one direction, a lens that is a little soft, and a sensor's noise."""
+    height, width = picture.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    angle = random.uniform(0, 2 * np.pi)
+    light = 1 + 0.3 * (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
+    values = cv2.GaussianBlur(picture.astype(np.float32) * light[:, :, None].astype(np.float32), (0, 0), 0.6)
+    values += random.normal(0, random.uniform(3, 10), picture.shape)
+    return values.clip(0, 255).astype(np.uint8)
