@@ -1,11 +1,11 @@
 """A bundle: the folder into which a trained network is frozen, and all that serving it needs.
 
-    spec.json            what it is (`models/spec.py`)
-    model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
-    weights.safetensors  the same weights by name, for fine-tuning; no pickle is ever loaded
-    probes/              a few pictures and the labels that the network gave them, answered again before serving
-    report/              sample pictures from the export
-    SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` reads it too
+spec.json            what it is (`models/spec.py`)
+model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
+weights.safetensors  the same weights by name, for fine-tuning; no pickle is ever loaded
+probes/              a few pictures and the labels that the network gave them, answered again before serving
+report/              sample pictures from the export
+SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` reads it too
 """
 
 import hashlib
@@ -49,7 +49,9 @@ class Bundle:
     def probes(self) -> list[tuple[Path, Path]]:
         """Pairs of picture and label mask, sorted by name."""
         folder = self.folder / "probes"
-        return [(folder / f"{mask.stem.removesuffix('.labels')}.png", mask) for mask in sorted(folder.glob("*.labels.png"))]
+        return [
+            (folder / f"{mask.stem.removesuffix('.labels')}.png", mask) for mask in sorted(folder.glob("*.labels.png"))
+        ]
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -69,7 +71,9 @@ def open_bundle(folder: Path) -> Bundle:
         if not path.is_file():
             raise BundleError(f"{folder}: {name} is missing. Copy or export the bundle again.")
         if sha256(path) != wanted:
-            raise BundleError(f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export it again.")
+            raise BundleError(
+                f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export it again."
+            )
     return Bundle(folder, _read_spec(folder / SPEC), sha256(sums))
 
 
@@ -115,7 +119,9 @@ def _read_sums(path: Path) -> dict[str, str]:
         digest, separator, name = line.partition("  ")
         inside = separator and not Path(name).is_absolute() and ".." not in Path(name).parts
         if len(digest) != 64 or not inside:
-            raise BundleError(f"{path}: the line {line[:80]!r} is no sha256 and file name. Copy or export the bundle again.")
+            raise BundleError(
+                f"{path}: the line {line[:80]!r} is no sha256 and file name. Copy or export the bundle again."
+            )
         listed[name] = digest
     return listed
 
@@ -125,7 +131,9 @@ def _read_spec(path: Path) -> Spec:
         content = json.loads(path.read_bytes())
         version = content.get("format_version", 0)
         if version > FORMAT_VERSION:
-            raise BundleError(f"{path}: its format is {version}, this maskserve reads up to {FORMAT_VERSION}. Update maskserve.")
+            raise BundleError(
+                f"{path}: its format is {version}, this maskserve reads up to {FORMAT_VERSION}. Update maskserve."
+            )
         return Spec.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]

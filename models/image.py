@@ -50,14 +50,18 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
     image = _open(data)
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageTooLarge(f"The picture has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}.")
+        raise ImageTooLarge(
+            f"The picture has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}."
+        )
     try:
         image.load()
         return _to_rgb(_upright(image))
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"The picture unfolds to more than the limit of {max_pixels:,} pixels.") from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing met
-        raise BrokenImage(f"The picture is truncated or corrupt: {image.format} said {_first_line(error)!r}.") from error
+        raise BrokenImage(
+            f"The picture is truncated or corrupt: {image.format} said {_first_line(error)!r}."
+        ) from error
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> RGB:
@@ -106,7 +110,9 @@ def _open(data: bytes) -> Image.Image:
         raise ImageTooLarge(f"The picture has too many pixels: {_first_line(error)}") from error
     except UnidentifiedImageError as error:
         if data.startswith(_SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
-            raise BrokenImage("The picture begins like a known format, but its header is truncated or corrupt.") from error
+            raise BrokenImage(
+                "The picture begins like a known format, but its header is truncated or corrupt."
+            ) from error
         raise NotAnImage(f"These {len(data):,} bytes are no picture that can be read here; send {READABLE}.") from error
     except Exception as error:
         raise BrokenImage(f"The picture's header is truncated or corrupt: {_first_line(error)!r}.") from error

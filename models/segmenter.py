@@ -118,4 +118,3 @@ def pad_to_bucket(picture: RGB, bucket: int = BUCKET) -> RGB:
 def agreement(first: Labels, second: Labels) -> float:
     """The share of equal pixels of two label masks; 0 where their sizes differ."""
     return float(np.mean(first == second)) if first.shape == second.shape else 0.0
-

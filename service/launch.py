@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -185,12 +185,8 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     """End the process and its group: by asking, and after a while by force."""
     if child.poll() is None:
         child.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(STOP_SECONDS + 5)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()

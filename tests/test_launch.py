@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -42,14 +41,14 @@ with open(os.environ["WATCHER_LOG"] + ".on", "a") as log:
 
 
 @pytest.fixture
-def altered_bundle(tiny_bundle: Path, tmp_path: Path) -> Iterator[Path]:
+def altered_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose probe carries other labels, with sums that match: only answering the probe shows it."""
     folder = tmp_path / "altered"
     shutil.copytree(tiny_bundle, folder)
     Image.fromarray(drawing(120, 160)[:, :, 0]).save(folder / "probes" / "0.labels.png")
     lines = [f"{sha256(folder / name)}  {name}\n" for name in _listed(folder)]
     (folder / SUMS).write_text("".join(lines))
-    yield folder
+    return folder
 
 
 def _listed(folder: Path) -> list[str]:

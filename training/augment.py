@@ -22,7 +22,12 @@ class Augment:
         height, width = crop
         smallest, largest = config.scale
         steps: list[A.BasicTransform] = [
-            A.RandomScale((smallest - 1, largest - 1), interpolation=cv2.INTER_LINEAR, mask_interpolation=cv2.INTER_NEAREST_EXACT, p=1),
+            A.RandomScale(
+                (smallest - 1, largest - 1),
+                interpolation=cv2.INTER_LINEAR,
+                mask_interpolation=cv2.INTER_NEAREST_EXACT,
+                p=1,
+            ),
         ]
         if config.rotate:
             steps.append(

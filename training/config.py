@@ -17,17 +17,25 @@ class TrainConfig(BaseModel):
 
     # the network
     architecture: str = Field("fcn", description="a name in models/architectures")
-    encoder: str = Field("resnet18", description="of segmentation-models-pytorch: resnet18, resnet50, mobilenet_v2, ...")
+    encoder: str = Field(
+        "resnet18", description="of segmentation-models-pytorch: resnet18, resnet50, mobilenet_v2, ..."
+    )
     weights: Literal["none", "imagenet"] = Field("none", description="start the encoder from scratch or from ImageNet")
     output_stride: Literal[8, 16, 32] = Field(32, description="of the encoder; 16 and 8 by dilated convolutions")
-    skips: Literal["32s", "16s", "8s"] = Field("8s", description="finer feature maps that are added to the coarse scores")
+    skips: Literal["32s", "16s", "8s"] = Field(
+        "8s", description="finer feature maps that are added to the coarse scores"
+    )
     dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's channels dropped")
 
     # the pictures
     format: str = Field("auto", description="of the data set: a name in training/data, or auto to recognise it")
     input: Literal["fit", "native"] = Field("fit", description="bring pictures to one scale, or keep their pixels")
-    side: int | None = Field(None, ge=32, description="long side in pixels for fit; default: the training pictures' median")
-    crop: tuple[int, int] | None = Field(None, description="height,width of the training crop; default: the fitted picture")
+    side: int | None = Field(
+        None, ge=32, description="long side in pixels for fit; default: the training pictures' median"
+    )
+    crop: tuple[int, int] | None = Field(
+        None, description="height,width of the training crop; default: the fitted picture"
+    )
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest random enlargement")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 where left and right differ")
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
@@ -35,7 +43,9 @@ class TrainConfig(BaseModel):
 
     # the optimisation
     epochs: int = Field(40, ge=1, description="passes over the training pictures")
-    minutes: float | None = Field(None, gt=0, description="stop after this time, with the best and last checkpoint kept")
+    minutes: float | None = Field(
+        None, gt=0, description="stop after this time, with the best and last checkpoint kept"
+    )
     batch: int = Field(8, ge=1, description="pictures a step")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
@@ -45,7 +55,9 @@ class TrainConfig(BaseModel):
     power: float = Field(0.9, gt=0, description="of the polynomial decay to zero")
 
     # the machine
-    precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 where it is quicker on this machine")
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto", description="auto: bf16 where it is quicker on this machine"
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(2, ge=0, description="processes that read and augment pictures")
     seed: int = Field(0, ge=0, description="of weights, order and augmentation")

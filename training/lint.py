@@ -48,7 +48,10 @@ class Report:
 
 
 def lint(
-    root: Path, format: str = "auto", splits: tuple[str, ...] = SPLITS, progress: Callable[[int, int], None] | None = None
+    root: Path,
+    format: str = "auto",
+    splits: tuple[str, ...] = SPLITS,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Read every picture and mask of a data set. A split that is not there is passed over, but train must be.
 
@@ -68,7 +71,9 @@ def lint(
         report.pictures[split] = len(samples)
         report.pixels[split] = np.zeros(256, np.int64)
         report.findings += [
-            Finding("error", "picture without mask", f"{path} has no mask of its name; add it or take the picture away.")
+            Finding(
+                "error", "picture without mask", f"{path} has no mask of its name; add it or take the picture away."
+            )
             for path in samples.unpaired
         ]
         for findings, counts, size in _examine_all(samples):
@@ -131,10 +136,14 @@ def _examine(samples: Samples, index: int) -> Examined:
     count = len(samples.classes)
     strange = [value for value in np.flatnonzero(counts).tolist() if count <= value != VOID]
     if strange:
-        detail = f"{pair.mask} holds the labels {_listed(strange)}, but there are {count} classes: 0 to {count - 1}, and 255 is void."
+        detail = f"{pair.mask} holds the labels {_listed(strange)}, but the {count} classes are 0 to {count - 1}, and void is 255."
         return [Finding("error", "label out of range", detail)], counts, size
     if counts[VOID] == labels.size:
-        return [Finding("warning", "all void", f"{pair.mask} is void on every pixel and teaches nothing.")], counts, size
+        return (
+            [Finding("warning", "all void", f"{pair.mask} is void on every pixel and teaches nothing.")],
+            counts,
+            size,
+        )
     return [], counts, size
 
 
@@ -145,7 +154,11 @@ def _absent_classes(report: Report) -> list[Finding]:
             if counts[label] == 0:
                 where = "so it cannot be learned" if split == "train" else "so nothing is measured of it there"
                 findings.append(
-                    Finding("warning", "class that never occurs", f"{entry.name} (label {label}) is on no pixel of {split}, {where}.")
+                    Finding(
+                        "warning",
+                        "class that never occurs",
+                        f"{entry.name} (label {label}) is on no pixel of {split}, {where}.",
+                    )
                 )
     return findings
 

@@ -29,6 +29,11 @@ class Confusion:
         width = self.classes + 1
         self._counts += np.bincount(rows * width + columns, minlength=self.classes * width).reshape(self.classes, width)
 
+    def __iadd__(self, other: "Confusion") -> "Confusion":
+        """Take in the counts of another matrix of the same classes."""
+        self._counts += other._counts
+        return self
+
     @property
     def counts(self) -> NDArray[np.int64]:
         """C x C pixels: rows are the truth, columns the answers that are classes."""
@@ -38,7 +43,9 @@ class Confusion:
         """Intersection over union by class; NaN for a class that is neither in the truth nor in the answers."""
         hit = np.diag(self.counts).astype(np.float64)
         union = self._counts.sum(axis=1) + self.counts.sum(axis=0) - hit
-        return np.divide(hit, union, out=np.full(self.classes, np.nan), where=union > 0)
+        iou = np.full(self.classes, np.nan)
+        np.divide(hit, union, out=iou, where=union > 0)
+        return iou
 
     def miou(self) -> float:
         """The mean IoU over the classes that occur; NaN where none does."""

@@ -53,7 +53,9 @@ class Training(pl.LightningModule):
         groups = parameter_groups(self.network, self.config.weight_decay)
         optimizer: torch.optim.Optimizer
         if self.config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=self.config.lr, momentum=self.config.momentum, nesterov=self.config.momentum > 0)
+            optimizer = torch.optim.SGD(
+                groups, lr=self.config.lr, momentum=self.config.momentum, nesterov=self.config.momentum > 0
+            )
         else:
             optimizer = torch.optim.AdamW(groups, lr=self.config.lr)
         total = int(self.trainer.estimated_stepping_batches)

@@ -50,7 +50,9 @@ class Watch(pl.Callback):
         self.losses, self.seconds = [], 0.0
         self.epoch_started = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
         """Move the bar on."""
         value = float(outputs["loss"])
         self.losses.append(value)

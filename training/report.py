@@ -13,7 +13,7 @@ from models.spec import ClassInfo, palette
 from training.metrics import Confusion
 
 matplotlib.use("Agg")  # no screen is needed
-from matplotlib import pyplot as plt  # noqa: E402  # the backend must be chosen first
+from matplotlib import pyplot as plt  # the backend must be chosen first
 
 GAP = 8  # pixels between pictures of a panel
 
@@ -50,7 +50,15 @@ def confusion(matrix: Confusion, classes: list[ClassInfo], target: Path) -> None
     if len(names) <= 20:
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
-                axes.text(column, row, f"{share:.2f}", ha="center", va="center", fontsize=8, color="white" if share > 0.6 else "black")
+                axes.text(
+                    column,
+                    row,
+                    f"{share:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if share > 0.6 else "black",
+                )
     figure.savefig(target, dpi=110)
     plt.close(figure)
 

@@ -58,7 +58,9 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     report = lint(data, config.format, ("train", "val"))
     show(report, console)
     if report.errors:
-        raise DataError(f"{data} has {len(report.errors)} errors; mend them (`maskserve data lint {data}` lists all) and train again.")
+        raise DataError(
+            f"{data} has {len(report.errors)} errors; mend them (`maskserve data lint {data}` lists all) and train again."
+        )
     training, validation = load(data, "train", config.format), load(data, "val", config.format)
 
     pl.seed_everything(config.seed, verbose=False)
@@ -68,7 +70,8 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     precision = choose_precision(config, device)
     console.print(
         f"{config.architecture} on {config.encoder}, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters; "
-        f"{len(training)} pictures to train on, {len(validation)} to validate; crops of {crop[1]} x {crop[0]}; {precision} on {device}",
+        f"{len(training)} pictures to train on, {len(validation)} to validate; "
+        f"crops of {crop[1]} x {crop[0]}; {precision} on {device}",
         highlight=False,
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +110,12 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
 
 def make_network(config: TrainConfig, classes: int) -> Network:
     """The network that the settings describe."""
-    return build(config.architecture, classes, **architecture_options(config), weights=None if config.weights == "none" else config.weights)
+    return build(
+        config.architecture,
+        classes,
+        **architecture_options(config),
+        weights=None if config.weights == "none" else config.weights,
+    )
 
 
 def architecture_options(config: TrainConfig) -> dict[str, Any]:
@@ -172,7 +180,7 @@ def make_trainer(
 
 def fit(trainer: pl.Trainer, module: Training, training: Any, validation: Any, checkpoint: Path | None) -> None:
     """Run the loop. Lightning turns Ctrl-C into an exit of its own; here it stays a KeyboardInterrupt."""
-    module.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the keyword alone
+    module.network.to(memory_format=torch.channels_last)
     with warnings.catch_warnings():
         # Few cores on purpose: torch's own threads compute while the workers read.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -186,7 +194,9 @@ def load_network(run: Path) -> Network:
     """The best network of a run, for inference in float32. Raises: RunError."""
     best, settings = run / "checkpoints" / "best.ckpt", run / "config.yaml"
     if not best.exists() or not settings.exists():
-        raise RunError(f"{run} is no finished run: {best.relative_to(run)} or {settings.name} is missing. Train one with `maskserve train`.")
+        raise RunError(
+            f"{run} is no finished run: {best.relative_to(run)} or {settings.name} is missing. Train one with `maskserve train`."
+        )
     config = load_config(settings, [])
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network."

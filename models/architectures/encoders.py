@@ -23,7 +23,9 @@ def build(name: str, weights: str | None, output_stride: int) -> nn.Module:
     """
     if name not in smp.encoders.encoders and not name.startswith("tu-"):
         close = difflib.get_close_matches(name, smp.encoders.encoders) or ["resnet18", "resnet50"]
-        raise ConfigError(f"The encoder {name!r} is not known to segmentation-models-pytorch; did you mean {', '.join(close)}?")
+        raise ConfigError(
+            f"The encoder {name!r} is not known to segmentation-models-pytorch; did you mean {', '.join(close)}?"
+        )
     try:
         encoder: nn.Module = smp.encoders.get_encoder(
             name, in_channels=3, depth=DEPTH, weights=weights, output_stride=output_stride

@@ -11,6 +11,8 @@ from models.errors import ConfigError, DataError
 from training.data import camvid, folder
 from training.data.samples import SPLITS, Samples
 
+__all__ = ["FORMATS", "Samples", "load"]
+
 # The first that recognises a folder reads it, so the more particular stand first.
 FORMATS: dict[str, ModuleType] = {
     "camvid": camvid,

@@ -30,7 +30,9 @@ def load(root: Path, split: str) -> Samples:
         chosen = _held_out(everything, {split})
     else:
         if "train" not in splits:
-            raise DataError(f"{root} has the splits {', '.join(splits)} but no train; name the training pictures' folder train.")
+            raise DataError(
+                f"{root} has the splits {', '.join(splits)} but no train; name the training pictures' folder train."
+            )
         source = "train" if split == "val" and "val" not in splits else split
         if source not in splits:
             raise DataError(f"{root} has no split {split}; it has {', '.join(splits)}.")
@@ -56,7 +58,10 @@ def _held_out(samples: Samples, splits: set[str]) -> Samples:
 
 
 def _split_folders(root: Path, split: str) -> tuple[Path, Path] | None:
-    for images, masks in ((root / "images" / split, root / "masks" / split), (root / split / "images", root / split / "masks")):
+    for images, masks in (
+        (root / "images" / split, root / "masks" / split),
+        (root / split / "images", root / split / "masks"),
+    ):
         if images.is_dir():
             return images, masks
     return None

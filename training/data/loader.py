@@ -67,7 +67,9 @@ class Shuffled(Sampler[tuple[int, int]]):
         return iter(list(zip(order.tolist(), seeds.tolist(), strict=True)))
 
 
-def training_batches(samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig) -> DataLoader[Batch]:
+def training_batches(
+    samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig
+) -> DataLoader[Batch]:
     """Augmented batches of equal size; a last smaller one is dropped, since batch normalisation fails on one picture."""
     return DataLoader(
         Fitted(samples, rule, Augment(config, crop)),

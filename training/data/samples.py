@@ -84,7 +84,9 @@ def _by_name(folder: Path) -> dict[str, Path]:
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise DataError(f"{found[name]} and {path} go by the same name; rename one so that each mask has one picture.")
+            raise DataError(
+                f"{found[name]} and {path} go by the same name; rename one so that each mask has one picture."
+            )
         found[name] = path
     return found
 
@@ -98,9 +100,11 @@ def _parse_classes(file: Path) -> list[ClassInfo]:
     for label, row in enumerate(rows):
         try:
             rgb = tuple(np.uint8(int(cell)).item() for cell in row[1:4]) if len(row) > 1 else default_rgb(label)
-            classes.append(ClassInfo(name=row[0], rgb=rgb))  # type: ignore[arg-type]  # pydantic checks the length
+            classes.append(ClassInfo(name=row[0], rgb=rgb))
         except (ValueError, OverflowError) as error:
-            raise DataError(f"{file}: {','.join(row)!r} is no class; wanted is `name` or `name,r,g,b` with 0..255.") from error
+            raise DataError(
+                f"{file}: {','.join(row)!r} is no class; wanted is `name` or `name,r,g,b` with 0..255."
+            ) from error
     if not 2 <= len(classes) <= 255:
         raise DataError(f"{file} names {len(classes)} classes; wanted are 2 to 255, a line each.")
     return classes

@@ -1,10 +1,12 @@
 """The *shapes* data set, drawn in code from a seed: something real to train on where no data set is at hand.
 
 Discs, squares, triangles, stars and rings of varying size, colour, texture and rotation lie over one another on a
-textured ground; bars of ground hide parts of them, light falls off across the picture, and noise covers it all. A
-shape's colour and texture say nothing of its class: a network must learn outlines.
+textured ground; bars of ground hide parts of them, light falls off across the picture, and noise covers it all. Each
+class leans towards a hue, as things do in the world, but the hues of neighbours overlap and the ground takes any of
+them: colour helps, and outlines decide.
 """
 
+import colorsys
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from models.image import RGB, Labels
 from models.outputs.png import indexed
 from models.spec import ClassInfo
 
+Colour = NDArray[np.float64]  # red, green, blue, 0..255
 Points = NDArray[np.float64]  # K x 2 corners (x, y) around the origin, at most 1 away from it
 
 CLASSES = [
@@ -55,20 +58,20 @@ def draw(target: Path, seed: int = 0, counts: dict[str, int] | None = None, size
 def scene(random: np.random.Generator, size: tuple[int, int] = SIZE) -> tuple[RGB, Labels]:
     """One picture, RGB uint8 H x W x 3, and its labels, uint8 H x W."""
     height, width = size
-    picture = texture(random, size, contrast=25)
+    picture = texture(random, size, ground_colour(random), contrast=25)
     labels = np.zeros(size, np.uint8)
-    for _ in range(random.integers(4, 9)):
+    for _ in range(random.integers(3, 7)):
         label = int(random.integers(1, len(CLASSES)))
-        radius = min(size) * random.uniform(0.1, 0.3)
+        radius = min(size) * random.uniform(0.15, 0.4)
         centre = random.uniform((0, 0), (width, height))
         inside = outline(label, centre, radius, random.uniform(0, 2 * np.pi), size)
-        picture[inside] = texture(random, size, contrast=40)[inside]
+        picture[inside] = texture(random, size, shape_colour(random, label), contrast=40)[inside]
         labels[inside] = label
     for _ in range(random.integers(0, 3)):
         bar = np.zeros(size, np.uint8)
         ends = random.uniform((0, 0), (width, height), (2, 2)).astype(int)
-        cv2.line(bar, ends[0].tolist(), ends[1].tolist(), 1, thickness=int(random.integers(2, 6)))
-        picture[bar == 1] = texture(random, size, contrast=10)[bar == 1]
+        cv2.line(bar, ends[0].tolist(), ends[1].tolist(), 1, thickness=int(random.integers(3, 8)))
+        picture[bar == 1] = texture(random, size, ground_colour(random), contrast=10)[bar == 1]
         labels[bar == 1] = 0
     return light_and_noise(random, picture), labels
 
@@ -80,7 +83,7 @@ def outline(label: int, centre: Points, radius: float, angle: float, size: tuple
     for fill, corners in enumerate(CORNERS[CLASSES[label].name](), start=1):
         points = corners @ turn.T * radius + centre
         cv2.fillPoly(filled, [np.round(points).astype(np.int32)], fill % 2)  # the second outline cuts a hole
-    return filled == 1
+    return np.asarray(filled == 1)
 
 
 def polygon(corners: int, radius: float = 1.0) -> Points:
@@ -92,7 +95,7 @@ def polygon(corners: int, radius: float = 1.0) -> Points:
 def star() -> Points:
     """A star of five points."""
     points = polygon(10)
-    points[1::2] *= 0.42
+    points[1::2] *= 0.5
     return points
 
 
@@ -101,14 +104,25 @@ CORNERS: dict[str, Callable[[], list[Points]]] = {
     "square": lambda: [polygon(4)],
     "triangle": lambda: [polygon(3)],
     "star": lambda: [star()],
-    "ring": lambda: [polygon(48), polygon(48, 0.55)],
+    "ring": lambda: [polygon(48), polygon(48, 0.5)],
 }
 
 
-def texture(random: np.random.Generator, size: tuple[int, int], contrast: float) -> RGB:
+def shape_colour(random: np.random.Generator, label: int) -> Colour:
+    """A strong colour around the class's hue: the standard deviation is a fifth of the way to the next class."""
+    step = 1 / (len(CLASSES) - 1)
+    hue = (label - 1) * step + random.normal(0, step / 5)
+    return np.array(colorsys.hsv_to_rgb(hue % 1, random.uniform(0.45, 1), random.uniform(0.45, 0.95))) * 255
+
+
+def ground_colour(random: np.random.Generator) -> Colour:
+    """A paler colour of any hue."""
+    return np.array(colorsys.hsv_to_rgb(random.uniform(), random.uniform(0, 0.45), random.uniform(0.25, 0.85))) * 255
+
+
+def texture(random: np.random.Generator, size: tuple[int, int], colour: Colour, contrast: float) -> RGB:
     """A colour under stripes, checks or clouds; RGB uint8 H x W x 3."""
     height, width = size
-    colour = random.uniform(40, 215, 3)
     y, x = np.mgrid[:height, :width]
     angle, period = random.uniform(0, np.pi), random.uniform(5, 14)
     along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
@@ -121,7 +135,7 @@ def texture(random: np.random.Generator, size: tuple[int, int], contrast: float)
         coarse = random.normal(0, 1, (height // 8 + 2, width // 8 + 2)).astype(np.float32)
         pattern = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     values = colour + contrast * random.uniform(0.2, 1) * pattern[:, :, None]
-    return values.clip(0, 255).astype(np.uint8)
+    return np.asarray(values.clip(0, 255), np.uint8)
 
 
 def light_and_noise(random: np.random.Generator, picture: RGB) -> RGB:
@@ -132,4 +146,4 @@ def light_and_noise(random: np.random.Generator, picture: RGB) -> RGB:
     light = 1 + 0.3 * (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
     values = cv2.GaussianBlur(picture.astype(np.float32) * light[:, :, None].astype(np.float32), (0, 0), 0.6)
     values += random.normal(0, random.uniform(3, 10), picture.shape)
-    return values.clip(0, 255).astype(np.uint8)
+    return np.asarray(values.clip(0, 255), np.uint8)

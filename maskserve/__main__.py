@@ -1,0 +1,5 @@
+"""`python -m maskserve` is `maskserve`."""
+
+from maskserve.cli import main
+
+main()

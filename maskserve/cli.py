@@ -1,0 +1,229 @@
+"""The front door: one verb a function. Each opens its room when it is called, so that `--help` is quick."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
+
+app = typer.Typer(
+    help="Image segmentation, from a folder of pictures to a mask over HTTP: "
+    "train a fully convolutional network, freeze it into a bundle, serve it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+data_app = typer.Typer(
+    help="Make a data set to try things on, or look for what is wrong with one.", no_args_is_help=True
+)
+app.add_typer(data_app, name="data")
+
+DataFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="Folder of the data set: images/NAME.jpg with masks/NAME.png, or CamVid's layout."
+    ),
+]
+Format = Annotated[str, typer.Option(help="Layout of the data set: folder, camvid, or auto to recognise it.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
+Precision = Annotated[str, typer.Option(help="f32, bf16, or auto: the quickest that the export found to be right.")]
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback (with any verb).")] = False,
+) -> None:
+    """`main` has taken --debug off the line already; it stands here for the help."""
+
+
+@data_app.command("shapes")
+def data_shapes(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to draw into.")],
+    seed: Annotated[int, typer.Option(help="Of the drawing: the same seed gives the same pictures.")] = 0,
+    train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 600,
+    val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 60,
+    test: Annotated[int, typer.Option(min=1, help="Pictures to test on.")] = 60,
+) -> None:
+    """Draw the shapes data set: overlapping, textured, noisy shapes in six classes."""
+    from training.data.shapes import CLASSES, draw
+
+    draw(target, seed, {"train": train, "val": val, "test": test})
+    Console().print(f"{target}: {train + val + test} pictures, {len(CLASSES)} classes", highlight=False)
+
+
+@data_app.command("lint")
+def data_lint(data: DataFolder, format: Format = "auto") -> None:
+    """Read every picture and mask once and say what is wrong; exit code 1 on errors.
+
+    Finds unreadable files, pictures without a mask, sizes that differ, labels out of range, classes that never occur.
+    """
+    from rich.progress import Progress
+
+    from training.lint import lint, show
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading")
+        report = lint(data, format, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    show(report, console, most=20)
+    if report.errors:
+        console.print(f"{len(report.errors)} errors in {data}; they must be mended before a training.", highlight=False)
+        raise typer.Exit(1)
+    console.print(f"no errors in {data}", highlight=False)
+
+
+@app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(metavar="DATA", help="Folder of the data set (`data lint --help` tells the layouts)."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=20 encoder=resnet50.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to make (default: runs/NAME-OF-DATA).")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; KEY=VALUE stands over it.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's last checkpoint, under its own settings.")
+    ] = False,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting with its default, and stop.")
+    ] = False,
+) -> None:
+    """Train a network on DATA: lint, train with a progress bar, keep the best and the last checkpoint."""
+    from training.config import TrainConfig, load_config
+
+    if list_settings:
+        for name, field in TrainConfig.model_fields.items():
+            Console().print(f"{name}={field.default}", style="bold", end="  ", highlight=False)
+            Console().print(field.description or "", highlight=False, markup=False)
+        return
+    if data is None:
+        raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
+    run = out or Path("runs") / data.resolve().name
+    parsed = load_config(config, settings or [])
+
+    from training.train import train as train_run  # torch comes in here, after the settings were found to be right
+
+    try:
+        train_run(data, run, parsed, resume)
+    except KeyboardInterrupt:
+        kept = (run / "checkpoints" / "last.ckpt").exists()
+        typer.echo(
+            f"Stopped. Go on with: maskserve train {data} --out {run} --resume"
+            if kept
+            else "Stopped before the first epoch ended.",
+            err=True,
+        )
+        raise typer.Exit(130) from None
+    Console().print(f"{run}: trained. Next: maskserve export {run}", highlight=False)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `maskserve train` left.")],
+    out: Annotated[Path | None, typer.Option(help="Bundle folder to write (default: RUN/bundle).")] = None,
+    input: Annotated[
+        str | None, typer.Option(help="How pictures meet the network: native, fit, fit:SIDE (default: as trained).")
+    ] = None,
+) -> None:
+    """Freeze a run's best network into a bundle, if the frozen one answers as the live one does."""
+    from training.export import export as export_run
+
+    target = export_run(run, out, input)
+    Console().print(f"Next: maskserve serve {target}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleFolder,
+    data: DataFolder,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report/.")] = None,
+    format: Format = "auto",
+    precision: Precision = "auto",
+) -> None:
+    """Measure a bundle on a split of DATA, at the pictures' own size: mIoU, IoU by class, pixel accuracy."""
+    from training.evaluate import evaluate as evaluate_bundle
+
+    evaluate_bundle(bundle, data, split, out, format, precision)
+
+
+@app.command()
+def predict(
+    bundle: BundleFolder,
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Pictures, or folders of pictures.")],
+    out: Annotated[Path, typer.Option(metavar="TARGET", help="Folder for the masks, named as the pictures.")],
+    format: Annotated[str, typer.Option(help="png (indexed mask) or overlay.")] = "png",
+    precision: Precision = "auto",
+) -> None:
+    """Write a mask for each picture. A picture that cannot be read is named, and the others go on; then exit code 1."""
+    from maskserve.predict import predict as predict_all
+
+    if not predict_all(bundle, sources, out, format, precision):
+        raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    bundle: BundleFolder,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+) -> None:
+    """Answer POST /v1/segment with masks until Ctrl-C. MASKSERVE_* variables set limits (service/settings.py)."""
+    from service.launch import serve as serve_bundle
+
+    raise typer.Exit(serve_bundle(bundle, host, port))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes; made anew each time.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Go the whole road once: draw data, train, export, evaluate, serve, ask over HTTP, check the answer."""
+    from maskserve.demo import demo as run_demo
+
+    run_demo(out)
+
+
+def main(verb: str | None = None) -> None:
+    """Run the command line; `verb` is what a script such as `python -m training.train` stands for.
+
+    An error that was raised on purpose is one sentence and exit code 1, or 2 where the command line is at fault.
+    """
+    arguments = ([verb] if verb else []) + sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
+    if not (ROOT / "models" / "errors.py").is_file():
+        _fail("The commands are used from a clone of maskserve; this installation holds maskserve.client alone.", 2)
+    sys.path.insert(0, str(ROOT))  # before any `models` that a PYTHONPATH or the current folder may offer
+    from models.errors import ConfigError, MaskserveError
+
+    if not debug and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries tell each other's developers
+    try:
+        app(args=arguments, prog_name=f"python -m training.{verb}" if verb else "maskserve")
+    except (MaskserveError, OSError) as error:
+        if debug:
+            raise
+        _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+    except KeyboardInterrupt:
+        _fail("Stopped.", 130)
+
+
+def _fail(sentence: str, code: int) -> None:
+    Console(stderr=True).print(
+        f"[red]error:[/] {sentence}" if code != 130 else sentence, highlight=False, soft_wrap=True
+    )
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
