@@ -4,6 +4,7 @@ Every room imports this one first, so this is where the libraries that would cal
 """
 
 import os
+import sys
 
 QUIET = {
     "BENTOML_DO_NOT_TRACK": "True",  # bentoml: usage statistics
@@ -12,3 +13,8 @@ QUIET = {
     "DO_NOT_TRACK": "1",  # the common sign, read by several
 }
 os.environ.update(QUIET)
+
+# Each `import openvino` forks a process that reports to Google Analytics, unless its telemetry cannot be imported:
+# then it takes the stub that it brings (openvino/tools/ovc/telemetry_utils.py). NNCF's goes through the same package.
+# There is no variable for it.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how a module is barred

@@ -86,6 +86,7 @@ def writing(target: Path) -> Iterator[Path]:
     """
     if target.exists() and not (target / SUMS).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise BundleError(f"{target} exists and is no bundle; it will not be overwritten. Choose another --out.")
+    target = target.absolute()  # `.` has no name of its own and cannot be renamed
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
@@ -94,7 +95,7 @@ def writing(target: Path) -> Iterator[Path]:
         yield new
         files = sorted(path for path in new.rglob("*") if path.is_file())
         lines = [f"{sha256(path)}  {path.relative_to(new).as_posix()}\n" for path in files]
-        (new / SUMS).write_text("".join(lines))
+        (new / SUMS).write_text("".join(lines), encoding="utf-8")
         if target.exists():
             target.rename(old)
         try:
@@ -115,7 +116,7 @@ def sha256(path: Path) -> str:
 
 def _read_sums(path: Path) -> dict[str, str]:
     listed = {}
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, separator, name = line.partition("  ")
         inside = separator and not Path(name).is_absolute() and ".." not in Path(name).parts
         if len(digest) != 64 or not inside:

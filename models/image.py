@@ -24,15 +24,16 @@ READABLE = "JPEG, PNG, WebP, TIFF, BMP or AVIF"
 MAX_PIXELS = 100_000_000
 
 # First bytes of those formats: they tell a broken picture (mend it) from what is no picture at all (send another).
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0", b"MM\0*", b"BM")
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*")
 
 # `Image.open` looks its formats up before it has loaded the plugins of all of them.
 Image.init()
 
 # Our own limit is checked against the header before any pixel is decoded; Pillow's stands behind it for what
-# a header hides (the extents of later frames) and warns below that, which would only fill the log.
+# a header hides (the extents of later frames). What it only warns of (sizes below that, broken EXIF) would fill
+# the log with the faults of other people's pictures.
 Image.MAX_IMAGE_PIXELS = 4 * MAX_PIXELS
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
@@ -89,8 +90,10 @@ def _decode_mask(data: bytes) -> Labels:
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise DataError(f"the mask is in {image.mode} colours, but one label a pixel (grey or palette) is wanted.")
     labels = np.asarray(image)
-    if labels.dtype != np.uint8 and labels.size and (labels.max() > 255 or labels.min() < 0):
-        raise DataError(f"the mask holds the label {labels.max()}, but labels go from 0 to 254, and 255 is void.")
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest > 255:
+        wrong = lowest if lowest < 0 else highest
+        raise DataError(f"the mask holds the label {wrong}, but labels go from 0 to 254, and 255 is void.")
     return labels.astype(np.uint8)
 
 
@@ -109,13 +112,20 @@ def _open(data: bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"The picture has too many pixels: {_first_line(error)}") from error
     except UnidentifiedImageError as error:
-        if data.startswith(_SIGNATURES) or data[4:12] in (b"ftypavif", b"ftypavis"):
+        if _begins_known(data):
             raise BrokenImage(
                 "The picture begins like a known format, but its header is truncated or corrupt."
             ) from error
         raise NotAnImage(f"These {len(data):,} bytes are no picture that can be read here; send {READABLE}.") from error
     except Exception as error:
         raise BrokenImage(f"The picture's header is truncated or corrupt: {_first_line(error)!r}.") from error
+
+
+def _begins_known(data: bytes) -> bool:
+    """Whether the bytes begin like one of the formats; `BM` alone is also a word's, `RIFF` alone a WAV's."""
+    bmp, webp, avif = data[:2] + data[6:10], data[:4] + data[8:12], data[4:12]
+    known = bmp == b"BM\0\0\0\0" or webp == b"RIFFWEBP" or avif in (b"ftypavif", b"ftypavis")
+    return known or data.startswith(_SIGNATURES)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -129,7 +139,11 @@ def _to_rgb(image: Image.Image) -> RGB:
     if image.mode == "RGB" and "transparency" not in image.info:
         return np.asarray(image)
     if image.mode.startswith(("I", "F")):
-        return np.repeat(_to_8_bits(np.asarray(image))[:, :, None], 3, axis=2)
+        samples = np.asarray(image)
+        grey = _to_8_bits(samples)
+        if "transparency" in image.info:
+            grey[samples == image.info["transparency"]] = 255
+        return np.repeat(grey[:, :, None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")

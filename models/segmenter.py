@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.engines import ENGINES
-from models.errors import ParityError
+from models.errors import EngineError, ParityError
 from models.image import RGB, Labels, read, read_mask
 from models.spec import InputRule
 
@@ -51,7 +51,9 @@ class Segmenter:
 
     @classmethod
     def load(cls, bundle: Bundle, engine: str = "openvino", precision: str = "auto", threads: int = 0) -> "Segmenter":
-        """Open a bundle's network with an engine; `threads=0` leaves their number to the engine."""
+        """Open a bundle's network with an engine; `threads=0` leaves their number to the engine. Raises: EngineError."""
+        if engine not in ENGINES:
+            raise EngineError(f"The engine {engine!r} is not known; choose from {', '.join(ENGINES)}.")
         return cls(ENGINES[engine](bundle, "cpu", precision, threads), bundle.spec.input)
 
     def segment(self, picture: RGB) -> Prediction:

@@ -1,11 +1,14 @@
 """What a bundle says of itself: everything that is needed to read its masks and to trust them."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 1
 VOID = 255  # the label of a pixel that belongs to no class: never trained on, never counted
+
+
+_Channel = Annotated[int, Field(ge=0, le=255)]
 
 
 class _Frozen(BaseModel):
@@ -16,7 +19,7 @@ class ClassInfo(_Frozen):
     """A class: its place in the list is its label."""
 
     name: str
-    rgb: tuple[int, int, int] = Field(description="colour in masks and overlays, 0..255")
+    rgb: tuple[_Channel, _Channel, _Channel] = Field(description="colour in masks and overlays, 0..255")
 
 
 class InputRule(_Frozen):

@@ -4,6 +4,7 @@ An architecture is a function `build(classes, **options) -> nn.Module` from floa
 H and W divisible by 32) to logits N x C x h x w at its own stride. `build` below wraps it into the house's contract.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,4 +23,10 @@ def build(name: str, classes: int, **options: Any) -> Network:
     """Build an architecture by name. Raises ConfigError for a name or option that is not there."""
     if name not in ARCHITECTURES:
         raise ConfigError(f"The architecture {name!r} is not known; choose from {', '.join(ARCHITECTURES)}.")
-    return Network(ARCHITECTURES[name](classes, **options))
+    make = ARCHITECTURES[name]
+    try:
+        inspect.signature(make).bind(classes, **options)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(make).parameters)[1:])
+        raise ConfigError(f"The architecture {name!r} cannot be built: {error}; its options are {known}.") from error
+    return Network(make(classes, **options))

@@ -67,6 +67,8 @@ def build(
         raise ConfigError(f"The output stride {output_stride} is not possible; choose 8, 16 or 32.")
     if skips not in SKIPS:
         raise ConfigError(f"Skips {skips!r} are not known; choose from {', '.join(SKIPS)}.")
+    if not 0 <= dropout <= 1:
+        raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to 1.")
     body = encoders.build(encoder, weights, output_stride)
     channels = list(body.out_channels)[-1 - SKIPS[skips] :]  # type: ignore[arg-type]  # smp sets it on every encoder
     return FCN(body, channels, classes, dropout)

@@ -1,5 +1,6 @@
 """OpenVINO: the default engine on a CPU."""
 
+import functools
 import threading
 from collections.abc import Callable
 
@@ -14,9 +15,20 @@ from models.errors import BundleError, EngineError
 BF16_AGREEMENT = 0.995
 
 
+@functools.cache
+def core() -> openvino.Core:
+    """OpenVINO's entry, one for the life of the process.
+
+    Its CPU plugin gives the thread that opens it an alternate signal stack and takes it back when it is closed. Where
+    two are open and the older one closes first, the younger later puts back a stack that is gone, and the next signal
+    (a child's end, say) kills the process with a segmentation fault.
+    """
+    return openvino.Core()
+
+
 def has_bf16() -> bool:
     """Whether this CPU computes in bfloat16 (AMX or AVX512-BF16)."""
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def load(
@@ -35,9 +47,10 @@ def load(
         "INFERENCE_NUM_THREADS": threads,
     }
     try:
-        network = openvino.Core().compile_model(bundle.model, "CPU", settings)
+        network = core().compile_model(bundle.model, "CPU", settings)
     except RuntimeError as error:
-        raise BundleError(f"{bundle.model}: OpenVINO cannot compile it: {str(error).splitlines()[-1]}") from error
+        reason = str(error).strip().splitlines()[-1]
+        raise BundleError(f"{bundle.model}: OpenVINO cannot compile it: {reason}") from error
     local = threading.local()  # a request holds its own buffers, so each thread that calls has one
 
     def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

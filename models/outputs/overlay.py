@@ -5,6 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from models.errors import ImageTooLarge
 from models.image import RGB, Labels
 from models.outputs.options import Options
 from models.segmenter import Prediction
@@ -13,9 +14,16 @@ from models.spec import VOID, Spec
 MEDIA_TYPE = "image/jpeg"
 SUFFIX = ".jpg"
 
+LONGEST = 65_500  # pixels a side: all that libjpeg writes
+
 
 def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
-    """Blend the colours over the picture by `options.alpha`; a JPEG of the picture's size."""
+    """Blend the colours over the picture by `options.alpha`; a JPEG of the picture's size. Raises: ImageTooLarge."""
+    height, width = prediction.labels.shape
+    if max(height, width) > LONGEST:
+        raise ImageTooLarge(
+            f"The picture has {width} x {height} pixels, and an overlay has at most {LONGEST:,} a side; take the format png."
+        )
     blended = blend(prediction.picture, prediction.labels, spec.palette(), options.alpha)
     buffer = io.BytesIO()
     Image.fromarray(blended).save(buffer, "JPEG", quality=90)

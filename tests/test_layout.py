@@ -1,0 +1,66 @@
+"""The one rule of the house: training -> models <- service."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("models", "training", "service", "maskserve")
+MAY_OPEN = {"models": {"models"}, "training": {"training", "models"}, "service": {"service", "models"}}
+HEAVY = ("torch", "torchvision", "lightning", "albumentations", "segmentation_models_pytorch", "training", "maskserve")
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """The top-level packages that a piece of code imports, wherever the import stands in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def without_script(tree: ast.Module) -> ast.Module:
+    """A module less its `if __name__ == "__main__":`, where a script goes through the front door."""
+    kept = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
+    return ast.Module(kept, [])
+
+
+@pytest.mark.parametrize("room", MAY_OPEN)
+def test_a_room_opens_only_the_doors_it_may(room: str) -> None:
+    files = sorted((ROOT / room).rglob("*.py"))
+    assert files
+    for file in files:
+        rooms = imported(without_script(ast.parse(file.read_text()))) & set(ROOMS)
+        assert rooms <= MAY_OPEN[room], f"{file} imports {rooms - MAY_OPEN[room]}"
+
+
+def test_torch_stays_in_architectures() -> None:
+    for file in sorted((ROOT / "models").rglob("*.py")):
+        if "architectures" not in file.parts:
+            assert not imported(ast.parse(file.read_text())) & set(HEAVY), file
+
+
+def loaded_after(statement: str) -> set[str]:
+    """The modules of the house's heavy list that a fresh interpreter holds after a statement."""
+    code = f"import sys; {statement}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("module", ["service.app", "service.launch", "models.segmenter", "models.outputs"])
+def test_serving_imports_no_torch(module: str) -> None:
+    assert loaded_after(f"import {module}") == set()
+
+
+def test_help_opens_no_room() -> None:
+    assert loaded_after("import maskserve.cli") == {"maskserve"}
+
+
+def test_a_wheel_would_hold_the_client_alone() -> None:
+    done = loaded_after("import maskserve.client")
+    assert done == {"maskserve"}

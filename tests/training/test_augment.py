@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from models.image import RGB, Labels
+from models.spec import VOID
+from training.augment import FILL, Augment
+from training.config import TrainConfig
+from training.data.shapes import scene
+
+STILL = TrainConfig(scale=(1, 1), flip=0, rotate=0, colour=0)
+
+
+@pytest.fixture
+def sample() -> tuple[RGB, Labels]:
+    return scene(np.random.default_rng(3))
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), TrainConfig(rotate=45), TrainConfig(scale=(0.3, 0.5))])
+@pytest.mark.parametrize("crop", [(96, 128), (224, 160)])
+def test_size_is_the_crops_and_labels_are_old_ones_or_void(
+    config: TrainConfig, crop: tuple[int, int], sample: tuple[RGB, Labels]
+) -> None:
+    augment = Augment(config, crop)
+    known = set(np.unique(sample[1]).tolist()) | {VOID}
+    for seed in range(20):
+        picture, labels = augment(*sample, seed)
+        assert picture.shape == (*crop, 3)
+        assert labels.shape == crop
+        assert picture.dtype == labels.dtype == np.uint8
+        assert set(np.unique(labels).tolist()) <= known
+
+
+def test_what_comes_in_from_outside_is_void(sample: tuple[RGB, Labels]) -> None:
+    picture, labels = Augment(STILL, (200, 300))(*sample, 0)
+    assert (labels == VOID).sum() == 200 * 300 - 144 * 192
+    assert (picture[labels == VOID] == FILL).all()
+
+
+def test_nothing_asked_nothing_changed(sample: tuple[RGB, Labels]) -> None:
+    picture, labels = Augment(STILL, (144, 192))(*sample, 0)
+    assert (picture == sample[0]).all()
+    assert (labels == sample[1]).all()
+
+
+def test_a_flip_turns_picture_and_mask_alike(sample: tuple[RGB, Labels]) -> None:
+    picture, labels = Augment(STILL.model_copy(update={"flip": 1.0}), (144, 192))(*sample, 0)
+    assert (picture == sample[0][:, ::-1]).all()
+    assert (labels == sample[1][:, ::-1]).all()
+
+
+def test_picture_and_mask_move_together() -> None:
+    """A picture whose red channel is its own label stays so, but at the borders between labels."""
+    labels = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 48, axis=0), 48, axis=1)
+    picture = np.stack([labels * 20] * 3, axis=2)
+    augment = Augment(TrainConfig(colour=0, scale=(0.7, 1.6), rotate=30), (144, 192))
+    for seed in range(10):
+        moved, mask = augment(picture, labels, seed)
+        inside = mask != VOID
+        assert np.mean(np.abs(moved[..., 0].astype(int) - mask * 20)[inside] <= 2) > 0.93
+
+
+def test_the_seed_decides(sample: tuple[RGB, Labels]) -> None:
+    augment = Augment(TrainConfig(), (96, 96))
+    first, again, other = (augment(*sample, seed)[0] for seed in (7, 7, 8))
+    assert (first == again).all()
+    assert (first != other).any()

@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from models.errors import ConfigError
+from training.config import TrainConfig, load_config, save_config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_that_ships_is_read(file: Path) -> None:
+    assert load_config(file, []) != TrainConfig()
+
+
+def test_words_stand_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("epochs: 3\nlr: 0.5\n")
+    config = load_config(file, ["epochs=7", "crop=96,128", "scale=0.9,1.1", "encoder=resnet34", "side=null"])
+    assert (config.epochs, config.lr, config.crop, config.scale) == (7, 0.5, (96, 128), (0.9, 1.1))
+
+
+def test_a_saved_config_is_the_same(tmp_path: Path) -> None:
+    config = load_config(None, ["epochs=7", "crop=96,128"])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml", []) == config
+
+
+def test_every_setting_is_explained_or_says_its_choices() -> None:
+    for name, field in TrainConfig.model_fields.items():
+        assert field.description or "Literal" in str(field.annotation), name
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["epoch=3"], "did you mean epochs"),
+        (["banana=3"], "--settings"),
+        (["epochs"], "key=value"),
+        (["epochs=0"], "greater than or equal to 1"),
+        (["skips=4s"], "skips='4s'"),
+        (["epochs=[3"], "cannot be read"),
+        (["crop=96"], "crop"),
+    ],
+)
+def test_a_wrong_setting_is_named(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- a\n- b\n", "list"), ("a: [", "is no YAML"), ("lr: fast", "lr='fast'")]
+)
+def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(file, [])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be opened"):
+        load_config(tmp_path / "none.yaml", [])
