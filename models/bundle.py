@@ -93,7 +93,9 @@ def writing(target: Path) -> Iterator[Path]:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
-        files = sorted(path for path in new.rglob("*") if path.is_file())
+        files = sorted(path for path in new.rglob("*") if path.is_file() and path != new / SUMS)
+        for path in files:
+            path.chmod(0o644)  # safetensors writes for the owner alone, and a container runs as somebody else
         lines = [f"{sha256(path)}  {path.relative_to(new).as_posix()}\n" for path in files]
         (new / SUMS).write_text("".join(lines), encoding="utf-8")
         if target.exists():

@@ -110,7 +110,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"The picture has too many pixels: {_first_line(error)}") from error
+        raise ImageTooLarge(f"The picture's header claims more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels.") from error
     except UnidentifiedImageError as error:
         if _begins_known(data):
             raise BrokenImage(

@@ -1,0 +1,196 @@
+"""The commands as a person types them: each in a process of its own, from a folder that is not the clone."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.bundle import open_bundle
+from models.image import read
+from models.segmenter import Segmenter
+from training.data.shapes import CLASSES, draw
+
+ROOT = Path(__file__).parents[2]
+VERBS = ("train", "export", "evaluate", "predict", "serve", "demo", "data shapes", "data lint")
+MASKSERVE = Path(sys.executable).with_name("maskserve")
+
+
+def maskserve(*words: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "200", **environment}
+    return subprocess.run([MASKSERVE, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=1200)
+
+
+def fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    """One clear sentence, the code, and no traceback."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_explains_every_option(verb: str, tmp_path: Path) -> None:
+    done = maskserve(*verb.split(), "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    options = [line for line in done.stdout.splitlines() if "--" in line]
+    assert options
+    assert all(len(line.strip("│ ").split("  ")) > 1 for line in options)
+
+
+def test_help_lists_every_verb(tmp_path: Path) -> None:
+    listed = maskserve("--help", cwd=tmp_path).stdout
+    assert all(verb.split()[0] in listed for verb in VERBS)
+
+
+def test_settings_are_listed(tmp_path: Path) -> None:
+    listed = maskserve("train", "--settings", cwd=tmp_path).stdout
+    assert "epochs=40" in listed
+    assert "passes over the training pictures" in listed
+
+
+@pytest.fixture
+def other_models(tmp_path: Path) -> Path:
+    """A folder with rooms of its own under our names, all of them poisoned."""
+    for room in ("models", "training", "service"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("raise SystemExit('the wrong room')\n")
+    return tmp_path
+
+
+def test_a_folder_with_models_of_its_own_does_no_harm(other_models: Path) -> None:
+    for environment in ({}, {"PYTHONPATH": str(other_models)}, {"PYTHONPATH": "."}):
+        shutil.rmtree(other_models / "shapes", ignore_errors=True)
+        words = ("data", "shapes", "shapes", "--train", "3", "--val", "2", "--test", "2")
+        done = maskserve(*words, cwd=other_models, **environment)
+        assert done.returncode == 0, done.stderr
+        assert maskserve("data", "lint", "shapes", cwd=other_models, **environment).returncode in (0, 1)
+
+
+def test_serving_from_a_folder_with_models_of_its_own(other_models: Path, tiny_bundle: Path) -> None:
+    from service.launch import free_port
+
+    port = str(free_port())
+    with subprocess.Popen(
+        [MASKSERVE, "serve", tiny_bundle, "--port", port], cwd=other_models, stdout=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout is not None
+        assert "answers at" in child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        assert child.wait(60) == 0
+
+
+def test_predict_is_the_segmenters_answer(tiny_bundle: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 1, "val": 1, "test": 2})
+    done = maskserve("predict", tiny_bundle, "s/images/test", "--out", "masks", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    segmenter = Segmenter.load(open_bundle(tiny_bundle))
+    for picture in sorted((tmp_path / "s/images/test").iterdir()):
+        mask = Image.open(tmp_path / "masks" / f"{picture.stem}.png")
+        assert mask.mode == "P"
+        assert (np.asarray(mask) == segmenter.segment(read(picture)).labels).all()
+    again = maskserve("predict", tiny_bundle, "s/images/test", "--out", "over", "--format", "overlay", cwd=tmp_path)
+    assert again.returncode == 0
+    assert {path.suffix for path in (tmp_path / "over").iterdir()} == {".jpg"}
+
+
+def test_predict_names_a_bad_picture_and_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 1, "val": 1, "test": 1})
+    (tmp_path / "s/images/test/broken.jpg").write_bytes(b"nothing")
+    done = maskserve("predict", tiny_bundle, "s/images/test", "--out", "masks", cwd=tmp_path)
+    fails(done, 1, "broken.jpg", "1 of 2")
+    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["test_0000.png"]
+
+
+def test_predict_never_overwrites_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    fails(maskserve("predict", tiny_bundle, "a.png", "--out", ".", cwd=tmp_path), 1, "overwrite")
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
+    fails(maskserve("predict", tiny_bundle, "a.png", "a.jpg", "--out", "o", cwd=tmp_path), 1, "both become")
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_errors_are_one_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
+    fails(maskserve("data", "lint", "none", cwd=tmp_path), 1, "none is no folder")
+    fails(maskserve("train", "none", "epoch=3", cwd=tmp_path), 2, "did you mean epochs")
+    fails(maskserve("train", cwd=tmp_path), 2, "DATA")
+    fails(maskserve("export", "none", cwd=tmp_path), 1, "no finished run")
+    fails(maskserve("predict", tiny_bundle, "none.jpg", "--out", "x", cwd=tmp_path), 1, "none.jpg is not there")
+    fails(
+        maskserve("predict", tiny_bundle, ".", "--out", "x", "--format", "gif", cwd=tmp_path),
+        2,
+        "'gif'",
+        "png, overlay",
+    )
+    fails(maskserve("serve", "none", cwd=tmp_path), 1, "is no bundle")
+    fails(maskserve("evaluate", "none", "none", cwd=tmp_path), 1, "is no bundle")
+    fails(maskserve("serve", tiny_bundle, "--port", "70000", cwd=tmp_path), 2, "65535")
+    fails(maskserve("fly", cwd=tmp_path), 2, "fly")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = maskserve("data", "lint", "none", "--debug", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_lint_exits_with_1_on_errors(tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 8, "val": 2, "test": 2})
+    assert maskserve("data", "lint", "s", cwd=tmp_path).returncode == 0
+    Image.new("L", (192, 144), len(CLASSES)).save(tmp_path / "s/masks/val/val_0001.png")
+    done = maskserve("data", "lint", "s", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "val_0001.png holds the labels 6" in done.stdout
+
+
+def test_the_scripts_are_the_verbs(tmp_path: Path) -> None:
+    for script in ("train", "evaluate", "export"):
+        command = [sys.executable, "-m", f"training.{script}"]
+        done = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+        assert f"python -m training.{script}" in done.stdout
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    fails(done, 1, "no finished run")
+
+
+def test_ctrl_c_stops_a_training_and_says_how_to_go_on(tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 8, "val": 2, "test": 2})
+    words = ["train", "s", "--out", "run", "epochs=5000", "batch=4", "workers=1", "crop=64,64", "precision=f32"]
+    with subprocess.Popen(
+        [MASKSERVE, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as child:
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "run/checkpoints/last.ckpt").exists():
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=100)
+    assert child.returncode == 130
+    assert "maskserve train s --out run --resume" in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_its_mark(tmp_path: Path) -> None:
+    """The whole road as `make demo` goes it; only the time is not judged."""
+    import json
+
+    done = maskserve("demo", "--out", "demo", cwd=tmp_path, COLUMNS="200")
+    assert done.returncode == 0, done.stdout + done.stderr
+    metrics = json.loads((tmp_path / "demo/metrics.json").read_text())
+    assert metrics["miou"] >= 0.85
+    assert set(metrics) >= {"miou", "per_class_iou", "pixel_accuracy"}
+    picture, mask = Image.open(tmp_path / "demo/picture.jpg"), Image.open(tmp_path / "demo/mask.png")
+    assert picture.size == mask.size == Image.open(tmp_path / "demo/overlay.png").size
+    assert mask.mode == "P"
+    open_bundle(tmp_path / "demo/bundle")
+    assert any((tmp_path / "demo/report").iterdir())
+    assert "maskserve serve demo/bundle" in done.stdout
+    (tmp_path / "demo/.maskserve-demo").unlink()
+    fails(maskserve("demo", "--out", "demo", cwd=tmp_path), 1, "no demo made")

@@ -1,0 +1,219 @@
+"""Train, resume, export, evaluate: the real thing in small, once a run, and what must be refused on the way."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+import training.export
+from models.bundle import open_bundle
+from models.errors import BundleError, ConfigError, DataError, ParityError, RunError
+from models.segmenter import Segmenter
+from training.config import load_config
+from training.data import load
+from training.data.shapes import draw
+from training.evaluate import evaluate
+from training.export import export
+from training.metrics import Confusion
+from training.train import live, load_network, train
+
+ROOT = Path(__file__).parents[2]
+CAMVID = ROOT / ".." / "shared" / "data" / "camvid"
+SETTINGS = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
+SILENT = Console(quiet=True)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    draw(folder, counts={"train": 32, "val": 6, "test": 6})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(shapes, tmp_path_factory.mktemp("runs") / "first", load_config(None, SETTINGS), console=SILENT)
+
+
+@pytest.fixture(scope="session")
+def bundle(run: Path) -> Path:
+    return export(run, console=SILENT)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_run_leaves_what_it_promises(run: Path) -> None:
+    for name in (
+        "config.yaml",
+        "run.json",
+        "metrics.csv",
+        "curves.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    ):
+        assert (run / name).stat().st_size > 0, name
+    assert len(list((run / "samples").glob("*.png"))) == 4
+    assert [row["epoch"] for row in rows(run)] == ["1", "2"]
+    assert float(rows(run)[1]["loss"]) < float(rows(run)[0]["loss"])
+    assert load_config(run / "config.yaml", []) == load_config(None, SETTINGS)
+
+
+def test_a_run_is_not_overwritten(run: Path, shapes: Path) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        train(shapes, run, load_config(None, SETTINGS), console=SILENT)
+
+
+def test_a_stopped_run_goes_on_where_it_was(run: Path, shapes: Path, tmp_path: Path) -> None:
+    """One epoch, then resumed for the second, gives the weights of the run that was not stopped."""
+    part = train(shapes, tmp_path / "part", load_config(None, [*SETTINGS, "epochs=1"]), console=SILENT)
+    config = (part / "config.yaml").read_text()
+    (part / "config.yaml").write_text(config.replace("epochs: 1", "epochs: 2"))
+    train(shapes, part, load_config(None, []), resume=True, console=SILENT)
+    assert [row["epoch"] for row in rows(part)] == ["1", "2"]
+    last = torch.load(part / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 8
+
+
+def test_resume_needs_a_run(shapes: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="resume from"):
+        train(shapes, tmp_path / "none", load_config(None, []), resume=True, console=SILENT)
+
+
+def test_errors_of_the_lint_stop_a_training_before_it_begins(shapes: Path, tmp_path: Path) -> None:
+    bad = shutil.copytree(shapes, tmp_path / "bad")
+    Image.fromarray(np.full((144, 192), 77, np.uint8)).save(bad / "masks/train/train_0000.png")
+    with pytest.raises(DataError, match="data lint"):
+        train(bad, tmp_path / "run", load_config(None, SETTINGS), console=SILENT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_time_limit_ends_a_run_with_its_checkpoints(shapes: Path, tmp_path: Path) -> None:
+    run = train(shapes, tmp_path / "run", load_config(None, [*SETTINGS, "epochs=50", "minutes=0.02"]), console=SILENT)
+    assert len(rows(run)) < 50
+    assert (run / "checkpoints/best.ckpt").exists()
+
+
+def test_a_bundle_says_where_it_comes_from(bundle: Path, shapes: Path) -> None:
+    spec = open_bundle(bundle).spec
+    assert spec.parity["f32"] >= 0.999
+    assert [entry.name for entry in spec.classes] == [entry.name for entry in load(shapes, "train").classes]
+    assert spec.input.side == 192
+    assert spec.provenance["data"] == "shapes"
+    assert spec.provenance["config"]["epochs"] == 2
+    assert 0 < spec.metrics["val"]["miou"] < 1
+
+
+def test_a_bundle_holds_no_path_of_the_machine_that_made_it(bundle: Path, shapes: Path) -> None:
+    needle = str(shapes.parent).encode()
+    assert [path for path in bundle.rglob("*") if path.is_file() and needle in path.read_bytes()] == []
+
+
+def test_the_frozen_network_is_the_live_one_on_pictures_it_has_not_seen(bundle: Path, run: Path, shapes: Path) -> None:
+    opened = open_bundle(bundle)
+    frozen, alive = Segmenter.load(opened, precision="f32"), live(load_network(run), opened.spec.input)
+    samples = load(shapes, "test")
+    for index in range(len(samples)):
+        picture = samples.picture(index)[: 101 + index, : 77 + 13 * index]
+        assert np.mean(frozen.segment(picture).labels == alive.segment(picture).labels) >= 0.999
+
+
+def test_its_weights_are_the_runs_without_a_pickle(bundle: Path, run: Path) -> None:
+    from safetensors.torch import load_file
+
+    network = load_network(run).state_dict()
+    weights = load_file(bundle / "weights.safetensors")
+    assert set(weights) == set(network)
+    assert all(torch.equal(weights[name], network[name]) for name in weights)
+    assert not [path for path in bundle.rglob("*") if path.suffix in (".pt", ".pth", ".ckpt", ".pkl")]
+
+
+def test_export_refuses_and_writes_nothing_where_frozen_and_live_differ(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another network is frozen than the one that it is compared with."""
+    freeze = training.export.freeze
+
+    def freeze_another(network: torch.nn.Module, target: Path) -> None:
+        other = load_network(run)
+        torch.nn.init.normal_(other.body.score.weight)  # type: ignore[union-attr, arg-type]
+        freeze(other, target)
+
+    monkeypatch.setattr(training.export, "freeze", freeze_another)
+    with pytest.raises(ParityError, match=r"99\.9% is wanted"):
+        export(run, tmp_path / "bundle", console=SILENT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_overwrites_a_bundle_and_nothing_else(run: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(BundleError, match="is no bundle"):
+        export(run, tmp_path, console=SILENT)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_input_rule_is_chosen_at_export(run: Path, tmp_path: Path) -> None:
+    assert open_bundle(export(run, tmp_path / "n", "native", SILENT)).spec.input.rule == "native"
+    with pytest.raises(ConfigError, match="fit:SIDE"):
+        export(run, tmp_path / "x", "fit:3", SILENT)
+
+
+def test_what_is_no_run_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no finished run"):
+        export(tmp_path, console=SILENT)
+
+
+def test_evaluation_is_the_segmenters_answers_at_full_size(bundle: Path, shapes: Path, tmp_path: Path) -> None:
+    metrics = evaluate(bundle, shapes, out=tmp_path, precision="f32", console=SILENT)
+    samples, segmenter = load(shapes, "test"), Segmenter.load(open_bundle(bundle), precision="f32")
+    matrix = Confusion(len(samples.classes))
+    for index in range(len(samples)):
+        matrix.add(samples.labels(index), segmenter.segment(samples.picture(index)).labels)
+    assert metrics["miou"] == pytest.approx(matrix.miou(), abs=1e-6)
+    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+    assert set(metrics["per_class_iou"]) == {entry.name for entry in samples.classes}
+    assert (tmp_path / "report" / "confusion.png").exists()
+
+
+def test_evaluation_needs_the_bundles_classes(bundle: Path, shapes: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(shapes, tmp_path / "other")
+    (other / "classes.csv").write_text("a\nb\nc\nd\ne\nf\n")
+    with pytest.raises(DataError, match="was trained on ground"):
+        evaluate(bundle, other, console=SILENT)
+
+
+@pytest.mark.skipif(not CAMVID.is_dir(), reason="the folder ../shared/data/camvid is not there")
+def test_camvid_in_small(tmp_path: Path) -> None:
+    """Real street scenes from the folder to a mask over HTTP, and one enlarged six times."""
+    from maskserve.client import Client
+    from service.launch import running
+
+    small = tmp_path / "camvid"
+    for split, count in (("train", 24), ("val", 4), ("test", 3)):
+        for folder in (split, f"{split}annot"):
+            (small / folder).mkdir(parents=True)
+        for picture in sorted((CAMVID / split).iterdir())[:count]:
+            shutil.copy(picture, small / split)
+            shutil.copy(CAMVID / f"{split}annot" / f"{picture.stem}.png", small / f"{split}annot")
+    config = load_config(
+        None, ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.001", "warmup=2", "crop=192,256"]
+    )
+    bundle = export(train(small, tmp_path / "run", config, console=SILENT), console=SILENT)
+    metrics = evaluate(bundle, small, console=SILENT)
+    assert metrics["per_class_iou"]["road"] > 0
+    source = sorted((small / "test").iterdir())[0]
+    large = Image.open(source).resize((2880, 2160))
+    own = Segmenter.load(open_bundle(bundle))
+    with running(bundle) as url, Client(url) as client:
+        assert (client.segment(source).labels == own.segment(load(small, "test").picture(0)).labels).mean() > 0.999
+        answer = client.segment(large).labels
+    assert answer.shape == (2160, 2880)
+    assert (answer == own.segment(np.asarray(large)).labels).mean() > 0.999
