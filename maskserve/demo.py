@@ -39,7 +39,9 @@ def demo(out: Path) -> None:
     data, run, bundle = out / "shapes", out / "run", out / "bundle"
 
     def step(title: str) -> None:
-        console.print(f"\n[bold cyan]{time.monotonic() - started:4.0f} s[/]  [bold]{title}[/]", highlight=False)
+        console.print(
+            f"\n[bold cyan]{time.monotonic() - started:4.0f} s[/]  [bold]{title}[/]", highlight=False, soft_wrap=True
+        )
 
     step("Draw the shapes data set")
     draw(data)
@@ -58,10 +60,14 @@ def demo(out: Path) -> None:
 
     step("Done")
     for name, what in CONTENTS.items():
-        console.print(f"  {out / name!s:28} {what}", highlight=False)
-    console.print(f"\ntest mIoU {metrics['miou']:.3f}. Type next:", highlight=False)
-    console.print(f"  .venv/bin/maskserve serve {bundle}", highlight=False)
-    console.print(f"  curl -F image=@{out}/picture.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png", highlight=False)
+        console.print(f"  {out / name!s:28} {what}", highlight=False, soft_wrap=True)
+    console.print(f"\ntest mIoU {metrics['miou']:.3f}. Type next:", highlight=False, soft_wrap=True)
+    console.print(f"  .venv/bin/maskserve serve {bundle}", highlight=False, soft_wrap=True)
+    console.print(
+        f"  curl -F image=@{out}/picture.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 CONTENTS = {
@@ -91,7 +97,7 @@ def ask(bundle: Path, data: Path, out: Path, console: Console) -> None:
     picture = out / "picture.jpg"
     shutil.copy(samples.pairs[0].image, picture)
     with running(bundle) as url, Client(url) as client:
-        console.print(f"service ready at {url}", highlight=False)
+        console.print(f"service ready at {url}", highlight=False, soft_wrap=True)
         mask = client.segment(picture)
         start = time.perf_counter()
         client.segment(picture)
@@ -111,4 +117,5 @@ def ask(bundle: Path, data: Path, out: Path, console: Console) -> None:
         f"answered in {milliseconds:.0f} ms; {equal:.2%} of the pixels as in process; "
         f"{matrix.pixel_accuracy():.2%} right by the truth; {len(np.unique(mask.labels))} classes seen",
         highlight=False,
+        soft_wrap=True,
     )

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from torch.export import Dim
 
 from models import architectures
 from models.bundle import MODEL, SPEC, WEIGHTS, Bundle, writing
 from models.segmenter import Segmenter
 from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
+from training.export import freeze
 
 SIDE = 192  # pixels: the long side at which the network sees a picture
 CLASSES = 6
@@ -23,8 +23,6 @@ def tiny_bundle(folder: Path) -> Path:
     torch.manual_seed(0)
     options = {"encoder": "resnet18"}
     network = architectures.build("fcn", CLASSES, **options).eval()
-    example = torch.randint(0, 256, (2, 128, 192, 3), dtype=torch.uint8)
-    sizes = {"images": {0: Dim.DYNAMIC, 1: Dim.DYNAMIC, 2: Dim.DYNAMIC}}
     spec = Spec(
         name="tiny",
         classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(CLASSES)],
@@ -32,17 +30,7 @@ def tiny_bundle(folder: Path) -> Path:
         architecture=Architecture(name="fcn", options=options),
     )
     with writing(folder / "tiny") as new:
-        torch.onnx.export(
-            network,
-            (example,),
-            new / MODEL,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["labels", "logits"],
-            dynamic_shapes=sizes,
-            external_data=False,
-            verbose=False,
-        )
+        freeze(network, new / MODEL)
         save_file(network.state_dict(), new / WEIGHTS)
         (new / SPEC).write_text(spec.model_dump_json(indent=2))
         _write_probe(new, spec)

@@ -184,6 +184,8 @@ def fit(trainer: pl.Trainer, module: Training, training: Any, validation: Any, c
     with warnings.catch_warnings():
         # Few cores on purpose: torch's own threads compute while the workers read.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        # A run that is resumed, and one whose first start failed, find their folder made.
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
         try:
             trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
         except SystemExit as error:

@@ -1,0 +1,103 @@
+"""Every way in which a prediction leaves the house."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.errors import ImageTooLarge
+from models.image import decode
+from models.outputs import OUTPUTS, overlay, png
+from models.outputs.options import Options
+from models.segmenter import Prediction
+from models.spec import VOID, Architecture, ClassInfo, InputRule, Spec, default_rgb
+from tests.bundles import drawing
+
+SPEC = Spec(
+    name="drawn",
+    classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(6)],
+    input=InputRule(rule="native"),
+    architecture=Architecture(name="fcn"),
+)
+
+
+def prediction(height: int = 37, width: int = 53) -> Prediction:
+    """Bands of every class, and void on the right."""
+    labels = np.repeat((np.arange(height) % 6).astype(np.uint8)[:, None], width, axis=1)
+    labels[:, width * 3 // 4 :] = VOID
+    return Prediction(drawing(height, width), labels)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("size", [(37, 53), (1, 1), (1, 300), (64, 1)])
+def test_every_picture_has_the_size_of_the_prediction(name: str, size: tuple[int, int]) -> None:
+    output = OUTPUTS[name]
+    encoded = output.encode(prediction(*size), SPEC, Options())
+    assert isinstance(encoded, bytes)
+    assert output.SUFFIX.startswith(".")
+    if output.MEDIA_TYPE.startswith("image/"):
+        image = Image.open(io.BytesIO(encoded))
+        assert image.get_format_mimetype() == output.MEDIA_TYPE
+        assert image.size == size[::-1]
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_encoding_alters_nothing_and_repeats(name: str) -> None:
+    given, untouched = prediction(), prediction()
+    assert OUTPUTS[name].encode(given, SPEC, Options()) == OUTPUTS[name].encode(given, SPEC, Options())
+    np.testing.assert_array_equal(given.picture, untouched.picture)
+    np.testing.assert_array_equal(given.labels, untouched.labels)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_read_only_predictions(name: str) -> None:
+    given = prediction()
+    given.picture.flags.writeable = given.labels.flags.writeable = False
+    assert OUTPUTS[name].encode(given, SPEC, Options())
+
+
+def test_png_holds_the_labels_and_the_palette() -> None:
+    given = prediction()
+    image = Image.open(io.BytesIO(png.encode(given, SPEC, Options())))
+    assert image.mode == "P"
+    np.testing.assert_array_equal(np.asarray(image), given.labels)
+    assert image.getpalette() == [channel for colour in SPEC.palette() for channel in colour]
+
+
+def test_png_holds_any_label() -> None:
+    labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for some in (labels, labels[:1, :2], np.full((3, 3), VOID, np.uint8), labels.T, labels[::2, ::-1]):
+        image = Image.open(io.BytesIO(png.encode(Prediction(drawing(*some.shape), some), SPEC, Options())))
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.asarray(image), some)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
+def test_blend_tints_classes_and_leaves_void(alpha: float) -> None:
+    given = prediction()
+    blended = overlay.blend(given.picture, given.labels, SPEC.palette(), alpha)
+    void = given.labels == VOID
+    np.testing.assert_array_equal(blended[void], given.picture[void])
+    colours = np.asarray(SPEC.palette())[given.labels]
+    expected = given.picture * (1 - alpha) + colours * alpha
+    assert np.abs(blended[~void] - expected[~void]).max() <= 0.5
+    assert (blended.shape, blended.dtype) == (given.picture.shape, np.uint8)
+
+
+def test_overlay_shows_the_blend() -> None:
+    picture, labels = np.full((64, 96, 3), 200, np.uint8), np.full((64, 96), VOID, np.uint8)
+    labels[:, :48] = 1  # dark red
+    shown = decode(overlay.encode(Prediction(picture, labels), SPEC, Options(alpha=0.5))).astype(int)
+    assert np.abs(shown[:, :40] - [164, 100, 100]).max() < 12
+    assert np.abs(shown[:, 56:] - 200).max() < 12
+
+
+def test_overlay_of_what_no_jpeg_holds() -> None:
+    for size in ((1, 65_501), (65_501, 1)):
+        wide = Prediction(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8))
+        with pytest.raises(ImageTooLarge, match="65,500 a side; take the format png"):
+            overlay.encode(wide, SPEC, Options())
+        assert np.asarray(Image.open(io.BytesIO(png.encode(wide, SPEC, Options())))).shape == size
+    longest = Prediction(np.zeros((1, 65_500, 3), np.uint8), np.zeros((1, 65_500), np.uint8))
+    assert decode(overlay.encode(longest, SPEC, Options())).shape == (1, 65_500, 3)

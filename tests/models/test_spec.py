@@ -1,0 +1,87 @@
+"""What a bundle says of itself."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from models.spec import FORMAT_VERSION, VOID, Architecture, ClassInfo, InputRule, Spec, default_rgb, palette
+
+CLASSES = [ClassInfo(name="ground", rgb=(1, 2, 3)), ClassInfo(name="sky", rgb=(4, 5, 6))]
+
+
+def spec(**changes: Any) -> Spec:
+    fields = {"name": "x", "classes": CLASSES, "input": InputRule(rule="native"), "architecture": {"name": "fcn"}}
+    return Spec.model_validate(fields | changes)
+
+
+@pytest.mark.parametrize("fields", [{"rule": "native"}, {"rule": "fit", "side": 16}, {"rule": "fit", "side": 2048}])
+def test_input_rules(fields: dict[str, Any]) -> None:
+    rule = InputRule(**fields)
+    assert (rule.rule, rule.side) == (fields["rule"], fields.get("side"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"rule": "fit"},
+        {"rule": "fit", "side": None},
+        {"rule": "fit", "side": 15},
+        {"rule": "fit", "side": 20.5},
+        {"rule": "native", "side": 480},
+        {"rule": "stretch", "side": 480},
+        {"rule": "native", "sides": 480},
+    ],
+)
+def test_impossible_input_rules(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        InputRule(**fields)
+
+
+def test_unknown_keys_are_refused() -> None:
+    for kind, fields in (
+        (ClassInfo, {"name": "a", "rgb": (0, 0, 0)}),
+        (InputRule, {"rule": "native"}),
+        (Architecture, {"name": "fcn"}),
+        (Spec, spec().model_dump()),
+    ):
+        assert kind.model_validate(fields)
+        with pytest.raises(ValidationError, match="colour"):
+            kind.model_validate(fields | {"colour": "red"})
+
+
+@pytest.mark.parametrize("rgb", [(256, 0, 0), (0, -1, 0), (0, 0), (0, 0, 0, 0), (0.5, 0, 0), "red"])
+def test_impossible_colours(rgb: object) -> None:
+    with pytest.raises(ValidationError, match="rgb"):
+        ClassInfo.model_validate({"name": "a", "rgb": rgb})
+
+
+@pytest.mark.parametrize("count", [0, 1, 256])
+def test_2_to_255_classes(count: int) -> None:
+    with pytest.raises(ValidationError, match="classes"):
+        spec(classes=CLASSES[:1] * count)
+
+
+@pytest.mark.parametrize("count", [2, 21, 255])
+def test_a_palette_has_256_colours(count: int) -> None:
+    classes = [ClassInfo(name=str(label), rgb=default_rgb(label)) for label in range(count)]
+    colours = palette(classes)
+    assert colours == spec(classes=classes).palette()
+    assert len(colours) == 256
+    assert colours[:count] == [default_rgb(label) for label in range(count)]
+    assert set(colours[count:]) == {(0, 0, 0)}
+
+
+def test_default_colours_are_those_of_voc() -> None:
+    known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
+    assert {label: default_rgb(label) for label in known} == known
+    assert len({default_rgb(label) for label in range(256)}) == 256
+
+
+def test_a_spec_is_frozen_and_returns_from_json() -> None:
+    first = spec(input=InputRule(rule="fit", side=480), metrics={"val": {"miou": 0.5}}, parity={"f32": 1.0})
+    assert Spec.model_validate_json(first.model_dump_json()) == first
+    assert (first.format_version, first.void) == (FORMAT_VERSION, VOID)
+    with pytest.raises(ValidationError, match="frozen"):
+        first.name = "y"  # type: ignore[misc]
