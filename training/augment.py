@@ -3,6 +3,8 @@
 Masks move by nearest neighbour, and what a transform brings in from outside is void, never a class.
 """
 
+import random
+
 import albumentations as A
 import cv2
 import numpy as np
@@ -61,6 +63,8 @@ class Augment:
 
     def __call__(self, picture: RGB, labels: Labels, seed: int) -> tuple[RGB, Labels]:
         """Augment RGB uint8 H x W x 3 and labels uint8 H x W; the same seed gives the same result."""
-        self.compose.set_random_seed(seed)
+        # `set_random_seed` gives each transform a generator of the same seed, so that a large scale would always come with
+        # a low crop and no flip; one generator that they share draws independently.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         result = self.compose(image=picture, mask=labels)
         return np.ascontiguousarray(result["image"]), np.ascontiguousarray(result["mask"])

@@ -24,6 +24,7 @@ class Training(pl.LightningModule):
         self.config = config
         self.confusion = Confusion(classes)
         self.started = time.monotonic()
+        self.seconds_before = 0.0  # of training before this start, where a run is resumed
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         """The loss of a batch."""
@@ -63,11 +64,23 @@ class Training(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def seconds(self) -> float:
+        """How long the run has trained, over all its starts."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The time that a run has taken goes with it."""
+        checkpoint["seconds"] = self.seconds()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run has what is left of its minutes."""
+        self.seconds_before = checkpoint["seconds"]
+
     def rate(self, step: int, total: int) -> float:
         """The share of the peak learning rate at a step; a limit in minutes shortens the decay so that it still ends."""
         done = step / max(1, total)
         if self.config.minutes:
-            done = max(done, (time.monotonic() - self.started) / (60 * self.config.minutes))
+            done = max(done, self.seconds() / (60 * self.config.minutes))
         warm = min(1.0, (step + 1) / max(1, self.config.warmup))
         return warm * float(max(0.0, 1 - done) ** self.config.power)
 

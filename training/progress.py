@@ -124,16 +124,18 @@ class TimeLimit(pl.Callback):
     """Stop at the end of the epoch after which another would not end within the limit."""
 
     def __init__(self, minutes: float) -> None:
-        self.seconds = 60 * minutes
-        self.started = self.last = time.monotonic()
+        self.limit = 60 * minutes
+        self.last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self.started = self.last = time.monotonic()
+        """Start the clock of the first epoch."""
+        assert isinstance(module, Training)
+        self.last = module.seconds()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         """Judge by the epoch that has just ended, its validation included."""
-        now = time.monotonic()
-        if now - self.started + (now - self.last) > self.seconds:
+        assert isinstance(module, Training)
+        now = module.seconds()
+        if now + (now - self.last) > self.limit:
             trainer.should_stop = True
         self.last = now

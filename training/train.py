@@ -160,16 +160,17 @@ def make_trainer(
 ) -> pl.Trainer:
     """Lightning's loop with our checkpoints and our progress bar."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings and tips
-    checkpoints = ModelCheckpoint(
-        out / "checkpoints", filename="best", monitor="miou", mode="max", save_last=True, enable_version_counter=False
-    )
+    # `save_last=True` would write the last only where the best was written too, and a resume go back to the best.
+    folder = out / "checkpoints"
+    best = ModelCheckpoint(folder, filename="best", monitor="miou", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
     limit = [TimeLimit(config.minutes)] if config.minutes else []
     return pl.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
         devices=1,
         precision="bf16-mixed" if precision == "bf16" else "32-true",
         max_epochs=config.epochs,
-        callbacks=[Watch(out / "metrics.csv", classes, batch, console), checkpoints, *limit],
+        callbacks=[Watch(out / "metrics.csv", classes, batch, console), best, last, *limit],
         default_root_dir=out,
         logger=False,
         enable_progress_bar=False,

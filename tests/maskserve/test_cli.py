@@ -50,7 +50,7 @@ def fails(done: subprocess.CompletedProcess[str], code: int, *words: str) -> Non
 def test_help_explains_every_option(verb: str, tmp_path: Path) -> None:
     done = maskserve(*verb.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
-    options = [line for line in done.stdout.splitlines() if line.startswith("│ --")]
+    options = [line for line in done.stdout.splitlines() if line.lstrip("│* ").startswith("--")]
     assert options
     assert all(len([part for part in line.strip("│ ").split("  ") if part]) > 1 for line in options)
 

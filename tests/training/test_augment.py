@@ -59,6 +59,26 @@ def test_picture_and_mask_move_together() -> None:
         assert np.mean(np.abs(moved[..., 0].astype(int) - mask * 20)[inside] <= 2) > 0.93
 
 
+def test_scale_place_and_flip_are_drawn_independently() -> None:
+    """Albumentations' own seeding correlates them by up to 1.0."""
+    labels = np.zeros((96, 96), np.uint8)
+    labels[40:56, 20:36] = 1
+    labels[40:56, 60:76] = 2
+    picture = np.stack([labels] * 3, axis=2)
+    augment = Augment(TrainConfig(colour=0, scale=(0.8, 1.2)), (96, 96))
+    scales, heights, flips = [], [], []
+    for seed in range(400):
+        mask = augment(picture, labels, seed)[1]
+        (rows, ones), twos = np.nonzero(mask == 1), np.nonzero(mask == 2)[1]
+        if ones.size and twos.size:
+            scales.append(ones.size)
+            heights.append(rows.mean())
+            flips.append(ones.mean() > twos.mean())
+    assert 0.4 < np.mean(flips) < 0.6
+    correlations = np.corrcoef(np.array([scales, heights, flips], float))
+    assert np.abs(correlations - np.eye(3)).max() < 0.2
+
+
 def test_the_seed_decides(sample: tuple[RGB, Labels]) -> None:
     augment = Augment(TrainConfig(), (96, 96))
     first, again, other = (augment(*sample, seed)[0] for seed in (7, 7, 8))

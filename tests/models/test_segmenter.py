@@ -1,0 +1,235 @@
+"""The only inference path there is: sizes, geometry, and the probes that a bundle carries."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.bundle import SUMS, Bundle, open_bundle, writing
+from models.errors import EngineError, ParityError
+from models.segmenter import (
+    BUCKET,
+    Segmenter,
+    agreement,
+    fitted_size,
+    pad_to_bucket,
+    resize_labels,
+    resize_picture,
+)
+from models.spec import InputRule
+from tests.bundles import drawing
+
+ROOT = Path(__file__).parent.parent.parent
+NATIVE = InputRule(rule="native")
+FIT = InputRule(rule="fit", side=192)
+sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
+
+
+def by_colour(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """An engine that needs no weights: bright red counts 1, bright green counts 2."""
+    labels = (images[..., 0] > 127) + np.uint8(2) * (images[..., 1] > 127)
+    return labels.astype(np.uint8), np.zeros((len(images), 4, 1, 1), np.float32)
+
+
+def quadrants(height: int, width: int) -> NDArray[np.uint8]:
+    """The labels 0, 1 over 2, 3, parted in the middle."""
+    down, right = np.indices((height, width))
+    return ((right >= width // 2) + 2 * (down >= height // 2)).astype(np.uint8)
+
+
+def coloured(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture that `by_colour` labels so."""
+    return np.stack([(labels & 1) * 255, (labels >> 1) * 255, labels * 0], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("rule", [NATIVE, FIT], ids=["native", "fit"])
+@settings(max_examples=60, deadline=None)
+@example(size=(1, 1))
+@example(size=(1, 700))
+@example(size=(700, 1))
+@given(size=sizes)
+def test_labels_have_the_size_of_the_picture(rule: InputRule, size: tuple[int, int]) -> None:
+    picture = drawing(*size)
+    prediction = Segmenter(by_colour, rule).segment(picture)
+    assert prediction.labels.shape == size
+    assert prediction.labels.dtype == np.uint8
+    assert prediction.labels.flags.c_contiguous
+    assert prediction.picture is picture
+
+
+@pytest.mark.parametrize("rule", [NATIVE, FIT], ids=["native", "fit"])
+def test_any_memory_layout(rule: InputRule) -> None:
+    segmenter = Segmenter(by_colour, rule)
+    picture = drawing(101, 67)
+    picture.flags.writeable = False
+    for view in (picture, picture[::-1], picture[:, ::-1], picture.swapaxes(0, 1), picture[::2, 1::3]):
+        labels = segmenter.segment(view).labels
+        np.testing.assert_array_equal(labels, segmenter.segment(view.copy()).labels)
+        assert labels.flags.owndata or labels.base.flags.owndata
+        labels[:] = 0  # the caller's own
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=sizes)
+def test_native_pictures_keep_their_pixels(size: tuple[int, int]) -> None:
+    truth = quadrants(*size)
+    np.testing.assert_array_equal(Segmenter(by_colour, NATIVE).segment(coloured(truth)).labels, truth)
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=sizes, side=st.integers(16, 400))
+def test_boundaries_return_to_their_place(size: tuple[int, int], side: int) -> None:
+    rule = InputRule(rule="fit", side=side)
+    truth = quadrants(*size)
+    labels = Segmenter(by_colour, rule).segment(coloured(truth)).labels
+    far = np.ones(size, bool)
+    for axis, (full, fitted) in enumerate(zip(size, fitted_size(size, rule), strict=True)):
+        distance = np.abs(np.arange(full) + 0.5 - full // 2)
+        clear = distance > max(1.0, full / fitted)  # one pixel of the coarser grid
+        far &= clear[:, None] if axis == 0 else clear[None, :]
+    np.testing.assert_array_equal(labels[far], truth[far])
+
+
+@pytest.mark.parametrize("size", [(384, 384), (288, 768), (1536, 960), (96, 96), (48, 96), (64, 64), (2, 4)])
+def test_boundaries_are_exact_where_sizes_divide(size: tuple[int, int]) -> None:
+    truth = quadrants(*size)
+    np.testing.assert_array_equal(Segmenter(by_colour, FIT).segment(coloured(truth)).labels, truth)
+
+
+@pytest.mark.parametrize("size", [(384, 384), (192, 576), (768, 512), (64, 64), (64, 48), (192, 160)])
+def test_a_mirrored_picture_has_mirrored_labels(size: tuple[int, int]) -> None:
+    segmenter = Segmenter(by_colour, FIT)
+    picture = drawing(*size)
+    labels = segmenter.segment(picture).labels
+    assert len(np.unique(labels)) == 4
+    for mirror in (np.s_[:, ::-1], np.s_[::-1], np.s_[::-1, ::-1]):
+        np.testing.assert_array_equal(segmenter.segment(picture[mirror]).labels, labels[mirror])
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=sizes, to=sizes)
+def test_resized_labels_invent_nothing(size: tuple[int, int], to: tuple[int, int]) -> None:
+    labels = np.random.default_rng(0).choice(np.array([0, 3, 200, 255], np.uint8), size)
+    resized = resize_labels(labels, to)
+    assert (resized.shape, resized.dtype) == (to, np.uint8)
+    assert set(np.unique(resized)) <= set(np.unique(labels))
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 40)), factor=st.integers(1, 9))
+def test_labels_enlarged_by_a_whole_factor_repeat(size: tuple[int, int], factor: int) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    enlarged = resize_labels(labels, (size[0] * factor, size[1] * factor))
+    np.testing.assert_array_equal(enlarged, labels.repeat(factor, 0).repeat(factor, 1))
+    assert not np.shares_memory(enlarged, labels)
+    if factor % 2:  # the centre of an odd block is a pixel
+        np.testing.assert_array_equal(resize_labels(enlarged, size), labels)
+
+
+@pytest.mark.parametrize("size", [(1, 500_000), (500_000, 1), (3, 60_000)])
+def test_very_long_pictures(size: tuple[int, int]) -> None:
+    truth = quadrants(*size)
+    labels = Segmenter(by_colour, FIT).segment(coloured(truth)).labels
+    assert labels.shape == size
+    assert agreement(labels[size[0] // 2 :], truth[size[0] // 2 :]) > 0.99
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=sizes, side=st.integers(16, 400))
+def test_fitted_sizes_keep_the_aspect(size: tuple[int, int], side: int) -> None:
+    fitted = fitted_size(size, InputRule(rule="fit", side=side))
+    assert max(fitted) == side
+    for length, full in zip(fitted, size, strict=True):
+        assert length >= 1
+        assert abs(length - full * side / max(size)) <= 0.5 or length == 1
+    assert fitted_size(size, NATIVE) == size
+
+
+def test_shrinking_averages() -> None:
+    checkers = (np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)).astype(np.uint8)
+    shrunk = resize_picture(np.repeat(checkers[:, :, None], 3, axis=2), (16, 16))
+    assert (np.abs(shrunk.astype(int) - 128) <= 1).all()
+    assert resize_picture(shrunk, (16, 16)) is shrunk
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=sizes)
+def test_padding_repeats_the_edge_up_to_the_bucket(size: tuple[int, int]) -> None:
+    picture = drawing(*size)
+    padded = pad_to_bucket(picture)
+    height, width = padded.shape[:2]
+    assert BUCKET == 64
+    assert (height % 64, width % 64) == (0, 0)
+    assert 0 <= height - size[0] < 64 and 0 <= width - size[1] < 64
+    np.testing.assert_array_equal(
+        padded, np.pad(picture, ((0, height - size[0]), (0, width - size[1]), (0, 0)), "edge")
+    )
+
+
+def test_few_sizes_reach_the_engine() -> None:
+    met = set()
+
+    def watched(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        met.add(images.shape)
+        return by_colour(images)
+
+    segmenter = Segmenter(watched, FIT)
+    for height, width in np.random.default_rng(0).integers(1, 700, (300, 2)):
+        segmenter.segment(np.zeros((height, width, 3), np.uint8))
+    assert met == {(1, 192, 64, 3), (1, 192, 128, 3), (1, 192, 192, 3), (1, 128, 192, 3), (1, 64, 192, 3)}
+
+
+def test_agreement() -> None:
+    first = np.array([[0, 1], [2, 255]], np.uint8)
+    assert agreement(first, first) == 1.0
+    assert agreement(first, first.T) == 0.5
+    assert agreement(first, first[:1]) == 0.0
+
+
+def test_probes_are_answered(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle)
+    assert Segmenter.load(bundle).answer_probes(bundle) >= 0.99
+
+
+def test_altered_probes_are_found(tiny_bundle: Path, tmp_path: Path) -> None:
+    with writing(tmp_path / "altered") as new:
+        shutil.copytree(tiny_bundle, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SUMS))
+        mask = new / "probes" / "0.labels.png"
+        labels = np.array(Image.open(mask))
+        labels[: len(labels) // 50 + 1] ^= 1  # a little more than the 1% that is forgiven
+        Image.fromarray(labels).save(mask)
+    bundle = open_bundle(tmp_path / "altered")
+    with pytest.raises(ParityError, match=r"0\.png: on this machine 9\d\.\d\d% .* at least 99%"):
+        Segmenter.load(bundle, precision="f32").answer_probes(bundle)
+
+
+def test_a_bundle_without_probes(tiny_bundle: Path, tmp_path: Path) -> None:
+    opened = open_bundle(tiny_bundle)
+    assert Segmenter(by_colour, FIT).answer_probes(Bundle(tmp_path, opened.spec, "")) == 1.0
+
+
+def test_an_unknown_engine(tiny_bundle: Path) -> None:
+    with pytest.raises(EngineError, match="'tensorrt' is not known; choose from openvino"):
+        Segmenter.load(open_bundle(tiny_bundle), engine="tensorrt")
+
+
+def test_the_real_network_fits_and_returns(tiny_bundle: Path) -> None:
+    segmenter = Segmenter.load(open_bundle(tiny_bundle), precision="f32")
+    picture = drawing(192, 160)
+    labels = segmenter.segment(picture).labels
+    assert len(np.unique(labels)) > 1
+    twice = segmenter.segment(cv2.resize(picture, (320, 384), interpolation=cv2.INTER_NEAREST)).labels
+    assert agreement(twice, resize_labels(labels, (384, 320))) > 0.99
+
+
+def test_serving_needs_no_torch() -> None:
+    code = "import sys, models.segmenter, models.outputs, models.bundle; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
