@@ -1,5 +1,6 @@
 """The front door: one verb a function. Each opens its room when it is called, so that `--help` is quick."""
 
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
 
@@ -53,7 +55,7 @@ def data_shapes(
     from training.data.shapes import CLASSES, draw
 
     draw(target, seed, {"train": train, "val": val, "test": test})
-    Console().print(f"{target}: {train + val + test} pictures, {len(CLASSES)} classes", highlight=False)
+    Console().print(f"{target}: {train + val + test} pictures, {len(CLASSES)} classes", highlight=False, markup=False)
 
 
 @data_app.command("lint")
@@ -72,9 +74,13 @@ def data_lint(data: DataFolder, format: Format = "auto") -> None:
         report = lint(data, format, progress=lambda done, total: bar.update(task, completed=done, total=total))
     show(report, console, most=20)
     if report.errors:
-        console.print(f"{len(report.errors)} errors in {data}; they must be mended before a training.", highlight=False)
+        console.print(
+            f"{len(report.errors)} errors in {data}; they must be mended before a training.",
+            highlight=False,
+            markup=False,
+        )
         raise typer.Exit(1)
-    console.print(f"no errors in {data}", highlight=False)
+    console.print(f"no errors in {data}", highlight=False, markup=False)
 
 
 @app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")
@@ -100,13 +106,17 @@ def train(
 
     if list_settings:
         for name, field in TrainConfig.model_fields.items():
-            Console().print(f"{name}={field.default}", style="bold", end="  ", highlight=False)
+            Console().print(f"{name}={field.default}", style="bold", end="  ", highlight=False, markup=False)
             Console().print(field.description or "", highlight=False, markup=False)
         return
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
     run = out or Path("runs") / data.resolve().name
     parsed = load_config(config, settings or [])
+    if resume and (settings or config):
+        raise typer.BadParameter(
+            "a run goes on under the settings that it began with; leave KEY=VALUE and --config out"
+        )
 
     from training.train import train as train_run  # torch comes in here, after the settings were found to be right
 
@@ -121,7 +131,7 @@ def train(
             err=True,
         )
         raise typer.Exit(130) from None
-    Console().print(f"{run}: trained. Next: maskserve export {run}", highlight=False)
+    Console().print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False)
 
 
 @app.command()
@@ -136,7 +146,7 @@ def export(
     from training.export import export as export_run
 
     target = export_run(run, out, input)
-    Console().print(f"Next: maskserve serve {target}", highlight=False)
+    Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)
 
 
 @app.command()
@@ -204,13 +214,17 @@ def main(verb: str | None = None) -> None:
     if not (ROOT / "models" / "errors.py").is_file():
         _fail("The commands are used from a clone of maskserve; this installation holds maskserve.client alone.", 2)
     sys.path.insert(0, str(ROOT))  # before any `models` that a PYTHONPATH or the current folder may offer
+    from maskserve.client import ClientError
     from models.errors import ConfigError, MaskserveError
 
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries tell each other's developers
+    for name in ("SIGTERM", "SIGHUP"):  # an exit that ends children and takes away half-written folders
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
     try:
         app(args=arguments, prog_name=f"python -m training.{verb}" if verb else "maskserve")
-    except (MaskserveError, OSError) as error:
+    except (MaskserveError, ClientError, OSError) as error:
         if debug:
             raise
         _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
@@ -219,9 +233,8 @@ def main(verb: str | None = None) -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    Console(stderr=True).print(
-        f"[red]error:[/] {sentence}" if code != 130 else sentence, highlight=False, soft_wrap=True
-    )
+    mark = "" if code == 130 else "[red]error:[/] "
+    Console(stderr=True).print(mark + escape(sentence), highlight=False, soft_wrap=True)
     raise SystemExit(code)
 
 

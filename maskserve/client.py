@@ -67,7 +67,9 @@ class Client:
     def __init__(self, url: str, timeout: float = 60.0) -> None:
         """`url` of the service, such as http://127.0.0.1:3000; `timeout` of each connect, read or write, in seconds."""
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        # A proxy of the environment is for other machines: what is asked of this one must not leave it.
+        local = httpx.URL(self.url).host in ("127.0.0.1", "::1", "localhost")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=not local)
         self._classes: dict[str, list[dict[str, Any]]] = {}  # by model
 
     def segment(self, picture: Picture) -> Mask:

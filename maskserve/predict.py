@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from models.bundle import open_bundle
@@ -31,14 +32,14 @@ def predict(bundle: Path, sources: list[Path], target: Path, format: str = "png"
         jobs.items(), "segmenting", console=console, transient=True, disable=not console.is_terminal
     ):
         try:
-            prediction = segmenter.segment(read(picture))
+            encoded = output.encode(segmenter.segment(read(picture)), opened.spec, Options())
         except (ImageError, DataError) as error:
-            console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+            console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             bad += 1
             continue
         mask.parent.mkdir(parents=True, exist_ok=True)
-        mask.write_bytes(output.encode(prediction, opened.spec, Options()))
-    console.print(f"{target}: {len(jobs) - bad} of {len(jobs)} pictures segmented", highlight=False)
+        mask.write_bytes(encoded)
+    console.print(f"{target}: {len(jobs) - bad} of {len(jobs)} pictures segmented", highlight=False, markup=False)
     return bad == 0
 
 

@@ -79,12 +79,12 @@ def open_bundle(folder: Path) -> Bundle:
 
 @contextmanager
 def writing(target: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; at the end it is summed and takes the place of `target` in one rename.
+    """Yield an empty folder to fill; at the end it is summed and renamed to `target`, whole.
 
     On any error nothing is left and an older bundle at `target` stays as it was.
     Raises: BundleError where `target` is something other than a bundle or an empty folder.
     """
-    if target.exists() and not (target / SUMS).is_file() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and not _replaceable(target):
         raise BundleError(f"{target} exists and is no bundle; it will not be overwritten. Choose another --out.")
     target = target.absolute()  # `.` has no name of its own and cannot be renamed
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -102,12 +102,24 @@ def writing(target: Path) -> Iterator[Path]:
             target.rename(old)
         try:
             new.rename(target)
-        except OSError:
+        except BaseException:  # Ctrl-C between the two renames would else lose both
             if old.exists():
                 old.rename(target)
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _replaceable(target: Path) -> bool:
+    """Whether a folder is empty or a bundle that holds no file of anybody else."""
+    if not target.is_dir():
+        return False
+    files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
+    if not files and not any(target.iterdir()):
+        return True
+    if not {SUMS, SPEC, MODEL} <= files:
+        return False
+    return files <= {SUMS, *_read_sums(target / SUMS)}
 
 
 def sha256(path: Path) -> str:

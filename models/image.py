@@ -153,10 +153,11 @@ def _to_8_bits(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Scale grey samples by the smallest usual range that holds them: 1, 255, 65535, or else their own maximum."""
     values = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(values.max())
-    if np.issubdtype(samples.dtype, np.integer):
-        full = 65535.0 if largest <= 65535 else largest
+    if samples.dtype == np.uint16:  # a dark 16-bit picture stays dark
+        full = 65535.0
     else:
-        full = next((full for full in (1.0, 255.0, 65535.0) if largest <= full), largest)
+        usual = (1.0, 255.0, 65535.0) if np.issubdtype(samples.dtype, np.floating) else (255.0, 65535.0)
+        full = next((full for full in usual if largest <= full), largest)
     return (values.clip(0, full) * (255.0 / full) + 0.5).astype(np.uint8)
 
 

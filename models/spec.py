@@ -56,7 +56,8 @@ class Spec(_Frozen):
     input: InputRule
     architecture: Architecture
     parity: dict[str, float] = Field(
-        default={}, description="share of pixels on which the frozen network equals the live one, by precision"
+        default={},
+        description="lowest share of a picture's pixels on which the frozen network equals the live one, by precision",
     )
     metrics: dict[str, Any] = Field(default={}, description="of this bundle on the validation split, by name")
     provenance: dict[str, Any] = Field(default={}, description="when, from what data and settings, by which versions")

@@ -3,7 +3,6 @@
 bentoml serve service.app:Maskserve      with MASKSERVE_BUNDLE naming a bundle; `service/settings.py` has the rest
 """
 
-import os
 import sys
 import time
 from typing import Annotated, Any, cast
@@ -35,9 +34,6 @@ from service.settings import read_settings
 
 PREFIX = "/v1"
 BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
-
-# Decoding and encoding at once: one a core, so that waiting requests hold compressed bytes and not pixels.
-CODECS = anyio.CapacityLimiter(os.cpu_count() or 1)
 
 # No docs pages: FastAPI's come from an outside address.
 api = FastAPI(title="maskserve", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -99,12 +95,15 @@ async def segment(request: Request, wishes: Annotated[Wishes, Query()]) -> Respo
     clock = _Clock()
     data = await picture_bytes(request, settings.max_body_bytes)
     clock.lap("read")
-    picture = await anyio.to_thread.run_sync(decode, data, settings.max_pixels, limiter=CODECS)
-    clock.lap("decode")
-    prediction, clock.laps["wait"], clock.laps["infer"] = await keeper(request.app).infer(served.segmenter, picture)
-    clock.restart()
-    body = await anyio.to_thread.run_sync(output.encode, prediction, served.bundle.spec, options, limiter=CODECS)
-    clock.lap("encode")
+    async with keeper(request.app).room:
+        clock.lap("wait")
+        picture = await anyio.to_thread.run_sync(decode, data, settings.max_pixels)
+        clock.lap("decode")
+        prediction, waited, clock.laps["infer"] = await keeper(request.app).infer(served.segmenter, picture)
+        clock.laps["wait"] += waited
+        clock.restart()
+        body = await anyio.to_thread.run_sync(output.encode, prediction, served.bundle.spec, options)
+        clock.lap("encode")
     return answers.mask(body, output.MEDIA_TYPE, served.bundle, clock.laps)
 
 

@@ -6,6 +6,7 @@ calls it, and the server's common pool would in time give forty threads their ow
 
 import asyncio
 import logging
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class Keeper:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._threads = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="infer")
+        # Requests that hold pixels: those that infer and, for each core, one that decodes or encodes meanwhile. The
+        # others wait here with their compressed bytes, a hundredth of that.
+        self.room = asyncio.Semaphore(settings.concurrency + (os.cpu_count() or 1))
         self._served: Served | None = None
         self._failure = ""
 

@@ -31,6 +31,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
 STOP_SECONDS = 20  # how long requests in flight may take to end
+STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # Windows has two
 LOG_TAIL = 4000  # characters
 
 
@@ -49,7 +52,7 @@ def serve(bundle: Path, host: str, port: int) -> int:
             stop = True
             server.child.terminate()
 
-        previous = {number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, ask_to_stop) for number in STOPPING}
         try:
             _wait_until_ready(server)
             if not stop:

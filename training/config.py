@@ -2,10 +2,10 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from models.errors import ConfigError
 
@@ -60,7 +60,15 @@ class TrainConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(2, ge=0, description="processes that read and augment pictures")
-    seed: int = Field(0, ge=0, description="of weights, order and augmentation")
+    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
+
+    @model_validator(mode="after")
+    def _in_range(self) -> Self:
+        if self.crop is not None and min(self.crop) < 32:
+            raise ValueError("crop is height,width, each of 32 pixels or more")
+        if not 0.05 <= self.scale[0] <= self.scale[1] <= 20:
+            raise ValueError("scale is smallest,largest, between 0.05 and 20")
+        return self
 
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
@@ -78,7 +86,7 @@ def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
 
 def validated(settings: dict[str, Any]) -> TrainConfig:
     """A config from plain values. Raises: ConfigError naming the first key that is wrong, and the nearest right one."""
-    for key in settings:
+    for key in map(str, settings):
         if key not in TrainConfig.model_fields:
             close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
             hint = f"did you mean {close[0]}?" if close else "`maskserve train --settings` lists them all."
@@ -87,8 +95,13 @@ def validated(settings: dict[str, Any]) -> TrainConfig:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        key = str(first["loc"][0])
-        raise ConfigError(f"The setting {key}={first['input']!r} is not possible: {first['msg']}.") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        where = (
+            f"The setting {first['loc'][0]}={first['input']!r} is not possible"
+            if first["loc"]
+            else "These settings are not possible"
+        )
+        raise ConfigError(f"{where}: {reason}.") from error
 
 
 def save_config(config: TrainConfig, file: Path) -> None:
@@ -98,7 +111,9 @@ def save_config(config: TrainConfig, file: Path) -> None:
 
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: is not UTF-8 text.") from error
     except OSError as error:
         raise ConfigError(f"{file}: cannot be opened ({error.strerror}).") from error
     except yaml.YAMLError as error:

@@ -13,8 +13,10 @@ from rich.progress import track
 from rich.table import Table
 
 from models.bundle import Bundle, open_bundle
+from models.engines.openvino import choose_precision
 from models.errors import DataError
 from models.segmenter import Segmenter
+from models.spec import VOID
 from training.data import Samples, load
 from training.metrics import Confusion
 from training.report import confusion, panel
@@ -41,7 +43,7 @@ def evaluate(
         **matrix.summary(samples.classes),
         "split": split,
         "pictures": len(samples),
-        "bundle": {"name": opened.spec.name, "hash": opened.hash, "precision": precision},
+        "bundle": {"name": opened.spec.name, "hash": opened.hash, "precision": choose_precision(opened, precision)},
     }
     show(metrics, console)
     if out:
@@ -63,6 +65,11 @@ def measure(segmenter: Segmenter, samples: Samples, console: Console) -> tuple[C
         if picture.shape[:2] != truth.shape:
             raise DataError(
                 f"{samples.pairs[index].mask} has not the size of its picture; run `maskserve data lint` on the data set."
+            )
+        strange = truth[(truth >= len(samples.classes)) & (truth != VOID)]
+        if strange.size:
+            raise DataError(
+                f"{samples.pairs[index].mask} holds the label {strange[0]}, which is no class; run `maskserve data lint`."
             )
         single.add(truth, segmenter.segment(picture).labels)
         by_picture.append(single.miou())

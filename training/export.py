@@ -5,7 +5,6 @@ real pictures of several odd sizes, both through the Segmenter; where they disag
 """
 
 import datetime
-import json
 import logging
 import platform
 import shutil
@@ -33,7 +32,7 @@ from training.config import TrainConfig, load_config
 from training.data import Samples, load
 from training.evaluate import measure
 from training.report import panel
-from training.train import architecture_options, live, load_network
+from training.train import architecture_options, live, load_network, read_run
 
 F32_AGREEMENT = 0.999
 PROBES = 3
@@ -49,7 +48,7 @@ def export(run: Path, out: Path | None = None, input: str | None = None, console
     """
     console = console or Console()
     network = load_network(run)
-    config, facts = load_config(run / "config.yaml", []), json.loads((run / "run.json").read_text())
+    config, facts = load_config(run / "config.yaml", []), read_run(run)
     classes = [ClassInfo(**entry) for entry in facts["classes"]]
     rule = choose_rule(input, InputRule(**facts["input"]))
     samples = load(Path(facts["data"]), "val", config.format)
@@ -127,12 +126,12 @@ def parity(draft: Bundle, live_one: Segmenter, pictures: list[RGB], console: Con
         equal = [
             agreement(frozen.segment(picture).labels, truth) for picture, truth in zip(pictures, expected, strict=True)
         ]
-        shares[precision] = float(np.mean(equal))
+        shares[precision] = min(equal)  # the worst picture: each probe will be asked alone
         verdict = (
             "" if precision == "f32" or shares[precision] >= BF16_AGREEMENT else f" < {BF16_AGREEMENT:.1%}: not used"
         )
         console.print(
-            f"parity {precision}: {shares[precision]:.4%} of the labels are the live network's{verdict}",
+            f"parity {precision}: at least {shares[precision]:.4%} of a picture's labels are the live network's{verdict}",
             highlight=False,
         )
     if shares["f32"] < F32_AGREEMENT:

@@ -1,6 +1,6 @@
 """What is wrong with a data set, found before epoch 0.
 
-Every file is read once, in parallel. An error would spoil or stop a training (an out-of-range label makes
+Every file is read, in parallel. An error would spoil or stop a training (an out-of-range label makes
 cross-entropy write out of bounds on a CPU, pytorch #194802); a warning is worth a look.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from models.errors import DataError, MaskserveError
+from models.errors import MaskserveError
 from models.spec import VOID, ClassInfo
-from training.data import Samples, load
+from training.data import Samples, has_split, load
 from training.data.samples import SPLITS
 
 
@@ -53,18 +53,15 @@ def lint(
     splits: tuple[str, ...] = SPLITS,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Read every picture and mask of a data set. A split that is not there is passed over, but train must be.
+    """Read every picture and mask of a data set. A split that has no folder is passed over, but train must be there.
 
     `progress` is called with the number of files done and of all.
-    Raises: DataError for a folder that is no data set at all.
+    Raises: DataError for a folder that is no data set at all, or a split that is laid out wrongly.
     """
     opened = {"train": load(root, "train", format)}
     for split in splits:
-        if split != "train":
-            try:
-                opened[split] = load(root, split, format)
-            except DataError:
-                continue
+        if split != "train" and has_split(root, split, format):
+            opened[split] = load(root, split, format)
     report = Report(opened["train"].classes)
     total, done = sum(len(samples) for samples in opened.values()), 0
     for split, samples in opened.items():

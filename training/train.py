@@ -25,7 +25,7 @@ from rich.console import Console
 
 from models.architectures import build
 from models.architectures.network import Network
-from models.errors import DataError, RunError
+from models.errors import ConfigError, DataError, RunError
 from models.segmenter import Segmenter, fitted_size
 from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig, load_config, save_config
@@ -51,7 +51,7 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     console = console or Console()
     last = out / "checkpoints" / "last.ckpt"
     if resume:
-        config = resumable(out, last)
+        config = resumable(out, last, data)
     elif last.exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
 
@@ -66,17 +66,24 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     pl.seed_everything(config.seed, verbose=False)
     rule, crop = scale(config, report)
     network = make_network(config, len(training.classes))
-    device = "cuda" if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()) else "cpu"
+    device = choose_device(config)
     precision = choose_precision(config, device)
     console.print(
         f"{config.architecture} on {config.encoder}, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters; "
         f"{len(training)} pictures to train on, {len(validation)} to validate; "
         f"crops of {crop[1]} x {crop[0]}; {precision} on {device}",
         highlight=False,
+        markup=False,
     )
     out.mkdir(parents=True, exist_ok=True)
     save_config(config, out / "config.yaml")
-    describe(out / "run.json", data, training, rule)
+    if resume:  # the pictures may have changed since; what the run began with has not
+        known = read_run(out)
+        rule = InputRule(**known["input"])
+        if known["classes"] != [entry.model_dump(mode="json") for entry in training.classes]:
+            raise RunError(f"{data} has other classes than when {out} began; train anew into another --out.")
+    else:
+        describe(out / "run.json", data, training, rule)
 
     module = Training(network, len(training.classes), config)
     batches = training_batches(training, rule, crop, config)
@@ -88,10 +95,15 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     return out
 
 
-def resumable(out: Path, last: Path) -> TrainConfig:
+def resumable(out: Path, last: Path, data: Path) -> TrainConfig:
     """The settings of a run that can go on. Raises: RunError."""
     if not last.exists():
         raise RunError(f"{out} holds no {last.name} to resume from; train without --resume.")
+    began_on = read_run(out)["data"]
+    if Path(began_on) != data.resolve():
+        raise RunError(
+            f"{out} began on {began_on}, not on {data}; resume it with that folder, or choose another --out."
+        )
     return load_config(out / "config.yaml", [])
 
 
@@ -121,6 +133,13 @@ def make_network(config: TrainConfig, classes: int) -> Network:
 def architecture_options(config: TrainConfig) -> dict[str, Any]:
     """What rebuilds the network around its weights; it travels in the bundle's spec."""
     return {name: getattr(config, name) for name in ("encoder", "output_stride", "skips", "dropout")}
+
+
+def choose_device(config: TrainConfig) -> str:
+    """cpu or cuda. Raises: ConfigError where a GPU is asked for and none is there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("The setting device=cuda is not possible: torch sees no GPU here. Take device=cpu or auto.")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def choose_precision(config: TrainConfig, device: str) -> str:
@@ -153,6 +172,15 @@ def describe(file: Path, data: Path, samples: Samples, rule: InputRule) -> None:
     classes = [entry.model_dump(mode="json") for entry in samples.classes]
     content = {"data": str(data.resolve()), "classes": classes, "input": rule.model_dump(mode="json")}
     file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_run(run: Path) -> dict[str, Any]:
+    """What `describe` wrote. Raises: RunError."""
+    try:
+        content: dict[str, Any] = json.loads((run / "run.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run}/run.json cannot be read ({error}); train anew.") from error
+    return content
 
 
 def make_trainer(
@@ -204,7 +232,7 @@ def load_network(run: Path) -> Network:
     state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
     prefix = "network."
     state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    classes = len(json.loads((run / "run.json").read_text())["classes"])
+    classes = len(read_run(run)["classes"])
     network = build(config.architecture, classes, **architecture_options(config))
     network.load_state_dict(state)
     return network.eval()

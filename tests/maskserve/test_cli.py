@@ -146,6 +146,8 @@ def test_errors_are_one_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
     fails(maskserve("evaluate", "none", "none", cwd=tmp_path), 1, "is no bundle")
     fails(maskserve("serve", tiny_bundle, "--port", "70000", cwd=tmp_path), 2, "65535")
     fails(maskserve("fly", cwd=tmp_path), 2, "fly")
+    fails(maskserve("export", "x[old]/[/a]", cwd=tmp_path), 1, "x[old]/[/a] is no finished run")
+    fails(maskserve("train", ".", "epochs=3", "--resume", cwd=tmp_path), 2, "KEY=VALUE")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Every network keeps the house's contract, and the FCN is the paper's."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,15 @@ VARIANTS = [
 ]
 NETWORKS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ARCHITECTURES]
 NETWORKS += [("fcn", options) for options in VARIANTS]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Beside another busy process two threads wait for each other at every operation: 3 s in place of 20 ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def named(value: object) -> str | None:

@@ -49,7 +49,7 @@ def test_a_wrong_setting_is_named(words: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- a\n- b\n", "list"), ("a: [", "is no YAML"), ("lr: fast", "lr='fast'")]
+    ("text", "message"), [("- a\n- b\n", "list"), ("a: [", "is no YAML"), ("lr: fast", "lr='fast'"), ("1: 2", "'1'")]
 )
 def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"

@@ -120,11 +120,22 @@ def test_classes_are_named_by_a_file_or_numbered(tmp_path: Path) -> None:
     assert [entry.name for entry in load(tmp_path, "train").classes] == ["road", "car", "tree"]
 
 
-@pytest.mark.parametrize("text", ["road,1,2\ncar\n", "road,1,2,300\ncar\n", "road,a,b,c\ncar\n", "road\n"])
+@pytest.mark.parametrize(
+    "text", ["road,1,2\ncar\n", "road,1,2,300\ncar\n", "road,a,b,c\ncar\n", "road\n", "road\nroad\n"]
+)
 def test_a_wrong_class_file_is_named(text: str, tmp_path: Path) -> None:
     flat(tmp_path)
     (tmp_path / "classes.csv").write_text(text)
     with pytest.raises(DataError, match=r"classes\.csv"):
+        load(tmp_path, "train")
+
+
+def test_a_class_file_from_a_spreadsheet_is_read_and_a_foreign_one_named(tmp_path: Path) -> None:
+    flat(tmp_path)
+    (tmp_path / "classes.csv").write_text("sky\nroad\n", encoding="utf-8-sig")
+    assert [entry.name for entry in load(tmp_path, "train").classes] == ["sky", "road"]
+    (tmp_path / "classes.csv").write_bytes("Straße\nsky\n".encode("latin-1"))
+    with pytest.raises(DataError, match="UTF-8"):
         load(tmp_path, "train")
 
 

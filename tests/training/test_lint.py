@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.errors import DataError
 from training.data.shapes import draw
 from training.lint import lint
 
@@ -86,3 +87,20 @@ def test_camvid_is_clean() -> None:
     report = lint(CAMVID)
     assert report.errors == []
     assert report.pictures == {"train": 367, "val": 101, "test": 233}
+
+
+def test_a_split_laid_out_wrongly_is_not_passed_over(shapes: Path) -> None:
+    for mask in (shapes / "masks/val").iterdir():
+        mask.unlink()
+    with pytest.raises(DataError, match="val holds no picture with a mask"):
+        lint(shapes)
+
+
+def test_a_lonely_picture_is_reported_once(tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 40, "val": 1, "test": 1})
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for kind in ("images", "masks"):
+        (tmp_path / "s" / kind / "train").rename(flat / kind)
+    (flat / "masks/train_0007.png").unlink()
+    assert len(lint(flat).errors) == 1

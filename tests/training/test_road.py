@@ -83,6 +83,36 @@ def test_a_stopped_run_goes_on_where_it_was(run: Path, shapes: Path, tmp_path: P
     assert last["global_step"] == 8
 
 
+def test_last_is_the_last_epoch_also_where_an_earlier_one_was_better(shapes: Path, tmp_path: Path) -> None:
+    """At a rate of nothing the mIoU only wanders."""
+    words = [*SETTINGS, "epochs=3", "optimizer=sgd", "lr=1e-9", "warmup=0"]
+    run = train(shapes, tmp_path / "run", load_config(None, words), console=SILENT)
+    ranked = [float(row["miou"]) for row in rows(run)]
+    best, last = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last"))
+    assert last == 2
+    assert best == ranked.index(max(ranked))
+
+
+def test_a_run_goes_on_with_its_own_data_alone(run: Path, shapes: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(shapes, tmp_path / "other")
+    with pytest.raises(RunError, match="began on"):
+        train(other, run, load_config(None, []), resume=True, console=SILENT)
+
+
+def test_a_gpu_that_is_not_there_is_a_sentence(shapes: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ConfigError, match="no GPU"):
+        train(shapes, tmp_path / "run", load_config(None, ["device=cuda"]), console=SILENT)
+
+
+def test_evaluation_names_a_mask_with_a_label_that_is_no_class(bundle: Path, shapes: Path, tmp_path: Path) -> None:
+    bad = shutil.copytree(shapes, tmp_path / "bad")
+    Image.fromarray(np.full((144, 192), 77, np.uint8)).save(bad / "masks/test/test_0003.png")
+    with pytest.raises(DataError, match=r"test_0003.png holds the label 77"):
+        evaluate(bundle, bad, console=SILENT)
+
+
 def test_resume_needs_a_run(shapes: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="resume from"):
         train(shapes, tmp_path / "none", load_config(None, []), resume=True, console=SILENT)
@@ -151,6 +181,14 @@ def test_export_refuses_and_writes_nothing_where_frozen_and_live_differ(
     with pytest.raises(ParityError, match=r"99\.9% is wanted"):
         export(run, tmp_path / "bundle", console=SILENT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_export_takes_no_folder_that_holds_more_than_a_bundle(run: Path, bundle: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(bundle, tmp_path / "mine")
+    (mine / "thesis.tex").touch()
+    with pytest.raises(BundleError, match="is no bundle"):
+        export(run, mine, console=SILENT)
+    assert (mine / "thesis.tex").exists()
 
 
 def test_export_overwrites_a_bundle_and_nothing_else(run: Path, bundle: Path, tmp_path: Path) -> None:

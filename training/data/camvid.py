@@ -30,6 +30,11 @@ def recognises(root: Path) -> bool:
     return all((root / name).is_dir() for name in ("train", "trainannot", "val", "valannot"))
 
 
+def has_split(root: Path, split: str) -> bool:
+    """Whether the split has its folder."""
+    return (root / split).is_dir()
+
+
 def load(root: Path, split: str) -> Samples:
     """Open one split. Raises: DataError where its folders are missing or empty."""
     pairs, unpaired = pair_up(root / split, root / f"{split}annot")

@@ -21,6 +21,12 @@ def recognises(root: Path) -> bool:
     return any((folder / "images").is_dir() and (folder / "masks").is_dir() for folder in (root, root / "train"))
 
 
+def has_split(root: Path, split: str) -> bool:
+    """Whether the split has a folder, or is cut from the pictures by the hash."""
+    there = [name for name in SPLITS if _split_folders(root, name)]
+    return not there or split in there or split == "val"
+
+
 def load(root: Path, split: str) -> Samples:
     """Open one split. Raises: DataError where it holds nothing."""
     splits = {name: folders for name in SPLITS if (folders := _split_folders(root, name))}
@@ -54,7 +60,8 @@ def hashed_split(name: str) -> str:
 
 
 def _held_out(samples: Samples, splits: set[str]) -> Samples:
-    return replace(samples, pairs=[pair for pair in samples.pairs if hashed_split(pair.name) in splits])
+    pairs = [pair for pair in samples.pairs if hashed_split(pair.name) in splits]
+    return replace(samples, pairs=pairs, unpaired=tuple(p for p in samples.unpaired if hashed_split(p.stem) in splits))
 
 
 def _split_folders(root: Path, split: str) -> tuple[Path, Path] | None:

@@ -92,8 +92,11 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 
 def _parse_classes(file: Path) -> list[ClassInfo]:
-    with file.open(newline="") as stream:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row and row[0].strip()]
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row and row[0].strip()]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{file}: is no CSV in UTF-8 ({error}); save it as such.") from error
     if rows and [cell.lower() for cell in rows[0][:2]] in (["name"], ["name", "r"]):
         rows = rows[1:]
     classes = []
@@ -105,6 +108,8 @@ def _parse_classes(file: Path) -> list[ClassInfo]:
             raise DataError(
                 f"{file}: {','.join(row)!r} is no class; wanted is `name` or `name,r,g,b` with 0..255."
             ) from error
+    if len({entry.name for entry in classes}) < len(classes):
+        raise DataError(f"{file} names a class twice; each class is one line of a name of its own.")
     if not 2 <= len(classes) <= 255:
         raise DataError(f"{file} names {len(classes)} classes; wanted are 2 to 255, a line each.")
     return classes
