@@ -153,7 +153,7 @@ def _to_8_bits(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Scale grey samples by the smallest usual range that holds them: 1, 255, 65535, or else their own maximum."""
     values = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(values.max())
-    if samples.dtype == np.uint16:  # a dark 16-bit picture stays dark
+    if np.issubdtype(samples.dtype, np.unsignedinteger):  # a dark 16-bit picture stays dark
         full = 65535.0
     else:
         usual = (1.0, 255.0, 65535.0) if np.issubdtype(samples.dtype, np.floating) else (255.0, 65535.0)

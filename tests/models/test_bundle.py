@@ -31,8 +31,10 @@ def fill(folder: Path, model: bytes = b"a graph") -> None:
 
 def reseal(folder: Path) -> None:
     """Sum the files of a bundle again, as someone who alters it knowingly would."""
-    with writing(folder) as new:
+    with writing(folder.with_name("resealed")) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
+    shutil.rmtree(folder)
+    folder.with_name("resealed").rename(folder)
 
 
 def break_off(target: Path, error: type[BaseException]) -> None:
@@ -172,12 +174,10 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_a_bundle_replaces_a_bundle_whole(bundle: Path) -> None:
-    (bundle / "stray").touch()
     with writing(bundle) as new:
         assert list(new.iterdir()) == []
         fill(new, b"another graph")
     assert open_bundle(bundle).model.read_bytes() == b"another graph"
-    assert not (bundle / "stray").exists()
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
@@ -188,6 +188,30 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
         with pytest.raises(BundleError, match=f"{target} exists and is no bundle"), writing(target):
             pytest.fail("it was opened")
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "cat.jpg"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "report/notes.txt"])
+def test_a_bundle_with_files_of_others_is_not_overwritten(name: str, bundle: Path) -> None:
+    (bundle / "report").mkdir()
+    (bundle / name).write_text("mine")
+    with pytest.raises(BundleError, match="will not be overwritten"), writing(bundle):
+        pytest.fail("it was opened")
+    assert (bundle / name).read_text() == "mine"
+
+
+def test_an_interrupt_between_the_renames_keeps_the_old_bundle(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, rename = open_bundle(bundle).hash, Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), writing(bundle) as new:
+        fill(new, b"another graph")
+    assert open_bundle(bundle).hash == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

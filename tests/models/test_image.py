@@ -166,10 +166,12 @@ def test_16_bit_grey_is_scaled(format: str) -> None:
     assert (decoded == decoded[:, :, :1]).all()
 
 
-def test_big_endian_16_bit_grey() -> None:
-    image = Image.fromarray(DEEP.astype(">u2"))
-    assert image.mode == "I;16B"
-    np.testing.assert_array_equal(decode(encoded(image, "TIFF"))[:, :, 0], np.floor(DEEP / 257 + 0.5))
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+@pytest.mark.parametrize("largest", [200, 5000, 65535])
+def test_16_bit_grey_of_either_byte_order(order: str, largest: int) -> None:
+    samples = (DEEP.astype(np.uint32) * largest // 65535).astype(np.uint16)
+    decoded = decode(encoded(samples.astype(order), "TIFF"))
+    np.testing.assert_array_equal(decoded[:, :, 0], np.floor(samples / 257 + 0.5))
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,7 @@ def test_float_samples_are_scaled(samples: list[float], expected: list[int]) -> 
 def test_32_bit_grey() -> None:
     decoded = decode(encoded(np.array([[-5, 0, 65535, 200_000]], np.int32), "TIFF"))
     assert decoded[0, :, 0].tolist() == [0, 0, 84, 255]
+    assert decode(encoded(np.array([[0, 7, 255]], np.int32), "TIFF"))[0, :, 0].tolist() == [0, 7, 255]
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])

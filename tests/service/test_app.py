@@ -98,7 +98,7 @@ def test_mask_is_an_indexed_png_with_the_palette(http: httpx.Client, tiny_bundle
     np.testing.assert_array_equal(palette, np.asarray(bundle.spec.palette())[: len(palette)])
     assert answer.headers["x-model"] == f"tiny@{bundle.hash[:12]}"
     stages = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
-    assert [name for name, _ in stages] == ["read", "decode", "wait", "infer", "encode"]
+    assert [name for name, _ in stages] == ["read", "wait", "decode", "infer", "encode"]
     assert all(float(duration) >= 0 for _, duration in stages)
 
 
