@@ -64,3 +64,20 @@ def test_help_opens_no_room() -> None:
 def test_a_wheel_would_hold_the_client_alone() -> None:
     done = loaded_after("import maskserve.client")
     assert done == {"maskserve"}
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-serve.lock"])
+def test_locks_pin_everything_and_name_no_index(lock: str) -> None:
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if line and not line.lstrip().startswith("#")]
+    assert len(lines) > 50
+    assert all("==" in line and "://" not in line for line in lines)
+
+
+def test_the_service_lock_is_the_other_ones_part_without_torch() -> None:
+    def pins(lock: str) -> set[str]:
+        lines = (ROOT / lock).read_text().splitlines()
+        return {line.split(";")[0].strip() for line in lines if line and line[0] not in "# "}
+
+    serve = pins("requirements-serve.lock")
+    assert serve <= pins("requirements.lock")
+    assert not [pin for pin in serve if pin.split("==")[0] in ("torch", "torchvision", "lightning", "albumentations")]

@@ -96,6 +96,12 @@ def test_a_split_laid_out_wrongly_is_not_passed_over(shapes: Path) -> None:
         lint(shapes)
 
 
+def test_an_unreadable_mask_is_a_finding_also_where_the_classes_are_counted(shapes: Path) -> None:
+    (shapes / "classes.csv").unlink()
+    (shapes / "masks/train/train_0000.png").write_bytes(b"nothing")
+    assert "train_0000.png" in kinds(shapes)["unreadable file"]
+
+
 def test_a_lonely_picture_is_reported_once(tmp_path: Path) -> None:
     draw(tmp_path / "s", counts={"train": 40, "val": 1, "test": 1})
     flat = tmp_path / "flat"
