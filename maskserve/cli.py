@@ -220,8 +220,9 @@ def main(verb: str | None = None) -> None:
     if not debug and not sys.warnoptions:
         warnings.simplefilter("ignore")  # what libraries tell each other's developers
     for name in ("SIGTERM", "SIGHUP"):  # an exit that ends children and takes away half-written folders
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: sys.exit(128 + number))
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` has it ignored
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
         app(args=arguments, prog_name=f"python -m training.{verb}" if verb else "maskserve")
     except (MaskserveError, ClientError, OSError) as error:

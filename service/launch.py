@@ -31,7 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
 STOP_SECONDS = 20  # how long requests in flight may take to end
-STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )  # Windows has two
 LOG_TAIL = 4000  # characters
@@ -52,7 +51,7 @@ def serve(bundle: Path, host: str, port: int) -> int:
             stop = True
             server.child.terminate()
 
-        previous = {number: signal.signal(number, ask_to_stop) for number in STOPPING}
+        previous = {number: signal.signal(number, ask_to_stop) for number in _stopping()}
         try:
             _wait_until_ready(server)
             if not stop:
@@ -150,6 +149,14 @@ def _wait_until_ready(server: Server) -> None:
                 raise StartError(f"The bundle cannot be served: {reason}")
             time.sleep(0.05)
     raise StartError(_with_log(f"The server was not ready after {READY_SECONDS:.0f} seconds: {reason}", server))
+
+
+def _stopping() -> list[signal.Signals]:
+    """The signals that ask for a stop: a closed terminal's too, unless `nohup` has it ignored."""
+    asked = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asked.append(signal.SIGHUP)
+    return asked
 
 
 def _with_log(sentence: str, server: Server) -> str:

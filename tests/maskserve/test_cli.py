@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ def started(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)],
     )
 
 
@@ -84,7 +85,10 @@ def test_a_folder_with_models_of_its_own_does_no_harm(other_models: Path) -> Non
         assert maskserve("data", "lint", "shapes", cwd=other_models, **environment).returncode in (0, 1)
 
 
-def test_serving_from_a_folder_with_models_of_its_own(other_models: Path, tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_serving_from_a_folder_with_models_of_its_own(
+    stop: signal.Signals, other_models: Path, tiny_bundle: Path
+) -> None:
     from service.launch import free_port
 
     port = str(free_port())
@@ -92,11 +96,13 @@ def test_serving_from_a_folder_with_models_of_its_own(other_models: Path, tiny_b
     try:
         assert child.stdout is not None
         assert "answers at" in child.stdout.readline()
-        child.send_signal(signal.SIGINT)
+        child.send_signal(stop)
         child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 0
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
 
 
 def test_predict_is_the_segmenters_answer(tiny_bundle: Path, tmp_path: Path) -> None:
