@@ -31,8 +31,6 @@ ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
 STOP_SECONDS = 20  # how long requests in flight may take to end
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-)  # Windows has two
 LOG_TAIL = 4000  # characters
 
 
