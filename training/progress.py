@@ -31,7 +31,7 @@ class Watch(pl.Callback):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f}%"),
-            TextColumn("loss {task.fields[loss]:.3f}  mIoU {task.fields[miou]:.3f}  {task.fields[speed]:.1f} images/s"),
+            TextColumn("loss {task.fields[loss]}  mIoU {task.fields[miou]}  {task.fields[speed]:.1f} images/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -42,7 +42,12 @@ class Watch(pl.Callback):
         self.bar.start()
         total = int(trainer.estimated_stepping_batches)
         self.task: TaskID = self.bar.add_task(
-            "training", total=total, completed=trainer.global_step, loss=self.loss, miou=self.miou, speed=0.0
+            "training",
+            total=total,
+            completed=trainer.global_step,
+            loss=shown(self.loss),
+            miou=shown(self.miou),
+            speed=0.0,
         )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -62,8 +67,8 @@ class Watch(pl.Callback):
             self.task,
             completed=trainer.global_step,
             description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            loss=self.loss,
-            miou=self.miou,
+            loss=shown(self.loss),
+            miou=shown(self.miou),
             speed=self.speed(),
         )
 
@@ -118,6 +123,11 @@ class Watch(pl.Callback):
             writer = csv.DictWriter(stream, fieldnames=list(row))
             writer.writeheader()
             writer.writerows([*rows, row])
+
+
+def shown(value: float) -> str:
+    """A loss or mIoU for people; a dash where there is none yet."""
+    return "-" if value != value else f"{value:.3f}"
 
 
 class TimeLimit(pl.Callback):
