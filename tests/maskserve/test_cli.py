@@ -209,9 +209,12 @@ def test_the_demo_reaches_its_mark(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "demo/metrics.json").read_text())
     assert metrics["miou"] >= 0.85
     assert set(metrics) >= {"miou", "per_class_iou", "pixel_accuracy"}
-    picture, mask = Image.open(tmp_path / "demo/picture.jpg"), Image.open(tmp_path / "demo/mask.png")
-    assert picture.size == mask.size == Image.open(tmp_path / "demo/overlay.png").size
-    assert mask.mode == "P"
+    seen = {}
+    for name in ("picture.jpg", "mask.png", "overlay.png"):
+        with Image.open(tmp_path / "demo" / name) as image:
+            seen[name] = (image.size, image.mode)
+    assert len({size for size, _ in seen.values()}) == 1
+    assert seen["mask.png"][1] == "P"
     open_bundle(tmp_path / "demo/bundle")
     assert any((tmp_path / "demo/report").iterdir())
     assert "maskserve serve demo/bundle" in done.stdout
