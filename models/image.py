@@ -150,7 +150,8 @@ def _to_rgb(image: Image.Image) -> RGB:
 
 
 def _to_8_bits(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale grey samples by the smallest usual range that holds them: 1, 255, 65535, or else their own maximum."""
+    """Scale grey samples: unsigned 16 bits by 65535, others by the smallest usual range that holds them (1 for floats
+    alone, 255, 65535), or else by their own maximum."""
     values = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(values.max())
     if np.issubdtype(samples.dtype, np.unsignedinteger):  # a dark 16-bit picture stays dark

@@ -4,8 +4,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests import bundles
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Beside another busy process two threads wait for each other at every operation: 3 s in place of 20 ms."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

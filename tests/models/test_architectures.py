@@ -1,6 +1,5 @@
 """Every network keeps the house's contract, and the FCN is the paper's."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,8 @@ from models.architectures import ARCHITECTURES, build
 from models.architectures.network import MEAN, STD, Network, upsample
 from models.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLASSES = 5
 STRIDES = {"32s": 32, "16s": 16, "8s": 8}
 VARIANTS = [
@@ -23,15 +24,6 @@ VARIANTS = [
 ]
 NETWORKS: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in ARCHITECTURES]
 NETWORKS += [("fcn", options) for options in VARIANTS]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Beside another busy process two threads wait for each other at every operation: 3 s in place of 20 ms."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def named(value: object) -> str | None:

@@ -1,6 +1,5 @@
 """Every engine runs the frozen graph as the live network would."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,14 +18,7 @@ from models.errors import BundleError, EngineError
 from models.segmenter import agreement
 from tests.bundles import drawing
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Beside another busy process two threads wait for each other at every operation: 3 s in place of 20 ms."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
