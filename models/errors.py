@@ -8,6 +8,7 @@
     │   └── ImageTooLarge   more pixels than the limit
     ├── DataError           a data set that cannot be trained on
     ├── ConfigError         a setting that is unknown or out of range
+    ├── WeightsError        weights that cannot be read, or that belong to another network
     ├── RunError            a run folder that cannot be resumed or exported
     ├── BundleError         a bundle that is missing, altered, or of a later format
     ├── ParityError         the frozen network disagrees with the live one
@@ -47,6 +48,10 @@ class DataError(MaskserveError):
 
 class ConfigError(MaskserveError):
     """A setting that is unknown or out of range."""
+
+
+class WeightsError(MaskserveError):
+    """Weights that cannot be read, or that belong to another network."""
 
 
 class RunError(MaskserveError):

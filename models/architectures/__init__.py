@@ -13,6 +13,7 @@ from torch import nn
 from models.architectures import fcn
 from models.architectures.network import Network
 from models.errors import ConfigError
+from models.spec import Architecture
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "fcn": fcn.build,
@@ -29,4 +30,4 @@ def build(name: str, classes: int, **options: Any) -> Network:
     except TypeError as error:
         known = ", ".join(list(inspect.signature(make).parameters)[1:])
         raise ConfigError(f"The architecture {name!r} cannot be built: {error}; its options are {known}.") from error
-    return Network(make(classes, **options))
+    return Network(make(classes, **options), Architecture(name=name, options=options), classes)

@@ -1,8 +1,12 @@
 """The contract that every network of the house keeps, in training and in the frozen graph."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.spec import Architecture
 
 # ImageNet's mean and standard deviation by channel (red, green, blue), in units of 0..255.
 MEAN = (123.675, 116.28, 103.53)
@@ -12,15 +16,20 @@ STD = (58.395, 57.12, 57.375)
 class Network(nn.Module):
     """A segmentation network from the bytes of pictures to a label a pixel.
 
-    Normalisation stands inside, so it exists once and travels with the weights.
+    Normalisation stands inside, so it exists once and travels with the weights. `body` maps normalised images
+    float N x 3 x H x W to logits N x C x h x w; one with an auxiliary head has `with_auxiliary(images)` as well,
+    which returns that pair of logits.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module) -> None:
+    def __init__(self, body: nn.Module, architecture: Architecture, classes: int) -> None:
+        """`architecture`, `classes`: what `build` makes the same network from."""
         super().__init__()
         self.body = body
+        self.architecture = architecture
+        self.classes = classes
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
 
@@ -35,8 +44,17 @@ class Network(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Images uint8 N x 3 x H x W RGB (channels_last is welcome) -> logits N x C x h x w."""
-        logits: Tensor = self.body((images.float() - self.mean) / self.std)
-        return logits
+        return cast(Tensor, self.body(self.normalised(images)))
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """As `logits`, followed by the auxiliary head's where the network has one."""
+        if hasattr(self.body, "with_auxiliary"):
+            return cast(tuple[Tensor, ...], self.body.with_auxiliary(self.normalised(images)))
+        return (self.logits(images),)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images uint8 N x 3 x H x W -> float, of mean 0 and deviation 1 by channel over ImageNet."""
+        return (images.float() - self.mean) / self.std
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
