@@ -4,26 +4,32 @@ An architecture is a function `build(classes, **options) -> nn.Module` from floa
 H and W divisible by 32) to logits N x C x h x w at its own stride. `build` below wraps it into the house's contract.
 """
 
+import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from models.architectures import fcn
+from models.architectures import fcn, smp, torchvision
 from models.architectures.network import Network
 from models.errors import ConfigError
 from models.spec import Architecture
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "fcn": fcn.build,
+    **smp.ENTRIES,
+    **torchvision.ENTRIES,
 }
 
 
 def build(name: str, classes: int, **options: Any) -> Network:
     """Build an architecture by name. Raises ConfigError for a name or option that is not there."""
     if name not in ARCHITECTURES:
-        raise ConfigError(f"The architecture {name!r} is not known; choose from {', '.join(ARCHITECTURES)}.")
+        close = difflib.get_close_matches(name, ARCHITECTURES, n=3) or ["fcn"]
+        raise ConfigError(
+            f"The architecture {name!r} is not known; did you mean {', '.join(close)}? `maskserve models` lists them."
+        )
     make = ARCHITECTURES[name]
     try:
         inspect.signature(make).bind(classes, **options)

@@ -1,38 +1,148 @@
 """Encoders: image classification networks, used for the feature maps that they make on the way.
 
-They come from segmentation-models-pytorch (which brings timm's too, under `tu-<name>`).
+Those of segmentation-models-pytorch by their names there, timm's as `tu-<name>`, and FCN-AlexNet's as `alexnet`.
 """
 
 import difflib
+import warnings
+from pathlib import Path
+from typing import Any
 
 import segmentation_models_pytorch as smp
-from torch import nn
+import timm
+from torch import Tensor, nn
 
-from models.errors import ConfigError
+from models.architectures.alexnet import AlexNet, from_classifier
+from models.architectures.dilation import dilate
+from models.architectures.network import MEAN, STD
+from models.architectures.weights import fetched, from_hub, read
+from models.errors import ConfigError, WeightsError
 
 # Index i of an encoder's list of feature maps has stride 2**i: the image itself, then 2, 4, 8, 16, 32.
 DEPTH = 5
+# Where smp's pretrained weights expect other than ImageNet's mean and deviation (0..1); smp itself asks the hub for it.
+NORMALISATIONS = {
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "xception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
+}
+TIMM = "tu-"  # how segmentation-models-pytorch marks timm's
 
 
-def build(name: str, weights: str | None, output_stride: int) -> nn.Module:
-    """An encoder whose call returns six feature maps N x C_i x H/2^i x W/2^i, with C in `out_channels`.
+def names() -> list[str]:
+    """Every encoder's name; not each of timm's has maps at the strides that a segmentation network needs."""
+    # smp's own `timm-` names are deprecated there, in favour of `tu-`.
+    own = [name for name in smp.encoders.encoders if not name.startswith("timm-")]
+    return ["alexnet", *own, *(TIMM + name for name in timm.list_models())]
 
-    `output_stride` 16 or 8 keeps the last stage or two from shrinking further: their convolutions are dilated
-    instead, so that each output still sees as wide a field (Yu and Koltun 2016, arXiv 1511.07122).
-    Raises: ConfigError for a name, stride or weights that are not to be had.
+
+def build(name: str, output_stride: int = 32, weights: str | None = None, depth: int = DEPTH) -> nn.Module:
+    """An encoder whose call returns `depth` + 1 feature maps N x C_i x H/2^i x W/2^i, with C in `out_channels`.
+
+    `output_stride` 16 or 8 keeps the last stage or two from shrinking further (`dilation.py`). `weights` names
+    pretrained ones, such as imagenet; None starts from scratch.
+    Raises: ConfigError for a name or stride that is not to be had, WeightsError for weights.
     """
-    if name not in smp.encoders.encoders and not name.startswith("tu-"):
-        close = difflib.get_close_matches(name, smp.encoders.encoders) or ["resnet18", "resnet50"]
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=3) or ["resnet18", "resnet50"]
         raise ConfigError(
-            f"The encoder {name!r} is not known to segmentation-models-pytorch; did you mean {', '.join(close)}?"
+            f"The encoder {name!r} is not known to segmentation-models-pytorch or timm; did you mean {', '.join(close)}?"
         )
     try:
-        encoder: nn.Module = smp.encoders.get_encoder(
-            name, in_channels=3, depth=DEPTH, weights=weights, output_stride=output_stride
-        )
-    except Exception as error:  # smp, timm and the hub each raise their own kinds
-        wish = f"{name} at output stride {output_stride}" + (f" with {weights} weights" if weights else "")
+        encoder = _scratch(name, depth)
+        if output_stride < 2**depth:
+            dilate(encoder, output_stride)
+    except Exception as error:  # smp and timm each raise their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = " Weights are fetched from the Hugging Face hub; without a network take weights=none." if weights else ""
-        raise ConfigError(f"The encoder {wish} cannot be built: {reason}{hint}") from error
+        raise ConfigError(f"The encoder {name} at output stride {output_stride} cannot be built: {reason}") from error
+    if weights:
+        load(encoder, name, pretrained(name, weights))
     return encoder
+
+
+def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation by channel (red, green, blue, in units of 0..255) that pretrained weights expect."""
+    if name.startswith(TIMM):
+        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        return (_bytes(config.mean), _bytes(config.std)) if config else (MEAN, STD)
+    for family, (mean, std) in NORMALISATIONS.items():
+        if name.startswith(family):
+            return _bytes(mean), _bytes(std)
+    return MEAN, STD
+
+
+def pretrained(name: str, weights: str) -> Path:
+    """The file of an encoder's pretrained weights, fetched where it is not here yet. Raises: WeightsError."""
+    known = ["imagenet"] if name == "alexnet" or name.startswith(TIMM) else _settings(name)
+    if weights not in known:
+        raise WeightsError(
+            f"The weights {weights!r} are no file, no bundle, and not known for {name}, which has {', '.join(known)}."
+        )
+    what = f"{weights} weights of {name}"
+    if name == "alexnet":
+        from torchvision.models import AlexNet_Weights
+
+        return fetched(AlexNet_Weights.IMAGENET1K_V1.url, what)
+    if name.startswith(TIMM):
+        config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
+        if config is None or not config.hf_hub_id:
+            raise WeightsError(f"timm has no pretrained weights of {name}; start with weights=none or weights=FILE.")
+        return from_hub(config.hf_hub_id, config.hf_hub_filename or "model.safetensors", "main", what)
+    entry = _settings(name)[weights]
+    return from_hub(entry["repo_id"], "model.safetensors", entry["revision"], what)
+
+
+def load(encoder: nn.Module, name: str, file: Path) -> None:
+    """Load a classifier's weights into an encoder in place; the classifier's own last layer is left out.
+
+    Raises: WeightsError where the file holds another network.
+    """
+    state = named(encoder, read(file))
+    wanted = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
+    missing = sorted(set(wanted) - set(state))
+    if missing:
+        raise WeightsError(
+            f"{file} holds no weights of {name}: {len(missing)} of its {len(wanted)} tensors are missing, such as {missing[0]}."
+        )
+    for key, value in state.items():
+        if key in wanted and value.shape != wanted[key].shape:
+            raise WeightsError(
+                f"{file} holds weights of another network than {name}: its {key} is {tuple(value.shape)}, "
+                f"wanted is {tuple(wanted[key].shape)}."
+            )
+    nn.Module.load_state_dict(encoder, state, strict=False)  # smp's own takes away keys that it expects to be there
+
+
+def named(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A file's tensors by the encoder's names for them, without those that it has no place for."""
+    if isinstance(encoder, AlexNet) and "classifier.1.weight" in state:
+        return from_classifier(state)
+    # As a feature extractor timm calls `stages.0.conv` `model.stages_0.conv`.
+    known = {_plain(key): value for key, value in state.items()}
+    return {key: known[_plain(key)] for key in encoder.state_dict() if _plain(key) in known}
+
+
+def _plain(key: str) -> str:
+    while key.startswith(("model.", "encoder.", "module.")):
+        key = key.partition(".")[2]
+    return key.replace(".", "_")
+
+
+def _scratch(name: str, depth: int) -> nn.Module:
+    if name == "alexnet":
+        return AlexNet()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # Swin's windows fit any picture; its default is one of 224 x 224 alone.
+        options = {"strict_img_size": False} if "swin" in name else {}
+        encoder: nn.Module = smp.encoders.get_encoder(name, depth=depth, weights=None, **options)
+    return encoder
+
+
+def _settings(name: str) -> dict[str, Any]:
+    settings: dict[str, Any] = smp.encoders.encoders[name]["pretrained_settings"]
+    return settings
+
+
+def _bytes(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(255 * value for value in values)

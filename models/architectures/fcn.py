@@ -5,70 +5,146 @@ their place and the same weights give an answer at every position of the last fe
 a coarse map of class scores, one for each 32 x 32 pixels. This page does that, and then wins back resolution:
 
 - dilation (`output_stride`): the encoder shrinks less, and its kernels are spread to see as far as before;
+- a head (`head`) that looks around before it judges: from the paper's 1x1 alone to pyramids of dilated kernels;
 - skip sums (`skips`): finer, earlier feature maps get 1x1 classifiers of their own, and the coarse scores are
-  upsampled and added to theirs: 32s has none, 16s adds the map of stride 16, 8s that of stride 8 too.
+  upsampled and added to theirs: 32s has none, 16s adds the map of stride 16, 8s that of stride 8 too;
+- upsampling (`upsampling`): bilinear, or by transposed convolutions that start as bilinear and learn.
 """
+
+import difflib
+from itertools import pairwise
+from typing import Any
 
 from torch import Tensor, nn
 
 from models.architectures import encoders
+from models.architectures.heads import HEADS, fcn
+from models.architectures.layers import LearnedUpsampling
 from models.architectures.network import upsample
 from models.errors import ConfigError
 
 SKIPS = {"32s": 0, "16s": 1, "8s": 2}
+INITS = {"kaiming": nn.init.kaiming_normal_, "xavier": nn.init.xavier_uniform_}
 
 
 class FCN(nn.Module):
-    """Normalised images float N x 3 x H x W -> class scores (logits) N x C x h x w at the finest map in use."""
+    """Normalised images float N x 3 x H x W -> class scores (logits) N x C x h x w at the finest map in use.
 
-    def __init__(self, encoder: nn.Module, channels: list[int], classes: int, dropout: float) -> None:
-        """`channels`: of the feature maps in use, finest first; the last one is the encoder's deepest."""
+    With learned upsampling the scores are N x C x H x W.
+    """
+
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]]
+
+    def __init__(
+        self, encoder: nn.Module, classes: int, head: str, output_stride: int, skips: int, learned: bool,
+        aux: bool, separable: bool, dropout: float,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.encoder = encoder
-        *fine, deep = channels
-        self.head = nn.Sequential(  # what was fc6 and fc7
-            nn.Conv2d(deep, deep // 4, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(deep // 4),
-            nn.ReLU(inplace=True),
-            nn.Dropout(dropout),
-        )
-        self.score = nn.Conv2d(deep // 4, classes, kernel_size=1)
+        *_, stride_8, stride_16, deep = encoder.out_channels  # type: ignore[misc]
+        self.head, features = HEADS[head].build(deep, output_stride, separable)
+        self.dropout = nn.Dropout(dropout)
+        self.score = nn.Conv2d(features, classes, kernel_size=1)
+        fine = [stride_8, stride_16][2 - skips :]
         self.skip_scores = nn.ModuleList(nn.Conv2d(count, classes, kernel_size=1) for count in fine)
-        for layer in self.head:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+        strides = [min(stride, output_stride) for stride in (8, 16, 32)][2 - skips :]
+        factors = [coarse // finer for finer, coarse in pairwise(strides)]
+        self.enlarge = nn.ModuleList(_upsampling(classes, factor, learned) for factor in reversed(factors))
+        self.finish = LearnedUpsampling(classes, strides[0]) if learned else nn.Identity()
+
+        self.has_aux = aux
+        if aux:  # on the map of stride 16, as in torchvision and mmsegmentation
+            self.aux_head, features = fcn(stride_16, 16, separable)
+            self.aux_score = nn.Conv2d(features, classes, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Score every position of the deepest map, then add the finer ones on the way up."""
+        return self.decode(self.encoder(images))
+
+    def decode(self, maps: list[Tensor]) -> Tensor:
+        """The encoder's maps, finest first -> the scores."""
+        scores: Tensor = self.score(self.dropout(self.head(maps[-1])))
+        for enlarge, skip, finer in zip(self.enlarge, reversed(self.skip_scores), maps[-2::-1], strict=False):
+            scores = enlarge(scores) + skip(finer)
+        finished: Tensor = self.finish(scores)
+        return finished
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The scores, and with an auxiliary head its own, N x C x H/16 x W/16 (finer where dilated)."""
         maps = self.encoder(images)
-        scores: Tensor = self.score(self.head(maps[-1]))
-        for skip, finer in zip(reversed(self.skip_scores), maps[-2::-1], strict=False):
-            scores = upsample(scores, finer.shape[-2:]) + skip(finer)
-        return scores
+        auxiliary = [self.aux_score(self.dropout(self.aux_head(maps[-2])))] if self.has_aux else []
+        return (self.decode(maps), *auxiliary)
+
+
+class Bilinear(nn.Module):
+    """Scores N x C x h x w -> N x C x fh x fw."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """See the class."""
+        return upsample(scores, (scores.shape[-2] * self.factor, scores.shape[-1] * self.factor))
+
+
+def _choice(option: str, word: str, known: dict[str, Any]) -> Any:
+    """What a word stands for. Raises: ConfigError with the nearest words."""
+    if word not in known:
+        close = difflib.get_close_matches(str(word), known, n=1)
+        hint = f"did you mean {close[0]}? There" if close else "there"
+        raise ConfigError(f"The option {option}={word!r} is not known; {hint} is {', '.join(known)}.")
+    return known[word]
+
+
+def _upsampling(classes: int, factor: int, learned: bool) -> nn.Module:
+    if factor == 1:
+        return nn.Identity()  # a dilated map is as fine as the one before it
+    return LearnedUpsampling(classes, factor) if learned else Bilinear(factor)
 
 
 def build(
     classes: int,
     encoder: str = "resnet18",
     weights: str | None = None,
-    output_stride: int = 32,
-    skips: str = "8s",
+    output_stride: int | None = None,
+    head: str = "fcn",
+    skips: str | None = None,
+    upsampling: str = "bilinear",
+    aux: bool = False,
+    separable: bool = False,
     dropout: float = 0.1,
+    init: str = "kaiming",
 ) -> FCN:
-    """An FCN for `classes` classes.
+    """An FCN for `classes` classes. Raises: ConfigError, WeightsError.
 
-    encoder: a name of segmentation-models-pytorch, such as resnet18, resnet50, mobilenet_v2.
-    weights: None to start from scratch, or the name of pretrained weights, such as imagenet.
-    output_stride: of the encoder's deepest map: 32, or 16 or 8 by dilation.
-    skips: 32s, 16s or 8s: how many finer maps are added.
-    dropout: share of the head's channels dropped in training, 0 to 1.
+    encoder: of segmentation-models-pytorch, timm (`tu-NAME`), or alexnet, the paper's FCN-AlexNet with fc6 and fc7
+    weights: none to start from scratch, or pretrained ones by name, such as imagenet
+    output_stride: of the deepest map: 32, 16 or 8 by dilation (arXiv 1511.07122); default: as in the head's paper
+    head: linear (1x1, arXiv 1411.4038), fcn (3x3, 1x1), d6 (mmsegmentation), aspp (arXiv 1706.05587), psp (arXiv 1612.01105)
+    skips: 32s, 16s or 8s: finer maps added to the coarse scores (arXiv 1411.4038); default: 8s for linear and fcn, else 32s
+    upsampling: bilinear, or learned by transposed convolutions that start as bilinear (arXiv 1411.4038)
+    aux: train a second head on the map of stride 16 as well (PSPNet, arXiv 1612.01105)
+    separable: the heads' 3x3 kernels a channel at a time, for small devices (arXiv 1610.02357)
+    dropout: share of the head's channels dropped in training, 0 to 1 (Srivastava et al. 2014)
+    init: kaiming (arXiv 1502.01852) or xavier (Glorot and Bengio 2010), of all that starts from scratch
     """
+    known = _choice("head", head, HEADS)
+    output_stride = output_stride or known.output_stride
     if output_stride not in (8, 16, 32):
         raise ConfigError(f"The output stride {output_stride} is not possible; choose 8, 16 or 32.")
-    if skips not in SKIPS:
-        raise ConfigError(f"Skips {skips!r} are not known; choose from {', '.join(SKIPS)}.")
+    finer = _choice("skips", skips or known.skips, SKIPS)
+    learned = _choice("upsampling", upsampling, {"bilinear": False, "learned": True})
+    fill = _choice("init", init, INITS)
     if not 0 <= dropout <= 1:
         raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to 1.")
-    body = encoders.build(encoder, weights, output_stride)
-    channels = list(body.out_channels)[-1 - SKIPS[skips] :]  # type: ignore[arg-type]  # smp sets it on every encoder
-    return FCN(body, channels, classes, dropout)
+    body = encoders.build(encoder, output_stride, weights)
+    network = FCN(body, classes, head, output_stride, finer, learned, aux, separable, dropout)
+    network.normalisation = encoders.normalisation(encoder)
+    for name, layer in network.named_modules():
+        # Encoders are built by Kaiming's rule; the 1x1 classifiers, with no ReLU after them, start near even scores.
+        ours = not name.startswith("encoder") or (init == "xavier" and not weights)
+        if isinstance(layer, nn.Conv2d) and ours and "score" not in name:
+            fill(layer.weight)
+    return network

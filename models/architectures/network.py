@@ -1,6 +1,6 @@
 """The contract that every network of the house keeps, in training and in the frozen graph."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ class Network(nn.Module):
     """A segmentation network from the bytes of pictures to a label a pixel.
 
     Normalisation stands inside, so it exists once and travels with the weights. `body` maps normalised images
-    float N x 3 x H x W to logits N x C x h x w; one with an auxiliary head has `with_auxiliary(images)` as well,
-    which returns that pair of logits.
+    float N x 3 x H x W to logits N x C x h x w. Two things it may have: `training_logits(images)`, which returns a tuple
+    of these logits and an auxiliary head's; and `normalisation`, the mean and standard deviation by channel that
+    its pretrained weights expect, in units of 0..255.
     """
 
+    body: Any
     mean: Tensor
     std: Tensor
 
@@ -30,8 +32,9 @@ class Network(nn.Module):
         self.body = body
         self.architecture = architecture
         self.classes = classes
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1))
+        mean, std = getattr(body, "normalisation", (MEAN, STD))
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float N x C x h x w.
@@ -48,8 +51,8 @@ class Network(nn.Module):
 
     def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """As `logits`, followed by the auxiliary head's where the network has one."""
-        if hasattr(self.body, "with_auxiliary"):
-            return cast(tuple[Tensor, ...], self.body.with_auxiliary(self.normalised(images)))
+        if hasattr(self.body, "training_logits"):
+            return cast(tuple[Tensor, ...], self.body.training_logits(self.normalised(images)))
         return (self.logits(images),)
 
     def normalised(self, images: Tensor) -> Tensor:

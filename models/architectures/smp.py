@@ -1,0 +1,76 @@
+"""The networks of segmentation-models-pytorch by their names there: `smp/Unet`, `smp/DeepLabV3Plus`, `smp/Segformer`, ...
+
+They are taken as they are but for three things. Their logits are left at the decoder's own stride, for the house
+upsamples with `align_corners=False` where smp does with True. Encoders are ours (`encoders.py`), so that dilation
+keeps pretrained features. And an encoder is named, or its weights fetched, as for every other network here.
+Two are left out: DPT, whose vision transformers take pictures of one size alone, and PAN, which pools the map of
+stride 16 three times more and so leaves nothing of a side below 128 pixels.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from models.architectures import encoders
+from models.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an architecture of smp allows."""
+
+    make: Callable[..., Any]
+    output_strides: tuple[int, ...] = (32,)  # of the encoder; the first is smp's default
+
+
+NETWORKS = {
+    "Unet": Kind(smp.Unet),
+    "UnetPlusPlus": Kind(smp.UnetPlusPlus),
+    "MAnet": Kind(smp.MAnet),
+    "Linknet": Kind(smp.Linknet),
+    "FPN": Kind(smp.FPN),
+    "PSPNet": Kind(smp.PSPNet, (8,)),
+    "DeepLabV3": Kind(smp.DeepLabV3, (8, 16)),
+    "DeepLabV3Plus": Kind(smp.DeepLabV3Plus, (16, 8)),
+    "UPerNet": Kind(smp.UPerNet),
+    "Segformer": Kind(smp.Segformer),
+}
+
+
+def build(
+    name: str, classes: int, encoder: str = "resnet34", weights: str | None = None, output_stride: int | None = None
+) -> nn.Module:
+    """A network of segmentation-models-pytorch. Raises: ConfigError, WeightsError.
+
+    encoder: of segmentation-models-pytorch or timm (`tu-NAME`)
+    weights: none to start from scratch, or the encoder's pretrained ones by name, such as imagenet
+    output_stride: of the encoder's deepest map, by dilation (DeepLabV3, DeepLabV3Plus); default: as in smp
+    """
+    kind = NETWORKS[name]
+    stride = output_stride or kind.output_strides[0]
+    if stride not in kind.output_strides:
+        allowed = " or ".join(map(str, sorted(kind.output_strides)))
+        raise ConfigError(f"smp/{name} cannot have the output stride {stride}; it has {allowed}.")
+    known = inspect.signature(kind.make.__init__).parameters
+    depth = known["encoder_depth"].default
+    body = encoders.build(encoder, min(stride, 2**depth), weights, depth)
+    options = {"encoder_output_stride": stride} if "encoder_output_stride" in known else {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = kind.make(encoder_name=encoder, encoder_weights=None, classes=classes, **options)
+    except Exception as error:  # smp raises what it meets
+        raise ConfigError(f"smp/{name} on {encoder} cannot be built: {str(error).splitlines()[0]}") from error
+    network.encoder = body
+    network.segmentation_head[1] = nn.Identity()
+    network.normalisation = encoders.normalisation(encoder)
+    return cast(nn.Module, network)
+
+
+ENTRIES = {f"smp/{name}": partial(build, name) for name in NETWORKS}

@@ -1,0 +1,85 @@
+"""The segmentation networks of torchvision by their names there: `torchvision/fcn_resnet50`, ... And a proof.
+
+torchvision's FCN is the house's: `fcn` with `encoder=resnet50 output_stride=8 skips=32s` and `KEYS` for the names of its
+weights gives the same logits, to rounding.
+"""
+
+from functools import partial
+from typing import Any
+
+import torchvision.models as library
+from torch import Tensor, nn
+
+from models.architectures import encoders
+from models.architectures.weights import fetched
+from models.errors import WeightsError
+
+# The backbone of each, from which ImageNet weights may come.
+NETWORKS = {
+    "fcn_resnet50": "resnet50",
+    "fcn_resnet101": "resnet101",
+    "deeplabv3_resnet50": "resnet50",
+    "deeplabv3_resnet101": "resnet101",
+    "deeplabv3_mobilenet_v3_large": "mobilenet_v3_large",
+    "lraspp_mobilenet_v3_large": "mobilenet_v3_large",
+}
+
+# The beginning of a name in torchvision's FCN -> in ours.
+KEYS = {
+    "backbone.": "encoder.",
+    "classifier.0.": "head.0.",
+    "classifier.1.": "head.1.",
+    "classifier.4.": "score.",
+    "aux_classifier.0.": "aux_head.0.",
+    "aux_classifier.1.": "aux_head.1.",
+    "aux_classifier.4.": "aux_score.",
+}
+
+
+class TorchvisionNet(nn.Module):
+    """Normalised images float N x 3 x H x W -> logits N x C x H/8 x W/8, before torchvision would upsample them."""
+
+    backbone: Any
+    classifier: Any
+
+    def __init__(self, network: Any) -> None:
+        """`network`: torchvision's; its parts are held by their names there, so its weights fit as they are."""
+        super().__init__()
+        self.backbone = network.backbone
+        self.classifier = network.classifier
+        self.aux_classifier = getattr(network, "aux_classifier", None)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """See the class."""
+        return self._scores(self.backbone(images))
+
+    def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The logits, and with an auxiliary head its own."""
+        maps = self.backbone(images)
+        return (self._scores(maps), *([self.aux_classifier(maps["aux"])] if self.aux_classifier else []))
+
+    def _scores(self, maps: dict[str, Tensor]) -> Tensor:
+        scores: Tensor = self.classifier(maps.get("out", maps))  # LR-ASPP reads two maps, the others one
+        return scores
+
+
+def build(name: str, classes: int, weights: str | None = None, aux: bool = False) -> nn.Module:
+    """A segmentation network of torchvision. Raises: WeightsError.
+
+    weights: none to start from scratch, or imagenet for the backbone
+    aux: train a second head on the map of stride 16 as well (not lraspp)
+    """
+    options = {} if name.startswith("lraspp") else {"aux_loss": aux}
+    network = library.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **options)
+    if weights == "imagenet":
+        backbone = NETWORKS[name]
+        file = fetched(library.get_model_weights(backbone)["IMAGENET1K_V1"].url, f"imagenet weights of {backbone}")
+        encoders.load(network.backbone, backbone, file)
+    elif weights:
+        raise WeightsError(
+            f"The weights {weights!r} are no file, no bundle, and not known for {name}, which has imagenet."
+        )
+    return TorchvisionNet(network)
+
+
+ENTRIES = {f"torchvision/{name}": partial(build, name) for name in NETWORKS}
