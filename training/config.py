@@ -16,16 +16,37 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # the network
-    architecture: str = Field("fcn", description="a name in models/architectures")
+    architecture: str = Field("fcn", description="fcn, smp/NAME, torchvision/NAME: `maskserve models` lists them")
     encoder: str = Field(
-        "resnet18", description="of segmentation-models-pytorch: resnet18, resnet50, mobilenet_v2, ..."
+        "resnet18", description="of segmentation-models-pytorch, timm (tu-NAME), or alexnet (arXiv 1411.4038)"
     )
-    weights: Literal["none", "imagenet"] = Field("none", description="start the encoder from scratch or from ImageNet")
-    output_stride: Literal[8, 16, 32] = Field(32, description="of the encoder; 16 and 8 by dilated convolutions")
-    skips: Literal["32s", "16s", "8s"] = Field(
-        "8s", description="finer feature maps that are added to the coarse scores"
+    weights: str = Field(
+        "none", description="start from scratch, from pretrained ones (imagenet), or from a FILE or BUNDLE to fine-tune"
     )
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's channels dropped")
+    reset_head: bool = Field(
+        False, description="of a FILE's or BUNDLE's weights keep all but the head: for other classes"
+    )
+    head: Literal["linear", "fcn", "d6", "aspp", "psp"] = Field(
+        "fcn",
+        description="1x1 alone (arXiv 1411.4038); 3x3, 1x1; FCN-D6 (mmsegmentation); arXiv 1706.05587; arXiv 1612.01105",
+    )
+    output_stride: Literal[8, 16, 32] | None = Field(
+        None, description="of the encoder, 16 and 8 by dilation (arXiv 1511.07122); default: as in the head's paper"
+    )
+    skips: Literal["32s", "16s", "8s"] | None = Field(
+        None,
+        description="finer maps added to the scores (arXiv 1411.4038); default: 8s for linear and fcn, else none, 32s",
+    )
+    upsampling: Literal["bilinear", "learned"] = Field(
+        "bilinear", description="learned: transposed convolutions that start as bilinear (arXiv 1411.4038)"
+    )
+    aux: bool = Field(False, description="train a second head on the map of stride 16 as well (arXiv 1612.01105)")
+    aux_weight: float = Field(0.4, ge=0, le=1, description="of the second head's loss")
+    separable: bool = Field(False, description="3x3 kernels of the heads a channel at a time (arXiv 1610.02357)")
+    dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's channels dropped (Srivastava et al. 2014)")
+    init: Literal["kaiming", "xavier"] = Field(
+        "kaiming", description="of what starts from scratch: arXiv 1502.01852, or Glorot and Bengio 2010"
+    )
 
     # the pictures
     format: str = Field("auto", description="of the data set: a name in training/data, or auto to recognise it")

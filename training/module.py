@@ -30,8 +30,11 @@ class Training(pl.LightningModule):
         """The loss of a batch."""
         pictures, labels = batch
         # N x H x W x 3 seen as N x 3 x H x W is channels_last already, the layout that convolutions are quickest in.
-        logits = self.network.logits(pictures.permute(0, 3, 1, 2))
-        return loss(logits, labels)
+        logits, *auxiliary = self.network.training_logits(pictures.permute(0, 3, 1, 2))
+        total = loss(logits, labels)
+        for one in auxiliary:
+            total = total + self.config.aux_weight * loss(one, labels)
+        return total
 
     def on_validation_epoch_start(self) -> None:
         """Start a new confusion matrix."""

@@ -23,8 +23,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from models.architectures import build
+from models.architectures import build, encoders, options_of
 from models.architectures.network import Network
+from models.architectures.start import start
 from models.errors import ConfigError, DataError, RunError
 from models.segmenter import Segmenter, fitted_size
 from models.spec import ClassInfo, InputRule
@@ -54,6 +55,7 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
         config = resumable(out, last, data)
     elif last.exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
+    architecture_options(config)  # a wrong name is told before the pictures are read
 
     report = lint(data, config.format, ("train", "val"))
     show(report, console)
@@ -65,11 +67,12 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
 
     pl.seed_everything(config.seed, verbose=False)
     rule, crop = scale(config, report)
-    network = make_network(config, len(training.classes))
+    network = make_network(config, training.classes, console, anew=not resume)
     device = choose_device(config)
     precision = choose_precision(config, device)
+    backbone = f" on {config.encoder}" if "encoder" in network.architecture.options else ""
     console.print(
-        f"{config.architecture} on {config.encoder}, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters; "
+        f"{config.architecture}{backbone}, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters; "
         f"{len(training)} pictures to train on, {len(validation)} to validate; "
         f"crops of {crop[1]} x {crop[0]}; {precision} on {device}",
         highlight=False,
@@ -120,19 +123,33 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
     return rule, (crop[0], crop[1])
 
 
-def make_network(config: TrainConfig, classes: int) -> Network:
-    """The network that the settings describe."""
-    return build(
-        config.architecture,
-        classes,
-        **architecture_options(config),
-        weights=None if config.weights == "none" else config.weights,
-    )
+def make_network(config: TrainConfig, classes: list[ClassInfo], console: Console, anew: bool) -> Network:
+    """The network that the settings describe; `anew` with the weights that a training begins from."""
+    options = architecture_options(config)
+    weights = config.weights if anew and config.weights != "none" else None
+    file = Path(weights).expanduser() if weights else None
+    if file is None or not file.exists():
+        return build(config.architecture, len(classes), **options, weights=weights)
+    network = build(config.architecture, len(classes), **options)
+    taken = start(network, file, [entry.name for entry in classes], config.reset_head)
+    console.print(taken, highlight=False, markup=False)
+    return network
 
 
 def architecture_options(config: TrainConfig) -> dict[str, Any]:
-    """What rebuilds the network around its weights; it travels in the bundle's spec."""
-    return {name: getattr(config, name) for name in ("encoder", "output_stride", "skips", "dropout")}
+    """The settings that are options of the architecture; they travel in the bundle's spec.
+
+    Raises: ConfigError for a name that is not known, or a setting that this architecture does not have.
+    """
+    known = options_of(config.architecture)
+    for name in sorted(set(options_of("fcn")) - set(known)):
+        if getattr(config, name) != TrainConfig.model_fields[name].default:
+            raise ConfigError(
+                f"The setting {name}={getattr(config, name)} is not one of {config.architecture}, which has {', '.join(known)}."
+            )
+    if "encoder" in known:
+        encoders.known(config.encoder)
+    return {name: getattr(config, name) for name in known if name != "weights"}
 
 
 def choose_device(config: TrainConfig) -> str:
@@ -160,9 +177,9 @@ def bf16_pays() -> bool:
             images = torch.randn(4, 64, 64, 64).to(kind, memory_format=torch.channels_last)
             times = []
             for _ in range(5):
-                start = time.perf_counter()
+                begun = time.perf_counter()
                 layer(images)
-                times.append(time.perf_counter() - start)
+                times.append(time.perf_counter() - begun)
             seconds[kind] = min(times)
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 

@@ -24,16 +24,22 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, classes: int, **options: Any) -> Network:
-    """Build an architecture by name. Raises ConfigError for a name or option that is not there."""
+    """Build an architecture by name. Raises: ConfigError for a name or option that is not there, WeightsError."""
+    known = options_of(name)
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"{name} has no option {option}; it has {', '.join(known)}.")
+    made = ARCHITECTURES[name](classes, **options)
+    # The defaults stand in the spec too, so that a bundle outlives a change of them; its weights come with it.
+    return Network(made, Architecture(name=name, options={**known, **options, "weights": None}), classes)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The options of an architecture with their defaults. Raises: ConfigError for a name that is not there."""
     if name not in ARCHITECTURES:
         close = difflib.get_close_matches(name, ARCHITECTURES, n=3) or ["fcn"]
         raise ConfigError(
             f"The architecture {name!r} is not known; did you mean {', '.join(close)}? `maskserve models` lists them."
         )
-    make = ARCHITECTURES[name]
-    try:
-        inspect.signature(make).bind(classes, **options)
-    except TypeError as error:
-        known = ", ".join(list(inspect.signature(make).parameters)[1:])
-        raise ConfigError(f"The architecture {name!r} cannot be built: {error}; its options are {known}.") from error
-    return Network(make(classes, **options), Architecture(name=name, options=options), classes)
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters
+    return {option: parameter.default for option, parameter in parameters.items() if option != "classes"}

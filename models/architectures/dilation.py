@@ -11,6 +11,8 @@ segmentation-models-pytorch, which spreads that kernel too and so bends pretrain
 """
 
 import copy
+import math
+import math
 from functools import partial
 from typing import Any
 
@@ -52,7 +54,7 @@ def _strides(encoder: nn.Module) -> dict[str, int]:
     strides: dict[str, int] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        strides[name] = 2 ** round(float(torch.log2(torch.tensor(PROBED / inputs[0].shape[2]))))
+        strides[name] = 2 ** round(math.log2(PROBED / inputs[0].shape[2]))
 
     for name, layer in shadow.named_modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.ZeroPad2d):

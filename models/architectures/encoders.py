@@ -36,6 +36,19 @@ def names() -> list[str]:
     return ["alexnet", *own, *(TIMM + name for name in timm.list_models())]
 
 
+def known(name: str) -> None:
+    """Raises: ConfigError with the nearest names, where there is no such encoder."""
+    plain = (
+        name.partition(".")[0] if name.startswith(TIMM) else name
+    )  # timm's may name their weights: tu-resnet18.a1_in1k
+    if plain not in names():
+        close = difflib.get_close_matches(name, names(), n=3) or ["resnet18", "resnet50"]
+        raise ConfigError(
+            f"The encoder {name!r} is not known to segmentation-models-pytorch or timm; did you mean {', '.join(close)}? "
+            "`maskserve models --encoders` lists them."
+        )
+
+
 def build(name: str, output_stride: int = 32, weights: str | None = None, depth: int = DEPTH) -> nn.Module:
     """An encoder whose call returns `depth` + 1 feature maps N x C_i x H/2^i x W/2^i, with C in `out_channels`.
 
@@ -43,11 +56,7 @@ def build(name: str, output_stride: int = 32, weights: str | None = None, depth:
     pretrained ones, such as imagenet; None starts from scratch.
     Raises: ConfigError for a name or stride that is not to be had, WeightsError for weights.
     """
-    if name not in names():
-        close = difflib.get_close_matches(name, names(), n=3) or ["resnet18", "resnet50"]
-        raise ConfigError(
-            f"The encoder {name!r} is not known to segmentation-models-pytorch or timm; did you mean {', '.join(close)}?"
-        )
+    known(name)
     try:
         encoder = _scratch(name, depth)
         if output_stride < 2**depth:
@@ -56,7 +65,8 @@ def build(name: str, output_stride: int = 32, weights: str | None = None, depth:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"The encoder {name} at output stride {output_stride} cannot be built: {reason}") from error
     if weights:
-        load(encoder, name, pretrained(name, weights))
+        file = pretrained(name, weights)
+        load(encoder, name, read(file), file)
     return encoder
 
 
@@ -92,12 +102,12 @@ def pretrained(name: str, weights: str) -> Path:
     return from_hub(entry["repo_id"], "model.safetensors", entry["revision"], what)
 
 
-def load(encoder: nn.Module, name: str, file: Path) -> None:
-    """Load a classifier's weights into an encoder in place; the classifier's own last layer is left out.
+def load(encoder: nn.Module, name: str, content: dict[str, Tensor], file: Path) -> None:
+    """Load a classifier's weights, the `content` of `file`, into an encoder in place; its last layer is left out.
 
     Raises: WeightsError where the file holds another network.
     """
-    state = named(encoder, read(file))
+    state = named(encoder, content)
     wanted = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = sorted(set(wanted) - set(state))
     if missing:

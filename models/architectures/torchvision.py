@@ -11,7 +11,7 @@ import torchvision.models as library
 from torch import Tensor, nn
 
 from models.architectures import encoders
-from models.architectures.weights import fetched
+from models.architectures.weights import fetched, read
 from models.errors import WeightsError
 
 # The backbone of each, from which ImageNet weights may come.
@@ -74,7 +74,7 @@ def build(name: str, classes: int, weights: str | None = None, aux: bool = False
     if weights == "imagenet":
         backbone = NETWORKS[name]
         file = fetched(library.get_model_weights(backbone)["IMAGENET1K_V1"].url, f"imagenet weights of {backbone}")
-        encoders.load(network.backbone, backbone, file)
+        encoders.load(network.backbone, backbone, read(file), file)
     elif weights:
         raise WeightsError(
             f"The weights {weights!r} are no file, no bundle, and not known for {name}, which has imagenet."
