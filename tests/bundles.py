@@ -6,28 +6,32 @@ import cv2
 import numpy as np
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
 from models import architectures
 from models.bundle import MODEL, SPEC, WEIGHTS, Bundle, writing
 from models.segmenter import Segmenter
-from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
-from training.export import freeze
+from models.spec import ClassInfo, InputRule, Spec, default_rgb
+from training.freeze import freeze
 
 SIDE = 192  # pixels: the long side at which the network sees a picture
 CLASSES = 6
+
+# Of a training that takes seconds, and a console for what nobody reads.
+SETTINGS = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
+SILENT = Console(quiet=True)
 
 
 def tiny_bundle(folder: Path) -> Path:
     """Write the bundle into `folder/tiny` and return that path; it takes some ten seconds."""
     torch.manual_seed(0)
-    options = {"encoder": "resnet18"}
-    network = architectures.build("fcn", CLASSES, **options).eval()
+    network = architectures.build("fcn", CLASSES).eval()
     spec = Spec(
         name="tiny",
         classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(CLASSES)],
         input=InputRule(rule="fit", side=SIDE),
-        architecture=Architecture(name="fcn", options=options),
+        architecture=network.architecture,
     )
     with writing(folder / "tiny") as new:
         freeze(network, new / MODEL)

@@ -37,6 +37,17 @@ def test_loss_is_computed_in_float32_under_autocast() -> None:
     assert value.dtype == torch.float32
 
 
+def test_the_auxiliary_head_is_learned_by_its_share() -> None:
+    torch.manual_seed(0)
+    network = build("fcn", 3, aux=True, dropout=0.0).eval()
+    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    labels = torch.randint(0, 3, (2, 64, 64), dtype=torch.uint8)
+    main, aux = (loss(logits, labels) for logits in network.training_logits(pictures.permute(0, 3, 1, 2)))
+    for share in (0.0, 0.4, 1.0):
+        total = Training(network, 3, TrainConfig(aux=True, aux_weight=share)).training_step((pictures, labels), 0)
+        assert total.item() == pytest.approx((main + share * aux).item(), rel=1e-5)
+
+
 def test_norms_and_biases_do_not_decay() -> None:
     network = build("fcn", 3)
     kernels, others = parameter_groups(network, 0.1)

@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 import training.export
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, RunError
 from models.segmenter import Segmenter
+from tests.bundles import SETTINGS, SILENT
 from training.config import load_config
 from training.data import load
-from training.data.shapes import draw
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics import Confusion
@@ -25,25 +24,6 @@ from training.train import live, load_network, train
 
 ROOT = Path(__file__).parents[2]
 CAMVID = ROOT / ".." / "shared" / "data" / "camvid"
-SETTINGS = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
-SILENT = Console(quiet=True)
-
-
-@pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw(folder, counts={"train": 32, "val": 6, "test": 6})
-    return folder
-
-
-@pytest.fixture(scope="session")
-def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(shapes, tmp_path_factory.mktemp("runs") / "first", load_config(None, SETTINGS), console=SILENT)
-
-
-@pytest.fixture(scope="session")
-def bundle(run: Path) -> Path:
-    return export(run, console=SILENT)
 
 
 def rows(run: Path) -> list[dict[str, str]]:
