@@ -2,7 +2,7 @@
 
 spec.json            what it is (`models/spec.py`)
 model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
-weights.safetensors  the same weights by name, for fine-tuning; no pickle is ever loaded
+weights.safetensors  the same weights by name, for fine-tuning; no pickle is ever loaded (not there if it came from ONNX)
 probes/              a few pictures and the labels that the network gave them, answered again before serving
 report/              sample pictures from the export
 SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` reads it too

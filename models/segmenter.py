@@ -41,8 +41,8 @@ class Prediction:
 class Segmenter:
     """A frozen network that takes pictures of any size.
 
-    It applies the spec's input rule, pads to a size bucket, runs the engine, crops back, and returns the labels
-    to the picture's size by nearest neighbour.
+    It applies the spec's input rule, pads to a size bucket (but for the rule `exact`, which takes one size alone), runs
+    the engine, crops back, and returns the labels to the picture's size by nearest neighbour.
     """
 
     def __init__(self, run: Run, rule: InputRule) -> None:
@@ -60,7 +60,8 @@ class Segmenter:
         """Label every pixel of an RGB uint8 picture, H x W x 3 with H and W >= 1."""
         height, width = picture.shape[:2]
         fitted = resize_picture(picture, fitted_size((height, width), self.rule))
-        labels, _ = self.run(pad_to_bucket(fitted)[None])
+        padded = fitted if self.rule.rule == "exact" else pad_to_bucket(fitted)
+        labels, _ = self.run(padded[None])
         upright = labels[0, : fitted.shape[0], : fitted.shape[1]]
         return Prediction(picture, resize_labels(upright, (height, width)))
 
@@ -84,6 +85,8 @@ class Segmenter:
 
 def fitted_size(size: tuple[int, int], rule: InputRule) -> tuple[int, int]:
     """The (height, width) at which the network sees a picture of this size."""
+    if rule.size is not None:
+        return rule.size
     if rule.side is None:
         return size
     scale = rule.side / max(size)

@@ -9,6 +9,7 @@ VOID = 255  # the label of a pixel that belongs to no class: never trained on, n
 
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
+_Pixels = Annotated[int, Field(ge=1)]
 
 
 class _Frozen(BaseModel):
@@ -26,16 +27,22 @@ class InputRule(_Frozen):
     """How a picture of any size meets a network that was trained at one scale.
 
     `native`: the picture keeps its pixels (microscopes, satellites). `fit`: its long side is brought to `side`
-    pixels and the labels return to its size by nearest neighbour (photographs).
+    pixels (photographs). `exact`: it is stretched to `size`, for an imported network that takes no other. Under the
+    last two the labels return to the picture's size by nearest neighbour.
     """
 
-    rule: Literal["native", "fit"]
+    rule: Literal["native", "fit", "exact"]
     side: int | None = Field(default=None, ge=16, description="long side in pixels; set for `fit` alone")
+    size: tuple[_Pixels, _Pixels] | None = Field(
+        default=None, description="(height, width) in pixels; set for `exact` alone"
+    )
 
     @model_validator(mode="after")
-    def _side_belongs_to_fit(self) -> Self:
+    def _measures_belong_to_their_rule(self) -> Self:
         if (self.rule == "fit") != (self.side is not None):
-            raise ValueError("the rule `fit` needs a side in pixels, and `native` has none")
+            raise ValueError("the rule `fit` needs a side in pixels, and the others have none")
+        if (self.rule == "exact") != (self.size is not None):
+            raise ValueError("the rule `exact` needs a size, height and width in pixels, and the others have none")
         return self
 
 

@@ -48,7 +48,7 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param("import training.train, training.export, training.augment", id="training"),
+        pytest.param("import training.train, training.export, training.augment, training.bring", id="training"),
         pytest.param("import service.app", id="service"),
         pytest.param(
             "from pathlib import Path\n"
@@ -61,6 +61,14 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
             "train(Path('data'), Path('run'), load_config(None, ['epochs=1', 'batch=2', 'workers=0']))\n"
             "evaluate(export(Path('run')), Path('data'))",
             id="the road",
+        ),
+        pytest.param(
+            "from pathlib import Path\n"
+            "from tests.graphs import graph\n"
+            "from training.bring import bring\n"
+            "Path('names.csv').write_text('a\\nb\\nc\\nd\\n')\n"
+            "bring('onnx', graph(Path('theirs.onnx')), Path('bundle'), classes='names.csv')",
+            id="the road from elsewhere",
         ),
     ],
 )

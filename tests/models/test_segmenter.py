@@ -30,6 +30,7 @@ from tests.bundles import drawing
 ROOT = Path(__file__).parent.parent.parent
 NATIVE = InputRule(rule="native")
 FIT = InputRule(rule="fit", side=192)
+EXACT = InputRule(rule="exact", size=(120, 200))  # neither divides by the bucket
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 
@@ -50,7 +51,7 @@ def coloured(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.stack([(labels & 1) * 255, (labels >> 1) * 255, labels * 0], axis=2).astype(np.uint8)
 
 
-@pytest.mark.parametrize("rule", [NATIVE, FIT], ids=["native", "fit"])
+@pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
 @settings(max_examples=60, deadline=None)
 @example(size=(1, 1))
 @example(size=(1, 700))
@@ -65,7 +66,7 @@ def test_labels_have_the_size_of_the_picture(rule: InputRule, size: tuple[int, i
     assert prediction.picture is picture
 
 
-@pytest.mark.parametrize("rule", [NATIVE, FIT], ids=["native", "fit"])
+@pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
 def test_any_memory_layout(rule: InputRule) -> None:
     segmenter = Segmenter(by_colour, rule)
     picture = drawing(101, 67)
@@ -185,6 +186,26 @@ def test_few_sizes_reach_the_engine() -> None:
     for height, width in np.random.default_rng(0).integers(1, 700, (300, 2)):
         segmenter.segment(np.zeros((height, width, 3), np.uint8))
     assert met == {(1, 192, 64, 3), (1, 192, 128, 3), (1, 192, 192, 3), (1, 128, 192, 3), (1, 64, 192, 3)}
+
+
+def test_one_size_reaches_a_network_that_takes_no_other() -> None:
+    met = set()
+
+    def watched(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        met.add(images.shape)
+        return by_colour(images)
+
+    segmenter = Segmenter(watched, EXACT)
+    for size in ((1, 1), (120, 200), (64, 64), (601, 37), (37, 601), (1200, 2000)):
+        assert fitted_size(size, EXACT) == (120, 200)
+        assert segmenter.segment(np.zeros((*size, 3), np.uint8)).labels.shape == size
+    assert met == {(1, 120, 200, 3)}
+
+
+@pytest.mark.parametrize("size", [(120, 200), (240, 200), (60, 400), (360, 1000), (40, 20)])
+def test_boundaries_are_exact_where_a_picture_is_stretched_by_whole_factors(size: tuple[int, int]) -> None:
+    truth = quadrants(*size)
+    np.testing.assert_array_equal(Segmenter(by_colour, EXACT).segment(coloured(truth)).labels, truth)
 
 
 def test_agreement() -> None:

@@ -15,10 +15,20 @@ def spec(**changes: Any) -> Spec:
     return Spec.model_validate(fields | changes)
 
 
-@pytest.mark.parametrize("fields", [{"rule": "native"}, {"rule": "fit", "side": 16}, {"rule": "fit", "side": 2048}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rule": "native"},
+        {"rule": "fit", "side": 16},
+        {"rule": "fit", "side": 2048},
+        {"rule": "exact", "size": (520, 693)},
+        {"rule": "exact", "size": (1, 1)},
+    ],
+)
 def test_input_rules(fields: dict[str, Any]) -> None:
     rule = InputRule(**fields)
-    assert (rule.rule, rule.side) == (fields["rule"], fields.get("side"))
+    assert (rule.rule, rule.side, rule.size) == (fields["rule"], fields.get("side"), fields.get("size"))
+    assert InputRule.model_validate_json(rule.model_dump_json()) == rule
 
 
 @pytest.mark.parametrize(
@@ -30,6 +40,17 @@ def test_input_rules(fields: dict[str, Any]) -> None:
         {"rule": "fit", "side": 15},
         {"rule": "fit", "side": 20.5},
         {"rule": "native", "side": 480},
+        {"rule": "exact"},
+        {"rule": "exact", "size": None},
+        {"rule": "exact", "size": 480},
+        {"rule": "exact", "size": (480,)},
+        {"rule": "exact", "size": (480, 0)},
+        {"rule": "exact", "size": (480, 360.5)},
+        {"rule": "exact", "side": 480},
+        {"rule": "exact", "size": (480, 360), "side": 480},
+        {"rule": "fit", "size": (480, 360)},
+        {"rule": "fit", "side": 480, "size": (480, 360)},
+        {"rule": "native", "size": (480, 360)},
         {"rule": "stretch", "side": 480},
         {"rule": "native", "sides": 480},
     ],

@@ -1,13 +1,18 @@
-"""A data set, a run on it, and its bundle: the real thing in small, made once a session."""
+"""A data set, a run on it, and its bundle: the real thing in small, made once a session. And a way in for ONNX graphs."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from models.bundle import Bundle, open_bundle
 from tests.bundles import SETTINGS, SILENT
+from training.bring import bring_onnx
 from training.config import load_config
 from training.data.shapes import draw
 from training.export import export
+from training.foreign.graph import Told
 from training.train import train
 
 
@@ -26,3 +31,23 @@ def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(run: Path) -> Path:
     return export(run, console=SILENT)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two small pictures, so that the gate is quick."""
+    folder = tmp_path_factory.mktemp("pictures")
+    draw(folder / "shapes", counts={"train": 2}, size=(96, 128))
+    return folder / "shapes" / "images"
+
+
+@pytest.fixture
+def bring(pictures: Path, tmp_path: Path) -> Callable[..., Bundle]:
+    """Bring a graph into a bundle and open that."""
+
+    def bring(file: Path, classes: int = 4, input: str | None = None, **told: Any) -> Bundle:
+        names = tmp_path / "classes.csv"
+        names.write_text("".join(f"class {label}\n" for label in range(classes)))
+        return open_bundle(bring_onnx(file, tmp_path / "b", str(names), Told.of(**told), input, pictures, SILENT))
+
+    return bring

@@ -64,7 +64,7 @@ def read_classes(root: Path, pairs: list[Pair]) -> list[ClassInfo]:
     label in the masks. Raises: DataError."""
     file = root / "classes.csv"
     if file.is_file():
-        return _parse_classes(file)
+        return parse_classes(file)
     highest = 0
     for pair in pairs:
         try:
@@ -78,23 +78,11 @@ def read_classes(root: Path, pairs: list[Pair]) -> list[ClassInfo]:
     return [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(highest + 1)]
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is missing; wanted is a folder of pictures there.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
-            continue
-        name = path.relative_to(folder).with_suffix("").as_posix()
-        if name in found:
-            raise DataError(
-                f"{found[name]} and {path} go by the same name; rename one so that each mask has one picture."
-            )
-        found[name] = path
-    return found
+def parse_classes(file: Path) -> list[ClassInfo]:
+    """The classes of a CSV file: a line each, `name` or `name,r,g,b` (0..255), in the order of their labels.
 
-
-def _parse_classes(file: Path) -> list[ClassInfo]:
+    Without colours they get VOC's. Raises: DataError.
+    """
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row and row[0].strip()]
@@ -116,3 +104,19 @@ def _parse_classes(file: Path) -> list[ClassInfo]:
     if not 2 <= len(classes) <= 255:
         raise DataError(f"{file} names {len(classes)} classes; wanted are 2 to 255, a line each.")
     return classes
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise DataError(f"{folder} is missing; wanted is a folder of pictures there.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            continue
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise DataError(
+                f"{found[name]} and {path} go by the same name; rename one so that each mask has one picture."
+            )
+        found[name] = path
+    return found

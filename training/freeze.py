@@ -1,0 +1,212 @@
+"""From a live network to a bundle: what `training/export.py` and `training/bring.py` stand on.
+
+Before a graph stands in any place, it and the live network label the same pictures, both through the Segmenter; where
+they disagree, nothing is written.
+"""
+
+import datetime
+import logging
+import platform
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import torch
+from PIL import Image
+from rich.console import Console
+
+from models.bundle import SPEC, Bundle, open_bundle, writing
+from models.engines.openvino import BF16_AGREEMENT, has_bf16
+from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError
+from models.image import RGB, SUFFIXES, read
+from models.outputs.png import indexed
+from models.segmenter import Segmenter, agreement, resize_picture
+from models.spec import ClassInfo, InputRule, Spec
+from training.data.shapes import scene
+from training.foreign.graph import forget_makers, one_line
+
+if TYPE_CHECKING:  # it brings torchvision and timm, which an ONNX graph's way into a bundle does without
+    from models.architectures.network import Network
+
+DRAWN = (480, 640)  # (height, width) in pixels of a parity picture where none are given
+LARGEST_SIDE = 1024  # pixels: longer pictures are shrunk before the gate, or their probes would fill the bundle
+F32_AGREEMENT = 0.999
+PROBES = 3
+# (height, width) of the parity pictures as shares of a real picture's: odd sizes, both formats, one enlarged.
+ODD_SIZES = ((1.0, 1.0), (0.61, 0.97), (0.93, 0.43), (0.37, 0.31), (1.51, 1.23))
+
+
+def freeze(network: "Network", target: Path) -> None:
+    """Write the network as one ONNX file with any N, H, W.
+
+    An example batch of 1 would pin the batch, and sizes below 16 specialise the upsampling.
+    """
+    any_size = torch.export.Dim.DYNAMIC
+    example = torch.zeros(2, 128, 192, 3, dtype=torch.uint8)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated calls
+        torch.onnx.export(
+            network,
+            (example,),
+            target,
+            dynamo=True,
+            input_names=["images"],
+            output_names=["labels", "logits"],
+            dynamic_shapes={"images": {0: any_size, 1: any_size, 2: any_size}},
+            external_data=False,
+            verbose=False,
+        )
+    model = onnx.load(target)
+    forget_makers(model.graph)
+    onnx.save(model, target)
+    onnx.checker.check_model(target)
+
+
+def parity_pictures(take: Callable[[int], RGB], count: int) -> list[RGB]:
+    """Pictures, RGB uint8 H x W x 3, of odd sizes; `take(index)` gives one of `count`, over which they are spread."""
+    pictures = []
+    for place, (high, wide) in enumerate(ODD_SIZES):
+        picture = take(place * count // len(ODD_SIZES))
+        size = (max(1, int(picture.shape[0] * high) | 1), max(1, int(picture.shape[1] * wide) | 1))
+        pictures.append(resize_picture(picture, size))
+    return pictures
+
+
+def parity(
+    draft: Bundle, live_one: Segmenter, pictures: list[RGB], console: Console, advice: str = ""
+) -> dict[str, float]:
+    """The share of pixels on which the frozen network equals the live one, by precision.
+
+    A precision other than f32 that the engine cannot compile is left out, and so never chosen.
+    Raises: ParityError, which ends with `advice`; BundleError where f32 cannot be compiled.
+    """
+    expected = [live_one.segment(picture).labels for picture in pictures]
+    shares = {}
+    for precision in ("f32", "bf16") if has_bf16() else ("f32",):
+        try:
+            frozen = Segmenter.load(draft, precision=precision)
+        except BundleError:
+            if precision == "f32":
+                raise
+            console.print(
+                f"parity {precision}: the engine cannot compile it: not used", highlight=False, soft_wrap=True
+            )
+            continue
+        equal = [
+            agreement(frozen.segment(picture).labels, truth) for picture, truth in zip(pictures, expected, strict=True)
+        ]
+        shares[precision] = min(equal)  # the worst picture: each probe will be asked alone
+        verdict = (
+            "" if precision == "f32" or shares[precision] >= BF16_AGREEMENT else f" < {BF16_AGREEMENT:.1%}: not used"
+        )
+        console.print(
+            f"parity {precision}: at least {shares[precision]:.4%} of a picture's labels are the live network's{verdict}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if precision == "f32" and shares["f32"] < F32_AGREEMENT:
+            raise ParityError(
+                f"The frozen network gives {shares['f32']:.3%} of the pixels the live one's label; {F32_AGREEMENT:.1%} is "
+                f"wanted: nothing was written. {advice}".rstrip()
+            )
+    return shares
+
+
+def choose_rule(wish: str | None, usual: InputRule) -> InputRule:
+    """The input rule that was asked for, or else the usual one of this network. Raises: ConfigError."""
+    if wish is None:
+        return usual
+    if wish == "native":
+        return InputRule(rule="native")
+    name, _, side = wish.partition(":")
+    if name != "fit" or (side and not (side.isdigit() and int(side) >= 16)) or not (side or usual.side):
+        raise ConfigError(
+            f"The input rule {wish!r} is not possible; choose native, fit (trained so), or fit:SIDE with 16 pixels or more."
+        )
+    return InputRule(rule="fit", side=int(side) if side else usual.side)
+
+
+def made_by(*packages: str) -> dict[str, Any]:
+    """When a bundle was made, and by which versions: the beginning of its provenance."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def write_probes(folder: Path, segmenter: Segmenter, pictures: list[RGB], classes: list[ClassInfo]) -> set[int]:
+    """Write some pictures, lossless, with the labels that this network gives them; returns the labels that occur."""
+    folder.mkdir()
+    seen: set[int] = set()
+    for place, picture in enumerate(pictures[:PROBES]):
+        labels = segmenter.segment(picture).labels
+        Image.fromarray(picture).save(folder / f"{place}.png")
+        indexed(labels, classes).save(folder / f"{place}.labels.png")
+        seen.update(np.unique(labels).tolist())
+    return seen
+
+
+def describe(target: Path) -> str:
+    """A written bundle in some words: where it is, its size, its hash."""
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    return f"{target}: {size / 1e6:.1f} MB, {open_bundle(target).hash[:12]}"
+
+
+def gate_pictures(folder: Path | None) -> list[RGB]:
+    """The pictures that the gate asks about, RGB uint8 H x W x 3: some of a folder's, or drawn. Raises: DataError, ImageError."""
+    if folder is None:
+        return parity_pictures(lambda index: scene(np.random.default_rng(index), DRAWN)[0], 5)
+    files = sorted(
+        path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    )
+    if not files:
+        raise DataError(
+            f"--pictures {folder}: holds no picture; wanted are files ending in {', '.join(sorted(SUFFIXES))}."
+        )
+
+    def take(index: int) -> RGB:
+        picture = read(files[index])
+        share = min(1.0, LARGEST_SIDE / max(picture.shape[:2]))
+        return resize_picture(picture, (max(1, int(picture.shape[0] * share)), max(1, int(picture.shape[1] * share))))
+
+    return parity_pictures(take, len(files))
+
+
+def through_the_gate(
+    out: Path, spec: Spec, write: Callable[[Path], Any], live: Segmenter, pictures: list[RGB], source: Path, advice: str,
+    console: Console,
+) -> Path:  # fmt: skip
+    """Write a bundle at `out` if its graph, which `write(folder)` puts there, answers as the live network.
+
+    Raises: WeightsError that names `source` where the engine cannot run it; ParityError, which ends with `advice`.
+    """
+    with writing(out) as folder:
+        with console.status("freezing the network"):
+            write(folder)
+        draft = Bundle(folder, spec, hash="")
+        try:
+            with console.status("comparing frozen and original"):
+                spec = spec.model_copy(update={"parity": parity(draft, live, pictures, console, advice)})
+            seen = write_probes(folder / "probes", Segmenter.load(draft, precision="f32"), pictures, spec.classes)
+        except BundleError as error:  # it names a file that will be gone
+            raise WeightsError(str(error).replace(str(draft.model), str(source))) from error
+        except RuntimeError as error:  # OpenVINO's own, of a graph that compiles and does not run
+            raise WeightsError(f"{source}: OpenVINO cannot run it: {one_line(error)}") from error
+        (folder / SPEC).write_text(spec.model_dump_json(indent=2) + "\n")
+    names = [entry.name for label, entry in enumerate(spec.classes) if label in seen]
+    some = ", ".join(names[:6]) + ", ..." * (len(names) > 6)
+    console.print(
+        f"the probes show {len(names)} of {len(spec.classes)} classes: {some}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if len(seen) < 2:
+        console.print("That proves little; give --pictures FOLDER with what the network knows.", highlight=False)
+    console.print(describe(out), highlight=False, markup=False)
+    return out
