@@ -97,6 +97,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's last checkpoint, under its own settings.")
     ] = False,
+    reset_head: Annotated[
+        bool,
+        typer.Option("--reset-head", help="With weights=FILE or BUNDLE: keep all but the head, for other classes."),
+    ] = False,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting with its default, and stop.")
     ] = False,
@@ -112,8 +116,9 @@ def train(
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
     run = out or Path("runs") / data.resolve().name
-    parsed = load_config(config, settings or [])
-    if resume and (settings or config):
+    words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
+    parsed = load_config(config, words)
+    if resume and (words or config):
         raise typer.BadParameter(
             "a run goes on under the settings that it began with; leave KEY=VALUE and --config out"
         )
@@ -135,6 +140,40 @@ def train(
 
 
 @app.command()
+def models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="An architecture to look into; without one, all are listed.")
+    ] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Its options, such as encoder=resnet50 output_stride=8."),
+    ] = None,
+    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Of the picture, in pixels.")] = "480x360",
+    classes: Annotated[int, typer.Option(min=2, max=255, help="Number of classes.")] = 21,
+    encoders: Annotated[
+        bool, typer.Option("--encoders", help="List the encoders; NAME is then a part of their names, or a pattern.")
+    ] = False,
+) -> None:
+    """List the networks there are: parameters, GFLOP, stride, receptive field. With NAME, its options and its stages.
+
+    Nothing is computed or fetched; the list takes some seconds.
+    """
+    with Console(stderr=True).status("opening PyTorch"):
+        from maskserve import catalogue
+
+    console = Console()
+    picture = catalogue.parse_size(size)
+    if encoders:
+        if options:
+            raise typer.BadParameter("--encoders takes one pattern, as in `maskserve models --encoders 'resnet*'`")
+        catalogue.show_encoders(name, console)
+    elif name is None:
+        catalogue.show_all(picture, classes, console)
+    else:
+        catalogue.show_one(name, options or [], picture, classes, console)
+
+
+@app.command()
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `maskserve train` left.")],
     out: Annotated[Path | None, typer.Option(help="Bundle folder to write (default: RUN/bundle).")] = None,
@@ -146,6 +185,68 @@ def export(
     from training.export import export as export_run
 
     target = export_run(run, out, input)
+    Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)
+
+
+@app.command(
+    "import",
+    epilog="A graph says most of it itself; what was understood is printed, with the options that change it.",
+)
+def import_(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="onnx, or torchvision/NAME.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle folder to write.")],
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="For onnx: the graph's file.")] = None,
+    classes: Annotated[
+        str | None, typer.Option(metavar="FILE", help="A class a line, `name` or `name,r,g,b`; or `voc` for VOC's 21.")
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Weights for torchvision/NAME (default: torchvision's, fetched)."),
+    ] = None,
+    input: Annotated[
+        str | None,
+        typer.Option(
+            help="How pictures meet the network: native, fit:SIDE, exact:HEIGHTxWIDTH (default: by the network)."
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Pictures to compare on (default: drawn ones).")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(metavar="R,G,B", help="onnx: subtracted from the samples (default: ImageNet's).")
+    ] = None,
+    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="onnx: what they are divided by then.")] = None,
+    scale: Annotated[
+        int | None,
+        typer.Option(metavar="1|255", help="onnx: what white is before (default: 1 where mean and std are at most 1)."),
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="onnx: rgb or bgr, the network's, also of mean and std.")] = None,
+    layout: Annotated[
+        str | None, typer.Option(help="onnx: nchw or nhwc, of the input (default: by its shape).")
+    ] = None,
+    output: Annotated[str | None, typer.Option(metavar="NAME", help="onnx: the output to read.")] = None,
+    output_layout: Annotated[
+        str | None, typer.Option(help="onnx: nchw or nhwc, of that (default: by its shape).")
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option(help="onnx: logits or probabilities (default: by the graph's end).")
+    ] = None,
+) -> None:
+    """Bring a network that was trained elsewhere into a bundle, if it answers there as the original does."""
+    from training.bring import bring
+    from training.foreign.graph import Told
+
+    told = Told.of(
+        mean=mean,
+        std=std,
+        scale=scale,
+        order=order,
+        layout=layout,
+        output=output,
+        output_layout=output_layout,
+        scores=scores,
+    )
+    target = bring(source, file, out, weights, classes, told, input, pictures)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)
 
 

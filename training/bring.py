@@ -168,12 +168,13 @@ def bring_torchvision(
     from torchvision.models import get_model_weights
 
     from models.architectures import build
+    from models.architectures.weights import fetched
     from models.architectures.weights import read as read_weights
     from training.train import live
 
     published = get_model_weights(source.removeprefix("torchvision/")).DEFAULT
     taken = gate_pictures(pictures)
-    file = weights or published_file(source, published.url)
+    file = weights or fetched(published.url, f"weights of {source}", "--weights ")
     if file.name == Path(published.url).name:
         check_digits(file)
     state = read_weights(file)
@@ -201,16 +202,6 @@ def bring_torchvision(
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
 
     return through_the_gate(out, spec, write, live(network, rule), taken, file, UNUSUAL, console)
-
-
-def published_file(source: str, url: str) -> Path:
-    """The weights that torchvision publishes, from torch's cache or the network. Raises: WeightsError."""
-    from models.architectures.weights import fetched
-
-    try:
-        return fetched(url, f"weights of {source}")
-    except WeightsError as error:
-        raise WeightsError(str(error).replace(" weights=FILE", " --weights FILE")) from error
 
 
 def check_digits(file: Path) -> None:

@@ -46,17 +46,20 @@ def read(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def fetched(url: str, what: str) -> Path:
-    """The file of a URL in torch's cache, downloaded if it is not there. Raises: WeightsError."""
+def fetched(url: str, what: str, option: str = "weights=") -> Path:
+    """The file of a URL in torch's cache, downloaded if it is not there.
+
+    Raises: WeightsError that names the file to fetch, and the `option` that takes it.
+    """
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not target.is_file():
-        _require(url, what)
+        _require(url, what, option)
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = target.stem.rpartition("-")[2]  # torchvision's names end in the first digits of the sha256
         try:
             torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=True)
         except (OSError, RuntimeError) as error:
-            raise WeightsError(_unfetched(url, what, error)) from error
+            raise WeightsError(_unfetched(url, what, option, error)) from error
     return target
 
 
@@ -68,24 +71,24 @@ def from_hub(repository: str, name: str, revision: str, what: str) -> Path:
     if isinstance(kept, str):
         return Path(kept)
     url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
-    _require(url, what)  # the hub's own client tries for most of a minute before it says so
+    _require(url, what, "weights=")  # the hub's own client tries for most of a minute before it says so
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
     except Exception as error:  # its errors are those of several libraries
-        raise WeightsError(_unfetched(url, what, error)) from error
+        raise WeightsError(_unfetched(url, what, "weights=", error)) from error
 
 
-def _require(url: str, what: str) -> None:
+def _require(url: str, what: str, option: str) -> None:
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "maskserve"})
     try:
         urllib.request.urlopen(request, timeout=TIMEOUT).close()
     except (urllib.error.URLError, TimeoutError) as error:
-        raise WeightsError(_unfetched(url, what, error)) from error
+        raise WeightsError(_unfetched(url, what, option, error)) from error
 
 
-def _unfetched(url: str, what: str, error: Exception) -> str:
+def _unfetched(url: str, what: str, option: str, error: Exception) -> str:
     reason = str(getattr(error, "reason", error)).splitlines()[0]
-    return f"The {what} cannot be fetched ({reason}). Fetch {url} where there is a network, and name the file: weights=FILE."
+    return f"The {what} cannot be fetched ({reason}). Fetch {url} where there is a network, and name the file: {option}FILE."
 
 
 def _refusal(file: Path, error: Exception) -> str:

@@ -19,7 +19,7 @@ from models.segmenter import Segmenter
 from training.data.shapes import CLASSES, draw
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("train", "export", "evaluate", "predict", "serve", "demo", "data shapes", "data lint")
+VERBS = ("models", "train", "export", "import", "evaluate", "predict", "serve", "demo", "data shapes", "data lint")
 MASKSERVE = Path(sys.executable).with_name("maskserve")
 
 

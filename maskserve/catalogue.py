@@ -1,0 +1,229 @@
+"""What networks there are, and what each is: for `maskserve models`. It needs torch, as training does."""
+
+import difflib
+import fnmatch
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from models.architectures import ARCHITECTURES, build, encoders, measure, options_of
+from models.architectures.heads import HEADS
+from models.architectures.network import Network
+from models.architectures.stages import Stage, stages
+from models.errors import ConfigError, MaskserveError
+
+LONGEST = 16384  # pixels of a side of the picture that is asked about
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Measures:
+    """A network in numbers, as `models/architectures/measure.py` defines them."""
+
+    parameters: int
+    gflop: float
+    stride: int  # pixels
+    field: int | None  # pixels; None is the whole picture
+
+
+def show_all(size: tuple[int, int], classes: int, console: Console) -> None:
+    """Print a row for each architecture, and one for each head of `fcn`; `size` is (height, width) in pixels.
+
+    One that cannot be built on this installation says why.
+    """
+    rows = [("fcn", {"head": head}) for head in HEADS] + [(name, {}) for name in ARCHITECTURES if name != "fcn"]
+    table = _table("architecture", "encoder", "params", "GFLOP", "stride", "field")
+    with Console(stderr=True).status("measuring") as status:
+        for place, (name, options) in enumerate(rows, start=1):
+            status.update(f"measuring {name} ({place} of {len(rows)})")
+            title = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
+            encoder = str(options_of(name).get("encoder", ""))
+            try:
+                measures = measured(built(name, classes, options), size)
+            except MaskserveError as error:
+                table.add_row(f"{title}\n[red]{escape(str(error))}[/]", encoder, *["-"] * 4)
+                continue
+            table.add_row(title, encoder, *_cells(measures))
+    console.print(table)
+    console.print(f"\n{_legend(size, classes)}", style="dim", highlight=False)
+    console.print("Look into one: maskserve models fcn encoder=resnet50 head=aspp", style="dim", highlight=False)
+
+
+def show_one(name: str, words: list[str], size: tuple[int, int], classes: int, console: Console) -> None:
+    """Print a network's measures, its options with their help, and its stages. Raises: ConfigError."""
+    options = parsed(name, words)
+    with Console(stderr=True).status(f"measuring {name}"):
+        network = built(name, classes, options)
+        measures = measured(network, size)
+        told = _possible(name, size, lambda: stages(network, size))
+    console.print(" ".join([name, *words]), style="bold", highlight=False, markup=False)
+    parameters, gflop, stride, field = _cells(measures)
+    place = f"{stride} x {stride} pixels" if measures.stride > 1 else "pixel"
+    view = f"a receptive field of {field} pixels" if measures.field else "the whole picture in view"
+    sentence = f"{parameters} parameters, {gflop} GFLOP, a logit for each {place} with {view}"
+    console.print(f"{sentence}\n", highlight=False)
+    console.print(_options_table(name, options))
+    console.print()
+    console.print(_stages_table(told))
+    console.print(f"\n{_legend(size, classes)}", style="dim", highlight=False)
+
+
+def show_encoders(pattern: str | None, console: Console) -> None:
+    """Print the encoders' names, those that hold `pattern` or match it (`*` and `?`). Raises: ConfigError for none."""
+    known = encoders.names()
+    wanted = pattern or "*"
+    found = [name for name in known if fnmatch.fnmatch(name, wanted) or wanted in name]
+    if not found:
+        close = difflib.get_close_matches(wanted.strip("*"), known, n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else "."
+        raise ConfigError(f"No encoder's name matches {wanted!r}{hint}")
+    for name in found:  # a name a line, for `grep` and people alike
+        console.print(name, highlight=False, markup=False, soft_wrap=True)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`480x360`, width first as cameras have it -> (height, width) in pixels. Raises: ConfigError."""
+    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
+    if not match or not all(1 <= int(side) <= LONGEST for side in match.groups()):
+        raise ConfigError(
+            f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 480x360, up to {LONGEST} a side."
+        )
+    return int(match[2]), int(match[1])
+
+
+def parsed(name: str, words: list[str]) -> dict[str, Any]:
+    """`key=value` words as the options of an architecture, values as YAML reads them and none for nothing.
+
+    Raises: ConfigError for an architecture or option that is not there, with the nearest ones.
+    """
+    options: dict[str, Any] = {}
+    known = options_of(name)
+    for word in words:
+        key, separator, value = word.partition("=")
+        if not separator:
+            raise ConfigError(f"{word!r} is no option; write key=value, such as {next(iter(known))}=...")
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(known)}."
+            raise ConfigError(f"{name} has no option {key!r}; {hint}")
+        try:
+            options[key] = None if value == "none" else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"The option {key}={value!r} cannot be read.") from error
+    return options
+
+
+def built(name: str, classes: int, options: dict[str, Any]) -> Network:
+    """The network from scratch, for its pretrained weights measure the same. Raises: ConfigError with the reason."""
+    try:
+        return build(name, classes, **{key: value for key, value in options.items() if key != "weights"})
+    except MaskserveError:
+        raise
+    except Exception as error:  # torchvision, smp and timm raise what they meet
+        raise ConfigError(f"{name} cannot be built: {_reason(error)}") from error
+
+
+def measured(network: Network, size: tuple[int, int]) -> Measures:
+    """Its measures for pictures of `size` = (height, width) in pixels. Raises: ConfigError where it takes none such."""
+    return _possible(
+        network.architecture.name,
+        size,
+        lambda: Measures(
+            measure.parameters(network),
+            measure.gflop(network, size),
+            measure.stride(network),
+            measure.receptive_field(network),
+        ),
+    )
+
+
+def helps(make: Callable[..., nn.Module]) -> dict[str, str]:
+    """A line of help for each option: the lines `option: text` of the docstring of its `build`."""
+    make = getattr(make, "func", make)  # an entry may be a `partial` of one
+    lines = re.findall(r"^(\w+): (.+)$", inspect.getdoc(make) or "", flags=re.MULTILINE)
+    return {key: text for key, text in lines if key in inspect.signature(make).parameters}
+
+
+def _possible(name: str, size: tuple[int, int], ask: Callable[[], Answer]) -> Answer:
+    try:
+        return ask()
+    except Exception as error:  # whatever a network raises at a size that it does not take
+        height, width = measure.padded(size)
+        raise ConfigError(f"{name} does not take pictures of {width}x{height}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _cells(measures: Measures) -> tuple[str, str, str, str]:
+    field = "whole" if measures.field is None else f"{measures.field:,}"
+    return _millions(measures.parameters), _short(measures.gflop), str(measures.stride), field
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+
+
+def _short(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    for place, column in enumerate(columns):
+        numbers = column in ("params", "GFLOP", "FLOP", "stride", "field", "maps")
+        style = "" if place else "cyan"
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold", style=style)
+    return table
+
+
+def _options_table(name: str, chosen: dict[str, Any]) -> Table:
+    table = _table("option", "value", "what it is")
+    lines = helps(ARCHITECTURES[name])
+    for key, default in options_of(name).items():
+        value = chosen.get(key, default)
+        shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        changed = value != default
+        table.add_row(key, f"[bold]{escape(shown)}[/]" if changed else escape(shown), escape(lines.get(key, "")))
+    return table
+
+
+def _stages_table(told: list[Stage]) -> Table:
+    table = _table("stage", "what it does", "maps", "stride", "field", "params", "FLOP")
+    weights, work = sum(stage.parameters for stage in told) or 1, sum(stage.flop for stage in told) or 1
+    for stage in told:
+        does = ", ".join(_counted(word, count) for word, count in stage.does.items())
+        scale = (str(stage.channels), f"{stage.stride:g}") if stage.stride else ("", "")
+        field = ("whole" if stage.field is None else f"{stage.field:,}") if stage.name else ""
+        title = stage.name or ("between the stages" if stage.flop else "for training alone")
+        table.add_row(title, does, *scale, field, _share(stage.parameters / weights), _share(stage.flop / work))
+    return table
+
+
+def _counted(word: str, count: int) -> str:
+    if count == 1:
+        return word
+    return f"{count} {word}s" if word in ("sum", "gate", "concat") else f"{count} {word}"
+
+
+def _share(share: float) -> str:
+    return "" if share == 0 else "<1%" if share < 0.005 else f"{share:.0%}"
+
+
+def _legend(size: tuple[int, int], classes: int) -> str:
+    height, width = measure.padded(size)
+    note = f" (padded to {width}x{height})" if (height, width) != size else ""
+    return (
+        f"For {classes} classes and a picture of {size[1]}x{size[0]}{note}. A multiplication and an addition are two FLOP. "
+        "Stride: pixels of the picture for one value. Field: how wide a part of it one value can depend on, in pixels; "
+        "whole is all of it (a global mean, attention, a group norm)."
+    )

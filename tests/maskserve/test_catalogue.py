@@ -1,0 +1,153 @@
+"""`maskserve models`, as a person types it."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from maskserve import catalogue
+from models.architectures import ARCHITECTURES, options_of
+from models.architectures.heads import HEADS
+from models.errors import ConfigError
+
+MASKSERVE = Path(sys.executable).with_name("maskserve")
+
+
+def models(*words: str, columns: int = 120) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([MASKSERVE, "models", *words], env=environment, capture_output=True, text=True, timeout=1200)
+
+
+@pytest.fixture(scope="module")
+def listed() -> str:
+    done = models(columns=80)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_every_architecture_has_a_row(listed: str) -> None:
+    rows = {line.partition("  ")[0]: line.partition("  ")[2].split() for line in listed.splitlines()}
+    assert {f"fcn head={head}" for head in HEADS} <= set(rows)
+    assert set(ARCHITECTURES) - {"fcn"} <= set(rows)
+    assert "cannot" not in listed
+    assert rows["fcn head=linear"] == ["resnet18", "11.2", "M", "14.2", "8", "499"]
+    assert rows["fcn head=psp"][-1] == "whole"
+    assert rows["torchvision/fcn_resnet50"][-2:] == ["8", "443"]
+
+
+def test_the_list_fits_eighty_columns(listed: str) -> None:
+    assert max(map(len, listed.splitlines())) <= 80
+    assert "480x360 (padded to 512x384)" in listed
+
+
+def test_one_network_with_options() -> None:
+    done = models("fcn", "encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
+    assert done.returncode == 0, done.stderr
+    assert "a receptive field of 635 pixels" in done.stdout
+    assert "picture of 640x448. " in done.stdout
+    assert "conv 3x3 dilated 4" in done.stdout
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
+    assert lines["encoder"][1] == "resnet50"
+    assert lines["dropout"][1] == "0.1"
+    assert lines["encoder.layer4"][-5:-2] == ["2048", "8", "427"]
+
+
+def printed(show: Callable[[Console], None], width: int = 120) -> str:
+    console = Console(width=width)
+    with console.capture() as captured:
+        show(console)
+    return captured.get()
+
+
+def test_encoders_are_listed_and_filtered() -> None:
+    assert printed(lambda console: catalogue.show_encoders("resnet1*", console)).split() == [
+        "resnet18", "resnet101", "resnet152",
+    ]  # fmt: skip
+    assert "tu-convnext_tiny" in printed(lambda console: catalogue.show_encoders("convnext", console)).split()
+    names = printed(lambda console: catalogue.show_encoders(None, console), width=10).splitlines()
+    assert len(names) > 500 and "resnet50" in names and max(map(len, names)) > 20
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "sentence"),
+    [
+        ("fnc", [], "'fnc' is not known; did you mean fcn?"),
+        ("smp/unet", [], "did you mean smp/Unet"),
+        ("fcn", ["strides=8"], "no option 'strides'"),
+        ("fcn", ["encodr=resnet50"], "did you mean encoder?"),
+        ("fcn", ["resnet50"], "'resnet50' is no option; write key=value, such as encoder="),
+        ("fcn", ["encoder=resnet81"], "did you mean resnet18"),
+        ("fcn", ["dropout=much"], "cannot be built"),
+        ("fcn", ["encoder=[1"], "cannot be read"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_one_sentence(name: str, words: list[str], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)) as raised:
+        catalogue.show_one(name, words, (64, 64), 5, Console(quiet=True))
+    assert "\n" not in str(raised.value)
+
+
+def test_no_encoder_matches() -> None:
+    with pytest.raises(ConfigError, match="No encoder's name matches 'zzz'"):
+        catalogue.show_encoders("zzz", Console(quiet=True))
+    with pytest.raises(ConfigError, match="did you mean resnet18"):
+        catalogue.show_encoders("resnte18", Console(quiet=True))
+
+
+def test_the_command_line_says_what_is_wrong() -> None:
+    done = models("fcn", "encoder=resnet81", "--size", "64x64", columns=200)
+    assert done.returncode == 2
+    assert "did you mean resnet18" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_option_has_its_line_of_help(name: str) -> None:
+    assert set(catalogue.helps(ARCHITECTURES[name])) == set(options_of(name))
+
+
+def test_help_is_the_docstrings() -> None:
+    def build(classes: int, width: int = 3, depth: int = 2) -> None:
+        """A network. Raises: nothing.
+
+        width: of its maps: in channels
+        depth: layers
+        other: not an option
+        """
+
+    assert catalogue.helps(build) == {"width": "of its maps: in channels", "depth": "layers"}  # type: ignore[arg-type]
+    assert list(inspect.signature(build).parameters) == ["classes", "width", "depth"]
+
+
+def test_values_are_yaml_and_weights_are_not_fetched() -> None:
+    options = catalogue.parsed("fcn", ["dropout=0.5", "aux=true", "skips=none", "weights=imagenet"])
+    assert options == {"dropout": 0.5, "aux": True, "skips": None, "weights": "imagenet"}
+    network = catalogue.built("fcn", 5, options)
+    assert network.architecture.options.get("weights") is None
+
+
+def test_sizes_are_width_first() -> None:
+    assert catalogue.parse_size("480x360") == (360, 480)
+    assert catalogue.parse_size(" 1X16384 ") == (16384, 1)
+    for text in ("480", "480x", "x", "480*360", "16385x9", "-1x5", "4 80x360"):
+        with pytest.raises(ConfigError, match="is no size"):
+            catalogue.parse_size(text)
+
+
+def test_what_cannot_be_built_says_why_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(classes: int) -> None:
+        raise ImportError("the library [old] is too old")
+
+    monkeypatch.setattr(catalogue, "ARCHITECTURES", {"broken": broken})
+    monkeypatch.setattr("models.architectures.ARCHITECTURES", {"broken": broken})
+    monkeypatch.setattr(catalogue, "HEADS", {})
+    seen = printed(lambda console: catalogue.show_all((64, 64), 5, console), width=80)
+    assert "broken cannot be built: the library [old] is too old" in " ".join(seen.split())
