@@ -12,7 +12,6 @@ segmentation-models-pytorch, which spreads that kernel too and so bends pretrain
 
 import copy
 import math
-import math
 from functools import partial
 from typing import Any
 
@@ -78,9 +77,13 @@ def _dense(layer: Any, rate: int, without_stride: bool) -> Any:
     loses_stride = without_stride and max(stride) > 1
     if rate == 1 and not loses_stride:
         return layer
-    if isinstance(layer, PADS_SAME):  # as much as leaves H / stride, the odd pixel below and right; here said in full
-        layer.__class__ = nn.Conv2d
+    if isinstance(layer, PADS_SAME):
+        # As much as leaves H / stride, the odd pixel below and right; smp's as its own size of picture would have it.
         layer.padding = tuple((size - step) // 2 for size, step in zip(kernel, stride, strict=True))
+        if isinstance(layer, Conv2dStaticSamePadding) and isinstance(layer.static_padding, nn.ZeroPad2d):
+            left, _, above, _ = layer.static_padding.padding
+            layer.padding = (above, left)
+        layer.__class__ = nn.Conv2d
     if isinstance(layer, nn.AvgPool2d):
         return DilatedAverage(layer, (1, 1) if without_stride else stride, rate)
     # A kernel of 1 has nothing to spread, and takes a slower path in the engines if it is told to.

@@ -15,12 +15,14 @@ import difflib
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.architectures import encoders
 from models.architectures.heads import HEADS, fcn
 from models.architectures.layers import LearnedUpsampling
 from models.architectures.network import upsample
+from models.architectures.trim import trim
 from models.errors import ConfigError
 
 SKIPS = {"32s": 0, "16s": 1, "8s": 2}
@@ -66,7 +68,9 @@ class FCN(nn.Module):
         """The encoder's maps, finest first -> the scores."""
         scores: Tensor = self.score(self.dropout(self.head(maps[-1])))
         for enlarge, skip, finer in zip(self.enlarge, reversed(self.skip_scores), maps[-2::-1], strict=False):
-            scores = enlarge(scores) + skip(finer)
+            # To the finer map's own size: torch.export cannot always prove that a factor leads there.
+            scores = enlarge(scores, finer.shape[-2:]) if isinstance(enlarge, Bilinear) else enlarge(scores)
+            scores = scores + skip(finer)
         finished: Tensor = self.finish(scores)
         return finished
 
@@ -78,15 +82,11 @@ class FCN(nn.Module):
 
 
 class Bilinear(nn.Module):
-    """Scores N x C x h x w -> N x C x fh x fw."""
+    """Scores N x C x h x w -> N x C x H x W."""
 
-    def __init__(self, factor: int) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, scores: Tensor) -> Tensor:
+    def forward(self, scores: Tensor, size: torch.Size) -> Tensor:
         """See the class."""
-        return upsample(scores, (scores.shape[-2] * self.factor, scores.shape[-1] * self.factor))
+        return upsample(scores, size)
 
 
 def _choice(option: str, word: str, known: dict[str, Any]) -> Any:
@@ -101,7 +101,7 @@ def _choice(option: str, word: str, known: dict[str, Any]) -> Any:
 def _upsampling(classes: int, factor: int, learned: bool) -> nn.Module:
     if factor == 1:
         return nn.Identity()  # a dilated map is as fine as the one before it
-    return LearnedUpsampling(classes, factor) if learned else Bilinear(factor)
+    return LearnedUpsampling(classes, factor) if learned else Bilinear()
 
 
 def build(
@@ -140,6 +140,7 @@ def build(
     if not 0 <= dropout <= 1:
         raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to 1.")
     body = encoders.build(encoder, output_stride, weights)
+    trim(body, encoder, output_stride)
     network = FCN(body, classes, head, output_stride, finer, learned, aux, separable, dropout)
     network.normalisation = encoders.normalisation(encoder)
     for name, layer in network.named_modules():

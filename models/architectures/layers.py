@@ -48,25 +48,38 @@ class LearnedUpsampling(nn.Module):
         return enlarged
 
 
+class CellMeans(nn.Module):
+    """The map averaged over a grid of `bins` x `bins` cells, those of torch's `adaptive_avg_pool2d`.
+
+    By two matrix products: that operation cannot be exported at a size that is not fixed.
+    """
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps N x C x h x w -> N x C x bins x bins."""
+        height, width = maps.shape[-2:]
+        return cells(height, self.bins, maps) @ maps @ cells(width, self.bins, maps).T
+
+
 class PooledContext(nn.Module):
     """The map averaged over a grid of `bins` x `bins` cells, mixed by a 1x1 convolution, and spread over the map again.
 
     One bin is the mean of the whole picture, as in ASPP (arXiv 1706.05587); 1, 2, 3 and 6 are PSPNet's (arXiv
-    1612.01105). Cells are torch's `adaptive_avg_pool2d`'s, by two matrix products: that operation cannot be
-    exported at a size that is not fixed.
+    1612.01105).
     """
 
     def __init__(self, inputs: int, outputs: int, bins: int) -> None:
         super().__init__()
-        self.bins = bins
+        self.means = CellMeans(bins)
         # No batch norm: over the one value a picture that a single bin gives, it fails where the last batch is of one.
         self.mix = nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1), nn.ReLU(inplace=True))
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps N x C x h x w -> N x outputs x h x w."""
-        height, width = maps.shape[-2:]
-        down, across = cells(height, self.bins, maps), cells(width, self.bins, maps)
-        return upsample(self.mix(down @ maps @ across.T), (height, width))
+        return upsample(self.mix(self.means(maps)), maps.shape[-2:])
 
 
 def cells(length: int, bins: int, like: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The networks of segmentation-models-pytorch by their names there: `smp/Unet`, `smp/DeepLabV3Plus`, `smp/Segformer`, ...
 
-They are taken as they are but for three things. Their logits are left at the decoder's own stride, for the house
+They are taken as they are but for four things. Their logits are left at the decoder's own stride, for the house
 upsamples with `align_corners=False` where smp does with True. Encoders are ours (`encoders.py`), so that dilation
-keeps pretrained features. And an encoder is named, or its weights fetched, as for every other network here.
+keeps pretrained features. Pyramids of pooled cells (PSPNet, UPerNet) take
+a form that can be exported. And an encoder is named, or its weights fetched, as for every other network here.
 Two are left out: DPT, whose vision transformers take pictures of one size alone, and PAN, which pools the map of
 stride 16 three times more and so leaves nothing of a side below 128 pixels.
 """
@@ -15,9 +16,13 @@ from functools import partial
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
-from torch import nn
+from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock
+from torch import Tensor, nn
+from torch.nn import functional
 
 from models.architectures import encoders
+from models.architectures.layers import CellMeans
+from models.architectures.trim import trim
 from models.errors import ConfigError
 
 
@@ -60,6 +65,7 @@ def build(
     known = inspect.signature(kind.make.__init__).parameters
     depth = known["encoder_depth"].default
     body = encoders.build(encoder, min(stride, 2**depth), weights, depth)
+    trim(body, encoder, min(stride, 2**depth))
     options = {"encoder_output_stride": stride} if "encoder_output_stride" in known else {}
     try:
         with warnings.catch_warnings():
@@ -68,9 +74,28 @@ def build(
     except Exception as error:  # smp raises what it meets
         raise ConfigError(f"smp/{name} on {encoder} cannot be built: {str(error).splitlines()[0]}") from error
     network.encoder = body
+    _make_exportable(network)
     network.segmentation_head[1] = nn.Identity()
     network.normalisation = encoders.normalisation(encoder)
     return cast(nn.Module, network)
+
+
+class AnySize(PSPBlock):  # type: ignore[misc]
+    """A level of PSPNet's pyramid; smp's own goes, in an export, by an operation that is bound to one size."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps N x C x h x w -> N x (a quarter of C) x h x w."""
+        return functional.interpolate(self.pool(maps), maps.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _make_exportable(network: nn.Module) -> None:
+    for path, layer in list(network.named_modules()):
+        parent, _, child = path.rpartition(".")
+        if isinstance(layer, PSPBlock):
+            layer.__class__ = AnySize
+        elif isinstance(layer, nn.AdaptiveAvgPool2d):
+            size: Any = layer.output_size
+            setattr(network.get_submodule(parent), child, CellMeans(size if isinstance(size, int) else size[0]))
 
 
 ENTRIES = {f"smp/{name}": partial(build, name) for name in NETWORKS}

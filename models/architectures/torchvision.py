@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.architectures import encoders
 from models.architectures.weights import fetched, read
-from models.errors import WeightsError
+from models.errors import ConfigError, WeightsError
 
 # The backbone of each, from which ImageNet weights may come.
 NETWORKS = {
@@ -64,11 +64,13 @@ class TorchvisionNet(nn.Module):
 
 
 def build(name: str, classes: int, weights: str | None = None, aux: bool = False) -> nn.Module:
-    """A segmentation network of torchvision. Raises: WeightsError.
+    """A segmentation network of torchvision. Raises: ConfigError, WeightsError.
 
     weights: none to start from scratch, or imagenet for the backbone
     aux: train a second head on the map of stride 16 as well (not lraspp)
     """
+    if aux and name.startswith("lraspp"):
+        raise ConfigError(f"torchvision/{name} has no auxiliary head; leave aux at false.")
     options = {} if name.startswith("lraspp") else {"aux_loss": aux}
     network = library.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **options)
     if weights == "imagenet":

@@ -1,0 +1,54 @@
+"""An encoder without the layers that its feature maps do not need; and one whose maps are not to be had, refused."""
+
+import copy
+
+import torch
+from torch import nn
+
+from models.errors import ConfigError
+
+PROBED = (64, 192)  # (height, width) in pixels: the smallest that the segmenter hands in, and no square
+
+
+def trim(encoder: nn.Module, name: str, output_stride: int) -> None:
+    """Take away, in place, what no feature map of an encoder depends on.
+
+    segmentation-models-pytorch keeps the stages beyond `depth` and EfficientNet's last convolution. They would be
+    counted, written into every bundle, and stop training on several GPUs, where each parameter has to get a gradient.
+
+    Raises: ConfigError for an encoder that does not take a picture of any size, or has its maps at other strides.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            used, called = _tried(copy.deepcopy(encoder).to("meta", torch.float32).eval(), output_stride)
+    except Exception as error:  # each library raises its own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"The encoder {name} gives no feature maps that a segmentation network needs: {reason}"
+        ) from error
+    removed: set[str] = set()
+    for place, layer in list(encoder.named_modules()):
+        inside = {f"{place}.{each}" for each, _ in layer.named_parameters()}
+        if not place or not inside or inside & used or any(place.startswith(each) for each in removed):
+            continue
+        if any(each.startswith(f"{place}.") for each in called):
+            layer.requires_grad_(False)  # computed and thrown away, as by timm's HRNet of less than full depth
+        else:
+            parent, _, child = place.rpartition(".")
+            setattr(encoder.get_submodule(parent), child, nn.Identity())
+            removed.add(f"{place}.")
+
+
+def _tried(shadow: nn.Module, output_stride: int) -> tuple[set[str], set[str]]:
+    """The names of the parameters that the maps depend on, and of the layers that are called, each with a dot after it."""
+    called: set[str] = set()
+    for name, layer in shadow.named_modules():
+        layer.register_forward_pre_hook(lambda _, __, name=name: called.add(f"{name}."))
+    maps = shadow(torch.empty(1, 3, *PROBED, device="meta"))
+    strides = [min(2**level, output_stride) for level in range(len(maps))]
+    wanted = [tuple(side // stride for side in PROBED) for stride in strides]
+    found = [tuple(one.shape[2:]) for one in maps]
+    if found != wanted:
+        raise ValueError(f"its maps of a picture of {PROBED} pixels are {found}, wanted are {wanted}")
+    torch.stack([one.sum() for one in maps]).sum().backward()  # type: ignore[no-untyped-call]
+    return {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}, called
