@@ -18,7 +18,7 @@ from models.architectures import ARCHITECTURES, build, encoders, measure, option
 from models.architectures.heads import HEADS
 from models.architectures.network import Network
 from models.architectures.stages import Stage, stages
-from models.errors import ConfigError, MaskserveError
+from models.errors import ConfigError, MaskserveError, first_line
 
 LONGEST = 16384  # pixels of a side of the picture that is asked about
 Answer = TypeVar("Answer")
@@ -110,10 +110,6 @@ def parsed(name: str, words: list[str]) -> dict[str, Any]:
         key, separator, value = word.partition("=")
         if not separator:
             raise ConfigError(f"{word!r} is no option; write key=value, such as {next(iter(known))}=...")
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"its options are {', '.join(known)}."
-            raise ConfigError(f"{name} has no option {key!r}; {hint}")
         try:
             options[key] = None if value == "none" else yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -128,7 +124,7 @@ def built(name: str, classes: int, options: dict[str, Any]) -> Network:
     except MaskserveError:
         raise
     except Exception as error:  # torchvision, smp and timm raise what they meet
-        raise ConfigError(f"{name} cannot be built: {_reason(error)}") from error
+        raise ConfigError(f"{name} cannot be built: {first_line(error)}") from error
 
 
 def measured(network: Network, size: tuple[int, int]) -> Measures:
@@ -157,11 +153,7 @@ def _possible(name: str, size: tuple[int, int], ask: Callable[[], Answer]) -> An
         return ask()
     except Exception as error:  # whatever a network raises at a size that it does not take
         height, width = measure.padded(size)
-        raise ConfigError(f"{name} does not take pictures of {width}x{height}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"{name} does not take pictures of {width}x{height}: {first_line(error)}") from error
 
 
 def _cells(measures: Measures) -> tuple[str, str, str, str]:

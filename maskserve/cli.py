@@ -4,11 +4,12 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
 
@@ -109,9 +110,7 @@ def train(
     from training.config import TrainConfig, load_config
 
     if list_settings:
-        for name, field in TrainConfig.model_fields.items():
-            Console().print(f"{name}={field.default}", style="bold", end="  ", highlight=False, markup=False)
-            Console().print(field.description or "", highlight=False, markup=False)
+        _list_settings(TrainConfig.model_fields)
         return
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
@@ -332,6 +331,17 @@ def main(verb: str | None = None) -> None:
         _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         _fail("Stopped.", 130)
+
+
+def _list_settings(fields: dict[str, Any]) -> None:
+    """Print each setting with its default, its choices, and its line of help."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(style="bold", overflow="fold")
+    for name, field in fields.items():
+        literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
+        choices = "|".join(str(choice) for literal in literals for choice in get_args(literal))
+        table.add_row(f"{name}={field.default}", escape(f"{choices}; " * bool(choices) + field.description))
+    Console().print(table)
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -68,3 +68,8 @@ class ParityError(MaskserveError):
 
 class EngineError(MaskserveError):
     """An engine or precision that this machine lacks."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in one line; its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -112,11 +112,11 @@ def difference(strided: list[Tensor], dilated: list[Tensor], output_stride: int)
     return worst
 
 
-def flop(module: nn.Module, like: Tensor) -> int:
-    """Floating-point operations on an input of this shape; a multiplication and an addition are two."""
+def flop(module: nn.Module, like: Tensor, method: str = "forward") -> int:
+    """Floating-point operations of a method on an input of this shape; a multiplication and an addition are two."""
     shadow = copy.deepcopy(module).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        shadow(like.to("meta"))
+        getattr(shadow, method)(like.to("meta"))
     return int(counter.get_total_flops())
 
 

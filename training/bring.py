@@ -33,6 +33,7 @@ VOC = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 NOTHING = Told()
+LARGEST_EXACT = 4096  # pixels of a side that a picture may be stretched to
 UNUSUAL = (
     "On pictures unlike those that it knows a network may hang between two classes, where rounding decides: "
     "give some that it knows, --pictures FOLDER."
@@ -131,7 +132,10 @@ def exact_size(wish: str | None) -> tuple[int, int] | None:
     found = re.fullmatch(r"exact:([1-9]\d*)x([1-9]\d*)", wish)
     if not found:
         raise ConfigError(f"The input rule {wish!r} is not possible; wanted is exact:HEIGHTxWIDTH in pixels.")
-    return int(found[1]), int(found[2])
+    height, width = int(found[1]), int(found[2])
+    if max(height, width) > LARGEST_EXACT:
+        raise ConfigError(f"The input rule {wish!r} is not possible; a side has up to {LARGEST_EXACT} pixels.")
+    return height, width
 
 
 def explain(entry: Intake, exit: Outlet, console: Console) -> None:
@@ -177,7 +181,10 @@ def bring_torchvision(
     file = weights or fetched(published.url, f"weights of {source}", "--weights ")
     if file.name == Path(published.url).name:
         check_digits(file)
-    state = read_weights(file)
+    # A bundle's names begin with `body.`, and it brings the normalisation that this network has anyway.
+    state = {
+        name.removeprefix("body."): value for name, value in read_weights(file).items() if name not in ("mean", "std")
+    }
     count = class_count(source, state, file)
     entries = torchvision_classes(count, classes, file, published, console)
     network = build(source, count, **({"aux": True} if any(name.startswith("aux_") for name in state) else {})).eval()

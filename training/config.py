@@ -28,7 +28,8 @@ class TrainConfig(BaseModel):
     )
     head: Literal["linear", "fcn", "d6", "aspp", "psp"] = Field(
         "fcn",
-        description="1x1 alone (arXiv 1411.4038); 3x3, 1x1; FCN-D6 (mmsegmentation); arXiv 1706.05587; arXiv 1612.01105",
+        description="1x1 alone (arXiv 1411.4038); 3x3 then 1x1; FCN-D6 (mmsegmentation); ASPP (arXiv 1706.05587); "
+        "pyramid pooling (arXiv 1612.01105)",
     )
     output_stride: Literal[8, 16, 32] | None = Field(
         None, description="of the encoder, 16 and 8 by dilation (arXiv 1511.07122); default: as in the head's paper"
@@ -43,7 +44,12 @@ class TrainConfig(BaseModel):
     aux: bool = Field(False, description="train a second head on the map of stride 16 as well (arXiv 1612.01105)")
     aux_weight: float = Field(0.4, ge=0, le=1, description="of the second head's loss")
     separable: bool = Field(False, description="3x3 kernels of the heads a channel at a time (arXiv 1610.02357)")
-    dropout: float = Field(0.1, ge=0, lt=1, description="share of the head's channels dropped (Srivastava et al. 2014)")
+    dropout: float = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="share of the values before the 1x1 classifier that are dropped (Srivastava et al. 2014)",
+    )
     init: Literal["kaiming", "xavier"] = Field(
         "kaiming", description="of what starts from scratch: arXiv 1502.01852, or Glorot and Bengio 2010"
     )
@@ -68,7 +74,7 @@ class TrainConfig(BaseModel):
         None, gt=0, description="stop after this time, with the best and last checkpoint kept"
     )
     batch: int = Field(8, ge=1, description="pictures a step")
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="with Nesterov momentum, or AdamW (arXiv 1711.05101)")
     lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="on kernels; none on norms and biases")
@@ -79,7 +85,7 @@ class TrainConfig(BaseModel):
     precision: Literal["auto", "f32", "bf16"] = Field(
         "auto", description="auto: bf16 where it is quicker on this machine"
     )
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where torch sees one")
     workers: int = Field(2, ge=0, description="processes that read and augment pictures")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
 

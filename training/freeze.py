@@ -125,8 +125,9 @@ def choose_rule(wish: str | None, usual: InputRule) -> InputRule:
         return InputRule(rule="native")
     name, _, side = wish.partition(":")
     if name != "fit" or (side and not (side.isdigit() and int(side) >= 16)) or not (side or usual.side):
+        trained = ", fit (trained so)" if usual.side else ""
         raise ConfigError(
-            f"The input rule {wish!r} is not possible; choose native, fit (trained so), or fit:SIDE with 16 pixels or more."
+            f"The input rule {wish!r} is not possible; choose native{trained}, or fit:SIDE with 16 pixels or more."
         )
     return InputRule(rule="fit", side=int(side) if side else usual.side)
 

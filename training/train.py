@@ -10,8 +10,10 @@ Reads downwards: what was asked, the data and its lint, the network, the loop, a
     samples/             validation pictures with their truth and the answer
 """
 
+import copy
 import json
 import logging
+import os
 import time
 import warnings
 from pathlib import Path
@@ -26,7 +28,7 @@ from rich.console import Console
 from models.architectures import build, encoders, options_of
 from models.architectures.network import Network
 from models.architectures.start import start
-from models.errors import ConfigError, DataError, RunError
+from models.errors import ConfigError, DataError, RunError, WeightsError
 from models.segmenter import Segmenter, fitted_size
 from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig, load_config, save_config
@@ -55,7 +57,9 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
         config = resumable(out, last, data)
     elif last.exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
-    architecture_options(config)  # a wrong name is told before the pictures are read
+    if not resume:  # what is wrong with the network is told before the pictures are read
+        weights_file(config)
+        build(config.architecture, 2, **architecture_options(config))
 
     report = lint(data, config.format, ("train", "val"))
     show(report, console)
@@ -90,6 +94,7 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
 
     module = Training(network, len(training.classes), config)
     batches = training_batches(training, rule, crop, config)
+    check_batch(network, batches.batch_size or 1, crop)
     trainer = make_trainer(out, config, device, precision, batches.batch_size or 1, training.classes, console)
     fit(trainer, module, batches, validation_batches(validation, rule, config), last if resume else None)
 
@@ -126,14 +131,53 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
 def make_network(config: TrainConfig, classes: list[ClassInfo], console: Console, anew: bool) -> Network:
     """The network that the settings describe; `anew` with the weights that a training begins from."""
     options = architecture_options(config)
-    weights = config.weights if anew and config.weights != "none" else None
-    file = Path(weights).expanduser() if weights else None
-    if file is None or not file.exists():
-        return build(config.architecture, len(classes), **options, weights=weights)
+    file = weights_file(config) if anew else None
+    if file is None:
+        hub = config.weights if anew and config.weights != "none" else None
+        return build(config.architecture, len(classes), **options, weights=hub)
     network = build(config.architecture, len(classes), **options)
     taken = start(network, file, [entry.name for entry in classes], config.reset_head)
     console.print(taken, highlight=False, markup=False)
     return network
+
+
+def weights_file(config: TrainConfig) -> Path | None:
+    """The file or bundle that a training begins from; None for no weights, or pretrained ones by name.
+
+    A name that is known stands before a file that happens to be called so; `./imagenet` is the file.
+    Raises: WeightsError where there is neither.
+    """
+    known = ["none", *pretrained_names(config)]
+    file = Path(os.path.expanduser(config.weights))
+    if config.weights in known:
+        if config.reset_head:
+            raise ConfigError("There is no head to reset: set weights=FILE or weights=BUNDLE too.")
+        return None
+    if not file.exists():
+        raise WeightsError(
+            f"The weights {config.weights!r} are no file, no bundle, and not known for this encoder, "
+            f"which has {', '.join(known)}."
+        )
+    return file
+
+
+def pretrained_names(config: TrainConfig) -> list[str]:
+    """The pretrained weights that the settings' encoder has."""
+    return encoders.pretrained_names(config.encoder) if "encoder" in options_of(config.architecture) else ["imagenet"]
+
+
+def check_batch(network: Network, batch: int, crop: tuple[int, int]) -> None:
+    """Raises: ConfigError where batch norm would meet a single value, as behind a global mean in a batch of one."""
+    shadow = copy.deepcopy(network).to("meta").train()
+    try:
+        shadow.training_logits(torch.empty(batch, 3, *crop, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ConfigError(
+            f"Batch norm needs more than the one value a channel that this network has of {batch} picture of "
+            f"{crop[1]} x {crop[0]}: set batch=2 or more, or a larger crop."
+        ) from error
 
 
 def architecture_options(config: TrainConfig) -> dict[str, Any]:
@@ -251,7 +295,12 @@ def load_network(run: Path) -> Network:
     state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     classes = len(read_run(run)["classes"])
     network = build(config.architecture, classes, **architecture_options(config))
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        raise RunError(
+            f"{best} is not of the network that {settings} describes: one of the two was changed."
+        ) from error
     return network.eval()
 
 

@@ -9,9 +9,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from models.architectures import fcn, smp, torchvision
+from models.architectures import encoders, fcn, smp, torchvision
 from models.architectures.network import Network
 from models.errors import ConfigError
 from models.spec import Architecture
@@ -26,9 +27,8 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 def build(name: str, classes: int, **options: Any) -> Network:
     """Build an architecture by name. Raises: ConfigError for a name or option that is not there, WeightsError."""
     known = options_of(name)
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"{name} has no option {option}; it has {', '.join(known)}.")
+    for option, value in options.items():
+        _check(name, option, value)
     made = ARCHITECTURES[name](classes, **options)
     # The defaults stand in the spec too, so that a bundle outlives a change of them; its weights come with it.
     return Network(made, Architecture(name=name, options={**known, **options, "weights": None}), classes)
@@ -37,9 +37,28 @@ def build(name: str, classes: int, **options: Any) -> Network:
 def options_of(name: str) -> dict[str, Any]:
     """The options of an architecture with their defaults. Raises: ConfigError for a name that is not there."""
     if name not in ARCHITECTURES:
-        close = difflib.get_close_matches(name, ARCHITECTURES, n=3) or ["fcn"]
-        raise ConfigError(
-            f"The architecture {name!r} is not known; did you mean {', '.join(close)}? `maskserve models` lists them."
-        )
+        raise ConfigError(f"The architecture {name!r} is not known; {_nearest(name)} `maskserve models` lists them.")
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
     return {option: parameter.default for option, parameter in parameters.items() if option != "classes"}
+
+
+def _nearest(name: str) -> str:
+    if name in encoders.names():
+        return f"it is an encoder: architecture=fcn encoder={name}."
+    plain = {known.rpartition("/")[2].lower(): known for known in reversed(ARCHITECTURES)}
+    close = difflib.get_close_matches(name, ARCHITECTURES, n=3)
+    close += [plain[word] for word in difflib.get_close_matches(name.rpartition("/")[2].lower(), plain, n=3)]
+    return f"did you mean {', '.join(list(dict.fromkeys(close))[:3] or ['fcn'])}?"
+
+
+def _check(name: str, option: str, value: Any) -> None:
+    """Raises: ConfigError for an option that is not there, or a value of another type."""
+    parameters = inspect.signature(ARCHITECTURES[name]).parameters
+    if option not in options_of(name):
+        close = difflib.get_close_matches(option, options_of(name), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options_of(name))}."
+        raise ConfigError(f"{name} has no option {option!r}; {hint}")
+    try:
+        TypeAdapter(parameters[option].annotation).validate_python(value, strict=True)
+    except ValidationError as error:
+        raise ConfigError(f"The option {option}={value!r} is not possible: {error.errors()[0]['msg']}.") from error

@@ -3,7 +3,7 @@
 Holschneider's algorithme à trous, as in Yu and Koltun 2016 (arXiv 1511.07122) and DeepLab (arXiv 1412.7062). Take the
 stride out of a layer and it answers at twice as many positions; every later layer then finds the values that it was
 trained on two apart, so its kernel is spread by two. Nothing is lost: at the old positions the new maps hold the old
-values, to the last digit. (Where a layer averages over the whole picture, as squeeze-and-excitation does, the
+values, to the last digit. (Where a layer reads the whole picture, as squeeze-and-excitation or attention does, the
 values differ a little.) A layer's dilation thus follows from one number, the stride of the map that it reads.
 
 The layer that loses its stride keeps the dilation of what it reads, as in torchvision and timm and unlike

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from models.architectures.alexnet import AlexNet, from_classifier
 from models.architectures.dilation import dilate
+from models.architectures.names import comparable, in_encoder, of_encoder
 from models.architectures.network import MEAN, STD
 from models.architectures.weights import fetched, from_hub, read
-from models.errors import ConfigError, WeightsError
+from models.errors import ConfigError, WeightsError, first_line
 
 # Index i of an encoder's list of feature maps has stride 2**i: the image itself, then 2, 4, 8, 16, 32.
 DEPTH = 5
@@ -38,9 +39,8 @@ def names() -> list[str]:
 
 def known(name: str) -> None:
     """Raises: ConfigError with the nearest names, where there is no such encoder."""
-    plain = (
-        name.partition(".")[0] if name.startswith(TIMM) else name
-    )  # timm's may name their weights: tu-resnet18.a1_in1k
+    # timm's may name their weights too: tu-resnet18.a1_in1k
+    plain = name.partition(".")[0] if name.startswith(TIMM) else name
     if plain not in names():
         close = difflib.get_close_matches(name, names(), n=3) or ["resnet18", "resnet50"]
         raise ConfigError(
@@ -59,19 +59,26 @@ def build(name: str, output_stride: int = 32, weights: str | None = None, depth:
     known(name)
     try:
         encoder = _scratch(name, depth)
+    except Exception as error:  # smp and timm each raise their own kinds
+        raise ConfigError(f"The encoder {name} cannot be built: {first_line(error)}") from error
+    try:
         if output_stride < 2**depth:
             dilate(encoder, output_stride)
-    except Exception as error:  # smp and timm each raise their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"The encoder {name} at output stride {output_stride} cannot be built: {reason}") from error
+    except Exception as error:  # whatever a network raises that is no stack of convolutions and pools
+        raise ConfigError(
+            f"The encoder {name} cannot be dilated to output stride {output_stride} ({first_line(error)}); "
+            f"set output_stride={2**depth} or another encoder."
+        ) from error
     if weights:
         file = pretrained(name, weights)
         load(encoder, name, read(file), file)
     return encoder
 
 
-def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation by channel (red, green, blue, in units of 0..255) that pretrained weights expect."""
+    if weights == "advprop":  # adversarially trained EfficientNets (arXiv 1911.09665)
+        return _bytes((0.5, 0.5, 0.5)), _bytes((0.5, 0.5, 0.5))
     if name.startswith(TIMM):
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM))
         return (_bytes(config.mean), _bytes(config.std)) if config else (MEAN, STD)
@@ -81,12 +88,17 @@ def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return MEAN, STD
 
 
+def pretrained_names(name: str) -> list[str]:
+    """The pretrained weights that there are of an encoder."""
+    return ["imagenet"] if name == "alexnet" or name.startswith(TIMM) else list(_settings(name))
+
+
 def pretrained(name: str, weights: str) -> Path:
     """The file of an encoder's pretrained weights, fetched where it is not here yet. Raises: WeightsError."""
-    known = ["imagenet"] if name == "alexnet" or name.startswith(TIMM) else _settings(name)
-    if weights not in known:
+    if weights not in pretrained_names(name):
         raise WeightsError(
-            f"The weights {weights!r} are no file, no bundle, and not known for {name}, which has {', '.join(known)}."
+            f"The weights {weights!r} are no file, no bundle, and not known for {name}, "
+            f"which has {', '.join(pretrained_names(name))}."
         )
     what = f"{weights} weights of {name}"
     if name == "alexnet":
@@ -103,9 +115,10 @@ def pretrained(name: str, weights: str) -> Path:
 
 
 def load(encoder: nn.Module, name: str, content: dict[str, Tensor], file: Path) -> None:
-    """Load a classifier's weights, the `content` of `file`, into an encoder in place; its last layer is left out.
+    """Load weights, the `content` of `file`, into an encoder in place; what is no part of it is left out.
 
-    Raises: WeightsError where the file holds another network.
+    The file may hold a classifier or a network with such an encoder.
+    Raises: WeightsError where it holds another one.
     """
     state = named(encoder, content)
     wanted = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
@@ -123,19 +136,20 @@ def load(encoder: nn.Module, name: str, content: dict[str, Tensor], file: Path) 
     nn.Module.load_state_dict(encoder, state, strict=False)  # smp's own takes away keys that it expects to be there
 
 
-def named(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def named(encoder: nn.Module, content: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors by the encoder's names for them, without those that it has no place for."""
+    state = of_encoder(content)
     if isinstance(encoder, AlexNet) and "classifier.1.weight" in state:
         return from_classifier(state)
-    # As a feature extractor timm calls `stages.0.conv` `model.stages_0.conv`.
-    known = {_plain(key): value for key, value in state.items()}
-    return {key: known[_plain(key)] for key in encoder.state_dict() if _plain(key) in known}
-
-
-def _plain(key: str) -> str:
-    while key.startswith(("model.", "encoder.", "module.")):
-        key = key.partition(".")[2]
-    return key.replace(".", "_")
+    known = {comparable(key): value for key, value in state.items()}
+    found = {}
+    for key in encoder.state_dict():
+        inner = comparable(in_encoder(key))
+        for name in (inner, f"features_{inner}"):  # torchvision cuts a MobileNetV3's `features` out of it
+            if name in known:
+                found[key] = known[name]
+                break
+    return found
 
 
 def _scratch(name: str, depth: int) -> nn.Module:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import encoders
+from models.architectures.exportable import make_exportable
 from models.architectures.heads import HEADS, fcn
 from models.architectures.layers import LearnedUpsampling
 from models.architectures.network import upsample
@@ -127,7 +128,7 @@ def build(
     upsampling: bilinear, or learned by transposed convolutions that start as bilinear (arXiv 1411.4038)
     aux: train a second head on the map of stride 16 as well (PSPNet, arXiv 1612.01105)
     separable: the heads' 3x3 kernels a channel at a time, for small devices (arXiv 1610.02357)
-    dropout: share of the head's channels dropped in training, 0 to 1 (Srivastava et al. 2014)
+    dropout: share of the values before the 1x1 classifier dropped in training (Srivastava et al. 2014)
     init: kaiming (arXiv 1502.01852) or xavier (Glorot and Bengio 2010), of all that starts from scratch
     """
     known = _choice("head", head, HEADS)
@@ -137,12 +138,13 @@ def build(
     finer = _choice("skips", skips or known.skips, SKIPS)
     learned = _choice("upsampling", upsampling, {"bilinear": False, "learned": True})
     fill = _choice("init", init, INITS)
-    if not 0 <= dropout <= 1:
-        raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to 1.")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to below 1.")
     body = encoders.build(encoder, output_stride, weights)
     trim(body, encoder, output_stride)
+    make_exportable(body)
     network = FCN(body, classes, head, output_stride, finer, learned, aux, separable, dropout)
-    network.normalisation = encoders.normalisation(encoder)
+    network.normalisation = encoders.normalisation(encoder, weights)
     for name, layer in network.named_modules():
         # Encoders are built by Kaiming's rule; the 1x1 classifiers, with no ReLU after them, start near even scores.
         ours = not name.startswith("encoder") or (init == "xavier" and not weights)

@@ -16,14 +16,12 @@ from functools import partial
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
-from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 from models.architectures import encoders
-from models.architectures.layers import CellMeans
+from models.architectures.exportable import make_exportable
 from models.architectures.trim import trim
-from models.errors import ConfigError
+from models.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ NETWORKS = {
 
 
 def build(
-    name: str, classes: int, encoder: str = "resnet34", weights: str | None = None, output_stride: int | None = None
+    name: str, classes: int, encoder: str = "resnet18", weights: str | None = None, output_stride: int | None = None
 ) -> nn.Module:
     """A network of segmentation-models-pytorch. Raises: ConfigError, WeightsError.
 
@@ -58,6 +56,8 @@ def build(
     output_stride: of the encoder's deepest map, by dilation (DeepLabV3, DeepLabV3Plus); default: as in smp
     """
     kind = NETWORKS[name]
+    if encoder == "alexnet":
+        raise ConfigError(f"The encoder alexnet is for the architecture fcn alone; choose another one for smp/{name}.")
     stride = output_stride or kind.output_strides[0]
     if stride not in kind.output_strides:
         allowed = " or ".join(map(str, sorted(kind.output_strides)))
@@ -72,30 +72,12 @@ def build(
             warnings.simplefilter("ignore")
             network = kind.make(encoder_name=encoder, encoder_weights=None, classes=classes, **options)
     except Exception as error:  # smp raises what it meets
-        raise ConfigError(f"smp/{name} on {encoder} cannot be built: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"smp/{name} on {encoder} cannot be built: {first_line(error)}") from error
     network.encoder = body
-    _make_exportable(network)
+    make_exportable(network)
     network.segmentation_head[1] = nn.Identity()
-    network.normalisation = encoders.normalisation(encoder)
+    network.normalisation = encoders.normalisation(encoder, weights)
     return cast(nn.Module, network)
-
-
-class AnySize(PSPBlock):  # type: ignore[misc]
-    """A level of PSPNet's pyramid; smp's own goes, in an export, by an operation that is bound to one size."""
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps N x C x h x w -> N x (a quarter of C) x h x w."""
-        return functional.interpolate(self.pool(maps), maps.shape[-2:], mode="bilinear", align_corners=True)
-
-
-def _make_exportable(network: nn.Module) -> None:
-    for path, layer in list(network.named_modules()):
-        parent, _, child = path.rpartition(".")
-        if isinstance(layer, PSPBlock):
-            layer.__class__ = AnySize
-        elif isinstance(layer, nn.AdaptiveAvgPool2d):
-            size: Any = layer.output_size
-            setattr(network.get_submodule(parent), child, CellMeans(size if isinstance(size, int) else size[0]))
 
 
 ENTRIES = {f"smp/{name}": partial(build, name) for name in NETWORKS}

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.architectures import build, encoders
+from models.architectures import build, encoders, options_of
+from models.architectures.names import plain
 from models.architectures.network import Network
 from models.architectures.torchvision import KEYS
 from models.architectures.weights import read
@@ -33,48 +34,40 @@ def start(network: Network, source: Path, classes: list[str], reset_head: bool =
             f"{source} holds no weights by name (it was imported from ONNX), so no training can start there."
         )
     state = read(bundle.weights if bundle else source)
-    if bundle and not reset_head:
-        _same_classes(source, [entry.name for entry in bundle.spec.classes], classes)
-    head = head_of(network)
-    whole = _as_whole(network, state)
+    whole, head = _as_whole(network, state), head_of(network)
     if _covers(network, whole, head):
+        if bundle and not reset_head:
+            _same_classes(source, [entry.name for entry in bundle.spec.classes], classes)
         _same_shapes(source, network, whole, head, reset_head)
         taken = {name: value for name, value in whole.items() if not (reset_head and name in head)}
         left = [name for name in network.load_state_dict(taken, strict=False).missing_keys if _counts(name)]
         return f"weights of {source}: {len(taken)} tensors" + (f", {len(left)} start from scratch" if left else "")
-    _load_encoder(network, source, bundle, state, whole)
-    return f"weights of {source}: the encoder's; the head starts from scratch"
+    _load_encoder(network, source, bundle, state)
+    return f"weights of {source}: the encoder's; the rest starts from scratch"
 
 
 def head_of(network: Network) -> set[str]:
     """The names of the weights whose shape depends on the number of classes."""
     known = network.architecture
-    with torch.device("meta"):
+    with torch.random.fork_rng():  # what is built to be looked at changes no training
         wider = build(known.name, network.classes + 1, **known.options).state_dict()
     return {name for name, value in network.state_dict().items() if value.shape != wider[name].shape}
 
 
 def _as_whole(network: Network, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the network's names for them, under whichever of the known namings most of them have a place."""
-    wanted = network.state_dict()
-    namings = [
-        {name.removeprefix("network."): value for name, value in state.items()},  # a bundle's, a checkpoint's
-        {f"body.{name}": value for name, value in state.items()},  # smp's, torchvision's
-        {
-            f"body.{KEYS[old]}{name.removeprefix(old)}": state[name]
-            for name in state
-            for old in KEYS
-            if name.startswith(old)
-        },
-    ]
-    fitting = [{name: value for name, value in naming.items() if name in wanted} for naming in namings]
-    return max(fitting, key=len)
+    """The tensors by the network's names for them, without those that it has no place for."""
+    known = {plain(name): value for name, value in state.items()}
+    if network.architecture.name == "fcn":
+        known |= {
+            KEYS[old] + name.removeprefix(old): known[name] for name in known for old in KEYS if name.startswith(old)
+        }
+    return {name: known[plain(name)] for name in network.state_dict() if plain(name) in known}
 
 
 def _covers(network: Network, state: dict[str, Tensor], head: set[str]) -> bool:
-    """Whether nothing but the head, an auxiliary head, or the normalisation is missing."""
+    """Whether nothing is missing but a head or an auxiliary head."""
     missing = set(filter(_counts, network.state_dict())) - set(state) - head
-    return not [name for name in missing if "aux" not in name]
+    return all("aux" in name for name in missing)
 
 
 def _counts(name: str) -> bool:
@@ -91,41 +84,39 @@ def _same_classes(source: Path, known: list[str], wanted: list[str]) -> None:
 
 def _same_shapes(source: Path, network: Network, state: dict[str, Tensor], head: set[str], reset_head: bool) -> None:
     for name, wanted in network.state_dict().items():
-        if name not in state or state[name].shape == wanted.shape:
+        if name not in state or state[name].shape == wanted.shape or (reset_head and name in head):
             continue
-        if name not in head:
-            raise WeightsError(
-                f"{source} is of another network: its {name} is {tuple(state[name].shape)}, wanted is {tuple(wanted.shape)}."
-            )
-        if not reset_head:
+        if name in head and len(state[name]) != len(wanted):
             raise WeightsError(
                 f"{source} was made for {len(state[name])} classes and this data set has {network.classes}; {REMEDY}."
             )
+        raise WeightsError(
+            f"{source} is of another network: its {name} is {tuple(state[name].shape)}, wanted is {tuple(wanted.shape)}."
+        )
 
 
-def _load_encoder(
-    network: Network, source: Path, bundle: Bundle | None, state: dict[str, Tensor], whole: dict[str, Tensor]
-) -> None:
-    """Take the file for a classifier's. Raises: WeightsError that says what was wanted."""
+def _load_encoder(network: Network, source: Path, bundle: Bundle | None, state: dict[str, Tensor]) -> None:
+    """Take the encoder of another network, or a classifier's. Raises: WeightsError that says what was wanted."""
     name = str(network.architecture.options.get("encoder", network.architecture.name))
     encoder = getattr(network.body, "encoder", None) or network.body.backbone
     try:
         encoders.load(encoder, name, state, source)
     except WeightsError as error:
-        missing = sorted(set(filter(_counts, network.state_dict())) - set(whole))
-        hint = (
-            f" To go on from this bundle, set {_words(bundle.spec.architecture, network.architecture)}."
-            if bundle
-            else ""
-        )
-        raise WeightsError(
-            f"{source} fits neither this network, of which {len(missing)} tensors are missing (such as {missing[0]}), "
-            f"nor its encoder, {name}.{hint}"
-        ) from error
+        if bundle is None:
+            raise
+        words = _words(bundle.spec.architecture, network.architecture)
+        raise WeightsError(f"{error} To go on from this bundle, set {words}.") from error
+    expected = {plain(key): value for key, value in state.items() if plain(key) in ("mean", "std")}
+    network.load_state_dict(expected, strict=False)  # an encoder goes on seeing pictures as it learned to
 
 
 def _words(there: Architecture, here: Architecture) -> str:
     """The settings in which another architecture differs from this one: `encoder=resnet18 head=d6`."""
-    told = {"architecture": there.name, **{key: value for key, value in there.options.items() if value is not None}}
-    ours = {"architecture": here.name, **here.options}
-    return " ".join(f"{key}={value}" for key, value in told.items() if value != ours.get(key))
+    usual = options_of(there.name)
+    told = {
+        key: value
+        for key, value in there.options.items()
+        if value != here.options.get(key, usual.get(key)) and key not in ("aux", "dropout", "init", "weights")
+    }
+    name = {"architecture": there.name} if there.name != here.name else {}
+    return " ".join(f"{key}={value}" for key, value in {**name, **told}.items())

@@ -37,7 +37,10 @@ KEYS = {
 
 
 class TorchvisionNet(nn.Module):
-    """Normalised images float N x 3 x H x W -> logits N x C x H/8 x W/8, before torchvision would upsample them."""
+    """Normalised images float N x 3 x H x W -> logits N x C x H/8 x W/8 (DeepLabV3-MobileNetV3: 16).
+
+    They are what torchvision has before it enlarges them to the picture's size.
+    """
 
     backbone: Any
     classifier: Any

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from models.errors import ConfigError
+from models.errors import ConfigError, first_line
 
 PROBED = (64, 192)  # (height, width) in pixels: the smallest that the segmenter hands in, and no square
 
@@ -22,9 +22,8 @@ def trim(encoder: nn.Module, name: str, output_stride: int) -> None:
         with torch.inference_mode(False), torch.enable_grad():
             used, called = _tried(copy.deepcopy(encoder).to("meta", torch.float32).eval(), output_stride)
     except Exception as error:  # each library raises its own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"The encoder {name} gives no feature maps that a segmentation network needs: {reason}"
+            f"The encoder {name} gives no feature maps that a segmentation network needs: {first_line(error)}"
         ) from error
     removed: set[str] = set()
     for place, layer in list(encoder.named_modules()):

@@ -1,8 +1,10 @@
 """Files of weights: read without running anything that stands in them, fetched where there is a network."""
 
+import pickle
 import urllib.error
 import urllib.request
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.errors import WeightsError
+from models.errors import WeightsError, first_line
 
 TIMEOUT = 10  # seconds that a host may take to answer before it counts as out of reach
 
@@ -19,26 +21,60 @@ TIMEOUT = 10  # seconds that a host may take to answer before it counts as out o
 def read(file: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name: safetensors, or what `torch.save` wrote and torch reads without pickle.
 
-    A dict under `state_dict`, `model` or `model_state` is looked into, as training scripts save them.
+    What a file is tells its beginning, not its name. A dict under `state_dict` or `model` is looked into, as training
+    scripts save them.
     Raises: WeightsError where the file is neither, or would have to run code to be read.
     """
     if not file.is_file():
-        raise WeightsError(f"{file} is not there; wanted is a file of weights.")
-    try:
-        if file.suffix == ".safetensors":
+        raise WeightsError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; wanted is a file of weights.")
+    with file.open("rb") as stream:
+        beginning = stream.read(9)
+    if beginning[8:] == b"{":  # the length of safetensors' header, and the header
+        try:
             return load_file(file, device="cpu")
+        except safetensors.SafetensorError as error:
+            raise WeightsError(f"{file} is a safetensors file that is damaged ({error}).") from error
+    if not beginning.startswith((b"PK", b"\x80")):  # a zip archive as torch writes it, or a pickle as it used to
+        raise WeightsError(f"{file} is no file of weights: it is neither safetensors nor what torch.save writes.")
+    return _state(file, _torch_load(file))
+
+
+def _torch_load(file: Path) -> Any:
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise WeightsError(
+                        f"{file} is a compressed archive, as torch never writes; save the weights again."
+                    )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except safetensors.SafetensorError as error:
-        raise WeightsError(f"{file} is no safetensors file, or it is damaged ({error}).") from error
-    except Exception as error:  # torch's unpickler raises whatever it meets in a strange file
-        raise WeightsError(_refusal(file, error)) from error
-    for key in ("state_dict", "model_state_dict", "model_state", "model", "teacher"):
+            with file.open("rb") as stream:  # given a name, torch goes by its ending
+                return torch.load(stream, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "nsupported" not in str(error):  # torch's words for what its reader of plain values refuses
+            raise WeightsError(f"{file} is damaged: {first_line(error)}") from error
+        raise WeightsError(
+            f"{file} holds more than tensors: reading it would run code from it, which maskserve never does. Where you "
+            "trust it, convert it: content = torch.load(FILE, weights_only=False), then torch.save(content.state_dict(), NEW), "
+            "or torch.save(content['state_dict'], NEW) of a checkpoint."
+        ) from error
+    except WeightsError:
+        raise
+    except Exception as error:  # torch raises whatever it meets in a broken file
+        raise WeightsError(f"{file} is damaged, or no file of weights: {first_line(error)}") from error
+
+
+def _state(file: Path, content: Any) -> dict[str, Tensor]:
+    for key in ("state_dict", "model_state_dict", "model_state", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    tensors = _tensors(content)
+    tensors = (
+        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        if isinstance(content, dict)
+        else {}
+    )
     if not tensors:
         raise WeightsError(
             f"{file} holds no tensors by name; wanted is what `torch.save(model.state_dict(), FILE)` writes."
@@ -87,21 +123,5 @@ def _require(url: str, what: str, option: str) -> None:
 
 
 def _unfetched(url: str, what: str, option: str, error: Exception) -> str:
-    reason = str(getattr(error, "reason", error)).splitlines()[0]
+    reason = first_line(getattr(error, "reason", error))
     return f"The {what} cannot be fetched ({reason}). Fetch {url} where there is a network, and name the file: {option}FILE."
-
-
-def _refusal(file: Path, error: Exception) -> str:
-    text = str(error)
-    if "weights_only" in text or "Unsupported" in text or "GLOBAL" in text:
-        return (
-            f"{file} holds more than tensors: reading it would run code from it, which maskserve never does. Convert it "
-            "where you trust it: torch.save(torch.load(FILE, weights_only=False).state_dict(), NEW)."
-        )
-    return f"{file} is no file of weights that torch or safetensors reads ({text.splitlines()[0] if text else 'it is empty'})."
-
-
-def _tensors(content: Any) -> dict[str, Tensor]:
-    if not isinstance(content, dict):
-        return {}
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}

@@ -62,6 +62,7 @@ FCN += [
     Entry("fcn", {"encoder": "mobilenet_v2", "output_stride": 8}, 8),
     Entry("fcn", {"encoder": "efficientnet-b0"}, 8),
     Entry("fcn", {"encoder": "densenet121"}, 8),
+    Entry("fcn", {"encoder": "mobileone_s4"}, 8),
     Entry("fcn", {"encoder": "tu-convnext_atto", "output_stride": 16}, 8),
 ]
 KNOWN = {

@@ -2,8 +2,10 @@
 
 import os
 import pickle
+import re
 import shutil
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from models.architectures import build
 from models.architectures.encoders import normalisation, pretrained
 from models.architectures.network import MEAN, STD, Network
 from models.architectures.start import head_of, start
+from models.architectures.torchvision import NETWORKS as TORCHVISION
 from models.architectures.weights import read
 from models.bundle import SUMS, WEIGHTS, open_bundle, writing
 from models.errors import WeightsError
@@ -92,7 +95,7 @@ def test_a_new_auxiliary_head_starts_from_scratch(tiny_bundle: Path) -> None:
 
 def test_a_bundle_of_another_network(tiny_bundle: Path) -> None:
     with pytest.raises(
-        WeightsError, match=r"fits neither .* nor its encoder, resnet34. To go on .*, set encoder=resnet18\."
+        WeightsError, match=r"no weights of resnet34: .* To go on from this bundle, set encoder=resnet18\."
     ):
         start(network(encoder="resnet34"), tiny_bundle, NAMES)
 
@@ -160,7 +163,7 @@ def test_a_classifier_becomes_the_encoder(encoder: str, classifier: Any, tmp_pat
     there = classifier().state_dict()
     torch.save({"epoch": 1, "model": there}, tmp_path / "classifier.pth")
     here, before = network(encoder=encoder), network(encoder=encoder)
-    assert "the head starts from scratch" in start(here, tmp_path / "classifier.pth", NAMES)
+    assert "the encoder's; the rest starts from scratch" in start(here, tmp_path / "classifier.pth", NAMES)
     changed = names(here) - equal(here, before)
     assert changed >= kernels(here, "encoder.")
     assert not changed & {name for name in names(here) if "encoder" not in name}
@@ -168,18 +171,81 @@ def test_a_classifier_becomes_the_encoder(encoder: str, classifier: Any, tmp_pat
     assert {round(float(here.state_dict()[name].double().sum()), 4) for name in kernels(here, "encoder.")} <= sums
 
 
-def test_a_classifier_for_torchvisions_backbone(tmp_path: Path) -> None:
-    there = torchvision.models.mobilenet_v3_large().state_dict()
-    renamed = {name.removeprefix("features."): value for name, value in there.items()}
-    torch.save(renamed, tmp_path / "classifier.pth")
-    here = network(architecture="torchvision/lraspp_mobilenet_v3_large")
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_a_classifier_for_torchvisions_backbone(name: str, tmp_path: Path) -> None:
+    there = torchvision.models.get_model(TORCHVISION[name]).state_dict()
+    torch.save(there, tmp_path / "classifier.pth")
+    here = network(architecture=f"torchvision/{name}")
     start(here, tmp_path / "classifier.pth", NAMES)
-    assert torch.equal(here.body.backbone["0"][0].weight, renamed["0.0.weight"])
+    first = "0.0.weight" if "mobilenet" in name else "conv1.weight"
+    assert torch.equal(
+        here.body.backbone.state_dict()[first], there[f"features.{first}" if "mobilenet" in name else first]
+    )
+
+
+def test_torchvisions_densenet_under_its_published_names(tmp_path: Path) -> None:
+    there = torchvision.models.densenet121().state_dict()
+    old = {
+        re.sub(r"(denselayer\d+\.(?:norm|relu|conv))([12])\.", r"\1.\2.", name): value for name, value in there.items()
+    }
+    assert any("norm.1." in name for name in old)
+    torch.save(old, tmp_path / "densenet.pth")
+    here = network(encoder="densenet121")
+    start(here, tmp_path / "densenet.pth", NAMES)
+    name = "features.denseblock4.denselayer16.conv2.weight"
+    assert torch.equal(here.body.encoder.state_dict()[name], there[name])
+
+
+# the encoder of another network
+
+
+@pytest.mark.parametrize(
+    "options", [{"head": "aspp"}, {"architecture": "smp/Unet"}, {"skips": "32s", "upsampling": "learned"}], ids=str
+)
+def test_a_bundles_encoder_under_another_head(tiny_bundle: Path, options: dict[str, Any]) -> None:
+    here = network(classes=4, **{"encoder": "resnet18", **options})
+    with torch.no_grad():
+        here.mean.fill_(7)
+    if "skips" not in options:
+        assert "the rest starts from scratch" in start(here, tiny_bundle, NAMES[:4])
+    else:
+        start(here, tiny_bundle, NAMES[:4], reset_head=True)
+    stored = read(open_bundle(tiny_bundle).weights)
+    assert all(torch.equal(here.state_dict()[name], stored[name]) for name in kernels(here, "encoder."))
+    assert torch.equal(here.mean, stored["mean"])  # what the encoder learned to see
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "module.", "module.encoder.", "model.backbone."])
+def test_other_scripts_prefixes(prefix: str, tmp_path: Path) -> None:
+    there = torchvision.models.resnet18().state_dict()
+    save_file({prefix + name: value for name, value in there.items()}, tmp_path / "a.safetensors")
+    here = network()
+    start(here, tmp_path / "a.safetensors", NAMES)
+    assert torch.equal(here.body.encoder.layer4[1].conv2.weight, there["layer4.1.conv2.weight"])
+
+
+@pytest.mark.parametrize("encoder", ["mit_b0", "tu-swin_tiny_patch4_window7_224", "alexnet", "tu-resnet18d"])
+def test_every_kind_of_encoder_goes_on(encoder: str, tmp_path: Path) -> None:
+    there = network(2, encoder=encoder)
+    save_file({name: value.contiguous() for name, value in there.state_dict().items()}, tmp_path / "w.safetensors")
+    here = network(3, encoder=encoder)
+    state = torch.random.get_rng_state()
+    start(here, tmp_path / "w.safetensors", NAMES)
+    assert equal(here, there) == names(here)
+    assert torch.equal(torch.random.get_rng_state(), state)  # looking at the head costs no random numbers
+
+
+def test_a_stride_that_learned_upsampling_does_not_have(tmp_path: Path) -> None:
+    torch.save(network(2, skips="32s", upsampling="learned").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"another network: its body.finish.kernels.weight is \(6, 1, 64, 64\)"):
+        start(network(skips="32s", output_stride=16, upsampling="learned"), tmp_path / "w.pth", NAMES)
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match=r"other\.pth fits neither this network.* nor its encoder, resnet18\."):
+    with pytest.raises(
+        WeightsError, match=r"other\.pth holds no weights of resnet18: 100 of its 100 tensors are missing"
+    ):
         start(network(), tmp_path / "other.pth", NAMES)
     state = network(2).state_dict()
     state["body.encoder.conv1.weight"] = torch.zeros(64, 3, 5, 5)
@@ -209,7 +275,7 @@ def test_nothing_that_stands_in_a_file_is_run(how: str, tmp_path: Path, monkeypa
         torch.save({"state_dict": {"weight": torch.zeros(1)}, "extra": Evil()}, file)
     else:
         file.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(WeightsError, match=r"would run code.*torch\.save\(torch\.load\(FILE, weights_only=False\)"):
+    with pytest.raises(WeightsError, match=r"would run code.*content = torch\.load\(FILE, weights_only=False\)"):
         read(file)
     assert not (tmp_path / "ran").exists()
 
@@ -217,11 +283,14 @@ def test_nothing_that_stands_in_a_file_is_run(how: str, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("a.pth", b"", "is no file of weights"),
-        ("a.pth", b"hello" * 99, "is no file of weights"),
-        ("a.safetensors", b"hello" * 99, "no safetensors file, or it is damaged"),
-        ("a.safetensors", b"", "no safetensors file, or it is damaged"),
+        ("a.pth", b"", "is no file of weights: it is neither"),
+        ("a.pth", b"hello" * 99, "is no file of weights: it is neither"),
+        ("a.pth", b"\xff\xd8\xff\xe0 a JPEG", "is no file of weights: it is neither"),
+        ("a.pth", b"PK\x03\x04" + bytes(99), "is damaged"),
+        ("a.safetensors", b"hello" * 99, "is no file of weights: it is neither"),
+        ("a.safetensors", b"\x10" + bytes(7) + b'{"a": "cut sho', "safetensors file that is damaged"),
         ("b.pth", None, "is not there"),
+        (".", None, "is a folder; wanted is a file"),
     ],
 )
 def test_what_is_no_file_of_weights(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
@@ -231,13 +300,32 @@ def test_what_is_no_file_of_weights(name: str, content: bytes | None, words: str
         read(tmp_path / name)
 
 
+def test_a_name_says_nothing_of_a_file(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(3)}, tmp_path / "a.bin")
+    assert torch.equal(read(tmp_path / "a.bin")["weight"], torch.ones(3))
+    torch.save({"weight": torch.ones(3)}, tmp_path / "b.safetensors")
+    assert torch.equal(read(tmp_path / "b.safetensors")["weight"], torch.ones(3))
+
+
 def test_a_truncated_file(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(9999)}, tmp_path / "a.pth")
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:20000])
-    with pytest.raises(WeightsError, match="is no file of weights"):
+    with pytest.raises(WeightsError, match="is damaged, or no file of weights"):
         read(tmp_path / "a.pth")
     torch.save([1, 2, 3], tmp_path / "b.pth")
     with pytest.raises(WeightsError, match="holds no tensors by name"):
+        read(tmp_path / "b.pth")
+
+
+def test_an_archive_that_would_unfold_is_refused(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(99999)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as old,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    with pytest.raises(WeightsError, match="compressed archive, as torch never writes"):
         read(tmp_path / "b.pth")
 
 
@@ -289,6 +377,7 @@ def test_names_of_weights() -> None:
 
 def test_the_normalisation_that_weights_expect() -> None:
     assert normalisation("resnet50") == (MEAN, STD)
+    assert normalisation("efficientnet-b0", "advprop") == ((127.5,) * 3, (127.5,) * 3)
     assert normalisation("xception") == ((127.5,) * 3, (127.5,) * 3)
     assert normalisation("tu-efficientnetv2_rw_t")[0] == pytest.approx(MEAN, abs=0.01)
     assert normalisation("tu-mobilevit_s") == ((0.0,) * 3, (255.0,) * 3)

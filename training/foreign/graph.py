@@ -88,7 +88,7 @@ def read_graph(file: Path) -> ModelProto:
     Raises: WeightsError for a file that is none, is broken, lacks a part, or has more than 2 GB.
     """
     if not file.is_file():
-        raise WeightsError(f"{file} is not there; name an ONNX file.")
+        raise WeightsError(f"{file} is {'a folder' if file.is_dir() else 'not there'}; name an ONNX file.")
     _not_too_large(file, file.stat().st_size)
     try:
         model = onnx.load(file, format="protobuf", load_external_data=False)
@@ -114,7 +114,8 @@ def intake(file: Path, model: ModelProto, told: Told, size: tuple[int, int] | No
         raise WeightsError(f"{file} takes {len(inputs)} inputs ({names}); export it with the picture as its only one.")
     tensor = inputs[0].type.tensor_type
     if tensor.elem_type not in DTYPES:
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
+        known_types = {number: word.lower() for word, number in TensorProto.DataType.items()}
+        kind = known_types.get(tensor.elem_type, f"of the unknown type {tensor.elem_type}")
         raise WeightsError(
             f"{file}: the input {inputs[0].name!r} is {kind}; wanted is one of {', '.join(DTYPES.values())}: export it so."
         )
@@ -190,9 +191,11 @@ def _load_data_files(model: ModelProto, file: Path) -> None:
             raise WeightsError(
                 f"{file} keeps its weights in {name}, which is not beside it; put that file into {file.parent}."
             )
-    _not_too_large(file, file.stat().st_size + sum(int(fact.get("length", 0)) for fact in facts))
     try:
+        _not_too_large(file, file.stat().st_size + sum(int(fact.get("length", 0)) for fact in facts))
         onnx.load_external_data_for_model(model, str(file.parent))
+    except WeightsError:
+        raise
     except Exception as error:  # onnx checks that they stay in the folder and are long enough, each in its own way
         raise WeightsError(f"{file}: its data file cannot be read: {one_line(error)}") from error
 

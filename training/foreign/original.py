@@ -162,8 +162,9 @@ def _labels(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     if values.ndim == 4:
         values = values[:, 0] if outlet.layout == "nchw" else values[..., 0]
+    given = values[0].numpy()
+    highest = int(given[given != VOID].max(initial=0))  # before the cast, under which 256 would be 0
     plane = values[0].to(torch.uint8).numpy()
-    highest = int(plane[plane != VOID].max(initial=0))
     if highest >= classes:
         raise WeightsError(
             f"{file}: the output {outlet.name!r} gives the label {highest}, so {highest + 1} classes or more; --classes "
