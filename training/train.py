@@ -58,8 +58,8 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     elif last.exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
     if not resume:  # what is wrong with the network is told before the pictures are read
-        weights_file(config)
         build(config.architecture, 2, **architecture_options(config))
+        weights_file(config)
 
     report = lint(data, config.format, ("train", "val"))
     show(report, console)

@@ -1,6 +1,7 @@
 """The settings that make the network: they are the architecture's options, and weights are gone on from."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,21 @@ from rich.console import Console
 
 from models.architectures import ARCHITECTURES, build, options_of
 from models.bundle import open_bundle
-from models.errors import ConfigError, WeightsError
+from models.errors import ConfigError, RunError, WeightsError
 from tests.bundles import SETTINGS, SILENT
 from training.config import TrainConfig, load_config
 from training.data.shapes import CLASSES, draw
 from training.evaluate import evaluate
 from training.export import export
-from training.train import architecture_options, load_network, make_network, read_run, train
+from training.train import (
+    architecture_options,
+    check_batch,
+    load_network,
+    make_network,
+    read_run,
+    train,
+    weights_file,
+)
 
 VARIED = {
     "encoder": "mobilenet_v2", "output_stride": 16, "head": "aspp", "skips": "16s", "upsampling": "learned",
@@ -132,3 +141,80 @@ def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pyt
     classes = [type("Named", (), entry) for entry in read_run(run)["classes"]]
     make_network(load_config(None, [f"weights={bundle}"]), classes, Console(), anew=True)
     assert f"weights of {bundle}" in "".join(capsys.readouterr().out.splitlines())
+
+
+# what is said before a picture is read
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["weights=nothing.pth"], r"'nothing.pth' are no file, no bundle, and not known .* none, imagenet, ssl, swsl"),
+        (["weights=~nosuch/x.pth"], r"are no file, no bundle"),
+        (["architecture=torchvision/fcn_resnet50", "weights=coco"], r"not known .* which has none, imagenet"),
+    ],
+    ids=str,
+)
+def test_weights_that_are_not_there(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=message):
+        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=SILENT)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["reset_head=true"], r"no head to reset: set weights=FILE"),
+        (["reset_head=true", "weights=imagenet"], r"no head to reset"),
+        (["architecture=smp/FPN", "output_stride=16"], r"cannot have the output stride 16; it has 32"),
+        (["architecture=smp/FPN", "encoder=alexnet"], r"alexnet is for the architecture fcn alone"),
+        (["encoder=tu-swin_tiny_patch4_window7_224", "head=aspp"], r"cannot be dilated .* set output_stride=32"),
+        (["architecture=resnet50"], r"it is an encoder: architecture=fcn encoder=resnet50"),
+        (["architecture=unet"], r"did you mean smp/Unet"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together(words: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=SILENT)
+
+
+def test_a_known_name_stands_before_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "imagenet").mkdir()
+    assert weights_file(load_config(None, ["weights=imagenet"])) is None
+    assert weights_file(load_config(None, ["weights=./imagenet"])) == Path("./imagenet")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights_file(load_config(None, ["weights=~/imagenet"])) == tmp_path / "imagenet"
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "batch", "crop"),
+    [
+        ("smp/DeepLabV3", {}, 1, (96, 128)),
+        ("torchvision/deeplabv3_mobilenet_v3_large", {}, 1, (96, 128)),
+        ("fcn", {}, 1, (32, 32)),
+    ],
+    ids=str,
+)
+def test_batch_norm_on_one_value_is_a_sentence(
+    name: str, options: dict[str, object], batch: int, crop: tuple[int, int]
+) -> None:
+    network = build(name, 3, **options)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    with pytest.raises(ConfigError, match=r"of 1 picture of .*: set batch=2 or more, or a larger crop"):
+        check_batch(network, batch, crop)
+    check_batch(network, 2, (96, 128))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("head", ["linear", "fcn", "d6", "aspp", "psp"])
+def test_our_heads_learn_from_batches_of_one(head: str) -> None:
+    check_batch(build("fcn", 3, head=head), 1, (96, 128))
+
+
+def test_a_run_whose_settings_were_changed_is_refused(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("bundle"))
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("head: fcn", "head: aspp"))
+    with pytest.raises(RunError, match=r"best.ckpt is not of the network that .*config.yaml describes"):
+        load_network(tmp_path / "run")
