@@ -141,7 +141,7 @@ def build(
     if not 0 <= dropout < 1:
         raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to below 1.")
     body = encoders.build(encoder, output_stride, weights)
-    trim(body, encoder, output_stride)
+    trim(body, encoder, output_stride, finest=min(5 - finer, 4 if aux else 5))
     make_exportable(body)
     network = FCN(body, classes, head, output_stride, finer, learned, aux, separable, dropout)
     network.normalisation = encoders.normalisation(encoder, weights)

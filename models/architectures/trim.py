@@ -10,8 +10,8 @@ from models.errors import ConfigError, first_line
 PROBED = (64, 192)  # (height, width) in pixels: the smallest that the segmenter hands in, and no square
 
 
-def trim(encoder: nn.Module, name: str, output_stride: int) -> None:
-    """Take away, in place, what no feature map of an encoder depends on.
+def trim(encoder: nn.Module, name: str, output_stride: int, finest: int = 0) -> None:
+    """Take away, in place, what none of an encoder's feature maps from number `finest` on depends on.
 
     segmentation-models-pytorch keeps the stages beyond `depth` and EfficientNet's last convolution. They would be
     counted, written into every bundle, and stop training on several GPUs, where each parameter has to get a gradient.
@@ -20,7 +20,7 @@ def trim(encoder: nn.Module, name: str, output_stride: int) -> None:
     """
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            used, called = _tried(copy.deepcopy(encoder).to("meta", torch.float32).eval(), output_stride)
+            used, called = _tried(copy.deepcopy(encoder).to("meta", torch.float32).eval(), output_stride, finest)
     except Exception as error:  # each library raises its own kinds
         raise ConfigError(
             f"The encoder {name} gives no feature maps that a segmentation network needs: {first_line(error)}"
@@ -38,7 +38,7 @@ def trim(encoder: nn.Module, name: str, output_stride: int) -> None:
             removed.add(f"{place}.")
 
 
-def _tried(shadow: nn.Module, output_stride: int) -> tuple[set[str], set[str]]:
+def _tried(shadow: nn.Module, output_stride: int, finest: int) -> tuple[set[str], set[str]]:
     """The names of the parameters that the maps depend on, and of the layers that are called, each with a dot after it."""
     called: set[str] = set()
     for name, layer in shadow.named_modules():
@@ -49,5 +49,5 @@ def _tried(shadow: nn.Module, output_stride: int) -> tuple[set[str], set[str]]:
     found = [tuple(one.shape[2:]) for one in maps]
     if found != wanted:
         raise ValueError(f"its maps of a picture of {PROBED} pixels are {found}, wanted are {wanted}")
-    torch.stack([one.sum() for one in maps]).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack([one.sum() for one in maps[finest:]]).sum().backward()  # type: ignore[no-untyped-call]
     return {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}, called

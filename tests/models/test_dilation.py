@@ -158,5 +158,5 @@ def test_a_stride_behind_a_pad_of_its_own_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["tu-hrnet_w18_small", "tu-swin_tiny_patch4_window7_224"])
 def test_what_shrinks_by_other_means_is_refused_by_name(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"{name} at output stride 8 cannot be built"):
+    with pytest.raises(ConfigError, match=f"{name} cannot be dilated to output stride 8"):
         encoders.build(name, 8)

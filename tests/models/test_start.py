@@ -1,11 +1,7 @@
-"""Weights of a file or a bundle: which network they are of, what is taken, what is refused, and that no pickle runs."""
+"""Weights of a file or a bundle: which network they are of, what is taken, and what is refused."""
 
-import os
-import pickle
 import re
 import shutil
-import urllib.request
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +10,9 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
-from torch import Tensor
 
 from models.architectures import build
-from models.architectures.encoders import normalisation, pretrained
-from models.architectures.network import MEAN, STD, Network
+from models.architectures.network import Network
 from models.architectures.start import head_of, start
 from models.architectures.torchvision import NETWORKS as TORCHVISION
 from models.architectures.weights import read
@@ -255,130 +249,3 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
         match=r"another network: its body.encoder.conv1.weight is \(64, 3, 5, 5\), wanted is \(64, 3, 7, 7\)",
     ):
         start(network(), tmp_path / "shape.pth", NAMES)
-
-
-# files
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.mkdir, ("ran",)
-
-
-@pytest.mark.parametrize("how", ["whole module", "code", "plain pickle"])
-def test_nothing_that_stands_in_a_file_is_run(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "model.pth"
-    if how == "whole module":
-        torch.save(torchvision.models.alexnet(num_classes=2), file)
-    elif how == "code":
-        torch.save({"state_dict": {"weight": torch.zeros(1)}, "extra": Evil()}, file)
-    else:
-        file.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(WeightsError, match=r"would run code.*content = torch\.load\(FILE, weights_only=False\)"):
-        read(file)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "words"),
-    [
-        ("a.pth", b"", "is no file of weights: it is neither"),
-        ("a.pth", b"hello" * 99, "is no file of weights: it is neither"),
-        ("a.pth", b"\xff\xd8\xff\xe0 a JPEG", "is no file of weights: it is neither"),
-        ("a.pth", b"PK\x03\x04" + bytes(99), "is damaged"),
-        ("a.safetensors", b"hello" * 99, "is no file of weights: it is neither"),
-        ("a.safetensors", b"\x10" + bytes(7) + b'{"a": "cut sho', "safetensors file that is damaged"),
-        ("b.pth", None, "is not there"),
-        (".", None, "is a folder; wanted is a file"),
-    ],
-)
-def test_what_is_no_file_of_weights(name: str, content: bytes | None, words: str, tmp_path: Path) -> None:
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=words):
-        read(tmp_path / name)
-
-
-def test_a_name_says_nothing_of_a_file(tmp_path: Path) -> None:
-    save_file({"weight": torch.ones(3)}, tmp_path / "a.bin")
-    assert torch.equal(read(tmp_path / "a.bin")["weight"], torch.ones(3))
-    torch.save({"weight": torch.ones(3)}, tmp_path / "b.safetensors")
-    assert torch.equal(read(tmp_path / "b.safetensors")["weight"], torch.ones(3))
-
-
-def test_a_truncated_file(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(9999)}, tmp_path / "a.pth")
-    (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:20000])
-    with pytest.raises(WeightsError, match="is damaged, or no file of weights"):
-        read(tmp_path / "a.pth")
-    torch.save([1, 2, 3], tmp_path / "b.pth")
-    with pytest.raises(WeightsError, match="holds no tensors by name"):
-        read(tmp_path / "b.pth")
-
-
-def test_an_archive_that_would_unfold_is_refused(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(99999)}, tmp_path / "a.pth")
-    with (
-        zipfile.ZipFile(tmp_path / "a.pth") as old,
-        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as new,
-    ):
-        for entry in old.infolist():
-            new.writestr(entry.filename, old.read(entry))
-    with pytest.raises(WeightsError, match="compressed archive, as torch never writes"):
-        read(tmp_path / "b.pth")
-
-
-# pretrained weights
-
-
-def no_network(*_: Any, **__: Any) -> Any:
-    raise urllib.error.URLError("no route to host")
-
-
-@pytest.mark.parametrize(
-    ("encoder", "address"),
-    [
-        ("resnet18", "huggingface.co/smp-hub/resnet18.imagenet/resolve/[0-9a-f]{40}/model.safetensors"),
-        ("tu-resnet18", "huggingface.co/timm/resnet18.a1_in1k/resolve/main/model.safetensors"),
-        ("alexnet", "download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
-    ],
-)
-def test_without_a_network(encoder: str, address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
-    with pytest.raises(
-        WeightsError, match=rf"imagenet weights of {encoder} .*no route to host.*{address}.*weights=FILE"
-    ):
-        build("fcn", 6, encoder=encoder, weights="imagenet")
-
-
-def test_weights_that_are_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    there: dict[str, Tensor] = torchvision.models.resnet18().state_dict()
-    save_file(there, tmp_path / "model.safetensors")
-    monkeypatch.setattr(urllib.request, "urlopen", no_network)
-    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(tmp_path / "model.safetensors"))
-    here = build("fcn", 6, encoder="resnet18", weights="imagenet")
-    assert torch.equal(here.body.encoder.conv1.weight, there["conv1.weight"])
-    assert here.architecture.options["weights"] is None  # a bundle is built again without a network
-
-
-def test_names_of_weights() -> None:
-    with pytest.raises(
-        WeightsError,
-        match="'imagenot' are no file, no bundle, and not known for resnet18, which has imagenet, ssl, swsl",
-    ):
-        pretrained("resnet18", "imagenot")
-    with pytest.raises(WeightsError, match="not known for fcn_resnet50, which has imagenet"):
-        build("torchvision/fcn_resnet50", 6, weights="coco")
-
-
-def test_the_normalisation_that_weights_expect() -> None:
-    assert normalisation("resnet50") == (MEAN, STD)
-    assert normalisation("efficientnet-b0", "advprop") == ((127.5,) * 3, (127.5,) * 3)
-    assert normalisation("xception") == ((127.5,) * 3, (127.5,) * 3)
-    assert normalisation("tu-efficientnetv2_rw_t")[0] == pytest.approx(MEAN, abs=0.01)
-    assert normalisation("tu-mobilevit_s") == ((0.0,) * 3, (255.0,) * 3)
-    assert network(encoder="xception").mean.flatten().tolist() == [127.5] * 3

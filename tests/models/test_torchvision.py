@@ -87,13 +87,15 @@ def test_ours_has_as_many_parameters_and_as_much_work() -> None:
 @torch.no_grad()
 def test_smps_networks_are_smps(name: str) -> None:
     """Where nothing is dilated, smp's weights give smp's scores; its own upsampling of them is left out."""
-    network = seeded(f"smp/{name}")
+    network = seeded(f"smp/{name}", encoder="resnet34")
     original = getattr(smp, name)(encoder_name="resnet34", encoder_weights=None, classes=network.classes)
     planes = network.normalised(pictures(64, 128).permute(0, 3, 1, 2))
     settle(original, planes)
     original.segmentation_head[1] = nn.Identity()
     known = original.state_dict()
-    nn.Module.load_state_dict(network.body, {key: known[key] for key in network.body.state_dict()}, strict=True)
+    if name == "PSPNet":  # its encoder ends at stride 8
+        known = {key: value for key, value in known.items() if not key.startswith(("encoder.layer3", "encoder.layer4"))}
+    nn.Module.load_state_dict(network.body, known, strict=True)
     found, wanted = network.eval().body(planes), original(planes)
     if SMP_NETWORKS[name].output_strides == (32,) or name == "PSPNet":
         assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
