@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ROOMS := models training service maskserve
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all check format bench lock clean
+.PHONY: help install demo test test-slow test-all check format bench lock clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,9 @@ demo: $(READY)  ## the whole road: draw data, train, export, evaluate, serve, as
 
 test: $(READY)  ## the test suite
 	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## what `make test` leaves out
+	@$(BIN)/python -m pytest -m slow
 
 test-all: $(READY)  ## the test suite with what is slow
 	@$(BIN)/python -m pytest

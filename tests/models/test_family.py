@@ -63,6 +63,7 @@ FCN += [
     Entry("fcn", {"encoder": "efficientnet-b0"}, 8),
     Entry("fcn", {"encoder": "densenet121"}, 8),
     Entry("fcn", {"encoder": "mobileone_s4"}, 8),
+    Entry("fcn", {"encoder": "tu-hrnet_w18_small", "skips": "32s"}, 32),
     Entry("fcn", {"encoder": "tu-convnext_atto", "output_stride": 16}, 8),
 ]
 KNOWN = {
@@ -155,7 +156,9 @@ def test_gradients_reach_every_parameter(entry: Entry) -> None:
     answers = network.training_logits(noise(2, 64, 64).permute(0, 3, 1, 2))
     torch.stack([F.cross_entropy(upsample(logits, (64, 64)), truth) for logits in answers]).sum().backward()
     for name, parameter in network.named_parameters():
-        assert parameter.requires_grad, name
+        if not parameter.requires_grad:  # computed and thrown away, see trim.py
+            assert name.startswith("body.encoder.") and "hrnet" in str(entry)
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
@@ -167,7 +170,7 @@ def test_an_auxiliary_head_is_trained_where_there_may_be_one(entry: Entry) -> No
     images = noise(2, 64, 64).permute(0, 3, 1, 2)
     assert len(plain.training_logits(images)) == 1
     if not entry.aux:
-        with pytest.raises(ConfigError, match=r"no option aux|auxiliary"):
+        with pytest.raises(ConfigError, match=r"no option 'aux'|auxiliary"):
             build(entry.name, CLASSES, aux=True)
         return
     network = seeded(entry.name, aux=True).train()

@@ -209,7 +209,7 @@ def test_fcn_8s_sums_as_the_paper_does(head: str) -> None:
         ({"init": "xaver"}, "did you mean xavier"),
         ({"output_stride": 4}, "output stride 4 is not possible; choose 8, 16 or 32"),
         ({"dropout": 1.5}, "dropout of 1.5 is not possible"),
-        ({"strides": 8}, "fcn has no option strides; it has encoder, weights, output_stride"),
+        ({"strides": 8}, "fcn has no option 'strides'; did you mean output_stride"),
     ],
     ids=str,
 )
