@@ -25,7 +25,8 @@ from training.data import load
 from training.data.shapes import draw
 from training.evaluate import evaluate
 from training.export import export
-from training.train import load_network, train
+from training.network import load_network
+from training.train import train
 
 VARIANTS = {
     "FCN-32s": ["skips=32s"],

@@ -4,12 +4,11 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
 
@@ -107,10 +106,10 @@ def train(
     ] = False,
 ) -> None:
     """Train a network on DATA: lint, train with a progress bar, keep the best and the last checkpoint."""
-    from training.config import TrainConfig, load_config
+    from training.config import load_config, show_settings
 
     if list_settings:
-        _list_settings(TrainConfig.model_fields)
+        show_settings(Console())
         return
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
@@ -331,17 +330,6 @@ def main(verb: str | None = None) -> None:
         _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
         _fail("Stopped.", 130)
-
-
-def _list_settings(fields: dict[str, Any]) -> None:
-    """Print each setting with its default, its choices, and its line of help."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="bold", overflow="fold")
-    for name, field in fields.items():
-        literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
-        choices = "|".join(str(choice) for literal in literals for choice in get_args(literal))
-        table.add_row(f"{name}={field.default}", escape(f"{choices}; " * bool(choices) + field.description))
-    Console().print(table)
 
 
 def _fail(sentence: str, code: int) -> None:

@@ -174,7 +174,7 @@ def bring_torchvision(
     from models.architectures import build
     from models.architectures.weights import fetched
     from models.architectures.weights import read as read_weights
-    from training.train import live
+    from training.network import live
 
     published = get_model_weights(source.removeprefix("torchvision/")).DEFAULT
     taken = gate_pictures(pictures)

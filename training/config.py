@@ -2,10 +2,13 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from models.errors import ConfigError
 
@@ -129,6 +132,17 @@ def validated(settings: dict[str, Any]) -> TrainConfig:
             else "These settings are not possible"
         )
         raise ConfigError(f"{where}: {reason}.") from error
+
+
+def show_settings(console: Console) -> None:
+    """Print each setting with its default, its choices, and its line of help."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(style="bold", overflow="fold")
+    for name, field in TrainConfig.model_fields.items():
+        literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
+        choices = "|".join(str(choice) for literal in literals for choice in get_args(literal))
+        table.add_row(f"{name}={field.default}", escape(f"{choices}; " * bool(choices) + (field.description or "")))
+    console.print(table)
 
 
 def save_config(config: TrainConfig, file: Path) -> None:

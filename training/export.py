@@ -20,8 +20,8 @@ from training.config import TrainConfig, load_config
 from training.data import Samples, load
 from training.evaluate import measure
 from training.freeze import PROBES, choose_rule, describe, freeze, made_by, parity, parity_pictures, write_probes
+from training.network import live, load_network, read_run
 from training.report import panel
-from training.train import live, load_network, read_run
 
 ADVICE = "This is a fault of the exporter or the engine; please report it with the run's config.yaml."
 

@@ -23,7 +23,7 @@ from models.errors import ConfigError
 from models.segmenter import Segmenter, agreement
 from tests.bundles import drawing
 from tests.networks import CLASSES, NATIVE, flop, frozen, noise, pictures, seeded, settled
-from training.train import live
+from training.network import live
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

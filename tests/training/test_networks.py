@@ -16,15 +16,8 @@ from training.config import TrainConfig, load_config
 from training.data.shapes import CLASSES, draw
 from training.evaluate import evaluate
 from training.export import export
-from training.train import (
-    architecture_options,
-    check_batch,
-    load_network,
-    make_network,
-    read_run,
-    train,
-    weights_file,
-)
+from training.network import architecture_options, check_batch, load_network, make_network, read_run, weights_file
+from training.train import train
 
 VARIED = {
     "encoder": "mobilenet_v2", "output_stride": 16, "head": "aspp", "skips": "16s", "upsampling": "learned",

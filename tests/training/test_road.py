@@ -20,7 +20,8 @@ from training.data import load
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics import Confusion
-from training.train import live, load_network, train
+from training.network import live, load_network
+from training.train import train
 
 ROOT = Path(__file__).parents[2]
 CAMVID = ROOT / ".." / "shared" / "data" / "camvid"
