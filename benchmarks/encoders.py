@@ -15,13 +15,14 @@ are asked again. All of them take half an hour on one core.
 import gc
 import json
 import os
+import signal
 import sys
 import tempfile
 import warnings
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -48,6 +49,7 @@ LISTED = """
     tu-nextvit_small tu-xcit_nano_12_p16_224 tu-vit_tiny_patch16_224
 """
 RESULTS = Path(__file__).parent / "results" / "encoders.json"
+LIMIT = 300  # seconds that freezing may take; torch.export can think for hours about the sizes of some networks
 SIZES = ((97, 211), (301, 150))  # (height, width) in pixels of the pictures on which frozen and live are compared
 PROBED = (192, 256)  # (height, width) in pixels of the pictures on which dilation is measured
 DILATED = ("to_16", "to_16_still", "to_8", "to_8_still")
@@ -88,11 +90,19 @@ def ask(name: str) -> dict[str, Any]:
             row[f"to_{stride}_still"] = dilation_error(name, stride, PROBED, still=True)
         except Exception as error:
             row[f"to_{stride}"] = reason(error)
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(LIMIT)
     try:
         row["frozen"] = parity(network)
     except Exception as error:
         row["frozen"] = reason(error)
+    finally:
+        signal.alarm(0)
     return row
+
+
+def too_long(*_: object) -> NoReturn:
+    raise TimeoutError(f"it takes longer than {LIMIT} seconds")
 
 
 def parity(network: Network) -> float:
