@@ -4,7 +4,9 @@ Before a graph stands in any place, it and the live network label the same pictu
 they disagree, nothing is written.
 """
 
+import contextlib
 import datetime
+import io
 import logging
 import platform
 import warnings
@@ -21,7 +23,7 @@ from rich.console import Console
 
 from models.bundle import SPEC, Bundle, open_bundle, writing
 from models.engines.openvino import BF16_AGREEMENT, has_bf16
-from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError
+from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError, first_line
 from models.image import RGB, SUFFIXES, read
 from models.outputs.png import indexed
 from models.segmenter import Segmenter, agreement, resize_picture
@@ -44,23 +46,33 @@ def freeze(network: "Network", target: Path) -> None:
     """Write the network as one ONNX file with any N, H, W.
 
     An example batch of 1 would pin the batch, and sizes below 16 specialise the upsampling.
+    Raises: BundleError for a network that torch's exporter cannot write so.
     """
     any_size = torch.export.Dim.DYNAMIC
     example = torch.zeros(2, 128, 192, 3, dtype=torch.uint8)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecated calls
-        torch.onnx.export(
-            network,
-            (example,),
-            target,
-            dynamo=True,
-            input_names=["images"],
-            output_names=["labels", "logits"],
-            dynamic_shapes={"images": {0: any_size, 1: any_size, 2: any_size}},
-            external_data=False,
-            verbose=False,
-        )
+    for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):  # they print what the error says already
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # The exporter warns of its own deprecated calls, and prints whole graphs where it fails.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                network,
+                (example,),
+                target,
+                dynamo=True,
+                input_names=["images"],
+                output_names=["labels", "logits"],
+                dynamic_shapes={"images": {0: any_size, 1: any_size, 2: any_size}},
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:  # the exporter's own kinds, and whatever it met in the network
+            reason = first_line(error.__cause__ or error)
+            raise BundleError(
+                f"{network.architecture.name} cannot be frozen at any size of picture: torch.onnx.export says: {reason} "
+                "Train another encoder or architecture."
+            ) from error
     model = onnx.load(target)
     forget_makers(model.graph)
     onnx.save(model, target)
