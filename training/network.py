@@ -1,6 +1,5 @@
 """The network of a run: from its settings when it begins, from its checkpoint when it has ended."""
 
-import copy
 import json
 import os
 from pathlib import Path
@@ -9,10 +8,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from models.architectures import build, encoders, options_of
+from models.architectures import build, options_of, pretrained_names
+from models.architectures.meta import on_meta
 from models.architectures.network import Network
 from models.architectures.start import start
-from models.errors import ConfigError, RunError, WeightsError
+from models.architectures.weights import unknown
+from models.errors import ConfigError, RunError
 from models.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig, load_config
@@ -37,28 +38,20 @@ def weights_file(config: TrainConfig) -> Path | None:
     A name that is known stands before a file that happens to be called so; `./imagenet` is the file.
     Raises: WeightsError where there is neither.
     """
-    known = ["none", *pretrained_names(config)]
+    known = ["none", *pretrained_names(config.architecture, config.encoder)]
     file = Path(os.path.expanduser(config.weights))
     if config.weights in known:
         if config.reset_head:
             raise ConfigError("There is no head to reset: set weights=FILE or weights=BUNDLE too.")
         return None
     if not file.exists():
-        raise WeightsError(
-            f"The weights {config.weights!r} are no file, no bundle, and not known for this encoder, "
-            f"which has {', '.join(known)}."
-        )
+        raise unknown(config.weights, "this encoder", known)
     return file
-
-
-def pretrained_names(config: TrainConfig) -> list[str]:
-    """The pretrained weights that the settings' encoder has."""
-    return encoders.pretrained_names(config.encoder) if "encoder" in options_of(config.architecture) else ["imagenet"]
 
 
 def check_batch(network: Network, batch: int, crop: tuple[int, int]) -> None:
     """Raises: ConfigError where batch norm would meet a single value, as behind a global mean in a batch of one."""
-    shadow = copy.deepcopy(network).to("meta").train()
+    shadow = on_meta(network).train()
     try:
         shadow.training_logits(torch.empty(batch, 3, *crop, device="meta"))
     except ValueError as error:
@@ -73,7 +66,7 @@ def check_batch(network: Network, batch: int, crop: tuple[int, int]) -> None:
 def architecture_options(config: TrainConfig) -> dict[str, Any]:
     """The settings that are options of the architecture; they travel in the bundle's spec.
 
-    Raises: ConfigError for a name that is not known, or a setting that this architecture does not have.
+    Raises: ConfigError for an architecture that is not known, or a setting that it does not have.
     """
     known = options_of(config.architecture)
     for name in sorted(set(options_of("fcn")) - set(known)):
@@ -81,8 +74,6 @@ def architecture_options(config: TrainConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"The setting {name}={getattr(config, name)} is not one of {config.architecture}, which has {', '.join(known)}."
             )
-    if "encoder" in known:
-        encoders.known(config.encoder)
     return {name: getattr(config, name) for name in known if name != "weights"}
 
 
@@ -120,9 +111,9 @@ def read_run(run: Path) -> dict[str, Any]:
 def live(network: Network, rule: InputRule) -> Segmenter:
     """A Segmenter around the live network, for comparison with the frozen one."""
 
-    def run(images: Any) -> Any:
+    def run(images: Any, logits: bool = False) -> Any:
         with torch.inference_mode():
-            labels, logits = network(torch.from_numpy(images))
-        return labels.numpy(), logits.numpy()
+            labels, scores = network(torch.from_numpy(images))
+        return labels.numpy(), scores.numpy()
 
     return Segmenter(run, rule)

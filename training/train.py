@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from models.architectures import build
+from models.architectures.measure import parameters
 from models.architectures.network import Network
 from models.errors import ConfigError, DataError, RunError
 from models.segmenter import fitted_size
@@ -63,7 +64,7 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
         config = resumable(out, last, data)
     elif last.exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
-    if not resume:  # what is wrong with the network is told before the pictures are read
+    else:  # what is wrong with the network is told before the pictures are read
         build(config.architecture, 2, **architecture_options(config))
         weights_file(config)
 
@@ -82,7 +83,7 @@ def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, cons
     precision = choose_precision(config, device)
     backbone = f" on {config.encoder}" if "encoder" in network.architecture.options else ""
     console.print(
-        f"{config.architecture}{backbone}, {sum(p.numel() for p in network.parameters()) / 1e6:.1f} M parameters; "
+        f"{config.architecture}{backbone}, {parameters(network) / 1e6:.1f} M parameters; "
         f"{len(training)} pictures to train on, {len(validation)} to validate; "
         f"crops of {crop[1]} x {crop[0]}; {precision} on {device}",
         highlight=False,

@@ -26,20 +26,30 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
 
 def build(name: str, classes: int, **options: Any) -> Network:
     """Build an architecture by name. Raises: ConfigError for a name or option that is not there, WeightsError."""
-    known = options_of(name)
-    for option, value in options.items():
-        _check(name, option, value)
+    _check(name, options)
     made = ARCHITECTURES[name](classes, **options)
     # The defaults stand in the spec too, so that a bundle outlives a change of them; its weights come with it.
-    return Network(made, Architecture(name=name, options={**known, **options, "weights": None}), classes)
+    return Network(made, Architecture(name=name, options={**options_of(name), **options, "weights": None}), classes)
 
 
 def options_of(name: str) -> dict[str, Any]:
     """The options of an architecture with their defaults. Raises: ConfigError for a name that is not there."""
+    return {option: parameter.default for option, parameter in _parameters(name).items()}
+
+
+def pretrained_names(name: str, encoder: str) -> list[str]:
+    """The names of the pretrained weights of an architecture, with `encoder` where it has one to choose.
+
+    Raises: ConfigError for an architecture that is not there.
+    """
+    return encoders.pretrained_names(encoder) if "encoder" in options_of(name) else torchvision.PRETRAINED
+
+
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
     if name not in ARCHITECTURES:
         raise ConfigError(f"The architecture {name!r} is not known; {_nearest(name)} `maskserve models` lists them.")
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
-    return {option: parameter.default for option, parameter in parameters.items() if option != "classes"}
+    return {option: parameter for option, parameter in parameters.items() if option != "classes"}
 
 
 def _nearest(name: str) -> str:
@@ -51,14 +61,15 @@ def _nearest(name: str) -> str:
     return f"did you mean {', '.join(list(dict.fromkeys(close))[:3] or ['fcn'])}?"
 
 
-def _check(name: str, option: str, value: Any) -> None:
+def _check(name: str, options: dict[str, Any]) -> None:
     """Raises: ConfigError for an option that is not there, or a value of another type."""
-    parameters = inspect.signature(ARCHITECTURES[name]).parameters
-    if option not in options_of(name):
-        close = difflib.get_close_matches(option, options_of(name), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options_of(name))}."
-        raise ConfigError(f"{name} has no option {option!r}; {hint}")
-    try:
-        TypeAdapter(parameters[option].annotation).validate_python(value, strict=True)
-    except ValidationError as error:
-        raise ConfigError(f"The option {option}={value!r} is not possible: {error.errors()[0]['msg']}.") from error
+    parameters = _parameters(name)
+    for option, value in options.items():
+        if option not in parameters:
+            close = difflib.get_close_matches(option, parameters, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(parameters)}."
+            raise ConfigError(f"{name} has no option {option!r}; {hint}")
+        try:
+            TypeAdapter(parameters[option].annotation).validate_python(value, strict=True)
+        except ValidationError as error:
+            raise ConfigError(f"The option {option}={value!r} is not possible: {error.errors()[0]['msg']}.") from error

@@ -10,7 +10,6 @@ The layer that loses its stride keeps the dilation of what it reads, as in torch
 segmentation-models-pytorch, which spreads that kernel too and so bends pretrained weights.
 """
 
-import copy
 import math
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.architectures.meta import on_meta
 from models.errors import ConfigError
 
 # Convolutions that pad themselves as TensorFlow does; the convolution proper is torch's.
@@ -41,7 +41,7 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
         changed = _dense(layer, max(1, stride // output_stride), stride >= output_stride)
         if changed is not layer:
             setattr(encoder.get_submodule(parent), child, changed)
-    maps = _shadow(encoder)(torch.empty(1, 3, PROBED, PROBED, device="meta"))
+    maps = on_meta(encoder)(torch.empty(1, 3, PROBED, PROBED, device="meta"))
     found = [PROBED // one.shape[2] for one in maps]
     if found != [min(2**level, output_stride) for level in range(len(maps))]:
         raise ConfigError(f"made dense, its last maps have the strides {found}")
@@ -49,7 +49,7 @@ def dilate(encoder: nn.Module, output_stride: int) -> None:
 
 def _strides(encoder: nn.Module) -> dict[str, int]:
     """The stride of the map that each convolution, pool or padding reads, by the layer's name."""
-    shadow = _shadow(encoder)
+    shadow = on_meta(encoder)
     strides: dict[str, int] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
@@ -60,11 +60,6 @@ def _strides(encoder: nn.Module) -> dict[str, int]:
             layer.register_forward_pre_hook(partial(note, name))
     shadow(torch.empty(1, 3, PROBED, PROBED, device="meta"))
     return strides
-
-
-def _shadow(encoder: nn.Module) -> nn.Module:
-    """A copy of which only shapes can be asked, at no cost."""
-    return copy.deepcopy(encoder).to("meta", torch.float32).eval()
 
 
 def _dense(layer: Any, rate: int, without_stride: bool) -> Any:

@@ -16,7 +16,7 @@ from models.architectures.alexnet import AlexNet, from_classifier
 from models.architectures.dilation import dilate
 from models.architectures.names import comparable, in_encoder, of_encoder
 from models.architectures.network import MEAN, STD
-from models.architectures.weights import fetched, from_hub, read
+from models.architectures.weights import fetched, from_hub, read, unknown
 from models.errors import ConfigError, WeightsError, first_line
 
 # Index i of an encoder's list of feature maps has stride 2**i: the image itself, then 2, 4, 8, 16, 32.
@@ -37,7 +37,7 @@ def names() -> list[str]:
     return ["alexnet", *own, *(TIMM + name for name in timm.list_models())]
 
 
-def known(name: str) -> None:
+def _known(name: str) -> None:
     """Raises: ConfigError with the nearest names, where there is no such encoder."""
     # timm's may name their weights too: tu-resnet18.a1_in1k
     plain = name.partition(".")[0] if name.startswith(TIMM) else name
@@ -56,7 +56,7 @@ def build(name: str, output_stride: int = 32, weights: str | None = None, depth:
     pretrained ones, such as imagenet; None starts from scratch.
     Raises: ConfigError for a name or stride that is not to be had, WeightsError for weights.
     """
-    known(name)
+    _known(name)
     try:
         encoder = _scratch(name, depth)
     except Exception as error:  # smp and timm each raise their own kinds
@@ -96,10 +96,7 @@ def pretrained_names(name: str) -> list[str]:
 def pretrained(name: str, weights: str) -> Path:
     """The file of an encoder's pretrained weights, fetched where it is not here yet. Raises: WeightsError."""
     if weights not in pretrained_names(name):
-        raise WeightsError(
-            f"The weights {weights!r} are no file, no bundle, and not known for {name}, "
-            f"which has {', '.join(pretrained_names(name))}."
-        )
+        raise unknown(weights, name, pretrained_names(name))
     what = f"{weights} weights of {name}"
     if name == "alexnet":
         from torchvision.models import AlexNet_Weights

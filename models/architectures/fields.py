@@ -8,7 +8,6 @@ It counts paths, not weights: what a trained network really uses is narrower, an
 (Luo et al. 2016, arXiv 1701.04128). Between its ends a field may have holes, as that of a dilated kernel has.
 """
 
-import copy
 import math
 from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
@@ -143,15 +142,6 @@ def follow(body: nn.Module, width: int, words: Callable[[Call], str | None] | No
         for handle in handles:
             handle.remove()
     return visits
-
-
-def on_meta(body: nn.Module) -> nn.Module:
-    """A copy of a module, in evaluation mode, that has shapes and no values and so computes nothing."""
-    kept = [*body.parameters(), *body.buffers()]
-    shapes: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in kept}
-    for one in body.parameters():
-        shapes[id(one)] = nn.Parameter(shapes[id(one)], requires_grad=False)
-    return copy.deepcopy(body, shapes).to("meta", torch.float32).eval()  # what is in `shapes` already is not copied
 
 
 def layout(shape: torch.Size, width: int) -> tuple[int, int, int] | None:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.architectures.fields import HEIGHT, Visit, follow, on_meta
+from models.architectures.fields import HEIGHT, Visit, follow
+from models.architectures.meta import on_meta
 from models.architectures.network import Network
 from models.architectures.reach import Call
 from models.segmenter import BUCKET

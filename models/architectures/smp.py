@@ -2,8 +2,8 @@
 
 They are taken as they are but for four things. Their logits are left at the decoder's own stride, for the house
 upsamples with `align_corners=False` where smp does with True. Encoders are ours (`encoders.py`), so that dilation
-keeps pretrained features. Pyramids of pooled cells (PSPNet, UPerNet) take
-a form that can be exported. And an encoder is named, or its weights fetched, as for every other network here.
+keeps pretrained features. Pyramids of pooled cells (PSPNet, UPerNet) take a form that can be exported. And an encoder
+is named, or its weights fetched, as for every other network here.
 Two are left out: DPT, whose vision transformers take pictures of one size alone, and PAN, which pools the map of
 stride 16 three times more and so leaves nothing of a side below 128 pixels.
 """
@@ -64,8 +64,9 @@ def build(
         raise ConfigError(f"smp/{name} cannot have the output stride {stride}; it has {allowed}.")
     known = inspect.signature(kind.make.__init__).parameters
     depth = known["encoder_depth"].default
-    body = encoders.build(encoder, min(stride, 2**depth), weights, depth)
-    trim(body, encoder, min(stride, 2**depth))
+    deepest = min(stride, 2**depth)  # the stride of the encoder's last map
+    body = encoders.build(encoder, deepest, weights, depth)
+    trim(body, encoder, deepest)
     options = {"encoder_output_stride": stride} if "encoder_output_stride" in known else {}
     try:
         with warnings.catch_warnings():

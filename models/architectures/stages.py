@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.architectures.fields import Visit, layout, on_meta
+from models.architectures.fields import Visit, layout
 from models.architectures.measure import Survey, flop, survey
+from models.architectures.meta import on_meta
 from models.architectures.network import Network
 from models.architectures.reach import Call
 

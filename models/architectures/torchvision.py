@@ -11,8 +11,8 @@ import torchvision.models as library
 from torch import Tensor, nn
 
 from models.architectures import encoders
-from models.architectures.weights import fetched, read
-from models.errors import ConfigError, WeightsError
+from models.architectures.weights import fetched, read, unknown
+from models.errors import ConfigError
 
 # The backbone of each, from which ImageNet weights may come.
 NETWORKS = {
@@ -23,6 +23,8 @@ NETWORKS = {
     "deeplabv3_mobilenet_v3_large": "mobilenet_v3_large",
     "lraspp_mobilenet_v3_large": "mobilenet_v3_large",
 }
+
+PRETRAINED = ["imagenet"]  # the weights that there are of each, by name
 
 # The beginning of a name in torchvision's FCN -> in ours.
 KEYS = {
@@ -76,14 +78,12 @@ def build(name: str, classes: int, weights: str | None = None, aux: bool = False
         raise ConfigError(f"torchvision/{name} has no auxiliary head; leave aux at false.")
     options = {} if name.startswith("lraspp") else {"aux_loss": aux}
     network = library.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **options)
-    if weights == "imagenet":
+    if weights:
+        if weights not in PRETRAINED:
+            raise unknown(weights, name, PRETRAINED)
         backbone = NETWORKS[name]
         file = fetched(library.get_model_weights(backbone)["IMAGENET1K_V1"].url, f"imagenet weights of {backbone}")
         encoders.load(network.backbone, backbone, read(file), file)
-    elif weights:
-        raise WeightsError(
-            f"The weights {weights!r} are no file, no bundle, and not known for {name}, which has imagenet."
-        )
     return TorchvisionNet(network)
 
 

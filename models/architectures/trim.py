@@ -1,10 +1,9 @@
 """An encoder without the layers that its feature maps do not need; and one whose maps are not to be had, refused."""
 
-import copy
-
 import torch
 from torch import nn
 
+from models.architectures.meta import on_meta
 from models.errors import ConfigError, first_line
 
 PROBED = (64, 192)  # (height, width) in pixels: the smallest that the segmenter hands in, and no square
@@ -20,7 +19,7 @@ def trim(encoder: nn.Module, name: str, output_stride: int, finest: int = 0) -> 
     """
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            used, called = _tried(copy.deepcopy(encoder).to("meta", torch.float32).eval(), output_stride, finest)
+            used, called = _tried(on_meta(encoder).requires_grad_(True), output_stride, finest)
     except Exception as error:  # each library raises its own kinds
         raise ConfigError(
             f"The encoder {name} gives no feature maps that a segmentation network needs: {first_line(error)}"

@@ -82,6 +82,13 @@ def _state(file: Path, content: Any) -> dict[str, Tensor]:
     return tensors
 
 
+def unknown(weights: str, of: str, known: list[str]) -> WeightsError:
+    """The error for `weights=` with a word that is neither a file nor one of the names `known` for `of`."""
+    return WeightsError(
+        f"The weights {weights!r} are no file, no bundle, and not known for {of}, which has {', '.join(known)}."
+    )
+
+
 def fetched(url: str, what: str, option: str = "weights=") -> Path:
     """The file of a URL in torch's cache, downloaded if it is not there.
 

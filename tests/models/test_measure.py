@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.architectures import ARCHITECTURES, build
-from models.architectures.fields import HEIGHT, Fields, on_meta
+from models.architectures.fields import HEIGHT, Fields
 from models.architectures.measure import gflop, parameters, receptive_field, stride
+from models.architectures.meta import on_meta
 from models.architectures.network import Network, upsample
 from models.architectures.stages import stages
 from models.spec import Architecture
