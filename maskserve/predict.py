@@ -14,7 +14,10 @@ from models.outputs.options import Options
 from models.segmenter import Segmenter
 
 
-def predict(bundle: Path, sources: list[Path], target: Path, format: str = "png", precision: str = "auto") -> bool:
+def predict(
+    bundle: Path, sources: list[Path], target: Path, format: str = "png", engine: str = "auto", precision: str = "auto",
+    device: str = "auto",
+) -> bool:  # fmt: skip
     """Write a mask for each picture into the folder `target`, under the picture's name.
 
     Returns: whether every picture could be read; those that could not are named and passed over.
@@ -26,13 +29,14 @@ def predict(bundle: Path, sources: list[Path], target: Path, format: str = "png"
     output = OUTPUTS[format]
     jobs = plan(sources, target, output.SUFFIX)
     opened = open_bundle(bundle)
-    segmenter = Segmenter.load(opened, precision=precision)
+    segmenter = Segmenter.load(opened, engine, precision, device)
+    tell(segmenter, console)
     bad = 0
     for mask, picture in track(
         jobs.items(), "segmenting", console=console, transient=True, disable=not console.is_terminal
     ):
         try:
-            encoded = output.encode(segmenter.segment(read(picture)), opened.spec, Options())
+            encoded = output.encode(segmenter.segment(read(picture), output.CONFIDENCE), opened.spec, Options())
         except (ImageError, DataError) as error:
             console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             bad += 1
@@ -41,6 +45,12 @@ def predict(bundle: Path, sources: list[Path], target: Path, format: str = "png"
         mask.write_bytes(encoded)
     console.print(f"{target}: {len(jobs) - bad} of {len(jobs)} pictures segmented", highlight=False, markup=False)
     return bad == 0
+
+
+def tell(segmenter: Segmenter, console: Console) -> None:
+    """Say what runs the network, and why."""
+    if segmenter.choice:
+        console.print(f"running on {segmenter.choice.why}", highlight=False, markup=False, soft_wrap=True)
 
 
 def plan(sources: list[Path], target: Path, suffix: str) -> dict[Path, Path]:

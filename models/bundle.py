@@ -2,7 +2,8 @@
 
 spec.json            what it is (`models/spec.py`)
 model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
-weights.safetensors  the same weights by name, for fine-tuning; no pickle is ever loaded (not there if it came from ONNX)
+model.int8.xml .bin  the same in int8 for OpenVINO, where the export was asked for it and it was found good
+weights.safetensors  the same weights by name, for fine-tuning and the engine torch (not there if it came from ONNX)
 probes/              a few pictures and the labels that the network gave them, answered again before serving
 report/              sample pictures from the export
 SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` reads it too
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,17 +25,19 @@ from models.spec import FORMAT_VERSION, Spec
 
 SUMS = "SHA256SUMS"
 MODEL = "model.onnx"
+INT8, INT8_WEIGHTS = "model.int8.xml", "model.int8.bin"
 WEIGHTS = "weights.safetensors"
 SPEC = "spec.json"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened and verified bundle."""
+    """An opened bundle. A draft, which an export has yet to sum, has neither hash nor sums."""
 
     folder: Path
     spec: Spec
-    hash: str  # sha256 of SHA256SUMS: names this content and no other
+    hash: str = ""  # sha256 of SHA256SUMS: names this content and no other
+    sums: dict[str, str] = field(default_factory=dict)  # sha256 by file name
 
     @property
     def model(self) -> Path:
@@ -46,35 +49,40 @@ class Bundle:
         """The weights by name."""
         return self.folder / WEIGHTS
 
+    def has(self, name: str) -> bool:
+        """Whether a file belongs to the bundle."""
+        return name in self.sums if self.hash else (self.folder / name).is_file()
+
+    def verified(self, name: str) -> Path:
+        """The path of a file, which must be the one that was exported. Raises: BundleError."""
+        return _verified(self.folder, name, self.sums) if self.hash else self.folder / name
+
     def probes(self) -> list[tuple[Path, Path]]:
-        """Pairs of picture and label mask, sorted by name."""
-        folder = self.folder / "probes"
+        """Pairs of picture and label mask, verified, sorted by name. Raises: BundleError."""
+        masks = sorted(path.name for path in (self.folder / "probes").glob("*.labels.png"))
         return [
-            (folder / f"{mask.stem.removesuffix('.labels')}.png", mask) for mask in sorted(folder.glob("*.labels.png"))
+            (self.verified(f"probes/{mask.removesuffix('.labels.png')}.png"), self.verified(f"probes/{mask}"))
+            for mask in masks
         ]
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Open a bundle and verify every file's sha256.
+    """Open a bundle: every file that it lists must be there, and its spec be the one that was exported.
 
+    The other files are verified by whoever opens them, so that a start reads no more than it needs.
+    `sha256sum --check SHA256SUMS` in the folder verifies them all.
     Raises: BundleError naming what is missing, altered, or of a later format.
     """
     sums = folder / SUMS
     if not sums.is_file():
         raise BundleError(f"{folder} is no bundle: it has no {SUMS}. Make one with `maskserve export RUN`.")
     listed = _read_sums(sums)
-    for name in (SPEC, MODEL):
-        if name not in listed:
-            raise BundleError(f"{folder}: {SUMS} lists no {name}. Export the bundle again.")
-    for name, wanted in listed.items():
-        path = folder / name
-        if not path.is_file():
+    if MODEL not in listed:
+        raise BundleError(f"{folder}: {SUMS} lists no {MODEL}. Export the bundle again.")
+    for name in listed:
+        if not (folder / name).is_file():
             raise BundleError(f"{folder}: {name} is missing. Copy or export the bundle again.")
-        if sha256(path) != wanted:
-            raise BundleError(
-                f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export it again."
-            )
-    return Bundle(folder, _read_spec(folder / SPEC), sha256(sums))
+    return Bundle(folder, _read_spec(_verified(folder, SPEC, listed)), sha256(sums), listed)
 
 
 @contextmanager
@@ -126,6 +134,19 @@ def sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verified(folder: Path, name: str, sums: dict[str, str]) -> Path:
+    path = folder / name
+    if name not in sums:
+        raise BundleError(f"{folder}: {SUMS} lists no {name}. Export the bundle again.")
+    if not path.is_file():
+        raise BundleError(f"{folder}: {name} is missing. Copy or export the bundle again.")
+    if sha256(path) != sums[name]:
+        raise BundleError(
+            f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export it again."
+        )
+    return path
 
 
 def _read_sums(path: Path) -> dict[str, str]:

@@ -73,3 +73,8 @@ class EngineError(MaskserveError):
 def first_line(error: BaseException) -> str:
     """What a library's error says, in one line; its kind where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """As `first_line`, for libraries that say where before they say what."""
+    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__

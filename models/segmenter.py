@@ -4,30 +4,29 @@ Evaluation, export, the service and the command line all come through `Segmenter
 reported is the mIoU that is served. Sizes are (height, width) in pixels.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.engines import ENGINES
-from models.errors import EngineError, ParityError
+from models.engines.choice import Choice, choose
+from models.engines.contract import Run
+from models.errors import BundleError, EngineError, ParityError, last_line
+from models.geometry import BUCKET, ceil_to, fitted_size, resize_labels, resize_picture, to_canvas
 from models.image import RGB, Labels, read, read_mask
+from models.scores import Confidence, Scores, decide
 from models.spec import InputRule
+from models.tiling import Ask, tiled
+from models.tta import Augmentation, augmented
 
-# Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w at the network's stride.
-Run = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.float32]]]
+# Pixels a side of the largest piece that the network sees at once; neighbours overlap by a quarter of it.
+TILE = 1024
+SMALLEST_TILE = 256
 
-# Engines plan memory and kernels anew for each size that they meet: 35 ms instead of 8 a picture and a heap that
-# grows without end over random sizes. Padded to multiples of this, few sizes are left. It is also a multiple of
-# the deepest stride, 32, so that every feature map divides evenly.
-BUCKET = 64
-
-# Below this share of equal pixels on a probe it is another network, or a broken engine; rounding alone (f32 against
-# bf16, one CPU against another) was seen to stay above 0.995.
-PROBE_AGREEMENT = 0.99
+# A probe may come out this much worse than the export measured; more is another network, or a broken engine.
+PROBE_SLACK = 0.01
 
 
 @dataclass(frozen=True)
@@ -36,34 +35,96 @@ class Prediction:
 
     picture: RGB  # the picture that was asked about, H x W x 3
     labels: Labels  # H x W, of exactly the picture's size
+    confidence: Confidence | None = None  # H x W: the softmax probability of each label, where it was asked for
 
 
 class Segmenter:
     """A frozen network that takes pictures of any size.
 
     It applies the spec's input rule, pads to a size bucket (but for the rule `exact`, which takes one size alone), runs
-    the engine, crops back, and returns the labels to the picture's size by nearest neighbour.
+    the engine, crops back, and returns the labels to the picture's size by nearest neighbour. What is larger than a
+    tile at the network's scale, or than the memory holds, goes by overlapping tiles.
     """
 
-    def __init__(self, run: Run, rule: InputRule) -> None:
+    def __init__(
+        self, run: Run, rule: InputRule, choice: Choice | None = None, augmentation: Augmentation | None = None
+    ) -> None:
+        """`choice`: what `run` is, for those who report it. Raises: EngineError for scales that the rule forbids."""
         self.run = run
         self.rule = rule
+        self.choice = choice
+        self.augmentation = augmentation
+        self.tile = TILE
+        if augmentation and augmentation.scales != (1.0,) and rule.rule == "exact":
+            raise EngineError(
+                "The network takes pictures of one size alone: test-time augmentation can flip, not scale."
+            )
 
     @classmethod
-    def load(cls, bundle: Bundle, engine: str = "openvino", precision: str = "auto", threads: int = 0) -> "Segmenter":
-        """Open a bundle's network with an engine; `threads=0` leaves their number to the engine. Raises: EngineError."""
-        if engine not in ENGINES:
-            raise EngineError(f"The engine {engine!r} is not known; choose from {', '.join(ENGINES)}.")
-        return cls(ENGINES[engine](bundle, "cpu", precision, threads), bundle.spec.input)
+    def load(
+        cls, bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto", threads: int = 0,
+        augmentation: Augmentation | None = None,
+    ) -> "Segmenter":  # fmt: skip
+        """Open a bundle's network with an engine; `threads=0` leaves their number to the engine.
 
-    def segment(self, picture: RGB) -> Prediction:
-        """Label every pixel of an RGB uint8 picture, H x W x 3 with H and W >= 1."""
-        height, width = picture.shape[:2]
-        fitted = resize_picture(picture, fitted_size((height, width), self.rule))
-        padded = fitted if self.rule.rule == "exact" else pad_to_bucket(fitted)
-        labels, _ = self.run(padded[None])
-        upright = labels[0, : fitted.shape[0], : fitted.shape[1]]
-        return Prediction(picture, resize_labels(upright, (height, width)))
+        Raises: EngineError for what this machine lacks, BundleError for a graph that the spec does not describe.
+        """
+        choice = choose(bundle, engine, precision, device)
+        run = ENGINES[choice.engine].load(bundle, choice.device, choice.precision, threads)
+        check_graph(run, bundle)
+        return cls(run, bundle.spec.input, choice, augmentation)
+
+    def segment(self, picture: RGB, confidence: bool = False) -> Prediction:
+        """Label every pixel of an RGB uint8 picture, H x W x 3 with H and W >= 1.
+
+        Raises: EngineError where the memory does not even hold a small tile of it.
+        """
+        size = (picture.shape[0], picture.shape[1])
+        fitted = fitted_size(size, self.rule)
+        while True:
+            try:
+                labels, sure = self._answer(picture, fitted, confidence)
+                break
+            except MemoryError as error:
+                self._shrink(fitted, error)
+        if sure is not None and fitted != size:
+            sure = np.asarray(cv2.resize(sure, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
+        return Prediction(picture, resize_labels(labels, size), sure)
+
+    def _answer(self, picture: RGB, fitted: tuple[int, int], confidence: bool) -> tuple[Labels, Confidence | None]:
+        """Labels and confidence of the fitted size; the labels may lie in the engine's memory."""
+        height, width = fitted
+        bucket = 1 if self.rule.rule == "exact" else BUCKET
+        ask = self._ask()
+        if bucket > 1 and ceil_to(height, BUCKET) * ceil_to(width, BUCKET) > self.tile**2:
+            overlap = ceil_to(self.tile // 4, BUCKET)
+            return tiled(ask, resize_picture(picture, fitted), self.tile, overlap, confidence)
+        canvas = to_canvas(picture, fitted, bucket)
+        if not confidence and self.augmentation is None:
+            labels, sure = self.run(canvas[None])[0][0], None
+        else:
+            labels, sure = decide(ask(canvas), canvas.shape[:2], confidence)
+        return labels[:height, :width], None if sure is None else sure[:height, :width]
+
+    def _ask(self) -> Ask:
+        """A function from a canvas H x W x 3 to scores float32 C x h x w at the network's stride."""
+
+        def ask(canvas: RGB) -> Scores:
+            logits = self.run(canvas[None], logits=True)[1]
+            assert logits is not None  # they were asked for
+            scores: Scores = logits[0]
+            return scores
+
+        if self.augmentation is None:
+            return ask
+        return augmented(ask, self.augmentation.flip, self.augmentation.scales)
+
+    def _shrink(self, fitted: tuple[int, int], error: MemoryError) -> None:
+        """Take smaller tiles from now on. Raises: EngineError where they are the smallest."""
+        whole = max(ceil_to(side, BUCKET) for side in fitted)
+        if self.rule.rule == "exact" or self.tile <= SMALLEST_TILE or whole <= SMALLEST_TILE:
+            raise EngineError(f"The memory is too small for this network, even by small tiles ({error}).") from error
+        self.tile = max(SMALLEST_TILE, ceil_to(min(self.tile, whole) // 2, BUCKET))
 
     def answer_probes(self, bundle: Bundle) -> float:
         """Label the bundle's probe pictures again and compare with the labels that it carries.
@@ -71,53 +132,41 @@ class Segmenter:
         Returns: the lowest share of equal pixels of any probe.
         Raises: ParityError where a probe comes out differently on this machine.
         """
-        lowest = 1.0
+        lowest, wanted = 1.0, self._probe_agreement(bundle)
         for picture, mask in bundle.probes():
             equal = agreement(self.segment(read(picture)).labels, read_mask(mask))
-            if equal < PROBE_AGREEMENT:
+            if equal < wanted:
                 raise ParityError(
                     f"{picture}: on this machine {equal:.2%} of the probe's pixels get the label that the bundle carries; "
-                    f"at least {PROBE_AGREEMENT:.0%} must. Export the bundle again or try precision f32."
+                    f"at least {wanted:.1%} must. Export the bundle again or try precision f32."
                 )
             lowest = min(lowest, equal)
         return lowest
 
-
-def fitted_size(size: tuple[int, int], rule: InputRule) -> tuple[int, int]:
-    """The (height, width) at which the network sees a picture of this size."""
-    if rule.size is not None:
-        return rule.size
-    if rule.side is None:
-        return size
-    scale = rule.side / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    def _probe_agreement(self, bundle: Bundle) -> float:
+        """The share of equal pixels that a probe must have: what the export measured for this number format, less a slack."""
+        precision = self.choice.precision if self.choice else "f32"
+        measured = [shares[precision] for shares in bundle.spec.parity.values() if precision in shares]
+        return min([*measured, 1.0]) - PROBE_SLACK
 
 
-def resize_picture(picture: RGB, size: tuple[int, int]) -> RGB:
-    """Resize RGB uint8 H x W x 3: by area where it shrinks (no aliasing), bilinear where it grows."""
-    if picture.shape[:2] == size:
-        return picture
-    shrinks = size[0] * size[1] < picture.shape[0] * picture.shape[1]
-    resized = cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.uint8)
+def check_graph(run: Run, bundle: Bundle) -> None:
+    """Ask the network about a blank picture. Raises: BundleError where it is not the one that the spec describes."""
+    size = bundle.spec.input.size or (BUCKET, BUCKET)
+    wanted = f"labels uint8 1 x {size[0]} x {size[1]} and logits float32 1 x {len(bundle.spec.classes)} x h x w"
+    try:
+        labels, logits = run(np.zeros((1, *size, 3), np.uint8), logits=True)
+    except RuntimeError as error:
+        raise BundleError(f"{bundle.folder}: its network cannot be run: {last_line(error)}") from error
+    assert logits is not None  # they were asked for
+    found = f"labels {labels.dtype} {_by(labels.shape)} and logits {logits.dtype} {_by(logits.shape)}"
+    right = labels.dtype == np.uint8 and labels.shape == (1, *size)
+    if not right or logits.ndim != 4 or logits.dtype != np.float32 or logits.shape[1] != len(bundle.spec.classes):
+        raise BundleError(f"{bundle.folder}: spec.json and its network disagree: {wanted} are wanted, not {found}.")
 
 
-def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
-    """Resize uint8 H x W by nearest neighbour; the result owns its memory.
-
-    cv2's plain INTER_NEAREST takes the pixel left of the centre and shifts the mask by up to half a pixel.
-    """
-    if labels.shape == size:
-        return labels.copy()
-    resized = cv2.resize(np.ascontiguousarray(labels), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(resized, dtype=np.uint8)
-
-
-def pad_to_bucket(picture: RGB, bucket: int = BUCKET) -> RGB:
-    """Repeat the last row and column until height and width divide by `bucket`."""
-    height, width = picture.shape[:2]
-    bottom, right = -height % bucket, -width % bucket
-    return np.asarray(cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REPLICATE), dtype=np.uint8)
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(length) for length in shape)
 
 
 def agreement(first: Labels, second: Labels) -> float:

@@ -53,6 +53,14 @@ class Architecture(_Frozen):
     options: dict[str, Any] = {}
 
 
+class Quantised(_Frozen):
+    """What the int8 graph cost: both on the validation split, 0..1."""
+
+    miou: float
+    miou_float: float
+    pictures: int = Field(ge=1, description="training pictures that it was calibrated on")
+
+
 class Spec(_Frozen):
     """The content of `spec.json`."""
 
@@ -62,10 +70,12 @@ class Spec(_Frozen):
     void: int = VOID
     input: InputRule
     architecture: Architecture
-    parity: dict[str, float] = Field(
+    parity: dict[str, dict[str, float]] = Field(
         default={},
-        description="lowest share of a picture's pixels on which the frozen network equals the live one, by precision",
+        description="lowest share of a picture's pixels on which an engine gives the live network's label, by engine "
+        "(`openvino`, `torch/cuda`) and number format",
     )
+    int8: Quantised | None = Field(default=None, description="of the int8 graph; None where the bundle holds none")
     metrics: dict[str, Any] = Field(default={}, description="of this bundle on the validation split, by name")
     provenance: dict[str, Any] = Field(default={}, description="when, from what data and settings, by which versions")
 

@@ -5,6 +5,7 @@ bentoml serve service.app:Maskserve      with MASKSERVE_BUNDLE naming a bundle; 
 
 import sys
 import time
+from dataclasses import asdict
 from typing import Annotated, Any, cast
 
 import anyio.to_thread
@@ -63,7 +64,9 @@ class Model(BaseModel):
     hash: str = Field(description="sha256 of the bundle's SHA256SUMS; X-Model carries its first 12 digits")
     spec: Spec
     engine: str
+    device: str
     precision: str
+    why: str = Field(description="what led to this engine, device and precision")
 
 
 PICTURE: dict[str, Any] = {"type": "string", "format": "binary", "description": "the bytes of the picture"}
@@ -76,7 +79,8 @@ FORM: dict[str, Any] = {"type": "object", "properties": {FIELD: PICTURE}, "requi
     response_class=Response,
     responses={
         200: {
-            "description": "`png`: an indexed PNG of exactly the upright picture's size, each pixel its label.",
+            "description": "Of exactly the upright picture's size. `png`: an indexed PNG, each pixel its label; `overlay`: "
+            "the classes' colours over the picture; `confidence`: a grey PNG, 255 for a softmax probability of 1.",
             "content": {output.MEDIA_TYPE: {"schema": PICTURE} for output in OUTPUTS.values()},
         },
         **answers.documented(400, 413, 415, 422, 500, 503),
@@ -99,7 +103,9 @@ async def segment(request: Request, wishes: Annotated[Wishes, Query()]) -> Respo
         clock.lap("wait")
         picture = await anyio.to_thread.run_sync(decode, data, settings.max_pixels)
         clock.lap("decode")
-        prediction, waited, clock.laps["infer"] = await keeper(request.app).infer(served.segmenter, picture)
+        prediction, waited, clock.laps["infer"] = await keeper(request.app).infer(
+            served.segmenter, picture, output.CONFIDENCE
+        )
         clock.laps["wait"] += waited
         clock.restart()
         body = await anyio.to_thread.run_sync(output.encode, prediction, served.bundle.spec, options)
@@ -109,14 +115,10 @@ async def segment(request: Request, wishes: Annotated[Wishes, Query()]) -> Respo
 
 @api.get("/models", summary="What is served", responses=answers.documented(503))
 async def list_models(request: Request) -> list[Model]:
-    """Each bundle's name, hash, spec (classes, colours, input rule, metrics), engine and precision."""
+    """Each bundle's name, hash, spec (classes, colours, input rule, metrics), and what runs it here."""
     served = keeper(request.app).served()
     bundle = served.bundle
-    return [
-        Model(
-            name=bundle.spec.name, hash=bundle.hash, spec=bundle.spec, engine=served.engine, precision=served.precision
-        )
-    ]
+    return [Model(name=bundle.spec.name, hash=bundle.hash, spec=bundle.spec, **asdict(served.choice))]
 
 
 @api.exception_handler(RequestValidationError)

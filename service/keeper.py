@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from models.bundle import Bundle, open_bundle
-from models.engines.openvino import choose_precision
+from models.engines.choice import Choice, choose
 from models.errors import MaskserveError
 from models.image import RGB
 from models.segmenter import Prediction, Segmenter
@@ -28,8 +28,7 @@ class Served:
 
     bundle: Bundle
     segmenter: Segmenter
-    engine: str
-    precision: str
+    choice: Choice
 
 
 class Keeper:
@@ -60,7 +59,9 @@ class Keeper:
             raise NotReady(self._failure, retry_after=None)
         raise NotReady("The bundle is being opened and its probes answered; try again in a moment.", retry_after=1)
 
-    async def infer(self, segmenter: Segmenter, picture: RGB) -> tuple[Prediction, float, float]:
+    async def infer(
+        self, segmenter: Segmenter, picture: RGB, confidence: bool = False
+    ) -> tuple[Prediction, float, float]:
         """Segment RGB uint8 H x W x 3 when a thread is free.
 
         Returns: the prediction, the milliseconds spent waiting for a thread, and those spent inferring.
@@ -69,7 +70,7 @@ class Keeper:
 
         def work() -> tuple[Prediction, float, float]:
             began = time.perf_counter()
-            prediction = segmenter.segment(picture)
+            prediction = segmenter.segment(picture, confidence)
             return prediction, (began - asked) * 1e3, (time.perf_counter() - began) * 1e3
 
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -78,10 +79,11 @@ class Keeper:
         settings = self.settings
         try:
             bundle = open_bundle(settings.bundle)
-            segmenter = Segmenter.load(bundle, settings.engine, settings.precision, settings.threads)
+            choice = choose(bundle, settings.engine, settings.precision, settings.device)
+            logger.info("%s on %s (%s)", choice.engine, choice.device, choice.why)
+            segmenter = Segmenter.load(bundle, choice.engine, choice.precision, choice.device, settings.threads)
             segmenter.answer_probes(bundle)
-            precision = choose_precision(bundle, settings.precision)
-            self._served = Served(bundle, segmenter, settings.engine, precision)
+            self._served = Served(bundle, segmenter, choice)
         except MaskserveError as error:
             self._failure = str(error)
             logger.error("the bundle cannot be served: %s", error)

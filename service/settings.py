@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from models.engines import ENGINES
+from models.engines.choice import DEVICES, PRECISIONS
 from models.errors import ConfigError
 
 PREFIX = "MASKSERVE_"
@@ -26,19 +27,17 @@ class Settings(BaseSettings):
     bundle: Path = Field(description="folder of the bundle to serve; required")
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     max_pixels: int = Field(default=50_000_000, ge=1, description="largest picture, in pixels (width x height)")
-    engine: str = Field(default="openvino", description=f"what runs the network: {', '.join(ENGINES)}")
-    precision: Literal["auto", "f32", "bf16"] = Field(
-        default="auto", description="number format of the inference: auto, f32, bf16"
+    engine: Literal["auto", *ENGINES] = Field(  # type: ignore[valid-type]
+        default="auto", description=f"what runs the network: auto, {', '.join(ENGINES)}"
+    )
+    precision: Literal["auto", *PRECISIONS] = Field(  # type: ignore[valid-type]
+        default="auto", description=f"number format of the inference: auto, {', '.join(PRECISIONS)}"
+    )
+    device: Literal["auto", *DEVICES] = Field(  # type: ignore[valid-type]
+        default="auto", description=f"what the inference runs on: auto, {', '.join(DEVICES)}"
     )
     threads: int = Field(default=0, ge=0, description="cores for one inference; 0 is all of them")
     concurrency: int = Field(default=1, ge=1, description="inferences at once; more than 1 shares the same cores")
-
-    @field_validator("engine")
-    @classmethod
-    def _known(cls, engine: str) -> str:
-        if engine not in ENGINES:
-            raise ValueError(f"choose from {', '.join(ENGINES)}")
-        return engine
 
 
 def read_settings(bundle: Path | None = None) -> Settings:

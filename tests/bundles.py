@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import save_file
 
 from models import architectures
-from models.bundle import MODEL, SPEC, WEIGHTS, Bundle, writing
+from models.bundle import SPEC, Bundle, writing
 from models.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule, Spec, default_rgb
 from training.freeze import freeze
@@ -34,8 +33,7 @@ def tiny_bundle(folder: Path) -> Path:
         architecture=network.architecture,
     )
     with writing(folder / "tiny") as new:
-        freeze(network, new / MODEL)
-        save_file(network.state_dict(), new / WEIGHTS)
+        freeze(network, new)
         (new / SPEC).write_text(spec.model_dump_json(indent=2))
         _write_probe(new, spec)
     return folder / "tiny"

@@ -16,7 +16,7 @@ from models.bundle import MODEL, Bundle
 from models.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule, Spec
 from tests.bundles import drawing
-from training.freeze import freeze
+from training.freeze import write_graph
 
 CLASSES = 5
 NATIVE = InputRule(rule="native")
@@ -122,7 +122,7 @@ def flop(module: nn.Module, like: Tensor, method: str = "forward") -> int:
 
 def frozen(network: Network, folder: Path) -> Segmenter:
     """The network as a graph, in OpenVINO, in float32."""
-    freeze(network, folder / MODEL)
+    write_graph(network, folder / MODEL)
     classes = [ClassInfo(name=str(label), rgb=(label, 0, 0)) for label in range(network.classes)]
     spec = Spec(name="frozen", classes=classes, input=NATIVE, architecture=network.architecture)
     return Segmenter.load(Bundle(folder, spec, hash=""), precision="f32", threads=1)

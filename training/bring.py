@@ -14,10 +14,9 @@ from typing import Any
 
 import onnx
 from rich.console import Console
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.bundle import MODEL, WEIGHTS, sha256
+from models.bundle import MODEL, sha256
 from models.errors import ConfigError, DataError, WeightsError
 from models.segmenter import Segmenter
 from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
@@ -205,8 +204,7 @@ def bring_torchvision(
     explain_rule(rule, console)
 
     def write(folder: Path) -> None:
-        freeze(network, folder / MODEL)
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+        freeze(network, folder)
 
     return through_the_gate(out, spec, write, live(network, rule), taken, file, UNUSUAL, console)
 

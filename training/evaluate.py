@@ -5,6 +5,7 @@ at the pictures' own size: the mIoU reported is the mIoU served.
 """
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from rich.progress import track
 from rich.table import Table
 
 from models.bundle import Bundle, open_bundle
-from models.engines.openvino import choose_precision
 from models.errors import DataError
 from models.segmenter import Segmenter
 from models.spec import VOID
+from models.tta import Augmentation
 from training.data import Samples, load
 from training.metrics import Confusion
 from training.report import confusion, panel
@@ -25,10 +26,12 @@ WORST = 6  # pictures that are drawn
 
 
 def evaluate(
-    bundle: Path, data: Path, split: str = "test", out: Path | None = None, format: str = "auto", precision: str = "auto",
-    console: Console | None = None,
+    bundle: Path, data: Path, split: str = "test", out: Path | None = None, format: str = "auto", tta: str | None = None,
+    engine: str = "auto", precision: str = "auto", device: str = "auto", console: Console | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a bundle on a split; with `out`, leave `metrics.json` and `report/` there.
+
+    `tta` asks for test-time augmentation, as in `flip,0.75,1,1.25`; the service answers without it.
 
     Returns: `miou`, `per_class_iou`, `pixel_accuracy` (0..1, None where a class is absent), and what was measured.
     Raises: BundleError, DataError, EngineError.
@@ -37,13 +40,17 @@ def evaluate(
     opened = open_bundle(bundle)
     samples = load(data, split, format)
     same_classes(opened, samples, data)
-    segmenter = Segmenter.load(opened, precision=precision)
+    augmentation = Augmentation.parse(tta) if tta else None
+    segmenter = Segmenter.load(opened, engine, precision, device, augmentation=augmentation)
+    assert segmenter.choice is not None  # `load` made it
+    console.print(f"running on {segmenter.choice.why}", highlight=False, markup=False, soft_wrap=True)
     matrix, by_picture = measure(segmenter, samples, console)
     metrics = {
         **matrix.summary(samples.classes),
         "split": split,
         "pictures": len(samples),
-        "bundle": {"name": opened.spec.name, "hash": opened.hash, "precision": choose_precision(opened, precision)},
+        "tta": tta,
+        "bundle": {"name": opened.spec.name, "hash": opened.hash, **asdict(segmenter.choice)},
     }
     show(metrics, console)
     if out:

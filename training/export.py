@@ -1,8 +1,8 @@
 """Freeze a run into a bundle: `maskserve export RUN`, or `python -m training.export RUN`.
 
 The network becomes an ONNX graph. Before anything is written in its place, the frozen graph and the live network label
-real pictures of several odd sizes, both through the Segmenter; where they disagree, export refuses.
-`training/freeze.py` holds those steps.
+real pictures of several odd sizes, both through the Segmenter; where they disagree, export refuses. An int8 graph is made
+from the frozen one and kept where it costs next to nothing. `training/freeze.py` and `training/quantise.py` hold these steps.
 """
 
 import shutil
@@ -11,25 +11,43 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from safetensors.torch import save_file
 
-from models.bundle import MODEL, SPEC, WEIGHTS, Bundle, writing
-from models.segmenter import Segmenter
-from models.spec import ClassInfo, InputRule, Spec
+from models.bundle import INT8, INT8_WEIGHTS, SPEC, Bundle, writing
+from models.errors import BundleError, EngineError
+from models.geometry import fitted_size, resize_picture, to_canvas
+from models.image import RGB
+from models.segmenter import TILE, Segmenter, agreement
+from models.spec import ClassInfo, InputRule, Quantised, Spec
 from training.config import TrainConfig, load_config
 from training.data import Samples, load
 from training.evaluate import measure
-from training.freeze import PROBES, choose_rule, describe, freeze, made_by, parity, parity_pictures, write_probes
+from training.freeze import (
+    PROBES,
+    choose_rule,
+    describe,
+    exact_one,
+    freeze,
+    made_by,
+    parity,
+    parity_pictures,
+    write_probes,
+)
+from training.metrics import Confusion
 from training.network import live, load_network, read_run
+from training.quantise import CALIBRATION, LIMIT, paid, quantise
 from training.report import panel
 
 ADVICE = "This is a fault of the exporter or the engine; please report it with the run's config.yaml."
 
 
-def export(run: Path, out: Path | None = None, input: str | None = None, console: Console | None = None) -> Path:
+def export(
+    run: Path, out: Path | None = None, input: str | None = None, int8_limit: float | None = LIMIT,
+    console: Console | None = None,
+) -> Path:  # fmt: skip
     """Freeze the best network of a run into a bundle at `out` (default: `RUN/bundle`).
 
-    `input` overrides the run's input rule: `native`, `fit`, or `fit:SIDE` with the long side in pixels.
+    `input` overrides the run's input rule: `native`, `fit`, or `fit:SIDE` with the long side in pixels. `int8_limit` is
+    how many points of validation mIoU int8 may cost; None goes without int8.
     Raises: RunError, DataError, ConfigError, BundleError; ParityError, with nothing written, where frozen and live differ.
     """
     console = console or Console()
@@ -43,8 +61,7 @@ def export(run: Path, out: Path | None = None, input: str | None = None, console
     target = out or run / "bundle"
     with writing(target) as folder:
         with console.status("freezing the network"):
-            freeze(network, folder / MODEL)
-            save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+            freeze(network, folder)
         spec = Spec(
             name=run.resolve().name,
             classes=classes,
@@ -52,17 +69,76 @@ def export(run: Path, out: Path | None = None, input: str | None = None, console
             architecture=network.architecture,
             provenance=provenance(config, facts),
         )
-        draft = Bundle(folder, spec, hash="")
+        draft, truth = Bundle(folder, spec), live(network, rule)
         with console.status("comparing frozen and live"):
-            spec = spec.model_copy(update={"parity": parity(draft, live(network, rule), pictures, console, ADVICE)})
-        frozen = Segmenter.load(Bundle(folder, spec, hash=""))
-        matrix, _ = measure(frozen, samples, console)
+            spec = spec.model_copy(update={"parity": parity(draft, truth, pictures, console, ADVICE)})
+        matrix, _ = measure(Segmenter.load(Bundle(folder, spec)), samples, console)
+        if int8_limit is not None:
+            training = load(Path(facts["data"]), "train", config.format)
+            spec, matrix = add_int8(
+                Bundle(folder, spec), matrix, training, samples, int8_limit, truth, pictures, console
+            )
         spec = spec.model_copy(update={"metrics": {"val": matrix.summary(classes)}})
-        write_probes(folder / "probes", Segmenter.load(draft, precision="f32"), pictures, classes)
-        write_report(folder / "report", frozen, samples, run)
+        write_probes(folder / "probes", exact_one(draft), pictures, classes)
+        write_report(folder / "report", Segmenter.load(Bundle(folder, spec)), samples, run)
         (folder / SPEC).write_text(spec.model_dump_json(indent=2) + "\n")
     console.print(f"{describe(target)}, validation mIoU {matrix.miou():.4f}", highlight=False, markup=False)
     return target
+
+
+def add_int8(
+    draft: Bundle, before: Confusion, training: Samples, validation: Samples, limit: float, live_one: Segmenter,
+    pictures: list[RGB], console: Console,
+) -> tuple[Spec, Confusion]:  # fmt: skip
+    """Make the int8 graph, and take it away again where it loses more than `limit` points of mIoU.
+
+    Returns: the spec, and the confusion matrix on the validation split, of what is served by default.
+    """
+    spec, files = draft.spec, [draft.folder / name for name in (INT8, INT8_WEIGHTS)]
+    chosen = np.unique(np.linspace(0, len(training) - 1, CALIBRATION).astype(int)).tolist()
+    try:
+        with console.status("calibrating int8 on training pictures"):
+            quantise(
+                draft.model, (calibration_canvas(training.picture(index), spec.input) for index in chosen), files[0]
+            )
+        frozen = Segmenter.load(draft, "openvino", "int8", "cpu")
+    except (BundleError, EngineError) as error:  # it can be done without
+        console.print(f"no int8: {error}", highlight=False, markup=False, soft_wrap=True)
+        return without_int8(spec, before, files)
+    after, _ = measure(frozen, validation, console)
+    loss = paid(before, after, spec.classes, limit)
+    if loss is not None:
+        console.print(loss, highlight=False, markup=False, soft_wrap=True)
+        return without_int8(spec, before, files)
+    expected = [live_one.segment(picture).labels for picture in pictures]
+    share = min(
+        agreement(frozen.segment(picture).labels, truth) for picture, truth in zip(pictures, expected, strict=True)
+    )
+    console.print(
+        f"int8: validation mIoU {after.miou():.4f}, and {before.miou():.4f} in float; at least {share:.2%} of a picture's "
+        "labels are the live network's",
+        highlight=False,
+        soft_wrap=True,
+    )
+    cost = Quantised(miou=after.miou(), miou_float=before.miou(), pictures=len(chosen))
+    shares = {**spec.parity, "openvino": {**spec.parity["openvino"], "int8": share}}
+    return spec.model_copy(update={"int8": cost, "parity": shares}), after
+
+
+def without_int8(spec: Spec, before: Confusion, files: list[Path]) -> tuple[Spec, Confusion]:
+    """The bundle as it was before int8 was tried."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    return spec, before
+
+
+def calibration_canvas(picture: RGB, rule: InputRule) -> RGB:
+    """A picture as the network meets it in service, RGB uint8 H x W x 3; of what goes by tiles, one from the middle."""
+    size = fitted_size((picture.shape[0], picture.shape[1]), rule)
+    fitted = resize_picture(picture, size)
+    top, left = (max(0, side - TILE) // 2 for side in size)
+    middle = fitted[top : top + TILE, left : left + TILE]
+    return to_canvas(middle, (middle.shape[0], middle.shape[1]))
 
 
 def provenance(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ they disagree, nothing is written.
 
 import contextlib
 import datetime
+import functools
 import io
 import logging
 import platform
@@ -20,13 +21,16 @@ import onnx
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import save_file
 
-from models.bundle import SPEC, Bundle, open_bundle, writing
-from models.engines.openvino import BF16_AGREEMENT, has_bf16
-from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError, first_line
-from models.image import RGB, SUFFIXES, read
+from models.bundle import MODEL, SPEC, WEIGHTS, Bundle, open_bundle, writing
+from models.engines import ENGINES
+from models.engines.choice import AGREEMENT, DEVICES, full_name, has_gpu
+from models.errors import BundleError, ConfigError, DataError, EngineError, ParityError, WeightsError, first_line
+from models.geometry import resize_picture
+from models.image import RGB, SUFFIXES, Labels, read
 from models.outputs.png import indexed
-from models.segmenter import Segmenter, agreement, resize_picture
+from models.segmenter import Segmenter, agreement
 from models.spec import ClassInfo, InputRule, Spec
 from training.data.shapes import scene
 from training.foreign.graph import forget_makers, one_line
@@ -42,7 +46,16 @@ PROBES = 3
 ODD_SIZES = ((1.0, 1.0), (0.61, 0.97), (0.93, 0.43), (0.37, 0.31), (1.51, 1.23))
 
 
-def freeze(network: "Network", target: Path) -> None:
+def freeze(network: "Network", folder: Path) -> None:
+    """Write the network into a bundle's folder: as one ONNX file with any N, H, W, and its weights by name.
+
+    Raises: BundleError for a network that torch's exporter cannot write so.
+    """
+    write_graph(network, folder / MODEL)
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+
+
+def write_graph(network: "Network", target: Path) -> None:
     """Write the network as one ONNX file with any N, H, W.
 
     An example batch of 1 would pin the batch, and sizes below 16 specialise the upsampling.
@@ -91,42 +104,56 @@ def parity_pictures(take: Callable[[int], RGB], count: int) -> list[RGB]:
 
 def parity(
     draft: Bundle, live_one: Segmenter, pictures: list[RGB], console: Console, advice: str = ""
-) -> dict[str, float]:
-    """The share of pixels on which the frozen network equals the live one, by precision.
+) -> dict[str, dict[str, float]]:
+    """The share of pixels on which the frozen network equals the live one, by engine and number format.
 
-    A precision other than f32 that the engine cannot compile is left out, and so never chosen.
-    Raises: ParityError, which ends with `advice`; BundleError where f32 cannot be compiled.
+    Of every engine that this machine has. A number format other than f32 that an engine cannot compile is left out, and
+    so never chosen by itself. Raises: ParityError, which ends with `advice`; BundleError where f32 cannot be compiled.
     """
     expected = [live_one.segment(picture).labels for picture in pictures]
-    shares = {}
-    for precision in ("f32", "bf16") if has_bf16() else ("f32",):
-        try:
-            frozen = Segmenter.load(draft, precision=precision)
-        except BundleError:
-            if precision == "f32":
-                raise
-            console.print(
-                f"parity {precision}: the engine cannot compile it: not used", highlight=False, soft_wrap=True
-            )
-            continue
-        equal = [
-            agreement(frozen.segment(picture).labels, truth) for picture, truth in zip(pictures, expected, strict=True)
-        ]
-        shares[precision] = min(equal)  # the worst picture: each probe will be asked alone
-        verdict = (
-            "" if precision == "f32" or shares[precision] >= BF16_AGREEMENT else f" < {BF16_AGREEMENT:.1%}: not used"
-        )
-        console.print(
-            f"parity {precision}: at least {shares[precision]:.4%} of a picture's labels are the live network's{verdict}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if precision == "f32" and shares["f32"] < F32_AGREEMENT:
-            raise ParityError(
-                f"The frozen network gives {shares['f32']:.3%} of the pixels the live one's label; {F32_AGREEMENT:.1%} is "
-                f"wanted: nothing was written. {advice}".rstrip()
-            )
+    shares: dict[str, dict[str, float]] = {}
+    for device in DEVICES if has_gpu() else ("cpu",):
+        for engine in ENGINES:
+            try:
+                offered = [name for name in ENGINES[engine].precisions(draft, device) if name != "int8"]
+            except EngineError:  # not installed here, or not for this bundle
+                continue
+            for precision in offered:
+                ask = functools.partial(Segmenter.load, draft, engine, precision, device)
+                share = worst_agreement(
+                    ask, pictures, expected, console, f"parity {full_name(engine, device)} {precision}"
+                )
+                if share is None:
+                    continue
+                if precision == "f32" and share < F32_AGREEMENT:
+                    raise ParityError(
+                        f"The frozen network gives {share:.3%} of the pixels the live one's label ({engine}); "
+                        f"{F32_AGREEMENT:.1%} is wanted: nothing was written. {advice}".rstrip()
+                    )
+                shares.setdefault(full_name(engine, device), {})[precision] = share
     return shares
+
+
+def worst_agreement(
+    load: Callable[[], Segmenter], pictures: list[RGB], expected: list[Labels], console: Console, what: str
+) -> float | None:
+    """The lowest share of a picture's labels that are the expected ones: each probe will be asked alone.
+
+    None for a number format other than f32 that cannot be compiled; it is said. Raises: BundleError for f32.
+    """
+    tell = functools.partial(console.print, highlight=False, soft_wrap=True)
+    try:
+        frozen = load()
+    except BundleError:
+        if what.endswith("f32"):
+            raise
+        tell(f"{what}: the engine cannot compile it: not used")
+        return None
+    labels = [frozen.segment(picture).labels for picture in pictures]
+    share = min(agreement(answer, truth) for answer, truth in zip(labels, expected, strict=True))
+    verdict = "" if what.endswith("f32") or share >= AGREEMENT else f" < {AGREEMENT:.1%}: not offered"
+    tell(f"{what}: at least {share:.4%} of a picture's labels are the live network's{verdict}")
+    return share
 
 
 def choose_rule(wish: str | None, usual: InputRule) -> InputRule:
@@ -150,6 +177,11 @@ def made_by(*packages: str) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
     }
+
+
+def exact_one(draft: Bundle) -> Segmenter:
+    """The Segmenter that labels the probes: of the engine that every machine has, in f32."""
+    return Segmenter.load(draft, "openvino", "f32", "cpu")
 
 
 def write_probes(folder: Path, segmenter: Segmenter, pictures: list[RGB], classes: list[ClassInfo]) -> set[int]:
@@ -201,11 +233,11 @@ def through_the_gate(
     with writing(out) as folder:
         with console.status("freezing the network"):
             write(folder)
-        draft = Bundle(folder, spec, hash="")
+        draft = Bundle(folder, spec)
         try:
             with console.status("comparing frozen and original"):
                 spec = spec.model_copy(update={"parity": parity(draft, live, pictures, console, advice)})
-            seen = write_probes(folder / "probes", Segmenter.load(draft, precision="f32"), pictures, spec.classes)
+            seen = write_probes(folder / "probes", exact_one(draft), pictures, spec.classes)
         except BundleError as error:  # it names a file that will be gone
             raise WeightsError(str(error).replace(str(draft.model), str(source))) from error
         except RuntimeError as error:  # OpenVINO's own, of a graph that compiles and does not run

@@ -27,7 +27,7 @@ from models.architectures import build
 from models.architectures.measure import parameters
 from models.architectures.network import Network
 from models.errors import ConfigError, DataError, RunError
-from models.segmenter import fitted_size
+from models.geometry import fitted_size
 from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig, load_config, save_config
 from training.data import Samples, load

@@ -15,7 +15,7 @@ from models.architectures.fields import HEIGHT, Visit, follow
 from models.architectures.meta import on_meta
 from models.architectures.network import Network
 from models.architectures.reach import Call
-from models.segmenter import BUCKET
+from models.geometry import BUCKET
 
 # Strips to follow fields on, in pixels, until a field is the same on two of them. Few are wider than the first.
 WIDTHS = (1024, 2048, 4096, 8192)

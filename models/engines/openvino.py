@@ -1,18 +1,25 @@
 """OpenVINO: the default engine on a CPU."""
 
 import functools
+import os
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 
-from models.bundle import Bundle
-from models.errors import BundleError, EngineError
+from models.bundle import INT8, INT8_WEIGHTS, MODEL, Bundle
+from models.engines.contract import Run, ran_out_of_memory
+from models.errors import BundleError, EngineError, last_line
 
-# Below this share of pixels equal to f32's, measured at export, bf16 is not chosen.
-BF16_AGREEMENT = 0.995
+# Kernels that OpenVINO keeps, about 30 for each size of picture. By default it keeps 5,000; with 512 the memory of a
+# ResNet-18 over 600 random sizes was 260 MB in place of 333, at the same speed.
+KERNELS = 512
+CACHED = 5  # bundles whose compiled graphs stay on disk
 
 
 @functools.cache
@@ -31,43 +38,83 @@ def has_bf16() -> bool:
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def load(
-    bundle: Bundle, device: str, precision: str, threads: int
-) -> Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], NDArray[np.float32]]]:
-    """Compile the bundle's graph.
-
-    `precision` is f32, bf16, or auto: bf16 where the CPU has it and the export measured it as good, else f32.
-    `threads=0` takes every core.
-    """
+def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
+    """f32; bf16 where the CPU computes in it; int8 where the bundle holds such a graph."""
     if device != "cpu":
         raise EngineError(f"The engine openvino runs on the cpu, not on {device!r}.")
+    return "f32", *(["bf16"] if has_bf16() else []), *(["int8"] if bundle.has(INT8) else [])
+
+
+def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
+    """Compile the bundle's graph; `models/engines/contract.py` tells the rest. Raises: BundleError."""
+    graph = bundle.verified(INT8 if precision == "int8" else MODEL)
+    if precision == "int8":
+        bundle.verified(INT8_WEIGHTS)
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": choose_precision(bundle, precision),
+        # What an int8 graph leaves in float is computed in bf16 where the CPU can.
+        "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" or not has_bf16() else "bf16",
         "INFERENCE_NUM_THREADS": threads,
+        "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
     }
+    return _Network(functools.partial(_compile, graph, settings, _cache(bundle)))
+
+
+class _Network:
+    """A compiled graph, and a request for each thread that calls: a request holds its own buffers."""
+
+    def __init__(self, compile: Callable[[], openvino.CompiledModel]) -> None:
+        self.compile = compile
+        self.compiled = compile()
+        self.local = threading.local()
+
+    def __call__(
+        self, images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        compiled = self.compiled
+        if getattr(self.local, "compiled", None) is not compiled:
+            self.local.request, self.local.compiled = compiled.create_infer_request(), compiled
+        request = self.local.request
+        try:
+            # Not `infer`: where memory ran out, that was seen (2026.4) to return the answer before, without a word.
+            request.start_async({"images": images}, share_inputs=True)
+            request.wait()
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            self.compiled = self.compile()  # the old one was seen to go on asking for what it was refused
+            raise MemoryError(f"OpenVINO: {last_line(error)}") from error
+        return request.get_tensor("labels").data, request.get_tensor("logits").data if logits else None
+
+
+def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> openvino.CompiledModel:
+    """Compile a graph, or take it from the cache, and put it there. Raises: BundleError."""
+    if cache is not None:
+        try:
+            return core().compile_model(graph, "CPU", {**settings, "CACHE_DIR": str(cache)})
+        except RuntimeError:  # a full disk, or a file that another process left half written: the graph may be good
+            shutil.rmtree(cache, ignore_errors=True)
     try:
-        network = core().compile_model(bundle.model, "CPU", settings)
+        return core().compile_model(graph, "CPU", settings)
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise BundleError(f"{bundle.model}: OpenVINO cannot compile it: {reason}") from error
-    local = threading.local()  # a request holds its own buffers, so each thread that calls has one
-
-    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        if not hasattr(local, "request"):
-            local.request = network.create_infer_request()
-        answer = local.request.infer({"images": images}, share_inputs=True)
-        return answer["labels"], answer["logits"]
-
-    return run
+        raise BundleError(f"{graph}: OpenVINO cannot compile it: {last_line(error)}") from error
 
 
-def choose_precision(bundle: Bundle, precision: str) -> str:
-    """The precision that `load` takes for what was asked: f32 or bf16. Raises EngineError."""
-    if precision == "auto":
-        return "bf16" if has_bf16() and bundle.spec.parity.get("bf16", 0.0) >= BF16_AGREEMENT else "f32"
-    if precision not in ("f32", "bf16"):
-        raise EngineError(f"The precision {precision!r} is not known to openvino; choose auto, f32 or bf16.")
-    if precision == "bf16" and not has_bf16():
-        raise EngineError("This CPU has no bfloat16 (AMX or AVX512-BF16); choose auto or f32.")
-    return precision
+def _cache(bundle: Bundle) -> Path | None:
+    """The folder for this bundle's compiled graphs; None for a draft, or where nothing can be written.
+
+    It is named by the bundle's hash: OpenVINO knows a graph by its path, size and time, and was seen to answer with the
+    old network where another was put into its place with these three unchanged.
+    """
+    if not bundle.hash:
+        return None
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / "openvino"
+    folder = home / bundle.hash
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        for old in sorted(home.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[CACHED:]:
+            shutil.rmtree(old, ignore_errors=True)
+    except (OSError, RuntimeError):  # a read-only container, or a user without a home
+        return None
+    return folder if os.access(folder, os.W_OK) else None

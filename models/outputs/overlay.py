@@ -13,6 +13,7 @@ from models.spec import VOID, Spec
 
 MEDIA_TYPE = "image/jpeg"
 SUFFIX = ".jpg"
+CONFIDENCE = False
 
 LONGEST = 65_500  # pixels a side: all that libjpeg writes
 

@@ -11,6 +11,7 @@ from models.spec import ClassInfo, Spec, palette
 
 MEDIA_TYPE = "image/png"
 SUFFIX = ".png"
+CONFIDENCE = False
 
 
 def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import MODEL, SPEC, SUMS, WEIGHTS, open_bundle, sha256, writing
+from models.bundle import INT8, MODEL, SPEC, SUMS, WEIGHTS, Bundle, open_bundle, sha256, writing
 from models.errors import BundleError
 from models.spec import FORMAT_VERSION, Architecture, ClassInfo, InputRule, Spec
 
@@ -74,12 +74,46 @@ def test_the_real_one_opens(tiny_bundle: Path) -> None:
     assert len(opened.probes()) == 1
 
 
-@pytest.mark.parametrize("name", [SPEC, MODEL, WEIGHTS, "probes/0.png", "probes/1.labels.png"])
-def test_an_altered_file(name: str, bundle: Path) -> None:
-    with (bundle / name).open("ab") as file:
-        file.write(b" ")
+@pytest.mark.parametrize("name", [MODEL, WEIGHTS, "probes/0.png"])
+@pytest.mark.parametrize("harm", [b"another graph", b"", None], ids=["altered", "emptied", "longer"])
+def test_an_altered_file_is_refused_by_whoever_opens_it(name: str, harm: bytes | None, bundle: Path) -> None:
+    file = bundle / name
+    file.write_bytes(file.read_bytes() + b" " if harm is None else harm)
+    opened = open_bundle(bundle)  # the others can be used: an engine opens no more than it needs
     with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
+        opened.verified(name)
+    for other in {MODEL, WEIGHTS, "probes/0.png"} - {name}:
+        assert opened.verified(other) == bundle / other
+
+
+def test_an_altered_spec(bundle: Path) -> None:
+    with (bundle / SPEC).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(BundleError, match=f"{SPEC} is not the file that was exported"):
         open_bundle(bundle)
+
+
+def test_altered_probes(bundle: Path) -> None:
+    (bundle / "probes" / "1.labels.png").write_bytes(b"other labels")
+    with pytest.raises(BundleError, match=r"probes/1\.labels\.png is not the file that was exported"):
+        open_bundle(bundle).probes()
+
+
+def test_a_probe_that_nobody_summed(bundle: Path) -> None:
+    for name in ("2.png", "2.labels.png"):
+        (bundle / "probes" / name).write_bytes(b"added")
+    with pytest.raises(BundleError, match=r"lists no probes/2\.png"):
+        open_bundle(bundle).probes()
+
+
+def test_what_belongs_to_a_bundle(bundle: Path) -> None:
+    (bundle / INT8).write_text("put there by somebody")
+    opened = open_bundle(bundle)
+    assert opened.has(MODEL) and opened.has(WEIGHTS) and not opened.has(INT8)
+    with pytest.raises(BundleError, match=f"lists no {INT8}"):
+        opened.verified(INT8)
+    draft = Bundle(bundle, TINY)
+    assert draft.has(INT8) and draft.verified(INT8) == bundle / INT8
 
 
 @pytest.mark.parametrize("name", [SPEC, MODEL, WEIGHTS, "probes/0.png"])

@@ -26,7 +26,8 @@ def prediction(height: int = 37, width: int = 53) -> Prediction:
     """Bands of every class, and void on the right."""
     labels = np.repeat((np.arange(height) % 6).astype(np.uint8)[:, None], width, axis=1)
     labels[:, width * 3 // 4 :] = VOID
-    return Prediction(drawing(height, width), labels)
+    sure = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width)
+    return Prediction(drawing(height, width), labels, sure)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

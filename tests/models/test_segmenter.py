@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,17 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle import SUMS, Bundle, open_bundle, writing
-from models.errors import EngineError, ParityError
-from models.segmenter import (
-    BUCKET,
-    Segmenter,
-    agreement,
-    fitted_size,
-    pad_to_bucket,
-    resize_labels,
-    resize_picture,
-)
+from models.errors import BundleError, EngineError, ParityError
+from models.geometry import BUCKET, fitted_size, resize_labels, resize_picture, to_canvas
+from models.segmenter import Segmenter, agreement, check_graph
 from models.spec import InputRule
+from models.tta import Augmentation
 from tests.bundles import drawing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,10 +29,11 @@ EXACT = InputRule(rule="exact", size=(120, 200))  # neither divides by the bucke
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 
-def by_colour(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """An engine that needs no weights: bright red counts 1, bright green counts 2."""
+def by_colour(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """An engine that needs no weights: bright red counts 1, bright green counts 2; its logits are of stride 1."""
     labels = (images[..., 0] > 127) + np.uint8(2) * (images[..., 1] > 127)
-    return labels.astype(np.uint8), np.zeros((len(images), 4, 1, 1), np.float32)
+    scores = 9 * np.eye(4, dtype=np.float32)[labels].transpose(0, 3, 1, 2) if logits else None
+    return labels.astype(np.uint8), scores
 
 
 def quadrants(height: int, width: int) -> NDArray[np.uint8]:
@@ -165,7 +161,7 @@ def test_shrinking_averages() -> None:
 @given(size=sizes)
 def test_padding_repeats_the_edge_up_to_the_bucket(size: tuple[int, int]) -> None:
     picture = drawing(*size)
-    padded = pad_to_bucket(picture)
+    padded = to_canvas(picture, size)
     height, width = padded.shape[:2]
     assert BUCKET == 64
     assert (height % 64, width % 64) == (0, 0)
@@ -178,9 +174,11 @@ def test_padding_repeats_the_edge_up_to_the_bucket(size: tuple[int, int]) -> Non
 def test_few_sizes_reach_the_engine() -> None:
     met = set()
 
-    def watched(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def watched(
+        images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         met.add(images.shape)
-        return by_colour(images)
+        return by_colour(images, logits)
 
     segmenter = Segmenter(watched, FIT)
     for height, width in np.random.default_rng(0).integers(1, 700, (300, 2)):
@@ -191,9 +189,11 @@ def test_few_sizes_reach_the_engine() -> None:
 def test_one_size_reaches_a_network_that_takes_no_other() -> None:
     met = set()
 
-    def watched(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def watched(
+        images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         met.add(images.shape)
-        return by_colour(images)
+        return by_colour(images, logits)
 
     segmenter = Segmenter(watched, EXACT)
     for size in ((1, 1), (120, 200), (64, 64), (601, 37), (37, 601), (1200, 2000)):
@@ -206,6 +206,119 @@ def test_one_size_reaches_a_network_that_takes_no_other() -> None:
 def test_boundaries_are_exact_where_a_picture_is_stretched_by_whole_factors(size: tuple[int, int]) -> None:
     truth = quadrants(*size)
     np.testing.assert_array_equal(Segmenter(by_colour, EXACT).segment(coloured(truth)).labels, truth)
+
+
+def test_a_canvas_is_the_picture_itself_where_nothing_is_to_be_done() -> None:
+    picture = drawing(128, 192)
+    assert to_canvas(picture, (128, 192)) is picture
+    assert not np.shares_memory(to_canvas(picture[::-1], (128, 192)), picture)
+    assert not np.shares_memory(to_canvas(picture, (128, 192), 256), picture)
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=sizes, to=sizes)
+def test_a_canvas_holds_the_resized_picture(size: tuple[int, int], to: tuple[int, int]) -> None:
+    picture = drawing(*size)
+    canvas = to_canvas(picture, to)
+    assert canvas.flags.c_contiguous
+    np.testing.assert_array_equal(canvas[: to[0], : to[1]], resize_picture(picture, to))
+    np.testing.assert_array_equal(canvas, to_canvas(resize_picture(picture, to), to))
+
+
+@pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (97, 301), (1100, 1300)])
+def test_confidence_has_the_size_of_the_picture(rule: InputRule, size: tuple[int, int]) -> None:
+    prediction = Segmenter(by_colour, rule).segment(coloured(quadrants(*size)), confidence=True)
+    assert prediction.confidence is not None
+    assert (prediction.confidence.shape, prediction.confidence.dtype) == (size, np.float32)
+    assert prediction.confidence.min() >= 0.25 and prediction.confidence.max() <= 1.0
+    if rule.rule == "native":
+        np.testing.assert_array_equal(prediction.labels, quadrants(*size))
+        np.testing.assert_allclose(prediction.confidence, np.exp(9) / (np.exp(9) + 3), rtol=1e-5)
+    assert Segmenter(by_colour, rule).segment(coloured(quadrants(*size))).confidence is None
+
+
+def test_what_is_larger_than_a_tile_goes_by_tiles() -> None:
+    met = set()
+
+    def watched(
+        images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        met.add((images.shape[1:3], logits))
+        return by_colour(images, logits)
+
+    for size in ((1500, 1100), (1, 40_000), (1025, 1025)):
+        truth = quadrants(*size)
+        np.testing.assert_array_equal(Segmenter(watched, NATIVE).segment(coloured(truth)).labels, truth)
+    assert met == {((1024, 1024), True), ((64, 1024), True)}
+    met.clear()
+    Segmenter(watched, NATIVE).segment(drawing(300, 3000))  # as many pixels as a tile has, or fewer
+    assert met == {((320, 3008), False)}
+
+
+@pytest.mark.parametrize("limit", [300, 600, 1100])
+def test_memory_that_is_too_small_leads_to_smaller_tiles(limit: int) -> None:
+    met = []
+
+    def small(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        met.append(images.shape[1:3])
+        if max(images.shape[1:3]) > limit:
+            raise MemoryError("no more than that")
+        return by_colour(images, logits)
+
+    segmenter = Segmenter(small, NATIVE)
+    for size in ((900, 1000), (1400, 1300)):
+        truth = quadrants(*size)
+        np.testing.assert_array_equal(segmenter.segment(coloured(truth)).labels, truth)
+    failed = [size for size in met if max(size) > limit]
+    assert len(failed) <= 2  # and not at every picture again
+
+
+@pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
+def test_memory_that_is_too_small_for_anything(rule: InputRule) -> None:
+    def none(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        raise MemoryError("std::bad_alloc")
+
+    with pytest.raises(EngineError, match=r"memory is too small .*bad_alloc"):
+        Segmenter(none, rule).segment(drawing(900, 900))
+
+
+@pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
+def test_augmentation_asks_more_and_keeps_what_is_sure(rule: InputRule) -> None:
+    asked = []
+
+    def watched(
+        images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        asked.append(images.shape)
+        return by_colour(images, logits)
+
+    truth = quadrants(120, 200)
+    scales = "flip" if rule is EXACT else "flip,0.5,1,2"
+    labels = Segmenter(watched, rule, augmentation=Augmentation.parse(scales)).segment(coloured(truth)).labels
+    assert len(asked) == (2 if rule is EXACT else 6)
+    assert agreement(labels, truth) > 0.98
+
+
+def test_one_size_cannot_be_scaled() -> None:
+    with pytest.raises(EngineError, match=r"one size alone.*flip, not scale"):
+        Segmenter(by_colour, EXACT, augmentation=Augmentation.parse("1,2"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "logits", "said"),
+    [
+        (np.zeros((1, 64, 64), np.int64), np.zeros((1, 6, 8, 8), np.float32), "labels int64 1 x 64 x 64"),
+        (np.zeros((1, 8, 8), np.uint8), np.zeros((1, 6, 8, 8), np.float32), "labels uint8 1 x 8 x 8"),
+        (np.zeros((1, 64, 64), np.uint8), np.zeros((1, 21, 8, 8), np.float32), "logits float32 1 x 21 x 8 x 8"),
+        (np.zeros((1, 64, 64), np.uint8), np.zeros((1, 6), np.float32), "logits float32 1 x 6"),
+    ],
+)
+def test_a_graph_that_the_spec_does_not_describe(labels: Any, logits: Any, said: str, tiny_bundle: Path) -> None:
+    with pytest.raises(
+        BundleError, match=rf"spec\.json and its network disagree: .* 1 x 6 x h x w are wanted, not .*{said}"
+    ):
+        check_graph(lambda images, **wish: (labels, logits), open_bundle(tiny_bundle))
 
 
 def test_agreement() -> None:
@@ -228,7 +341,7 @@ def test_altered_probes_are_found(tiny_bundle: Path, tmp_path: Path) -> None:
         labels[: len(labels) // 50 + 1] ^= 1  # a little more than the 1% that is forgiven
         Image.fromarray(labels).save(mask)
     bundle = open_bundle(tmp_path / "altered")
-    with pytest.raises(ParityError, match=r"0\.png: on this machine 9\d\.\d\d% .* at least 99%"):
+    with pytest.raises(ParityError, match=r"0\.png: on this machine 9\d\.\d\d% .* at least 99\.0%"):
         Segmenter.load(bundle, precision="f32").answer_probes(bundle)
 
 
@@ -238,7 +351,7 @@ def test_a_bundle_without_probes(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_an_unknown_engine(tiny_bundle: Path) -> None:
-    with pytest.raises(EngineError, match="'tensorrt' is not known; choose from openvino"):
+    with pytest.raises(EngineError, match="The engine 'tensorrt' is not known; choose auto, openvino"):
         Segmenter.load(open_bundle(tiny_bundle), engine="tensorrt")
 
 

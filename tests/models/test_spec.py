@@ -101,7 +101,9 @@ def test_default_colours_are_those_of_voc() -> None:
 
 
 def test_a_spec_is_frozen_and_returns_from_json() -> None:
-    first = spec(input=InputRule(rule="fit", side=480), metrics={"val": {"miou": 0.5}}, parity={"f32": 1.0})
+    first = spec(
+        input=InputRule(rule="fit", side=480), metrics={"val": {"miou": 0.5}}, parity={"openvino": {"f32": 1.0}}
+    )
     assert Spec.model_validate_json(first.model_dump_json()) == first
     assert (first.format_version, first.void) == (FORMAT_VERSION, VOID)
     with pytest.raises(ValidationError, match="frozen"):

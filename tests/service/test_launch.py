@@ -101,7 +101,7 @@ def test_a_taken_port_is_named(service_url: str, tiny_bundle: Path) -> None:
         ("MASKSERVE_FOO", "1", "MASKSERVE_FOO is not known; known are MASKSERVE_BUNDLE"),
         ("MASKSERVE_MAX_PIXEL", "1", "did you mean MASKSERVE_MAX_PIXELS"),
         ("MASKSERVE_THREADS", "-1", "MASKSERVE_THREADS is '-1'"),
-        ("MASKSERVE_ENGINE", "abacus", "choose from openvino"),
+        ("MASKSERVE_ENGINE", "abacus", "should be .auto., .openvino., .onnxruntime. or .torch."),
         ("MASKSERVE_BUNDLE", "", "MASKSERVE_BUNDLE is not set"),
     ],
 )

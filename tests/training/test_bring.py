@@ -22,8 +22,9 @@ from models.architectures.network import MEAN, STD
 from models.architectures.torchvision import NETWORKS
 from models.bundle import Bundle, open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError
+from models.geometry import resize_labels
 from models.image import read
-from models.segmenter import Segmenter, agreement, resize_labels
+from models.segmenter import Segmenter, agreement
 from models.spec import InputRule, default_rgb
 from tests.bundles import SILENT
 from tests.graphs import alone, graph, picture
@@ -87,7 +88,7 @@ def test_a_network_of_torchvision_answers_as_in_torchvision(brought: Bundle, sma
     native = Segmenter(segmenter.run, InputRule(rule="native"))
     assert agreement(native.segment(asked).labels, expected) >= 0.999
     assert segmenter.answer_probes(brought) >= 0.99
-    assert brought.spec.parity["f32"] >= 0.999
+    assert brought.spec.parity["openvino"]["f32"] >= 0.999
 
 
 def test_its_bundle_says_what_it_is(brought: Bundle, small: tuple[nn.Module, Path]) -> None:
@@ -250,7 +251,7 @@ def test_it_says_how_a_graph_was_understood(pictures: Path, tmp_path: Path) -> N
     assert "input x: float32, nhwc, bgr; (0..255 - 127.5,127.5,127.5) / 127.5,127.5,127.5" in said.getvalue()
     assert "output y: probabilities of 4 channels, nchw" in said.getvalue()
     assert "rule fit: the long side of a picture is brought to 320 pixels" in said.getvalue()
-    assert "parity f32: at least" in said.getvalue()
+    assert "parity openvino f32: at least" in said.getvalue()
     assert "proves little" not in said.getvalue()
     bring_onnx(graph(tmp_path / "one.onnx", ending="one class"), tmp_path / "b", four, Told(), None, pictures, console)
     assert "the probes show 1 of 4 classes: thing 0" in said.getvalue()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.architectures.network import Network
 from models.errors import BundleError
 from models.spec import Architecture
-from training.freeze import freeze
+from training.freeze import write_graph
 
 
 class Moody(nn.Module):
@@ -26,6 +26,6 @@ class Moody(nn.Module):
 def test_a_network_that_no_graph_can_hold(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     network = Network(Moody(), Architecture(name="moody"), 2).eval()
     with torch.inference_mode(), pytest.raises(BundleError, match=r"moody cannot be frozen .* Train another encoder"):
-        freeze(network, tmp_path / "model.onnx")
+        write_graph(network, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
     assert len(capfd.readouterr().err.splitlines()) < 5

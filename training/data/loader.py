@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from models.segmenter import fitted_size, resize_labels, resize_picture
+from models.geometry import fitted_size, resize_labels, resize_picture
 from models.spec import VOID, InputRule
 from training.augment import Augment
 from training.config import TrainConfig

@@ -14,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from models.engines.contract import Run
 from models.errors import ConfigError, WeightsError
+from models.geometry import resize_labels
 from models.image import RGB
-from models.segmenter import Run, resize_labels
 from models.spec import VOID
 from training.data.shapes import scene
 from training.foreign.graph import Intake, Layout, Scores, Told, one_line, shape_text
@@ -133,7 +134,7 @@ def outlet(
 def live_run(file: Path, ask: Ask, outlet: Outlet, classes: int) -> Run:
     """The original as the Segmenter runs a network: one picture at a time. Raises, when run: WeightsError."""
 
-    def run(images: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def run(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         values = torch.from_numpy(np.asarray(ask(images[0])[outlet.name]))
         values = values[:1] if outlet.batched else values[None]
         size = (images.shape[1], images.shape[2])

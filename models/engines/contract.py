@@ -1,0 +1,34 @@
+"""What an engine is: the contract that every file of this folder keeps.
+
+An engine is a module with two functions. `precisions(bundle, device)` says which number formats this machine offers for
+a bundle, the most exact first, and raises EngineError, with the reason, where it has none. `load(bundle, device,
+precision, threads)` opens the bundle with one of these and returns a `Run`; the bundle's files are verified as they are
+opened. Devices are `cpu` and `cuda`; `threads=0` leaves their number to the engine.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Run(Protocol):
+    """The network: callable from several threads at once.
+
+    Raises: MemoryError where the images are more than the memory holds; smaller ones may then succeed.
+    """
+
+    def __call__(
+        self, images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W and, if asked for, logits float32 N x C x h x w.
+
+        Both may lie in the engine's own memory: they hold until the same thread calls again.
+        """
+        ...
+
+
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an engine's RuntimeError says that memory was too small; none of them has a kind of its own for it."""
+    text = str(error).lower()
+    return any(sign in text for sign in ("bad_alloc", "out of memory", "allocate memory", "failed to allocate"))

@@ -1,0 +1,193 @@
+"""Pictures larger than a tile: overlapping windows, blended in logit space at the network's own stride.
+
+Windows go by rows. Of all that they say no more is held than one row of windows: what no later window reaches is decided
+(`models/scores.py`) and forgotten. The labels are those of the whole blended map decided in one go, bit for bit.
+
+As in nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z) a window counts by a Gaussian around its centre,
+because a network sees least at the border; unlike there it is applied an axis at a time, with the shares of the windows
+brought to a sum of 1 beforehand: they form a lattice, so that the sum of products is the product of sums.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.geometry import BUCKET, ceil_to, to_canvas
+from models.image import RGB, Labels
+from models.scores import Confidence, Scores, centres, decide_rows, taps, upsample
+
+# A contiguous canvas, RGB uint8 H x W x 3 with H and W multiples of 64 -> logits, float32 C x h x w.
+Ask = Callable[[RGB], Scores]
+
+SMALLEST_TILE = 256  # pixels; less is mostly border
+BAND_BYTES = 2**28  # the logits of a row of windows: beyond it tiles are made smaller
+
+
+class Windows(NamedTuple):
+    """The windows along one axis, in pixels: all of one length, the last one ending where the canvas does."""
+
+    starts: tuple[int, ...]
+    side: int
+
+    @property
+    def canvas(self) -> int:
+        """The picture's length, brought up to the next bucket."""
+        return self.starts[-1] + self.side
+
+    def shares(self, stride: int) -> list[NDArray[np.float32]]:
+        """How much each window counts at each of its grid's rows: float32 > 0; at each row of the canvas the sum is 1."""
+        weights = importance(self.side // stride)
+        parts = [slice(start // stride, start // stride + len(weights)) for start in self.starts]
+        total = np.zeros(self.canvas // stride)
+        for part in parts:
+            total[part] += weights
+        return [(weights / total[part]).astype(np.float32) for part in parts]
+
+
+def tiled(
+    ask: Ask, picture: RGB, tile: int = 1024, overlap: int = 256, confidence: bool = False
+) -> tuple[Labels, Confidence | None]:
+    """Label every pixel of a picture of any size by windows of at most `tile` x `tile` pixels.
+
+    Args:
+        ask: the network; every call of one picture gets a canvas of one size.
+        picture: RGB uint8, H x W x 3, H and W >= 1, in any memory layout.
+        tile: side of a window; halved, to 256 at the least, while the logits of a row of windows are too large.
+        overlap: the least that neighbours share; half a tile where that was halved below it.
+        confidence: whether to return the softmax probabilities of the labels.
+
+    Returns: labels uint8 H x W, and their probabilities float32 H x W in 0..1 or None. A picture that fits into one
+    window gets exactly what it gets untiled.
+    Raises: ValueError where tile or overlap are no multiples of 64, or overlap is not below tile.
+    """
+    if tile % BUCKET or overlap % BUCKET or not 0 <= overlap < tile:
+        raise ValueError(
+            f"A tile of {tile} that overlaps by {overlap}: multiples of {BUCKET} with overlap < tile, please."
+        )
+    size = picture.shape[:2]
+    labels = np.empty(size, np.uint8)
+    sure = np.empty(size, np.float32) if confidence else None
+    _label(ask, picture, tile, overlap, labels, sure)
+    return labels, sure
+
+
+def _label(ask: Ask, picture: RGB, tile: int, overlap: int, labels: Labels, sure: Confidence | None) -> None:
+    down, across = (windows(length, tile, overlap) for length in picture.shape[:2])
+    answer = ask(cut(picture, (0, 0), (down.side, across.side)))
+    if len(down.starts) == len(across.starts) == 1:
+        rows = taps(centres(down.canvas, answer.shape[1]), answer.shape[1]).part(0, len(labels))
+        decide_rows(answer, rows, across.canvas, labels, sure)
+        return
+    stride, classes = stride_of(answer, (down.side, across.side)), len(answer)
+    too_large = 4 * classes * down.side * across.canvas / stride**2 > BAND_BYTES
+    wide = labels.shape[1] > labels.shape[0]
+    if too_large and (wide or tile > SMALLEST_TILE):
+        del answer
+        if wide:  # bands along the shorter side are shorter
+            _label(_turned(ask), picture.swapaxes(0, 1), tile, overlap, labels.T, None if sure is None else sure.T)
+        else:
+            tile = max(SMALLEST_TILE, _down(tile // 2))
+            _label(ask, picture, tile, min(overlap, _down(tile // 2)), labels, sure)
+        return
+    corners = [(top, left) for top in down.starts for left in across.starts]
+    others = (ask(cut(picture, corner, (down.side, across.side))) for corner in corners[1:])
+    answers = chain(iter([answer]), others)
+    del answer  # at stride 1 it is 88 MB: what is blended is let go
+    _blend(answers, classes, stride, (down, across), labels, sure)
+
+
+def _blend(
+    answers: Iterator[Scores],
+    classes: int,
+    stride: int,
+    lattice: tuple[Windows, Windows],
+    labels: Labels,
+    sure: Confidence | None,
+) -> None:
+    """Blend what is answered of the windows, row by row, and decide the picture's rows as they become final."""
+    down, across = lattice
+    side, height = down.side // stride, down.canvas // stride
+    at = taps(centres(down.canvas, height), height).part(0, len(labels))
+    # The row above the windows' stays until the pixels between it and theirs are decided.
+    band = np.zeros((classes, 1 + side, across.canvas // stride), np.float32)
+    first, decided = 0, 0  # the grid's row that is the band's first, and how many rows of the picture are done
+    ends = [*down.starts[1:], down.canvas]
+    for top, end, row_share in zip(down.starts, ends, down.shares(stride), strict=True):
+        rows = slice(top // stride - first, top // stride - first + side)
+        for left, share in zip(across.starts, across.shares(stride), strict=True):
+            columns = slice(left // stride, left // stride + len(share))
+            _add(next(answers), np.outer(row_share, share), band[:, rows, columns])
+        known = at.known(end // stride)
+        done = slice(decided, known)
+        part = at.part(decided, known, first)
+        decide_rows(band, part, across.canvas, labels[done], None if sure is None else sure[done])
+        _scroll(band, end // stride - 1 - first)
+        first, decided = end // stride - 1, known
+
+
+def _add(answer: Scores, weights: NDArray[np.float32], band: Scores) -> None:
+    # A plane at a time: at stride 1 a window of 21 classes is 88 MB.
+    for total, plane in zip(band, answer, strict=True):
+        fitting = plane if plane.shape == weights.shape else upsample(plane[None], total.shape)[0]
+        total += fitting * weights
+
+
+def _scroll(band: Scores, rows: int) -> None:
+    """Move each plane up by `rows` >= 0 rows; zeros come in from below."""
+    kept = band.shape[1] - rows
+    for plane in band:
+        plane[:kept] = plane[rows:]
+        plane[kept:] = 0
+
+
+def _turned(ask: Ask) -> Ask:
+    """The same network for pictures whose x and y have changed places."""
+    return lambda canvas: ask(np.ascontiguousarray(canvas.swapaxes(0, 1))).swapaxes(1, 2)
+
+
+def windows(length: int, tile: int, overlap: int) -> Windows:
+    """As few windows as cover `length` pixels with this overlap, evenly spread over multiples of 64.
+
+    Evenly, because then all neighbours share about as much; flush with the end only the last two would, the others the
+    bare least. Never wider apart than tile - overlap: whole steps divided evenly and rounded down keep that.
+    """
+    canvas = ceil_to(length, BUCKET)
+    if canvas <= tile:
+        return Windows((0,), canvas)
+    steps = -(-(canvas - tile) // (tile - overlap))
+    return Windows(tuple(i * ((canvas - tile) // BUCKET) // steps * BUCKET for i in range(steps + 1)), tile)
+
+
+@cache
+def importance(length: int) -> NDArray[np.float64]:
+    """A Gaussian over `length` rows of a grid, 1 at the centre, sigma length / 8: e^-8 at the ends, never zero."""
+    distance = np.arange(length) - (length - 1) / 2
+    weights = np.exp(-0.5 * (distance * 8 / length) ** 2)
+    weights.flags.writeable = False  # the cache's own
+    return weights
+
+
+def stride_of(answer: Scores, size: tuple[int, int]) -> int:
+    """Pixels from sample to sample of a network's answer, C x h x w, to a canvas of this (height, width).
+
+    1 where that is no whole number, or none on whose grid all windows begin: such answers are upsampled one by one.
+    """
+    height, width = answer.shape[1:]
+    stride = size[0] // height
+    fits = stride > 0 and BUCKET % stride == 0 and (height * stride, width * stride) == size
+    return stride if fits else 1
+
+
+def cut(picture: RGB, corner: tuple[int, int], size: tuple[int, int]) -> RGB:
+    """The window of this (height, width) at (top, left), contiguous; beyond the picture its edge is repeated."""
+    top, left = corner
+    window = picture[top : top + size[0], left : left + size[1]]
+    return to_canvas(window, (window.shape[0], window.shape[1]))
+
+
+def _down(pixels: int) -> int:
+    return pixels // BUCKET * BUCKET

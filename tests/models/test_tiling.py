@@ -1,0 +1,282 @@
+"""Windows, their blending, and that it is the same as the whole: seams, edges, memory."""
+
+import tracemalloc
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import models.tiling
+from models.geometry import to_canvas
+from models.image import RGB, Labels
+from models.scores import Scores, decide, upsample
+from models.tiling import Ask, cut, importance, stride_of, tiled, windows
+
+sixties = st.integers(1, 12).map(lambda count: count * 64)
+
+
+def blobs(height: int, width: int, seed: int = 0) -> RGB:
+    """Soft patches of colour of some forty pixels."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
+
+
+def network(stride: int = 8, radius: int = 16) -> Ask:
+    """Four classes by colour, seen through a box of 2 radius + 1 pixels: zeros stand beyond the border of a canvas, as for a
+    padded convolution, so that what lies within `radius` of it comes out wrong.
+    """
+    colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0.35, 0.35, 0.35]], np.float32)
+
+    def ask(canvas: RGB) -> Scores:
+        assert canvas.flags.c_contiguous and canvas.shape[0] % 64 == canvas.shape[1] % 64 == 0
+        side = 2 * radius + 1
+        seen = cv2.boxFilter(canvas.astype(np.float32), -1, (side, side), borderType=cv2.BORDER_CONSTANT)
+        size = canvas.shape[1] // stride, canvas.shape[0] // stride
+        coarse = cv2.resize(seen, size, interpolation=cv2.INTER_AREA)
+        return np.ascontiguousarray((coarse @ colours.T).transpose(2, 0, 1))
+
+    return ask
+
+
+def untiled(ask: Ask, picture: RGB) -> Labels:
+    """One canvas for the whole picture."""
+    canvas = to_canvas(picture, picture.shape[:2])
+    return decide(ask(canvas), canvas.shape[:2])[0][: picture.shape[0], : picture.shape[1]]
+
+
+def blended(ask: Ask, picture: RGB, tile: int, overlap: int, stride: int) -> Scores:
+    """The whole blended map at once."""
+    down, across = (windows(length, tile, overlap) for length in picture.shape[:2])
+    scores: Scores | None = None
+    for top, row_share in zip(down.starts, down.shares(stride), strict=True):
+        for left, share in zip(across.starts, across.shares(stride), strict=True):
+            answer = ask(cut(picture, (top, left), (down.side, across.side)))
+            answer = upsample(answer, (down.side // stride, across.side // stride))
+            if scores is None:
+                scores = np.zeros((len(answer), down.canvas // stride, across.canvas // stride), np.float32)
+            y, x = top // stride, left // stride
+            scores[:, y : y + len(row_share), x : x + len(share)] += answer * np.outer(row_share, share)
+    assert scores is not None
+    return scores
+
+
+@settings(max_examples=200, deadline=None)
+@example(length=1, tile=64, overlap=0)
+@example(length=1025, tile=1024, overlap=960)
+@given(length=st.integers(1, 9000), tile=sixties, overlap=sixties)
+def test_windows_cover_everything_and_overlap(length: int, tile: int, overlap: int) -> None:
+    overlap = min(overlap, tile - 64)
+    cover = windows(length, tile, overlap)
+    starts = np.array(cover.starts)
+    assert starts[0] == 0 and not (starts % 64).any() and cover.side % 64 == 0
+    assert length <= cover.canvas < length + 64
+    gaps = np.diff(starts)
+    if len(gaps):
+        assert cover.side == tile
+        assert gaps.min() > 0 and gaps.max() <= tile - overlap and gaps.max() - gaps.min() <= 64
+        assert len(gaps) == -(-(cover.canvas - tile) // (tile - overlap))  # none more than needed
+    for stride in (1, 8, 64):
+        total = np.zeros(cover.canvas // stride)
+        for start, share in zip(cover.starts, cover.shares(stride), strict=True):
+            assert share.dtype == np.float32 and (share > 0).all()
+            total[start // stride : start // stride + len(share)] += share
+        np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 127, 128, 1024])
+def test_importance_is_a_gaussian_without_zeros(length: int) -> None:
+    weights = importance(length)
+    assert importance(length) is weights
+    np.testing.assert_array_equal(weights, weights[::-1])
+    assert (np.diff(weights[: (length + 1) // 2]) > 0).all()
+    assert (np.float32(weights) ** 2 > 1e-8).all()
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0] = 0
+    if length >= 128:  # two sigmas, a quarter of the length, from the centre
+        assert weights[length // 4] == pytest.approx(np.exp(-2), rel=0.1)
+
+
+@pytest.mark.parametrize("size", [(900, 1300), (257, 1024), (1024, 256), (640, 641)])
+@pytest.mark.parametrize("stride", [1, 4, 8, 32])
+def test_tiles_agree_with_the_whole(size: tuple[int, int], stride: int) -> None:
+    picture = blobs(*size)
+    labels, sure = tiled(network(stride), picture, tile=256, overlap=128)
+    whole = untiled(network(stride), picture)
+    assert (labels.shape, labels.dtype, sure) == (size, np.uint8, None)
+    assert len(np.unique(whole)) == 4
+    assert np.mean(labels == whole) >= 0.995
+
+
+def test_differences_gather_at_no_seam() -> None:
+    picture = blobs(1500, 1500)
+    wrong = tiled(network(), picture, tile=256, overlap=128)[0] != untiled(network(), picture)
+    starts = np.array(windows(1500, 256, 128).starts)
+    borders = np.concatenate([starts[1:], starts[:-1] + 256])
+    seam = np.zeros(1500, bool)
+    for border in borders:
+        seam[border - 2 : border + 2] = True
+    for axis in (0, 1):
+        by_line = wrong.mean(axis=axis)
+        assert by_line[seam].mean() <= 0.005
+        assert by_line.max() <= 0.03
+
+
+def test_edges_of_the_picture_are_those_of_the_whole() -> None:
+    picture = blobs(700, 1001)
+    labels, _ = tiled(network(), picture, tile=256, overlap=128)
+    whole = untiled(network(), picture)
+    for edge in (np.s_[:32], np.s_[-32:], np.s_[:, :32], np.s_[:, -32:]):
+        assert np.mean(labels[edge] == whole[edge]) >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("stride", "tile", "overlap", "size"),
+    [
+        (8, 256, 64, (900, 1300)),
+        (8, 128, 64, (300, 200)),
+        (8, 128, 0, (257, 300)),
+        (1, 128, 64, (300, 333)),
+        (2, 192, 128, (401, 65)),
+        (32, 128, 64, (300, 300)),
+        (64, 128, 64, (300, 300)),
+    ],
+)
+def test_bands_leave_no_trace(stride: int, tile: int, overlap: int, size: tuple[int, int]) -> None:
+    picture = blobs(*size)
+    scores = blended(network(stride), picture, tile, overlap, stride)
+    canvas = scores.shape[1] * stride, scores.shape[2] * stride
+    labels, sure = tiled(network(stride), picture, tile, overlap, confidence=True)
+    whole, surely = decide(scores, canvas, confidence=True)
+    assert sure is not None and surely is not None
+    np.testing.assert_array_equal(labels, whole[: size[0], : size[1]])
+    np.testing.assert_allclose(sure, surely[: size[0], : size[1]], atol=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@example(size=(1, 1))
+@example(size=(1, 700))
+@example(size=(700, 1))
+@given(size=st.tuples(st.integers(1, 700), st.integers(1, 700)))
+def test_any_size_and_any_memory_layout(size: tuple[int, int]) -> None:
+    picture = blobs(*size[::-1]).swapaxes(0, 1)[:, ::-1]
+    picture.flags.writeable = False
+    labels, sure = tiled(network(), picture, tile=128, overlap=64, confidence=True)
+    assert sure is not None
+    assert labels.shape == sure.shape == size and labels.flags.c_contiguous
+    assert sure.dtype == np.float32 and sure.min() > 0 and sure.max() <= 1
+    np.testing.assert_array_equal(labels, tiled(network(), picture.copy(), tile=128, overlap=64)[0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(size=st.tuples(st.integers(1, 256), st.integers(1, 256)))
+def test_a_picture_of_one_tile_is_not_tiled(size: tuple[int, int]) -> None:
+    met = []
+
+    def ask(canvas: RGB) -> Scores:
+        met.append(canvas.shape[:2])
+        return network()(canvas)
+
+    picture = blobs(*size)
+    np.testing.assert_array_equal(tiled(ask, picture, tile=256, overlap=64)[0], untiled(network(), picture))
+    assert met == [to_canvas(picture, picture.shape[:2]).shape[:2]]
+
+
+def test_the_network_meets_one_size_and_the_pictures_own_pixels() -> None:
+    picture = blobs(500, 130)
+    met = []
+
+    def ask(canvas: RGB) -> Scores:
+        met.append(canvas.copy())
+        return network()(canvas)
+
+    tiled(ask, picture, tile=256, overlap=128)
+    padded = np.pad(picture, ((0, 12), (0, 62), (0, 0)), "edge")
+    assert windows(500, 256, 128).starts == (0, 128, 256)
+    for top, canvas in zip((0, 128, 256), met, strict=True):
+        np.testing.assert_array_equal(canvas, padded[top : top + 256])
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+def test_where_all_is_the_same_the_answer_is_too(stride: int) -> None:
+    def ask(canvas: RGB) -> Scores:
+        shape = canvas.shape[0] // stride, canvas.shape[1] // stride
+        return np.stack([np.full(shape, value, np.float32) for value in (-3.3, 1.7, 1.6)])
+
+    labels, sure = tiled(ask, blobs(401, 777), tile=128, overlap=64, confidence=True)
+    assert (labels == 1).all()
+    np.testing.assert_allclose(sure, 1 / (1 + np.exp(-0.1) + np.exp(-5)), atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [(37, 41), (127, 127), (1, 1), (3, 100), (512, 512)])
+def test_grids_that_do_not_divide_the_window(grid: tuple[int, int]) -> None:
+    def ask(canvas: RGB) -> Scores:
+        return upsample(network()(canvas), grid)
+
+    picture = blobs(300, 400)
+    assert stride_of(ask(picture[:256, :256].copy()), (256, 256)) == 1
+    labels, _ = tiled(ask, picture, tile=256, overlap=128)
+    whole, _ = decide(blended(ask, picture, 256, 128, 1), (320, 448))
+    np.testing.assert_array_equal(labels, whole[:300, :400])
+
+
+@pytest.mark.parametrize(
+    ("grid", "size", "stride"),
+    [((32, 48), (256, 384), 8), ((8, 8), (256, 256), 32), ((4, 4), (256, 256), 64), ((2, 2), (256, 256), 1),
+     ((64, 64), (192, 192), 1), ((32, 16), (256, 256), 1), ((256, 256), (256, 256), 1)],
+)  # fmt: skip
+def test_strides(grid: tuple[int, int], size: tuple[int, int], stride: int) -> None:
+    assert stride_of(np.zeros((2, *grid), np.float32), size) == stride
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap"), [(100, 0), (0, 0), (256, 256), (256, 320), (256, 100), (256, -64), (-64, -128)]
+)
+def test_tiles_that_are_none(tile: int, overlap: int) -> None:
+    with pytest.raises(ValueError, match=f"A tile of {tile} that overlaps by {overlap}: multiples of 64"):
+        tiled(network(), blobs(64, 64), tile, overlap)
+
+
+@pytest.mark.parametrize(("size", "sides"), [((1600, 1500), [1024, 512, 256]), ((700, 1600), [1024, 1024, 512, 256])])
+def test_tiles_shrink_where_a_row_of_them_is_too_large(
+    size: tuple[int, int], sides: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models.tiling, "BAND_BYTES", 1000)
+    picture = blobs(*size)
+    met = []
+
+    def ask(canvas: RGB) -> Scores:
+        met.append(max(canvas.shape))
+        return network()(canvas)
+
+    labels, _ = tiled(ask, picture)
+    assert list(dict.fromkeys(met)) == list(dict.fromkeys(sides))
+    assert met[: len(sides)] == sides
+    assert labels.flags.c_contiguous
+    assert np.mean(labels == untiled(network(), picture)) >= 0.995
+
+
+def test_a_long_picture_is_tiled_along_its_shorter_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.tiling, "BAND_BYTES", 4 * 4 * (256 // 8) * (320 // 8))
+    picture = blobs(300, 1400)
+    labels, sure = tiled(network(), picture, tile=256, overlap=128, confidence=True)
+    assert sure is not None and labels.shape == sure.shape == (300, 1400)
+    turned, surely = tiled(network(), picture.swapaxes(0, 1), tile=256, overlap=128, confidence=True)
+    assert surely is not None  # the box is summed along the other axis first: equal but for rounding
+    assert np.mean(labels == turned.T) > 0.9999
+    np.testing.assert_allclose(sure, surely.T, atol=1e-3)
+
+
+@pytest.mark.parametrize(("stride", "limit"), [(8, 30e6), (1, 300e6)])
+def test_memory_is_a_row_of_tiles(stride: int, limit: float) -> None:
+    picture = np.broadcast_to(blobs(1, 4096), (2048, 4096, 3))  # one row of pixels in memory
+
+    def ask(canvas: RGB) -> Scores:
+        return np.ones((21, canvas.shape[0] // stride, canvas.shape[1] // stride), np.float32)
+
+    tracemalloc.start()
+    labels, _ = tiled(ask, picture, tile=512, overlap=128)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak - labels.nbytes < limit  # all at once: 11 MB of logits at stride 8, 705 MB at stride 1
