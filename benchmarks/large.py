@@ -1,0 +1,184 @@
+"""Pictures larger than the network's scale: `python -m benchmarks.large BUNDLE DATA [PICTURES]`.
+
+Four questions about a trained bundle and the test split of its data set, answered on the CPU and written to
+benchmarks/results/large.json:
+
+scales    the pictures enlarged 1, 2, 4 and 8 times: mIoU under the input rules `fit` and `native`
+tiles     pictures set together to mosaics of 3 x 3, kept at the network's scale: by tiles against in one go
+8192      8192 x 8192 pixels by tiles: peak resident memory and seconds, of this bundle and of an FCN-ResNet-50, stride 8
+sizes     1,000 pictures of random sizes: resident memory on the way, with the segmenter's buckets and without
+"""
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from benchmarks.serving import cpu_name
+from models.bundle import SPEC, Bundle, open_bundle, writing
+from models.geometry import resize_labels
+from models.image import RGB, Labels
+from models.segmenter import Segmenter, agreement
+from models.spec import ClassInfo, InputRule, Spec, default_rgb
+from training.data import Samples, load
+from training.metrics import Confusion
+
+SCALES = (1, 2, 4, 8)
+MOSAIC = 3  # pictures a side
+LARGE = 8192  # pixels a side
+SIZES, LONGEST = 1000, 640  # random pictures, and the longest side in pixels
+TARGET = Path(__file__).parent / "results" / "large.json"
+
+
+def main(folder: Path, data: Path, count: int) -> None:
+    bundle, samples = open_bundle(folder), load(data, "test")
+    chosen = np.unique(np.linspace(0, len(samples) - 1, count).astype(int)).tolist()
+    result: dict[str, Any] = {
+        "cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "bundle": bundle.spec.name,
+        "input": bundle.spec.input.model_dump(), "pictures": len(chosen), "scales": scales(bundle, samples, chosen),
+        "tiles": tiles(bundle, samples, chosen),
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        resnet50 = random_resnet50(Path(scratch) / "resnet50")
+        places = {bundle.spec.name: folder, "FCN-ResNet-50, stride 8": resnet50}
+        result["8192"] = {name: alone(huge, place) for name, place in places.items()}
+    result["sizes"] = {"buckets": alone(random_sizes, folder, True), "none": alone(random_sizes, folder, False)}
+    print(json.dumps(result, indent=2))
+    TARGET.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def scales(bundle: Bundle, samples: Samples, chosen: list[int]) -> dict[str, dict[str, float]]:
+    """mIoU by input rule and enlargement; the truth is enlarged by nearest neighbour."""
+    found: dict[str, dict[str, float]] = {}
+    for rule in (bundle.spec.input, InputRule(rule="native")):
+        segmenter = Segmenter.load(bundle, precision="f32")
+        segmenter.rule = rule
+        for scale in SCALES:
+            matrix = Confusion(len(samples.classes))
+            for index in chosen:
+                picture, truth = samples.picture(index), samples.labels(index)
+                height, width = truth.shape[0] * scale, truth.shape[1] * scale
+                larger = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+                matrix.add(resize_labels(truth, (height, width)), segmenter.segment(larger).labels)
+            found.setdefault(rule.rule, {})[str(scale)] = round(matrix.miou(), 4)
+            print(f"{rule.rule:8} x{scale}  mIoU {matrix.miou():.4f}", flush=True)
+    return found
+
+
+def tiles(bundle: Bundle, samples: Samples, chosen: list[int]) -> dict[str, dict[str, float]]:
+    """Mosaics at the network's scale, in one go and by tiles of several sizes: mIoU and share of equal labels."""
+    segmenter = Segmenter.load(bundle, precision="f32")
+    segmenter.rule = InputRule(rule="native")
+    each = MOSAIC**2
+    groups = [chosen[start : start + each] for start in range(0, len(chosen) - each + 1, each)]
+    found: dict[str, dict[str, float]] = {}
+    whole: list[Labels] = []
+    for tile in (8192, 1024, 768, 512, 384):
+        segmenter.tile = tile
+        matrix, equal = Confusion(len(samples.classes)), []
+        for place, group in enumerate(groups):
+            answer = segmenter.segment(mosaic([samples.picture(index) for index in group])).labels
+            if tile == 8192:
+                whole.append(answer)
+            matrix.add(mosaic([samples.labels(index) for index in group]), answer)
+            equal.append(agreement(answer, whole[place]))
+        name = "in one go" if tile == 8192 else f"tiles of {tile}"
+        found[name] = {"miou": round(matrix.miou(), 4), "equal": round(float(np.mean(equal)), 5)}
+        print(f"{name:16} mIoU {matrix.miou():.4f}  equal {np.mean(equal):.3%}", flush=True)
+    return found
+
+
+def mosaic(parts: list[Any]) -> Any:
+    """Nine pictures, or nine masks, of one size as one."""
+    return np.vstack([np.hstack(parts[row : row + MOSAIC]) for row in range(0, len(parts), MOSAIC)])
+
+
+def alone(task: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a task in a process of its own, whose memory is then the task's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(task, arguments)
+
+
+def huge(folder: Path) -> dict[str, float]:
+    """Segment a picture of 67 megapixels by tiles, with its confidence not asked for."""
+    segmenter = Segmenter.load(open_bundle(folder))
+    segmenter.rule = InputRule(rule="native")
+    opened = resident()
+    picture = drawn(LARGE, LARGE)
+    start = time.perf_counter()
+    labels = segmenter.segment(picture).labels
+    seconds = time.perf_counter() - start
+    assert labels.shape == (LARGE, LARGE)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = {"seconds": round(seconds, 1), "opened_mb": round(opened), "peak_mb": round(peak)}
+    print(f"8192 x 8192, {folder.name}: {found}", flush=True)
+    return found
+
+
+def random_sizes(folder: Path, buckets: bool) -> list[int]:
+    """Resident megabytes after each hundred pictures of random sizes."""
+    segmenter = Segmenter.load(open_bundle(folder), "openvino", threads=1)
+    random, found = np.random.default_rng(0), [resident()]
+    for place in range(1, SIZES + 1):
+        height, width = random.integers(32, LONGEST, 2).tolist()
+        picture = np.zeros((height, width, 3), np.uint8)
+        if buckets:
+            segmenter.rule = InputRule(rule="native")
+            segmenter.segment(picture)
+        else:
+            segmenter.run(picture[None])
+        if place % 100 == 0:
+            found.append(resident())
+    print(
+        f"{SIZES} random sizes, {'buckets' if buckets else 'as they come'}: {[round(mb) for mb in found]} MB",
+        flush=True,
+    )
+    return [round(mb) for mb in found]
+
+
+def resident() -> float:
+    """Resident memory of this process, in megabytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def drawn(height: int, width: int) -> RGB:
+    """A picture with soft shapes, made in place: what making it takes would else count as the segmenter's."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 128, width // 128, 3), dtype=np.uint8)
+    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def random_resnet50(target: Path) -> Path:
+    """A bundle of FCN-ResNet-50 at stride 8 with 21 classes; what its memory is does not depend on its weights."""
+    import torch
+
+    from models.architectures import build
+    from training.freeze import freeze
+
+    torch.manual_seed(0)
+    network = build("fcn", 21, encoder="resnet50", output_stride=8, skips="32s", head="fcn").eval()
+    classes = [ClassInfo(name=str(label), rgb=default_rgb(label)) for label in range(21)]
+    # bf16 is what a trained one is served in where the CPU has it.
+    spec = Spec(
+        name="resnet50", classes=classes, input=InputRule(rule="native"), architecture=network.architecture,
+        parity={"openvino": {"f32": 1.0, "bf16": 1.0}},
+    )  # fmt: skip
+    with writing(target) as folder:
+        freeze(network, folder)
+        (folder / SPEC).write_text(spec.model_dump_json())
+    return target
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 45)
