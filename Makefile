@@ -46,8 +46,10 @@ format: $(READY)  ## let ruff format and mend
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(READY)  ## measure a picture's way in process and over HTTP, on runs/demo/bundle
+bench: $(READY)  ## measure the engines, and a picture's way over HTTP on runs/demo/bundle (10 minutes)
+	@$(BIN)/maskserve bench runs/demo/bundle
 	@$(BIN)/python -m benchmarks.serving runs/demo/bundle
+	@$(BIN)/python -m benchmarks.inference
 
 lock: $(READY)  ## resolve the requirements again, for all platforms and Pythons
 	@$(BIN)/python -m uv pip compile --quiet --universal --upgrade --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

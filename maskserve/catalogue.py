@@ -20,7 +20,6 @@ from models.architectures.network import Network
 from models.architectures.stages import Stage, stages
 from models.errors import ConfigError, MaskserveError, first_line
 
-LONGEST = 16384  # pixels of a side of the picture that is asked about
 Answer = TypeVar("Answer")
 
 
@@ -87,16 +86,6 @@ def show_encoders(pattern: str | None, console: Console) -> None:
         raise ConfigError(f"No encoder's name matches {wanted!r}{hint}")
     for name in found:  # a name a line, for `grep` and people alike
         console.print(name, highlight=False, markup=False, soft_wrap=True)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """`480x360`, width first as cameras have it -> (height, width) in pixels. Raises: ConfigError."""
-    match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
-    if not match or not all(1 <= int(side) <= LONGEST for side in match.groups()):
-        raise ConfigError(
-            f"{text!r} is no size; write WIDTHxHEIGHT in pixels, such as 480x360, up to {LONGEST} a side."
-        )
-    return int(match[2]), int(match[1])
 
 
 def parsed(name: str, words: list[str]) -> dict[str, Any]:

@@ -33,7 +33,11 @@ DataFolder = Annotated[
 ]
 Format = Annotated[str, typer.Option(help="Layout of the data set: folder, camvid, or auto to recognise it.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
-Precision = Annotated[str, typer.Option(help="f32, bf16, or auto: the quickest that the export found to be right.")]
+Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
+Precision = Annotated[
+    str, typer.Option(help="f32, bf16, fp16, int8, or auto: the quickest that the export found to be right.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
 
 
 @app.callback()
@@ -158,9 +162,10 @@ def models(
     """
     with Console(stderr=True).status("opening PyTorch"):
         from maskserve import catalogue
+        from maskserve.sizes import parse_size
 
     console = Console()
-    picture = catalogue.parse_size(size)
+    picture = parse_size(size)
     if encoders:
         if options:
             raise typer.BadParameter("--encoders takes one pattern, as in `maskserve models --encoders 'resnet*'`")
@@ -178,11 +183,18 @@ def export(
     input: Annotated[
         str | None, typer.Option(help="How pictures meet the network: native, fit, fit:SIDE (default: as trained).")
     ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8/--no-int8", help="Also make an int8 graph, calibrated on training pictures.")
+    ] = True,
+    int8_limit: Annotated[
+        float,
+        typer.Option(metavar="POINTS", min=0, max=100, help="What int8 may cost of the validation mIoU, in points."),
+    ] = 0.5,
 ) -> None:
     """Freeze a run's best network into a bundle, if the frozen one answers as the live one does."""
     from training.export import export as export_run
 
-    target = export_run(run, out, input)
+    target = export_run(run, out, input, int8_limit if int8 else None)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)
 
 
@@ -255,12 +267,18 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report/.")] = None,
     format: Format = "auto",
+    tta: Annotated[
+        str | None,
+        typer.Option(metavar="flip,SCALE,...", help="Test-time augmentation, as in flip,0.75,1,1.25 (default: none)."),
+    ] = None,
+    engine: Engine = "auto",
     precision: Precision = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measure a bundle on a split of DATA, at the pictures' own size: mIoU, IoU by class, pixel accuracy."""
     from training.evaluate import evaluate as evaluate_bundle
 
-    evaluate_bundle(bundle, data, split, out, format, precision)
+    evaluate_bundle(bundle, data, split, out, format, tta, engine, precision, device)
 
 
 @app.command()
@@ -268,13 +286,41 @@ def predict(
     bundle: BundleFolder,
     sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Pictures, or folders of pictures.")],
     out: Annotated[Path, typer.Option(metavar="TARGET", help="Folder for the masks, named as the pictures.")],
-    format: Annotated[str, typer.Option(help="png (indexed mask) or overlay.")] = "png",
+    format: Annotated[str, typer.Option(help="png (indexed mask), overlay, or confidence (grey).")] = "png",
+    engine: Engine = "auto",
     precision: Precision = "auto",
+    device: Device = "auto",
 ) -> None:
     """Write a mask for each picture. A picture that cannot be read is named, and the others go on; then exit code 1."""
     from maskserve.predict import predict as predict_all
 
-    if not predict_all(bundle, sources, out, format, precision):
+    if not predict_all(bundle, sources, out, format, engine, precision, device):
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Every engine runs in a process of its own, and all are asked in turn, so that they share what else the machine "
+    "does. `first` is shorter where the engine finds its compiled network in the cache."
+)
+def bench(
+    bundle: BundleFolder,
+    picture: Annotated[
+        Path | None, typer.Argument(metavar="PICTURE", help="What to label (default: the bundle's probe pictures).")
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Resize the picture to this, in pixels (default: as it is)."),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often each engine has its turn of three measured answers.")
+    ] = 10,
+    threads: Annotated[int, typer.Option(min=0, help="Cores for one inference; 0 is all of them.")] = 0,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write bench.json and bench.png there.")] = None,
+) -> None:
+    """Measure BUNDLE here: time, memory and agreement of each engine and number format. Marks what `auto` takes."""
+    from maskserve.bench import bench as bench_bundle
+
+    if not bench_bundle(bundle, picture, size, rounds, threads, out, Console()):
         raise typer.Exit(1)
 
 

@@ -58,6 +58,8 @@ def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
     network = build(bundle)
     network.to(device).to(memory_format=torch.channels_last)
     network.body.to(kind)  # the normalisation before it stays in float32
+    if device == "cuda":
+        torch.backends.cudnn.benchmark = True  # kernels are tried once a size, before it is captured
 
     def answer(images: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
         from models.architectures.network import upsample

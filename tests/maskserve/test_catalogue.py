@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from maskserve import catalogue
+from maskserve.sizes import parse_size
 from models.architectures import ARCHITECTURES, options_of
 from models.architectures.heads import HEADS
 from models.errors import ConfigError
@@ -140,11 +141,11 @@ def test_values_are_yaml_and_weights_are_not_fetched() -> None:
 
 
 def test_sizes_are_width_first() -> None:
-    assert catalogue.parse_size("480x360") == (360, 480)
-    assert catalogue.parse_size(" 1X16384 ") == (16384, 1)
+    assert parse_size("480x360") == (360, 480)
+    assert parse_size(" 1X16384 ") == (16384, 1)
     for text in ("480", "480x", "x", "480*360", "16385x9", "-1x5", "4 80x360"):
         with pytest.raises(ConfigError, match="is no size"):
-            catalogue.parse_size(text)
+            parse_size(text)
 
 
 def test_what_cannot_be_built_says_why_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,19 @@ from models.segmenter import Segmenter
 from training.data.shapes import CLASSES, draw
 
 ROOT = Path(__file__).parents[2]
-VERBS = ("models", "train", "export", "import", "evaluate", "predict", "serve", "demo", "data shapes", "data lint")
+VERBS = (
+    "models",
+    "train",
+    "export",
+    "import",
+    "evaluate",
+    "predict",
+    "bench",
+    "serve",
+    "demo",
+    "data shapes",
+    "data lint",
+)
 MASKSERVE = Path(sys.executable).with_name("maskserve")
 
 

@@ -1,0 +1,266 @@
+"""How quick each engine and number format is, against PyTorch itself: `python -m benchmarks.inference [FOLDER]`.
+
+Three networks with random weights of a fixed seed, their norms settled on drawn pictures, are frozen into bundles. They
+label a drawn 640x480 picture on two threads: each engine and number format through the Segmenter, and the plain network
+in torch eager float32, all asked in turn in one run. Of the first network also what the Segmenter adds to the bare
+engine, and how long it takes to open. Writes benchmarks/results/inference.json and .png. Bundles are made in FOLDER, or
+taken where they are there already (default: a temporary one). It takes some minutes, of a quiet machine.
+"""
+
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # processes that are measured import this module: what it opens late is not counted as theirs
+    from maskserve.workers import Way
+    from models.image import RGB, Labels
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES, SIZE, THREADS, ROUNDS = 21, (480, 640), 2, 12  # SIZE is (height, width) in pixels
+CALIBRATION, SEED = 10, 0
+FIRST = "FCN-ResNet-50, stride 8"
+MODELS: dict[str, dict[str, Any]] = {
+    FIRST: {"encoder": "resnet50", "output_stride": 8, "skips": "32s", "head": "fcn"},
+    "FCN-8s, ResNet-18": {"encoder": "resnet18"},
+    "ASPP, MobileNetV2": {"encoder": "mobilenet_v2", "head": "aspp", "separable": True},
+}
+COLOURS = {"torch eager": "#b0b0b0", "openvino": "#1f5fa8", "onnxruntime": "#7fa8d6", "torch": "#d9a05b"}
+NOTE = (
+    "Weights are random: times and memory are those of trained ones, but labels lie closer together, and the agreement "
+    "of bf16 and above all of int8 says little. Ratio: the milliseconds of the plain network in torch eager float32, in the "
+    "quicker memory layout (reference), over this one's. Equal: labels that are those of the live network in float32 "
+    "(engine torch) on the same canvas; torch eager sees the picture without the padding to a multiple of 64, which heads "
+    "that pool the whole picture notice."
+)
+
+
+def main(folder: Path) -> None:
+    from maskserve.machine import machine
+
+    packages = ("torch", "openvino", "onnxruntime", "nncf", "onnx", "numpy")
+    result: dict[str, Any] = {"machine": machine(), "versions": {name: version(name) for name in packages}}
+    result |= {"picture": f"{SIZE[1]}x{SIZE[0]}", "classes": CLASSES, "threads": THREADS, "note": NOTE, "models": {}}
+    for name, options in MODELS.items():
+        bundle = folder / name.replace(", ", "-").replace(" ", "-").lower()
+        if not bundle.exists():
+            make(bundle, options)
+        with cache():
+            result["models"][name] = {"options": options, **measured(name, bundle)}
+        if name == FIRST:
+            result["models"][name] |= {"segmenter": overhead(bundle), "opening": opening(bundle)}
+    result["load_at_end"] = os.getloadavg()[0]
+    RESULTS.joinpath("inference.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(result, RESULTS / "inference.png")
+
+
+def make(target: Path, options: dict[str, Any]) -> None:
+    """A bundle as `maskserve export` writes it, but for a training and what is measured on its data."""
+    import numpy as np
+    import torch
+
+    from models import architectures
+    from models.bundle import INT8, MODEL, SPEC, writing
+    from models.spec import ClassInfo, InputRule, Quantised, Spec, default_rgb
+    from tests.networks import settle
+    from training.export import calibration_canvas
+    from training.freeze import freeze
+    from training.quantise import quantise
+
+    torch.manual_seed(SEED)
+    network = architectures.build("fcn", CLASSES, **options)
+    settle(network, torch.from_numpy(np.stack([picture(seed) for seed in range(1, 5)])))
+    rule = InputRule(rule="native")
+    with writing(target) as new:
+        freeze(network, new)
+        quantise(
+            new / MODEL, (calibration_canvas(picture(seed), rule) for seed in range(1, 1 + CALIBRATION)), new / INT8
+        )
+        spec = Spec(
+            name=target.name,
+            classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(CLASSES)],
+            input=rule,
+            architecture=network.architecture,
+            int8=Quantised(miou=0, miou_float=0, pictures=CALIBRATION),
+        )
+        (new / SPEC).write_text(spec.model_dump_json(indent=2))
+
+
+def picture(seed: int) -> "RGB":
+    import numpy as np
+
+    from training.data.shapes import scene
+
+    return scene(np.random.default_rng(seed), SIZE)[0]
+
+
+def measured(name: str, bundle: Path) -> dict[str, Any]:
+    """All ways in one run: each one's ratio to the quicker layout of torch eager, and its share of equal labels."""
+    from maskserve.bench import row, ways_of
+    from maskserve.workers import Way, race
+    from models.bundle import open_bundle
+
+    eager = [Way("torch eager", "cpu", f"f32 {layout}", "benchmarks.inference:eager") for layout in ("NCHW", "NHWC")]
+    ways, _ = ways_of(open_bundle(bundle))
+    load = os.getloadavg()[0]
+    found = race(bundle, [*eager, *ways], [picture(SEED)], ROUNDS, THREADS, progress(name))
+    quicker = min(found[:2], key=lambda one: statistics.median(one.times))
+    live = next(one for one in found if (one.way.engine, one.way.precision) == ("torch", "f32"))
+    rows = [asdict(row(full_name(one.way), one, live)) for one in found]
+    for each in rows:
+        each["ratio"] = each["ms"] and round(statistics.median(quicker.times) / each["ms"], 2)
+        print(*(each[key] for key in ("engine", "precision", "ms", "ratio", "equal", "memory_mb", "error")), sep="  ")
+    return {"reference": quicker.way.precision, "load": load, "rows": rows}
+
+
+def full_name(way: "Way") -> str:
+    from models.engines.choice import full_name
+
+    return full_name(way.engine, way.device)
+
+
+def eager(folder: Path, way: "Way", threads: int) -> Callable[["RGB"], "Labels"]:
+    """The plain network in PyTorch: no bundle's graph, no Segmenter, no padding; in a worker's process."""
+    import torch
+
+    from models.bundle import open_bundle
+    from models.engines.torch import build
+
+    torch.set_num_threads(threads)
+    network = build(open_bundle(folder))
+    if way.precision.endswith("NHWC"):
+        network.to(memory_format=torch.channels_last)
+
+    def ask(picture: "RGB") -> "Labels":
+        with torch.inference_mode():
+            return network(torch.from_numpy(picture)[None])[0][0].numpy()
+
+    return ask
+
+
+def overhead(bundle: Path) -> dict[str, dict[str, float]]:
+    """What Segmenter.segment takes above the engine that is given the padded canvas, in ms and as a share."""
+    from models.bundle import open_bundle
+    from models.engines.openvino import precisions
+    from models.geometry import BUCKET, to_canvas
+    from models.segmenter import Segmenter
+
+    opened, asked, found = open_bundle(bundle), picture(SEED), {}
+    canvas = to_canvas(asked, SIZE, BUCKET)[None].copy()
+    for precision in precisions(opened, "cpu"):
+        segmenter = Segmenter.load(opened, "openvino", precision, "cpu", THREADS)
+        bare, whole = alternating(lambda: segmenter.run(canvas), lambda: segmenter.segment(asked))  # noqa: B023
+        found[precision] = {
+            "bare_ms": round(bare, 2), "segment_ms": round(whole, 2), "more_ms": round(whole - bare, 2),
+            "more_percent": round(100 * (whole / bare - 1), 2),
+        }  # fmt: skip
+        print("segmenter", precision, found[precision])
+    return found
+
+
+def alternating(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+    """Milliseconds of two that are asked in turn: the median of the first, and that plus the median difference."""
+    pairs = []
+    for turn in range(4 + 5 * ROUNDS):
+        took = {}
+        for one in (first, second) if turn % 2 else (second, first):
+            start = time.perf_counter()
+            one()
+            took[one] = 1000 * (time.perf_counter() - start)
+        pairs.append((took[first], took[second]))
+    counted = pairs[4:]
+    base = statistics.median(bare for bare, _ in counted)
+    return base, base + statistics.median(whole - bare for bare, whole in counted)
+
+
+def opening(bundle: Path) -> dict[str, dict[str, float]]:
+    """Seconds from before the imports to the first answer, without compiled graphs on disk and with."""
+    from maskserve.workers import Way, Worker
+    from models.bundle import open_bundle
+    from models.engines.openvino import precisions
+
+    found = {}
+    for precision in precisions(open_bundle(bundle), "cpu"):
+        seconds = []
+        with cache():
+            for _ in range(4):
+                worker = Worker()
+                try:
+                    job = (str(bundle), Way("openvino", "cpu", precision), THREADS, [picture(SEED)])
+                    seconds.append(worker.ask(job)[0])
+                finally:
+                    worker.end()
+        found[precision] = {"cold_s": round(seconds[0], 2), "warm_s": round(statistics.median(seconds[1:]), 2)}
+        print("opening", precision, found[precision])
+    return found
+
+
+@contextmanager
+def cache() -> Iterator[None]:
+    """Compiled graphs go into a folder that begins empty, also those of child processes."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop("XDG_CACHE_HOME")
+            if before is not None:
+                os.environ["XDG_CACHE_HOME"] = before
+
+
+def progress(name: str) -> Callable[[str, int, int], None]:
+    print(name)
+    if not sys.stderr.isatty():
+        return lambda what, done, total: None
+    return lambda what, done, total: print(f"{done:4} of {total}  {what:40}", end="\r", file=sys.stderr)
+
+
+def draw(result: dict[str, Any], target: Path) -> None:
+    """For each model, bars of how many times the speed of torch eager float32 each way has."""
+    from matplotlib.figure import Figure
+
+    from maskserve.bench import short
+
+    models = result["models"]
+    counts = [len(model["rows"]) for model in models.values()]
+    figure = Figure(figsize=(9, 1 + 0.34 * sum(counts) + 0.5 * len(counts)), dpi=100, layout="constrained")
+    panels = figure.subplots(len(models), height_ratios=counts, sharex=True, squeeze=False)[:, 0]
+    longest = max(row["ratio"] or 0 for model in models.values() for row in model["rows"])
+    for axes, (name, model) in zip(panels, models.items(), strict=True):
+        for place, row in enumerate(model["rows"]):
+            ours = row["engine"] != "torch eager"
+            axes.barh(place, row["ratio"] or 0, height=0.66, color=COLOURS[row["engine"]])
+            told = f"{row['ratio']:.1f}x   {short(row['ms'])} ms   {row['memory_mb']:,} MB" if row["ms"] else "failed"
+            told += f"   {100 * row['equal']:.2f}% equal" if ours and row["ms"] else ""
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text((row["ratio"] or 0) + longest / 100, place, told, va="center", fontsize=9, bbox=ground)
+        axes.set_yticks(range(len(model["rows"])), [f"{row['engine']} {row['precision']}" for row in model["rows"]])
+        axes.invert_yaxis()
+        axes.set_title(name, loc="left", fontsize=10, weight="bold")
+        axes.tick_params(length=0, labelsize=9)
+        axes.axvline(1, color="#888888", linewidth=0.8, zorder=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    host = result["machine"]
+    panels[-1].set_xlim(0, 1.6 * longest)
+    panels[-1].set_xlabel(
+        f"times the speed of torch eager float32, {result['picture']}, {THREADS} threads, random weights\n"
+        f"{host['cpu']}: {', '.join(host['flags'])}", loc="left", fontsize=9, color="#666666",
+    )  # fmt: skip
+    figure.savefig(target)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            main(Path(folder))
