@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from models.bundle import open_bundle
-from models.errors import ConfigError, DataError, ImageError
+from models.errors import ConfigError, DataError, ImageError, TooLittleMemory
 from models.image import SUFFIXES, read
 from models.outputs import OUTPUTS
 from models.outputs.options import Options
@@ -37,7 +37,7 @@ def predict(
     ):
         try:
             encoded = output.encode(segmenter.segment(read(picture), output.CONFIDENCE), opened.spec, Options())
-        except (ImageError, DataError) as error:
+        except (ImageError, DataError, TooLittleMemory) as error:
             console.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             bad += 1
             continue

@@ -166,6 +166,8 @@ def _read_spec(path: Path) -> Spec:
     try:
         content = json.loads(path.read_bytes())
         version = content.get("format_version", 0)
+        if version < FORMAT_VERSION:
+            raise BundleError(f"{path}: its format is {version}, of an earlier maskserve. Export the bundle again.")
         if version > FORMAT_VERSION:
             raise BundleError(
                 f"{path}: its format is {version}, this maskserve reads up to {FORMAT_VERSION}. Update maskserve."

@@ -13,6 +13,7 @@
     ├── BundleError         a bundle that is missing, altered, or of a later format
     ├── ParityError         the frozen network disagrees with the live one
     └── EngineError         an engine or precision that this machine lacks
+        └── TooLittleMemory     even a small tile of the picture is more than the memory holds
 
 A message is one sentence or two: what came, what was wanted, what to do.
 """
@@ -68,6 +69,10 @@ class ParityError(MaskserveError):
 
 class EngineError(MaskserveError):
     """An engine or precision that this machine lacks."""
+
+
+class TooLittleMemory(EngineError):
+    """Even a small tile of the picture is more than the memory holds."""
 
 
 def first_line(error: BaseException) -> str:

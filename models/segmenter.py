@@ -4,29 +4,33 @@ Evaluation, export, the service and the command line all come through `Segmenter
 reported is the mIoU that is served. Sizes are (height, width) in pixels.
 """
 
-from dataclasses import dataclass
+import logging
+import threading
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from models.bundle import Bundle
 from models.engines import ENGINES
-from models.engines.choice import Choice, choose
+from models.engines.choice import Choice, choices
 from models.engines.contract import Run
-from models.errors import BundleError, EngineError, ParityError, last_line
+from models.errors import BundleError, EngineError, ParityError, TooLittleMemory, first_line
 from models.geometry import BUCKET, ceil_to, fitted_size, resize_labels, resize_picture, to_canvas
 from models.image import RGB, Labels, read, read_mask
 from models.scores import Confidence, Scores, decide
 from models.spec import InputRule
-from models.tiling import Ask, tiled
+from models.tiling import SMALLEST_TILE, Ask, tiled
 from models.tta import Augmentation, augmented
+
+logger = logging.getLogger("maskserve")
 
 # Pixels a side of the largest piece that the network sees at once; neighbours overlap by a quarter of it.
 TILE = 1024
-SMALLEST_TILE = 256
 
-# A probe may come out this much worse than the export measured; more is another network, or a broken engine.
-PROBE_SLACK = 0.01
+# A probe may come out this much worse than the export measured: another CPU is another rounding. More is another
+# network, or a broken engine.
+EXACT_SLACK, SLACK = 0.002, 0.01  # of f32, and of the other number formats
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,9 @@ class Segmenter:
         self.rule = rule
         self.choice = choice
         self.augmentation = augmentation
-        self.tile = TILE
+        largest = max(augmentation.scales) if augmentation else 1.0  # a tile is enlarged as the picture is
+        self.tile = max(SMALLEST_TILE, int(TILE / max(1.0, largest)) // BUCKET * BUCKET)
+        self.lock = threading.Lock()
         if augmentation and augmentation.scales != (1.0,) and rule.rule == "exact":
             raise EngineError(
                 "The network takes pictures of one size alone: test-time augmentation can flip, not scale."
@@ -63,42 +69,60 @@ class Segmenter:
     @classmethod
     def load(
         cls, bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto", threads: int = 0,
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | None = None, probed: bool = False,
     ) -> "Segmenter":  # fmt: skip
         """Open a bundle's network with an engine; `threads=0` leaves their number to the engine.
 
-        Raises: EngineError for what this machine lacks, BundleError for a graph that the spec does not describe.
+        What is left to `auto` is the best that can be opened; with `probed`, the best that answers the bundle's probes
+        rightly too.
+        Raises: EngineError for what this machine lacks, BundleError for a graph that the spec does not describe,
+        ParityError for a probe that is answered wrongly.
         """
-        choice = choose(bundle, engine, precision, device)
-        run = ENGINES[choice.engine].load(bundle, choice.device, choice.precision, threads)
-        check_graph(run, bundle)
-        return cls(run, bundle.spec.input, choice, augmentation)
+        refused: list[EngineError | ParityError] = []
+        for choice in choices(bundle, engine, precision, device):
+            try:
+                run = ENGINES[choice.engine].load(bundle, choice.device, choice.precision, threads)
+                check_graph(run, bundle)
+                passed_over = "".join(f" (not {error})" for error in refused)
+                segmenter = cls(run, bundle.spec.input, replace(choice, why=choice.why + passed_over), augmentation)
+                if probed:
+                    segmenter.answer_probes(bundle)
+                return segmenter
+            except MemoryError as error:
+                refused.append(TooLittleMemory(f"The memory is too small for this network ({error})."))
+            except (EngineError, ParityError) as error:
+                refused.append(error)
+            logger.warning("%s on %s in %s: %s", choice.engine, choice.device, choice.precision, refused[-1])
+        raise refused[0]
 
     def segment(self, picture: RGB, confidence: bool = False) -> Prediction:
         """Label every pixel of an RGB uint8 picture, H x W x 3 with H and W >= 1.
 
-        Raises: EngineError where the memory does not even hold a small tile of it.
+        Raises: TooLittleMemory where the memory does not even hold a small tile of it.
         """
         size = (picture.shape[0], picture.shape[1])
         fitted = fitted_size(size, self.rule)
         while True:
+            tile = self.tile
             try:
-                labels, sure = self._answer(picture, fitted, confidence)
+                labels, sure = self._answer(picture, fitted, tile, confidence)
                 break
             except MemoryError as error:
-                self._shrink(fitted, error)
+                self._shrink(tile, fitted, error)
         if sure is not None and fitted != size:
             sure = np.asarray(cv2.resize(sure, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
         return Prediction(picture, resize_labels(labels, size), sure)
 
-    def _answer(self, picture: RGB, fitted: tuple[int, int], confidence: bool) -> tuple[Labels, Confidence | None]:
+    def _answer(
+        self, picture: RGB, fitted: tuple[int, int], tile: int, confidence: bool
+    ) -> tuple[Labels, Confidence | None]:
         """Labels and confidence of the fitted size; the labels may lie in the engine's memory."""
         height, width = fitted
         bucket = 1 if self.rule.rule == "exact" else BUCKET
         ask = self._ask()
-        if bucket > 1 and ceil_to(height, BUCKET) * ceil_to(width, BUCKET) > self.tile**2:
-            overlap = ceil_to(self.tile // 4, BUCKET)
-            return tiled(ask, resize_picture(picture, fitted), self.tile, overlap, confidence)
+        if bucket > 1 and ceil_to(height, BUCKET) * ceil_to(width, BUCKET) > tile**2:
+            overlap = ceil_to(tile // 4, BUCKET)
+            return tiled(ask, resize_picture(picture, fitted), tile, overlap, confidence)
         canvas = to_canvas(picture, fitted, bucket)
         if not confidence and self.augmentation is None:
             labels, sure = self.run(canvas[None])[0][0], None
@@ -119,12 +143,17 @@ class Segmenter:
             return ask
         return augmented(ask, self.augmentation.flip, self.augmentation.scales)
 
-    def _shrink(self, fitted: tuple[int, int], error: MemoryError) -> None:
-        """Take smaller tiles from now on. Raises: EngineError where they are the smallest."""
+    def _shrink(self, tile: int, fitted: tuple[int, int], error: MemoryError) -> None:
+        """Take smaller tiles than this one from now on. Raises: TooLittleMemory where it is the smallest."""
         whole = max(ceil_to(side, BUCKET) for side in fitted)
-        if self.rule.rule == "exact" or self.tile <= SMALLEST_TILE or whole <= SMALLEST_TILE:
-            raise EngineError(f"The memory is too small for this network, even by small tiles ({error}).") from error
-        self.tile = max(SMALLEST_TILE, ceil_to(min(self.tile, whole) // 2, BUCKET))
+        if self.rule.rule == "exact" or min(tile, whole) <= SMALLEST_TILE:
+            raise TooLittleMemory(
+                f"The memory is too small for this picture, even by small tiles ({error}); send a smaller one."
+            ) from error
+        with self.lock:
+            if self.tile == tile:  # else another thread has seen to it
+                self.tile = max(SMALLEST_TILE, ceil_to(min(tile, whole) // 2, BUCKET))
+                logger.warning("memory is short (%s): from now on by tiles of %d pixels", error, self.tile)
 
     def answer_probes(self, bundle: Bundle) -> float:
         """Label the bundle's probe pictures again and compare with the labels that it carries.
@@ -147,7 +176,7 @@ class Segmenter:
         """The share of equal pixels that a probe must have: what the export measured for this number format, less a slack."""
         precision = self.choice.precision if self.choice else "f32"
         measured = [shares[precision] for shares in bundle.spec.parity.values() if precision in shares]
-        return min([*measured, 1.0]) - PROBE_SLACK
+        return min([*measured, 1.0]) - (EXACT_SLACK if precision == "f32" else SLACK)
 
 
 def check_graph(run: Run, bundle: Bundle) -> None:
@@ -157,7 +186,7 @@ def check_graph(run: Run, bundle: Bundle) -> None:
     try:
         labels, logits = run(np.zeros((1, *size, 3), np.uint8), logits=True)
     except RuntimeError as error:
-        raise BundleError(f"{bundle.folder}: its network cannot be run: {last_line(error)}") from error
+        raise BundleError(f"{bundle.folder}: its network cannot be run: {first_line(error)}") from error
     assert logits is not None  # they were asked for
     found = f"labels {labels.dtype} {_by(labels.shape)} and logits {logits.dtype} {_by(logits.shape)}"
     right = labels.dtype == np.uint8 and labels.shape == (1, *size)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: `parity` is by engine, and `int8` came
 VOID = 255  # the label of a pixel that belongs to no class: never trained on, never counted
 
 
@@ -57,7 +57,7 @@ class Quantised(_Frozen):
     """What the int8 graph cost: both on the validation split, 0..1."""
 
     miou: float
-    miou_float: float
+    miou_float: float = Field(description="of the float format that `auto` takes: bf16 where it is offered")
     pictures: int = Field(ge=1, description="training pictures that it was calibrated on")
 
 

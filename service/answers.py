@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from models.bundle import Bundle
-from models.errors import BrokenImage, EmptyImage, ImageTooLarge, NotAnImage
+from models.errors import BrokenImage, EmptyImage, ImageTooLarge, NotAnImage, TooLittleMemory
 from service.errors import BadRequest, BodyTooLarge, NotReady
 
 logger = logging.getLogger("maskserve")
@@ -22,6 +22,7 @@ ERRORS: dict[type[Exception], tuple[int, str]] = {
     ClientDisconnect: (400, "The request broke off"),
     BodyTooLarge: (413, "The body is too large"),
     ImageTooLarge: (413, "The picture is too large"),
+    TooLittleMemory: (413, "The picture is too large"),
     NotAnImage: (415, "This is no picture"),
     BrokenImage: (422, "The picture is broken"),
     NotReady: (503, "The service is not ready"),

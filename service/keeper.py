@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from models.bundle import Bundle, open_bundle
-from models.engines.choice import Choice, choose
+from models.engines.choice import Choice
 from models.errors import MaskserveError
 from models.image import RGB
 from models.segmenter import Prediction, Segmenter
@@ -79,11 +79,10 @@ class Keeper:
         settings = self.settings
         try:
             bundle = open_bundle(settings.bundle)
-            choice = choose(bundle, settings.engine, settings.precision, settings.device)
-            logger.info("%s on %s (%s)", choice.engine, choice.device, choice.why)
-            segmenter = Segmenter.load(bundle, choice.engine, choice.precision, choice.device, settings.threads)
-            segmenter.answer_probes(bundle)
-            self._served = Served(bundle, segmenter, choice)
+            asked = settings.engine, settings.precision, settings.device
+            segmenter = Segmenter.load(bundle, *asked, settings.threads, probed=True)
+            assert segmenter.choice is not None  # `load` made it
+            self._served = Served(bundle, segmenter, segmenter.choice)
         except MaskserveError as error:
             self._failure = str(error)
             logger.error("the bundle cannot be served: %s", error)

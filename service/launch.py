@@ -35,7 +35,7 @@ LOG_TAIL = 4000  # characters
 
 
 def serve(bundle: Path, host: str, port: int) -> int:
-    """Serve a bundle until Ctrl-C or SIGTERM; prints one line with the address once it is ready.
+    """Serve a bundle until Ctrl-C or SIGTERM; prints what runs it, and the address, once it is ready.
 
     Returns: the exit code, 0 after a stop that was asked for.
     Raises: BundleError, ConfigError, StartError: each says in a sentence why nothing is served.
@@ -53,6 +53,7 @@ def serve(bundle: Path, host: str, port: int) -> int:
         try:
             _wait_until_ready(server)
             if not stop:
+                print(_running_on(server))
                 print(f"maskserve answers at {server.url} (Ctrl-C stops it)", flush=True)
             code = server.child.wait()
         except StartError:
@@ -147,6 +148,13 @@ def _wait_until_ready(server: Server) -> None:
                 raise StartError(f"The bundle cannot be served: {reason}")
             time.sleep(0.05)
     raise StartError(_with_log(f"The server was not ready after {READY_SECONDS:.0f} seconds: {reason}", server))
+
+
+def _running_on(server: Server) -> str:
+    """What the service says that it runs on, and why."""
+    with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
+        served = client.get("/v1/models").json()[0]
+    return f"{served['name']} runs on {served['why']}"
 
 
 def _stopping() -> list[signal.Signals]:

@@ -1,7 +1,7 @@
 """Bring your own network: `maskserve import onnx FILE` and `maskserve import torchvision/NAME`.
 
 Reads downwards: an ONNX graph of any make, the networks of torchvision, and what both go through: the classes, the
-pictures, and the gate of `training/freeze.py`. The frozen network must answer as the original does, or nothing is written.
+pictures, and the gate of `training/gate.py`. The frozen network must answer as the original does, or nothing is written.
 """
 
 import difflib
@@ -24,7 +24,8 @@ from training.data.samples import parse_classes
 from training.foreign.graph import Intake, Told, ending, intake, quantised, read_graph, shape_text
 from training.foreign.original import WANTED, Outlet, live_run, open_original, outlet, try_out
 from training.foreign.wrap import wrap
-from training.freeze import choose_rule, freeze, gate_pictures, made_by, through_the_gate
+from training.freeze import choose_rule, freeze, made_by
+from training.gate import gate_pictures, through_the_gate
 
 # PASCAL VOC's, in the order of its labels; torchvision calls the first `__background__`.
 VOC = (

@@ -14,7 +14,7 @@ from models.architectures.names import plain
 from models.architectures.network import Network
 from models.architectures.torchvision import KEYS
 from models.architectures.weights import read
-from models.bundle import Bundle, open_bundle
+from models.bundle import WEIGHTS, Bundle, open_bundle
 from models.errors import WeightsError
 from models.spec import Architecture
 
@@ -29,11 +29,11 @@ def start(network: Network, source: Path, classes: list[str], reset_head: bool =
     Raises: WeightsError where the weights are of another network or of other classes; BundleError.
     """
     bundle = open_bundle(source) if source.is_dir() else None
-    if bundle and not bundle.weights.is_file():
+    if bundle and not bundle.has(WEIGHTS):
         raise WeightsError(
             f"{source} holds no weights by name (it was imported from ONNX), so no training can start there."
         )
-    state = read(bundle.weights if bundle else source)
+    state = read(bundle.verified(WEIGHTS) if bundle else source)
     whole, head = _as_whole(network, state), head_of(network)
     if _covers(network, whole, head):
         if bundle and not reset_head:

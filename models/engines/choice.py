@@ -34,28 +34,38 @@ class Choice:
 
 
 def choose(bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto") -> Choice:
-    """Settle what was left to `auto`: a GPU before the CPU; the quickest number format that the export found as good.
+    """The first of `choices`. Raises: EngineError."""
+    return choices(bundle, engine, precision, device)[0]
 
-    Raises: EngineError where this machine lacks what was asked for, with what it has.
+
+def choices(bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto") -> list[Choice]:
+    """What can run a bundle here, the best first: a GPU before the CPU, and the quickest number format before others.
+
+    What is left to `auto` is settled by what the export measured. Raises: EngineError where nothing can run it as it was
+    asked for, with what there is.
     """
     _known("engine", engine, tuple(ENGINES))
     _known("precision", precision, PRECISIONS)
     _known("device", device, DEVICES)
-    reasons = []
+    found, lacking = [], []
     for at in [device] if device != "auto" else [*(["cuda"] if has_gpu() else []), "cpu"]:
         for name in ORDER[at] if engine == "auto" else [engine]:
             try:
                 offered = offers(bundle, name, at)
             except EngineError as error:
-                reasons.append(str(error))
+                lacking.append(str(error))
                 continue
-            if precision == "auto":
-                best, why = _best(bundle.spec, name, at, offered)
-                return Choice(name, at, best, f"{_why_engine(engine, name, at)}; {why}")
-            if precision in offered:
-                return Choice(name, at, precision, f"{_why_engine(engine, name, at)}; {precision}: as asked")
-            reasons.append(_lacking(bundle, name, at, precision, offered))
-    raise EngineError(" ".join(dict.fromkeys(reasons)))
+            if precision not in ("auto", *offered):
+                lacking.append(_lacking(bundle, name, at, precision, offered))
+                continue
+            first = (
+                "as asked" if engine != "auto" else " ".join(["the first that can run it here.", *lacking]).rstrip(".")
+            )
+            ranked = _ranked(bundle.spec, name, at, offered) if precision == "auto" else [(precision, "as asked")]
+            found += [Choice(name, at, kind, f"{name}: {first}; {kind}: {why}") for kind, why in ranked]
+    if not found:
+        raise EngineError(" ".join(dict.fromkeys(lacking)))
+    return found
 
 
 def offers(bundle: Bundle, engine: str, device: str) -> tuple[str, ...]:
@@ -87,15 +97,18 @@ def has_gpu() -> bool:
         return False
 
 
-def _best(spec: Spec, engine: str, device: str, offered: tuple[str, ...]) -> tuple[str, str]:
+def _ranked(spec: Spec, engine: str, device: str, offered: tuple[str, ...]) -> list[tuple[str, str]]:
+    """The number formats that the export found good, the quickest first, each with its reason."""
+    ranked, plain = [], "the engine has no other here"
     if "int8" in offered and spec.int8 is not None:
-        return "int8", f"int8: validation mIoU {spec.int8.miou:.4f}, and {spec.int8.miou_float:.4f} in float"
+        ranked.append(("int8", f"validation mIoU {spec.int8.miou:.4f}, and {spec.int8.miou_float:.4f} in float"))
     if "bf16" in offered:
         share, source = _bf16_share(spec, full_name(engine, device))
+        plain = "the export has not found bf16 good enough"
         if share is not None and share >= AGREEMENT:
-            return "bf16", f"bf16: at export {share:.2%} of a picture's labels were the live network's{source}"
-        return "f32", "f32: the export has not found bf16 good enough"
-    return "f32", f"f32: {engine} has no bf16 here"
+            ranked.append(("bf16", f"at export {share:.2%} of a picture's labels were the live network's{source}"))
+            plain = "the most exact"
+    return [*ranked, ("f32", plain)]
 
 
 def _bf16_share(spec: Spec, where: str) -> tuple[float | None, str]:
@@ -109,15 +122,9 @@ def _bf16_share(spec: Spec, where: str) -> tuple[float | None, str]:
     return others[worst], f" on {worst}"
 
 
-def _why_engine(asked: str, engine: str, device: str) -> str:
-    if asked != "auto":
-        return f"{engine}: as asked"
-    return f"{engine}: there is a GPU" if device == "cuda" else f"{engine}: the first of those installed for a CPU"
-
-
 def _lacking(bundle: Bundle, engine: str, device: str, precision: str, offered: tuple[str, ...]) -> str:
     share = bundle.spec.parity.get(full_name(engine, device), {}).get(precision)
-    reason = "this machine or this bundle lacks it"
+    reason = "the bundle holds no int8 graph for it" if precision == "int8" else "it does not compute in that here"
     if share is not None and share < AGREEMENT:
         reason = f"at export {share:.2%} of a picture's labels were the live network's, and {AGREEMENT:.1%} must be"
     return f"{full_name(engine, device)} offers {', '.join(offered)} for this bundle, not {precision}: {reason}."

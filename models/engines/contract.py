@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 class Run(Protocol):
     """The network: callable from several threads at once.
 
-    Raises: MemoryError where the images are more than the memory holds; smaller ones may then succeed.
+    Raises: MemoryError where the images are more than the memory holds, and smaller ones may then succeed; RuntimeError
+    for images that the network does not take.
     """
 
     def __call__(
@@ -23,7 +24,9 @@ class Run(Protocol):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W and, if asked for, logits float32 N x C x h x w.
 
-        Both may lie in the engine's own memory: they hold until the same thread calls again.
+        Both may lie in the engine's own memory: they hold until the same thread calls again. In bf16 a graph also
+        upsamples in it, and one label in some hundred to some thousand, where two classes are as good as equal, is not
+        the argmax of the upsampled logits.
         """
         ...
 
@@ -31,4 +34,6 @@ class Run(Protocol):
 def ran_out_of_memory(error: Exception) -> bool:
     """Whether an engine's RuntimeError says that memory was too small; none of them has a kind of its own for it."""
     text = str(error).lower()
-    return any(sign in text for sign in ("bad_alloc", "out of memory", "allocate memory", "failed to allocate"))
+    return any(
+        sign in text for sign in ("bad_alloc", "out of memory", "allocate memory", "failed to allocate", "alloc_failed")
+    )

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.bundle import MODEL, Bundle
 from models.engines.contract import Run, ran_out_of_memory
-from models.errors import BundleError, EngineError, last_line
+from models.errors import BundleError, EngineError, first_line, last_line
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -39,7 +39,9 @@ def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
     options.log_severity_level = 3
     # Kernels of a GPU are else searched through for each new size, which takes seconds.
     chosen: list[Any] = [
-        (PROVIDERS["cuda"], {"cudnn_conv_algo_search": "HEURISTIC"}) if device == "cuda" else PROVIDERS["cpu"]
+        (PROVIDERS["cuda"], {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0})
+        if device == "cuda"
+        else PROVIDERS["cpu"]
     ]
     try:
         session = onnxruntime.InferenceSession(graph, options, providers=chosen)
@@ -55,7 +57,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
         except Exception as error:
             if ran_out_of_memory(error):
                 raise MemoryError(f"ONNX Runtime: {last_line(error)}") from error
-            raise
+            raise RuntimeError(f"ONNX Runtime: {first_line(error)}") from error  # its own kinds have no common root
         return answer[0], answer[1] if logits else None
 
     return run

@@ -1,35 +1,40 @@
 """OpenVINO: the default engine on a CPU."""
 
 import functools
+import importlib.util
 import os
 import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino
 from numpy.typing import NDArray
 
-from models.bundle import INT8, INT8_WEIGHTS, MODEL, Bundle
+from models.bundle import INT8, INT8_WEIGHTS, MODEL, Bundle, sha256
 from models.engines.contract import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError, last_line
+
+if TYPE_CHECKING:  # the other engines do without
+    import openvino
 
 # Kernels that OpenVINO keeps, about 30 for each size of picture. By default it keeps 5,000; with 512 the memory of a
 # ResNet-18 over 600 random sizes was 260 MB in place of 333, at the same speed.
 KERNELS = 512
-CACHED = 5  # bundles whose compiled graphs stay on disk
+BUNDLES, WAYS = 5, 4  # whose compiled graphs stay on disk: of so many bundles, in so many settings of each
 
 
 @functools.cache
-def core() -> openvino.Core:
+def core() -> "openvino.Core":
     """OpenVINO's entry, one for the life of the process.
 
     Its CPU plugin gives the thread that opens it an alternate signal stack and takes it back when it is closed. Where
     two are open and the older one closes first, the younger later puts back a stack that is gone, and the next signal
     (a child's end, say) kills the process with a segmentation fault.
     """
+    import openvino
+
     return openvino.Core()
 
 
@@ -40,13 +45,18 @@ def has_bf16() -> bool:
 
 def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     """f32; bf16 where the CPU computes in it; int8 where the bundle holds such a graph."""
+    if importlib.util.find_spec("openvino") is None:
+        raise EngineError("The engine openvino is not installed: `pip install openvino`.")
     if device != "cpu":
         raise EngineError(f"The engine openvino runs on the cpu, not on {device!r}.")
     return "f32", *(["bf16"] if has_bf16() else []), *(["int8"] if bundle.has(INT8) else [])
 
 
 def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
-    """Compile the bundle's graph; `models/engines/contract.py` tells the rest. Raises: BundleError."""
+    """Compile the bundle's graph; `models/engines/contract.py` tells the rest.
+
+    Raises: BundleError, MemoryError.
+    """
     graph = bundle.verified(INT8 if precision == "int8" else MODEL)
     if precision == "int8":
         bundle.verified(INT8_WEIGHTS)
@@ -57,21 +67,23 @@ def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
         "INFERENCE_NUM_THREADS": threads,
         "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
     }
-    return _Network(functools.partial(_compile, graph, settings, _cache(bundle)))
+    return _Network(functools.partial(_compile, graph, settings, _cache(bundle, f"{precision}-{threads}")))
 
 
 class _Network:
     """A compiled graph, and a request for each thread that calls: a request holds its own buffers."""
 
-    def __init__(self, compile: Callable[[], openvino.CompiledModel]) -> None:
+    def __init__(self, compile: "Callable[[], openvino.CompiledModel]") -> None:
         self.compile = compile
-        self.compiled = compile()
+        self.compiled: openvino.CompiledModel | None = compile()
+        self.lock = threading.Lock()
         self.local = threading.local()
 
     def __call__(
         self, images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        compiled = self.compiled
+        with self.lock:
+            self.compiled = compiled = self.compiled or self.compile()
         if getattr(self.local, "compiled", None) is not compiled:
             self.local.request, self.local.compiled = compiled.create_infer_request(), compiled
         request = self.local.request
@@ -82,25 +94,31 @@ class _Network:
         except RuntimeError as error:
             if not ran_out_of_memory(error):
                 raise
-            self.compiled = self.compile()  # the old one was seen to go on asking for what it was refused
+            self.compiled = self.local.compiled = None  # it was seen to go on asking for what it was refused
+            del request, self.local.request
             raise MemoryError(f"OpenVINO: {last_line(error)}") from error
         return request.get_tensor("labels").data, request.get_tensor("logits").data if logits else None
 
 
-def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> openvino.CompiledModel:
-    """Compile a graph, or take it from the cache, and put it there. Raises: BundleError."""
-    if cache is not None:
+def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> "openvino.CompiledModel":
+    """Compile a graph, or take it from the cache, and put it there. Raises: BundleError, MemoryError."""
+    if cache is not None and _unharmed(cache):
         try:
-            return core().compile_model(graph, "CPU", {**settings, "CACHE_DIR": str(cache)})
-        except RuntimeError:  # a full disk, or a file that another process left half written: the graph may be good
-            shutil.rmtree(cache, ignore_errors=True)
+            compiled = core().compile_model(graph, "CPU", {**settings, "CACHE_DIR": str(cache)})
+            _sum(cache)
+            return compiled
+        except (RuntimeError, OSError) as error:  # a full disk, or what another OpenVINO wrote: the graph may be good
+            if not ran_out_of_memory(error):
+                shutil.rmtree(cache, ignore_errors=True)
     try:
         return core().compile_model(graph, "CPU", settings)
     except RuntimeError as error:
+        if ran_out_of_memory(error):
+            raise MemoryError(f"OpenVINO: {last_line(error)}") from error
         raise BundleError(f"{graph}: OpenVINO cannot compile it: {last_line(error)}") from error
 
 
-def _cache(bundle: Bundle) -> Path | None:
+def _cache(bundle: Bundle, way: str) -> Path | None:
     """The folder for this bundle's compiled graphs; None for a draft, or where nothing can be written.
 
     It is named by the bundle's hash: OpenVINO knows a graph by its path, size and time, and was seen to answer with the
@@ -108,13 +126,40 @@ def _cache(bundle: Bundle) -> Path | None:
     """
     if not bundle.hash:
         return None
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / "openvino"
-    folder = home / bundle.hash
     try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / "openvino"
+        folder = home / bundle.hash / way
         folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)
-        for old in sorted(home.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[CACHED:]:
-            shutil.rmtree(old, ignore_errors=True)
+        for used, kept in ((home / bundle.hash, BUNDLES), (folder, WAYS)):
+            os.utime(used)
+            for old in sorted(used.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[kept:]:
+                shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError):  # a read-only container, or a user without a home
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def _unharmed(cache: Path) -> bool:
+    """Whether what lies in the cache is what was put there; what is not is taken away.
+
+    OpenVINO opens a file with some bytes changed, and answers wrongly.
+    """
+    try:
+        for blob in cache.glob("*.blob"):
+            summed = blob.with_suffix(".sha256")
+            if not summed.exists() or summed.read_text() != sha256(blob):
+                blob.unlink(missing_ok=True)
+                summed.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True
+
+
+def _sum(cache: Path) -> None:
+    """Note the sha256 of what OpenVINO has put there; of several files (the bundle was moved) the newest stays."""
+    blobs = sorted(cache.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in blobs[1:]:
+        old.unlink(missing_ok=True)
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+    if blobs and not blobs[0].with_suffix(".sha256").exists():
+        blobs[0].with_suffix(".sha256").write_text(sha256(blobs[0]))

@@ -16,6 +16,7 @@ from PIL import Image
 from models.bundle import open_bundle
 from models.image import read
 from models.segmenter import Segmenter
+from tests.bundles import drawing
 from training.data.shapes import CLASSES, draw
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +108,7 @@ def test_serving_from_a_folder_with_models_of_its_own(
     child = started("serve", tiny_bundle, "--port", port, cwd=other_models)
     try:
         assert child.stdout is not None
+        assert "tiny runs on" in child.stdout.readline()
         assert "answers at" in child.stdout.readline()
         child.send_signal(stop)
         child.communicate(timeout=60)
@@ -129,6 +131,21 @@ def test_predict_is_the_segmenters_answer(tiny_bundle: Path, tmp_path: Path) -> 
     again = maskserve("predict", tiny_bundle, "s/images/test", "--out", "over", "--format", "overlay", cwd=tmp_path)
     assert again.returncode == 0
     assert {path.suffix for path in (tmp_path / "over").iterdir()} == {".jpg"}
+
+
+def test_predict_takes_the_engine_that_it_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
+    Image.fromarray(drawing(90, 120)).save(tmp_path / "a.png")
+    words = ("predict", tiny_bundle, "a.png", "--out", "sure", "--format", "confidence")
+    done = maskserve(*words, "--engine", "onnxruntime", "--precision", "f32", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "running on onnxruntime: as asked; f32: as asked" in done.stderr
+    segmenter = Segmenter.load(open_bundle(tiny_bundle), "onnxruntime")
+    prediction = segmenter.segment(read(tmp_path / "a.png"), confidence=True)
+    assert prediction.confidence is not None
+    grey = np.asarray(Image.open(tmp_path / "sure" / "a.png"))
+    assert np.abs(grey - prediction.confidence * 255).max() <= 0.5 + 1e-3
+    for option, word in (("--engine", "abacus"), ("--precision", "f7"), ("--device", "tpu")):
+        fails(maskserve(*words, option, word, cwd=tmp_path), 1, f"'{word}' is not known; choose auto, ")
 
 
 def test_predict_names_a_bad_picture_and_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:

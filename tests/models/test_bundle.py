@@ -159,7 +159,18 @@ def test_what_is_no_bundle(make: Callable[[Path], None], tmp_path: Path) -> None
         open_bundle(tmp_path / "x")
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 99, 1.5, float("inf")])
+@pytest.mark.parametrize("version", [1, 0, -1, None])
+def test_an_earlier_format(version: int | None, bundle: Path) -> None:
+    content = TINY.model_dump() | {"format_version": version, "parity": {"f32": 1.0}}
+    if version is None:
+        del content["format_version"]
+    (bundle / SPEC).write_text(json.dumps(content))
+    reseal(bundle)
+    with pytest.raises(BundleError, match=rf"{SPEC}: its format is {version or 0}, of an earlier maskserve\. Export"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 99, FORMAT_VERSION + 0.5, float("inf")])
 def test_a_later_format(version: float, bundle: Path) -> None:
     content = TINY.model_dump() | {"format_version": version, "added_later": True}
     (bundle / SPEC).write_text(json.dumps(content))

@@ -1,5 +1,7 @@
 """What `auto` settles on, for every machine that there may be, and what is said where something is lacking."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +11,12 @@ import pytest
 
 from models.bundle import Bundle, open_bundle
 from models.engines import ENGINES, choice
-from models.engines.choice import choose, has_gpu, offers
-from models.errors import EngineError
+from models.engines.choice import choices, choose, offers
+from models.errors import EngineError, ParityError, TooLittleMemory
 from models.segmenter import Segmenter
 from models.spec import Quantised
 
+ROOT = Path(__file__).parent.parent.parent
 GOOD = {"openvino": {"f32": 1.0, "bf16": 0.998}, "onnxruntime": {"f32": 1.0}}
 COST = Quantised(miou=0.61, miou_float=0.612, pictures=100)
 
@@ -73,7 +76,7 @@ def test_what_auto_takes(
     machine(has)
     choice = choose(bundle_with(tiny_bundle, **facts))
     assert (choice.engine, choice.device, choice.precision) == taken
-    assert choice.why.startswith(f"{taken[0]}: ") and f"; {taken[2]}: " in choice.why
+    assert choice.why.startswith(f"{taken[0]}: the first that can run it here") and f"; {taken[2]}: " in choice.why
 
 
 @pytest.mark.parametrize(
@@ -132,8 +135,84 @@ def test_the_segmenter_says_what_it_runs_on(tiny_bundle: Path) -> None:
     segmenter = Segmenter.load(open_bundle(tiny_bundle), "onnxruntime")
     assert segmenter.choice is not None
     assert (segmenter.choice.name, segmenter.choice.precision) == ("onnxruntime", "f32")
-    assert segmenter.choice.why == "onnxruntime: as asked; f32: onnxruntime has no bf16 here"
+    assert segmenter.choice.why == "onnxruntime: as asked; f32: the engine has no other here"
 
 
-def test_asking_for_a_gpu_needs_no_torch() -> None:
-    assert has_gpu() in (True, False)
+def test_what_was_passed_over_is_told(machine: Any, tiny_bundle: Path) -> None:
+    machine({**CPU, ("tensor", "cuda"): ()})  # a GPU that no engine can use
+    assert choose(bundle_with(tiny_bundle)).why.startswith(
+        "openvino: the first that can run it here. torch is not for cuda here. onnxruntime is not for cuda here; f32: "
+    )
+
+
+def test_all_that_can_run_a_bundle_stand_in_line(machine: Any, tiny_bundle: Path) -> None:
+    machine({**GPU, **INT8})
+    line = [(c.name, c.precision) for c in choices(bundle_with(tiny_bundle, parity=GOOD, int8=COST))]
+    assert line == [
+        ("torch/cuda", "bf16"), ("torch/cuda", "f32"), ("onnxruntime/cuda", "f32"),
+        ("openvino", "int8"), ("openvino", "bf16"), ("openvino", "f32"), ("onnxruntime", "f32"),
+        ("torch", "bf16"), ("torch", "f32"),
+    ]  # fmt: skip
+
+
+def test_an_engine_that_fails_to_load_makes_room_for_the_next(
+    machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-gpu, which counts its CUDA provider as there where the libraries for it are not."""
+    machine({**PORTABLE, ("openvino", "cpu"): ("f32",)})
+
+    def load(*arguments: Any) -> None:
+        raise EngineError("libcudnn is not there.")
+
+    monkeypatch.setattr(ENGINES["openvino"], "load", load)
+    segmenter = Segmenter.load(open_bundle(tiny_bundle))
+    assert segmenter.choice is not None
+    assert segmenter.choice.engine == "onnxruntime"
+    assert "(not libcudnn is not there.)" in segmenter.choice.why
+    with pytest.raises(EngineError, match="libcudnn"):
+        Segmenter.load(open_bundle(tiny_bundle), "openvino")
+
+
+def test_a_network_that_memory_does_not_hold(machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments: Any) -> None:
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(ENGINES["openvino"], "load", load)
+    with pytest.raises(TooLittleMemory, match=r"too small for this network .*bad_alloc"):
+        Segmenter.load(open_bundle(tiny_bundle), "openvino", "f32")
+
+
+def test_a_number_format_that_answers_the_probes_wrongly_is_passed_over(
+    machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As int8 may on a CPU that rounds otherwise: the service then takes the next, and says so."""
+    machine(CPU)
+    real = ENGINES["openvino"].load
+
+    def load(bundle: Bundle, device: str, precision: str, threads: int) -> Any:
+        run = real(bundle, device, "f32", threads)
+        if precision == "f32":
+            return run
+
+        def wrong(images: Any, logits: bool = False) -> Any:
+            labels, scores = run(images, logits)
+            return (labels + 1) % 6, scores
+
+        return wrong
+
+    monkeypatch.setattr(ENGINES["openvino"], "load", load)
+    bundle = bundle_with(tiny_bundle, parity=GOOD)
+    unproved, proved = Segmenter.load(bundle), Segmenter.load(bundle, probed=True)
+    assert unproved.choice and unproved.choice.precision == "bf16"
+    assert proved.choice and proved.choice.precision == "f32"
+    assert "of the probe's pixels get the label" in proved.choice.why
+    with pytest.raises(ParityError):
+        Segmenter.load(bundle, precision="bf16", engine="openvino", probed=True)
+
+
+def test_nothing_is_imported_to_choose() -> None:
+    code = (
+        "import sys, models.segmenter; from models.engines.choice import has_gpu; assert has_gpu() in (True, False); "
+        "sys.exit(', '.join({'torch', 'openvino', 'onnxruntime'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

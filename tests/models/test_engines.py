@@ -1,5 +1,6 @@
 """Every engine runs the frozen network as the live one would, and says what it lacks."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from models.architectures.network import Network
-from models.bundle import INT8, MODEL, SUMS, WEIGHTS, Bundle, open_bundle, sha256, writing
+from models.bundle import INT8, INT8_WEIGHTS, MODEL, SUMS, WEIGHTS, Bundle, open_bundle, sha256, writing
 from models.engines import ENGINES, openvino
 from models.engines import torch as torch_engine
 from models.engines.contract import Run, ran_out_of_memory
@@ -125,11 +127,15 @@ def test_four_threads_at_once(engine: str, threads: int, bundle: Bundle) -> None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_an_engine_answers_outlives_the_segmenters_next_question(engine: str, bundle: Bundle) -> None:
+@pytest.mark.parametrize("confidence", [False, True])
+@pytest.mark.parametrize("size", [(144, 192), (150, 180)], ids=["fits already", "is resized"])
+def test_what_an_engine_answers_outlives_the_next_question(
+    engine: str, confidence: bool, size: tuple[int, int], bundle: Bundle
+) -> None:
     segmenter = Segmenter.load(bundle, engine, "f32", "cpu")
-    first = segmenter.segment(drawing(150, 180, 1), confidence=True)
+    first = segmenter.segment(drawing(*size, 1), confidence)
     kept = first.labels.copy(), np.array(first.confidence)
-    segmenter.segment(drawing(150, 180, 2), confidence=True)
+    assert agreement(segmenter.segment(drawing(*size, 2), confidence).labels, kept[0]) < 1
     np.testing.assert_array_equal(first.labels, kept[0])
     np.testing.assert_array_equal(first.confidence, kept[1])
 
@@ -158,7 +164,13 @@ def test_a_gpu_that_is_not_there(engine: str, bundle: Bundle) -> None:
 
 @pytest.mark.parametrize(
     ("engine", "precision", "name"),
-    [("openvino", "f32", MODEL), ("onnxruntime", "f32", MODEL), ("torch", "f32", WEIGHTS), ("openvino", "int8", INT8)],
+    [
+        ("openvino", "f32", MODEL),
+        ("openvino", "int8", INT8),
+        ("openvino", "int8", INT8_WEIGHTS),
+        ("onnxruntime", "f32", MODEL),
+        ("torch", "f32", WEIGHTS),
+    ],
 )
 @pytest.mark.parametrize("harm", ["altered", "cut", "sealed again"])
 def test_files_that_are_not_what_they_were(
@@ -174,7 +186,7 @@ def test_files_that_are_not_what_they_were(
     if harm == "cut":
         os.truncate(file, file.stat().st_size // 2)
     opened = open_bundle(tmp_path / "harmed")
-    with pytest.raises(BundleError, match=name) as caught:
+    with pytest.raises(BundleError, match=name.removesuffix(".bin") if harm == "sealed again" else name) as caught:
         ENGINES[engine].load(opened, "cpu", precision, 0)
     assert ("is not the file that was exported" in str(caught.value)) == (harm != "sealed again")
     assert "\n" not in str(caught.value)
@@ -205,13 +217,16 @@ def test_an_imported_graph_has_no_torch_engine(bundle: Bundle, tmp_path: Path) -
     assert Segmenter.load(imported).choice
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "torch"])
-def test_an_engine_that_is_not_installed(engine: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+@pytest.mark.parametrize(("engine", "next_one"), [("openvino", "onnxruntime"), ("onnxruntime", None), ("torch", None)])
+def test_an_engine_that_is_not_installed(
+    engine: str, next_one: str | None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == engine else find(name, *rest))
     with pytest.raises(EngineError, match=f"The engine {engine} is not installed"):
         Segmenter.load(bundle, engine)
     choice = Segmenter.load(bundle, precision="f32").choice
-    assert choice and choice.engine == "openvino"
+    assert choice and choice.engine == (next_one or "openvino")
 
 
 # The cache of compiled graphs.
@@ -254,7 +269,15 @@ def test_a_damaged_cache_is_made_anew(bundle: Bundle, tmp_path: Path, monkeypatc
     labels = Segmenter.load(bundle, "openvino", "f32").segment(picture).labels
     blobs = list(tmp_path.rglob("*.blob"))
     assert blobs
-    for harm in (lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"?" * len(data)):
+    middle = len(blobs[0].read_bytes()) // 2
+    for harm in (
+        lambda data: data[:middle],
+        lambda data: b"",
+        lambda data: b"?" * len(data),
+        lambda data: (
+            data[:middle] + bytes(byte ^ 0x55 for byte in data[middle : middle + 4096]) + data[middle + 4096 :]
+        ),
+    ):
         for blob in tmp_path.rglob("*.blob"):
             blob.chmod(0o644)
             blob.write_bytes(harm(blob.read_bytes()))
@@ -267,6 +290,21 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     (tmp_path / "maskserve").write_text("a file where a folder is wanted")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Segmenter.load(bundle, "openvino", "f32").segment(drawing(50, 60)).labels.shape == (50, 60)
+
+
+def test_a_bundle_that_moves_leaves_one_graph_for_each_setting(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for place in ("here", "there"):
+        shutil.copytree(bundle.folder, tmp_path / place)
+        for threads in (1, 2):
+            Segmenter.load(open_bundle(tmp_path / place), "openvino", "f32", threads=threads)
+    blobs = list((tmp_path / "cache").rglob("*.blob"))
+    assert {blob.parent.name for blob in blobs} == {"f32-1", "f32-2"} and len(blobs) == 2
+    for threads in range(3, 7):
+        Segmenter.load(bundle, "openvino", "f32", threads=threads)
+    assert {blob.parent.name for blob in (tmp_path / "cache").rglob("*.blob")} == {f"f32-{n}" for n in range(3, 7)}
 
 
 def test_old_bundles_leave_the_cache(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,6 +371,41 @@ def test_memory_that_is_too_small_is_told_as_such(engine: str, bundle: Bundle) -
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("MemoryError")
+
+
+def test_openvino_recovers_where_even_compiling_again_lacks_memory(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run = ENGINES["openvino"].load(bundle, "cpu", "f32", 1)
+    blobs = sorted(tmp_path.rglob("*.blob"))
+
+    class Core:
+        def compile_model(self, *arguments: object) -> None:
+            raise RuntimeError("std::bad_alloc")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino, "core", Core)
+        run.compiled = None  # type: ignore[attr-defined]  # as after a picture that was too large
+        with pytest.raises(MemoryError, match="bad_alloc"):
+            run(pictures(1, 64, 64))
+    assert sorted(tmp_path.rglob("*.blob")) == blobs  # it is not the cache's fault
+    assert run(pictures(1, 64, 64))[0].shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_graph_that_takes_other_pictures_is_a_sentence(engine: str, bundle: Bundle, tmp_path: Path) -> None:
+    with writing(tmp_path / "wrong") as new:
+        shutil.copytree(bundle.folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SUMS))
+        model = onnx.load(new / MODEL)
+        for axis, length in zip(model.graph.input[0].type.tensor_type.shape.dim, (1, 96, 96, 3), strict=True):
+            axis.dim_value = length
+        onnx.save(model, new / MODEL)
+    with pytest.raises(
+        BundleError, match=r"wrong: (its network cannot be run|spec\.json and its network disagree)"
+    ) as caught:
+        Segmenter.load(open_bundle(tmp_path / "wrong"), engine, "f32")
+    assert "\n" not in str(caught.value)
 
 
 def test_signs_of_too_little_memory() -> None:

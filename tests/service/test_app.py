@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 from models.bundle import open_bundle
+from models.errors import TooLittleMemory
 from models.image import FORMATS, decode
-from models.outputs import overlay
+from models.outputs import confidence, overlay
 from models.outputs.options import Options
 from models.segmenter import Prediction, Segmenter
+from service import answers
 from service.launch import ROOT
 from tests.bundles import drawing
 
@@ -113,6 +115,15 @@ def test_overlay(http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path) ->
     assert answer.content == overlay.encode(prediction, open_bundle(tiny_bundle).spec, Options(alpha=0.25))
 
 
+def test_confidence(http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path) -> None:
+    answer = http.post("/v1/segment", params={"format": "confidence"}, content=JPEG)
+    assert answer.headers["content-type"] == "image/png"
+    prediction = segmenter.segment(decode(JPEG), confidence=True)
+    assert answer.content == confidence.encode(prediction, open_bundle(tiny_bundle).spec, Options())
+    grey = np.array(Image.open(io.BytesIO(answer.content)))
+    assert grey.shape == prediction.labels.shape and len(np.unique(grey)) > 20
+
+
 @pytest.mark.parametrize(
     ("data", "status", "words"),
     [
@@ -135,7 +146,7 @@ def test_bad_pictures(http: httpx.Client, data: bytes, status: int, words: list[
     ("query", "words"),
     [
         ("fromat=png", ["fromat", "format, alpha"]),
-        ("format=gif", ["format", "'gif'", "png, overlay"]),
+        ("format=gif", ["format", "'gif'", "png, overlay, confidence"]),
         ("alpha=2", ["alpha", "'2'"]),
         ("alpha=nan", ["alpha", "'nan'"]),
         ("alpha=half", ["alpha", "'half'"]),
@@ -169,6 +180,13 @@ def test_body_limit(http: httpx.Client) -> None:
     check_problem(http.post("/v1/segment", content=chunks), 413, "more than 33,554,432")
     check_problem(http.post("/v1/segment", content=bytes(LIMIT)), 415)
     check_problem(http.post("/v1/segment", files={"image": JPEG + bytes(3 * 2**20)}, params={"alpha": 7}), 400, "alpha")
+
+
+def test_memory_that_is_too_small_for_a_picture_is_the_pictures_fault() -> None:
+    """Every error of the house has its row, and this one is not "something went wrong in the service"."""
+    answer = answers.refusal(TooLittleMemory("The memory is too small for this picture; send a smaller one."))
+    assert answer.status_code == 413
+    assert b"send a smaller one" in bytes(answer.body)
 
 
 def test_no_such_route(http: httpx.Client) -> None:

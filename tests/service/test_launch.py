@@ -165,7 +165,8 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
         [sys.executable, "-c", start], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as caller:
         assert caller.stdout is not None and caller.stderr is not None
-        line = caller.stdout.readline()
+        told, line = caller.stdout.readline(), caller.stdout.readline()
+        assert told.startswith("tiny runs on openvino: the first that can run it here; f32: ")
         assert line == f"maskserve answers at http://{LOOPBACK}:{port} (Ctrl-C stops it)\n"
         assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
         caller.send_signal(number)

@@ -31,7 +31,7 @@ from tests.graphs import alone, graph, picture
 from tests.networks import settle
 from training.bring import VOC, bring, bring_onnx
 from training.foreign.graph import Told
-from training.freeze import gate_pictures
+from training.gate import gate_pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALLEST = "lraspp_mobilenet_v3_large"
