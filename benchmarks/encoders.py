@@ -14,7 +14,6 @@ are asked again. All of them take half an hour on one core.
 
 import gc
 import json
-import os
 import signal
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from benchmarks.serving import cpu_name
+from maskserve.machine import machine
 from models.architectures.network import Network
 from models.errors import MaskserveError
 from models.segmenter import agreement
@@ -135,10 +134,9 @@ def word(row: dict[str, Any], key: str) -> str:
 
 
 def write(found: dict[str, dict[str, Any]]) -> None:
-    machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
     packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "onnx", "openvino")
     dilated = {key: dict(Counter(word(row, key) for row in found.values())) for key in ("to_16", "to_8")}
-    result = machine | {"versions": {package: version(package) for package in packages}}
+    result = machine() | {"versions": {package: version(package) for package in packages}}
     result |= {"asked": len(found), "dilated": dilated, "encoders": found}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -1,10 +1,11 @@
-"""How quick each engine and number format is, against PyTorch itself: `python -m benchmarks.inference [FOLDER]`.
+"""How quick each engine and number format is, against PyTorch itself: `python -m benchmarks.inference [BUNDLE...]`.
 
 Three networks with random weights of a fixed seed, their norms settled on drawn pictures, are frozen into bundles. They
 label a drawn 640x480 picture on two threads: each engine and number format through the Segmenter, and the plain network
 in torch eager float32, all asked in turn in one run. Of the first network also what the Segmenter adds to the bare
-engine, and how long it takes to open. Writes benchmarks/results/inference.json and .png. Bundles are made in FOLDER, or
-taken where they are there already (default: a temporary one). It takes some minutes, of a quiet machine.
+engine, and how long it takes to open. Each BUNDLE, a trained one with the input rule `native`, is measured in the same
+way on its first probe, brought to 640x480: the agreement of bf16 and int8 means something there alone.
+Writes benchmarks/results/inference.json and .png. It takes some minutes, of a quiet machine.
 """
 
 import json
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # processes that are measured import this module: what it ope
     from models.image import RGB, Labels
 
 RESULTS = Path(__file__).parent / "results"
-CLASSES, SIZE, THREADS, ROUNDS = 21, (480, 640), 2, 12  # SIZE is (height, width) in pixels
+CLASSES, SIZE, THREADS, ROUNDS = 21, (480, 640), 2, 8  # SIZE is (height, width) in pixels
 CALIBRATION, SEED = 10, 0
 FIRST = "FCN-ResNet-50, stride 8"
 MODELS: dict[str, dict[str, Any]] = {
@@ -35,15 +36,15 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 COLOURS = {"torch eager": "#b0b0b0", "openvino": "#1f5fa8", "onnxruntime": "#7fa8d6", "torch": "#d9a05b"}
 NOTE = (
-    "Weights are random: times and memory are those of trained ones, but labels lie closer together, and the agreement "
-    "of bf16 and above all of int8 says little. Ratio: the milliseconds of the plain network in torch eager float32, in the "
-    "quicker memory layout (reference), over this one's. Equal: labels that are those of the live network in float32 "
-    "(engine torch) on the same canvas; torch eager sees the picture without the padding to a multiple of 64, which heads "
-    "that pool the whole picture notice."
+    "Where weights are random, times and memory are those of trained ones, but labels lie closer together, and the "
+    "agreement of bf16 and above all of int8 says little. Ratio: the milliseconds of the plain network in torch eager "
+    "float32, in the quicker memory layout (reference), over this one's. Equal: labels that are those of the live network "
+    "in float32 (engine torch) on the same canvas; torch eager sees the picture without the padding to a multiple of 64, "
+    "which heads that pool the whole picture notice."
 )
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, trained: list[Path]) -> None:
     from maskserve.machine import machine
 
     packages = ("torch", "openvino", "onnxruntime", "nncf", "onnx", "numpy")
@@ -51,12 +52,15 @@ def main(folder: Path) -> None:
     result |= {"picture": f"{SIZE[1]}x{SIZE[0]}", "classes": CLASSES, "threads": THREADS, "note": NOTE, "models": {}}
     for name, options in MODELS.items():
         bundle = folder / name.replace(", ", "-").replace(" ", "-").lower()
-        if not bundle.exists():
-            make(bundle, options)
+        make(bundle, options)
         with cache():
-            result["models"][name] = {"options": options, **measured(name, bundle)}
+            result["models"][name] = {"options": options, **measured(name, bundle, picture(SEED))}
         if name == FIRST:
             result["models"][name] |= {"segmenter": overhead(bundle), "opening": opening(bundle)}
+    for bundle in trained:
+        name, options, probe = known(bundle)
+        with cache():
+            result["models"][name] = {"trained": True, "options": options, **measured(name, bundle, probe)}
     result["load_at_end"] = os.getloadavg()[0]
     RESULTS.joinpath("inference.json").write_text(json.dumps(result, indent=2) + "\n")
     draw(result, RESULTS / "inference.png")
@@ -102,7 +106,21 @@ def picture(seed: int) -> "RGB":
     return scene(np.random.default_rng(seed), SIZE)[0]
 
 
-def measured(name: str, bundle: Path) -> dict[str, Any]:
+def known(bundle: Path) -> tuple[str, dict[str, Any], "RGB"]:
+    """A trained bundle's name and options, and its first probe at the size of the benchmark."""
+    from models.bundle import open_bundle
+    from models.geometry import resize_picture
+    from models.image import read
+
+    opened = open_bundle(bundle)
+    made = opened.spec.architecture
+    name = f"{made.name} on {made.options.get('encoder', '')}, trained: {opened.spec.name}"
+    if opened.spec.input.rule != "native":
+        sys.exit(f"{bundle}: export it with --input native, or the pictures are brought to another size.")
+    return name, made.options, resize_picture(read(opened.probes()[0][0]), SIZE)
+
+
+def measured(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
     """All ways in one run: each one's ratio to the quicker layout of torch eager, and its share of equal labels."""
     from maskserve.bench import row, ways_of
     from maskserve.workers import Way, race
@@ -111,7 +129,7 @@ def measured(name: str, bundle: Path) -> dict[str, Any]:
     eager = [Way("torch eager", "cpu", f"f32 {layout}", "benchmarks.inference:eager") for layout in ("NCHW", "NHWC")]
     ways, _ = ways_of(open_bundle(bundle))
     load = os.getloadavg()[0]
-    found = race(bundle, [*eager, *ways], [picture(SEED)], ROUNDS, THREADS, progress(name))
+    found = race(bundle, [*eager, *ways], [asked], ROUNDS, THREADS, progress(name))
     quicker = min(found[:2], key=lambda one: statistics.median(one.times))
     live = next(one for one in found if (one.way.engine, one.way.precision) == ("torch", "f32"))
     rows = [asdict(row(full_name(one.way), one, live)) for one in found]
@@ -240,7 +258,7 @@ def draw(result: dict[str, Any], target: Path) -> None:
             ours = row["engine"] != "torch eager"
             axes.barh(place, row["ratio"] or 0, height=0.66, color=COLOURS[row["engine"]])
             told = f"{row['ratio']:.1f}x   {short(row['ms'])} ms   {row['memory_mb']:,} MB" if row["ms"] else "failed"
-            told += f"   {100 * row['equal']:.2f}% equal" if ours and row["ms"] else ""
+            told += f"   {100 * row['equal']:.2f}% equal" if ours and row["ms"] and "trained" in model else ""
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             axes.text((row["ratio"] or 0) + longest / 100, place, told, va="center", fontsize=9, bbox=ground)
         axes.set_yticks(range(len(model["rows"])), [f"{row['engine']} {row['precision']}" for row in model["rows"]])
@@ -252,15 +270,12 @@ def draw(result: dict[str, Any], target: Path) -> None:
     host = result["machine"]
     panels[-1].set_xlim(0, 1.6 * longest)
     panels[-1].set_xlabel(
-        f"times the speed of torch eager float32, {result['picture']}, {THREADS} threads, random weights\n"
+        f"times the speed of torch eager float32, {result['picture']}, {THREADS} threads\n"
         f"{host['cpu']}: {', '.join(host['flags'])}", loc="left", fontsize=9, color="#666666",
     )  # fmt: skip
     figure.savefig(target)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        main(Path(sys.argv[1]))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            main(Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        main(Path(scratch), [Path(word) for word in sys.argv[1:]])

@@ -11,7 +11,6 @@ sizes     1,000 pictures of random sizes: resident memory on the way, with the s
 
 import json
 import multiprocessing
-import os
 import resource
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from benchmarks.serving import cpu_name
+from maskserve.machine import machine
 from models.bundle import SPEC, Bundle, open_bundle, writing
 from models.geometry import resize_labels
 from models.image import RGB, Labels
@@ -43,7 +42,7 @@ def main(folder: Path, data: Path, count: int) -> None:
     bundle, samples = open_bundle(folder), load(data, "test")
     chosen = np.unique(np.linspace(0, len(samples) - 1, count).astype(int)).tolist()
     result: dict[str, Any] = {
-        "cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "bundle": bundle.spec.name,
+        "machine": machine(), "bundle": bundle.spec.name,
         "input": bundle.spec.input.model_dump(), "pictures": len(chosen), "scales": scales(bundle, samples, chosen),
         "tiles": tiles(bundle, samples, chosen),
     }  # fmt: skip

@@ -6,8 +6,6 @@ does. Prints medians and writes them, with the CPU's name, to benchmarks/results
 
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -18,6 +16,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from maskserve.machine import machine
 from models.bundle import open_bundle
 from models.image import decode, read
 from models.outputs import OUTPUTS
@@ -55,18 +54,10 @@ def main(folder: Path, source: Path | None) -> None:
     medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
     for name, value in medians.items():
         print(f"{value:8.2f} ms  {name}")
-    result = {"cpu": cpu_name(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "bundle": bundle.spec.name}
+    result = {**machine(), "bundle": bundle.spec.name}
     result |= {"input": bundle.spec.input.model_dump(), "jpeg_bytes": len(jpeg), "median_ms": medians}
     target = Path(__file__).parent / "results" / "serving.json"
     target.write_text(json.dumps(result, indent=2) + "\n")
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 if __name__ == "__main__":
