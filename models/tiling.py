@@ -150,16 +150,18 @@ def _turned(ask: Ask) -> Ask:
 
 
 def windows(length: int, tile: int, overlap: int) -> Windows:
-    """As few windows as cover `length` pixels with this overlap, evenly spread over multiples of 64.
+    """As few windows as cover `length` pixels with this overlap, no longer than that needs, evenly spread over 64s.
 
-    Evenly, because then all neighbours share about as much; flush with the end only the last two would, the others the
-    bare least. Never wider apart than tile - overlap: whole steps divided evenly and rounded down keep that.
+    A canvas that is a little longer than a tile would else cost two whole ones. Evenly, because then all neighbours share
+    about as much; flush with the end only the last two would. Never wider apart than side - overlap: whole steps divided
+    evenly and rounded down keep that.
     """
     canvas = ceil_to(length, BUCKET)
     if canvas <= tile:
         return Windows((0,), canvas)
     steps = -(-(canvas - tile) // (tile - overlap))
-    return Windows(tuple(i * ((canvas - tile) // BUCKET) // steps * BUCKET for i in range(steps + 1)), tile)
+    side = ceil_to(-(-(canvas + steps * overlap) // (steps + 1)), BUCKET)
+    return Windows(tuple(i * ((canvas - side) // BUCKET) // steps * BUCKET for i in range(steps + 1)), side)
 
 
 @cache
