@@ -10,12 +10,9 @@ sizes     1,000 pictures of random sizes: resident memory on the way, with the s
 """
 
 import json
-import multiprocessing
-import resource
+import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ import numpy as np
 from maskserve.machine import machine
 from models.bundle import SPEC, Bundle, open_bundle, writing
 from models.geometry import resize_labels
-from models.image import RGB, Labels
+from models.image import Labels
 from models.segmenter import Segmenter, agreement
 from models.spec import ClassInfo, InputRule, Spec, default_rgb
 from training.data import Samples, load
@@ -33,8 +30,6 @@ from training.metrics import Confusion
 
 SCALES = (1, 2, 4, 8)
 MOSAIC = 3  # pictures a side
-LARGE = 8192  # pixels a side
-SIZES, LONGEST = 1000, 640  # random pictures, and the longest side in pixels
 TARGET = Path(__file__).parent / "results" / "large.json"
 
 
@@ -49,8 +44,8 @@ def main(folder: Path, data: Path, count: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         resnet50 = random_resnet50(Path(scratch) / "resnet50")
         places = {bundle.spec.name: folder, "FCN-ResNet-50, stride 8": resnet50}
-        result["8192"] = {name: alone(huge, place) for name, place in places.items()}
-    result["sizes"] = {"buckets": alone(random_sizes, folder, True), "none": alone(random_sizes, folder, False)}
+        result["8192"] = {name: alone("huge", place) for name, place in places.items()}
+    result["sizes"] = {"buckets": alone("sizes", folder, "buckets"), "none": alone("sizes", folder, "none")}
     print(json.dumps(result, indent=2))
     TARGET.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -101,59 +96,12 @@ def mosaic(parts: list[Any]) -> Any:
     return np.vstack([np.hstack(parts[row : row + MOSAIC]) for row in range(0, len(parts), MOSAIC)])
 
 
-def alone(task: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task in a process of its own, whose memory is then the task's."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(task, arguments)
-
-
-def huge(folder: Path) -> dict[str, float]:
-    """Segment a picture of 67 megapixels by tiles, with its confidence not asked for."""
-    segmenter = Segmenter.load(open_bundle(folder))
-    segmenter.rule = InputRule(rule="native")
-    opened = resident()
-    picture = drawn(LARGE, LARGE)
-    start = time.perf_counter()
-    labels = segmenter.segment(picture).labels
-    seconds = time.perf_counter() - start
-    assert labels.shape == (LARGE, LARGE)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {"seconds": round(seconds, 1), "opened_mb": round(opened), "peak_mb": round(peak)}
-    print(f"8192 x 8192, {folder.name}: {found}", flush=True)
-    return found
-
-
-def random_sizes(folder: Path, buckets: bool) -> list[int]:
-    """Resident megabytes after each hundred pictures of random sizes."""
-    segmenter = Segmenter.load(open_bundle(folder), "openvino", threads=1)
-    random, found = np.random.default_rng(0), [resident()]
-    for place in range(1, SIZES + 1):
-        height, width = random.integers(32, LONGEST, 2).tolist()
-        picture = np.zeros((height, width, 3), np.uint8)
-        if buckets:
-            segmenter.rule = InputRule(rule="native")
-            segmenter.segment(picture)
-        else:
-            segmenter.run(picture[None])
-        if place % 100 == 0:
-            found.append(resident())
-    print(
-        f"{SIZES} random sizes, {'buckets' if buckets else 'as they come'}: {[round(mb) for mb in found]} MB",
-        flush=True,
-    )
-    return [round(mb) for mb in found]
-
-
-def resident() -> float:
-    """Resident memory of this process, in megabytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-def drawn(height: int, width: int) -> RGB:
-    """A picture with soft shapes, made in place: what making it takes would else count as the segmenter's."""
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 128, width // 128, 3), dtype=np.uint8)
-    return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+def alone(task: str, *words: str | Path) -> Any:
+    """Ask benchmarks/memory.py in a process of its own, which holds what a service holds, and no torch."""
+    command = [sys.executable, "-m", "benchmarks.memory", task, *map(str, words)]
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(task, *words, answer, flush=True)
+    return answer
 
 
 def random_resnet50(target: Path) -> Path:

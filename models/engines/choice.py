@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from models.bundle import Bundle
@@ -35,19 +36,20 @@ class Choice:
 
 def choose(bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto") -> Choice:
     """The first of `choices`. Raises: EngineError."""
-    return choices(bundle, engine, precision, device)[0]
+    return next(choices(bundle, engine, precision, device))
 
 
-def choices(bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto") -> list[Choice]:
+def choices(bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto") -> Iterator[Choice]:
     """What can run a bundle here, the best first: a GPU before the CPU, and the quickest number format before others.
 
-    What is left to `auto` is settled by what the export measured. Raises: EngineError where nothing can run it as it was
-    asked for, with what there is.
+    What is left to `auto` is settled by what the export measured. One is looked for when the one before did not do: a
+    service that has OpenVINO never opens torch. Raises: EngineError where nothing can run it as it was asked for, with
+    what there is.
     """
     _known("engine", engine, tuple(ENGINES))
     _known("precision", precision, PRECISIONS)
     _known("device", device, DEVICES)
-    found, lacking = [], []
+    found, lacking = False, []
     for at in [device] if device != "auto" else [*(["cuda"] if has_gpu() else []), "cpu"]:
         for name in ORDER[at] if engine == "auto" else [engine]:
             try:
@@ -62,10 +64,11 @@ def choices(bundle: Bundle, engine: str = "auto", precision: str = "auto", devic
                 "as asked" if engine != "auto" else " ".join(["the first that can run it here.", *lacking]).rstrip(".")
             )
             ranked = _ranked(bundle.spec, name, at, offered) if precision == "auto" else [(precision, "as asked")]
-            found += [Choice(name, at, kind, f"{name}: {first}; {kind}: {why}") for kind, why in ranked]
+            for kind, why in ranked:
+                found = True
+                yield Choice(name, at, kind, f"{name}: {first}; {kind}: {why}")
     if not found:
         raise EngineError(" ".join(dict.fromkeys(lacking)))
-    return found
 
 
 def offers(bundle: Bundle, engine: str, device: str) -> tuple[str, ...]:

@@ -210,6 +210,17 @@ def test_a_number_format_that_answers_the_probes_wrongly_is_passed_over(
         Segmenter.load(bundle, precision="bf16", engine="openvino", probed=True)
 
 
+@pytest.mark.parametrize("probed", [False, True])
+def test_a_service_with_openvino_opens_no_other_engine(probed: bool, tiny_bundle: Path) -> None:
+    """torch alone is 480 MB of memory and seconds of a start."""
+    code = (
+        "import sys, pathlib; from models.bundle import open_bundle; from models.segmenter import Segmenter; "
+        f"Segmenter.load(open_bundle(pathlib.Path(sys.argv[1])), device='cpu', probed={probed}); "
+        "sys.exit(', '.join({'torch', 'onnxruntime'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, tiny_bundle], cwd=ROOT, check=True)
+
+
 def test_nothing_is_imported_to_choose() -> None:
     code = (
         "import sys, models.segmenter; from models.engines.choice import has_gpu; assert has_gpu() in (True, False); "
