@@ -54,7 +54,7 @@ def sizes(folder: Path, how: str) -> list[int]:
 def megabytes(what: str) -> int:
     """`VmRSS`, what is resident now, or `VmHWM`, the most that was; of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return round(int(next(line for line in lines if line.startswith(what)).split()[1]) / 1024)
+    return round(int(next(line for line in lines if line.startswith(what)).split()[1]) * 1024 / 1e6)
 
 
 def drawn(height: int, width: int) -> RGB:

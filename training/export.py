@@ -16,14 +16,14 @@ from rich.console import Console
 from models.bundle import INT8, INT8_WEIGHTS, SPEC, Bundle, writing
 from models.errors import BundleError, EngineError
 from models.geometry import fitted_size, resize_picture, to_canvas
-from models.image import RGB
+from models.image import RGB, Labels
 from models.segmenter import TILE, Segmenter
 from models.spec import ClassInfo, InputRule, Quantised, Spec
 from training.config import TrainConfig, load_config
 from training.data import Samples, load
 from training.evaluate import measure
 from training.freeze import choose_rule, describe, freeze, made_by
-from training.gate import PROBES, exact_one, parity, parity_pictures, worst_agreement, write_probes
+from training.gate import PROBES, exact_one, labelled, parity, parity_pictures, worst_agreement, write_probes
 from training.metrics import Confusion
 from training.network import live, load_network, read_run
 from training.quantise import CALIBRATION, LIMIT, paid, quantise
@@ -61,14 +61,15 @@ def export(
             architecture=network.architecture,
             provenance=provenance(config, facts),
         )
-        draft, truth = Bundle(folder, spec), live(network, rule)
+        draft = Bundle(folder, spec)
         with console.status("comparing frozen and live"):
-            spec = spec.model_copy(update={"parity": parity(draft, truth, pictures, console, ADVICE)})
+            expected = labelled(live(network, rule), pictures)
+            spec = spec.model_copy(update={"parity": parity(draft, pictures, expected, console, ADVICE)})
         matrix, _ = measure(Segmenter.load(Bundle(folder, spec)), samples, console)
         if int8_limit is not None:
             training = load(Path(facts["data"]), "train", config.format)
             spec, matrix = add_int8(
-                Bundle(folder, spec), matrix, training, samples, int8_limit, truth, pictures, console
+                Bundle(folder, spec), matrix, training, samples, int8_limit, pictures, expected, console
             )
         spec = spec.model_copy(update={"metrics": {"val": matrix.summary(classes)}})
         write_probes(folder / "probes", exact_one(draft), pictures, classes)
@@ -79,8 +80,8 @@ def export(
 
 
 def add_int8(
-    draft: Bundle, before: Confusion, training: Samples, validation: Samples, limit: float, live_one: Segmenter,
-    pictures: list[RGB], console: Console,
+    draft: Bundle, before: Confusion, training: Samples, validation: Samples, limit: float,
+    pictures: list[RGB], expected: list[Labels], console: Console,
 ) -> tuple[Spec, Confusion]:  # fmt: skip
     """Make the int8 graph, and take it away again where it loses more than `limit` points of mIoU.
 
@@ -106,7 +107,6 @@ def add_int8(
     console.print(
         f"int8: validation mIoU {after.miou():.4f}, and {before.miou():.4f} in float", highlight=False, soft_wrap=True
     )
-    expected = [live_one.segment(picture).labels for picture in pictures]
     share = worst_agreement(lambda: frozen, "openvino", "int8", pictures, expected, console)
     shares = {**spec.parity, "openvino": {**spec.parity["openvino"], "int8": share}}
     return spec.model_copy(update={"int8": cost, "parity": shares}), after

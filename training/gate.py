@@ -65,14 +65,14 @@ def gate_pictures(folder: Path | None) -> list[RGB]:
 
 
 def parity(
-    draft: Bundle, live_one: Segmenter, pictures: list[RGB], console: Console, advice: str = ""
+    draft: Bundle, pictures: list[RGB], expected: list[Labels], console: Console, advice: str = ""
 ) -> dict[str, dict[str, float]]:
     """The share of pixels on which the frozen network equals the live one, by engine and number format.
 
-    Of every engine that this machine has. What is not measured here is never chosen by itself.
+    `expected`: the live network's labels of the pictures. Every engine that this machine has is asked; what is not
+    measured here is never chosen by itself.
     Raises: ParityError, which ends with `advice`; BundleError where f32 cannot be compiled.
     """
-    expected = [live_one.segment(picture).labels for picture in pictures]
     shares: dict[str, dict[str, float]] = {}
     for device in DEVICES if has_gpu() else ("cpu",):
         for engine in ENGINES:
@@ -112,12 +112,16 @@ def worst_agreement(
             raise
         tell(f"parity {name} {precision}: not used: {error}")
         return None
-    answers = [frozen.segment(picture).labels for picture in pictures]
-    share = min(agreement(answer, truth) for answer, truth in zip(answers, expected, strict=True))
+    share = min(agreement(answer, truth) for answer, truth in zip(labelled(frozen, pictures), expected, strict=True))
     poor = precision in ("bf16", "fp16") and share < AGREEMENT
     verdict = f" < {AGREEMENT:.1%}: not offered" if poor else ""
     tell(f"parity {name} {precision}: at least {share:.4%} of a picture's labels are the live network's{verdict}")
     return share
+
+
+def labelled(segmenter: Segmenter, pictures: list[RGB]) -> list[Labels]:
+    """What a network says of each picture."""
+    return [segmenter.segment(picture).labels for picture in pictures]
 
 
 def exact_one(draft: Bundle) -> Segmenter:
@@ -151,7 +155,8 @@ def through_the_gate(
         draft = Bundle(folder, spec)
         try:
             with console.status("comparing frozen and original"):
-                spec = spec.model_copy(update={"parity": parity(draft, live, pictures, console, advice)})
+                shares = parity(draft, pictures, labelled(live, pictures), console, advice)
+            spec = spec.model_copy(update={"parity": shares})
             seen = write_probes(folder / "probes", exact_one(draft), pictures, spec.classes)
         except BundleError as error:  # it names a file that will be gone
             raise WeightsError(str(error).replace(str(draft.model), str(source))) from error

@@ -5,7 +5,7 @@ import importlib.util
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,11 +132,15 @@ def _cache(bundle: Bundle, way: str) -> Path | None:
         folder.mkdir(parents=True, exist_ok=True)
         for used, kept in ((home / bundle.hash, BUNDLES), (folder, WAYS)):
             os.utime(used)
-            for old in sorted(used.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)[kept:]:
+            for old in _newest_first(used.parent.iterdir())[kept:]:
                 shutil.rmtree(old, ignore_errors=True)
     except (OSError, RuntimeError):  # a read-only container, or a user without a home
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _unharmed(cache: Path) -> bool:
@@ -157,7 +161,7 @@ def _unharmed(cache: Path) -> bool:
 
 def _sum(cache: Path) -> None:
     """Note the sha256 of what OpenVINO has put there; of several files (the bundle was moved) the newest stays."""
-    blobs = sorted(cache.glob("*.blob"), key=lambda path: path.stat().st_mtime, reverse=True)
+    blobs = _newest_first(cache.glob("*.blob"))
     for old in blobs[1:]:
         old.unlink(missing_ok=True)
         old.with_suffix(".sha256").unlink(missing_ok=True)
