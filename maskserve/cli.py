@@ -1,6 +1,8 @@
 """The front door: one verb a function. Each opens its room when it is called, so that `--help` is quick."""
 
+import os
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -99,46 +101,67 @@ def train(
     out: Annotated[Path | None, typer.Option(help="Run folder to make (default: runs/NAME-OF-DATA).")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; KEY=VALUE stands over it.")] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the run's last checkpoint, under its own settings.")
+        bool,
+        typer.Option("--resume", help="Go on from the run's last checkpoint, to the bit as if it had not stopped."),
     ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Train for so long: the schedule ends with them.")
+    ] = None,
     reset_head: Annotated[
         bool,
         typer.Option("--reset-head", help="With weights=FILE or BUNDLE: keep all but the head, for other classes."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="For programs: an object a line for each validation; the rest to stderr.")
     ] = False,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting with its default, and stop.")
     ] = False,
 ) -> None:
-    """Train a network on DATA: lint, train with a progress bar, keep the best and the last checkpoint."""
-    from training.config import load_config, show_settings
+    """Train a network on DATA: lint, train with a progress bar, keep the best and the last checkpoint.
+
+    On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
+    """
+    from training.settings import load_config, resumed, show_settings
 
     if list_settings:
         show_settings(Console())
         return
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
+    if quiet and json:
+        raise typer.BadParameter("--quiet and --json do not go together")
     run = out or Path("runs") / data.resolve().name
     words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
-    parsed = load_config(config, words)
-    if resume and (words or config):
-        raise typer.BadParameter(
-            "a run goes on under the settings that it began with; leave KEY=VALUE and --config out"
-        )
+    words += [f"minutes={minutes}"] if minutes is not None else []
+    parsed = resumed(run, config, words) if resume else load_config(config, words)
+    if parsed.devices > 1 and "RANK" not in os.environ:
+        raise typer.Exit(_torchrun(parsed.devices))
 
     from training.train import train as train_run  # torch comes in here, after the settings were found to be right
 
+    console = Console(quiet=quiet, stderr=json)
     try:
-        train_run(data, run, parsed, resume)
+        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar")
     except KeyboardInterrupt:
         kept = (run / "checkpoints" / "last.ckpt").exists()
         typer.echo(
             f"Stopped. Go on with: maskserve train {data} --out {run} --resume"
             if kept
-            else "Stopped before the first epoch ended.",
+            else "Stopped before the first step ended.",
             err=True,
         )
         raise typer.Exit(130) from None
-    Console().print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False)
+    console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False)
+
+
+def _torchrun(devices: int) -> int:
+    """Run this command line once for each device of this machine; returns the exit code."""
+    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m", "training.train"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    arguments = sys.argv[sys.argv.index("train") + 1 :] if "train" in sys.argv else sys.argv[1:]
+    return subprocess.call([sys.executable, *words, *arguments], env=environment)
 
 
 @app.command()

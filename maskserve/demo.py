@@ -16,12 +16,12 @@ from models.errors import DataError, ParityError
 from models.image import read
 from models.segmenter import Segmenter, agreement
 from service.launch import running
-from training.config import load_config
 from training.data import load
 from training.data.shapes import draw
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics import Confusion
+from training.settings import load_config
 from training.train import train
 
 SETTINGS = Path(__file__).resolve().parent.parent / "training" / "configs" / "demo.yaml"

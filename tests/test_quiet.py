@@ -53,7 +53,7 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
         pytest.param(
             "from pathlib import Path\n"
             "from training.data.shapes import draw\n"
-            "from training.config import load_config\n"
+            "from training.settings import load_config\n"
             "from training.train import train\n"
             "from training.export import export\n"
             "from training.evaluate import evaluate\n"

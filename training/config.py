@@ -1,16 +1,8 @@
-"""What a training run can be told: one flat, frozen model; a YAML file, then `key=value`; unknown keys are fatal."""
+"""What a training run can be told: one flat, frozen model. `training/settings.py` reads and writes it."""
 
-import difflib
-from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from models.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class TrainConfig(BaseModel):
@@ -72,11 +64,14 @@ class TrainConfig(BaseModel):
     colour: float = Field(0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off")
 
     # the optimisation
-    epochs: int = Field(40, ge=1, description="passes over the training pictures")
-    minutes: float | None = Field(
-        None, gt=0, description="stop after this time, with the best and last checkpoint kept"
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the training pictures; default: 40, or what the minutes hold"
     )
-    batch: int = Field(8, ge=1, description="pictures a step")
+    minutes: float | None = Field(
+        None, gt=0, description="of wall clock for all of it; the schedule ends with them, and so does the training"
+    )
+    batch: int = Field(8, ge=1, description="pictures at a time, over all devices")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="with Nesterov momentum, or AdamW (arXiv 1711.05101)")
     lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
@@ -84,92 +79,36 @@ class TrainConfig(BaseModel):
     warmup: int = Field(100, ge=0, description="steps of linear rise to the learning rate")
     power: float = Field(0.9, gt=0, description="of the polynomial decay to zero")
 
+    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient (arXiv 1211.5063); none")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay by step of averaged weights, which are then the result (arXiv 1803.05407)"
+    )
+    freeze_norms: bool = Field(
+        False, description="batch norms keep the statistics that they begin with: fine-tuning by small batches"
+    )
+    validate_every: int = Field(1, ge=1, description="epochs from one validation to the next")
+    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better mIoU")
+
     # the machine
     precision: Literal["auto", "f32", "bf16"] = Field(
         "auto", description="auto: bf16 where it is quicker on this machine"
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where torch sees one")
-    workers: int = Field(2, ge=0, description="processes that read and augment pictures")
+    devices: int = Field(1, ge=1, description="GPUs (or processes on a CPU) to share each batch among")
+    workers: int = Field(2, ge=0, description="processes that read and augment pictures, for each device")
+    deterministic: bool = Field(False, description="the same bits on each run on the same machine, a little slower")
+    save_minutes: float = Field(10.0, ge=0, description="between saves of last.ckpt within an epoch; 0: at every step")
+    tensorboard: bool = Field(True, description="also write curves, sample masks and the confusion matrix for it")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:
         if self.crop is not None and min(self.crop) < 32:
             raise ValueError("crop is height,width, each of 32 pixels or more")
+        if self.batch % self.devices:
+            raise ValueError(
+                f"each of {self.devices} devices takes an equal part of the batch, and {self.batch} has none"
+            )
         if not 0.05 <= self.scale[0] <= self.scale[1] <= 20:
             raise ValueError("scale is smallest,largest, between 0.05 and 20")
         return self
-
-
-def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
-    """Read a YAML file (or none) and lay `key=value` words over it. Raises: ConfigError."""
-    settings: dict[str, Any] = {}
-    if file is not None:
-        settings = _read_yaml(file)
-    for word in overrides:
-        key, separator, value = word.partition("=")
-        if not separator:
-            raise ConfigError(f"{word!r} is no setting; write key=value, such as epochs=20.")
-        settings[key.strip()] = _parse(key.strip(), value)
-    return validated(settings)
-
-
-def validated(settings: dict[str, Any]) -> TrainConfig:
-    """A config from plain values. Raises: ConfigError naming the first key that is wrong, and the nearest right one."""
-    for key in map(str, settings):
-        if key not in TrainConfig.model_fields:
-            close = difflib.get_close_matches(key, TrainConfig.model_fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else "`maskserve train --settings` lists them all."
-            raise ConfigError(f"The setting {key!r} is not known; {hint}")
-    try:
-        return TrainConfig.model_validate(settings)
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        where = (
-            f"The setting {first['loc'][0]}={first['input']!r} is not possible"
-            if first["loc"]
-            else "These settings are not possible"
-        )
-        raise ConfigError(f"{where}: {reason}.") from error
-
-
-def show_settings(console: Console) -> None:
-    """Print each setting with its default, its choices, and its line of help."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="bold", overflow="fold")
-    for name, field in TrainConfig.model_fields.items():
-        literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
-        choices = "|".join(str(choice) for literal in literals for choice in get_args(literal))
-        table.add_row(f"{name}={field.default}", escape(f"{choices}; " * bool(choices) + (field.description or "")))
-    console.print(table)
-
-
-def save_config(config: TrainConfig, file: Path) -> None:
-    """Write every setting, as run, as YAML that `load_config` reads back."""
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: is not UTF-8 text.") from error
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be opened ({error.strerror}).") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict | None):
-        raise ConfigError(f"{file}: holds a {type(content).__name__}; wanted are lines of the form `key: value`.")
-    return content or {}
-
-
-def _parse(key: str, value: str) -> Any:
-    """A word of the command line as YAML reads it; `crop=360,480` is a pair."""
-    field = TrainConfig.model_fields.get(key)
-    if field is not None and "tuple" in str(field.annotation) and "," in value:
-        value = f"[{value}]"
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"The setting {key}={value!r} cannot be read.") from error

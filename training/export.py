@@ -19,7 +19,7 @@ from models.geometry import fitted_size, resize_picture, to_canvas
 from models.image import RGB, Labels
 from models.segmenter import TILE, Segmenter
 from models.spec import ClassInfo, InputRule, Quantised, Spec
-from training.config import TrainConfig, load_config
+from training.config import TrainConfig
 from training.data import Samples, load
 from training.evaluate import measure
 from training.freeze import choose_rule, describe, freeze, made_by
@@ -28,6 +28,7 @@ from training.metrics import Confusion
 from training.network import live, load_network, read_run
 from training.quantise import CALIBRATION, LIMIT, paid, quantise
 from training.report import panel
+from training.settings import load_config
 
 ADVICE = "This is a fault of the exporter or the engine; please report it with the run's config.yaml."
 

@@ -16,7 +16,9 @@ from models.architectures.weights import unknown
 from models.errors import ConfigError, RunError
 from models.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule
-from training.config import TrainConfig, load_config
+from training.config import TrainConfig
+from training.settings import load_config
+from training.state import BEST, read
 
 
 def make_network(config: TrainConfig, classes: list[ClassInfo], console: Console, anew: bool) -> Network:
@@ -79,15 +81,13 @@ def architecture_options(config: TrainConfig) -> dict[str, Any]:
 
 def load_network(run: Path) -> Network:
     """The best network of a run, for inference in float32. Raises: RunError."""
-    best, settings = run / "checkpoints" / "best.ckpt", run / "config.yaml"
+    best, settings = run / BEST, run / "config.yaml"
     if not best.exists() or not settings.exists():
         raise RunError(
             f"{run} is no finished run: {best.relative_to(run)} or {settings.name} is missing. Train one with `maskserve train`."
         )
     config = load_config(settings, [])
-    state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-    prefix = "network."
-    state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    state = read(best)["network"]
     classes = len(read_run(run)["classes"])
     network = build(config.architecture, classes, **architecture_options(config))
     try:

@@ -1,32 +1,49 @@
-"""What a person sees of a training, and the table that is left of it."""
+"""What a person, a log and TensorBoard see of a training, and the table that is left of it."""
 
 import csv
+import json
+import math
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import lightning.pytorch as pl
+import numpy as np
+from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.spec import ClassInfo
-from training.module import Training
+from training.loop import Span
+from training.metrics import Confusion
+from training.report import confusion_figure
+from training.state import State
+
+Log = Literal["bar", "quiet", "json"]
+OFTEN = 0.25  # seconds between looks at the bar
+TABLE = "metrics.csv"
 
 
-class Watch(pl.Callback):
-    """A progress bar (epoch, loss, mIoU, images/s, time left), a line an epoch, and `metrics.csv`."""
+class Watch:
+    """A progress bar (epoch, loss, mIoU, images/s, time left), a line a validation, `metrics.csv` and TensorBoard's files.
 
-    def __init__(self, file: Path, classes: list[ClassInfo], batch: int, console: Console) -> None:
-        self.file = file
-        self.classes = classes
-        self.batch = batch
-        self.console = console
-        self.loss, self.miou, self.best = float("nan"), float("nan"), 0.0
-        self.losses: list[float] = []
-        self.epoch_started = self.seconds = 0.0
+    `log`: `bar` for people; `quiet` for nobody; `json` for programs, an object a line on standard output.
+    """
 
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Open the bar; after a resume it starts where the run stood."""
+    def __init__(
+        self, out: Path, classes: list[ClassInfo], span: Span, pictures: int, console: Console, log: Log = "bar",
+        board: bool = False, samples: Callable[[], dict[str, Image.Image]] | None = None,
+    ) -> None:  # fmt: skip
+        """`pictures`: of a step; `samples`: draws validation pictures with their answers, for TensorBoard."""
+        self.table = out / TABLE
+        self.classes, self.span, self.pictures = classes, span, pictures
+        self.console, self.log = console, log
+        self.samples = samples
+        self.board = _board(out / "tensorboard") if board else None
+        self.loss = self.miou = math.nan
+        self.speed_since: tuple[int, float] | None = None  # step and time that the epoch began with
+        self.looked = 0.0
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -35,117 +52,111 @@ class Watch(pl.Callback):
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            console=self.console,
+            console=console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=log != "bar" or not console.is_terminal,
         )
+        self.task = self.bar.add_task("training", total=1.0, loss="-", miou="-", speed=0.0)
+
+    def __enter__(self) -> "Watch":
         self.bar.start()
-        total = int(trainer.estimated_stepping_batches)
-        self.task: TaskID = self.bar.add_task(
-            "training",
-            total=total,
-            completed=trainer.global_step,
-            loss=shown(self.loss),
-            miou=shown(self.miou),
-            speed=0.0,
-        )
+        return self
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the epoch's clock."""
-        self.losses, self.seconds = [], 0.0
-        self.epoch_started = time.monotonic()
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        if self.board is not None:
+            self.board.close()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any, batch: Any, index: int
-    ) -> None:
+    def stepped(self, state: State, loss: float | None) -> None:
         """Move the bar on."""
-        value = float(outputs["loss"])
-        self.losses.append(value)
-        self.loss = value if self.loss != self.loss else 0.95 * self.loss + 0.05 * value
-        self.seconds = time.monotonic() - self.epoch_started
-        self.bar.update(
-            self.task,
-            completed=trainer.global_step,
-            description=f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}",
-            loss=shown(self.loss),
-            miou=shown(self.miou),
-            speed=self.speed(),
-        )
+        if self.speed_since is None:
+            self.speed_since = state.step - 1, time.monotonic()
+        if loss is not None:
+            self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
+            if self.board is not None:
+                self.board.add_scalar("loss/step", loss, state.step)
+                self.board.add_scalar("lr", state.optimizer.param_groups[0]["lr"], state.step)
+        if time.monotonic() - self.looked > OFTEN:
+            self.looked = time.monotonic()
+            of = f"/{self.span.epoch(self.span.steps):.0f}" if self.span.steps else ""
+            self.bar.update(
+                self.task,
+                completed=self.span.progress(state.step, state.seconds()),
+                description=f"epoch {math.ceil(self.span.epoch(state.step))}{of}",
+                loss=shown(self.loss),
+                miou=shown(self.miou),
+                speed=self.speed(state.step),
+            )
 
-    def on_validation_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """A line for people and a row for the table."""
-        assert isinstance(module, Training)
-        summary = module.confusion.summary(self.classes)
-        self.miou = summary["miou"] or 0.0
-        better = self.miou > self.best
-        self.best = max(self.best, self.miou)
+    def validated(self, state: State, confusion: Confusion, lr: float, better: bool) -> None:
+        """A line for people, a row for the table, and pictures for TensorBoard."""
+        summary = confusion.summary(self.classes)
+        self.miou = math.nan if summary["miou"] is None else summary["miou"]
         row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            "loss": sum(self.losses) / max(1, len(self.losses)),
+            "epoch": round(self.span.epoch(state.step), 3),
+            "step": state.step,
+            "lr": lr,
+            "loss": state.loss_sum / max(1, state.loss_count),
             "miou": summary["miou"],
             "pixel_accuracy": summary["pixel_accuracy"],
-            "images_per_second": round(self.speed(), 2),
+            "images_per_second": round(self.speed(state.step), 2),
+            "minutes": round(state.seconds() / 60, 2),
             **{f"iou_{name}": value for name, value in summary["per_class_iou"].items()},
         }
+        row["epoch"] = int(row["epoch"]) if row["epoch"] == int(row["epoch"]) else row["epoch"]
         self._append(row)
-        self.console.print(
-            f"epoch {row['epoch']:3d}/{trainer.max_epochs}  loss {row['loss']:.3f}  mIoU {self.miou:.3f}"
-            f"  accuracy {summary['pixel_accuracy'] or 0:.3f}  {self.speed():.1f} images/s{'  best' if better else ''}",
-            highlight=False,
-        )
+        self._say(row, better)
+        if self.board is not None:
+            self._draw(row, confusion)
+        self.speed_since = None
 
-    def teardown(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        """Close the bar, also after an error or Ctrl-C."""
-        if hasattr(self, "bar"):
-            self.bar.stop()
+    def speed(self, step: int) -> float:
+        """Images a second since the last validation, reading and augmentation included."""
+        begun, since = self.speed_since or (step, time.monotonic())
+        return (step - begun) * self.pictures / max(1e-9, time.monotonic() - since)
 
-    def speed(self) -> float:
-        """Images a second in this epoch, reading and augmentation included."""
-        return len(self.losses) * self.batch / self.seconds if self.seconds else 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run goes on from."""
-        return {"loss": self.loss, "miou": self.miou, "best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.loss, self.miou, self.best = state_dict["loss"], state_dict["miou"], state_dict["best"]
+    def _say(self, row: dict[str, Any], better: bool) -> None:
+        if self.log == "json":
+            print(json.dumps({"event": "validation", **row, "best": better}), flush=True)
+        elif self.log == "bar":
+            of = f"/{self.span.epoch(self.span.steps):.0f}" if self.span.steps else ""
+            self.console.print(
+                f"epoch {row['epoch']:>3}{of}  loss {row['loss']:.3f}  mIoU {shown(self.miou)}"
+                f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{'  best' if better else ''}",
+                highlight=False,
+            )
 
     def _append(self, row: dict[str, Any]) -> None:
-        """Rows of epochs that a resumed run does again are replaced."""
+        """Rows that a resumed run comes by again are replaced."""
         rows = []
-        if self.file.exists():
-            with self.file.open(newline="") as stream:
-                rows = [old for old in csv.DictReader(stream) if int(old["epoch"]) < row["epoch"]]
-        with self.file.open("w", newline="") as stream:
+        if self.table.exists():
+            with self.table.open(newline="") as stream:
+                rows = [old for old in csv.DictReader(stream) if int(old["step"]) < row["step"]]
+        draft = self.table.with_suffix(".part")
+        with draft.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(row))
             writer.writeheader()
             writer.writerows([*rows, row])
+        draft.replace(self.table)
+
+    def _draw(self, row: dict[str, Any], confusion: Confusion) -> None:
+        step = row["step"]
+        for name, value in row.items():
+            if name not in ("step", "lr", "minutes") and value is not None:
+                self.board.add_scalar(f"validation/{name}" if name != "loss" else "loss/epoch", value, step)
+        self.board.add_figure("confusion", confusion_figure(confusion, self.classes), step)
+        for name, picture in (self.samples() if self.samples else {}).items():
+            self.board.add_image(f"samples/{name}", np.asarray(picture), step, dataformats="HWC")
+
+
+def _board(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tensorboard's own deprecated calls
+        from torch.utils.tensorboard import SummaryWriter  # seconds, for those who want it
+
+    return SummaryWriter(str(folder))
 
 
 def shown(value: float) -> str:
     """A loss or mIoU for people; a dash where there is none yet."""
-    return "-" if value != value else f"{value:.3f}"
-
-
-class TimeLimit(pl.Callback):
-    """Stop at the end of the epoch after which another would not end within the limit."""
-
-    def __init__(self, minutes: float) -> None:
-        self.limit = 60 * minutes
-        self.last = 0.0
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Start the clock of the first epoch."""
-        assert isinstance(module, Training)
-        self.last = module.seconds()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Judge by the epoch that has just ended, its validation included."""
-        assert isinstance(module, Training)
-        now = module.seconds()
-        if now + (now - self.last) > self.limit:
-            trainer.should_stop = True
-        self.last = now
+    return "-" if math.isnan(value) else f"{value:.3f}"

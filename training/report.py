@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from models.image import RGB, Labels
@@ -37,12 +38,18 @@ def curves(table: Path, target: Path) -> None:
 
 
 def confusion(matrix: Confusion, classes: list[ClassInfo], target: Path) -> None:
-    """Draw the confusion matrix, each row (a class of the truth) as shares of its pixels, as a PNG."""
+    """Draw the confusion matrix as a PNG."""
+    confusion_figure(matrix, classes).savefig(target, dpi=110)
+
+
+def confusion_figure(matrix: Confusion, classes: list[ClassInfo]) -> Figure:
+    """The confusion matrix, each row (a class of the truth) as shares of its pixels."""
     counts = matrix.counts.astype(np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [entry.name for entry in classes]
     side = max(4.0, 0.55 * len(names) + 2)
-    figure, axes = plt.subplots(figsize=(side, side), constrained_layout=True)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_yticks(range(len(names)), names)
@@ -59,8 +66,7 @@ def confusion(matrix: Confusion, classes: list[ClassInfo], target: Path) -> None
                     fontsize=8,
                     color="white" if share > 0.6 else "black",
                 )
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def panel(picture: RGB, truth: Labels, answer: Labels, classes: list[ClassInfo], caption: str) -> Image.Image:

@@ -5,36 +5,38 @@ Reads downwards: what was asked, the data and its lint, the network, the loop, a
     config.yaml          every setting, as run
     run.json             the data set, its classes, the input rule
     checkpoints/         best.ckpt (by validation mIoU) and last.ckpt
-    metrics.csv          a row an epoch
+    metrics.csv          a row a validation
     curves.png           the same, drawn
     samples/             validation pictures with their truth and the answer
+    tensorboard/         for `tensorboard --logdir`: the same, and the confusion matrix
+
+More than one device: torchrun starts this script once for each, and they share each batch (`training/machine.py`).
 """
 
 import json
-import logging
-import time
-import warnings
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
 from rich.console import Console
 
 from models.architectures import build
 from models.architectures.measure import parameters
 from models.architectures.network import Network
-from models.errors import ConfigError, DataError, RunError
+from models.errors import DataError, RunError
 from models.geometry import fitted_size
-from models.spec import ClassInfo, InputRule
-from training.config import TrainConfig, load_config, save_config
+from models.spec import InputRule
+from training.config import TrainConfig
 from training.data import Samples, load
-from training.data.loader import STRIDE, training_batches, validation_batches
+from training.data.loader import STRIDE, opened, training_batches, validation_batches
+from training.learner import Learner, averaged
 from training.lint import Report, lint, show
+from training.loop import Span, fit, validate_on
+from training.losses import Criterion
+from training.machine import choose_device, choose_precision, determined, enough_memory, launch, on_first
 from training.metrics import Confusion
-from training.module import Training
 from training.network import (
     architecture_options,
     check_batch,
@@ -44,82 +46,126 @@ from training.network import (
     read_run,
     weights_file,
 )
-from training.progress import TimeLimit, Watch
+from training.optim import make_optimizer
+from training.progress import TABLE, Log, Watch
 from training.report import curves, panel
+from training.settings import save_config
+from training.state import LAST, State
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
 LARGEST_SIDE, LARGEST_CROP = 1024, 512
 SAMPLES = 4  # validation pictures that are drawn at the end
 
 
-def train(data: Path, out: Path, config: TrainConfig, resume: bool = False, console: Console | None = None) -> Path:
+def train(
+    data: Path, out: Path, config: TrainConfig, resume: bool = False, console: Console | None = None, log: Log = "bar"
+) -> Path:
     """Train on the train split of `data`, validate on its val split, and leave a run folder at `out`.
 
-    With `resume` the run at `out` goes on from its last checkpoint, under the settings that it began with.
-    Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the last checkpoint kept.
+    With `resume` the run at `out` goes on from its last checkpoint: to the bit as if it had never been stopped.
+    Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the step that was under way saved.
     """
+    device = choose_device(config)
+    fabric = launch(config, device)
+    if not fabric.is_global_zero:
+        console, log = Console(quiet=True), "quiet"
     console = console or Console()
-    last = out / "checkpoints" / "last.ckpt"
     if resume:
-        config = resumable(out, last, data)
-    elif last.exists():
+        resumable(out, data)
+    elif (out / LAST).exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
     else:  # what is wrong with the network is told before the pictures are read
         build(config.architecture, 2, **architecture_options(config))
         weights_file(config)
 
+    report = on_first(fabric, lambda: checked(data, config, console))
+    training, validation = load(data, "train", config.format), load(data, "val", config.format)
+
+    fabric.seed_everything(config.seed, verbose=False)
+    rule, crop = scale(config, report)
+    network = make_network(config, training.classes, console, anew=not resume)
+    precision = on_first(fabric, lambda: choose_precision(config, device))
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    backbone = f" on {config.encoder}" if "encoder" in network.architecture.options else ""
+    console.print(
+        f"{config.architecture}{backbone}, {parameters(network) / 1e6:.1f} M parameters; "
+        f"{len(training)} pictures to train on, {len(validation)} to validate; "
+        f"crops of {crop[1]} x {crop[0]}; {precision} on {device}"
+        + f" x {fabric.world_size}"
+        * (fabric.world_size > 1),
+        highlight=False,
+        markup=False,
+    )
+    if resume:  # the pictures may have changed since; what the run began with has not
+        known = read_run(out)
+        rule = InputRule(**known["input"])
+        if known["classes"] != [entry.model_dump(mode="json") for entry in training.classes]:
+            raise RunError(f"{data} has other classes than when {out} began; train anew into another --out.")
+    check_batch(network, max(1, config.batch // config.devices), crop)
+    if fabric.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / "config.yaml")
+        if not resume:
+            describe(out / "run.json", data, training, rule)
+
+    network.to(memory_format=torch.channels_last)
+    if device == "cuda" and fabric.world_size > 1:
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    criterion = Criterion.of(config, report.pixels["train"][: len(training.classes)])
+    learner = fabric.setup_module(Learner(network, criterion, config))
+    # Fabric's own hold on an optimiser copies it: what is loaded into the copy never reaches the original.
+    state = State(network, make_optimizer(network, config), averaged(network, config.ema))
+    if resume:
+        state.load(out / LAST)
+    start = state.step * config.accumulate
+    batches = training_batches(training, rule, crop, config, start, fabric.global_rank, fabric.world_size)
+    held_out = validation_batches(validation, rule, config, fabric.global_rank, fabric.world_size)
+
+    def validate(result: Network) -> Confusion:
+        return validate_on(fabric, result, opened(held_out), len(training.classes), autocast)
+
+    def drawn() -> dict[str, Image.Image]:
+        return draw_samples(state.result, rule, validation)
+
+    span = Span(len(training), config)
+    pictures = config.batch * config.accumulate
+    board = config.tensorboard and fabric.is_global_zero
+    with (
+        Watch(out, training.classes, span, pictures, console, log, board, drawn) as watch,
+        determined(config.deterministic),
+        enough_memory(config, crop),
+        closing(opened(batches)) as stream,  # its workers end with it
+    ):
+        fit(fabric, state, learner, stream, validate, span, config, autocast, watch, out)
+
+    if fabric.is_global_zero:
+        curves(out / TABLE, out / "curves.png")
+        (out / "samples").mkdir(exist_ok=True)
+        for name, sheet in draw_samples(load_network(out), rule, validation).items():
+            sheet.save(out / "samples" / f"{name}.png")
+    return out
+
+
+def checked(data: Path, config: TrainConfig, console: Console) -> Report:
+    """The lint's report. Raises: DataError where it found errors: none of them must reach the loss."""
     report = lint(data, config.format, ("train", "val"))
     show(report, console)
     if report.errors:
         raise DataError(
             f"{data} has {len(report.errors)} errors; mend them (`maskserve data lint {data}` lists all) and train again."
         )
-    training, validation = load(data, "train", config.format), load(data, "val", config.format)
-
-    pl.seed_everything(config.seed, verbose=False)
-    rule, crop = scale(config, report)
-    network = make_network(config, training.classes, console, anew=not resume)
-    device = choose_device(config)
-    precision = choose_precision(config, device)
-    backbone = f" on {config.encoder}" if "encoder" in network.architecture.options else ""
-    console.print(
-        f"{config.architecture}{backbone}, {parameters(network) / 1e6:.1f} M parameters; "
-        f"{len(training)} pictures to train on, {len(validation)} to validate; "
-        f"crops of {crop[1]} x {crop[0]}; {precision} on {device}",
-        highlight=False,
-        markup=False,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    save_config(config, out / "config.yaml")
-    if resume:  # the pictures may have changed since; what the run began with has not
-        known = read_run(out)
-        rule = InputRule(**known["input"])
-        if known["classes"] != [entry.model_dump(mode="json") for entry in training.classes]:
-            raise RunError(f"{data} has other classes than when {out} began; train anew into another --out.")
-    else:
-        describe(out / "run.json", data, training, rule)
-
-    module = Training(network, len(training.classes), config)
-    batches = training_batches(training, rule, crop, config)
-    check_batch(network, batches.batch_size or 1, crop)
-    trainer = make_trainer(out, config, device, precision, batches.batch_size or 1, training.classes, console)
-    fit(trainer, module, batches, validation_batches(validation, rule, config), last if resume else None)
-
-    curves(out / "metrics.csv", out / "curves.png")
-    draw_samples(load_network(out), rule, validation, out / "samples")
-    return out
+    return report
 
 
-def resumable(out: Path, last: Path, data: Path) -> TrainConfig:
-    """The settings of a run that can go on. Raises: RunError."""
-    if not last.exists():
-        raise RunError(f"{out} holds no {last.name} to resume from; train without --resume.")
+def resumable(out: Path, data: Path) -> None:
+    """Raises: RunError where the folder holds no run on this data set that can go on."""
+    if not (out / LAST).exists():
+        raise RunError(f"{out} holds no {LAST.name} to resume from; train without --resume.")
     began_on = read_run(out)["data"]
     if Path(began_on) != data.resolve():
         raise RunError(
             f"{out} began on {began_on}, not on {data}; resume it with that folder, or choose another --out."
         )
-    return load_config(out / "config.yaml", [])
 
 
 def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, int]]:
@@ -135,38 +181,6 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
     return rule, (crop[0], crop[1])
 
 
-def choose_device(config: TrainConfig) -> str:
-    """cpu or cuda. Raises: ConfigError where a GPU is asked for and none is there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("The setting device=cuda is not possible: torch sees no GPU here. Take device=cpu or auto.")
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def choose_precision(config: TrainConfig, device: str) -> str:
-    """f32 or bf16; `auto` takes bf16 where it is quicker on this machine."""
-    if config.precision != "auto":
-        return config.precision
-    if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "f32"
-    return "bf16" if bf16_pays() else "f32"
-
-
-def bf16_pays() -> bool:
-    """Whether a convolution is clearly quicker in bfloat16 on this CPU: tried, because its flags do not tell."""
-    with torch.no_grad():
-        seconds = {}
-        for kind in (torch.float32, torch.bfloat16):
-            layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(kind)
-            images = torch.randn(4, 64, 64, 64).to(kind, memory_format=torch.channels_last)
-            times = []
-            for _ in range(5):
-                begun = time.perf_counter()
-                layer(images)
-                times.append(time.perf_counter() - begun)
-            seconds[kind] = min(times)
-    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
-
-
 def describe(file: Path, data: Path, samples: Samples, rule: InputRule) -> None:
     """Write `run.json`: what export needs to know beside the settings and the weights."""
     classes = [entry.model_dump(mode="json") for entry in samples.classes]
@@ -174,55 +188,17 @@ def describe(file: Path, data: Path, samples: Samples, rule: InputRule) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def make_trainer(
-    out: Path, config: TrainConfig, device: str, precision: str, batch: int, classes: list[ClassInfo], console: Console
-) -> pl.Trainer:
-    """Lightning's loop with our checkpoints and our progress bar."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its greetings and tips
-    # `save_last=True` would write the last only where the best was written too, and a resume go back to the best.
-    folder = out / "checkpoints"
-    best = ModelCheckpoint(folder, filename="best", monitor="miou", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    limit = [TimeLimit(config.minutes)] if config.minutes else []
-    return pl.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if precision == "bf16" else "32-true",
-        max_epochs=config.epochs,
-        callbacks=[Watch(out / "metrics.csv", classes, batch, console), best, last, *limit],
-        default_root_dir=out,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-    )
-
-
-def fit(trainer: pl.Trainer, module: Training, training: Any, validation: Any, checkpoint: Path | None) -> None:
-    """Run the loop. Lightning turns Ctrl-C into an exit of its own; here it stays a KeyboardInterrupt."""
-    module.network.to(memory_format=torch.channels_last)
-    with warnings.catch_warnings():
-        # Few cores on purpose: torch's own threads compute while the workers read.
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        # A run that is resumed, and one whose first start failed, find their folder made.
-        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-        try:
-            trainer.fit(module, training, validation, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit as error:
-            raise KeyboardInterrupt from error
-
-
-def draw_samples(network: Network, rule: InputRule, samples: Samples, target: Path) -> None:
-    """Draw some pictures, spread over the split, with their truth and the network's answer."""
-    target.mkdir(exist_ok=True)
-    segmenter = live(network, rule)
+def draw_samples(network: Network, rule: InputRule, samples: Samples) -> dict[str, Image.Image]:
+    """Some pictures, spread over the split, with their truth and the network's answer, by name."""
+    segmenter, sheets = live(network, rule), {}
     for index in np.unique(np.linspace(0, len(samples) - 1, SAMPLES).astype(int)).tolist():
         picture, truth = samples.picture(index), samples.labels(index)
         answer = segmenter.segment(picture).labels
         matrix = Confusion(len(samples.classes))
         matrix.add(truth, answer)
         sheet = panel(picture, truth, answer, samples.classes, f"mIoU {matrix.miou():.2f}")
-        sheet.save(target / f"{Path(samples.pairs[index].name).name}.png")
+        sheets[Path(samples.pairs[index].name).name] = sheet
+    return sheets
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ import pytest
 from models.bundle import Bundle, open_bundle
 from tests.bundles import SETTINGS, SILENT
 from training.bring import bring_onnx
-from training.config import load_config
 from training.data.shapes import draw
 from training.export import export
 from training.foreign.graph import Told
+from training.settings import load_config
 from training.train import train
 
 

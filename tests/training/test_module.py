@@ -1,13 +1,13 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from training.module import Training, loss, parameter_groups
 
 from models.architectures import build
 from models.spec import VOID, InputRule
 from training.config import TrainConfig
 from training.data.loader import Batch, Shuffled, pad_together
 from training.lint import Report
-from training.module import Training, loss, parameter_groups
 from training.train import scale
 
 

@@ -12,11 +12,12 @@ from models.architectures import ARCHITECTURES, build, options_of
 from models.bundle import open_bundle
 from models.errors import ConfigError, RunError, WeightsError
 from tests.bundles import SETTINGS, SILENT
-from training.config import TrainConfig, load_config
+from training.config import TrainConfig
 from training.data.shapes import CLASSES, draw
 from training.evaluate import evaluate
 from training.export import export
 from training.network import architecture_options, check_batch, load_network, make_network, read_run, weights_file
+from training.settings import load_config
 from training.train import train
 
 VARIED = {

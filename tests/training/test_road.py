@@ -15,12 +15,12 @@ from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, RunError
 from models.segmenter import Segmenter
 from tests.bundles import SETTINGS, SILENT
-from training.config import load_config
 from training.data import load
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics import Confusion
 from training.network import live, load_network
+from training.settings import load_config
 from training.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -1,6 +1,11 @@
-"""Samples to batches: fitted, augmented, in an order that depends on the seed and the epoch alone."""
+"""Samples to batches: fitted, augmented, in an order that depends on the seed and the step alone.
 
-from collections.abc import Iterator
+Training knows no epochs here: one permutation of the pictures follows another, and a batch may span two. So every batch
+is full, and what the step `n` sees is a function of (seed, n), from wherever a run begins or is resumed.
+"""
+
+import signal
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from models.errors import DataError, MaskserveError, first_line
 from models.geometry import fitted_size, resize_labels, resize_picture
+from models.image import RGB, Labels
 from models.spec import VOID, InputRule
 from training.augment import Augment
 from training.config import TrainConfig
@@ -18,87 +25,166 @@ STRIDE = 32  # the deepest feature map's; a validation batch is padded to its mu
 
 
 class Batch(NamedTuple):
-    """Pictures uint8 N x H x W x 3 RGB and labels uint8 N x H x W, 255 is void."""
+    """Pictures uint8 N x H x W x 3 RGB and labels uint8 N x H x W, 255 is void; whose they are, by name."""
 
     pictures: Tensor
     labels: Tensor
+    names: list[str]
 
 
-class Fitted(Dataset[Batch]):
+class Item(NamedTuple):
+    """What a worker is asked for: a picture's place in the split, and its number in the training, which seeds its draw."""
+
+    place: int
+    number: int
+
+
+class Failure(NamedTuple):
+    """An error in a worker, as text: raised there, it would arrive as a page of another process's traceback."""
+
+    sentence: str
+
+
+class Fitted(Dataset[tuple[RGB, Labels, str] | Failure]):
     """One split, each picture at the scale that the network sees; augmented where `augment` is given."""
 
-    def __init__(self, samples: Samples, rule: InputRule, augment: Augment | None = None) -> None:
+    def __init__(self, samples: Samples, rule: InputRule, augment: Augment | None = None, seed: int = 0) -> None:
         self.samples = samples
         self.rule = rule
         self.augment = augment
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int | tuple[int, int]) -> Batch:
-        """One picture H x W x 3 and its labels H x W, by its place, or by its place and a seed for the augmentation."""
-        place, seed = index if isinstance(index, tuple) else (index, 0)
-        picture, labels = self.samples.picture(place), self.samples.labels(place)
+    def __getitem__(self, item: Item) -> tuple[RGB, Labels, str] | Failure:
+        """A picture RGB uint8 H x W x 3, its labels uint8 H x W, and its name."""
+        pair = self.samples.pairs[item.place]
+        try:
+            return *self._read(item), pair.name
+        except MaskserveError as error:
+            return Failure(str(error))
+        except Exception as error:  # a library's own, which would not say for which of ten thousand files
+            return Failure(f"{pair.image} or its mask {pair.mask}: {type(error).__name__}: {first_line(error)}")
+
+    def _read(self, item: Item) -> tuple[RGB, Labels]:
+        picture, labels = self.samples.picture(item.place), self.samples.labels(item.place)
+        if picture.shape[:2] != labels.shape:
+            raise DataError(f"{self.samples.pairs[item.place].mask} has not the size of its picture.")
         size = fitted_size(labels.shape, self.rule)
         picture, labels = resize_picture(picture, size), resize_labels(labels, size)
         if self.augment:
-            picture, labels = self.augment(picture, labels, seed)
-        return Batch(torch.from_numpy(np.array(picture)), torch.from_numpy(labels))
+            picture, labels = self.augment(picture, labels, hash((self.seed, item.number)) % 2**31)
+        return np.array(picture), labels
 
 
-class Shuffled(Sampler[tuple[int, int]]):
-    """A new order each epoch, and a seed for each picture; both are functions of (seed, epoch) alone."""
+class Steps(Sampler[list[Item]]):
+    """The batches of the steps from `start` to before `stop`, or without end; each device takes its part of each."""
 
-    def __init__(self, length: int, seed: int) -> None:
-        self.length = length
-        self.seed = seed
-        self.epoch = 0
+    def __init__(
+        self, length: int, batch: int, seed: int, start: int = 0, stop: int | None = None, rank: int = 0, world: int = 1
+    ) -> None:
+        """`length`: pictures in the split; `batch`: pictures at a time, over all `world` devices."""
+        self.length, self.batch, self.seed = length, batch, seed
+        self.start, self.stop = start, stop
+        self.rank, self.world = rank, world
 
-    def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before every epoch."""
-        self.epoch = epoch
+    def __iter__(self) -> Iterator[list[Item]]:
+        step = self.start
+        while self.stop is None or step < self.stop:
+            numbers = range(step * self.batch + self.rank, (step + 1) * self.batch, self.world)
+            yield [Item(self._place(number), number) for number in numbers]
+            step += 1
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        random = np.random.default_rng((self.seed, self.epoch))
-        order, seeds = random.permutation(self.length), random.integers(2**31, size=self.length)
-        return iter(list(zip(order.tolist(), seeds.tolist(), strict=True)))
+    def _place(self, number: int) -> int:
+        """Which picture comes as the `number`-th of the whole training."""
+        epoch, index = divmod(number, self.length)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return int(self._order[index])
 
 
 def training_batches(
-    samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig
-) -> DataLoader[Batch]:
-    """Augmented batches of equal size; a last smaller one is dropped, since batch normalisation fails on one picture."""
+    samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig,
+    start: int = 0, rank: int = 0, world: int = 1,
+) -> DataLoader[Batch]:  # fmt: skip
+    """Augmented batches of the size of the crop without end, from the batch number `start`."""
     return DataLoader(
-        Fitted(samples, rule, Augment(config, crop)),
-        batch_size=min(config.batch, len(samples)),
-        sampler=Shuffled(len(samples), config.seed),
-        drop_last=True,
+        Fitted(samples, rule, Augment(config, crop), config.seed),
+        batch_sampler=Steps(len(samples), config.batch, config.seed, start, rank=rank, world=world),
         num_workers=config.workers,
-        persistent_workers=config.workers > 0,
+        worker_init_fn=leave_signals,
+        collate_fn=together,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
-def validation_batches(samples: Samples, rule: InputRule, config: TrainConfig) -> DataLoader[Batch]:
-    """Pictures as they are, in order, padded with void to a common size."""
+def validation_batches(
+    samples: Samples, rule: InputRule, config: TrainConfig, rank: int = 0, world: int = 1
+) -> DataLoader[Batch]:
+    """Pictures as they are, in order, padded with void to a common size; each device takes every `world`-th."""
+    mine = [Item(place, place) for place in range(rank, len(samples), world)]
+    size = max(1, config.batch // world)
     return DataLoader(
         Fitted(samples, rule),
-        batch_size=config.batch,
+        batch_sampler=[mine[start : start + size] for start in range(0, len(mine), size)],
         num_workers=config.workers,
+        worker_init_fn=leave_signals,
         persistent_workers=config.workers > 0,
         collate_fn=pad_together,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
-def pad_together(items: list[Batch]) -> Batch:
+def leave_signals(worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal: a worker goes on until the training ends it, by SIGTERM."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def together(items: list[tuple[RGB, Labels, str] | Failure]) -> Batch | Failure:
+    """Stack items of one size; a failure among them is the batch."""
+    pictures, labels, names = [], [], []
+    for item in items:
+        if isinstance(item, Failure):
+            return item
+        pictures.append(torch.from_numpy(item[0]))
+        labels.append(torch.from_numpy(item[1]))
+        names.append(item[2])
+    return Batch(torch.stack(pictures), torch.stack(labels), names)
+
+
+def pad_together(items: list[tuple[RGB, Labels, str] | Failure]) -> Batch | Failure:
     """Repeat each picture's last row and column up to the largest height and width, rounded up to the stride."""
-    height, width = (max(item.labels.shape[axis] for item in items) for axis in (0, 1))
+    good = [item for item in items if not isinstance(item, Failure)]
+    if len(good) < len(items):
+        return together(items)
+    height, width = (max(labels.shape[axis] for _, labels, _ in good) for axis in (0, 1))
     height, width = height + -height % STRIDE, width + -width % STRIDE
-    pictures, labels = [], []
-    for picture, mask in items:
-        margins = ((0, height - mask.shape[0]), (0, width - mask.shape[1]))
-        pictures.append(np.pad(picture.numpy(), (*margins, (0, 0)), mode="edge"))
-        labels.append(np.pad(mask.numpy(), margins, constant_values=VOID))
-    return Batch(torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(labels)))
+    padded = []
+    for picture, labels, name in good:
+        margins = ((0, height - labels.shape[0]), (0, width - labels.shape[1]))
+        picture = np.pad(picture, (*margins, (0, 0)), mode="edge")
+        padded.append((picture, np.pad(labels, margins, constant_values=VOID), name))
+    return together(padded)
+
+
+def opened(loader: DataLoader[Batch]) -> Generator[Batch]:
+    """The loader's batches. Raises: DataError with the name of the file that a worker could not read."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch: Batch | Failure = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"A process that reads pictures was ended from outside ({first_line(error)}); where memory is short, "
+                "set workers=1 or 0."
+            ) from error
+        if isinstance(batch, Failure):
+            raise DataError(batch.sentence)
+        yield batch

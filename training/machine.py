@@ -1,0 +1,127 @@
+"""What a training runs on: devices, number format, processes; and what to do when the machine fails it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from models.errors import ConfigError, MaskserveError, RunError, first_line
+from training.config import TrainConfig
+
+T = TypeVar("T")
+
+
+def choose_device(config: TrainConfig) -> str:
+    """cpu or cuda. Raises: ConfigError where a GPU is asked for and none is there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("The setting device=cuda is not possible: torch sees no GPU here. Take device=cpu or auto.")
+    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(config: TrainConfig, device: str) -> str:
+    """f32 or bf16; `auto` takes bf16 where it is quicker on this machine."""
+    if config.precision != "auto":
+        return config.precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "f32"
+    return "bf16" if bf16_pays() else "f32"
+
+
+def bf16_pays() -> bool:
+    """Whether a convolution is clearly quicker in bfloat16 on this CPU: tried, because its flags do not tell."""
+    with torch.no_grad():
+        seconds = {}
+        for kind in (torch.float32, torch.bfloat16):
+            layer = torch.nn.Conv2d(64, 64, 3, padding=1).to(kind)
+            images = torch.randn(4, 64, 64, 64).to(kind, memory_format=torch.channels_last)
+            times = []
+            for _ in range(5):
+                begun = time.perf_counter()
+                layer(images)
+                times.append(time.perf_counter() - begun)
+            seconds[kind] = min(times)
+    return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
+
+
+def launch(config: TrainConfig, device: str) -> Fabric:
+    """Lightning's hold on the devices. Under torchrun every process calls this, and they meet here.
+
+    Raises: ConfigError where the settings and torchrun speak of different numbers of processes.
+    """
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if world != config.devices:
+        raise ConfigError(
+            f"devices={config.devices} and torchrun's {world} processes do not agree; write `maskserve train ... "
+            f"devices={config.devices}`, or `torchrun --nproc-per-node={config.devices} -m training.train ...`."
+        )
+    fabric = Fabric(
+        accelerator=device,
+        devices=local,
+        num_nodes=world // local,
+        strategy=DDPStrategy() if world > 1 else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+def on_first(fabric: Fabric, what: Callable[[], T]) -> T:
+    """Do something in the first process alone, and have its result, or its error, in all."""
+    result: T | MaskserveError | None = None
+    if fabric.is_global_zero:
+        try:
+            result = what()
+        except MaskserveError as error:
+            if fabric.world_size == 1:
+                raise
+            result = error
+    result = fabric.broadcast(result)
+    if isinstance(result, MaskserveError):
+        raise result
+    return result  # type: ignore[return-value] # the first process has put it there
+
+
+@contextmanager
+def determined(wanted: bool) -> Iterator[None]:
+    """Within, torch takes only algorithms that give the same bits each time, where `wanted`.
+
+    Raises: RuntimeError, torch's own, at an operation that has none.
+    """
+    before, tuned = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or cuBLAS refuses; NVIDIA's cuBLAS manual, 2.1.4
+        torch.use_deterministic_algorithms(True)
+    # Crops are of one size, so the search for the quickest convolution is done once.
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = tuned
+
+
+@contextmanager
+def enough_memory(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
+    """Within, an allocation that fails is a sentence that names the settings to lower. Raises: RunError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError, and the CPU's plain RuntimeError
+        if not _is_out_of_memory(error):
+            raise
+        parts = config.accumulate * 2
+        halves = f"set batch={config.batch // 2} accumulate={parts} (the same step in smaller parts), or " * (
+            config.batch // 2 >= config.devices
+        )
+        raise RunError(
+            f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({first_line(error)[:200]}): "
+            f"{halves}lower crop={crop[0]},{crop[1]}."
+        ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
