@@ -230,11 +230,10 @@ def class_weights(name: str, counts: np.ndarray) -> Tensor | None:
     """
     if name == "none":
         return None
-    shares = counts / max(1, counts.sum())
-    present = counts > 0
-    weights = np.zeros(len(counts))
-    if name == "median":
-        weights[present] = np.median(shares[present]) / shares[present]
-    else:
-        weights[present] = 1 / np.log(1.02 + shares[present])
-    return torch.from_numpy(weights.astype(np.float32))
+    weights, present = np.zeros(len(counts), dtype=np.float32), counts > 0
+    shares = counts[present] / max(1, counts.sum())
+    if name == "enet":
+        weights[present] = 1 / np.log(1.02 + shares)
+    elif present.any():
+        weights[present] = np.median(shares) / shares
+    return torch.from_numpy(weights)
