@@ -2,7 +2,9 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from training.terms import parse_loss
 
 
 class TrainConfig(BaseModel):
@@ -76,8 +78,32 @@ class TrainConfig(BaseModel):
     lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
     weight_decay: float = Field(5e-4, ge=0, description="on kernels; none on norms and biases")
+    head_lr: float = Field(1.0, gt=0, description="times lr, for what stands on the encoder; 10 suits a pretrained one")
     warmup: int = Field(100, ge=0, description="steps of linear rise to the learning rate")
-    power: float = Field(0.9, gt=0, description="of the polynomial decay to zero")
+    schedule: Literal["poly", "cosine", "constant"] = Field(
+        "poly", description="(1 - done)^power (arXiv 1506.04579); half a cosine (arXiv 1608.03983); or no decay"
+    )
+    power: float = Field(0.9, gt=0, description="of the polynomial decay")
+    lr_min: float = Field(0.0, ge=0, le=1, description="share of the peak that poly and cosine end at")
+    loss: str = Field(
+        "ce",
+        description="ce (cross-entropy), ohem (arXiv 1604.03540), focal (arXiv 1708.02002), dice (arXiv 1606.04797), "
+        "lovasz (arXiv 1705.08790), or a sum such as 0.5*ohem+lovasz",
+    )
+    class_weights: Literal["none", "median", "enet"] = Field(
+        "none",
+        description="of ce, ohem and focal: alike, median frequency over the class's (arXiv 1411.4734), "
+        "1 / ln(1.02 + frequency) (arXiv 1606.02147)",
+    )
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="of ce and ohem: share of the truth dealt to all classes (arXiv 1512.00567)"
+    )
+    ohem_threshold: float = Field(
+        0.9, gt=0, le=1, description="of ohem: pixels whose own class has this probability or less are kept"
+    )
+    ohem_keep: float = Field(
+        1 / 16, ge=0, le=1, description="of ohem: the least share of the labelled pixels kept, the hardest"
+    )
 
     clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient (arXiv 1211.5063); none")
     ema: float = Field(
@@ -100,6 +126,12 @@ class TrainConfig(BaseModel):
     save_minutes: float = Field(10.0, ge=0, description="between saves of last.ckpt within an epoch; 0: at every step")
     tensorboard: bool = Field(True, description="also write curves, sample masks and the confusion matrix for it")
     seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
+
+    @field_validator("loss")
+    @classmethod
+    def _is_a_loss(cls, loss: str) -> str:
+        parse_loss(loss)
+        return loss
 
     @model_validator(mode="after")
     def _in_range(self) -> Self:

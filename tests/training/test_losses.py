@@ -1,0 +1,299 @@
+"""The losses against plain references: one-hot, float64, written out."""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.errors import ConfigError
+from models.spec import VOID
+from training.config import TrainConfig
+from training.losses import LOSSES, Criterion, class_weights
+from training.terms import NAMES, Term, parse_loss
+
+CLASSES = 4
+SUMS = ["ce+dice", "0.5*ohem+lovasz", "ce+ohem+dice+focal+lovasz"]
+
+
+def example(seed: int = 0, size: tuple[int, int] = (12, 16)) -> tuple[Tensor, Tensor]:
+    """Logits float32 2 x 4 x h x w at half of the size, and labels of which a share is void and class 3 is absent."""
+    chance = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, CLASSES, size[0] // 2, size[1] // 2, generator=chance)
+    labels = torch.randint(0, CLASSES - 1, (2, *size), generator=chance).to(torch.uint8)
+    labels[torch.rand(2, *size, generator=chance) < 0.2] = VOID
+    return logits, labels
+
+
+def one_hot(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities and truth of the pixels that are not void, both float64 P x C."""
+    full = F.interpolate(logits.double(), size=tuple(labels.shape[1:]), mode="bilinear", align_corners=False)
+    valid = labels != VOID
+    pixels = full.permute(0, 2, 3, 1)[valid]
+    truth = labels[valid].long()[:, None] == torch.arange(pixels.shape[1])
+    return pixels.softmax(dim=1), truth.double()
+
+
+def plain_ce(p: Tensor, truth: Tensor) -> Tensor:
+    return -(truth * p.log()).sum(dim=1).mean()
+
+
+def plain_ohem(p: Tensor, truth: Tensor) -> Tensor:
+    own = (truth * p).sum(dim=1).sort().values
+    least = math.ceil(len(own) / 16)
+    return -own[: max(least, int((own <= 0.9).sum()))].log().mean()
+
+
+def plain_focal(p: Tensor, truth: Tensor) -> Tensor:
+    own = (truth * p).sum(dim=1)
+    return (-((1 - own) ** 2) * own.log()).mean()
+
+
+def plain_dice(p: Tensor, truth: Tensor) -> Tensor:
+    present = truth.sum(dim=0) > 0
+    return (1 - 2 * (p * truth).sum(dim=0) / (p + truth).sum(dim=0))[present].mean()
+
+
+def plain_lovasz(p: Tensor, truth: Tensor) -> Tensor:
+    """Algorithm 1 of arXiv 1705.08790, a prefix of the sorted errors at a time."""
+    values = []
+    for own, is_class in zip(p.T, truth.T, strict=True):
+        if not is_class.sum():
+            continue
+        errors, order = (is_class - own).abs().sort(descending=True)
+        truth_sorted, jaccard, value = is_class[order], 0.0, torch.zeros((), dtype=torch.float64)
+        for k in range(len(errors)):
+            wrong = truth_sorted[: k + 1]
+            after = float(1 - (is_class.sum() - wrong.sum()) / (is_class.sum() + (1 - wrong).sum()))
+            value, jaccard = value + errors[k] * (after - jaccard), after
+        values.append(value)
+    return torch.stack(values).mean()
+
+
+PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": plain_ce, "ohem": plain_ohem, "dice": plain_dice, "focal": plain_focal, "lovasz": plain_lovasz,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_and_gradient_are_the_plain_ones(name: str) -> None:
+    logits, labels = example()
+    ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    value, expected = Criterion(name)(ours, labels), PLAIN[name](*one_hot(theirs, labels))
+    value.backward()
+    expected.backward()
+    assert value.dtype == torch.float32 and value.ndim == 0
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert ours.grad is not None and theirs.grad is not None
+    assert torch.allclose(ours.grad.double(), theirs.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "lovasz"])  # smp's takes float32 alone
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    logits, labels = example(size=(4, 6))
+    assert torch.autograd.gradcheck(lambda x: Criterion(name)(x, labels), logits.double().requires_grad_())
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 1000), smoothing=st.sampled_from([0.0, 0.1, 0.9]), weighted=st.booleans())
+def test_ce_is_torchs_weighted_and_smoothed_mean(seed: int, smoothing: float, weighted: bool) -> None:
+    logits, labels = example(seed)
+    weights = torch.tensor([0.3, 2.0, 0.0, 50.0]) if weighted else None
+    full = F.interpolate(logits, size=(12, 16), mode="bilinear", align_corners=False)
+    expected = F.cross_entropy(full, labels.long(), weights, ignore_index=VOID, label_smoothing=smoothing)
+    assert Criterion("ce", weights, label_smoothing=smoothing)(logits, labels).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["ohem", "focal"])
+def test_even_weights_change_nothing(name: str) -> None:
+    logits, labels = example()
+    plain, weighted = Criterion(name), Criterion(name, torch.full((CLASSES,), 7.0))
+    assert weighted(logits, labels).item() == pytest.approx(plain(logits, labels).item(), rel=1e-5)
+
+
+def test_focal_weighs_classes() -> None:
+    logits, labels = example()
+    weights = torch.tensor([1.0, 2.0, 4.0, 8.0])
+    p, truth = one_hot(logits, labels)
+    own, weight = (truth * p).sum(dim=1), (truth * weights).sum(dim=1)
+    expected = (-weight * (1 - own) ** 2 * own.log()).sum() / weight.sum()
+    assert Criterion("focal", weights)(logits, labels).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_ohem_keeps_a_share_where_all_is_easy_and_all_that_is_hard_otherwise() -> None:
+    logits, labels = example()
+    noise = 0.1 * torch.randn(2, CLASSES, 12, 16, generator=torch.Generator().manual_seed(0))
+    nearly = noise.scatter_add(1, labels.long().clamp(max=3)[:, None], torch.full((2, 1, 12, 16), 7.0))
+    p, truth = one_hot(nearly, labels)
+    own = (truth * p).sum(dim=1)
+    assert own.min() > 0.99
+    for share in (0.1, 1.0):
+        hardest = own.sort().values[: math.ceil(share * len(own))]
+        value = Criterion("ohem", ohem_keep=share)(nearly, labels)
+        assert value.item() == pytest.approx(-hardest.log().mean().item(), rel=1e-3)
+    assert Criterion("ohem", ohem_keep=0.0)(nearly, labels).item() == 0
+    assert Criterion("ohem", ohem_threshold=1.0)(logits, labels).item() == pytest.approx(
+        Criterion("ce")(logits, labels).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, *SUMS])
+def test_void_alone_gives_0_and_gradients_of_0(loss: str) -> None:
+    logits = example()[0].requires_grad_()
+    value = Criterion(loss, torch.rand(CLASSES), label_smoothing=0.1)(
+        logits, torch.full((2, 12, 16), VOID, dtype=torch.uint8)
+    )
+    value.backward()
+    assert value.item() == 0 and value.ndim == 0
+    assert logits.grad is not None and not logits.grad.any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_stands_under_void_does_not_matter(loss: str) -> None:  # PaddleSeg #2270, mmsegmentation #3172
+    _, labels = example()
+    full = torch.randn(2, CLASSES, 12, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    other = torch.where((labels == VOID)[:, None], 30 * torch.randn(full.shape), full)
+    criterion = Criterion(loss, label_smoothing=0.1)
+    value = criterion(full, labels)
+    value.backward()
+    assert criterion(other, labels).item() == pytest.approx(value.item(), rel=1e-5)
+    assert full.grad is not None and not full.grad.movedim(1, -1)[labels == VOID].any()
+
+
+def test_dice_leaves_absent_classes_out_of_the_mean() -> (
+    None
+):  # smp counts them as 0; smp #546 averages ignored ones in
+    logits, labels = example()
+    fewer = logits.clone()
+    fewer[:, 3] = -1000  # the class that no label has, never answered
+    assert Criterion("dice")(fewer, labels).item() == pytest.approx(
+        Criterion("dice")(fewer[:, :3], labels).item(), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(("loss", "kind"), list(product([*LOSSES, *SUMS], [torch.float16, torch.bfloat16])))
+def test_half_precision_is_computed_in_float32(loss: str, kind: torch.dtype) -> None:
+    # smp #463: more than 65504 pixels of a class overflow fp16, and smp's Dice is NaN.
+    logits = torch.randn(1, 2, 36, 48, generator=torch.Generator().manual_seed(0)).to(kind).requires_grad_()
+    labels = torch.zeros(1, 288, 384, dtype=torch.uint8)
+    labels[:, :20] = 1
+    with torch.autocast("cpu", torch.bfloat16):
+        value = Criterion(loss)(logits, labels)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.item() == Criterion(loss)(logits.detach().float(), labels).item()
+    assert logits.grad is not None and logits.grad.dtype == kind and logits.grad.isfinite().all()
+
+
+def test_a_label_that_is_no_class_is_refused_and_not_written_out_of_bounds() -> None:  # pytorch #194802
+    logits, labels = example()
+    labels[0, 0, 0] = CLASSES
+    with pytest.raises(RuntimeError, match="out of bounds"):
+        Criterion("ce")(logits, labels)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    _, labels = example()
+    for loss in LOSSES:
+        logits = (1e4 * torch.randn(2, CLASSES, 12, 16, generator=torch.Generator().manual_seed(0))).requires_grad_()
+        value = Criterion(loss)(logits, labels)
+        value.backward()
+        assert value.isfinite() and logits.grad is not None and logits.grad.isfinite().all(), loss
+
+
+def test_sums_are_sums_by_their_shares() -> None:
+    logits, labels = example()
+    value = Criterion("0.5*ohem+lovasz+2*ce")(logits, labels).item()
+    ohem, lovasz, ce = (Criterion(name)(logits, labels).item() for name in ("ohem", "lovasz", "ce"))
+    assert value == pytest.approx(0.5 * ohem + lovasz + 2 * ce, rel=1e-5)
+
+
+def test_the_layout_of_the_logits_does_not_matter() -> None:
+    logits, labels = example()
+    for loss in LOSSES:
+        turned = logits.contiguous(memory_format=torch.channels_last)
+        assert Criterion(loss)(turned, labels).item() == Criterion(loss)(logits, labels).item()
+
+
+def test_a_criterion_of_settings() -> None:
+    logits, labels = example()
+    config = TrainConfig(loss="ohem", label_smoothing=0.2, ohem_threshold=0.5, ohem_keep=0.3)
+    weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    written = Criterion("ohem", weights, label_smoothing=0.2, ohem_threshold=0.5, ohem_keep=0.3)
+    made = Criterion.of(config, weights)
+    assert made(logits, labels).item() == written(logits, labels).item()
+    assert made.state_dict() == {}
+
+
+def test_the_deterministic_mode_has_a_kernel_for_each() -> None:
+    """On a CPU here; CUDA's kernels for gather, index_add, cumsum and sort are in torch's list of those that have one."""
+    logits, labels = example()
+    torch.use_deterministic_algorithms(True)
+    try:
+        Criterion("+".join(LOSSES))(logits.requires_grad_(), labels).backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_parser_knows_the_losses_that_there_are() -> None:
+    assert tuple(LOSSES) == NAMES
+    assert parse_loss(" 0.5*ohem + lovasz ") == (Term(0.5, "ohem"), Term(1.0, "lovasz"))
+    assert parse_loss("1e-1*ce") == (Term(0.1, "ce"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks a name"),
+        ("ce+", "lacks a name"),
+        ("0.5*", "lacks a name"),
+        ("lovas", "did you mean lovasz"),
+        ("0.5*ohem+hinge", "'hinge' is not known; there is ce, ohem, dice, focal, lovasz"),
+        ("x*ce", "'x' in the loss 'x\\*ce' is no number"),
+        ("-1*ce", "not above 0"),
+        ("nan*ce", "not above 0"),
+        ("ce+ce", "has ce twice"),
+    ],
+)
+def test_a_wrong_loss_is_named(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(loss=text)
+
+
+def test_settings_are_read_without_torch() -> None:
+    code = "import sys, training.config; print('torch' in sys.modules, 'segmentation_models_pytorch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_class_weights_by_the_papers() -> None:
+    counts = np.array([700, 200, 100, 0])
+    median, enet = class_weights("median", counts), class_weights("enet", counts)
+    assert class_weights("none", counts) is None
+    assert median is not None and median.tolist() == pytest.approx([0.2 / 0.7, 1.0, 2.0, 0.0])
+    assert enet is not None and enet.tolist() == pytest.approx(
+        [1 / math.log(1.02 + share) for share in (0.7, 0.2, 0.1)] + [0]
+    )
+    assert median.dtype == enet.dtype == torch.float32
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=30))
+def test_class_weights_are_finite_and_0_where_a_class_is_absent(counts: list[int]) -> None:
+    for name in ("median", "enet"):
+        weights: Any = class_weights(name, np.array(counts, dtype=np.int64))
+        assert weights.isfinite().all()
+        assert [weight > 0 for weight in weights.tolist()] == [count > 0 for count in counts]
