@@ -131,6 +131,20 @@ def test_batch_equals_albumentations_pad_crop_and_flip(
     assert (mine[0] == theirs["image"]).all()
 
 
+def test_masks_differ_at_ties_alone() -> None:
+    """Where a mask differs at all, the position lies within float32's rounding of the middle between two pixels."""
+    policy, found = Policy(GEOMETRY, (120, 160)), 0
+    for seed in range(150):
+        picture, labels = checkered(seed)
+        draw = policy.draw(labels.shape, labels, np.random.default_rng(seed))
+        mine, theirs = (each(picture, labels, draw, (120, 160))[1] for each in (by_batch, cpu.apply))
+        rows, columns = np.nonzero(mine != theirs)
+        positions = draw.matrix @ np.stack([columns, rows, np.ones_like(rows)])
+        assert (np.abs(np.abs(positions - np.rint(positions)) - 0.5).min(axis=0) < 1e-4).all()
+        found += len(rows)
+    assert found < 1e-4 * 150 * 120 * 160
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_gives_what_the_cpu_gives() -> None:
     crop = (96, 128)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.spec import VOID
-from training.augment.colour import blurred, coloured, constant
+from training.augment.colour import blurred, coloured, constant, turned
 from training.augment.draw import FILL, Draws
 from training.augment.noise import noise
 
@@ -26,11 +26,13 @@ def apply(pictures: Tensor, labels: Tensor, draws: Draws, crop: tuple[int, int])
         moved = sampled(pictures, draws, x, y)
         if draws.colour.shape[1]:
             moved = coloured(moved, draws.colour)
+        if draws.hue.shape[0]:
+            moved = turned(moved, draws.hue)
         if draws.blur.shape[1]:
             moved = blurred(moved, draws.blur)
         moved = moved.permute(0, 2, 3, 1)
         if draws.noise.shape[0]:
-            moved = (moved + noise(draws.seed, draws.noise, crop)).clamp(0, 255)
+            moved = (moved + noise(draws.seed, draws.noise, crop)).clamp_(0, 255)
         return moved.to(torch.uint8).contiguous(), nearest(labels, draws, x, y)
 
 
@@ -57,12 +59,12 @@ def sampled(pictures: Tensor, draws: Draws, x: Tensor, y: Tensor) -> Tensor:
     rows = torch.arange(height, device=pictures.device)[:, None] < draws.size[:, 0, None, None]
     columns = torch.arange(width, device=pictures.device) < draws.size[:, 1, None, None]
     # `grid_sample` takes 0 for what lies outside; so must FILL be, for the time.
-    values = (pictures.to(torch.float32) - fill) * (rows & columns)[..., None]
+    values = pictures.to(torch.float32).sub_(fill).mul_((rows & columns)[..., None])
     origin = draws.origin[..., None, None]
     # `grid_sample` counts from -1 to 1 between the outer edges of the first and the last pixel (align_corners=False).
     grid = torch.stack([(2 * (x + origin[:, 0]) + 1) / width - 1, (2 * (y + origin[:, 1]) + 1) / height - 1], dim=-1)
     moved = F.grid_sample(values.permute(0, 3, 1, 2), grid, "bilinear", "zeros", align_corners=False)
-    return (moved + fill[:, None, None]).round()
+    return moved.add_(fill[:, None, None]).round_()
 
 
 def nearest(labels: Tensor, draws: Draws, x: Tensor, y: Tensor) -> Tensor:

@@ -13,29 +13,31 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 def coloured(pictures: Tensor, factors: Tensor) -> Tensor:
-    """Brightness, contrast, saturation and hue, in this order.
+    """Brightness, contrast and saturation, in this order.
 
-    Takes and returns whole levels, float32 N x 3 x h x w, RGB, 0..255; `factors` is float64 N x 4, and (1, 1, 1, 0)
-    changes nothing.
+    Takes and returns whole levels, float32 N x 3 x h x w, RGB, 0..255; `factors` is float64 N x 3, and 1 changes nothing.
     """
-    brightness, contrast, saturation, hue = factors.to(torch.float32)[..., None, None, None].unbind(1)
-    pictures = (pictures * brightness).clamp(0, 255).floor()
+    brightness, contrast, saturation = factors.to(torch.float32)[..., None, None, None].unbind(1)
+    pictures = (pictures * brightness).clamp_(0, 255).floor_()  # in place from here on: memory is what this waits for
     mean = grey(pictures).mean((1, 2, 3), dtype=torch.float64)
     lift = (mean * (1 - factors[:, 1])).to(torch.float32)[:, None, None, None]
-    pictures = (pictures * contrast + lift).clamp(0, 255).floor()
+    pictures.mul_(contrast).add_(lift).clamp_(0, 255).floor_()
     rest = (1 - factors[:, 2]).to(torch.float32)[:, None, None, None]
-    pictures = (pictures * saturation + grey(pictures) * rest).clamp(0, 255).round()
-    return turned(pictures, hue)
+    lift = grey(pictures) * rest
+    return pictures.mul_(saturation).add_(lift).clamp_(0, 255).round_()
 
 
 def grey(pictures: Tensor) -> Tensor:
     """Whole levels N x 1 x h x w: cv2's RGB2GRAY, whose weights are 15-bit integers; float32 holds all sums exactly."""
     red, green, blue = pictures.unbind(1)
-    return ((red * 9798 + green * 19235 + blue * 3735 + 16384) / 32768).floor()[:, None]
+    return (red * 9798).add_(green, alpha=19235).add_(blue, alpha=3735).add_(16384).div_(32768).floor_()[:, None]
 
 
 def turned(pictures: Tensor, hue: Tensor) -> Tensor:
-    """Hues turned by a share of the circle, N x 1 x 1 x 1; values and saturations stay (Smith 1978's HSV)."""
+    """Hues turned by a share of the circle, float32 N; values and saturations stay (HSV, Smith 1978).
+
+    Takes and returns whole levels, float32 N x 3 x h x w, RGB, 0..255.
+    """
     largest, smallest = pictures.amax(1, keepdim=True), pictures.amin(1, keepdim=True)
     span = largest - smallest
     red, green, blue = pictures[:, :1], pictures[:, 1:2], pictures[:, 2:]
@@ -46,9 +48,11 @@ def turned(pictures: Tensor, hue: Tensor) -> Tensor:
         torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
     # Each channel falls from the largest to the smallest value and back as the hue goes round.
-    along = (sixths + 6 * hue + constant((5.0, 3.0, 1.0), pictures.device).view(3, 1, 1)).remainder(6)
-    share = torch.minimum(along, 4 - along).clamp(0, 1)
-    return (largest - span * share).round()
+    along = (
+        sixths + 6 * hue[:, None, None, None] + constant((5.0, 3.0, 1.0), pictures.device).view(3, 1, 1)
+    ).remainder(6)
+    share = torch.minimum(along, 4 - along).clamp_(0, 1)
+    return (largest - share.mul_(span)).round_()
 
 
 def blurred(pictures: Tensor, weights: Tensor) -> Tensor:
@@ -63,9 +67,9 @@ def blurred(pictures: Tensor, weights: Tensor) -> Tensor:
         total = pictures * weights[:, 0, None, None, None]
         for away in range(1, reach + 1):
             pair = mirrored.narrow(axis, reach - away, length) + mirrored.narrow(axis, reach + away, length)
-            total = total + pair * weights[:, away, None, None, None]
+            total += pair.mul_(weights[:, away, None, None, None])
         pictures = total
-    return pictures.round().clamp(0, 255)
+    return pictures.round_().clamp_(0, 255)
 
 
 def mirror(length: int, reach: int, device: torch.device) -> Tensor:

@@ -65,13 +65,13 @@ def coloured(picture: RGB, draw: Draw) -> RGB:
     """
     from albumentations.augmentations.pixel import functional as pixel
 
-    brightness, contrast, saturation, hue = draw.colour
+    brightness, contrast, saturation = draw.colour
     picture = pixel.adjust_brightness_torchvision(picture, brightness)
     picture = pixel.adjust_contrast_torchvision(picture, contrast)
     picture = pixel.adjust_saturation_torchvision(picture, saturation)
-    if hue:
+    if draw.hue:
         # In uint8 cv2 counts hue in steps of two degrees, which moves colours by up to 8 levels.
-        turned = pixel.adjust_hue_torchvision(picture.astype(np.float32) / 255, hue)
+        turned = pixel.adjust_hue_torchvision(picture.astype(np.float32) / 255, draw.hue)
         picture = np.rint(turned * 255).astype(np.uint8)
     return picture
 

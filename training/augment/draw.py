@@ -16,7 +16,7 @@ from models.image import RGB, Labels
 from models.spec import VOID
 
 FILL = (124, 116, 104)  # ImageNet's mean colour, RGB: what is brought in is 0 after normalisation
-NO_CHANGE = (1.0, 1.0, 1.0, 0.0)  # brightness, contrast, saturation and hue of a picture that keeps its colours
+NO_CHANGE = (1.0, 1.0, 1.0)  # factors of brightness, contrast and saturation of a picture that keeps its colours
 
 # A cubic kernel (Keys 1981, a = -0.75, in cv2 and torch alike) overshoots what it interpolates: at most by this factor,
 # the square of its absolute values' largest sum.
@@ -30,7 +30,10 @@ class Draw(NamedTuple):
     matrix: NDArray[np.float64]  # 2 x 3, from (x, y, 1) in the crop to (x, y) in the whole picture
     corner: tuple[int, int] = (0, 0)  # (x, y) in the whole picture of the first pixel that is handed over
     elastic: NDArray[np.float32] | None = None  # 2 x gh x gw, x then y: pixels of the crop by which control cells move
-    colour: tuple[float, float, float, float] = NO_CHANGE  # factors but for hue, which is a share of the circle
+    colour: tuple[float, float, float] = (
+        NO_CHANGE  # factors of brightness, contrast and saturation, applied in this order
+    )
+    hue: float = 0.0  # shift as a share of the colour circle, -0.5..0.5
     blur: float = 0.0  # standard deviation in pixels of the crop
     noise: float = 0.0  # standard deviation in levels, 0..255
     seed: int = 0  # of the noise, 0..2**31 - 1
@@ -47,7 +50,8 @@ class Draws(NamedTuple):
     centre: Tensor  # float32 N x 2, (x, y): where the crop's centre falls, less `origin`; 0..1
     origin: Tensor  # int32 N x 2, (x, y): whole pixels of the same, in the picture as it is handed over
     elastic: Tensor  # float32 N x 2 x gh x gw, or N x 2 x 0 x 0
-    colour: Tensor  # float64 N x 4, or N x 0
+    colour: Tensor  # float64 N x 3, or N x 0
+    hue: Tensor  # float32 N, or 0
     blur: Tensor  # float32 N x R, the Gaussian's weights from the centre outwards, or N x 0
     noise: Tensor  # float32 N, or 0
     seed: Tensor  # int32 N, or 0
@@ -75,6 +79,7 @@ def stack(draws: list[Draw], crop: tuple[int, int]) -> Draws:
             [draw.colour if any(each.colour != NO_CHANGE for each in draws) else () for draw in draws],
             dtype=torch.float64,
         ),
+        hue=torch.tensor([draw.hue for draw in draws if any(each.hue for each in draws)], dtype=torch.float32),
         blur=_stacked_blur(draws),
         noise=torch.tensor([draw.noise for draw in draws if noisy], dtype=torch.float32),
         seed=torch.tensor([draw.seed for draw in draws if noisy], dtype=torch.int32),

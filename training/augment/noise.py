@@ -16,7 +16,9 @@ def noise(seeds: Tensor, deviations: Tensor, size: tuple[int, int]) -> Tensor:
     """Whole levels, float32 N x h x w x 3, from seeds int N and standard deviations float32 N; `size` is (height, width)."""
     height, width = size
     counter = torch.arange(height * width * 3, dtype=torch.int32, device=seeds.device)
-    hashed = lowbias32(counter.view(1, height, width, 3) ^ seeds.to(torch.int32).view(-1, 1, 1, 1))
+    # Seeds are hashed first: those of 1 and 2 alone would but swap neighbouring pixels' noise.
+    started = lowbias32(seeds.to(torch.int32)).view(-1, 1, 1, 1)
+    hashed = lowbias32(counter.view(1, height, width, 3) ^ started)
     total = (hashed & 0xFF) + ((hashed >> 8) & 0xFF) + ((hashed >> 16) & 0xFF) + ((hashed >> 24) & 0xFF)
     levels: Tensor = (total - MEAN) * (deviations / DEVIATION).view(-1, 1, 1, 1)
     return levels.round()

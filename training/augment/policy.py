@@ -31,11 +31,13 @@ class Policy:
         centre = (self._offset(size, labels, scale, linear, random) + middle) / scale
         # `centre` and `middle` count from a picture's edge, matrices from its first pixel's centre.
         translation = centre - 0.5 - linear @ (middle - 0.5)
+        colour, hue = self._colour(random)
         return Draw(
             size=size,
             matrix=np.column_stack([linear, translation]),
             elastic=self._elastic(random),
-            colour=self._colour(random),
+            colour=colour,
+            hue=hue,
             blur=self._sometimes(self.config.blur, random),
             noise=self._sometimes(self.config.noise, random),
             seed=int(random.integers(2**31)),
@@ -82,13 +84,13 @@ class Policy:
         cells = [max(CELLS, round(CELLS * length / shorter)) for length in self.crop]
         return random.uniform(-strength, strength, (2, *cells)).astype(np.float32) if strength else None
 
-    def _colour(self, random: np.random.Generator) -> tuple[float, float, float, float]:
-        """Factors of brightness, contrast and saturation, and a shift of hue; in that order they are applied."""
+    def _colour(self, random: np.random.Generator) -> tuple[tuple[float, float, float], float]:
+        """Factors of brightness, contrast and saturation, and a shift of hue."""
         strength, hue = self.config.colour, self.config.hue
         if random.random() >= COLOURED:
-            return NO_CHANGE
+            return NO_CHANGE, 0.0
         brightness, contrast, saturation = random.uniform(1 - strength, 1 + strength, 3).tolist()
-        return brightness, contrast, saturation, random.uniform(-hue, hue)
+        return (brightness, contrast, saturation), random.uniform(-hue, hue)
 
     @staticmethod
     def _sometimes(largest: float, random: np.random.Generator) -> float:
