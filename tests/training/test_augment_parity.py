@@ -1,6 +1,7 @@
 """One draw, three hands: albumentations' own transforms, `cpu.py` and `batch.py` give the same masks and pictures."""
 
 from collections.abc import Callable
+from functools import cache
 
 import albumentations as A
 import cv2
@@ -24,6 +25,7 @@ STILL = TrainConfig(scale=(1, 1), flip=0, colour=0)
 LEVEL, SHARE = 1, 0.999  # of pictures the largest difference, of masks the smallest share of equal pixels
 
 
+@cache
 def drawn(seed: int) -> tuple[RGB, Labels]:
     return scene(np.random.default_rng(seed))
 

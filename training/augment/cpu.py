@@ -7,6 +7,7 @@ its own transforms draw each from a generator of its own, which a seed makes the
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from models.image import RGB, Labels
 from models.spec import VOID
@@ -16,46 +17,48 @@ from training.augment.noise import noise
 
 def apply(picture: RGB, labels: Labels, draw: Draw, crop: tuple[int, int]) -> tuple[RGB, Labels]:
     """Augment RGB uint8 H x W x 3 and labels uint8 H x W to `crop`, (height, width): warp, colours, blur, noise."""
-    picture = warp(picture, draw, crop, cv2.INTER_LINEAR, FILL)
-    labels = warp(labels, draw, crop, cv2.INTER_NEAREST, VOID)
+    picture, labels = warped(picture, labels, draw, crop)
     picture = blurred(coloured(picture, draw), draw)
     if draw.noise:
         added = noise(torch.tensor([draw.seed]), torch.tensor([draw.noise]), crop)[0]
-        picture = (picture + added.numpy()).clip(0, 255).astype(np.uint8)
-    return np.ascontiguousarray(picture), np.ascontiguousarray(labels)
+        picture = np.asarray(cv2.add(picture, added.numpy(), dtype=cv2.CV_8U), np.uint8)  # saturates at 0 and 255
+    return picture, labels
 
 
-def warp(
-    pixels: RGB | Labels, draw: Draw, crop: tuple[int, int], interpolation: int, fill: tuple[int, ...] | int
-) -> RGB | Labels:
-    """The crop of RGB uint8 H x W x 3 or labels uint8 H x W; `fill` comes in from outside."""
+def warped(picture: RGB, labels: Labels, draw: Draw, crop: tuple[int, int]) -> tuple[RGB, Labels]:
+    """The crop: the picture bilinear, FILL coming in from outside, the labels by nearest neighbour, with VOID."""
     from albumentations.augmentations.geometric import functional as geometric
 
     matrix = draw.matrix - np.array([[0, 0, draw.corner[0]], [0, 0, draw.corner[1]]])
-    pixels = np.ascontiguousarray(pixels)
+    # cv2 interpolates four channels in less than half the time of three, and to the same values.
+    four = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2RGBA)
+    inputs = (four, cv2.INTER_LINEAR, (*FILL, 0)), (np.ascontiguousarray(labels), cv2.INTER_NEAREST, (VOID,))
+    constant = cv2.BORDER_CONSTANT
     if draw.elastic is None:
         # `geometric.warp_affine` would hand back a picture of the wrong size where the matrix is the identity.
-        return np.asarray(
-            geometric.warp_affine_with_value_extension(
-                pixels,
-                matrix,
-                dsize=crop[::-1],
-                flags=interpolation | cv2.WARP_INVERSE_MAP,
-                border_mode=cv2.BORDER_CONSTANT,
-                border_value=fill,
-            )
+        move = geometric.warp_affine_with_value_extension
+        four, labels = (
+            move(pixels, matrix, crop[::-1], how | cv2.WARP_INVERSE_MAP, constant, fill) for pixels, how, fill in inputs
         )
-    x, y = elastic_map(draw.elastic, matrix, crop)
-    return np.asarray(geometric.remap(pixels, x, y, interpolation, cv2.BORDER_CONSTANT, fill))
+    else:
+        x, y = elastic_map(draw.elastic, matrix, crop)
+        four, labels = (geometric.remap(pixels, x, y, how, constant, fill) for pixels, how, fill in inputs)
+    return np.asarray(cv2.cvtColor(four, cv2.COLOR_RGBA2RGB), np.uint8), labels
 
 
 def elastic_map(
-    cells: np.typing.NDArray[np.float32], matrix: np.typing.NDArray[np.float64], crop: tuple[int, int]
-) -> np.typing.NDArray[np.float64]:
-    """Where each pixel of the crop is read: float64 2 x h x w, x then y. The crop's pixels move, then the matrix maps them."""
-    moved = np.stack([cv2.resize(each, crop[::-1], interpolation=cv2.INTER_CUBIC) for each in cells]).astype(np.float64)
-    moved += np.stack(np.meshgrid(np.arange(crop[1]), np.arange(crop[0])))
-    return np.asarray(np.tensordot(matrix[:, :2], moved, axes=1) + matrix[:, 2, None, None])
+    cells: NDArray[np.float32], matrix: NDArray[np.float64], crop: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Where each pixel of the crop is read, x and y, h x w each: the crop's pixels move, then the matrix maps them."""
+    across, down = (cv2.resize(each, crop[::-1], interpolation=cv2.INTER_CUBIC) for each in cells)
+    x, y = np.arange(crop[1]), np.arange(crop[0])[:, None]
+    read = [
+        (row[0] * x + (row[1] * y + row[2])).astype(np.float32)
+        + np.float32(row[0]) * across
+        + np.float32(row[1]) * down
+        for row in matrix
+    ]
+    return read[0], read[1]
 
 
 def coloured(picture: RGB, draw: Draw) -> RGB:
