@@ -5,11 +5,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from models.image import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Draw, Draws, Policy, batch, choose, collate, cpu, cut, stack
+from training.augment.colour import constant
 from training.augment.draw import gaussian
 from training.augment.noise import noise
 from training.config import TrainConfig
@@ -146,6 +148,24 @@ def test_grids_are_float32_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = applied(chosen)
     assert all((one == other).all() for one, other in zip(expected, found, strict=True))
+
+
+def test_on_a_gpu_nothing_waits_for_a_value_and_all_stays_there() -> None:
+    """Tensors without memory raise where a value is asked for and where devices are mixed; no GPU is needed for them."""
+    real = collate(items(), CROP)
+    assert all(each.numel() for each in real[2])
+    constant.cache_clear()
+    try:
+        with FakeTensorMode():
+            pictures, labels, *rest = (
+                torch.empty(each.shape, dtype=each.dtype, device="cuda") for each in (*real[:2], *real[2])
+            )
+            found = batch.apply(pictures, labels, Draws(*rest), CROP)
+            assert [each.device.type for each in found] == ["cuda", "cuda"]
+            with pytest.raises(Exception, match=r"item|_local_scalar_dense"):
+                pictures.max().item()
+    finally:
+        constant.cache_clear()  # it would keep tensors without memory
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
