@@ -62,8 +62,24 @@ class TrainConfig(BaseModel):
     )
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest random enlargement")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 where left and right differ")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip: microscopes, satellites")
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
+    elastic: float = Field(
+        0.0,
+        ge=0,
+        le=0.1,
+        description="largest displacement of an elastic change, as a share of the crop's shorter side (arXiv 1505.04597)",
+    )
     colour: float = Field(0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off")
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest random shift of hue, as a share of the colour circle")
+    blur: float = Field(0.0, ge=0, le=10, description="largest sigma of a random Gaussian blur, pixels")
+    noise: float = Field(0.0, ge=0, le=100, description="largest standard deviation of random noise, levels of 0..255")
+    balance: float = Field(
+        0.0, ge=0, le=1, description="probability that a crop is laid on a class drawn evenly from its picture's"
+    )
+    augment: Literal["auto", "cpu", "gpu"] = Field(
+        "auto", description="where: in the workers, or on whole batches on the training's device"
+    )
 
     # the optimisation
     epochs: int | None = Field(

@@ -1,0 +1,50 @@
+"""Augmentation: a new crop of each picture at each epoch, drawn once and laid on where it costs least.
+
+    Policy(config, crop).draw(size, labels, random) -> Draw     policy.py   what the config allows, drawn as plain numbers
+    cpu.apply(picture, labels, draw, crop)                      cpu.py      one picture, by albumentations and cv2
+    batch.apply(pictures, labels, draws, crop)                  batch.py    a whole batch, by torch, where its tensors lie
+    cut(...), collate(...)                                      draw.py     what a worker sends of a picture to a GPU
+
+The two ways agree: for one draw masks are equal, but for pixels that are read within 1e-4 of the middle between two others,
+and each kind of change gives pictures within a level (`tests/training/test_augment_parity.py`, which holds both to
+albumentations' own transforms); where all kinds come together, colours draw a rounded level further apart at 1 pixel in
+1,000. Geometry is one warp, whatever it is made of, so that a picture is
+interpolated once. Masks move by nearest neighbour, and what comes in from outside is void, never a class: no label is
+invented (albumentations #175, kornia #3090).
+"""
+
+from typing import Literal
+
+import numpy as np
+
+from models.image import RGB, Labels
+from training.augment import batch, cpu
+from training.augment.draw import FILL, Draw, Draws, collate, cut, stack
+from training.augment.policy import Policy
+from training.config import TrainConfig
+
+__all__ = ["FILL", "Augment", "Draw", "Draws", "Policy", "batch", "choose", "collate", "cpu", "cut", "stack"]
+
+
+class Augment:
+    """Draw and apply in one call, on the CPU: what a worker does where the pictures are augmented there."""
+
+    def __init__(self, config: TrainConfig, crop: tuple[int, int]) -> None:
+        """`crop` is (height, width) in pixels."""
+        self.policy = Policy(config, crop)
+
+    def __call__(self, picture: RGB, labels: Labels, seed: int) -> tuple[RGB, Labels]:
+        """Augment RGB uint8 H x W x 3 and labels uint8 H x W to the crop's size; the same seed gives the same result."""
+        draw = self.policy.draw(labels.shape, labels, np.random.default_rng(seed))
+        return cpu.apply(picture, labels, draw, self.policy.crop)
+
+
+def choose(setting: Literal["auto", "cpu", "gpu"], device: str) -> Literal["cpu", "gpu"]:
+    """Where pictures are augmented: "cpu" is by the workers, "gpu" on whole batches on `device`, "cuda" or "cpu".
+
+    `auto` leaves them to the workers where there is no GPU: on one thread of a CPU, crops of 360 x 480 in batches of 8, cv2
+    augmented 268 images a second and torch 25 (`benchmarks/augment.py`).
+    """
+    if setting != "auto":
+        return setting
+    return "gpu" if device.startswith("cuda") else "cpu"
