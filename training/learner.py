@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Learner(nn.Module):
         """The loss, a float32 scalar, of pictures uint8 N x H x W x 3 RGB and labels uint8 N x H x W."""
         # N x H x W x 3 seen as N x 3 x H x W is channels_last already, the layout that convolutions are quickest in.
         logits, *auxiliary = self.network.training_logits(pictures.permute(0, 3, 1, 2))
-        total = self.criterion(logits, labels)
+        total: Tensor = self.criterion(logits, labels)
         for one in auxiliary:
             total = total + self.aux_weight * self.criterion(one, labels)
         return total
@@ -53,7 +54,7 @@ def averaged(network: Network, decay: float) -> AveragedModel | None:
     if decay == 0:
         return None
 
-    def update(averages: list[Tensor], values: list[Tensor], count: Tensor | int) -> None:
+    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
         steps = torch.as_tensor(count, dtype=torch.float32)  # stays on the GPU, which need not wait for it
         share = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
         for average, value in zip(averages, values, strict=True):

@@ -13,11 +13,14 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from models.architectures.network import Network, upsample
+from training.augment import Draws
+from training.augment import batch as augment
 from training.config import TrainConfig
 from training.data.loader import Batch
 from training.learner import Guard, seed_draws
 from training.metrics import Confusion
 from training.optim import rate
+from training.parallel import over_processes
 from training.state import BEST, LAST, State
 
 EPOCHS = 40  # where neither epochs nor minutes are given
@@ -57,7 +60,7 @@ class Span:
 
 def fit(
     fabric: Fabric, state: State, learner: Any, batches: Iterator[Batch], validate: Callable[[Network], Confusion],
-    span: Span, config: TrainConfig, autocast: torch.dtype | None, watcher: Watcher, out: Path,
+    span: Span, config: TrainConfig, crop: tuple[int, int], autocast: torch.dtype | None, watcher: Watcher, out: Path,
 ) -> None:  # fmt: skip
     """Train from the state's step to the end of the span; leaves `best.ckpt` and `last.ckpt` under `out`.
 
@@ -71,7 +74,7 @@ def fit(
     with stop_signals() as stopped:
         while progress < 1:
             lr = config.lr * set_rate(state.optimizer, rate(progress, state.step, config))
-            names, loss = one_step(fabric, state, learner, batches, config, autocast)
+            names, loss = one_step(fabric, state, learner, batches, config, crop, autocast)
             state.step += 1
             watcher.stepped(state, taken(state, guard.watch(state.step, lr, names, loss)))
 
@@ -103,7 +106,7 @@ def fit(
 
 
 def one_step(
-    fabric: Fabric, state: State, learner: Any, batches: Iterator[Batch], config: TrainConfig,
+    fabric: Fabric, state: State, learner: Any, batches: Iterator[Batch], config: TrainConfig, crop: tuple[int, int],
     autocast: torch.dtype | None,
 ) -> tuple[list[str], Tensor]:  # fmt: skip
     """Gradients of `accumulate` batches, one step of the optimiser; returns the pictures' names and the mean loss."""
@@ -112,7 +115,7 @@ def one_step(
     for part in range(1, config.accumulate + 1):
         batch = next(batches)
         names += batch.names
-        pictures, labels = to_device(batch, fabric.device)
+        pictures, labels = to_device(batch, fabric.device, crop)
         # Only now: a loader that begins draws from torch's generator, and a resumed run begins elsewhere.
         seed_draws(config.seed, state.step, part, fabric.global_rank)
         with fabric.no_backward_sync(learner, enabled=part < config.accumulate):
@@ -140,20 +143,22 @@ def validate_on(
             torch.distributed.broadcast(buffer, 0)
     with torch.inference_mode(), half(fabric.device, autocast):
         for batch in batches:
-            pictures, labels = to_device(batch, fabric.device)
+            pictures, labels = to_device(batch, fabric.device, (0, 0))
             logits = network.logits(pictures.permute(0, 3, 1, 2))
             answers = upsample(logits.float(), labels.shape[1:]).argmax(dim=1).to(torch.uint8)
             confusion.add(labels.cpu().numpy(), answers.cpu().numpy())
     network.train(training)
-    if fabric.world_size > 1:
-        total = fabric.all_reduce(torch.from_numpy(confusion._counts).to(fabric.device), reduce_op="sum")
-        confusion._counts[:] = total.cpu().numpy()
+    confusion._counts[:] = over_processes(torch.from_numpy(confusion._counts).to(fabric.device)).cpu().numpy()
     return confusion
 
 
-def to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Pictures and labels, moved while the device is still busy with the batch before."""
-    return batch.pictures.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+def to_device(batch: Batch, device: torch.device, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Pictures and labels, moved while the device is still busy with the batch before, and augmented there if asked for."""
+    pictures, labels = batch.pictures.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+    if batch.draws is None:
+        return pictures, labels
+    draws = Draws(*(part.to(device, non_blocking=True) for part in batch.draws))
+    return augment.apply(pictures, labels, draws, crop)
 
 
 def half(device: torch.device, kind: torch.dtype | None) -> Any:
@@ -164,7 +169,7 @@ def half(device: torch.device, kind: torch.dtype | None) -> Any:
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
     """Set each group's learning rate to its share of the group's peak; returns the share."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * share
+        group["lr"] = group["initial_lr"] * share
     return share
 
 
@@ -189,17 +194,17 @@ def judge(state: State, confusion: Confusion) -> bool:
 def shared(fabric: Fabric, span: Span, state: State) -> float:
     """The share of the training that is done, the first process's in all: learning rates by other clocks would differ."""
     progress = span.progress(state.step, state.seconds())
-    if fabric.world_size > 1 and span.seconds:
-        told = torch.tensor(progress if fabric.is_global_zero else 0.0, dtype=torch.float64, device=fabric.device)
-        progress = fabric.all_reduce(told, reduce_op="sum").item()
-    return progress
+    if not span.seconds or fabric.world_size == 1:
+        return progress
+    told = torch.tensor(progress if fabric.is_global_zero else 0.0, dtype=torch.float64, device=fabric.device)
+    return over_processes(told).item()
 
 
 def agreed(fabric: Fabric, stopped: bool) -> bool:
     """Whether any process was asked to stop: they leave after the same step, or would wait for each other for ever."""
     if fabric.world_size == 1:
         return stopped
-    return bool(fabric.all_reduce(torch.tensor(float(stopped), device=fabric.device), reduce_op="sum").item())
+    return over_processes(torch.tensor(float(stopped), device=fabric.device)).item() > 0
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 
 from models.errors import ConfigError, MaskserveError, RunError, first_line
 from training.config import TrainConfig

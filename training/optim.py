@@ -41,7 +41,8 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
         if parameter.requires_grad:
             part = "encoder" if id(parameter) in pretrained else "head"
             groups[part, parameter.ndim > 1]["params"].append(parameter)
-    return [group for group in groups.values() if group["params"]]
+    # The peak, of which `lr` becomes a share with each step; by the name that torch's own schedules use.
+    return [{**group, "initial_lr": group["lr"]} for group in groups.values() if group["params"]]
 
 
 def make_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:

@@ -40,7 +40,7 @@ class Watch:
         self.classes, self.span, self.pictures = classes, span, pictures
         self.console, self.log = console, log
         self.samples = samples
-        self.board = _board(out / "tensorboard") if board else None
+        self.board: Any = _board(out / "tensorboard") if board else None
         self.loss = self.miou = math.nan
         self.speed_since: tuple[int, float] | None = None  # step and time that the epoch began with
         self.looked = 0.0

@@ -5,7 +5,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.optim.swa_utils import AveragedModel
@@ -37,8 +37,7 @@ class State:
         """The network to validate and to keep: of the averaged weights where there are any."""
         if self.average is None:
             return self.network
-        averaged: Network = self.average.module
-        return averaged
+        return cast(Network, self.average.module)
 
     def seconds(self) -> float:
         """How long the run has taken, over all its starts."""

@@ -28,13 +28,14 @@ from models.architectures.network import Network
 from models.errors import DataError, RunError
 from models.geometry import fitted_size
 from models.spec import InputRule
+from training import augment
 from training.config import TrainConfig
 from training.data import Samples, load
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
 from training.learner import Learner, averaged
 from training.lint import Report, lint, show
 from training.loop import Span, fit, validate_on
-from training.losses import Criterion
+from training.losses import Criterion, class_weights
 from training.machine import choose_device, choose_precision, determined, enough_memory, launch, on_first
 from training.metrics import Confusion
 from training.network import (
@@ -110,15 +111,17 @@ def train(
 
     network.to(memory_format=torch.channels_last)
     if device == "cuda" and fabric.world_size > 1:
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    criterion = Criterion.of(config, report.pixels["train"][: len(training.classes)])
+        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    weights = class_weights(config.class_weights, report.pixels["train"][: len(training.classes)])
+    criterion = Criterion.of(config, weights)
     learner = fabric.setup_module(Learner(network, criterion, config))
     # Fabric's own hold on an optimiser copies it: what is loaded into the copy never reaches the original.
     state = State(network, make_optimizer(network, config), averaged(network, config.ema))
     if resume:
         state.load(out / LAST)
     start = state.step * config.accumulate
-    batches = training_batches(training, rule, crop, config, start, fabric.global_rank, fabric.world_size)
+    where = augment.choose(config.augment, device)
+    batches = training_batches(training, rule, crop, config, where, start, fabric.global_rank, fabric.world_size)
     held_out = validation_batches(validation, rule, config, fabric.global_rank, fabric.world_size)
 
     def validate(result: Network) -> Confusion:
@@ -136,7 +139,7 @@ def train(
         enough_memory(config, crop),
         closing(opened(batches)) as stream,  # its workers end with it
     ):
-        fit(fabric, state, learner, stream, validate, span, config, autocast, watch, out)
+        fit(fabric, state, learner, stream, validate, span, config, crop, autocast, watch, out)
 
     if fabric.is_global_zero:
         curves(out / TABLE, out / "curves.png")

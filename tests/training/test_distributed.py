@@ -17,8 +17,8 @@ from training.state import LAST, read
 ROOT = Path(__file__).parents[2]
 # Batch norms are frozen: each process would see its half of a batch, and SyncBN exists on GPUs alone.
 WORDS = [
-    "encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "optimizer=sgd", "lr=0.01", "warmup=2", "crop=32,64", "freeze_norms=true",
-    "dropout=0", "precision=f32", "deterministic=true", "tensorboard=false", "device=cpu",
+    "encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "optimizer=sgd", "lr=0.01", "warmup=2", "crop=32,64",
+    "freeze_norms=true", "dropout=0", "precision=f32", "deterministic=true", "tensorboard=false", "device=cpu",
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def test_two_processes_train_the_network_of_one(few: Path, tmp_path: Path) -> No
     first, second = read(one / LAST)["network"], read(two / LAST)["network"]
     assert first.keys() == second.keys()
     for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5, msg=lambda text: f"{name}: {text}")
+        torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5)
     for mine, theirs in zip(rows(one), rows(two), strict=True):
         assert float(theirs["loss"]) == pytest.approx(float(mine["loss"]), rel=1e-5)
         assert float(theirs["miou"]) == pytest.approx(float(mine["miou"]), abs=1e-3)
@@ -69,7 +69,9 @@ def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
     whole = list(Steps(10, 4, seed=3, stop=9))
     parts = [list(Steps(10, 4, seed=3, stop=9, rank=rank, world=2)) for rank in (0, 1)]
     for batch, *halves in zip(whole, *parts, strict=True):
-        assert sorted(batch, key=lambda item: item.number) == sorted(sum(halves, []), key=lambda item: item.number)
+        assert sorted(batch, key=lambda item: item.number) == sorted(
+            [*halves[0], *halves[1]], key=lambda item: item.number
+        )
         assert [len(half) for half in halves] == [2, 2]
 
 

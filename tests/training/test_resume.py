@@ -26,8 +26,9 @@ ROOT = Path(__file__).parents[2]
 STEPS = 6  # two epochs of three
 # All that could be forgotten: dropout, averaged weights, momentum, accumulated gradients, a worker that reads ahead.
 WORDS = [
-    "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2", "crop=32,64", "ema=0.9",
-    "dropout=0.5", "clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0", "tensorboard=false",
+    "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2",
+    "crop=32,64", "ema=0.9", "dropout=0.5", "clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
+    "tensorboard=false",
 ]  # fmt: skip
 
 

@@ -4,9 +4,10 @@ Training knows no epochs here: one permutation of the pictures follows another, 
 is full, and what the step `n` sees is a function of (seed, n), from wherever a run begins or is resumed.
 """
 
+import functools
 import signal
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from models.errors import DataError, MaskserveError, first_line
 from models.geometry import fitted_size, resize_labels, resize_picture
 from models.image import RGB, Labels
 from models.spec import VOID, InputRule
-from training.augment import Augment
+from training.augment import Draw, Draws, Policy, collate, cpu, cut
 from training.config import TrainConfig
 from training.data.samples import Samples
 
@@ -30,6 +31,16 @@ class Batch(NamedTuple):
     pictures: Tensor
     labels: Tensor
     names: list[str]
+    draws: Draws | None = None  # of what is still to be augmented, where that is done by the batch
+
+
+class Sample(NamedTuple):
+    """What a worker hands over: RGB uint8 H x W x 3, labels uint8 H x W, the name; and the draw, if it is still to be laid on."""
+
+    picture: RGB
+    labels: Labels
+    name: str
+    draw: Draw | None = None
 
 
 class Item(NamedTuple):
@@ -45,37 +56,45 @@ class Failure(NamedTuple):
     sentence: str
 
 
-class Fitted(Dataset[tuple[RGB, Labels, str] | Failure]):
-    """One split, each picture at the scale that the network sees; augmented where `augment` is given."""
+class Fitted(Dataset[Any]):
+    """One split, each picture at the scale that the network sees; augmented where a policy is given."""
 
-    def __init__(self, samples: Samples, rule: InputRule, augment: Augment | None = None, seed: int = 0) -> None:
+    def __init__(
+        self, samples: Samples, rule: InputRule, policy: Policy | None = None, seed: int = 0, where: str = "cpu"
+    ) -> None:
+        """`where`: "cpu" to augment here, "gpu" to draw here what will be done by the batch."""
         self.samples = samples
         self.rule = rule
-        self.augment = augment
+        self.policy = policy
         self.seed = seed
+        self.where = where
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, item: Item) -> tuple[RGB, Labels, str] | Failure:
-        """A picture RGB uint8 H x W x 3, its labels uint8 H x W, and its name."""
+    def __getitem__(self, item: Item) -> Sample | Failure:
+        """One picture, ready for its batch."""
         pair = self.samples.pairs[item.place]
         try:
-            return *self._read(item), pair.name
+            return self._read(item, pair.name)
         except MaskserveError as error:
             return Failure(str(error))
         except Exception as error:  # a library's own, which would not say for which of ten thousand files
             return Failure(f"{pair.image} or its mask {pair.mask}: {type(error).__name__}: {first_line(error)}")
 
-    def _read(self, item: Item) -> tuple[RGB, Labels]:
+    def _read(self, item: Item, name: str) -> Sample:
         picture, labels = self.samples.picture(item.place), self.samples.labels(item.place)
         if picture.shape[:2] != labels.shape:
             raise DataError(f"{self.samples.pairs[item.place].mask} has not the size of its picture.")
         size = fitted_size(labels.shape, self.rule)
         picture, labels = resize_picture(picture, size), resize_labels(labels, size)
-        if self.augment:
-            picture, labels = self.augment(picture, labels, hash((self.seed, item.number)) % 2**31)
-        return np.array(picture), labels
+        if self.policy is None:
+            return Sample(np.array(picture), labels, name)
+        draw = self.policy.draw(size, labels, np.random.default_rng((self.seed, item.number)))
+        if self.where == "gpu":
+            window, mask, draw = cut(picture, labels, draw, self.policy.crop)
+            return Sample(np.ascontiguousarray(window), np.ascontiguousarray(mask), name, draw)
+        return Sample(*cpu.apply(picture, labels, draw, self.policy.crop), name)
 
 
 class Steps(Sampler[list[Item]]):
@@ -106,16 +125,16 @@ class Steps(Sampler[list[Item]]):
 
 
 def training_batches(
-    samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig,
+    samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig, where: str = "cpu",
     start: int = 0, rank: int = 0, world: int = 1,
 ) -> DataLoader[Batch]:  # fmt: skip
-    """Augmented batches of the size of the crop without end, from the batch number `start`."""
+    """Batches without end, from the batch number `start`: augmented, or with the draws to do it by (`where`, as in Fitted)."""
     return DataLoader(
-        Fitted(samples, rule, Augment(config, crop), config.seed),
+        Fitted(samples, rule, Policy(config, crop), config.seed, where),
         batch_sampler=Steps(len(samples), config.batch, config.seed, start, rank=rank, world=world),
         num_workers=config.workers,
         worker_init_fn=leave_signals,
-        collate_fn=together,
+        collate_fn=functools.partial(together, crop=crop),
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -143,31 +162,41 @@ def leave_signals(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def together(items: list[tuple[RGB, Labels, str] | Failure]) -> Batch | Failure:
-    """Stack items of one size; a failure among them is the batch."""
-    pictures, labels, names = [], [], []
-    for item in items:
-        if isinstance(item, Failure):
-            return item
-        pictures.append(torch.from_numpy(item[0]))
-        labels.append(torch.from_numpy(item[1]))
-        names.append(item[2])
-    return Batch(torch.stack(pictures), torch.stack(labels), names)
+def together(items: list[Sample | Failure], crop: tuple[int, int]) -> Batch | Failure:
+    """A batch of items; a failure among them is the batch. `crop` is (height, width) of what is still to be augmented."""
+    good, failures = _sorted_out(items)
+    if failures:
+        return failures[0]
+    names = [item.name for item in good]
+    drawn = [(item.picture, item.labels, item.draw) for item in good if item.draw is not None]
+    if drawn:
+        pictures, labels, draws = collate(drawn, crop)
+        return Batch(pictures, labels, names, draws)
+    return Batch(
+        torch.from_numpy(np.stack([item.picture for item in good])),
+        torch.from_numpy(np.stack([item.labels for item in good])),
+        names,
+    )
 
 
-def pad_together(items: list[tuple[RGB, Labels, str] | Failure]) -> Batch | Failure:
+def pad_together(items: list[Sample | Failure]) -> Batch | Failure:
     """Repeat each picture's last row and column up to the largest height and width, rounded up to the stride."""
-    good = [item for item in items if not isinstance(item, Failure)]
-    if len(good) < len(items):
-        return together(items)
-    height, width = (max(labels.shape[axis] for _, labels, _ in good) for axis in (0, 1))
+    good, failures = _sorted_out(items)
+    if failures:
+        return failures[0]
+    height, width = (max(item.labels.shape[axis] for item in good) for axis in (0, 1))
     height, width = height + -height % STRIDE, width + -width % STRIDE
-    padded = []
-    for picture, labels, name in good:
-        margins = ((0, height - labels.shape[0]), (0, width - labels.shape[1]))
-        picture = np.pad(picture, (*margins, (0, 0)), mode="edge")
-        padded.append((picture, np.pad(labels, margins, constant_values=VOID), name))
-    return together(padded)
+    padded: list[Sample | Failure] = []
+    for item in good:
+        margins = ((0, height - item.labels.shape[0]), (0, width - item.labels.shape[1]))
+        picture = np.pad(item.picture, (*margins, (0, 0)), mode="edge")
+        padded.append(Sample(picture, np.pad(item.labels, margins, constant_values=VOID), item.name))
+    return together(padded, (height, width))
+
+
+def _sorted_out(items: list[Sample | Failure]) -> tuple[list[Sample], list[Failure]]:
+    good = [item for item in items if isinstance(item, Sample)]
+    return good, [item for item in items if isinstance(item, Failure)]
 
 
 def opened(loader: DataLoader[Batch]) -> Generator[Batch]:
