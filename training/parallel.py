@@ -35,7 +35,7 @@ def smallest_over_processes(values: Tensor, count: int) -> Tensor:
         everyone = [torch.empty_like(padded) for _ in range(processes())]
         dist.all_gather(everyone, padded)
         mine = torch.cat(everyone).topk(count, largest=False).values
-    return mine.max()  # not `kthvalue`, which the deterministic mode refuses on CUDA
+    return mine.max()
 
 
 class _SumOverProcesses(torch.autograd.Function):
