@@ -75,7 +75,7 @@ class Criterion(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See the class."""
         with torch.autocast(logits.device.type, enabled=False):
-            # float64 stays, for gradients that are checked. Channels_last costs a CPU a fifth more from here on.
+            # float64 stays, for gradients that are checked. In channels_last a CPU takes longer over all that follows.
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).contiguous()
             scored = [score(*pair) for pair in parts(logits, labels)]
             how = How(self.weights, **self.how)
@@ -85,7 +85,7 @@ class Criterion(nn.Module):
 def parts(logits: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     """The batch whole on a GPU; a picture at a time on a CPU, where maps of full size then stay in the cache.
 
-    8 x 11 x 360 x 480 from stride 8, forward and backward on one core: 130 ms, where the whole batch takes 240.
+    Cross-entropy of 8 x 11 x 360 x 480, forward and backward on one core: 0.16-0.2 s, and 0.25-0.3 s by the batch.
     """
     if logits.device.type != "cpu":
         return [(logits, labels)]
@@ -96,7 +96,7 @@ def score(logits: Tensor, labels: Tensor) -> Scored:
     """Logits float N x C x h x w and labels uint8 N x H x W, brought together at the labels' size.
 
     By `gather` and not by `cross_entropy`: `nll_loss2d` has no deterministic kernel on CUDA and, on a CPU, writes
-    out of bounds for a label that is no class (pytorch #194802), which `gather` refuses. It takes the same time.
+    out of bounds for a label that is no class (pytorch #194802), which `gather` refuses. It costs a tenth more.
     """
     valid = labels != VOID
     classes = labels.long().masked_fill_(~valid, 0)

@@ -34,8 +34,8 @@ def smallest_over_processes(values: Tensor, count: int) -> Tensor:
         padded[:held] = mine
         everyone = [torch.empty_like(padded) for _ in range(processes())]
         dist.all_gather(everyone, padded)
-        mine = torch.cat(everyone)
-    return mine.kthvalue(count).values
+        mine = torch.cat(everyone).topk(count, largest=False).values
+    return mine.max()
 
 
 class _SumOverProcesses(torch.autograd.Function):
