@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
     picture, labels = read(*arguments) if arguments else scene(np.random.default_rng(3), CROP)
     rows = [row(config, picture, labels, seed) for seed, config in enumerate(ROWS)]
     sheet = Image.fromarray(np.concatenate(rows))
-    sheet.quantize(128, dither=Image.Dither.NONE).save(target, optimize=True)
+    sheet.quantize(96, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
 def read(picture: str, mask: str) -> tuple[RGB, Labels]:

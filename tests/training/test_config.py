@@ -36,7 +36,7 @@ def test_every_setting_is_explained_or_says_its_choices() -> None:
     ("words", "message"),
     [
         (["epoch=3"], "did you mean epochs"),
-        (["banana=3"], "--settings"),
+        (["xyzzy=3"], "--settings"),
         (["epochs"], "key=value"),
         (["epochs=0"], "greater than or equal to 1"),
         (["skips=4s"], "skips='4s'"),
