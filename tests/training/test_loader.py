@@ -88,7 +88,7 @@ def test_an_error_in_a_worker_names_the_file_in_one_line(few: Path, workers: int
     """nnU-Net #2659: a worker's true error was hidden."""
     samples = load(few, "train")
     samples.pairs[3].image.write_bytes(b"\xff\xd8\xff broken")
-    with pytest.raises(DataError, match="train_0003.jpg") as caught:
+    with pytest.raises(DataError, match=r"train_0003.jpg") as caught:
         for _, batch in zip(
             range(3), opened(training_batches(samples, RULE, CROP, TrainConfig(workers=workers))), strict=False
         ):

@@ -1,0 +1,225 @@
+"""Images a second in training, beside torchvision's reference loop: `python -m benchmarks.training [--encoder NAME] ...`.
+
+The same network (torchvision's FCN-ResNet-50, or `fcn` on another encoder), the same pictures, crops and batch, in
+turn in one run. The reference is torchvision's `references/segmentation` written plainly: float32 eager, its transforms on
+the CPU, SGD, a poly schedule. Ours is the product's own loader and step. Then a profile says where our step goes.
+Results: benchmarks/results/training.json, with the machine.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision.transforms.v2 as T
+from lightning.fabric import Fabric
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+
+from maskserve.machine import machine
+from models.architectures import build
+from models.spec import InputRule
+from training import augment
+from training.config import TrainConfig
+from training.data import load
+from training.data.loader import opened, training_batches
+from training.data.samples import Samples
+from training.data.shapes import draw
+from training.learner import Learner
+from training.loop import one_step
+from training.losses import Criterion
+from training.machine import choose_device, choose_precision
+from training.network import architecture_options
+from training.optim import make_optimizer
+from training.state import State
+
+SIZE = (360, 480)  # (height, width) of the pictures
+
+
+class Reference(Dataset[Any]):
+    """torchvision's SegmentationPresetTrain: resize at random, flip, crop, to float, normalise."""
+
+    def __init__(self, samples: Samples, crop: tuple[int, int]) -> None:
+        self.samples = samples
+        self.transforms = T.Compose(
+            [
+                T.ToImage(),
+                T.RandomResize(SIZE[0] // 2, SIZE[0] * 2),
+                T.RandomHorizontalFlip(0.5),
+                T.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Mask: 255, "others": 0}),
+                T.ToDtype({tv_tensors.Image: torch.float32, tv_tensors.Mask: torch.int64, "others": None}, scale=True),
+                T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        picture = Image.open(self.samples.pairs[index].image).convert("RGB")
+        mask = tv_tensors.Mask(torch.from_numpy(self.samples.labels(index)))
+        return self.transforms(picture, mask)
+
+
+def endless(loader: DataLoader[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def reference(network: nn.Module, samples: Samples, config: TrainConfig, device: str) -> Callable[[], None]:
+    """torchvision's train_one_epoch, a step a call, on NCHW float32."""
+    assert config.crop is not None
+    network = network.to(device).train()
+    data = Reference(samples, config.crop)
+    loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
+    optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=0.9, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, 10**6, 0.9)
+    batches = endless(loader)
+
+    def step() -> None:
+        images, target = (part.to(device) for part in next(batches))
+        logits, *auxiliary = network(images)
+        losses = [
+            F.cross_entropy(F.interpolate(one, target.shape[1:], mode="bilinear"), target.squeeze(1), ignore_index=255)
+            for one in (logits, *auxiliary)
+        ]
+        loss = losses[0] + sum(0.5 * one for one in losses[1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        loss.item()  # its MetricLogger does
+
+    return step
+
+
+def ours(network: Any, samples: Samples, config: TrainConfig, device: str, precision: str) -> Callable[[], None]:
+    """The product's loader and step."""
+    assert config.crop is not None
+    crop, rule = config.crop, InputRule(rule="native")
+    fabric = Fabric(accelerator=device, devices=1)
+    network = network.to(memory_format=torch.channels_last)
+    learner = fabric.setup_module(Learner(network, Criterion.of(config), config))
+    state = State(network, make_optimizer(network, config))
+    where = augment.choose(config.augment, device)
+    batches = opened(training_batches(samples, rule, crop, config, where))
+    autocast = torch.bfloat16 if precision == "bf16" else None
+
+    def step() -> None:
+        one_step(fabric, state, learner, batches, config, crop, autocast)
+        state.step += 1
+
+    return step
+
+
+class Body(nn.Module):
+    """Our network less its normalisation, which torchvision's loop has among its transforms."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.body = network.body
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        maps: tuple[torch.Tensor, ...] = self.body.training_logits(images)
+        return maps
+
+
+def finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def timed(ways: dict[str, Callable[[], None]], rounds: int, steps: int, device: str) -> dict[str, float]:
+    """Median seconds of a step of each way; they take turns of `steps`, after two turns that do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(2 + rounds):
+        for name, way in ways.items():
+            finish(device)
+            begun = time.perf_counter()
+            for _ in range(steps):
+                way()
+            finish(device)
+            if turn >= 2:
+                seconds[name].append((time.perf_counter() - begun) / steps)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def profiled(step: Callable[[], None], device: str, steps: int = 5) -> dict[str, Any]:
+    """Where the time of our step goes: shares by kind of operation, and on a GPU the share that it is busy."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    finish(device)
+    begun = time.perf_counter()
+    with torch.profiler.profile(activities=activities) as profile:
+        for _ in range(steps):
+            step()
+        finish(device)
+    wall = time.perf_counter() - begun
+    rows = profile.key_averages()
+    attribute = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    costs = sorted(((getattr(row, attribute) / 1e6, row.key) for row in rows), reverse=True)
+    told = {key: round(cost / wall, 3) for cost, key in costs[:15]}
+    return {"share_of_wall": told, "busy": round(sum(cost for cost, _ in costs) / wall, 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--encoder", default="resnet50")
+    parser.add_argument("--crop", default="240,320", help="height,width")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=2, help="of a turn")
+    asked = parser.parse_args()
+    height, width = (int(side) for side in asked.crop.split(","))
+    torchvision_like = {"output_stride": 8, "skips": "32s", "aux": True} if asked.encoder == "resnet50" else {}
+    config = TrainConfig.model_validate(
+        {"encoder": asked.encoder, "crop": (height, width), "batch": asked.batch, "lr": 0.01, **torchvision_like}
+    )
+    device = choose_device(config)
+    precision = choose_precision(config, device)
+    torch.backends.cudnn.benchmark = True
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder) / "shapes", counts={"train": 64, "val": 1}, size=SIZE)
+        samples = load(Path(folder) / "shapes", "train")
+        options = architecture_options(config)
+        mine = build(config.architecture, 6, **options)
+        f32 = build(config.architecture, 6, **options)
+        theirs = build(config.architecture, 6, **options)
+        ways = {
+            "torchvision's loop, f32": reference(Body(theirs), samples, config, device),
+            "ours, f32": ours(f32, samples, config, device, "f32"),
+            f"ours, {precision}": ours(mine, samples, config, device, precision),
+        }
+        medians = timed(ways, asked.rounds, asked.steps, device)
+        profile = profiled(ways[f"ours, {precision}"], device)
+    base = medians["torchvision's loop, f32"]
+    rows = {
+        name: {"images_per_second": round(config.batch / value, 2), "times_reference": round(base / value, 2)}
+        for name, value in medians.items()
+    }
+    for name, row in rows.items():
+        print(f"{row['images_per_second']:8.2f} images/s  {row['times_reference']:5.2f}x  {name}")
+    print(
+        f"busy {profile['busy']:.0%}:",
+        ", ".join(f"{key} {share:.0%}" for key, share in profile["share_of_wall"].items()),
+    )
+    asked_for = {"encoder": asked.encoder, "crop": [height, width], "batch": config.batch, "workers": config.workers}
+    target = Path(__file__).parent / "results" / "training.json"
+    results = json.loads(target.read_text()) if target.exists() else {}
+    name = f"fcn on {asked.encoder}, {width}x{height}, batch {config.batch}, {device}"
+    versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    results[name] = {**machine(), **versions, **asked_for, "rows": rows, "profile": profile}
+    target.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
