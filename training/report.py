@@ -1,4 +1,4 @@
-"""Pictures of how a training or an evaluation went."""
+"""Pictures of how a training went; `training/page/` draws an evaluation."""
 
 import csv
 from pathlib import Path
@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw
 from models.image import RGB, Labels
 from models.outputs.overlay import blend
 from models.spec import ClassInfo, palette
-from training.metrics import Confusion
 
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt  # the backend must be chosen first
@@ -32,33 +31,6 @@ def curves(table: Path, target: Path) -> None:
     right.legend(loc="lower right")
     for axes in (left, right):
         axes.grid(alpha=0.3)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
-
-
-def confusion(matrix: Confusion, classes: list[ClassInfo], target: Path) -> None:
-    """Draw the confusion matrix, each row (a class of the truth) as shares of its pixels, as a PNG."""
-    counts = matrix.counts.astype(np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    names = [entry.name for entry in classes]
-    side = max(4.0, 0.55 * len(names) + 2)
-    figure, axes = plt.subplots(figsize=(side, side), constrained_layout=True)
-    axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="answer", ylabel="truth")
-    if len(names) <= 20:
-        for (row, column), share in np.ndenumerate(shares):
-            if share >= 0.005:
-                axes.text(
-                    column,
-                    row,
-                    f"{share:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="white" if share > 0.6 else "black",
-                )
     figure.savefig(target, dpi=110)
     plt.close(figure)
 
