@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.image import Labels
 from models.spec import VOID, ClassInfo
 
-Counts = NDArray[np.generic]  # ... x C pixels, whole numbers >= 0, int64 or float64
+Counts = NDArray[Any]  # ... x C pixels, whole numbers >= 0, int64 or float64
 Rates = NDArray[np.float64]  # ... x C, 0..1, NaN where there is nothing to count
 
 
@@ -31,13 +31,13 @@ def accuracy(hit: Counts, truth: Counts) -> Rates:
     return _share(hit, truth)
 
 
-def mean(rates: Rates) -> Any:
-    """The mean along the last axis over the classes that occur; NaN where none does."""
+def mean(rates: Rates) -> Rates:
+    """The mean along the last axis over the classes that occur, ...; NaN where none does."""
     there = ~np.isnan(rates)
     return _share(np.where(there, rates, 0.0).sum(axis=-1), there.sum(axis=-1))
 
 
-def _share(part: Any, whole: Any) -> Any:
+def _share(part: Any, whole: Any) -> Rates:
     """`part / whole` in float64, NaN where `whole` is 0."""
     share = np.full(np.shape(whole), np.nan)
     np.divide(part, whole, out=share, where=np.asarray(whole) > 0)
@@ -103,8 +103,8 @@ class Confusion:
         return {
             "miou": plain(self.miou()),
             "pixel_accuracy": plain(self.pixel_accuracy()),
-            "mean_dice": plain(mean(rates["dice"])),
-            "mean_accuracy": plain(mean(rates["accuracy"])),
+            "mean_dice": plain(float(mean(rates["dice"]))),
+            "mean_accuracy": plain(float(mean(rates["accuracy"]))),
             **{f"per_class_{name}": by_class(values, classes) for name, values in rates.items()},
         }
 

@@ -39,7 +39,7 @@ HEADLINES = {
     "mean_dice": "mean Dice",
     "mean_accuracy": "mean class accuracy",
     "pixel_accuracy": "pixel accuracy",
-    "picture_miou": "mIoU of a picture, mean",
+    "picture_miou": "mean picture mIoU",
 }
 
 

@@ -150,13 +150,13 @@ def summary(tally: Tally, classes: list[ClassInfo]) -> dict[str, Any]:
     truth = tally.counts[:, 0, 1].sum(axis=0)
     return {
         **{name: plain(value) for name, value in figures.items() if np.ndim(value) == 0},
-        "picture_miou": plain(mean(mious)),
+        "picture_miou": plain(float(mean(mious))),
         **{name: by_class(value, classes) for name, value in figures.items() if np.ndim(value) == 1},
         "absent": [entry.name for entry, pixels in zip(classes, truth.tolist(), strict=True) if not pixels],
         "intervals": intervals(tally, classes),
     }
 
 
-def pair(ends: Rates) -> list[float | None] | None:
+def pair(ends: Rates) -> list[float] | None:
     """An interval as plain JSON values; None where there is none."""
-    return None if np.isnan(ends).any() else [plain(end) for end in ends.tolist()]
+    return None if np.isnan(ends).any() else [round(end, 6) for end in ends.tolist()]

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 28  # pixels around the plot
+LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 28  # pixels around the plot
 
 Line = list[tuple[float, float]]  # epoch and value; NaN where an epoch has none
 
@@ -57,7 +57,7 @@ def column(rows: list[dict[str, str]], name: str) -> Line:
 def chart(title: str, lines: dict[str, Line], top: float | None = None) -> str:
     """One plot from 0 to `top`, or to a little over the largest value."""
     values = [value for line in lines.values() for _, value in line if not math.isnan(value)]
-    step = nice((top or max(values) or 1.0) / 4)
+    step = nice((top or max(values) or 1.0) / 5)
     high = top or step * math.ceil(max(values) / step) or step
     epochs = [epoch for line in lines.values() for epoch, _ in line]
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
@@ -109,5 +109,5 @@ def _key(lines: dict[str, Line]) -> str:
 
 def nice(step: float) -> float:
     """The next of 1, 2, 5, 10, ... times a power of ten that is not below a step."""
-    power = 10 ** math.floor(math.log10(step))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+    power = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= step * (1 - 1e-9))

@@ -18,7 +18,8 @@ from training.tally import Tally
 SHOWN = 6  # of the worst, and of the best
 SIDE = 480  # pixels of the long side, at most: with twelve pictures the page stays at some two megabytes
 QUALITY = 80  # of the pictures' JPEG
-WRONG, UNKNOWN = (230, 40, 40), (120, 120, 120)  # RGB in the view of the errors
+WRONG, UNKNOWN = (230, 40, 40), (120, 180, 255)  # RGB in the view of the errors
+STRIPE = 4  # pixels: void is striped there, for a plain colour would look like a class
 
 
 def pictures(segmenter: Segmenter, samples: Samples, tally: Tally) -> str:
@@ -35,8 +36,8 @@ def pictures(segmenter: Segmenter, samples: Samples, tally: Tally) -> str:
     return (
         '<div class="controls"><label for="opacity">Opacity of the masks</label>'
         '<input id="opacity" type="range" min="0" max="100" step="5" value="60"><span id="opacity-shown">60%</span></div>'
-        f'<ul class="legend">{legend}</ul><p class="note">In the errors, red was answered wrongly, and grey is void in the truth: '
-        f"it does not count.</p>{''.join(groups)}"
+        f'<ul class="legend">{legend}</ul><p class="note">In the errors, red was answered wrongly, and what is striped is void '
+        f"in the truth: it does not count.</p>{''.join(groups)}"
     )
 
 
@@ -60,11 +61,13 @@ def _card(segmenter: Segmenter, samples: Samples, index: int, miou: float, occur
         ("answer", mask_png(answer, colours)),
         ("errors", mask_png(errors(truth, answer), [(0, 0, 0), WRONG, UNKNOWN], clear=0)),
     )
+    shape = f'style="aspect-ratio:{size[1]}/{size[0]}" role="img"'
     drawn = "".join(
-        f'<div class="pane {kind}" style="aspect-ratio:{size[1]}/{size[0]}" role="img" aria-label="{name}: {kind}">'
+        f'<div class="pane {kind}" {shape} aria-label="{name}: {kind}">'
         f'<div class="photo"></div><img src="{mask}" alt=""><span>{kind}</span></div>'
         for kind, mask in panes
     )
+    drawn += f'<div class="pane plain" {shape} aria-label="{name}"><div class="photo"></div></div>'
     return (
         f'<figure class="picture" style="--photo:url({photo_jpeg(resize_picture(picture, size))})">'
         f'<figcaption>{name} <span class="muted">mIoU {miou:.3f}</span></figcaption><div class="panes">{drawn}</div></figure>'
@@ -76,8 +79,10 @@ def _shown_size(size: tuple[int, int]) -> tuple[int, int]:
 
 
 def errors(truth: Labels, answer: Labels) -> Labels:
-    """uint8 H x W: 0 where the answer is right, 1 where it is wrong, 2 where the truth is void."""
-    return np.where(truth == VOID, np.uint8(2), (truth != answer).astype(np.uint8))
+    """uint8 H x W: 0 where the answer is right, 1 where it is wrong; where the truth is void, stripes of 2 and 0."""
+    rows, columns = np.indices(truth.shape, np.int32)
+    stripes = ((rows + columns) // STRIPE % 2 * 2).astype(np.uint8)
+    return np.where(truth == VOID, stripes, (truth != answer).astype(np.uint8))
 
 
 def photo_jpeg(picture: RGB) -> str:
