@@ -7,12 +7,15 @@ six counts a class (`training/tally.py`). Left behind are `metrics.json` and one
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
@@ -31,7 +34,8 @@ from training.printout import show
 from training.tally import Tally, summary
 
 METRICS, PAGE = "metrics.json", "report.html"
-AHEAD = 2  # pictures that are read while another is segmented
+# Pictures are read and answers counted while another picture is segmented: by so many threads, so many pictures ahead.
+WORKERS, AHEAD = 2, 3
 
 Item = TypeVar("Item")
 
@@ -105,29 +109,42 @@ def measure(segmenter: Segmenter, samples: Samples, console: Console) -> tuple[C
 
     Memory holds a few pictures at a time, whatever their number. Raises: DataError for a mask that does not fit.
     """
-    total, tally = Confusion(len(samples.classes)), Tally(len(samples.classes))
-    pairs = ahead(lambda index: read_pair(samples, index), len(samples))
-    for index, (picture, truth) in enumerate(
-        track(pairs, "evaluating", len(samples), console=console, transient=True, disable=not console.is_terminal)
-    ):
-        answer = segmenter.segment(picture).labels
-        single = Confusion(len(samples.classes))
-        single.add(truth, answer)
-        tally.add(samples.pairs[index].name, single.margins, boundary_margins(truth, answer, len(samples.classes)))
-        total += single
+    classes, number = len(samples.classes), len(samples)
+    total, tally = Confusion(classes), Tally(classes)
+    with ThreadPoolExecutor(WORKERS) as pool:
+        pairs = ahead(pool, (partial(read_pair, samples, index) for index in range(number)))
+        # This thread segments, as `ahead` asks for the next picture to be counted.
+        answered = (partial(count, truth, segmenter.segment(picture).labels, classes) for picture, truth in pairs)
+        counted = track(
+            ahead(pool, answered),
+            "evaluating",
+            number,
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        for index, (single, edges) in enumerate(counted):
+            total += single
+            tally.add(samples.pairs[index].name, single.margins, edges)
     return total, tally
 
 
-def ahead(read: Callable[[int], Item], count: int) -> Iterator[Item]:
-    """What `read` gives for 0, 1, ...: read by a thread while the one before is worked on, never more than AHEAD."""
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque[Future[Item]] = deque()
-        for index in range(count):
-            waiting.append(pool.submit(read, index))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
+def ahead(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], Item]]) -> Iterator[Item]:
+    """What each call returns, in order; a pool is at most AHEAD of them ahead, so that memory stays bounded."""
+    waiting = deque[Future[Item]]()
+    for call in calls:
+        waiting.append(pool.submit(call))
+        if len(waiting) > AHEAD:
             yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def count(truth: Labels, answer: Labels, classes: int) -> tuple[Confusion, NDArray[np.int64]]:
+    """The confusion matrix of one picture, and its boundary pixels by class, 3 x C; masks are uint8 H x W."""
+    single = Confusion(classes)
+    single.add(truth, answer)
+    return single, boundary_margins(truth, answer, classes)
 
 
 def read_pair(samples: Samples, index: int) -> tuple[RGB, Labels]:
