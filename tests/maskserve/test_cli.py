@@ -26,6 +26,7 @@ VERBS = (
     "export",
     "import",
     "evaluate",
+    "compare",
     "predict",
     "bench",
     "serve",

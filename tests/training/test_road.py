@@ -121,6 +121,7 @@ def test_a_bundle_says_where_it_comes_from(bundle: Path, shapes: Path) -> None:
     assert spec.provenance["data"] == "shapes"
     assert spec.provenance["config"]["epochs"] == 2
     assert 0 < spec.metrics["val"]["miou"] < 1
+    assert (bundle / "report/metrics.csv").read_text().startswith("epoch,")  # for the curves of report.html
 
 
 def test_a_bundle_holds_no_path_of_the_machine_that_made_it(bundle: Path, shapes: Path) -> None:
