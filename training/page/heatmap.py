@@ -10,6 +10,7 @@ from training.metrics import Confusion
 
 CELLS = {12: 44, 24: 30, 60: 17, 255: 10}  # pixels a side, by the largest number of classes that they are for
 WRITTEN = 30  # pixels a side from which on a cell has its share written into it
+ROOM = 24  # columns that leave room for the list beside them
 MOST = 40  # cells of a row that are drawn, the largest: 200 classes would else be 40,000 of them
 LONGEST = 22  # letters of a name before it is cut
 LISTED = 10  # confusions in words
@@ -22,10 +23,12 @@ def heatmap(matrix: Confusion, classes: list[ClassInfo]) -> str:
     lost = truth - matrix.counts.sum(axis=1)
     counts = np.column_stack([matrix.counts, lost]) if lost.any() else matrix.counts
     columns = [*names, "no class"][: counts.shape[1]]
+    few = f" Of a row the {MOST} largest are drawn." if len(columns) > MOST else ""
+    beside = ' class="split"' if len(columns) <= ROOM else ""
     return (
         '<p class="note">Each row is a class of the truth, and its cells say what its pixels were answered as, in percent of the '
-        "row. Blue is right, red is wrong. Point at a cell for the count.</p>"
-        f'<div class="split"><div><div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
+        f"row. Blue is right, red is wrong. Point at a cell for the count.{few}</p>"
+        f'<div{beside}><div><div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
         f'{_drawn(counts, truth, names, columns)}</div><output id="cell" aria-live="polite"></output></div>'
         f"<div><h3>Largest confusions</h3>{_list(counts, truth, names, columns)}</div></div>"
     )
