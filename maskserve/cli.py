@@ -288,7 +288,10 @@ def evaluate(
     bundle: BundleFolder,
     data: DataFolder,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
-    out: Annotated[Path | None, typer.Option(help="Folder for metrics.json and report/.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for metrics.json and report.html (default: evaluation/ beside the bundle)."),
+    ] = None,
     format: Format = "auto",
     tta: Annotated[
         str | None,
@@ -297,11 +300,33 @@ def evaluate(
     engine: Engine = "auto",
     precision: Precision = "auto",
     device: Device = "auto",
+    speed: Annotated[
+        bool, typer.Option("--speed/--no-speed", help="Also time every engine, for the report: some ten seconds.")
+    ] = True,
 ) -> None:
-    """Measure a bundle on a split of DATA, at the pictures' own size: mIoU, IoU by class, pixel accuracy."""
-    from training.evaluate import evaluate as evaluate_bundle
+    """Measure a bundle on a split of DATA, at the pictures' own size: mIoU, Dice, boundary IoU, with 95% intervals.
 
-    evaluate_bundle(bundle, data, split, out, format, tta, engine, precision, device)
+    Leaves metrics.json, and report.html to look at. An earlier evaluation in the same folder is written over.
+    """
+    from training.evaluate import evaluate as evaluate_bundle
+    from training.evaluate import evaluation_folder
+
+    target = out or evaluation_folder(bundle)
+    evaluate_bundle(bundle, data, split, target, format, tta, engine, precision, device, speed=speed)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="Run folders, evaluation folders or metrics.json files; two or more."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+) -> None:
+    """Put evaluations side by side, with 95% intervals, and say which differences from the first one are shown by them."""
+    from training.compare import compare as compare_runs
+
+    compare_runs(runs, as_json, Console())
 
 
 @app.command()

@@ -74,8 +74,8 @@ CONTENTS = {
     "picture.jpg": "a test picture",
     "mask.png": "its mask, as the service answered",
     "overlay.png": "the mask over the picture",
-    "metrics.json": "the bundle's mIoU on the test split, by class",
-    "report": "confusion matrix and the worst pictures",
+    "metrics.json": "the bundle's mIoU on the test split, by class, with intervals",
+    "report.html": "the same to look at: confusions, the worst and the best pictures",
     "bundle": "the frozen network and all that serving it needs",
     "run": "the training: settings, curves, checkpoints",
 }

@@ -147,8 +147,9 @@ def write_report(folder: Path, segmenter: Segmenter, samples: Samples, run: Path
             picture, truth, segmenter.segment(picture).labels, samples.classes, Path(samples.pairs[place].name).name
         )
         sheet.save(folder / f"val_{place}.png")
-    if (run / "curves.png").exists():
-        shutil.copy(run / "curves.png", folder / "curves.png")
+    for name in ("curves.png", "metrics.csv"):  # the table is what report.html draws its curves from
+        if (run / name).exists():
+            shutil.copy(run / name, folder / name)
 
 
 if __name__ == "__main__":

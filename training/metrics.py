@@ -1,4 +1,8 @@
-"""Metrics that cannot lie: from one confusion matrix over all pixels of a split; what never occurs is NaN, not 0."""
+"""Metrics that cannot lie: from one confusion matrix over all pixels of a split; what never occurs is NaN, not 0.
+
+`iou`, `dice` and `accuracy` take counts of pixels by class, int64 or float64 ... x C, and work along the last axis: for
+one split (C), and for all resamples of it at once (resamples x C).
+"""
 
 from typing import Any
 
@@ -7,6 +11,37 @@ from numpy.typing import NDArray
 
 from models.image import Labels
 from models.spec import VOID, ClassInfo
+
+Counts = NDArray[Any]  # ... x C pixels, whole numbers >= 0, int64 or float64
+Rates = NDArray[np.float64]  # ... x C, 0..1, NaN where there is nothing to count
+
+
+def iou(hit: Counts, truth: Counts, answer: Counts) -> Rates:
+    """Intersection over union; NaN for a class that is neither in the truth nor in the answers."""
+    return _share(hit, truth + answer - hit)
+
+
+def dice(hit: Counts, truth: Counts, answer: Counts) -> Rates:
+    """Dice, which is F1; NaN where `iou` is."""
+    return _share(2 * hit, truth + answer)
+
+
+def accuracy(hit: Counts, truth: Counts) -> Rates:
+    """The share of a class's pixels that are found (recall); NaN for a class that is not in the truth."""
+    return _share(hit, truth)
+
+
+def mean(rates: Rates) -> Rates:
+    """The mean along the last axis over the classes that occur, ...; NaN where none does."""
+    there = ~np.isnan(rates)
+    return _share(np.where(there, rates, 0.0).sum(axis=-1), there.sum(axis=-1))
+
+
+def _share(part: Any, whole: Any) -> Rates:
+    """`part / whole` in float64, NaN where `whole` is 0."""
+    share = np.full(np.shape(whole), np.nan)
+    np.divide(part, whole, out=share, where=np.asarray(whole) > 0)
+    return share
 
 
 class Confusion:
@@ -17,21 +52,25 @@ class Confusion:
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
+        self.void = 0  # pixels that were left out
         self._counts = np.zeros((classes, classes + 1), np.int64)  # the last column: answers that are no class
 
     def add(self, truth: Labels, answer: Labels) -> None:
         """Count one picture: two uint8 masks H x W of the same size."""
         if truth.shape != answer.shape:
             raise ValueError(f"the truth is {truth.shape} and the answer {answer.shape}: (height, width) must be equal")
-        counted = truth != VOID
-        rows = truth[counted].astype(np.int64)
-        columns = np.minimum(answer[counted], self.classes).astype(np.int64)
-        width = self.classes + 1
-        self._counts += np.bincount(rows * width + columns, minlength=self.classes * width).reshape(self.classes, width)
+        # All pairs of bytes at once: picking the pixels that count out of the masks first takes five times as long.
+        pairs = np.bincount((truth.astype(np.uint16) << 8 | answer).ravel(), minlength=1 << 16).reshape(256, 256)
+        if pairs[self.classes : VOID].any():
+            raise ValueError(f"the truth holds labels from {self.classes} to {VOID - 1}, which are no class")
+        self._counts[:, : self.classes] += pairs[: self.classes, : self.classes]
+        self._counts[:, self.classes] += pairs[: self.classes, self.classes :].sum(axis=1)
+        self.void += int(pairs[VOID].sum())
 
     def __iadd__(self, other: "Confusion") -> "Confusion":
         """Take in the counts of another matrix of the same classes."""
         self._counts += other._counts
+        self.void += other.void
         return self
 
     @property
@@ -39,29 +78,42 @@ class Confusion:
         """C x C pixels: rows are the truth, columns the answers that are classes."""
         return self._counts[:, : self.classes]
 
-    def iou(self) -> NDArray[np.float64]:
+    @property
+    def margins(self) -> NDArray[np.int64]:
+        """3 x C pixels: hits, truth (its void answers too), and answers of each class."""
+        return np.stack([np.diag(self.counts), self._counts.sum(axis=1), self.counts.sum(axis=0)])
+
+    def iou(self) -> Rates:
         """Intersection over union by class; NaN for a class that is neither in the truth nor in the answers."""
-        hit = np.diag(self.counts).astype(np.float64)
-        union = self._counts.sum(axis=1) + self.counts.sum(axis=0) - hit
-        iou = np.full(self.classes, np.nan)
-        np.divide(hit, union, out=iou, where=union > 0)
-        return iou
+        return iou(*self.margins)
 
     def miou(self) -> float:
         """The mean IoU over the classes that occur; NaN where none does."""
-        iou = self.iou()
-        return float(np.mean(iou[~np.isnan(iou)])) if not np.isnan(iou).all() else float("nan")
+        return float(mean(self.iou()))
 
     def pixel_accuracy(self) -> float:
         """The share of counted pixels that are right; NaN where none was counted."""
-        total = int(self._counts.sum())
-        return float(np.trace(self.counts)) / total if total else float("nan")
+        hit, truth, _ = self.margins.sum(axis=1)
+        return float(_share(hit, truth))
 
     def summary(self, classes: list[ClassInfo]) -> dict[str, Any]:
         """The metrics as plain JSON values, each 0..1; absent is None."""
-        iou = {entry.name: _plain(value) for entry, value in zip(classes, self.iou().tolist(), strict=True)}
-        return {"miou": _plain(self.miou()), "per_class_iou": iou, "pixel_accuracy": _plain(self.pixel_accuracy())}
+        hit, truth, answer = self.margins
+        rates = {"iou": self.iou(), "dice": dice(hit, truth, answer), "accuracy": accuracy(hit, truth)}
+        return {
+            "miou": plain(self.miou()),
+            "pixel_accuracy": plain(self.pixel_accuracy()),
+            "mean_dice": plain(float(mean(rates["dice"]))),
+            "mean_accuracy": plain(float(mean(rates["accuracy"]))),
+            **{f"per_class_{name}": by_class(values, classes) for name, values in rates.items()},
+        }
 
 
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else round(value, 6)
+def by_class(rates: Rates, classes: list[ClassInfo]) -> dict[str, float | None]:
+    """Rates by the names of the classes, as plain JSON values; absent is None."""
+    return {entry.name: plain(value) for entry, value in zip(classes, rates.tolist(), strict=True)}
+
+
+def plain(value: float) -> float | None:
+    """A rate as JSON can hold it: six digits, and None for NaN."""
+    return None if np.isnan(value) else round(float(value), 6)

@@ -1,4 +1,4 @@
-"""Pictures of how a training or an evaluation went."""
+"""Pictures of how a training went; `training/page/` draws an evaluation."""
 
 import csv
 from pathlib import Path
@@ -11,7 +11,6 @@ from PIL import Image, ImageDraw
 from models.image import RGB, Labels
 from models.outputs.overlay import blend
 from models.spec import ClassInfo, palette
-from training.metrics import Confusion
 
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt  # the backend must be chosen first
@@ -37,17 +36,12 @@ def curves(table: Path, target: Path) -> None:
     plt.close(figure)
 
 
-def confusion(matrix: Confusion, classes: list[ClassInfo], target: Path) -> None:
-    """Draw the confusion matrix as a PNG."""
-    confusion_figure(matrix, classes).savefig(target, dpi=110)
-
-
 def confusion_figure(matrix: Confusion, classes: list[ClassInfo]) -> Figure:
     """The confusion matrix, each row (a class of the truth) as shares of its pixels."""
     counts = matrix.counts.astype(np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [entry.name for entry in classes]
-    side = max(4.0, 0.55 * len(names) + 2)
+    side = min(16.0, max(4.0, 0.55 * len(names) + 2))  # inches
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")

@@ -1,0 +1,224 @@
+"""Put evaluations side by side: `maskserve compare RUN RUN ...`.
+
+Two intervals that overlap say little: both runs met the same easy and hard pictures. So a difference is resampled itself,
+picture by picture of both runs at once (a paired bootstrap); where its interval holds 0, no difference is shown.
+"""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from models.bundle import SUMS
+from models.errors import ConfigError, RunError
+from training.evaluate import METRICS, evaluation_folder
+from training.metrics import plain
+from training.printout import HEADLINES, figure, interval
+from training.tally import Tally, pair, resampled
+from training.tally import interval as middle
+
+NONE_SHOWN = "no difference shown"
+
+
+@dataclass
+class Evaluated:
+    """A run's evaluation, read back."""
+
+    name: str
+    file: Path
+    metrics: dict[str, Any]
+    tally: Tally
+    # To the first run, by metric (of classes: by name too): value, interval, shown; None where it is not paired.
+    difference: dict[str, Any] | None = None
+
+
+def compare(runs: list[Path], as_json: bool, console: Console) -> None:
+    """Print the evaluations of two or more runs side by side, as a table or as JSON.
+
+    A run is a run folder, a bundle, an evaluation's folder, or its metrics.json.
+    Raises: ConfigError for fewer than two; RunError where one has no evaluation, or where they do not belong together.
+    """
+    if len(runs) < 2:
+        raise ConfigError(
+            "One run has nothing to be compared with; name two or more, as in `maskserve compare RUN RUN`."
+        )
+    found = named(runs, [read(run) for run in runs])
+    first, *others = found
+    for other in others:
+        same_question(first, other)
+        if same_pictures(first, other):
+            other.difference = difference(first, other)
+    if as_json:
+        print(json.dumps(as_dict(found), indent=2))
+    else:
+        show(found, console)
+
+
+def read(run: Path) -> Evaluated:
+    """The evaluation that a run has. Raises: RunError."""
+    places = [run] if run.is_file() else [run / METRICS, run / "evaluation" / METRICS]
+    if (run / SUMS).is_file():
+        places.append(evaluation_folder(run) / METRICS)
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise RunError(f"{run} has no evaluation{'' if run.exists() else ', for it is not there'}; {_advice(run)}")
+    try:
+        metrics = json.loads(file.read_text(encoding="utf-8"))
+        tally = Tally.of(metrics["by_picture"], len(metrics["per_class_iou"]))
+        assert all(name in metrics and name in metrics["intervals"] for name in (*HEADLINES, "per_class_iou"))
+        return Evaluated("", file, metrics, tally)
+    except (ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
+        raise RunError(f"{file} is no evaluation that this maskserve wrote; evaluate the bundle again.") from error
+
+
+def _advice(run: Path) -> str:
+    """The command to type, with the data set where the run knows it."""
+    data = "DATA"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # it is no run, or a broken one
+        data = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]
+    bundle = run if (run / SUMS).is_file() else run / "bundle"
+    export = "" if (bundle / SUMS).is_file() or not (run / "run.json").is_file() else f"maskserve export {run}, then "
+    return f"type: {export}maskserve evaluate {bundle} {data}"
+
+
+def named(runs: list[Path], found: list[Evaluated]) -> list[Evaluated]:
+    """The same with a name for each: its folder's, or all that was typed where folders go by the same name."""
+    short = [
+        (one.file.parent.parent if one.file.parent.name.startswith("evaluation") else one.file.parent).resolve().name
+        for one in found
+    ]
+    names = short if len(set(short)) == len(short) else [str(run) for run in runs]
+    for place, (one, name) in enumerate(zip(found, names, strict=True), start=1):
+        one.name = name if names.count(name) == 1 else f"{name} ({place})"
+    return found
+
+
+def same_question(first: Evaluated, other: Evaluated) -> None:
+    """Raises: RunError where two were asked different things."""
+    for what, one, two in (
+        ("split", first.metrics.get("split"), other.metrics.get("split")),
+        ("classes", ", ".join(first.metrics["per_class_iou"]), ", ".join(other.metrics["per_class_iou"])),
+    ):
+        if one != two:
+            raise RunError(
+                f"{first.file} and {other.file} cannot be compared: their {what} differ, {one} and {two}; "
+                "evaluate both on the same."
+            )
+
+
+def same_pictures(first: Evaluated, other: Evaluated) -> bool:
+    """Whether two were asked about the same pictures with the same truth."""
+    if sorted(first.tally.names) != sorted(other.tally.names):
+        return False
+    other.tally = other.tally.ordered(first.tally.names)
+    return bool((first.tally.counts[:, 0, 1] == other.tally.counts[:, 0, 1]).all())
+
+
+def difference(first: Evaluated, other: Evaluated) -> dict[str, Any]:
+    """`other` less `first`, each metric with its paired 95% interval, and whether that leaves 0 out."""
+    before, after = resampled(first.tally), resampled(other.tally)
+    told: dict[str, Any] = {}
+    for name in HEADLINES:
+        told[name] = _difference(first.metrics[name], other.metrics[name], after[name] - before[name])
+    told["per_class_iou"] = {
+        label: _difference(was, other.metrics["per_class_iou"][label], (after["per_class_iou"] - before["per_class_iou"])[:, place])
+        for place, (label, was) in enumerate(first.metrics["per_class_iou"].items())
+    }  # fmt: skip
+    return told
+
+
+def _difference(was: float | None, now: float | None, draws: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+    if was is None or now is None:
+        return {"value": None, "interval": None, "shown": False}
+    low, high = middle(draws)
+    return {"value": plain(now - was), "interval": pair(np.array([low, high])), "shown": bool(low > 0 or high < 0)}
+
+
+def as_dict(found: list[Evaluated]) -> dict[str, Any]:
+    """Everything as plain JSON values, the pictures' own counts left out."""
+    runs = [
+        {
+            "name": one.name,
+            "file": str(one.file),
+            **{name: value for name, value in one.metrics.items() if name != "by_picture"},
+            "difference": one.difference,
+        }
+        for one in found
+    ]
+    return {"split": found[0].metrics["split"], "runs": runs}
+
+
+def show(found: list[Evaluated], console: Console) -> None:
+    """Print what each run has, the best in bold, and then the differences to the first."""
+    first, *others = found
+    table = _table(f"{first.metrics['split']}, {first.metrics['pictures']} pictures", [one.name for one in found])
+    for name, title in HEADLINES.items():
+        cells = [f"{figure(one.metrics[name], 4)} {_bracket(one.metrics['intervals'][name])}".strip() for one in found]
+        table.add_row(title, *_bold(cells, [one.metrics[name] for one in found]))
+    for label in first.metrics["per_class_iou"]:
+        values = [one.metrics["per_class_iou"][label] for one in found]
+        cells = ["absent" if value is None else figure(value) for value in values]
+        table.add_row(Text(f"IoU {label}"), *_bold(cells, values))
+    console.print(table)
+    paired = [one for one in others if one.difference is not None]
+    if paired:
+        console.print()
+        console.print(differences(first, paired))
+        console.print()
+        console.print(
+            "Intervals hold 95% of the resamples; of differences, picture by picture.", style="dim", highlight=False
+        )
+    for one in others:
+        if one.difference is None:
+            told = f"{one.name} met other pictures, or other masks, than {first.name}: their difference is not judged."
+            console.print(told, markup=False, highlight=False, soft_wrap=True)
+
+
+def differences(first: Evaluated, paired: list[Evaluated]) -> Table:
+    """The differences to the first run, and whether they are shown."""
+    table = _table(f"less {first.name}", [one.name for one in paired])
+    for name, title in (*HEADLINES.items(), *((label, f"IoU {label}") for label in first.metrics["per_class_iou"])):
+        cells = []
+        for one in paired:
+            assert one.difference is not None  # it is paired
+            cells.append(_judged((one.difference if name in HEADLINES else one.difference["per_class_iou"])[name]))
+        table.add_row(Text(title), *cells)
+    return table
+
+
+def _table(title: str, names: list[str]) -> Table:
+    table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0), pad_edge=False)
+    table.add_column(Text(title))
+    for name in names:
+        table.add_column(Text(name))
+    return table
+
+
+def _bold(cells: list[str], values: list[float | None]) -> list[Text]:
+    """The best in bold, unless all are equal."""
+    there = [value for value in values if value is not None]
+    best = max(there, default=None) if len(set(there)) > 1 else None
+    return [
+        Text(cell, "bold" if value is not None and value == best else "")
+        for cell, value in zip(cells, values, strict=True)
+    ]
+
+
+def _judged(one: dict[str, Any]) -> Text:
+    if one["value"] is None:
+        return Text("-")
+    ends = one["interval"]
+    span = "" if ends is None else f" [{ends[0]:+.4f}..{ends[1]:+.4f}]"
+    if not one["shown"]:
+        return Text(f"{one['value']:+.4f}{span} {NONE_SHOWN}", "dim")
+    return Text(f"{one['value']:+.4f}{span}", "green" if one["value"] > 0 else "red")
+
+
+def _bracket(ends: list[float] | None) -> str:
+    return f"[{interval(ends)}]" if ends else ""

@@ -1,0 +1,34 @@
+"""Small pieces of HTML. Every name comes from somebody's files, so every one of them is escaped."""
+
+from html import escape
+
+from models.spec import ClassInfo
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A rate; a dash where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def span(ends: list[float] | None) -> str:
+    """An interval in words."""
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def bar(value: float | None, ends: list[float] | None) -> str:
+    """A rate and its interval on a line from 0 to 1; nothing where there is none."""
+    if value is None:
+        return ""
+    band = "" if ends is None else f'<i style="left:{100 * ends[0]:.1f}%;right:{100 * (1 - ends[1]):.1f}%"></i>'
+    return f'<span class="range" aria-hidden="true">{band}<b style="left:{100 * value:.1f}%"></b></span>'
+
+
+def swatch(entry: ClassInfo) -> str:
+    """A class's colour and name."""
+    red, green, blue = entry.rgb
+    return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>{escape(entry.name)}'
+
+
+def size(count: int) -> str:
+    """Bytes for people: megabytes are 10^6 bytes."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
