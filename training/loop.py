@@ -148,7 +148,7 @@ def validate_on(
             answers = upsample(logits.float(), labels.shape[1:]).argmax(dim=1).to(torch.uint8)
             confusion.add(labels.cpu().numpy(), answers.cpu().numpy())
     network.train(training)
-    confusion._counts[:] = over_processes(torch.from_numpy(confusion._counts).to(fabric.device)).cpu().numpy()
+    confusion.pixels[:] = over_processes(torch.from_numpy(confusion.pixels).to(fabric.device)).cpu().numpy()
     return confusion
 
 

@@ -53,7 +53,7 @@ class Confusion:
     def __init__(self, classes: int) -> None:
         self.classes = classes
         self.void = 0  # pixels that were left out
-        self._counts = np.zeros((classes, classes + 1), np.int64)  # the last column: answers that are no class
+        self.pixels = np.zeros((classes, classes + 1), np.int64)  # the last column: answers that are no class
 
     def add(self, truth: Labels, answer: Labels) -> None:
         """Count one picture: two uint8 masks H x W of the same size."""
@@ -63,25 +63,25 @@ class Confusion:
         pairs = np.bincount((truth.astype(np.uint16) << 8 | answer).ravel(), minlength=1 << 16).reshape(256, 256)
         if pairs[self.classes : VOID].any():
             raise ValueError(f"the truth holds labels from {self.classes} to {VOID - 1}, which are no class")
-        self._counts[:, : self.classes] += pairs[: self.classes, : self.classes]
-        self._counts[:, self.classes] += pairs[: self.classes, self.classes :].sum(axis=1)
+        self.pixels[:, : self.classes] += pairs[: self.classes, : self.classes]
+        self.pixels[:, self.classes] += pairs[: self.classes, self.classes :].sum(axis=1)
         self.void += int(pairs[VOID].sum())
 
     def __iadd__(self, other: "Confusion") -> "Confusion":
         """Take in the counts of another matrix of the same classes."""
-        self._counts += other._counts
+        self.pixels += other.pixels
         self.void += other.void
         return self
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """C x C pixels: rows are the truth, columns the answers that are classes."""
-        return self._counts[:, : self.classes]
+        return self.pixels[:, : self.classes]
 
     @property
     def margins(self) -> NDArray[np.int64]:
         """3 x C pixels: hits, truth (its void answers too), and answers of each class."""
-        return np.stack([np.diag(self.counts), self._counts.sum(axis=1), self.counts.sum(axis=0)])
+        return np.stack([np.diag(self.counts), self.pixels.sum(axis=1), self.counts.sum(axis=0)])
 
     def iou(self) -> Rates:
         """Intersection over union by class; NaN for a class that is neither in the truth nor in the answers."""

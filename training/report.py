@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from models.image import RGB, Labels
 from models.outputs.overlay import blend
 from models.spec import ClassInfo, palette
+from training.metrics import Confusion
 
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt  # the backend must be chosen first
@@ -22,7 +23,7 @@ def curves(table: Path, target: Path) -> None:
     """Draw the loss, the mIoU and the accuracy of `metrics.csv` over the epochs, as a PNG."""
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    epochs = [int(row["epoch"]) for row in rows]
+    epochs = [float(row["epoch"]) for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
     left.plot(epochs, [float(row["loss"]) for row in rows], color="tab:blue")
     left.set(title="training loss", xlabel="epoch", ylim=(0, None))

@@ -226,9 +226,9 @@ def test_a_class_that_int8_alone_brings_in_has_paid() -> None:
     before, after = confusion(100, 100, 0, 0), confusion(100, 100, 0, 0)
     for matrix, answer in ((before, 0), (after, 3)):
         few = Confusion(4)
-        few._counts[:2] = confusion(100, 100, 0, 0)._counts[:2]
+        few.pixels[:2] = confusion(100, 100, 0, 0).pixels[:2]
         few.add(np.zeros((1, 10), np.uint8), np.full((1, 10), answer, np.uint8))
-        matrix._counts[:] = few._counts
+        matrix.pixels[:] = few.pixels
 
     said = paid(before, after, ENTRIES, 0.5)
     assert said is not None and "pole absent -> 0.000, sky 1.000 ->" in said and "car" not in said
