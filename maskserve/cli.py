@@ -319,7 +319,7 @@ def evaluate(
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="Run folders, evaluation folders or metrics.json files; two or more."),
+        typer.Argument(metavar="RUN", help="Run folders, evaluation folders or metrics.json files; two or more."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
 ) -> None:

@@ -145,6 +145,8 @@ def test_curves_of_tables_that_are_broken_missing_or_from_later(tmp_path: Path) 
     assert "<svg" in drawing and "validation" not in drawing and "nan" not in drawing
     table.write_text(CURVES + "".join(f"{epoch},1,0.1,{9 / epoch},0.{epoch:03d},0.9,1,,\n" for epoch in range(1, 900)))
     assert len(curves(table)) < 600_000
+    table.write_text(CURVES + "0.25,9,0.1,2,0.2,0.9,1,,\n0.5,18,0.1,2,0.3,0.9,1,,\n")  # validated within an epoch
+    assert "epoch 0.25: mIoU 0.2" in curves(table) and "epoch 0.5: mIoU 0.3" in curves(table)
     table.write_text(CURVES + "5,1,0.1,2,0.3,0.9,1,,\n")  # an epoch alone
     assert "epoch 5: mIoU 0.3" in curves(table)
 

@@ -93,7 +93,7 @@ def _line(name: str, line: Line, kind: str, at: object) -> str:
         broken = False
         dots.append(
             f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{3 if len(line) <= 60 else 1.5}">'
-            f"<title>epoch {epoch:.0f}: {escape(name)} {value:.4g}</title></circle>"
+            f"<title>epoch {epoch:g}: {escape(name)} {value:.4g}</title></circle>"
         )
     return f'<g class="{kind}"><path class="line" d="{path}"/>{"".join(dots)}</g>'
 
