@@ -153,7 +153,7 @@ def train(
             err=True,
         )
         raise typer.Exit(130) from None
-    console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False)
+    console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _torchrun(devices: int) -> int:

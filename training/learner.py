@@ -15,6 +15,7 @@ from training.config import TrainConfig
 from training.losses import Criterion
 
 RECENT = 50  # losses that are looked at to tell why one became NaN
+YOUNG = 10  # losses; a run that fails before has no past to judge by, and then it is mostly the learning rate
 
 
 class Learner(nn.Module):
@@ -99,15 +100,20 @@ class Guard:
         self.recent.append(loss)
         return loss
 
+    def before_a_save(self, network: nn.Module) -> float | None:
+        """As `settle`, and look at the weights too: what is kept must be good. Raises: RunError."""
+        loss = self.settle()
+        if not all(parameter.isfinite().all() for parameter in network.parameters()):
+            raise RunError(f"Weights are no longer numbers. {self._cause()} The last good checkpoint is kept.")
+        return loss
+
     def _cause(self) -> str:
-        config = self.config
-        if not self.recent or self.recent[-1] > 2 * min(self.recent) + 1:
-            climb = (
-                f"It had climbed from {min(self.recent):.3g} to {self.recent[-1]:.3g}: the" if self.recent else "The"
-            )
+        config, recent = self.config, self.recent
+        if len(recent) < YOUNG or recent[-1] > 2 * min(recent) + 1:
+            climb = f"It had gone from {min(recent):.3g} to {recent[-1]:.3g}: the" if recent else "The"
             clip = "" if config.clip else ", or set clip=1"
             return (
                 f"{climb} learning rate is likely too high: lower lr={config.lr:g}, raise warmup={config.warmup}{clip}."
             )
         cure = "set clip=1" if config.precision == "f32" else "set precision=f32"
-        return f"It was {self.recent[-1]:.3g} the step before, so look at these pictures and masks first; else {cure}."
+        return f"It was {recent[-1]:.3g} the step before, so look at these pictures and masks first; else {cure}."

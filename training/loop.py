@@ -80,7 +80,7 @@ def fit(
 
             progress = shared(fabric, span, state)
             if state.step % span.validate_every == 0 or progress >= 1:
-                taken(state, guard.settle())
+                taken(state, guard.before_a_save(state.network))
                 begun = time.monotonic()
                 confusion = validate(state.result)
                 span.reserve = max(span.reserve, time.monotonic() - begun)
@@ -95,11 +95,11 @@ def fit(
                 if config.patience and state.stale >= config.patience:
                     return
             elif fabric.is_global_zero and time.monotonic() - saved >= 60 * config.save_minutes:
-                taken(state, guard.settle())
+                taken(state, guard.before_a_save(state.network))
                 state.save(out / LAST)
                 saved = time.monotonic()
             if agreed(fabric, bool(stopped)):
-                taken(state, guard.settle())
+                taken(state, guard.before_a_save(state.network))
                 if fabric.is_global_zero:
                     state.save(out / LAST)
                 raise KeyboardInterrupt

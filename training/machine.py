@@ -110,7 +110,7 @@ def enough_memory(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError, and the CPU's plain RuntimeError
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         parts = config.accumulate * 2
         halves = f"set batch={config.batch // 2} accumulate={parts} (the same step in smaller parts), or " * (
@@ -122,6 +122,7 @@ def enough_memory(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
         ) from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory")
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so, each library in its own words."""
+    words = ("out of memory", "allocate memory", "not enough memory", "insufficient memory")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)

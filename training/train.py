@@ -96,6 +96,7 @@ def train(
         * (fabric.world_size > 1),
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     if resume:  # the pictures may have changed since; what the run began with has not
         known = read_run(out)

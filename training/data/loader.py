@@ -6,6 +6,7 @@ is full, and what the step `n` sees is a function of (seed, n), from wherever a 
 
 import functools
 import signal
+import warnings
 from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from models.spec import VOID, InputRule
 from training.augment import Draw, Draws, Policy, collate, cpu, cut
 from training.config import TrainConfig
 from training.data.samples import Samples
+from training.machine import is_out_of_memory
 
 STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple
 
@@ -54,6 +56,7 @@ class Failure(NamedTuple):
     """An error in a worker, as text: raised there, it would arrive as a page of another process's traceback."""
 
     sentence: str
+    out_of_memory: bool = False
 
 
 class Fitted(Dataset[Any]):
@@ -80,7 +83,8 @@ class Fitted(Dataset[Any]):
         except MaskserveError as error:
             return Failure(str(error))
         except Exception as error:  # a library's own, which would not say for which of ten thousand files
-            return Failure(f"{pair.image} or its mask {pair.mask}: {type(error).__name__}: {first_line(error)}")
+            sentence = f"{pair.image} or its mask {pair.mask}: {type(error).__name__}: {first_line(error)}"
+            return Failure(sentence, is_out_of_memory(error))
 
     def _read(self, item: Item, name: str) -> Sample:
         picture, labels = self.samples.picture(item.place), self.samples.labels(item.place)
@@ -129,13 +133,11 @@ def training_batches(
     start: int = 0, rank: int = 0, world: int = 1,
 ) -> DataLoader[Batch]:  # fmt: skip
     """Batches without end, from the batch number `start`: augmented, or with the draws to do it by (`where`, as in Fitted)."""
-    return DataLoader(
+    return _loader(
         Fitted(samples, rule, Policy(config, crop), config.seed, where),
+        config,
         batch_sampler=Steps(len(samples), config.batch, config.seed, start, rank=rank, world=world),
-        num_workers=config.workers,
-        worker_init_fn=leave_signals,
         collate_fn=functools.partial(together, crop=crop),
-        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -145,15 +147,21 @@ def validation_batches(
     """Pictures as they are, in order, padded with void to a common size; each device takes every `world`-th."""
     mine = [Item(place, place) for place in range(rank, len(samples), world)]
     size = max(1, config.batch // world)
-    return DataLoader(
+    return _loader(
         Fitted(samples, rule),
+        config,
         batch_sampler=[mine[start : start + size] for start in range(0, len(mine), size)],
-        num_workers=config.workers,
-        worker_init_fn=leave_signals,
         persistent_workers=config.workers > 0,
         collate_fn=pad_together,
-        pin_memory=torch.cuda.is_available(),
     )
+
+
+def _loader(data: Fitted, config: TrainConfig, **how: Any) -> DataLoader[Batch]:
+    with warnings.catch_warnings():  # that there are few cores: torch's own threads compute while the workers read
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        return DataLoader(
+            data, num_workers=config.workers, worker_init_fn=leave_signals, pin_memory=torch.cuda.is_available(), **how
+        )
 
 
 def leave_signals(worker: int) -> None:
@@ -200,7 +208,7 @@ def _sorted_out(items: list[Sample | Failure]) -> tuple[list[Sample], list[Failu
 
 
 def opened(loader: DataLoader[Batch]) -> Generator[Batch]:
-    """The loader's batches. Raises: DataError with the name of the file that a worker could not read."""
+    """The loader's batches. Raises: DataError with the name of the file that a worker could not read; MemoryError."""
     batches = iter(loader)
     while True:
         try:
@@ -215,5 +223,5 @@ def opened(loader: DataLoader[Batch]) -> Generator[Batch]:
                 "set workers=1 or 0."
             ) from error
         if isinstance(batch, Failure):
-            raise DataError(batch.sentence)
+            raise MemoryError(batch.sentence) if batch.out_of_memory else DataError(batch.sentence)
         yield batch
