@@ -141,7 +141,7 @@ def train(
 
     from training.train import train as train_run  # torch comes in here, after the settings were found to be right
 
-    console = Console(quiet=quiet, stderr=json)
+    console = Console(quiet=quiet or os.environ.get("RANK", "0") != "0", stderr=json)  # one process speaks
     try:
         train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar")
     except KeyboardInterrupt:

@@ -26,13 +26,16 @@ MAY_CHANGE = (
 
 
 def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
-    """The settings that a run goes on with: those that it began with, and over them what may change.
-
-    Raises: ConfigError that names what differs and what may.
-    """
+    """The settings that a run goes on with: those that it began with, and over them what may change. Raises: ConfigError."""
     began = load_config(run / "config.yaml", [])
-    asked = {**(_read_yaml(file) if file else {}), **_words(overrides)}
-    config = validated({**began.model_dump(), **asked})
+    config = validated({**began.model_dump(), **(_read_yaml(file) if file else {}), **_words(overrides)})
+    check_resumed(run, config)
+    return config
+
+
+def check_resumed(run: Path, config: TrainConfig) -> None:
+    """Raises: ConfigError that names what differs from the settings that a run began with, and what may."""
+    began = load_config(run / "config.yaml", [])
     changed = [name for name in TrainConfig.model_fields if getattr(config, name) != getattr(began, name)]
     if wrong := [name for name in changed if name not in MAY_CHANGE]:
         told = ", ".join(f"{name} from {getattr(began, name)} to {getattr(config, name)}" for name in wrong)
@@ -40,7 +43,6 @@ def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
             f"{run} cannot go on with other settings: {told}. These may change: {', '.join(MAY_CHANGE)}. Leave the others "
             "out, or train anew into another --out."
         )
-    return config
 
 
 def validated(settings: dict[str, Any]) -> TrainConfig:

@@ -50,7 +50,7 @@ from training.network import (
 from training.optim import make_optimizer
 from training.progress import TABLE, Log, Watch
 from training.report import curves, panel
-from training.settings import save_config
+from training.settings import check_resumed, save_config
 from training.state import LAST, State
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
@@ -63,7 +63,8 @@ def train(
 ) -> Path:
     """Train on the train split of `data`, validate on its val split, and leave a run folder at `out`.
 
-    With `resume` the run at `out` goes on from its last checkpoint: to the bit as if it had never been stopped.
+    With `resume` the run at `out` goes on from its last checkpoint, as if it had never been stopped; `config` is then what it
+    began with, but for `MAY_CHANGE` (`training/settings.py`: `resumed` makes it).
     Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the step that was under way saved.
     """
     device = choose_device(config)
@@ -72,7 +73,7 @@ def train(
         console, log = Console(quiet=True), "quiet"
     console = console or Console()
     if resume:
-        resumable(out, data)
+        resumable(out, data, config)
     elif (out / LAST).exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
     else:  # what is wrong with the network is told before the pictures are read
@@ -161,8 +162,8 @@ def checked(data: Path, config: TrainConfig, console: Console) -> Report:
     return report
 
 
-def resumable(out: Path, data: Path) -> None:
-    """Raises: RunError where the folder holds no run on this data set that can go on."""
+def resumable(out: Path, data: Path, config: TrainConfig) -> None:
+    """Raises: RunError where the folder holds no run on this data set that can go on, ConfigError with these settings."""
     if not (out / LAST).exists():
         raise RunError(f"{out} holds no {LAST.name} to resume from; train without --resume.")
     began_on = read_run(out)["data"]
@@ -170,6 +171,7 @@ def resumable(out: Path, data: Path) -> None:
         raise RunError(
             f"{out} began on {began_on}, not on {data}; resume it with that folder, or choose another --out."
         )
+    check_resumed(out, config)
 
 
 def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, int]]:

@@ -17,7 +17,7 @@ from training.data.shapes import CLASSES, draw
 from training.evaluate import evaluate
 from training.export import export
 from training.network import architecture_options, check_batch, load_network, make_network, read_run, weights_file
-from training.settings import load_config
+from training.settings import load_config, resumed
 from training.train import train
 
 VARIED = {
@@ -126,7 +126,7 @@ def test_a_resumed_run_needs_its_first_weights_no_more(bundle: Path, shapes: Pat
         run = fine_tuned(shapes, tmp_path / "tuned", [f"weights={copy}", "epochs=2"])
     finally:
         copy.rename(bundle)
-    train(shapes, run, TrainConfig(), resume=True, console=SILENT)
+    train(shapes, run, resumed(run, None, []), resume=True, console=SILENT)
     with (run / "metrics.csv").open(newline="") as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)][-1] == "2"
 

@@ -8,6 +8,7 @@ import functools
 import signal
 import warnings
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,11 +158,18 @@ def validation_batches(
 
 
 def _loader(data: Fitted, config: TrainConfig, **how: Any) -> DataLoader[Batch]:
-    with warnings.catch_warnings():  # that there are few cores: torch's own threads compute while the workers read
-        warnings.filterwarnings("ignore", message="This DataLoader will create")
+    with few_cores():
         return DataLoader(
             data, num_workers=config.workers, worker_init_fn=leave_signals, pin_memory=torch.cuda.is_available(), **how
         )
+
+
+@contextmanager
+def few_cores() -> Iterator[None]:
+    """Few cores on purpose: torch's own threads compute while the workers read. Torch warns of it when it counts them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 def leave_signals(worker: int) -> None:
@@ -209,7 +217,8 @@ def _sorted_out(items: list[Sample | Failure]) -> tuple[list[Sample], list[Failu
 
 def opened(loader: DataLoader[Batch]) -> Generator[Batch]:
     """The loader's batches. Raises: DataError with the name of the file that a worker could not read; MemoryError."""
-    batches = iter(loader)
+    with few_cores():
+        batches = iter(loader)
     while True:
         try:
             batch: Batch | Failure = next(batches)
