@@ -3,11 +3,22 @@ import pytest
 
 from models.image import RGB, Labels
 from models.spec import VOID
-from training.augment import FILL, Augment
+from training.augment import FILL, Policy, cpu
 from training.config import TrainConfig
 from training.data.shapes import scene
 
 STILL = TrainConfig(scale=(1, 1), flip=0, rotate=0, colour=0)
+
+
+class Augment:
+    """Draw and apply in one call, as a worker does."""
+
+    def __init__(self, config: TrainConfig, crop: tuple[int, int]) -> None:
+        self.policy = Policy(config, crop)
+
+    def __call__(self, picture: RGB, labels: Labels, seed: int) -> tuple[RGB, Labels]:
+        draw = self.policy.draw(labels.shape, labels, np.random.default_rng(seed))
+        return cpu.apply(picture, labels, draw, self.policy.crop)
 
 
 @pytest.fixture

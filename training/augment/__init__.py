@@ -15,28 +15,11 @@ invented (albumentations #175, kornia #3090).
 
 from typing import Literal
 
-import numpy as np
-
-from models.image import RGB, Labels
 from training.augment import batch, cpu
 from training.augment.draw import FILL, Draw, Draws, collate, cut, stack
 from training.augment.policy import Policy
-from training.config import TrainConfig
 
-__all__ = ["FILL", "Augment", "Draw", "Draws", "Policy", "batch", "choose", "collate", "cpu", "cut", "stack"]
-
-
-class Augment:
-    """Draw and apply in one call, on the CPU: what a worker does where the pictures are augmented there."""
-
-    def __init__(self, config: TrainConfig, crop: tuple[int, int]) -> None:
-        """`crop` is (height, width) in pixels."""
-        self.policy = Policy(config, crop)
-
-    def __call__(self, picture: RGB, labels: Labels, seed: int) -> tuple[RGB, Labels]:
-        """Augment RGB uint8 H x W x 3 and labels uint8 H x W to the crop's size; the same seed gives the same result."""
-        draw = self.policy.draw(labels.shape, labels, np.random.default_rng(seed))
-        return cpu.apply(picture, labels, draw, self.policy.crop)
+__all__ = ["FILL", "Draw", "Draws", "Policy", "batch", "choose", "collate", "cpu", "cut", "stack"]
 
 
 def choose(setting: Literal["auto", "cpu", "gpu"], device: str) -> Literal["cpu", "gpu"]:
