@@ -39,19 +39,25 @@ class Watcher(Protocol):
 class Span:
     """How long a training lasts, in steps or minutes, and where in it a step lies."""
 
-    def __init__(self, pictures: int, config: TrainConfig) -> None:
+    def __init__(self, pictures: int, held_out: int, config: TrainConfig) -> None:
+        """`pictures` to train on, `held_out` to validate on."""
         self.steps_per_epoch = max(1, round(pictures / (config.batch * config.accumulate)))
+        self.validation = (
+            held_out / (config.batch * config.accumulate) / 2
+        )  # in steps: half of one, as nothing is learned
         epochs = config.epochs or (None if config.minutes else EPOCHS)
         self.steps = epochs and epochs * self.steps_per_epoch
         self.seconds = config.minutes and 60 * config.minutes
         self.validate_every = config.validate_every * self.steps_per_epoch
-        self.reserve = 0.0  # seconds that the last validation will take
+        self.reserve: float | None = None  # seconds that the last validation will take, once one was seen
 
     def progress(self, step: int, seconds: float) -> float:
         """The share that is done, 0..1: a limit in minutes shortens the schedule, so that it still ends."""
         by_steps = step / self.steps if self.steps else 0.0
-        by_time = seconds / max(1e-9, self.seconds - self.reserve) if self.seconds else 0.0
-        return min(1.0, max(by_steps, by_time))
+        if not self.seconds:
+            return min(1.0, by_steps)
+        reserve = self.validation * seconds / max(1, step) if self.reserve is None else self.reserve
+        return min(1.0, max(by_steps, seconds / max(1e-9, self.seconds - reserve)))
 
     def epoch(self, step: int) -> float:
         """Passes over the pictures that are done."""
@@ -83,7 +89,7 @@ def fit(
                 taken(state, guard.before_a_save(state.network))
                 begun = time.monotonic()
                 confusion = validate(state.result)
-                span.reserve = max(span.reserve, time.monotonic() - begun)
+                span.reserve = max(span.reserve or 0.0, time.monotonic() - begun)
                 better = judge(state, confusion)
                 watcher.validated(state, confusion, lr, better)
                 state.loss_sum, state.loss_count = 0.0, 0

@@ -132,7 +132,7 @@ def train(
     def drawn() -> dict[str, Image.Image]:
         return draw_samples(state.result, rule, validation)
 
-    span = Span(len(training), config)
+    span = Span(len(training), len(validation), config)
     pictures = config.batch * config.accumulate
     board = config.tensorboard and fabric.is_global_zero
     with (

@@ -42,16 +42,17 @@ def rows(run: Path) -> list[dict[str, str]]:
     ],
 )
 def test_a_training_lasts_as_asked(pictures: int, words: dict[str, float], per_epoch: int, steps: int | None) -> None:
-    span = Span(pictures, TrainConfig.model_validate(words))
+    span = Span(pictures, 0, TrainConfig.model_validate(words))
     assert (span.steps_per_epoch, span.steps) == (per_epoch, steps)
 
 
 def test_a_limit_in_minutes_shortens_the_schedule_and_leaves_time_to_validate() -> None:
-    span = Span(100, TrainConfig(batch=10, epochs=10, minutes=1))
+    span = Span(100, 40, TrainConfig(batch=10, epochs=10, minutes=1))
     assert span.progress(50, 0) == 0.5
-    assert span.progress(50, 45) == 0.75
     assert span.progress(50, 60) == span.progress(100, 0) == 1
+    assert span.progress(20, 40) == 40 / (60 - 4)  # a step takes 2 s, a validation of four half-steps about 4
     span.reserve = 10
+    assert span.progress(20, 40) == 40 / 50
     assert span.progress(0, 50) == 1
 
 
