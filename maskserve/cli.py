@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -102,10 +101,11 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; KEY=VALUE stands over it.")] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from the run's last checkpoint, to the bit as if it had not stopped."),
+        typer.Option("--resume", help="Go on from the run's last checkpoint, as if it had not been stopped."),
     ] = False,
     minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Train for so long: the schedule ends with them.")
+        float | None,
+        typer.Option(metavar="MINUTES", help="Train for so long, over all starts; the schedule ends with it."),
     ] = None,
     reset_head: Annotated[
         bool,
@@ -136,32 +136,35 @@ def train(
     words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
     words += [f"minutes={minutes}"] if minutes is not None else []
     parsed = resumed(run, config, words) if resume else load_config(config, words)
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
     if parsed.devices > 1 and "RANK" not in os.environ:
-        raise typer.Exit(_torchrun(parsed.devices))
+        from maskserve.devices import torchrun
+
+        flags = {
+            "--resume": resume,
+            "--quiet": quiet,
+            "--json": json,
+            "--debug": "--debug" in sys.argv,
+            f"--config={config}": config is not None,
+        }
+        torchrun(parsed.devices, [str(data), *words, f"--out={run}", *(flag for flag, on in flags.items() if on)])
 
     from training.train import train as train_run  # torch comes in here, after the settings were found to be right
 
-    console = Console(quiet=quiet or os.environ.get("RANK", "0") != "0", stderr=json)  # one process speaks
+    console = Console(quiet=quiet or not first, stderr=json)
     try:
         train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar")
     except KeyboardInterrupt:
         kept = (run / "checkpoints" / "last.ckpt").exists()
-        typer.echo(
-            f"Stopped. Go on with: maskserve train {data} --out {run} --resume"
-            if kept
-            else "Stopped before the first step ended.",
-            err=True,
-        )
+        if first:
+            typer.echo(
+                f"Stopped. Go on with: maskserve train {data} --out {run} --resume"
+                if kept
+                else "Stopped before the first step ended.",
+                err=True,
+            )
         raise typer.Exit(130) from None
     console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _torchrun(devices: int) -> int:
-    """Run this command line once for each device of this machine; returns the exit code."""
-    words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}", "-m", "training.train"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    arguments = sys.argv[sys.argv.index("train") + 1 :] if "train" in sys.argv else sys.argv[1:]
-    return subprocess.call([sys.executable, *words, *arguments], env=environment)
 
 
 @app.command()

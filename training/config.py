@@ -86,10 +86,12 @@ class TrainConfig(BaseModel):
         None, ge=1, description="passes over the training pictures; default: 40, or what the minutes hold"
     )
     minutes: float | None = Field(
-        None, gt=0, description="of wall clock for all of it; the schedule ends with them, and so does the training"
+        None,
+        gt=0,
+        description="of wall clock, over all starts of the run; the schedule ends with them, and so does the training",
     )
     batch: int = Field(8, ge=1, description="pictures at a time, over all devices")
-    accumulate: int = Field(1, ge=1, description="batches whose gradients make one step")
+    accumulate: int = Field(1, ge=1, description="batches whose mean gradients make one step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="with Nesterov momentum, or AdamW (arXiv 1711.05101)")
     lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
     momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")

@@ -1,13 +1,14 @@
 """One step of training: from a batch to a loss, and what is random in between."""
 
+import copy
 import math
 from collections import deque
-from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel
 
 from models.architectures.network import Network
 from models.errors import RunError
@@ -47,24 +48,24 @@ class Learner(nn.Module):
         return self
 
 
-def averaged(network: Network, decay: float) -> AveragedModel | None:
-    """A running average of the weights and of batch norms' statistics (arXiv 1803.05407); None for a decay of 0.
+def averaged(network: Network, decay: float) -> Network | None:
+    """A copy of the network for running averages of its weights (arXiv 1803.05407); None for a decay of 0."""
+    return copy.deepcopy(network).eval().requires_grad_(False) if decay else None
 
-    The first steps are forgotten sooner: after t steps the decay is at most (1 + t) / (10 + t).
+
+@torch.no_grad()
+def update_average(average: Network, network: Network, decay: float, step: int) -> None:
+    """Take in the weights, and batch norms' statistics, after the step of that number (from 0).
+
+    The first steps are forgotten sooner: the decay is at most (1 + step) / (10 + step). Not torch's AveragedModel: it counts
+    on the CPU what it multiplies on the GPU, which waits for it, and multiplies tensor by tensor.
     """
-    if decay == 0:
-        return None
-
-    def update(averages: Sequence[Tensor], values: Sequence[Tensor], count: Tensor | int) -> None:
-        steps = torch.as_tensor(count, dtype=torch.float32)  # stays on the GPU, which need not wait for it
-        share = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
-        for average, value in zip(averages, values, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, share)
-            else:
-                average.copy_(value)  # batch norms count their batches
-
-    return AveragedModel(network, multi_avg_fn=update, use_buffers=True)
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    old, new = ([*one.parameters(), *one.buffers()] for one in (average, network))
+    floats = [place for place, value in enumerate(new) if value.is_floating_point()]
+    torch._foreach_lerp_([old[place] for place in floats], [new[place] for place in floats], share)
+    for place in set(range(len(new))) - set(floats):
+        old[place].copy_(new[place])  # batch norms count their batches
 
 
 def seed_draws(*place: int) -> None:
@@ -72,40 +73,51 @@ def seed_draws(*place: int) -> None:
     torch.manual_seed(hash(place) % 2**63)  # a tuple of integers hashes alike everywhere
 
 
+class Settled(NamedTuple):
+    """A step's loss, once it is known."""
+
+    step: int
+    lr: float
+    loss: float
+
+
 class Guard:
     """Notices a loss that is no number. It looks at a step's loss after the next has begun, so that a GPU need not wait."""
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, kept: Path) -> None:
+        """`kept`: the checkpoint that an error speaks of, if it is there."""
         self.config = config
+        self.kept = kept
         self.waiting: tuple[int, float, list[str], Tensor] | None = None
         self.recent: deque[float] = deque(maxlen=RECENT)
 
-    def watch(self, step: int, rate: float, names: list[str], loss: Tensor) -> float | None:
+    def watch(self, step: int, lr: float, names: list[str], loss: Tensor) -> Settled | None:
         """Take a step's loss, and give that of the step before. Raises: RunError."""
         before = self.settle()
-        self.waiting = (step, rate, names, loss)
+        self.waiting = (step, lr, names, loss)
         return before
 
-    def settle(self) -> float | None:
+    def settle(self) -> Settled | None:
         """Look at the loss that is still waiting. Raises: RunError where it is NaN or infinite."""
         if self.waiting is None:
             return None
-        (step, rate, names, tensor), self.waiting = self.waiting, None
+        (step, lr, names, tensor), self.waiting = self.waiting, None
         loss = tensor.item()
         if not math.isfinite(loss):
-            raise RunError(
-                f"The loss is {loss} at step {step}, lr {rate:.3g}, on {', '.join(names)}. {self._cause()} The last "
-                "good checkpoint is kept."
-            )
+            raise self._error(f"The loss is {loss} at step {step}, lr {lr:.3g}, on {', '.join(names)}.")
         self.recent.append(loss)
-        return loss
+        return Settled(step, lr, loss)
 
-    def before_a_save(self, network: nn.Module) -> float | None:
+    def before_a_save(self, network: nn.Module) -> Settled | None:
         """As `settle`, and look at the weights too: what is kept must be good. Raises: RunError."""
-        loss = self.settle()
+        settled = self.settle()
         if not all(parameter.isfinite().all() for parameter in network.parameters()):
-            raise RunError(f"Weights are no longer numbers. {self._cause()} The last good checkpoint is kept.")
-        return loss
+            raise self._error("Weights are no longer numbers.")
+        return settled
+
+    def _error(self, what: str) -> RunError:
+        kept = f" {self.kept} is from before it." if self.kept.exists() else ""
+        return RunError(f"{what} {self._cause()}{kept}")
 
     def _cause(self) -> str:
         config, recent = self.config, self.recent
@@ -113,7 +125,8 @@ class Guard:
             climb = f"It had gone from {min(recent):.3g} to {recent[-1]:.3g}: the" if recent else "The"
             clip = "" if config.clip else ", or set clip=1"
             return (
-                f"{climb} learning rate is likely too high: lower lr={config.lr:g}, raise warmup={config.warmup}{clip}."
+                f"{climb} learning rate is likely too high: train anew with a lower lr than {config.lr:g} or more warmup "
+                f"than {config.warmup}{clip}."
             )
-        cure = "set clip=1" if config.precision == "f32" else "set precision=f32"
-        return f"It was {recent[-1]:.3g} the step before, so look at these pictures and masks first; else {cure}."
+        cure = "clip=1" if config.precision == "f32" else "precision=f32"
+        return f"It was {recent[-1]:.3g} the step before, so look at these pictures and masks first; else train anew with {cure}."

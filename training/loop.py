@@ -17,51 +17,26 @@ from training.augment import Draws
 from training.augment import batch as augment
 from training.config import TrainConfig
 from training.data.loader import Batch
-from training.learner import Guard, seed_draws
+from training.files import BEST, LAST
+from training.learner import Guard, Settled, seed_draws, update_average
 from training.metrics import Confusion
 from training.optim import rate
+from training.pace import Span, StepClock, agree
 from training.parallel import over_processes
-from training.state import BEST, LAST, State
-
-EPOCHS = 40  # where neither epochs nor minutes are given
+from training.state import State
 
 
 class Watcher(Protocol):
     """Who is told how it goes; `training/progress.py` has the one for people and files."""
 
-    def stepped(self, state: State, loss: float | None) -> None:
-        """A step is done; the loss is an earlier step's."""
+    def stepped(self, state: State) -> None:
+        """A step is done."""
 
-    def validated(self, state: State, confusion: Confusion, lr: float, better: bool) -> None:
+    def settled(self, settled: Settled) -> None:
+        """A step's loss is known."""
+
+    def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
         """A validation is done, at the end of an epoch or of the time."""
-
-
-class Span:
-    """How long a training lasts, in steps or minutes, and where in it a step lies."""
-
-    def __init__(self, pictures: int, held_out: int, config: TrainConfig) -> None:
-        """`pictures` to train on, `held_out` to validate on."""
-        self.steps_per_epoch = max(1, round(pictures / (config.batch * config.accumulate)))
-        self.validation = (
-            held_out / (config.batch * config.accumulate) / 2
-        )  # in steps: half of one, as nothing is learned
-        epochs = config.epochs or (None if config.minutes else EPOCHS)
-        self.steps = epochs and epochs * self.steps_per_epoch
-        self.seconds = config.minutes and 60 * config.minutes
-        self.validate_every = config.validate_every * self.steps_per_epoch
-        self.reserve: float | None = None  # seconds that the last validation will take, once one was seen
-
-    def progress(self, step: int, seconds: float) -> float:
-        """The share that is done, 0..1: a limit in minutes shortens the schedule, so that it still ends."""
-        by_steps = step / self.steps if self.steps else 0.0
-        if not self.seconds:
-            return min(1.0, by_steps)
-        reserve = self.validation * seconds / max(1, step) if self.reserve is None else self.reserve
-        return min(1.0, max(by_steps, seconds / max(1e-9, self.seconds - reserve)))
-
-    def epoch(self, step: int) -> float:
-        """Passes over the pictures that are done."""
-        return step / self.steps_per_epoch
 
 
 def fit(
@@ -75,37 +50,39 @@ def fit(
     Raises: RunError where the loss is no number or the disk is full; KeyboardInterrupt once a stop was asked for and
     the step is saved.
     """
-    guard, saved = Guard(config), time.monotonic()
-    progress = shared(fabric, span, state)
+    guard, saved, clock = Guard(config, out / LAST), time.monotonic(), StepClock()
+    pace = agree(fabric, span, state, clock, stopped=False)
+    learner.train()
     with stop_signals() as stopped:
-        while progress < 1:
-            lr = config.lr * set_rate(state.optimizer, rate(progress, state.step, config))
+        while (pace.progress < 1 or state.step == 0) and not out_of_patience(state, config):
+            lr = config.lr * set_rate(state.optimizer, rate(pace.progress, state.step, config))
             names, loss = one_step(fabric, state, learner, batches, config, crop, autocast)
             state.step += 1
-            watcher.stepped(state, taken(state, guard.watch(state.step, lr, names, loss)))
+            clock.tick()
+            note(state, watcher, guard.watch(state.step, lr, names, loss))
+            watcher.stepped(state)
 
-            progress = shared(fabric, span, state)
-            if state.step % span.validate_every == 0 or progress >= 1:
-                taken(state, guard.before_a_save(state.network))
+            pace = agree(fabric, span, state, clock, bool(stopped))
+            if pace.progress >= 1 or (state.step % span.validate_every == 0 and not pace.hurry):
+                note(state, watcher, guard.before_a_save(state.network))
                 begun = time.monotonic()
                 confusion = validate(state.result)
-                span.reserve = max(span.reserve or 0.0, time.monotonic() - begun)
-                better = judge(state, confusion)
-                watcher.validated(state, confusion, lr, better)
+                learner.train()
+                state.reserve = max(state.reserve or 0.0, time.monotonic() - begun)
+                better, mean_loss = judge(state, confusion), state.loss_sum / max(1, state.loss_count)
                 state.loss_sum, state.loss_count = 0.0, 0
                 if fabric.is_global_zero:
                     if better:
                         state.save_result(out / BEST)
                     state.save(out / LAST)
-                saved = time.monotonic()
-                if config.patience and state.stale >= config.patience:
-                    return
+                watcher.validated(state, confusion, mean_loss, lr, better)
+                saved, pace = time.monotonic(), agree(fabric, span, state, clock, bool(stopped))
             elif fabric.is_global_zero and time.monotonic() - saved >= 60 * config.save_minutes:
-                taken(state, guard.before_a_save(state.network))
+                note(state, watcher, guard.before_a_save(state.network))
                 state.save(out / LAST)
                 saved = time.monotonic()
-            if agreed(fabric, bool(stopped)):
-                taken(state, guard.before_a_save(state.network))
+            if pace.stopped:
+                note(state, watcher, guard.before_a_save(state.network))
                 if fabric.is_global_zero:
                     state.save(out / LAST)
                 raise KeyboardInterrupt
@@ -116,7 +93,6 @@ def one_step(
     autocast: torch.dtype | None,
 ) -> tuple[list[str], Tensor]:  # fmt: skip
     """Gradients of `accumulate` batches, one step of the optimiser; returns the pictures' names and the mean loss."""
-    learner.train()
     names, total = [], torch.zeros((), device=fabric.device)
     for part in range(1, config.accumulate + 1):
         batch = next(batches)
@@ -134,26 +110,26 @@ def one_step(
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.average is not None:
-        state.average.update_parameters(state.network)
+        update_average(state.average, state.network, config.ema, state.step)
     return names, total
 
 
 def validate_on(
     fabric: Fabric, network: Network, batches: Iterator[Batch], classes: int, autocast: torch.dtype | None
 ) -> Confusion:
-    """The confusion matrix of a network at the scale that it sees, over what all processes read."""
-    confusion, training = Confusion(classes), network.training
+    """The confusion matrix of a network at the scale that it sees, over what all processes read; leaves it in eval mode."""
+    confusion = Confusion(classes)
     network.eval()
     if fabric.world_size > 1:  # batch norms have met other pictures in each process; the first one's are kept
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
-    with torch.inference_mode(), half(fabric.device, autocast):
+    # Pictures differ in size here, and cuDNN would look for the quickest convolution of each.
+    with torch.inference_mode(), half(fabric.device, autocast), torch.backends.cudnn.flags(benchmark=False):
         for batch in batches:
-            pictures, labels = to_device(batch, fabric.device, (0, 0))
+            pictures = batch.pictures.to(fabric.device, non_blocking=True)
             logits = network.logits(pictures.permute(0, 3, 1, 2))
-            answers = upsample(logits.float(), labels.shape[1:]).argmax(dim=1).to(torch.uint8)
-            confusion.add(labels.cpu().numpy(), answers.cpu().numpy())
-    network.train(training)
+            answers = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)
+            confusion.add(batch.labels.numpy(), answers.cpu().numpy())
     confusion.pixels[:] = over_processes(torch.from_numpy(confusion.pixels).to(fabric.device)).cpu().numpy()
     return confusion
 
@@ -179,12 +155,12 @@ def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
     return share
 
 
-def taken(state: State, loss: float | None) -> float | None:
-    """Count a loss, once it is known, into the mean of the epoch."""
-    if loss is not None:
-        state.loss_sum += loss
+def note(state: State, watcher: Watcher, settled: Settled | None) -> None:
+    """Count a loss, once it is known, into the mean of the epoch, and tell of it."""
+    if settled is not None:
+        state.loss_sum += settled.loss
         state.loss_count += 1
-    return loss
+        watcher.settled(settled)
 
 
 def judge(state: State, confusion: Confusion) -> bool:
@@ -197,20 +173,9 @@ def judge(state: State, confusion: Confusion) -> bool:
     return better
 
 
-def shared(fabric: Fabric, span: Span, state: State) -> float:
-    """The share of the training that is done, the first process's in all: learning rates by other clocks would differ."""
-    progress = span.progress(state.step, state.seconds())
-    if not span.seconds or fabric.world_size == 1:
-        return progress
-    told = torch.tensor(progress if fabric.is_global_zero else 0.0, dtype=torch.float64, device=fabric.device)
-    return over_processes(told).item()
-
-
-def agreed(fabric: Fabric, stopped: bool) -> bool:
-    """Whether any process was asked to stop: they leave after the same step, or would wait for each other for ever."""
-    if fabric.world_size == 1:
-        return stopped
-    return over_processes(torch.tensor(float(stopped), device=fabric.device)).item() > 0
+def out_of_patience(state: State, config: TrainConfig) -> bool:
+    """Whether it has been too long without a better validation; of a run that is resumed, too."""
+    return config.patience is not None and state.stale >= config.patience
 
 
 @contextmanager
@@ -233,4 +198,4 @@ def stop_signals() -> Iterator[list[int]]:
         yield stopped
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by no Python code

@@ -4,23 +4,30 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from models.errors import ConfigError, MaskserveError, RunError, first_line
+from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from training.config import TrainConfig
 
 T = TypeVar("T")
 
 
 def choose_device(config: TrainConfig) -> str:
-    """cpu or cuda. Raises: ConfigError where a GPU is asked for and none is there."""
+    """cpu or cuda. Raises: ConfigError where a GPU is asked for and none is there, or fewer than are asked for."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("The setting device=cuda is not possible: torch sees no GPU here. Take device=cpu or auto.")
-    return "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    if (local := int(os.environ.get("LOCAL_WORLD_SIZE", config.devices))) > (there := torch.cuda.device_count()):
+        raise ConfigError(
+            f"{local} processes on this machine want a GPU each, and torch sees {there}; set devices={there}."
+        )
+    return "cuda"
 
 
 def choose_precision(config: TrainConfig, device: str) -> str:
@@ -63,14 +70,15 @@ def launch(config: TrainConfig, device: str) -> Fabric:
         accelerator=device,
         devices=local,
         num_nodes=world // local,
-        strategy=DDPStrategy() if world > 1 else "auto",
+        # The others wait while the first looks through a data set, which may take longer than the usual half an hour.
+        strategy=DDPStrategy(timeout=timedelta(days=1)) if world > 1 else "auto",
     )
     fabric.launch()
     return fabric
 
 
 def on_first(fabric: Fabric, what: Callable[[], T]) -> T:
-    """Do something in the first process alone, and have its result, or its error, in all."""
+    """Do something in the first process alone, and have its result in all. Where it fails, the others leave in silence."""
     result: T | MaskserveError | None = None
     if fabric.is_global_zero:
         try:
@@ -81,7 +89,7 @@ def on_first(fabric: Fabric, what: Callable[[], T]) -> T:
             result = error
     result = fabric.broadcast(result)
     if isinstance(result, MaskserveError):
-        raise result
+        raise result if fabric.is_global_zero else SystemExit(1)
     return result  # type: ignore[return-value] # the first process has put it there
 
 
@@ -105,24 +113,39 @@ def determined(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def enough_memory(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
-    """Within, an allocation that fails is a sentence that names the settings to lower. Raises: RunError."""
+def named(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
+    """Within, what the machine fails at is a sentence that names the setting to change.
+
+    Raises: RunError, DataError, ConfigError.
+    """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError, and the CPU's plain RuntimeError
-        if not is_out_of_memory(error):
-            raise
-        parts = config.accumulate * 2
-        halves = f"set batch={config.batch // 2} accumulate={parts} (the same step in smaller parts), or " * (
-            config.batch // 2 >= config.devices
-        )
-        raise RunError(
-            f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({first_line(error)[:200]}): "
-            f"{halves}lower crop={crop[0]},{crop[1]}."
-        ) from error
+    except (MemoryError, RuntimeError) as error:  # torch's own kinds are RuntimeErrors
+        if is_out_of_memory(error):
+            raise RunError(too_much(config, crop, first_line(error)[:200])) from error
+        if "DataLoader worker" in str(error):  # torch says so wherever the training is just then
+            raise DataError(
+                f"A process that reads pictures was ended from outside ({first_line(error)}); where memory is short, "
+                "set workers=1 or 0."
+            ) from error
+        if "deterministic" in str(error):
+            raise ConfigError(
+                f"Something in {config.architecture} cannot be computed by the same bits each time on this device: set "
+                f"deterministic=false. ({first_line(error)[:200]})"
+            ) from error
+        raise
+
+
+def too_much(config: TrainConfig, crop: tuple[int, int], reason: str) -> str:
+    """The sentence for a lack of memory. Halved batches of twice the number make the same step."""
+    less = f"lower crop={crop[0]},{crop[1]}"
+    if config.batch // 2 >= config.devices:
+        parts = f"batch={config.batch // 2} accumulate={config.accumulate * 2}"
+        less = f"set {parts} (the same step in smaller parts), or {less}"
+    return f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({reason}): {less}."
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says so, each library in its own words."""
-    words = ("out of memory", "allocate memory", "not enough memory", "insufficient memory")
+    words = ("out of memory", "allocate memory", "not enough memory", "insufficient memory", "alloc_failed")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)

@@ -17,8 +17,9 @@ from models.errors import ConfigError, RunError
 from models.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig
+from training.files import BEST
 from training.settings import load_config
-from training.state import BEST, read
+from training.state import read
 
 
 def make_network(config: TrainConfig, classes: list[ClassInfo], console: Console, anew: bool) -> Network:
@@ -109,11 +110,11 @@ def read_run(run: Path) -> dict[str, Any]:
 
 
 def live(network: Network, rule: InputRule) -> Segmenter:
-    """A Segmenter around the live network, for comparison with the frozen one."""
+    """A Segmenter around the live network, wherever it lies, for comparison with the frozen one."""
 
     def run(images: Any, logits: bool = False) -> Any:
         with torch.inference_mode():
-            labels, scores = network(torch.from_numpy(images))
-        return labels.numpy(), scores.numpy()
+            labels, scores = network(torch.from_numpy(images).to(network.mean.device))
+        return labels.cpu().numpy(), scores.cpu().numpy()
 
     return Segmenter(run, rule)

@@ -1,6 +1,7 @@
 """What a person, a log and TensorBoard see of a training, and the table that is left of it."""
 
 import csv
+import io
 import json
 import math
 import time
@@ -15,14 +16,35 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.spec import ClassInfo
-from training.loop import Span
+from training.files import write_whole
+from training.learner import Settled
 from training.metrics import Confusion
+from training.pace import Span
 from training.report import confusion_figure
 from training.state import State
 
 Log = Literal["bar", "quiet", "json"]
 OFTEN = 0.25  # seconds between looks at the bar
 TABLE = "metrics.csv"
+
+
+class Nobody:
+    """Watches in the processes that are not the first: one of them speaks and writes."""
+
+    def __enter__(self) -> "Nobody":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def stepped(self, state: State) -> None:
+        """See `Watch`."""
+
+    def settled(self, settled: Settled) -> None:
+        """See `Watch`."""
+
+    def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
+        """See `Watch`."""
 
 
 class Watch:
@@ -32,18 +54,20 @@ class Watch:
     """
 
     def __init__(
-        self, out: Path, classes: list[ClassInfo], span: Span, pictures: int, console: Console, log: Log = "bar",
+        self, out: Path, classes: list[ClassInfo], span: Span, pictures: int, step: int, console: Console, log: Log = "bar",
         board: bool = False, samples: Callable[[], dict[str, Image.Image]] | None = None,
     ) -> None:  # fmt: skip
-        """`pictures`: of a step; `samples`: draws validation pictures with their answers, for TensorBoard."""
+        """`pictures`: of a step; `step`: those that are done; `samples`: draws validation pictures with their answers."""
         self.table = out / TABLE
         self.classes, self.span, self.pictures = classes, span, pictures
         self.console, self.log = console, log
         self.samples = samples
-        self.board: Any = _board(out / "tensorboard") if board else None
+        self.board: Any = _board(out / "tensorboard", step) if board else None
         self.loss = self.miou = math.nan
-        self.speed_since: tuple[int, float] | None = None  # step and time that the epoch began with
+        self.since: tuple[int, float] | None = None  # a step and when it was done: speed counts from there
+        self.speed = 0.0  # images a second since then, reading and augmentation included
         self.looked = 0.0
+        self._keep_rows(step)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -67,77 +91,86 @@ class Watch:
         if self.board is not None:
             self.board.close()
 
-    def stepped(self, state: State, loss: float | None) -> None:
+    def settled(self, settled: Settled) -> None:
+        """Smooth the loss for the bar."""
+        self.loss = settled.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * settled.loss
+        if self.board is not None:
+            self.board.add_scalar("loss/step", settled.loss, settled.step)
+            self.board.add_scalar("lr", settled.lr, settled.step)
+
+    def stepped(self, state: State) -> None:
         """Move the bar on."""
-        if self.speed_since is None:
-            self.speed_since = state.step - 1, time.monotonic()
-        if loss is not None:
-            self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
-            if self.board is not None:
-                self.board.add_scalar("loss/step", loss, state.step)
-                self.board.add_scalar("lr", state.optimizer.param_groups[0]["lr"], state.step)
-        if time.monotonic() - self.looked > OFTEN:
-            self.looked = time.monotonic()
-            of = f"/{self.span.epoch(self.span.steps):.0f}" if self.span.steps else ""
+        now = time.monotonic()
+        if self.since is None:  # the first step waits for workers to start
+            self.since = state.step, now
+        elif state.step > self.since[0]:
+            self.speed = (state.step - self.since[0]) * self.pictures / (now - self.since[1])
+        if now - self.looked > OFTEN:
+            self.looked = now
             self.bar.update(
                 self.task,
-                completed=self.span.progress(state.step, state.seconds()),
-                description=f"epoch {math.ceil(self.span.epoch(state.step))}{of}",
+                completed=self.span.progress(state.step, state.seconds(), state.reserve or 0.0),
+                description=f"epoch {math.ceil(self.span.epoch(state.step))}{self._of()}",
                 loss=shown(self.loss),
                 miou=shown(self.miou),
-                speed=self.speed(state.step),
+                speed=self.speed,
             )
 
-    def validated(self, state: State, confusion: Confusion, lr: float, better: bool) -> None:
+    def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
         """A line for people, a row for the table, and pictures for TensorBoard."""
         summary = confusion.summary(self.classes)
         self.miou = math.nan if summary["miou"] is None else summary["miou"]
+        epoch = round(self.span.epoch(state.step), 3)
         row = {
-            "epoch": round(self.span.epoch(state.step), 3),
+            "epoch": int(epoch) if epoch == int(epoch) else epoch,
             "step": state.step,
             "lr": lr,
-            "loss": state.loss_sum / max(1, state.loss_count),
+            "loss": loss,
             "miou": summary["miou"],
             "pixel_accuracy": summary["pixel_accuracy"],
-            "images_per_second": round(self.speed(state.step), 2),
+            "images_per_second": round(self.speed, 2),
             "minutes": round(state.seconds() / 60, 2),
             **{f"iou_{name}": value for name, value in summary["per_class_iou"].items()},
         }
-        row["epoch"] = int(row["epoch"]) if row["epoch"] == int(row["epoch"]) else row["epoch"]
-        self._append(row)
+        self._write([*self._rows(before=state.step), row])
         self._say(row, better)
         if self.board is not None:
             self._draw(row, confusion)
-        self.speed_since = None
+        self.since = state.step, time.monotonic()
 
-    def speed(self, step: int) -> float:
-        """Images a second since the last validation, reading and augmentation included."""
-        begun, since = self.speed_since or (step, time.monotonic())
-        return (step - begun) * self.pictures / max(1e-9, time.monotonic() - since)
+    def _of(self) -> str:
+        return f"/{self.span.epoch(self.span.steps):.0f}" if self.span.steps else ""
 
     def _say(self, row: dict[str, Any], better: bool) -> None:
         if self.log == "json":
             print(json.dumps({"event": "validation", **row, "best": better}), flush=True)
         elif self.log == "bar":
-            of = f"/{self.span.epoch(self.span.steps):.0f}" if self.span.steps else ""
             self.console.print(
-                f"epoch {row['epoch']:>3}{of}  loss {row['loss']:.3f}  mIoU {shown(self.miou)}"
+                f"epoch {row['epoch']:>3}{self._of()}  loss {row['loss']:.3f}  mIoU {shown(self.miou)}"
                 f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{'  best' if better else ''}",
                 highlight=False,
             )
 
-    def _append(self, row: dict[str, Any]) -> None:
-        """Rows that a resumed run comes by again are replaced."""
-        rows = []
+    def _keep_rows(self, step: int) -> None:
+        """A resumed run drops what was written after the step that it goes on from: it will come by there again."""
         if self.table.exists():
-            with self.table.open(newline="") as stream:
-                rows = [old for old in csv.DictReader(stream) if int(old["step"]) < row["step"]]
-        draft = self.table.with_suffix(".part")
-        with draft.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(row))
-            writer.writeheader()
-            writer.writerows([*rows, row])
-        draft.replace(self.table)
+            self._write(self._rows(before=step + 1))
+
+    def _rows(self, before: int) -> list[dict[str, Any]]:
+        if not self.table.exists():
+            return []
+        with self.table.open(newline="") as stream:
+            return [row for row in csv.DictReader(stream) if int(row["step"]) < before]
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            self.table.unlink(missing_ok=True)
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[-1]))
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(self.table, text.getvalue().encode())
 
     def _draw(self, row: dict[str, Any], confusion: Confusion) -> None:
         step = row["step"]
@@ -149,12 +182,14 @@ class Watch:
             self.board.add_image(f"samples/{name}", np.asarray(picture), step, dataformats="HWC")
 
 
-def _board(folder: Path) -> Any:
+def _board(folder: Path, step: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard's own deprecated calls
         from torch.utils.tensorboard import SummaryWriter  # seconds, for those who want it
 
-    return SummaryWriter(str(folder))
+    return SummaryWriter(
+        str(folder), purge_step=step + 1 if step else None
+    )  # what a resumed run does again stands once
 
 
 def shown(value: float) -> str:

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.errors import ConfigError
+from models.errors import ConfigError, RunError
 from training.config import TrainConfig
+from training.files import LAST, write_whole
 
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
@@ -26,7 +27,12 @@ MAY_CHANGE = (
 
 
 def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
-    """The settings that a run goes on with: those that it began with, and over them what may change. Raises: ConfigError."""
+    """The settings that a run goes on with: those that it began with, and over them what may change.
+
+    Raises: ConfigError; RunError where there is no run that can go on.
+    """
+    if not (run / LAST).exists() or not (run / "config.yaml").exists():
+        raise RunError(f"{run} holds no {LAST.name} to resume from; train without --resume.")
     began = load_config(run / "config.yaml", [])
     config = validated({**began.model_dump(), **(_read_yaml(file) if file else {}), **_words(overrides)})
     check_resumed(run, config)
@@ -36,12 +42,15 @@ def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
 def check_resumed(run: Path, config: TrainConfig) -> None:
     """Raises: ConfigError that names what differs from the settings that a run began with, and what may."""
     began = load_config(run / "config.yaml", [])
+    may = list(MAY_CHANGE)
+    if config.batch * config.accumulate == began.batch * began.accumulate:
+        may += ["batch", "accumulate"]  # the same pictures a step, in other parts
     changed = [name for name in TrainConfig.model_fields if getattr(config, name) != getattr(began, name)]
-    if wrong := [name for name in changed if name not in MAY_CHANGE]:
+    if wrong := [name for name in changed if name not in may]:
         told = ", ".join(f"{name} from {getattr(began, name)} to {getattr(config, name)}" for name in wrong)
         raise ConfigError(
-            f"{run} cannot go on with other settings: {told}. These may change: {', '.join(MAY_CHANGE)}. Leave the others "
-            "out, or train anew into another --out."
+            f"{run} cannot go on with other settings: {told}. These may change: {', '.join(MAY_CHANGE)}; and batch with "
+            "accumulate, where their product stays. Leave the others out, or train anew into another --out."
         )
 
 
@@ -77,8 +86,8 @@ def show_settings(console: Console) -> None:
 
 
 def save_config(config: TrainConfig, file: Path) -> None:
-    """Write every setting, as run, as YAML that `load_config` reads back."""
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    """Write every setting, as run, as YAML that `load_config` reads back. Raises: OSError, with the file as it was."""
+    write_whole(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def _words(overrides: list[str]) -> dict[str, Any]:

@@ -1,20 +1,18 @@
 """All that a training is at a step, and how it gets to the disk and back: whole, or not at all."""
 
 import io
-import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from models.architectures.network import Network
 from models.errors import RunError
+from training.files import write_whole
 
 FORMAT = 1  # of a checkpoint; one of another format is refused by a sentence
-BEST, LAST = Path("checkpoints") / "best.ckpt", Path("checkpoints") / "last.ckpt"
 
 
 @dataclass
@@ -23,21 +21,20 @@ class State:
 
     network: Network
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None = None  # of the network's weights, where the settings ask for one
+    average: Network | None = None  # of running averages of its weights, where the settings ask for one
     step: int = 0  # steps of the optimiser that are done
     best: float = -1.0  # highest validation mIoU, 0..1; -1 before the first
     stale: int = 0  # validations since then
     loss_sum: float = 0.0  # over the steps since the last validation
     loss_count: int = 0
+    reserve: float | None = None  # seconds that a validation takes, once one was seen
     seconds_before: float = 0.0  # of training before this start
     started: float = field(default_factory=time.monotonic)
 
     @property
     def result(self) -> Network:
         """The network to validate and to keep: of the averaged weights where there are any."""
-        if self.average is None:
-            return self.network
-        return cast(Network, self.average.module)
+        return self.network if self.average is None else self.average
 
     def seconds(self) -> float:
         """How long the run has taken, over all its starts."""
@@ -55,6 +52,7 @@ class State:
             "stale": self.stale,
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
+            "reserve": self.reserve,
             "seconds": self.seconds(),
         }
         write(content, file)
@@ -75,26 +73,17 @@ class State:
             raise RunError(f"{file} is not of the network that the run's settings describe; train anew.") from error
         self.step, self.best, self.stale = content["step"], content["best"], content["stale"]
         self.loss_sum, self.loss_count = content["loss_sum"], content["loss_count"]
-        self.seconds_before += content["seconds"]
+        self.reserve = content["reserve"]
+        self.seconds_before = content["seconds"]
 
 
 def write(content: dict[str, Any], file: Path) -> None:
-    """Write a checkpoint beside its place, to the disk's own satisfaction, and only then put it there.
-
-    A process killed half-way, or a disk that is full, leaves the old one. Raises: RunError.
-    """
+    """Write a checkpoint. Raises: RunError, with the one before it untouched."""
     memory = io.BytesIO()  # torch's writer hides the system's error behind its own
     torch.save(content, memory)
-    draft = file.with_suffix(".part")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as stream:
-            stream.write(memory.getbuffer())
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(file)
+        write_whole(file, memory.getbuffer())
     except OSError as error:
-        draft.unlink(missing_ok=True)
         kept = f"the {file.name} before it is kept; " if file.exists() else ""
         raise RunError(
             f"{file} cannot be written ({error.strerror}); {kept}make room, and go on with `maskserve train --resume`."

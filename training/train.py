@@ -13,14 +13,18 @@ Reads downwards: what was asked, the data and its lint, the network, the loop, a
 More than one device: torchrun starts this script once for each, and they share each batch (`training/machine.py`).
 """
 
+import hashlib
 import json
+import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
+from timm.layers.norm_act import convert_sync_batchnorm
 
 from models.architectures import build
 from models.architectures.measure import parameters
@@ -32,11 +36,12 @@ from training import augment
 from training.config import TrainConfig
 from training.data import Samples, load
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
+from training.files import LAST, write_whole
 from training.learner import Learner, averaged
 from training.lint import Report, lint, show
-from training.loop import Span, fit, validate_on
+from training.loop import fit, validate_on
 from training.losses import Criterion, class_weights
-from training.machine import choose_device, choose_precision, determined, enough_memory, launch, on_first
+from training.machine import choose_device, choose_precision, determined, launch, named, on_first
 from training.metrics import Confusion
 from training.network import (
     architecture_options,
@@ -48,10 +53,11 @@ from training.network import (
     weights_file,
 )
 from training.optim import make_optimizer
-from training.progress import TABLE, Log, Watch
+from training.pace import Span
+from training.progress import TABLE, Log, Nobody, Watch
 from training.report import curves, panel
 from training.settings import check_resumed, save_config
-from training.state import LAST, State
+from training.state import State
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
 LARGEST_SIDE, LARGEST_CROP = 1024, 512
@@ -67,13 +73,13 @@ def train(
     began with, but for `MAY_CHANGE` (`training/settings.py`: `resumed` makes it).
     Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the step that was under way saved.
     """
+    started = time.monotonic()
     device = choose_device(config)
     fabric = launch(config, device)
-    if not fabric.is_global_zero:
-        console, log = Console(quiet=True), "quiet"
-    console = console or Console()
+    console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
+    began = None
     if resume:
-        resumable(out, data, config)
+        began = resumable(out, data, config)
     elif (out / LAST).exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
     else:  # what is wrong with the network is told before the pictures are read
@@ -82,66 +88,57 @@ def train(
 
     report = on_first(fabric, lambda: checked(data, config, console))
     training, validation = load(data, "train", config.format), load(data, "val", config.format)
+    facts = began or on_first(fabric, lambda: describe(data, training, config, device, report))
+    if began:
+        same_data(began, training, data, out)
+    rule, crop = InputRule(**facts["input"]), (facts["crop"][0], facts["crop"][1])
+    autocast = torch.bfloat16 if facts["precision"] == "bf16" else None
 
     fabric.seed_everything(config.seed, verbose=False)
-    rule, crop = scale(config, report)
     network = make_network(config, training.classes, console, anew=not resume)
-    precision = on_first(fabric, lambda: choose_precision(config, device))
-    autocast = torch.bfloat16 if precision == "bf16" else None
     backbone = f" on {config.encoder}" if "encoder" in network.architecture.options else ""
     console.print(
         f"{config.architecture}{backbone}, {parameters(network) / 1e6:.1f} M parameters; "
-        f"{len(training)} pictures to train on, {len(validation)} to validate; "
-        f"crops of {crop[1]} x {crop[0]}; {precision} on {device}"
-        + f" x {fabric.world_size}"
-        * (fabric.world_size > 1),
+        f"{len(training)} pictures to train on, {len(validation)} to validate; crops of {crop[1]} x {crop[0]}; "
+        f"{facts['precision']} on {device}" + f" x {fabric.world_size}" * (fabric.world_size > 1),
         highlight=False,
         markup=False,
         soft_wrap=True,
     )
-    if resume:  # the pictures may have changed since; what the run began with has not
-        known = read_run(out)
-        rule = InputRule(**known["input"])
-        if known["classes"] != [entry.model_dump(mode="json") for entry in training.classes]:
-            raise RunError(f"{data} has other classes than when {out} began; train anew into another --out.")
     check_batch(network, max(1, config.batch // config.devices), crop)
-    if fabric.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / "config.yaml")
-        if not resume:
-            describe(out / "run.json", data, training, rule)
 
     network.to(memory_format=torch.channels_last)
     if device == "cuda" and fabric.world_size > 1:
-        network = torch.nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        # timm's, for torch's own would drop the activations that stand in timm's norms.
+        network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     weights = class_weights(config.class_weights, report.pixels["train"][: len(training.classes)])
-    criterion = Criterion.of(config, weights)
-    learner = fabric.setup_module(Learner(network, criterion, config))
-    # Fabric's own hold on an optimiser copies it: what is loaded into the copy never reaches the original.
-    state = State(network, make_optimizer(network, config), averaged(network, config.ema))
-    if resume:
-        state.load(out / LAST)
-    start = state.step * config.accumulate
-    where = augment.choose(config.augment, device)
-    batches = training_batches(training, rule, crop, config, where, start, fabric.global_rank, fabric.world_size)
-    held_out = validation_batches(validation, rule, config, fabric.global_rank, fabric.world_size)
+    span, pictures = Span(len(training), len(validation), config), config.batch * config.accumulate
+    with named(config, crop), determined(config.deterministic):
+        learner = fabric.setup_module(Learner(network, Criterion.of(config, weights), config))
+        # Fabric's own hold on an optimiser copies it: what is loaded into the copy never reaches the original.
+        state = State(network, make_optimizer(network, config), averaged(network, config.ema), started=started)
+        if resume:
+            state.load(out / LAST)
+        if fabric.is_global_zero:
+            save_config(config, out / "config.yaml")
+            write_whole(out / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
+        here = (fabric.global_rank, fabric.world_size)
+        where = augment.choose(config.augment, device)
+        batches = training_batches(training, rule, crop, config, where, state.step * config.accumulate, *here)
+        held_out = validation_batches(validation, rule, config, *here)
 
-    def validate(result: Network) -> Confusion:
-        return validate_on(fabric, result, opened(held_out), len(training.classes), autocast)
+        def validate(result: Network) -> Confusion:
+            with closing(opened(held_out)) as stream:
+                return validate_on(fabric, result, stream, len(training.classes), autocast)
 
-    def drawn() -> dict[str, Image.Image]:
-        return draw_samples(state.result, rule, validation)
+        def drawn() -> dict[str, Image.Image]:
+            return draw_samples(state.result, rule, validation)
 
-    span = Span(len(training), len(validation), config)
-    pictures = config.batch * config.accumulate
-    board = config.tensorboard and fabric.is_global_zero
-    with (
-        Watch(out, training.classes, span, pictures, console, log, board, drawn) as watch,
-        determined(config.deterministic),
-        enough_memory(config, crop),
-        closing(opened(batches)) as stream,  # its workers end with it
-    ):
-        fit(fabric, state, learner, stream, validate, span, config, crop, autocast, watch, out)
+        watch: Watch | Nobody = Nobody()
+        if fabric.is_global_zero:
+            watch = Watch(out, training.classes, span, pictures, state.step, console, log, config.tensorboard, drawn)
+        with watch, closing(opened(batches)) as stream:
+            fit(fabric, state, learner, stream, validate, span, config, crop, autocast, watch, out)
 
     if fabric.is_global_zero:
         curves(out / TABLE, out / "curves.png")
@@ -162,16 +159,29 @@ def checked(data: Path, config: TrainConfig, console: Console) -> Report:
     return report
 
 
-def resumable(out: Path, data: Path, config: TrainConfig) -> None:
-    """Raises: RunError where the folder holds no run on this data set that can go on, ConfigError with these settings."""
+def resumable(out: Path, data: Path, config: TrainConfig) -> dict[str, Any]:
+    """What the run at `out` began with. Raises: RunError where it cannot go on with this data, ConfigError with these settings."""
     if not (out / LAST).exists():
         raise RunError(f"{out} holds no {LAST.name} to resume from; train without --resume.")
-    began_on = read_run(out)["data"]
-    if Path(began_on) != data.resolve():
+    began = read_run(out)
+    if Path(began["data"]) != data.resolve():
         raise RunError(
-            f"{out} began on {began_on}, not on {data}; resume it with that folder, or choose another --out."
+            f"{out} began on {began['data']}, not on {data}; resume it with that folder, or choose another --out."
         )
     check_resumed(out, config)
+    return began
+
+
+def same_data(began: dict[str, Any], training: Samples, data: Path, out: Path) -> None:
+    """Raises: RunError where the classes or the training pictures are others than when the run began."""
+    anew = f"train anew into another --out, from {out}'s bundle if you like (weights=BUNDLE)."
+    if began["classes"] != [entry.model_dump(mode="json") for entry in training.classes]:
+        raise RunError(f"{data} has other classes than when {out} began; {anew}")
+    if began["pictures"] != named_pictures(training):
+        raise RunError(
+            f"{data} has other training pictures than when {out} began ({began['pictures']['count']} then, {len(training)} "
+            f"now), so the run cannot be what it would have been; {anew}"
+        )
 
 
 def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, int]]:
@@ -187,23 +197,35 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
     return rule, (crop[0], crop[1])
 
 
-def describe(file: Path, data: Path, samples: Samples, rule: InputRule) -> None:
-    """Write `run.json`: what export needs to know beside the settings and the weights."""
-    classes = [entry.model_dump(mode="json") for entry in samples.classes]
-    content = {"data": str(data.resolve()), "classes": classes, "input": rule.model_dump(mode="json")}
-    file.write_text(json.dumps(content, indent=2) + "\n")
+def describe(data: Path, samples: Samples, config: TrainConfig, device: str, report: Report) -> dict[str, Any]:
+    """What goes into `run.json`: what a resume and an export must know, and settings alone do not tell."""
+    rule, crop = scale(config, report)
+    return {
+        "data": str(data.resolve()),
+        "classes": [entry.model_dump(mode="json") for entry in samples.classes],
+        "input": rule.model_dump(mode="json"),
+        "crop": crop,
+        "precision": choose_precision(config, device),
+        "pictures": named_pictures(samples),
+    }
+
+
+def named_pictures(samples: Samples) -> dict[str, Any]:
+    """How many pictures there are, and a hash of their names in order."""
+    names = "\n".join(pair.name for pair in samples.pairs)
+    return {"count": len(samples), "sha256": hashlib.sha256(names.encode()).hexdigest()}
 
 
 def draw_samples(network: Network, rule: InputRule, samples: Samples) -> dict[str, Image.Image]:
     """Some pictures, spread over the split, with their truth and the network's answer, by name."""
-    segmenter, sheets = live(network, rule), {}
+    segmenter, sheets = live(network.eval(), rule), {}
     for index in np.unique(np.linspace(0, len(samples) - 1, SAMPLES).astype(int)).tolist():
         picture, truth = samples.picture(index), samples.labels(index)
         answer = segmenter.segment(picture).labels
         matrix = Confusion(len(samples.classes))
         matrix.add(truth, answer)
         sheet = panel(picture, truth, answer, samples.classes, f"mIoU {matrix.miou():.2f}")
-        sheets[Path(samples.pairs[index].name).name] = sheet
+        sheets[samples.pairs[index].name.replace("/", "_")] = sheet
     return sheets
 
 

@@ -77,7 +77,8 @@ def test_help_lists_every_verb(tmp_path: Path) -> None:
 
 def test_settings_are_listed(tmp_path: Path) -> None:
     listed = maskserve("train", "--settings", cwd=tmp_path).stdout
-    assert "epochs=40" in listed
+    assert "epochs=None" in listed
+    assert "default: 40" in listed
     assert "passes over the training pictures" in listed
 
 
@@ -183,7 +184,8 @@ def test_errors_are_one_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
     fails(maskserve("serve", tiny_bundle, "--port", "70000", cwd=tmp_path), 2, "65535")
     fails(maskserve("fly", cwd=tmp_path), 2, "fly")
     fails(maskserve("export", "x[old]/[/a]", cwd=tmp_path), 1, "x[old]/[/a] is no finished run")
-    fails(maskserve("train", ".", "epochs=3", "--resume", cwd=tmp_path), 2, "KEY=VALUE")
+    fails(maskserve("train", ".", "epochs=3", "--resume", cwd=tmp_path), 1, "holds no last.ckpt to resume from")
+    fails(maskserve("train", ".", "--quiet", "--json", cwd=tmp_path), 2, "do not go together")
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:

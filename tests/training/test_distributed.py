@@ -12,7 +12,8 @@ import torch
 
 from training.data.loader import Steps
 from training.data.shapes import draw
-from training.state import LAST, read
+from training.files import LAST
+from training.state import read
 
 ROOT = Path(__file__).parents[2]
 # Batch norms are frozen: each process would see its half of a batch, and SyncBN exists on GPUs alone.

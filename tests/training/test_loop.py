@@ -8,10 +8,11 @@ from models.errors import ConfigError
 from models.spec import InputRule
 from tests.bundles import SILENT
 from training.config import TrainConfig
+from training.files import LAST
 from training.lint import Report
-from training.loop import Span
+from training.pace import Span
 from training.settings import load_config
-from training.state import LAST, read
+from training.state import read
 from training.train import scale, train
 
 SMALL = [
@@ -48,12 +49,12 @@ def test_a_training_lasts_as_asked(pictures: int, words: dict[str, float], per_e
 
 def test_a_limit_in_minutes_shortens_the_schedule_and_leaves_time_to_validate() -> None:
     span = Span(100, 40, TrainConfig(batch=10, epochs=10, minutes=1))
-    assert span.progress(50, 0) == 0.5
-    assert span.progress(50, 60) == span.progress(100, 0) == 1
-    assert span.progress(20, 40) == 40 / (60 - 4)  # a step takes 2 s, a validation of four half-steps about 4
-    span.reserve = 10
-    assert span.progress(20, 40) == 40 / 50
-    assert span.progress(0, 50) == 1
+    assert span.progress(50, 0, 0) == 0.5
+    assert span.progress(50, 60, 0) == span.progress(100, 0, 0) == 1
+    assert span.progress(20, 40, 10) == 40 / 50
+    assert span.progress(0, 50, 10) == 1
+    assert span.progress(0, 15, 1000) == 0.5  # however long a validation takes, half of the time is for training
+    assert span.validation == 2
 
 
 def test_a_time_limit_within_the_first_epoch_ends_with_a_finished_schedule(shapes: Path, tmp_path: Path) -> None:

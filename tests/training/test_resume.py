@@ -3,6 +3,7 @@
 import csv
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,9 @@ from models.errors import ConfigError, RunError
 from tests.bundles import SILENT
 from training.config import TrainConfig
 from training.data.shapes import draw
+from training.files import BEST, LAST
 from training.settings import load_config, resumed, save_config
-from training.state import BEST, LAST, State, read, write
+from training.state import State, read, write
 from training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -28,7 +30,6 @@ STEPS = 6  # two epochs of three
 WORDS = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2",
     "crop=32,64", "ema=0.9", "dropout=0.5", "clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
-    "tensorboard=false",
 ]  # fmt: skip
 
 
@@ -62,7 +63,13 @@ def assert_same(run: Path, other: Path) -> None:
     for part in ("network", "average"):
         assert first[part].keys() == second[part].keys()
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part]), part
-    assert (run / BEST).exists()
+    for place, values in first["optimizer"]["state"].items():
+        assert all(torch.equal(value, second["optimizer"]["state"][place][name]) for name, value in values.items())
+    for name in ("best", "stale", "loss_sum", "loss_count"):
+        assert first[name] == second[name], name
+    best, other_best = read(run / BEST), read(other / BEST)
+    assert best["step"] == other_best["step"]
+    assert all(torch.equal(value, other_best["network"][name]) for name, value in best["network"].items())
 
 
 def go_on(few: Path, run: Path, *words: str) -> Path:
@@ -154,7 +161,7 @@ def test_a_real_kill_9_loses_nothing(few: Path, whole: Path, tmp_path: Path) -> 
     assert_same(go_on(few, tmp_path / "run"), whole)
 
 
-@pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("kill_me", "SIGTERM")])
+@pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("killpg", "SIGTERM"), ("kill_me", "SIGTERM")])
 def test_a_stop_ends_the_step_saves_it_and_says_how_to_go_on(
     few: Path, whole: Path, tmp_path: Path, kill: str, name: str
 ) -> None:
@@ -169,6 +176,7 @@ def test_a_stop_ends_the_step_saves_it_and_says_how_to_go_on(
 
 FULL_DISK = """
 import resource
+import shutil
 resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 """
 
@@ -219,6 +227,8 @@ def test_a_checkpoint_runs_no_pickle(tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_other_settings_only_where_they_may_change(tmp_path: Path) -> None:
     save_config(TrainConfig(lr=0.1), tmp_path / "config.yaml")
+    write({}, tmp_path / LAST)
+    assert resumed(tmp_path, None, ["batch=4", "accumulate=2"]).batch == 4
     assert resumed(tmp_path, None, ["epochs=99", "workers=0", "lr=0.1"]) == TrainConfig(lr=0.1, epochs=99, workers=0)
     with pytest.raises(ConfigError) as caught:
         resumed(tmp_path, None, ["lr=0.2", "crop=64,64", "workers=3"])
@@ -232,4 +242,45 @@ def test_a_run_goes_on_for_longer_where_that_is_asked(few: Path, whole: Path, tm
     run = train(few, tmp_path / "run", load_config(None, WORDS), console=SILENT)
     go_on(few, run, "epochs=3")
     assert [row["epoch"] for row in table(run)] == ["1", "2", "3"]
+    assert read(run / LAST)["step"] == 9
+
+
+def test_the_best_network_is_the_one_whose_miou_the_table_has(few: Path, whole: Path) -> None:
+    """What is drawn for TensorBoard must not teach the network, as batch norms in training would."""
+    from models.spec import InputRule
+    from training.data import load
+    from training.metrics import Confusion
+    from training.network import live, load_network, read_run
+
+    samples = load(few, "val")
+    segmenter = live(load_network(whole), InputRule(**read_run(whole)["input"]))
+    matrix = Confusion(len(samples.classes))
+    for index in range(len(samples)):
+        matrix.add(samples.labels(index), segmenter.segment(samples.picture(index)).labels)
+    assert matrix.miou() == pytest.approx(max(float(row["miou"]) for row in table(whole)), abs=0.002)
+    assert list((whole / "tensorboard").iterdir())
+
+
+def test_a_run_that_ran_out_of_patience_does_not_go_on(few: Path, tmp_path: Path) -> None:
+    words = [word for word in WORDS if not word.startswith(("epochs", "lr="))]
+    run = train(
+        few, tmp_path / "run", load_config(None, [*words, "epochs=9", "lr=1e-12", "patience=1"]), console=SILENT
+    )
+    step = read(run / LAST)["step"]
+    assert step < 27
+    go_on(few, run)
+    assert read(run / LAST)["step"] == step
+
+
+def test_a_run_keeps_to_its_pictures(few: Path, whole: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(few, tmp_path / "few")
+    run = train(data, tmp_path / "run", load_config(None, WORDS), console=SILENT)
+    (data / "images/train/train_0003.jpg").unlink()
+    with pytest.raises(RunError, match=r"other training pictures than when .* began \(12 then, 11 now\)"):
+        go_on(data, run)
+
+
+def test_the_same_step_in_smaller_parts_may_go_on(few: Path, tmp_path: Path) -> None:
+    run = train(few, tmp_path / "run", load_config(None, WORDS), console=SILENT)
+    go_on(few, run, "batch=4", "accumulate=1", "epochs=3")
     assert read(run / LAST)["step"] == 9

@@ -18,10 +18,11 @@ from tests.bundles import SETTINGS, SILENT
 from training.data import load
 from training.evaluate import evaluate
 from training.export import export
+from training.files import BEST, LAST
 from training.metrics import Confusion
 from training.network import live, load_network
 from training.settings import load_config, resumed
-from training.state import BEST, LAST, read
+from training.state import read
 from training.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -26,6 +26,7 @@ from training.data.samples import Samples
 from training.machine import is_out_of_memory
 
 STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple
+ORDER, DRAW = 0, 1  # what a seed is for: the two draw from streams of their own
 
 
 class Batch(NamedTuple):
@@ -95,7 +96,7 @@ class Fitted(Dataset[Any]):
         picture, labels = resize_picture(picture, size), resize_labels(labels, size)
         if self.policy is None:
             return Sample(np.array(picture), labels, name)
-        draw = self.policy.draw(size, labels, np.random.default_rng((self.seed, item.number)))
+        draw = self.policy.draw(size, labels, np.random.default_rng((self.seed, DRAW, item.number)))
         if self.where == "gpu":
             window, mask, draw = cut(picture, labels, draw, self.policy.crop)
             return Sample(np.ascontiguousarray(window), np.ascontiguousarray(mask), name, draw)
@@ -112,6 +113,7 @@ class Steps(Sampler[list[Item]]):
         self.length, self.batch, self.seed = length, batch, seed
         self.start, self.stop = start, stop
         self.rank, self.world = rank, world
+        self._epoch, self._order = -1, np.arange(length)
 
     def __iter__(self) -> Iterator[list[Item]]:
         step = self.start
@@ -123,9 +125,9 @@ class Steps(Sampler[list[Item]]):
     def _place(self, number: int) -> int:
         """Which picture comes as the `number`-th of the whole training."""
         epoch, index = divmod(number, self.length)
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch = epoch
-            self._order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+            self._order = np.random.default_rng((self.seed, ORDER, epoch)).permutation(self.length)
         return int(self._order[index])
 
 
@@ -152,7 +154,6 @@ def validation_batches(
         Fitted(samples, rule),
         config,
         batch_sampler=[mine[start : start + size] for start in range(0, len(mine), size)],
-        persistent_workers=config.workers > 0,
         collate_fn=pad_together,
     )
 
@@ -160,8 +161,13 @@ def validation_batches(
 def _loader(data: Fitted, config: TrainConfig, **how: Any) -> DataLoader[Batch]:
     with few_cores():
         return DataLoader(
-            data, num_workers=config.workers, worker_init_fn=leave_signals, pin_memory=torch.cuda.is_available(), **how
+            data, num_workers=config.workers, worker_init_fn=leave_signals, pin_memory=pinned(config), **how
         )
+
+
+def pinned(config: TrainConfig) -> bool:
+    """Whether batches lie in memory that a GPU copies from by itself; asking for it costs a training on the CPU a context."""
+    return config.device != "cpu" and torch.cuda.is_available()
 
 
 @contextmanager
@@ -173,9 +179,12 @@ def few_cores() -> Iterator[None]:
 
 
 def leave_signals(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal: a worker goes on until the training ends it, by SIGTERM."""
+    """A stop is told to every process of a group (Ctrl-C, torchrun, a scheduler): a worker reads on for the last step.
+
+    It ends with its loader, or when the training's process is gone.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def together(items: list[Sample | Failure], crop: tuple[int, int]) -> Batch | Failure:
@@ -216,21 +225,16 @@ def _sorted_out(items: list[Sample | Failure]) -> tuple[list[Sample], list[Failu
 
 
 def opened(loader: DataLoader[Batch]) -> Generator[Batch]:
-    """The loader's batches. Raises: DataError with the name of the file that a worker could not read; MemoryError."""
+    """The loader's batches; close it, and its processes end.
+
+    Raises: DataError with the name of the file that a worker could not read; MemoryError.
+    """
     with few_cores():
         batches = iter(loader)
-    while True:
-        try:
-            batch: Batch | Failure = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"A process that reads pictures was ended from outside ({first_line(error)}); where memory is short, "
-                "set workers=1 or 0."
-            ) from error
-        if isinstance(batch, Failure):
-            raise MemoryError(batch.sentence) if batch.out_of_memory else DataError(batch.sentence)
-        yield batch
+    try:
+        for batch in batches:
+            if isinstance(batch, Failure):
+                raise MemoryError(batch.sentence) if batch.out_of_memory else DataError(batch.sentence)
+            yield batch
+    finally:
+        del batches  # its processes end with it, also where an error keeps this frame
