@@ -1,5 +1,6 @@
 """The commands as a person types them: each in a process of its own, from a folder that is not the clone."""
 
+import json
 import os
 import shutil
 import signal
@@ -210,6 +211,30 @@ def test_the_scripts_are_the_verbs(tmp_path: Path) -> None:
         assert f"python -m training.{script}" in done.stdout
     done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120)
     fails(done, 1, "no finished run")
+
+
+def test_json_alone_is_on_standard_output(tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 8, "val": 2}, size=(48, 64))
+    words = [
+        "train",
+        "s",
+        "--out",
+        "run",
+        "--json",
+        "epochs=2",
+        "batch=4",
+        "workers=0",
+        "crop=32,64",
+        "encoder=tu-lcnet_035",
+    ]
+    done = maskserve(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line)["epoch"] for line in done.stdout.splitlines()] == [1, 2]
+    assert "8 pictures to train on" in done.stderr
+    done = maskserve("train", "s", "--out", "run", "--resume", "lr=3", cwd=tmp_path)
+    fails(done, 2, "lr from 0.02 to 3", "These may change")
+    done = maskserve("train", "s", "--out", "run", "--resume", "--quiet", "epochs=3", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_ctrl_c_stops_a_training_and_says_how_to_go_on(tmp_path: Path) -> None:

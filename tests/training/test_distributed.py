@@ -2,8 +2,11 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +67,49 @@ def test_two_processes_train_the_network_of_one(few: Path, tmp_path: Path) -> No
     for mine, theirs in zip(rows(one), rows(two), strict=True):
         assert float(theirs["loss"]) == pytest.approx(float(mine["loss"]), rel=1e-5)
         assert float(theirs["miou"]) == pytest.approx(float(mine["miou"]), abs=1e-3)
+
+
+def of_the_run(run: Path) -> list[int]:
+    """Processes that have the run folder on their command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if str(run).encode() in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_reaches_all_processes_and_the_run_goes_on(few: Path, tmp_path: Path, number: signal.Signals) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "maskserve", "train", str(few), *WORDS, "devices=2", "epochs=9999", f"--out={run}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    parent = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        deadline = time.monotonic() + 200
+        while not (run / LAST).exists():
+            assert parent.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert len(of_the_run(run)) >= 3
+        parent.send_signal(number)
+        _, errors = parent.communicate(timeout=100)
+    finally:
+        parent.kill()
+    assert parent.returncode != 0
+    assert errors.count("Stopped. Go on with: maskserve train") == 1
+    assert of_the_run(run) == []
+    step = read(run / LAST)["step"]
+    done = subprocess.run(
+        [*command[:-2], f"epochs={step // 3 + 1}", f"--out={run}", "--resume", "--quiet"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert read(run / LAST)["step"] == 3 * (step // 3 + 1)
 
 
 def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
