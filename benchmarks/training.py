@@ -34,7 +34,7 @@ from training.data.loader import opened, training_batches
 from training.data.samples import Samples
 from training.data.shapes import draw
 from training.learner import Learner
-from training.loop import one_step
+from training.loop import Setup, one_step
 from training.losses import Criterion
 from training.machine import choose_device, choose_precision
 from training.network import architecture_options
@@ -111,10 +111,11 @@ def ours(network: Any, samples: Samples, config: TrainConfig, device: str, preci
     state = State(network, make_optimizer(network, config))
     where = augment.choose(config.augment, device)
     batches = opened(training_batches(samples, rule, crop, config, where))
-    autocast = torch.bfloat16 if precision == "bf16" else None
+    setup = Setup(fabric, config, crop, torch.bfloat16 if precision == "bf16" else None)
+    learner.train()
 
     def step() -> None:
-        one_step(fabric, state, learner, batches, config, crop, autocast)
+        one_step(setup, state, learner, batches)
         state.step += 1
 
     return step

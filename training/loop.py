@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -36,27 +37,44 @@ class Watcher(Protocol):
         """A step's loss is known."""
 
     def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
-        """A validation is done, at the end of an epoch or of the time."""
+        """A validation is done, at the end of an epoch or of the time; the checkpoints of it come next."""
+
+    def kept(self, state: State, confusion: Confusion) -> None:
+        """The checkpoints are written. What is done here may take its time, and may leave the network in eval mode."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What steps and validations are computed with."""
+
+    fabric: Fabric
+    config: TrainConfig
+    crop: tuple[int, int]  # (height, width) in pixels
+    autocast: torch.dtype | None  # number format of convolutions; None for float32
+
+    def half(self) -> Any:
+        """Convolutions in `autocast`, the rest as torch has it."""
+        return nullcontext() if self.autocast is None else torch.autocast(self.fabric.device.type, self.autocast)
 
 
 def fit(
-    fabric: Fabric, state: State, learner: Any, batches: Iterator[Batch], validate: Callable[[Network], Confusion],
-    span: Span, config: TrainConfig, crop: tuple[int, int], autocast: torch.dtype | None, watcher: Watcher, out: Path,
+    setup: Setup, state: State, learner: Any, batches: Iterator[Batch], validate: Callable[[Network], Confusion],
+    span: Span, watcher: Watcher, out: Path,
 ) -> None:  # fmt: skip
     """Train from the state's step to the end of the span; leaves `best.ckpt` and `last.ckpt` under `out`.
 
     `learner`: as Fabric has set it up. `validate`: gives the whole split's confusion matrix in every process.
-    `autocast`: the number format of convolutions; None for float32.
     Raises: RunError where the loss is no number or the disk is full; KeyboardInterrupt once a stop was asked for and
     the step is saved.
     """
+    fabric, config = setup.fabric, setup.config
     guard, saved, clock = Guard(config, out / LAST), time.monotonic(), StepClock()
     pace = agree(fabric, span, state, clock, stopped=False)
     learner.train()
     with stop_signals() as stopped:
         while (pace.progress < 1 or state.step == 0) and not out_of_patience(state, config):
             lr = config.lr * set_rate(state.optimizer, rate(pace.progress, state.step, config))
-            names, loss = one_step(fabric, state, learner, batches, config, crop, autocast)
+            names, loss = one_step(setup, state, learner, batches)
             state.step += 1
             clock.tick()
             note(state, watcher, guard.watch(state.step, lr, names, loss))
@@ -67,15 +85,16 @@ def fit(
                 note(state, watcher, guard.before_a_save(state.network))
                 begun = time.monotonic()
                 confusion = validate(state.result)
-                learner.train()
                 state.reserve = max(state.reserve or 0.0, time.monotonic() - begun)
                 better, mean_loss = judge(state, confusion), state.loss_sum / max(1, state.loss_count)
                 state.loss_sum, state.loss_count = 0.0, 0
+                watcher.validated(state, confusion, mean_loss, lr, better)
                 if fabric.is_global_zero:
                     if better:
                         state.save_result(out / BEST)
                     state.save(out / LAST)
-                watcher.validated(state, confusion, mean_loss, lr, better)
+                watcher.kept(state, confusion)
+                learner.train()
                 saved, pace = time.monotonic(), agree(fabric, span, state, clock, bool(stopped))
             elif fabric.is_global_zero and time.monotonic() - saved >= 60 * config.save_minutes:
                 note(state, watcher, guard.before_a_save(state.network))
@@ -88,20 +107,18 @@ def fit(
                 raise KeyboardInterrupt
 
 
-def one_step(
-    fabric: Fabric, state: State, learner: Any, batches: Iterator[Batch], config: TrainConfig, crop: tuple[int, int],
-    autocast: torch.dtype | None,
-) -> tuple[list[str], Tensor]:  # fmt: skip
+def one_step(setup: Setup, state: State, learner: Any, batches: Iterator[Batch]) -> tuple[list[str], Tensor]:
     """Gradients of `accumulate` batches, one step of the optimiser; returns the pictures' names and the mean loss."""
+    fabric, config = setup.fabric, setup.config
     names, total = [], torch.zeros((), device=fabric.device)
     for part in range(1, config.accumulate + 1):
         batch = next(batches)
         names += batch.names
-        pictures, labels = to_device(batch, fabric.device, crop)
+        pictures, labels = to_device(batch, fabric.device, setup.crop)
         # Only now: a loader that begins draws from torch's generator, and a resumed run begins elsewhere.
         seed_draws(config.seed, state.step, part, fabric.global_rank)
         with fabric.no_backward_sync(learner, enabled=part < config.accumulate):
-            with half(fabric.device, autocast):
+            with setup.half():
                 loss = learner(pictures, labels) / config.accumulate
             fabric.backward(loss)
         total += loss.detach()
@@ -114,17 +131,15 @@ def one_step(
     return names, total
 
 
-def validate_on(
-    fabric: Fabric, network: Network, batches: Iterator[Batch], classes: int, autocast: torch.dtype | None
-) -> Confusion:
+def validate_on(setup: Setup, network: Network, batches: Iterator[Batch], classes: int) -> Confusion:
     """The confusion matrix of a network at the scale that it sees, over what all processes read; leaves it in eval mode."""
-    confusion = Confusion(classes)
+    fabric, confusion = setup.fabric, Confusion(classes)
     network.eval()
     if fabric.world_size > 1:  # batch norms have met other pictures in each process; the first one's are kept
         for buffer in network.buffers():
             torch.distributed.broadcast(buffer, 0)
     # Pictures differ in size here, and cuDNN would look for the quickest convolution of each.
-    with torch.inference_mode(), half(fabric.device, autocast), torch.backends.cudnn.flags(benchmark=False):
+    with torch.inference_mode(), setup.half(), torch.backends.cudnn.flags(benchmark=False):
         for batch in batches:
             pictures = batch.pictures.to(fabric.device, non_blocking=True)
             logits = network.logits(pictures.permute(0, 3, 1, 2))
@@ -141,11 +156,6 @@ def to_device(batch: Batch, device: torch.device, crop: tuple[int, int]) -> tupl
         return pictures, labels
     draws = Draws(*(part.to(device, non_blocking=True) for part in batch.draws))
     return augment.apply(pictures, labels, draws, crop)
-
-
-def half(device: torch.device, kind: torch.dtype | None) -> Any:
-    """Convolutions in `kind`, the rest as torch's autocast has it; nothing for None."""
-    return nullcontext() if kind is None else torch.autocast(device.type, kind)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, share: float) -> float:

@@ -46,6 +46,9 @@ class Nobody:
     def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
         """See `Watch`."""
 
+    def kept(self, state: State, confusion: Confusion) -> None:
+        """See `Watch`."""
+
 
 class Watch:
     """A progress bar (epoch, loss, mIoU, images/s, time left), a line a validation, `metrics.csv` and TensorBoard's files.
@@ -117,7 +120,7 @@ class Watch:
             )
 
     def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
-        """A line for people, a row for the table, and pictures for TensorBoard."""
+        """A line for people, and a row for the table."""
         summary = confusion.summary(self.classes)
         self.miou = math.nan if summary["miou"] is None else summary["miou"]
         epoch = round(self.span.epoch(state.step), 3)
@@ -135,7 +138,16 @@ class Watch:
         self._write([*self._rows(before=state.step), row])
         self._say(row, better)
         if self.board is not None:
-            self._draw(row, confusion)
+            for name, value in row.items():
+                if name not in ("step", "lr", "minutes") and value is not None:
+                    self.board.add_scalar(f"validation/{name}" if name != "loss" else "loss/epoch", value, state.step)
+
+    def kept(self, state: State, confusion: Confusion) -> None:
+        """Pictures for TensorBoard."""
+        if self.board is not None:
+            self.board.add_figure("confusion", confusion_figure(confusion, self.classes), state.step)
+            for name, picture in (self.samples() if self.samples else {}).items():
+                self.board.add_image(f"samples/{name}", np.asarray(picture), state.step, dataformats="HWC")
         self.since = state.step, time.monotonic()
 
     def _of(self) -> str:
@@ -171,15 +183,6 @@ class Watch:
         writer.writeheader()
         writer.writerows(rows)
         write_whole(self.table, text.getvalue().encode())
-
-    def _draw(self, row: dict[str, Any], confusion: Confusion) -> None:
-        step = row["step"]
-        for name, value in row.items():
-            if name not in ("step", "lr", "minutes") and value is not None:
-                self.board.add_scalar(f"validation/{name}" if name != "loss" else "loss/epoch", value, step)
-        self.board.add_figure("confusion", confusion_figure(confusion, self.classes), step)
-        for name, picture in (self.samples() if self.samples else {}).items():
-            self.board.add_image(f"samples/{name}", np.asarray(picture), step, dataformats="HWC")
 
 
 def _board(folder: Path, step: int) -> Any:

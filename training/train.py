@@ -39,7 +39,7 @@ from training.data.loader import STRIDE, opened, training_batches, validation_ba
 from training.files import LAST, write_whole
 from training.learner import Learner, averaged
 from training.lint import Report, lint, show
-from training.loop import fit, validate_on
+from training.loop import Setup, fit, validate_on
 from training.losses import Criterion, class_weights
 from training.machine import choose_device, choose_precision, determined, launch, named, on_first
 from training.metrics import Confusion
@@ -77,22 +77,14 @@ def train(
     device = choose_device(config)
     fabric = launch(config, device)
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
-    began = None
-    if resume:
-        began = resumable(out, data, config)
-    elif (out / LAST).exists():
-        raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
-    else:  # what is wrong with the network is told before the pictures are read
-        build(config.architecture, 2, **architecture_options(config))
-        weights_file(config)
-
+    began = on_first(fabric, lambda: resumable(out, data, config) if resume else startable(out, config))
     report = on_first(fabric, lambda: checked(data, config, console))
     training, validation = load(data, "train", config.format), load(data, "val", config.format)
     facts = began or on_first(fabric, lambda: describe(data, training, config, device, report))
     if began:
         same_data(began, training, data, out)
     rule, crop = InputRule(**facts["input"]), (facts["crop"][0], facts["crop"][1])
-    autocast = torch.bfloat16 if facts["precision"] == "bf16" else None
+    setup = Setup(fabric, config, crop, torch.bfloat16 if facts["precision"] == "bf16" else None)
 
     fabric.seed_everything(config.seed, verbose=False)
     network = make_network(config, training.classes, console, anew=not resume)
@@ -129,7 +121,7 @@ def train(
 
         def validate(result: Network) -> Confusion:
             with closing(opened(held_out)) as stream:
-                return validate_on(fabric, result, stream, len(training.classes), autocast)
+                return validate_on(setup, result, stream, len(training.classes))
 
         def drawn() -> dict[str, Image.Image]:
             return draw_samples(state.result, rule, validation)
@@ -138,7 +130,7 @@ def train(
         if fabric.is_global_zero:
             watch = Watch(out, training.classes, span, pictures, state.step, console, log, config.tensorboard, drawn)
         with watch, closing(opened(batches)) as stream:
-            fit(fabric, state, learner, stream, validate, span, config, crop, autocast, watch, out)
+            fit(setup, state, learner, stream, validate, span, watch, out)
 
     if fabric.is_global_zero:
         curves(out / TABLE, out / "curves.png")
@@ -157,6 +149,14 @@ def checked(data: Path, config: TrainConfig, console: Console) -> Report:
             f"{data} has {len(report.errors)} errors; mend them (`maskserve data lint {data}` lists all) and train again."
         )
     return report
+
+
+def startable(out: Path, config: TrainConfig) -> None:
+    """What is wrong with the settings or the network is told before the pictures are read. Raises: RunError, ConfigError."""
+    if (out / LAST).exists():
+        raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
+    build(config.architecture, 2, **architecture_options(config))
+    weights_file(config)
 
 
 def resumable(out: Path, data: Path, config: TrainConfig) -> dict[str, Any]:

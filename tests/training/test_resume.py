@@ -80,10 +80,10 @@ def killed_at(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None
     """Let the training die before a step, or half-way through it: after the weights changed and before anything was saved."""
     one_step = training.loop.one_step
 
-    def dying(fabric: Any, state: State, *rest: Any) -> Any:
+    def dying(setup: Any, state: State, *rest: Any) -> Any:
         if state.step == step and not after:
             raise Killed
-        done = one_step(fabric, state, *rest)
+        done = one_step(setup, state, *rest)
         if state.step == step:
             raise Killed
         return done
@@ -146,10 +146,10 @@ SIGNAL_AT_4 = """
 import os, signal, training.loop
 os.kill_me = lambda _, number: os.kill(os.getpid(), number)
 one_step = training.loop.one_step
-def dying(fabric, state, *rest):
+def dying(setup, state, *rest):
     if state.step == 4:
         os.{kill}(0, signal.{name})
-    return one_step(fabric, state, *rest)
+    return one_step(setup, state, *rest)
 training.loop.one_step = dying
 """
 
@@ -259,6 +259,17 @@ def test_the_best_network_is_the_one_whose_miou_the_table_has(few: Path, whole: 
         matrix.add(samples.labels(index), segmenter.segment(samples.picture(index)).labels)
     assert matrix.miou() == pytest.approx(max(float(row["miou"]) for row in table(whole)), abs=0.002)
     assert list((whole / "tensorboard").iterdir())
+
+
+def test_what_is_drawn_on_the_way_changes_nothing(few: Path, tmp_path: Path) -> None:
+    """Without averaged weights the network that draws is the one that learns."""
+    words = [word for word in WORDS if not word.startswith("ema")]
+    drawn, plain = (
+        train(few, tmp_path / on, load_config(None, [*words, f"tensorboard={on}"]), console=SILENT)
+        for on in ("true", "false")
+    )
+    first, second = read(drawn / LAST)["network"], read(plain / LAST)["network"]
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_a_run_that_ran_out_of_patience_does_not_go_on(few: Path, tmp_path: Path) -> None:
