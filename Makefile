@@ -46,7 +46,8 @@ format: $(READY)  ## let ruff format and mend
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(READY)  ## measure the engines, and a picture's way over HTTP on runs/demo/bundle (10 minutes)
+bench: $(READY)  ## measure training, the engines, and a picture's way over HTTP on runs/demo/bundle (15 minutes)
+	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/maskserve bench runs/demo/bundle
 	@$(BIN)/python -m benchmarks.serving runs/demo/bundle
 	@$(BIN)/python -m benchmarks.inference

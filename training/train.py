@@ -164,6 +164,8 @@ def resumable(out: Path, data: Path, config: TrainConfig) -> dict[str, Any]:
     if not (out / LAST).exists():
         raise RunError(f"{out} holds no {LAST.name} to resume from; train without --resume.")
     began = read_run(out)
+    if "pictures" not in began:
+        raise RunError(f"{out} is of an earlier version of maskserve; train anew into another --out.")
     if Path(began["data"]) != data.resolve():
         raise RunError(
             f"{out} began on {began['data']}, not on {data}; resume it with that folder, or choose another --out."
