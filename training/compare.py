@@ -2,8 +2,10 @@
 
 Two intervals that overlap say little: both runs met the same easy and hard pictures. So a difference is resampled itself,
 picture by picture of both runs at once (a paired bootstrap); where its interval holds 0, no difference is shown.
+It is of these networks on these pictures: what another seed would have done is not in it.
 """
 
+import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from models.errors import ConfigError, RunError
 from training.evaluate import METRICS, evaluation_folder
 from training.metrics import plain
 from training.printout import HEADLINES, figure, interval
-from training.tally import Tally, pair, resampled
+from training.tally import FEWEST, Tally, pair, resampled, seen_on
 from training.tally import interval as middle
 
 NONE_SHOWN = "no difference shown"
@@ -70,11 +72,24 @@ def read(run: Path) -> Evaluated:
         raise RunError(f"{run} has no evaluation{'' if run.exists() else ', for it is not there'}; {_advice(run)}")
     try:
         metrics = json.loads(file.read_text(encoding="utf-8"))
+        up_to_date(run, file, metrics)
         tally = Tally.of(metrics["by_picture"], len(metrics["per_class_iou"]))
-        assert all(name in metrics and name in metrics["intervals"] for name in (*HEADLINES, "per_class_iou"))
+        missing = [
+            name for name in (*HEADLINES, "per_class_iou") if name not in metrics or name not in metrics["intervals"]
+        ]
+        if missing:
+            raise KeyError(*missing)
         return Evaluated("", file, metrics, tally)
-    except (ValueError, KeyError, TypeError, IndexError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise RunError(f"{file} is no evaluation that this maskserve wrote; evaluate the bundle again.") from error
+
+
+def up_to_date(run: Path, file: Path, metrics: dict[str, Any]) -> None:
+    """Raises: RunError where the run's bundle is another by now than the one that was evaluated."""
+    for bundle in (run, run / "bundle"):
+        sums = bundle / SUMS
+        if sums.is_file() and hashlib.sha256(sums.read_bytes()).hexdigest() != metrics["bundle"]["hash"]:
+            raise RunError(f"{file} is of another bundle than {bundle} holds now; {_advice(run)}")
 
 
 def _advice(run: Path) -> str:
@@ -125,17 +140,24 @@ def difference(first: Evaluated, other: Evaluated) -> dict[str, Any]:
     before, after = resampled(first.tally), resampled(other.tally)
     told: dict[str, Any] = {}
     for name in HEADLINES:
-        told[name] = _difference(first.metrics[name], other.metrics[name], after[name] - before[name])
+        told[name] = _difference(first.metrics[name], other.metrics[name], after[name] - before[name], len(first.tally))
+    seen = np.maximum(seen_on(first.tally), seen_on(other.tally)).tolist()
+    draws = after["per_class_iou"] - before["per_class_iou"]
     told["per_class_iou"] = {
-        label: _difference(was, other.metrics["per_class_iou"][label], (after["per_class_iou"] - before["per_class_iou"])[:, place])
+        label: _difference(was, other.metrics["per_class_iou"][label], draws[:, place], seen[place])
         for place, (label, was) in enumerate(first.metrics["per_class_iou"].items())
-    }  # fmt: skip
+    }
     return told
 
 
-def _difference(was: float | None, now: float | None, draws: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, Any]:
+def _difference(
+    was: float | None, now: float | None, draws: np.ndarray[Any, np.dtype[np.float64]], pictures: int
+) -> dict[str, Any]:
+    """`pictures`: how many the metric rests on."""
     if was is None or now is None:
         return {"value": None, "interval": None, "shown": False}
+    if pictures < FEWEST:
+        return {"value": plain(now - was), "interval": None, "shown": False}
     low, high = middle(draws)
     return {"value": plain(now - was), "interval": pair(np.array([low, high])), "shown": bool(low > 0 or high < 0)}
 

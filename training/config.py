@@ -55,10 +55,10 @@ class TrainConfig(BaseModel):
     format: str = Field("auto", description="of the data set: a name in training/data, or auto to recognise it")
     input: Literal["fit", "native"] = Field("fit", description="bring pictures to one scale, or keep their pixels")
     side: int | None = Field(
-        None, ge=32, description="long side in pixels for fit; default: the training pictures' median"
+        None, ge=32, description="long side in pixels for fit; default: the training pictures' median, at most 1024"
     )
     crop: tuple[int, int] | None = Field(
-        None, description="height,width of the training crop; default: the fitted picture"
+        None, description="height,width of the training crop; default: the fitted picture, at most 512, multiples of 32"
     )
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest random enlargement")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 where left and right differ")

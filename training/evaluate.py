@@ -27,6 +27,7 @@ from models.spec import VOID
 from models.tta import Augmentation
 from training.boundary import boundary_margins
 from training.data import Samples, load
+from training.files import write_whole
 from training.metrics import Confusion
 from training.page.speed import measured
 from training.page.write import write_page
@@ -58,6 +59,8 @@ def evaluate(
     opened = open_bundle(bundle)
     check_out(out)
     samples = load(data, split, format)
+    if not samples:
+        raise DataError(f"{data}: the split {split} holds no picture with a mask; run `maskserve data lint {data}`.")
     same_classes(opened, samples, data)
     augmentation = Augmentation.parse(tta) if tta else None
     segmenter = Segmenter.load(opened, engine, precision, device, augmentation=augmentation)
@@ -68,6 +71,7 @@ def evaluate(
         **summary(tally, samples.classes),
         "split": split,
         "pictures": len(samples),
+        "without_mask": len(samples.unpaired),
         "void": matrix.void,
         "data": data.resolve().name,
         "tta": tta,
@@ -76,7 +80,6 @@ def evaluate(
     }
     show(metrics, matrix, console)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         write_metrics(metrics, out / METRICS)
         with console.status("drawing the report"):
             engines = (
@@ -95,13 +98,17 @@ def evaluation_folder(bundle: Path) -> Path:
 
 
 def check_out(out: Path | None) -> None:
-    """Before minutes of measuring. Raises: ConfigError where `out` cannot be written to."""
+    """Make `out`, before minutes of measuring. Raises: ConfigError where that cannot be."""
     if out is None:
         return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder.")
     if any((folder / SUMS).exists() for folder in (out.resolve(), *out.resolve().parents)):
         raise ConfigError(f"--out {out} is in a bundle, and its files are sealed; choose another folder.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be made ({error.strerror}); name another folder by --out.") from error
 
 
 def measure(segmenter: Segmenter, samples: Samples, console: Console) -> tuple[Confusion, Tally]:
@@ -170,7 +177,7 @@ def write_metrics(metrics: dict[str, Any], file: Path) -> None:
     """As JSON, a picture a line."""
     rows = ",\n".join(f"    {json.dumps(row)}" for row in metrics["by_picture"])
     head = json.dumps({name: value for name, value in metrics.items() if name != "by_picture"}, indent=2)
-    file.write_text(f'{head[:-2]},\n  "by_picture": [\n{rows}\n  ]\n}}\n', encoding="utf-8")
+    write_whole(file, f'{head[:-2]},\n  "by_picture": [\n{rows}\n  ]\n}}\n'.encode())
 
 
 if __name__ == "__main__":

@@ -84,10 +84,11 @@ class Settled(NamedTuple):
 class Guard:
     """Notices a loss that is no number. It looks at a step's loss after the next has begun, so that a GPU need not wait."""
 
-    def __init__(self, config: TrainConfig, kept: Path) -> None:
-        """`kept`: the checkpoint that an error speaks of, if it is there."""
+    def __init__(self, config: TrainConfig, kept: Path, begun: int = 0) -> None:
+        """`kept`: the checkpoint that an error speaks of, if it is there; `begun`: steps before this start."""
         self.config = config
         self.kept = kept
+        self.begun = begun
         self.waiting: tuple[int, float, list[str], Tensor] | None = None
         self.recent: deque[float] = deque(maxlen=RECENT)
 
@@ -121,7 +122,7 @@ class Guard:
 
     def _cause(self) -> str:
         config, recent = self.config, self.recent
-        if len(recent) < YOUNG or recent[-1] > 2 * min(recent) + 1:
+        if self.begun + len(recent) < YOUNG or (recent and recent[-1] > 2 * min(recent) + 1):
             climb = f"It had gone from {min(recent):.3g} to {recent[-1]:.3g}: the" if recent else "The"
             clip = "" if config.clip else ", or set clip=1"
             return (
@@ -129,4 +130,5 @@ class Guard:
                 f"than {config.warmup}{clip}."
             )
         cure = "clip=1" if config.precision == "f32" else "precision=f32"
-        return f"It was {recent[-1]:.3g} the step before, so look at these pictures and masks first; else train anew with {cure}."
+        before = f"It was {recent[-1]:.3g} the step before" if recent else "It was a number until this start"
+        return f"{before}, so look at these pictures and masks first; else train anew with {cure}."

@@ -68,7 +68,7 @@ def fit(
     the step is saved.
     """
     fabric, config = setup.fabric, setup.config
-    guard, saved, clock = Guard(config, out / LAST), time.monotonic(), StepClock()
+    guard, saved, clock = Guard(config, out / LAST, state.step), time.monotonic(), StepClock()
     pace = agree(fabric, span, state, clock, stopped=False)
     learner.train()
     with stop_signals() as stopped:

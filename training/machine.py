@@ -11,6 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
+from models.engines.openvino import has_bf16
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from training.config import TrainConfig
 
@@ -34,6 +35,8 @@ def choose_precision(config: TrainConfig, device: str) -> str:
     """f32 or bf16; `auto` takes bf16 where it is quicker on this machine."""
     if config.precision != "auto":
         return config.precision
+    if device == "cpu" and config.deterministic:  # a trial by the clock may come out otherwise on another day
+        return "bf16" if has_bf16() else "f32"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "f32"
     return "bf16" if bf16_pays() else "f32"
@@ -141,7 +144,7 @@ def too_much(config: TrainConfig, crop: tuple[int, int], reason: str) -> str:
     less = f"lower crop={crop[0]},{crop[1]}"
     if config.batch // 2 >= config.devices:
         parts = f"batch={config.batch // 2} accumulate={config.accumulate * 2}"
-        less = f"set {parts} (the same step in smaller parts), or {less}"
+        less = f"set {parts} (the same pictures a step, in smaller parts), or {less}"
     return f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({reason}): {less}."
 
 

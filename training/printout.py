@@ -47,7 +47,11 @@ def hints(metrics: dict[str, Any], matrix: Confusion) -> list[str]:
     """Sentences on what the figures alone do not say: what is absent, what was never answered, what looks wrong."""
     names, told = list(metrics["per_class_iou"]), []
     _, truth, answer = matrix.margins.tolist()
-    absent = [name for name, pixels in zip(names, truth, strict=True) if not pixels]
+    if metrics.get("without_mask"):
+        told.append(
+            f"{metrics['without_mask']} pictures have no mask and were left out; `maskserve data lint` names them."
+        )
+    absent = metrics["absent"]
     if absent:
         told.append(f"Absent from this split, and in no mean unless answered: {', '.join(absent)}.")
     wrong = [name for name, there, said in zip(names, truth, answer, strict=True) if said and not there]

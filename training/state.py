@@ -86,7 +86,7 @@ def write(content: dict[str, Any], file: Path) -> None:
     except OSError as error:
         kept = f"the {file.name} before it is kept; " if file.exists() else ""
         raise RunError(
-            f"{file} cannot be written ({error.strerror}); {kept}make room, and go on with `maskserve train --resume`."
+            f"{file} cannot be written ({error.strerror}); {kept}make room, and go on by --resume."
         ) from error
 
 

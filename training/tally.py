@@ -16,6 +16,8 @@ from models.spec import ClassInfo
 from training.metrics import Counts, Rates, accuracy, by_class, dice, iou, mean, plain
 
 RESAMPLES, LEVEL, SEED = 1000, 0.95, 0
+# Of fewer pictures resamples say nothing: five that all lean one way do so by chance once in 16.
+FEWEST = 6
 BLOCK = 50  # resamples at a time, so that memory is theirs times the pictures and no more
 
 
@@ -132,15 +134,22 @@ def interval(values: Rates) -> Rates:
 
 
 def intervals(tally: Tally, classes: list[ClassInfo]) -> dict[str, Any]:
-    """95% intervals as plain JSON values, [low, high]; None for what is absent, and for everything of a single picture."""
-    told: dict[str, Any] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED}
+    """95% intervals as plain JSON values, [low, high]; None for what is absent or on too few pictures."""
+    told: dict[str, Any] = {"level": LEVEL, "resamples": RESAMPLES, "seed": SEED, "least_pictures": FEWEST}
+    enough = seen_on(tally) >= FEWEST
     for name, values in resampled(tally).items():
-        ends = interval(values) if len(tally) > 1 else np.full((2, *values.shape[1:]), np.nan)
+        ends = interval(values)
         if values.ndim == 1:
-            told[name] = pair(ends)
+            told[name] = pair(ends) if len(tally) >= FEWEST else None
         else:
+            ends[:, ~enough] = np.nan
             told[name] = {entry.name: pair(each) for entry, each in zip(classes, ends.T, strict=True)}
     return told
+
+
+def seen_on(tally: Tally) -> NDArray[np.int64]:
+    """By class, the number of pictures that it occurs on, in the truth or the answer; C."""
+    return np.asarray((tally.counts[:, 0, 1:] > 0).any(axis=1).sum(axis=0), np.int64)
 
 
 def summary(tally: Tally, classes: list[ClassInfo]) -> dict[str, Any]:

@@ -97,11 +97,13 @@ def test_a_stop_reaches_all_processes_and_the_run_goes_on(few: Path, tmp_path: P
         assert len(of_the_run(run)) >= 3
         parent.send_signal(number)
         _, errors = parent.communicate(timeout=100)
+        assert of_the_run(run) == []
     finally:
         parent.kill()
+        for pid in of_the_run(run):
+            os.kill(pid, signal.SIGKILL)
     assert parent.returncode != 0
     assert errors.count("Stopped. Go on with: maskserve train") == 1
-    assert of_the_run(run) == []
     step = read(run / LAST)["step"]
     done = subprocess.run(
         [*command[:-2], f"epochs={step // 3 + 1}", f"--out={run}", "--resume", "--quiet"],

