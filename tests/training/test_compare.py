@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -31,6 +32,7 @@ def evaluated(folder: Path, wrong: float, pictures: int = 24, classes: int = 3, 
     samples = drawn(pictures, draw, classes)
     _, tally = measure(Segmenter(by_red, InputRule(rule="native")), samples, SILENT)
     metrics = {"split": "test", "pictures": pictures, **summary(tally, samples.classes), "by_picture": tally.rows()}
+    metrics["bundle"] = {"hash": hashlib.sha256(b"").hexdigest()}
     target = folder / "evaluation"
     target.mkdir(parents=True)
     write_metrics({**metrics, **facts}, target / "metrics.json")
@@ -157,6 +159,22 @@ def test_a_run_is_found_by_each_of_its_names(tmp_path: Path) -> None:
     file = run / "evaluation/metrics.json"
     for name in (run, run / "evaluation", file, run / "bundle"):
         assert read(name).file.samefile(file)
+
+
+def test_an_evaluation_of_a_bundle_that_is_gone_is_refused(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", 0.2)
+    (run / "bundle").mkdir()
+    (run / "bundle/SHA256SUMS").write_text("of another export")
+    for name in (run, run / "bundle"):
+        with pytest.raises(RunError, match=r"is of another bundle than .*bundle holds now; type: maskserve evaluate"):
+            read(name)
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_a_few_pictures_show_no_difference(tmp_path: Path, pictures: int) -> None:
+    said = told(evaluated(tmp_path / "worse", 0.4, pictures), evaluated(tmp_path / "better", 0.0, pictures))
+    gained = [line for line in said.splitlines() if line.startswith("mIoU")][1]
+    assert NONE_SHOWN in gained or "too few" in gained
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"miou": 0.5}', '{"by_picture": 3, "per_class_iou": {}}', "{'a'"])
