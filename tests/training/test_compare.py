@@ -174,7 +174,7 @@ def test_an_evaluation_of_a_bundle_that_is_gone_is_refused(tmp_path: Path) -> No
 def test_a_few_pictures_show_no_difference(tmp_path: Path, pictures: int) -> None:
     said = told(evaluated(tmp_path / "worse", 0.4, pictures), evaluated(tmp_path / "better", 0.0, pictures))
     gained = [line for line in said.splitlines() if line.startswith("mIoU")][1]
-    assert NONE_SHOWN in gained or "too few" in gained
+    assert NONE_SHOWN in gained
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"miou": 0.5}', '{"by_picture": 3, "per_class_iou": {}}', "{'a'"])
