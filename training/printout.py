@@ -49,7 +49,7 @@ def hints(metrics: dict[str, Any], matrix: Confusion) -> list[str]:
     _, truth, answer = matrix.margins.tolist()
     if metrics.get("without_mask"):
         told.append(
-            f"{metrics['without_mask']} pictures have no mask and were left out; `maskserve data lint` names them."
+            f"Pictures without a mask, which were left out: {metrics['without_mask']}; `maskserve data lint` names them."
         )
     absent = metrics["absent"]
     if absent:

@@ -29,7 +29,7 @@ from training.tally import summary
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with the tiny bundle's classes."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw(folder, counts={"train": 2, "val": 2, "test": 5})
+    draw(folder, counts={"train": 2, "val": 2, "test": 7})
     (folder / "classes.csv").write_text("".join(f"class {label}\n" for label in range(CLASSES)))
     return folder
 
@@ -49,12 +49,12 @@ def test_what_is_left_behind(tiny_bundle: Path, split: Path, tmp_path: Path) -> 
     metrics = evaluate(tiny_bundle, split, "test", tmp_path / "new", console=SILENT)
     assert strict((tmp_path / "new/metrics.json").read_text()) == metrics
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"metrics.json", "report.html"}
-    assert [row["name"] for row in metrics["by_picture"]] == [f"test_{index:04d}" for index in range(5)]
+    assert [row["name"] for row in metrics["by_picture"]] == [f"test_{index:04d}" for index in range(7)]
     for name in ("miou", "pixel_accuracy", "mean_dice", "mean_accuracy", "boundary_iou", "picture_miou"):
         low, high = metrics["intervals"][name]
         assert 0 <= low <= high <= 1 and 0 <= metrics[name] <= 1
     assert metrics["bundle"]["hash"] == open_bundle(tiny_bundle).hash
-    assert metrics["pictures"] == 5 and metrics["data"] == "shapes"
+    assert metrics["pictures"] == 7 and metrics["data"] == "shapes"
 
 
 def test_a_second_evaluation_takes_the_place_of_the_first(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
@@ -208,3 +208,20 @@ def test_an_error_ahead_comes_in_its_turn() -> None:
         assert [next(found) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(DataError, match="the fourth"):
             next(found)
+
+
+def test_pictures_without_a_mask_are_told_of(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
+    part = shutil.copytree(split, tmp_path / "part")
+    (part / "masks/test/test_0003.png").unlink()
+    stream = io.StringIO()
+    metrics = evaluate(tiny_bundle, part, console=Console(file=stream, width=200))
+    assert (metrics["pictures"], metrics["without_mask"]) == (6, 1)
+    assert "Pictures without a mask, which were left out: 1" in stream.getvalue()
+
+
+def test_a_split_without_any_mask_is_a_sentence(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(split, tmp_path / "bare")
+    for mask in (bare / "masks/test").iterdir():
+        mask.unlink()
+    with pytest.raises(DataError, match="holds no picture with a mask"):
+        evaluate(tiny_bundle, bare, console=SILENT)
