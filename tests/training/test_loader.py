@@ -15,6 +15,7 @@ from training.data import load
 from training.data.loader import Fitted, Item, Sample, Steps, opened, pad_together, training_batches, validation_batches
 from training.data.samples import Samples
 from training.data.shapes import draw
+from training.machine import named
 
 RULE, CROP = InputRule(rule="native"), (32, 48)
 
@@ -123,8 +124,9 @@ class Deadly(Samples):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_was_killed_is_a_sentence(samples: Samples) -> None:
     deadly = Deadly(samples.pairs, samples.classes)
-    with pytest.raises(DataError, match=r"ended from outside .*set workers=1 or 0"):
-        next(opened(training_batches(deadly, RULE, CROP, TrainConfig(workers=1))))
+    config = TrainConfig(workers=1)
+    with pytest.raises(DataError, match=r"ended from outside .*set workers=1 or 0"), named(config, CROP):
+        next(opened(training_batches(deadly, RULE, CROP, config)))
 
 
 def test_each_device_validates_its_share(samples: Samples) -> None:
