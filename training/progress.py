@@ -158,7 +158,7 @@ class Watch:
             print(json.dumps({"event": "validation", **row, "best": better}), flush=True)
         elif self.log == "bar":
             self.console.print(
-                f"epoch {row['epoch']:>5.4g}{self._of()}  loss {row['loss']:.3f}  mIoU {shown(self.miou)}"
+                f"epoch {row['epoch']:>3.4g}{self._of()}  loss {row['loss']:.3f}  mIoU {shown(self.miou)}"
                 f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{'  best' if better else ''}",
                 highlight=False,
             )
