@@ -123,6 +123,7 @@ def train(
 
     On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
     """
+    from training.files import LAST
     from training.settings import load_config, resumed, show_settings
 
     if list_settings:
@@ -155,7 +156,7 @@ def train(
     try:
         train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar")
     except KeyboardInterrupt:
-        kept = (run / "checkpoints" / "last.ckpt").exists()
+        kept = (run / LAST).exists()
         if first:
             typer.echo(
                 f"Stopped. Go on with: maskserve train {data} --out {run} --resume"

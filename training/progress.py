@@ -70,7 +70,7 @@ class Watch:
         self.since: tuple[int, float] | None = None  # a step and when it was done: speed counts from there
         self.speed = 0.0  # images a second since then, reading and augmentation included
         self.looked = 0.0
-        self._keep_rows(step)
+        self._write(self._rows(before=step + 1))  # a resumed run will come by the later ones again
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -163,11 +163,6 @@ class Watch:
                 highlight=False,
             )
 
-    def _keep_rows(self, step: int) -> None:
-        """A resumed run drops what was written after the step that it goes on from: it will come by there again."""
-        if self.table.exists():
-            self._write(self._rows(before=step + 1))
-
     def _rows(self, before: int) -> list[dict[str, Any]]:
         if not self.table.exists():
             return []
@@ -190,9 +185,8 @@ def _board(folder: Path, step: int) -> Any:
         warnings.simplefilter("ignore")  # tensorboard's own deprecated calls
         from torch.utils.tensorboard import SummaryWriter  # seconds, for those who want it
 
-    return SummaryWriter(
-        str(folder), purge_step=step + 1 if step else None
-    )  # what a resumed run does again stands once
+    # What a resumed run does again stands there once.
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
 def shown(value: float) -> str:

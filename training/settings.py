@@ -31,12 +31,17 @@ def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
 
     Raises: ConfigError; RunError where there is no run that can go on.
     """
-    if not (run / LAST).exists() or not (run / "config.yaml").exists():
-        raise RunError(f"{run} holds no {LAST.name} to resume from; train without --resume.")
+    check_there(run)
     began = load_config(run / "config.yaml", [])
     config = validated({**began.model_dump(), **(_read_yaml(file) if file else {}), **_words(overrides)})
     check_resumed(run, config)
     return config
+
+
+def check_there(run: Path) -> None:
+    """Raises: RunError where there is no run that can go on."""
+    if not (run / LAST).exists() or not (run / "config.yaml").exists():
+        raise RunError(f"{run} holds no {LAST.name} to resume from; train without --resume.")
 
 
 def check_resumed(run: Path, config: TrainConfig) -> None:

@@ -56,7 +56,7 @@ from training.optim import make_optimizer
 from training.pace import Span
 from training.progress import TABLE, Log, Nobody, Watch
 from training.report import curves, panel
-from training.settings import check_resumed, save_config
+from training.settings import check_resumed, check_there, save_config
 from training.state import State
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
@@ -161,8 +161,7 @@ def startable(out: Path, config: TrainConfig) -> None:
 
 def resumable(out: Path, data: Path, config: TrainConfig) -> dict[str, Any]:
     """What the run at `out` began with. Raises: RunError where it cannot go on with this data, ConfigError with these settings."""
-    if not (out / LAST).exists():
-        raise RunError(f"{out} holds no {LAST.name} to resume from; train without --resume.")
+    check_there(out)
     began = read_run(out)
     if "pictures" not in began:
         raise RunError(f"{out} is of an earlier version of maskserve; train anew into another --out.")

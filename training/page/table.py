@@ -4,8 +4,8 @@ from html import escape
 from typing import Any
 
 from models.spec import ClassInfo
-from training.page.words import bar, figure, span, swatch
-from training.printout import HEADLINES
+from training.page.words import bar, span, swatch
+from training.printout import HEADLINES, figure
 from training.tally import Tally
 
 COLUMNS = {

@@ -5,11 +5,6 @@ from html import escape
 from models.spec import ClassInfo
 
 
-def figure(value: float | None, digits: int = 3) -> str:
-    """A rate; a dash where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
 def span(ends: list[float] | None) -> str:
     """An interval in words."""
     return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
