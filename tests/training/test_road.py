@@ -217,18 +217,20 @@ def test_camvid_in_small(tmp_path: Path) -> None:
     from maskserve.client import Client
     from service.launch import running
 
+    # The few validation pictures are of those trained on: by pictures of another sequence a short training picks its best
+    # by chance, and the test would pass on one processor and fail on the next.
     small = tmp_path / "camvid"
-    for split, count in (("train", 24), ("val", 4), ("test", 3)):
+    for split, source, count in (("train", "train", 12), ("val", "train", 4), ("test", "test", 3)):
         for folder in (split, f"{split}annot"):
             (small / folder).mkdir(parents=True)
-        for picture in sorted((CAMVID / split).iterdir())[:count]:
+        for picture in sorted((CAMVID / source).iterdir())[:count]:
             shutil.copy(picture, small / split)
-            shutil.copy(CAMVID / f"{split}annot" / f"{picture.stem}.png", small / f"{split}annot")
-    words = ["epochs=15", "batch=4", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=192,256"]
+            shutil.copy(CAMVID / f"{source}annot" / f"{picture.stem}.png", small / f"{split}annot")
+    words = ["epochs=24", "batch=4", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "side=256", "scale=1,1", "colour=0"]
     config = load_config(None, words)
     bundle = export(train(small, tmp_path / "run", config, console=SILENT), int8_limit=None, console=SILENT)
     metrics = evaluate(bundle, small, console=SILENT)
-    assert metrics["per_class_iou"]["road"] > 0.2
+    assert metrics["per_class_iou"]["road"] > 0.4
     source = sorted((small / "test").iterdir())[0]
     large = Image.open(source).resize((2880, 2160))
     own = Segmenter.load(open_bundle(bundle))
