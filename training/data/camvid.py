@@ -6,6 +6,7 @@ Eleven classes, 0..10, and 11 for what is not labelled (Brostow et al. 2009; Bad
 from pathlib import Path
 
 from models.spec import VOID, ClassInfo
+from training.data.meaning import Meaning
 from training.data.samples import Samples, pair_up
 
 UNLABELLED = 11
@@ -38,4 +39,4 @@ def has_split(root: Path, split: str) -> bool:
 def load(root: Path, split: str) -> Samples:
     """Open one split. Raises: DataError where its folders are missing or empty."""
     pairs, unpaired = pair_up(root / split, root / f"{split}annot")
-    return Samples(pairs, CLASSES, frozenset({UNLABELLED, VOID}), unpaired)
+    return Samples(pairs, CLASSES, Meaning(((UNLABELLED, VOID),)), unpaired=unpaired)

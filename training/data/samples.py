@@ -1,6 +1,7 @@
 """What every data set format gives: pairs of picture and mask, and the classes that the masks speak of."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from models.errors import DataError, MaskserveError
 from models.image import RGB, SUFFIXES, Labels, read, read_mask
 from models.spec import VOID, ClassInfo, default_rgb
+from training.data.meaning import AS_WRITTEN, Meaning, Values, read_values
 
 SPLITS = ("train", "val", "test")
 
@@ -19,7 +21,12 @@ class Pair:
 
     name: str
     image: Path
-    mask: Path
+    mask: Path  # the file that the mask is read from; COCO's is a JSON file that holds many
+
+
+def read_pair(pair: Pair) -> Values:
+    """What the mask file of a pair holds."""
+    return read_values(pair.mask)
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,11 @@ class Samples:
     """One split of a data set."""
 
     pairs: list[Pair]
-    classes: list[ClassInfo]
-    ignored: frozenset[int] = frozenset({VOID})  # labels in the files that stand for "no class"
+    classes: list[ClassInfo]  # none where a format leaves them to be found in the masks (`meaning.py`)
+    meaning: Meaning = AS_WRITTEN
+    draw: Callable[[Pair], Values] = read_pair  # a format whose masks are no pictures draws them
     unpaired: tuple[Path, ...] = ()  # pictures without a mask, which the lint reports
+    notes: tuple[str, ...] = ()  # what was understood, and may have been meant otherwise: the lint warns of it
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -38,12 +47,13 @@ class Samples:
         """RGB uint8 H x W x 3."""
         return read(self.pairs[index].image)
 
+    def values(self, index: int) -> Values:
+        """What the mask holds, before it has a meaning."""
+        return self.draw(self.pairs[index])
+
     def labels(self, index: int) -> Labels:
-        """uint8 H x W: class indices, and 255 for void."""
-        labels = read_mask(self.pairs[index].mask)
-        for value in self.ignored - {VOID}:
-            labels[labels == value] = VOID
-        return labels
+        """uint8 H x W: class indices, and 255 for void. Raises: DataError, ImageError."""
+        return self.meaning.labels(self.values(index), self.pairs[index].mask)
 
 
 def pair_up(images: Path, masks: Path) -> tuple[list[Pair], tuple[Path, ...]]:
