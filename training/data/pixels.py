@@ -94,10 +94,11 @@ def likeness(picture: RGB) -> int:
     """64 bits that differ in few places for pictures that look alike: the signs of the 8 x 8 slowest waves of a cosine
     transform of 32 x 32 grey levels, against their median (pHash, Zauner 2010). 0 is a picture too flat to tell.
     """
-    small = cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    if grey.std() < FLAT:
+    some = picture[:: max(1, picture.shape[0] // (SIDE * 4))]  # four rows for each are enough, and much quicker
+    small = cv2.resize(some, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    if cv2.meanStdDev(grey)[1].item() < FLAT:
         return 0
-    waves = cv2.dct(grey)[:WAVES, :WAVES].ravel()
+    waves = cv2.dct(grey.astype(np.float32))[:WAVES, :WAVES].ravel()
     bits = waves > np.median(waves)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
