@@ -47,7 +47,8 @@ def lint(
 def _take(report: Report, split: str, samples: Samples, scanned: list[Facts]) -> None:
     """Put the facts of one split into the report, and what is wrong with its pairs."""
     report.samples[split], report.facts[split], report.pictures[split] = samples, scanned, len(samples)
-    report.pixels[split], report.holders[split] = np.zeros(VOID + 1, np.int64), np.zeros(VOID + 1, np.int64)
+    for counts in (report.pixels, report.holders, report.edges):
+        counts[split] = np.zeros(VOID + 1, np.int64)
     labeller = Labeller(samples.meaning, len(samples.classes))
     for index, (pair, facts) in enumerate(zip(samples.pairs, scanned, strict=True)):
         labelled = labeller(facts)
@@ -60,5 +61,6 @@ def _take(report: Report, split: str, samples: Samples, scanned: list[Facts]) ->
         figures = measure(facts, labelled)
         report.pixels[split][figures.labels] += figures.quarters.sum(axis=(1, 2))
         report.holders[split][figures.labels] += 1
+        report.edges[split][figures.labels] += figures.edges
         if split == "train" and not any(finding.level == "error" for finding in findings):
             report.measures.append(figures)

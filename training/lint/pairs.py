@@ -1,5 +1,7 @@
 """What may be wrong with one picture and its mask."""
 
+import math
+
 import numpy as np
 
 from models.spec import VOID
@@ -48,8 +50,8 @@ def _values(pair: Pair, facts: Facts, labelled: Labelled, classes: int, where: t
         more = f" and {facts.more:,} more" if facts.more else ""
         if facts.lossy:
             detail = (
-                f"{pair.mask} is a lossy {facts.mask_format} and holds {len(facts.values) + facts.more:,} values, "
-                f"of which {_share(share)} of the pixels are no class."
+                f"{pair.mask} is a lossy {facts.mask_format} and holds {len(facts.values) + facts.more:,} values; "
+                f"{_share(share)} of its pixels are no class."
             )
             return [Finding("error", "lossy mask", detail, share, (where,))]
         if facts.kind == "colour" or any(labelled.labels[place] < 0 for place in labelled.wrong):
@@ -85,9 +87,12 @@ def _shape(pair: Pair, facts: Facts, where: tuple[str, int]) -> list[Finding]:
 
 
 def spread(values: list[int]) -> int | None:
-    """The step of values that lie evenly and far apart from 0 on, such as 0, 127, 255 or 0, 50, 100; None otherwise."""
-    if len(values) < 2 or values[0] != 0:
+    """The step of values that lie far apart from 0 on, such as 0, 127, 255 or 0, 50, 150; None otherwise."""
+    if len(values) < 2 or values[0] != 0 or (len(values) == 2 and values[1] < 100):
         return None
+    multiples = math.gcd(*(value for value in values if value != VOID))
+    if multiples >= 3:
+        return multiples
     step = values[-1] / (len(values) - 1)
     even = all(abs(value - place * step) <= 1 for place, value in enumerate(values))
     return round(step) if even and step >= 3 else None

@@ -77,6 +77,9 @@ class Report:
     pictures: dict[str, int] = field(default_factory=dict)  # by split
     pixels: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # by split: 256 counts, by label; 255 is void
     holders: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # by split: pictures that hold each label, 256
+    edges: dict[str, NDArray[np.int64]] = field(
+        default_factory=dict
+    )  # by split: pixels of each label beside another, 256
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width) of the training pictures
     measures: list[Measure] = field(default_factory=list)  # of the training pictures that are readable and right
     samples: dict[str, Samples] = field(default_factory=dict, repr=False)  # by split

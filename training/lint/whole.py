@@ -124,7 +124,7 @@ def _rare(report: Report) -> list[Finding]:
         if not counts[label]:
             continue
         share = counts[label] / total
-        if share < RARE_SHARE or holders[label] < min(RARE_PICTURES, report.pictures["train"]):
+        if share < RARE_SHARE or holders[label] < min(RARE_PICTURES, report.pictures["train"] // 4):
             times = f"{holders[label]} of {report.pictures['train']} training pictures"
             detail = f"{_class(report, label)} is in {times}, on {100 * share:.2g}% of the labelled pixels."
             found.append(Finding("warning", "rare class", detail, -share))
