@@ -226,7 +226,17 @@ def test_camvid_in_small(tmp_path: Path) -> None:
         for picture in sorted((CAMVID / source).iterdir())[:count]:
             shutil.copy(picture, small / split)
             shutil.copy(CAMVID / f"{source}annot" / f"{picture.stem}.png", small / f"{split}annot")
-    words = ["epochs=24", "batch=4", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "side=256", "scale=1,1", "colour=0"]
+    words = [
+        "epochs=24",
+        "batch=4",
+        "workers=0",
+        "optimizer=adamw",
+        "lr=0.002",
+        "warmup=4",
+        "side=256",
+        "scale=1,1",
+        "colour=0",
+    ]
     config = load_config(None, words)
     bundle = export(train(small, tmp_path / "run", config, console=SILENT), int8_limit=None, console=SILENT)
     metrics = evaluate(bundle, small, console=SILENT)
