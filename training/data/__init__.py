@@ -8,13 +8,16 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import ConfigError, DataError
-from training.data import camvid, folder
+from training.data import camvid, cityscapes, coco, folder, voc
 from training.data.samples import SPLITS, Samples
 
 __all__ = ["FORMATS", "Samples", "has_split", "load"]
 
 # The first that recognises a folder reads it, so the more particular stand first.
 FORMATS: dict[str, ModuleType] = {
+    "voc": voc,
+    "cityscapes": cityscapes,
+    "coco": coco,
     "camvid": camvid,
     "folder": folder,
 }
