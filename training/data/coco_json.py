@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
+from models.image import MAX_PIXELS
 from training.data.regions import COUNTS, PACKED, POLYGONS, Regions, runs
 
 Entry = dict[str, Any]
@@ -92,10 +93,12 @@ def _read(file: Path, changed: int, size: int) -> CocoFile:
     for place, entry in enumerate(images):
         try:
             name, sizes[place] = entry["file_name"], (entry["height"], entry["width"])
+            if sizes[place].min() < 1 or sizes[place].prod() > MAX_PIXELS:
+                raise ValueError
             places[entry["id"]] = place
             names.append(name.replace("\\", "/"))  # Label Studio on Windows, HumanSignal/label-studio#7294
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            wanted = "`id`, `file_name`, `height` and `width`"
+            wanted = f"`id`, `file_name`, and `height` and `width` of at most {MAX_PIXELS:,} pixels"
             raise DataError(f"{file}: images[{place}] needs {wanted}; export it again.") from error
     if len(places) < len(images):
         raise DataError(f"{file}: two of the images have one `id`; each needs one of its own.")
