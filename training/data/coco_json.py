@@ -68,8 +68,9 @@ def read_categories(file: Path) -> list[Entry]:
 
 def _checked(categories: Any, file: Path) -> list[Entry]:
     for place, entry in enumerate(_list(categories, "categories", file)):
-        if not (isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("name"), str)):
-            raise DataError(f"{file}: categories[{place}] has no `id` (a number) and `name` (a text); export it again.")
+        id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not (isinstance(id, int) and id >= 0 and isinstance(name, str) and name.strip()):
+            raise DataError(f"{file}: categories[{place}] needs an `id` (0 or more) and a `name`; export it again.")
     return list(categories)
 
 
