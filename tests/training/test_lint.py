@@ -37,7 +37,7 @@ def test_a_label_out_of_range_names_the_file_and_the_values(shapes: Path) -> Non
     Image.fromarray(mask).save(shapes / "masks/train/train_0003.png")
     detail = kinds(shapes)["label out of range"]
     assert "train_0003.png" in detail
-    assert "6, 200," in detail
+    assert "the labels 6, 200 on" in detail
 
 
 def test_a_size_mismatch_names_both_sizes(shapes: Path) -> None:

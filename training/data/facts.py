@@ -1,35 +1,62 @@
 """Every file of a data set read once, in parallel, and what was seen kept by file: the second time costs a `stat`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-from numpy.typing import NDArray
-
-from training.data.meaning import Kind
+from models.image import MAX_PIXELS
+from training.data.cache import Cache
+from training.data.reading import Facts, Room, examine
 from training.data.samples import Samples
 
+__all__ = ["Facts", "scan"]
 
-@dataclass(frozen=True)
-class Facts:
-    """What one picture and its mask hold. It knows no classes: a value gets its label by the data set's `Meaning`."""
-
-    size: tuple[int, int] | None  # (height, width) of the picture, upright; None where it cannot be read
-    mask_size: tuple[int, int] | None  # of the mask
-    orientation: int  # EXIF's, 1..8; 1 is upright
-    image_format: str  # Pillow's name, such as JPEG
-    mask_format: str  # the same, or "" where the mask is no picture
-    kind: Kind  # of the mask's values
-    values: NDArray[np.int64]  # K: the values that occur (the most frequent 256), ascending
-    colours: NDArray[np.int64]  # K: for a palette file, their colours 0xRRGGBB
-    quarters: NDArray[np.int64]  # K x 2 x 2: pixels of each value in the (top, bottom) x (left, right) quarter
-    edges: NDArray[np.int64]  # K: pixels of each value that have one of the 4 neighbours of another value
-    more: int  # values beyond those 256
-    digest: str  # of the picture's decoded pixels: equal for equal pictures
-    likeness: int  # 64 bits, near in Hamming distance for pictures that look alike
-    errors: tuple[str, ...]  # what could not be read, a sentence each
+CHUNK = 8  # pairs that a thread takes at a time
 
 
-def scan(samples: Samples, progress: Callable[[int, int], None] | None = None) -> list[Facts]:
-    """The facts of each pair, in order. `progress` is called with the number of pairs done and of all."""
-    raise NotImplementedError
+def scan(samples: Samples, progress: Callable[[int, int], None] | None = None, cached: bool = True) -> list[Facts]:
+    """The facts of each pair, in order. `progress` is called with the number of pairs done and of all.
+
+    Unless not `cached`, a pair whose two files are as they were is not read again (`cache.py`).
+    """
+    cache = Cache(samples.pairs, samples.draw) if cached else None
+    found: list[Facts | None] = cache.known() if cache else [None] * len(samples)
+    missing = [index for index, facts in enumerate(found) if facts is None]
+    done = len(samples) - len(missing)
+    if progress and done:
+        progress(done, len(samples))
+    try:
+        for index, facts in zip(missing, _examined(samples, missing), strict=True):
+            found[index] = facts
+            done += 1
+            if progress:
+                progress(done, len(samples))
+    finally:  # also at Ctrl-C: what was read need not be read again
+        if cache and missing:
+            cache.keep(found)
+    return [facts for facts in found if facts is not None]
+
+
+def _examined(samples: Samples, indices: list[int]) -> Iterator[Facts]:
+    """The facts of some pairs, in order. Decoding and hashing release the interpreter's lock, so threads use every core."""
+    room, stopped = Room(MAX_PIXELS), threading.Event()
+
+    def examine_some(start: int) -> list[Facts]:
+        chosen = indices[start : start + CHUNK]
+        return [] if stopped.is_set() else [examine(samples, index, room) for index in chosen if not stopped.is_set()]
+
+    if not indices:
+        return
+    pool = ThreadPoolExecutor(_cores())
+    try:
+        for facts in pool.map(examine_some, range(0, len(indices), CHUNK)):
+            yield from facts
+    finally:  # also at Ctrl-C, which must not wait for the rest
+        stopped.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,157 @@
+"""One picture and its mask read once: what they hold, in figures that need no pixel any more."""
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import DataError, ImageError, ImageTooLarge, MaskserveError, first_line
+from models.image import FORMATS, MAX_PIXELS, SUFFIXES, decode
+from training.data.meaning import Kind
+from training.data.pixels import digest, likeness, tally
+from training.data.samples import Pair, Samples
+
+ORIENTATION = 0x0112  # EXIF's tag
+# Asked for its EXIF, Pillow decodes all of a PNG, since it may stand at the end; few have any.
+PNG_SAYS_ORIENTATION = (b"eXIf", b"exif", b"rientation")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What one picture and its mask hold. It knows no classes: a value gets its label by the data set's `Meaning`."""
+
+    size: tuple[int, int] | None  # (height, width) of the picture, upright; None where it cannot be read
+    mask_size: tuple[int, int] | None  # of the mask
+    orientation: int  # EXIF's, 1..8; 1 is upright
+    image_format: str  # Pillow's name, such as JPEG
+    mask_format: str  # the same, or "" where the mask is no picture
+    kind: Kind  # of the mask's values
+    values: NDArray[np.int64]  # K: the values that occur (the most frequent 256), ascending
+    colours: NDArray[np.int64]  # K: for a palette file, their colours 0xRRGGBB
+    quarters: NDArray[np.int64]  # K x 2 x 2: pixels of each value in the (top, bottom) x (left, right) quarter
+    edges: NDArray[np.int64]  # K: pixels of each value that have one of the 4 neighbours of another value
+    more: int  # values beyond those 256
+    digest: str  # of the picture's decoded pixels: equal for equal pictures
+    likeness: int  # 64 bits, near in Hamming distance for pictures that look alike; 0 where it is too flat to tell
+    errors: tuple[str, ...]  # what could not be read, a sentence each
+    lossy: bool = False  # whether the mask's file keeps colours only nearly, as JPEG does
+
+
+class Room:
+    """Lets threads in while their pictures together have so many pixels at most; a larger one comes in alone."""
+
+    def __init__(self, pixels: int) -> None:
+        self._all, self._free, self._changed = pixels, pixels, threading.Condition()
+
+    @contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room."""
+        pixels = min(pixels, self._all)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= pixels)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a picture file says before it is decoded."""
+
+    format: str = ""
+    pixels: int = 0
+    orientation: int = 1
+    lossy: bool = False
+
+
+def examine(samples: Samples, index: int, room: Room | None = None) -> Facts:
+    """Read one pair. What cannot be read is told in `errors`; nothing is raised."""
+    pair, errors = samples.pairs[index], []
+    room = room or Room(MAX_PIXELS)
+    try:
+        data = pair.image.read_bytes()
+        picture = _header(data)
+        with room.taken(picture.pixels):
+            rgb = decode(data)
+            size, name, like = (rgb.shape[0], rgb.shape[1]), digest(rgb), likeness(rgb)
+            del rgb
+    except Exception as error:  # one broken file must not end the reading of all
+        errors.append(_sentence(pair.image, error))
+        picture, size, name, like = Header(), None, "", 0
+    nothing = np.zeros(0, np.int64)
+    mask, mask_size = Header(), None
+    kind: Kind = "grey"
+    values, colours, quarters, edges, more = nothing, nothing, np.zeros((0, 2, 2), np.int64), nothing, 0
+    try:
+        mask = _mask_header(pair)
+        with room.taken(mask.pixels or picture.pixels):
+            held = samples.values(index)
+            kind, mask_size = held.kind, (held.array.shape[0], held.array.shape[1])
+            values, quarters, edges, more = tally(held.array)
+            colours = np.array(held.palette, np.int64)[values] if held.kind == "palette" and held.palette else nothing
+    except Exception as error:
+        errors.append(_sentence(pair.mask, error))
+    return Facts(
+        size, mask_size, picture.orientation, picture.format, mask.format, kind, values, colours, quarters, edges, more,
+        name, like, tuple(errors), mask.lossy,
+    )  # fmt: skip
+
+
+def _header(data: bytes) -> Header:
+    """Of a picture's bytes; nothing where they are none, which `decode` will say better."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            says = image.format != "PNG" or any(word in data for word in PNG_SAYS_ORIENTATION)
+            return Header(image.format or "", image.width * image.height, _orientation(image) if says else 1)
+    except Exception:
+        return Header()
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        told = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken EXIF block: `decode` takes such a picture as upright
+        return 1
+    return told if told in range(1, 9) else 1
+
+
+def _mask_header(pair: Pair) -> Header:
+    """Raises: ImageTooLarge."""
+    if pair.mask.suffix.lower() not in SUFFIXES:
+        return Header()
+    try:
+        with pair.mask.open("rb") as file, Image.open(file, formats=FORMATS) as image:
+            pixels, lossy = image.width * image.height, _is_lossy(image, pair.mask)
+            header = Header(image.format or "", pixels, lossy=lossy)
+    except Exception:
+        return Header()
+    if header.pixels > MAX_PIXELS:
+        raise ImageTooLarge(f"The mask has {header.pixels:,} pixels; the limit is {MAX_PIXELS:,}.")
+    return header
+
+
+def _is_lossy(image: Image.Image, file: Path) -> bool:
+    """Whether the pixels are only nearly what was saved. AVIF can be exact, but its colours pass through YUV."""
+    if image.format == "WEBP":
+        return b"VP8L" not in file.read_bytes()[:64]
+    return image.format in ("JPEG", "AVIF") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def _sentence(file: Path, error: Exception) -> str:
+    if isinstance(error, DataError | ImageError) and str(file) in str(error):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{file}: cannot be opened ({error.strerror})."
+    if isinstance(error, MemoryError):
+        return f"{file}: is larger than the free memory; make it smaller."
+    return f"{file}: {error if isinstance(error, MaskserveError) else f'cannot be read ({first_line(error)!r}).'}"

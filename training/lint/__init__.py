@@ -1,0 +1,11 @@
+"""What is wrong with a data set, found before epoch 0.
+
+`check.py` reads it and asks the rules: `pairs.py` about one picture and its mask, `whole.py` about all of them, `twins.py` about
+pictures that are there twice. `report.py` is what they found, `show.py` and `page.py` tell it, `stats.py` tells what is there.
+"""
+
+from training.lint.check import lint
+from training.lint.report import Finding, Measure, Report
+from training.lint.show import show
+
+__all__ = ["Finding", "Measure", "Report", "lint", "show"]

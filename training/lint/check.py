@@ -1,0 +1,66 @@
+"""The lint: every file's facts, given labels, put before the rules."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from models.spec import VOID
+from training.data import Samples, has_split, load
+from training.data.facts import Facts, scan
+from training.data.samples import SPLITS
+from training.lint.labelled import Labeller, measure
+from training.lint.pairs import judge
+from training.lint.report import Report
+from training.lint.twins import judge_twins
+from training.lint.whole import judge_whole
+
+
+def lint(
+    root: Path,
+    format: str = "auto",
+    splits: tuple[str, ...] = SPLITS,
+    progress: Callable[[int, int], None] | None = None,
+    cached: bool = True,
+) -> Report:
+    """Read every picture and mask of a data set. A split that has no folder is passed over, but train must be there.
+
+    `progress` is called with the number of pairs done and of all. Files that are as they were at the last lint are not read again,
+    unless not `cached`.
+    Raises: DataError for a folder that is no data set at all, or a split that is laid out wrongly.
+    """
+    opened = {"train": load(root, "train", format)}
+    for split in splits:
+        if split != "train" and has_split(root, split, format):
+            opened[split] = load(root, split, format)
+    report = Report(opened["train"].classes)
+    total, before = sum(len(samples) for samples in opened.values()), 0
+    for split, samples in opened.items():
+        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        _take(report, split, samples, scan(samples, told, cached))
+        before += len(samples)
+    report.findings += judge_whole(report, splits)
+    report.findings += judge_twins(report)
+    return report
+
+
+def _take(report: Report, split: str, samples: Samples, scanned: list[Facts]) -> None:
+    """Put the facts of one split into the report, and what is wrong with its pairs."""
+    report.samples[split], report.facts[split], report.pictures[split] = samples, scanned, len(samples)
+    for counts in (report.pixels, report.holders, report.edges):
+        counts[split] = np.zeros(VOID + 1, np.int64)
+    labeller = Labeller(samples.meaning, len(samples.classes))
+    for index, (pair, facts) in enumerate(zip(samples.pairs, scanned, strict=True)):
+        labelled = labeller(facts)
+        findings = judge(pair, facts, labelled, len(samples.classes), (split, index))
+        report.findings += findings
+        if split == "train" and facts.size:
+            report.sizes.append(facts.size)
+        if facts.errors or facts.size != facts.mask_size:
+            continue
+        figures = measure(facts, labelled)
+        report.pixels[split][figures.labels] += figures.quarters.sum(axis=(1, 2))
+        report.holders[split][figures.labels] += 1
+        report.edges[split][figures.labels] += figures.edges
+        if split == "train" and not any(finding.level == "error" for finding in findings):
+            report.measures.append(figures)
