@@ -73,5 +73,6 @@ def test_pictures_outside_of_splits_are_told(tmp_path: Path) -> None:
         load(tmp_path, "val")
     for split in ("val", "test"):
         (tmp_path / "leftImg8bit" / split).rename(tmp_path / "leftImg8bit" / f"{split}_pictures")
+    assert not has_split(tmp_path, "train")
     with pytest.raises(DataError, match="has no folder train"):
         load(tmp_path, "train")

@@ -22,8 +22,9 @@ from tests.training.layouts import (
     picture,
     roboflow,
     write,
-)  # fmt: skip
+)
 from training.data import has_split, load
+from training.data.coco import recognises
 from training.data.coco_json import read_categories
 from training.data.folder import hashed_split
 from training.data.samples import Samples
@@ -268,8 +269,9 @@ def test_panoptic_comes_before_instances_and_what_is_left_is_told(tmp_path: Path
     coco(tmp_path)
     samples = load(tmp_path, "train")
     assert len(samples.classes) == 2
-    assert sum("instances" in note and "was not read" in note for note in samples.notes) == 3
-    assert not any("captions" in note or "keypoints" in note for note in samples.notes)
+    (note,) = samples.notes
+    assert "read are those of panoptic, and not annotations/instances_test2017.json" in note
+    assert "captions" not in note and "keypoints" not in note
     for split in ("train", "test"):
         (tmp_path / "annotations" / f"panoptic_{split}2017.json").unlink()
     assert len(load(tmp_path, "train").classes) == 3  # the panoptic file of val alone hides nothing
@@ -333,9 +335,15 @@ def test_categories_are_found_without_reading_the_regions(tmp_path: Path) -> Non
         ("[]", "a list came"),
         ('{"images": [], "annotations": []}', "the list `categories` is missing"),
         ('{"categories": [{"id": 1, "name": "a"}]}', "the list `images` is missing"),
-        ('{"categories": [{"id": 1}], "images": [], "annotations": []}', r"categories\[0\] has no"),
+        ('{"categories": [{"id": 1}], "images": [], "annotations": []}', r"categories\[0\] needs"),
+        ('{"categories": [{"id": -1, "name": "a"}], "images": [], "annotations": []}', r"categories\[0\] needs"),
         ('{"categories": [{"id": 1, "name": "a"}], "images": []}', "the list `annotations` is missing"),
         ('{"categories": [{"id": 1, "name": "a"}], "images": [{"id": 1}], "annotations": []}', r"images\[0\] needs"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 0, "width": 9}], "annotations": []}', r"images\[0\] needs"),
+        (
+            '{"images": [{"id": 1, "file_name": "a", "height": 1e6, "width": 1e6}], "annotations": []}',
+            "100,000,000 pixels",
+        ),
     ],
 )
 def test_what_is_no_coco_file_is_told(text: str, told: str, tmp_path: Path) -> None:
@@ -390,6 +398,31 @@ def test_an_unknown_category_is_told(tmp_path: Path) -> None:
 def test_categories_that_make_no_classes_are_told(categories: list[Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
         opened(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
+
+
+def test_other_files_in_json_make_no_coco(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.jpg")
+    mask(tmp_path / "annotations" / "a.png", DIAGONAL)
+    write(tmp_path / "annotations" / "a.json", {"version": "5.0", "shapes": [], "imagePath": "a.jpg"})  # Labelme's
+    write(tmp_path / "result.json", [{"id": 1, "annotations": []}])  # Label Studio's own
+    write(tmp_path / "package.json", {"name": "x", "images": "none"})
+    write(tmp_path / "sa_1.json", {"image": {"image_id": 1}, "annotations": [{"id": 1, "bbox": [1, 2, 3, 4]}]})
+    assert not recognises(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["annotations", "images", "categories"])
+def test_a_coco_file_of_any_name_is_known_by_how_it_begins(key: str, tmp_path: Path) -> None:
+    value = content(["a.jpg"])
+    picture(tmp_path / "a.jpg")
+    write(tmp_path / "anything.json", {"info": {"contributor": "someone"}, key: value[key], **value})
+    assert recognises(tmp_path)
+
+
+def test_masks_beside_a_coco_file_are_read_unless_it_is_asked_for(tmp_path: Path) -> None:
+    opened(tmp_path, {"segmentation": [SQUARE]})
+    mask(tmp_path / "masks" / "a.png", DIAGONAL)
+    assert not recognises(tmp_path)
+    assert (load(tmp_path, "train", "coco").labels(0) == INSIDE).all()
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:

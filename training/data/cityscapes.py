@@ -6,7 +6,10 @@ choice of classes; or else `labelIds`. `gtCoarse` is read for a split that has n
 without a class; where they hold none, there is no split test.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from models.errors import DataError, MaskserveError
 from models.image import SUFFIXES, read_mask
@@ -41,6 +44,7 @@ CLASSES_BY_ID = {
 }
 CLASSES = list(CLASSES_BY_ID.values())
 HIGHEST = 33  # of the ids; the license plate's -1 is 255 in an 8-bit PNG
+KINDS: dict[str, Sequence[int]] = {"labelTrainIds": range(len(CLASSES)), "labelIds": tuple(CLASSES_BY_ID)}
 LABELS_BY_ID = dict.fromkeys(range(HIGHEST + 1), VOID) | {id: label for label, id in enumerate(CLASSES_BY_ID)}
 
 
@@ -51,7 +55,8 @@ def recognises(root: Path) -> bool:
 
 def has_split(root: Path, split: str) -> bool:
     """Whether the split has pictures and, if it is test, masks that hold a class."""
-    return offers(_splits(root), split)
+    splits = _splits(root)
+    return bool(splits) and offers(splits, split)
 
 
 def load(root: Path, split: str) -> Samples:
@@ -99,20 +104,18 @@ def _splits(root: Path) -> list[str]:
 
 
 def _has_classes(root: Path, split: str, most: int = 3) -> bool:
-    """Whether one of the first few masks of a split holds a class."""
-    looked = 0
-    for name, path in _pictures(root, split):
-        for kind, labels in (("labelTrainIds", range(len(CLASSES))), ("labelIds", list(CLASSES_BY_ID))):
-            mask = _mask(root, name, path, kind)
-            if mask is None:
-                continue
-            try:
-                if set(labels) & set(read_mask(mask).ravel().tolist()):
-                    return True
-            except MaskserveError:
-                return True  # the lint will name it
-            looked += 1
-            break
-        if looked == most:
-            break
-    return False
+    """Whether one of the first masks of a split holds a class."""
+    masks = [
+        (path, kind)
+        for name, picture in _pictures(root, split)
+        for kind in KINDS
+        if (path := _mask(root, name, picture, kind))
+    ]
+    return any(_has_class(path, KINDS[kind]) for path, kind in masks[: most * len(KINDS)])
+
+
+def _has_class(mask: Path, ids: Sequence[int]) -> bool:
+    try:
+        return bool(np.isin(read_mask(mask), ids).any())
+    except MaskserveError:
+        return True  # the lint will name it

@@ -11,8 +11,6 @@ a pixel it is background, class 0; where panoptic or stuff do not, it is void. P
 `file_name`. Masks are drawn at the height and width that the file tells, in whatever frame its tool drew them.
 """
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,26 +20,15 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.image import read
 from models.spec import VOID, ClassInfo, default_rgb
+from training.data.coco_files import Listed, files_of, found_in
 from training.data.coco_json import CocoFile, Entry, read_categories, read_coco
 from training.data.meaning import Values
 from training.data.pictures import Pictures
 from training.data.regions import Regions
 from training.data.samples import Pair, Samples
-from training.data.splits import WORDS, Source, offers, source, spoken_of
+from training.data.splits import Source, offers, source
 
-KINDS = ("panoptic", "instances", "stuff")  # of a file's name, the first that is there
-OTHERS = ("captions", "keypoints", "image_info")  # COCO's that hold no region
-_HEAD = re.compile(rb'"(images|annotations|categories)"\s*:\s*\[')
 BACKGROUND = "background"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """The COCO files of a data set."""
-
-    files: dict[str, Path]  # by split; "" for one that names none
-    kind: str  # one of KINDS; "instances" where the name says nothing
-    left: tuple[Path, ...]  # COCO files that are not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +57,8 @@ class DrawSegments:
 
     def __call__(self, pair: Pair) -> Values:
         """Labels, H x W; an id that the file does not tell of is void. Raises: DataError, ImageError."""
-        ids = read(pair.mask).astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)
+        red, green, blue = np.moveaxis(read(pair.mask).astype(np.uint32), 2, 0)
+        ids = red | green << 8 | blue << 16
         labels = np.full(ids.shape, VOID, np.uint8)
         for id, label in self.labels[pair.name].items():
             labels[ids == id] = label
@@ -78,25 +66,27 @@ class DrawSegments:
 
 
 def recognises(root: Path) -> bool:
-    """Whether there is a COCO file where one of the tools puts it."""
-    return any(True for _ in _groups(root))
+    """Whether there is a COCO file where one of the tools puts it, and no `masks`, which would speak for themselves."""
+    return not (root / "masks").is_dir() and bool(found_in(root))
 
 
 def has_split(root: Path, split: str) -> bool:
     """Whether the split has a file, or is made by the hash. Raises: DataError where two files claim one split."""
-    return offers(_splits(_listed(root)), split)
+    return offers(files_of(root).splits(), split)
 
 
 def load(root: Path, split: str) -> Samples:
     """Open one split. Raises: DataError that names the file and the place in it."""
-    listed = _listed(root)
-    chosen = source(root, _splits(listed), split)
+    listed = files_of(root)
+    chosen = source(root, listed.splits(), split)
     file = listed.files[chosen.name]
     content = read_coco(file)
     covered = content.regions is None or listed.kind == "stuff"  # a pixel without region is one that nobody looked at
     classes, labels = _classes(listed, background=not covered)
     found, notes = _found(root, file, chosen, content)
-    notes += [f"{path} was not read: {file} was taken." for path in listed.left]
+    if listed.left:
+        left = ", ".join(path.relative_to(root).as_posix() for path in listed.left)
+        notes.append(f"{root} holds COCO files of several kinds; read are those of {listed.kind}, and not {left}.")
     if content.regions is not None:
         by_region = _by_region(content.regions, labels, file)
         pairs = [Pair(name, path, file) for name, path, _ in found]
@@ -198,64 +188,3 @@ def _rgb(entry: Entry, label: int) -> tuple[int, int, int]:
     except (KeyError, TypeError, ValueError, OverflowError):
         return default_rgb(label)
     return red, green, blue
-
-
-def _splits(listed: Listed) -> list[str]:
-    return [split for split in listed.files if split]
-
-
-def _listed(root: Path) -> Listed:
-    """The COCO files of a data set, by split. Raises: DataError where two claim one split."""
-    group = next(_groups(root), None)
-    if group is None:
-        raise DataError(f"{root} holds no COCO file; wanted is, for one, {root}/annotations/instances_train.json.")
-    by_kind: dict[str, list[Path]] = {}
-    for file in group:
-        by_kind.setdefault(next((kind for kind in KINDS if kind in file.stem.lower()), "instances"), []).append(file)
-    # The panoptic file of val alone must not hide the instances of train.
-    kind = max(
-        by_kind, key=lambda kind: (any(_split(root, file) != "val" for file in by_kind[kind]), -KINDS.index(kind))
-    )
-    files: dict[str, Path] = {}
-    for file in by_kind[kind]:
-        split = _split(root, file)
-        if split in files:
-            meant = f"the split {split}" if split else "the whole data set"
-            raise DataError(
-                f"{files[split]} and {file} both claim to be {meant}; leave one, or name them by their splits."
-            )
-        files[split] = file
-    if len(files) > 1:
-        files.pop("", None)
-    return Listed(files, kind, tuple(file for file in group if file not in files.values()))
-
-
-def _split(root: Path, file: Path) -> str:
-    return spoken_of(file.stem) or (spoken_of(file.parent.name) if file.parent != root else None) or ""
-
-
-def _groups(root: Path) -> Iterator[list[Path]]:
-    """The COCO files in `annotations`, at the top, and in the folders of splits, as far as there are any."""
-    if (root / "masks").is_dir():  # pictures of masks speak for themselves, whatever file lies beside
-        return
-    split_folders = sorted(path for path in root.iterdir() if path.name.lower() in WORDS and path.is_dir())
-    for folders in ([root / "annotations"], [root], split_folders):
-        group = [
-            file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json")) if _is_coco(file)
-        ]
-        if group:
-            yield group
-
-
-def _is_coco(file: Path) -> bool:
-    """By its name, or else by how it begins: half a gigabyte is not parsed to know."""
-    name = file.name.lower()
-    if name.startswith(".") or any(other in name for other in OTHERS):
-        return False
-    if name.startswith(KINDS) or name.endswith(".coco.json"):
-        return True
-    try:
-        with file.open("rb") as stream:
-            return _HEAD.search(stream.read(1 << 14)) is not None
-    except OSError:
-        return False

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
+from models.image import MAX_PIXELS
 from training.data.regions import COUNTS, PACKED, POLYGONS, Regions, runs
 
 Entry = dict[str, Any]
@@ -67,8 +68,9 @@ def read_categories(file: Path) -> list[Entry]:
 
 def _checked(categories: Any, file: Path) -> list[Entry]:
     for place, entry in enumerate(_list(categories, "categories", file)):
-        if not (isinstance(entry, dict) and isinstance(entry.get("id"), int) and isinstance(entry.get("name"), str)):
-            raise DataError(f"{file}: categories[{place}] has no `id` (a number) and `name` (a text); export it again.")
+        id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if not (isinstance(id, int) and id >= 0 and isinstance(name, str) and name.strip()):
+            raise DataError(f"{file}: categories[{place}] needs an `id` (0 or more) and a `name`; export it again.")
     return list(categories)
 
 
@@ -92,10 +94,12 @@ def _read(file: Path, changed: int, size: int) -> CocoFile:
     for place, entry in enumerate(images):
         try:
             name, sizes[place] = entry["file_name"], (entry["height"], entry["width"])
+            if sizes[place].min() < 1 or sizes[place].prod() > MAX_PIXELS:
+                raise ValueError
             places[entry["id"]] = place
             names.append(name.replace("\\", "/"))  # Label Studio on Windows, HumanSignal/label-studio#7294
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            wanted = "`id`, `file_name`, `height` and `width`"
+            wanted = f"`id`, `file_name`, and `height` and `width` of at most {MAX_PIXELS:,} pixels"
             raise DataError(f"{file}: images[{place}] needs {wanted}; export it again.") from error
     if len(places) < len(images):
         raise DataError(f"{file}: two of the images have one `id`; each needs one of its own.")
