@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from tests.training.layouts import (
 from training.data import has_split, load
 from training.data.coco import recognises
 from training.data.coco_json import read_categories
+from training.data.facts import scan
 from training.data.folder import hashed_split
 from training.data.samples import Samples
 
@@ -428,6 +430,34 @@ def test_masks_beside_a_coco_file_are_read_unless_it_is_asked_for(tmp_path: Path
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
     assert opened(tmp_path, {"segmentation": [SQUARE]}).labels(0).max() == 1
     assert opened(tmp_path, {"segmentation": [WHOLE], "category_id": 90}).labels(0).min() == 2
+
+
+def seen(root: Path) -> list[int]:
+    """The labels that the facts of the training split tell of, from the cache where they are known."""
+    for path in root.rglob("*.*"):
+        os.utime(path, (1.7e9, 1.7e9))  # what was written just now is not kept
+    (facts,) = scan(load(root, "train"))
+    assert not facts.errors
+    return facts.values.tolist()
+
+
+def test_facts_that_were_kept_follow_the_categories_of_other_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    opened(tmp_path / "d", {"category_id": 90, "segmentation": [SQUARE]})
+    assert seen(tmp_path / "d") == [0, 2]
+    write(tmp_path / "d/annotations/instances_val.json", content(["a.jpg"], categories=[{"id": 44, "name": "dog"}]))
+    assert seen(tmp_path / "d") == [0, 3]
+
+
+def test_facts_that_were_kept_follow_the_panoptic_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    panoptic(tmp_path / "d")
+    assert seen(tmp_path / "d") == [1, VOID]
+    file = tmp_path / "d/annotations/panoptic_train2017.json"
+    file.write_text(file.read_text().replace('"category_id": 90', '"category_id": 1'))
+    assert seen(tmp_path / "d") == [0, VOID]
 
 
 @pytest.mark.parametrize("layout", [coco, panoptic])
