@@ -26,7 +26,7 @@ from training.plan.choose import (
     choose_optimiser,
     choose_view,
 )
-from training.plan.pace import LADDER, Trials, choose_batch, choose_encoder, choose_length
+from training.plan.pace import LADDER, Trials, choose_batch, choose_encoder, choose_length, choose_workers
 from training.plan.survey import Survey
 from training.plan.trial import Machine, bytes_a_picture, free_memory, seconds_a_step
 from training.plan.write import save_plan, show_plan
@@ -81,7 +81,7 @@ def chosen(masks: list[np.ndarray], machine: Machine = CPU, classes: int = 2, **
     choose_augmentation(plan, survey)
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
-    choose_optimiser(plan, machine)
+    choose_optimiser(plan)
     return plan
 
 
@@ -196,7 +196,7 @@ def test_any_measures_make_a_valid_plan(sizes: list[tuple[int, int]], classes: i
     choose_augmentation(plan, survey)
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
-    choose_optimiser(plan, machine)
+    choose_optimiser(plan)
     choose_length(plan, survey, 0.5)
     config = plan.config()
     assert config.crop is not None
@@ -265,6 +265,17 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
     assert counted - weights <= real * 1.05
     assert counted >= real * 0.95
     del kept
+
+
+@pytest.mark.parametrize(("device", "reading", "workers", "seconds"), [
+    ("cpu", 0.002, 1, 1.004), ("cpu", 0.5, 4, 2.0), ("cuda", 0.05, 1, 1.0), ("cuda", 0.5, 3, 1.0), ("cuda", 2, 3, 4.0),
+])  # fmt: skip
+def test_readers_keep_ahead_of_the_steps(device: str, reading: float, workers: int, seconds: float) -> None:
+    plan = Plan({"batch": 8})
+    trials = Trials(2, Machine(device, "a machine of 4 cores", 4, 2**33, True), reading)
+    assert trials.with_reading(1.0, 8) == pytest.approx(seconds)
+    choose_workers(plan, trials, seconds)
+    assert plan["workers"] == workers
 
 
 def test_free_memory_is_no_more_than_there_is() -> None:

@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ FILES = 64  # data sets whose facts are kept, the last used ones
 # A file written twice within the clock's tick keeps its time (git's "racy" entries); FAT's tick is 2 s.
 SETTLED = 2_000_000_000  # nanoseconds
 KINDS: tuple[Kind, ...] = ("grey", "palette", "colour")
-BROKEN = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile)
+BROKEN = (OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 Stamp = tuple[int, int, int, int]  # size in bytes and time of change in ns, of picture and mask
 
 
@@ -160,7 +161,10 @@ def _load(file: Path | None) -> Entries:
     if file is None:
         return {}
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with (
+            file.open("rb") as stream,
+            np.load(stream, allow_pickle=False) as archive,
+        ):  # numpy leaves a broken one open
             return _unpacked({name: archive[name] for name in archive.files})
     except BROKEN:
         return {}

@@ -4,6 +4,7 @@ It looks as the evaluation's page (`training/page`), whose style and script it t
 everything from outside, and every name is escaped: it comes from somebody's files.
 """
 
+import re
 from html import escape
 from pathlib import Path
 from string import Template
@@ -16,6 +17,7 @@ from training.page.words import swatch
 from training.page.write import FRAME as STYLE
 
 FRAME = Path(__file__).parent
+CODE = re.compile("`(.+?)`")
 SHOWN, LISTED = 6, 20  # of a kind: findings with pictures, and in words
 
 
@@ -76,9 +78,10 @@ def _kind(report: Report, level: str, kind: str, findings: list[Finding]) -> str
     items = "".join(f"<li>{escape(finding.detail)}</li>" for finding in rest[:LISTED])
     more = f"<li>and {len(rest) - LISTED:,} more</li>" if len(rest) > LISTED else ""
     count = f"{len(findings):,}"
+    advice = CODE.sub(r"<code>\1</code>", escape(ADVICE[kind]))
     return (
         f'<div class="finding {_style(level)}" id="{_anchor(level, kind)}"><h3><b>{level}</b> {escape(kind)}: {count}</h3>'
-        f"<p>{escape(ADVICE[kind])}</p>"
+        f"<p>{advice}</p>"
         + (f'<div class="cards">{cards}</div>' if cards else "")
         + (f"<ul>{items}{more}</ul>" if items else "")
         + "</div>"

@@ -16,9 +16,9 @@ from training.plan.choose import (
     choose_optimiser,
     choose_view,
 )
-from training.plan.pace import Trials, choose_batch, choose_encoder, choose_length
+from training.plan.pace import Trials, choose_batch, choose_encoder, choose_length, choose_workers
 from training.plan.survey import Survey
-from training.plan.trial import Machine
+from training.plan.trial import Machine, seconds_a_reading
 
 __all__ = ["Plan", "make_plan"]
 
@@ -36,7 +36,9 @@ def make_plan(report: Report, wishes: dict[str, Any]) -> Plan:
     choose_augmentation(plan, survey)
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
-    seconds = choose_encoder(plan, Trials(len(report.classes), machine))
-    choose_optimiser(plan, machine)
+    trials = Trials(len(report.classes), machine, seconds_a_reading(report.samples.get("train")))
+    seconds = choose_encoder(plan, trials)
+    choose_workers(plan, trials, seconds)
+    choose_optimiser(plan)
     choose_length(plan, survey, seconds)
     return plan

@@ -163,9 +163,10 @@ def choose_loss(plan: Plan, survey: Survey) -> None:
         plan.set("balance", 0.0, f"even the least frequent class is in {chance:.0%} of random crops")
 
 
-def choose_optimiser(plan: Plan, machine: Machine) -> None:
+def choose_optimiser(plan: Plan) -> None:
     """AdamW; a pretrained encoder is treated with more care than one from scratch."""
     batch = plan["batch"] * plan["accumulate"]
+    plan.set("weights", "none", "from scratch; weights=imagenet fetches pretrained ones, and needs less data and time")
     plan.set("optimizer", "adamw", "needs the least tuning from scratch (arXiv 1711.05101)")
     if plan["weights"] != "none":
         plan.set("lr", 0.001, "the encoder begins with weights that are good already")
@@ -175,8 +176,3 @@ def choose_optimiser(plan: Plan, machine: Machine) -> None:
         plan.set("lr", round(peak * math.sqrt(batch / 8), 5), f"{peak} at a batch of 8, by the root of the batch")
     plan.set("weight_decay", 0.05, "AdamW's, apart from the gradient")
     plan.set("ema", 0.99, "averaged weights are steadier, and cost little")
-    workers = 1 if machine.device == "cpu" else min(8, max(1, machine.cores - 1))
-    if machine.device == "cpu":
-        plan.set("workers", workers, "reads ahead; the cores are the network's")
-    else:
-        plan.set("workers", workers, f"of {machine.cores} cores, to read pictures while the GPU computes")

@@ -23,15 +23,19 @@ class Trials:
 
     classes: int
     machine: Machine
+    reading: float = 0.0  # seconds of a core for a picture
 
     def seconds(self, plan: Plan) -> float:
-        """Of one step of the plan so far, its batch made smaller until the memory holds it. Raises: ConfigError."""
+        """Of one step of the plan so far with its reading, its batch made smaller until the memory holds it.
+
+        Raises: ConfigError.
+        """
         machine, batch, devices = self.machine, plan["batch"], plan["devices"]
         while True:
             wanted = bytes_a_picture(plan.config(), self.classes, plan["crop"]) * plan["batch"] // devices
             found = self.tried(plan) if wanted <= SPARE * machine.memory else None
             if found is not None:
-                return found
+                return float(plan["accumulate"] * self.with_reading(found, plan["batch"]))
             if "batch" in plan.wishes or plan["batch"] <= 2 * devices:
                 raise ConfigError(
                     f"A batch of {plan['batch']} pictures of {plan['crop'][1]} x {plan['crop'][0]} does not fit into the "
@@ -40,6 +44,11 @@ class Trials:
             half = plan["batch"] // 2 // devices * devices
             plan.set("batch", half, f"what the {machine.memory / 2**30:.1f} GiB of free memory hold")
             plan.set("accumulate", math.ceil(batch / half), f"makes a step of {batch} pictures all the same")
+
+    def with_reading(self, seconds: float, batch: int) -> float:
+        """On a CPU reading takes turns with the steps on the same cores, beside a GPU it goes on at the same time."""
+        reading = self.reading * batch / self.machine.cores
+        return seconds + reading if self.machine.device == "cpu" else max(seconds, reading)
 
     def tried(self, plan: Plan) -> float | None:
         """Seconds of a step in the number format of the plan, which the first trial chooses; None: too little memory."""
@@ -90,6 +99,19 @@ def choose_encoder(plan: Plan, trials: Trials) -> float:
     seen = step * limit / seconds
     plan.set("encoder", LADDER[rung], f"sees {seen:,.0f} crops in the time; a larger one would learn less from fewer")
     return seconds
+
+
+def choose_workers(plan: Plan, trials: Trials, seconds: float) -> None:
+    """As many as read ahead of the steps. `seconds`: of a step."""
+    cores, step = trials.machine.cores, plan["batch"] * plan["accumulate"]
+    most = max(1, cores if trials.machine.device == "cpu" else cores - 1)
+    # Twice: a crop is also augmented, and a late one holds up a batch.
+    workers = min(most, max(1, math.ceil(2 * trials.reading * step / seconds)))
+    plan.set(
+        "workers",
+        workers,
+        f"{step / seconds:.0f} crops a second, each read in {1000 * trials.reading:.0f} ms of a core",
+    )
 
 
 def choose_length(plan: Plan, survey: Survey, seconds: float) -> None:
