@@ -1,5 +1,7 @@
+import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -363,7 +365,10 @@ def test_what_is_no_coco_file_is_told(text: str, told: str, tmp_path: Path) -> N
         ({"segmentation": [SQUARE[:-1]]}, "odd count"),
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "needs .* a `segmentation`"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-1, 49]}}, "needs .* a `segmentation`"),
-        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": [48]}}, "of a picture of 6 x 8 .* the image is 8 x 6"),
+        (
+            {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [48]}},
+            r"of \[height, width\] \[8, 6\], but the image is \[6, 8\]",
+        ),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [47]}}, "cover 47 pixels"),
         (3, "needs"),
     ],
@@ -474,3 +479,40 @@ def test_a_million_polygons_are_a_few_arrays(tmp_path: Path) -> None:
     few = opened(tmp_path, {"segmentation": [SQUARE]})
     per_region = (len(pickle.dumps(samples.draw)) - len(pickle.dumps(few.draw))) / 1999
     assert per_region < 8 * 4 + 48  # its eight numbers, and what is known of it
+
+
+JUNK = [None, True, -1, 10**30, 1e300, float("nan"), "", "\u00e9", [], {}, [1], [None], [["a"] * 6], {"counts": 5}]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every list or object within a value, and a key of it."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(value[key])
+
+
+@pytest.mark.parametrize("kind", ["instances", "panoptic"])
+def test_whatever_stands_in_a_coco_file_is_read_or_told(kind: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    panoptic(tmp_path)
+    regions: list[dict[str, Any]] = [
+        {"segmentation": [SQUARE], "bbox": [1, 1, 2, 2], "area": 3},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [13, 3, 32]}, "iscrowd": 1},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "=3300000;"}},
+    ]
+    segments = [{"file_name": "train_1.png", "segments_info": [{"id": 197121, "category_id": 90, "iscrowd": 0}]}]
+    entries = [{"image_id": 100, "category_id": 1, **entry} for entry in (regions if kind == "instances" else segments)]
+    told = 0
+    for number in range(400):
+        folder = tmp_path if kind == "panoptic" else tmp_path / "instances"
+        value = json.loads(json.dumps(content(["train_1.jpg"], entries)))
+        inside = list(places(value))
+        holder, key = inside[random.integers(len(inside))]
+        holder[key] = JUNK[random.integers(len(JUNK))]
+        write(folder / "annotations" / f"{kind}_train2017.json", [number, value] if number == 0 else value)
+        picture(folder / "train2017" / "train_1.jpg")
+        try:
+            load(folder, "train", "coco").labels(0)
+        except DataError:
+            told += 1
+    assert 100 < told < 400
