@@ -68,10 +68,8 @@ def _make(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
 def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
     """Whether a grid of colours comes out as it went in, as nearly as no eye can tell."""
     levels = np.linspace(0, 255, 18).round().astype(np.uint8)  # every 15
-    if mode == "RGB":
-        grid = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
-    else:
-        grid = levels[None]
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
+    grid = colours if mode == "RGB" else levels[None]
     before = np.asarray(Image.fromarray(grid).convert("RGB")).astype(int)
     after = np.asarray(transform.apply(Image.fromarray(grid))).astype(int)
     return bool(np.abs(after - before).max() <= TOLERANCE)

@@ -29,6 +29,9 @@ MAX_PIXELS = 100_000_000
 # First bytes of those formats: they tell a broken picture (mend it) from what is no picture at all (send another).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")
 
+# What Pillow multiplies the grey of 2 and 4 bits by, by the beginning of its raw mode.
+_SPREAD = {"L;2": 85, "L;4": 17}
+
 # `Image.open` looks its formats up before it has loaded the plugins of all of them.
 Image.init()
 
@@ -85,6 +88,7 @@ def read_mask(path: Path) -> Labels:
 def read_stored(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A mask file's samples as they are stored, decoded, in whatever mode, for no colour of it may be touched.
 
+    Grey of 2 and 4 bits is 0..3 and 0..15, not spread over 0..255.
     Turned upright where it has an EXIF orientation: a tool that wrote it there means what it says.
     Raises: ImageError, DataError, naming the file.
     """
@@ -97,11 +101,13 @@ def _decode_stored(data: bytes, max_pixels: int) -> Image.Image:
     image = _open(data)
     if image.width * image.height > max_pixels:
         raise ImageTooLarge(f"The mask has {image.width * image.height:,} pixels; the limit is {max_pixels:,}.")
+    raw = str([tile.args for tile in getattr(image, "tile", [])])  # gone once it is loaded
     try:
         image.load()
     except Exception as error:
         raise BrokenImage(f"The mask is truncated or corrupt: {_first_line(error)!r}.") from error
-    return _upright(image)
+    step = next((step for start, step in _SPREAD.items() if start in raw), 1) if image.mode == "L" else 1
+    return _upright(image.point(lambda grey: grey // step) if step > 1 else image)
 
 
 def _decode_mask(data: bytes) -> Labels:
@@ -164,9 +170,9 @@ def _to_rgb(image: Image.Image) -> RGB:
             rgb[samples == image.info["transparency"]] = 255
         return rgb
     if image.has_transparency_data:
-        grey = image.mode in ("L", "LA")
-        image = _with_profile(image.convert("LA" if grey else "RGBA"), image)
-        opaque = to_srgb(_with_profile(image.convert("L" if grey else "RGB"), image)).convert("RGBA")
+        single = image.mode in ("L", "LA")
+        image = _with_profile(image.convert("LA" if single else "RGBA"), image)
+        opaque = to_srgb(_with_profile(image.convert("L" if single else "RGB"), image)).convert("RGBA")
         opaque.putalpha(image.getchannel("A"))
         return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB"))
     if image.mode == "P":

@@ -54,8 +54,8 @@ def test_an_unreadable_file_is_named(shapes: Path) -> None:
 
 
 def test_a_colour_mask_is_an_error(shapes: Path) -> None:
-    Image.new("RGB", (192, 144)).save(shapes / "masks/train/train_0000.png")
-    assert "RGB colours" in kinds(shapes)["unreadable file"]
+    Image.new("RGB", (192, 144), (1, 2, 3)).save(shapes / "masks/train/train_0000.png")
+    assert "1,2,3" in kinds(shapes)["colour without meaning"]
 
 
 def test_a_picture_without_mask_is_an_error(shapes: Path) -> None:
