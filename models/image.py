@@ -7,15 +7,18 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from models.colour import to_srgb
 from models.errors import BrokenImage, DataError, EmptyImage, ImageError, ImageTooLarge, NotAnImage
 
 RGB = NDArray[np.uint8]  # H x W x 3, colours in the order red, green, blue, 0..255
 Labels = NDArray[np.uint8]  # H x W, class indices, 255 is void
+Decoded = TypeVar("Decoded")
 
 # Pillow knows some fifty formats, and many are attack surface.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
@@ -25,6 +28,9 @@ MAX_PIXELS = 100_000_000
 
 # First bytes of those formats: they tell a broken picture (mend it) from what is no picture at all (send another).
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")
+
+# What Pillow multiplies the grey of 2 and 4 bits by, by the beginning of its raw mode.
+_SPREAD = {"L;2": 85, "L;4": 17}
 
 # `Image.open` looks its formats up before it has loaded the plugins of all of them.
 Image.init()
@@ -40,8 +46,8 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
     """Decode the bytes of a picture.
 
     The bytes decide the format, never a name or a content type. The picture is turned upright by its EXIF
-    orientation, transparency is composed on white, 16-bit and float samples are scaled (not clipped) to 8 bits,
-    and of several frames the first is taken.
+    orientation, brought to sRGB by its ICC profile (`colour.py`), transparency is composed on white, 16-bit and float
+    samples are scaled (not clipped) to 8 bits, and of several frames the first is taken.
 
     Returns: RGB uint8, H x W x 3, 0..255.
     Raises: EmptyImage, NotAnImage, BrokenImage, ImageTooLarge.
@@ -79,14 +85,33 @@ def read_mask(path: Path) -> Labels:
     return _named(path, _decode_mask)
 
 
-def _decode_mask(data: bytes) -> Labels:
+def read_stored(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A mask file's samples as they are stored, decoded, in whatever mode, for no colour of it may be touched.
+
+    Grey of 2 and 4 bits is 0..3 and 0..15, not spread over 0..255.
+    Turned upright where it has an EXIF orientation: a tool that wrote it there means what it says.
+    Raises: ImageError, DataError, naming the file.
+    """
+    return _named(path, lambda data: _decode_stored(data, max_pixels))
+
+
+def _decode_stored(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise EmptyImage("The mask is empty: 0 bytes.")
     image = _open(data)
+    if image.width * image.height > max_pixels:
+        raise ImageTooLarge(f"The mask has {image.width * image.height:,} pixels; the limit is {max_pixels:,}.")
+    raw = str([tile.args for tile in getattr(image, "tile", [])])  # gone once it is loaded
     try:
         image.load()
     except Exception as error:
         raise BrokenImage(f"The mask is truncated or corrupt: {_first_line(error)!r}.") from error
+    step = next((step for start, step in _SPREAD.items() if start in raw), 1) if image.mode == "L" else 1
+    return _upright(image.point(lambda grey: grey // step) if step > 1 else image)
+
+
+def _decode_mask(data: bytes) -> Labels:
+    image = _decode_stored(data, 4 * MAX_PIXELS)
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise DataError(f"the mask is in {image.mode} colours, but one label a pixel (grey or palette) is wanted.")
     labels = np.asarray(image)
@@ -97,7 +122,7 @@ def _decode_mask(data: bytes) -> Labels:
     return labels.astype(np.uint8)
 
 
-def _named(path: Path, decoder: Callable[[bytes], RGB]) -> RGB:
+def _named(path: Path, decoder: Callable[[bytes], Decoded]) -> Decoded:
     try:
         return decoder(path.read_bytes())
     except OSError as error:
@@ -135,18 +160,31 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> RGB:
     if image.mode == "RGB" and "transparency" not in image.info:
-        return np.asarray(image)
+        return np.asarray(to_srgb(image))
     if image.mode.startswith(("I", "F")):
         samples = np.asarray(image)
         grey = _to_8_bits(samples)
+        seen = to_srgb(_with_profile(Image.fromarray(grey), image))
+        rgb = np.array(seen) if seen.mode == "RGB" else np.repeat(grey[:, :, None], 3, axis=2)
         if "transparency" in image.info:
-            grey[samples == image.info["transparency"]] = 255
-        return np.repeat(grey[:, :, None], 3, axis=2)
+            rgb[samples == image.info["transparency"]] = 255
+        return rgb
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image)
-    return np.asarray(image.convert("RGB"))
+        single = image.mode in ("L", "LA")
+        image = _with_profile(image.convert("LA" if single else "RGBA"), image)
+        opaque = to_srgb(_with_profile(image.convert("L" if single else "RGB"), image)).convert("RGBA")
+        opaque.putalpha(image.getchannel("A"))
+        return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB"))
+    if image.mode == "P":
+        image = _with_profile(image.convert("RGB"), image)
+    return np.asarray(to_srgb(image).convert("RGB"))
+
+
+def _with_profile(image: Image.Image, source: Image.Image) -> Image.Image:
+    """A picture made from another, with its profile; a conversion may have dropped it."""
+    if "icc_profile" in source.info:
+        image.info["icc_profile"] = source.info["icc_profile"]
+    return image
 
 
 def _to_8_bits(samples: NDArray[np.generic]) -> NDArray[np.uint8]:

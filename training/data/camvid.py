@@ -7,7 +7,7 @@ from pathlib import Path
 
 from models.spec import VOID, ClassInfo
 from training.data.meaning import Meaning
-from training.data.samples import Samples, pair_up
+from training.data.samples import Samples, match
 
 UNLABELLED = 11
 
@@ -38,5 +38,6 @@ def has_split(root: Path, split: str) -> bool:
 
 def load(root: Path, split: str) -> Samples:
     """Open one split. Raises: DataError where its folders are missing or empty."""
-    pairs, unpaired = pair_up(root / split, root / f"{split}annot")
-    return Samples(pairs, CLASSES, Meaning(((UNLABELLED, VOID),)), unpaired=unpaired)
+    found = match(root / split, root / f"{split}annot")
+    meaning = Meaning(((UNLABELLED, VOID),))
+    return Samples(found.pairs, CLASSES, meaning, unpaired=found.unpaired, orphans=found.orphans)

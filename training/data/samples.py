@@ -1,18 +1,25 @@
 """What every data set format gives: pairs of picture and mask, and the classes that the masks speak of."""
 
-import csv
+import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
-
-from models.errors import DataError, MaskserveError
-from models.image import RGB, SUFFIXES, Labels, read, read_mask
-from models.spec import VOID, ClassInfo, default_rgb
+from models.errors import DataError
+from models.image import RGB, SUFFIXES, Labels, read
+from models.spec import ClassInfo
 from training.data.meaning import AS_WRITTEN, Meaning, Values, read_values
 
 SPLITS = ("train", "val", "test")
+# What else people call them, in small letters.
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+ENDINGS = re.compile(r"[_-](mask|masks|label|labels|seg|segmentation|gt|annotation)$")  # of mask names
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Samples:
     meaning: Meaning = AS_WRITTEN
     draw: Callable[[Pair], Values] = read_pair  # a format whose masks are no pictures draws them
     unpaired: tuple[Path, ...] = ()  # pictures without a mask, which the lint reports
+    orphans: tuple[Path, ...] = ()  # masks without a picture; the same
     notes: tuple[str, ...] = ()  # what was understood, and may have been meant otherwise: the lint warns of it
 
     def __len__(self) -> int:
@@ -57,63 +65,67 @@ class Samples:
 
 
 def pair_up(images: Path, masks: Path) -> tuple[list[Pair], tuple[Path, ...]]:
-    """Pair pictures and masks by their path below the two folders, less the suffix; sorted by name.
+    """As `match`, without the masks that have no picture."""
+    found = match(images, masks)
+    return found.pairs, found.unpaired
 
-    Returns: the pairs, and the pictures that have no mask.
+
+class Match(NamedTuple):
+    """What two folders have for each other."""
+
+    pairs: list[Pair]  # sorted by name
+    unpaired: tuple[Path, ...]  # pictures without a mask
+    orphans: tuple[Path, ...]  # masks without a picture
+
+
+def match(images: Path, masks: Path) -> Match:
+    """Pair pictures and masks by their path below the two folders, less the suffix.
+
+    Names that differ in case or Unicode form alone are one (a Mac writes NFD, a camera IMG_1.JPG) where no other fits better.
+    Where nothing pairs at all, masks may be called NAME_mask, NAME-label and so on (`ENDINGS`).
     Raises: DataError where two files go by the same name, or where there is no picture at all.
     """
     pictures, labels = _by_name(images), _by_name(masks)
     if not pictures:
         raise DataError(f"{images} holds no picture; wanted are files ending in {', '.join(sorted(SUFFIXES))}.")
-    pairs = [Pair(name, path, labels[name]) for name, path in pictures.items() if name in labels]
-    return pairs, tuple(path for name, path in pictures.items() if name not in labels)
+    chosen = {name: name for name in pictures if name in labels}
+    chosen |= _alike(pictures, labels, chosen, _folded)
+    if not chosen:
+        chosen = _alike(pictures, labels, chosen, lambda name: ENDINGS.sub("", _folded(name)))
+    pairs = [Pair(name, path, labels[chosen[name]]) for name, path in pictures.items() if name in chosen]
+    taken = set(chosen.values())
+    return Match(
+        pairs,
+        tuple(path for name, path in pictures.items() if name not in chosen),
+        tuple(path for name, path in labels.items() if name not in taken),
+    )
 
 
-def read_classes(root: Path, pairs: list[Pair]) -> list[ClassInfo]:
-    """The classes from `classes.csv` (a line a class: `name` or `name,r,g,b`), or else numbered ones up to the highest
-    label in the masks. Raises: DataError."""
-    file = root / "classes.csv"
-    if file.is_file():
-        return parse_classes(file)
-    highest = 0
-    for pair in pairs:
-        try:
-            labels = read_mask(pair.mask)
-        except MaskserveError:
-            continue  # the lint will name it, with the others of its kind
-        known = labels[labels != VOID]
-        highest = max(highest, int(known.max()) if known.size else 0)
-    if highest < 1:
-        raise DataError(f"The masks of {root} hold one class alone; at least two are needed to tell pixels apart.")
-    return [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(highest + 1)]
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
-def parse_classes(file: Path) -> list[ClassInfo]:
-    """The classes of a CSV file: a line each, `name` or `name,r,g,b` (0..255), in the order of their labels.
+def _alike(
+    pictures: dict[str, Path], labels: dict[str, Path], chosen: dict[str, str], form: Callable[[str], str]
+) -> dict[str, str]:
+    """Of those that are not chosen yet, the pictures' names with the mask's of the same form.
 
-    Without colours they get VOC's. Raises: DataError.
+    Raises: DataError where several could be meant.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row and row[0].strip()]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{file}: is no CSV in UTF-8 ({error}); save it as such.") from error
-    if rows and [cell.lower() for cell in rows[0][:2]] in (["name"], ["name", "r"]):
-        rows = rows[1:]
-    classes = []
-    for label, row in enumerate(rows):
-        try:
-            rgb = tuple(np.uint8(int(cell)).item() for cell in row[1:4]) if len(row) > 1 else default_rgb(label)
-            classes.append(ClassInfo(name=row[0], rgb=rgb))
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"{file}: {','.join(row)!r} is no class; wanted is `name` or `name,r,g,b` with 0..255."
-            ) from error
-    if len({entry.name for entry in classes}) < len(classes):
-        raise DataError(f"{file} names a class twice; each class is one line of a name of its own.")
-    if not 2 <= len(classes) <= 255:
-        raise DataError(f"{file} names {len(classes)} classes; wanted are 2 to 255, a line each.")
-    return classes
+    taken, groups = set(chosen.values()), (defaultdict[str, list[str]](list), defaultdict[str, list[str]](list))
+    for names, done, group in ((pictures, chosen, groups[0]), (labels, taken, groups[1])):
+        for name in names:
+            if name not in done:
+                group[form(name)].append(name)
+    found = {}
+    for key in sorted(groups[0].keys() & groups[1].keys()):
+        mine, theirs = groups[0][key], groups[1][key]
+        if len(mine) > 1 or len(theirs) > 1:
+            two = [pictures[name] for name in mine[:2]] if len(mine) > 1 else [labels[name] for name in theirs[:2]]
+            other = labels[theirs[0]] if len(mine) > 1 else pictures[mine[0]]
+            raise DataError(f"{two[0]} and {two[1]} could both belong to {other}; give each pair one name.")
+        found[mine[0]] = theirs[0]
+    return found
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -1,0 +1,75 @@
+"""Colours as a picture's ICC profile means them, brought to sRGB: a camera's Display P3, a scanner's, a press's CMYK.
+
+A network sees numbers. The same leaf is (74, 140, 60) in one profile and (52, 141, 50) in another, so that pictures with profiles
+left aside are pictures of other colours, in training and in service.
+"""
+
+import hashlib
+import io
+import threading
+from collections import OrderedDict
+
+import numpy as np
+from PIL import Image, ImageCms
+
+# The largest in use are of presses, some 3 MB; a longer one is no reason to refuse the picture.
+MAX_PROFILE = 4 << 20  # bytes
+SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode -> what the profile must say that it is of
+# Profiles that say sRGB differ by their curves' tables; the eye sees three levels on no edge.
+TOLERANCE = 3  # levels of 255
+KEPT = 32  # transforms; one holds up to 2 MB
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+_known: OrderedDict[tuple[bytes, str], ImageCms.ImageCmsTransform | None] = OrderedDict()
+_lock = threading.Lock()
+
+
+def to_srgb(image: Image.Image) -> Image.Image:
+    """The picture in sRGB, if its profile is another; else, or with a broken profile, as it is.
+
+    The modes RGB, L and CMYK have profiles; the answer is RGB where one was applied. Transparency is not carried over.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in SPACES or len(profile) > MAX_PROFILE:
+        return image
+    transform = _transform(profile, image.mode)
+    if transform is None:
+        return image
+    changed: Image.Image = transform.apply(image)
+    return changed
+
+
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """From a profile to sRGB, kept by the profile's bytes; None where there is nothing to do, or nothing that can be done."""
+    key = (hashlib.sha256(profile).digest(), mode)
+    with _lock:
+        if key in _known:
+            _known.move_to_end(key)
+            return _known[key]
+    made = _make(profile, mode)
+    with _lock:
+        _known[key] = made
+        while len(_known) > KEPT:
+            _known.popitem(last=False)
+    return made
+
+
+def _make(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if opened.profile.xcolor_space != SPACES[mode]:
+            return None
+        transform = ImageCms.buildTransform(opened, _SRGB, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
+    except Exception:  # ImageCms raises what its parsing met; the pixels are good without the profile
+        return None
+
+
+def _changes_nothing(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:
+    """Whether a grid of colours comes out as it went in, as nearly as no eye can tell."""
+    levels = np.linspace(0, 255, 18).round().astype(np.uint8)  # every 15
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(-1, len(levels), 3)
+    grid = colours if mode == "RGB" else levels[None]
+    before = np.asarray(Image.fromarray(grid).convert("RGB")).astype(int)
+    after = np.asarray(transform.apply(Image.fromarray(grid))).astype(int)
+    return bool(np.abs(after - before).max() <= TOLERANCE)
