@@ -107,10 +107,14 @@ def choose_view(plan: Plan, survey: Survey, machine: Machine) -> None:
     plan.set("side", max(STRIDE, side), why)
 
 
+def rule_of(plan: Plan) -> InputRule:
+    """The input rule that was chosen."""
+    return InputRule(rule="fit", side=plan["side"]) if plan["input"] == "fit" else InputRule(rule="native")
+
+
 def choose_crop(plan: Plan, survey: Survey, machine: Machine) -> None:
     """What a step sees of a picture: about two thirds of each side, so that no crop shows the same as the one before."""
-    rule = InputRule(rule="fit", side=plan["side"]) if plan["input"] == "fit" else InputRule(rule="native")
-    fitted = fitted_size(survey.size, rule)
+    fitted = fitted_size(survey.size, rule_of(plan))
     sides = [_crop_side(side) for side in fitted]
     why = (
         f"some two thirds of the {'fitted' if plan['input'] == 'fit' else 'median'} picture, {fitted[1]} x {fitted[0]}"
@@ -152,8 +156,7 @@ def choose_loss(plan: Plan, survey: Survey) -> None:
     plan.set("loss", "ce+dice", f"{share}; dice counts classes alike, whatever they fill")
     plan.set("class_weights", "none", "dice does their work, and does not promise pixels to rare classes")
     height, width = plan["crop"]
-    rule = InputRule(rule="fit", side=plan["side"]) if plan["input"] == "fit" else InputRule(rule="native")
-    fitted = fitted_size(survey.size, rule)
+    fitted = fitted_size(survey.size, rule_of(plan))
     seen = min(1.0, height * width / (fitted[0] * fitted[1]))
     occurring = survey.held[survey.held > 0]
     chance = float(occurring.min(initial=1.0)) * seen
