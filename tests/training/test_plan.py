@@ -124,7 +124,7 @@ def test_classes_above_and_below_make_pictures_upright() -> None:
     assert Survey.of(report(above_and_below(20))).upright
     assert chosen(above_and_below(20))["vflip"] == 0
     assert chosen(above_and_below(20))["input"] == "fit"
-    scattered = strips((60, 80), 6, across=True)
+    scattered = strips((360, 400), 6, across=True)
     assert not Survey.of(report(scattered)).upright
     assert chosen(scattered)["vflip"] == 0.5
     assert chosen(scattered)["input"] == "native"
@@ -154,6 +154,14 @@ def test_things_that_grow_with_their_pictures_are_brought_to_one_scale(grows: bo
     assert chosen(masks)["input"] == rule
 
 
+def test_small_pictures_are_enlarged_and_large_ones_fit_the_machine() -> None:
+    small, large = strips((60, 80), 6, across=True), strips((600, 2000), 5)
+    assert (chosen(small)["input"], chosen(small)["side"]) == ("fit", 160)
+    assert chosen(small, GPU)["side"] == 160
+    assert chosen(strips((200, 240), 6, across=True))["side"] == 320
+    assert (chosen(large, input="fit")["side"], chosen(large, GPU, input="fit")["side"]) == (512, 1024)
+
+
 def test_wide_things_are_seen_at_a_lower_scale() -> None:
     random, masks = np.random.default_rng(0), []
     for _ in range(12):
@@ -162,7 +170,8 @@ def test_wide_things_are_seen_at_a_lower_scale() -> None:
         masks.append(mask)
     plan = chosen(masks)
     assert plan["input"] == "fit"
-    assert 256 <= plan["side"] <= 512
+    assert plan["side"] == 320
+    assert "thinnest class is still" in plan.choices["side"].why
 
 
 def test_a_rare_class_on_few_pictures_gets_crops_of_its_own() -> None:
