@@ -158,7 +158,7 @@ def test_small_pictures_are_enlarged_and_large_ones_fit_the_machine() -> None:
     small, large = strips((60, 80), 6, across=True), strips((600, 2000), 5)
     assert (chosen(small)["input"], chosen(small)["side"]) == ("fit", 160)
     assert chosen(small, GPU)["side"] == 160
-    assert chosen(strips((200, 240), 6, across=True))["side"] == 320
+    assert chosen(strips((200, 240), 6, across=True))["side"] == 384
     assert (chosen(large, input="fit")["side"], chosen(large, GPU, input="fit")["side"]) == (512, 1024)
 
 
@@ -170,7 +170,7 @@ def test_wide_things_are_seen_at_a_lower_scale() -> None:
         masks.append(mask)
     plan = chosen(masks)
     assert plan["input"] == "fit"
-    assert plan["side"] == 320
+    assert plan["side"] == 384
     assert "thinnest class is still" in plan.choices["side"].why
 
 

@@ -24,7 +24,7 @@ FIRST = 1  # the rung to begin at
 
 AREA = {"cpu": 320 * 320, "cuda": 512 * 512}  # pixels of the largest crop
 SIDE = {"cpu": 512, "cuda": 1024}  # the largest long side for `fit`
-LEAST = {"cpu": 320, "cuda": 512}  # the smallest: smaller pictures are enlarged, which pays at their price
+LEAST = {"cpu": 384, "cuda": 512}  # the smallest: smaller pictures are enlarged, which pays at their price
 ENLARGED = 2  # times, at most
 WIDE = 16.0  # pixels: classes that are all as wide are seen as well at a lower scale
 BATCH = {"cpu": 8, "cuda": 16}
