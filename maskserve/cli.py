@@ -98,7 +98,9 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=20 encoder=resnet50.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make (default: runs/NAME-OF-DATA).")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of settings; KEY=VALUE stands over it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of settings, in place of the plan; KEY=VALUE stands over it.")
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Go on from the run's last checkpoint, as if it had not been stopped."),
@@ -119,12 +121,13 @@ def train(
         bool, typer.Option("--settings", help="List every setting with its default, and stop.")
     ] = False,
 ) -> None:
-    """Train a network on DATA: lint, train with a progress bar, keep the best and the last checkpoint.
+    """Train a network on DATA: lint, plan, train with a progress bar, keep the best and the last checkpoint.
 
+    Without --config, settings follow from the data and the machine, and are left as plan.yaml; KEY=VALUE stands over them.
     On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
     """
     from training.files import LAST
-    from training.settings import load_config, resumed, show_settings
+    from training.settings import given_words, load_config, resumed, show_settings
 
     if list_settings:
         show_settings(Console())
@@ -138,6 +141,18 @@ def train(
     words += [f"minutes={minutes}"] if minutes is not None else []
     parsed = resumed(run, config, words) if resume else load_config(config, words)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
+    console = Console(quiet=quiet or not first, stderr=json)
+
+    from training.train import plan as plan_training  # torch comes in here, after the settings were found to be right
+    from training.train import startable
+    from training.train import train as train_run
+
+    planned = None
+    if not resume and config is None and "RANK" not in os.environ:
+        startable(run, parsed)
+        config = run / "plan.yaml"
+        planned = plan_training(data, config, given_words(words), console)
+        parsed = planned.config
     if parsed.devices > 1 and "RANK" not in os.environ:
         from maskserve.devices import torchrun
 
@@ -150,11 +165,8 @@ def train(
         }
         torchrun(parsed.devices, [str(data), *words, f"--out={run}", *(flag for flag, on in flags.items() if on)])
 
-    from training.train import train as train_run  # torch comes in here, after the settings were found to be right
-
-    console = Console(quiet=quiet or not first, stderr=json)
     try:
-        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar")
+        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar", planned)
     except KeyboardInterrupt:
         kept = (run / LAST).exists()
         if first:
@@ -166,6 +178,28 @@ def train(
             )
         raise typer.Exit(130) from None
     console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def plan(
+    data: DataFolder,
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that stand, such as minutes=20.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the plan there, for `maskserve train --config FILE`.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(metavar="MINUTES", help="Plan for so long a training.")] = None,
+) -> None:
+    """Print how `maskserve train` would train on DATA, and why: the settings follow from the data and the machine."""
+    from training.settings import given_words, load_config
+
+    words = [*(settings or []), *([f"minutes={minutes}"] if minutes is not None else [])]
+    load_config(None, words)
+    with Console(stderr=True).status("opening PyTorch"):
+        from training.train import plan as plan_training
+
+    plan_training(data, out, given_words(words), Console())
 
 
 @app.command()

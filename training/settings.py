@@ -17,7 +17,7 @@ from training.files import LAST, write_whole
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
     """Read a YAML file (or none) and lay `key=value` words over it. Raises: ConfigError."""
-    return validated({**(_read_yaml(file) if file else {}), **_words(overrides)})
+    return validated({**(_read_yaml(file) if file else {}), **given_words(overrides)})
 
 
 # What a run may be resumed with; all else would make another training of it.
@@ -33,7 +33,7 @@ def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
     """
     check_there(run)
     began = load_config(run / "config.yaml", [])
-    config = validated({**began.model_dump(), **(_read_yaml(file) if file else {}), **_words(overrides)})
+    config = validated({**began.model_dump(), **(_read_yaml(file) if file else {}), **given_words(overrides)})
     check_resumed(run, config)
     return config
 
@@ -95,7 +95,8 @@ def save_config(config: TrainConfig, file: Path) -> None:
     write_whole(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
-def _words(overrides: list[str]) -> dict[str, Any]:
+def given_words(overrides: list[str]) -> dict[str, Any]:
+    """The settings of `key=value` words, as YAML reads them. Raises: ConfigError for a word that is none."""
     settings = {}
     for word in overrides:
         key, separator, value = word.partition("=")

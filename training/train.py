@@ -2,6 +2,7 @@
 
 Reads downwards: what was asked, the data and its lint, the network, the loop, and what is left in the run folder:
 
+    plan.yaml            where no config was given: the settings that follow from the data, each with its reason
     config.yaml          every setting, as run
     run.json             the data set, its classes, the input rule
     checkpoints/         best.ckpt (by validation mIoU) and last.ckpt
@@ -17,6 +18,7 @@ import hashlib
 import json
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,11 @@ from training.network import (
 )
 from training.optim import make_optimizer
 from training.pace import Span
+from training.plan import make_plan
+from training.plan.write import save_plan, show_plan
 from training.progress import TABLE, Log, Nobody, Watch
 from training.report import curves, panel
-from training.settings import check_resumed, check_there, save_config
+from training.settings import check_resumed, check_there, save_config, validated
 from training.state import State
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
@@ -64,21 +68,37 @@ LARGEST_SIDE, LARGEST_CROP = 1024, 512
 SAMPLES = 4  # validation pictures that are drawn at the end
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A config that was made for the data, and what it was made from."""
+
+    config: TrainConfig
+    report: Report
+    started: float  # by the monotonic clock, when the data was first looked at
+
+
 def train(
-    data: Path, out: Path, config: TrainConfig, resume: bool = False, console: Console | None = None, log: Log = "bar"
+    data: Path,
+    out: Path,
+    config: TrainConfig,
+    resume: bool = False,
+    console: Console | None = None,
+    log: Log = "bar",
+    planned: Planned | None = None,
 ) -> Path:
     """Train on the train split of `data`, validate on its val split, and leave a run folder at `out`.
 
     With `resume` the run at `out` goes on from its last checkpoint, as if it had never been stopped; `config` is then what it
-    began with, but for `MAY_CHANGE` (`training/settings.py`: `resumed` makes it).
+    began with, but for `MAY_CHANGE` (`training/settings.py`: `resumed` makes it). `planned` is what `plan` left, so that the
+    data is looked through once, and the minutes count from then.
     Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the step that was under way saved.
     """
-    started = time.monotonic()
+    started = planned.started if planned else time.monotonic()
     device = choose_device(config)
     fabric = launch(config, device)
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
     began = on_first(fabric, lambda: resumable(out, data, config) if resume else startable(out, config))
-    report = on_first(fabric, lambda: checked(data, config, console))
+    report = planned.report if planned else on_first(fabric, lambda: checked(data, config, console))
     training, validation = load(data, "train", config.format), load(data, "val", config.format)
     facts = began or on_first(fabric, lambda: describe(data, training, config, device, report))
     if began:
@@ -138,6 +158,22 @@ def train(
         for name, sheet in draw_samples(load_network(out), rule, validation).items():
             sheet.save(out / "samples" / f"{name}.png")
     return out
+
+
+def plan(data: Path, file: Path | None, wishes: dict[str, Any], console: Console) -> Planned:
+    """Plan a training from the data and this machine, print the plan, and write it to `file` as YAML.
+
+    wishes: settings that stand as they are. Raises: DataError, ConfigError.
+    """
+    started, config = time.monotonic(), validated(wishes)
+    weights_file(config)
+    report = checked(data, config, console)
+    with console.status("trying steps on this machine"):
+        made = make_plan(report, wishes)
+    show_plan(made, console)
+    if file:
+        save_plan(made, file)
+    return Planned(made.config(), report, started)
 
 
 def checked(data: Path, config: TrainConfig, console: Console) -> Report:

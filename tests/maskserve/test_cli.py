@@ -232,7 +232,7 @@ def test_json_alone_is_on_standard_output(tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in done.stdout.splitlines()] == [1, 2]
     assert "8 pictures to train on" in done.stderr
     done = maskserve("train", "s", "--out", "run", "--resume", "lr=3", cwd=tmp_path)
-    fails(done, 2, "lr from 0.02 to 3", "These may change")
+    fails(done, 2, "lr from 0.00141 to 3", "These may change")
     done = maskserve("train", "s", "--out", "run", "--resume", "--quiet", "epochs=3", cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

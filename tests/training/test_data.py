@@ -8,9 +8,10 @@ from PIL import Image
 
 from models.errors import ConfigError, DataError
 from models.spec import VOID
+from tests.training import layouts
 from training.data import FORMATS, load
-from training.data.folder import hashed_split
 from training.data.shapes import CLASSES, draw, scene
+from training.data.splits import hashed_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,7 +45,28 @@ def camvid(root: Path) -> None:
         put(root, f"{split}0", images=split, masks=f"{split}annot")
 
 
-LAYOUTS: dict[str, list[Callable[[Path], None]]] = {"folder": [flat, split_below, split_above], "camvid": [camvid]}
+def table(root: Path) -> None:
+    lines = ["split,image,mask"]
+    for split in ("train", "val", "test"):
+        put(root, f"{split}0", images="pictures", masks="labels")
+        lines.append(f"{split},pictures/{split}0.png,labels/{split}0.png")
+    (root / "list.csv").write_text("\n".join(lines))
+
+
+def table_without_splits(root: Path) -> None:
+    lines = ["mask\tnumber\timage"]
+    for index in range(60):
+        put(root, f"picture{index}", images="pictures", masks="pictures/masks")
+        lines.append(f"pictures/masks/picture{index}.png\t{index}\tpictures/picture{index}.png")
+    (root / "list.tsv").write_text("\n".join(lines))
+
+
+LAYOUTS: dict[str, list[Callable[[Path], None]]] = {
+    "table": [table, table_without_splits],
+    "folder": [flat, split_below, split_above],
+    "camvid": [camvid],
+    **layouts.LAYOUTS,
+}
 
 
 def test_every_format_has_a_layout_here() -> None:
@@ -62,7 +84,16 @@ def test_a_layout_is_recognised_and_read(
         assert len(samples) >= 1
         assert samples.picture(0).shape == (6, 8, 3)
         assert samples.labels(0).shape == (6, 8)
-        assert all(pair.image.stem == pair.mask.stem for pair in samples.pairs)
+        if format in ("folder", "camvid", "voc"):  # the others name a mask otherwise, or hold many in one file
+            assert all(pair.image.stem == pair.mask.stem for pair in samples.pairs)
+
+
+@pytest.mark.parametrize(("format", "layout"), [(name, layout) for name, all_ in LAYOUTS.items() for layout in all_])
+def test_a_layout_is_recognised_by_its_own_format_alone(
+    format: str, layout: Callable[[Path], None], tmp_path: Path
+) -> None:
+    layout(tmp_path)
+    assert [name for name, module in FORMATS.items() if module.recognises(tmp_path)] == [format]
 
 
 def test_splits_share_no_picture_and_lose_none(tmp_path: Path) -> None:

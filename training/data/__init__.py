@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import ConfigError, DataError
-from training.data import camvid, folder, table
+from training.data import camvid, cityscapes, coco, folder, table, voc
 from training.data.facts import scan
 from training.data.infer import infer, peek, seen
 from training.data.samples import SPLITS, Samples, read_pair
@@ -19,8 +19,11 @@ __all__ = ["FORMATS", "Samples", "has_split", "load", "load_splits"]
 
 # The first that recognises a folder reads it, so the more particular stand first.
 FORMATS: dict[str, ModuleType] = {
-    "table": table,
+    "voc": voc,
+    "cityscapes": cityscapes,
+    "coco": coco,
     "camvid": camvid,
+    "table": table,
     "folder": folder,
 }
 

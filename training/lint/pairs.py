@@ -88,7 +88,7 @@ def _shape(pair: Pair, facts: Facts, where: tuple[str, int]) -> list[Finding]:
 
 def spread(values: list[int]) -> int | None:
     """The step of values that lie far apart from 0 on, such as 0, 127, 255 or 0, 50, 150; None otherwise."""
-    if len(values) < 2 or values[0] != 0 or (len(values) == 2 and values[1] < 100):
+    if len(values) < 2 or values[0] != 0 or values == [0, VOID] or (len(values) == 2 and values[1] < 100):
         return None
     multiples = math.gcd(*(value for value in values if value != VOID))
     if multiples >= 3:

@@ -1,0 +1,134 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from models.errors import DataError
+from training.data.regions import COUNTS, PACKED, POLYGONS, runs, unpacked
+
+
+def drawn(data: bytes, kind: int, size: tuple[int, int]) -> np.ndarray:
+    columns = np.zeros(size[0] * size[1], np.uint8)
+    for start, stop in runs(data, kind, size).tolist():
+        assert start <= stop
+        columns[start:stop] = 1
+    return columns.reshape(size[1], size[0]).T
+
+
+def polygon(*points: float, size: tuple[int, int] = (6, 8)) -> np.ndarray:
+    return drawn(np.array(points, np.float32).tobytes(), POLYGONS, size)
+
+
+def letters(counts: list[int]) -> bytes:
+    """`rleToString` of maskApi.c in Python."""
+    text = bytearray()
+    for place, count in enumerate(counts):
+        value = count - (counts[place - 2] if place > 2 else 0)
+        more = True
+        while more:
+            five, value = value & 0x1F, value >> 5
+            more = value != (-1 if five & 0x10 else 0)
+            text.append(48 + five + 32 * more)
+    return bytes(text)
+
+
+def counts_of(mask: np.ndarray) -> list[int]:
+    flat = mask.T.ravel()
+    ends = [*(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), flat.size]
+    counts = np.diff([0, *ends]).tolist()
+    return counts if flat[0] == 0 else [0, *counts]
+
+
+def test_a_rectangle_covers_its_area_and_no_pixel_more() -> None:
+    wanted = np.zeros((6, 8), np.uint8)
+    wanted[1:4, 2:6] = 1
+    assert (polygon(2, 1, 6, 1, 6, 4, 2, 4) == wanted).all()
+    assert (polygon(2, 4, 6, 4, 6, 1, 2, 1) == wanted).all()
+    assert (polygon(2.4, 1.4, 6.4, 1.4, 6.4, 4.4, 2.4, 4.4) == wanted).all()
+
+
+def test_polygons_that_share_an_edge_share_no_pixel() -> None:
+    upper = polygon(0, 0, 8, 0, 0, 6)
+    lower = polygon(8, 0, 8, 6, 0, 6)
+    assert (upper + lower == 1).all()
+
+
+def test_a_polygon_that_crosses_itself_is_filled_by_the_even_odd_rule() -> None:
+    bow = polygon(0, 0, 8, 8, 8, 0, 0, 8, size=(8, 8))
+    assert bow[4, 0] == bow[4, 7] == 1
+    assert bow[0, 4] == bow[7, 4] == 0
+
+
+def test_a_polygon_is_cut_at_the_edge_of_the_picture() -> None:
+    assert (polygon(-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9) == 1).all()
+    assert (polygon(-5, -5, -1, -5, -1, -1) == 0).all()
+    assert (polygon(9, 0, 20, 0, 20, 6, 9, 6) == 0).all()
+
+
+@given(st.lists(st.tuples(st.floats(-10, 20, width=32), st.floats(-10, 20, width=32)), min_size=3, max_size=12))
+def test_any_polygon_is_filled_as_its_pixels_centres_say(points: list[tuple[float, float]]) -> None:
+    corners = np.array(points, np.float64)
+    filled = polygon(*corners.ravel())
+    for row, column in np.ndindex(6, 8):
+        inside, near = False, False
+        for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            if (x1 <= column + 0.5) != (x2 <= column + 0.5):
+                y = y1 + (column + 0.5 - x1) * (y2 - y1) / (x2 - x1)
+                near |= abs(y - row - 0.5) < 1e-6
+                inside ^= y > row + 0.5
+        assert near or filled[row, column] == inside
+
+
+@given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1)))
+def test_run_lengths_come_back_plain_and_packed(mask: np.ndarray) -> None:
+    counts = counts_of(mask)
+    assert unpacked(letters(counts)).tolist() == counts
+    assert (drawn(letters(counts), PACKED, mask.shape) == mask).all()
+    assert (drawn(np.array(counts, np.uint32).tobytes(), COUNTS, mask.shape) == mask).all()
+
+
+def test_a_text_of_pycocotools_is_unpacked() -> None:
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:30, 10:12] = mask[2:39, 12:40] = mask[0, 49] = 1
+    mask[::3, 20:25] = 0
+    # pycocotools 2.0.11, `encode` of that mask
+    text = (
+        b"e<i0?0M<G00000000000000lNN100000000000000000000002ON100000000000000000000002ON100000000000000000000002ON100000"
+        b"000000000000000002ON100000000000000000000002S10000000000000000000000000000V;lNnE"
+    )
+    assert letters(counts_of(mask)) == text
+    assert (drawn(text, PACKED, mask.shape) == mask).all()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 under numpy 2
+def test_polygons_agree_with_pycocotools() -> None:
+    pycocotools = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(0)
+    differing = total = 0
+    for _ in range(100):
+        corners = random.integers(3, 40)
+        angles = np.sort(random.uniform(0, 2 * np.pi, corners))
+        points = random.uniform((0, 0), (640, 480)) + random.uniform(20, 150) * np.stack(
+            [np.cos(angles), np.sin(angles)], 1
+        )
+        theirs = pycocotools.decode(pycocotools.frPyObjects([points.ravel().tolist()], 480, 640))[:, :, 0]
+        differing += (polygon(*points.ravel(), size=(480, 640)) != theirs).sum()
+        total += theirs.sum()
+    assert differing / total < 0.005
+
+
+@pytest.mark.parametrize("text", [b"", b"~~", b"0\x20", b"Q", "é".encode(), b"o" * 40 + b"0"])
+def test_letters_that_are_none_are_told(text: bytes) -> None:
+    with pytest.raises(DataError, match="run lengths"):
+        runs(text, PACKED, (6, 8))
+
+
+def test_run_lengths_of_another_size_are_told() -> None:
+    with pytest.raises(DataError, match="cover 47 pixels, but the picture has 8 x 6"):
+        runs(np.array([40, 7], np.uint32).tobytes(), COUNTS, (6, 8))
+
+
+def test_a_corner_that_is_no_number_is_told() -> None:
+    with pytest.raises(DataError, match="no finite number"):
+        polygon(0, 0, float("nan"), 1, 5, 5)

@@ -1,0 +1,44 @@
+"""Settings that follow from the data and the machine, as nnU-Net plans for volumes (doi 10.1038/s41592-020-01008-z).
+
+Reads downwards: what the lint measured is surveyed, choices are made one after another, what depends on the machine is
+tried there, and the result is a plain config, `plan.yaml`, with the reason of each value.
+"""
+
+from typing import Any
+
+from training.lint import Report
+from training.plan.choose import (
+    Plan,
+    begin_from,
+    choose_augmentation,
+    choose_crop,
+    choose_loss,
+    choose_optimiser,
+    choose_view,
+)
+from training.plan.pace import Trials, choose_batch, choose_encoder, choose_length, choose_workers
+from training.plan.survey import Survey
+from training.plan.trial import Machine, seconds_a_reading
+
+__all__ = ["Plan", "make_plan"]
+
+
+def make_plan(report: Report, wishes: dict[str, Any]) -> Plan:
+    """A plan for the data of a lint's report that holds no errors; `wishes` are settings that stand as they are.
+
+    Takes some seconds: steps are tried on this machine. Raises: ConfigError.
+    """
+    plan, survey = Plan(dict(wishes)), Survey.of(report)
+    machine = Machine.here(plan.config())
+    begin_from(plan)
+    choose_view(plan, survey, machine)
+    choose_crop(plan, survey, machine)
+    choose_augmentation(plan, survey)
+    choose_loss(plan, survey)
+    choose_batch(plan, survey, machine)
+    trials = Trials(len(report.classes), machine, seconds_a_reading(report.samples.get("train")))
+    seconds = choose_encoder(plan, trials)
+    choose_workers(plan, trials, seconds)
+    choose_optimiser(plan)
+    choose_length(plan, survey, seconds)
+    return plan

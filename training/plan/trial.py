@@ -1,0 +1,139 @@
+"""What this machine can do: its memory, and the time of a training step, tried and not guessed."""
+
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from models.architectures.meta import on_meta
+from models.architectures.network import Network
+from models.engines.openvino import has_bf16
+from models.spec import ClassInfo, default_rgb
+from training.config import TrainConfig
+from training.data import Samples
+from training.learner import Learner
+from training.losses import Criterion
+from training.machine import choose_device, is_out_of_memory
+from training.network import make_network
+from training.optim import make_optimizer
+
+READ = 7  # pictures whose reading is timed
+ROUNDS, LONGEST = 4, 4.0  # timed steps, and the seconds that they may take: the quickest counts
+QUIET = Console(quiet=True)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training has here."""
+
+    device: str  # cpu or cuda
+    name: str  # for people
+    cores: int  # that this process may use
+    memory: int  # bytes free: of the GPU, or of the computer
+    bf16: bool  # whether it computes in bfloat16 by itself
+
+    @classmethod
+    def here(cls, config: TrainConfig) -> "Machine":
+        """As the settings ask for it. Raises: ConfigError where a GPU is asked for and none is there."""
+        device = choose_device(config)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if device == "cuda":
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return cls(device, torch.cuda.get_device_name(), cores, torch.cuda.mem_get_info()[0], bf16)
+        return cls(device, f"{cores} CPU core{'s' * (cores > 1)}", cores, free_memory(), has_bf16())
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping; less where a container's limit (cgroup 1 or 2) is lower."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 * 2**30]
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):
+        pass
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
+        except (OSError, ValueError):  # not there, or the word `max`
+            continue
+    return min(found)
+
+
+def bytes_a_picture(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
+    """What a step keeps of one picture of `crop` (height, width) for its way back, float32: counted without computing it."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    network = on_meta(_network(config, classes)).train().requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network.training_logits(torch.empty(2, 3, *crop, device="meta"))
+    # The loss looks at the scores of every pixel: logits, their softmax, its logarithm, and the gradient of them.
+    loss = 4 * 4 * classes * crop[0] * crop[1]
+    del logits
+    return sum(kept.values()) // 2 + loss
+
+
+def seconds_a_step(
+    config: TrainConfig, classes: int, crop: tuple[int, int], device: str, precision: str
+) -> float | None:
+    """The quickest of some steps on pictures of noise, at a device's share of the batch; None where memory does not hold it.
+
+    crop: (height, width) in pixels; precision: bf16 or f32.
+    """
+    network = _network(config, classes).to(torch.device(device)).to(memory_format=torch.channels_last)
+    learner = Learner(network, Criterion.of(config), config).train()
+    optimizer = make_optimizer(network, config)
+    shape = (config.batch // config.devices, *crop)
+    pictures = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
+    half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+    times: list[float] = []
+    try:
+        with torch.random.fork_rng():
+            while len(times) < 2 or (len(times) < ROUNDS and sum(times[1:]) < LONGEST):
+                begun = time.perf_counter()
+                with half:
+                    loss = learner(pictures, labels)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                loss.item()
+                times.append(time.perf_counter() - begun)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+    finally:
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return min(times[1:])
+
+
+def seconds_a_reading(samples: Samples | None) -> float:
+    """Of decoding a picture and its mask on one core, the middle of some spread over the split; 0 where there is none."""
+    if not samples:
+        return 0.0
+    times = []
+    for index in {round(place) for place in np.linspace(0, len(samples) - 1, READ).tolist()}:
+        begun = time.perf_counter()
+        samples.picture(index)
+        samples.labels(index)
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times))
+
+
+def _network(config: TrainConfig, classes: int) -> Network:
+    """As the settings have it; pretrained weights are as large and as quick as any."""
+    named = [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(classes)]
+    return make_network(config.model_copy(update={"weights": "none", "reset_head": False}), named, QUIET, anew=False)
