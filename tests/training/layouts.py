@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from training.data import load
+from training.data.samples import Samples
+
 WIDTH, HEIGHT = 8, 6
 DIAGONAL = np.eye(HEIGHT, WIDTH, dtype=np.uint8)
 SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]  # columns 2 to 5, rows 1 to 3
+WHOLE = [0, 0, WIDTH, 0, WIDTH, HEIGHT, 0, HEIGHT]
+INSIDE = np.zeros((HEIGHT, WIDTH), np.uint8)  # where the square is
+INSIDE[1:4, 2:6] = 1
 SPLITS = ("train", "val", "test")
 
 
@@ -138,6 +144,16 @@ def roboflow(root: Path) -> None:
         groups = [{"id": 0, "name": "people", "supercategory": "none"}]
         groups += [{"id": 1, "name": "person", "supercategory": "people"}, {"id": 2, "name": "dog"}]
         write(root / split / "_annotations.coco.json", content(["shot_jpg.rf.1.jpg"], categories=groups))
+
+
+def opened(root: Path, *annotations: dict[str, Any], names: tuple[str, ...] = ("a.jpg",), **more: Any) -> Samples:
+    """The training split of a data set of these annotations, on the picture 100 where they do not say."""
+    for name in names:
+        picture(root / "images" / name)
+    entries = [{"image_id": 100, "category_id": 1, **entry} for entry in annotations]
+    write(root / "annotations" / "instances_train.json", content(names, entries, **more))
+    write(root / "annotations" / "instances_val.json", content(names, entries, **more))
+    return load(root, "train")
 
 
 LAYOUTS = {

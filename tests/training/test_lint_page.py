@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from models.errors import DataError
 from training.data.meaning import Values
 from training.data.samples import Samples
 from training.data.shapes import CLASSES, draw
@@ -104,6 +105,11 @@ def test_a_good_set_says_so(tmp_path: Path) -> None:
     report.findings = []
     write_page(tmp_path / "page.html", report, tmp_path / "s")
     assert "Nothing is wrong." in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_page_that_cannot_be_written_is_a_sentence(bad: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot be written"):
+        write_page(tmp_path / "none/page.html", lint(bad), bad)
 
 
 def test_labels_on_the_page_are_classes_void_or_strange() -> None:

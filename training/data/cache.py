@@ -79,11 +79,15 @@ Entries = dict[str, tuple[Stamp, Facts]]
 
 
 def _named(draw: Callable[[Pair], Values]) -> str:
-    """What draws the masks, by name: the same file drawn otherwise has other values."""
+    """What draws the masks, by name: the same file drawn otherwise has other values.
+
+    One that goes by more than the pair's two files, as the other splits' categories, says so by `depends_on`.
+    """
     while isinstance(draw, functools.partial):
         draw = draw.func
     draw = getattr(draw, "__func__", draw)
-    return f"{draw.__module__}.{getattr(draw, '__qualname__', type(draw).__qualname__)}"
+    name = f"{draw.__module__}.{getattr(draw, '__qualname__', type(draw).__qualname__)}"
+    return f"{name} {getattr(draw, 'depends_on', '')}".strip()
 
 
 def _stamps(pairs: list[Pair]) -> list[Stamp | None]:

@@ -11,6 +11,7 @@ a pixel it is background, class 0; where panoptic or stuff do not, it is void. P
 `file_name`. Masks are drawn at the height and width that the file tells, in whatever frame its tool drew them.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +41,7 @@ class DrawRegions:
     labels: NDArray[np.uint8]  # by region
     places: dict[str, int]  # of the pictures, by name
     ground: int
+    depends_on: str  # digest of all but the pair's own files (`cache.py`)
 
     def __call__(self, pair: Pair) -> Values:
         """Labels, H x W. Raises: DataError."""
@@ -54,6 +56,7 @@ class DrawSegments:
     """Draws the mask of a picture from the ids that are a panoptic PNG's colours."""
 
     labels: dict[str, dict[int, int]]  # by name: segment id -> label
+    depends_on: str  # as above
 
     def __call__(self, pair: Pair) -> Values:
         """Labels, H x W; an id that the file does not tell of is void. Raises: DataError, ImageError."""
@@ -90,9 +93,8 @@ def load(root: Path, split: str) -> Samples:
     if content.regions is not None:
         by_region = _by_region(content.regions, labels, file)
         pairs = [Pair(name, path, file) for name, path, _ in found]
-        draw = DrawRegions(
-            file, content.regions, by_region, {name: place for name, _, place in found}, VOID if covered else 0
-        )
+        places, ground = {name: place for name, _, place in found}, VOID if covered else 0
+        draw = DrawRegions(file, content.regions, by_region, places, ground, _digest(labels, ground))
         return Samples(pairs, classes, draw=draw, notes=(*content.notes, *notes))
     return _panoptic(root, file, content, found, classes, labels, tuple(notes))
 
@@ -119,7 +121,7 @@ def _panoptic(
         drawn[name] = {id: labels[category] for id, category in segments.categories.items()}
     if not pairs:
         raise DataError(f"{folder} holds none of the PNGs that {file.name} speaks of; unpack them there.")
-    return Samples(pairs, classes, draw=DrawSegments(drawn), unpaired=tuple(unpaired), notes=notes)
+    return Samples(pairs, classes, draw=DrawSegments(drawn, _digest(drawn)), unpaired=tuple(unpaired), notes=notes)
 
 
 def _found(root: Path, file: Path, chosen: Source, content: CocoFile) -> tuple[list[tuple[str, Path, int]], list[str]]:
@@ -180,6 +182,10 @@ def _classes(listed: Listed, background: bool) -> tuple[list[ClassInfo], dict[in
     labels = {id: label for label, id in enumerate(ids)}
     classes = [ClassInfo(name=entries[id]["name"], rgb=_rgb(entries[id], label)) for id, label in labels.items()]
     return classes, {**labels, -1: VOID}
+
+
+def _digest(*values: object) -> str:
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _rgb(entry: Entry, label: int) -> tuple[int, int, int]:

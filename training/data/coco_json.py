@@ -22,6 +22,7 @@ from models.image import MAX_PIXELS
 from training.data.regions import COUNTS, PACKED, POLYGONS, Regions, runs
 
 Entry = dict[str, Any]
+HIGHEST_ID = 2**31 - 1  # of a category
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ def read_categories(file: Path) -> list[Entry]:
 def _checked(categories: Any, file: Path) -> list[Entry]:
     for place, entry in enumerate(_list(categories, "categories", file)):
         id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not (isinstance(id, int) and id >= 0 and isinstance(name, str) and name.strip()):
-            raise DataError(f"{file}: categories[{place}] needs an `id` (0 or more) and a `name`; export it again.")
+        if not (isinstance(id, int) and 0 <= id <= HIGHEST_ID and isinstance(name, str) and name.strip()):
+            raise DataError(
+                f"{file}: categories[{place}] needs an `id` (0 to {HIGHEST_ID:,}) and a `name`; export it again."
+            )
     return list(categories)
 
 
@@ -94,11 +97,11 @@ def _read(file: Path, changed: int, size: int) -> CocoFile:
     for place, entry in enumerate(images):
         try:
             name, sizes[place] = entry["file_name"], (entry["height"], entry["width"])
-            if sizes[place].min() < 1 or sizes[place].prod() > MAX_PIXELS:
+            if sizes[place].min() < 1 or sizes[place].max() > MAX_PIXELS or sizes[place].prod() > MAX_PIXELS:
                 raise ValueError
             places[entry["id"]] = place
             names.append(name.replace("\\", "/"))  # Label Studio on Windows, HumanSignal/label-studio#7294
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             wanted = f"`id`, `file_name`, and `height` and `width` of at most {MAX_PIXELS:,} pixels"
             raise DataError(f"{file}: images[{place}] needs {wanted}; export it again.") from error
     if len(places) < len(images):
@@ -156,7 +159,7 @@ def _segments(annotations: list[Any], places: dict[Any, int], file: Path) -> tup
                 for segment in entry["segments_info"]
             }
             segments[places[entry["image_id"]]] = Segments(str(entry["file_name"]), categories)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
                 f"{file}: annotations[{place}] needs the `image_id` of a picture, `file_name` and `segments_info` with `id` "
                 "and `category_id`; export it again."
@@ -180,6 +183,8 @@ class _Packing:
         """Take in one annotation. Raises: DataError that names its place."""
         try:
             picture, category = self.pictures[entry["image_id"]], int(entry["category_id"])
+            if not 0 <= category <= HIGHEST_ID:
+                raise DataError(f"the `category_id` {category} is none; wanted is 0 to {HIGHEST_ID:,}.")
             kind, parts = _shape(entry.get("segmentation"), self.sizes[picture].tolist())
             if not parts and not entry.get("segmentation") and entry.get("bbox"):
                 kind, parts, category = POLYGONS, [_box(entry["bbox"])], -1
@@ -238,8 +243,9 @@ def _shape(segmentation: Any, size: list[int]) -> tuple[int, list[bytes]]:
     """The kind of a region and its parts, in a picture of [height, width]. Raises: DataError, and what wrong types raise."""
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", size)) != size:
-            told, wanted = ("{1} x {0}".format(*each) for each in (segmentation["size"], size))
-            raise DataError(f"its run lengths are of a picture of {told} (width x height), but the image is {wanted}.")
+            raise DataError(
+                f"its run lengths are of a picture of [height, width] {segmentation['size']}, but the image is {size}."
+            )
         counts = segmentation["counts"]
         if isinstance(counts, str):
             return PACKED, [counts.encode("ascii")]

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from models.errors import DataError
 from models.spec import VOID
 from training.lint.cards import card
 from training.lint.report import ADVICE, LEVELS, Finding, Report
@@ -22,7 +23,7 @@ SHOWN, LISTED = 6, 20  # of a kind: findings with pictures, and in words
 
 
 def write_page(target: Path, report: Report, data: Path) -> None:
-    """Write the page. Raises: OSError."""
+    """Write the page. Raises: DataError where it cannot be written."""
     pictures = sum(report.pictures.values())
     splits = ", ".join(f"{split} {count:,}" for split, count in report.pictures.items())
     nav = "".join(f'<a href="#{_anchor(level, kind)}">{escape(kind)}</a> ' for level, kind, _ in report.kinds())
@@ -39,7 +40,12 @@ def write_page(target: Path, report: Report, data: Path) -> None:
         "splits": _splits(report),
     }
     page = Template((FRAME / "page.html").read_text(encoding="utf-8")).substitute(sections)
-    target.write_text(page, encoding="utf-8")
+    try:
+        target.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise DataError(
+            f"{target}: cannot be written ({error.strerror}); name a file in a folder that is there."
+        ) from error
 
 
 def _style(level: str) -> str:

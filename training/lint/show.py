@@ -15,7 +15,7 @@ ROWS = 24  # classes in the table: more would push the findings out of sight; th
 def show(report: Report, console: Console, most: int = 5) -> None:
     """Print the splits and classes as a table, then the findings by kind: what to do, and the worst `most` of each."""
     pictures = sum(report.pictures.values())
-    console.print(f"{pictures:,} pictures. Of each class, its share of the pixels and the pictures that hold it:")
+    console.print(f"{pictures:,} pictures; share of the pixels, and pictures that hold the class:", highlight=False)
     console.print(_classes(report))
     if left := len(report.classes) - len(_shown(report)):
         console.print(f"{left} more classes, which are neither the largest nor the rarest.", style="dim")
