@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from maskserve.data import DataFolder, Format, data_app
+
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
 
 app = typer.Typer(
@@ -21,18 +23,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-data_app = typer.Typer(
-    help="Make a data set to try things on, or look for what is wrong with one.", no_args_is_help=True
-)
 app.add_typer(data_app, name="data")
 
-DataFolder = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATA", help="Folder of the data set: images/NAME.jpg with masks/NAME.png, or CamVid's layout."
-    ),
-]
-Format = Annotated[str, typer.Option(help="Layout of the data set: folder, camvid, or auto to recognise it.")]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
 Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
 Precision = Annotated[
@@ -46,46 +38,6 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback (with any verb).")] = False,
 ) -> None:
     """`main` has taken --debug off the line already; it stands here for the help."""
-
-
-@data_app.command("shapes")
-def data_shapes(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to draw into.")],
-    seed: Annotated[int, typer.Option(help="Of the drawing: the same seed gives the same pictures.")] = 0,
-    train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 600,
-    val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 60,
-    test: Annotated[int, typer.Option(min=1, help="Pictures to test on.")] = 60,
-) -> None:
-    """Draw the shapes data set: overlapping, textured, noisy shapes in six classes."""
-    from training.data.shapes import CLASSES, draw
-
-    draw(target, seed, {"train": train, "val": val, "test": test})
-    Console().print(f"{target}: {train + val + test} pictures, {len(CLASSES)} classes", highlight=False, markup=False)
-
-
-@data_app.command("lint")
-def data_lint(data: DataFolder, format: Format = "auto") -> None:
-    """Read every picture and mask once and say what is wrong; exit code 1 on errors.
-
-    Finds unreadable files, pictures without a mask, sizes that differ, labels out of range, classes that never occur.
-    """
-    from rich.progress import Progress
-
-    from training.lint import lint, show
-
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading")
-        report = lint(data, format, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    show(report, console, most=20)
-    if report.errors:
-        console.print(
-            f"{len(report.errors)} errors in {data}; they must be mended before a training.",
-            highlight=False,
-            markup=False,
-        )
-        raise typer.Exit(1)
-    console.print(f"no errors in {data}", highlight=False, markup=False)
 
 
 @app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")

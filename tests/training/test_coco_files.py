@@ -20,7 +20,7 @@ from tests.training.layouts import (
 )
 from training.data import has_split, load
 from training.data.coco import recognises
-from training.data.folder import hashed_split
+from training.data.splits import hashed_split
 
 
 def test_pictures_that_are_not_there_are_left_out_and_told(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from models.errors import ConfigError, DataError
 from models.spec import VOID
 from tests.training import layouts
 from training.data import FORMATS, load
-from training.data.folder import hashed_split
 from training.data.shapes import CLASSES, draw, scene
+from training.data.splits import hashed_split
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,24 @@ def camvid(root: Path) -> None:
         put(root, f"{split}0", images=split, masks=f"{split}annot")
 
 
+def table(root: Path) -> None:
+    lines = ["split,image,mask"]
+    for split in ("train", "val", "test"):
+        put(root, f"{split}0", images="pictures", masks="labels")
+        lines.append(f"{split},pictures/{split}0.png,labels/{split}0.png")
+    (root / "list.csv").write_text("\n".join(lines))
+
+
+def table_without_splits(root: Path) -> None:
+    lines = ["mask\tnumber\timage"]
+    for index in range(60):
+        put(root, f"picture{index}", images="pictures", masks="pictures/masks")
+        lines.append(f"pictures/masks/picture{index}.png\t{index}\tpictures/picture{index}.png")
+    (root / "list.tsv").write_text("\n".join(lines))
+
+
 LAYOUTS: dict[str, list[Callable[[Path], None]]] = {
+    "table": [table, table_without_splits],
     "folder": [flat, split_below, split_above],
     "camvid": [camvid],
     **layouts.LAYOUTS,

@@ -84,7 +84,7 @@ def test_an_unreadable_file_is_named(shapes: Path) -> None:
     assert "test_0002.jpg" in kinds(shapes)["unreadable file"]
 
 
-def test_a_colour_mask_is_an_error(shapes: Path) -> None:
+def test_a_mask_in_a_colour_of_no_class_is_an_error(shapes: Path) -> None:
     Image.new("RGB", (192, 144), (1, 2, 3)).save(shapes / "masks/train/train_0000.png")
     assert "1,2,3" in kinds(shapes)["colour without meaning"]
 

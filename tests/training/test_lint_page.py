@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -122,12 +123,12 @@ def test_labels_on_the_page_are_classes_void_or_strange() -> None:
 
 def test_stats_count_what_is_there(tmp_path: Path) -> None:
     for index, size in enumerate([(60, 40), (80, 40), (200, 100)]):
-        for kind, mode in (("images", "RGB"), ("masks", "L")):
-            (tmp_path / "s/train" / kind).mkdir(parents=True, exist_ok=True)
+        for split, kind in itertools.product(("train", "val"), ("images", "masks")):
+            (tmp_path / "s" / split / kind).mkdir(parents=True, exist_ok=True)
             labels = np.zeros(size[::-1], np.uint8)
             labels[:, 8:12] = 1  # a stripe, 4 wide
-            array = labels if mode == "L" else np.repeat(labels[:, :, None] * 50, 3, axis=2)
-            Image.fromarray(array).save(tmp_path / "s/train" / kind / f"{index}.png")
+            array = labels if kind == "masks" else np.repeat(labels[:, :, None] * 50, 3, axis=2)
+            Image.fromarray(array).save(tmp_path / "s" / split / kind / f"{index}.png")
     (tmp_path / "s/classes.csv").write_text("ground\nstripe\n")
     told = stats(lint(tmp_path / "s", splits=("train",)))
     train = told["splits"]["train"]

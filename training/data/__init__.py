@@ -15,15 +15,15 @@ from training.data.facts import scan
 from training.data.infer import infer, peek, seen
 from training.data.samples import SPLITS, Samples, read_pair
 
-__all__ = ["FORMATS", "Samples", "has_split", "load", "load_splits"]
+__all__ = ["FORMATS", "Samples", "format_of", "has_split", "load", "load_splits"]
 
 # The first that recognises a folder reads it, so the more particular stand first.
 FORMATS: dict[str, ModuleType] = {
-    "table": table,
     "voc": voc,
     "cityscapes": cityscapes,
     "coco": coco,
     "camvid": camvid,
+    "table": table,
     "folder": folder,
 }
 
@@ -47,7 +47,7 @@ def load_splits(
     for split in wanted:
         if split not in SPLITS:
             raise DataError(f"The split {split!r} is not known; choose from {', '.join(SPLITS)}.")
-    module = _module(root, format)
+    module = FORMATS[format_of(root, format)]
     opened: dict[str, Samples] = {split: module.load(root, split) for split in wanted}
     train: Samples = opened.get("train") or module.load(root, "train")
     if train.draw is not read_pair:  # a format that draws its masks knows what it draws
@@ -59,14 +59,15 @@ def load_splits(
 
 def has_split(root: Path, split: str, format: str = "auto") -> bool:
     """Whether a data set has a split at all, be it well laid out or not. Raises: as `load`."""
-    return bool(_module(root, format).has_split(root, split))
+    return bool(FORMATS[format_of(root, format)].has_split(root, split))
 
 
-def _module(root: Path, format: str) -> ModuleType:
+def format_of(root: Path, format: str = "auto") -> str:
+    """The format that a data set is read by, recognised unless it is named. Raises: DataError, ConfigError."""
     if format not in ("auto", *FORMATS):
         raise ConfigError(f"The data set format {format!r} is not known; choose from auto, {', '.join(FORMATS)}.")
     if root.is_file() and format in ("auto", "table"):
-        return table
+        return "table"
     if not root.is_dir():
         raise DataError(f"{root} is no folder; give the folder that holds the pictures and masks, or a table of them.")
     if format == "auto":
@@ -76,4 +77,4 @@ def _module(root: Path, format: str) -> ModuleType:
             f"{root} is laid out like no data set known here ({', '.join(FORMATS)}). The simplest: "
             f"{root}/images/NAME.jpg and {root}/masks/NAME.png."
         )
-    return FORMATS[format]
+    return format

@@ -14,11 +14,6 @@ from models.spec import ClassInfo
 from training.data.meaning import AS_WRITTEN, Meaning, Values, read_values
 
 SPLITS = ("train", "val", "test")
-# What else people call them, in small letters.
-SPLIT_NAMES = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
-    "testing": "test",
-}  # fmt: skip
 ENDINGS = re.compile(r"[_-](mask|masks|label|labels|seg|segmentation|gt|annotation)$")  # of mask names
 
 
@@ -128,12 +123,21 @@ def _alike(
     return found
 
 
+def holds_picture(folder: Path) -> bool:
+    """Whether a picture lies anywhere below a folder."""
+    return any(_is_picture(path) for path in folder.rglob("*"))
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
 def _by_name(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise DataError(f"{folder} is missing; wanted is a folder of pictures there.")
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if not _is_picture(path):
             continue
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from models.errors import DataError
 from training.data.classes import FILE, read_classes
-from training.data.folder import check_holds, hashed_split, hashed_splits, source
-from training.data.samples import SPLIT_NAMES, SPLITS, Pair, Samples
+from training.data.folder import check_holds
+from training.data.samples import SPLITS, Pair, Samples
+from training.data.splits import WORDS, Source, hashed_splits, source
 
 SUFFIXES = (".csv", ".tsv")
 IMAGE, MASK, SPLIT = "image", "mask", "split"
@@ -50,16 +51,14 @@ def load(root: Path, split: str) -> Samples:
     file = _table(root)
     rows = _read(file)
     there = {row.split for row in rows}
-    name, kept = ("", frozenset({split})) if there == {""} else source(file, there, split)
-    rows = [row for row in rows if row.split == name]
-    pairs = [Pair(row.name, row.image, row.mask) for row in rows if row.mask]
-    unpaired = [row for row in rows if not row.mask]
-    splits = hashed_splits((pair.name for pair in pairs), halves=name == "train")
-    chosen = sorted((pair for pair in pairs if kept is None or splits[pair.name] in kept), key=lambda pair: pair.name)
-    check_holds(file, split, chosen, len(pairs))
-    alone = tuple(row.image for row in unpaired if kept is None or hashed_split(row.name) in kept)
-    classes, meaning = read_classes(file.parent)
-    return Samples(chosen, classes, meaning, unpaired=alone)
+    chosen = Source("", frozenset({split})) if there == {""} else source(file, there, split)
+    rows = [row for row in rows if row.split == chosen.name]
+    every = [Pair(row.name, row.image, row.mask) for row in rows if row.mask]
+    kept = chosen.among(pair.name for pair in every)
+    pairs = sorted((pair for pair in every if pair.name in kept), key=lambda pair: pair.name)
+    check_holds(file, split, pairs, len(every))
+    unpaired = tuple(row.image for row in rows if not row.mask and chosen.keeps(row.name))
+    return Samples(pairs, *read_classes(file.parent), unpaired=unpaired)
 
 
 def _table(root: Path) -> Path:
@@ -130,7 +129,7 @@ def _row(cells: dict[str, str], number: int, file: Path) -> Row:
     """Raises: DataError."""
     where = f"{file}, line {number}"
     image, mask = (cells.get(column, "").replace("\\", "/") for column in (IMAGE, MASK))
-    split = SPLIT_NAMES.get(cells.get(SPLIT, "").lower(), "") if SPLIT in cells else ""
+    split = WORDS.get(cells.get(SPLIT, "").lower(), "") if SPLIT in cells else ""
     if SPLIT in cells and not split:
         raise DataError(f"{where}: the split {cells[SPLIT]!r} is not known; choose from {', '.join(SPLITS)}.")
     if not image:

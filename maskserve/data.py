@@ -1,0 +1,137 @@
+"""`maskserve data`: the verbs about data sets. As in `cli.py`, each opens its room when it is called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+data_app = typer.Typer(
+    help="Look for what is wrong with a data set, change its labels, split it, or make one to try things on.",
+    no_args_is_help=True,
+)
+
+DataFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA",
+        help="Folder of the data set, such as images/NAME.jpg with masks/NAME.png, or a table split,image,mask (CSV, TSV).",
+    ),
+]
+Format = Annotated[
+    str,
+    typer.Option(help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to recognise it."),
+]
+
+
+@data_app.command("shapes")
+def data_shapes(
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to draw into.")],
+    seed: Annotated[int, typer.Option(help="Of the drawing: the same seed gives the same pictures.")] = 0,
+    train: Annotated[int, typer.Option(min=1, help="Pictures to train on.")] = 600,
+    val: Annotated[int, typer.Option(min=1, help="Pictures to validate on.")] = 60,
+    test: Annotated[int, typer.Option(min=1, help="Pictures to test on.")] = 60,
+) -> None:
+    """Draw the shapes data set: overlapping, textured, noisy shapes in six classes."""
+    from training.data.shapes import CLASSES, draw
+
+    draw(target, seed, {"train": train, "val": val, "test": test})
+    Console().print(f"{target}: {train + val + test} pictures, {len(CLASSES)} classes", highlight=False, markup=False)
+
+
+@data_app.command("lint")
+def data_lint(data: DataFolder, format: Format = "auto") -> None:
+    """Read every picture and mask once and say what is wrong; exit code 1 on errors.
+
+    Finds unreadable files, pictures without a mask, sizes that differ, labels out of range, classes that never occur.
+    """
+    from rich.progress import Progress
+
+    from training.lint import lint, show
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading")
+        report = lint(data, format, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    show(report, console, most=20)
+    if report.errors:
+        console.print(
+            f"{len(report.errors)} errors in {data}; they must be mended before a training.",
+            highlight=False,
+            markup=False,
+        )
+        raise typer.Exit(1)
+    console.print(f"no errors in {data}", highlight=False, markup=False)
+
+
+@data_app.command("split")
+def data_split(
+    data: DataFolder,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Table to write (.tsv, .csv), or a folder to write list.tsv into.")
+    ],
+    val: Annotated[float, typer.Option(help="Share of the pictures to validate on, 0 to 1.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Share of the pictures to test on, 0 to 1; 0 for none.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of the dealing: the same seed gives the same splits.")] = 0,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="Keep pictures together in whose names this finds the same, as in '^(patient\\d+)'."
+        ),
+    ] = None,
+    format: Format = "auto",
+) -> None:
+    """Deal the pictures anew to train, val and test: a table `split,image,mask` to train on; nothing is copied.
+
+    Equal pictures stay together, and rare classes are dealt by the shares too.
+    """
+    from rich.progress import Progress
+
+    from training.resplit import split
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading")
+        table, dealt = split(
+            data, out, val, test, seed, group, format, lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    counts = ", ".join(f"{name} {len(pairs)}" for name, pairs in dealt.items())
+    console.print(f"{table}: {counts}", highlight=False, markup=False, soft_wrap=True)
+
+
+@data_app.command("remap")
+def data_remap(
+    data: DataFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
+    rules: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FROM=TO]...", help="Such as 2=void, road=0, tree,bush=plants. None: convert alone."),
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Class file of the new data set, in which TO stands.")
+    ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Give values of no class that of the nearest one: mends JPEG masks.")
+    ] = False,
+    format: Format = "auto",
+) -> None:
+    """Write the data set anew as images/ and masks/ with other labels; from any layout, so that it converts as well.
+
+    FROM: a class or several, by name or label, or a label that no class has. TO: a class, a new name, or void. Classes that nothing
+    is left of go, and the others move up. Pictures are linked where the disk can.
+    """
+    from rich.progress import Progress
+
+    from training.remake import describe, remap
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("writing")
+        recipe, opened = remap(
+            data, out, rules or [], classes, nearest, format,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    for line in describe(recipe, opened):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    counts = ", ".join(f"{name} {len(samples)}" for name, samples in opened.items())
+    console.print(f"{out}: {counts}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,195 @@
+"""`data split`: which pictures are to train on, to validate on and to test on, written as a table; nothing is copied.
+
+Pictures of one group (a sequence, a patient) and pictures that are equal pixel by pixel stay together. The classes, the rarest
+first, are dealt to the splits by the splits' shares, as far as the groups allow (iterative stratification, Sechidis et al. 2011).
+"""
+
+import csv
+import io
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ConfigError, DataError
+from models.spec import VOID
+from training.data import Samples, format_of, has_split, load_splits
+from training.data.classes import FILE
+from training.data.facts import Facts, scan
+from training.data.samples import SPLITS, Pair
+from training.data.table import SUFFIXES
+from training.files import write_whole
+
+TABLE = "list.tsv"
+EXPLAINED = ("folder", "table")  # formats whose masks mean the same when a table names them
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Pictures that stay together."""
+
+    places: tuple[int, ...]  # among all pairs
+    holders: NDArray[np.int64]  # C: how many of them hold each class
+
+
+def split(
+    root: Path,
+    out: Path,
+    val: float = 0.1,
+    test: float = 0.1,
+    seed: int = 0,
+    group: str | None = None,
+    format: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, dict[str, list[Pair]]]:
+    """Write the table `out` (.tsv, .csv), or `list.tsv` into the folder `out`; and the class file beside it.
+
+    `val` and `test` are shares of all pictures, 0..1; `group` is a regular expression whose first group, found in a picture's
+    name, names the picture's group.
+    Returns: the table, and the pairs by split.
+    Raises: DataError, ConfigError for shares or an expression that make no split.
+    """
+    if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
+        raise ConfigError(
+            f"val={val:g} and test={test:g} leave no split; wanted are shares such as 0.1, below 1 together."
+        )
+    table = out if out.suffix.lower() in SUFFIXES else out / TABLE
+    if table.exists():
+        raise DataError(f"{table} is there already; name another, or take that one away first.")
+    name = format_of(root, format)
+    if name not in EXPLAINED:
+        raise DataError(
+            f"{root} is laid out as {name}, whose masks a table cannot explain; write it as a folder first, "
+            f"with `maskserve data remap {root} OUT`, and split that."
+        )
+    opened = load_splits(root, [each for each in SPLITS if each == "train" or has_split(root, each, format)], format)
+    pairs = [pair for samples in opened.values() for pair in samples.pairs]
+    facts = _scanned(opened, progress)
+    shares = {each: share for each, share in (("train", 1 - val - test), ("val", val), ("test", test)) if share}
+    units = _units(pairs, facts, opened["train"], group)
+    if len(units) < len(shares):
+        raise DataError(
+            f"{root}: {len(pairs)} pictures in {len(units)} groups cannot fill {len(shares)} splits; "
+            "add pictures, or group them otherwise."
+        )
+    dealt = deal(units, shares, seed)
+    chosen = {
+        each: sorted((pairs[place] for unit in dealt[each] for place in unit.places), key=lambda pair: pair.name)
+        for each in shares
+    }
+    _keep_classes(root, table)
+    _write(table, chosen)
+    return table, chosen
+
+
+def _scanned(opened: dict[str, Samples], progress: Callable[[int, int], None] | None) -> list[Facts]:
+    total, facts = sum(map(len, opened.values())), list[Facts]()
+    for samples in opened.values():
+        before = len(facts)
+        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        facts += scan(samples, told)
+    return facts
+
+
+def _units(pairs: list[Pair], facts: list[Facts], samples: Samples, group: str | None) -> list[Unit]:
+    """What stays together: groups by name, joined where they share a picture."""
+    parents = list(range(len(pairs)))
+
+    def root_of(place: int) -> int:
+        while parents[place] != place:
+            parents[place] = parents[parents[place]]
+            place = parents[place]
+        return place
+
+    first: dict[tuple[str, str], int] = {}
+    for place, (pair, each) in enumerate(zip(pairs, facts, strict=True)):
+        for key in (("group", _group(pair.name, group)), ("pixels", each.digest)):
+            if key[1]:
+                parents[root_of(place)] = root_of(first.setdefault(key, place))
+    together: dict[int, list[int]] = defaultdict(list)
+    for place in range(len(pairs)):
+        together[root_of(place)].append(place)
+    held = np.array([_held(each, samples) for each in facts])
+    units = [Unit(tuple(places), held[places].sum(axis=0)) for places in together.values()]
+    return sorted(units, key=lambda unit: pairs[unit.places[0]].name)
+
+
+def _group(name: str, expression: str | None) -> str:
+    """Raises: ConfigError where the expression is none, or finds nothing in the name."""
+    if expression is None:
+        return ""
+    try:
+        found = re.search(expression, name)
+    except re.error as error:
+        raise ConfigError(f"--group {expression!r} is no regular expression ({error}).") from error
+    if not found:
+        raise ConfigError(f"--group {expression!r} finds nothing in the picture name {name!r}; each needs its group.")
+    return found.group(1 if found.re.groups else 0) or ""
+
+
+def _held(facts: Facts, samples: Samples) -> NDArray[np.int64]:
+    """C: 1 where the mask holds the class."""
+    held = np.zeros(len(samples.classes), np.int64)
+    colours = facts.colours.tolist() if len(facts.colours) else [None] * len(facts.values)
+    for value, colour in zip(facts.values.tolist(), colours, strict=True):
+        label = samples.meaning.label(value, facts.kind, colour)
+        if label is not None and label < len(held) and label != VOID:
+            held[label] = 1
+    return held
+
+
+def deal(units: list[Unit], shares: dict[str, float], seed: int) -> dict[str, list[Unit]]:
+    """The units of each split, so that it has its share of the pictures and of the pictures with each class; none is empty."""
+    order = np.random.default_rng(seed).permutation(len(units))
+    left = sorted((units[place] for place in order), key=lambda unit: -len(unit.places))
+    names = list(shares)
+    share = np.array([shares[name] for name in names])
+    pictures = share * sum(len(unit.places) for unit in units)  # S: those that a split still wants
+    classes = share[:, None] * np.sum([unit.holders for unit in units], axis=0)  # S x C: the same, with each class
+    dealt: dict[str, list[Unit]] = {name: [] for name in names}
+    while left:
+        counts = np.sum([unit.holders for unit in left], axis=0)
+        there = np.flatnonzero(counts)
+        rarest = int(there[np.argmin(counts[there])]) if len(there) else None
+        now = [unit for unit in left if rarest is None or unit.holders[rarest]]
+        left = [unit for unit in left if rarest is not None and not unit.holders[rarest]]
+        for unit in now:
+            wishes = [(0.0 if rarest is None else classes[s, rarest], pictures[s]) for s in range(len(names))]
+            s = max(range(len(names)), key=wishes.__getitem__)
+            dealt[names[s]].append(unit)
+            pictures[s] -= len(unit.places)
+            classes[s] -= unit.holders
+    for name in names:
+        if not dealt[name]:
+            richest = max(dealt.values(), key=len)
+            dealt[name].append(richest.pop(min(range(len(richest)), key=lambda place: len(richest[place].places))))
+    return dealt
+
+
+def _keep_classes(root: Path, table: Path) -> None:
+    """The class file belongs beside the table. Raises: DataError where another lies there."""
+    source = (root if root.is_dir() else root.parent) / FILE
+    target = table.parent / FILE
+    if not source.is_file() or (target.exists() and target.samefile(source)):
+        return
+    if target.exists() and target.read_bytes() != source.read_bytes():
+        raise DataError(f"{target} names other classes than {source}; write the table elsewhere.")
+    write_whole(target, source.read_bytes())
+
+
+def _write(table: Path, chosen: dict[str, list[Pair]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="," if table.suffix.lower() == ".csv" else "\t", lineterminator="\n")
+    writer.writerow(("split", "image", "mask"))
+    for name, pairs in chosen.items():
+        writer.writerows((name, *(_relative(path, table.parent) for path in (pair.image, pair.mask))) for pair in pairs)
+    write_whole(table, text.getvalue().encode())
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path, folder)).as_posix()
