@@ -25,7 +25,7 @@ from training.data.meaning import Kind, Values
 from training.data.reading import Facts
 from training.data.samples import Pair
 
-VERSION = 1  # of what `reading.py` counts and of how it is written here: another one reads everything anew
+VERSION = 2  # of what `reading.py` counts and of how it is written here: another one reads everything anew
 FILES = 64  # data sets whose facts are kept, the last used ones
 # A file written twice within the clock's tick keeps its time (git's "racy" entries); FAT's tick is 2 s.
 SETTLED = 2_000_000_000  # nanoseconds
