@@ -1,10 +1,14 @@
 """`maskserve data`: the verbs about data sets. As in `cli.py`, each opens its room when it is called."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from training.lint import Report
 
 data_app = typer.Typer(
     help="Look for what is wrong with a data set, change its labels, split it, or make one to try things on.",
@@ -40,20 +44,34 @@ def data_shapes(
 
 
 @data_app.command("lint")
-def data_lint(data: DataFolder, format: Format = "auto") -> None:
-    """Read every picture and mask once and say what is wrong; exit code 1 on errors.
+def data_lint(
+    data: DataFolder,
+    format: Format = "auto",
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a page as well, with small pictures of the worst files of each kind."),
+    ] = None,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Files that are as they were at the last lint are not read again."),
+    ] = True,
+    most: Annotated[int, typer.Option(min=1, help="Files named of each kind of finding.")] = 20,
+) -> None:
+    """Read every picture and mask once and say what is wrong, and what to do; exit code 1 on errors.
 
-    Finds unreadable files, pictures without a mask, sizes that differ, labels out of range, classes that never occur.
+    Finds unreadable files, pictures without a mask, sizes that differ, masks in the camera's frame, labels out of range, lossy and
+    0/255 masks, rare and missing classes, and pictures that are there twice, in two splits above all.
     """
-    from rich.progress import Progress
-
-    from training.lint import lint, show
+    from training.lint import show
 
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading")
-        report = lint(data, format, progress=lambda done, total: bar.update(task, completed=done, total=total))
-    show(report, console, most=20)
+    report = _linted(data, format, console, cache)
+    show(report, console, most)
+    if html:
+        from training.lint.page import write_page
+
+        write_page(html, report, data)
+        console.print(f"{html} shows them.", highlight=False, markup=False)
     if report.errors:
         console.print(
             f"{len(report.errors)} errors in {data}; they must be mended before a training.",
@@ -62,6 +80,23 @@ def data_lint(data: DataFolder, format: Format = "auto") -> None:
         )
         raise typer.Exit(1)
     console.print(f"no errors in {data}", highlight=False, markup=False)
+
+
+@data_app.command("stats")
+def data_stats(
+    data: DataFolder,
+    format: Format = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """What a data set is made of: sizes and formats by split, each class's share, pictures and width of objects."""
+    from training.lint.stats import show_stats, stats
+
+    console = Console(stderr=as_json)  # the progress bar must not stand in the JSON
+    told = stats(_linted(data, format, console))
+    if as_json:
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        show_stats(told, console)
 
 
 @data_app.command("split")
@@ -135,3 +170,16 @@ def data_remap(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{name} {len(samples)}" for name, samples in opened.items())
     console.print(f"{out}: {counts}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _linted(data: Path, format: str, console: Console, cache: bool = True) -> "Report":
+    """The lint's report, under a progress bar."""
+    from rich.progress import Progress
+
+    from training.lint import lint
+
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("reading")
+        return lint(
+            data, format, progress=lambda done, total: bar.update(task, completed=done, total=total), cached=cache
+        )

@@ -139,6 +139,9 @@ class TrainConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where torch sees one")
     devices: int = Field(1, ge=1, description="GPUs (or processes on a CPU) to share each batch among")
+    keep: bool = Field(
+        False, description="read each picture once, and keep it uncompressed in the run folder until the training ends"
+    )
     workers: int = Field(2, ge=0, description="processes that read and augment pictures, for each device")
     deterministic: bool = Field(False, description="the same bits on each run on the same machine, a little slower")
     save_minutes: float = Field(10.0, ge=0, description="between saves of last.ckpt within an epoch; 0: at every step")

@@ -22,7 +22,7 @@ def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
 
 # What a run may be resumed with; all else would make another training of it.
 MAY_CHANGE = (
-    "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "save_minutes", "tensorboard",
+    "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "keep", "save_minutes", "tensorboard",
 )  # fmt: skip
 
 

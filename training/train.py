@@ -37,6 +37,7 @@ from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig
 from training.data import Samples, load
+from training.data.kept import emptied, has_room, size_of, taken_away
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
 from training.files import LAST, write_whole
 from training.learner import Learner, averaged
@@ -125,7 +126,9 @@ def train(
         network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     weights = class_weights(config.class_weights, report.pixels["train"][: len(training.classes)])
     span, pictures = Span(len(training), len(validation), config), config.batch * config.accumulate
-    with named(config, crop), determined(config.deterministic):
+    kept = on_first(fabric, lambda: place_to_keep(out, report, rule, console)) if config.keep else None
+    mine = kept if fabric.is_global_zero else None
+    with named(config, crop), determined(config.deterministic), taken_away(mine):
         learner = fabric.setup_module(Learner(network, Criterion.of(config, weights), config))
         # Fabric's own hold on an optimiser copies it: what is loaded into the copy never reaches the original.
         state = State(network, make_optimizer(network, config), averaged(network, config.ema), started=started)
@@ -136,8 +139,8 @@ def train(
             write_whole(out / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
         here = (fabric.global_rank, fabric.world_size)
         where = augment.choose(config.augment, device)
-        batches = training_batches(training, rule, crop, config, where, state.step * config.accumulate, *here)
-        held_out = validation_batches(validation, rule, config, *here)
+        batches = training_batches(training, rule, crop, config, where, state.step * config.accumulate, *here, kept)
+        held_out = validation_batches(validation, rule, config, *here, kept)
 
         def validate(result: Network) -> Confusion:
             with closing(opened(held_out)) as stream:
@@ -169,7 +172,7 @@ def plan(data: Path, file: Path | None, wishes: dict[str, Any], console: Console
     weights_file(config)
     report = checked(data, config, console)
     with console.status("trying steps on this machine"):
-        made = make_plan(report, wishes)
+        made = make_plan(report, wishes, file.parent if file else None)
     show_plan(made, console)
     if file:
         save_plan(made, file)
@@ -232,6 +235,16 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
     fitted = fitted_size((height, width), rule)
     crop = [min(max(STRIDE, round(side / STRIDE) * STRIDE), LARGEST_CROP) for side in fitted]
     return rule, (crop[0], crop[1])
+
+
+def place_to_keep(out: Path, report: Report, rule: InputRule, console: Console) -> Path | None:
+    """A folder for the pictures uncompressed; None where the disk does not hold them."""
+    wanted = size_of(report.sizes, rule)
+    if has_room(out, wanted):
+        return emptied(out / "pictures")
+    told = f"The disk has no room to keep {wanted / 2**30:.1f} GiB of pictures, so they are read anew each time."
+    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    return None
 
 
 def describe(data: Path, samples: Samples, config: TrainConfig, device: str, report: Report) -> dict[str, Any]:

@@ -34,6 +34,7 @@ VERBS = (
     "demo",
     "data shapes",
     "data lint",
+    "data stats",
 )
 MASKSERVE = Path(sys.executable).with_name("maskserve")
 
@@ -202,6 +203,19 @@ def test_lint_exits_with_1_on_errors(tmp_path: Path) -> None:
     done = maskserve("data", "lint", "s", cwd=tmp_path)
     assert done.returncode == 1
     assert "val_0001.png holds the labels 6" in done.stdout
+
+
+def test_lint_writes_a_page_and_stats_print_json(tmp_path: Path) -> None:
+    draw(tmp_path / "s", counts={"train": 8, "val": 2})
+    home = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = maskserve("data", "lint", "s", "--html", "page.html", "--no-cache", cwd=tmp_path, **home)
+    assert done.returncode == 0, done.stderr
+    assert "maskserve data lint" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "cache").exists()
+    fails(maskserve("data", "lint", "s", "--html", "none/page.html", cwd=tmp_path, **home), 1, "cannot be written")
+    done = maskserve("data", "stats", "s", "--json", cwd=tmp_path, **home)
+    assert json.loads(done.stdout)["splits"]["train"]["pictures"] == 8
+    assert "ground" in maskserve("data", "stats", "s", cwd=tmp_path, **home).stdout
 
 
 def test_the_scripts_are_the_verbs(tmp_path: Path) -> None:

@@ -155,3 +155,10 @@ def test_masks_beside_a_coco_file_are_read_unless_it_is_asked_for(tmp_path: Path
     mask(tmp_path / "masks" / "a.png", DIAGONAL)
     assert not recognises(tmp_path)
     assert (load(tmp_path, "train", "coco").labels(0) == INSIDE).all()
+
+
+def test_two_pictures_are_enough_to_train_and_to_validate_on(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        picture(tmp_path / "images" / name)
+    write(tmp_path / "result.json", content(["a.jpg", "b.jpg"]))
+    assert [len(load(tmp_path, split)) for split in ("train", "val")] == [1, 1]

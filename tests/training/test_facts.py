@@ -275,3 +275,12 @@ def test_likeness_is_near_for_the_same_scene_and_far_for_others() -> None:
             assert (likeness(other) ^ mark).bit_count() <= 6
     assert min((a ^ b).bit_count() for i, a in enumerate(marks) for b in marks[:i]) > 6
     assert likeness(np.full((30, 40, 3), 7, np.uint8)) == 0
+
+
+def test_a_palette_that_ends_too_soon_is_black_beyond(samples: Samples) -> None:
+    def short(pair: Pair) -> Values:
+        return Values(np.uint8([[0, 1, 7]]), "palette", (0x010203, 0xFF0000))
+
+    facts = examine(replace(samples, draw=short), 0)
+    assert facts.values.tolist() == [0, 1, 7]
+    assert facts.colours.tolist() == [0x010203, 0xFF0000, 0]

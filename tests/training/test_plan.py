@@ -26,7 +26,15 @@ from training.plan.choose import (
     choose_optimiser,
     choose_view,
 )
-from training.plan.pace import LADDER, Trials, choose_batch, choose_encoder, choose_length, choose_workers
+from training.plan.pace import (
+    LADDER,
+    Trials,
+    choose_batch,
+    choose_encoder,
+    choose_keeping,
+    choose_length,
+    choose_workers,
+)
 from training.plan.survey import Survey
 from training.plan.trial import Machine, bytes_a_picture, free_memory, seconds_a_step
 from training.plan.write import save_plan, show_plan
@@ -116,7 +124,7 @@ def test_classes_above_and_below_make_pictures_upright() -> None:
     assert Survey.of(report(above_and_below(20))).upright
     assert chosen(above_and_below(20))["vflip"] == 0
     assert chosen(above_and_below(20))["input"] == "fit"
-    scattered = strips((60, 80), 6, across=True)
+    scattered = strips((360, 400), 6, across=True)
     assert not Survey.of(report(scattered)).upright
     assert chosen(scattered)["vflip"] == 0.5
     assert chosen(scattered)["input"] == "native"
@@ -146,6 +154,14 @@ def test_things_that_grow_with_their_pictures_are_brought_to_one_scale(grows: bo
     assert chosen(masks)["input"] == rule
 
 
+def test_small_pictures_are_enlarged_and_large_ones_fit_the_machine() -> None:
+    small, large = strips((60, 80), 6, across=True), strips((600, 2000), 5)
+    assert (chosen(small)["input"], chosen(small)["side"]) == ("fit", 160)
+    assert chosen(small, GPU)["side"] == 160
+    assert chosen(strips((200, 240), 6, across=True))["side"] == 384
+    assert (chosen(large, input="fit")["side"], chosen(large, GPU, input="fit")["side"]) == (512, 1024)
+
+
 def test_wide_things_are_seen_at_a_lower_scale() -> None:
     random, masks = np.random.default_rng(0), []
     for _ in range(12):
@@ -154,7 +170,8 @@ def test_wide_things_are_seen_at_a_lower_scale() -> None:
         masks.append(mask)
     plan = chosen(masks)
     assert plan["input"] == "fit"
-    assert 256 <= plan["side"] <= 512
+    assert plan["side"] == 384
+    assert "thinnest class is still" in plan.choices["side"].why
 
 
 def test_a_rare_class_on_few_pictures_gets_crops_of_its_own() -> None:
@@ -267,15 +284,32 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
     del kept
 
 
-@pytest.mark.parametrize(("device", "reading", "workers", "seconds"), [
-    ("cpu", 0.002, 1, 1.004), ("cpu", 0.5, 4, 2.0), ("cuda", 0.05, 1, 1.0), ("cuda", 0.5, 3, 1.0), ("cuda", 2, 3, 4.0),
-])  # fmt: skip
-def test_readers_keep_ahead_of_the_steps(device: str, reading: float, workers: int, seconds: float) -> None:
+@pytest.mark.parametrize(
+    ("device", "reading", "kept", "workers", "seconds"),
+    [
+        ("cpu", 0.002, False, 1, 1.004),
+        ("cpu", 0.5, False, 4, 2.0),
+        ("cpu", 0.5, True, 1, 1.0),
+        ("cuda", 0.05, False, 1, 1.0),
+        ("cuda", 0.5, False, 3, 1.0),
+        ("cuda", 2, False, 3, 4.0),
+    ],
+)
+def test_readers_keep_ahead_of_the_steps(device: str, reading: float, kept: bool, workers: int, seconds: float) -> None:
     plan = Plan({"batch": 8})
-    trials = Trials(2, Machine(device, "a machine of 4 cores", 4, 2**33, True), reading)
+    trials = Trials(2, Machine(device, "a machine of 4 cores", 4, 2**33, True), reading, kept)
     assert trials.with_reading(1.0, 8) == pytest.approx(seconds)
     choose_workers(plan, trials, seconds)
     assert plan["workers"] == workers
+
+
+def test_slow_pictures_are_kept_where_the_disk_holds_them() -> None:
+    survey, asked = Survey.of(report(strips((100, 120), 5))), []
+    for reading, room, keep in ((0.0001, True, False), (0.1, True, True), (0.1, False, False)):
+        plan = Plan({"input": "native"})
+        choose_keeping(plan, survey, lambda wanted, room=room: asked.append(wanted) or room, reading)
+        assert plan["keep"] is keep
+    assert asked == [20 * (4 * 100 * 120 + 8)] * 2
 
 
 def test_free_memory_is_no_more_than_there_is() -> None:

@@ -142,3 +142,11 @@ def test_an_export_without_pictures_is_told(tmp_path: Path) -> None:
     labelmap(tmp_path, "background:0,0,0::", "road:1,2,3::")
     with pytest.raises(DataError, match="JPEGImages is missing"):
         load(tmp_path, "train")
+
+
+def test_two_pictures_are_enough_to_train_and_to_validate_on(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
+    lines(tmp_path / LISTS / "default.txt", "a", "b")
+    assert [len(load(tmp_path, split)) for split in ("train", "val")] == [1, 1]

@@ -68,15 +68,10 @@ def load(root: Path, split: str) -> Samples:
     # One kind for the whole data set: the meaning of a value must not depend on the split.
     every = [picture for name in splits for picture in _pictures(root, name)]
     kind = "labelTrainIds" if all(_mask(root, name, path, "labelTrainIds") for name, path in every) else "labelIds"
-    pairs, unpaired = [], []
-    for name, path in _pictures(root, chosen.name):
-        if not chosen.keeps(name):
-            continue
-        mask = _mask(root, name, path, kind)
-        if mask:
-            pairs.append(Pair(name, path, mask))
-        else:
-            unpaired.append(path)
+    masks = {name: (path, _mask(root, name, path, kind)) for name, path in _pictures(root, chosen.name)}
+    mine = chosen.among(name for name, (_, mask) in masks.items() if mask)
+    pairs = [Pair(name, path, mask) for name, (path, mask) in masks.items() if mask and name in mine]
+    unpaired = [path for name, (path, mask) in masks.items() if not mask and chosen.keeps(name)]
     if not pairs:
         folders = " or ".join(str(root / masks / chosen.name) for masks in MASKS)
         raise DataError(f"{folders} holds no mask of a picture; wanted is CITY/NAME_gtFine_{kind}.png.")

@@ -135,7 +135,8 @@ def _found(root: Path, file: Path, chosen: Source, content: CocoFile) -> tuple[l
     missing = [name for place, name in enumerate(content.names) if place not in pictures]
     if missing:
         notes.append(f"{file} lists {len(missing):,} pictures that are not in {root}, such as {missing[0]}; left out.")
-    found = sorted((name, path, place) for place, (name, path) in pictures.items() if chosen.keeps(name))
+    mine = chosen.among(name for name, _ in pictures.values())
+    found = sorted((name, path, place) for place, (name, path) in pictures.items() if name in mine)
     if not found:
         raise DataError(
             f"{file}: no picture falls into the split by the hash of its name; add pictures or name splits."

@@ -9,6 +9,7 @@ import signal
 import warnings
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from models.image import RGB, Labels
 from models.spec import VOID, InputRule
 from training.augment import Draw, Draws, Policy, collate, cpu, cut
 from training.config import TrainConfig
+from training.data.kept import Kept
 from training.data.samples import Samples
 from training.machine import is_out_of_memory
 
@@ -65,14 +67,21 @@ class Fitted(Dataset[Any]):
     """One split, each picture at the scale that the network sees; augmented where a policy is given."""
 
     def __init__(
-        self, samples: Samples, rule: InputRule, policy: Policy | None = None, seed: int = 0, where: str = "cpu"
+        self,
+        samples: Samples,
+        rule: InputRule,
+        policy: Policy | None = None,
+        seed: int = 0,
+        where: str = "cpu",
+        kept: Kept | None = None,
     ) -> None:
-        """`where`: "cpu" to augment here, "gpu" to draw here what will be done by the batch."""
+        """`where`: "cpu" to augment here, "gpu" to draw here what will be done by the batch; `kept`: to read a picture once."""
         self.samples = samples
         self.rule = rule
         self.policy = policy
         self.seed = seed
         self.where = where
+        self.kept = kept
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -89,18 +98,29 @@ class Fitted(Dataset[Any]):
             return Failure(sentence, is_out_of_memory(error))
 
     def _read(self, item: Item, name: str) -> Sample:
-        picture, labels = self.samples.picture(item.place), self.samples.labels(item.place)
-        if picture.shape[:2] != labels.shape:
-            raise DataError(f"{self.samples.pairs[item.place].mask} has not the size of its picture.")
-        size = fitted_size(labels.shape, self.rule)
-        picture, labels = resize_picture(picture, size), resize_labels(labels, size)
+        picture, labels = self._fitted(item.place)
         if self.policy is None:
-            return Sample(np.array(picture), labels, name)
-        draw = self.policy.draw(size, labels, np.random.default_rng((self.seed, DRAW, item.number)))
+            return Sample(np.array(picture), np.array(labels), name)
+        draw = self.policy.draw(
+            (labels.shape[0], labels.shape[1]), labels, np.random.default_rng((self.seed, DRAW, item.number))
+        )
         if self.where == "gpu":
             window, mask, draw = cut(picture, labels, draw, self.policy.crop)
             return Sample(np.ascontiguousarray(window), np.ascontiguousarray(mask), name, draw)
         return Sample(*cpu.apply(picture, labels, draw, self.policy.crop), name)
+
+    def _fitted(self, place: int) -> tuple[RGB, Labels]:
+        """A picture and its labels at the network's scale."""
+        if self.kept and (kept := self.kept.get(place)):
+            return kept
+        picture, labels = self.samples.picture(place), self.samples.labels(place)
+        if picture.shape[:2] != labels.shape:
+            raise DataError(f"{self.samples.pairs[place].mask} has not the size of its picture.")
+        size = fitted_size(labels.shape, self.rule)
+        picture, labels = resize_picture(picture, size), resize_labels(labels, size)
+        if self.kept:
+            self.kept.put(place, picture, labels)
+        return picture, labels
 
 
 class Steps(Sampler[list[Item]]):
@@ -133,11 +153,14 @@ class Steps(Sampler[list[Item]]):
 
 def training_batches(
     samples: Samples, rule: InputRule, crop: tuple[int, int], config: TrainConfig, where: str = "cpu",
-    start: int = 0, rank: int = 0, world: int = 1,
+    start: int = 0, rank: int = 0, world: int = 1, kept: Path | None = None,
 ) -> DataLoader[Batch]:  # fmt: skip
-    """Batches without end, from the batch number `start`: augmented, or with the draws to do it by (`where`, as in Fitted)."""
+    """Batches without end, from the batch number `start`: augmented, or with the draws to do it by (`where`, as in Fitted).
+
+    kept: a folder to keep pictures in (`kept.py`).
+    """
     return _loader(
-        Fitted(samples, rule, Policy(config, crop), config.seed, where),
+        Fitted(samples, rule, Policy(config, crop), config.seed, where, Kept(kept / "train") if kept else None),
         config,
         batch_sampler=Steps(len(samples), config.batch, config.seed, start, rank=rank, world=world),
         collate_fn=functools.partial(together, crop=crop),
@@ -145,13 +168,13 @@ def training_batches(
 
 
 def validation_batches(
-    samples: Samples, rule: InputRule, config: TrainConfig, rank: int = 0, world: int = 1
+    samples: Samples, rule: InputRule, config: TrainConfig, rank: int = 0, world: int = 1, kept: Path | None = None
 ) -> DataLoader[Batch]:
     """Pictures as they are, in order, padded with void to a common size; each device takes every `world`-th."""
     mine = [Item(place, place) for place in range(rank, len(samples), world)]
     size = max(1, config.batch // world)
     return _loader(
-        Fitted(samples, rule),
+        Fitted(samples, rule, kept=Kept(kept / "val") if kept else None),
         config,
         batch_sampler=[mine[start : start + size] for start in range(0, len(mine), size)],
         collate_fn=pad_together,

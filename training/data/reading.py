@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLarge, MaskserveError, first_line
 from models.image import FORMATS, MAX_PIXELS, SUFFIXES, decode
-from training.data.meaning import Kind
+from training.data.meaning import Kind, Values
 from training.data.pixels import digest, likeness, tally
 from training.data.samples import Pair, Samples
 
@@ -98,13 +98,22 @@ def examine(samples: Samples, index: int, room: Room | None = None) -> Facts:
             held = samples.values(index)
             kind, mask_size = held.kind, (held.array.shape[0], held.array.shape[1])
             values, quarters, edges, more = tally(held.array)
-            colours = np.array(held.palette, np.int64)[values] if held.kind == "palette" and held.palette else nothing
+            colours = _colours(held, values)
     except Exception as error:
         errors.append(_sentence(pair.mask, error))
     return Facts(
         size, mask_size, picture.orientation, picture.format, mask.format, kind, values, colours, quarters, edges, more,
         name, like, tuple(errors), mask.lossy,
     )  # fmt: skip
+
+
+def _colours(held: Values, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """K: the colours of places in the palette; those past its end are black, as every viewer shows them."""
+    if held.kind != "palette" or not held.palette:
+        return np.zeros(0, np.int64)
+    padded = np.zeros(256, np.int64)
+    padded[: len(held.palette)] = held.palette
+    return np.asarray(padded[places])
 
 
 def _header(data: bytes) -> Header:

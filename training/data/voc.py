@@ -50,7 +50,11 @@ def load(root: Path, split: str) -> Samples:
     by_name |= {path.relative_to(base / "JPEGImages").with_suffix("").as_posix(): path for path in unpaired}
     # A list is asked whole, so that a wrong line is told whichever split is opened.
     named = _named(lists[chosen.name] if chosen.name else _others(base), by_name, base)
-    entries = [by_name[name] for name in named if chosen.keeps(name)]
+    # Pictures without mask have no say in how few there are, but are told with the split of their hash.
+    mine = chosen.among(name for name in named if isinstance(by_name[name], Pair))
+    entries = [
+        by_name[name] for name in named if name in mine or (not isinstance(by_name[name], Pair) and chosen.keeps(name))
+    ]
     kept = [entry for entry in entries if isinstance(entry, Pair)]
     if not kept:
         raise DataError(f"{base}: the split {split} holds no picture with a mask; add pictures or name them in a list.")

@@ -4,8 +4,11 @@ Reads downwards: what the lint measured is surveyed, choices are made one after 
 tried there, and the result is a plain config, `plan.yaml`, with the reason of each value.
 """
 
+import functools
+from pathlib import Path
 from typing import Any
 
+from training.data.kept import has_room
 from training.lint import Report
 from training.plan.choose import (
     Plan,
@@ -16,15 +19,17 @@ from training.plan.choose import (
     choose_optimiser,
     choose_view,
 )
-from training.plan.pace import Trials, choose_batch, choose_encoder, choose_length, choose_workers
+from training.plan.pace import Trials, choose_batch, choose_encoder, choose_keeping, choose_length, choose_workers
 from training.plan.survey import Survey
 from training.plan.trial import Machine, seconds_a_reading
 
 __all__ = ["Plan", "make_plan"]
 
 
-def make_plan(report: Report, wishes: dict[str, Any]) -> Plan:
+def make_plan(report: Report, wishes: dict[str, Any], out: Path | None = None) -> Plan:
     """A plan for the data of a lint's report that holds no errors; `wishes` are settings that stand as they are.
+
+    out: the run folder to be, on whose disk pictures may be kept; default: the current folder's disk.
 
     Takes some seconds: steps are tried on this machine. Raises: ConfigError.
     """
@@ -36,7 +41,9 @@ def make_plan(report: Report, wishes: dict[str, Any]) -> Plan:
     choose_augmentation(plan, survey)
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
-    trials = Trials(len(report.classes), machine, seconds_a_reading(report.samples.get("train")))
+    reading = seconds_a_reading(report.samples.get("train"))
+    choose_keeping(plan, survey, functools.partial(has_room, out or Path()), reading)
+    trials = Trials(len(report.classes), machine, reading, plan["keep"])
     seconds = choose_encoder(plan, trials)
     choose_workers(plan, trials, seconds)
     choose_optimiser(plan)

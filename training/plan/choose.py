@@ -24,8 +24,10 @@ FIRST = 1  # the rung to begin at
 
 AREA = {"cpu": 320 * 320, "cuda": 512 * 512}  # pixels of the largest crop
 SIDE = {"cpu": 512, "cuda": 1024}  # the largest long side for `fit`
+LEAST = {"cpu": 384, "cuda": 512}  # the smallest: smaller pictures are enlarged, which pays at their price
+ENLARGED = 2  # times, at most
+WIDE = 16.0  # pixels: classes that are all as wide are seen as well at a lower scale
 BATCH = {"cpu": 8, "cuda": 16}
-SLIM = 4.0  # pixels, below which a class is a line to a network whose finest scores stand 8 apart
 
 
 @dataclass(frozen=True)
@@ -77,40 +79,48 @@ def begin_from(plan: Plan) -> None:
 
 def choose_view(plan: Plan, survey: Survey, machine: Machine) -> None:
     """How pictures of any size meet the network: the input rule, and the long side that `fit` brings them to."""
-    height, width = survey.size
-    long = max(height, width)
-    follows = survey.follows
+    long, least = max(survey.size), LEAST[machine.device]
+    follows, one_size = survey.follows, survey.spread < 1.1
     if follows is not None and follows < 0.5 and not survey.upright:
-        plan.set(
-            "input", "native", f"things keep their pixels where pictures grow (slope {follows:.1f} of width over size)"
-        )
+        why = f"things keep their pixels where pictures grow (slope {follows:.1f} of width over size)"
+        plan.set("input", "native", why)
     elif follows is not None and follows >= 0.5:
         plan.set("input", "fit", f"things grow with their pictures (slope {follows:.1f} of width over size)")
     elif survey.upright:
         plan.set("input", "fit", "classes have their place above or below: photographs, which come at any scale")
     elif survey.typical > AREA[machine.device] ** 0.5 / 2:
         plan.set("input", "fit", f"things are {survey.typical:.0f} pixels wide, too wide for a crop of native pixels")
+    elif one_size and long < least:
+        plan.set("input", "fit", f"pictures of {long} pixels are small enough to be looked at enlarged")
     else:
-        plan.set(
-            "input",
-            "native",
-            "no class has its place above or below: a scanner, microscope or aerial view of one scale",
-        )
-    if plan["input"] != "fit":
-        return
+        plan.set("input", "native", "nothing has its place above or below: a scanner, a microscope, a view from above")
+    if plan["input"] == "fit":
+        plan.set("side", *_side(survey, machine))
+
+
+def _side(survey: Survey, machine: Machine) -> tuple[int, str]:
+    """The long side for `fit` in pixels, and why."""
+    long, least = max(survey.size), LEAST[machine.device]
+    if long < least:
+        side = max(STRIDE, min(ENLARGED * long, least))
+        return side, f"of {long}, enlarged: the finest scores stand 8 pixels apart"
     side = min(long, SIDE[machine.device])
-    why = f"the pictures' median long side ({long})" if side == long else f"of {long}, for {machine.name}"
-    if survey.thin * side / long >= 4 * SLIM and side > 256:
-        side = max(256, round(4 * SLIM * long / survey.thin / STRIDE) * STRIDE) if survey.thin else side
-        side = min(side, long, SIDE[machine.device])
-        why = f"at which the thinnest class is still {survey.thin * side / long:.0f} pixels wide"
-    plan.set("side", max(STRIDE, side), why)
+    if survey.thin * side / long >= WIDE:
+        side = min(side, max(least, round(WIDE * long / survey.thin / STRIDE) * STRIDE))
+        return side, f"at which the thinnest class is still {survey.thin * side / long:.0f} pixels wide"
+    if side == long:
+        return side, f"the pictures' median long side, where the thinnest class is {survey.thin:.0f} pixels wide"
+    return side, f"of {long}, as much as {machine.name} passes quickly"
+
+
+def rule_of(plan: Plan) -> InputRule:
+    """The input rule that was chosen."""
+    return InputRule(rule="fit", side=plan["side"]) if plan["input"] == "fit" else InputRule(rule="native")
 
 
 def choose_crop(plan: Plan, survey: Survey, machine: Machine) -> None:
     """What a step sees of a picture: about two thirds of each side, so that no crop shows the same as the one before."""
-    rule = InputRule(rule="fit", side=plan["side"]) if plan["input"] == "fit" else InputRule(rule="native")
-    fitted = fitted_size(survey.size, rule)
+    fitted = fitted_size(survey.size, rule_of(plan))
     sides = [_crop_side(side) for side in fitted]
     why = (
         f"some two thirds of the {'fitted' if plan['input'] == 'fit' else 'median'} picture, {fitted[1]} x {fitted[0]}"
@@ -152,8 +162,7 @@ def choose_loss(plan: Plan, survey: Survey) -> None:
     plan.set("loss", "ce+dice", f"{share}; dice counts classes alike, whatever they fill")
     plan.set("class_weights", "none", "dice does their work, and does not promise pixels to rare classes")
     height, width = plan["crop"]
-    rule = InputRule(rule="fit", side=plan["side"]) if plan["input"] == "fit" else InputRule(rule="native")
-    fitted = fitted_size(survey.size, rule)
+    fitted = fitted_size(survey.size, rule_of(plan))
     seen = min(1.0, height * width / (fitted[0] * fitted[1]))
     occurring = survey.held[survey.held > 0]
     chance = float(occurring.min(initial=1.0)) * seen

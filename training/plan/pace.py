@@ -1,11 +1,13 @@
 """What of a plan depends on the machine: a batch that fits, an encoder and a length that the time has use for."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from models.architectures import options_of
 from models.errors import ConfigError
-from training.plan.choose import BATCH, FIRST, LADDER, Plan
+from training.data.kept import size_of
+from training.plan.choose import BATCH, FIRST, LADDER, Plan, rule_of
 from training.plan.survey import Survey
 from training.plan.trial import Machine, bytes_a_picture, seconds_a_step
 
@@ -14,6 +16,8 @@ CROPS = 50_000  # to train on where no time is given: CamVid's best run saw as m
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 1000
 WARMUP, VALIDATIONS = 200, 25
 SPARE = 0.6  # of the free memory that a step may take
+AUGMENT = 0.005  # seconds of a core to augment a crop
+WORTH = 0.002  # seconds of a core to read a picture, from which keeping it pays
 USUAL = 20.0  # minutes that a GPU is planned for where none are given
 
 
@@ -24,6 +28,7 @@ class Trials:
     classes: int
     machine: Machine
     reading: float = 0.0  # seconds of a core for a picture
+    kept: bool = False  # whether pictures are read once, and that is soon over
 
     def seconds(self, plan: Plan) -> float:
         """Of one step of the plan so far with its reading, its batch made smaller until the memory holds it.
@@ -47,7 +52,7 @@ class Trials:
 
     def with_reading(self, seconds: float, batch: int) -> float:
         """On a CPU reading takes turns with the steps on the same cores, beside a GPU it goes on at the same time."""
-        reading = self.reading * batch / self.machine.cores
+        reading = 0.0 if self.kept else self.reading * batch / self.machine.cores
         return seconds + reading if self.machine.device == "cpu" else max(seconds, reading)
 
     def tried(self, plan: Plan) -> float | None:
@@ -105,13 +110,22 @@ def choose_workers(plan: Plan, trials: Trials, seconds: float) -> None:
     """As many as read ahead of the steps. `seconds`: of a step."""
     cores, step = trials.machine.cores, plan["batch"] * plan["accumulate"]
     most = max(1, cores if trials.machine.device == "cpu" else cores - 1)
-    # Twice: a crop is also augmented, and a late one holds up a batch.
-    workers = min(most, max(1, math.ceil(2 * trials.reading * step / seconds)))
-    plan.set(
-        "workers",
-        workers,
-        f"{step / seconds:.0f} crops a second, each read in {1000 * trials.reading:.0f} ms of a core",
-    )
+    reading = AUGMENT + (0.0 if trials.kept else trials.reading)
+    workers = min(most, max(1, math.ceil(1.5 * reading * step / seconds)))  # a late one holds up a batch
+    plan.set("workers", workers, f"{step / seconds:.0f} crops a second, each {1000 * reading:.0f} ms of a core")
+
+
+def choose_keeping(plan: Plan, survey: Survey, room: Callable[[int], bool], reading: float) -> None:
+    """Whether pictures are decoded once. `room`: whether the disk holds so many bytes."""
+    wanted = survey.pictures * size_of([survey.size], rule_of(plan))
+    if reading < WORTH:
+        plan.set("keep", False, f"a picture is read in {1000 * reading:.1f} ms")
+    elif not room(wanted):
+        plan.set("keep", False, f"the disk has no room for {wanted / 2**30:.1f} GiB of pictures")
+    else:
+        plan.set(
+            "keep", True, f"a picture is read in {1000 * reading:.0f} ms; kept, they take {wanted / 2**20:,.0f} MiB"
+        )
 
 
 def choose_length(plan: Plan, survey: Survey, seconds: float) -> None:
