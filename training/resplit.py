@@ -158,9 +158,11 @@ def deal(units: list[Unit], shares: dict[str, float], seed: int) -> dict[str, li
         rarest = int(there[np.argmin(counts[there])]) if len(there) else None
         now = [unit for unit in left if rarest is None or unit.holders[rarest]]
         left = [unit for unit in left if rarest is not None and not unit.holders[rarest]]
-        for unit in now:
+        for place, unit in enumerate(now):
             wishes = [(0.0 if rarest is None else classes[s, rarest], pictures[s]) for s in range(len(names))]
-            s = max(range(len(names)), key=wishes.__getitem__)
+            # The last units with a class go where there is none of it yet: whole groups overshoot their shares.
+            lacking = [s for s in range(len(names)) if not any(_holds(other, rarest) for other in dealt[names[s]])]
+            s = max(lacking if 0 < len(now) - place <= len(lacking) else range(len(names)), key=wishes.__getitem__)
             dealt[names[s]].append(unit)
             pictures[s] -= len(unit.places)
             classes[s] -= unit.holders
@@ -169,6 +171,10 @@ def deal(units: list[Unit], shares: dict[str, float], seed: int) -> dict[str, li
             richest = max(dealt.values(), key=len)
             dealt[name].append(richest.pop(min(range(len(richest)), key=lambda place: len(richest[place].places))))
     return dealt
+
+
+def _holds(unit: Unit, label: int | None) -> bool:
+    return label is None or bool(unit.holders[label])
 
 
 def _keep_classes(root: Path, table: Path) -> None:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError, DataError, ImageTooLarge
 from models.spec import VOID
 from tests.training import layouts
-from training.data import FORMATS, load
+from training.data import FORMATS, has_split, load
 from training.data.shapes import CLASSES, draw, scene
-from training.data.splits import hashed_split
+from training.data.splits import hashed_split, hashed_splits
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,13 +152,45 @@ def test_classes_are_named_by_a_file_or_numbered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["road,1,2\ncar\n", "road,1,2,300\ncar\n", "road,a,b,c\ncar\n", "road\n", "road\nroad\n"]
+    ("text", "sentence"),
+    [
+        ("road,1,2\ncar,1,2\n", "line 1: 'road,1,2' has 3 columns; wanted is `name` or `name,r,g,b`"),
+        ("road,1,2,3,4\ncar,1,2,3,4\n", "line 1: .* has 5 columns"),
+        ("name,r,g,b\nroad,1,2,300\ncar,4,5,6\n", "line 2: 'road,1,2,300' has no colour"),
+        ("road,a,b,c\ncar,1,2,3\n", "line 1: 'road,a,b,c' has no colour"),
+        ("road,-1,0,0\ncar,1,2,3\n", "line 1: .* has no colour"),
+        ("road,1,2,3\ncar\n", "'car' has no colour, but others have"),
+        ("road,1,2,3\ncar,1,2,3\n", "'car' has its colour as 'road' too: 1,2,3"),
+        ("road\ncar\nroad\n", "'road' has its name twice"),
+        ("road\n", "names 1 classes; wanted are 2 to 255"),
+        ("", "names 0 classes"),
+        ("".join(f"c{label}\n" for label in range(256)), "names 256 classes"),
+        (",1,2,3\ncar,4,5,6\n", "line 1: ',1,2,3' has no name"),
+        ('road\n"car\n', "line 2: is no line of a CSV"),
+    ],
 )
-def test_a_wrong_class_file_is_named(text: str, tmp_path: Path) -> None:
+def test_a_wrong_class_file_is_told_in_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
     flat(tmp_path)
     (tmp_path / "classes.csv").write_text(text)
-    with pytest.raises(DataError, match=r"classes\.csv"):
+    with pytest.raises(DataError, match=rf"classes\.csv.*{sentence}"):
         load(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "name;r;g;b\nroad;1;2;3\ncar;4;5;6\n",
+        "Name\tR\tG\tB\nroad\t1\t2\t3\ncar\t4\t5\t6",
+        "road, 1, 2, 3\r\n\r\n car,4,5,6\r\n",
+        '"road",1,2,3,\n"car",4,5,6,\n,,,,\n',
+    ],
+    ids=["semicolons", "tabs", "blanks", "a spreadsheet's empty cells"],
+)
+def test_class_files_as_people_write_them(text: str, tmp_path: Path) -> None:
+    flat(tmp_path)
+    (tmp_path / "classes.csv").write_text(text)
+    classes = [(entry.name, entry.rgb) for entry in load(tmp_path, "train").classes]
+    assert classes == [("road", (1, 2, 3)), ("car", (4, 5, 6))]
 
 
 def test_a_class_file_from_a_spreadsheet_is_read_and_a_foreign_one_named(tmp_path: Path) -> None:
@@ -168,6 +200,172 @@ def test_a_class_file_from_a_spreadsheet_is_read_and_a_foreign_one_named(tmp_pat
     (tmp_path / "classes.csv").write_bytes("Straße\nsky\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
         load(tmp_path, "train")
+
+
+def renamed(root: Path, picture: str, mask: str) -> Path:
+    """A folder of twelve good pairs, and one whose files go by these names."""
+    for index in range(12):
+        put(root, f"picture{index}")
+    put(root, "odd")
+    (root / "images/odd.png").rename(root / "images" / picture)
+    (root / "masks/odd.png").rename(root / "masks" / mask)
+    return root
+
+
+def pairs(root: Path) -> dict[str, str]:
+    """The mask's file name by the picture's."""
+    return {pair.image.name: pair.mask.name for split in ("train", "val", "test") for pair in load(root, split).pairs}
+
+
+@pytest.mark.parametrize(
+    ("picture", "mask"),
+    [
+        ("IMG_1.PNG", "img_1.png"),
+        ("Stra\u00dfe.png", "STRASSE.png"),
+        ("u\u0308ber.png", "\u00fcber.png"),
+        ("\u00c9t\u00e9.png", "e\u0301te\u0301.png"),
+        ("a.b.png", "A.b.png"),
+    ],
+    ids=["case", "sharp s", "NFD and NFC", "both", "a dot"],
+)
+def test_names_that_differ_in_case_or_unicode_form_pair_up(picture: str, mask: str, tmp_path: Path) -> None:
+    assert pairs(renamed(tmp_path, picture, mask))[picture] == mask
+
+
+def test_the_exact_name_goes_before_one_that_is_alike(tmp_path: Path) -> None:
+    renamed(tmp_path, "IMG.png", "IMG.png")
+    put(tmp_path, "img")
+    found = pairs(tmp_path)
+    assert (found["IMG.png"], found["img.png"]) == ("IMG.png", "img.png")
+
+
+def test_names_that_are_alike_twice_are_named(tmp_path: Path) -> None:
+    renamed(tmp_path, "Img.png", "IMG.png")
+    shutil.copy(tmp_path / "masks/IMG.png", tmp_path / "masks/img.png")
+    with pytest.raises(DataError, match=r"IMG\.png and .*img\.png could both belong to .*Img\.png"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize("ending", ["_mask", "-mask", "_label", "_seg", "_gt", "_GT"])
+def test_usual_endings_of_mask_names_are_known_where_no_name_fits(ending: str, tmp_path: Path) -> None:
+    flat(tmp_path)
+    for file in (tmp_path / "masks").iterdir():
+        file.rename(file.with_stem(file.stem + ending))
+    found = pairs(tmp_path)
+    assert len(found) == 60
+    assert found["picture7.png"] == f"picture7{ending}.png"
+
+
+def test_an_ending_is_part_of_the_name_where_names_fit(tmp_path: Path) -> None:
+    root = renamed(tmp_path, "odd.png", "odd_mask.png")
+    unpaired = [path.name for split in ("train", "val", "test") for path in load(root, split).unpaired]
+    assert unpaired == ["odd.png"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"), [("imgs", "labels"), ("Images", "Masks"), ("image", "annotations"), ("img", "mask")]
+)
+@pytest.mark.parametrize("split", ["", "train/", "Training/"])
+def test_other_usual_names_of_the_folders(images: str, masks: str, split: str, tmp_path: Path) -> None:
+    for index in range(12):
+        put(tmp_path / "below", f"{split}p{index}", images=images, masks=masks)
+        put(tmp_path / "above", f"p{index}", images=f"{split}{images}", masks=f"{split}{masks}")
+    for root in (tmp_path / "below", tmp_path / "above"):
+        there = [name for name in ("train", "val", "test") if has_split(root, name)]
+        assert sum(len(load(root, name)) for name in there) == 12
+        assert load(root, "train").labels(0).any()
+
+
+def test_folders_of_two_names_of_one_split_are_told(tmp_path: Path) -> None:
+    for split in ("train", "val", "valid"):
+        put(tmp_path, f"{split}/a")
+    with pytest.raises(DataError, match=r"val.* and .*valid both claim to be val"):
+        load(tmp_path, "train")
+
+
+def test_labels_of_yolo_are_no_masks(tmp_path: Path) -> None:
+    put(tmp_path, "a", masks="labels")
+    (tmp_path / "labels/a.png").unlink()
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 1 1")
+    with pytest.raises(DataError, match="laid out like no data set"):
+        load(tmp_path, "train")
+
+
+def test_masks_without_a_picture_are_known(tmp_path: Path) -> None:
+    flat(tmp_path)
+    (tmp_path / "images/picture3.png").unlink()
+    assert [path.name for path in load(tmp_path, "train").orphans] == ["picture3.png"]
+
+
+def test_a_picture_without_a_mask_is_in_the_split_that_it_would_be_in(tmp_path: Path) -> None:
+    """Its name is the path below the pictures' folder, as a pair's is."""
+    for index in range(40):
+        put(tmp_path, f"street/p{index}")
+    before = {pair.name: split for split in ("train", "val", "test") for pair in load(tmp_path, split).pairs}
+    for name in ("street/p3", "street/p17", "street/p30", "street/p38"):
+        (tmp_path / f"masks/{name}.png").unlink()
+    after = {
+        path.relative_to(tmp_path / "images").with_suffix("").as_posix(): split
+        for split in ("train", "val", "test")
+        for path in load(tmp_path, split).unpaired
+    }
+    assert after == {name: before[name] for name in ("street/p3", "street/p17", "street/p30", "street/p38")}
+
+
+@pytest.mark.parametrize("count", range(2, 13))
+def test_few_pictures_leave_neither_train_nor_val_empty(count: int, tmp_path: Path) -> None:
+    for trial in range(6):
+        names = [f"{trial}/picture{index}" for index in range(count)]
+        splits = hashed_splits(names)
+        assert sorted(splits) == sorted(names)
+        assert {"train", "val"} <= set(splits.values())
+        assert count < 10 or "test" in splits.values()
+        assert set(hashed_splits(names, halves=True).values()) >= {"train", "val"}
+    for index in range(count):
+        put(tmp_path, f"p{index}")
+    there = [split for split in ("train", "val", "test") if has_split(tmp_path, split)]
+    assert sum(len(load(tmp_path, split)) for split in there) == count
+
+
+def test_a_set_that_grows_keeps_its_pictures_where_the_hash_has_them() -> None:
+    names = [f"picture{index}" for index in range(200)]
+    assert hashed_splits(names) == {name: hashed_split(name) for name in names}
+    for count in range(2, 60):
+        few = hashed_splits(names[:count])
+        moved = [name for name in few if few[name] != hashed_split(name)]
+        assert len(moved) <= 2
+
+
+def test_one_picture_is_told_to_be_too_few(tmp_path: Path) -> None:
+    put(tmp_path, "alone")
+    assert len(load(tmp_path, "train")) == 1
+    assert not has_split(tmp_path, "val")
+    with pytest.raises(DataError, match="holds one picture with a mask; wanted are two or more"):
+        load(tmp_path, "val")
+
+
+def test_an_empty_folder_is_told(tmp_path: Path) -> None:
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+    with pytest.raises(DataError, match=r"images holds no picture; wanted are files ending in"):
+        load(tmp_path, "train")
+
+
+def test_a_picture_of_one_pixel_and_a_huge_one_are_one_set(tmp_path: Path) -> None:
+    """20,000 x 20,000 is past the decoder's limit: it is told by name when it is read, and the set opens."""
+    for index in range(12):
+        put(tmp_path, f"p{index}")
+    put(tmp_path, "one", np.ones((1, 1), np.uint8))
+    Image.new("1", (1, 1)).save(tmp_path / "images/one.png")
+    for kind in ("images", "masks"):
+        Image.new("1", (20_000, 20_000)).save(tmp_path / kind / "huge.png")
+    splits = [load(tmp_path, split) for split in ("train", "val", "test")]
+    (samples,) = [samples for samples in splits if any(pair.name == "huge" for pair in samples.pairs)]
+    place = [pair.name for pair in samples.pairs].index("huge")
+    with pytest.raises(ImageTooLarge, match=r"huge\.png: .*400,000,000 pixels"):
+        samples.picture(place)
+    (samples,) = [samples for samples in splits if any(pair.name == "one" for pair in samples.pairs)]
+    assert samples.labels([pair.name for pair in samples.pairs].index("one")).tolist() == [[1]]
 
 
 def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ PEEKED = 8  # masks that tell a palette's or grey colours' use where the classes
 FAR = 100  # a second value so far from 0 is no label 1..99 but drawn to be seen
 NEAR, NEARLY_ALL = 16, 0.9  # levels; share of pixels: a lossy mask of 0 and 255
 MOST_LISTED = 12
-BLACK, GREY = 0, 0x010101
+BLACK, WHITE, GREY = 0, 0xFFFFFF, 0x010101
 BINARY = ("background", "foreground")
 
 
@@ -74,7 +74,8 @@ def infer(samples: Samples, masks: Sequence[Seen], root: Path) -> Understood:
     meaning, notes = _of_colours(samples, masks, root)
     numbers = _numbers(masks, meaning)
     classes = samples.classes
-    if len(classes) in (0, 2) and not meaning.grey and (high := _high(masks, numbers)):
+    high = None if len(classes) > 2 or meaning.grey or _by_label(samples.meaning, masks) else _high(masks, numbers)
+    if high:
         meaning = replace(meaning, grey=((high, 1),))
         names = [entry.name for entry in classes] or list(BINARY)
         classes = classes or [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(names)]
@@ -98,12 +99,7 @@ def _of_colours(samples: Samples, masks: Sequence[Seen], root: Path) -> tuple[Me
             f"{root}: the masks are in colours ({shown}), and no classes.csv says which class each is; "
             "write one there with a line `name,r,g,b` for each."
         )
-    places = {
-        pair
-        for mask in masks
-        if mask.kind == "palette"
-        for pair in zip(mask.values.tolist(), mask.colours.tolist(), strict=False)
-    }
+    places = _places(masks) - {(VOID, BLACK)}  # what a palette of few classes is filled up with
     told = {BLACK: VOID, **known}
     if known and places and all(colour in told for _, colour in places):
         meaning = replace(
@@ -118,6 +114,16 @@ def _of_colours(samples: Samples, masks: Sequence[Seen], root: Path) -> tuple[Me
     return meaning, []
 
 
+def _places(masks: Sequence[Seen]) -> set[tuple[int, int]]:
+    """The palette places that occur, with their colours."""
+    return {
+        pair
+        for mask in masks
+        if mask.kind == "palette"
+        for pair in zip(mask.values.tolist(), mask.colours.tolist(), strict=False)
+    }
+
+
 def _numbers(masks: Sequence[Seen], meaning: Meaning) -> set[int]:
     """The values that are numbers: grey, palette places, and grey saved in colours."""
     found: set[int] = set()
@@ -127,6 +133,12 @@ def _numbers(masks: Sequence[Seen], meaning: Meaning) -> set[int]:
         elif mask.kind == "colour" and meaning.grey_colours:
             found.update(value // GREY for value in mask.values.tolist())
     return found
+
+
+def _by_label(meaning: Meaning, masks: Sequence[Seen]) -> bool:
+    """Whether palettes show a label in its class's colour, and 255 not in white: then 255 is void, as `data remap` writes it."""
+    known, places = dict(meaning.colours), _places(masks)
+    return any(known.get(colour) == place for place, colour in places) and (VOID, WHITE) not in places
 
 
 def _high(masks: Sequence[Seen], numbers: set[int]) -> int | None:
