@@ -1,6 +1,5 @@
 """The front door: one verb a function. Each opens its room when it is called, so that `--help` is quick."""
 
-import os
 import signal
 import sys
 import warnings
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from maskserve.data import DataFolder, Format, data_app
+from maskserve.train import plan, train
 
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
 
@@ -24,6 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 app.add_typer(data_app, name="data")
+app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")(train)
+app.command()(plan)
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
 Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
@@ -38,120 +40,6 @@ def options(
     debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback (with any verb).")] = False,
 ) -> None:
     """`main` has taken --debug off the line already; it stands here for the help."""
-
-
-@app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")
-def train(
-    data: Annotated[
-        Path | None,
-        typer.Argument(metavar="DATA", help="Folder of the data set (`data lint --help` tells the layouts)."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=20 encoder=resnet50.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make (default: runs/NAME-OF-DATA).")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings, in place of the plan; KEY=VALUE stands over it.")
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the run's last checkpoint, as if it had not been stopped."),
-    ] = False,
-    minutes: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="Train for so long, over all starts; the schedule ends with it."),
-    ] = None,
-    reset_head: Annotated[
-        bool,
-        typer.Option("--reset-head", help="With weights=FILE or BUNDLE: keep all but the head, for other classes."),
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="For programs: an object a line for each validation; the rest to stderr.")
-    ] = False,
-    list_settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting with its default, and stop.")
-    ] = False,
-) -> None:
-    """Train a network on DATA: lint, plan, train with a progress bar, keep the best and the last checkpoint.
-
-    Without --config, settings follow from the data and the machine, and are left as plan.yaml; KEY=VALUE stands over them.
-    On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
-    """
-    from training.files import LAST
-    from training.settings import given_words, load_config, resumed, show_settings
-
-    if list_settings:
-        show_settings(Console())
-        return
-    if data is None:
-        raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
-    if quiet and json:
-        raise typer.BadParameter("--quiet and --json do not go together")
-    run = out or Path("runs") / data.resolve().name
-    words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
-    words += [f"minutes={minutes}"] if minutes is not None else []
-    parsed = resumed(run, config, words) if resume else load_config(config, words)
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
-    console = Console(quiet=quiet or not first, stderr=json)
-
-    from training.train import plan as plan_training  # torch comes in here, after the settings were found to be right
-    from training.train import startable
-    from training.train import train as train_run
-
-    planned = None
-    if not resume and config is None and "RANK" not in os.environ:
-        startable(run, parsed)
-        config = run / "plan.yaml"
-        planned = plan_training(data, config, given_words(words), console)
-        parsed = planned.config
-    if parsed.devices > 1 and "RANK" not in os.environ:
-        from maskserve.devices import torchrun
-
-        flags = {
-            "--resume": resume,
-            "--quiet": quiet,
-            "--json": json,
-            "--debug": "--debug" in sys.argv,
-            f"--config={config}": config is not None,
-        }
-        torchrun(parsed.devices, [str(data), *words, f"--out={run}", *(flag for flag, on in flags.items() if on)])
-
-    try:
-        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar", planned)
-    except KeyboardInterrupt:
-        kept = (run / LAST).exists()
-        if first:
-            typer.echo(
-                f"Stopped. Go on with: maskserve train {data} --out {run} --resume"
-                if kept
-                else "Stopped before the first step ended.",
-                err=True,
-            )
-        raise typer.Exit(130) from None
-    console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)
-
-
-@app.command()
-def plan(
-    data: DataFolder,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that stand, such as minutes=20.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the plan there, for `maskserve train --config FILE`.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(metavar="MINUTES", help="Plan for so long a training.")] = None,
-) -> None:
-    """Print how `maskserve train` would train on DATA, and why: the settings follow from the data and the machine."""
-    from training.settings import given_words, load_config
-
-    words = [*(settings or []), *([f"minutes={minutes}"] if minutes is not None else [])]
-    load_config(None, words)
-    with Console(stderr=True).status("opening PyTorch"):
-        from training.train import plan as plan_training
-
-    plan_training(data, out, given_words(words), Console())
 
 
 @app.command()
