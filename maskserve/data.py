@@ -2,13 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-
-if TYPE_CHECKING:
-    from training.lint import Report
 
 data_app = typer.Typer(
     help="Look for what is wrong with a data set, change its labels, split it, or make one to try things on.",
@@ -62,10 +59,10 @@ def data_lint(
     Finds unreadable files, pictures without a mask, sizes that differ, masks in the camera's frame, labels out of range, lossy and
     0/255 masks, rare and missing classes, and pictures that are there twice, in two splits above all.
     """
-    from training.lint import show
+    from training.lint import show, watched
 
     console = Console()
-    report = _linted(data, format, console, cache)
+    report = watched(data, console, format, cached=cache)
     show(report, console, most)
     if html:
         from training.lint.page import write_page
@@ -89,10 +86,11 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """What a data set is made of: sizes and formats by split, each class's share, pictures and width of objects."""
+    from training.lint import watched
     from training.lint.stats import show_stats, stats
 
     console = Console(stderr=as_json)  # the progress bar must not stand in the JSON
-    told = stats(_linted(data, format, console))
+    told = stats(watched(data, console, format))
     if as_json:
         typer.echo(json.dumps(told, indent=2))
     else:
@@ -170,16 +168,3 @@ def data_remap(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{name} {len(samples)}" for name, samples in opened.items())
     console.print(f"{out}: {counts}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _linted(data: Path, format: str, console: Console, cache: bool = True) -> "Report":
-    """The lint's report, under a progress bar."""
-    from rich.progress import Progress
-
-    from training.lint import lint
-
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading")
-        return lint(
-            data, format, progress=lambda done, total: bar.update(task, completed=done, total=total), cached=cache
-        )

@@ -41,7 +41,7 @@ from training.data.kept import emptied, has_room, size_of, taken_away
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
 from training.files import LAST, write_whole
 from training.learner import Learner, averaged
-from training.lint import Report, lint, show
+from training.lint import Report, show, watched
 from training.loop import Setup, fit, validate_on
 from training.losses import Criterion, class_weights
 from training.machine import choose_device, choose_precision, determined, launch, named, on_first
@@ -181,7 +181,7 @@ def plan(data: Path, file: Path | None, wishes: dict[str, Any], console: Console
 
 def checked(data: Path, config: TrainConfig, console: Console) -> Report:
     """The lint's report. Raises: DataError where it found errors: none of them must reach the loss."""
-    report = lint(data, config.format, ("train", "val"))
+    report = watched(data, console, config.format, ("train", "val"))
     show(report, console)
     if report.errors:
         raise DataError(

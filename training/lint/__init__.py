@@ -6,6 +6,6 @@ pictures that are there twice. `report.py` is what they found, `show.py` and `pa
 
 from training.lint.check import lint
 from training.lint.report import Finding, Measure, Report
-from training.lint.show import show
+from training.lint.show import show, watched
 
-__all__ = ["Finding", "Measure", "Report", "lint", "show"]
+__all__ = ["Finding", "Measure", "Report", "lint", "show", "watched"]
