@@ -251,6 +251,22 @@ def test_json_alone_is_on_standard_output(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_plan_is_printed_and_can_be_trained_by(tmp_path: Path) -> None:
+    from training.settings import load_config
+
+    draw(tmp_path / "s", counts={"train": 8, "val": 2}, size=(48, 64))
+    words = ("plan", "s", "encoder=tu-lcnet_035", "--minutes", "1", "--out", "plan.yaml")
+    done = maskserve(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = load_config(tmp_path / "plan.yaml", [])
+    assert (config.minutes, config.encoder) == (1.0, "tu-lcnet_035")
+    assert "as you said" in done.stdout
+    assert "tried here" in done.stdout
+    fails(maskserve("plan", "s", "encoder=resnet", cwd=tmp_path), 2, "did you mean resnet")
+    (tmp_path / "s" / "masks" / "train" / "train_0000.png").unlink()
+    fails(maskserve("plan", "s", cwd=tmp_path), 1, "1 errors; mend them")
+
+
 def test_ctrl_c_stops_a_training_and_says_how_to_go_on(tmp_path: Path) -> None:
     draw(tmp_path / "s", counts={"train": 8, "val": 2, "test": 2})
     words = ["train", "s", "--out", "run", "epochs=5000", "batch=4", "workers=1", "crop=64,64", "precision=f32"]

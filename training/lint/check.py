@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from models.spec import VOID
-from training.data import Samples, has_split, load
+from training.data import Samples, has_split, load_splits
 from training.data.facts import Facts, scan
 from training.data.samples import SPLITS
 from training.lint.labelled import Labeller, measure
@@ -29,10 +29,8 @@ def lint(
     unless not `cached`.
     Raises: DataError for a folder that is no data set at all, or a split that is laid out wrongly.
     """
-    opened = {"train": load(root, "train", format)}
-    for split in splits:
-        if split != "train" and has_split(root, split, format):
-            opened[split] = load(root, split, format)
+    there = ["train", *(split for split in splits if split != "train" and has_split(root, split, format))]
+    opened = load_splits(root, there, format, progress)
     report = Report(opened["train"].classes)
     total, before = sum(len(samples) for samples in opened.values()), 0
     for split, samples in opened.items():
