@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -70,7 +71,11 @@ def train(
     from training.train import train as train_run
 
     planned = None
-    if not resume and config is None and "RANK" not in os.environ:
+    if not resume and config is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise typer.BadParameter(
+            "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
+        )
+    if not resume and config is None:
         startable(run, parsed)
         config = run / "plan.yaml"
         planned = plan_training(data, config, given_words(words), console)
@@ -78,6 +83,8 @@ def train(
     if parsed.devices > 1 and "RANK" not in os.environ:
         from maskserve.devices import torchrun
 
+        if planned and parsed.minutes:  # less what the plan took of them
+            words.append(f"minutes={max(0.1, parsed.minutes - (time.monotonic() - planned.started) / 60):.2f}")
         flags = {
             "--resume": resume,
             "--quiet": quiet,

@@ -37,7 +37,7 @@ from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig
 from training.data import Samples, load
-from training.data.kept import emptied, has_room, size_of, taken_away
+from training.data.kept import emptied, has_room, size_of, take_away, taken_away
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
 from training.files import LAST, write_whole
 from training.learner import Learner, averaged
@@ -126,7 +126,7 @@ def train(
         network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     weights = class_weights(config.class_weights, report.pixels["train"][: len(training.classes)])
     span, pictures = Span(len(training), len(validation), config), config.batch * config.accumulate
-    kept = on_first(fabric, lambda: place_to_keep(out, report, rule, console)) if config.keep else None
+    kept = on_first(fabric, lambda: place_to_keep(out, config, report, rule, console))
     mine = kept if fabric.is_global_zero else None
     with named(config, crop), determined(config.deterministic), taken_away(mine):
         learner = fabric.setup_module(Learner(network, Criterion.of(config, weights), config))
@@ -169,10 +169,11 @@ def plan(data: Path, file: Path | None, wishes: dict[str, Any], console: Console
     wishes: settings that stand as they are. Raises: DataError, ConfigError.
     """
     started, config = time.monotonic(), validated(wishes)
-    weights_file(config)
+    possible(config)
     report = checked(data, config, console)
+    load(data, "val", config.format)  # where there is none, a training would find out after the plan
     with console.status("trying steps on this machine"):
-        made = make_plan(report, wishes, file.parent if file else None)
+        made = make_plan(report, wishes, file.parent if file else None, started)
     show_plan(made, console)
     if file:
         save_plan(made, file)
@@ -194,6 +195,11 @@ def startable(out: Path, config: TrainConfig) -> None:
     """What is wrong with the settings or the network is told before the pictures are read. Raises: RunError, ConfigError."""
     if (out / LAST).exists():
         raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
+    possible(config)
+
+
+def possible(config: TrainConfig) -> None:
+    """Raises: ConfigError, WeightsError for a network or weights that there are not."""
     build(config.architecture, 2, **architecture_options(config))
     weights_file(config)
 
@@ -237,11 +243,15 @@ def scale(config: TrainConfig, report: Report) -> tuple[InputRule, tuple[int, in
     return rule, (crop[0], crop[1])
 
 
-def place_to_keep(out: Path, report: Report, rule: InputRule, console: Console) -> Path | None:
-    """A folder for the pictures uncompressed; None where the disk does not hold them."""
-    wanted = size_of(report.sizes, rule)
+def place_to_keep(out: Path, config: TrainConfig, report: Report, rule: InputRule, console: Console) -> Path | None:
+    """A folder for the pictures uncompressed; None where that is not asked for, or the disk does not hold them."""
+    folder = out / "pictures"
+    take_away(folder)
+    if not config.keep:
+        return None
+    wanted = size_of(report.every_size(), rule)
     if has_room(out, wanted):
-        return emptied(out / "pictures")
+        return emptied(folder)
     told = f"The disk has no room to keep {wanted / 2**30:.1f} GiB of pictures, so they are read anew each time."
     console.print(told, highlight=False, markup=False, soft_wrap=True)
     return None

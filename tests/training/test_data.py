@@ -376,6 +376,9 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_data_set_is_told_how_to_be_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is empty"):
+        load(tmp_path, "train")
+    (tmp_path / "notes.txt").write_text("no data set")
     with pytest.raises(DataError, match="laid out like no data set"):
         load(tmp_path, "train")
     with pytest.raises(DataError, match="is no folder"):

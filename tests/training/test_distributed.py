@@ -129,4 +129,9 @@ def test_torchrun_and_the_settings_must_agree(few: Path, tmp_path: Path) -> None
     command += ["training.train", str(few), *WORDS, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
+    assert "several processes need one plan" in done.stderr
+    (tmp_path / "config.yaml").write_text("epochs: 2\n")
+    command.append(f"--config={tmp_path / 'config.yaml'}")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
     assert "devices=1 and torchrun's 2 processes do not agree" in done.stderr

@@ -12,7 +12,18 @@ from models.spec import VOID, InputRule
 from training import augment
 from training.config import TrainConfig
 from training.data import load
-from training.data.loader import Fitted, Item, Sample, Steps, opened, pad_together, training_batches, validation_batches
+from training.data.loader import (
+    LOOK,
+    Fitted,
+    Item,
+    Sample,
+    Steps,
+    middle,
+    opened,
+    pad_together,
+    training_batches,
+    validation_batches,
+)
 from training.data.samples import Samples
 from training.data.shapes import draw
 from training.machine import named
@@ -159,3 +170,10 @@ def test_a_picture_without_a_policy_is_as_it_is(samples: Samples) -> None:
     assert isinstance(sample, Sample)
     assert (sample.picture == samples.picture(2)).all()
     assert (sample.labels == samples.labels(2)).all()
+
+
+def test_a_validation_looks_at_the_middle_of_a_large_picture() -> None:
+    assert middle((300, 200)) == (slice(0, LOOK), slice(0, LOOK))
+    rows, columns = middle((LOOK + 10, 3 * LOOK))
+    assert (rows.start, columns.start) == (5, LOOK)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (LOOK, LOOK)

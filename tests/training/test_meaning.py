@@ -334,3 +334,54 @@ def test_names_in_another_unicode_form_are_one_split() -> None:
 
     name = "straße_für_özil"
     assert hashed_split(unicodedata.normalize("NFD", name)) == hashed_split(unicodedata.normalize("NFC", name))
+
+
+def disc(value: int = 255) -> np.ndarray:
+    """A disc whose border is anti-aliased."""
+    import cv2
+
+    mask = np.zeros((90, 120), np.uint8)
+    cv2.circle(mask, (60, 45), 30, value, -1, cv2.LINE_AA)
+    return cv2.GaussianBlur(mask, (3, 3), 0)
+
+
+def test_anti_aliased_masks_are_no_two_hundred_classes(tmp_path: Path) -> None:
+    report = lint(data_set(tmp_path / "binary", disc()))
+    assert names(report.samples["train"]) == ["background", "foreground"]
+    assert {finding.kind for finding in report.errors} == {"label out of range"}
+    assert any("anti-aliased" in finding.detail for finding in report.findings)
+    many = [np.random.default_rng(seed).integers(0, 200, SHAPE).astype(np.uint8) for seed in range(6)]
+    with pytest.raises(DataError, match="more than are taken for classes unseen"):
+        load(data_set(tmp_path / "many", *many), "train")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_colours_of_the_class_file_hold_in_any_mode(mode: str, tmp_path: Path) -> None:
+    """White is the first class here, and black the second."""
+    classes = "name,r,g,b\ncrack,255,255,255\nground,0,0,0\n"
+    samples = load(data_set(tmp_path, Image.fromarray(BINARY * 255).convert(mode), classes=classes), "train")
+    assert (samples.labels(0) == 1 - BINARY).all()
+
+
+def test_masks_of_0_1_beside_masks_of_0_255_are_told(tmp_path: Path) -> None:
+    report = lint(data_set(tmp_path, BINARY, BINARY * 255))
+    assert [finding.detail for finding in report.findings if finding.kind == "0/1 and 0/255 mixed"] == [
+        "5 masks hold 1 and 5 hold 255, and none holds both: 255 may be meant as 1, and is void."
+    ]
+    assert not [one for one in lint(data_set(tmp_path / "void", BINARY)).findings if "mixed" in one.kind]
+
+
+def test_palettes_of_their_own_are_told(tmp_path: Path) -> None:
+    kinds = [one.kind for one in lint(data_set(tmp_path, palettised([0, 1, 2]), palettised([1, 0, 2]))).findings]
+    assert "palettes that differ" in kinds
+    kinds = [one.kind for one in lint(data_set(tmp_path / "same", palettised([0, 1, 2]))).findings]
+    assert "palettes that differ" not in kinds
+
+
+def test_names_that_are_not_utf8_have_a_split(tmp_path: Path) -> None:
+    from training.data.splits import hashed_split
+
+    assert hashed_split(b"stra\xdfe".decode(errors="surrogateescape")) in ("train", "val", "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="is empty"):
+        load(tmp_path / "empty", "train")

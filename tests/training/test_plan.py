@@ -35,6 +35,7 @@ from training.plan.pace import (
     choose_keeping,
     choose_length,
     choose_workers,
+    fitting,
 )
 from training.plan.survey import Survey
 from training.plan.trial import Machine, bytes_a_picture, free_memory, seconds_a_step
@@ -216,7 +217,7 @@ def test_any_measures_make_a_valid_plan(sizes: list[tuple[int, int]], classes: i
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
     choose_optimiser(plan)
-    choose_length(plan, survey, 0.5)
+    choose_length(plan, survey, Trials(classes, machine), 0.5)
     config = plan.config()
     assert config.crop is not None
     height, width = config.crop
@@ -233,7 +234,7 @@ class Clock(Trials):
         super().__init__(2, CPU)
         self.first = first
 
-    def seconds(self, plan: Plan) -> float:
+    def seconds(self, plan: Plan) -> float | None:
         return self.first * 2 ** LADDER.index(plan["encoder"])
 
 
@@ -253,11 +254,11 @@ def test_a_batch_that_memory_does_not_hold_is_halved_and_accumulated() -> None:
     choose_batch(plan, Survey.of(report(strips((100, 120), 5))), machine)
     one = bytes_a_picture(plan.config(), 2, (64, 64))
     roomy = Machine("cpu", "a small machine", 2, int(one * 4 / 0.6) + 1000, False)
-    assert Trials(2, roomy).seconds(plan) > 0
+    assert fitting(plan, Trials(2, roomy)) > 0
     assert (plan["batch"], plan["accumulate"]) == (4, 2)
     assert "free memory" in plan.choices["batch"].why
     with pytest.raises(ConfigError, match=r"does not fit into the 0\.0 GiB"):
-        Trials(2, machine).seconds(plan)
+        fitting(plan, Trials(2, machine))
 
 
 def test_what_a_step_keeps_is_counted_as_it_is() -> None:
@@ -289,12 +290,12 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("device", "reading", "kept", "workers", "seconds"),
     [
-        ("cpu", 0.002, False, 1, 1.004),
-        ("cpu", 0.5, False, 4, 2.0),
-        ("cpu", 0.5, True, 1, 1.0),
+        ("cpu", 0.002, False, 1, 1.014),
+        ("cpu", 0.5, False, 4, 2.01),
+        ("cpu", 0.5, True, 4, 1.01),
         ("cuda", 0.05, False, 1, 1.0),
-        ("cuda", 0.5, False, 3, 1.0),
-        ("cuda", 2, False, 3, 4.0),
+        ("cuda", 0.5, False, 3, 1.01),
+        ("cuda", 2, False, 3, 4.01),
     ],
 )
 def test_readers_keep_ahead_of_the_steps(device: str, reading: float, kept: bool, workers: int, seconds: float) -> None:
@@ -305,13 +306,81 @@ def test_readers_keep_ahead_of_the_steps(device: str, reading: float, kept: bool
     assert plan["workers"] == workers
 
 
+def test_workers_are_of_each_device() -> None:
+    plan = Plan({"batch": 64, "devices": 8})
+    choose_workers(plan, Trials(2, Machine("cuda", "eight GPUs", 16, 2**33, True), 0.1), 0.1)
+    assert plan["workers"] == 1
+
+
 def test_slow_pictures_are_kept_where_the_disk_holds_them() -> None:
-    survey, asked = Survey.of(report(strips((100, 120), 5))), []
-    for reading, room, keep in ((0.0001, True, False), (0.1, True, True), (0.1, False, False)):
-        plan = Plan({"input": "native"})
-        choose_keeping(plan, survey, lambda wanted, room=room: asked.append(wanted) or room, reading)
+    for reading, room, keep in ((0.0001, 10**9, False), (0.1, 10**9, True), (0.1, 10, False)):
+        plan = Plan({})
+        choose_keeping(plan, 1000, lambda wanted, room=room: wanted <= room, reading)
         assert plan["keep"] is keep
-    assert asked == [20 * (4 * 100 * 120 + 8)] * 2
+
+
+def test_what_comes_once_is_not_kept() -> None:
+    survey = Survey.of(report(strips((100, 120), 5)))
+    for minutes, keep in ((0.5, True), (0.05, False)):
+        plan = Plan({"minutes": minutes, "batch": 8})
+        choose_keeping(plan, 1000, lambda wanted: True, 0.1)
+        choose_length(plan, survey, Trials(2, CPU), 1.0)
+        assert plan["keep"] is keep
+
+
+def test_epochs_end_a_training_that_has_minutes_too() -> None:
+    plan = Plan({"minutes": 60, "epochs": 3, "batch": 8})
+    choose_length(plan, Survey.of(report(strips((100, 120), 5))), Trials(2, CPU), 0.1)
+    assert plan["warmup"] == 0  # of 6 steps
+    assert plan["validate_every"] == 1
+    assert "about 3.0 epochs" in plan.choices["minutes"].why
+
+
+def test_minutes_that_are_gone_are_not_planned_with() -> None:
+    survey = Survey.of(report(strips((100, 120), 5)))
+    plans = []
+    for spent in (0, 600):
+        plan = Plan({"minutes": 20, "batch": 8})
+        choose_length(plan, survey, Trials(2, CPU, started=time.monotonic() - spent), 0.5)
+        plans.append(plan["validate_every"])
+    assert plans[0] == pytest.approx(2 * plans[1], abs=2)
+
+
+def test_a_side_that_was_said_is_used_and_nothing_is_no_wish() -> None:
+    plan = chosen(strips((360, 400), 6, across=True), side=320)
+    assert plan["input"] == "fit"
+    assert plan.choices["input"].why == "you said a side"
+    assert chosen(strips((360, 400), 6, across=True), side=None, crop=None)["input"] == "native"
+
+
+def test_sgd_gets_its_own_rate_and_decay() -> None:
+    plan = chosen(strips((360, 400), 6), optimizer="sgd")
+    assert (plan["lr"], plan["weight_decay"]) == (0.02, 5e-4)
+
+
+def test_a_middle_picture_has_the_shape_of_some_picture() -> None:
+    masks = strips((40, 80), 6) + [np.ascontiguousarray(mask.T) for mask in strips((40, 80), 6)]
+    assert max(Survey.of(report(masks)).size) == 80
+    assert Survey.of(report(strips((40, 80), 6))).size == (40, 80)
+
+
+class Tight(Clock):
+    """A machine whose memory holds no rung above one."""
+
+    def __init__(self, first: float, largest: int) -> None:
+        super().__init__(first)
+        self.largest = largest
+
+    def seconds(self, plan: Plan) -> float | None:
+        return super().seconds(plan) if LADDER.index(plan["encoder"]) <= self.largest else None
+
+
+def test_a_rung_that_memory_does_not_hold_is_not_climbed() -> None:
+    plan = Plan({"minutes": 20})
+    choose_batch(plan, Survey.of(report(strips((100, 120), 5))), CPU)
+    choose_encoder(plan, Tight(0.001, 2))
+    assert (plan["encoder"], plan["batch"], plan["accumulate"]) == (LADDER[2], 8, 1)
+    assert "memory" in plan.choices["encoder"].why
 
 
 def test_free_memory_is_no_more_than_there_is() -> None:
@@ -321,7 +390,7 @@ def test_free_memory_is_no_more_than_there_is() -> None:
 def test_a_step_is_timed(tmp_path: Path) -> None:
     config = load_config(None, ["encoder=tu-test_resnet", "head=linear", "batch=2"])
     begun = time.perf_counter()
-    seconds = seconds_a_step(config, 3, (64, 64), "cpu", "f32")
+    seconds = seconds_a_step(config, 3, (64, 64), 2, "cpu", "f32")
     assert seconds is not None
     assert 0 < seconds < time.perf_counter() - begun
 

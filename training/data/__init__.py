@@ -72,6 +72,8 @@ def format_of(root: Path, format: str = "auto") -> str:
         raise DataError(f"{root} is no folder; give the folder that holds the pictures and masks, or a table of them.")
     if format == "auto":
         format = next((name for name, module in FORMATS.items() if module.recognises(root)), "")
+    if not format and not any(root.iterdir()):
+        raise DataError(f"{root} is empty; give the folder that holds the pictures and masks.")
     if not format:
         raise DataError(
             f"{root} is laid out like no data set known here ({', '.join(FORMATS)}). The simplest: "

@@ -18,6 +18,8 @@ from training.data.samples import Samples
 PEEKED = 8  # masks that tell a palette's or grey colours' use where the classes are known
 FAR = 100  # a second value so far from 0 is no label 1..99 but drawn to be seen
 NEAR, NEARLY_ALL = 16, 0.9  # levels; share of pixels: a lossy mask of 0 and 255
+SOFT = 8  # values in a mask of two classes, from which its borders are mixtures
+MANY = 100  # classes that are not named: rather mixtures at borders, or numbers of instances
 MOST_LISTED = 12
 BLACK, WHITE, GREY = 0, 0xFFFFFF, 0x010101
 BINARY = ("background", "foreground")
@@ -74,6 +76,8 @@ def infer(samples: Samples, masks: Sequence[Seen], root: Path) -> Understood:
     meaning, notes = _of_colours(samples, masks, root)
     numbers = _numbers(masks, meaning)
     classes = samples.classes
+    if told := _by_grey_colours(numbers, samples):
+        return Understood(classes, replace(meaning, grey=told), tuple(notes))
     high = None if len(classes) > 2 or meaning.grey or _by_label(samples.meaning, masks) else _high(masks, numbers)
     if high:
         meaning = replace(meaning, grey=((high, 1),))
@@ -141,14 +145,21 @@ def _by_label(meaning: Meaning, masks: Sequence[Seen]) -> bool:
     return any(known.get(colour) == place for place, colour in places) and (VOID, WHITE) not in places
 
 
+def _by_grey_colours(numbers: set[int], samples: Samples) -> tuple[tuple[int, int], ...]:
+    """Grey values that are no labels, but the grey colours of the class file, such as 0 and 255 for black and white."""
+    known = dict(samples.meaning.colours)
+    told = tuple((number, known[number * GREY]) for number in sorted(numbers) if number * GREY in known)
+    return told if told and len(told) == len(numbers) and max(numbers) >= len(samples.classes) else ()
+
+
 def _high(masks: Sequence[Seen], numbers: set[int]) -> int | None:
     """The value of what is not 0 in masks of two values; None where they hold others."""
     if len(numbers) == 2 and min(numbers) == 0 and max(numbers) >= FAR and not any(mask.more for mask in masks):
         return max(numbers)
-    lossy = [mask for mask in masks if mask.lossy and mask.kind == "grey"]
-    if not lossy or len(lossy) < len(masks):
+    soft = [mask for mask in masks if mask.kind == "grey" and (mask.lossy or len(mask.values) > SOFT)]
+    if not soft or len(soft) < len(masks):
         return None
-    values, pixels = (np.concatenate([getattr(mask, name) for mask in lossy]) for name in ("values", "pixels"))
+    values, pixels = (np.concatenate([getattr(mask, name) for mask in soft]) for name in ("values", "pixels"))
     low, high = pixels[values <= NEAR].sum(), pixels[values >= 255 - NEAR].sum()
     return 255 if low and high and low + high >= NEARLY_ALL * pixels.sum() else None
 
@@ -156,7 +167,7 @@ def _high(masks: Sequence[Seen], numbers: set[int]) -> int | None:
 def _binary_note(high: int, name: str, exact: bool) -> str:
     if not exact:
         return (
-            f"The masks are lossy, and most of their pixels are near 0 or {high}: {high} is read as {name} (label 1). "
+            f"The masks are lossy or anti-aliased, with nearly all pixels near 0 or {high}: {high} is read as {name} (label 1). "
             "`maskserve data remap DATA OUT --nearest` gives each pixel the nearer of the two."
         )
     void = " and not as void" if high == VOID else ""
@@ -175,6 +186,12 @@ def _numbered(numbers: set[int], masks: Sequence[Seen], root: Path) -> list[Clas
     highest = max((number for number in numbers if number != VOID), default=0)
     if highest < 1:
         raise DataError(f"The masks of {root} hold one class alone; at least two are needed to tell pixels apart.")
+    if MANY < highest <= VOID and len(numbers) > MANY // 2:
+        raise DataError(
+            f"The masks of {root} hold {len(numbers)} values up to {highest}, more than are taken for classes unseen: so "
+            "look masks that are anti-aliased or went through JPEG, and numbers of instances. Export labels as PNG; or "
+            "if they are classes, name them in classes.csv."
+        )
     if highest > VOID:
         raise DataError(
             f"The masks of {root} hold values up to {highest:,}, but labels go from 0 to 254; "

@@ -5,8 +5,8 @@ crop. Kept as they come out of that, pictures are read by the page, and only the
 """
 
 import contextlib
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,18 +31,17 @@ class Kept:
         """RGB uint8 H x W x 3 and labels uint8 H x W, not to be written to; None where they are not kept."""
         try:
             held = np.asarray(np.memmap(self.folder / str(place), np.uint8, "r"))
-        except (OSError, ValueError):  # not there
+            height, width = held[:8].view(HEAD).tolist()
+            end = 8 + 3 * height * width
+            return held[8:end].reshape(height, width, 3), held[end:].reshape(height, width)
+        except (OSError, ValueError):  # not there, or cut short
             return None
-        height, width = held[:8].view(HEAD).tolist()
-        pixels, start = height * width, 8
-        picture = held[start : start + 3 * pixels].reshape(height, width, 3)
-        return picture, held[start + 3 * pixels :].reshape(height, width)
 
     def put(self, place: int, picture: RGB, labels: Labels) -> None:
         """Keep them, whole or not at all. A disk that is full or lost is no error: they are read again next time."""
         if self.full:
             return
-        unfinished = self.folder / f"{place}.{os.getpid()}"
+        unfinished = self.folder / f"{place}.{uuid.uuid4().hex}"
         try:
             with unfinished.open("wb") as file:
                 for part in (np.array(labels.shape, HEAD), picture, labels):
@@ -67,11 +66,16 @@ def has_room(folder: Path, wanted: int) -> bool:
 
 
 def emptied(folder: Path) -> Path:
-    """The folder made anew, with one for each split; what a killed training left there goes."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """The folder made anew, with one for each split."""
+    take_away(folder)
     for split in ("train", "val"):
         (folder / split).mkdir(parents=True)
     return folder
+
+
+def take_away(folder: Path) -> None:
+    """What is kept there, or was left by a training that was killed."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -81,4 +85,4 @@ def taken_away(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            take_away(folder)

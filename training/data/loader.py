@@ -28,6 +28,7 @@ from training.data.samples import Samples
 from training.machine import is_out_of_memory
 
 STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple
+LOOK = 1536  # pixels, the longest side of what a validation sees; `maskserve evaluate` sees all, by tiles
 ORDER, DRAW = 0, 1  # what a seed is for: the two draw from streams of their own
 
 
@@ -100,7 +101,8 @@ class Fitted(Dataset[Any]):
     def _read(self, item: Item, name: str) -> Sample:
         picture, labels = self._fitted(item.place)
         if self.policy is None:
-            return Sample(np.array(picture), np.array(labels), name)
+            look = middle(labels.shape)
+            return Sample(np.array(picture[look]), np.array(labels[look]), name)
         draw = self.policy.draw(
             (labels.shape[0], labels.shape[1]), labels, np.random.default_rng((self.seed, DRAW, item.number))
         )
@@ -121,6 +123,12 @@ class Fitted(Dataset[Any]):
         if self.kept:
             self.kept.put(place, picture, labels)
         return picture, labels
+
+
+def middle(shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """What a validation looks at of a picture H x W: a large one's middle, since it goes through the network in one piece."""
+    starts = [max(0, (length - LOOK) // 2) for length in shape]
+    return slice(starts[0], starts[0] + LOOK), slice(starts[1], starts[1] + LOOK)
 
 
 class Steps(Sampler[list[Item]]):
@@ -170,7 +178,7 @@ def training_batches(
 def validation_batches(
     samples: Samples, rule: InputRule, config: TrainConfig, rank: int = 0, world: int = 1, kept: Path | None = None
 ) -> DataLoader[Batch]:
-    """Pictures as they are, in order, padded with void to a common size; each device takes every `world`-th."""
+    """Pictures in order, of large ones the middle, padded with void to a common size; each device takes every `world`-th."""
     mine = [Item(place, place) for place in range(rank, len(samples), world)]
     size = max(1, config.batch // world)
     return _loader(

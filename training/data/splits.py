@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,15 @@ def spoken_of(name: str) -> str | None:
 def offers(there: Collection[str], split: str) -> bool:
     """Whether a data set that names the splits `there` (none: the hash makes them) has a split."""
     return not there or split in there or (split == "val" and "train" in there)
+
+
+def holds(load: Callable[[Path, str], object], root: Path, split: str) -> bool:
+    """Whether a split that the hash makes has a picture: of few pictures none is for test."""
+    try:
+        load(root, split)
+    except DataError:
+        return False
+    return True
 
 
 def source(root: Path, there: Collection[str], split: str) -> Source:
@@ -90,5 +99,5 @@ def hashed_splits(names: Iterable[str], halves: bool = False) -> dict[str, str]:
 
 def _place(name: str) -> float:
     """0..1; the same for both Unicode forms of a name."""
-    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode()).digest()
+    digest = hashlib.sha256(unicodedata.normalize("NFC", name).encode(errors="surrogateescape")).digest()
     return int.from_bytes(digest[:4], "big") / 2**32

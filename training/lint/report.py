@@ -19,11 +19,14 @@ ADVICE = {
     "size mismatch": "Export the masks again at their pictures' size; if they must be resized, by nearest neighbour.",
     "mask in the raw frame": "The camera held the picture turned, and its EXIF says so; the masks were drawn before it was turned. "
     "Turn the masks as the pictures' EXIF says, or write the pictures without EXIF as the masks' tool shows them.",
-    "lossy mask": "JPEG, AVIF and lossy WebP change labels at every border. Export the masks as PNG; do not convert these.",
+    "lossy mask": "JPEG, AVIF and lossy WebP change labels at every border. Export the masks as PNG anew; where that "
+    "cannot be, `maskserve data remap --nearest` mends what it can.",
     "label out of range": "Name all classes in classes.csv, or send the label to a class or to void by `maskserve data remap`.",
     "colour without meaning": "Give the colour to a class in classes.csv (`name,r,g,b`); or export without anti-aliasing.",
     "masks of 0 and 255": "255 is void, so these masks teach class 0 alone. Where 255 is meant as the second class, send it to 1 "
     "by `maskserve data remap`; where the masks have more classes, export labels, not a picture to look at.",
+    "0/1 and 0/255 mixed": "Where 255 is meant as class 1, send it there: `maskserve data remap DATA OUT 255=1`. Else 255 is void.",
+    "palettes that differ": "Where colours say the class, name them in classes.csv (`name,r,g,b`). Else places are labels.",
     "no labels": "Label some pixels: where all are void there is nothing to learn.",
     "one class alone": "A network learns to tell classes apart: label at least two, or export the masks as labels.",
     "understood as": "Nothing, where that is meant; or else write the labels as meant by `maskserve data remap`.",
@@ -89,6 +92,10 @@ class Report:
     def errors(self) -> list[Finding]:
         """The findings that forbid training."""
         return [finding for finding in self.findings if finding.level == "error"]
+
+    def every_size(self) -> list[tuple[int, int]]:
+        """(height, width) of every picture that could be read, of all splits."""
+        return [facts.size for split in self.facts.values() for facts in split if facts.size]
 
     def kinds(self) -> list[tuple[str, str, list[Finding]]]:
         """Level, kind and its findings, the worst first; errors before warnings before notes."""

@@ -18,6 +18,8 @@ def judge_whole(report: Report, wanted: tuple[str, ...]) -> list[Finding]:
         *_understood(report),
         *_unpaired(report),
         *_one_class(report),
+        *_mixed(report),
+        *_palettes(report),
         *_splits(report, wanted),
         *_absent(report),
         *_rare(report),
@@ -69,6 +71,37 @@ def _one_class(report: Report) -> list[Finding]:
         ]
     if len(taught) == 0 and counts[VOID]:
         return [Finding("error", "no labels", "Every pixel of train is void.")]
+    return []
+
+
+def _mixed(report: Report) -> list[Finding]:
+    """Masks of two classes, some of which hold 1 and the others 255: mostly the same class, of two tools."""
+    every = [each for facts in report.facts.values() for each in facts if each.kind != "colour" and not each.errors]
+    held = [frozenset(each.values.tolist()) for each in every]
+    if len(report.classes) != 2 or any(values >= {1, VOID} for values in held):
+        return []
+    ones, highs = (sum(value in values for values in held) for value in (1, VOID))
+    meant = dict(next(iter(report.samples.values())).meaning.grey).get(VOID, VOID)
+    if not ones or not highs or meant != VOID:
+        return []
+    detail = f"{ones} masks hold 1 and {highs} hold 255, and none holds both: 255 may be meant as 1, and is void."
+    return [Finding("warning", "0/1 and 0/255 mixed", detail)]
+
+
+def _palettes(report: Report) -> list[Finding]:
+    """One place in two colours: the file's palette was made for it alone, and its places are no labels."""
+    if any(samples.meaning.by_palette for samples in report.samples.values()):
+        return []
+    seen: dict[int, tuple[int, str, int]] = {}
+    for split, facts in report.facts.items():
+        for index, each in enumerate(facts):
+            mask = str(report.samples[split].pairs[index].mask)
+            for value, colour in zip(each.values.tolist(), each.colours.tolist(), strict=False):
+                first = seen.setdefault(value, (colour, mask, index))
+                if first[0] != colour:
+                    shown = [f"{one >> 16},{one >> 8 & 255},{one & 255}" for one in (first[0], colour)]
+                    detail = f"Palette place {value} is the colour {shown[0]} in {first[1]} and {shown[1]} in {mask}."
+                    return [Finding("warning", "palettes that differ", detail, where=((split, index),))]
     return []
 
 

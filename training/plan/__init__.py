@@ -5,10 +5,11 @@ tried there, and the result is a plain config, `plan.yaml`, with the reason of e
 """
 
 import functools
+import time
 from pathlib import Path
 from typing import Any
 
-from training.data.kept import has_room
+from training.data.kept import has_room, size_of
 from training.lint import Report
 from training.plan.choose import (
     Plan,
@@ -18,6 +19,7 @@ from training.plan.choose import (
     choose_loss,
     choose_optimiser,
     choose_view,
+    rule_of,
 )
 from training.plan.pace import Trials, choose_batch, choose_encoder, choose_keeping, choose_length, choose_workers
 from training.plan.survey import Survey
@@ -26,12 +28,13 @@ from training.plan.trial import Machine, seconds_a_reading
 __all__ = ["Plan", "make_plan"]
 
 
-def make_plan(report: Report, wishes: dict[str, Any], out: Path | None = None) -> Plan:
+def make_plan(report: Report, wishes: dict[str, Any], out: Path | None = None, started: float | None = None) -> Plan:
     """A plan for the data of a lint's report that holds no errors; `wishes` are settings that stand as they are.
 
     out: the run folder to be, on whose disk pictures may be kept; default: the current folder's disk.
-
-    Takes some seconds: steps are tried on this machine. Raises: ConfigError.
+    started: when the minutes began to count, by the monotonic clock; default: now.
+    Takes some seconds: steps are tried on this machine. Raises: ConfigError, WeightsError, BundleError; DataError for a
+    picture that is gone.
     """
     plan, survey = Plan(dict(wishes)), Survey.of(report)
     machine = Machine.here(plan.config())
@@ -42,10 +45,11 @@ def make_plan(report: Report, wishes: dict[str, Any], out: Path | None = None) -
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
     reading = seconds_a_reading(report.samples.get("train"))
-    choose_keeping(plan, survey, functools.partial(has_room, out or Path()), reading)
-    trials = Trials(len(report.classes), machine, reading, plan["keep"])
+    wanted = size_of(report.every_size(), rule_of(plan))
+    choose_keeping(plan, wanted, functools.partial(has_room, out or Path()), reading)
+    trials = Trials(len(report.classes), machine, reading, plan["keep"], started or time.monotonic())
     seconds = choose_encoder(plan, trials)
     choose_workers(plan, trials, seconds)
     choose_optimiser(plan)
-    choose_length(plan, survey, seconds)
+    choose_length(plan, survey, trials, seconds)
     return plan

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.bundle import open_bundle
+from models.bundle import WEIGHTS, open_bundle
+from models.errors import WeightsError
 from models.geometry import fitted_size
 from models.spec import InputRule
 from training.config import TrainConfig
@@ -46,6 +47,7 @@ class Plan:
     choices: dict[str, Choice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.wishes = {name: value for name, value in self.wishes.items() if value is not None}
         for name, value in self.wishes.items():
             self.choices[name] = Choice(value, "as you said")
 
@@ -67,21 +69,31 @@ class Plan:
 
 
 def begin_from(plan: Plan) -> None:
-    """Weights of a bundle fit the bundle's network and no other. Raises: BundleError."""
-    folder = Path(plan["weights"]).expanduser()
-    if plan["weights"] not in ("none", "imagenet") and (folder / "spec.json").is_file():
-        architecture = open_bundle(folder).spec.architecture
-        plan.set("architecture", architecture.name, "of the bundle to begin from")
-        for name, value in architecture.options.items():
-            if name in TrainConfig.model_fields:
-                plan.set(name, value, "of the bundle to begin from")
+    """Weights fit the network that they are of. Raises: BundleError, WeightsError."""
+    weights, folder = plan["weights"], Path(plan["weights"]).expanduser()
+    if weights in ("none", "imagenet"):
+        return
+    if not folder.is_dir():
+        plan.set("encoder", plan["encoder"], f"the usual one: say another where {weights} is of another")
+        return
+    bundle = open_bundle(folder)
+    if not bundle.has(WEIGHTS):
+        raise WeightsError(
+            f"{folder} holds no weights by name (it was imported from ONNX), so no training can start there."
+        )
+    plan.set("architecture", bundle.spec.architecture.name, "of the bundle to begin from")
+    for name, value in bundle.spec.architecture.options.items():
+        if name in TrainConfig.model_fields:
+            plan.set(name, value, "of the bundle to begin from")
 
 
 def choose_view(plan: Plan, survey: Survey, machine: Machine) -> None:
     """How pictures of any size meet the network: the input rule, and the long side that `fit` brings them to."""
     long, least = max(survey.size), LEAST[machine.device]
     follows, one_size = survey.follows, survey.spread < 1.1
-    if follows is not None and follows < 0.5 and not survey.upright:
+    if "side" in plan.wishes:
+        plan.set("input", "fit", "you said a side")
+    elif follows is not None and follows < 0.5 and not survey.upright:
         why = f"things keep their pixels where pictures grow (slope {follows:.1f} of width over size)"
         plan.set("input", "native", why)
     elif follows is not None and follows >= 0.5:
@@ -174,14 +186,21 @@ def choose_loss(plan: Plan, survey: Survey) -> None:
 
 def choose_optimiser(plan: Plan) -> None:
     """AdamW; a pretrained encoder is treated with more care than one from scratch."""
-    batch = plan["batch"] * plan["accumulate"]
+    batch, weights = plan["batch"] * plan["accumulate"], plan["weights"]
     plan.set("weights", "none", "from scratch; weights=imagenet fetches pretrained ones, and needs less data and time")
     plan.set("optimizer", "adamw", "needs the least tuning from scratch (arXiv 1711.05101)")
-    if plan["weights"] != "none":
-        plan.set("lr", 0.001, "the encoder begins with weights that are good already")
-        plan.set("head_lr", 10.0, "the head does not")
+    if plan["optimizer"] == "sgd":
+        peak = 0.02 if weights == "none" else 0.005
+        plan.set("lr", round(peak * batch / 8, 5), f"{peak} at a batch of 8, in step with the batch (arXiv 1706.02677)")
+        plan.set("weight_decay", 5e-4, "of SGD, where it is part of the gradient")
     else:
-        peak = 0.01 if "regnet" in plan["encoder"] and plan["architecture"] == "fcn" else 0.002
-        plan.set("lr", round(peak * math.sqrt(batch / 8), 5), f"{peak} at a batch of 8, by the root of the batch")
-    plan.set("weight_decay", 0.05, "AdamW's, apart from the gradient")
+        quick = "regnet" in plan["encoder"] and plan["architecture"] == "fcn"
+        peak = 0.001 if weights != "none" else 0.01 if quick else 0.002
+        begun = "the weights are good already: " if weights != "none" else ""
+        plan.set(
+            "lr", round(peak * math.sqrt(batch / 8), 5), f"{begun}{peak} at a batch of 8, by the root of the batch"
+        )
+        plan.set("weight_decay", 0.05, "AdamW's, apart from the gradient")
+    if weights == "imagenet" or plan["reset_head"]:
+        plan.set("head_lr", 10.0, "the head begins anew, and the encoder does not")
     plan.set("ema", 0.99, "averaged weights are steadier, and cost little")

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.spec import VOID
 from training.lint import Measure, Report
 
 FEW = 8  # pictures, below which a leaning of theirs may be chance
@@ -25,7 +24,6 @@ class Survey:
     pictures: int  # to train on
     held_out: int  # to validate on
     size: tuple[int, int]  # median (height, width)
-    largest: int  # long side, of all
     spread: float  # long sides, the 90th percentile over the 10th: 1 where all are alike
     shares: Floats  # C, of the labelled pixels, 0..1
     widths: Floats  # C, typical width of a class's regions, pixels of the pictures; NaN where it never occurs
@@ -46,18 +44,18 @@ class Survey:
         with np.errstate(invalid="ignore", divide="ignore"):
             # A strip of width w and length l has w x l pixels, and 2 x l of them at its edge.
             widths = 2 * pixels.sum(axis=0) / edges.sum(axis=0)
-        height, width = np.median(sizes, axis=0).astype(int).tolist()
+        height, width = _middle(sizes)
         return cls(
             pictures=len(measures),
             held_out=report.pictures.get("val", 0),
             size=(height, width),
-            largest=int(long.max()),
             spread=float(high / low),
             shares=pixels.sum(axis=0) / max(1, pixels.sum()),
             widths=np.where(pixels.sum(axis=0) > 0, np.minimum(widths, max(height, width)), np.nan),
             held=(pixels > 0).mean(axis=0),
-            upright=_leaning(quarters.sum(axis=3), LEANS, np.mean),
-            sided=_leaning(quarters.sum(axis=2), ONE_SIDED, np.max),
+            # A row of pixels has no upper half.
+            upright=_leaning(quarters[sizes[:, 0] > 1].sum(axis=3), LEANS, np.mean),
+            sided=_leaning(quarters[sizes[:, 1] > 1].sum(axis=2), ONE_SIDED, np.max),
             follows=_follows(long, pixels, edges),
         )
 
@@ -85,12 +83,21 @@ class Survey:
 
 def _table(measures: list[Measure], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """N x C x 2 x 2 pixels and N x C edge pixels of the classes."""
-    quarters = np.zeros((len(measures), VOID + 1, 2, 2), np.int64)
-    edges = np.zeros((len(measures), VOID + 1), np.int64)
+    quarters = np.zeros((len(measures), count, 2, 2), np.int64)
+    edges = np.zeros((len(measures), count), np.int64)
     for row, one in enumerate(measures):
-        quarters[row, one.labels] = one.quarters
-        edges[row, one.labels] = one.edges
-    return quarters[:, :count], edges[:, :count]
+        known = one.labels < count  # all but void
+        quarters[row, one.labels[known]] = one.quarters[known]
+        edges[row, one.labels[known]] = one.edges[known]
+    return quarters, edges
+
+
+def _middle(sizes: NDArray[np.int64]) -> tuple[int, int]:
+    """(height, width) of a picture of the median long side and the median shape, of N x 2."""
+    long, slope = np.median(sizes.max(axis=1)), np.median(np.log(sizes[:, 0] / sizes[:, 1]))
+    short = long * np.exp(-abs(slope))
+    height, width = (long, short) if slope > 0 else (short, long)
+    return max(1, round(height)), max(1, round(width))
 
 
 def _leaning(halves: NDArray[np.int64], most: float, over: Callable[[list[float]], Any]) -> bool:

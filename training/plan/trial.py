@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from training.config import TrainConfig
 from training.data import Samples
 from training.learner import Learner
 from training.losses import Criterion
-from training.machine import choose_device, is_out_of_memory
-from training.network import make_network
+from training.machine import choose_device, determined, is_out_of_memory
+from training.network import check_batch, make_network
 from training.optim import make_optimizer
 
 READ = 7  # pictures whose reading is timed
@@ -49,22 +49,29 @@ class Machine:
 
 
 def free_memory() -> int:
-    """Bytes that can be had without swapping; less where a container's limit (cgroup 1 or 2) is lower."""
+    """Bytes that can be had without swapping; less where a container's limit (cgroup 2 or 1) is lower.
+
+    What a container is said to use counts the files that it has read, which give way.
+    """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 * 2**30]
-    try:
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):
-        pass
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    with suppress(OSError, KeyError, ValueError):
+        found.append(int(_figures(Path("/proc/meminfo"))["MemAvailable:"]) * 1024)
+    for folder, limit, used, total in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        try:
-            found.append(max(0, int(Path(limit).read_text()) - int(Path(used).read_text())))
-        except (OSError, ValueError):  # not there, or the word `max`
-            continue
-    return min(found)
+        with suppress(OSError, KeyError, ValueError):  # not there, or the word `max`
+            most, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
+            stat = _figures(Path(folder) / "memory.stat")
+            files = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
+            found.append(most - max(0, taken - files))
+    return max(0, min(found))
+
+
+def _figures(file: Path) -> dict[str, str]:
+    """The first two words of each line."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0]: words[1] for words in lines if len(words) > 1}
 
 
 def bytes_a_picture(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
@@ -85,38 +92,48 @@ def bytes_a_picture(config: TrainConfig, classes: int, crop: tuple[int, int]) ->
 
 
 def seconds_a_step(
-    config: TrainConfig, classes: int, crop: tuple[int, int], device: str, precision: str
+    config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str
 ) -> float | None:
-    """The quickest of some steps on pictures of noise, at a device's share of the batch; None where memory does not hold it.
+    """The quickest of some steps on `batch` pictures of noise; None where the memory does not hold it.
 
-    crop: (height, width) in pixels; precision: bf16 or f32.
+    crop: (height, width) in pixels; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
     """
-    network = _network(config, classes).to(torch.device(device)).to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]), determined(config.deterministic):
+        network = _network(config, classes)
+        check_batch(network, batch, crop)
+        try:
+            return _quickest(network, config, classes, (batch, *crop), device, precision)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        del network
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _quickest(
+    network: Network, config: TrainConfig, classes: int, shape: tuple[int, int, int], device: str, precision: str
+) -> float:
+    """Seconds of a step on pictures of `shape` = N x H x W."""
+    network = network.to(torch.device(device)).to(memory_format=torch.channels_last)
     learner = Learner(network, Criterion.of(config), config).train()
     optimizer = make_optimizer(network, config)
-    shape = (config.batch // config.devices, *crop)
     pictures = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
     half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
     times: list[float] = []
-    try:
-        with torch.random.fork_rng():
-            while len(times) < 2 or (len(times) < ROUNDS and sum(times[1:]) < LONGEST):
-                begun = time.perf_counter()
-                with half:
-                    loss = learner(pictures, labels)
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                loss.item()
-                times.append(time.perf_counter() - begun)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return None
-    finally:
-        if device == "cuda":
-            torch.cuda.empty_cache()
+    while len(times) < 2 or (len(times) < ROUNDS and sum(times[1:]) < LONGEST):
+        begun = time.perf_counter()
+        with half:
+            loss = learner(pictures, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        times.append(time.perf_counter() - begun)
+        if times[0] > 2 * LONGEST:  # so long that getting going hardly counts
+            return times[0]
     return min(times[1:])
 
 

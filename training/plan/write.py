@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from training.config import TrainConfig
 from training.files import write_whole
@@ -23,7 +24,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     table.add_column("value", no_wrap=True)
     table.add_column("because", overflow="fold")
     for name, choice in in_order(plan):
-        table.add_row(name, plain(choice.value), choice.why)
+        table.add_row(name, Text(plain(choice.value)), Text(choice.why))
     console.print(table)
 
 
