@@ -69,9 +69,9 @@ def data_lint(
 
         write_page(html, report, data)
         console.print(f"{html} shows them.", highlight=False, markup=False)
-    if report.errors:
+    if errors := len(report.errors):
         console.print(
-            f"{len(report.errors)} errors in {data}; they must be mended before a training.",
+            f"{errors} error{'s' * (errors > 1)} in {data}, to be mended before a training.",
             highlight=False,
             markup=False,
         )

@@ -184,9 +184,10 @@ def checked(data: Path, config: TrainConfig, console: Console) -> Report:
     """The lint's report. Raises: DataError where it found errors: none of them must reach the loss."""
     report = watched(data, console, config.format, ("train", "val"))
     show(report, console)
-    if report.errors:
+    if errors := len(report.errors):
+        told = f"{errors} error{'s' * (errors > 1)}"
         raise DataError(
-            f"{data} has {len(report.errors)} errors; mend them (`maskserve data lint {data}` lists all) and train again."
+            f"{data} has {told}; mend what is wrong (`maskserve data lint {data}` lists all) and train again."
         )
     return report
 

@@ -262,9 +262,9 @@ def test_a_plan_is_printed_and_can_be_trained_by(tmp_path: Path) -> None:
     assert (config.minutes, config.encoder) == (1.0, "tu-lcnet_035")
     assert "as you said" in done.stdout
     assert "tried here" in done.stdout
-    fails(maskserve("plan", "s", "encoder=resnet", cwd=tmp_path), 2, "did you mean resnet")
+    fails(maskserve("plan", "s", "encoder=resnet17", cwd=tmp_path), 2, "resnet18")
     (tmp_path / "s" / "masks" / "train" / "train_0000.png").unlink()
-    fails(maskserve("plan", "s", cwd=tmp_path), 1, "1 errors; mend them")
+    fails(maskserve("plan", "s", cwd=tmp_path), 1, "1 error; mend what is wrong")
 
 
 def test_ctrl_c_stops_a_training_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -375,6 +375,13 @@ def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
         load(tmp_path, "train")
 
 
+def test_names_that_never_meet_are_shown(tmp_path: Path) -> None:
+    put(tmp_path, "1")
+    (tmp_path / "masks/1.png").rename(tmp_path / "masks/001.png")
+    with pytest.raises(DataError, match=r"none of 1 pictures has a mask.*images/1\.png and .*masks/001\.png"):
+        load(tmp_path, "train")
+
+
 def test_what_is_no_data_set_is_told_how_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
         load(tmp_path, "train")

@@ -134,6 +134,9 @@ def test_classes_above_and_below_make_pictures_upright() -> None:
 
 
 def test_few_pictures_are_taken_to_be_upright() -> None:
+    plan = chosen(strips((360, 400), 6, count=2, across=True))
+    assert "too few pictures to tell" in plan.choices["input"].why
+    assert "too few pictures to tell" in plan.choices["vflip"].why
     assert Survey.of(report(strips((60, 80), 6, count=3, across=True))).upright
 
 

@@ -47,6 +47,11 @@ def load(root: Path, split: str) -> Samples:
     else:
         chosen = Source("", frozenset({split}))
         images, found = _images_and_masks(root)[0], _flat(root)
+    if not found.pairs and found.unpaired and found.orphans:
+        raise DataError(
+            f"{root}: none of {len(found.unpaired):,} pictures has a mask of its name; there are {found.unpaired[0]} and "
+            f"{found.orphans[0]}, for example. Give picture and mask one name."
+        )
     kept = chosen.among(pair.name for pair in found.pairs)
     pairs = [pair for pair in found.pairs if pair.name in kept]
     check_holds(root, split, pairs, len(found.pairs))

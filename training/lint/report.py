@@ -14,7 +14,7 @@ LEVELS = ("error", "warning", "note")  # an error forbids training, a warning is
 
 # What to do about each kind of finding. The kinds stand in the order in which they are told.
 ADVICE = {
-    "unreadable file": "Save the file anew from its source, or take the picture and its mask away.",
+    "unreadable file": "Save the file anew from its source (cut one that is too large), or take picture and mask away.",
     "picture without mask": "Add a mask of the picture's name, or take the picture away.",
     "size mismatch": "Export the masks again at their pictures' size; if they must be resized, by nearest neighbour.",
     "mask in the raw frame": "The camera held the picture turned, and its EXIF says so; the masks were drawn before it was turned. "

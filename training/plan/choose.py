@@ -14,7 +14,7 @@ from models.geometry import fitted_size
 from models.spec import InputRule
 from training.config import TrainConfig
 from training.data.loader import STRIDE
-from training.plan.survey import Survey
+from training.plan.survey import FEW, Survey
 from training.plan.trial import Machine
 from training.settings import validated
 
@@ -98,6 +98,8 @@ def choose_view(plan: Plan, survey: Survey, machine: Machine) -> None:
         plan.set("input", "native", why)
     elif follows is not None and follows >= 0.5:
         plan.set("input", "fit", f"things grow with their pictures (slope {follows:.1f} of width over size)")
+    elif survey.pictures < FEW:
+        plan.set("input", "fit", "too few pictures to tell, so they are taken to be photographs")
     elif survey.upright:
         plan.set("input", "fit", "classes have their place above or below: photographs, which come at any scale")
     elif survey.typical > AREA[machine.device] ** 0.5 / 2:
@@ -156,7 +158,9 @@ def choose_augmentation(plan: Plan, survey: Survey) -> None:
         plan.set("flip", 0.0, "a class has its place left or right")
     else:
         plan.set("flip", 0.5, "no class has its place left or right")
-    if survey.upright:
+    if survey.pictures < FEW:
+        plan.set("vflip", 0.0, "too few pictures to tell whether classes have their place above or below")
+    elif survey.upright:
         plan.set("vflip", 0.0, "classes have their place above or below")
     else:
         plan.set("vflip", 0.5, "no class has its place above or below")
