@@ -1,5 +1,6 @@
 import io
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from training.lint import Finding, Report, lint, show
 from training.lint.labelled import Labeller, measure
 from training.lint.pairs import judge, spread
 from training.lint.report import ADVICE
+from training.lint.stats import show_stats, stats
 from training.lint.whole import judge_whole
 
 ROOT = Path(__file__).parents[2]
@@ -378,3 +380,12 @@ def test_the_facts_of_a_report_are_in_order(shapes: Path) -> None:
     report = lint(shapes)
     assert all(isinstance(each, Facts) for each in report.facts["val"])
     assert len(report.facts["val"]) == len(report.samples["val"]) == 6
+
+
+def test_stats_say_what_they_leave_out(shapes: Path) -> None:
+    Image.new("L", (3, 3)).save(shapes / "masks/train/train_0001.png")
+    said = StringIO()
+    told = stats(lint(shapes))
+    show_stats(told, Console(file=said, width=120))
+    assert told["splits"]["train"]["not_counted"] == 1
+    assert "Not counted: 1 pictures" in said.getvalue()

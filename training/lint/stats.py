@@ -21,6 +21,7 @@ def _split(report: Report, split: str) -> dict[str, Any]:
     facts = report.facts[split]
     sizes = np.array([each.size for each in facts if each.size], np.int64).reshape(-1, 2)
     told: dict[str, Any] = {"pictures": len(facts), "unreadable": sum(bool(each.errors) for each in facts)}
+    told["not_counted"] = sum(bool(each.errors) or each.size != each.mask_size for each in facts)
     if len(sizes):
         by_area = sizes[np.argsort(sizes.prod(axis=1), kind="stable")]
         told["sizes"] = {
@@ -78,6 +79,8 @@ def show_stats(told: dict[str, Any], console: Console) -> None:
         width = "-" if each["width"] is None else f"{each['width']:,.0f}"
         table.add_row(str(each["label"]), Text(each["name"]), *cells, width)
     console.print(table)
+    if left := sum(each["not_counted"] for each in told["splits"].values()):
+        console.print(f"Not counted: {left:,} pictures with errors, which `maskserve data lint` names.", style="yellow")
     console.print(
         "Share of the pixels, and pictures that hold the class; width: of its objects, typically, in pixels "
         "(twice its pixels by those at its edges).",
