@@ -350,8 +350,13 @@ def test_anti_aliased_masks_are_no_two_hundred_classes(tmp_path: Path) -> None:
     assert names(report.samples["train"]) == ["background", "foreground"]
     assert {finding.kind for finding in report.errors} == {"label out of range"}
     assert any("anti-aliased" in finding.detail for finding in report.findings)
+    named = lint(data_set(tmp_path / "named", disc(), classes="ground\ncrack\n"))
+    assert any("anti-aliased" in finding.detail for finding in named.findings)
+    labels = np.repeat(np.arange(12, dtype=np.uint8)[None], 8, axis=0)  # many labels and some void are not that
+    labels[0] = VOID
+    assert len(load(data_set(tmp_path / "labels", labels), "train").classes) == 12
     many = [np.random.default_rng(seed).integers(0, 200, SHAPE).astype(np.uint8) for seed in range(6)]
-    with pytest.raises(DataError, match="more than are taken for classes unseen"):
+    with pytest.raises(DataError, match="taken for no classes unseen"):
         load(data_set(tmp_path / "many", *many), "train")
 
 

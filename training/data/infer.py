@@ -18,8 +18,8 @@ from training.data.samples import Samples
 PEEKED = 8  # masks that tell a palette's or grey colours' use where the classes are known
 FAR = 100  # a second value so far from 0 is no label 1..99 but drawn to be seen
 NEAR, NEARLY_ALL = 16, 0.9  # levels; share of pixels: a lossy mask of 0 and 255
-SOFT = 8  # values in a mask of two classes, from which its borders are mixtures
-MANY = 100  # classes that are not named: rather mixtures at borders, or numbers of instances
+SOFT = 8  # values in masks of two classes, from which their borders are mixtures
+MANY = 100  # a label that nobody named: rather a mixture at a border, a grey to be seen, or a number of an instance
 MOST_LISTED = 12
 BLACK, WHITE, GREY = 0, 0xFFFFFF, 0x010101
 BINARY = ("background", "foreground")
@@ -156,10 +156,12 @@ def _high(masks: Sequence[Seen], numbers: set[int]) -> int | None:
     """The value of what is not 0 in masks of two values; None where they hold others."""
     if len(numbers) == 2 and min(numbers) == 0 and max(numbers) >= FAR and not any(mask.more for mask in masks):
         return max(numbers)
-    soft = [mask for mask in masks if mask.kind == "grey" and (mask.lossy or len(mask.values) > SOFT)]
-    if not soft or len(soft) < len(masks):
+    # Mixtures of 0 and 255 lie on both sides of the middle, which labels that nobody has named do not.
+    dark, bright = (any(low < number <= high for number in numbers) for low, high in ((NEAR, 127), (127, 254 - NEAR)))
+    soft = dark and bright and len(numbers) > SOFT
+    if not masks or any(mask.kind != "grey" or not (soft or mask.lossy) for mask in masks):
         return None
-    values, pixels = (np.concatenate([getattr(mask, name) for mask in soft]) for name in ("values", "pixels"))
+    values, pixels = (np.concatenate([getattr(mask, name) for mask in masks]) for name in ("values", "pixels"))
     low, high = pixels[values <= NEAR].sum(), pixels[values >= 255 - NEAR].sum()
     return 255 if low and high and low + high >= NEARLY_ALL * pixels.sum() else None
 
@@ -186,11 +188,11 @@ def _numbered(numbers: set[int], masks: Sequence[Seen], root: Path) -> list[Clas
     highest = max((number for number in numbers if number != VOID), default=0)
     if highest < 1:
         raise DataError(f"The masks of {root} hold one class alone; at least two are needed to tell pixels apart.")
-    if MANY < highest <= VOID and len(numbers) > MANY // 2:
+    if MANY < highest <= VOID:
         raise DataError(
-            f"The masks of {root} hold {len(numbers)} values up to {highest}, more than are taken for classes unseen: so "
-            "look masks that are anti-aliased or went through JPEG, and numbers of instances. Export labels as PNG; or "
-            "if they are classes, name them in classes.csv."
+            f"The masks of {root} hold {len(numbers)} values up to {highest}, which are taken for no classes unseen: so look "
+            "masks that are anti-aliased, went through JPEG or were made to be seen by eye, and numbers of instances. "
+            "Export labels as PNG; or if they are classes, name them in classes.csv."
         )
     if highest > VOID:
         raise DataError(
