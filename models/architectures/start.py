@@ -28,11 +28,7 @@ def start(network: Network, source: Path, classes: list[str], reset_head: bool =
     Returns: one sentence on what was taken.
     Raises: WeightsError where the weights are of another network or of other classes; BundleError.
     """
-    bundle = open_bundle(source) if source.is_dir() else None
-    if bundle and not bundle.has(WEIGHTS):
-        raise WeightsError(
-            f"{source} holds no weights by name (it was imported from ONNX), so no training can start there."
-        )
+    bundle = bundle_to_begin_from(source) if source.is_dir() else None
     state = read(bundle.verified(WEIGHTS) if bundle else source)
     whole, head = _as_whole(network, state), head_of(network)
     if _covers(network, whole, head):
@@ -44,6 +40,16 @@ def start(network: Network, source: Path, classes: list[str], reset_head: bool =
         return f"weights of {source}: {len(taken)} tensors" + (f", {len(left)} start from scratch" if left else "")
     _load_encoder(network, source, bundle, state)
     return f"weights of {source}: the encoder's; the rest starts from scratch"
+
+
+def bundle_to_begin_from(folder: Path) -> Bundle:
+    """Open a bundle that holds its weights by name. Raises: WeightsError, BundleError."""
+    bundle = open_bundle(folder)
+    if not bundle.has(WEIGHTS):
+        raise WeightsError(
+            f"{folder} holds no weights by name (it was imported from ONNX), so no training can start there."
+        )
+    return bundle
 
 
 def head_of(network: Network) -> set[str]:

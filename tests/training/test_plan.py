@@ -86,7 +86,11 @@ def strips(size: tuple[int, int], width: int, count: int = 20, across: bool = Fa
 
 def chosen(masks: list[np.ndarray], machine: Machine = CPU, classes: int = 2, **wishes: object) -> Plan:
     """All that is chosen without trying the machine."""
-    plan, survey = Plan(dict(wishes)), Survey.of(report(masks, classes))
+    return chosen_for(Survey.of(report(masks, classes)), machine, **wishes)
+
+
+def chosen_for(survey: Survey, machine: Machine, **wishes: object) -> Plan:
+    plan = Plan(dict(wishes))
     choose_view(plan, survey, machine)
     choose_crop(plan, survey, machine)
     choose_augmentation(plan, survey)
@@ -213,13 +217,7 @@ def test_any_measures_make_a_valid_plan(sizes: list[tuple[int, int]], classes: i
         found.measures.append(Measure((height, width), labels, quarters, edges))
     found.pictures = {"train": len(sizes), "val": 1}
     machine, survey = GPU if gpu else CPU, Survey.of(found)
-    plan = Plan({})
-    choose_view(plan, survey, machine)
-    choose_crop(plan, survey, machine)
-    choose_augmentation(plan, survey)
-    choose_loss(plan, survey)
-    choose_batch(plan, survey, machine)
-    choose_optimiser(plan)
+    plan = chosen_for(survey, machine)
     choose_length(plan, survey, Trials(classes, machine), 0.5)
     config = plan.config()
     assert config.crop is not None

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.bundle import WEIGHTS, open_bundle
-from models.errors import WeightsError
+from models.architectures.start import bundle_to_begin_from
 from models.geometry import fitted_size
 from models.spec import InputRule
 from training.config import TrainConfig
@@ -76,13 +75,9 @@ def begin_from(plan: Plan) -> None:
     if not folder.is_dir():
         plan.set("encoder", plan["encoder"], f"the usual one: say another where {weights} is of another")
         return
-    bundle = open_bundle(folder)
-    if not bundle.has(WEIGHTS):
-        raise WeightsError(
-            f"{folder} holds no weights by name (it was imported from ONNX), so no training can start there."
-        )
-    plan.set("architecture", bundle.spec.architecture.name, "of the bundle to begin from")
-    for name, value in bundle.spec.architecture.options.items():
+    architecture = bundle_to_begin_from(folder).spec.architecture
+    plan.set("architecture", architecture.name, "of the bundle to begin from")
+    for name, value in architecture.options.items():
         if name in TrainConfig.model_fields:
             plan.set(name, value, "of the bundle to begin from")
 

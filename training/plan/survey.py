@@ -1,8 +1,6 @@
 """What a data set's pictures and masks say of how to train on them: read off the lint's measures, no pixel twice."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +52,9 @@ class Survey:
             widths=np.where(pixels.sum(axis=0) > 0, np.minimum(widths, max(height, width)), np.nan),
             held=(pixels > 0).mean(axis=0),
             # A row of pixels has no upper half.
-            upright=_leaning(quarters[sizes[:, 0] > 1].sum(axis=3), LEANS, np.mean),
-            sided=_leaning(quarters[sizes[:, 1] > 1].sum(axis=2), ONE_SIDED, np.max),
+            # Where too few tell: pictures are mostly taken upright, and seldom one-sided.
+            upright=bool(np.mean(_leanings(quarters[sizes[:, 0] > 1].sum(axis=3)) or [1.0]) >= LEANS),
+            sided=max(_leanings(quarters[sizes[:, 1] > 1].sum(axis=2)), default=0.0) >= ONE_SIDED,
             follows=_follows(long, pixels, edges),
         )
 
@@ -100,20 +99,17 @@ def _middle(sizes: NDArray[np.int64]) -> tuple[int, int]:
     return max(1, round(height)), max(1, round(width))
 
 
-def _leaning(halves: NDArray[np.int64], most: float, over: Callable[[list[float]], Any]) -> bool:
-    """Whether classes lie in one half (N x C x 2 pixels), by the mean or the largest of their leanings."""
-    leanings, weights = [], []
+def _leanings(halves: NDArray[np.int64]) -> list[float]:
+    """How far each class lies in one of two halves (N x C x 2 pixels), 0..1; those on too few pictures are left out."""
+    leanings = []
     for label in range(halves.shape[1]):
         held = halves[halves[:, label].sum(axis=1) > 0, label].astype(float)
         if len(held) < FEW:
             continue
         lean = (held[:, 0] - held[:, 1]) / held.sum(axis=1)
         error = max(float(lean.std()), 0.05) / np.sqrt(len(lean))
-        leanings.append(abs(lean.mean()) if abs(lean.mean()) > SURE * error else 0.0)
-        weights.append(float(held.sum()))
-    if not leanings:
-        return over is np.mean  # too few pictures to tell: pictures are mostly taken upright, and seldom one-sided
-    return bool(over(leanings) >= most)
+        leanings.append(float(abs(lean.mean())) if abs(lean.mean()) > SURE * error else 0.0)
+    return leanings
 
 
 def _follows(long: NDArray[np.int64], pixels: NDArray[np.int64], edges: NDArray[np.int64]) -> float | None:
