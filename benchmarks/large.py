@@ -35,7 +35,7 @@ TARGET = Path(__file__).parent / "results" / "large.json"
 
 def main(folder: Path, data: Path, count: int) -> None:
     bundle, samples = open_bundle(folder), load(data, "test")
-    chosen = np.unique(np.linspace(0, len(samples) - 1, count).astype(int)).tolist()
+    chosen = samples.spread(count)
     result: dict[str, Any] = {
         "machine": machine(), "bundle": bundle.spec.name,
         "input": bundle.spec.input.model_dump(), "pictures": len(chosen), "scales": scales(bundle, samples, chosen),

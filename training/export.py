@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from models.bundle import INT8, INT8_WEIGHTS, SPEC, Bundle, writing
@@ -89,7 +88,7 @@ def add_int8(
     Returns: the spec, and the confusion matrix on the validation split, of what is served by default.
     """
     spec, files = draft.spec, [draft.folder / name for name in (INT8, INT8_WEIGHTS)]
-    chosen = np.unique(np.linspace(0, len(training) - 1, CALIBRATION).astype(int)).tolist()
+    chosen = training.spread(CALIBRATION)
     try:
         with console.status("calibrating int8 on training pictures"):
             quantise(
@@ -141,7 +140,7 @@ def provenance(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
 def write_report(folder: Path, segmenter: Segmenter, samples: Samples, run: Path) -> None:
     """Some validation pictures with their truth and the frozen network's answer, and the training's curves."""
     folder.mkdir()
-    for place in np.unique(np.linspace(0, len(samples) - 1, PROBES).astype(int)).tolist():
+    for place in samples.spread(PROBES):
         picture, truth = samples.picture(place), samples.labels(place)
         sheet = panel(
             picture, truth, segmenter.segment(picture).labels, samples.classes, Path(samples.pairs[place].name).name

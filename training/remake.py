@@ -25,6 +25,7 @@ from models.outputs.png import indexed
 from models.spec import VOID, ClassInfo, default_rgb
 from training.data import Samples, has_split, load_splits
 from training.data.classes import FILE, parse_classes
+from training.data.facts import usable_cores
 from training.data.meaning import Kind, Meaning, Values
 from training.data.samples import SPLITS, Pair
 
@@ -173,7 +174,7 @@ def _write(draft: Path, opened: dict[str, Samples], recipe: Recipe, nearest: boo
     # Names may all begin with one folder, a table's `images/` say.
     folders = [os.path.dirname(pair.name) for samples in opened.values() for pair in samples.pairs]
     shared = os.path.commonpath(folders) if all(folders) else ""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for split, samples in opened.items():
             names = [os.path.relpath(pair.name, shared) if shared else pair.name for pair in samples.pairs]
             jobs = [

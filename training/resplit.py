@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError, DataError
-from models.spec import VOID
 from training.data import Samples, format_of, has_split, load_splits
 from training.data.classes import FILE
-from training.data.facts import Facts, scan
+from training.data.facts import Facts, scan_splits
 from training.data.samples import SPLITS, Pair
 from training.data.table import SUFFIXES
 from training.files import write_whole
+from training.lint.labelled import Labeller
 
 TABLE = "list.tsv"
 EXPLAINED = ("folder", "table")  # formats whose masks mean the same when a table names them
@@ -69,7 +69,7 @@ def split(
         )
     opened = load_splits(root, [each for each in SPLITS if each == "train" or has_split(root, each, format)], format)
     pairs = [pair for samples in opened.values() for pair in samples.pairs]
-    facts = _scanned(opened, progress)
+    facts = [each for split in scan_splits(opened, progress).values() for each in split]
     shares = {each: share for each, share in (("train", 1 - val - test), ("val", val), ("test", test)) if share}
     units = _units(pairs, facts, opened["train"], group)
     if len(units) < len(shares):
@@ -85,15 +85,6 @@ def split(
     _keep_classes(root, table)
     _write(table, chosen)
     return table, chosen
-
-
-def _scanned(opened: dict[str, Samples], progress: Callable[[int, int], None] | None) -> list[Facts]:
-    total, facts = sum(map(len, opened.values())), list[Facts]()
-    for samples in opened.values():
-        before = len(facts)
-        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        facts += scan(samples, told)
-    return facts
 
 
 def _units(pairs: list[Pair], facts: list[Facts], samples: Samples, group: str | None) -> list[Unit]:
@@ -114,7 +105,13 @@ def _units(pairs: list[Pair], facts: list[Facts], samples: Samples, group: str |
     together: dict[int, list[int]] = defaultdict(list)
     for place in range(len(pairs)):
         together[root_of(place)].append(place)
-    held = np.array([_held(each, samples) for each in facts])
+    labeller, held = (
+        Labeller(samples.meaning, len(samples.classes)),
+        np.zeros((len(pairs), len(samples.classes)), np.int64),
+    )
+    for place, each in enumerate(facts):
+        labels = labeller(each).kept
+        held[place, labels[labels < held.shape[1]]] = 1
     units = [Unit(tuple(places), held[places].sum(axis=0)) for places in together.values()]
     return sorted(units, key=lambda unit: pairs[unit.places[0]].name)
 
@@ -130,17 +127,6 @@ def _group(name: str, expression: str | None) -> str:
     if not found:
         raise ConfigError(f"--group {expression!r} finds nothing in the picture name {name!r}; each needs its group.")
     return found.group(1 if found.re.groups else 0) or ""
-
-
-def _held(facts: Facts, samples: Samples) -> NDArray[np.int64]:
-    """C: 1 where the mask holds the class."""
-    held = np.zeros(len(samples.classes), np.int64)
-    colours = facts.colours.tolist() if len(facts.colours) else [None] * len(facts.values)
-    for value, colour in zip(facts.values.tolist(), colours, strict=True):
-        label = samples.meaning.label(value, facts.kind, colour)
-        if label is not None and label < len(held) and label != VOID:
-            held[label] = 1
-    return held
 
 
 def deal(units: list[Unit], shares: dict[str, float], seed: int) -> dict[str, list[Unit]]:

@@ -280,7 +280,7 @@ def named_pictures(samples: Samples) -> dict[str, Any]:
 def draw_samples(network: Network, rule: InputRule, samples: Samples) -> dict[str, Image.Image]:
     """Some pictures, spread over the split, with their truth and the network's answer, by name."""
     segmenter, sheets = live(network.eval(), rule), {}
-    for index in np.unique(np.linspace(0, len(samples) - 1, SAMPLES).astype(int)).tolist():
+    for index in samples.spread(SAMPLES):
         picture, truth = samples.picture(index), samples.labels(index)
         answer = segmenter.segment(picture).labels
         matrix = Confusion(len(samples.classes))

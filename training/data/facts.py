@@ -10,7 +10,7 @@ from training.data.cache import Cache
 from training.data.reading import Facts, Room, examine
 from training.data.samples import Samples
 
-__all__ = ["Facts", "scan"]
+__all__ = ["Facts", "scan", "scan_splits", "usable_cores"]
 
 CHUNK = 8  # pairs that a thread takes at a time
 
@@ -38,6 +38,18 @@ def scan(samples: Samples, progress: Callable[[int, int], None] | None = None, c
     return [facts for facts in found if facts is not None]
 
 
+def scan_splits(
+    opened: dict[str, Samples], progress: Callable[[int, int], None] | None = None, cached: bool = True
+) -> dict[str, list[Facts]]:
+    """As `scan`, of several splits; `progress` counts the pairs of all."""
+    total, before, found = sum(map(len, opened.values())), 0, dict[str, list[Facts]]()
+    for split, samples in opened.items():
+        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        found[split] = scan(samples, told, cached)
+        before += len(samples)
+    return found
+
+
 def _examined(samples: Samples, indices: list[int]) -> Iterator[Facts]:
     """The facts of some pairs, in order. Decoding and hashing release the interpreter's lock, so threads use every core."""
     room, stopped = Room(MAX_PIXELS), threading.Event()
@@ -48,7 +60,7 @@ def _examined(samples: Samples, indices: list[int]) -> Iterator[Facts]:
 
     if not indices:
         return
-    pool = ThreadPoolExecutor(_cores())
+    pool = ThreadPoolExecutor(usable_cores())
     try:
         for facts in pool.map(examine_some, range(0, len(indices), CHUNK)):
             yield from facts
@@ -57,6 +69,6 @@ def _examined(samples: Samples, indices: list[int]) -> Iterator[Facts]:
         pool.shutdown(cancel_futures=True)
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

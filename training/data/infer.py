@@ -60,7 +60,7 @@ def seen(facts: Facts) -> Seen | None:
 def peek(samples: Samples) -> list[Seen]:
     """Of a few masks, evenly spread over the data set."""
     found = []
-    for index in np.unique(np.linspace(0, len(samples) - 1, PEEKED).astype(int)).tolist():
+    for index in samples.spread(PEEKED):
         try:
             values = samples.values(index)
         except MaskserveError:

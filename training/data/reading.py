@@ -42,6 +42,11 @@ class Facts:
     errors: tuple[str, ...]  # what could not be read, a sentence each
     lossy: bool = False  # whether the mask's file keeps colours only nearly, as JPEG does
 
+    @property
+    def fits(self) -> bool:
+        """Whether both could be read, and the mask has its picture's size."""
+        return not self.errors and self.size == self.mask_size
+
 
 class Room:
     """Lets threads in while their pictures together have so many pixels at most; a larger one comes in alone."""

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from models.errors import DataError
 from models.image import RGB, SUFFIXES, Labels, read
 from models.spec import ClassInfo
@@ -49,6 +51,11 @@ class Samples:
     def picture(self, index: int) -> RGB:
         """RGB uint8 H x W x 3."""
         return read(self.pairs[index].image)
+
+    def spread(self, most: int) -> list[int]:
+        """The places of so many pictures at most, evenly over the split."""
+        places: list[int] = np.unique(np.linspace(0, len(self) - 1, most).astype(int)).tolist()
+        return places
 
     def values(self, index: int) -> Values:
         """What the mask holds, before it has a meaning."""

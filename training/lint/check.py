@@ -7,7 +7,7 @@ import numpy as np
 
 from models.spec import VOID
 from training.data import Samples, has_split, load_splits
-from training.data.facts import Facts, scan
+from training.data.facts import Facts, scan_splits
 from training.data.samples import SPLITS
 from training.lint.labelled import Labeller, measure
 from training.lint.pairs import judge
@@ -32,11 +32,8 @@ def lint(
     there = ["train", *(split for split in splits if split != "train" and has_split(root, split, format))]
     opened = load_splits(root, there, format, progress)
     report = Report(opened["train"].classes)
-    total, before = sum(len(samples) for samples in opened.values()), 0
-    for split, samples in opened.items():
-        told = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        _take(report, split, samples, scan(samples, told, cached))
-        before += len(samples)
+    for split, facts in scan_splits(opened, progress, cached).items():
+        _take(report, split, opened[split], facts)
     report.findings += judge_whole(report, splits)
     report.findings += judge_twins(report)
     return report
@@ -54,7 +51,7 @@ def _take(report: Report, split: str, samples: Samples, scanned: list[Facts]) ->
         report.findings += findings
         if split == "train" and facts.size:
             report.sizes.append(facts.size)
-        if facts.errors or facts.size != facts.mask_size:
+        if not facts.fits:
             continue
         figures = measure(facts, labelled)
         report.pixels[split][figures.labels] += figures.quarters.sum(axis=(1, 2))

@@ -21,7 +21,7 @@ def _split(report: Report, split: str) -> dict[str, Any]:
     facts = report.facts[split]
     sizes = np.array([each.size for each in facts if each.size], np.int64).reshape(-1, 2)
     told: dict[str, Any] = {"pictures": len(facts), "unreadable": sum(bool(each.errors) for each in facts)}
-    told["not_counted"] = sum(bool(each.errors) or each.size != each.mask_size for each in facts)
+    told["not_counted"] = sum(not each.fits for each in facts)
     if len(sizes):
         by_area = sizes[np.argsort(sizes.prod(axis=1), kind="stable")]
         told["sizes"] = {

@@ -16,6 +16,7 @@ from models.engines.openvino import has_bf16
 from models.spec import ClassInfo, default_rgb
 from training.config import TrainConfig
 from training.data import Samples
+from training.data.facts import usable_cores
 from training.learner import Learner
 from training.losses import Criterion
 from training.machine import choose_device, determined, is_out_of_memory
@@ -41,7 +42,7 @@ class Machine:
     def here(cls, config: TrainConfig) -> "Machine":
         """As the settings ask for it. Raises: ConfigError where a GPU is asked for and none is there."""
         device = choose_device(config)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         if device == "cuda":
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             return cls(device, torch.cuda.get_device_name(), cores, torch.cuda.mem_get_info()[0], bf16)
@@ -141,7 +142,7 @@ def seconds_a_reading(samples: Samples | None) -> float:
     if not samples:
         return 0.0
     times = []
-    for index in {round(place) for place in np.linspace(0, len(samples) - 1, READ).tolist()}:
+    for index in samples.spread(READ):
         begun = time.perf_counter()
         samples.picture(index)
         samples.labels(index)
