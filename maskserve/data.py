@@ -118,16 +118,12 @@ def data_split(
 
     Equal pictures stay together, and rare classes are dealt by the shares too.
     """
-    from rich.progress import Progress
-
+    from training.bar import counted
     from training.resplit import split
 
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading")
-        table, dealt = split(
-            data, out, val, test, seed, group, format, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with counted(console, "reading") as progress:
+        table, dealt = split(data, out, val, test, seed, group, format, progress)
     counts = ", ".join(f"{name} {len(pairs)}" for name, pairs in dealt.items())
     console.print(f"{table}: {counts}", highlight=False, markup=False, soft_wrap=True)
 
@@ -153,17 +149,12 @@ def data_remap(
     FROM: a class or several, by name or label, or a label that no class has. TO: a class, a new name, or void. Classes that nothing
     is left of go, and the others move up. Pictures are linked where the disk can.
     """
-    from rich.progress import Progress
-
+    from training.bar import counted
     from training.remake import describe, remap
 
     console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("writing")
-        recipe, opened = remap(
-            data, out, rules or [], classes, nearest, format,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )  # fmt: skip
+    with counted(console, "writing") as progress:
+        recipe, opened = remap(data, out, rules or [], classes, nearest, format, progress)
     for line in describe(recipe, opened):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{name} {len(samples)}" for name, samples in opened.items())

@@ -50,7 +50,7 @@ def train(
     On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
     """
     from training.files import LAST
-    from training.settings import given_words, load_config, resumed, show_settings
+    from training.settings import check_unused, given_words, load_config, resumed, show_settings
 
     if list_settings:
         show_settings(Console())
@@ -67,7 +67,6 @@ def train(
     console = Console(quiet=quiet or not first, stderr=json)
 
     from training.train import plan as plan_training  # torch comes in here, after the settings were found to be right
-    from training.train import startable
     from training.train import train as train_run
 
     planned = None
@@ -76,7 +75,7 @@ def train(
             "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
         )
     if not resume and config is None:
-        startable(run, parsed)
+        check_unused(run)
         config = run / "plan.yaml"
         planned = plan_training(data, config, given_words(words), console)
         parsed = planned.config

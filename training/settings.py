@@ -44,6 +44,12 @@ def check_there(run: Path) -> None:
         raise RunError(f"{run} holds no {LAST.name} to resume from; train without --resume.")
 
 
+def check_unused(run: Path) -> None:
+    """Raises: RunError where there is a run already."""
+    if (run / LAST).exists():
+        raise RunError(f"{run} holds a run already; go on with it by --resume, or choose another --out.")
+
+
 def check_resumed(run: Path, config: TrainConfig) -> None:
     """Raises: ConfigError that names what differs from the settings that a run began with, and what may."""
     began = load_config(run / "config.yaml", [])

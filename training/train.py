@@ -61,7 +61,7 @@ from training.plan import make_plan
 from training.plan.write import save_plan, show_plan
 from training.progress import TABLE, Log, Nobody, Watch
 from training.report import curves, panel
-from training.settings import check_resumed, check_there, save_config, validated
+from training.settings import check_resumed, check_there, check_unused, save_config, validated
 from training.state import State
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
@@ -100,7 +100,7 @@ def train(
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
     began = on_first(fabric, lambda: resumable(out, data, config) if resume else startable(out, config))
     report = planned.report if planned else on_first(fabric, lambda: checked(data, config, console))
-    training, validation = load(data, "train", config.format), load(data, "val", config.format)
+    training, validation = report.samples["train"], report.samples["val"]
     facts = began or on_first(fabric, lambda: describe(data, training, config, device, report))
     if began:
         same_data(began, training, data, out)
@@ -171,7 +171,6 @@ def plan(data: Path, file: Path | None, wishes: dict[str, Any], console: Console
     started, config = time.monotonic(), validated(wishes)
     possible(config)
     report = checked(data, config, console)
-    load(data, "val", config.format)  # where there is none, a training would find out after the plan
     with console.status("trying steps on this machine"):
         made = make_plan(report, wishes, file.parent if file else None, started)
     show_plan(made, console)
@@ -189,13 +188,14 @@ def checked(data: Path, config: TrainConfig, console: Console) -> Report:
         raise DataError(
             f"{data} has {told}; mend what is wrong (`maskserve data lint {data}` lists all) and train again."
         )
+    if "val" not in report.samples:
+        load(data, "val", config.format)  # says what is missing
     return report
 
 
 def startable(out: Path, config: TrainConfig) -> None:
     """What is wrong with the settings or the network is told before the pictures are read. Raises: RunError, ConfigError."""
-    if (out / LAST).exists():
-        raise RunError(f"{out} holds a run already; go on with it by --resume, or choose another --out.")
+    check_unused(out)
     possible(config)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import INT8, INT8_WEIGHTS, MODEL, Bundle, sha256
+from models.cache import cache_home
 from models.engines.contract import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError, last_line
 
@@ -127,7 +128,7 @@ def _cache(bundle: Bundle, way: str) -> Path | None:
     if not bundle.hash:
         return None
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / "openvino"
+        home = cache_home("openvino")
         folder = home / bundle.hash / way
         folder.mkdir(parents=True, exist_ok=True)
         for used, kept in ((home / bundle.hash, BUNDLES), (folder, WAYS)):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cache import cache_home
 from training.data.meaning import Kind, Values
 from training.data.reading import Facts
 from training.data.samples import Pair
@@ -109,7 +110,7 @@ def _file_of(pairs: list[Pair]) -> Path | None:
     if not pairs:
         return None
     try:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / "facts"
+        home = cache_home("facts")
         folder = os.path.commonpath({os.path.abspath(pair.image.parent) for pair in pairs})
         home.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # a read-only container, a user without a home, two drives

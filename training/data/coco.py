@@ -27,7 +27,7 @@ from training.data.meaning import Values
 from training.data.pictures import Pictures
 from training.data.regions import Regions
 from training.data.samples import Pair, Samples
-from training.data.splits import Source, holds, offers, source
+from training.data.splits import Source, offers, source
 
 BACKGROUND = "background"
 
@@ -75,8 +75,7 @@ def recognises(root: Path) -> bool:
 
 def has_split(root: Path, split: str) -> bool:
     """Whether the split has a file, or is made by the hash. Raises: DataError where two files claim one split."""
-    there = files_of(root).splits()
-    return offers(there, split) and (bool(there) or split != "test" or holds(load, root, split))
+    return offers(files_of(root).splits(), split, lambda: load(root, split))
 
 
 def load(root: Path, split: str) -> Samples:

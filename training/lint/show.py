@@ -4,11 +4,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from models.spec import VOID
+from training.bar import counted
 from training.data.samples import SPLITS
 from training.lint.check import lint
 from training.lint.report import ADVICE, Report
@@ -21,9 +21,8 @@ def watched(
     root: Path, console: Console, format: str = "auto", splits: tuple[str, ...] = SPLITS, cached: bool = True
 ) -> Report:
     """`lint` under a progress bar, where the console is a terminal."""
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading")
-        return lint(root, format, splits, lambda done, total: bar.update(task, completed=done, total=total), cached)
+    with counted(console, "reading") as progress:
+        return lint(root, format, splits, progress, cached)
 
 
 def show(report: Report, console: Console, most: int = 5) -> None:
