@@ -30,11 +30,6 @@ ROOT = Path(__file__).parents[2]
 CAMVID = ROOT / ".." / "shared" / "data" / "camvid"
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
     draw(tmp_path / "shapes", counts={"train": 12, "val": 6, "test": 6})
