@@ -1,7 +1,6 @@
 """The lint's report as one page that opens without a network, with the worst pictures of each kind.
 
-It looks as the evaluation's page (`training/page`), whose style and script it takes. Its Content-Security-Policy forbids
-everything from outside, and every name is escaped: it comes from somebody's files.
+It looks as the evaluation's page (`training/page/frame.py`). Every name is escaped: it comes from somebody's files.
 """
 
 import re
@@ -14,10 +13,10 @@ from models.spec import VOID
 from training.lint.cards import card
 from training.lint.report import ADVICE, LEVELS, Finding, Report
 from training.lint.stats import stats
+from training.page.frame import framed
 from training.page.words import swatch
-from training.page.write import FRAME as STYLE
 
-FRAME = Path(__file__).parent
+FOLDER = Path(__file__).parent
 CODE = re.compile("`(.+?)`")
 SHOWN, LISTED = 6, 20  # of a kind: findings with pictures, and in words
 
@@ -28,18 +27,16 @@ def write_page(target: Path, report: Report, data: Path) -> None:
     splits = ", ".join(f"{split} {count:,}" for split, count in report.pictures.items())
     nav = "".join(f'<a href="#{_anchor(level, kind)}">{escape(kind)}</a> ' for level, kind, _ in report.kinds())
     sections = {
-        "title": escape(f"lint of {data.name}"),
-        "name": escape(data.resolve().name),
-        "subtitle": escape(f"{pictures:,} pictures ({splits}), {len(report.classes)} classes"),
-        "css": (STYLE / "page.css").read_text(encoding="utf-8") + (FRAME / "page.css").read_text(encoding="utf-8"),
-        "js": (STYLE / "page.js").read_text(encoding="utf-8"),
-        "nav": f'{nav}<a href="#classes">Classes</a> <a href="#splits">Splits</a>',
         "headline": _headline(report),
         "findings": _findings(report),
         "classes": _classes(report),
         "splits": _splits(report),
     }
-    page = Template((FRAME / "page.html").read_text(encoding="utf-8")).substitute(sections)
+    main, style = ((FOLDER / file).read_text(encoding="utf-8") for file in ("page.html", "page.css"))
+    subtitle = f"{pictures:,} pictures ({splits}), {len(report.classes)} classes"
+    nav += '<a href="#classes">Classes</a> <a href="#splits">Splits</a>'
+    main = Template(main).substitute(sections)
+    page = framed(f"lint of {data.name}", "maskserve data lint", data.resolve().name, subtitle, nav, main, style)
     try:
         target.write_text(page, encoding="utf-8")
     except OSError as error:

@@ -1,7 +1,6 @@
 """`report.html`: an evaluation to look at, in one file that opens without a network.
 
-`page.html`, `page.css` and `page.js` are the frame; the other files of this folder each draw a section. The page allows
-itself nothing from outside: its Content-Security-Policy forbids it.
+`page.html` is the order of its sections, which the other files of this folder draw; `frame.py` puts them into a page.
 """
 
 from html import escape
@@ -14,6 +13,7 @@ from models.segmenter import Segmenter
 from training.data import Samples
 from training.metrics import Confusion
 from training.page.chart import curves
+from training.page.frame import framed
 from training.page.heatmap import heatmap
 from training.page.pictures import pictures
 from training.page.speed import Speed, engines_section
@@ -22,6 +22,10 @@ from training.printout import hints
 from training.tally import LEVEL, RESAMPLES, Tally
 
 FRAME = Path(__file__).parent
+NAV = (
+    '<a href="#classes">Classes</a> <a href="#confusion">Confusion</a> <a href="#pictures">Pictures</a> '
+    '<a href="#training">Training</a> <a href="#engines">Engines</a> <a href="#facts">How it was measured</a>'
+)
 CURVES = "report/metrics.csv"  # in a bundle
 
 
@@ -36,11 +40,6 @@ def write_page(
         f"{len(samples.classes)} classes, labelled by {choice['engine']} in {choice['precision']} on {choice['device']}"
     )
     sections = {
-        "title": escape(f"{choice['name']} on {metrics['data']} ({metrics['split']})"),
-        "name": escape(choice["name"]),
-        "subtitle": escape(subtitle),
-        "css": (FRAME / "page.css").read_text(encoding="utf-8"),
-        "js": (FRAME / "page.js").read_text(encoding="utf-8"),
         "headline": headline(metrics),
         "hints": "".join(f'<p class="hint">{escape(sentence)}</p>' for sentence in hints(metrics, matrix)),
         "classes": classes_table(metrics, samples.classes, tally),
@@ -52,7 +51,9 @@ def write_page(
         ),
         "facts": facts(metrics, matrix),
     }
-    page = Template((FRAME / "page.html").read_text(encoding="utf-8")).substitute(sections)
+    main = Template((FRAME / "page.html").read_text(encoding="utf-8")).substitute(sections)
+    title = f"{choice['name']} on {metrics['data']} ({metrics['split']})"
+    page = framed(title, "maskserve evaluation", choice["name"], subtitle, NAV, main)
     target.write_text(page, encoding="utf-8")
 
 
