@@ -2,7 +2,7 @@
 
 import http
 import logging
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import BaseModel, Field
@@ -11,40 +11,74 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from models.bundle import Bundle
-from models.errors import BrokenImage, EmptyImage, ImageTooLarge, NotAnImage, TooLittleMemory
-from service.errors import BadRequest, BodyTooLarge, NotReady
+from models.errors import (
+    BrokenImage,
+    ConfigError,
+    EmptyImage,
+    ImageTooLarge,
+    NotAnImage,
+    SeveralPictures,
+    TooLittleMemory,
+)
+from service.errors import (
+    BadRequest,
+    BodyTooLarge,
+    Busy,
+    NoKey,
+    NotFound,
+    NotReady,
+    SlowBody,
+    TimedOut,
+    UnknownModel,
+)
+from service.record import request_id
 
 logger = logging.getLogger("maskserve")
 
-ERRORS: dict[type[Exception], tuple[int, str]] = {
-    BadRequest: (400, "The request is not understood"),
-    EmptyImage: (400, "The picture is empty"),
-    ClientDisconnect: (400, "The request broke off"),
-    BodyTooLarge: (413, "The body is too large"),
-    ImageTooLarge: (413, "The picture is too large"),
-    TooLittleMemory: (413, "The picture is too large"),
-    NotAnImage: (415, "This is no picture"),
-    BrokenImage: (422, "The picture is broken"),
-    NotReady: (503, "The service is not ready"),
+# Each kind of error: its status, its name in the problem's `type`, and its title, which never vary for a kind.
+ERRORS: dict[type[Exception], tuple[int, str, str]] = {
+    BadRequest: (400, "bad-request", "The request is not understood"),
+    ConfigError: (400, "bad-request", "The request is not understood"),
+    EmptyImage: (400, "empty-picture", "The picture is empty"),
+    ClientDisconnect: (400, "broken-off", "The request broke off"),
+    NoKey: (401, "no-key", "A key is needed"),
+    NotFound: (404, "not-found", "Nothing is here"),
+    UnknownModel: (404, "unknown-model", "No such model is served"),
+    SlowBody: (408, "slow-body", "The body came too slowly"),
+    BodyTooLarge: (413, "body-too-large", "The body is too large"),
+    ImageTooLarge: (413, "picture-too-large", "The picture is too large"),
+    TooLittleMemory: (413, "picture-too-large", "The picture is too large"),
+    NotAnImage: (415, "no-picture", "This is no picture"),
+    BrokenImage: (422, "broken-picture", "The picture is broken"),
+    SeveralPictures: (422, "several-pictures", "These are several pictures"),
+    Busy: (429, "busy", "Too many requests at once"),
+    NotReady: (503, "not-ready", "The service is not ready"),
+    TimedOut: (504, "timed-out", "The answer took too long"),
 }
-UNEXPECTED = (500, "Something went wrong in the service")
+UNEXPECTED = (500, "unexpected", "Something went wrong in the service")
 
 PROBLEM_JSON = "application/problem+json"
+TYPE = "urn:problem-type:maskserve:"
 
 
 class Problem(BaseModel):
     """An error, by RFC 9457."""
 
-    type: Literal["about:blank"] = "about:blank"
-    title: str = Field(description="the kind of error, always the same for a kind")
+    type: str = Field(description="the kind of error, for programs: urn:problem-type:maskserve:KIND")
+    title: str = Field(description="the kind of error, for people; always the same for a kind")
     status: int = Field(description="the HTTP status")
     detail: str = Field(description="what came, what was wanted, and what to do")
+    request_id: str = Field(description="as in X-Request-ID and in the service's log")
 
 
-def mask(body: bytes, media_type: str, bundle: Bundle, milliseconds: dict[str, float]) -> Response:
+def picture(body: bytes, media_type: str, bundle: Bundle, milliseconds: dict[str, float]) -> Response:
     """An encoded prediction, with the model that made it and where the time went."""
-    timing = ", ".join(f"{stage};dur={duration:.2f}" for stage, duration in milliseconds.items())
-    return Response(body, media_type=media_type, headers={"X-Model": model_tag(bundle), "Server-Timing": timing})
+    return Response(body, media_type=media_type, headers={"X-Model": model_tag(bundle), **timing(milliseconds)})
+
+
+def timing(milliseconds: dict[str, float]) -> dict[str, str]:
+    """The header Server-Timing (W3C): milliseconds by stage."""
+    return {"Server-Timing": ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in milliseconds.items())}
 
 
 def model_tag(bundle: Bundle) -> str:
@@ -54,30 +88,45 @@ def model_tag(bundle: Bundle) -> str:
 
 def refusal(error: Exception) -> Response:
     """Any exception as a problem; one that is not in the table is logged, and its text stays in the log."""
+    problem, headers = explained(error)
+    return JSONResponse(problem.model_dump(), problem.status, headers, media_type=PROBLEM_JSON)
+
+
+def explained(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """The problem that an exception is, and the headers that go with it."""
     if isinstance(error, HTTPException):
-        return problem(error.status_code, http.HTTPStatus(error.status_code).phrase, str(error.detail), error.headers)
-    status, title = next((row for kind, row in ERRORS.items() if isinstance(error, kind)), UNEXPECTED)
-    if (status, title) == UNEXPECTED:
-        logger.error("a request met an unexpected error", exc_info=error)
-        return problem(status, title, "The request may be fine: the service's log holds the reason.")
+        phrase = http.HTTPStatus(error.status_code).phrase
+        kind = phrase.lower().replace(" ", "-")
+        return _problem(error.status_code, kind, phrase, str(error.detail)), dict(error.headers or {})
+    row = next((row for kind, row in ERRORS.items() if isinstance(error, kind)), UNEXPECTED)
+    if row == UNEXPECTED:
+        logger.error("request %s met an unexpected error", request_id(), exc_info=error)
+        return _problem(*row, "The request may be fine: the service's log holds the reason."), {}
+    detail = str(error)
     if isinstance(error, ClientDisconnect):
-        return problem(status, title, "The connection was closed before the whole body had come.")
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, NotReady) and error.retry_after else None
-    return problem(status, title, str(error), headers)
+        detail = "The connection was closed before the whole body had come."
+    headers = {"WWW-Authenticate": 'Bearer realm="maskserve"'} if isinstance(error, NoKey) else {}
+    if isinstance(error, Busy | NotReady) and error.retry_after:
+        headers["Retry-After"] = str(error.retry_after)
+    return _problem(*row, detail), headers
 
 
-def problem(status: int, title: str, detail: str, headers: Any = None) -> Response:
-    """A problem+json answer."""
-    content = Problem(title=title, status=status, detail=detail).model_dump()
-    return JSONResponse(content, status, headers, media_type=PROBLEM_JSON)
+def _problem(status: int, kind: str, title: str, detail: str) -> Problem:
+    return Problem(type=TYPE + kind, title=title, status=status, detail=detail, request_id=request_id())
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route, for its OpenAPI page."""
-    schema = Problem.model_json_schema()
+    schema = {"$ref": "#/components/schemas/Problem"}
     answers: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        titles = [title for row, title in [*ERRORS.values(), UNEXPECTED] if row == status]
-        description = "; ".join(titles) or http.HTTPStatus(status).phrase
-        answers[status] = {"description": description, "content": {PROBLEM_JSON: {"schema": schema}}}
+        titles = dict.fromkeys(title for row, _, title in [*ERRORS.values(), UNEXPECTED] if row == status)
+        answers[status] = {
+            "description": "; ".join(titles) or http.HTTPStatus(status).phrase,
+            "content": {PROBLEM_JSON: {"schema": schema}},
+        }
+        if status in (429, 503):
+            answers[status]["headers"] = {
+                "Retry-After": {"description": "seconds after which to ask again", "schema": {"type": "integer"}}
+            }
     return answers

@@ -1,183 +1,98 @@
-"""The service: BentoML holds the process, the probes and the metrics; the routes under /v1 are FastAPI's.
+"""The service: BentoML holds the processes, the probes and the metrics; the routes under /v1 are FastAPI's.
 
 bentoml serve service.app:Maskserve      with MASKSERVE_BUNDLE naming a bundle; `service/settings.py` has the rest
 """
 
+import os
 import sys
-import time
-from dataclasses import asdict
-from typing import Annotated, Any, cast
+from typing import Any
 
-import anyio.to_thread
 import bentoml
 from _bentoml_sdk import Service  # bentoml exports the decorator alone, and its `service_class` needs the class
-from fastapi import FastAPI, Query
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.errors import ConfigError
-from models.image import decode
-from models.outputs import OUTPUTS
-from models.outputs.options import Options
-from models.spec import Spec
-from service import answers
-from service.errors import BadRequest, NotReady
-from service.gate import Gate, KnownPaths
-from service.intake import FIELD, picture_bytes
-from service.keeper import Keeper
-from service.settings import read_settings
+from service import routes
+from service.errors import NotReady
+from service.gate import Bodies, KnownPaths, Net, not_found
+from service.keys import Keys
+from service.labeller import Labeller
+from service.metrics import metrics
+from service.record import Recorded
+from service.settings import PREFIX, Settings, read_settings
 
-PREFIX = "/v1"
-BENTOML_PATHS = ("/livez", "/readyz", "/healthz", "/metrics")
+ROOT = "/v1"
+MODELS = f"{ROOT}/models/"
+PROBES = ("/livez", "/readyz", "/healthz")
+PATHS = (*PROBES, "/metrics", *(ROOT + path for path in routes.paths()))
+SHOWN = ("/metrics", *(ROOT + path for path in ("/segment", "/segment/batch", "/models", "/models/NAME", "/docs")))
 
-# No docs pages: FastAPI's come from an outside address.
-api = FastAPI(title="maskserve", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
-api.add_middleware(Gate, limit=lambda: keeper(api).settings.max_body_bytes)
+# The page that explains the interface shows nothing of what is served.
+OPEN_PATHS = (*PROBES, *(path for path in PATHS if path.startswith((f"{ROOT}/docs", f"{ROOT}/openapi"))))
 
-
-class Wishes(BaseModel):
-    """The query of /v1/segment."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: str = Field("png", json_schema_extra={"enum": list(OUTPUTS)}, description="of the answer")
-    alpha: float = Field(Options.alpha, ge=0, le=1, description="of the colours over the picture, for `overlay`")
-
-    @field_validator("format")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        if name not in OUTPUTS:
-            raise ValueError(f"choose from {', '.join(OUTPUTS)}")
-        return name
+# Of what BentoML puts before the routes, this is left: its figures, and tracing for those who configure it. Its time-out
+# answers in its own words while the work goes on, and leaves a timer behind for each request; its access log knows no
+# request id; its context makes a temporary folder for each request.
+KEPT = ("RunnerTrafficMetricsMiddleware", "OpenTelemetryMiddleware")
 
 
-class Model(BaseModel):
-    """A bundle that is served."""
-
-    name: str
-    hash: str = Field(description="sha256 of the bundle's SHA256SUMS; X-Model carries its first 12 digits")
-    spec: Spec
-    engine: str
-    device: str
-    precision: str
-    why: str = Field(description="what led to this engine, device and precision")
-
-
-PICTURE: dict[str, Any] = {"type": "string", "format": "binary", "description": "the bytes of the picture"}
-FORM: dict[str, Any] = {"type": "object", "properties": {FIELD: PICTURE}, "required": [FIELD]}
-
-
-@api.post(
-    "/segment",
-    summary="Label every pixel of a picture",
-    response_class=Response,
-    responses={
-        200: {
-            "description": "Of exactly the upright picture's size. `png`: an indexed PNG, each pixel its label; `overlay`: "
-            "the classes' colours over the picture; `confidence`: a grey PNG, 255 for a softmax probability of 1.",
-            "content": {output.MEDIA_TYPE: {"schema": PICTURE} for output in OUTPUTS.values()},
-        },
-        **answers.documented(400, 413, 415, 422, 500, 503),
-    },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"multipart/form-data": {"schema": FORM}, "*/*": {"schema": PICTURE}},
-        }
-    },
-)
-async def segment(request: Request, wishes: Annotated[Wishes, Query()]) -> Response:
-    """Send the picture as the raw body, whatever its content type, or as the file `image` of a form."""
-    settings, served = keeper(request.app).settings, keeper(request.app).served()
-    output, options = OUTPUTS[wishes.format], Options(alpha=wishes.alpha)
-    clock = _Clock()
-    data = await picture_bytes(request, settings.max_body_bytes)
-    clock.lap("read")
-    async with keeper(request.app).room:
-        clock.lap("wait")
-        picture = await anyio.to_thread.run_sync(decode, data, settings.max_pixels)
-        clock.lap("decode")
-        prediction, waited, clock.laps["infer"] = await keeper(request.app).infer(
-            served.segmenter, picture, output.CONFIDENCE
-        )
-        clock.laps["wait"] += waited
-        clock.restart()
-        body = await anyio.to_thread.run_sync(output.encode, prediction, served.bundle.spec, options)
-        clock.lap("encode")
-    return answers.mask(body, output.MEDIA_TYPE, served.bundle, clock.laps)
-
-
-@api.get("/models", summary="What is served", responses=answers.documented(503))
-async def list_models(request: Request) -> list[Model]:
-    """Each bundle's name, hash, spec (classes, colours, input rule, metrics), and what runs it here."""
-    served = keeper(request.app).served()
-    bundle = served.bundle
-    return [Model(name=bundle.spec.name, hash=bundle.hash, spec=bundle.spec, **asdict(served.choice))]
-
-
-@api.exception_handler(RequestValidationError)
-async def _bad_query(request: Request, error: Exception) -> Response:
-    first = cast(RequestValidationError, error).errors()[0]
-    name = str(first["loc"][-1])[:80]
-    if first["type"] == "extra_forbidden":
-        known = ", ".join(Wishes.model_fields)
-        return answers.refusal(BadRequest(f"The query parameter {name!r} is not known; known are {known}."))
-    reason = first["msg"].removeprefix("Value error, ")
-    return answers.refusal(BadRequest(f"The query parameter {name!r} is {str(first['input'])[:80]!r}: {reason}."))
-
-
-@api.exception_handler(HTTPException)
-async def _http_error(request: Request, error: Exception) -> Response:
-    refused = cast(HTTPException, error)
-    if refused.status_code == 405:
-        allowed = (refused.headers or {}).get("Allow", "")
-        refused = HTTPException(405, f"{request.method} is not allowed here; send {allowed}.", refused.headers)
-    return answers.refusal(refused)
-
-
-def keeper(app: Starlette) -> Keeper:
-    """The keeper of this process, which the service's start put here."""
-    return cast(Keeper, app.state.keeper)
-
-
-class _Clock:
-    """Milliseconds by stage."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        self.laps[stage] = (time.perf_counter() - self._last) * 1e3
-        self.restart()
-
-
-class _BoundedService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
-    """BentoML's service without its pages (the one at / loads a tracker from an outside address) and unknown paths."""
+class _Gated(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
+    """BentoML's service behind our gate, without its pages: the one at / loads a tracker from an outside address."""
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        mounted = [PREFIX + route.path for route in api.routes if isinstance(route, Route)]
-        return KnownPaths(super().to_asgi(is_main), [*BENTOML_PATHS, *mounted])
+        bento: Starlette = super().to_asgi(is_main)
+        bento.user_middleware = [each for each in bento.user_middleware if getattr(each.cls, "__name__", "") in KEPT]
+        return gated(bento, read_settings())
 
 
-@bentoml.service(
-    name="maskserve",
-    service_class=_BoundedService,
-    workers=1,
-    # BentoML's timeout (60 s) would answer 504 in its own words while the inference went on. Nor may it be endless:
-    # a timer of that length stays behind for every request.
-    traffic={"timeout": 600},
-)
-@bentoml.asgi_app(api, path=PREFIX)
+def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
+    """Put before an app, from the outside in: log, CORS, errors as problems, known paths, keys, limits on bodies."""
+    app: ASGIApp = Bodies(bento, settings.max_body_bytes, settings.body_seconds)
+    app = Keys(app, settings.api_keys, OPEN_PATHS)
+    app = KnownPaths(app, _check_path)
+    app = Net(app)
+    if settings.cors_origins:
+        app = CORSMiddleware(
+            app, allow_origins=settings.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",),
+            expose_headers=("X-Model", "X-Request-ID", "Server-Timing", "Retry-After"),
+        )  # fmt: skip
+    recorded = Recorded(app, settings.access_log, _count)
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await recorded(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            await bento(scope, receive, send)
+
+    return front
+
+
+def _check_path(path: str) -> None:
+    """Raises: NotFound, UnknownModel, NotReady."""
+    if path.startswith(MODELS):
+        routes.api.state.labeller.shelf.get(path.removeprefix(MODELS))
+    elif path not in PATHS:
+        raise not_found(path, sorted(SHOWN))
+
+
+def _count(path: str, status: int, seconds: float) -> None:
+    route = MODELS + "NAME" if path.startswith(MODELS) else path if path in PATHS else "other"
+    metrics().answered(route, status, seconds)
+
+
+def _workers() -> int:
+    """How many processes BentoML is to start. A value that is none is refused at the start, by name."""
+    asked = os.environ.get(f"{PREFIX}WORKERS", "")
+    return int(asked) if asked.isdecimal() and int(asked) else 1
+
+
+@bentoml.service(name="maskserve", service_class=_Gated, workers=_workers())
+@bentoml.asgi_app(routes.api, path=ROOT)
 class Maskserve:
     """Pictures in, label masks out: POST /v1/segment."""
 
@@ -191,13 +106,15 @@ class Maskserve:
             sys.exit(f"maskserve: {error}")
 
     def __init__(self) -> None:
-        self.keeper = api.state.keeper = Keeper(read_settings())
-        self.keeper.start()
+        self.labeller = routes.api.state.labeller = Labeller(read_settings())
+        self.labeller.start()
 
     def __is_ready__(self) -> bool:
         """Asked by /readyz; the exception carries the reason, where a plain False would say nothing."""
+        if self.labeller.shelf.all():
+            return True
         try:
-            self.keeper.served()
+            self.labeller.shelf.get()
         except NotReady as error:
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
             raise HTTPException(503, str(error), headers) from error
@@ -206,4 +123,4 @@ class Maskserve:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def stop(self) -> None:
         """Let running inferences end."""
-        self.keeper.stop()
+        self.labeller.stop()

@@ -2,7 +2,13 @@
 
 MaskserveError
 ├── BadRequest      a request that is not understood
+├── NoKey           no key came where one is needed, or one that opens nothing
+├── UnknownModel    a model that is not served
+├── NotFound        a path at which nothing is
+├── SlowBody        a body that did not come in time
 ├── BodyTooLarge    more bytes than the limit
+├── Busy            more requests than can be answered in time
+├── TimedOut        an answer that took longer than the limit
 ├── NotReady        the bundle is not open yet, or could not be opened
 └── StartError      the server process did not start, or died
 """
@@ -14,8 +20,36 @@ class BadRequest(MaskserveError):
     """A request that is not understood."""
 
 
+class NoKey(MaskserveError):
+    """No key came where one is needed, or one that opens nothing."""
+
+
+class UnknownModel(MaskserveError):
+    """A model that is not served."""
+
+
+class NotFound(MaskserveError):
+    """A path at which nothing is."""
+
+
+class SlowBody(MaskserveError):
+    """A body that did not come in time."""
+
+
 class BodyTooLarge(MaskserveError):
     """More bytes than the limit."""
+
+
+class Busy(MaskserveError):
+    """More requests than can be answered in time; `retry_after` seconds may help."""
+
+    def __init__(self, reason: str, retry_after: int) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+
+
+class TimedOut(MaskserveError):
+    """An answer that took longer than the limit."""
 
 
 class NotReady(MaskserveError):

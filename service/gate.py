@@ -1,41 +1,32 @@
-"""What stands before the routes, as plain ASGI: the limit on bodies, the last net for errors, and the known paths."""
+"""What stands before the routes, as plain ASGI: the known paths, the limits on bodies, and the last net for errors."""
 
-from collections.abc import Callable, Collection
+import asyncio
+import time
+from collections.abc import Callable
 
-import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import answers
-from service.errors import BodyTooLarge
+from service.errors import BodyTooLarge, NotFound, SlowBody
 
 # How long a refused sender is listened to. Closing at once would reset the connection while it still sends, and many
 # clients then report the reset instead of the answer.
 LINGER_SECONDS = 2.0
 
 
-class Gate:
-    """Refuses bodies over the limit, and answers whatever the routes raise as a problem."""
+class Net:
+    """Answers whatever is raised behind it as a problem."""
 
-    def __init__(self, app: ASGIApp, limit: Callable[[], int]) -> None:
-        """`limit` gives the largest body in bytes; it is asked at each request, for settings come after the import."""
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer in its place."""
-        if scope["type"] != "http":
+        if scope["type"] != "http":  # it also stands around the routes, which BentoML starts and stops
             await self.app(scope, receive, send)
             return
-        limit, received, started = self.limit(), 0, False
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > limit:
-                raise _too_large(f"more than {limit:,}", limit)
-            return message
+        started = False
 
         async def noted(message: Message) -> None:
             nonlocal started
@@ -43,12 +34,9 @@ class Gate:
             await send(message)
 
         try:
-            announced = Headers(scope=scope).get("content-length", "")
-            if announced.isdecimal() and int(announced) > limit:
-                raise _too_large(f"{int(announced):,}", limit)
-            await self.app(scope, counted, noted)
-        except BodyTooLarge as error:
-            await _refuse_sender(error, scope, receive, send)
+            await self.app(scope, receive, noted)
+        except (BodyTooLarge, SlowBody) as error:
+            await _refuse_sender(error, receive, send)
         except Exception as error:  # what leaves here would reach the caller as BentoML's own 500
             if started:
                 raise
@@ -56,37 +44,78 @@ class Gate:
 
 
 class KnownPaths:
-    """Answers 404 to paths that no route has, before BentoML makes each of them a label of its metrics."""
+    """Refuses paths that no route has, before BentoML makes each of them a label of its metrics."""
 
-    def __init__(self, app: ASGIApp, paths: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, check: Callable[[str], None]) -> None:
+        """`check` raises NotFound or UnknownModel for a path."""
         self.app = app
-        self.paths = frozenset(paths)
+        self.check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let known paths through."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
-        elif scope["type"] == "http" and scope["path"] not in self.paths:
-            detail = f"Nothing is at {scope['path'][:200]!r}; the routes are {', '.join(sorted(self.paths))}."
-            await answers.problem(404, "Not Found", detail)(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
+        self.check(scope["path"])
+        await self.app(scope, receive, send)
 
 
-def _too_large(came: str, limit: int) -> BodyTooLarge:
-    return BodyTooLarge(
-        f"The body has {came} bytes; the limit is {limit:,}. "
-        "Send a smaller picture or let the service be started with a larger MASKSERVE_MAX_BODY_BYTES."
-    )
+class Bodies:
+    """Holds bodies to their limits: of bytes, announced or not, and of the time in which they come."""
+
+    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+        """`limit`: the largest body in bytes; `seconds`: in which it must come, from when it is first asked for."""
+        self.app = app
+        self.limit = limit
+        self.seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises: BodyTooLarge, SlowBody; also out of `receive`, into whatever reads the body."""
+        announced = Headers(scope=scope).get("content-length", "")
+        if announced.isdecimal() and int(announced) > self.limit:
+            raise self._too_large(f"{int(announced):,}")
+        received, complete, deadline = 0, False, 0.0
+
+        async def counted() -> Message:
+            nonlocal received, complete, deadline
+            if complete:  # what is waited for now is that the caller goes
+                return await receive()
+            deadline = deadline or time.monotonic() + self.seconds
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    message = await receive()
+            except TimeoutError as error:
+                complete = True  # and what still comes is for whoever refuses it
+                raise SlowBody(
+                    f"The body did not come within {self.seconds:g} seconds; {received:,} bytes of it did."
+                ) from error
+            received += len(message.get("body", b""))
+            complete = received > self.limit or not message.get("more_body", False)
+            if received > self.limit:
+                raise self._too_large(f"more than {self.limit:,}")
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _too_large(self, came: str) -> BodyTooLarge:
+        return BodyTooLarge(
+            f"The body has {came} bytes; the limit is {self.limit:,}. "
+            "Send a smaller picture or let the service be started with a larger MASKSERVE_MAX_BODY_BYTES."
+        )
 
 
-async def _refuse_sender(error: BodyTooLarge, scope: Scope, receive: Receive, send: Send) -> None:
+def not_found(path: str, known: list[str]) -> NotFound:
+    """The error for a path at which nothing is."""
+    return NotFound(f"Nothing is at {path[:200]!r}; the routes are {', '.join(known)}.")
+
+
+async def _refuse_sender(error: Exception, receive: Receive, send: Send) -> None:
     """Answer in full at once, then drop what still comes for a while, then close."""
     response = answers.refusal(error)
     response.headers["Connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
-    with anyio.move_on_after(LINGER_SECONDS):
-        while (message := await receive())["type"] == "http.request" and message.get("more_body"):
-            pass
+    try:
+        async with asyncio.timeout(LINGER_SECONDS):
+            while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                pass
+    except (TimeoutError, BodyTooLarge, SlowBody):
+        pass
     await send({"type": "http.response.body", "body": b""})

@@ -1,47 +1,85 @@
-"""From a request to the bytes of its one picture: a raw body, or the field `image` of a form."""
+"""From a request to the bytes of its pictures: a raw body, or the files of a form with their parameters beside them."""
 
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import BadRequest
+from service.wishes import Wishes
 
-FIELD = "image"
+ONE, MANY = "image", "images"
 
 
-async def picture_bytes(request: Request, limit: int) -> bytes:
-    """The bytes of the picture that the request brings; `limit` is the largest body in bytes.
+@dataclass(frozen=True)
+class Sent:
+    """What a request brought."""
+
+    pictures: list[bytes | BadRequest]
+    parameters: list[tuple[str, str]] = field(default_factory=list)  # of the form
+
+
+async def one_picture(request: Request, limit: int) -> tuple[bytes, list[tuple[str, str]]]:
+    """The bytes of the picture that the request brings, and the parameters of its form.
 
     Only a form says so by its content type; of everything else the bytes decide, never a type or a file name.
-    Raises: BadRequest for a form that is broken or holds anything but one file `image`.
+    `limit` is the largest body in bytes. Raises: BadRequest for a form that is broken or holds anything but one picture.
     """
-    kind, _ = parse_options_header(request.headers.get("content-type", ""))
-    return await _form_image(request, limit) if kind == b"multipart/form-data" else await request.body()
+    if not _is_form(request):
+        return await request.body(), []
+    sent = await _form(request, ONE, limit, most=2)
+    if len(sent.pictures) > 1:
+        raise BadRequest(f"The form has several fields `{ONE}`; send one picture, or many to /v1/segment/batch.")
+    picture = sent.pictures[0]
+    if isinstance(picture, BadRequest):
+        raise picture
+    return picture, sent.parameters
 
 
-async def _form_image(request: Request, limit: int) -> bytes:
-    # Starlette raises for a part's size before it raises for the number of files, so that number stays at 2.
-    parser = MultiPartParser(request.headers, request.stream(), max_files=2, max_fields=8)
+async def many_pictures(request: Request, limit: int, most: int) -> Sent:
+    """The pictures of a form with up to `most` files `images`, in their order. Raises: BadRequest."""
+    if not _is_form(request):
+        raise BadRequest(f"A batch is a form (multipart/form-data) with a file `{MANY}` for each picture.")
+    return await _form(request, MANY, limit, most)
+
+
+def _is_form(request: Request) -> bool:
+    return parse_options_header(request.headers.get("content-type", ""))[0] == b"multipart/form-data"
+
+
+async def _form(request: Request, name: str, limit: int, most: int) -> Sent:
+    advice = f"Send {'one file' if name == ONE else 'files'} in the field `{name}`."
+    # Text fields too may be called `images`; the parser counts files and text apart.
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=most, max_fields=most + len(Wishes.model_fields)
+    )
     parser.spool_max_size = limit + 1  # in memory: nothing of a picture is ever written to a disk
     try:
         form = await parser.parse()
-    except MultiPartException as error:
-        raise BadRequest(f"The form cannot be read: {error.message} Send one file in the field `{FIELD}`.") from error
+    except (MultiPartException, FormParserError) as error:
+        raise BadRequest(f"The form cannot be read: {error} {advice}") from error
     try:
-        fields = form.multi_items()
-        unknown = [name for name, _ in fields if name != FIELD]
-        if unknown:
-            raise BadRequest(
-                f"The form field {unknown[0][:80]!r} is not known; send one file in `{FIELD}`, options in the query."
-            )
-        if not fields:
-            raise BadRequest(f"The form has no field `{FIELD}`; send the picture's file in it.")
-        if len(fields) > 1:
-            raise BadRequest(f"The form has {len(fields)} fields `{FIELD}`; send one picture a request.")
-        file = fields[0][1]
-        if not isinstance(file, UploadFile):
-            raise BadRequest(f"The field `{FIELD}` holds text; send the picture's bytes as a file, with a file name.")
-        return await file.read()
+        sent = Sent([])
+        for key, value in form.multi_items():
+            if key == name:
+                sent.pictures.append(await value.read() if isinstance(value, UploadFile) else _text(name))
+            elif isinstance(value, UploadFile):
+                raise BadRequest(f"The form holds a file in the field {key[:80]!r}. {advice}")
+            elif key in Wishes.model_fields:
+                sent.parameters.append((key, value))
+            else:
+                known = ", ".join([name, *Wishes.model_fields])
+                raise BadRequest(f"The form field {key[:80]!r} is not known; known are {known}.")
+        if not sent.pictures:
+            raise BadRequest(f"The form has no field `{name}`; send the picture's file in it.")
+        return sent
     finally:
         await form.close()
+
+
+def _text(name: str) -> BadRequest:
+    """Many services take an address there and fetch it; this one fetches nothing."""
+    return BadRequest(f"The field `{name}` holds text; send the picture's bytes as a file, with a file name.")

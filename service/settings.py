@@ -4,29 +4,37 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.engines import ENGINES
 from models.engines.choice import DEVICES, PRECISIONS
 from models.errors import ConfigError
+from service.keys import is_hash
 
 PREFIX = "MASKSERVE_"
 
 # Kubernetes sets these in every pod beside a Service that is named maskserve ("service links"); they are not ours.
 _SERVICE_LINKS = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 
+Words = Annotated[tuple[str, ...], NoDecode]  # separated by commas; without NoDecode it would have to be JSON
+
 
 class Settings(BaseSettings):
-    """The settings of one service process."""
+    """The settings of one service. What is not said to be shared or divided holds in each worker."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
 
-    bundle: Path = Field(description="folder of the bundle to serve; required")
-    max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
-    max_pixels: int = Field(default=50_000_000, ge=1, description="largest picture, in pixels (width x height)")
+    bundle: Path = Field(description="folder of the bundle to serve, or of several such folders; required")
+    default_model: str | None = Field(
+        default=None,
+        description="name of the bundle that answers where none is named; needed with several bundles alone",
+    )
+    reload_seconds: float = Field(
+        default=5, ge=0, le=3600, description="seconds between looks for new and changed bundles; 0 is never"
+    )
     engine: Literal["auto", *ENGINES] = Field(  # type: ignore[valid-type]
         default="auto", description=f"what runs the network: auto, {', '.join(ENGINES)}"
     )
@@ -36,8 +44,65 @@ class Settings(BaseSettings):
     device: Literal["auto", *DEVICES] = Field(  # type: ignore[valid-type]
         default="auto", description=f"what the inference runs on: auto, {', '.join(DEVICES)}"
     )
-    threads: int = Field(default=0, ge=0, description="cores for one inference; 0 is all of them")
-    concurrency: int = Field(default=1, ge=1, description="inferences at once; more than 1 shares the same cores")
+    workers: int = Field(
+        default=1, ge=1, le=256, description="processes, each with the bundles open; they share the port"
+    )
+    threads: int = Field(
+        default=0, ge=0, description="cores for one inference; 0 divides all among the inferences of all workers"
+    )
+    concurrency: int = Field(default=1, ge=1, le=256, description="inferences at once in each worker")
+    queue: int = Field(
+        default=32,
+        ge=0,
+        description="pictures that may wait for their inference; divided among the workers, rounded up",
+    )
+    queue_seconds: float = Field(
+        default=5, gt=0, le=600, description="seconds that a picture may wait for its inference; then 429"
+    )
+    timeout_seconds: float = Field(
+        default=60, gt=0, le=3600, description="seconds from a request's whole body to its answer; then 504"
+    )
+    body_seconds: float = Field(default=20, gt=0, le=3600, description="seconds in which a body must come; then 408")
+    max_uploads: int = Field(
+        default=32, ge=1, description="bodies that may come in at once; divided among the workers, rounded up"
+    )
+    max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
+    max_pixels: int = Field(default=50_000_000, ge=1, description="largest picture, in pixels (width x height)")
+    max_images: int = Field(default=64, ge=1, le=1000, description="pictures in one request to /v1/segment/batch")
+    api_keys: Words = Field(
+        default=(),
+        description="sha256 of each key that opens the service, separated by commas (`maskserve key` makes one); none: open",
+    )
+    cors_origins: Words = Field(
+        default=(), description="origins whose web pages may call, separated by commas, as in https://a.org; * is any"
+    )
+    access_log: bool = Field(
+        default=True, description="whether each request leaves a line of JSON on the standard output"
+    )
+
+    @field_validator("api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _separated(cls, value: Any) -> Any:
+        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(is_hash(key) for key in keys):
+            raise ValueError("each must be 64 hexadecimal digits, the sha256 of a key; `maskserve key` makes both")
+        return tuple(key.lower() for key in keys)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"{origin!r} is no origin, such as https://example.org or http://localhost:8080")
+        return origins
+
+    def share(self, total: int) -> int:
+        """What one worker has of a limit that is divided among all."""
+        return -(-total // self.workers)
 
 
 def read_settings(bundle: Path | None = None) -> Settings:
@@ -61,4 +126,5 @@ def read_settings(bundle: Path | None = None) -> Settings:
         if first["type"] == "missing":
             raise ConfigError(f"{variable} is not set; it names the folder of the bundle to serve.") from error
         reason = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{variable} is {first['input']!r}: {reason}.") from error
+        shown = "set to something else" if first["loc"][0] == "api_keys" else repr(first["input"])  # it may be the key
+        raise ConfigError(f"{variable} is {shown}: {reason}.") from error

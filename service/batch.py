@@ -1,0 +1,61 @@
+"""Many pictures in one request: each has its own answer, and a bad one spoils no other."""
+
+import asyncio
+import io
+import json
+import zipfile
+from collections.abc import Awaitable, Callable
+
+from models.outputs import OUTPUTS
+from service.answers import Problem, explained
+from service.errors import BadRequest
+
+ZIP = "application/zip"
+
+# One is decoded while another is inferred. With more, a batch would push aside those who ask for one picture.
+AT_ONCE = 2
+
+Outcome = bytes | Problem
+
+
+async def each(pictures: list[bytes | BadRequest], label: Callable[[bytes], Awaitable[bytes]]) -> list[Outcome]:
+    """The answer to each picture in their order, or the problem that it met."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def one(picture: bytes | BadRequest) -> Outcome:
+        async with room:
+            try:
+                if isinstance(picture, BadRequest):
+                    raise picture
+                return await label(picture)
+            except Exception as error:  # every kind has its problem, and what is none of ours is logged there
+                return explained(error)[0]
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(picture)) for picture in pictures]
+    return [task.result() for task in tasks]
+
+
+def as_zip(outcomes: list[Outcome], format: str) -> bytes:
+    """A zip with a file for each picture, named by its place: `007.png`, or `007.problem.json`."""
+    width, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
+    # Stored, for the masks are compressed already.
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, bytes):
+                archive.writestr(f"{place:0{width}}{OUTPUTS[format].SUFFIX}", outcome)
+            else:
+                archive.writestr(f"{place:0{width}}.problem.json", outcome.model_dump_json(indent=2))
+    return buffer.getvalue()
+
+
+def as_json(outcomes: list[Outcome]) -> bytes:
+    """A JSON array of {"index", "status", and "result" or "problem"}; the outcomes are JSON documents already."""
+    entries = []
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, bytes):
+            entries.append(b'{"index":%d,"status":200,"result":%s}' % (place, outcome))
+        else:
+            entry = {"index": place, "status": outcome.status, "problem": outcome.model_dump()}
+            entries.append(json.dumps(entry).encode())
+    return b"[" + b",".join(entries) + b"]"

@@ -1,0 +1,96 @@
+"""What is noted of each request: an id that goes through answer and log, a line of JSON, and its figures."""
+
+import datetime
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# What a caller may choose as an id: it goes into a header and into logs.
+_GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+# Asked every few seconds by what watches the service; a line for each would drown the others.
+UNREMARKABLE = ("/livez", "/readyz", "/healthz", "/metrics")
+
+
+@dataclass
+class Entry:
+    """What is noted of one request."""
+
+    id: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+_entry: ContextVar[Entry | None] = ContextVar("maskserve_request", default=None)
+
+
+def request_id() -> str:
+    """The id of the request that is being answered; empty where there is none."""
+    entry = _entry.get()
+    return entry.id if entry else ""
+
+
+def note(**facts: Any) -> None:
+    """Add to the line that the request in hand leaves in the log."""
+    if entry := _entry.get():
+        entry.facts.update(facts)
+
+
+class Recorded:
+    """Gives each request its id (the caller's X-Request-ID, if it is a good one), and notes how it ended."""
+
+    def __init__(self, app: ASGIApp, log: bool, count: Callable[[str, int, float], None]) -> None:
+        """`log`: whether each request leaves a line; `count` is told each one's path, status and seconds."""
+        self.app = app
+        self.log = log
+        self.count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through."""
+        given = Headers(scope=scope).get("x-request-id", "")
+        entry = Entry(given if _GIVEN.fullmatch(given) else secrets.token_hex(8))
+        token = _entry.set(entry)
+        began, status, sent = time.perf_counter(), 0, 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", entry.id.encode())]}
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            seconds = time.perf_counter() - began
+            self.count(scope["path"], status, seconds)
+            if self.log and not (scope["path"] in UNREMARKABLE and status == 200):
+                _write(scope, status, seconds, sent, entry)
+            _entry.reset(token)
+
+
+def _write(scope: Scope, status: int, seconds: float, sent: int, entry: Entry) -> None:
+    """One line of JSON on the standard output; a status of 0 means that the caller went before the answer."""
+    line = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+        "request_id": entry.id,
+        "client": (scope.get("client") or ("",))[0],
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "status": status,
+        "ms": round(seconds * 1e3, 2),
+        "bytes": sent,
+        **entry.facts,
+    }
+    sys.stdout.write(json.dumps(line) + "\n")
+    sys.stdout.flush()
