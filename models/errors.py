@@ -12,6 +12,7 @@
     ├── RunError            a run folder that cannot be resumed or exported
     ├── BundleError         a bundle that is missing, altered, or of a later format
     ├── ParityError         the frozen network disagrees with the live one
+    ├── Cancelled           work that was stopped because nobody waits for it any more
     └── EngineError         an engine or precision that this machine lacks
         └── TooLittleMemory     even a small tile of the picture is more than the memory holds
 
@@ -65,6 +66,10 @@ class BundleError(MaskserveError):
 
 class ParityError(MaskserveError):
     """The frozen network disagrees with the live one."""
+
+
+class Cancelled(MaskserveError):
+    """Work that was stopped because nobody waits for it any more."""
 
 
 class EngineError(MaskserveError):

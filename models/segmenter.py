@@ -6,6 +6,7 @@ reported is the mIoU that is served. Sizes are (height, width) in pixels.
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -15,7 +16,7 @@ from models.bundle import Bundle
 from models.engines import ENGINES
 from models.engines.choice import Choice, choices
 from models.engines.contract import Run
-from models.errors import BundleError, EngineError, ParityError, TooLittleMemory, first_line
+from models.errors import BundleError, Cancelled, EngineError, ParityError, TooLittleMemory, first_line
 from models.geometry import BUCKET, ceil_to, fitted_size, resize_labels, resize_picture, to_canvas
 from models.image import RGB, Labels, read, read_mask
 from models.scores import Confidence, Scores, decide
@@ -31,6 +32,11 @@ TILE = 1024
 # A probe may come out this much worse than the export measured: another CPU is another rounding. More is another
 # network, or a broken engine.
 EXACT_SLACK, SLACK = 0.002, 0.01  # of f32, and of the other number formats
+
+
+def never() -> bool:
+    """Whether work whose end nobody can ask for is to stop."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -95,17 +101,18 @@ class Segmenter:
             logger.warning("%s on %s in %s: %s", choice.engine, choice.device, choice.precision, refused[-1])
         raise refused[0]
 
-    def segment(self, picture: RGB, confidence: bool = False) -> Prediction:
+    def segment(self, picture: RGB, confidence: bool = False, stopped: Callable[[], bool] = never) -> Prediction:
         """Label every pixel of an RGB uint8 picture, H x W x 3 with H and W >= 1.
 
-        Raises: TooLittleMemory where the memory does not even hold a small tile of it.
+        `stopped` is asked before each run of the engine, of which a tile is one, and may be true from any thread.
+        Raises: TooLittleMemory where the memory does not even hold a small tile of it, Cancelled once `stopped`.
         """
         size = (picture.shape[0], picture.shape[1])
         fitted = fitted_size(size, self.rule)
         while True:
             tile = self.tile
             try:
-                labels, sure = self._answer(picture, fitted, tile, confidence)
+                labels, sure = self._answer(picture, fitted, tile, confidence, stopped)
                 break
             except MemoryError as error:
                 self._shrink(tile, fitted, error)
@@ -114,34 +121,40 @@ class Segmenter:
         return Prediction(picture, resize_labels(labels, size), sure)
 
     def _answer(
-        self, picture: RGB, fitted: tuple[int, int], tile: int, confidence: bool
+        self, picture: RGB, fitted: tuple[int, int], tile: int, confidence: bool, stopped: Callable[[], bool]
     ) -> tuple[Labels, Confidence | None]:
         """Labels and confidence of the fitted size; the labels may lie in the engine's memory."""
         height, width = fitted
         bucket = 1 if self.rule.rule == "exact" else BUCKET
-        ask = self._ask()
+        ask = self._ask(stopped)
         if bucket > 1 and ceil_to(height, BUCKET) * ceil_to(width, BUCKET) > tile**2:
             overlap = ceil_to(tile // 4, BUCKET)
             return tiled(ask, resize_picture(picture, fitted), tile, overlap, confidence)
         canvas = to_canvas(picture, fitted, bucket)
         if not confidence and self.augmentation is None:
-            labels, sure = self.run(canvas[None])[0][0], None
+            labels, sure = self._run(canvas, stopped)[0], None
         else:
             labels, sure = decide(ask(canvas), canvas.shape[:2], confidence)
         return labels[:height, :width], None if sure is None else sure[:height, :width]
 
-    def _ask(self) -> Ask:
+    def _ask(self, stopped: Callable[[], bool]) -> Ask:
         """A function from a canvas H x W x 3 to scores float32 C x h x w at the network's stride."""
 
         def ask(canvas: RGB) -> Scores:
-            logits = self.run(canvas[None], logits=True)[1]
+            logits = self._run(canvas, stopped, logits=True)[1]
             assert logits is not None  # they were asked for
-            scores: Scores = logits[0]
-            return scores
+            return logits
 
         if self.augmentation is None:
             return ask
         return augmented(ask, self.augmentation.flip, self.augmentation.scales)
+
+    def _run(self, canvas: RGB, stopped: Callable[[], bool], logits: bool = False) -> tuple[Labels, Scores | None]:
+        """What the engine says of one canvas. Raises: Cancelled."""
+        if stopped():
+            raise Cancelled("The picture was not labelled to its end: it was asked to stop.")
+        labels, scores = self.run(canvas[None], logits=logits)
+        return labels[0], None if scores is None else scores[0]
 
     def _shrink(self, tile: int, fitted: tuple[int, int], error: MemoryError) -> None:
         """Take smaller tiles than this one from now on. Raises: TooLittleMemory where it is the smallest."""

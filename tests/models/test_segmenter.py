@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.bundle import SUMS, Bundle, open_bundle, writing
-from models.errors import BundleError, EngineError, ParityError, TooLittleMemory
+from models.errors import BundleError, Cancelled, EngineError, ParityError, TooLittleMemory
 from models.geometry import BUCKET, fitted_size, resize_labels, resize_picture, to_canvas
 from models.segmenter import Segmenter, agreement, check_graph
 from models.spec import InputRule
@@ -329,6 +329,60 @@ def test_augmentation_asks_more_and_keeps_what_is_sure(rule: InputRule) -> None:
     labels = Segmenter(watched, rule, augmentation=Augmentation.parse(scales)).segment(coloured(truth)).labels
     assert len(asked) == (2 if rule is EXACT else 6)
     assert agreement(labels, truth) > 0.98
+
+
+@pytest.mark.parametrize(
+    ("rule", "size", "asked", "confidence", "runs"),
+    [
+        (FIT, (120, 200), None, False, 1),
+        (EXACT, (120, 200), None, True, 1),
+        (NATIVE, (1500, 1100), None, False, 4),
+        (NATIVE, (1500, 1100), None, True, 4),
+        (NATIVE, (200, 300), "flip,0.5,1,2", True, 6),
+        (NATIVE, (1500, 1100), "flip", False, 8),
+    ],
+)
+def test_work_ends_before_the_next_run_of_the_engine(
+    rule: InputRule, size: tuple[int, int], asked: str | None, confidence: bool, runs: int
+) -> None:
+    done, most = 0, runs
+
+    def counted(
+        images: NDArray[np.uint8], logits: bool = False
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        nonlocal done
+        done += 1
+        return by_colour(images, logits)
+
+    def enough() -> bool:
+        return done == most
+
+    segmenter = Segmenter(counted, rule, augmentation=Augmentation.parse(asked) if asked else None)
+    picture = coloured(quadrants(*size))
+    whole = segmenter.segment(picture, confidence)
+    assert done == runs
+    for most in range(runs + 1):
+        done = 0
+        if most < runs:
+            with pytest.raises(Cancelled, match="asked to stop"):
+                segmenter.segment(picture, confidence, stopped=enough)
+        else:  # what has been answered is given
+            again = segmenter.segment(picture, confidence, stopped=enough)
+            np.testing.assert_array_equal(again.labels, whole.labels)
+        assert done == most
+    np.testing.assert_array_equal(segmenter.segment(picture, confidence).labels, whole.labels)
+
+
+def test_memory_that_is_short_does_not_forget_the_stop() -> None:
+    sides: list[int] = []
+
+    def small(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        sides.append(max(images.shape[1:3]))
+        raise MemoryError("no more than that")
+
+    with pytest.raises(Cancelled):
+        Segmenter(small, NATIVE).segment(drawing(900, 1000), stopped=lambda: len(sides) == 1)
+    assert sides == [1024]
 
 
 def test_one_size_cannot_be_scaled() -> None:
