@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
@@ -161,6 +162,26 @@ async def one_model(request: Request, name: str) -> Model:
     """As in /models."""
     labeller = labeller_of(request)
     return _model(labeller.shelf.get(name), labeller)
+
+
+def described() -> dict[str, Any]:
+    """The interface as OpenAPI: FastAPI's, with what is common to all routes, problems and keys."""
+    if api.openapi_schema is None:
+        schema = get_openapi(
+            title=api.title, version=api.version, description=api.description, routes=api.routes,
+            servers=[{"url": "/v1"}],
+        )  # fmt: skip
+        schema["components"]["schemas"]["Problem"] = answers.Problem.model_json_schema()
+        schema["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        schema["security"] = [{}, {"bearer": []}, {"header": []}]  # none is needed where the service has no keys
+        api.openapi_schema = schema
+    return api.openapi_schema
+
+
+api.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
 def labeller_of(request: Request) -> Labeller:

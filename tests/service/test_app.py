@@ -3,9 +3,11 @@
 import csv
 import io
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -16,7 +18,7 @@ from PIL import Image
 from models.bundle import open_bundle
 from models.errors import TooLittleMemory
 from models.image import FORMATS, decode
-from models.outputs import confidence, overlay
+from models.outputs import OUTPUTS, confidence, encode, needs_confidence, overlay
 from models.outputs.options import Options
 from models.segmenter import Prediction, Segmenter
 from service import answers
@@ -72,7 +74,8 @@ def labels_of(answer: httpx.Response) -> np.ndarray:
 def check_problem(answer: httpx.Response, status: int, *words: str) -> None:
     assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
     problem = answer.json()
-    assert set(problem) == {"type", "title", "status", "detail"} and problem["status"] == status
+    assert set(problem) == {"type", "title", "status", "detail", "request_id"} and problem["status"] == status
+    assert problem["request_id"] == answer.headers["x-request-id"]
     assert all(word in problem["detail"] for word in words), problem["detail"]
     assert "Traceback" not in answer.text
 
@@ -100,7 +103,7 @@ def test_mask_is_an_indexed_png_with_the_palette(http: httpx.Client, tiny_bundle
     np.testing.assert_array_equal(palette, np.asarray(bundle.spec.palette())[: len(palette)])
     assert answer.headers["x-model"] == f"tiny@{bundle.hash[:12]}"
     stages = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
-    assert [name for name, _ in stages] == ["read", "wait", "decode", "infer", "encode"]
+    assert [name for name, _ in stages] == ["read", "queue", "decode", "infer", "encode"]
     assert all(float(duration) >= 0 for _, duration in stages)
 
 
@@ -145,33 +148,86 @@ def test_bad_pictures(http: httpx.Client, data: bytes, status: int, words: list[
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("fromat=png", ["fromat", "format, alpha"]),
-        ("format=gif", ["format", "'gif'", "png, overlay, confidence"]),
+        ("fromat=png", ["fromat", "format, model, classes"]),
+        ("format=gif", ["format", "'gif'", "png, overlay, confidence, npy, json"]),
         ("alpha=2", ["alpha", "'2'"]),
         ("alpha=nan", ["alpha", "'nan'"]),
         ("alpha=half", ["alpha", "'half'"]),
+        ("min_confidence=-0.1", ["min_confidence"]),
+        ("min_area=1.5", ["min_area"]),
+        ("min_area=-1", ["min_area"]),
+        ("simplify=inf", ["simplify"]),
+        ("masks=coco", ["masks", "rle, polygons, png, none"]),
+        ("confidence=perhaps", ["confidence"]),
+        ("classes=class 1,road", ["'road'", "class 0, class 1"]),
+        ("alpha=0.1&alpha=0.2", ["alpha", "twice"]),
+        ("image=http://127.0.0.1/a.jpg", ["image"]),
     ],
 )
-def test_bad_queries(http: httpx.Client, query: str, words: list[str]) -> None:
+def test_bad_parameters(http: httpx.Client, query: str, words: list[str]) -> None:
     check_problem(http.post(f"/v1/segment?{query}", content=JPEG), 400, *words)
+
+
+def test_a_model_that_is_not_there(http: httpx.Client) -> None:
+    check_problem(http.post("/v1/segment?model=other", content=JPEG), 404, "'other'", "tiny")
+    check_problem(http.get("/v1/models/other"), 404, "'other'", "tiny")
+    assert http.post("/v1/segment?model=tiny", content=JPEG).status_code == 200
+
+
+def test_parameters_may_stand_in_the_form(http: httpx.Client) -> None:
+    form = {"data": {"format": "overlay", "alpha": "0.25"}, "files": {"image": JPEG}}
+    answer = http.post("/v1/segment", **form)  # type: ignore[arg-type]
+    assert answer.content == http.post("/v1/segment?format=overlay&alpha=0.25", content=JPEG).content
+    check_problem(http.post("/v1/segment?alpha=0.1", **form), 400, "alpha", "twice")  # type: ignore[arg-type]
+    form["data"] = {"alpha": "7"}
+    check_problem(http.post("/v1/segment", **form), 400, "alpha", "'7'")  # type: ignore[arg-type]
+
+
+def test_every_format_and_option_is_what_the_outputs_give(
+    http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path
+) -> None:
+    spec, prediction = open_bundle(tiny_bundle).spec, segmenter.segment(decode(JPEG), confidence=True)
+    asked = {
+        "format=npy": ("npy", Options()),
+        "classes=class 1,class 2": ("png", Options(classes=("class 1", "class 2"))),
+        "min_confidence=0.5&min_area=40": ("png", Options(min_confidence=0.5, min_area=40)),
+        "format=json": ("json", Options()),
+        "format=json&masks=polygons&simplify=2": ("json", Options(masks="polygons", simplify=2)),
+        "format=json&masks=png&confidence=true": ("json", Options(masks="png", confidence=True)),
+    }
+    for query, (format, options) in asked.items():
+        answer = http.post(f"/v1/segment?{query}", content=JPEG)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == OUTPUTS[format].MEDIA_TYPE
+        told = prediction if needs_confidence(format, options) else replace(prediction, confidence=None)
+        assert answer.content == encode(format, told, spec, options), query
 
 
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
         ({"files": {"picture": JPEG}}, ["'picture'", "`image`"]),
-        ({"files": {"image": JPEG}, "data": {"alpha": "0.1"}}, ["'alpha'", "query"]),
-        ({"files": {"image": (None, "text")}}, ["text", "file name"]),
-        ({"files": [("image", JPEG), ("image", JPEG)]}, ["2 fields"]),
+        ({"files": {"image": JPEG}, "data": {"colour": "red"}}, ["'colour'", "image, format"]),
+        ({"files": {"image": JPEG, "alpha": JPEG}}, ["'alpha'", "file"]),
+        ({"files": {"image": (None, "http://127.0.0.1:1/a.jpg")}}, ["text", "file name"]),
+        ({"files": [("image", JPEG), ("image", JPEG)]}, ["several fields"]),
         ({"files": [("image", JPEG)] * 3}, ["Too many files"]),
+        ({"files": [("image", JPEG)] * 1001}, ["Too many files"]),
+        ({"files": [("image", (None, "x"))] * 1001}, ["Too many fields"]),
         ({"content": JPEG, "headers": {"content-type": "multipart/form-data"}}, ["boundary"]),
         ({"content": JPEG, "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["form cannot be read"]),
         ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no field"]),
+        ({"content": b"", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no field"]),
     ],
-    ids=["other field", "extra field", "text", "two", "three", "no boundary", "not a form", "empty form"],
+    ids="other-field extra-field file-as-parameter text two three 1001 1001-texts no-boundary no-form empty nothing".split(),
 )
 def test_bad_forms(http: httpx.Client, request_: dict[str, object], words: list[str]) -> None:
     check_problem(http.post("/v1/segment", **request_), 400, *words)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "../../etc/passwd", "a\\b.gif", "", "наука.jpg"])
+def test_a_file_name_means_nothing(http: httpx.Client, name: str) -> None:
+    labels_of(http.post("/v1/segment", files={"image": (name or "-", JPEG, "text/html")}))
 
 
 def test_body_limit(http: httpx.Client) -> None:
@@ -190,7 +246,7 @@ def test_memory_that_is_too_small_for_a_picture_is_the_pictures_fault() -> None:
 
 
 def test_no_such_route(http: httpx.Client) -> None:
-    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/docs", "/v1/redoc", "/", "/a/b"):
+    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/redoc", "/", "/a/b", "/docs.json", "/schema.json"):
         check_problem(http.get(path), 404, "/v1/segment")
     check_problem(http.get("/v1/segment"), 405, "POST")
     check_problem(http.post("/v1/models"), 405, "GET")
@@ -210,9 +266,38 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
     assert model["spec"] == bundle.spec.model_dump(mode="json")
     page = http.get("/v1/openapi.json").json()
     answers = page["paths"]["/segment"]["post"]["responses"]
-    assert {"200", "400", "413", "415", "422", "500", "503"} == set(answers)
+    assert set(answers) == set("200 400 401 404 408 413 415 422 429 500 503 504".split())
     assert all(PROBLEM in answers[status]["content"] for status in answers if status != "200")
     assert page["servers"] == [{"url": "/v1"}]
+    assert page["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status", "detail", "request_id"]
+    assert http.get("/v1/models/tiny").json() == model
+
+
+def test_the_documentation_comes_from_here_alone(http: httpx.Client) -> None:
+    page = http.get("/v1/docs")
+    assert page.status_code == 200
+    addresses = re.findall(r'(?:src|href|url)\s*[=:]\s*["\']([^"\']+)', page.text)
+    assert len(addresses) >= 4 and all(address.startswith("/v1/") for address in addresses), addresses
+    for address in addresses:
+        assert http.get(address).status_code == 200, address
+
+
+def test_figures(http: httpx.Client) -> None:
+    http.post("/v1/segment", content=JPEG)
+    http.post("/v1/segment", content=b"no picture")
+    http.get("/v1/models/nobody")
+    http.get("/somewhere")
+    text = http.get("/metrics").text
+    for line in (
+        'maskserve_requests_total{route="/v1/segment",status="200"}',
+        'maskserve_requests_total{route="/v1/segment",status="415"}',
+        'maskserve_requests_total{route="/v1/models/NAME",status="404"}',
+        'maskserve_requests_total{route="other",status="404"}',
+        'maskserve_pictures_total{format="png",model="tiny"}',
+        *(f'maskserve_stage_seconds_count{{model="tiny",stage="{stage}"}}' for stage in ("read", "queue", "infer")),
+    ):
+        assert line in text, line
+    assert "nobody" not in text and "somewhere" not in text
 
 
 def test_probes_of_the_process(http: httpx.Client) -> None:

@@ -1,0 +1,81 @@
+"""Many pictures in one request to the real service."""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.bundles import drawing
+from tests.service.test_app import JPEG, PNG, check_problem
+
+BROKEN = JPEG[: len(JPEG) // 2]
+PICTURES = [JPEG, BROKEN, PNG, b"no picture"]
+
+
+@pytest.fixture(scope="module")
+def http(service_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=service_url, timeout=60.0) as client:
+        yield client
+
+
+def batch(http: httpx.Client, pictures: list[bytes], **query: str) -> httpx.Response:
+    files = [("images", (f"../{place}.txt", data)) for place, data in enumerate(pictures)]
+    return http.post("/v1/segment/batch", files=files, params=query)
+
+
+def test_a_zip_holds_what_each_alone_would_get(http: httpx.Client) -> None:
+    answer = batch(http, PICTURES)
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["0.png", "1.problem.json", "2.png", "3.problem.json"]
+    for name, data in zip(archive.namelist(), PICTURES, strict=True):
+        alone = http.post("/v1/segment", content=data)
+        if name.endswith(".png"):
+            assert archive.read(name) == alone.content
+        else:
+            problem, expected = json.loads(archive.read(name)), alone.json()
+            assert problem.pop("request_id") == answer.headers["x-request-id"]
+            expected.pop("request_id")
+            assert problem == expected
+
+
+def test_json_is_an_array_with_an_entry_each(http: httpx.Client) -> None:
+    answer = batch(http, PICTURES, format="json", masks="none")
+    assert answer.headers["content-type"] == "application/json"
+    entries = answer.json()
+    assert [(entry["index"], entry["status"]) for entry in entries] == [(0, 200), (1, 422), (2, 200), (3, 415)]
+    assert entries[2]["result"] == http.post("/v1/segment?format=json&masks=none", content=PNG).json()
+    assert "truncated" in entries[1]["problem"]["detail"]
+
+
+def test_names_of_many_sort_as_they_came(http: httpx.Client) -> None:
+    pictures = [encoded(side) for side in range(1, 13)]
+    archive = zipfile.ZipFile(io.BytesIO(batch(http, pictures, format="npy").content))
+    assert archive.namelist() == [f"{place:02}.npy" for place in range(12)]
+    for side, name in enumerate(sorted(archive.namelist()), 1):
+        assert np.load(io.BytesIO(archive.read(name))).shape == (side, side)
+
+
+def encoded(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(drawing(side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_what_is_wrong_with_the_whole(http: httpx.Client) -> None:
+    check_problem(http.post("/v1/segment/batch", content=JPEG), 400, "form", "`images`")
+    check_problem(http.post("/v1/segment/batch", files={"image": JPEG}), 400, "'image'", "`images`")
+    check_problem(batch(http, [JPEG] * 65), 400, "Too many files", "64")
+    check_problem(batch(http, [JPEG], format="gif"), 400, "'gif'")
+    check_problem(batch(http, [JPEG], model="other"), 404, "'other'")
+
+
+def test_text_among_the_pictures_is_the_fault_of_one(http: httpx.Client) -> None:
+    files = [("images", JPEG), ("images", (None, "http://127.0.0.1:1/a.jpg"))]
+    entries = http.post("/v1/segment/batch?format=json&masks=none", files=files).json()
+    assert sorted(entry["status"] for entry in entries) == [200, 400]
