@@ -5,6 +5,7 @@
     │   ├── EmptyImage      no bytes
     │   ├── NotAnImage      bytes in no format that the house reads
     │   ├── BrokenImage     a known format, but truncated or corrupt
+    │   ├── SeveralPictures an animation, or a document of several pages
     │   └── ImageTooLarge   more pixels than the limit
     ├── DataError           a data set that cannot be trained on
     ├── ConfigError         a setting that is unknown or out of range
@@ -38,6 +39,10 @@ class NotAnImage(ImageError):
 
 class BrokenImage(ImageError):
     """The format is known, but the bytes are truncated or corrupt."""
+
+
+class SeveralPictures(ImageError):
+    """The file holds several pictures, and nothing says which one is meant."""
 
 
 class ImageTooLarge(ImageError):

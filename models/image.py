@@ -4,6 +4,7 @@ A picture that trained the network and the same picture sent over HTTP are the s
 """
 
 import io
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,29 +12,67 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from models import tiff
+from models.avif import check_avif
 from models.colour import to_srgb
-from models.errors import BrokenImage, DataError, EmptyImage, ImageError, ImageTooLarge, NotAnImage
+from models.errors import (
+    BrokenImage,
+    DataError,
+    EmptyImage,
+    ImageError,
+    ImageTooLarge,
+    SeveralPictures,
+    TooLittleMemory,
+    first_line,
+)
+from models.header import check_bmp, check_jpeg, check_png, check_size, check_webp
+from models.libtiff import silence
+from models.sniff import format_of
 
 RGB = NDArray[np.uint8]  # H x W x 3, colours in the order red, green, blue, 0..255
 Labels = NDArray[np.uint8]  # H x W, class indices, 255 is void
 Decoded = TypeVar("Decoded")
 
-# Pillow knows some fifty formats, and many are attack surface.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
+# What is read before a library is asked (a TIFF's answers with its page), and Pillow's reader.
+# JPEG's own reader, for `Image.open` would make a phone's photograph with a gain map a file of several.
+READERS: dict[str, tuple[Callable[[bytes, int], int | None], type[ImageFile]]] = {
+    "JPEG": (check_jpeg, JpegImageFile),
+    "PNG": (check_png, PngImageFile),
+    "WEBP": (check_webp, WebPImageFile),
+    "TIFF": (tiff.check, TiffImageFile),
+    "BMP": (check_bmp, BmpImageFile),
+    "AVIF": (check_avif, AvifImageFile),
+}
+FORMATS = tuple(READERS)
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif"})
-READABLE = "JPEG, PNG, WebP, TIFF, BMP or AVIF"
 MAX_PIXELS = 100_000_000
 
-# First bytes of those formats: they tell a broken picture (mend it) from what is no picture at all (send another).
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"II*\0", b"MM\0*", b"BM")
-
 # What Pillow multiplies the grey of 2 and 4 bits by, by the beginning of its raw mode.
-_SPREAD = {"L;2": 85, "L;4": 17}
+SPREAD = {"L;2": 85, "L;4": 17}
 
-# `Image.open` looks its formats up before it has loaded the plugins of all of them.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+
+# `Image.open`, with which training looks at headers, looks its formats up before it has loaded the plugins of all.
 Image.init()
+silence()
 
 # Our own limit is checked against the header before any pixel is decoded; Pillow's stands behind it for what
 # a header hides (the extents of later frames). What it only warns of (sizes below that, broken EXIF) would fill
@@ -45,30 +84,18 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
     """Decode the bytes of a picture.
 
-    The bytes decide the format, never a name or a content type. The picture is turned upright by its EXIF
-    orientation, brought to sRGB by its ICC profile (`colour.py`), transparency is composed on white, 16-bit and float
-    samples are scaled (not clipped) to 8 bits, and of several frames the first is taken.
+    The bytes decide the format, never a name or a content type. The picture is turned upright by its orientation
+    (EXIF's, or XMP's), brought to sRGB by its ICC profile (`colour.py`), transparency is composed on white, 16-bit and
+    float samples are scaled (not clipped) to 8 bits. Of a phone's JPEG with a preview or a gain map behind it, and of a
+    TIFF with thumbnails, the first full picture is taken; animations and several full pages are refused.
 
     Returns: RGB uint8, H x W x 3, 0..255.
-    Raises: EmptyImage, NotAnImage, BrokenImage, ImageTooLarge.
+    Raises: EmptyImage, NotAnImage, BrokenImage, SeveralPictures, ImageTooLarge, TooLittleMemory; nothing else.
     """
     if not data:
         raise EmptyImage("The picture is empty: 0 bytes came.")
-    image = _open(data)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"The picture has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}."
-        )
-    try:
-        image.load()
-        return _to_rgb(_upright(image))
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"The picture unfolds to more than the limit of {max_pixels:,} pixels.") from error
-    except Exception as error:  # Pillow's plugins raise whatever their parsing met
-        raise BrokenImage(
-            f"The picture is truncated or corrupt: {image.format} said {_first_line(error)!r}."
-        ) from error
+    image = _open(data, max_pixels)
+    return _guarded(image, max_pixels, lambda: _to_rgb(_upright(_loaded(image))))
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> RGB:
@@ -98,16 +125,14 @@ def read_stored(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def _decode_stored(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
         raise EmptyImage("The mask is empty: 0 bytes.")
-    image = _open(data)
-    if image.width * image.height > max_pixels:
-        raise ImageTooLarge(f"The mask has {image.width * image.height:,} pixels; the limit is {max_pixels:,}.")
-    raw = str([tile.args for tile in getattr(image, "tile", [])])  # gone once it is loaded
-    try:
-        image.load()
-    except Exception as error:
-        raise BrokenImage(f"The mask is truncated or corrupt: {_first_line(error)!r}.") from error
-    step = next((step for start, step in _SPREAD.items() if start in raw), 1) if image.mode == "L" else 1
-    return _upright(image.point(lambda grey: grey // step) if step > 1 else image)
+    image = _open(data, max_pixels)
+    spread = _spread(image)
+
+    def stored() -> Image.Image:
+        loaded = _loaded(image)
+        return _upright(loaded.point(lambda grey: grey // spread) if spread > 1 else loaded)
+
+    return _guarded(image, max_pixels, stored)
 
 
 def _decode_mask(data: bytes) -> Labels:
@@ -131,31 +156,98 @@ def _named(path: Path, decoder: Callable[[bytes], Decoded]) -> Decoded:
         raise type(error)(f"{path}: {error}") from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> ImageFile:
+    """The picture with its header read and none of its pixels, which are `max_pixels` at most."""
+    name = format_of(data)
+    check, reader = READERS[name]
     try:
-        return Image.open(io.BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageTooLarge("The picture's header claims more pixels than any limit here allows.") from error
-    except UnidentifiedImageError as error:
-        if _begins_known(data):
-            raise BrokenImage(
-                "The picture begins like a known format, but its header is truncated or corrupt."
-            ) from error
-        raise NotAnImage(f"These {len(data):,} bytes are no picture that can be read here; send {READABLE}.") from error
-    except Exception as error:
-        raise BrokenImage(f"The picture's header is truncated or corrupt: {_first_line(error)!r}.") from error
+        page = check(data, max_pixels)
+        image = reader(io.BytesIO(data))
+        if page:
+            image.seek(page)
+    except (ImageError, MemoryError, Image.DecompressionBombError) as error:
+        raise _told(error, max_pixels) from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsing met
+        raise BrokenImage(
+            f"The picture begins like a {name}, but its header is truncated or corrupt, or of a kind that is not "
+            f"read here ({first_line(error)!r}); save it again as PNG or JPEG."
+        ) from error
+    check_size(*image.size, max_pixels)
+    _note(image)
+    count = 1 if name == "TIFF" else getattr(image, "n_frames", 1)
+    if count > 1:
+        raise SeveralPictures(f"The {name} is an animation of {count:,} frames; send one of them as a picture.")
+    return image
 
 
-def _begins_known(data: bytes) -> bool:
-    # `RIFF` alone is also a WAV's, and `ftyp` a video's.
-    return data.startswith(_SIGNATURES) or data[8:12] == b"WEBP" or data[4:12] in (b"ftypavif", b"ftypavis")
+def _loaded(image: ImageFile) -> Image.Image:
+    image.load()
+    return image
+
+
+def _guarded(image: ImageFile, max_pixels: int, work: Callable[[], Decoded]) -> Decoded:
+    """What decoding can meet, in the house's words."""
+    try:
+        return work()
+    except (MemoryError, Image.DecompressionBombError) as error:
+        raise _told(error, max_pixels) from error
+    except Exception as error:  # Pillow's plugins raise whatever their parsing met
+        raise BrokenImage(f"The picture is truncated or corrupt: {image.format} said {first_line(error)!r}.") from error
+
+
+def _told(error: Exception, max_pixels: int) -> Exception:
+    if isinstance(error, MemoryError):
+        return TooLittleMemory("The picture is more than the free memory holds; send a smaller one, or send it later.")
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageTooLarge(f"The picture unfolds to more than the limit of {max_pixels:,} pixels.")
+    return error
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    turn = TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1..8, once the picture is loaded: a PNG may say it behind its pixels.
+
+    Pillow has turned a TIFF, and has put an AVIF's own (`irot`, `imir`) into its EXIF. It would unpack the whole block
+    to read this one number, and fail where any of it is broken.
+    """
+    if image.format == "TIFF":
+        return 1
+    exif = image.info.get("exif") or _hex_exif(image.info.get("Raw profile type exif"))
+    if exif and (told := tiff.exif_orientation(exif)):
+        return told
+    xmp = image.info.get("xmp") if image.format != "AVIF" else None
+    found = XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
+    return int(found[1]) if found else 1
+
+
+def _hex_exif(text: object) -> bytes:
+    """ImageMagick's EXIF in a PNG: a name, a length, and the block in hexadecimal digits."""
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about orientation; the pixels are still good
-        return image
+        return bytes.fromhex("".join(str(text).split("\n")[3:])) if isinstance(text, str) else b""
+    except ValueError:
+        return b""
+
+
+def _note(image: ImageFile) -> None:
+    """Bring to mind, in `info`, what a header says of the samples; it is gone once the picture is loaded."""
+    key, raw = image.info.get("transparency"), str([tile.args for tile in image.tile])
+    if isinstance(key, int) and image.mode == "L":  # a PNG's transparent colour is in its own bits
+        image.info["transparency"] = key * _spread(image)
+    elif isinstance(key, tuple) and ";16" in raw:
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
+    if isinstance(image, TiffImageFile):
+        image.info["full"] = 4095.0 if "I;12" in raw else 65535.0
+        image.info["white is 0"] = image.tag_v2.get(tiff.PHOTOMETRIC) == 0
+
+
+def _spread(image: ImageFile) -> int:
+    """What the grey of an opened, not loaded picture will be multiplied by: 2 and 4 bits are spread over 0..255."""
+    raw = str([tile.args for tile in image.tile])
+    return next((step for start, step in SPREAD.items() if start in raw), 1) if image.mode == "L" else 1
 
 
 def _to_rgb(image: Image.Image) -> RGB:
@@ -163,19 +255,21 @@ def _to_rgb(image: Image.Image) -> RGB:
         return np.asarray(to_srgb(image))
     if image.mode.startswith(("I", "F")):
         samples = np.asarray(image)
-        grey = _to_8_bits(samples)
+        grey = _to_8_bits(samples, image.info.get("full", 65535.0))
+        if image.info.get("white is 0"):  # of fewer bits Pillow turns it itself
+            grey = 255 - grey
         seen = to_srgb(_with_profile(Image.fromarray(grey), image))
         rgb = np.array(seen) if seen.mode == "RGB" else np.repeat(grey[:, :, None], 3, axis=2)
         if "transparency" in image.info:
             rgb[samples == image.info["transparency"]] = 255
         return rgb
     if image.has_transparency_data:
-        single = image.mode in ("L", "LA")
+        single = image.mode in ("L", "LA", "La")
         image = _with_profile(image.convert("LA" if single else "RGBA"), image)
         opaque = to_srgb(_with_profile(image.convert("L" if single else "RGB"), image)).convert("RGBA")
         opaque.putalpha(image.getchannel("A"))
         return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque).convert("RGB"))
-    if image.mode == "P":
+    if image.mode in ("P", "YCbCr"):
         image = _with_profile(image.convert("RGB"), image)
     return np.asarray(to_srgb(image).convert("RGB"))
 
@@ -187,18 +281,12 @@ def _with_profile(image: Image.Image, source: Image.Image) -> Image.Image:
     return image
 
 
-def _to_8_bits(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Scale grey samples: unsigned 16 bits by 65535, others by the smallest usual range that holds them (1 for floats
-    alone, 255, 65535), or else by their own maximum."""
+def _to_8_bits(samples: NDArray[np.generic], full: float) -> NDArray[np.uint8]:
+    """Scale grey samples: unsigned 12 and 16 bits by their `full` range, others by the smallest usual range that holds
+    them (1 for floats alone, 255, 65535), or else by their own maximum."""
     values = np.nan_to_num(samples.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     largest = float(values.max())
-    if np.issubdtype(samples.dtype, np.unsignedinteger):  # a dark 16-bit picture stays dark
-        full = 65535.0
-    else:
+    if not np.issubdtype(samples.dtype, np.unsignedinteger):  # a dark 16-bit picture stays dark
         usual = (1.0, 255.0, 65535.0) if np.issubdtype(samples.dtype, np.floating) else (255.0, 65535.0)
         full = next((full for full in usual if largest <= full), largest)
     return (values.clip(0, full) * (255.0 / full) + 0.5).astype(np.uint8)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,7 +1,6 @@
 """The decoder, on pictures made here by Pillow and on the odd ones of other projects' test suites."""
 
 import contextlib
-import csv
 import io
 import resource
 import struct
@@ -22,7 +21,6 @@ from models.image import FORMATS, SUFFIXES, decode, read, read_mask
 from tests.bundles import drawing
 
 ROOT = Path(__file__).parent.parent.parent
-HOSTILE = ROOT.parent / "shared" / "data" / "hostile"
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
 DEEP = np.random.default_rng(0).integers(0, 65536, (7, 5), dtype=np.uint16)
@@ -205,14 +203,10 @@ def test_1_bit(format: str) -> None:
     np.testing.assert_array_equal(decoded[:, :, 1], bits * np.uint8(255))
 
 
-def test_the_first_of_several_frames() -> None:
+def test_of_a_phones_jpeg_the_first_picture_is_taken() -> None:
     first = drawing(16, 24)
-    for format in ("MPO", "TIFF", "WEBP", "AVIF"):
-        alone = encoded(first, "JPEG" if format == "MPO" else format)
-        both = encoded(first, format, save_all=True, append_images=[Image.fromarray(drawing(16, 24, seed=1))])
-        decoded = decode(both)
-        check_rgb(decoded, (16, 24))
-        assert np.abs(decoded.astype(int) - decode(alone)).mean() < 8, format
+    both = encoded(first, "MPO", save_all=True, append_images=[Image.fromarray(drawing(16, 24, seed=1))])
+    np.testing.assert_array_equal(decode(both), decode(encoded(first, "JPEG")))
 
 
 @AS_IN_SERVICE
@@ -413,24 +407,3 @@ def test_unreadable_masks(tmp_path: Path) -> None:
             read_mask(path)
     with pytest.raises(DataError, match=r"none\.png: cannot be opened"):
         read_mask(tmp_path / "none.png")
-
-
-def hostile() -> list[dict[str, str]]:
-    if not HOSTILE.is_dir():
-        return []
-    with (HOSTILE / "manifest.tsv").open() as table:
-        return list(csv.DictReader(table, delimiter="\t"))
-
-
-@pytest.mark.skipif(not HOSTILE.is_dir(), reason=f"the hostile pictures are not at {HOSTILE}")
-@AS_IN_SERVICE
-@pytest.mark.parametrize("row", hostile(), ids=lambda row: row["file"])
-def test_hostile_pictures(row: dict[str, str]) -> None:
-    data = (HOSTILE / "files" / row["file"]).read_bytes()
-    if row["pillow13"] != "decodes" or row["format"] not in FORMATS:
-        with pytest.raises(ImageError):
-            decode(data)
-        return
-    width, height = map(int, row["size"].split("x"))
-    turned = row["exif_orientation"] in ("5", "6", "7", "8")
-    check_rgb(decode(data), (width, height) if turned else (height, width))
