@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from maskserve.data import DataFolder, Format, data_app
+from maskserve.predict import BundleFolder, Device, Engine, Precision, predict
 from maskserve.train import plan, train
 
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
@@ -26,13 +27,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")(train)
 app.command()(plan)
-
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
-Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
-Precision = Annotated[
-    str, typer.Option(help="f32, bf16, fp16, int8, or auto: the quickest that the export found to be right.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+app.command()(predict)
 
 
 @app.callback()
@@ -205,23 +200,6 @@ def compare(
     from training.compare import compare as compare_runs
 
     compare_runs(runs, as_json, Console())
-
-
-@app.command()
-def predict(
-    bundle: BundleFolder,
-    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Pictures, or folders of pictures.")],
-    out: Annotated[Path, typer.Option(metavar="TARGET", help="Folder for the masks, named as the pictures.")],
-    format: Annotated[str, typer.Option(help="png (indexed mask), overlay, or confidence (grey).")] = "png",
-    engine: Engine = "auto",
-    precision: Precision = "auto",
-    device: Device = "auto",
-) -> None:
-    """Write a mask for each picture. A picture that cannot be read is named, and the others go on; then exit code 1."""
-    from maskserve.predict import predict as predict_all
-
-    if not predict_all(bundle, sources, out, format, engine, precision, device):
-        raise typer.Exit(1)
 
 
 @app.command(

@@ -10,14 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from models.bundle import open_bundle
-from models.image import read
-from models.segmenter import Segmenter
-from tests.bundles import drawing
 from training.data.shapes import CLASSES, draw
 
 ROOT = Path(__file__).parents[2]
@@ -123,64 +119,11 @@ def test_serving_from_a_folder_with_models_of_its_own(
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0
 
 
-def test_predict_is_the_segmenters_answer(tiny_bundle: Path, tmp_path: Path) -> None:
-    draw(tmp_path / "s", counts={"train": 1, "val": 1, "test": 2})
-    done = maskserve("predict", tiny_bundle, "s/images/test", "--out", "masks", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    segmenter = Segmenter.load(open_bundle(tiny_bundle))
-    for picture in sorted((tmp_path / "s/images/test").iterdir()):
-        mask = Image.open(tmp_path / "masks" / f"{picture.stem}.png")
-        assert mask.mode == "P"
-        assert (np.asarray(mask) == segmenter.segment(read(picture)).labels).all()
-    again = maskserve("predict", tiny_bundle, "s/images/test", "--out", "over", "--format", "overlay", cwd=tmp_path)
-    assert again.returncode == 0
-    assert {path.suffix for path in (tmp_path / "over").iterdir()} == {".jpg"}
-
-
-def test_predict_takes_the_engine_that_it_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
-    Image.fromarray(drawing(90, 120)).save(tmp_path / "a.png")
-    words = ("predict", tiny_bundle, "a.png", "--out", "sure", "--format", "confidence")
-    done = maskserve(*words, "--engine", "onnxruntime", "--precision", "f32", "--device", "cpu", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "running on onnxruntime: as asked; f32: as asked" in done.stderr
-    segmenter = Segmenter.load(open_bundle(tiny_bundle), "onnxruntime")
-    prediction = segmenter.segment(read(tmp_path / "a.png"), confidence=True)
-    assert prediction.confidence is not None
-    grey = np.asarray(Image.open(tmp_path / "sure" / "a.png"))
-    assert np.abs(grey - prediction.confidence * 255).max() <= 0.5 + 1e-3
-    for option, word in (("--engine", "abacus"), ("--precision", "f7"), ("--device", "tpu")):
-        fails(maskserve(*words, option, word, cwd=tmp_path), 1, f"'{word}' is not known; choose auto, ")
-
-
-def test_predict_names_a_bad_picture_and_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
-    draw(tmp_path / "s", counts={"train": 1, "val": 1, "test": 1})
-    (tmp_path / "s/images/test/broken.jpg").write_bytes(b"nothing")
-    done = maskserve("predict", tiny_bundle, "s/images/test", "--out", "masks", cwd=tmp_path)
-    fails(done, 1, "broken.jpg", "1 of 2")
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["test_0000.png"]
-
-
-def test_predict_never_overwrites_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
-    before = (tmp_path / "a.png").read_bytes()
-    fails(maskserve("predict", tiny_bundle, "a.png", "--out", ".", cwd=tmp_path), 1, "overwrite")
-    Image.new("RGB", (20, 20)).save(tmp_path / "a.jpg")
-    fails(maskserve("predict", tiny_bundle, "a.png", "a.jpg", "--out", "o", cwd=tmp_path), 1, "both become")
-    assert (tmp_path / "a.png").read_bytes() == before
-
-
 def test_errors_are_one_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
     fails(maskserve("data", "lint", "none", cwd=tmp_path), 1, "none is no folder")
     fails(maskserve("train", "none", "epoch=3", cwd=tmp_path), 2, "did you mean epochs")
     fails(maskserve("train", cwd=tmp_path), 2, "DATA")
     fails(maskserve("export", "none", cwd=tmp_path), 1, "no finished run")
-    fails(maskserve("predict", tiny_bundle, "none.jpg", "--out", "x", cwd=tmp_path), 1, "none.jpg is not there")
-    fails(
-        maskserve("predict", tiny_bundle, ".", "--out", "x", "--format", "gif", cwd=tmp_path),
-        2,
-        "'gif'",
-        "png, overlay",
-    )
     fails(maskserve("serve", "none", cwd=tmp_path), 1, "is no bundle")
     fails(maskserve("evaluate", "none", "none", cwd=tmp_path), 1, "is no bundle")
     fails(maskserve("serve", tiny_bundle, "--port", "70000", cwd=tmp_path), 2, "65535")
