@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.cores import usable_cores
 from models.errors import ConfigError, DataError
 from models.image import Labels
 from models.outputs.png import indexed
 from models.spec import VOID, ClassInfo, default_rgb
 from training.data import Samples, has_split, load_splits
 from training.data.classes import FILE, parse_classes
-from training.data.facts import usable_cores
 from training.data.meaning import Kind, Meaning, Values
 from training.data.samples import SPLITS, Pair
 

@@ -1,16 +1,16 @@
 """Every file of a data set read once, in parallel, and what was seen kept by file: the second time costs a `stat`."""
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from models.cores import usable_cores
 from models.image import MAX_PIXELS
 from training.data.cache import Cache
 from training.data.reading import Facts, Room, examine
 from training.data.samples import Samples
 
-__all__ = ["Facts", "scan", "scan_splits", "usable_cores"]
+__all__ = ["Facts", "scan", "scan_splits"]
 
 CHUNK = 8  # pairs that a thread takes at a time
 
@@ -67,8 +67,3 @@ def _examined(samples: Samples, indices: list[int]) -> Iterator[Facts]:
     finally:  # also at Ctrl-C, which must not wait for the rest
         stopped.set()
         pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from models.architectures.meta import on_meta
 from models.architectures.network import Network
+from models.cores import usable_cores
 from models.engines.openvino import has_bf16
 from models.spec import ClassInfo, default_rgb
 from training.config import TrainConfig
 from training.data import Samples
-from training.data.facts import usable_cores
 from training.learner import Learner
 from training.losses import Criterion
 from training.machine import choose_device, determined, is_out_of_memory
