@@ -5,6 +5,7 @@ bentoml serve service.app:Maskserve      with MASKSERVE_BUNDLE naming a bundle; 
 
 import os
 import sys
+import time
 from typing import Any
 
 import bentoml
@@ -32,6 +33,9 @@ SHOWN = ("/metrics", *(ROOT + path for path in ("/segment", "/segment/batch", "/
 
 # The page that explains the interface shows nothing of what is served.
 OPEN_PATHS = (*PROBES, *(path for path in PATHS if path.startswith((f"{ROOT}/docs", f"{ROOT}/openapi"))))
+
+# How long a worker among others keeps its door shut while it opens its bundles.
+PATIENCE_SECONDS = 60.0
 
 # Of what BentoML puts before the routes, this is left: its figures, and tracing for those who configure it. Its time-out
 # answers in its own words while the work goes on, and leaves a timer behind for each request; its access log knows no
@@ -108,13 +112,29 @@ class Maskserve:
     def __init__(self) -> None:
         self.labeller = routes.api.state.labeller = Labeller(read_settings())
         self.labeller.start()
+        if self.labeller.settings.workers > 1:
+            self._open_before_the_door()
+
+    def _open_before_the_door(self) -> None:
+        """Accept no connection before there is something to serve: the other workers take them.
+
+        A worker that is alone says "not ready" meanwhile, so that a probe can tell a slow start from a dead process; one
+        that comes back after a crash would say it to callers whom the others could have answered.
+        """
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            try:
+                self.labeller.shelf.check()
+                return
+            except NotReady as error:
+                if error.retry_after is None:
+                    return
+            time.sleep(0.02)
 
     def __is_ready__(self) -> bool:
         """Asked by /readyz; the exception carries the reason, where a plain False would say nothing."""
-        if self.labeller.shelf.all():
-            return True
         try:
-            self.labeller.shelf.get()
+            self.labeller.shelf.check()
         except NotReady as error:
             headers = {"Retry-After": str(error.retry_after)} if error.retry_after else None
             raise HTTPException(503, str(error), headers) from error

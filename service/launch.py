@@ -22,7 +22,7 @@ from typing import IO
 import httpx
 
 from models import QUIET
-from models.bundle import open_bundle
+from models.bundle import SUMS, open_bundle
 from models.errors import ConfigError
 from service.errors import StartError
 from service.settings import read_settings
@@ -35,12 +35,12 @@ LOG_TAIL = 4000  # characters
 
 
 def serve(bundle: Path, host: str, port: int) -> int:
-    """Serve a bundle until Ctrl-C or SIGTERM; prints what runs it, and the address, once it is ready.
+    """Serve a bundle, or a folder of bundles, until Ctrl-C or SIGTERM; prints what runs it, and the address, once it is ready.
 
     Returns: the exit code, 0 after a stop that was asked for.
     Raises: BundleError, ConfigError, StartError: each says in a sentence why nothing is served.
     """
-    open_bundle(bundle)
+    check(bundle)
     stop = False
     with process(bundle, host, port, log=None) as server:
 
@@ -53,7 +53,8 @@ def serve(bundle: Path, host: str, port: int) -> int:
         try:
             _wait_until_ready(server)
             if not stop:
-                print(_running_on(server))
+                for line in _running_on(server):
+                    print(line)
                 print(f"maskserve answers at {server.url} (Ctrl-C stops it)", flush=True)
             code = server.child.wait()
         except StartError:
@@ -72,10 +73,17 @@ def running(bundle: Path, port: int | None = None) -> Iterator[str]:
 
     Raises: BundleError, ConfigError, StartError with the end of the log where the process dies or cannot get ready.
     """
-    open_bundle(bundle)
+    check(bundle)
     with tempfile.TemporaryFile() as log, process(bundle, LOOPBACK, port or free_port(), log) as server:
         _wait_until_ready(server)
         yield server.url
+
+
+def check(folder: Path) -> None:
+    """Raises: BundleError where there is neither a bundle nor a folder that holds one: here it costs a sentence."""
+    inside = [path for path in folder.iterdir() if (path / SUMS).is_file()] if folder.is_dir() else []
+    if not inside or (folder / SUMS).exists():
+        open_bundle(folder)
 
 
 @dataclass(frozen=True)
@@ -150,11 +158,12 @@ def _wait_until_ready(server: Server) -> None:
     raise StartError(_with_log(f"The server was not ready after {READY_SECONDS:.0f} seconds: {reason}", server))
 
 
-def _running_on(server: Server) -> str:
-    """What the service says that it runs on, and why."""
+def _running_on(server: Server) -> list[str]:
+    """What the service says that it runs on, and why; nothing where it asks for a key."""
     with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
-        served = client.get("/v1/models").json()[0]
-    return f"{served['name']} runs on {served['why']}"
+        answer = client.get("/v1/models")
+    served = answer.json() if answer.status_code == 200 else []
+    return [f"{model['name']} runs on {model['why']}" for model in served]
 
 
 def _stopping() -> list[signal.Signals]:

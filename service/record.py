@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 _GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 # Asked every few seconds by what watches the service; a line for each would drown the others.
-UNREMARKABLE = ("/livez", "/readyz", "/healthz", "/metrics")
+UNREMARKABLE = ("/livez", "/readyz", "/healthz", "/metrics", "/v1/models")
 
 
 @dataclass

@@ -151,10 +151,8 @@ async def segment_batch(request: Request) -> Response:
 async def list_models(request: Request) -> list[Model]:
     """Each bundle's name, hash, spec (classes, colours, input rule, metrics), and what runs it here."""
     labeller = labeller_of(request)
-    served = labeller.shelf.all()
-    if not served:
-        labeller.shelf.get()  # which says why
-    return [_model(one, labeller) for one in served]
+    labeller.shelf.check()
+    return [_model(served, labeller) for served in labeller.shelf.all()]
 
 
 @api.get("/models/{name}", summary="One of them", responses=answers.documented(401, 404, 500, 503))

@@ -40,7 +40,12 @@ def http(url: str) -> Iterator[httpx.Client]:
 
 def test_no_key_no_answer_but_for_probes_and_the_documentation(url: str) -> None:
     with httpx.Client(base_url=url) as stranger:
-        for request in (("POST", "/v1/segment"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/v1/models/tiny")):
+        for request in (
+            ("POST", "/v1/segment"),
+            ("GET", "/v1/models"),
+            ("GET", "/metrics"),
+            ("GET", "/v1/models/tiny"),
+        ):
             answer = stranger.request(*request)
             check_problem(answer, 401, "Authorization: Bearer", "X-API-Key")
             assert answer.headers["www-authenticate"] == 'Bearer realm="maskserve"'
@@ -99,7 +104,9 @@ def test_many_slow_bodies_do_not_hold_up_others_for_long(http: httpx.Client, url
         labels_of(http.post("/v1/segment", content=JPEG))
 
 
-def test_nothing_of_a_picture_is_written_to_a_disk(http: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_nothing_of_a_picture_is_written_to_a_disk(
+    http: httpx.Client, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """What the service's processes hold open are sockets, pipes, libraries, and no file that is written."""
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: http.post("/v1/segment", files={"image": JPEG}), range(8)))
