@@ -74,7 +74,7 @@ class Recorded:
         finally:
             seconds = time.perf_counter() - began
             self.count(scope["path"], status, seconds)
-            if self.log and not (scope["path"] in UNREMARKABLE and status == 200):
+            if self.log and not (scope["path"] in UNREMARKABLE and status in (200, 503)):
                 _write(scope, status, seconds, sent, entry)
             _entry.reset(token)
 
