@@ -32,8 +32,9 @@ def written(samples: NDArray[np.uint8], colour_type: int, *chunks: tuple[bytes, 
     """Samples uint8 H x W as a PNG, with these chunks (name, data) before the pixels.
 
     Pillow tries every filter on every row, and then searches for repeats of any kind. What a network says is smooth: the
-    difference to the row above is mostly 0, and runs of it are all there is to find. Against Pillow's level 3 that takes
-    a third to four fifths of the time; masks are 0.2 to 0.6 times as large, confidence within 10%.
+    difference to the row above is mostly 0, and runs of it are all there is to find. Against Pillow's level 3, street
+    scenes of 320x240 to 4000x3000: masks in 0.6 to 0.9 of the time and 0.2 to 0.85 of the bytes, confidence in a quarter
+    of the time and as many bytes.
     """
     height, width = samples.shape
     rows = np.empty((height, 1 + width), np.uint8)
