@@ -30,7 +30,7 @@ def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
 
 
 def blend(picture: RGB, labels: Labels, palette: list[tuple[int, int, int]], alpha: float) -> RGB:
-    """RGB uint8 H x W x 3: the picture with each labelled pixel tinted by its class; void stays as it is."""
+    """RGB uint8 H x W x 3: the picture with each pixel tinted by its label's of 256 colours; void stays as it is."""
     colours = cv2.LUT(cv2.merge([labels] * 3), np.array([palette], np.uint8))
     blended = cv2.addWeighted(picture, 1 - alpha, colours, alpha, 0)
     return np.asarray(cv2.copyTo(picture, (labels == VOID).view(np.uint8), blended), np.uint8)
