@@ -34,8 +34,9 @@ from models.errors import (
     TooLittleMemory,
     first_line,
 )
-from models.header import check_bmp, check_jpeg, check_png, check_size, check_webp
+from models.header import check_bmp, check_jpeg, check_size, check_webp
 from models.libtiff import silence
+from models.png import check_png, check_rows
 from models.sniff import format_of
 
 RGB = NDArray[np.uint8]  # H x W x 3, colours in the order red, green, blue, 0..255
@@ -95,7 +96,7 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
     if not data:
         raise EmptyImage("The picture is empty: 0 bytes came.")
     image = _open(data, max_pixels)
-    return _guarded(image, max_pixels, lambda: _to_rgb(_upright(_loaded(image))))
+    return _guarded(image, max_pixels, lambda: _to_rgb(_upright(_loaded(image, data))))
 
 
 def read(path: Path, max_pixels: int = MAX_PIXELS) -> RGB:
@@ -129,7 +130,7 @@ def _decode_stored(data: bytes, max_pixels: int) -> Image.Image:
     spread = _spread(image)
 
     def stored() -> Image.Image:
-        loaded = _loaded(image)
+        loaded = _loaded(image, data)
         return _upright(loaded.point(lambda grey: grey // spread) if spread > 1 else loaded)
 
     return _guarded(image, max_pixels, stored)
@@ -180,8 +181,10 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
     return image
 
 
-def _loaded(image: ImageFile) -> Image.Image:
+def _loaded(image: ImageFile, data: bytes) -> Image.Image:
     image.load()
+    if image.format == "PNG":
+        check_rows(image, data)
     return image
 
 
@@ -189,7 +192,7 @@ def _guarded(image: ImageFile, max_pixels: int, work: Callable[[], Decoded]) -> 
     """What decoding can meet, in the house's words."""
     try:
         return work()
-    except (MemoryError, Image.DecompressionBombError) as error:
+    except (ImageError, MemoryError, Image.DecompressionBombError) as error:
         raise _told(error, max_pixels) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing met
         raise BrokenImage(f"The picture is truncated or corrupt: {image.format} said {first_line(error)!r}.") from error

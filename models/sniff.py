@@ -26,7 +26,7 @@ ELSEWHERE = {b"ustar": 257, b"DICM": 128}
 OTHERS = {
     b"GIF8": "a GIF; save one frame of it as PNG",
     b"\0\0\1\0": "an icon (ICO); save its largest picture as PNG",
-    b"\0\0\2\0": "a cursor (CUR); save it as PNG",
+    b"\0\0\2\0": "a cursor (CUR) or a TGA; save it as PNG",
     b"icns": "an icon (ICNS); save its largest picture as PNG",
     b"%!PS": "PostScript (EPS), a drawing and no pixels; render it to PNG",
     b"\xc5\xd0\xd3\xc6": "PostScript (EPS), a drawing and no pixels; render it to PNG",

@@ -1,0 +1,74 @@
+"""Pictures built byte by byte, so that what is wrong with them is known."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+Tag = tuple[int, int, list[int]]  # TIFF's: its number, its type (3 is of 16 bits, 4 of 32), and its values
+
+
+def encoded(picture: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(size: tuple[int, int], bits: int, colour: int, rows: bytes, *chunks: bytes) -> bytes:
+    """A PNG of (width, height); `rows` with their filter bytes, `chunks` before the pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Of a JPEG."""
+    return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
+
+
+def box(kind: bytes, *content: bytes) -> bytes:
+    """Of an AVIF."""
+    inside = b"".join(content)
+    return struct.pack(">I", 8 + len(inside)) + kind + inside
+
+
+def tiff(*pages: list[Tag] | tuple[list[Tag], bytes], order: str = "<", loop: bool = False) -> bytes:
+    """A TIFF of pages, each its tags and its pixels; a tag 273 (of any value) is set to where those stand."""
+    out = bytearray((b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8))
+    for number, page in enumerate(pages):
+        tags, pixels = page if isinstance(page, tuple) else (page, b"")
+        after = len(out) + 2 + 12 * len(tags) + 4
+        entries, values = b"", b""
+        for tag, kind, numbers in sorted(tags):
+            packed = struct.pack(f"{order}{len(numbers)}{'H' if kind == 3 else 'I'}", *numbers)
+            if tag == 273:
+                packed = b"here"
+            elif len(packed) > 4:
+                values += packed
+                packed = struct.pack(order + "I", after + len(values) - len(packed))
+            entries += struct.pack(order + "HHI", tag, kind, len(numbers)) + packed.ljust(4, b"\0")
+        entries = entries.replace(b"here", struct.pack(order + "I", after + len(values)))
+        end = after + len(values) + len(pixels)
+        following = (8 if loop else 0) if number == len(pages) - 1 else end
+        out += struct.pack(order + "H", len(tags)) + entries + struct.pack(order + "I", following) + values + pixels
+    return bytes(out)
+
+
+def plain(width: int, height: int, bits: list[int], photometric: int, *more: Tag) -> list[Tag]:
+    """The tags of an uncompressed page in one strip."""
+    length = width * height * sum(bits) // 8
+    return [
+        (256, 4, [width]), (257, 4, [height]), (258, 3, bits), (259, 3, [1]), (262, 3, [photometric]), (273, 4, [0]),
+        (277, 3, [len(bits)]), (278, 4, [height]), (279, 4, [length]), *more,
+    ]  # fmt: skip
+
+
+def grey_page(width: int, height: int, *more: Tag) -> tuple[list[Tag], bytes]:
+    """An uncompressed page of 8-bit grey."""
+    return plain(width, height, [8], 1, *more), bytes(width * height)
