@@ -1,64 +1,282 @@
-"""How long a picture takes in process and over HTTP: `python -m benchmarks.serving BUNDLE [PICTURE]`.
+"""What the service adds to its engine, and how it stands beside three tutorial servers: `python -m benchmarks.serving [FOLDER]`.
 
-Both ways are measured in turn, picture by picture in one run, on a 640x480 JPEG, and so share whatever else the machine
-does. Prints medians and writes them, with the CPU's name, to benchmarks/results/serving.json.
+Everything in one run, what is compared asked in turn, round by round; servers that are not asked sleep. Writes
+benchmarks/results/serving.json, serving.png and overload.png. Half an hour, of a quiet machine; FOLDER keeps the bundles
+(random weights, as in benchmarks/inference.py) for another run.
+
+throughput  FCN-ResNet-50 at stride 8, a 640x480 JPEG in, a PNG out: pictures a second at concurrency 4 of ours in f32,
+            bf16 and int8, of the bare engine (Segmenter.segment in a loop), and of the three servers in
+            benchmarks/servers/ around torchvision's eager network; p50 at concurrency 1 against the engine's own time
+overhead    FCN-8s, ResNet-18, 320x240: processor time a picture of all but the inference, which is the service's
+            less the bare engine's with as many threads; what a refused body and a tutorial server without a network cost
+workers     the same model: throughput with one worker and with two
+overload    both models, up to twenty times the capacity: benchmarks/overload.py
+
+A tutorial server whose package is missing is left out, and said to be; LitServe: benchmarks/servers/litserve_tutorial.py.
 """
 
 import io
 import json
+import os
+import random
 import statistics
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from contextlib import ExitStack
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-import httpx
-import numpy as np
 from PIL import Image
 
+from benchmarks.inference import FIRST, MODELS, RESULTS, cache, make, picture
+from benchmarks.load import Load, closed, cost, percentile
+from benchmarks.overload import draw as draw_overload
+from benchmarks.overload import overload
+from benchmarks.processes import Engine, Server, left_out, ours, peers
 from maskserve.machine import machine
-from models.bundle import open_bundle
-from models.image import decode, read
-from models.outputs import OUTPUTS
-from models.outputs.options import Options
-from models.segmenter import Segmenter
-from service.launch import running
-from training.data.shapes import scene
+from models.image import decode
+from service.settings import Settings
 
-ROUNDS, WARM = 60, 10
+SMALL = "FCN-8s, ResNet-18"
+SIZES = {FIRST: (640, 480), SMALL: (320, 240)}  # width, height in pixels
+PRECISIONS = ("f32", "bf16", "int8")
+ROUNDS, SECONDS, CONCURRENCY = 4, 10, 4
+PACKAGES = ("torch", "torchvision", "openvino", "bentoml", "fastapi", "uvicorn", "starlette", "litserve", "pillow")
 
 
-def main(folder: Path, source: Path | None) -> None:
-    bundle = open_bundle(folder)
-    picture = read(source) if source else scene(np.random.default_rng(1))[0]
+def main(folder: Path) -> None:
+    bundles = {name: folder / name.replace(", ", "-").replace(" ", "-").lower() for name in SIZES}
+    for name, bundle in bundles.items():
+        if not bundle.exists():
+            make(bundle, MODELS[name])
+    jpegs = {name: jpeg(*size) for name, size in SIZES.items()}
+    result: dict[str, Any] = {
+        "machine": machine(), "versions": {name: installed(name) for name in PACKAGES},
+        "jpeg_bytes": {f"{width}x{height}": len(jpegs[name]) for name, (width, height) in SIZES.items()},
+        "generator_core_ms": round(cost(), 3), "left_out": left_out(),
+    }  # fmt: skip
+    with cache():
+        result["throughput"] = throughput(bundles[FIRST], jpegs[FIRST])
+        result["overhead"] = overhead(bundles[SMALL], jpegs[SMALL])
+        result["workers"] = workers(bundles[SMALL], jpegs[SMALL])
+        result["overload"] = {name: overload(name, bundles[name], jpegs[name], "bf16") for name in (SMALL, FIRST)}
+    result["load_at_end"] = os.getloadavg()[0]
+    result["goals"] = goals(result)
+    RESULTS.joinpath("serving.json").write_text(json.dumps(result, indent=2) + "\n")
+    draw(result, RESULTS / "serving.png")
+    draw_overload(result["overload"], result["machine"]["cpu"], RESULTS / "overload.png")
+    for goal in result["goals"]:
+        print(f"{'reached' if goal['reached'] else 'MISSED':8} {goal['what']}: {goal['value']} (goal {goal['goal']})")
+
+
+def jpeg(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).resize((640, 480)).save(buffer, "JPEG", quality=90)
-    jpeg = buffer.getvalue()
-    segmenter = Segmenter.load(bundle)
-    pixels = decode(jpeg)
-    with running(folder) as url, httpx.Client(trust_env=False) as client:
-        ways: dict[str, Callable[[], object]] = {
-            "segment, in process": lambda: segmenter.segment(pixels),
-            "decode + segment + encode, in process": lambda: OUTPUTS["png"].encode(
-                segmenter.segment(decode(jpeg)), bundle.spec, Options()
-            ),
-            "over HTTP": lambda: client.post(f"{url}/v1/segment", content=jpeg).raise_for_status(),
+    Image.fromarray(picture(0)).resize((width, height)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def throughput(bundle: Path, body: bytes) -> dict[str, Any]:
+    """Pictures a second, all servers alive at once and asked in turn; and how much later than the engine one comes."""
+    with ExitStack() as stack:
+        mine = {one: stack.enter_context(ours(one, bundle, precision=one)) for one in PRECISIONS}
+        engines = {one: Engine(bundle, one, decode(body)) for one in PRECISIONS}
+        for engine in engines.values():
+            stack.callback(engine.end)
+        servers = [*mine.values(), *peers(stack)]
+        loads: dict[str, list[Load]] = {server.name: [] for server in servers}
+        bare: dict[str, list[float]] = {one: [] for one in PRECISIONS}
+        alone: dict[str, list[list[float]]] = {one: [] for one in PRECISIONS}
+        for server in servers:
+            closed(server.url, iter([server.request(body)] * 4), CONCURRENCY)
+        for turn in range(ROUNDS):
+            random.Random(turn).shuffle(servers)
+            for server in servers:
+                request = server.request(body)
+                loads[server.name].append(closed(server.url, iter(lambda: request, b""), CONCURRENCY, SECONDS))  # noqa: B023
+                if server.name in mine:
+                    times = max(2, round(1000 * SECONDS / statistics.median(engines[server.name].segment(1)[0])))
+                    bare[server.name].append(1000 / statistics.fmean(engines[server.name].segment(times)[0]))
+                    alone[server.name] += pairs(server, request, engines[server.name])
+                print(f"round {turn + 1}  {server.name:9} {loads[server.name][-1].rate():7.2f} pictures/s", flush=True)
+    rates = {name: round(statistics.median(load.rate() for load in each), 3) for name, each in loads.items()}
+    found: dict[str, Any] = {"concurrency": CONCURRENCY, "pictures_s": rates}
+    found["rounds"] = {name: [round(load.rate(), 3) for load in each] for name, each in loads.items()}
+    found["counts"] = {name: total(each).counts() for name, each in loads.items()}
+    found["stages_ms"] = {name: total(loads[name]).stages() for name in PRECISIONS}
+    found["engine_pictures_s"] = {one: round(statistics.median(each), 3) for one, each in bare.items()}
+    best = max((rates[name] for name in rates if name not in PRECISIONS), default=None)
+    found["times_best_tutorial"] = {one: round(rates[one] / best, 2) if best else None for one in PRECISIONS}
+    found["share_of_engine"] = {
+        one: round(statistics.median(load.rate() / rate for load, rate in zip(loads[one], bare[one], strict=True)), 3)
+        for one in PRECISIONS
+    }
+    found["alone"] = {
+        one: {"p50_ms": round(statistics.median(served for served, _ in each), 1),
+              "engine_ms": round(statistics.median(engine for _, engine in each), 1),
+              "more_ms": round(statistics.median(served - engine for served, engine in each), 1)}
+        for one, each in alone.items()
+    }  # fmt: skip
+    print(json.dumps(found, indent=1))
+    return found
+
+
+def pairs(server: Server, request: bytes, engine: Engine) -> list[list[float]]:
+    """Milliseconds over HTTP at concurrency 1 and of the bare engine, asked in turn; each the median of three."""
+    found = []
+    for _ in range(4):
+        latencies = [1000 * one.seconds for one in closed(server.url, iter([request] * 4), 1).answers[1:]]
+        found.append([statistics.median(latencies), statistics.median(engine.segment(3)[0])])
+    return found
+
+
+def total(loads: list[Load]) -> Load:
+    whole = Load()
+    for load in loads:
+        whole.add(load)
+    return whole
+
+
+def overhead(bundle: Path, body: bytes) -> dict[str, Any]:
+    """Core-milliseconds a picture of everything but the inference, and milliseconds by stage."""
+    found: dict[str, Any] = {"rows": []}
+    for threads in (0, 1):
+        with ours("small", bundle, precision="bf16", threads=threads) as server:
+            engine = Engine(bundle, "bf16", decode(body), threads)
+            try:
+                found["rows"] += [
+                    {"threads": threads, **spent(server, engine, body, many)} for many in (1, CONCURRENCY)
+                ]
+            finally:
+                engine.end()
+            if threads == 0:
+                found["refused_core_ms"] = round(core_ms(server, server.request(bytes(len(body))), 400)[0], 2)
+                found["livez_core_ms"] = round(core_ms(server, livez(server), 400)[0], 2)
+    with ExitStack() as stack:
+        found["tutorials_without_network_core_ms"] = {
+            peer.name: round(core_ms(peer, peer.request(body), 60)[0], 2)
+            for peer in peers(stack, TUTORIAL_NETWORK="none")
         }
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for turn in range(WARM + ROUNDS):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                if turn >= WARM:
-                    times[name].append((time.perf_counter() - start) * 1000)
-    medians = {name: round(statistics.median(values), 2) for name, values in times.items()}
-    for name, value in medians.items():
-        print(f"{value:8.2f} ms  {name}")
-    result = {**machine(), "bundle": bundle.spec.name}
-    result |= {"input": bundle.spec.input.model_dump(), "jpeg_bytes": len(jpeg), "median_ms": medians}
-    target = Path(__file__).parent / "results" / "serving.json"
-    target.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(found, indent=1))
+    return found
+
+
+def spent(server: Server, engine: Engine, body: bytes, concurrency: int) -> dict[str, Any]:
+    """The service and the engine in turn: the medians of their processor times a picture, and of the differences."""
+    request, rounds, loads = server.request(body), [], []
+    core_ms(server, request, 50, concurrency)
+    for _ in range(2 * ROUNDS):
+        whole, load = core_ms(server, request, 150, concurrency)
+        rounds.append((whole, engine.segment(150)[1]))
+        loads.append(load)
+    return {
+        "concurrency": concurrency,
+        "service_core_ms": round(statistics.median(whole for whole, _ in rounds), 2),
+        "engine_core_ms": round(statistics.median(bare for _, bare in rounds), 2),
+        "more_core_ms": round(statistics.median(whole - bare for whole, bare in rounds), 2),
+        "p50_ms": round(percentile(total(loads).latencies(), 50) or 0, 2),
+        "stages_ms": total(loads).stages(),
+    }
+
+
+def core_ms(server: Server, request: bytes, count: int, concurrency: int = CONCURRENCY) -> tuple[float, Load]:
+    """The server's processor time for each of so many requests, in milliseconds."""
+    before = server.cpu()
+    load = closed(server.url, iter([request] * count), concurrency)
+    return 1000 * (server.cpu() - before) / count, load
+
+
+def livez(server: Server) -> bytes:
+    """The least that BentoML and uvicorn can be asked."""
+    return b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def workers(bundle: Path, body: bytes) -> dict[str, Any]:
+    """Pictures a second of the small model with one worker and with two, in turn."""
+    if "workers" not in Settings.model_fields:
+        return {"left_out": "the service has no setting MASKSERVE_WORKERS"}
+    with ExitStack() as stack:
+        servers = {n: stack.enter_context(ours(str(n), bundle, precision="bf16", workers=n)) for n in (1, 2)}
+        rates: dict[str, list[float]] = {str(n): [] for n in servers}
+        for turn in range(-1, ROUNDS):
+            for number, server in servers.items():
+                request = server.request(body)
+                load = closed(server.url, iter(lambda: request, b""), 2 * CONCURRENCY, SECONDS / 2)  # noqa: B023
+                assert set(load.counts()) == {"200"}, load.counts()
+                rates[str(number)] += [load.rate()] * (turn >= 0)
+        memory = {str(number): round(server.memory()) for number, server in servers.items()}
+    found = {number: round(statistics.median(each), 2) for number, each in rates.items()}
+    print("workers", found, memory, flush=True)
+    return {"concurrency": 2 * CONCURRENCY, "pictures_s": found, "memory_mb": memory}
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The issue's figures, with what was reached."""
+    speed, alone = result["throughput"]["times_best_tutorial"], result["throughput"]["alone"]
+    rows: list[tuple[str, Any, str, bool]] = [
+        (f"{one}: times the best tutorial server", speed[one], f">= {least}", (speed[one] or 0) >= least)
+        for one, least in (("bf16", 6), ("int8", 12))
+    ]
+    share = result["throughput"]["share_of_engine"]["bf16"]
+    rows.append(("bf16: share of the bare engine's throughput", share, ">= 0.9", share >= 0.9))
+    rows += [
+        (f"{one}: ms later than the engine, alone", alone[one]["more_ms"], "<= 12", alone[one]["more_ms"] <= 12)
+        for one in PRECISIONS
+    ]
+    rows += [
+        (f"small model: core-ms beside the inference, concurrency {row['concurrency']}, threads {row['threads'] or 'all'}",
+         row["more_core_ms"], "<= 6", row["more_core_ms"] <= 6)
+        for row in result["overhead"]["rows"]
+    ]  # fmt: skip
+    for name, model in result["overload"].items():
+        last, bound = model["rows"][-1], model.get("bound_ms")
+        rows.append((f"{name} at 20x: longest accepted, ms", last["max_ms"], f"<= {bound}",
+                     bool(bound and last["max_ms"] and last["max_ms"] <= bound)))  # fmt: skip
+        rows.append((f"{name} at 20x: p99 of 429, ms", last["p99_429_ms"], "<= 50", (last["p99_429_ms"] or 1e9) <= 50))
+        statuses = sorted({status for row in model["rows"] for status in row["counts"]})
+        rows.append((f"{name}: statuses at any load", statuses, "200 and 429", set(statuses) <= {"200", "429"}))
+    return [dict(zip(("what", "value", "goal", "reached"), row, strict=True)) for row in rows]
+
+
+def draw(result: dict[str, Any], target: Path) -> None:
+    """Bars of how many times the best tutorial server's throughput each server and bare engine has."""
+    from matplotlib.figure import Figure
+
+    found = result["throughput"]
+    bars = [(name, rate, "#b0b0b0") for name, rate in found["pictures_s"].items() if name not in PRECISIONS]
+    best = max((rate for _, rate, _ in bars), default=1.0)
+    for one in PRECISIONS:
+        bars.append((f"maskserve {one}", found["pictures_s"][one], "#1f5fa8"))
+        bars.append((f"bare engine {one}", found["engine_pictures_s"][one], "#7fa8d6"))
+    figure = Figure(figsize=(8, 1.2 + 0.36 * len(bars)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for place, (_, rate, colour) in enumerate(bars):
+        axes.barh(place, rate / best, height=0.66, color=colour)
+        axes.text(rate / best, place, f" {rate / best:.1f}x   {rate:.2f} pictures/s", va="center", fontsize=9)
+    axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.35 * max(rate for _, rate, _ in bars) / best)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0, labelsize=9)
+    axes.set_title("FCN-ResNet-50, stride 8: 640x480 JPEG in, PNG mask out", loc="left", fontsize=10, weight="bold")
+    axes.set_xlabel(
+        f"times the best tutorial server's throughput (torchvision's eager network), concurrency {CONCURRENCY}\n"
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores: {', '.join(result['machine']['flags'])}",
+        loc="left", fontsize=9, color="#666666",
+    )  # fmt: skip
+    figure.savefig(target)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]))
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            main(Path(scratch))

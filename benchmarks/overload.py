@@ -1,0 +1,108 @@
+"""What a service answers under any load: the part of benchmarks/serving.py that sends at a given rate, whatever comes back.
+
+The generator runs on the service's own cores and takes some 0.2 core-milliseconds a request, connections kept: at twenty
+times the capacity of a small model that is a good part of a core, which the service then lacks. `generator` tells.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.load import closed, offered, percentile
+from benchmarks.processes import Server, ours
+from service.settings import Settings
+
+FACTORS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2, 5, 20)  # of the capacity
+SECONDS, LONGEST = 10, 20  # at each factor; at the last
+COLOURS = {"p50": "#7fa8d6", "p99": "#1f5fa8", "429": "#d9a05b"}
+
+
+def overload(name: str, bundle: Path, jpeg: bytes, precision: str) -> dict[str, Any]:
+    """Latencies of the accepted and of the refused at each factor of the capacity, which is measured just before."""
+    default = Settings.model_fields.get("queue_seconds")
+    age = float(default.default) if default else None
+    with ours(name, bundle, precision=precision) as server:
+        request = server.request(jpeg)
+        closed(server.url, iter([request] * 8), 4)
+        unloaded = closed(server.url, iter([request] * 40), 1).latencies()
+        capacity = closed(server.url, iter(lambda: request, b""), 4, SECONDS).rate()
+        rows = [at(server, request, capacity, factor) for factor in FACTORS]
+        memory = round(server.memory())
+    result = {
+        "precision": precision, "capacity": round(capacity, 2), "unloaded_ms": round(percentile(unloaded, 50) or 0, 1),
+        "queue_seconds": age, "memory_mb": memory, "rows": rows,
+    }  # fmt: skip
+    if age:
+        result["bound_ms"] = round(1000 * age + 2 * result["unloaded_ms"])
+    return result
+
+
+def at(server: Server, request: bytes, capacity: float, factor: float) -> dict[str, Any]:
+    """One rate, for some seconds."""
+    spent = server.cpu()
+    load = offered(server.url, request, factor * capacity, LONGEST if factor == FACTORS[-1] else SECONDS)
+    accepted, refused = load.latencies(200), load.latencies(429)
+    row = {
+        "factor": factor, "offered": round(factor * capacity, 1), "answered": round(load.rate(), 2),
+        "counts": load.counts(), "no_retry_after": sum(
+            one.status == 429 and not one.header("retry-after") for one in load.answers
+        ),
+        **{f"p{percent}_ms": _ms(percentile(accepted, percent)) for percent in (50, 99)},
+        "max_ms": _ms(accepted[-1] if accepted else None),
+        **{f"p{percent}_429_ms": _ms(percentile(refused, percent)) for percent in (50, 99)},
+        "generator_cores": round(load.own_seconds / load.seconds, 2),
+        "server_cores": round((server.cpu() - spent) / load.seconds, 2),
+    }  # fmt: skip
+    keys = ("factor", "offered", "answered", "p50_ms", "p99_ms", "max_ms", "p50_429_ms", "p99_429_ms", "counts")
+    print(server.name, "  ".join(f"{key} {row[key]}" for key in keys), flush=True)
+    return row
+
+
+def draw(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> None:
+    """For each model, latencies against the offered load, and beneath what share of the requests got which answer."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(models), 6), dpi=100, layout="constrained")
+    panels = figure.subplots(2, len(models), sharex=True, squeeze=False, height_ratios=[3, 1])
+    for column, (name, model) in enumerate(models.items()):
+        above, below = panels[0][column], panels[1][column]
+        factors = [row["factor"] for row in model["rows"]]
+        for key, label, colour in (
+            ("p50_ms", "accepted, p50", COLOURS["p50"]), ("p99_ms", "accepted, p99", COLOURS["p99"]),
+            ("p99_429_ms", "refused (429), p99", COLOURS["429"]),
+        ):  # fmt: skip
+            points = [(row["factor"], row[key]) for row in model["rows"] if row[key] is not None]
+            above.plot(
+                *zip(*points, strict=True) if points else ([], []), "o-", color=colour, label=label, markersize=4
+            )
+        if "bound_ms" in model:
+            above.axhline(model["bound_ms"], color="#888888", linewidth=0.8, linestyle="--")
+            above.text(factors[0], model["bound_ms"] * 1.08, "age limit + twice unloaded", fontsize=8, color="#666666")
+        above.set(xscale="log", yscale="log", xticks=factors)
+        above.set_title(
+            f"{name}, {model['precision']}: {model['capacity']:.1f} pictures/s", loc="left", fontsize=10, weight="bold"
+        )
+        above.grid(axis="y", color="#eeeeee")
+        shares = {
+            status: [100 * row["counts"].get(status, 0) / sum(row["counts"].values()) for row in model["rows"]]
+            for status in sorted({status for row in model["rows"] for status in row["counts"]})
+        }
+        tones = {"200": COLOURS["p99"], "429": COLOURS["429"]}
+        below.stackplot(
+            factors, *shares.values(), labels=list(shares), colors=[tones.get(status, "#c03030") for status in shares]
+        )
+        below.set_xticks(factors, [f"{factor:g}" for factor in factors], fontsize=8)
+        below.minorticks_off()
+        below.set_xlabel("offered load, times the capacity", fontsize=9)
+        below.legend(fontsize=8, loc="lower left")
+        for axes in (above, below):
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=8)
+    panels[0][0].set_ylabel("milliseconds from the intended moment", fontsize=9)
+    panels[1][0].set_ylabel("% of answers", fontsize=9)
+    panels[0][0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.9))
+    figure.suptitle(cpu, fontsize=8, color="#666666", x=0.99, ha="right")
+    figure.savefig(target)
+
+
+def _ms(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)

@@ -1,0 +1,187 @@
+"""Servers and engines as processes to measure: started, waited for, ended, and what they take (Linux, by /proc)."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+from PIL import Image
+
+from benchmarks.load import form, post
+from maskserve.workers import Way, Worker
+from models import QUIET
+from models.image import RGB
+from service.launch import LOOPBACK, ROOT, free_port, process
+
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
+READY_SECONDS = 180
+TUTORIALS = {
+    "FastAPI": ("fastapi", "benchmarks.servers.fastapi_tutorial", "{port}"),
+    "LitServe": ("litserve", "benchmarks.servers.litserve_tutorial", "{port}"),
+    "BentoML": (
+        "bentoml", "bentoml", "serve", "benchmarks.servers.bentoml_tutorial:Segment", "--host", "127.0.0.1",
+        "--port", "{port}",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answers."""
+
+    name: str
+    url: str  # of its route for a picture
+    pid: int
+    multipart: bool = False  # whether it takes a form alone
+
+    def request(self, picture: bytes) -> bytes:
+        """The whole request for one picture."""
+        return form(self.url, picture) if self.multipart else post(self.url, picture)
+
+    def cpu(self) -> float:
+        """Seconds of processor time that its tree has taken, those that ended included."""
+        return sum(cpu_of(pid) for pid in tree(self.pid))
+
+    def memory(self) -> float:
+        """Megabytes (10^6 bytes) of the tree, what is shared between its processes counted once (PSS)."""
+        return sum(_pss(pid) for pid in tree(self.pid)) / 1e6
+
+
+@contextmanager
+def ours(name: str, bundle: Path, **settings: object) -> Iterator[Server]:
+    """Our service on a bundle; each of `settings` becomes MASKSERVE_<NAME>."""
+    told = {f"MASKSERVE_{key.upper()}": str(value) for key, value in settings.items()}
+    before = {key: os.environ.get(key) for key in told}
+    os.environ.update(told)
+    try:
+        with tempfile.TemporaryFile() as log, process(bundle, LOOPBACK, free_port(), log) as server:
+            wait(server.child, lambda client: client.get(f"{server.url}/readyz"))
+            yield Server(name, f"{server.url}/v1/segment", server.child.pid)
+            died = server.child.poll()
+            assert died is None, server.log_tail()
+    finally:
+        for key, value in before.items():
+            os.environ.pop(key)
+            if value is not None:
+                os.environ[key] = value
+
+
+@contextmanager
+def tutorial(name: str, *words: str, **environment: str) -> Iterator[Server]:
+    """A server of benchmarks/servers/; `{port}` in `words`, which follow `python -m`, stands for its port."""
+    port = free_port()
+    command = [sys.executable, "-m", *(word.format(port=port) for word in words)]
+    with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
+        known = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        child = subprocess.Popen(
+            command, cwd=home, env={"BENTOML_HOME": home, **os.environ, **QUIET, **known, **environment},
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+        )  # fmt: skip
+        try:
+            url, dot = f"http://{LOOPBACK}:{port}/segment", io.BytesIO()
+            Image.new("RGB", (64, 64)).save(dot, "JPEG")
+            wait(child, lambda client: client.post(url, files={"image": ("a.jpg", dot.getvalue(), "image/jpeg")}))
+            yield Server(name, url, child.pid, multipart=True)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # all that it started is of its group
+            child.wait()
+
+
+def left_out() -> list[str]:
+    """Tutorial servers that cannot run here."""
+    missing = [
+        f"{name}: {package} is not installed" for name, (package, *_) in TUTORIALS.items() if not find_spec(package)
+    ]
+    for line in missing:
+        print(f"left out: {line}")
+    return missing
+
+
+def peers(stack: ExitStack, **environment: str) -> list[Server]:
+    """The tutorial servers that can run here, started."""
+    return [
+        stack.enter_context(tutorial(name, *words, **environment))
+        for name, (package, *words) in TUTORIALS.items()
+        if find_spec(package)
+    ]
+
+
+class Engine:
+    """A bundle's Segmenter in a process of its own, which holds no server."""
+
+    def __init__(self, bundle: Path, precision: str, picture: RGB, threads: int = 0) -> None:
+        """`picture` is RGB uint8 H x W x 3; `threads` as of the setting, 0 for all cores."""
+        self.worker = Worker()
+        self.worker.ask((str(bundle), Way("openvino", "cpu", precision), threads, [picture]))
+        self.segment(3)
+
+    def end(self) -> None:
+        """End its process."""
+        self.worker.end()
+
+    def segment(self, times: int) -> tuple[list[float], float]:
+        """Milliseconds of each of some passes, and core-milliseconds a pass."""
+        before = cpu_of(self.worker.process.pid)
+        seconds, _ = self.worker.ask(times)
+        spent = cpu_of(self.worker.process.pid) - before
+        return [1000 * one for one in seconds], 1000 * spent / (1 + times)  # one pass is not counted in `seconds`
+
+
+def wait(child: subprocess.Popen[bytes], ready: Callable[[httpx.Client], httpx.Response]) -> None:
+    """Until `ready` gets a 200."""
+    deadline, last = time.monotonic() + READY_SECONDS, "nothing"
+    with httpx.Client(trust_env=False, timeout=10.0) as client:
+        while time.monotonic() < deadline:
+            if child.poll() is not None:
+                raise RuntimeError(f"{child.args} ended with code {child.returncode}")
+            with suppress(httpx.TransportError):
+                if (answer := ready(client)).status_code == 200:
+                    return
+                last = answer.text[:200]
+            time.sleep(0.1)
+    raise RuntimeError(f"{child.args} was not ready within {READY_SECONDS} seconds; its last answer was {last}")
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of processor time of a process, and of its children that have ended."""
+    return sum(_stat(pid)[11:15]) / TICKS
+
+
+def tree(root: int) -> list[int]:
+    """A process and all its descendants."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError, IndexError):
+            children.setdefault(_stat(int(folder.name))[1], []).append(int(folder.name))
+    found = [root]
+    for pid in found:  # grows as it is walked
+        found += children.get(pid, [])
+    return found
+
+
+def _stat(pid: int) -> list[int]:
+    """The numbers after the name in /proc/PID/stat, the state left as 0; empty where it has ended."""
+    try:
+        words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return []
+    return [0, *map(int, words[1:])]
+
+
+def _pss(pid: int) -> int:
+    """Bytes: what is the process's own, and its share of what it holds with others."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

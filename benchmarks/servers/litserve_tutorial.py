@@ -1,0 +1,38 @@
+"""LitServe as its pages teach it, a LitAPI of four methods: `python -m benchmarks.servers.litserve_tutorial PORT`.
+
+LitServe is none of the house's requirements, and `pip install litserve` would change what is installed beside it. Put it
+into a folder that only PYTHONPATH knows: `uv pip install --no-deps --target FOLDER litserve uvloop httptools`.
+The picture comes as the file of a form: its examples' base64 in JSON would cost it more.
+"""
+
+import io
+import sys
+
+import litserve as ls
+from fastapi import Request, Response
+from PIL import Image
+
+from benchmarks.servers.network import Segmenter
+
+
+class SegmentationAPI(ls.LitAPI):
+    def setup(self, device: str) -> None:
+        self.segmenter = Segmenter()
+
+    def decode_request(
+        self, request: Request
+    ) -> Image.Image:  # with this hint LitServe reads the body, and hands it over
+        return Image.open(io.BytesIO(request["image"].file.read()))
+
+    def predict(self, picture: Image.Image) -> Image.Image:
+        return self.segmenter(picture)
+
+    def encode_response(self, mask: Image.Image) -> Response:
+        buffer = io.BytesIO()
+        mask.save(buffer, format="PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
+
+if __name__ == "__main__":
+    server = ls.LitServer(SegmentationAPI(api_path="/segment"), accelerator="cpu", timeout=120)
+    server.run(host="127.0.0.1", port=int(sys.argv[1]), generate_client_file=False)
