@@ -29,6 +29,7 @@ STAGE = re.compile(r"([\w-]+);dur=([\d.]+)")
 class Answer:
     """What came back of a request."""
 
+    place: int  # of the request, in the order of sending
     status: int  # LOST where nothing did
     seconds: float  # from the moment it was meant to be sent to its answer's last byte
     headers: str  # the head of the answer, as it came
@@ -116,10 +117,11 @@ def offered(url: str, request: bytes, rate: float, seconds: float, seed: int = 0
 
 async def _closed(url: str, requests: Iterator[bytes], concurrency: int, seconds: float, limit: float) -> Load:
     load, start, spent, pool = Load(), time.perf_counter(), time.process_time(), Pool(url, limit)
+    numbered = enumerate(requests)
 
     async def client() -> None:
-        for request in requests:
-            load.answers.append(await pool.ask(request, time.perf_counter()))
+        for place, request in numbered:
+            load.answers.append(await pool.ask(place, request, time.perf_counter()))
             if time.perf_counter() - start > seconds:
                 return
 
@@ -131,14 +133,15 @@ async def _closed(url: str, requests: Iterator[bytes], concurrency: int, seconds
 
 async def _offered(url: str, request: bytes, rate: float, seconds: float, seed: int, limit: float) -> Load:
     load, start, spent, pool = Load(), time.perf_counter(), time.process_time(), Pool(url, limit)
-    chance, due, under_way = random.Random(seed), start, set[asyncio.Task[None]]()
+    chance, due, place, under_way = random.Random(seed), start, 0, set[asyncio.Task[None]]()
 
-    async def one(due: float) -> None:
-        load.answers.append(await pool.ask(request, due))
+    async def one(place: int, due: float) -> None:
+        load.answers.append(await pool.ask(place, request, due))
 
     while (due := due + chance.expovariate(rate)) < start + seconds:
         await asyncio.sleep(max(0, due - time.perf_counter()))  # where we are late, the answers still get their turn
-        task = asyncio.create_task(one(due))
+        task = asyncio.create_task(one(place, due))
+        place += 1
         under_way.add(task)
         task.add_done_callback(under_way.discard)
     await asyncio.gather(*under_way)
@@ -156,7 +159,7 @@ class Pool:
         self.limit = limit
         self.idle: list[_Connection] = []
 
-    async def ask(self, request: bytes, due: float) -> Answer:
+    async def ask(self, place: int, request: bytes, due: float) -> Answer:
         """Send a request and wait for its answer; `due` is when it was meant to be sent, by time.perf_counter."""
         connection: _Connection | None = None
         with suppress(OSError, TimeoutError):
@@ -167,10 +170,10 @@ class Pool:
                 self.idle.append(connection)
             else:
                 connection.close()
-            return Answer(status, time.perf_counter() - due, head, size)
+            return Answer(place, status, time.perf_counter() - due, head, size)
         if connection:
             connection.close()
-        return Answer(LOST, time.perf_counter() - due, "", 0)
+        return Answer(place, LOST, time.perf_counter() - due, "", 0)
 
     async def _connection(self) -> "_Connection":
         while self.idle:
@@ -242,16 +245,16 @@ class _Connection(asyncio.Protocol):
         return self.received.endswith(b"0\r\n\r\n")  # chunked; our bodies do not end like that before their end
 
 
-def cost() -> float:
+def cost(count: int = 4000) -> float:
     """Core-milliseconds that a request costs this generator, by one of 100 kB to a server that only answers."""
     command = [sys.executable, "-c", "import benchmarks.load; benchmarks.load.answer()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         url = f"http://127.0.0.1:{int(child.stdout.readline())}/"
-        load = closed(url, iter([post(url, bytes(100_000))] * 4000), 4)
+        load = closed(url, iter([post(url, bytes(100_000))] * count), 4)
         child.terminate()
-    assert load.counts() == {"200": 4000}, load.counts()
-    return 1000 * load.own_seconds / 4000
+    assert load.counts() == {"200": count}, load.counts()
+    return 1000 * load.own_seconds / count
 
 
 def answer() -> None:

@@ -23,6 +23,7 @@ from models.image import RGB
 from service.launch import LOOPBACK, ROOT, free_port, process
 
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
+PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes
 READY_SECONDS = 180
 TUTORIALS = {
     "FastAPI": ("fastapi", "benchmarks.servers.fastapi_tutorial", "{port}"),
@@ -52,8 +53,8 @@ class Server:
         return sum(cpu_of(pid) for pid in tree(self.pid))
 
     def memory(self) -> float:
-        """Megabytes (10^6 bytes) of the tree, what is shared between its processes counted once (PSS)."""
-        return sum(_pss(pid) for pid in tree(self.pid)) / 1e6
+        """Megabytes (10^6 bytes) resident of the tree; what processes share is counted for each."""
+        return sum(_resident(pid) for pid in tree(self.pid)) / 1e6
 
 
 @contextmanager
@@ -66,8 +67,6 @@ def ours(name: str, bundle: Path, **settings: object) -> Iterator[Server]:
         with tempfile.TemporaryFile() as log, process(bundle, LOOPBACK, free_port(), log) as server:
             wait(server.child, lambda client: client.get(f"{server.url}/readyz"))
             yield Server(name, f"{server.url}/v1/segment", server.child.pid)
-            died = server.child.poll()
-            assert died is None, server.log_tail()
     finally:
         for key, value in before.items():
             os.environ.pop(key)
@@ -178,10 +177,9 @@ def _stat(pid: int) -> list[int]:
     return [0, *map(int, words[1:])]
 
 
-def _pss(pid: int) -> int:
-    """Bytes: what is the process's own, and its share of what it holds with others."""
+def _resident(pid: int) -> int:
+    """Bytes, zero where it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
     except OSError:
         return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)

@@ -1,0 +1,134 @@
+"""The load generator of benchmarks/load.py, against servers that a few lines hold up."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+
+import pytest
+
+from benchmarks.load import LOST, Load, closed, cost, form, offered, percentile, post
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer-Timing: read;dur=0.5, infer;dur=2.25\r\n\r\nok"
+BUSY = b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\nretry-after: 3\r\n\r\n"
+CHUNKED = b"HTTP/1.1 413 Too Large\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+EARLY = b"HTTP/1.1 100 Continue\r\n\r\n" + OK
+SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok"
+
+
+@contextmanager
+def serving(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
+    """A server on the loopback address; `answer` is asked with the number of the request, and an empty answer ends it."""
+    loop, numbers, known = asyncio.new_event_loop(), iter(range(10**6)), set[asyncio.Task[None]]()
+
+    async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        known.add(asyncio.current_task())
+        with suppress(asyncio.IncompleteReadError, ConnectionError), closing(writer):
+            told = OK
+            while told and b"close" not in told and told != SHORT:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
+                told = await answer(next(numbers))
+                writer.write(told)
+
+    async def end() -> None:
+        server.close()
+        for task in known:
+            task.cancel()
+        await asyncio.gather(*known, return_exceptions=True)
+        await asyncio.sleep(0.01)  # transports close a turn later
+        loop.stop()
+
+    server = loop.run_until_complete(asyncio.start_server(each, "127.0.0.1", 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/segment?format=png"
+    finally:
+        asyncio.run_coroutine_threadsafe(end(), loop)
+        thread.join()
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("wire", "status", "size"),
+    [(OK, 200, 2), (BUSY, 429, 0), (CHUNKED, 413, 13), (EARLY, 200, 2), (SHORT, LOST, 0), (b"", LOST, 0)]
+)  # fmt: skip
+def test_each_kind_of_answer_is_told_apart(wire: bytes, status: int, size: int) -> None:
+    async def answer(number: int) -> bytes:
+        return wire
+
+    with serving(answer) as url:
+        load = closed(url, iter([post(url, b"x" * 100)] * 10), 3)
+    assert [(one.status, one.size) for one in load.answers] == [(status, size)] * 10
+    assert sorted(one.place for one in load.answers) == list(range(10))
+    assert load.counts() == {str(status or "lost"): 10}
+
+
+def test_headers_and_stages_are_read() -> None:
+    async def answer(number: int) -> bytes:
+        return OK if number % 2 else BUSY
+
+    with serving(answer) as url:
+        load = closed(url, iter([form(url, b"x")] * 4), 1)
+    assert load.stages() == {"read": 0.5, "infer": 2.25}
+    assert [one.header("Retry-After") for one in load.answers if one.status == 429] == ["3", "3"]
+    assert all(one.header("retry") == "" for one in load.answers)
+
+
+def test_the_closed_loop_keeps_so_many_under_way_and_stops_in_time() -> None:
+    now, most = 0, 0
+
+    async def answer(number: int) -> bytes:
+        nonlocal now, most
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        return OK
+
+    with serving(answer) as url:
+        request = post(url, b"x")
+        load = closed(url, iter(lambda: request, b""), 4, seconds=0.2)
+    assert most == 4
+    assert load.counts().keys() == {"200"} and load.own_seconds < load.seconds
+
+
+def test_an_answer_that_never_comes_is_lost() -> None:
+    async def answer(number: int) -> bytes:
+        await asyncio.sleep(60 if number == 1 else 0)
+        return OK
+
+    with serving(answer) as url:
+        load = closed(url, iter([post(url, b"x")] * 4), 1, limit=0.3)
+    assert [one.status for one in load.answers] == [200, LOST, 200, 200]
+
+
+def test_an_offered_load_counts_what_a_standstill_made_late() -> None:
+    """One second of standstill at 50 a second delays some fifty requests; a closed loop would know of one."""
+    stood = asyncio.Event()
+
+    async def answer(number: int) -> bytes:
+        if number == 20:
+            await asyncio.sleep(1)
+            stood.set()
+        if number > 20:
+            await stood.wait()
+        return OK
+
+    with serving(answer) as url:
+        load = offered(url, post(url, b"x"), rate=50, seconds=2)
+    assert load.counts().keys() == {"200"} and len(load.answers) > 50
+    assert sum(each > 500 for each in load.latencies()) > 10
+
+
+def test_percentiles_and_sums() -> None:
+    assert [percentile([1, 2, 3, 4], percent) for percent in (0, 50, 99, 100)] == [1, 3, 4, 4]
+    assert percentile([], 50) is None
+    whole = Load()
+    whole.add(Load(seconds=2, own_seconds=1))
+    assert (whole.seconds, whole.own_seconds, whole.rate(), whole.stages()) == (2, 1, 0, {})
+
+
+def test_the_generator_tells_its_own_cost() -> None:
+    assert cost(200) > 0
