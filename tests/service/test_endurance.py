@@ -1,0 +1,185 @@
+"""What the service keeps of its word when a worker is killed, when it is stopped, and when too much comes at once."""
+
+import io
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from benchmarks.load import Load, closed, post
+from benchmarks.processes import tree
+from service.launch import LOOPBACK, Server, free_port, process
+from tests.bundles import drawing
+
+BACK_SECONDS = 20  # within which a killed worker is back
+PATIENCE = 60  # seconds after which a client that asks again and again gives up
+
+
+def encoded(height: int, width: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(drawing(height, width)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+SMALL, LARGE = encoded(120, 160), encoded(1100, 1500)  # the large one takes a tenth of a second and more
+
+
+@contextmanager
+def service(bundle: Path, log: Path, **settings: int) -> Iterator[Server]:
+    """A ready service of its own, with `MASKSERVE_<NAME>` set."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(f"MASKSERVE_{name.upper()}", str(value))
+        with log.open("w+b") as file, process(bundle, LOOPBACK, free_port(), file) as server:
+            until(lambda: ready(server), PATIENCE, lambda: f"not ready: {server.log_tail()}")
+            yield server
+
+
+def ready(server: Server) -> bool:
+    with httpx.Client(base_url=server.url, trust_env=False) as http:
+        try:
+            return http.get("/readyz", timeout=2).status_code == 200
+        except httpx.TransportError:
+            return False
+
+
+def until(done: Callable[[], bool], seconds: float, why: Callable[[], str]) -> None:
+    """Wait for `done`; the test fails with `why` where it does not come in time."""
+    start = time.monotonic()
+    while not done():
+        assert time.monotonic() - start < seconds, why()
+        time.sleep(0.05)
+
+
+def workers(server: Server) -> set[int]:
+    return {pid for pid in tree(server.child.pid) if b"--worker-id" in command(pid)}
+
+
+def sockets(pid: int) -> int:
+    """How many it holds: who has more is who was given the clients' connections."""
+    return sum(os.readlink(link).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+class Patient:
+    """A client that asks again on 429, 503 and lost connections, and keeps what it was answered in the end."""
+
+    def __init__(self, url: str, body: bytes) -> None:
+        self.url, self.body = f"{url}/v1/segment", body
+        self.answers: list[int] = []
+        self.lost = 0
+
+    def ask(self, times: int) -> None:
+        with httpx.Client(trust_env=False, timeout=30) as http:
+            for _ in range(times):
+                self.answers.append(self._one(http))
+
+    def _one(self, http: httpx.Client) -> int:
+        deadline, status = time.monotonic() + PATIENCE, 0
+        while time.monotonic() < deadline:
+            try:
+                status = http.post(self.url, content=self.body).status_code
+            except httpx.TransportError:
+                self.lost += 1
+                status = 0
+            if status not in (0, 429, 503):
+                return status
+            time.sleep(0.1)
+        return status
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_a_patient_client_nothing_and_is_back(tiny_bundle: Path, tmp_path: Path) -> None:
+    with service(tiny_bundle, tmp_path / "log", workers=2) as server:
+        before = workers(server)
+        assert len(before) == 2
+        clients = [Patient(server.url, LARGE) for _ in range(6)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            asked = [pool.submit(client.ask, 12) for client in clients]
+            until(lambda: all(client.answers for client in clients), PATIENCE, lambda: "not everybody was answered")
+            other, victim = sorted(before, key=sockets)
+            os.kill(victim, signal.SIGKILL)
+            killed, answered = time.monotonic(), sum(len(client.answers) for client in clients)
+            until(
+                lambda: len(workers(server) - {victim}) == 2, BACK_SECONDS, lambda: f"no new one: {server.log_tail()}"
+            )
+            meanwhile = sum(len(client.answers) for client in clients) - answered
+            for one in asked:
+                one.result()
+        with standing_still(other):  # what is answered now, the new worker answers
+            left = BACK_SECONDS - (time.monotonic() - killed)
+            until(lambda: ready(server), max(left, 1), lambda: f"the new worker is not ready: {server.log_tail()}")
+            assert closed(server.url, iter([post(f"{server.url}/v1/segment", SMALL)]), 1).counts() == {"200": 1}
+    assert [status for client in clients for status in client.answers] == [200] * 72
+    assert sum(client.lost for client in clients) > 0, "nothing was under way on the worker that was killed"
+    assert meanwhile > 0, "the other worker did not answer while its neighbour was gone"
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_stop_answers_all_that_was_accepted_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path, count: int) -> None:
+    with service(tiny_bundle, tmp_path / "log", workers=count) as server:
+        clients = [httpx.Client(base_url=server.url, trust_env=False, timeout=60) for _ in range(8)]
+        with ThreadPoolExecutor(len(clients)) as pool:
+            for client in clients:
+                client.get("/livez")  # its connection is accepted now, and kept
+            asked = [pool.submit(client.post, "/v1/segment", content=LARGE) for client in clients]
+            until(lambda: any(one.done() for one in asked), PATIENCE, lambda: "nothing was answered")
+            left = tree(server.child.pid)
+            os.kill(server.child.pid, signal.SIGTERM)
+            statuses = [one.result().status_code for one in asked]
+        for client in clients:
+            client.close()
+        assert statuses == [200] * len(clients), server.log_tail()
+        assert server.child.wait(30) == 0
+        assert not [pid for pid in left if b"bentoml" in command(pid)]
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez", trust_env=False)
+        assert "Traceback" not in server.log_tail()
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_more_at_once_than_there_are_places_is_answered_or_told_when_to_come_again(
+    tiny_bundle: Path, tmp_path: Path, count: int
+) -> None:
+    with service(tiny_bundle, tmp_path / "log", workers=count, concurrency=count, queue=2) as server:
+        load = burst(server, LARGE, 16)
+        again = closed(server.url, iter([post(f"{server.url}/v1/segment", SMALL)] * 4), 1)
+    assert load.counts().keys() == {"200", "429"}, load.counts()
+    refused = [one for one in load.answers if one.status == 429]
+    assert all(one.header("retry-after").isdecimal() and int(one.header("retry-after")) > 0 for one in refused)
+    assert {one.header("content-type") for one in refused} == {"application/problem+json"}
+    assert again.counts() == {"200": 4}  # what was refused holds no place
+
+
+def test_who_waited_too_long_is_refused_as_well(tiny_bundle: Path, tmp_path: Path) -> None:
+    with service(tiny_bundle, tmp_path / "log", workers=1, queue=100, queue_seconds=1) as server:
+        load = burst(server, LARGE, 40)
+    assert load.counts().keys() == {"200", "429"}, load.counts()
+    assert all(one.header("retry-after") for one in load.answers if one.status == 429)
+
+
+def burst(server: Server, body: bytes, count: int) -> Load:
+    """So many requests at once."""
+    return closed(server.url, iter([post(f"{server.url}/v1/segment", body)] * count), count)
+
+
+@contextmanager
+def standing_still(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
