@@ -146,9 +146,11 @@ def wait(child: subprocess.Popen[bytes], ready: Callable[[httpx.Client], httpx.R
             with suppress(httpx.TransportError):
                 if (answer := ready(client)).status_code == 200:
                     return
-                last = answer.text[:200]
+                last = answer.text[:300]
+                if answer.status_code == 503 and "retry-after" not in answer.headers:
+                    break  # ours says so where waiting does not help
             time.sleep(0.1)
-    raise RuntimeError(f"{child.args} was not ready within {READY_SECONDS} seconds; its last answer was {last}")
+    raise RuntimeError(f"{child.args} did not get ready; its last answer was {last}")
 
 
 def cpu_of(pid: int) -> float:
