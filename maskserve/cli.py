@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from maskserve.data import DataFolder, Format, data_app
 from maskserve.predict import BundleFolder, Device, Engine, Precision, predict
+from maskserve.serve import key, serve
 from maskserve.train import plan, train
 
 ROOT = Path(__file__).resolve().parent.parent  # the clone; in a wheel there is no room beside this one
@@ -28,6 +29,8 @@ app.add_typer(data_app, name="data")
 app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")(train)
 app.command()(plan)
 app.command()(predict)
+app.command()(serve)
+app.command()(key)
 
 
 @app.callback()
@@ -226,18 +229,6 @@ def bench(
 
     if not bench_bundle(bundle, picture, size, rounds, threads, out, Console()):
         raise typer.Exit(1)
-
-
-@app.command()
-def serve(
-    bundle: BundleFolder,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
-) -> None:
-    """Answer POST /v1/segment with masks until Ctrl-C. MASKSERVE_* variables set limits (service/settings.py)."""
-    from service.launch import serve as serve_bundle
-
-    raise typer.Exit(serve_bundle(bundle, host, port))
 
 
 @app.command()
