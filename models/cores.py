@@ -17,6 +17,11 @@ def usable_cores(cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP) -> int:
     return seen if share is None else max(1, min(seen, math.ceil(share)))
 
 
+def granted_cores() -> int:
+    """The usable ones where a quota limits them; 0 where engines see the limit themselves."""
+    return usable_cores() if quota() is not None else 0
+
+
 def threads_for(workers: int, concurrency: int, cores: int | None = None) -> int:
     """Threads of one inference, where so many worker processes run so many inferences each at once."""
     return max(1, (cores or usable_cores()) // (workers * concurrency))

@@ -75,9 +75,9 @@ class Segmenter:
     @classmethod
     def load(
         cls, bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto", threads: int = 0,
-        augmentation: Augmentation | None = None, probed: bool = False,
+        augmentation: Augmentation | None = None, probed: bool = False, at_once: int = 1,
     ) -> "Segmenter":  # fmt: skip
-        """Open a bundle's network with an engine; `threads=0` leaves their number to the engine.
+        """Open a bundle's network with an engine, for pictures `at_once`, each on so many `threads`; 0: the engine's choice.
 
         What is left to `auto` is the best that can be opened; with `probed`, the best that answers the bundle's probes
         rightly too.
@@ -87,7 +87,7 @@ class Segmenter:
         refused: list[EngineError | ParityError] = []
         for choice in choices(bundle, engine, precision, device):
             try:
-                run = ENGINES[choice.engine].load(bundle, choice.device, choice.precision, threads)
+                run = ENGINES[choice.engine].load(bundle, choice.device, choice.precision, threads, at_once)
                 check_graph(run, bundle)
                 passed_over = "".join(f" (not {error})" for error in refused)
                 segmenter = cls(run, bundle.spec.input, replace(choice, why=choice.why + passed_over), augmentation)

@@ -2,8 +2,9 @@
 
 An engine is a module with two functions. `precisions(bundle, device)` says which number formats this machine offers for
 a bundle, the most exact first, and raises EngineError, with the reason, where it has none. `load(bundle, device,
-precision, threads)` opens the bundle with one of these and returns a `Run`; the bundle's files are verified as they are
-opened. Devices are `cpu` and `cuda`; `threads=0` leaves their number to the engine.
+precision, threads, at_once)` opens the bundle with one of these and returns a `Run`; the bundle's files are verified as
+they are opened. Devices are `cpu` and `cuda`. `threads` are those of one answer, `threads=0` leaves their number to the
+engine; `at_once` (1) is from how many threads it will be called at the same time: more may call, and wait.
 """
 
 from typing import Protocol

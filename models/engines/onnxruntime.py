@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import MODEL, Bundle
+from models.cores import granted_cores
 from models.engines.contract import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError, first_line, last_line
 
@@ -28,13 +29,15 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     return ("f32",)
 
 
-def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
+def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
     """Open the bundle's graph in a session; `models/engines/contract.py` tells the rest. Raises: BundleError."""
     import onnxruntime
 
     graph = bundle.verified(MODEL)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    threads = threads or granted_cores()
+    # Who calls computes too; beside them is one pool for all. 0: as many as there are cores.
+    options.intra_op_num_threads = threads and at_once * (threads - 1) + 1
     options.enable_mem_pattern = False  # it plans the memory of one size of picture, and would plan each anew
     options.log_severity_level = 3
     # Kernels of a GPU are else searched through for each new size, which takes seconds.

@@ -1,11 +1,12 @@
 """OpenVINO: the default engine on a CPU."""
 
+import contextlib
 import functools
 import importlib.util
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.bundle import INT8, INT8_WEIGHTS, MODEL, Bundle, sha256
 from models.cache import cache_home
+from models.cores import granted_cores
 from models.engines.contract import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError, last_line
 
@@ -53,7 +55,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     return "f32", *(["bf16"] if has_bf16() else []), *(["int8"] if bundle.has(INT8) else [])
 
 
-def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
+def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
     """Compile the bundle's graph; `models/engines/contract.py` tells the rest.
 
     Raises: BundleError, MemoryError.
@@ -61,14 +63,21 @@ def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
     graph = bundle.verified(INT8 if precision == "int8" else MODEL)
     if precision == "int8":
         bundle.verified(INT8_WEIGHTS)
-    settings = {
+    granted = granted_cores()
+    total = threads * at_once or (max(granted, at_once) if granted else 0)
+    settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
+        # Of all that are answered at once. Left to itself it takes all cores in sight, also where a container may not use them.
+        "INFERENCE_NUM_THREADS": total,
+        # Each process pins its threads to the same cores, the first ones: two workers of a thread each were half as fast.
+        "ENABLE_CPU_PINNING": False,
         # What an int8 graph leaves in float is computed in bf16 where the CPU can.
         "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" or not has_bf16() else "bf16",
-        "INFERENCE_NUM_THREADS": threads,
         "CPU_RUNTIME_CACHE_CAPACITY": KERNELS,
     }
-    return _Network(functools.partial(_compile, graph, settings, _cache(bundle, f"{precision}-{threads}")))
+    if at_once > 1:  # by its own choice it has one stream, and who calls meanwhile waits for it, whatever the threads
+        settings["NUM_STREAMS"] = at_once
+    return _Network(functools.partial(_compile, graph, settings, _cache(bundle, f"{precision}-{total}x{at_once}")))
 
 
 class _Network:
@@ -103,14 +112,16 @@ class _Network:
 
 def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> "openvino.CompiledModel":
     """Compile a graph, or take it from the cache, and put it there. Raises: BundleError, MemoryError."""
-    if cache is not None and _unharmed(cache):
-        try:
-            compiled = core().compile_model(graph, "CPU", {**settings, "CACHE_DIR": str(cache)})
-            _sum(cache)
-            return compiled
-        except (RuntimeError, OSError) as error:  # a full disk, or what another OpenVINO wrote: the graph may be good
-            if not ran_out_of_memory(error):
-                shutil.rmtree(cache, ignore_errors=True)
+    if cache is not None:
+        with _alone(cache):
+            if _unharmed(cache):
+                try:
+                    compiled = core().compile_model(graph, "CPU", {**settings, "CACHE_DIR": str(cache)})
+                    _sum(cache)
+                    return compiled
+                except (RuntimeError, OSError) as error:  # a full disk, or another OpenVINO's: the graph may be good
+                    if not ran_out_of_memory(error):
+                        shutil.rmtree(cache, ignore_errors=True)
     try:
         return core().compile_model(graph, "CPU", settings)
     except RuntimeError as error:
@@ -138,6 +149,22 @@ def _cache(bundle: Bundle, way: str) -> Path | None:
     except (OSError, RuntimeError):  # a read-only container, or a user without a home
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+@contextlib.contextmanager
+def _alone(cache: Path) -> Iterator[None]:
+    """Keep other processes away meanwhile, where the system can: workers open the same bundle at the same time.
+
+    One then compiles for all. Without, each would, and write the file anew under those that have it mapped into memory;
+    a process dies (SIGBUS) where such a file is cut.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks
+            import fcntl
+
+            file = stack.enter_context((cache / "lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # ends with the file, and with the process
+        yield
 
 
 def _newest_first(paths: Iterable[Path]) -> list[Path]:

@@ -52,10 +52,11 @@ def _cpu_computes_in_bf16() -> bool:
     return any(sign is not None and sign() for sign in signs) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def load(bundle: Bundle, device: str, precision: str, threads: int) -> Run:
+def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
     """Build the network and fill in its weights; `models/engines/contract.py` tells the rest.
 
-    `threads` is one number for the whole process: torch has no other. Raises: BundleError, EngineError, MemoryError.
+    `threads` is one number for the whole process: torch has no other, and gives so many to each that calls.
+    Raises: BundleError, EngineError, MemoryError.
     """
     import torch
 

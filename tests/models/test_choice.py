@@ -189,7 +189,7 @@ def test_a_number_format_that_answers_the_probes_wrongly_is_passed_over(
     machine(CPU)
     real = ENGINES["openvino"].load
 
-    def load(bundle: Bundle, device: str, precision: str, threads: int) -> Any:
+    def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int) -> Any:
         run = real(bundle, device, "f32", threads)
         if precision == "f32":
             return run

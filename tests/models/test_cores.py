@@ -1,13 +1,18 @@
-"""How many cores a process may use: what the kernel says, in the files of its control groups too."""
+"""How many cores a process may use, as the kernel says, and what the engines make of them."""
 
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from models.bundle import open_bundle
 from models.cores import quota, threads_for, usable_cores
+from models.engines import ENGINES, openvino
+from tests.bundles import drawing
 
 ROOT = Path(__file__).parent.parent.parent
 SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -81,3 +86,93 @@ def test_inferences_share_the_cores(workers: int, concurrency: int, cores: int, 
 
 def test_all_cores_for_one() -> None:
     assert threads_for(1, 1) == usable_cores()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("threads", "at_once"), [(0, 2), (1, 2), (2, 2), (1, 3)])
+def test_answers_at_once_are_those_one_by_one(engine: str, threads: int, at_once: int, tiny_bundle: Path) -> None:
+    bundle, pictures = open_bundle(tiny_bundle), [drawing(64, 64 + 64 * (seed % 2), seed)[None] for seed in range(8)]
+    alone = ENGINES[engine].load(bundle, "cpu", "f32", 1)
+    expected = [alone(picture)[0].copy() for picture in pictures]
+    run = ENGINES[engine].load(bundle, "cpu", "f32", threads, at_once)
+    with ThreadPoolExecutor(at_once + 1) as pool:  # one more than was said
+        for one, labels in zip(pool.map(lambda picture: run(picture)[0].copy(), pictures), expected, strict=True):
+            assert np.mean(one == labels) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("threads", "at_once", "found"), [(1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (2, 2)), (2, 2, (4, 2))]
+)
+def test_openvino_has_a_stream_for_each_answer(
+    threads: int, at_once: int, found: tuple[int, int], tiny_bundle: Path
+) -> None:
+    run = openvino.load(open_bundle(tiny_bundle), "cpu", "f32", threads, at_once)
+    assert isinstance(run, openvino._Network) and run.compiled is not None
+    got = tuple(run.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
+    assert got == (min(found[0], os.cpu_count() or 1), found[1]) or got == found
+
+
+# A process of its own that answers until it has seen on which cores its threads may run meanwhile.
+WATCHED = """
+import pathlib, re, sys, threading
+from models.bundle import open_bundle
+from models.engines import openvino
+from tests.bundles import drawing
+
+run = openvino.load(open_bundle(pathlib.Path(sys.argv[1])), "cpu", "f32", 1)
+picture, done = drawing(256, 256)[None], threading.Event()
+run(picture)
+
+def answer():
+    while not done.is_set():
+        run(picture)
+
+caller = threading.Thread(target=answer)
+caller.start()
+seen = set()
+for _ in range(40):
+    done.wait(0.005)
+    for status in pathlib.Path("/proc/self/task").glob("*/status"):
+        seen.update(re.findall("Cpus_allowed_list:\\t(.*)", status.read_text()))
+done.set()
+caller.join()
+print(*sorted(seen))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or (SEEN or 1) < 2, reason="needs Linux and two cores")
+def test_no_worker_takes_a_core_for_itself(tiny_bundle: Path) -> None:
+    """Each would take the same one: they do not know of each other."""
+    command = [sys.executable, "-c", WATCHED, str(tiny_bundle)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    here = next(line for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line)
+    assert done.stdout.split() == [here.split()[1]]
+
+
+OPENED = """
+import pathlib, sys
+from models.bundle import open_bundle
+from models.engines import openvino
+
+bundle = open_bundle(pathlib.Path(sys.argv[1]))
+openvino.core()
+print("here", flush=True)
+sys.stdin.readline()
+print(openvino.load(bundle, "cpu", "f32", 1).compiled.get_property("LOADED_FROM_CACHE"))
+"""
+
+
+def test_of_workers_that_open_a_bundle_at_once_one_compiles(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-c", OPENED, str(tiny_bundle)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    for worker in workers:
+        assert worker.stdout.readline() == "here\n"
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    answers = [worker.communicate()[0] for worker in workers]
+    assert sorted(answers) == ["False\n", "True\n", "True\n"]

@@ -301,10 +301,10 @@ def test_a_bundle_that_moves_leaves_one_graph_for_each_setting(
         for threads in (1, 2):
             Segmenter.load(open_bundle(tmp_path / place), "openvino", "f32", threads=threads)
     blobs = list((tmp_path / "cache").rglob("*.blob"))
-    assert {blob.parent.name for blob in blobs} == {"f32-1", "f32-2"} and len(blobs) == 2
+    assert {blob.parent.name for blob in blobs} == {"f32-1x1", "f32-2x1"} and len(blobs) == 2
     for threads in range(3, 7):
         Segmenter.load(bundle, "openvino", "f32", threads=threads)
-    assert {blob.parent.name for blob in (tmp_path / "cache").rglob("*.blob")} == {f"f32-{n}" for n in range(3, 7)}
+    assert {blob.parent.name for blob in (tmp_path / "cache").rglob("*.blob")} == {f"f32-{n}x1" for n in range(3, 7)}
 
 
 def test_old_bundles_leave_the_cache(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

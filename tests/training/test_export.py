@@ -104,7 +104,7 @@ def test_a_number_format_that_is_far_from_the_live_network_is_not_offered(
     """An engine whose bf16 is wrong on some pixels; f32 stays right."""
     real = ENGINES["openvino"].load
 
-    def load(bundle: Any, device: str, precision: str, threads: int) -> Any:
+    def load(bundle: Any, device: str, precision: str, threads: int, at_once: int) -> Any:
         answer = real(bundle, device, "f32", threads)
 
         def run(images: Any, logits: bool = False) -> Any:
