@@ -45,11 +45,6 @@ class Signature(NamedTuple):
     files: tuple[tuple[str, int, int], ...]  # name, bytes, time of change in ns; -1 for what is just going
     sums: bytes  # SHA256SUMS: links may lead to another bundle whose files have the same sizes and times
 
-    @property
-    def hash(self) -> str:
-        """The bundle's hash, as in `Bundle`."""
-        return hashlib.sha256(self.sums).hexdigest()
-
 
 class _View(NamedTuple):
     """What callers see: never changed, only replaced, so that no lock is needed and no half state is seen."""
@@ -216,7 +211,7 @@ class Shelf:
         """Open what lies in a place and serve it, or refuse it with a line in the log."""
         assert place.seen is not None  # it is due
         place.judged, place.reason, place.clash = place.seen, "", None
-        if place.served and place.seen.hash == place.served.bundle.hash:
+        if place.served and hashlib.sha256(place.seen.sums).hexdigest() == place.served.bundle.hash:
             return
         try:
             # Links are followed once, so that one that is switched meanwhile does not mix two bundles.

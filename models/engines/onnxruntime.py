@@ -38,6 +38,9 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int
     threads = threads or granted_cores()
     # Who calls computes too; beside them is one pool for all. 0: as many as there are cores.
     options.intra_op_num_threads = threads and at_once * (threads - 1) + 1
+    # Between two steps threads else turn in circles, on cores that other workers and requests could use: with two workers
+    # of two threads on two cores this gave 1.4 times the pictures.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # it plans the memory of one size of picture, and would plan each anew
     options.log_severity_level = 3
     # Kernels of a GPU are else searched through for each new size, which takes seconds.

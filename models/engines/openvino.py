@@ -27,8 +27,9 @@ if TYPE_CHECKING:  # the other engines do without
 KERNELS = 512
 BUNDLES, WAYS = 5, 4  # whose compiled graphs stay on disk: of so many bundles, in so many settings of each
 
+_OPENING = threading.Lock()
 
-@functools.cache
+
 def core() -> "openvino.Core":
     """OpenVINO's entry, one for the life of the process.
 
@@ -36,8 +37,17 @@ def core() -> "openvino.Core":
     two are open and the older one closes first, the younger later puts back a stack that is gone, and the next signal
     (a child's end, say) kills the process with a segmentation fault.
     """
+    with _OPENING:
+        return _core()
+
+
+@functools.cache
+def _core() -> "openvino.Core":
     import openvino
 
+    # The first array that its binding meets, it must meet alone: of two threads one was seen (2026.4) to hold Python's
+    # lock and wait for the other, which wanted that lock. The process then stands still for ever.
+    openvino.Tensor(np.zeros(1, np.uint8), shared_memory=True)
     return openvino.Core()
 
 
