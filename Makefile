@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ROOMS := models training service maskserve
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all check format bench lock clean
+.PHONY: help install demo test test-slow test-all fuzz check format bench lock clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ test-slow: $(READY)  ## what `make test` leaves out
 
 test-all: $(READY)  ## the test suite with what is slow
 	@$(BIN)/python -m pytest
+
+fuzz: $(READY)  ## 20,000 changed pictures against the decoder and the service (10 minutes)
+	@FUZZ_PICTURES=20000 $(BIN)/python -m pytest -s tests/service/test_fuzz.py
 
 check: $(READY)  ## ruff, mypy and the one rule of the house
 	@$(BIN)/ruff check .

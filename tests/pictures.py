@@ -11,7 +11,7 @@ Tag = tuple[int, int, list[int]]  # TIFF's: its number, its type (3 is of 16 bit
 
 
 def encoded(picture: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = picture.copy() if isinstance(picture, Image.Image) else Image.fromarray(picture)  # saving leaves marks
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
