@@ -71,17 +71,20 @@ def test_the_service_answers_every_picture(service_url: str, tmp_path: Path) -> 
 
 
 def memory(port: int | None) -> int:
-    """Bytes that the service's processes hold in memory: they are of the session of the one that has the port."""
+    """Bytes that the service's processes hold in memory: the one that has the port, and all that it has started."""
     processes = list(Path("/proc").glob("[0-9]*"))
-    sessions = {_session(path) for path in processes if f"--port\0{port}".encode() in _read(path / "cmdline")} - {""}
-    assert sessions, f"no process has the port {port}"
-    pages = [_read(path / "statm").split()[1:2] for path in processes if _session(path) in sessions]
+    parents = {path.name: _parent(path) for path in processes}
+    family = {path.name for path in processes if f"--port\0{port}".encode() in _read(path / "cmdline")}
+    assert family, f"no process has the port {port}"
+    while more := {child for child, parent in parents.items() if parent in family} - family:
+        family |= more
+    pages = [_read(Path("/proc") / name / "statm").split()[1:2] for name in family]
     return sum(int(resident) for page in pages for resident in page) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _session(process: Path) -> str:
+def _parent(process: Path) -> str:
     after_name = _read(process / "stat").rpartition(b")")[2].split()
-    return after_name[3].decode() if len(after_name) > 3 else ""
+    return after_name[1].decode() if len(after_name) > 1 else ""
 
 
 def _read(path: Path) -> bytes:
