@@ -167,6 +167,26 @@ def test_a_profile_that_cannot_be_used_is_left_aside(broken: bytes) -> None:
     np.testing.assert_array_equal(decode(encoded(Image.fromarray(picture), icc_profile=broken)), picture)
 
 
+def chain(elements: int) -> bytes:
+    """A floating-point chain of matrices that halve the light, and then of such as change nothing."""
+    head = b"mpet\0\0\0\0" + struct.pack(">HHI", 3, 3, elements)
+    matrices = [
+        b"matf\0\0\0\0" + struct.pack(">HH12f", 3, 3, share, 0, 0, 0, share, 0, 0, 0, share, 0, 0, 0)
+        for share in [0.5] + [1.0] * (elements - 1)
+    ]
+    start = len(head) + 8 * elements
+    places = [struct.pack(">II", start + number * 60, 60) for number in range(elements)]
+    return head + b"".join(places) + b"".join(matrices)
+
+
+def test_floating_point_chains_are_followed_unless_they_are_endless() -> None:
+    picture = drawing(8, 8)
+    for elements, followed in ((3, True), (3000, False)):
+        icc = profile(b"RGB ", {b"D2B0": chain(elements)})
+        changed = decode(encoded(Image.fromarray(picture), icc_profile=icc)) != picture
+        assert changed.any() == followed, elements
+
+
 def test_hostile_profiles_neither_crash_nor_hang() -> None:
     random = np.random.default_rng(0)
     picture = Image.fromarray(drawing(8, 8))
