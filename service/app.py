@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from models.errors import ConfigError
 from service import routes
 from service.errors import NotReady
-from service.gate import Bodies, KnownPaths, Net, not_found
+from service.gate import Bodies, Checked, Net, not_found
 from service.keys import Keys
 from service.labeller import Labeller
 from service.metrics import metrics
@@ -29,7 +29,8 @@ ROOT = "/v1"
 MODELS = f"{ROOT}/models/"
 PROBES = ("/livez", "/readyz", "/healthz")
 PATHS = (*PROBES, "/metrics", *(ROOT + path for path in routes.paths()))
-SHOWN = ("/metrics", *(ROOT + path for path in ("/segment", "/segment/batch", "/models", "/models/NAME", "/docs")))
+PICTURES = (f"{ROOT}/segment", f"{ROOT}/segment/batch")
+SHOWN = ("/metrics", *PICTURES, f"{ROOT}/models", f"{MODELS}NAME", f"{ROOT}/docs")
 
 # The page that explains the interface shows nothing of what is served.
 OPEN_PATHS = (*PROBES, *(path for path in PATHS if path.startswith((f"{ROOT}/docs", f"{ROOT}/openapi"))))
@@ -53,10 +54,11 @@ class _Gated(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
 
 def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put before an app, from the outside in: log, CORS, errors as problems, known paths, keys, limits on bodies."""
+    """Put before an app, from the outside in: log, CORS, errors as problems, known paths, keys, the line, limits on bodies."""
     app: ASGIApp = Bodies(bento, settings.max_body_bytes, settings.body_seconds)
+    app = Checked(app, _check_line)
     app = Keys(app, settings.api_keys, OPEN_PATHS)
-    app = KnownPaths(app, _check_path)
+    app = Checked(app, _check_path)
     app = Net(app)
     if settings.cors_origins:
         app = CORSMiddleware(
@@ -77,11 +79,17 @@ def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 def _check_path(path: str) -> None:
-    """Raises: NotFound, UnknownModel, NotReady."""
+    """Before BentoML makes each path a label of its figures. Raises: NotFound, UnknownModel, NotReady."""
     if path.startswith(MODELS):
         routes.api.state.labeller.shelf.get(path.removeprefix(MODELS))
     elif path not in PATHS:
         raise not_found(path, sorted(SHOWN))
+
+
+def _check_line(path: str) -> None:
+    """Before BentoML and FastAPI: twenty times the load that can be served must not be lost in refusing it. Raises: Busy."""
+    if path in PICTURES:
+        routes.api.state.labeller.line.admit()
 
 
 def _count(path: str, status: int, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What stands before the routes, as plain ASGI: the known paths, the limits on bodies, and the last net for errors."""
+"""What stands before the routes, as plain ASGI: checks of the path, the limits on bodies, and the last net for errors."""
 
 import asyncio
 import time
@@ -43,16 +43,16 @@ class Net:
             await answers.refusal(error)(scope, receive, send)
 
 
-class KnownPaths:
-    """Refuses paths that no route has, before BentoML makes each of them a label of its metrics."""
+class Checked:
+    """Refuses requests by their path alone, before anything that costs more looks at them."""
 
     def __init__(self, app: ASGIApp, check: Callable[[str], None]) -> None:
-        """`check` raises NotFound or UnknownModel for a path."""
+        """`check` is given the path, and raises what is to be answered."""
         self.app = app
         self.check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let known paths through."""
+        """Raises: what the check raises."""
         self.check(scope["path"])
         await self.app(scope, receive, send)
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from models.bundle import Bundle
-from models.cores import usable_cores
+from models.cores import threads_for, usable_cores
 from models.image import decode
 from models.outputs import encode, needs_confidence
 from models.outputs.options import Options
@@ -52,7 +52,7 @@ class Labeller:
     def __init__(self, settings: Settings) -> None:
         cores = usable_cores()
         self.settings = settings
-        self.threads = settings.threads or max(1, cores // (settings.workers * settings.concurrency))
+        self.threads = settings.threads or threads_for(settings.workers, settings.concurrency)
         self.line = Line(
             turns=settings.concurrency,
             rooms=settings.concurrency + cores,
@@ -153,7 +153,7 @@ class Labeller:
 
     def _load(self, bundle: Bundle) -> Segmenter:
         asked = self.settings.engine, self.settings.precision, self.settings.device
-        return Segmenter.load(bundle, *asked, self.threads, probed=True)
+        return Segmenter.load(bundle, *asked, self.threads, probed=True, at_once=self.settings.concurrency)
 
     def _warm(self, segmenter: Segmenter) -> None:
         """Label a blank picture on each of the threads."""

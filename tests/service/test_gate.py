@@ -12,7 +12,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
-from service.gate import Bodies, KnownPaths, Net, not_found
+from service.gate import Bodies, Checked, Net, not_found
 
 
 async def echo(request: Request) -> Response:
@@ -92,7 +92,7 @@ def test_unknown_paths_do_not_pass() -> None:
         if path != "/echo":
             raise not_found(path, ["/echo"])
 
-    app = Net(KnownPaths(APP, check))
+    app = Net(Checked(APP, check))
     assert ask(app, "POST", "/echo", b"four").text == "4"
     answer = ask(app, "GET", "/fail")
     assert answer.status_code == 404 and "the routes are /echo" in answer.json()["detail"]
