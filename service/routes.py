@@ -71,6 +71,7 @@ def _asks(body: dict[str, Any]) -> dict[str, Any]:
 
 @api.post(
     "/segment",
+    tags=["pictures"],
     summary="Label every pixel of a picture",
     response_class=Response,
     responses={
@@ -106,6 +107,7 @@ async def segment(request: Request) -> Response:
 
 @api.post(
     "/segment/batch",
+    tags=["pictures"],
     summary="Label many pictures",
     response_class=Response,
     responses={
@@ -147,7 +149,7 @@ async def segment_batch(request: Request) -> Response:
     return answers.picture(body, kind, served.bundle, clock.laps)
 
 
-@api.get("/models", summary="What is served", responses=answers.documented(401, 500, 503))
+@api.get("/models", tags=["models"], summary="What is served", responses=answers.documented(401, 500, 503))
 async def list_models(request: Request) -> list[Model]:
     """Each bundle's name, hash, spec (classes, colours, input rule, metrics), and what runs it here."""
     labeller = labeller_of(request)
@@ -155,7 +157,7 @@ async def list_models(request: Request) -> list[Model]:
     return [_model(served, labeller) for served in labeller.shelf.all()]
 
 
-@api.get("/models/{name}", summary="One of them", responses=answers.documented(401, 404, 500, 503))
+@api.get("/models/{name}", tags=["models"], summary="One of them", responses=answers.documented(401, 404, 500, 503))
 async def one_model(request: Request, name: str) -> Model:
     """As in /models."""
     labeller = labeller_of(request)
@@ -169,6 +171,10 @@ def described() -> dict[str, Any]:
             title=api.title, version=api.version, description=api.description, routes=api.routes,
             servers=[{"url": "/v1"}],
         )  # fmt: skip
+        # FastAPI puts an error of its own beside each parameter; what is wrong with a parameter is a problem here.
+        del schema["paths"]["/models/{name}"]["get"]["responses"]["422"]
+        for name in ("HTTPValidationError", "ValidationError"):
+            del schema["components"]["schemas"][name]
         schema["components"]["schemas"]["Problem"] = answers.Problem.model_json_schema()
         schema["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
