@@ -52,7 +52,9 @@ class Labeller:
     def __init__(self, settings: Settings) -> None:
         cores = usable_cores()
         self.settings = settings
-        self.threads = settings.threads or threads_for(settings.workers, settings.concurrency)
+        # Alone, an engine knows best: of two threads that share a core it takes one.
+        alone = settings.workers * settings.concurrency == 1
+        self.threads = settings.threads or (0 if alone else threads_for(settings.workers, settings.concurrency))
         self.line = Line(
             turns=settings.concurrency,
             rooms=settings.concurrency + cores,

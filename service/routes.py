@@ -50,7 +50,7 @@ class Model(BaseModel):
     device: str
     precision: str
     why: str = Field(description="what led to this engine, device and precision")
-    threads: int = Field(description="cores for one inference")
+    threads: int = Field(description="cores for one inference; 0: as many as the engine finds good")
 
 
 FILE: dict[str, Any] = {"type": "string", "format": "binary"}
