@@ -53,7 +53,7 @@ def check_jpeg(data: bytes, max_pixels: int) -> None:
                 f"The JPEG holds {_named(segments, scans, exif)}, which no program writes; save it again."
             )
     if found is None and not scans and place + MAX_JUNK < len(data):
-        raise BrokenImage("The JPEG ends in nothing before its pixels begin; it is broken.")
+        raise BrokenImage(f"The JPEG holds more than {MAX_JUNK:,} bytes between its segments; it is broken.")
 
 
 def _named(segments: int, scans: int, exif: int) -> str:

@@ -130,8 +130,8 @@ def _decode_stored(data: bytes, max_pixels: int) -> Image.Image:
     spread = _spread(image)
 
     def stored() -> Image.Image:
-        loaded = _loaded(image, data)
-        return _upright(loaded.point(lambda grey: grey // spread) if spread > 1 else loaded)
+        upright = _upright(_loaded(image, data))
+        return upright.point(lambda grey: grey // spread) if spread > 1 else upright
 
     return _guarded(image, max_pixels, stored)
 
@@ -166,6 +166,7 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
         image = reader(io.BytesIO(data))
         if page:
             image.seek(page)
+        _note(image)
     except (ImageError, MemoryError, Image.DecompressionBombError) as error:
         raise _told(error, max_pixels) from error
     except Exception as error:  # Pillow's plugins raise whatever their parsing met
@@ -174,7 +175,6 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
             f"read here ({first_line(error)!r}); save it again as PNG or JPEG."
         ) from error
     check_size(*image.size, max_pixels)
-    _note(image)
     count = 1 if name == "TIFF" else getattr(image, "n_frames", 1)
     if count > 1:
         raise SeveralPictures(f"The {name} is an animation of {count:,} frames; send one of them as a picture.")
@@ -237,7 +237,7 @@ def _hex_exif(text: object) -> bytes:
 
 def _note(image: ImageFile) -> None:
     """Bring to mind, in `info`, what a header says of the samples; it is gone once the picture is loaded."""
-    key, raw = image.info.get("transparency"), str([tile.args for tile in image.tile])
+    key, raw = image.info.get("transparency"), _raw_mode(image)
     if isinstance(key, int) and image.mode == "L":  # a PNG's transparent colour is in its own bits
         image.info["transparency"] = key * _spread(image)
     elif isinstance(key, tuple) and ";16" in raw:
@@ -249,8 +249,13 @@ def _note(image: ImageFile) -> None:
 
 def _spread(image: ImageFile) -> int:
     """What the grey of an opened, not loaded picture will be multiplied by: 2 and 4 bits are spread over 0..255."""
-    raw = str([tile.args for tile in image.tile])
-    return next((step for start, step in SPREAD.items() if start in raw), 1) if image.mode == "L" else 1
+    return SPREAD.get(_raw_mode(image)[:3], 1) if image.mode == "L" else 1
+
+
+def _raw_mode(image: ImageFile) -> str:
+    """Pillow's name of how the samples are stored, such as `L;4I` or `RGB;16B`; gone once the picture is loaded."""
+    arguments = image.tile[0].args if image.tile else None
+    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
 
 
 def _to_rgb(image: Image.Image) -> RGB:
