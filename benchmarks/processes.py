@@ -136,13 +136,15 @@ class Engine:
         return [1000 * one for one in seconds], 1000 * spent / (1 + times)  # one pass is not counted in `seconds`
 
 
-def wait(child: subprocess.Popen[bytes], ready: Callable[[httpx.Client], httpx.Response]) -> None:
-    """Until `ready` gets a 200."""
+def wait(
+    child: subprocess.Popen[bytes] | None, ready: Callable[[httpx.Client], httpx.Response], timeout: float = 10
+) -> None:
+    """Until `ready` gets a 200; `timeout`: seconds that it may take to get anything."""
     deadline, last = time.monotonic() + READY_SECONDS, "nothing"
-    with httpx.Client(trust_env=False, timeout=10.0) as client:
+    with httpx.Client(trust_env=False, timeout=timeout) as client:
         while time.monotonic() < deadline:
-            if child.poll() is not None:
-                raise RuntimeError(f"{child.args} ended with code {child.returncode}")
+            if child and child.poll() is not None:
+                raise RuntimeError(f"{child.args!r} ended with code {child.returncode}")
             with suppress(httpx.TransportError):
                 if (answer := ready(client)).status_code == 200:
                     return
@@ -150,7 +152,7 @@ def wait(child: subprocess.Popen[bytes], ready: Callable[[httpx.Client], httpx.R
                 if answer.status_code == 503 and "retry-after" not in answer.headers:
                     break  # ours says so where waiting does not help
             time.sleep(0.1)
-    raise RuntimeError(f"{child.args} did not get ready; its last answer was {last}")
+    raise RuntimeError(f"{child and child.args} did not get ready; its last answer was {last}")
 
 
 def cpu_of(pid: int) -> float:
@@ -168,6 +170,42 @@ def tree(root: int) -> list[int]:
     for pid in found:  # grows as it is walked
         found += children.get(pid, [])
     return found
+
+
+def command(pid: int) -> bytes:
+    """A process's words, each ended by a zero; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def workers(root: int) -> set[int]:
+    """The processes of BentoML's that answer, of the service whose first process is `root`."""
+    return {pid for pid in tree(root) if b"\0--worker-id\0" in command(pid)}
+
+
+@contextmanager
+def standing_still(pids: set[int]) -> Iterator[None]:
+    """Hold processes: a request that is answered meanwhile, another one has answered."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def killed(server: Server) -> float:
+    """Kill a worker of our service; the seconds until there is another in its place that is ready."""
+    before, start = workers(server.pid), time.monotonic()
+    os.kill(min(before), signal.SIGKILL)
+    while not workers(server.pid) - before:
+        time.sleep(0.05)
+    with standing_still(before - {min(before)}):
+        wait(None, lambda client: client.get(f"{server.url.rpartition('/v1')[0]}/readyz"), 1)
+    return round(time.monotonic() - start, 1)
 
 
 def _stat(pid: int) -> list[int]:

@@ -14,12 +14,13 @@ import pytest
 from PIL import Image
 
 from benchmarks.load import Load, closed, post
-from benchmarks.processes import tree
+from benchmarks.processes import command, standing_still, tree, workers
 from service.launch import LOOPBACK, Server, free_port, process
 from tests.bundles import drawing
 
-BACK_SECONDS = 20  # within which a killed worker is back
-PATIENCE = 60  # seconds after which a client that asks again and again gives up
+# Seconds after which a test gives up, also on a machine that does much else; benchmarks/serving.py measures how long a
+# worker that was killed is gone.
+PATIENCE = 120
 
 
 def encoded(height: int, width: int) -> bytes:
@@ -38,7 +39,10 @@ def service(bundle: Path, log: Path, **settings: int) -> Iterator[Server]:
         for name, value in settings.items():
             patch.setenv(f"MASKSERVE_{name.upper()}", str(value))
         with log.open("w+b") as file, process(bundle, LOOPBACK, free_port(), file) as server:
-            until(lambda: ready(server), PATIENCE, lambda: f"not ready: {server.log_tail()}")
+            until(lambda: ready(server), lambda: f"not ready: {server.log_tail()}")
+            for pid in workers(server.child.pid):  # who is ready answers, though the others may not be
+                with standing_still(workers(server.child.pid) - {pid}):
+                    until(lambda: ready(server), lambda: f"one worker is not ready: {server.log_tail()}")
             yield server
 
 
@@ -50,28 +54,17 @@ def ready(server: Server) -> bool:
             return False
 
 
-def until(done: Callable[[], bool], seconds: float, why: Callable[[], str]) -> None:
+def until(done: Callable[[], bool], why: Callable[[], str]) -> None:
     """Wait for `done`; the test fails with `why` where it does not come in time."""
     start = time.monotonic()
     while not done():
-        assert time.monotonic() - start < seconds, why()
+        assert time.monotonic() - start < PATIENCE, why()
         time.sleep(0.05)
-
-
-def workers(server: Server) -> set[int]:
-    return {pid for pid in tree(server.child.pid) if b"--worker-id" in command(pid)}
 
 
 def sockets(pid: int) -> int:
     """How many it holds: who has more is who was given the clients' connections."""
     return sum(os.readlink(link).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
-
-
-def command(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 class Patient:
@@ -104,24 +97,21 @@ class Patient:
 @pytest.mark.slow
 def test_a_killed_worker_costs_a_patient_client_nothing_and_is_back(tiny_bundle: Path, tmp_path: Path) -> None:
     with service(tiny_bundle, tmp_path / "log", workers=2) as server:
-        before = workers(server)
+        before = workers(server.child.pid)
         assert len(before) == 2
         clients = [Patient(server.url, LARGE) for _ in range(6)]
         with ThreadPoolExecutor(len(clients)) as pool:
             asked = [pool.submit(client.ask, 12) for client in clients]
-            until(lambda: all(client.answers for client in clients), PATIENCE, lambda: "not everybody was answered")
+            until(lambda: all(client.answers for client in clients), lambda: "not everybody was answered")
             other, victim = sorted(before, key=sockets)
             os.kill(victim, signal.SIGKILL)
-            killed, answered = time.monotonic(), sum(len(client.answers) for client in clients)
-            until(
-                lambda: len(workers(server) - {victim}) == 2, BACK_SECONDS, lambda: f"no new one: {server.log_tail()}"
-            )
+            answered = sum(len(client.answers) for client in clients)
+            until(lambda: len(workers(server.child.pid) - {victim}) == 2, lambda: f"no new one: {server.log_tail()}")
             meanwhile = sum(len(client.answers) for client in clients) - answered
             for one in asked:
                 one.result()
-        with standing_still(other):  # what is answered now, the new worker answers
-            left = BACK_SECONDS - (time.monotonic() - killed)
-            until(lambda: ready(server), max(left, 1), lambda: f"the new worker is not ready: {server.log_tail()}")
+        with standing_still({other}):  # what is answered now, the new worker answers
+            until(lambda: ready(server), lambda: f"the new worker is not ready: {server.log_tail()}")
             assert closed(server.url, iter([post(f"{server.url}/v1/segment", SMALL)]), 1).counts() == {"200": 1}
     assert [status for client in clients for status in client.answers] == [200] * 72
     assert sum(client.lost for client in clients) > 0, "nothing was under way on the worker that was killed"
@@ -136,7 +126,7 @@ def test_a_stop_answers_all_that_was_accepted_and_leaves_nothing(tiny_bundle: Pa
             for client in clients:
                 client.get("/livez")  # its connection is accepted now, and kept
             asked = [pool.submit(client.post, "/v1/segment", content=LARGE) for client in clients]
-            until(lambda: any(one.done() for one in asked), PATIENCE, lambda: "nothing was answered")
+            until(lambda: any(one.done() for one in asked), lambda: "nothing was answered")
             left = tree(server.child.pid)
             os.kill(server.child.pid, signal.SIGTERM)
             statuses = [one.result().status_code for one in asked]
@@ -174,12 +164,3 @@ def test_who_waited_too_long_is_refused_as_well(tiny_bundle: Path, tmp_path: Pat
 def burst(server: Server, body: bytes, count: int) -> Load:
     """So many requests at once."""
     return closed(server.url, iter([post(f"{server.url}/v1/segment", body)] * count), count)
-
-
-@contextmanager
-def standing_still(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
