@@ -69,15 +69,15 @@ class Line:
             self._uploads_left += 1
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place in the line. Raises: Busy, where others were quicker to send their bodies."""
+    def place(self, pictures: int = 1) -> Iterator[None]:
+        """Hold places in the line, for so many at once. Raises: Busy, where others were quicker to send their bodies."""
         if self._inside >= self._most:
             raise self._busy(f"{self._inside} pictures are being answered or wait already")
-        self._inside += 1
+        self._inside += pictures
         try:
             yield
         finally:
-            self._inside -= 1
+            self._inside -= pictures
 
     def took(self, seconds: float) -> None:
         """Learn how long an inference took."""

@@ -7,6 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,5 +93,6 @@ def _write(scope: Scope, status: int, seconds: float, sent: int, entry: Entry) -
         "bytes": sent,
         **entry.facts,
     }
-    sys.stdout.write(json.dumps(line) + "\n")
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):  # nobody reads it any more: no reason to fail the request
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()

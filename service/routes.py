@@ -139,7 +139,7 @@ async def segment_batch(request: Request) -> Response:
         metrics().labelled(served.bundle.spec.name, asked.format, laps.laps)
         return body
 
-    with labeller.line.place():
+    with labeller.line.place(min(batch.AT_ONCE, len(sent.pictures))):
         outcomes = await _unless_gone(request, batch.each(sent.pictures, label))
     clock.lap("work")
     note(model=answers.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))

@@ -29,6 +29,14 @@ def test_places_are_rooms_and_those_who_wait() -> None:
     full.admit()
 
 
+def test_a_batch_counts_for_as_many_as_it_has_in_work() -> None:
+    slow = line(turns=1, rooms=3, places=30, seconds=5)
+    slow.took(1.0)
+    with slow.place(2):
+        assert slow.foreseen == 2
+    assert slow.foreseen == 0
+
+
 def test_a_place_is_given_back_after_an_error() -> None:
     full = line(rooms=1, places=0)
     with pytest.raises(ValueError, match="broken"), full.place():
