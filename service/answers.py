@@ -21,6 +21,7 @@ from models.errors import (
     TooLittleMemory,
 )
 from service.errors import (
+    AnswerTooLarge,
     BadRequest,
     BodyTooLarge,
     Busy,
@@ -45,6 +46,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     NotFound: (404, "not-found", "Nothing is here"),
     UnknownModel: (404, "unknown-model", "No such model is served"),
     SlowBody: (408, "slow-body", "The body came too slowly"),
+    AnswerTooLarge: (413, "answer-too-large", "The answer is too large"),
     BodyTooLarge: (413, "body-too-large", "The body is too large"),
     ImageTooLarge: (413, "picture-too-large", "The picture is too large"),
     TooLittleMemory: (413, "picture-too-large", "The picture is too large"),

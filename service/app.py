@@ -3,7 +3,6 @@
 bentoml serve service.app:Maskserve      with MASKSERVE_BUNDLE naming a bundle; `service/settings.py` has the rest
 """
 
-import os
 import sys
 import time
 from typing import Any
@@ -23,7 +22,7 @@ from service.keys import Keys
 from service.labeller import Labeller
 from service.metrics import metrics
 from service.record import Recorded
-from service.settings import PREFIX, Settings, read_settings
+from service.settings import Settings, read_settings
 
 ROOT = "/v1"
 MODELS = f"{ROOT}/models/"
@@ -49,17 +48,18 @@ class _Gated(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         bento: Starlette = super().to_asgi(is_main)
-        bento.user_middleware = [each for each in bento.user_middleware if getattr(each.cls, "__name__", "") in KEPT]
+        kept = {getattr(each.cls, "__name__", ""): each for each in bento.user_middleware}
+        bento.user_middleware = [kept[name] for name in KEPT]  # a BentoML that calls them otherwise fails here
         return gated(bento, read_settings())
 
 
 def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put before an app, from the outside in: log, CORS, errors as problems, known paths, keys, the line, limits on bodies."""
+    """Put before an app, from the outside in: log, CORS, errors as problems, keys, known paths, the line, limits on bodies."""
     app: ASGIApp = Bodies(bento, settings.max_body_bytes, settings.body_seconds)
     app = Checked(app, _check_line)
-    app = Keys(app, settings.api_keys, OPEN_PATHS)
     app = Checked(app, _check_path)
-    app = Net(app)
+    app = Keys(app, settings.api_keys, OPEN_PATHS)
+    app = Net(app, outer=True)
     if settings.cors_origins:
         app = CORSMiddleware(
             app, allow_origins=settings.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",),
@@ -68,8 +68,8 @@ def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
     recorded = Recorded(app, settings.access_log, _count)
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await recorded(scope, receive, send)
+        if scope["type"] == "http":  # the server itself leaves the body out of an answer to HEAD
+            await recorded({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1000})
         else:
@@ -78,7 +78,7 @@ def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
     return front
 
 
-def _check_path(path: str) -> None:
+def _check_path(method: str, path: str) -> None:
     """Before BentoML makes each path a label of its figures. Raises: NotFound, UnknownModel, NotReady."""
     if path.startswith(MODELS):
         routes.api.state.labeller.shelf.get(path.removeprefix(MODELS))
@@ -86,9 +86,9 @@ def _check_path(path: str) -> None:
         raise not_found(path, sorted(SHOWN))
 
 
-def _check_line(path: str) -> None:
+def _check_line(method: str, path: str) -> None:
     """Before BentoML and FastAPI: twenty times the load that can be served must not be lost in refusing it. Raises: Busy."""
-    if path in PICTURES:
+    if method == "POST" and path in PICTURES:
         routes.api.state.labeller.line.admit()
 
 
@@ -98,9 +98,11 @@ def _count(path: str, status: int, seconds: float) -> None:
 
 
 def _workers() -> int:
-    """How many processes BentoML is to start. A value that is none is refused at the start, by name."""
-    asked = os.environ.get(f"{PREFIX}WORKERS", "")
-    return int(asked) if asked.isdecimal() and int(asked) else 1
+    """How many processes BentoML is to start. Settings that are wrong are refused at the start, by name."""
+    try:
+        return read_settings().workers
+    except ConfigError:
+        return 1
 
 
 @bentoml.service(name="maskserve", service_class=_Gated, workers=_workers())

@@ -6,9 +6,8 @@ import json
 import zipfile
 from collections.abc import Awaitable, Callable
 
-from models.outputs import OUTPUTS
 from service.answers import Problem, explained
-from service.errors import BadRequest
+from service.errors import AnswerTooLarge, BadRequest
 
 ZIP = "application/zip"
 
@@ -18,16 +17,25 @@ AT_ONCE = 2
 Outcome = bytes | Problem
 
 
-async def each(pictures: list[bytes | BadRequest], label: Callable[[bytes], Awaitable[bytes]]) -> list[Outcome]:
-    """The answer to each picture in their order, or the problem that it met."""
-    room = asyncio.Semaphore(AT_ONCE)
+async def each(
+    pictures: list[bytes | BadRequest], label: Callable[[bytes], Awaitable[bytes]], most: int
+) -> list[Outcome]:
+    """The answer to each picture in their order, or the problem that it met; of all answers some `most` bytes."""
+    room, left = asyncio.Semaphore(AT_ONCE), most
 
     async def one(picture: bytes | BadRequest) -> Outcome:
+        nonlocal left
         async with room:
             try:
+                if left <= 0:
+                    raise AnswerTooLarge(
+                        f"The answers before this one have {most:,} bytes already; send fewer pictures."
+                    )
                 if isinstance(picture, BadRequest):
                     raise picture
-                return await label(picture)
+                answer = await label(picture)
+                left -= len(answer)
+                return answer
             except Exception as error:  # every kind has its problem, and what is none of ours is logged there
                 return explained(error)[0]
 
@@ -36,20 +44,20 @@ async def each(pictures: list[bytes | BadRequest], label: Callable[[bytes], Awai
     return [task.result() for task in tasks]
 
 
-def as_zip(outcomes: list[Outcome], format: str) -> bytes:
+def as_zip(outcomes: list[Outcome], suffix: str) -> bytes:
     """A zip with a file for each picture, named by its place: `007.png`, or `007.problem.json`."""
     width, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
     # Stored, for the masks are compressed already.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for place, outcome in enumerate(outcomes):
             if isinstance(outcome, bytes):
-                archive.writestr(f"{place:0{width}}{OUTPUTS[format].SUFFIX}", outcome)
+                archive.writestr(f"{place:0{width}}{suffix}", outcome)
             else:
                 archive.writestr(f"{place:0{width}}.problem.json", outcome.model_dump_json(indent=2))
     return buffer.getvalue()
 
 
-def as_json(outcomes: list[Outcome]) -> bytes:
+def as_json(outcomes: list[Outcome], suffix: str = ".json") -> bytes:
     """A JSON array of {"index", "status", and "result" or "problem"}; the outcomes are JSON documents already."""
     entries = []
     for place, outcome in enumerate(outcomes):

@@ -7,6 +7,8 @@ MaskserveError
 ├── NotFound        a path at which nothing is
 ├── SlowBody        a body that did not come in time
 ├── BodyTooLarge    more bytes than the limit
+├── AnswerTooLarge  more bytes than the limit, of a batch's answer
+├── Unread          an answer that nobody takes
 ├── Busy            more requests than can be answered in time
 ├── TimedOut        an answer that took longer than the limit
 ├── NotReady        the bundle is not open yet, or could not be opened
@@ -38,6 +40,14 @@ class SlowBody(MaskserveError):
 
 class BodyTooLarge(MaskserveError):
     """More bytes than the limit."""
+
+
+class AnswerTooLarge(MaskserveError):
+    """More bytes than the limit, of a batch's answer."""
+
+
+class Unread(MaskserveError):
+    """An answer that nobody takes."""
 
 
 class Busy(MaskserveError):

@@ -1,25 +1,36 @@
 """What stands before the routes, as plain ASGI: checks of the path, the limits on bodies, and the last net for errors."""
 
 import asyncio
+import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import answers
-from service.errors import BodyTooLarge, NotFound, SlowBody
+from service.errors import BodyTooLarge, NotFound, SlowBody, Unread
+from service.record import request_id
+
+logger = logging.getLogger("maskserve")
 
 # How long a refused sender is listened to. Closing at once would reset the connection while it still sends, and many
 # clients then report the reset instead of the answer.
 LINGER_SECONDS = 2.0
 
+# A longer body of a refused request is not read to its end for the sake of keeping the connection.
+WORTH_READING = 2**20  # bytes
+PIECE = 2**18  # bytes of an answer that are given to the server at once
+
 
 class Net:
     """Answers whatever is raised behind it as a problem."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, outer: bool = False) -> None:
+        """`outer`: what is raised behind it, and nowhere caught before, was raised before the body was read."""
         self.app = app
+        self.outer = outer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer in its place."""
@@ -35,42 +46,53 @@ class Net:
 
         try:
             await self.app(scope, receive, noted)
-        except (BodyTooLarge, SlowBody) as error:
-            await _refuse_sender(error, receive, send)
+        except Unread as error:  # nobody is there: the server closes what is left unfinished
+            logger.warning("request %s: %s", request_id(), error)
         except Exception as error:  # what leaves here would reach the caller as BentoML's own 500
             if started:
                 raise
-            await answers.refusal(error)(scope, receive, send)
+            unread = isinstance(error, BodyTooLarge | SlowBody) or (self.outer and _is_long(scope))
+            if unread:
+                await _refuse_sender(error, receive, send)
+            else:
+                await answers.refusal(error)(scope, receive, send)
 
 
 class Checked:
-    """Refuses requests by their path alone, before anything that costs more looks at them."""
+    """Refuses requests by method and path alone, before anything that costs more looks at them."""
 
-    def __init__(self, app: ASGIApp, check: Callable[[str], None]) -> None:
-        """`check` is given the path, and raises what is to be answered."""
+    def __init__(self, app: ASGIApp, check: Callable[[str, str], None]) -> None:
+        """`check` is given them, and raises what is to be answered."""
         self.app = app
         self.check = check
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: what the check raises."""
-        self.check(scope["path"])
+        self.check(scope["method"], scope["path"])
         await self.app(scope, receive, send)
 
 
 class Bodies:
-    """Holds bodies to their limits: of bytes, announced or not, and of the time in which they come."""
+    """Holds bodies to their limits: of bytes, announced or not, and of the time in which they come and are taken."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
-        """`limit`: the largest body in bytes; `seconds`: in which it must come, from when it is first asked for."""
+        """Set the limits.
+
+        Args:
+            app: what stands behind.
+            limit: the largest body in bytes.
+            seconds: in which a request's body must come, from when it is first asked for, and each piece of an answer's
+                be taken.
+        """
         self.app = app
         self.limit = limit
         self.seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: BodyTooLarge, SlowBody; also out of `receive`, into whatever reads the body."""
-        announced = Headers(scope=scope).get("content-length", "")
-        if announced.isdecimal() and int(announced) > self.limit:
-            raise self._too_large(f"{int(announced):,}")
+        """Raises: BodyTooLarge, SlowBody, Unread; also out of `receive` and `send`, into whatever calls them."""
+        announced = announced_bytes(scope)
+        if announced > self.limit:
+            raise self._too_large("far too many" if math.isinf(announced) else f"{announced:,}")
         received, complete, deadline = 0, False, 0.0
 
         async def counted() -> Message:
@@ -92,13 +114,41 @@ class Bodies:
                 raise self._too_large(f"more than {self.limit:,}")
             return message
 
-        await self.app(scope, counted, send)
+        async def paced(message: Message) -> None:
+            """In pieces, so that no more than one lies in the server's buffer where the caller takes none."""
+            body, more = message.get("body", b""), message.get("more_body", False)
+            while len(body) > PIECE:
+                await self._in_time(send({**message, "body": body[:PIECE], "more_body": True}))
+                body = body[PIECE:]
+            await self._in_time(send({**message, "body": body, "more_body": more} if body else message))
+
+        await self.app(scope, counted, paced)
+
+    async def _in_time(self, sent: Awaitable[None]) -> None:
+        try:
+            async with asyncio.timeout(self.seconds):
+                await sent
+        except TimeoutError as error:
+            raise Unread(f"For {self.seconds:g} seconds nothing was taken of the answer.") from error
 
     def _too_large(self, came: str) -> BodyTooLarge:
         return BodyTooLarge(
             f"The body has {came} bytes; the limit is {self.limit:,}. "
             "Send a smaller picture or let the service be started with a larger MASKSERVE_MAX_BODY_BYTES."
         )
+
+
+def announced_bytes(scope: Scope) -> float:
+    """The size of the body by the request's head: 0 where it says none, infinite for a number of more than 18 digits."""
+    digits = Headers(scope=scope).get("content-length", "").lstrip("0")
+    if not digits.isdecimal() or not digits.isascii():
+        return 0
+    return int(digits) if len(digits) <= 18 else math.inf
+
+
+def _is_long(scope: Scope) -> bool:
+    """Whether the body is long, or of a length that nobody has said."""
+    return announced_bytes(scope) > WORTH_READING or "transfer-encoding" in Headers(scope=scope)
 
 
 def not_found(path: str, known: list[str]) -> NotFound:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -59,7 +58,7 @@ async def _form(request: Request, name: str, limit: int, most: int) -> Sent:
     parser.spool_max_size = limit + 1  # in memory: nothing of a picture is ever written to a disk
     try:
         form = await parser.parse()
-    except (MultiPartException, FormParserError) as error:
+    except (MultiPartException, ValueError) as error:  # the parser's own are ValueErrors, as are a codec's
         raise BadRequest(f"The form cannot be read: {error} {advice}") from error
     try:
         sent = Sent([])

@@ -34,7 +34,7 @@ def is_hash(text: str) -> bool:
 def sent_key(headers: Headers) -> str:
     """The key that a request brings, as `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`; empty for none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "").strip()
+    return (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key", "").strip()
 
 
 class Keys:

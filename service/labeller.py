@@ -9,14 +9,15 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 from models.bundle import Bundle
 from models.cores import threads_for, usable_cores
+from models.errors import TooLittleMemory
 from models.image import decode
 from models.outputs import encode, needs_confidence
 from models.outputs.options import Options
@@ -44,6 +45,36 @@ class Clock:
         now = time.perf_counter()
         self.laps[stage] = self.laps.get(stage, 0.0) + (now - self.last) * 1e3
         self.last = now
+
+
+class _Room:
+    """A room of the line that has been waited for; it is given back when the work in it has ended, whoever has gone."""
+
+    def __init__(self, rooms: asyncio.Semaphore) -> None:
+        self.rooms = rooms
+        self.left: Future[Any] | None = None  # what goes on without anybody waiting for it
+
+    async def kept_by(self, work: "Future[Result]") -> Result:
+        try:
+            return await asyncio.wrap_future(work)
+        except asyncio.CancelledError:  # which has reached what had not begun
+            self.left = None if work.cancelled() else work
+            raise
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        loop = asyncio.get_running_loop()
+
+        def give_back(work: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended before the thread
+                loop.call_soon_threadsafe(self.rooms.release)
+
+        if self.left is None:
+            self.rooms.release()
+        else:
+            self.left.add_done_callback(give_back)
 
 
 class Labeller:
@@ -91,33 +122,35 @@ class Labeller:
 
         Raises: ImageError, TooLittleMemory, Busy, TimedOut.
         """
-        line = self.line
+        line, confidence = self.line, needs_confidence(format, options)
         try:
             async with asyncio.timeout_at(deadline):
                 left = await line.wait(line.rooms, math.inf if patient else line.seconds)
-                try:
+                async with _Room(line.rooms) as room:
                     clock.lap("queue")
-                    picture = await self._by_hand(lambda: decode(data, self.settings.max_pixels))
+                    picture = await room.kept_by(self._hands.submit(decode, data, self.settings.max_pixels))
                     clock.lap("decode")
                     await line.wait(line.turns, left)
                     clock.lap("queue")
-                    confidence = needs_confidence(format, options)
                     prediction = await self._infer(
                         lambda stopped: served.segmenter.segment(picture, confidence, stopped)
                     )
                     clock.lap("infer")
-                    body = await self._by_hand(lambda: encode(format, prediction, served.bundle.spec, options))
+                    body = await room.kept_by(
+                        self._hands.submit(encode, format, prediction, served.bundle.spec, options)
+                    )
                     clock.lap("encode")
                     return body
-                finally:
-                    line.rooms.release()
+        except MemoryError as error:
+            raise TooLittleMemory("The memory is too small for this picture's answer; send a smaller one.") from error
         except TimeoutError as error:
             raise TimedOut(
                 f"The answer was not there within {self.settings.timeout_seconds:g} seconds. Send a smaller picture, "
                 "or ask again when there is less to do."
             ) from error
 
-    async def _by_hand(self, work: Callable[[], Result]) -> Result:
+    async def by_hand(self, work: Callable[[], Result]) -> Result:
+        """Do what would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._hands, work)
 
     async def _infer(self, work: Callable[[Callable[[], bool]], Result]) -> Result:
@@ -130,12 +163,14 @@ class Labeller:
         gone = threading.Event()
 
         def timed() -> Result:
-            began = time.perf_counter()
+            began, took = time.perf_counter(), 0.0
             try:
-                return work(gone.is_set)
+                result = work(gone.is_set)
+                took = time.perf_counter() - began
+                return result
             finally:
                 with suppress(RuntimeError):  # the loop has ended before the thread
-                    loop.call_soon_threadsafe(self._ended, time.perf_counter() - began)
+                    loop.call_soon_threadsafe(self._ended, took)
 
         try:
             future = loop.run_in_executor(self._engine_threads, timed)
@@ -150,8 +185,10 @@ class Labeller:
             raise
 
     def _ended(self, seconds: float) -> None:
+        """`seconds`: what it took; 0 for one that did not come to its end, which tells nothing of the pace."""
         self.line.turns.release()
-        self.line.took(seconds)
+        if seconds:
+            self.line.took(seconds)
 
     def _load(self, bundle: Bundle) -> Segmenter:
         asked = self.settings.engine, self.settings.precision, self.settings.device
@@ -163,7 +200,7 @@ class Labeller:
 
         def once() -> None:
             with suppress(threading.BrokenBarrierError):
-                meeting.wait(30)  # else one quick thread would take all the turns
+                meeting.wait(2)  # else one quick thread might take all of them
             segmenter.segment(np.zeros((*WARM_SIZE, 3), np.uint8))
 
         for future in [self._engine_threads.submit(once) for _ in range(self.settings.concurrency)]:

@@ -55,6 +55,7 @@ class Model(BaseModel):
 
 FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 PICTURE = {**FILE, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
+ANSWER_OF_BODIES = 4  # a batch's answer may be so many times as large as a body
 REFUSED = (400, 401, 408, 413, 429, 500, 503, 504)
 _WISHES = wishes.documented()
 
@@ -92,7 +93,7 @@ async def segment(request: Request) -> Response:
     Parameters stand in the query or in the form. Transparent pictures are laid on white.
     """
     labeller, clock = labeller_of(request), Clock()
-    labeller.shelf.get(Wishes.read(request.query_params.multi_items()).model)  # what is wrong already needs no body
+    _check_query(request)
     with labeller.line.upload():
         picture, form = await intake.one_picture(request, labeller.settings.max_body_bytes)
     clock.lap("read")
@@ -125,7 +126,7 @@ async def segment_batch(request: Request) -> Response:
     """Send each picture as a file `images` of one form; parameters as for /segment, and for all of them."""
     labeller, clock = labeller_of(request), Clock()
     settings = labeller.settings
-    labeller.shelf.get(Wishes.read(request.query_params.multi_items()).model)
+    _check_query(request)
     with labeller.line.upload():
         sent = await intake.many_pictures(request, settings.max_body_bytes, settings.max_images)
     clock.lap("read")
@@ -140,12 +141,13 @@ async def segment_batch(request: Request) -> Response:
         return body
 
     with labeller.line.place(min(batch.AT_ONCE, len(sent.pictures))):
-        outcomes = await _unless_gone(request, batch.each(sent.pictures, label))
-    clock.lap("work")
-    note(model=answers.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))
-    body, kind = batch.as_zip(outcomes, asked.format), batch.ZIP
-    if asked.format == "json":
-        body, kind = batch.as_json(outcomes), "application/json"
+        most = ANSWER_OF_BODIES * settings.max_body_bytes
+        outcomes = await _unless_gone(request, batch.each(sent.pictures, label, most))
+        clock.lap("work")
+        note(model=answers.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))
+        packed, kind = (batch.as_json, "application/json") if asked.format == "json" else (batch.as_zip, batch.ZIP)
+        body = await labeller.by_hand(lambda: packed(outcomes, OUTPUTS[asked.format].SUFFIX))
+        clock.lap("pack")
     return answers.picture(body, kind, served.bundle, clock.laps)
 
 
@@ -200,6 +202,15 @@ def paths() -> list[str]:
     return found + [f"{assets}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")]
 
 
+def _check_query(request: Request) -> None:
+    """What is wrong already needs no body. Raises: BadRequest, UnknownModel, NotReady."""
+    shelf, model = labeller_of(request).shelf, Wishes.read(request.query_params.multi_items()).model
+    if model is None:  # the form may name it
+        shelf.check()
+    else:
+        shelf.get(model)
+
+
 def _asked(request: Request, form: list[tuple[str, str]]) -> tuple[Wishes, Served]:
     """What query and form ask for together, and the bundle that it is asked of."""
     asked = Wishes.read(request.query_params.multi_items(), form)
@@ -231,6 +242,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
     finally:
         gone.cancel()
         task.cancel()
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may have failed just then
 
 
 async def _disconnect(request: Request) -> None:

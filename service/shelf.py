@@ -121,7 +121,7 @@ class Shelf:
         served = self._ready().served
         if name is None and self._default is None and len(served) > 1:
             raise BadRequest(f"Several models are served; say which by `model`: {', '.join(served)}.")
-        wanted = name or self._default or next(iter(served), "")
+        wanted = name if name is not None else self._default or next(iter(served))
         if wanted in served:
             return served[wanted]
         if name is None:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from models.outputs import MASKS, OUTPUTS
 from models.outputs.options import Options
+from models.outputs.select import named
 from models.spec import Spec
 from service.errors import BadRequest
 
@@ -70,13 +71,8 @@ class Wishes(BaseModel):
             raise BadRequest(f"The parameter {name!r} is {str(first['input'])[:80]!r}: {reason}.") from error
 
     def options(self, spec: Spec) -> Options:
-        """What `models/outputs` is asked for. Raises: BadRequest for a class that the model does not know."""
-        known = [entry.name for entry in spec.classes]
-        for name in self.classes:
-            if name not in known:
-                raise BadRequest(
-                    f"The model {spec.name!r} knows no class {name[:80]!r}; it knows {', '.join(known)[:500]}."
-                )
+        """What `models/outputs` is asked for. Raises: ConfigError for a class that the model does not know."""
+        named(self.classes, spec)
         return Options(
             alpha=self.alpha, classes=self.classes, min_confidence=self.min_confidence, min_area=self.min_area,
             simplify=self.simplify, masks=self.masks, confidence=self.confidence,

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import ImageTooLarge
 from models.image import Labels
 from models.outputs.runs import Places, regions, runs
 from models.spec import VOID
@@ -21,6 +22,10 @@ from models.spec import VOID
 Corners = NDArray[np.int32]  # K x 2: (x, y)
 Ring = list[list[int]]  # corners [x, y]; the last is the first again
 Polygon = list[Ring]  # its outline, then its holes
+
+# Corners of all outlines. A mask of a photograph has some ten thousand; in noise nearly every pixel has its own, and their
+# polygons would take a minute and gigabytes.
+MOST = 500_000
 
 # Of the four pixels around a corner, above left 1, above right 2, below left 4, below right 8: which are of the class.
 STRAIGHT = [0, 3, 5, 10, 12, 15]  # an outline along a row or a column, or none
@@ -50,6 +55,8 @@ def polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[int, l
         classes: how many there are.
         simplify: how far, in pixels, an outline may move for having fewer corners (Douglas-Peucker, each ring for
             itself: neighbours may part or overlap by as much). Rings that collapse are left out.
+
+    Raises: ImageTooLarge for outlines of more than half a million corners.
     """
     found = turns(labels, classes)
     every = list(rings(found))
@@ -86,12 +93,18 @@ def area(ring: Corners) -> float:
 
 
 def turns(labels: Labels, classes: int) -> Turns:
-    """The turns of the outlines of the labels below `classes`, in a map uint8 H x W."""
+    """The turns of the outlines of the labels below `classes`, in a map uint8 H x W. Raises: ImageTooLarge."""
     height, width = labels.shape
     padded = np.pad(labels, 1, constant_values=VOID)
     beside, below = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
     bends = (beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:])
-    y, x = np.divmod(np.flatnonzero(bends), width + 1)
+    bends = np.flatnonzero(bends)
+    if len(bends) > MOST:
+        raise ImageTooLarge(
+            f"The outlines of this mask have {len(bends):,} corners; polygons go to {MOST:,}. Ask for rle or png, or leave "
+            "small regions out by min_area."
+        )
+    y, x = np.divmod(bends, width + 1)
     around = np.stack([padded[y, x], padded[y, x + 1], padded[y + 1, x], padded[y + 1, x + 1]], axis=1)
 
     # Each of the four pixels may be of another class, with a turn of its own here. Pixels of one class share the turn,

@@ -45,7 +45,7 @@ def named(names: tuple[str, ...], spec: Spec) -> list[int]:
             close = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {close[0]!r}? Known are" if close else "known are"
             rest = f" and {len(known) - NAMED} more" if len(known) > NAMED else ""
-            raise ConfigError(f"The class {name!r} is not known; {hint} {', '.join(known[:NAMED])}{rest}.")
+            raise ConfigError(f"The class {name[:80]!r} is not known; {hint} {', '.join(known[:NAMED])}{rest}.")
     return [label for label, name in enumerate(known) if name in names]
 
 

@@ -1,5 +1,6 @@
 """Many pictures in one request to the real service."""
 
+import asyncio
 import io
 import json
 import zipfile
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.batch import each
 from tests.bundles import drawing
 from tests.service.test_app import JPEG, PNG, check_problem
 
@@ -73,6 +75,15 @@ def test_what_is_wrong_with_the_whole(http: httpx.Client) -> None:
     check_problem(batch(http, [JPEG] * 65), 400, "Too many files", "64")
     check_problem(batch(http, [JPEG], format="gif"), 400, "'gif'")
     check_problem(batch(http, [JPEG], model="other"), 404, "'other'")
+
+
+def test_answers_of_a_batch_have_a_limit_together() -> None:
+    async def label(picture: bytes) -> bytes:
+        return picture
+
+    outcomes = asyncio.run(each([b"x" * 40] * 5, label, most=100))
+    assert [outcome if isinstance(outcome, bytes) else outcome.status for outcome in outcomes[:3]] == [b"x" * 40] * 3
+    assert [outcome.status for outcome in outcomes[3:] if not isinstance(outcome, bytes)] == [413, 413]
 
 
 def test_text_among_the_pictures_is_the_fault_of_one(http: httpx.Client) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 
 import httpx
@@ -58,12 +59,48 @@ def test_the_limit_is_the_last_size_let_through(size: int, status: int) -> None:
 
 
 def test_an_announced_size_is_refused_before_the_body_is_read() -> None:
-    asked, sent = by_hand(
-        gate(), [b"Content-Length: 11"], lambda: {"type": "http.request", "body": b"", "more_body": True}
-    )
+    more = {"type": "http.request", "body": b"", "more_body": True}
+    asked, sent = by_hand(gate(), [b"Content-Length: 11"], lambda: more)
     assert sent[0]["status"] == 413
     assert (b"connection", b"close") in sent[0]["headers"]
-    assert asked == 0 or sent[1]["body"]  # answered in full; then the sender is listened to for a while
+    assert (
+        asked == [2] * 99
+    )  # both parts of the answer were there before anything was asked for; then the sender is listened to
+
+
+@pytest.mark.parametrize("length", [b"1" * 19, b"9" * 5000])
+def test_a_number_that_no_body_has_is_no_error_of_ours(length: bytes) -> None:
+    _, sent = by_hand(gate(), [b"Content-Length: " + length], lambda: {"type": "http.disconnect"})
+    assert sent[0]["status"] == 413
+
+
+def test_a_long_body_of_a_refused_request_ends_the_connection() -> None:
+    def refuse(method: str, path: str) -> None:
+        raise not_found(path, [])
+
+    app = Net(Checked(APP, refuse), outer=True)
+    for header, closed in (
+        (b"Content-Length: 5", False),
+        (b"Content-Length: 2000000", True),
+        (b"Transfer-Encoding: chunked", True),
+    ):
+        _, sent = by_hand(app, [header], lambda: {"type": "http.request", "body": b"x", "more_body": False})
+        assert sent[0]["status"] == 404
+        assert ((b"connection", b"close") in sent[0]["headers"]) == closed
+
+
+def test_an_answer_goes_in_pieces_and_nobody_is_waited_for_who_takes_none(caplog: pytest.LogCaptureFixture) -> None:
+    body = bytes(range(256)) * 4000
+
+    async def large(request: Request) -> Response:
+        return Response(body)
+
+    app = Net(Bodies(Net(Starlette(routes=[Route("/echo", large, methods=["POST"])]).router), 10, 0.05), outer=True)
+    _, sent = by_hand(app, [], lambda: {"type": "http.request"})
+    assert b"".join(message.get("body", b"") for message in sent) == body and len(sent) > 3
+    assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+    _, sent = by_hand(app, [], lambda: {"type": "http.request"}, takes=2)
+    assert len(sent) == 2 and "nothing was taken of the answer" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +125,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 
 
 def test_unknown_paths_do_not_pass() -> None:
-    def check(path: str) -> None:
+    def check(method: str, path: str) -> None:
         if path != "/echo":
             raise not_found(path, ["/echo"])
 
@@ -99,19 +136,24 @@ def test_unknown_paths_do_not_pass() -> None:
     assert len(ask(app, "GET", "/" + "x" * 5000).text) < 600
 
 
-def by_hand(app: ASGIApp, headers: list[bytes], receive: Callable[[], Message]) -> tuple[int, list[Message]]:
-    """What an app answers to a POST to /echo whose messages are made one by one, and how often it asked for one."""
-    asked, sent = 0, []
+def by_hand(
+    app: ASGIApp, headers: list[bytes], receive: Callable[[], Message], takes: float = math.inf
+) -> tuple[list[int], list[Message]]:
+    """What an app answers to a POST to /echo whose messages are made one by one: how much it had sent each time that it
+    asked for one, and all that it sent; the caller takes so many messages."""
+    asked: list[int] = []
+    sent: list[Message] = []
     pairs = [tuple(part.strip() for part in header.lower().split(b":", 1)) for header in headers]
     scope = {"type": "http", "method": "POST", "path": "/echo", "query_string": b"", "headers": pairs}
 
     async def next_message() -> Message:
-        nonlocal asked
-        asked += 1
+        asked.append(len(sent))
         await asyncio.sleep(0)
-        return receive() if asked < 100 else {"type": "http.disconnect"}
+        return receive() if len(asked) < 99 else {"type": "http.disconnect"}
 
     async def keep(message: Message) -> None:
+        if len(sent) >= takes:
+            await asyncio.sleep(60)
         sent.append(message)
 
     asyncio.run(app(scope, next_message, keep))

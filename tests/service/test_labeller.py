@@ -95,7 +95,7 @@ def test_a_caller_that_goes_leaves_nothing_behind(labeller: Labeller, run: Run) 
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(end, asyncio.CancelledError | bytes) for end in ended)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ended[2:]), ended  # the first two may be done
         for _ in range(600):
             if turns_left(labeller) == free:
                 break

@@ -1,0 +1,55 @@
+"""From a request to its pictures, without a server around it."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from service import intake
+from service.errors import BadRequest
+
+LIMIT = 8 * 2**20
+
+
+def request(form: httpx.Request) -> Request:
+    async def body() -> AsyncIterator[Message]:
+        data = form.read()
+        for start in range(0, len(data), 65536):
+            yield {"type": "http.request", "body": data[start : start + 65536], "more_body": True}
+        yield {"type": "http.request", "body": b"", "more_body": False}
+
+    messages = body()
+    headers = [(name.lower(), value) for name, value in form.headers.raw]
+    return Request({"type": "http", "method": "POST", "headers": headers}, messages.__anext__)
+
+
+def form(**parts: object) -> httpx.Request:
+    return httpx.Request("POST", "http://here/", **parts)  # type: ignore[arg-type]
+
+
+def test_nothing_of_a_picture_is_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("a temporary file was opened")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # what a spooled file turns into when it is large
+    data = bytes(range(256)) * 2**14  # 4 MiB; Starlette alone keeps one in memory
+    picture, _ = asyncio.run(intake.one_picture(request(form(files={"image": data})), LIMIT))
+    assert picture == data
+    sent = asyncio.run(intake.many_pictures(request(form(files=[("images", data)] * 2)), 2 * LIMIT, 3))
+    assert sent.pictures == [data, data]
+
+
+@pytest.mark.parametrize("charset", ["undefined", "utf-7", "idna", "no-such", "x" * 500, "rot13"])
+def test_a_charset_is_no_reason_for_an_error_of_ours(charset: str) -> None:
+    """`undefined` is a codec that refuses everything."""
+    asked = form(files={"image": b"bytes"}, data={"alpha": "0.5"})
+    asked.headers["content-type"] += f"; charset={charset}"
+    try:
+        picture, parameters = asyncio.run(intake.one_picture(request(asked), LIMIT))
+    except BadRequest:
+        return
+    assert picture == b"bytes" and parameters == [("alpha", "0.5")]
