@@ -7,7 +7,6 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from models.bundle import Bundle
@@ -41,7 +40,6 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     BadRequest: (400, "bad-request", "The request is not understood"),
     ConfigError: (400, "bad-request", "The request is not understood"),
     EmptyImage: (400, "empty-picture", "The picture is empty"),
-    ClientDisconnect: (400, "broken-off", "The request broke off"),
     NoKey: (401, "no-key", "A key is needed"),
     NotFound: (404, "not-found", "Nothing is here"),
     UnknownModel: (404, "unknown-model", "No such model is served"),
@@ -104,13 +102,10 @@ def explained(error: Exception) -> tuple[Problem, dict[str, str]]:
     if row == UNEXPECTED:
         logger.error("request %s met an unexpected error", request_id(), exc_info=error)
         return _problem(*row, "The request may be fine: the service's log holds the reason."), {}
-    detail = str(error)
-    if isinstance(error, ClientDisconnect):
-        detail = "The connection was closed before the whole body had come."
     headers = {"WWW-Authenticate": 'Bearer realm="maskserve"'} if isinstance(error, NoKey) else {}
     if isinstance(error, Busy | NotReady) and error.retry_after:
         headers["Retry-After"] = str(error.retry_after)
-    return _problem(*row, detail), headers
+    return _problem(*row, str(error)), headers
 
 
 def _problem(status: int, kind: str, title: str, detail: str) -> Problem:

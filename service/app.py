@@ -3,6 +3,7 @@
 bentoml serve service.app:Maskserve      with MASKSERVE_BUNDLE naming a bundle; `service/settings.py` has the rest
 """
 
+import logging
 import sys
 import time
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.config import HTTP_PROTOCOLS
 
 from models.errors import ConfigError
 from service import routes
@@ -59,7 +61,7 @@ def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
     app = Checked(app, _check_line)
     app = Checked(app, _check_path)
     app = Keys(app, settings.api_keys, OPEN_PATHS)
-    app = Net(app, outer=True)
+    app = Net(app)
     if settings.cors_origins:
         app = CORSMiddleware(
             app, allow_origins=settings.cors_origins, allow_methods=("GET", "POST"), allow_headers=("*",),
@@ -79,11 +81,14 @@ def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 def _check_path(method: str, path: str) -> None:
-    """Before BentoML makes each path a label of its figures. Raises: NotFound, UnknownModel, NotReady."""
+    """Before BentoML makes each path a label of its figures. Raises: NotFound, HTTPException (405), UnknownModel, NotReady."""
+    if not path.startswith(MODELS) and path not in PATHS:
+        raise not_found(path, sorted(SHOWN))
+    allowed = "POST" if path in PICTURES else "GET"
+    if method != allowed:
+        raise HTTPException(405, f"{method[:20]} is not allowed here; send {allowed}.", {"Allow": allowed})
     if path.startswith(MODELS):
         routes.api.state.labeller.shelf.get(path.removeprefix(MODELS))
-    elif path not in PATHS:
-        raise not_found(path, sorted(SHOWN))
 
 
 def _check_line(method: str, path: str) -> None:
@@ -105,6 +110,20 @@ def _workers() -> int:
         return 1
 
 
+def _log_to_standard_error() -> None:
+    """Bundles that are refused or exchanged, and our own faults: whatever BentoML was told about its log."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s maskserve: %(message)s"))
+    logger = logging.getLogger("maskserve")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.WARNING)
+
+
+# uvicorn's other reader, httptools, which it takes where it finds it, loses the body of a request that offers an upgrade to
+# HTTP/2 (as Java's client does), and takes heads of any size; this one takes 64 KB.
+HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
+
+
 @bentoml.service(name="maskserve", service_class=_Gated, workers=_workers())
 @bentoml.asgi_app(routes.api, path=ROOT)
 class Maskserve:
@@ -120,6 +139,7 @@ class Maskserve:
             sys.exit(f"maskserve: {error}")
 
     def __init__(self) -> None:
+        _log_to_standard_error()
         self.labeller = routes.api.state.labeller = Labeller(read_settings())
         self.labeller.start()
         if self.labeller.settings.workers > 1:

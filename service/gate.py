@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import answers
@@ -18,6 +19,7 @@ logger = logging.getLogger("maskserve")
 # How long a refused sender is listened to. Closing at once would reset the connection while it still sends, and many
 # clients then report the reset instead of the answer.
 LINGER_SECONDS = 2.0
+BODY = "maskserve.body"  # in a request's scope: whether its body has been read
 
 # A longer body of a refused request is not read to its end for the sake of keeping the connection.
 WORTH_READING = 2**20  # bytes
@@ -27,10 +29,8 @@ PIECE = 2**18  # bytes of an answer that are given to the server at once
 class Net:
     """Answers whatever is raised behind it as a problem."""
 
-    def __init__(self, app: ASGIApp, outer: bool = False) -> None:
-        """`outer`: what is raised behind it, and nowhere caught before, was raised before the body was read."""
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self.outer = outer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through, or answer in its place."""
@@ -46,13 +46,15 @@ class Net:
 
         try:
             await self.app(scope, receive, noted)
+        except ClientDisconnect:  # nobody is there; the log has a status of 0
+            pass
         except Unread as error:  # nobody is there: the server closes what is left unfinished
             logger.warning("request %s: %s", request_id(), error)
         except Exception as error:  # what leaves here would reach the caller as BentoML's own 500
             if started:
                 raise
-            unread = isinstance(error, BodyTooLarge | SlowBody) or (self.outer and _is_long(scope))
-            if unread:
+            unread = not scope.get(BODY, {}).get("read", False)
+            if isinstance(error, BodyTooLarge | SlowBody) or (unread and _is_long(scope)):
                 await _refuse_sender(error, receive, send)
             else:
                 await answers.refusal(error)(scope, receive, send)
@@ -93,36 +95,36 @@ class Bodies:
         announced = announced_bytes(scope)
         if announced > self.limit:
             raise self._too_large("far too many" if math.isinf(announced) else f"{announced:,}")
-        received, complete, deadline = 0, False, 0.0
+        received, deadline, body = 0, 0.0, {"read": False}
 
         async def counted() -> Message:
-            nonlocal received, complete, deadline
-            if complete:  # what is waited for now is that the caller goes
+            nonlocal received, deadline
+            if body["read"]:  # what is waited for now is that the caller goes
                 return await receive()
             deadline = deadline or time.monotonic() + self.seconds
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     message = await receive()
             except TimeoutError as error:
-                complete = True  # and what still comes is for whoever refuses it
+                body["read"] = True  # and what still comes is for whoever refuses it
                 raise SlowBody(
                     f"The body did not come within {self.seconds:g} seconds; {received:,} bytes of it did."
                 ) from error
             received += len(message.get("body", b""))
-            complete = received > self.limit or not message.get("more_body", False)
+            body["read"] = received > self.limit or not message.get("more_body", False)
             if received > self.limit:
                 raise self._too_large(f"more than {self.limit:,}")
             return message
 
         async def paced(message: Message) -> None:
             """In pieces, so that no more than one lies in the server's buffer where the caller takes none."""
-            body, more = message.get("body", b""), message.get("more_body", False)
-            while len(body) > PIECE:
-                await self._in_time(send({**message, "body": body[:PIECE], "more_body": True}))
-                body = body[PIECE:]
-            await self._in_time(send({**message, "body": body, "more_body": more} if body else message))
+            rest = message.get("body", b"")
+            while len(rest) > PIECE:
+                await self._in_time(send({**message, "body": rest[:PIECE], "more_body": True}))
+                rest = rest[PIECE:]
+            await self._in_time(send({**message, "body": rest} if rest else message))
 
-        await self.app(scope, counted, paced)
+        await self.app({**scope, BODY: body}, counted, paced)
 
     async def _in_time(self, sent: Awaitable[None]) -> None:
         try:

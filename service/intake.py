@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
+from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -46,15 +46,20 @@ async def many_pictures(request: Request, limit: int, most: int) -> Sent:
 
 
 def _is_form(request: Request) -> bool:
-    return parse_options_header(request.headers.get("content-type", ""))[0] == b"multipart/form-data"
+    return _content_type(request)[0] == b"multipart/form-data"
+
+
+def _content_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
+    return parse_options_header(request.headers.get("content-type", ""))
 
 
 async def _form(request: Request, name: str, limit: int, most: int) -> Sent:
     advice = f"Send {'one file' if name == ONE else 'files'} in the field `{name}`."
     # Text fields too may be called `images`; the parser counts files and text apart.
-    parser = MultiPartParser(
-        request.headers, request.stream(), max_files=most, max_fields=most + len(Wishes.model_fields)
-    )
+    # It is told the boundary alone: it decodes text by whatever charset it is told, and some of Python's codecs take minutes.
+    boundary = _content_type(request)[1].get(b"boundary", b"").decode("latin-1")
+    headers = Headers({"content-type": f'multipart/form-data; boundary="{boundary}"' if boundary else ""})
+    parser = MultiPartParser(headers, request.stream(), max_files=most, max_fields=most + len(Wishes.model_fields))
     parser.spool_max_size = limit + 1  # in memory: nothing of a picture is ever written to a disk
     try:
         form = await parser.parse()
@@ -73,7 +78,9 @@ async def _form(request: Request, name: str, limit: int, most: int) -> Sent:
                 known = ", ".join([name, *Wishes.model_fields])
                 raise BadRequest(f"The form field {key[:80]!r} is not known; known are {known}.")
         if not sent.pictures:
-            raise BadRequest(f"The form has no field `{name}`; send the picture's file in it.")
+            raise BadRequest(
+                f"The form has no whole field `{name}`; send the picture's file in it, and the form to its end."
+            )
         return sent
     finally:
         await form.close()

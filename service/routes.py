@@ -159,7 +159,9 @@ async def list_models(request: Request) -> list[Model]:
     return [_model(served, labeller) for served in labeller.shelf.all()]
 
 
-@api.get("/models/{name}", tags=["models"], summary="One of them", responses=answers.documented(401, 404, 500, 503))
+@api.get(
+    "/models/{name:path}", tags=["models"], summary="One of them", responses=answers.documented(401, 404, 500, 503)
+)
 async def one_model(request: Request, name: str) -> Model:
     """As in /models."""
     labeller = labeller_of(request)
@@ -252,8 +254,4 @@ async def _disconnect(request: Request) -> None:
 
 @api.exception_handler(HTTPException)
 async def _http_error(request: Request, error: Exception) -> Response:
-    refused = cast(HTTPException, error)
-    if refused.status_code == 405:
-        allowed = (refused.headers or {}).get("Allow", "")
-        refused = HTTPException(405, f"{request.method} is not allowed here; send {allowed}.", refused.headers)
-    return answers.refusal(refused)
+    return answers.refusal(error)

@@ -5,10 +5,8 @@ one assignment, once it is as good; until then, and where it is not, the old one
 to each other: each looks by itself, and all come to the same end.
 """
 
-import hashlib
 import logging
 import math
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from models.engines.choice import Choice
 from models.errors import MaskserveError
 from models.segmenter import Segmenter
 from service.errors import BadRequest, NotReady, UnknownModel
+from service.signature import Signature, signature
 
 logger = logging.getLogger("maskserve")
 
@@ -37,13 +36,6 @@ class Served:
     bundle: Bundle
     segmenter: Segmenter
     choice: Choice
-
-
-class Signature(NamedTuple):
-    """What a folder looks like from outside: any copy, edit or switched link changes it."""
-
-    files: tuple[tuple[str, int, int], ...]  # name, bytes, time of change in ns; -1 for what is just going
-    sums: bytes  # SHA256SUMS: links may lead to another bundle whose files have the same sizes and times
 
 
 class _View(NamedTuple):
@@ -211,11 +203,13 @@ class Shelf:
         """Open what lies in a place and serve it, or refuse it with a line in the log."""
         assert place.seen is not None  # it is due
         place.judged, place.reason, place.clash = place.seen, "", None
-        if place.served and hashlib.sha256(place.seen.sums).hexdigest() == place.served.bundle.hash:
-            return
         try:
             # Links are followed once, so that one that is switched meanwhile does not mix two bundles.
             bundle = open_bundle(place.folder.resolve())
+            if place.served and bundle.hash == place.served.bundle.hash:
+                for name in bundle.sums:  # a restart would meet what was altered
+                    bundle.verified(name)
+                return
             holder = self._holder(bundle.spec.name, place)
             if holder:
                 self._refuse_name(place, holder)
@@ -223,7 +217,8 @@ class Shelf:
             # Engines keep buffers for each thread that calls them: this one's, of the probes, end with it.
             with ThreadPoolExecutor(1, thread_name_prefix="open") as apart:
                 place.served = apart.submit(self._open, bundle).result()
-            logger.info("%s is served: %s, %s", place.folder, place.name, place.served.choice.why)
+            level = logging.INFO if self._first else logging.WARNING  # an exchange under way is worth a line
+            logger.log(level, "%s is served: %s, %s", place.folder, place.name, place.served.choice.why)
         except MaskserveError as error:
             self._refuse(place, str(error))
         except Exception as error:
@@ -273,27 +268,3 @@ class Shelf:
     def _patience(self) -> int | None:
         """Seconds after which something that is put into the folder may be served."""
         return math.ceil(2 * self._every) or None
-
-
-def signature(folder: Path) -> Signature | None:
-    """What a folder looks like now; None where there is none."""
-    try:
-        if not folder.is_dir():
-            return None
-    except OSError:
-        return None
-    files = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # what Kubernetes keeps behind its links
-        for name in names:
-            path = Path(parent, name)
-            try:
-                stat = path.stat()
-                files.append((path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
-            except OSError:
-                files.append((path.relative_to(folder).as_posix(), -1, -1))
-    try:
-        sums = (folder / SUMS).read_bytes()
-    except OSError:
-        sums = b""
-    return Signature(tuple(sorted(files)), sums)

@@ -3,7 +3,9 @@
 import io
 import os
 import re
+import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -214,8 +216,8 @@ def test_every_format_and_option_is_what_the_outputs_give(
         ({"files": [("image", (None, "x"))] * 1001}, ["Too many fields"]),
         ({"content": JPEG, "headers": {"content-type": "multipart/form-data"}}, ["boundary"]),
         ({"content": JPEG, "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["form cannot be read"]),
-        ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no field"]),
-        ({"content": b"", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no field"]),
+        ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no whole field"]),
+        ({"content": b"", "headers": {"content-type": "multipart/form-data; boundary=x"}}, ["no whole field"]),
     ],
     ids=range(12),
 )
@@ -243,11 +245,47 @@ def test_memory_that_is_too_small_for_a_picture_is_the_pictures_fault() -> None:
     assert b"send a smaller one" in bytes(answer.body)
 
 
+def test_an_offer_to_speak_http_2_is_passed_over(http: httpx.Client) -> None:
+    """Java's client makes it with every request."""
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
+    labels_of(http.post("/v1/segment", content=JPEG, headers=offer))
+
+
+def test_heads_have_a_limit(http: httpx.Client) -> None:
+    assert http.get("/livez", headers={"X-Long": "x" * 200_000}).status_code in (400, 431)
+
+
+def test_a_refused_sender_of_much_hears_why(http: httpx.Client) -> None:
+    body = bytes(20 * 2**20)
+    for path, status in (
+        ("/v1/nope", 404),
+        ("/v1/segment?zz=1", 400),
+        ("/v1/segment?model=q", 404),
+        ("/v1/models", 405),
+    ):
+        check_problem(http.post(path, content=body), status)
+
+
+def test_who_goes_before_the_answer_is_no_error_of_the_request(http: httpx.Client) -> None:
+    before = http.get("/metrics").text.count('status="0"')
+    port = httpx.URL(str(http.base_url)).port or 80
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: here\r\nContent-Length: 50\r\n\r\nsome")
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and http.get("/metrics").text.count('status="0"') == before:
+        time.sleep(0.05)
+    assert 'maskserve_requests_total{route="/v1/segment",status="0"}' in http.get("/metrics").text
+
+
 def test_no_such_route(http: httpx.Client) -> None:
     for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/redoc", "/", "/a/b", "/docs.json", "/schema.json"):
         check_problem(http.get(path), 404, "/v1/segment")
     check_problem(http.get("/v1/segment"), 405, "POST")
-    check_problem(http.post("/v1/models"), 405, "GET")
+    for path in ("/v1/models", "/livez", "/metrics", "/v1/models/nobody", "/v1/docs"):
+        refused = http.put(path)
+        check_problem(refused, 405, "PUT", "GET")
+        assert refused.headers["allow"] == "GET"
+    assert http.head("/v1/models").status_code == 200 and http.head("/v1/models").content == b""
     metrics = http.get("/metrics").text
     assert '"/v1/segment"' in metrics and "/v1/nothing" not in metrics
 

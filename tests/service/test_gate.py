@@ -78,7 +78,7 @@ def test_a_long_body_of_a_refused_request_ends_the_connection() -> None:
     def refuse(method: str, path: str) -> None:
         raise not_found(path, [])
 
-    app = Net(Checked(APP, refuse), outer=True)
+    app = Net(Checked(APP, refuse))
     for header, closed in (
         (b"Content-Length: 5", False),
         (b"Content-Length: 2000000", True),
@@ -95,7 +95,7 @@ def test_an_answer_goes_in_pieces_and_nobody_is_waited_for_who_takes_none(caplog
     async def large(request: Request) -> Response:
         return Response(body)
 
-    app = Net(Bodies(Net(Starlette(routes=[Route("/echo", large, methods=["POST"])]).router), 10, 0.05), outer=True)
+    app = Net(Bodies(Net(Starlette(routes=[Route("/echo", large, methods=["POST"])]).router), 10, 0.05))
     _, sent = by_hand(app, [], lambda: {"type": "http.request"})
     assert b"".join(message.get("body", b"") for message in sent) == body and len(sent) > 3
     assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]

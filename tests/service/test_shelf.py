@@ -19,7 +19,8 @@ from models.bundle import MODEL, SPEC, SUMS, Bundle, sha256, writing
 from models.errors import MaskserveError
 from models.segmenter import Segmenter
 from service.errors import BadRequest, NotReady, UnknownModel
-from service.shelf import Shelf, signature
+from service.shelf import Shelf
+from service.signature import signature
 from tests.bundles import drawing
 from tests.service.small import small_bundle
 
@@ -388,6 +389,21 @@ def test_a_touched_bundle_is_not_opened_again(make: Callable[..., Path], tmp_pat
     (tmp_path / "copy").rename(folder)
     looks(shelf, 3)
     assert shelf.get() is old and len(opened.bundles) == 1
+
+
+def test_a_file_that_is_altered_under_the_same_sums_is_told(
+    make: Callable[..., Path], tmp_path: Path, opened: Opened, refusals: Callable[[], list[str]]
+) -> None:
+    """The old network serves from memory, but a worker that started now would refuse the folder."""
+    folder = make(tmp_path / "small")
+    shelf = opened.shelf(folder)
+    shelf.look()
+    old, probe = shelf.get(), next((folder / "probes").iterdir())
+    probe.write_bytes(probe.read_bytes()[:-1] + b"?")
+    looks(shelf, 3)
+    assert shelf.get() is old
+    (told,) = refusals()
+    assert probe.name in told and "sha256" in told and "the old one stays" in told
 
 
 @pytest.mark.parametrize("last", [SUMS, MODEL, SPEC])
