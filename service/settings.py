@@ -57,12 +57,17 @@ class Settings(BaseSettings):
         description="pictures that may wait for their inference; divided among the workers, rounded up",
     )
     queue_seconds: float = Field(
-        default=5, gt=0, le=600, description="seconds that a picture may wait for its inference; then 429"
+        default=10, gt=0, le=600, description="seconds that a picture may wait for its inference; else 429"
     )
     timeout_seconds: float = Field(
         default=60, gt=0, le=3600, description="seconds from a request's whole body to its answer; then 504"
     )
-    body_seconds: float = Field(default=20, gt=0, le=3600, description="seconds in which a body must come; then 408")
+    body_seconds: float = Field(
+        default=20,
+        gt=0,
+        le=3600,
+        description="seconds in which a body must come (else 408), and a quarter of a MiB of an answer be taken",
+    )
     max_uploads: int = Field(
         default=32, ge=1, description="bodies that may come in at once; divided among the workers, rounded up"
     )
