@@ -272,6 +272,7 @@ def draw(result: dict[str, Any], target: Path) -> None:
     for one in found["engine_pictures_s"]:
         bars.append((f"maskserve {one}", found["pictures_s"][one], "#1f5fa8"))
         bars.append((f"bare engine {one}", found["engine_pictures_s"][one], "#7fa8d6"))
+    host = result["machine"]
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(bars)), dpi=100, layout="constrained")
     axes = figure.subplots()
     for place, (_, rate, colour) in enumerate(bars):
@@ -285,7 +286,7 @@ def draw(result: dict[str, Any], target: Path) -> None:
     axes.set_title("FCN-ResNet-50, stride 8: 640x480 JPEG in, PNG mask out", loc="left", fontsize=10, weight="bold")
     axes.set_xlabel(
         f"times the best tutorial server's throughput (torchvision's eager network), concurrency {CONCURRENCY}\n"
-        f"{result['machine']['cpu']}, {result['machine']['cores']} cores: {', '.join(result['machine']['flags'])}",
+        f"{host['cpu']}, {host['cores']} cores: {', '.join(host['flags']) or 'no AMX, no VNNI'}",
         loc="left", fontsize=9, color="#666666",
     )  # fmt: skip
     figure.savefig(target)
