@@ -49,10 +49,10 @@ format: $(READY)  ## let ruff format and mend
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(READY)  ## measure training, the engines, and a picture's way over HTTP on runs/demo/bundle (15 minutes)
+bench: $(READY)  ## measure training, the engines, and the service beside others (an hour)
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/maskserve bench runs/demo/bundle
-	@$(BIN)/python -m benchmarks.serving runs/demo/bundle
+	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.inference
 
 lock: $(READY)  ## resolve the requirements again, for all platforms and Pythons
