@@ -101,6 +101,7 @@ def test_answers_at_once_are_those_one_by_one(engine: str, threads: int, at_once
             assert np.mean(one == labels) > 0.999
 
 
+@pytest.mark.skipif(usable_cores() < 2, reason="OpenVINO has no more threads than there are cores")
 @pytest.mark.parametrize(
     ("threads", "at_once", "found"), [(1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (2, 2)), (2, 2, (4, 2))]
 )

@@ -107,17 +107,17 @@ class Watched:
         self.segmenter = Segmenter(self.run, NATIVE)
         self.scores: list[tuple[int, ...]] = []
 
-    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray]:
         count, height, width, _ = images.shape
         with torch.inference_mode():
-            labels, logits = self.network(torch.from_numpy(images))
-            full = F.interpolate(logits, size=(height, width), mode="bilinear", align_corners=False)
+            labels, scores = self.network(torch.from_numpy(images))
+            full = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
         assert (labels.dtype, labels.shape) == (torch.uint8, (count, height, width))
-        assert logits.dtype == torch.float32 and logits.shape[:2] == (count, CLASSES)
-        assert logits.isfinite().all()
+        assert scores.dtype == torch.float32 and scores.shape[:2] == (count, CLASSES)
+        assert scores.isfinite().all()
         assert torch.equal(labels, full.argmax(dim=1).to(torch.uint8))
-        self.scores.append(tuple(logits.shape[2:]))
-        return labels.numpy(), logits.numpy()
+        self.scores.append(tuple(scores.shape[2:]))
+        return labels.numpy(), scores.numpy()
 
 
 @over(ENTRIES)
