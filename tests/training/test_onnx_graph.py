@@ -294,7 +294,9 @@ def test_int8_with_quantise_and_dequantise_inside(bring: Callable[..., Bundle], 
         def get_next(self) -> Any:
             return next(self.rest, None)
 
-    quantize_static(graph(tmp_path / "f32.onnx"), tmp_path / "int8.onnx", Pictures(), per_channel=True, reduce_range=True)
+    quantize_static(
+        graph(tmp_path / "f32.onnx"), tmp_path / "int8.onnx", Pictures(), per_channel=True, reduce_range=True
+    )
     asked = picture()
     answer = Segmenter.load(bring(tmp_path / "int8.onnx"), precision="f32").segment(asked).labels
     assert agreement(answer, alone(tmp_path / "int8.onnx", asked)) >= 0.999
