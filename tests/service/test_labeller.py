@@ -37,7 +37,7 @@ def run() -> Iterator[Run]:
 def labeller(tiny_bundle: Path) -> Iterator[Labeller]:
     labeller = Labeller(Settings(bundle=tiny_bundle, queue_seconds=0.5, concurrency=2))
     labeller.start()
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 180
     while not labeller.shelf.all() and time.monotonic() < deadline:
         time.sleep(0.05)
     yield labeller

@@ -59,7 +59,7 @@ def test_not_ready_until_the_probes_are_answered(altered_bundle: Path, tmp_path:
     seen: list[httpx.Response] = []
     with (tmp_path / "log").open("w+b") as log, process(altered_bundle, LOOPBACK, free_port(), log) as server:
         with httpx.Client(base_url=server.url) as http:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 180
             while time.monotonic() < deadline and not (seen and "retry-after" not in seen[-1].headers):
                 try:
                     seen.append(http.get("/readyz"))
