@@ -6,6 +6,7 @@ import json
 import zipfile
 from collections.abc import Awaitable, Callable
 
+from models.outputs import OUTPUTS
 from service.answers import Problem, explained
 from service.errors import AnswerTooLarge, BadRequest
 
@@ -44,6 +45,13 @@ async def each(
     return [task.result() for task in tasks]
 
 
+def packed(outcomes: list[Outcome], format: str) -> tuple[bytes, str]:
+    """All of them as one body, and its media type."""
+    if format == "json":
+        return as_json(outcomes), OUTPUTS[format].MEDIA_TYPE
+    return as_zip(outcomes, OUTPUTS[format].SUFFIX), ZIP
+
+
 def as_zip(outcomes: list[Outcome], suffix: str) -> bytes:
     """A zip with a file for each picture, named by its place: `007.png`, or `007.problem.json`."""
     width, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
@@ -57,7 +65,7 @@ def as_zip(outcomes: list[Outcome], suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def as_json(outcomes: list[Outcome], suffix: str = ".json") -> bytes:
+def as_json(outcomes: list[Outcome]) -> bytes:
     """A JSON array of {"index", "status", and "result" or "problem"}; the outcomes are JSON documents already."""
     entries = []
     for place, outcome in enumerate(outcomes):

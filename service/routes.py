@@ -93,11 +93,11 @@ async def segment(request: Request) -> Response:
     Parameters stand in the query or in the form. Transparent pictures are laid on white.
     """
     labeller, clock = labeller_of(request), Clock()
-    _check_query(request)
+    by_query = _check_query(request)
     with labeller.line.upload():
         picture, form = await intake.one_picture(request, labeller.settings.max_body_bytes)
     clock.lap("read")
-    asked, served = _asked(request, form)
+    asked, served = _asked(request, by_query, form)
     options = asked.options(served.bundle.spec)
     with labeller.line.place():
         deadline = asyncio.get_running_loop().time() + labeller.settings.timeout_seconds
@@ -126,11 +126,11 @@ async def segment_batch(request: Request) -> Response:
     """Send each picture as a file `images` of one form; parameters as for /segment, and for all of them."""
     labeller, clock = labeller_of(request), Clock()
     settings = labeller.settings
-    _check_query(request)
+    by_query = _check_query(request)
     with labeller.line.upload():
         sent = await intake.many_pictures(request, settings.max_body_bytes, settings.max_images)
     clock.lap("read")
-    asked, served = _asked(request, sent.parameters)
+    asked, served = _asked(request, by_query, sent.parameters)
     options = asked.options(served.bundle.spec)
     deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
 
@@ -145,8 +145,7 @@ async def segment_batch(request: Request) -> Response:
         outcomes = await _unless_gone(request, batch.each(sent.pictures, label, most))
         clock.lap("work")
         note(model=answers.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))
-        packed, kind = (batch.as_json, "application/json") if asked.format == "json" else (batch.as_zip, batch.ZIP)
-        body = await labeller.by_hand(lambda: packed(outcomes, OUTPUTS[asked.format].SUFFIX))
+        body, kind = await labeller.by_hand(lambda: batch.packed(outcomes, asked.format))
         clock.lap("pack")
     return answers.picture(body, kind, served.bundle, clock.laps)
 
@@ -204,18 +203,19 @@ def paths() -> list[str]:
     return found + [f"{assets}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")]
 
 
-def _check_query(request: Request) -> None:
-    """What is wrong already needs no body. Raises: BadRequest, UnknownModel, NotReady."""
-    shelf, model = labeller_of(request).shelf, Wishes.read(request.query_params.multi_items()).model
-    if model is None:  # the form may name it
+def _check_query(request: Request) -> Wishes:
+    """What the query asks for; what is wrong already needs no body. Raises: BadRequest, UnknownModel, NotReady."""
+    shelf, asked = labeller_of(request).shelf, Wishes.read(request.query_params.multi_items())
+    if asked.model is None:  # the form may name it
         shelf.check()
     else:
-        shelf.get(model)
+        shelf.get(asked.model)
+    return asked
 
 
-def _asked(request: Request, form: list[tuple[str, str]]) -> tuple[Wishes, Served]:
+def _asked(request: Request, by_query: Wishes, form: list[tuple[str, str]]) -> tuple[Wishes, Served]:
     """What query and form ask for together, and the bundle that it is asked of."""
-    asked = Wishes.read(request.query_params.multi_items(), form)
+    asked = Wishes.read(request.query_params.multi_items(), form) if form else by_query
     return asked, labeller_of(request).shelf.get(asked.model)
 
 
