@@ -1,36 +1,21 @@
 """The verbs `serve` and `key`, as far as they go without a service; tests/service starts real ones."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 from service.keys import hash_of
-from service.launch import ROOT
 from service.settings import Settings
+from tests.maskserve.test_cli import maskserve
 
 
-def ask(*words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "maskserve", *words],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_every_setting_is_listed() -> None:
-    listed = ask("serve", "--settings")
+def test_every_setting_is_listed(tmp_path: Path) -> None:
+    listed = maskserve("serve", "--settings", cwd=tmp_path)
     assert listed.returncode == 0
     for name in Settings.model_fields:
         assert f"MASKSERVE_{name.upper()}" in listed.stdout
 
 
-def test_a_key_comes_with_its_hash() -> None:
-    lines = ask("key").stdout.splitlines()
+def test_a_key_comes_with_its_hash(tmp_path: Path) -> None:
+    lines = maskserve("key", cwd=tmp_path).stdout.splitlines()
     key, hashed = lines[0].split()[1], lines[1].split()[1]
     assert hash_of(key) == hashed
 
@@ -42,6 +27,6 @@ def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
         (["serve", str(tmp_path / "empty")], "is no bundle"),
         (["serve", str(tmp_path / "nothing")], "is no bundle"),
     ):
-        refused = ask(*words)
+        refused = maskserve(*words, cwd=tmp_path)
         assert refused.returncode in (1, 2)
         assert sentence in refused.stderr and "Traceback" not in refused.stderr
