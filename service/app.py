@@ -23,6 +23,7 @@ from service.gate import Bodies, Checked, Net, not_found
 from service.keys import Keys
 from service.labeller import Labeller
 from service.metrics import metrics
+from service.page import Page
 from service.record import Recorded
 from service.settings import Settings, read_settings
 
@@ -56,11 +57,13 @@ class _Gated(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
 
 def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put before an app, from the outside in: log, CORS, errors as problems, keys, known paths, the line, limits on bodies."""
+    """Put before an app, from the outside in: log, CORS, errors as problems, page, keys, known paths, the line, limits on bodies."""
     app: ASGIApp = Bodies(bento, settings.max_body_bytes, settings.body_seconds)
     app = Checked(app, _check_line)
     app = Checked(app, _check_path)
     app = Keys(app, settings.api_keys, OPEN_PATHS)
+    if settings.page:
+        app = Page(app)
     app = Net(app)
     if settings.cors_origins:
         app = CORSMiddleware(
@@ -98,7 +101,7 @@ def _check_line(method: str, path: str) -> None:
 
 
 def _count(path: str, status: int, seconds: float) -> None:
-    route = MODELS + "NAME" if path.startswith(MODELS) else path if path in PATHS else "other"
+    route = MODELS + "NAME" if path.startswith(MODELS) else path if path in (*PATHS, "/") else "other"
     metrics().answered(route, status, seconds)
 
 

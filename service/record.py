@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 # What a caller may choose as an id: it goes into a header and into logs.
 _GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
-# Asked every few seconds by what watches the service; a line for each would drown the others.
+# Asked every few seconds by what watches the service; a line for each, or for each of the page's files, would drown the others.
 UNREMARKABLE = ("/livez", "/readyz", "/healthz", "/metrics", "/v1/models")
 
 
@@ -75,9 +75,13 @@ class Recorded:
         finally:
             seconds = time.perf_counter() - began
             self.count(scope["path"], status, seconds)
-            if self.log and not (scope["path"] in UNREMARKABLE and status in (200, 503)):
+            if self.log and not _is_unremarkable(scope["path"], status):
                 _write(scope, status, seconds, sent, entry)
             _entry.reset(token)
+
+
+def _is_unremarkable(path: str, status: int) -> bool:
+    return status in (200, 304, 503) and (path in UNREMARKABLE or path == "/" or path.startswith("/page/"))
 
 
 def _write(scope: Scope, status: int, seconds: float, sent: int, entry: Entry) -> None:

@@ -81,6 +81,7 @@ class Settings(BaseSettings):
     cors_origins: Words = Field(
         default=(), description="origins whose web pages may call, separated by commas, as in https://a.org; * is any"
     )
+    page: bool = Field(default=True, description="whether the web page is at /; `off` takes it away")
     access_log: bool = Field(
         default=True, description="whether each request leaves a line of JSON on the standard output"
     )

@@ -1,0 +1,273 @@
+// The page: a picture comes in, its classes are shown. What takes long is done by worker.js.
+
+import * as camera from "./camera.js";
+import { element, Legend, percent } from "./legend.js";
+import { advice, here, key, models, passes, retryable } from "./service.js";
+import { Stage } from "./stage.js";
+
+const $ = (id) => document.getElementById(id);
+const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+const tell = (name, more = {}, given = []) => worker.postMessage({ do: name, ...more }, given);
+
+const stage = new Stage({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, tell);
+const legend = new Legend($("legend"), (table) => tell("colour", { table, least: Math.round($("sure").value * 2.55) }));
+
+let served = []; // the models, as /v1/models tells them
+let sent = null; // {number, file}: the picture that is asked about, or was last
+let shown = null; // {facts, file}: what the legend and the downloads are of
+let clock = null; // the timer of what is under way or waited for
+
+// Pictures come in
+
+const ways = () =>
+  ["choose", "photograph"].map((name) => document.querySelector(`#again .${name}`).cloneNode(true));
+$("empty").querySelector(".ways").append(...ways());
+for (const button of document.querySelectorAll(".choose")) button.onclick = () => $("file").click();
+for (const button of document.querySelectorAll(".photograph")) {
+  button.hidden = !camera.possible;
+  button.onclick = () => camera.photograph($("camera"), $("shot"), take, (detail) => problem({ title: "No photo", detail }));
+}
+for (const field of [$("file"), $("shot")])
+  field.onchange = () => {
+    take(field.files[0]);
+    field.value = ""; // the same file may be chosen again
+  };
+
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("over");
+});
+addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("over");
+  brought(event.dataTransfer);
+});
+addEventListener("paste", (event) => {
+  if (event.clipboardData.files.length || !event.target.closest?.("input")) brought(event.clipboardData);
+});
+
+function brought({ files }) {
+  if (files.length) take(files[0]);
+  else problem({ title: "No picture came", detail: "What was brought is text or an address, and nothing is fetched from one: bring the picture's file." });
+}
+
+// Ask, wait, show
+
+function take(file) {
+  if (!file) return;
+  const number = (sent?.number ?? 0) + 1;
+  sent = { number, file };
+  open();
+  tell("show", { number, file });
+  ask();
+}
+
+function open() {
+  $("empty").hidden = true;
+  $("view").hidden = $("again").hidden = false;
+}
+
+function ask() {
+  const model = $("model").value;
+  if (!model) return problem({ title: "No model is there yet", detail: "The picture is kept and asked about once there is one." });
+  working("Labelling");
+  tell("label", { ...sent, at: here, model, key: key.get() });
+}
+
+function working(what) {
+  $("status").replaceChildren();
+  const began = performance.now();
+  const say = () => {
+    const seconds = Math.floor((performance.now() - began) / 1000);
+    $("waiting").textContent = seconds < 2 ? `${what} …` : `${what} … ${seconds} s`;
+  };
+  idle();
+  say();
+  clock = setInterval(say, 500);
+  $("working").hidden = false;
+}
+
+function idle() {
+  clearInterval(clock);
+  $("working").hidden = true;
+}
+
+const heard = {
+  show({ number, width, height }) {
+    if (number !== sent.number) return;
+    shown = null;
+    $("result").hidden = true;
+    stage.show({ width, height }, number);
+    $("about").open = false;
+  },
+  unreadable() {}, // the service may read it; if not, it says why
+  answer({ number, facts, model, stages, trip }) {
+    if (number !== sent.number) return;
+    idle();
+    if (!stage.has(facts, number)) stage.show(facts, number); // the browser read it otherwise than the service, or not at all
+    shown = { facts, file: sent.file };
+    legend.show(facts);
+    $("summary").textContent = facts.classes.length
+      ? `In the picture: ${legend.classes.map(({ name, share }) => `${name} ${percent(share)}`).join(", ")}.`
+      : "No class is in the picture.";
+    $("status").replaceChildren(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
+    timing(stages, trip);
+    $("result").hidden = false;
+    if (!served.some((each) => model?.endsWith(each.hash.slice(0, 12)))) look(); // exchanged since
+  },
+  problem({ number, problem: told }) {
+    if (number !== sent.number) return;
+    idle();
+    problem(told);
+  },
+  at({ x, y, label, confidence }) {
+    const found = shown?.facts.classes.find((entry) => entry.label === label);
+    stage.read({ x, y }, `${found?.name ?? "no class"} · ${percent(confidence)} sure`, found?.rgb ?? [128, 128, 128]);
+  },
+  save({ what, blob }) {
+    const ending = { mask: "mask.png", overlay: "overlay.jpg", json: "json" }[what];
+    const link = element("a", { href: URL.createObjectURL(blob), download: `${stem(shown.file.name)}.${ending}` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  },
+};
+worker.onmessage = ({ data }) => heard[data.did](data);
+worker.onerror = () => problem({ title: "This browser is too old", detail: "The page needs module workers and OffscreenCanvas, as Chrome 105, Firefox 114 and Safari 16.4 have them." });
+
+// A problem leaves what is on the screen as it is.
+function problem(told) {
+  const asked = told.status !== undefined && sent;
+  const parts = [element("h2", { textContent: told.title }), element("p", { textContent: told.detail })];
+  const advised = told.status === undefined ? "" : advice(told);
+  if (advised) parts.push(element("p", { textContent: advised }));
+  const buttons = element("p", { className: "ways" });
+  if (told.status === 401) buttons.append(button("Enter a key", () => askForKey(told.detail)));
+  else if (asked && retryable(told)) buttons.append(button("Try again", ask));
+  parts.push(buttons);
+  if (told.request) parts.push(element("p", { className: "small", textContent: `Request ${told.request}` }));
+  $("status").replaceChildren(element("div", { className: "problem" }, parts));
+  if (told.status === 401) askForKey(told.detail);
+  else if (asked && passes(told)) wait(told.after ?? 2, ask, buttons);
+}
+
+function wait(seconds, then, place) {
+  idle();
+  const told = element("span", { className: "small" });
+  const say = () => (told.textContent = `Asked again in ${seconds} s.`);
+  say();
+  place.append(told, button("Stop", () => (clearInterval(clock), told.nextSibling.remove(), told.remove())));
+  clock = setInterval(() => {
+    if (--seconds > 0) return say();
+    clearInterval(clock);
+    then();
+  }, 1000);
+}
+
+function timing(stages, trip) {
+  const inside = stages.reduce((sum, [, ms]) => sum + ms, 0);
+  const all = [...stages, ["transfer", Math.max(0, trip - inside)]];
+  const bar = element("div", { className: "stages", ariaHidden: "true" }, all.map(([, ms]) => {
+    const part = element("span");
+    part.style.flexGrow = ms;
+    return part;
+  }));
+  const words = all.map(([name, ms]) => element("span", { textContent: `${name} ${spent(ms)}` }));
+  $("timing").replaceChildren(bar, element("p", { className: "small words" }, words));
+}
+
+// Controls
+
+const set = (field, then) => {
+  field.oninput = () => {
+    $(`${field.id}-told`).textContent = `${field.value}%`;
+    then();
+  };
+};
+set($("opacity"), () => {
+  stage.opacity = $("opacity").value / 100;
+  stage.look();
+});
+set($("sure"), () => shown && legend.tell());
+$("compare").onchange = () => {
+  $("split").hidden = !$("compare").checked;
+  stage.look();
+};
+$("larger").onclick = () => stage.zoom(1.5);
+$("smaller").onclick = () => stage.zoom(1 / 1.5);
+$("fit").onclick = () => stage.fit();
+for (const each of document.querySelectorAll(".save"))
+  each.onclick = () => tell("save", { what: each.dataset.what, opacity: stage.opacity });
+
+// The models, and the key
+
+async function look() {
+  const found = await models();
+  if (found.problem) {
+    problem(found.problem);
+    if (found.problem.status !== 401) setTimeout(look, 1000 * (found.problem.after ?? 5));
+    return;
+  }
+  const first = served.length === 0;
+  served = found.models;
+  const chosen = $("model").value;
+  $("model").replaceChildren(...served.map(({ name }) => element("option", { value: name, textContent: name })));
+  if (served.some(({ name }) => name === chosen)) $("model").value = chosen;
+  $("model").parentElement.hidden = served.length < 2;
+  $("only-model").textContent = served.length === 1 ? served[0].name : "";
+  $("change-key").hidden = !key.get();
+  about();
+  if (!first) return;
+  $("status").replaceChildren();
+  if (sent) ask();
+}
+
+$("model").onchange = () => {
+  about();
+  if (sent) ask();
+};
+
+function about() {
+  const model = served.find(({ name }) => name === $("model").value);
+  if (!model) return;
+  const { spec } = model;
+  const rule = { native: "as it is", fit: `brought to ${spec.input.side} pixels`, exact: `stretched to ${spec.input.size}` };
+  const options = Object.entries(spec.architecture.options).filter(([, value]) => value).map((pair) => pair.join("="));
+  const miou = spec.metrics.val?.miou;
+  const facts = {
+    Name: `${model.name}@${model.hash.slice(0, 12)}`,
+    Network: [spec.architecture.name, ...options].join(" "),
+    Classes: spec.classes.map(({ name }) => name).join(", "),
+    Picture: rule[spec.input.rule],
+    mIoU: miou && `${percent(miou)} on the validation split`,
+    Runs: `${model.engine} on ${model.device} in ${model.precision}: ${model.why}`,
+  };
+  const rows = Object.entries(facts).filter(([, value]) => value);
+  $("about").querySelector("dl").replaceChildren(
+    ...rows.flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", { textContent: value })]),
+  );
+  $("about").hidden = false;
+}
+
+function askForKey(why) {
+  const dialog = $("key-asked");
+  $("key-why").textContent = why;
+  $("key").value = "";
+  if (!dialog.open) dialog.showModal();
+}
+$("change-key").onclick = () => askForKey("Another key may be used in its place.");
+$("key-asked").querySelector(".cancel").onclick = () => $("key-asked").close();
+$("key-asked").querySelector("form").onsubmit = (event) => {
+  event.preventDefault();
+  key.set($("key").value.trim());
+  $("key-asked").close();
+  $("status").replaceChildren();
+  if (served.length && sent) ask();
+  else look();
+};
+
+const button = (textContent, onclick) => element("button", { type: "button", textContent, onclick });
+const spent = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+const stem = (name) => name.replace(/\.[^.]*$/, "") || "picture";
+
+look();

@@ -1,0 +1,83 @@
+// Everything that takes long happens here, so that the page answers at once: decoding, asking, colouring, drawing.
+// What comes in is {do: name, ...}; what goes out is {did: name, ...}.
+
+import { bare, label, Refused } from "./label.js";
+import * as paint from "./paint.js";
+
+let newest = 0; // the number of the picture that was sent last
+let asking = null; // AbortController of the request that is under way
+let shown = { number: 0, width: 0, height: 0 }; // the picture on the screen
+let mask = null; // {labels, confidence, width, height, number, png, json}
+
+const tell = (did, more = {}, given = []) => postMessage({ did, ...more }, given);
+
+const doors = {
+  canvas: ({ canvas }) => paint.onto(canvas),
+  look: ({ view }) => paint.look(view),
+  colour: ({ table, least }) => mask && paint.colour(mask, table, least),
+  stop: () => asking?.abort(),
+  at: ({ x, y }) => {
+    if (!mask || x < 0 || y < 0 || x >= mask.width || y >= mask.height) return;
+    const place = y * mask.width + x;
+    tell("at", { x, y, label: mask.labels[place], confidence: mask.confidence[place] / 255 });
+  },
+
+  // A picture that the browser cannot read stays off the screen, and the one before on it, until the service has read it.
+  async show({ number, file }) {
+    newest = number;
+    asking?.abort();
+    try {
+      const size = await paint.show(file, () => number === newest);
+      if (number !== newest) return;
+      mask = null;
+      shown = { number, ...size };
+      tell("show", { number, ...size });
+    } catch {
+      tell("unreadable", { number });
+    }
+  },
+
+  async label(asked) {
+    const { number } = asked;
+    asking?.abort();
+    const own = (asking = new AbortController());
+    try {
+      const answer = await label({ ...asked, signal: own.signal });
+      const { width, height } = answer.facts;
+      if (shown.number !== number || shown.width !== width || shown.height !== height) {
+        const picture = await bare({ ...asked, signal: own.signal });
+        await paint.show(picture, () => number === newest && !own.signal.aborted);
+        if (number === newest) shown = { number, width, height };
+      }
+      if (number !== newest || own.signal.aborted) return;
+      mask = { width, height, number, labels: answer.labels, confidence: answer.confidence, png: answer.mask, json: answer.json };
+      const { facts, model, stages, trip } = answer;
+      tell("answer", { number, facts, model, stages, trip });
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      tell("problem", { number, problem: error instanceof Refused ? error.problem : lost(error) });
+    } finally {
+      if (asking === own) asking = null;
+    }
+  },
+
+  async save({ what, opacity }) {
+    if (!mask) return;
+    const blob = what === "overlay" ? await paint.composed(opacity) : what === "mask" ? mask.png : mask.json;
+    tell("save", { what, blob });
+  },
+};
+
+// fetch has one error for all that can happen on the way, and says nothing of it.
+function lost(error) {
+  const read = error instanceof TypeError;
+  return {
+    status: 0,
+    title: read ? "No answer came" : "The answer could not be read",
+    detail: read
+      ? "The service may be down, or the connection to it was lost. Your picture is still here."
+      : `${error.message}. Your picture is still here.`,
+  };
+}
+
+onmessage = ({ data }) => doors[data.do](data);

@@ -1,0 +1,105 @@
+"""A real Chromium on a real service. Every page watches over itself: no error, no word in the console, no other host."""
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.keys import new_key
+from service.launch import running
+from tests.page.sight import Sight
+from tests.service.small import small_bundle
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+
+Open = Callable[..., Sight]
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator["playwright.Browser"]:
+    """Of the package, not the session: while it is open, no other test may run an event loop."""
+    if CHROMIUM is None:
+        if os.environ.get("REQUIRE_BROWSER"):
+            pytest.fail("REQUIRE_BROWSER is set, and there is no chromium on the PATH")
+        pytest.skip("there is no chromium on the PATH")
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium refuses to run as root with one
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *FAKE_CAMERA])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="package")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(tmp_path_factory.mktemp("page") / "small")
+
+
+@pytest.fixture(scope="package")
+def url(bundle: Path) -> Iterator[str]:
+    with running(bundle) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with a bundle of 4 classes, and one of 200."""
+    folder = tmp_path_factory.mktemp("several")
+    small_bundle(folder / "few", "few")
+    small_bundle(folder / "many", "many", classes=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKSERVE_DEFAULT_MODEL", "few")
+        with running(folder) as url:
+            yield url
+
+
+@pytest.fixture(scope="package")
+def locked(bundle: Path) -> Iterator[tuple[str, str]]:
+    """The address of a service that wants a key, and takes one body at a time; and the key."""
+    key, hashed = new_key()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MASKSERVE_API_KEYS", hashed)
+        patch.setenv("MASKSERVE_MAX_UPLOADS", "1")
+        with running(bundle) as url:
+            yield url, key
+
+
+@pytest.fixture
+def open_page(browser: "playwright.Browser") -> Iterator[Open]:
+    """Opens a page in a window of its own: open_page(url, **what a context takes)."""
+    seen = []
+
+    def opened(url: str, **options: object) -> Sight:
+        context = browser.new_context(**{"viewport": {"width": 1000, "height": 700}, **options})
+        context.set_default_timeout(30_000)
+        seen.append(Sight(context, url))
+        return seen[-1]
+
+    yield opened
+    for sight in seen:
+        sight.context.close()
+    for sight in seen:
+        assert sight.complaints == []
+
+
+@pytest.fixture
+def slow_sender() -> Iterator[Callable[[str, str], socket.socket]]:
+    """Begins a body and does not end it, so that the one place for bodies is taken."""
+    opened = []
+
+    def begin(url: str, key: str) -> socket.socket:
+        host, port = url.removeprefix("http://").split(":")
+        connection = socket.create_connection((host, int(port)))
+        head = f"POST /v1/segment HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\nContent-Length: 100\r\n\r\n"
+        connection.sendall(head.encode() + b"begun")
+        opened.append(connection)
+        return connection
+
+    yield begin
+    for connection in opened:
+        connection.close()

@@ -1,0 +1,77 @@
+"""The page as the service sends it; what it does in a browser is in tests/page/."""
+
+import asyncio
+import re
+
+import httpx
+import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp
+
+from service.gate import Net
+from service.page import FOLDER, KINDS, Page, files
+from service.settings import read_settings
+
+APP = Net(Page(PlainTextResponse("behind")))
+LIMIT = 60_000  # bytes of the whole page
+
+
+def ask(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> httpx.Response:
+    async def send() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page") as client:
+            return await client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
+
+    return asyncio.run(send())
+
+
+def test_every_file_is_served_and_nothing_else() -> None:
+    for path in FOLDER.iterdir():
+        answer = ask("/" if path.name == "index.html" else f"/page/{path.name}")
+        assert answer.status_code == 200 and answer.content == path.read_bytes()
+        assert answer.headers["content-type"].startswith(KINDS[path.suffix])
+    for path in ("/page/", "/page/index.html", "/page/../settings.py", "/page/%2e%2e/settings.py", "/index.html"):
+        assert ask(path).text == "behind"
+
+
+def test_no_file_loads_anything_from_elsewhere() -> None:
+    policy = ask("/").headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy and "http" not in policy
+    for name, file in files().items():
+        addresses = set(re.findall(rb"https?://[^\s\"']+", file.body))
+        assert addresses <= {b"http://www.w3.org/2000/svg"}, name
+        assert ask(name).headers["content-security-policy"] == policy  # a worker goes by its own file's
+    page = files()["/"].body.decode()
+    assert not re.search(r"\son\w+=|<style|\sstyle=|<script(?![^>]*src=)", page)  # the policy would drop them silently
+
+
+def test_what_the_page_names_is_there() -> None:
+    known = files()
+    for name in re.findall(r'(?:src|href)="(page/[^"]+)"', known["/"].body.decode()):
+        assert f"/{name}" in known
+    for path, file in known.items():
+        if path.endswith(".js"):
+            for name in re.findall(r'(?:from|new URL\()\s*"\.?/?([\w-]+\.js)"', file.body.decode()):
+                assert f"/page/{name}" in known, (path, name)
+
+
+def test_the_whole_page_is_small() -> None:
+    assert sum(len(file.body) for file in files().values()) < LIMIT
+
+
+def test_what_is_known_is_not_sent_again() -> None:
+    tag = ask("/").headers["etag"]
+    again = ask("/", if_none_match=tag)
+    assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+    assert ask("/", if_none_match='"another"').status_code == 200
+
+
+def test_it_is_there_to_be_read_alone() -> None:
+    answer = ask("/", "POST")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+
+
+@pytest.mark.parametrize(("word", "there"), [("off", False), ("0", False), ("on", True), ("", True)])
+def test_the_setting(monkeypatch: pytest.MonkeyPatch, word: str, there: bool) -> None:
+    monkeypatch.setenv("MASKSERVE_PAGE", word)
+    monkeypatch.setenv("MASKSERVE_BUNDLE", ".")
+    assert read_settings().page is there
