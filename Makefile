@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ROOMS := models training service maskserve
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all fuzz check format bench lock clean
+.PHONY: help install demo test test-slow test-page test-all fuzz check format bench lock clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -27,14 +27,19 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## the whole road: draw data, train, export, evaluate, serve, ask (5 minutes)
 	@$(BIN)/maskserve demo
 
+# A process for each core, of one thread: where two processes have two threads each, these wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test: $(READY)  ## the test suite
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow and not browser"
 
-test-slow: $(READY)  ## what `make test` leaves out
-	@$(BIN)/python -m pytest -m slow
+test-slow: $(READY)  ## what takes longer: trainings that are killed and go on, every encoder
+	@$(PYTEST) -m slow
 
-test-all: $(READY)  ## the test suite with what is slow
-	@$(BIN)/python -m pytest
+test-page: $(READY)  ## the web page in a real Chromium
+	@$(BIN)/python -m pytest -m browser
+
+test-all: test test-slow test-page  ## all of these
 
 fuzz: $(READY)  ## 20,000 changed pictures against the decoder and the service (10 minutes)
 	@FUZZ_PICTURES=20000 $(BIN)/python -m pytest -s tests/service/test_fuzz.py

@@ -61,6 +61,7 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
             "train(Path('data'), Path('run'), load_config(None, ['epochs=1', 'batch=2', 'workers=0']))\n"
             "evaluate(export(Path('run')), Path('data'))",
             id="the road",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "from pathlib import Path\n"

@@ -161,6 +161,7 @@ def test_lint_writes_a_page_and_stats_print_json(tmp_path: Path) -> None:
     assert "ground" in maskserve("data", "stats", "s", cwd=tmp_path, **home).stdout
 
 
+@pytest.mark.slow
 def test_the_scripts_are_the_verbs(tmp_path: Path) -> None:
     for script in ("train", "evaluate", "export"):
         command = [sys.executable, "-m", f"training.{script}"]
@@ -170,6 +171,7 @@ def test_the_scripts_are_the_verbs(tmp_path: Path) -> None:
     fails(done, 1, "no finished run")
 
 
+@pytest.mark.slow
 def test_json_alone_is_on_standard_output(tmp_path: Path) -> None:
     draw(tmp_path / "s", counts={"train": 8, "val": 2}, size=(48, 64))
     words = [
@@ -194,6 +196,7 @@ def test_json_alone_is_on_standard_output(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_a_plan_is_printed_and_can_be_trained_by(tmp_path: Path) -> None:
     from training.settings import load_config
 
@@ -210,6 +213,7 @@ def test_a_plan_is_printed_and_can_be_trained_by(tmp_path: Path) -> None:
     fails(maskserve("plan", "s", cwd=tmp_path), 1, "1 error; mend what is wrong")
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_training_and_says_how_to_go_on(tmp_path: Path) -> None:
     draw(tmp_path / "s", counts={"train": 8, "val": 2, "test": 2})
     words = ["train", "s", "--out", "run", "epochs=5000", "batch=4", "workers=1", "crop=64,64", "precision=f32"]

@@ -58,6 +58,7 @@ def rows(run: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_network_of_one(few: Path, tmp_path: Path) -> None:
     one, two = trained(few, tmp_path / "one"), trained(few, tmp_path / "two", "devices=2")
     first, second = read(one / LAST)["network"], read(two / LAST)["network"]
@@ -81,6 +82,7 @@ def of_the_run(run: Path) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_stop_reaches_all_processes_and_the_run_goes_on(few: Path, tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "maskserve", "train", str(few), *WORDS, "devices=2", "epochs=9999", f"--out={run}"]

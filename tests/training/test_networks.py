@@ -65,6 +65,7 @@ def test_a_head_that_is_not_there_is_told_with_those_that_are() -> None:
         load_config(None, ["head=asp"])
 
 
+@pytest.mark.slow
 def test_every_option_reaches_the_network_its_checkpoint_and_its_bundle(shapes: Path, tmp_path: Path) -> None:
     words = [f"{key}={value}" for key, value in VARIED.items()]
     run = train(shapes, tmp_path / "run", load_config(None, [*SETTINGS, "epochs=1", *words]), console=SILENT)

@@ -155,6 +155,7 @@ training.loop.one_step = dying
 """
 
 
+@pytest.mark.slow
 def test_a_real_kill_9_loses_nothing(few: Path, whole: Path, tmp_path: Path) -> None:
     done = in_a_process(few, tmp_path / "run", SIGNAL_AT_4.format(kill="killpg", name="SIGKILL"), *WORDS)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -163,6 +164,7 @@ def test_a_real_kill_9_loses_nothing(few: Path, whole: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("killpg", "SIGTERM"), ("kill_me", "SIGTERM")])
+@pytest.mark.slow
 def test_a_stop_ends_the_step_saves_it_and_says_how_to_go_on(
     few: Path, whole: Path, tmp_path: Path, kill: str, name: str
 ) -> None:
@@ -182,6 +184,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_the_checkpoint_before(few: Path, whole: Path, tmp_path: Path) -> None:
     """The system refuses to write more than a megabyte: as ENOSPC does, in the middle of the file."""
     run = tmp_path / "run"

@@ -63,6 +63,7 @@ def test_a_stopped_run_goes_on_where_it_was(run: Path, shapes: Path, tmp_path: P
     assert read(part / LAST)["step"] == 8
 
 
+@pytest.mark.slow
 def test_last_is_the_last_epoch_also_where_an_earlier_one_was_better(shapes: Path, tmp_path: Path) -> None:
     """At a rate of nothing the mIoU only wanders."""
     words = [*SETTINGS, "epochs=3", "optimizer=sgd", "lr=1e-9", "warmup=0"]
@@ -181,6 +182,7 @@ def test_export_overwrites_a_bundle_and_nothing_else(run: Path, bundle: Path, tm
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_the_input_rule_is_chosen_at_export(run: Path, tmp_path: Path) -> None:
     assert open_bundle(export(run, tmp_path / "n", "native", None, SILENT)).spec.input.rule == "native"
     with pytest.raises(ConfigError, match="fit:SIDE"):
@@ -212,6 +214,7 @@ def test_evaluation_needs_the_bundles_classes(bundle: Path, shapes: Path, tmp_pa
 
 
 @pytest.mark.skipif(not CAMVID.is_dir(), reason="the folder ../shared/data/camvid is not there")
+@pytest.mark.slow
 def test_camvid_in_small(tmp_path: Path) -> None:
     """Real street scenes from the folder to a mask over HTTP, and one enlarged six times."""
     from maskserve.client import Client
