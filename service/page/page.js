@@ -139,17 +139,20 @@ worker.onerror = () => problem({ title: "This browser is too old", detail: "The 
 // A problem leaves what is on the screen as it is.
 function problem(told) {
   const asked = told.status !== undefined && sent;
-  const parts = [element("h2", { textContent: told.title }), element("p", { textContent: told.detail })];
+  const locked = told.status === 401;
+  const detail = locked && !key.get() ? "Whoever runs the service gives you one." : told.detail;
+  const parts = [element("h2", { textContent: told.title }), element("p", { textContent: detail })];
+  if (asked) parts.unshift(element("p", { className: "small", textContent: sent.file.name }));
   const advised = told.status === undefined ? "" : advice(told);
   if (advised) parts.push(element("p", { textContent: advised }));
   const buttons = element("p", { className: "ways" });
-  $("change-key").hidden &&= told.status !== 401;
-  if (told.status === 401) buttons.append(button("Enter a key", () => askForKey(told.detail)));
+  $("change-key").hidden &&= !locked;
+  if (locked) buttons.append(button("Enter a key", () => askForKey(detail)));
   else if (asked && retryable(told)) buttons.append(button("Try again", ask));
   parts.push(buttons);
   if (told.request) parts.push(element("p", { className: "small", textContent: `Request ${told.request}` }));
   $("status").replaceChildren(element("div", { className: "problem" }, parts));
-  if (told.status === 401) askForKey(told.detail);
+  if (locked) askForKey(detail);
   else if (asked && passes(told)) wait(told.after ?? 2, ask, buttons);
 }
 

@@ -26,7 +26,7 @@ def test_a_file_that_is_no_picture(open_page: Open, url: str) -> None:
     before = sight.screen()
     sight.expected = (415,)
     sight.bring("notes.txt", b"these are notes")
-    assert "JPEG" in sight.status("This is no picture")
+    assert "JPEG" in sight.status("This is no picture") and "notes.txt" in sight.page.inner_text("#status")
     assert re.search(r"Request [0-9a-f]{16}", sight.page.inner_text("#status"))
     np.testing.assert_array_equal(sight.screen(), before)
     assert sight.page.is_visible("#result")
