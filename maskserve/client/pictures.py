@@ -18,15 +18,7 @@ _TIFF_MODES = ("I", "F")  # 32 bits a sample, which no PNG holds
 # Bytes of pixels up to which RGB goes to this same machine as a BMP: a quarter of the service's default limit.
 PLAIN = 8 * 2**20
 
-FORMATS = (
-    "JPEG",
-    "MPO",
-    "PNG",
-    "WEBP",
-    "TIFF",
-    "BMP",
-    "AVIF",
-)  # MPO is Pillow's name for a phone's JPEG with a gain map
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on, height and width change places
 
 
@@ -72,7 +64,8 @@ def opened(picture: Picture, size: tuple[int, int], side: int | None = None) -> 
         size: (width, height) of its mask; a picture of another size is none.
         side: the longest side in pixels that is wanted; None is all of it.
     """
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    # Of a format that this Pillow was built without, it raises a KeyError.
+    with suppress(OSError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError):
         if isinstance(picture, Image.Image):
             return _reduced(_rgb(picture), side) if picture.size == size else None
         if isinstance(picture, np.ndarray):
