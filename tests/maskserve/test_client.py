@@ -185,11 +185,16 @@ def test_threads_share_a_client(client: Client) -> None:
 
 @pytest.mark.parametrize("near", [True, False])
 def test_pixels_go_without_loss_near_and_far(near: bool) -> None:
-    small, large = drawing(30, 50), drawing(1700, 1700)
-    for picture in (small, large):
+    small, large, long = drawing(30, 50), drawing(1700, 1700), np.zeros((1, 16384, 3), np.uint8)
+    kinds = {}
+    for name, picture in (("small", small), ("large", large), ("long", long)):
         sent = body_of(picture, near)
         np.testing.assert_array_equal(decode(sent), picture)
-        assert sent.startswith(b"BM") == (near and picture is small)  # bytes cost nothing near, but a body has a limit
+        kinds[name] = Image.open(io.BytesIO(sent)).format
+    # Bytes cost nothing near, but a body has a limit.
+    assert kinds == (
+        {"small": "BMP", "large": "WEBP", "long": "BMP"} if near else {"small": "WEBP", "large": "WEBP", "long": "PNG"}
+    )
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
