@@ -3,10 +3,10 @@
 calls     a call of the client less the same request over a bare socket (http.client, one connection kept), at 640x480; the
           service, on the small network of the tests, is the same for both, and they are asked in turn
 pixels    an array on its way: milliseconds to encode it, the whole time over loopback, and bytes, by encoding
-pieces    what the client does beside sending: building and reading by httpx, reading the mask
+pieces    core-milliseconds of what is done to a mask beside
 
 Medians, of paired differences where something is `added`; `core` is processor time of this process, which another busy
-process does not lengthen. The client has one core and the service the other. Writes benchmarks/results/client.json.
+process lengthens less. The client has one core and the service another. Writes benchmarks/results/client.json.
 """
 
 import asyncio
@@ -68,12 +68,13 @@ def main() -> None:
                 "encoded(jpeg bytes)": added(lambda: client.encoded(jpeg), lambda: wire.post(jpeg)),
                 "httpx alone": added(lambda: bare.post("/v1/segment", content=jpeg), lambda: wire.post(jpeg)),
             }
-            png = client.encoded(jpeg)
+            png, sure = client.encoded(jpeg), client.encoded(jpeg, "confidence")
             mask = client.segment(jpeg)
         calls["await segment(jpeg bytes)"] = asyncio.run(awaited(url, jpeg, wire))
         pixels = encodings(rgb, wire)
     pieces = {
         "Mask.read(png)": core(lambda: Mask.read(png, classes=[], model="")),
+        "Mask.read(png, confidence)": core(lambda: Mask.read(png, sure, classes=[], model="")),
         "a notebook's overlay": core(mask._repr_png_), "shares()": core(mask.shares),
     }  # fmt: skip
     packages = ("httpx", "httpcore", "pillow", "numpy")

@@ -48,8 +48,11 @@ def body_of(picture: Picture, near: bool) -> bytes:
 
 def _encoded(image: Image.Image, near: bool) -> bytes:
     """The pixels as they stand: an orientation tag in `info` would make the service turn them."""
-    image = image.copy() if image.mode in (*_PNG_MODES, *_TIFF_MODES) else image.convert("RGB")
-    image.info = {key: value for key, value in image.info.items() if key == "transparency"}
+    if image.mode not in (*_PNG_MODES, *_TIFF_MODES):
+        image = image.convert("RGB")
+    if image.info:
+        image = image.copy()
+        image.info = {key: value for key, value in image.info.items() if key == "transparency"}
     buffer = io.BytesIO()
     image.save(buffer, **_form(image, near))
     return buffer.getvalue()
