@@ -15,6 +15,7 @@ const legend = new Legend($("legend"), (table) => tell("colour", { table, least:
 let served = []; // the models, as /v1/models tells them
 let sent = null; // {number, file}: the picture that is asked about, or was last
 let shown = null; // {facts, file}: what the legend and the downloads are of
+let lacking = { title: "No model is there yet", detail: "The picture waits until the service has told which it has." };
 let clock = null; // the timer of what is under way or waited for
 
 // Pictures come in
@@ -70,7 +71,7 @@ function open() {
 
 function ask() {
   const model = $("model").value;
-  if (!model) return problem({ title: "No model is there yet", detail: "The picture is kept and asked about once there is one." });
+  if (!model) return problem(lacking); // the picture is kept, and asked about once there is a model
   working("Labelling");
   tell("label", { ...sent, at: here, model, key: key.get() });
 }
@@ -101,7 +102,6 @@ const heard = {
     stage.show({ width, height }, number);
     $("about").open = false;
   },
-  unreadable() {}, // the service may read it; if not, it says why
   answer({ number, facts, model, stages, trip }) {
     if (number !== sent.number) return;
     idle();
@@ -120,6 +120,7 @@ const heard = {
     if (number !== sent.number) return;
     idle();
     problem(told);
+    if (told.status === 404) look(); // the model has gone
   },
   at({ x, y, label, confidence }) {
     const found = shown?.facts.classes.find((entry) => entry.label === label);
@@ -133,21 +134,25 @@ const heard = {
   },
 };
 worker.onmessage = ({ data }) => heard[data.did](data);
-worker.onerror = () => problem({ title: "This browser is too old", detail: "The page needs module workers and OffscreenCanvas, as Chrome 105, Firefox 114 and Safari 16.4 have them." });
+worker.onerror = () => problem({ title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
 
 // A problem leaves what is on the screen as it is.
 function problem(told) {
   const asked = told.status !== undefined && sent;
-  const parts = [element("h2", { textContent: told.title }), element("p", { textContent: told.detail })];
+  const locked = told.status === 401;
+  const detail = locked && !key.get() ? "Whoever runs the service gives you one." : told.detail;
+  const parts = [element("h2", { textContent: told.title }), element("p", { textContent: detail })];
+  if (asked) parts.unshift(element("p", { className: "small", textContent: sent.file.name }));
   const advised = told.status === undefined ? "" : advice(told);
   if (advised) parts.push(element("p", { textContent: advised }));
   const buttons = element("p", { className: "ways" });
-  if (told.status === 401) buttons.append(button("Enter a key", () => askForKey(told.detail)));
+  $("change-key").hidden &&= !locked;
+  if (locked) buttons.append(button("Enter a key", () => askForKey(detail)));
   else if (asked && retryable(told)) buttons.append(button("Try again", ask));
   parts.push(buttons);
   if (told.request) parts.push(element("p", { className: "small", textContent: `Request ${told.request}` }));
   $("status").replaceChildren(element("div", { className: "problem" }, parts));
-  if (told.status === 401) askForKey(told.detail);
+  if (locked) askForKey(detail);
   else if (asked && passes(told)) wait(told.after ?? 2, ask, buttons);
 }
 
@@ -204,7 +209,7 @@ for (const each of document.querySelectorAll(".save"))
 async function look() {
   const found = await models();
   if (found.problem) {
-    problem(found.problem);
+    problem((lacking = found.problem));
     if (found.problem.status !== 401) setTimeout(look, 1000 * (found.problem.after ?? 5));
     return;
   }
@@ -215,7 +220,7 @@ async function look() {
   if (served.some(({ name }) => name === chosen)) $("model").value = chosen;
   $("model").parentElement.hidden = served.length < 2;
   $("only-model").textContent = served.length === 1 ? served[0].name : "";
-  $("change-key").hidden = !key.get();
+  $("change-key").hidden &&= !key.get();
   about();
   if (!first) return;
   $("status").replaceChildren();

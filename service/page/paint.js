@@ -15,18 +15,19 @@ export function onto(given) {
   pen = canvas.getContext("2d");
 }
 
-// file: Blob of a picture -> its upright {width, height}. Throws where the browser cannot read it as the service does.
+// file: Blob of a picture -> its upright {width, height}, or nothing where another has come meanwhile. Throws where the browser cannot read it as the service does.
 export async function show(file, current = () => true) {
   if (await mayLieOtherwise(file)) throw new Error("only the service knows how it lies");
   let bitmap = await createImageBitmap(file);
   const { width, height } = bitmap;
   if (width * height > LARGEST) bitmap = await reduced(bitmap, Math.sqrt(LARGEST / (width * height)));
   const small = await reduced(bitmap, Math.min(1, SMALL / Math.max(width, height)), true);
-  if (current()) {
-    picture = { width, height, full: bitmap, small };
-    colours = null;
-    redraw();
-  }
+  const brought = { width, height, full: bitmap, small };
+  if (!current()) return drop(brought);
+  drop(picture);
+  picture = brought;
+  colours = null;
+  redraw();
   return { width, height };
 }
 
@@ -105,6 +106,12 @@ function draw() {
 async function mayLieOtherwise(file) {
   const head = new Uint8Array(await file.slice(0, 21).arrayBuffer());
   return String.fromCharCode(...head.subarray(8, 16)) === "WEBPVP8X" && Boolean(head[20] & 0b1000);
+}
+
+// Its memory is given back now, not when it is noticed that nobody looks at it.
+function drop(old) {
+  old?.full.close();
+  old?.small.close();
 }
 
 async function reduced(bitmap, factor, keep = false) {

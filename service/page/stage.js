@@ -37,8 +37,8 @@ export class Stage {
     this.scale = Math.min(clientWidth / width, clientHeight / height);
     this.x = (clientWidth - width * this.scale) / 2;
     this.y = (clientHeight - height * this.scale) / 2;
-    this.look();
     this.fitted = true;
+    this.look();
   }
 
   // by: factor; at: the point that stays, in CSS pixels of the view
@@ -57,11 +57,11 @@ export class Stage {
     const { x, y } = this.#middle();
     this.x = Math.min(x, Math.max(x - this.size.width * this.scale, this.x + dx));
     this.y = Math.min(y, Math.max(y - this.size.height * this.scale, this.y + dy));
+    this.fitted = false;
     this.look();
   }
 
   look() {
-    this.fitted = false;
     const { clientWidth: width, clientHeight: height } = this.view;
     const { scale, x, y, opacity } = this;
     const split = this.split.hidden ? null : this.split.value / this.split.max;
@@ -127,7 +127,8 @@ export class Stage {
     view.addEventListener("pointermove", (event) => {
       const now = this.#point(event), before = this.fingers.get(event.pointerId);
       if (before) this.#drag(event.pointerId, before, now);
-      if (!before || event.pointerType !== "mouse") ours(event) || before ? this.ask(now) : this.leave();
+      if (before || ours(event)) this.ask(now);
+      else this.leave(); // it is on a button
     });
     for (const end of ["pointerup", "pointercancel"])
       view.addEventListener(end, (event) => this.fingers.delete(event.pointerId) && this.ask(this.#point(event)));

@@ -7,6 +7,7 @@ import * as paint from "./paint.js";
 let newest = 0; // the number of the picture that was sent last
 let asking = null; // AbortController of the request that is under way
 let shown = { number: 0, width: 0, height: 0 }; // the picture on the screen
+let showing = null; // the promise that one will be, or cannot be
 let mask = null; // {labels, confidence, width, height, number, png, json}
 
 const tell = (did, more = {}, given = []) => postMessage({ did, ...more }, given);
@@ -22,19 +23,10 @@ const doors = {
     tell("at", { x, y, label: mask.labels[place], confidence: mask.confidence[place] / 255 });
   },
 
-  // A picture that the browser cannot read stays off the screen, and the one before on it, until the service has read it.
-  async show({ number, file }) {
+  show({ number, file }) {
     newest = number;
     asking?.abort();
-    try {
-      const size = await paint.show(file, () => number === newest);
-      if (number !== newest) return;
-      mask = null;
-      shown = { number, ...size };
-      tell("show", { number, ...size });
-    } catch {
-      tell("unreadable", { number });
-    }
+    showing = put(number, file).catch(() => {}); // the service may read it; if not, it says why
   },
 
   async label(asked) {
@@ -44,10 +36,9 @@ const doors = {
     try {
       const answer = await label({ ...asked, signal: own.signal });
       const { width, height } = answer.facts;
+      await showing;
       if (shown.number !== number || shown.width !== width || shown.height !== height) {
-        const picture = await bare({ ...asked, signal: own.signal });
-        await paint.show(picture, () => number === newest && !own.signal.aborted);
-        if (number === newest) shown = { number, width, height };
+        await put(number, await bare({ ...asked, signal: own.signal }));
       }
       if (number !== newest || own.signal.aborted) return;
       mask = { width, height, number, labels: answer.labels, confidence: answer.confidence, png: answer.mask, json: answer.json };
@@ -68,6 +59,15 @@ const doors = {
   },
 };
 
+// A picture that the browser cannot read stays off the screen, and the one before on it.
+async function put(number, file) {
+  const size = await paint.show(file, () => number === newest);
+  if (!size) return;
+  mask = null;
+  shown = { number, ...size };
+  tell("show", shown);
+}
+
 // fetch has one error for all that can happen on the way, and says nothing of it.
 function lost(error) {
   const read = error instanceof TypeError;
@@ -80,4 +80,10 @@ function lost(error) {
   };
 }
 
-onmessage = ({ data }) => doors[data.do](data);
+onmessage = async ({ data }) => {
+  try {
+    await doors[data.do](data);
+  } catch (error) {
+    tell("problem", { number: newest, problem: lost(error) });
+  }
+};

@@ -4,16 +4,16 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from playwright import sync_api as playwright
 
 from service.keys import new_key
 from service.launch import running
 from tests.page.sight import Sight
 from tests.service.small import small_bundle
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -21,9 +21,9 @@ FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-st
 Open = Callable[..., Sight]
 
 
-@pytest.fixture(scope="package")
-def browser() -> Iterator["playwright.Browser"]:
-    """Of the package, not the session: while it is open, no other test may run an event loop."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    """For a module, not the session: while it is open, no other test may run an event loop."""
     if CHROMIUM is None:
         if os.environ.get("REQUIRE_BROWSER"):
             pytest.fail("REQUIRE_BROWSER is set, and there is no chromium on the PATH")
@@ -35,48 +35,54 @@ def browser() -> Iterator["playwright.Browser"]:
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_bundle(tmp_path_factory.mktemp("page") / "small")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def url(bundle: Path) -> Iterator[str]:
     with running(bundle) as url:
         yield url
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with a bundle of 4 classes, and one of 200."""
     folder = tmp_path_factory.mktemp("several")
     small_bundle(folder / "few", "few")
     small_bundle(folder / "many", "many", classes=200)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASKSERVE_DEFAULT_MODEL", "few")
-        with running(folder) as url:
-            yield url
+    with started(folder, MASKSERVE_DEFAULT_MODEL="few") as url:
+        yield url
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def locked(bundle: Path) -> Iterator[tuple[str, str]]:
     """The address of a service that wants a key, and takes one body at a time; and the key."""
     key, hashed = new_key()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASKSERVE_API_KEYS", hashed)
-        patch.setenv("MASKSERVE_MAX_UPLOADS", "1")
-        with running(bundle) as url:
-            yield url, key
+    with started(bundle, MASKSERVE_API_KEYS=hashed, MASKSERVE_MAX_UPLOADS="1") as url:
+        yield url, key
+
+
+@contextmanager
+def started(folder: Path, **settings: str) -> Iterator[str]:
+    """A service with settings of its own: those that start after it must not have them."""
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            url = stack.enter_context(running(folder))
+        yield url
 
 
 @pytest.fixture
-def open_page(browser: "playwright.Browser") -> Iterator[Open]:
+def open_page(browser: playwright.Browser) -> Iterator[Open]:
     """Opens a page in a window of its own: open_page(url, **what a context takes)."""
     seen = []
 
     def opened(url: str, **options: object) -> Sight:
         context = browser.new_context(**{"viewport": {"width": 1000, "height": 700}, **options})
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(20_000)
         seen.append(Sight(context, url))
         return seen[-1]
 

@@ -1,0 +1,118 @@
+"""The web page in a real Chromium: its size, its first paint, and whether a large photograph holds it up.
+
+    python -m benchmarks.page [BUNDLE]       needs chromium on the PATH; without a BUNDLE, a small one with random weights
+
+A task of the page's main thread that takes longer than 50 ms is a long task (W3C); what is measured is the longest while a
+photograph of 12 megapixels is shown, labelled, toggled, zoomed and moved.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from maskserve.machine import machine
+from service.launch import running
+from service.page import files
+from tests.bundles import drawing
+from tests.pictures import encoded
+from tests.service.small import small_bundle
+
+RESULT = Path(__file__).parent / "results" / "page.json"
+OPENINGS = 15
+WATCH = """
+    window.tasks = [];
+    new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((each) => each.duration)))
+        .observe({ type: "longtask", buffered: true });
+    window.gap = 0;
+    const { port1, port2 } = new MessageChannel();
+    let last = performance.now();
+    port1.onmessage = () => {
+        const now = performance.now();
+        window.gap = Math.max(window.gap, now - last);
+        last = now;
+        setTimeout(() => port2.postMessage(0), 5);
+    };
+    port2.postMessage(0);
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", nargs="?", type=Path)
+    bundle = parser.parse_args().bundle
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=sandbox)
+        with running(bundle or small_bundle(Path(folder) / "small")) as url:
+            result = {
+                "machine": machine(),
+                "browser": browser.version,
+                "bytes": {name: len(file.body) for name, file in files().items()},
+                "first_paint_ms": first_paint(browser, url),
+                "photograph": photograph(browser, url, Path(folder) / "photograph.jpg"),
+            }
+        browser.close()
+    result["bytes"]["all"] = sum(result["bytes"].values())
+    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def first_paint(browser: Browser, url: str) -> dict[str, float]:
+    """First contentful paint after navigation, each time in a window that knows nothing of the page."""
+    paints = []
+    for _ in range(OPENINGS):
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url, wait_until="networkidle")
+        paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+        context.close()
+    return {"median": statistics.median(paints), "longest": max(paints), "openings": OPENINGS}
+
+
+def photograph(browser: Browser, url: str, file: Path) -> dict[str, Any]:
+    noise = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3))
+    picture = np.clip(drawing(3000, 4000) + cv2.blur(noise, (3, 3)), 0, 255).astype(np.uint8)
+    file.write_bytes(encoded(picture, "JPEG", quality=92))
+    page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
+    page.add_init_script(WATCH)
+    page.goto(url, wait_until="networkidle")
+    stages = {"opening": blocked(page)}
+    page.set_input_files("#file", str(file))
+    page.wait_for_selector("#result:not([hidden])", timeout=120_000)
+    page.wait_for_timeout(1500)
+    stages["shown and labelled"] = blocked(page)
+    for box in page.locator(".rows input").all():
+        box.uncheck()
+        box.check()
+    page.wait_for_timeout(1000)
+    stages["classes toggled"] = blocked(page)
+    page.mouse.move(500, 400)
+    for _ in range(12):
+        page.mouse.wheel(0, -120)
+    page.mouse.down()
+    page.mouse.move(700, 500, steps=40)
+    page.mouse.up()
+    page.mouse.move(300, 300, steps=60)
+    page.wait_for_timeout(1000)
+    stages["zoomed, moved, read out"] = blocked(page)
+    return {"megapixels": 12, "bytes": file.stat().st_size, "longest_ms": stages, "told": page.inner_text("#timing")}
+
+
+def blocked(page: Page) -> dict[str, float]:
+    """Since the last time: the longest task of the main thread (0: none above 50 ms), and the longest wait for a turn on it."""
+    task, gap = page.evaluate("[Math.max(0, ...tasks), gap]")
+    page.evaluate("tasks.length = 0; gap = 0")
+    return {"task": round(task, 1), "turn": round(gap, 1)}
+
+
+if __name__ == "__main__":
+    main()
