@@ -1,10 +1,12 @@
 """The image, built and run for real: `make container`."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,7 +114,7 @@ def test_it_has_no_rights(running: Container) -> None:
     assert status["Uid"].split() == status["Gid"].split() == ["1034"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
-    for folder in ("/", "/app", "/app/bento/src", "/bundle", "/usr/bin", "/var/tmp"):
+    for folder in ("/", "/app", "/app/bento/src", "/bundle", "/usr/bin"):
         assert running.run("touch", f"{folder}/here").returncode != 0, folder
     assert running.run("touch", "/tmp/here").returncode == 0
     assert running.run("find", "/tmp/cache", "-name", "*.blob").stdout.strip(), "the compiled network is not kept"
@@ -257,6 +259,14 @@ def test_the_manifests_run_as_a_pod(image: Image, tmp_path: Path) -> None:
     manifest = tmp_path / "pod.yaml"
     manifest.write_text(yaml.safe_dump_all([secret, deployment]))
     played = call("podman", "play", "kube", manifest, check=False)
+    if "is not valid JSON" in played.stderr:  # podman 4.3 cannot read the Secrets that it has itself stored
+        call("podman", "play", "kube", "--down", manifest, check=False)
+        call("podman", "secret", "rm", "maskserve-keys", check=False)
+        as_json = {name: b64encode(value.encode()).decode() for name, value in secret["stringData"].items()}
+        (tmp_path / "secret.json").write_text(json.dumps(as_json))
+        call("podman", "secret", "create", "maskserve-keys", tmp_path / "secret.json")
+        manifest.write_text(yaml.safe_dump(deployment))
+        played = call("podman", "play", "kube", manifest, check=False)
     try:
         assert played.returncode == 0, played.stderr
         pod = Container("podman", "maskserve-pod-0-maskserve", f"http://127.0.0.1:{port}")
@@ -274,14 +284,17 @@ def test_compose_runs_it(image: Image) -> None:
     if image.engine != "podman" or call("sh", "-c", "command -v podman-compose", check=False).returncode:
         pytest.skip("podman-compose is not here")
     port = free_port()
-    environment = {**os.environ, "IMAGE": f"localhost/{TAG}", "PORT": str(port)}
+    key, hashed = new_key()
+    environment = {**os.environ, "IMAGE": f"localhost/{TAG}", "PORT": str(port), "MASKSERVE_API_KEYS": hashed}
     command = ["podman-compose", "-p", "maskserve-test", "-f", str(ROOT / "deploy" / "compose.yaml")]
     up = subprocess.run([*command, "up", "--detach"], env=environment, capture_output=True, text=True, timeout=300)
     try:
         container = Container("podman", "maskserve-test_maskserve_1", f"http://127.0.0.1:{port}")
         assert up.returncode == 0, up.stderr
         container.wait_until_ready()
-        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+        check_problem(httpx.post(f"{container.url}/v1/segment", content=JPEG), 401)
+        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60))
         assert container.run("touch", "/app/here").returncode != 0
+        assert container.run("id", "-u").stdout.strip() == "1034"
     finally:
         subprocess.run([*command, "down"], env=environment, capture_output=True, timeout=300)
