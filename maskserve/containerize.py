@@ -38,7 +38,7 @@ def containerize(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")],
     gpu: Annotated[bool, typer.Option("--gpu", help="Add ONNX Runtime for CUDA: some 3 GB more.")] = False,
     tag: Annotated[
-        str | None, typer.Option(metavar="NAME:TAG", help="Name of the image (default: from the bundle's name and hash).")
+        str | None, typer.Option(metavar="NAME:TAG", help="The image's name (default: by the bundle's name and hash).")
     ] = None,
     engine: Annotated[str, typer.Option(help=f"{', '.join(ENGINES)}, or auto: the first of them that works.")] = "auto",
     base: Annotated[
@@ -59,7 +59,8 @@ def containerize(
     with Console(stderr=True).status(f"building {image} with {chosen}; this takes some minutes"):
         _build(opened, image, chosen, _options(opened, chosen, gpu, base), verbose)
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"{image} holds the bundle {opened.spec.name}@{opened.hash[:12]}; {_size(chosen, image)}. Run it:", markup=False)
+    held = f"{opened.spec.name}@{opened.hash[:12]}"
+    console.print(f"{image} holds the bundle {held}; {_size(chosen, image)}. Run it:", markup=False)
     console.print(f"  {_run_line(chosen, image, gpu)}", markup=False)
 
 
@@ -145,6 +146,7 @@ def _public(url: str) -> str:
 
 def _build(bundle: "Bundle", image: str, engine: str, options: list[str], verbose: bool) -> None:
     """Lay out what goes in, and call BentoML twice. Of all that nothing is left but the image. Raises: EngineError."""
+    from models import QUIET
     from models.errors import EngineError
 
     # BentoML keeps every Bento in its home; this one is thrown away. It also insists (its issue 5566) that its temporary
@@ -152,7 +154,7 @@ def _build(bundle: "Bundle", image: str, engine: str, options: list[str], verbos
     with tempfile.TemporaryDirectory(prefix="maskserve-") as folder:
         scratch = Path(folder)
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKSERVE_")}
-        environment = {**kept, "BENTOML_HOME": str(scratch / "home"), "TMPDIR": str(scratch), "BENTOML_DO_NOT_TRACK": "True"}
+        environment = {**kept, **QUIET, "BENTOML_HOME": str(scratch / "home"), "TMPDIR": str(scratch)}
         environment.pop("PYTHONSAFEPATH", None)  # our rooms are found because Python puts the working directory first
         bento = f"maskserve:{bundle.hash[:12]}"
         try:
@@ -160,22 +162,23 @@ def _build(bundle: "Bundle", image: str, engine: str, options: list[str], verbos
             _lay_out(bundle, clone)
             (scratch / "home").mkdir()
         except OSError as error:
-            said = f"{error.strerror or error} in {tempfile.gettempdir()}"
-            raise EngineError(f"The image was not built: {said}; TMPDIR may name a larger disk.") from error
+            where = f"{error.strerror} in {tempfile.gettempdir()}"
+            raise EngineError(f"The image was not built: {where}; TMPDIR may name a larger disk.") from error
         _bentoml(["build", "--version", bundle.hash[:12]], clone, environment, verbose)
         _bentoml(["containerize", bento, "--backend", engine, "-t", image, *options], scratch, environment, verbose)
 
 
 def _lay_out(bundle: "Bundle", clone: Path) -> None:
     """The part of the clone that bentofile.yaml speaks of, and of the bundle what it lists."""
-    for name in SOURCES:
-        shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "architectures"))
-    for name in FILES:
-        shutil.copy(ROOT / name, clone / name)
-    for name in (*bundle.sums, "SHA256SUMS"):
-        target = clone / "bundle" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(bundle.folder / name, target)
+    from models.bundle import SUMS
+
+    files = [(path, path.relative_to(ROOT)) for name in SOURCES for path in (ROOT / name).rglob("*") if path.is_file()]
+    files = [(path, target) for path, target in files if not {"__pycache__", "architectures"} & set(target.parts)]
+    files += [(ROOT / name, Path(name)) for name in FILES]
+    files += [(bundle.folder / name, Path("bundle", name)) for name in (*bundle.sums, SUMS)]
+    for path, target in files:
+        (clone / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, clone / target)
 
 
 def _bentoml(words: list[str], folder: Path, environment: dict[str, str], verbose: bool) -> None:
@@ -201,7 +204,8 @@ def _bentoml(words: list[str], folder: Path, environment: dict[str, str], verbos
 
 def _why(log: str) -> str:
     """Of all that was said, the line that says what went wrong."""
-    lines = [line.removeprefix("INFO: ").strip() for line in log.splitlines() if line.strip()]
+    said = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [re.sub(r"^(INFO|bentoml\.exceptions\.\w+): ", "", line) for line in said]
     full = [line for line in lines if "no space left" in line.lower()]
     errors = [line for line in lines if re.match(r"(\w+: )*(error|fatal)\b", line, re.IGNORECASE)]
     return (full or errors or lines or ["nothing was said."])[-1][:500]

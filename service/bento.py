@@ -18,7 +18,7 @@ BUNDLE = ROOT / "bundle"
 def say(bundle: Path) -> None:
     """Tell which bundle goes in; one that is altered ends the build here."""
     if not bundle.exists():
-        print("maskserve: no bundle goes in, for there is no folder bundle/; name one by MASKSERVE_BUNDLE.", file=sys.stderr)
+        print("maskserve: no bundle goes in, for there is no folder bundle/ in the clone.", file=sys.stderr)
         return
     try:
         opened = open_bundle(bundle)
