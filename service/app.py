@@ -57,7 +57,7 @@ class _Gated(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
 
 def gated(bento: ASGIApp, settings: Settings) -> ASGIApp:
-    """Put before an app, from the outside in: log, CORS, errors as problems, page, keys, known paths, the line, limits on bodies."""
+    """Put before an app, from the outside in: log, CORS, errors as problems, page, keys, known paths, the line, bodies' limits."""
     app: ASGIApp = Bodies(bento, settings.max_body_bytes, settings.body_seconds)
     app = Checked(app, _check_line)
     app = Checked(app, _check_path)

@@ -16,6 +16,7 @@ let served = []; // the models, as /v1/models tells them
 let sent = null; // {number, file}: the picture that is asked about, or was last
 let shown = null; // {facts, file}: what the legend and the downloads are of
 let lacking = { title: "No model is there yet", detail: "The picture waits until the service has told which it has." };
+let told = null; // the problem that is on the screen
 let clock = null; // the timer of what is under way or waited for
 
 // Pictures come in
@@ -77,15 +78,15 @@ function ask() {
 }
 
 function working(what) {
-  $("status").replaceChildren();
+  say();
   const began = performance.now();
-  const say = () => {
+  const tick = () => {
     const seconds = Math.floor((performance.now() - began) / 1000);
     $("waiting").textContent = seconds < 2 ? `${what} …` : `${what} … ${seconds} s`;
   };
   idle();
-  say();
-  clock = setInterval(say, 500);
+  tick();
+  clock = setInterval(tick, 500);
   $("working").hidden = false;
 }
 
@@ -111,16 +112,16 @@ const heard = {
     $("summary").textContent = facts.classes.length
       ? `In the picture: ${legend.classes.map(({ name, share }) => `${name} ${percent(share)}`).join(", ")}.`
       : "No class is in the picture.";
-    $("status").replaceChildren(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
+    say(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
     timing(stages, trip);
     $("result").hidden = false;
     if (!served.some((each) => model?.endsWith(each.hash.slice(0, 12)))) look(); // exchanged since
   },
-  problem({ number, problem: told }) {
+  problem({ number, problem: met }) {
     if (number !== sent.number) return;
     idle();
-    problem(told);
-    if (told.status === 404) look(); // the model has gone
+    problem(met);
+    if (met.status === 404) look(); // the model has gone
   },
   at({ x, y, label, confidence }) {
     const found = shown?.facts.classes.find((entry) => entry.label === label);
@@ -136,34 +137,40 @@ const heard = {
 worker.onmessage = ({ data }) => heard[data.did](data);
 worker.onerror = () => problem({ title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
 
+function say(...parts) {
+  told = null;
+  $("status").replaceChildren(...parts);
+}
+
 // A problem leaves what is on the screen as it is.
-function problem(told) {
-  const asked = told.status !== undefined && sent;
-  const locked = told.status === 401;
-  const detail = locked && !key.get() ? "Whoever runs the service gives you one." : told.detail;
-  const parts = [element("h2", { textContent: told.title }), element("p", { textContent: detail })];
+function problem(met) {
+  const asked = met.status !== undefined && sent;
+  const locked = met.status === 401;
+  const detail = locked && !key.get() ? "Whoever runs the service gives you one." : met.detail;
+  const parts = [element("h2", { textContent: met.title }), element("p", { textContent: detail })];
   if (asked) parts.unshift(element("p", { className: "small", textContent: sent.file.name }));
-  const advised = told.status === undefined ? "" : advice(told);
+  const advised = met.status === undefined ? "" : advice(met);
   if (advised) parts.push(element("p", { textContent: advised }));
   const buttons = element("p", { className: "ways" });
   $("change-key").hidden &&= !locked;
   if (locked) buttons.append(button("Enter a key", () => askForKey(detail)));
-  else if (asked && retryable(told)) buttons.append(button("Try again", ask));
+  else if (asked && retryable(met)) buttons.append(button("Try again", ask));
   parts.push(buttons);
-  if (told.request) parts.push(element("p", { className: "small", textContent: `Request ${told.request}` }));
-  $("status").replaceChildren(element("div", { className: "problem" }, parts));
+  if (met.request) parts.push(element("p", { className: "small", textContent: `Request ${met.request}` }));
+  say(element("div", { className: "problem" }, parts));
+  told = met;
   if (locked) askForKey(detail);
-  else if (asked && passes(told)) wait(told.after ?? 2, ask, buttons);
+  else if (asked && passes(met)) wait(met.after ?? 2, ask, buttons);
 }
 
 function wait(seconds, then, place) {
   idle();
-  const told = element("span", { className: "small" });
-  const say = () => (told.textContent = `Asked again in ${seconds} s.`);
-  say();
-  place.append(told, button("Stop", () => (clearInterval(clock), told.nextSibling.remove(), told.remove())));
+  const left = element("span", { className: "small" });
+  const tick = () => (left.textContent = `Asked again in ${seconds} s.`);
+  tick();
+  place.append(left, button("Stop", () => (clearInterval(clock), left.nextSibling.remove(), left.remove())));
   clock = setInterval(() => {
-    if (--seconds > 0) return say();
+    if (--seconds > 0) return tick();
     clearInterval(clock);
     then();
   }, 1000);
@@ -223,7 +230,7 @@ async function look() {
   $("change-key").hidden &&= !key.get();
   about();
   if (!first) return;
-  $("status").replaceChildren();
+  if (told === lacking) say();
   if (sent) ask();
 }
 
@@ -266,7 +273,7 @@ $("key-asked").querySelector("form").onsubmit = (event) => {
   event.preventDefault();
   key.set($("key").value.trim());
   $("key-asked").close();
-  $("status").replaceChildren();
+  say();
   if (served.length && sent) ask();
   else look();
 };

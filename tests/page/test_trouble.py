@@ -11,6 +11,7 @@ import pytest
 from service.launch import free_port, running
 from tests.bundles import drawing
 from tests.page.conftest import Open
+from tests.page.sight import Sight
 from tests.pictures import encoded
 
 pytestmark = pytest.mark.browser
@@ -102,9 +103,11 @@ def test_a_picture_waits_for_the_key(open_page: Open, locked: tuple[str, str]) -
     sight.result()
 
 
-def test_a_busy_service_is_asked_again(
+@pytest.fixture
+def busy(
     open_page: Open, locked: tuple[str, str], slow_sender: Callable[[str, str], socket.socket]
-) -> None:
+) -> tuple[Sight, socket.socket]:
+    """A picture that a service is too busy for, and what keeps it so."""
     url, key = locked
     sight = open_page(url)
     sight.expected = (401, 429)
@@ -114,26 +117,20 @@ def test_a_busy_service_is_asked_again(
     holder = slow_sender(url, key)
     sight.page.wait_for_timeout(300)
     sight.bring("street.png", PNG)
-    assert "Asked again in" in sight.status("Too many requests at once")
+    assert "Too many requests at once" in sight.status("Asked again in")
+    return sight, holder
+
+
+def test_a_busy_service_is_asked_again(busy: tuple[Sight, socket.socket]) -> None:
+    sight, holder = busy
     sight.page.wait_for_timeout(1500)
     sight.status("Too many requests at once")  # it was asked again, and is as busy
     holder.close()
     sight.result()
 
 
-def test_waiting_can_be_stopped(
-    open_page: Open, locked: tuple[str, str], slow_sender: Callable[[str, str], socket.socket]
-) -> None:
-    url, key = locked
-    sight = open_page(url)
-    sight.expected = (401, 429)
-    sight.page.fill("#key", key)
-    sight.page.keyboard.press("Enter")
-    sight.page.wait_for_selector("#only-model:has-text('small')")
-    holder = slow_sender(url, key)
-    sight.page.wait_for_timeout(300)
-    sight.bring("street.png", PNG)
-    sight.status("Asked again in")
+def test_waiting_can_be_stopped(busy: tuple[Sight, socket.socket]) -> None:
+    sight, holder = busy
     sight.page.click("button:text-is('Stop')")
     holder.close()
     sight.page.wait_for_timeout(1800)

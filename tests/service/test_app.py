@@ -278,7 +278,7 @@ def test_who_goes_before_the_answer_is_no_error_of_the_request(http: httpx.Clien
 
 
 def test_no_such_route(http: httpx.Client) -> None:
-    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/redoc", "/", "/a/b", "/docs.json", "/schema.json"):
+    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/redoc", "/page/", "/a/b", "/docs.json", "/schema.json"):
         check_problem(http.get(path), 404, "/v1/segment")
     check_problem(http.get("/v1/segment"), 405, "POST")
     for path in ("/v1/models", "/livez", "/metrics", "/v1/models/nobody", "/v1/docs"):

@@ -99,6 +99,7 @@ def test_an_answer_goes_in_pieces_and_nobody_is_waited_for_who_takes_none(caplog
     _, sent = by_hand(app, [], lambda: {"type": "http.request"})
     assert b"".join(message.get("body", b"") for message in sent) == body and len(sent) > 3
     assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
+    caplog.set_level(logging.WARNING, "maskserve")
     _, sent = by_hand(app, [], lambda: {"type": "http.request"}, takes=2)
     assert len(sent) == 2 and "nothing was taken of the answer" in caplog.text
 

@@ -48,7 +48,7 @@ def test_no_key_no_answer_but_for_probes_and_the_documentation(url: str) -> None
             answer = stranger.request(*request)
             check_problem(answer, 401, "Authorization: Bearer", "X-API-Key")
             assert answer.headers["www-authenticate"] == 'Bearer realm="maskserve"'
-        for path in ("/livez", "/readyz", "/v1/docs", "/v1/openapi.json"):
+        for path in ("/livez", "/readyz", "/v1/docs", "/v1/openapi.json", "/", "/page/page.js"):
             assert stranger.get(path).status_code == 200, path
         check_problem(stranger.get("/v1/models", headers={"X-API-Key": "wrong"}), 401, "does not open")
         assert stranger.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200
