@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 ROOMS := models training service maskserve
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-page test-all fuzz check format bench lock clean
+.PHONY: help install demo test test-slow test-page container test-all fuzz check format bench lock clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,7 +31,7 @@ demo: $(READY)  ## the whole road: draw data, train, export, evaluate, serve, as
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test: $(READY)  ## the test suite
-	@$(PYTEST) -m "not slow and not browser"
+	@$(PYTEST) -m "not slow and not browser and not container"
 
 test-slow: $(READY)  ## what takes longer: trainings that are killed and go on, every encoder
 	@$(PYTEST) -m slow
@@ -39,7 +39,10 @@ test-slow: $(READY)  ## what takes longer: trainings that are killed and go on, 
 test-page: $(READY)  ## the web page in a real Chromium
 	@$(BIN)/python -m pytest -m browser
 
-test-all: test test-slow test-page  ## all of these
+container: $(READY)  ## an image, built, run and asked; needs docker or podman
+	@$(BIN)/python -m pytest -s -m container tests/deploy
+
+test-all: test test-slow test-page container  ## all of these
 
 fuzz: $(READY)  ## 20,000 changed pictures against the decoder and the service (10 minutes)
 	@FUZZ_PICTURES=20000 $(BIN)/python -m pytest -s tests/service/test_fuzz.py

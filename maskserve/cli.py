@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from maskserve.containerize import containerize
 from maskserve.data import DataFolder, Format, data_app
 from maskserve.predict import BundleFolder, Device, Engine, Precision, predict
 from maskserve.serve import key, serve
@@ -31,6 +32,7 @@ app.command()(plan)
 app.command()(predict)
 app.command()(serve)
 app.command()(key)
+app.command()(containerize)
 
 
 @app.callback()

@@ -1,0 +1,53 @@
+"""Takes out of a virtual environment what serving never opens, in the step of the image's build that fills it.
+
+python slim.py /app/venv
+
+A pattern that finds nothing is named, for the package may have changed; on another processor some are not there.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+# Globs under site-packages. The network runs on OpenVINO's CPU plugin, from ONNX or its own IR.
+UNUSED = (
+    "openvino/libs/libopenvino_intel_gpu_plugin.so",
+    "openvino/libs/cache.json",  # of the GPU plugin
+    "openvino/libs/libopenvino_intel_npu_plugin*.so",
+    "openvino/libs/libopenvino_auto_plugin.so",
+    "openvino/libs/libopenvino_auto_batch_plugin.so",
+    "openvino/libs/libopenvino_hetero_plugin.so",
+    "openvino/libs/libopenvino_tensorflow_frontend.so*",
+    "openvino/libs/libopenvino_tensorflow_lite_frontend.so*",
+    "openvino/libs/libopenvino_pytorch_frontend.so*",
+    "openvino/libs/libopenvino_paddle_frontend.so*",
+    "openvino/libs/libopenvino_jax_frontend.so*",
+    "openvino/libs/libopenvino_gguf_frontend.so*",
+    "openvino/include",
+    "openvino/cmake",
+    "**/*.pyi",
+    "**/*.pyx",
+    "**/*.pxd",
+    "**/*.a",
+    "**/include/**/*.h",
+    "numpy/**/tests",
+)
+
+
+def main(venv: Path) -> None:
+    """Take it out, and say how much it was."""
+    (site,) = venv.glob("lib/python3*/site-packages")
+    total = 0
+    for pattern in UNUSED:
+        found = list(site.glob(pattern))
+        if not found:
+            print(f"slim.py: nothing is called {pattern}")
+        for path in found:
+            files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            total += sum(file.stat().st_size for file in files)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    print(f"slim.py: {total / 1e6:.0f} MB taken out")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,188 @@
+"""`maskserve containerize` as far as it goes without an engine, and what a plain `bentoml build` takes."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from maskserve import containerize
+from models.bundle import open_bundle
+from models.errors import BundleError, ConfigError, EngineError
+from tests.maskserve.test_cli import fails, maskserve
+from tests.service.small import small_bundle
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_bundle(tmp_path_factory.mktemp("small") / "bundle")
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is the whole PATH: what is put there is all that is installed."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    return tmp_path / "bin"
+
+
+def put(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_a_bad_bundle_is_refused_before_an_engine_is_looked_for(bundle: Path, command: Path, tmp_path: Path) -> None:
+    fails(maskserve("containerize", tmp_path, cwd=tmp_path), 1, "is no bundle")
+    altered = tmp_path / "altered"
+    shutil.copytree(bundle, altered)
+    (altered / "probes" / "0.png").write_bytes(b"something else")
+    with pytest.raises(BundleError, match=r"0\.png is not the file that was exported"):
+        containerize.containerize(altered)
+
+
+BAD = ("", "Upper", "a b", "-x", "x:", "x:-1", "https://a/b", "a//b", "x:" + "y" * 129, "x;rm")
+
+
+@pytest.mark.parametrize("tag", BAD)
+def test_a_tag_that_is_none(bundle: Path, tag: str) -> None:
+    for name in ("tag", "base"):
+        with pytest.raises(ConfigError, match=f"--{name} {re.escape(repr(tag))} is no image name"):
+            containerize.containerize(bundle, **{name: tag})
+
+
+@pytest.mark.parametrize("tag", ["x", "x:1", "a/b", "localhost:5000/a.b_c/d--e:V1.0-x_y", "registry.example.org/a/b"])
+def test_tags_that_are_good(tag: str) -> None:
+    assert containerize.TAG.fullmatch(tag)
+
+
+@pytest.mark.parametrize("name", ["road signs v2", "Straße", "--", "日本", "a/b:c"])
+def test_every_bundles_name_makes_a_tag(name: str) -> None:
+    assert containerize.TAG.fullmatch(f"maskserve-{containerize._slug(name)}:0123456789ab")
+
+
+def test_no_engine(bundle: Path, command: Path, tmp_path: Path) -> None:
+    found = maskserve("containerize", bundle, cwd=tmp_path)
+    fails(found, 1, "docker is not installed; podman is not installed; nerdctl is not installed")
+    with pytest.raises(ConfigError, match="'moby' is not known; choose auto, docker, podman"):
+        containerize._engine("moby")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("echo 'permission denied while trying to connect to the daemon' >&2; exit 1", "permission denied"),
+        ("echo Server:; echo 'Cannot connect to the Docker daemon at unix:///x. Is it running?'", "Cannot connect"),
+        ("exit 1", "nothing"),
+    ],
+    ids=["no permission", "no daemon, and yet exit code 0", "silence"],
+)
+def test_an_engine_that_does_not_work(command: Path, script: str, words: str) -> None:
+    """As docker was seen to answer."""
+    put(command, "docker", script)
+    with pytest.raises(EngineError, match=f"^No container engine works here: docker says: {words}"):
+        containerize._engine("docker")
+
+
+def test_the_first_engine_that_works_is_taken(command: Path) -> None:
+    put(command, "docker", "exit 1")
+    put(command, "podman", "exit 0")
+    assert containerize._engine("auto") == "podman"
+
+
+@pytest.mark.parametrize(
+    ("log", "line"),
+    [
+        ("INFO: STEP 1\nINFO: Error: build: no such image\nTraceback\nbentoml.exceptions.X: exit 125", "no such image"),
+        ("INFO: write /app: No space left on device\nINFO: Error: exit status 1\nTraceback", "No space left"),
+        ("Traceback:\n  File x\nModuleNotFoundError: No module named 'y'\n", "No module named 'y'"),
+        ("", "nothing was said"),
+    ],
+)
+def test_what_went_wrong_is_found_in_the_log(log: str, line: str) -> None:
+    assert line in containerize._why(log)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, tempfile; from pathlib import Path; from maskserve import containerize as c\n"
+        "from models.bundle import open_bundle; from models.errors import EngineError\n"
+        "try: c._build(open_bundle(Path(sys.argv[1])), 'x', 'podman', [], False)\n"
+        "except EngineError as error: print(error, list(Path(tempfile.gettempdir()).iterdir()))"
+    )
+    mounted = f'mount -t tmpfs -o size=64k none {tmp_path} && TMPDIR={tmp_path} exec "$0" -c "$1" "$2"'
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", mounted, sys.executable, code, bundle],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    if "unshare" in done.stderr or "mount" in done.stderr:
+        pytest.skip(f"no small disk can be made here: {done.stderr.strip()}")
+    assert f"No space left on device in {tmp_path}" in done.stdout, done.stderr
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_labels_name_the_bundle_and_the_clone(bundle: Path) -> None:
+    labels = containerize._labels(open_bundle(bundle))
+    assert labels["maskserve.bundle.hash"] == open_bundle(bundle).hash
+    assert labels["org.opencontainers.image.version"] == "0.1.0"
+    assert containerize._public("https://example.org/a/b.git") == "https://example.org/a/b.git"
+    assert containerize._public("https://me:secret@example.org/a") == containerize._public("/home/me/a") == ""
+
+
+def test_the_gpus_package_is_of_the_locked_version() -> None:
+    locked = re.search(r"^onnxruntime==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M)
+    assert locked and containerize.GPU_EXTRAS.endswith(f"=={locked[1]}")
+
+
+def built(clone: Path, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": ""}
+    home.mkdir(exist_ok=True)
+    command = [sys.executable, "-W", "ignore", "-m", "bentoml", "build", "--version", "test"]
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_plain_build_takes_the_bundle_that_lies_there(bundle: Path, tmp_path: Path) -> None:
+    opened = open_bundle(bundle)
+    containerize._lay_out(opened, tmp_path / "clone")
+    for stray in ("training/x.py", "tests/x.py", "models/architectures/x.py", "bundle/.DS_Store", "runs/x"):
+        (tmp_path / "clone" / stray).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "clone" / stray).write_text("")
+    told = built(tmp_path / "clone", tmp_path / "home")
+    assert f"maskserve: the bundle small@{opened.hash[:12]} goes in." in told.stderr, told.stderr
+    source = tmp_path / "home" / "bentos" / "maskserve" / "test" / "src"
+    held = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    rooms = {name for name in held if name.startswith(("models/", "service/"))}
+    listed = {f"bundle/{name}" for name in (*opened.sums, "SHA256SUMS")}
+    assert held - rooms == {*listed, "bentofile.yaml", "deploy/image/slim.py"}
+    assert {"models/segmenter.py", "service/app.py", "service/page/index.html"} <= rooms
+    assert not [name for name in rooms if "architectures" in name or name.endswith(".pyc")]
+    assert yaml.safe_load((source.parent / "bento.yaml").read_text())["service"] == "service.bento:Maskserve"
+    requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
+    assert "openvino==" in requirements and "torch==" not in requirements
+
+
+def test_a_plain_build_without_a_bundle_says_so(bundle: Path, tmp_path: Path) -> None:
+    containerize._lay_out(open_bundle(bundle), tmp_path / "clone")
+    (tmp_path / "clone" / "bundle" / "model.onnx").write_bytes(b"altered")
+    refused = built(tmp_path / "clone", tmp_path / "home")
+    assert refused.returncode != 0 and "model.onnx is not the file that was exported" in refused.stderr
+    shutil.rmtree(tmp_path / "clone" / "bundle")
+    told = built(tmp_path / "clone", tmp_path / "home")
+    assert told.returncode == 0 and "maskserve: no bundle goes in" in told.stderr
+
+
+def test_a_build_that_fails_leaves_nothing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that says it works, and does not."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "bin").mkdir()
+    put(tmp_path / "bin", "podman", '[ "$1" = info ] && exit 0; echo "Error: no space left on device" >&2; exit 125')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    with pytest.raises(EngineError, match=r"not built: Error: no space left on device \(--verbose"):
+        containerize._build(open_bundle(bundle), "x:1", "podman", [], verbose=False)
+    assert not list((tmp_path / "scratch").iterdir())

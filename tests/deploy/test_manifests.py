@@ -1,0 +1,187 @@
+"""What deploy/ promises a cluster, against Kubernetes' and Compose's schemas and against the service's own settings."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from compose_spec import PyCompose
+
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+RELEASES = ("1.29.1", "1.33.0", "1.37.0")
+TEMPLATE = (DEPLOY / "image" / "Dockerfile.template").read_text()
+
+
+def kustomization(name: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((KUBERNETES / name / "kustomization.yaml").read_text()))
+
+
+def resources(name: str, *components: str) -> dict[str, Any]:
+    """The manifests of an overlay by kind, its patches applied. kustomize itself is not asked: CI has none."""
+    told, found = kustomization(name), {}
+    for entry in told["resources"]:
+        path = KUBERNETES / name / entry
+        if path.is_dir():
+            found |= resources(str(path.resolve().relative_to(KUBERNETES)))
+        else:
+            manifest = yaml.safe_load(path.read_text())
+            found[manifest["kind"]] = manifest
+    for component in components:
+        found |= resources(component) if "resources" in kustomization(component) else {}
+    patches = [(name, patch) for name in (name, *components) for patch in kustomization(name).get("patches", [])]
+    for where, patch in patches:
+        target = found.get(patch["target"]["kind"])
+        if target is None:  # a component's own resources are read before what it patches
+            continue
+        assert target["metadata"]["name"] == patch["target"]["name"]
+        for step in yaml.safe_load((KUBERNETES / where / patch["path"]).read_text()):
+            apply(target, **step)
+    return found
+
+
+def apply(manifest: Any, op: str, path: str, value: Any) -> None:
+    """One step of a JSON patch (RFC 6902): `add` to what is there, or `replace` what is there."""
+    *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:]]
+    for part in parents:
+        manifest = manifest[int(part)] if isinstance(manifest, list) else manifest[part]
+    if last == "-":
+        assert op == "add"
+        manifest.append(value)
+    else:
+        assert (last in manifest) == (op == "replace"), path
+        manifest[last] = value
+
+
+def constant(name: str) -> Any:
+    """Of service/app.py, which is not imported: BentoML warns when it is."""
+    (found,) = re.findall(rf"^{name} = (.+)$", (ROOT / "service" / "app.py").read_text(), re.M)
+    return ast.literal_eval(found)
+
+
+OVERLAYS = {
+    "cpu": ("overlays/cpu",),
+    "gpu": ("overlays/gpu",),
+    "cpu, bundle on a volume": ("overlays/cpu", "components/volume"),
+}
+
+
+def container(found: dict[str, Any]) -> dict[str, Any]:
+    (only,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return dict(only)
+
+
+def environment(found: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container(found)["env"]}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_manifest_fits_the_schema(overlay: str, release: str) -> None:
+    found = resources(*OVERLAYS[overlay])
+    assert len(found) >= 7
+    for manifest in found.values():
+        kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_a_typing_mistake_would_be_seen() -> None:
+    found = resources("overlays/cpu")
+    container(found)["readinessProbe"]["httpGet"]["pfad"] = "/readyz"
+    with pytest.raises(kubernetes_validate.ValidationError, match="pfad"):
+        kubernetes_validate.validate(found["Deployment"], RELEASES[-1], strict=True)
+    with pytest.raises(BaseException, match="read_onyl"):
+        PyCompose.from_yaml(compose("compose.yaml").replace("read_only", "read_onyl"))
+
+
+def test_every_file_belongs_to_a_kustomization() -> None:
+    named = set()
+    for file in KUBERNETES.rglob("kustomization.yaml"):
+        told = yaml.safe_load(file.read_text())
+        paths = [*told["resources"], *(patch["path"] for patch in told.get("patches", []))]
+        assert all((file.parent / path).exists() for path in paths), file
+        named |= {(file.parent / path).resolve() for path in paths} | {file}
+    assert set(KUBERNETES.rglob("*.yaml")) <= named
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    for file in sorted(DEPLOY.rglob("*")):
+        if file.is_file():
+            yield file, file.read_text()
+    yield ROOT / "docs" / "deploy.md", (ROOT / "docs" / "deploy.md").read_text()
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    known = {f"MASKSERVE_{name.upper()}" for name in Settings.model_fields}
+    named = {(file.name, name) for file, text in texts() for name in re.findall(r"MASKSERVE_[A-Z_]+", text)}
+    assert len({name for _, name in named}) > 5
+    service_links = {"MASKSERVE_PORT"}  # Kubernetes' own, in the comment that explains why they are off
+    assert not [(file, name) for file, name in named if name not in known | service_links]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_settings_can_be_read(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in environment(resources(*OVERLAYS[overlay])).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.model_validate({"bundle": Path("/bundle")})
+    assert settings.threads == 2 and settings.queue == 16
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_threads_are_the_cores_that_are_granted(overlay: str) -> None:
+    found = resources(*OVERLAYS[overlay])
+    granted = container(found)["resources"]
+    assert granted["limits"]["cpu"] == granted["requests"]["cpu"] == environment(found)["MASKSERVE_THREADS"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_ask_paths_that_need_no_key(overlay: str) -> None:
+    probed = container(resources(*OVERLAYS[overlay]))
+    paths = {kind: probed[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+    assert paths == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
+    assert set(paths.values()) <= set(constant("PROBES"))
+    startup = probed["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] > constant("PATIENCE_SECONDS")
+
+
+def test_what_is_asked_for_after_a_stop_fits_into_the_grace() -> None:
+    drain = int(re.search(r'"--timeout-graceful-shutdown", "(\d+)"', TEMPLATE)[1])  # type: ignore[index]
+    pod = resources("overlays/cpu")["Deployment"]["spec"]["template"]["spec"]
+    wait = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert pod["terminationGracePeriodSeconds"] > wait + drain
+    grace = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["maskserve"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > drain
+
+
+def test_user_and_port_are_the_images() -> None:
+    user, port = re.search(r"^USER (\d+):\1$", TEMPLATE, re.M), re.search(r"^EXPOSE (\d+)$", TEMPLATE, re.M)
+    pod = resources("overlays/cpu")["Deployment"]["spec"]["template"]["spec"]
+    assert user and pod["securityContext"]["runAsUser"] == int(user[1])
+    assert port and pod["containers"][0]["ports"] == [{"name": "http", "containerPort": int(port[1])}]
+
+
+def test_nothing_goes_out() -> None:
+    policy = resources("overlays/cpu")["NetworkPolicy"]["spec"]
+    assert policy["egress"] == [] and set(policy["policyTypes"]) == {"Ingress", "Egress"}
+
+
+def compose(name: str) -> str:
+    """A compose file as it is once the variables are filled in: the ones with a default by that."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DEPLOY / name).read_text())
+    return re.sub(r"\$\{IMAGE:[^}]*\}", "maskserve:1", text)
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_fit_the_schema(name: str) -> None:
+    assert PyCompose.from_yaml(compose(name)).service_names() == ["maskserve"]
+
+
+def test_compose_grants_the_threads_it_names() -> None:
+    service = yaml.safe_load(compose("compose.yaml"))["services"]["maskserve"]
+    assert float(service["environment"]["MASKSERVE_THREADS"]) == service["cpus"]
