@@ -1,0 +1,114 @@
+"""The run on Ray Data: a pool of actors with an engine each, to which the pictures' addresses are streamed.
+
+What goes through Ray is small: addresses there, rows back. Pictures are read and masks put by the actors, so that they
+must see sources and target as the driver does: an object store, or a folder that all machines share. The driver alone
+keeps the manifest.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from maskserve.predict.job import Job
+from maskserve.predict.manifest import Row
+from maskserve.predict.sources import Picture, Root
+from maskserve.predict.work import Work
+from models.errors import MaskserveError, RunError, first_line
+
+BLOCK = 32  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
+STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
+LOCAL = "local"
+
+
+class Actor:
+    """An engine on a core, or a GPU, of its own."""
+
+    def __init__(self, job: Job) -> None:
+        try:
+            self.work: Work | MaskserveError = Work(job)
+        except MaskserveError as error:  # raised here it would reach the driver as a text with a traceback
+            self.work = error
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
+        """Addresses -> rows as JSON. Raises: RunError, EngineError, BundleError for what stops the run."""
+        if isinstance(self.work, MaskserveError):
+            raise self.work
+        roots = {address: Root(address) for address in {str(one) for one in block["root"]}}
+        pictures = [
+            Picture(roots[str(root)], str(name)) for root, name in zip(block["root"], block["name"], strict=True)
+        ]
+        with ThreadPoolExecutor(self.work.labeller.at_once) as pool:
+            return {"row": [json.dumps(asdict(row)) for row in pool.map(self.work, pictures)]}
+
+
+def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], address: str, actors: int = 0) -> None:
+    """Label the pictures by so many actors; `took` gets their rows in this process.
+
+    Raises: RunError where the cluster cannot be reached, or for what stops the run.
+    """
+    job = replace(job, threads=job.threads or 1, target=_whole(job.target), model=_whole(job.model))
+    with cluster(address) as ray:
+        total = ray.cluster_resources()
+        gpu = job.device == "cuda" or (job.device == "auto" and total.get("GPU", 0) > 0 and not job.served)
+        actors = actors or max(1, int(total.get("GPU" if gpu else "CPU", 1)))
+        blocks = min(-(-len(pictures) // BLOCK), max(1, len(pictures)))
+        rows = ray.data.from_items(
+            [{"root": picture.root.address, "name": picture.name} for picture in pictures], override_num_blocks=blocks
+        ).map_batches(
+            Actor,
+            fn_constructor_args=(job,),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=0 if gpu else 1,
+            num_gpus=1 if gpu else 0,
+        )
+        for block in rows.iter_batches(batch_size=None):
+            for row in block["row"]:
+                took(Row(**json.loads(str(row))))
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Any]:
+    """Ray, connected; one that was started here ends with the block. Raises: RunError."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would report to its makers
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    import ray
+    import ray.data
+
+    told: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == LOCAL:
+        told |= {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(address, **told)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        yield ray
+    except (ray.exceptions.RayError, ConnectionError) as error:
+        raise _ours(error) or RunError(
+            f"Ray ({address}) stopped the run: {first_line(error)}. What is labelled so far is kept: the same command goes on."
+        ) from error
+    finally:
+        ray.shutdown()
+
+
+def _ours(error: BaseException) -> MaskserveError | None:
+    """The error of the house that an actor raised, inside of what Ray made of it."""
+    inside: BaseException | None = error
+    while inside is not None:
+        cause = getattr(inside, "cause", None)
+        if isinstance(cause, MaskserveError):
+            return cause
+        inside = cause or inside.__cause__
+    return None
+
+
+def _whole(place: str) -> str:
+    """A path that means the same in another process; a URL does."""
+    return place if "://" in place else str(Path(place).absolute())

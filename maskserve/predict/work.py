@@ -1,0 +1,229 @@
+"""From a picture's bytes to its mask: by a bundle in this process, or by a service elsewhere."""
+
+import io
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from maskserve.client import Client, ServiceError, Unreachable
+from maskserve.predict.job import GEOTIFF, PARQUET, Job
+from maskserve.predict.manifest import Row
+from maskserve.predict.sources import Picture
+from maskserve.predict.targets import Folder, Store
+from models.bundle import open_bundle
+from models.cores import usable_cores
+from models.errors import DataError, ImageError, RunError, TooLittleMemory
+from models.image import Labels, decode
+from models.outputs import OUTPUTS, needs_confidence
+from models.outputs.rle import run_lengths
+from models.outputs.select import named, select
+from models.segmenter import Segmenter
+
+AT_ONCE = 8  # requests to a service: enough to keep one of some workers busy, few enough for its line of 32
+PATIENCE = 8  # retries of each, with longer and longer waits: a service that is rolled over is back by then
+OWN_FAULTS = (400, 413, 415, 422, 500, 504)  # what a service answers that another picture may not meet
+
+
+class Labelled(NamedTuple):
+    """What a labeller says of a picture."""
+
+    encoded: bytes | None  # the mask's file; None where it stands in the row
+    facts: dict[str, Any]  # of its row: height, width, classes, milliseconds
+
+
+class Labeller(Protocol):
+    """Callable from several threads."""
+
+    model: str  # name and hash of the bundle behind it
+    at_once: int  # from how many threads it keeps busy
+    why: str  # what runs it, and why
+
+    def __call__(self, data: bytes) -> Labelled:
+        """Label a picture. Raises: ImageError, DataError, TooLittleMemory for one that cannot be; RunError for all."""
+        ...
+
+
+class Work:
+    """What is done with each picture, once the model is open."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.target = target_of(job)
+        self.labeller: Labeller = Served(job) if job.served else Bundled(job)
+
+    def __call__(self, picture: Picture) -> Row:
+        """Label it and put its mask; whoever appends the row publishes it. Raises: RunError where no picture could be."""
+        mask = mask_of(picture, self.job)
+        model = short(self.labeller.model)
+        try:
+            facts = self._label(picture, mask)
+        except (ImageError, DataError, TooLittleMemory) as error:
+            sentence = str(error)
+            named = sentence if sentence.startswith(picture.path) else f"{picture.path}: {sentence}"
+            return Row(picture.path, error=named, model=model)
+        return Row(picture.path, mask, model=model, **facts)
+
+    def _label(self, picture: Picture, mask: str | None) -> dict[str, Any]:
+        if self.job.format == GEOTIFF and mask and isinstance(self.labeller, Bundled):
+            from maskserve.predict.rasters import label_raster
+
+            with picture.root.local(picture.name) as source, self.target.file(mask) as file:
+                return self.labeller.alone(lambda: label_raster(self.labeller, source, file, self.job))
+        encoded, facts = self.labeller(picture.root.read(picture.name))
+        if mask and encoded is not None:
+            self.target.put(mask, encoded)
+        return facts
+
+
+class Bundled:
+    """A bundle in this process: one inference at a time, on all cores; around it others are decoded and encoded."""
+
+    def __init__(self, job: Job) -> None:
+        """Raises: BundleError, EngineError, ConfigError for a class that the bundle has not."""
+        self.job = job
+        self.bundle = open_bundle(Path(job.model))
+        named(job.options.classes, self.bundle.spec)  # before the first picture
+        self.model = f"{self.bundle.spec.name}@{self.bundle.hash}"
+        self.segmenter = Segmenter.load(self.bundle, job.engine, job.precision, job.device, job.threads)
+        self.why = self.segmenter.choice.why if self.segmenter.choice else ""
+        self.at_once = (job.threads or usable_cores()) + 2
+        self.confidence = job.format in OUTPUTS and needs_confidence(job.format, job.options)
+        self.confidence |= job.options.min_confidence > 0
+        # A thread of its own: an engine holds buffers for each that calls it.
+        self._engine = ThreadPoolExecutor(1, thread_name_prefix="infer")
+
+    def alone(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do what runs the engine by itself."""
+        return self._engine.submit(work).result()
+
+    def __call__(self, data: bytes) -> Labelled:
+        """Decode, infer, encode. Raises: ImageError, TooLittleMemory."""
+        try:
+            picture = decode(data)
+            prediction, milliseconds = self._engine.submit(timed, lambda: self._segment(picture)).result()
+            kept = select(prediction, self.bundle.spec, self.job.options)
+            names = [entry.name for entry in self.bundle.spec.classes]
+            facts = facts_of(kept.labels, names, rle=self.job.format == PARQUET)
+            encoded = None
+            if self.job.format != PARQUET:
+                encoded = OUTPUTS[self.job.format].encode(kept, self.bundle.spec, self.job.options)
+        except MemoryError as error:
+            raise TooLittleMemory("The memory is too small for this picture's answer.") from error
+        return Labelled(encoded, {**facts, "milliseconds": milliseconds})
+
+    def _segment(self, picture: Any) -> Any:
+        return self.segmenter.segment(picture, self.confidence)
+
+
+class Served:
+    """A service: several requests are in flight, and it decides how many are worked on."""
+
+    at_once = AT_ONCE
+
+    def __init__(self, job: Job) -> None:
+        """Raises: Unreachable, ServiceError; RunError where it serves several bundles."""
+        self.job = job
+        self.client = Client(job.model, key=job.key or None, retries=PATIENCE)
+        entry = served_model(self.client)
+        self.model = f"{entry['name']}@{entry['hash']}"
+        self.names = [one["name"] for one in entry["spec"]["classes"]]
+        self.why = f"{job.model}: {short(self.model)}"
+
+    def __call__(self, data: bytes) -> Labelled:
+        """Ask for the mask. Raises: DataError for this picture's own trouble, RunError for the service's."""
+        asked = self.job.options
+        format = "json" if self.job.format == PARQUET else self.job.format
+        try:
+            encoded, milliseconds = timed(
+                lambda: self.client.encoded(
+                    data, format, classes=asked.classes, min_confidence=asked.min_confidence, min_area=asked.min_area,
+                    alpha=asked.alpha, masks="rle" if self.job.format == PARQUET else asked.masks,
+                    simplify=asked.simplify, confidence=asked.confidence,
+                )
+            )  # fmt: skip
+        except ServiceError as error:
+            if error.status in OWN_FAULTS:
+                raise DataError(str(error)) from error
+            raise gone(error) from error
+        except Unreachable as error:
+            raise gone(error) from error
+        facts = {**self._facts(encoded, format), "milliseconds": milliseconds}
+        return Labelled(None if self.job.format == PARQUET else encoded, facts)
+
+    def _facts(self, encoded: bytes, format: str) -> dict[str, Any]:
+        if format == "json":
+            answer = json.loads(encoded)
+            kept = ("label", "name", "share", "rle") if self.job.format == PARQUET else ("label", "name", "share")
+            classes = [{name: one[name] for name in kept} for one in answer["classes"]]
+            for one in classes:
+                if "rle" in one:
+                    one["rle"] = one["rle"]["counts"]
+            return {"height": answer["height"], "width": answer["width"], "classes": classes}
+        if format == "npy":
+            return facts_of(np.load(io.BytesIO(encoded), allow_pickle=False), self.names)
+        image = Image.open(io.BytesIO(encoded))
+        if format == "png":
+            return facts_of(np.asarray(image), self.names)
+        return {"height": image.height, "width": image.width}
+
+
+def served_model(client: Client) -> dict[str, Any]:
+    """What a service says of the one bundle that it serves. Raises: ServiceError, Unreachable, RunError."""
+    entries = client.models()
+    if len(entries) != 1:
+        names = ", ".join(entry["name"] for entry in entries)
+        raise RunError(f"{client.url} serves {names or 'no bundle'}; wanted is a service of one bundle.")
+    return entries[0]
+
+
+def gone(error: Exception) -> RunError:
+    """The sentence for a service that no picture would get an answer from."""
+    return RunError(
+        f"{error} What is labelled so far is kept: once that is mended, the same command goes on from here."
+    )
+
+
+def target_of(job: Job) -> Folder | Store:
+    """Where the masks go. Raises: RunError, ConfigError for a store that cannot be reached."""
+    return Store(job.target) if "://" in job.target else Folder(Path(job.target).absolute())
+
+
+def mask_of(picture: Picture, job: Job) -> str | None:
+    """The place of a picture's mask; None where it stands in the manifest."""
+    return picture.name.rpartition(".")[0] + job.suffix if job.suffix else None
+
+
+def short(model: str) -> str:
+    """As the service's X-Model: the name and the first twelve digits of the hash."""
+    name, _, digits = model.rpartition("@")
+    return f"{name}@{digits[:12]}"
+
+
+def facts_of(labels: Labels, names: list[str], rle: bool = False) -> dict[str, Any]:
+    """Size of a mask, uint8 H x W, and its classes as `manifest.Row` has them."""
+    height, width = labels.shape
+    pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()[: len(names)]  # NumPy's takes ten times as long
+    counts = run_lengths(labels) if rle else {}
+    classes = [
+        {
+            "label": label,
+            "name": names[label],
+            "share": round(float(pixels[label]) / labels.size, 6),
+            **({"rle": counts[label]} if rle else {}),
+        }
+        for label in np.flatnonzero(pixels).tolist()
+    ]
+    return {"height": height, "width": width, "classes": classes}
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What it returns, and the milliseconds that it took."""
+    began = time.perf_counter()
+    return work(), round((time.perf_counter() - began) * 1e3, 2)
