@@ -74,8 +74,11 @@ class Work:
         if self.job.format == GEOTIFF and mask and isinstance(self.labeller, Bundled):
             from maskserve.predict.rasters import label_raster
 
+            bundled = self.labeller
             with picture.root.local(picture.name) as source, self.target.file(mask) as file:
-                return self.labeller.alone(lambda: label_raster(self.labeller, source, file, self.job))
+                return bundled.alone(
+                    lambda: label_raster(bundled.segmenter, bundled.bundle.spec, source, file, self.job)
+                )
         encoded, facts = self.labeller(picture.root.read(picture.name))
         if mask and encoded is not None:
             self.target.put(mask, encoded)
