@@ -1,0 +1,49 @@
+"""The HTTP client of a maskserve service. It stands on the service's /v1 routes alone, not on the other rooms.
+
+from maskserve.client import Client
+
+with Client("http://127.0.0.1:3000") as client:
+    mask = client.segment("street.jpg")
+    print(mask.labels.shape, mask.shares())
+    mask.save("street.mask.png")
+
+`AsyncClient` has the same methods, to be awaited. docs/client.md tells the rest.
+"""
+
+from maskserve.client.asynchronous import AsyncClient
+from maskserve.client.blocking import Client
+from maskserve.client.errors import (
+    BadAnswer,
+    BadPicture,
+    BadRequest,
+    Busy,
+    ClientError,
+    NoKey,
+    NotFound,
+    NotReady,
+    ServiceError,
+    TimedOut,
+    UnknownModel,
+    Unreachable,
+)
+from maskserve.client.mask import Mask
+from maskserve.client.pictures import Picture
+
+__all__ = [
+    "AsyncClient",
+    "BadAnswer",
+    "BadPicture",
+    "BadRequest",
+    "Busy",
+    "Client",
+    "ClientError",
+    "Mask",
+    "NoKey",
+    "NotFound",
+    "NotReady",
+    "Picture",
+    "ServiceError",
+    "TimedOut",
+    "UnknownModel",
+    "Unreachable",
+]

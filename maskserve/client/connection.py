@@ -1,0 +1,118 @@
+"""A connection to one service: what is asked, how often, and what is no answer of it."""
+
+import ipaddress
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from PIL import Image
+
+from maskserve.client import retries
+from maskserve.client.errors import BadAnswer, ClientError, Unreachable, error_of
+from maskserve.client.wires import Wire
+
+CONNECT = 10.0  # seconds in which a connection must come about, or less by `timeout`
+
+# A server closes what is idle; uvicorn, after five seconds. A request that meets that moment is lost, and asked again.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=4.0)
+
+
+class Connection:
+    """The address, the key, and the patience of a client."""
+
+    def __init__(self, url: str, key: str | None, timeout: float, patience: float, wire: Callable[..., Wire]) -> None:
+        """As of AsyncClient. Raises: ValueError for an address or a key that cannot be one."""
+        self.url = url.rstrip("/")
+        self.near = _is_near(self.url)
+        self._patience = patience
+        self._met = False  # whether the service has ever answered
+        self.wire = wire(
+            base_url=self.url, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT), pool=None), limits=LIMITS,
+            headers=_credentials(key),
+            trust_env=not self.near,  # a proxy is for other machines: what is asked of this one must not leave it
+        )  # fmt: skip
+
+    async def ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
+        """A good answer, asked for as often as is of use. Raises: ServiceError, Unreachable."""
+        headers = {"X-Request-ID": secrets.token_hex(8)}  # one for all attempts, and known where no answer comes
+        request = self.wire.http.build_request(method, path, headers=headers, **rest)
+        began, attempt = time.monotonic(), 0
+        while True:
+            outcome = await self._attempt(request)
+            if isinstance(outcome, httpx.Response) and outcome.is_success:
+                return outcome
+            pause = retries.pause(outcome, attempt)
+            if pause is None or time.monotonic() + pause > began + self._bound(outcome):
+                raise self._error(outcome, attempt + 1)
+            await self.wire.sleep(pause)
+            attempt += 1
+
+    async def once(self, path: str) -> int:
+        """The status that a GET gets, 0 where no answer comes."""
+        outcome = await self._attempt(self.wire.http.build_request("GET", path))
+        return outcome.status_code if isinstance(outcome, httpx.Response) else 0
+
+    @contextmanager
+    def understood(self, answer: httpx.Response) -> Iterator[None]:
+        """Raises: BadAnswer in place of what goes wrong in reading an answer."""
+        try:
+            yield
+        except ClientError:
+            raise
+        except (LookupError, ValueError, TypeError, SyntaxError, OSError, Image.DecompressionBombError) as error:
+            kind = answer.headers.get("Content-Type", "nothing that has a type")
+            raise BadAnswer(
+                f"{answer.request.url} answered with {kind}, {len(answer.content):,} bytes, which is no answer of "
+                f"maskserve ({error}); is the address right?"
+            ) from error
+
+    async def _attempt(self, request: httpx.Request) -> httpx.Response | httpx.RequestError:
+        try:
+            answer = await self.wire.send(request)
+        except httpx.RequestError as error:
+            return error
+        self._met = True
+        return answer
+
+    def _bound(self, outcome: httpx.Response | httpx.RequestError) -> float:
+        """Seconds from the first attempt within which there may be others."""
+        return self._patience if self._met else min(self._patience, retries.STRANGER)
+
+    def _error(self, outcome: httpx.Response | httpx.RequestError, attempts: int) -> ClientError:
+        if isinstance(outcome, httpx.Response):
+            return error_of(outcome)
+        asked = f"{attempts} times" if attempts > 1 else "once"
+        reason = str(outcome) or type(outcome).__name__
+        advice = "Is the service running there?"
+        if isinstance(outcome, httpx.TimeoutException):
+            reason, advice = f"no answer in time ({type(outcome).__name__})", "Raise `timeout`, or send less."
+        error = Unreachable(f"{self.url} cannot be reached, asked {asked}: {reason}. {advice}")
+        error.__cause__ = outcome
+        return error
+
+
+def _is_near(url: str) -> bool:
+    """Whether an address is this machine's own. Raises: ValueError where it is no address."""
+    try:
+        parsed = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        parsed = httpx.URL("")
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"The address is {url!r}; wanted is one such as http://127.0.0.1:3000.")
+    try:
+        return ipaddress.ip_address(parsed.host).is_loopback
+    except ValueError:
+        return parsed.host == "localhost"
+
+
+def _credentials(key: str | None) -> dict[str, str]:
+    if key is None:
+        return {}
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError(
+            "The key is empty, or holds a space, a line's end or letters that no key has; give it as it was made."
+        )
+    return {"Authorization": f"Bearer {key}"}

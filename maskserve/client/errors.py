@@ -1,0 +1,144 @@
+"""What the client raises on purpose.
+
+ClientError
+├── Unreachable         no answer came: nothing is there, the connection was lost, or the time was up
+├── BadAnswer           something answered that is no maskserve
+└── ServiceError        the service, or a proxy before it, answered with an error
+    ├── BadRequest      400        a parameter or a form that is not understood
+    ├── NoKey           401, 403   a key is needed, or this one does not open
+    ├── NotFound        404        nothing is at this path
+    │   └── UnknownModel           no model of that name is served
+    ├── BadPicture      413, 415, 422, and 400 for an empty one: too large, none, broken, or several
+    ├── Busy            429        too many requests at once
+    ├── NotReady        503        no bundle is open, or a proxy has no service behind it
+    └── TimedOut        408, 504   the body, or the answer, took too long
+
+Beside these: OSError for a path that cannot be read, ValueError and TypeError for what is no picture to begin with.
+"""
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+TYPE = "urn:problem-type:maskserve:"
+SHOWN = 200  # characters of an answer that is none of ours
+
+
+class ClientError(Exception):
+    """Root of what this client raises on purpose."""
+
+
+class Unreachable(ClientError):
+    """No answer came."""
+
+
+class BadAnswer(ClientError):
+    """Something answered that is no maskserve."""
+
+
+class ServiceError(ClientError):
+    """The service, or a proxy before it, answered with an error.
+
+    Attributes:
+        status: of HTTP.
+        kind: the last word of the problem's type, such as `broken-picture`; empty where the answer is a proxy's.
+        title: what kind of error it is, for people.
+        detail: what came, what was wanted, and what to do.
+        request_id: by which the service's log has it.
+        retry_after: seconds after which to ask again; None where the answer says none.
+    """
+
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str, request_id: str, retry_after: float | None = None
+    ) -> None:
+        super().__init__(status, kind, title, detail, request_id, retry_after)  # all of them, so that it can be pickled
+        self.status = status
+        self.kind = kind
+        self.title = title
+        self.detail = detail
+        self.request_id = request_id
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.status}): {self.detail} (request {self.request_id})"
+
+
+class BadRequest(ServiceError):
+    """A parameter or a form that is not understood."""
+
+
+class NoKey(ServiceError):
+    """A key is needed, or this one does not open."""
+
+
+class NotFound(ServiceError):
+    """Nothing is at this path."""
+
+
+class UnknownModel(NotFound):
+    """No model of that name is served."""
+
+
+class BadPicture(ServiceError):
+    """The picture is empty, too large, none, broken, or several."""
+
+
+class Busy(ServiceError):
+    """Too many requests at once."""
+
+
+class NotReady(ServiceError):
+    """No bundle is open, or a proxy has no service behind it."""
+
+
+class TimedOut(ServiceError):
+    """The body, or the answer, took too long."""
+
+
+# The kind decides, and where the answer is a proxy's, the status.
+BY_KIND: dict[str, type[ServiceError]] = {"empty-picture": BadPicture, "unknown-model": UnknownModel}
+BY_STATUS: dict[int, type[ServiceError]] = {
+    400: BadRequest, 401: NoKey, 403: NoKey, 404: NotFound, 408: TimedOut, 413: BadPicture, 415: BadPicture,
+    422: BadPicture, 429: Busy, 503: NotReady, 504: TimedOut,
+}  # fmt: skip
+
+
+def error_of(answer: httpx.Response) -> ServiceError:
+    """The error that an answer is; of a proxy's, the beginning of what it says is the detail."""
+    asked = answer.request.headers.get("X-Request-ID", "")
+    try:
+        return error_of_problem(answer.json(), retry_after(answer))
+    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or another service's
+        kind, title = BY_STATUS.get(answer.status_code, ServiceError), answer.reason_phrase or "An error"
+        return kind(answer.status_code, "", title, _said(answer), asked, retry_after(answer))
+
+
+def error_of_problem(problem: dict[str, Any], after: float | None = None) -> ServiceError:
+    """The error that a problem of the service (RFC 9457) is. Raises: KeyError and the like where it is none."""
+    status, kind = int(problem["status"]), str(problem["type"]).removeprefix(TYPE)
+    error = BY_KIND.get(kind) or BY_STATUS.get(status, ServiceError)
+    return error(status, kind, problem["title"], problem["detail"], problem["request_id"], after)
+
+
+def retry_after(answer: httpx.Response) -> float | None:
+    """Seconds of the header Retry-After (RFC 9110, 10.2.3), which may be a number or a date; None where there is none."""
+    said = answer.headers.get("Retry-After", "").strip()
+    if said.isascii() and said.isdecimal():
+        return float(said)
+    try:
+        date = parsedate_to_datetime(said)
+    except ValueError:
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _said(answer: httpx.Response) -> str:
+    if answer.is_redirect:
+        return (
+            f"{answer.request.url.host} sends callers on to {answer.headers['Location']}; give the client that address."
+        )
+    words = " ".join(re.sub(r"<[^>]*>", " ", answer.text).split())
+    return words[:SHOWN] or "no detail came."
