@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from maskserve.client import Client
 from maskserve.predict.job import GEOTIFF, PARQUET, Job, check_extra
 from maskserve.predict.manifest import Known, Row, open_manifest
 from maskserve.predict.sources import Picture, find
 from maskserve.predict.targets import Folder, Target
-from maskserve.predict.work import Work, mask_of, served_model, target_of
+from maskserve.predict.work import Work, client_of, mask_of, served_model, target_of
 from models.bundle import open_bundle
 from models.errors import DataError, RunError
 from models.outputs.select import named
@@ -84,7 +83,7 @@ def check_extras(job: Job, ray: str) -> None:
 def model_of(job: Job) -> str:
     """Name and hash of what will label; that it can is for later. Raises: BundleError, ConfigError, ClientError."""
     if job.served:
-        with Client(job.model, key=job.key or None) as client:
+        with client_of(job) as client:
             entry = served_model(client)
         return f"{entry['name']}@{entry['hash']}"
     bundle = open_bundle(Path(job.model))

@@ -12,14 +12,14 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from maskserve.client import Client, ServiceError, Unreachable
+from maskserve.client import Client, ClientError, ServiceError
 from maskserve.predict.job import GEOTIFF, PARQUET, Job
 from maskserve.predict.manifest import Row
 from maskserve.predict.sources import Picture
 from maskserve.predict.targets import Folder, Store
 from models.bundle import open_bundle
 from models.cores import usable_cores
-from models.errors import DataError, ImageError, RunError, TooLittleMemory
+from models.errors import ConfigError, DataError, ImageError, RunError, TooLittleMemory
 from models.image import Labels, decode
 from models.outputs import OUTPUTS, needs_confidence
 from models.outputs.rle import run_lengths
@@ -27,7 +27,7 @@ from models.outputs.select import named, select
 from models.segmenter import Segmenter
 
 AT_ONCE = 8  # requests to a service: enough to keep one of some workers busy, few enough for its line of 32
-PATIENCE = 8  # retries of each, with longer and longer waits: a service that is rolled over is back by then
+PATIENCE = 120.0  # seconds in which a request is sent again: a service that is rolled over is back by then
 OWN_FAULTS = (400, 413, 415, 422, 500, 504)  # what a service answers that another picture may not meet
 
 
@@ -131,9 +131,9 @@ class Served:
     at_once = AT_ONCE
 
     def __init__(self, job: Job) -> None:
-        """Raises: Unreachable, ServiceError; RunError where it serves several bundles."""
+        """Raises: ClientError; RunError where it serves several bundles."""
         self.job = job
-        self.client = Client(job.model, key=job.key or None, retries=PATIENCE)
+        self.client = client_of(job)
         entry = served_model(self.client)
         self.model = f"{entry['name']}@{entry['hash']}"
         self.names = [one["name"] for one in entry["spec"]["classes"]]
@@ -155,7 +155,7 @@ class Served:
             if error.status in OWN_FAULTS:
                 raise DataError(str(error)) from error
             raise gone(error) from error
-        except Unreachable as error:
+        except ClientError as error:
             raise gone(error) from error
         facts = {**self._facts(encoded, format), "milliseconds": milliseconds}
         return Labelled(None if self.job.format == PARQUET else encoded, facts)
@@ -177,8 +177,16 @@ class Served:
         return {"height": image.height, "width": image.width}
 
 
+def client_of(job: Job) -> Client:
+    """Raises: ConfigError for an address or a key that cannot be one."""
+    try:
+        return Client(job.model, key=job.key or None, patience=PATIENCE)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def served_model(client: Client) -> dict[str, Any]:
-    """What a service says of the one bundle that it serves. Raises: ServiceError, Unreachable, RunError."""
+    """What a service says of the one bundle that it serves. Raises: ClientError, RunError."""
     entries = client.models()
     if len(entries) != 1:
         names = ", ".join(entry["name"] for entry in entries)
