@@ -31,7 +31,7 @@ from models.image import RGB, decode
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
 ROOT = Path(__file__).parent.parent
-PICTURES, SIZE, ROUNDS = 240, (480, 640), 5  # of a round; SIZE is (height, width) in pixels
+PICTURES, SIZE, ROUNDS = 256, (480, 640), 4  # of a round; SIZE is (height, width) in pixels
 MANY, SMALL, FOLDERS = 100_000, (48, 64), 100
 SIDES = (4096, 8192, 16384)
 SILENT = Console(quiet=True)
@@ -104,7 +104,7 @@ def threads(work: Any, pictures: list[Any], place: Path) -> float:
         work.target.publish(row.mask)
 
     began = time.perf_counter()
-    on_threads(work, pictures, took, work.labeller.at_once)
+    on_threads(work, pictures, took, work.threads)
     return len(pictures) / (time.perf_counter() - began)
 
 
@@ -126,9 +126,10 @@ def on_ray(job: Any, pictures: list[Any], place: Path) -> float:
         times.append(time.perf_counter())
 
     on_ray(replace(job, target=str(place)), pictures, took, "local", 2)
-    # Rows come by blocks: count from the end of the first pair of blocks, where both actors are open.
-    begun = 2 * BLOCK
-    return (len(times) - begun) / (times[-1] - times[begun - 1])
+    # Rows come by blocks. Of a long run count neither the beginning, until both actors are open, nor the end, where one of
+    # them has nothing left.
+    first, last = 2 * BLOCK, len(times) - BLOCK
+    return (last - first) / (times[last - 1] - times[first - 1])
 
 
 def median_ratio(ours: list[float], theirs: list[float]) -> float:

@@ -21,7 +21,7 @@ from maskserve.predict.sources import Picture, Root
 from maskserve.predict.work import Work
 from models.errors import MaskserveError, RunError, first_line
 
-BLOCK = 32  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
+BLOCK = 16  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
 STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
 LOCAL = "local"
 
@@ -29,9 +29,9 @@ LOCAL = "local"
 class Actor:
     """An engine on a core, or a GPU, of its own."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, far: bool) -> None:
         try:
-            self.work: Work | MaskserveError = Work(job)
+            self.work: Work | MaskserveError = Work(job, far)
         except MaskserveError as error:  # raised here it would reach the driver as a text with a traceback
             self.work = error
 
@@ -43,7 +43,7 @@ class Actor:
         pictures = [
             Picture(roots[str(root)], str(name)) for root, name in zip(block["root"], block["name"], strict=True)
         ]
-        with ThreadPoolExecutor(self.work.labeller.at_once) as pool:
+        with ThreadPoolExecutor(self.work.threads) as pool:
             return {"row": [json.dumps(asdict(row)) for row in pool.map(self.work, pictures)]}
 
 
@@ -62,7 +62,7 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
             [{"root": picture.root.address, "name": picture.name} for picture in pictures], override_num_blocks=blocks
         ).map_batches(
             Actor,
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, any(picture.root.remote for picture in pictures)),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=0 if gpu else 1,

@@ -87,7 +87,15 @@ def key_from(file: Path | None) -> str:
 
 def check_extra(package: str, extra: str, what: str) -> None:
     """Raises: ConfigError where a package of one of the extras is not installed."""
-    if importlib.util.find_spec(package) is None:
+    if not installed(package):
         raise ConfigError(
             f"{what} needs {package}, which is not installed: install maskserve with the extra [{extra}]."
         )
+
+
+def installed(package: str) -> bool:
+    """Whether a package is here; it is not imported yet."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # barred, as in models/__init__.py
+        return False

@@ -3,7 +3,7 @@
 It is also what a run that was killed goes on from, so that no picture gets two rows. In a folder it is `manifest.jsonl`, a
 line for what all rows have in common and a line a picture, each written as soon as the mask is (`targets.py`); at the end
 the same becomes `manifest.parquet` where pyarrow is installed. Where nothing can be appended to, as in object stores, it
-is a Parquet data set of parts, `manifest/part-*.parquet`, beside `manifest/job.json`.
+is a Parquet data set of parts, `manifest/part-*.parquet`, beside `manifest/_job.json`, which readers of data sets pass over.
 """
 
 import json
@@ -16,13 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskserve.predict.parquet import as_bytes, has_pyarrow, rows_of, write
+from maskserve.predict.job import installed
+from maskserve.predict.parquet import as_bytes, rows_of, write
 from maskserve.predict.sources import reached
 from maskserve.predict.targets import Folder, Store, unwritable
 from models.errors import RunError
 
 LINES, TABLE = "manifest.jsonl", "manifest.parquet"
-PARTS, SEAL = "manifest/part-{:020d}.parquet", "manifest/job.json"
+PARTS, SEAL = "manifest/part-{:020d}.parquet", "manifest/_job.json"
 PART_ROWS, PART_SECONDS = 1000, 20.0  # a part is written when it has so many rows or is so old
 
 
@@ -101,7 +102,7 @@ class Lines:
             return
         if not complete:
             return
-        if has_pyarrow() and (self.grown or not (self.target.path / TABLE).exists()):
+        if installed("pyarrow") and (self.grown or not (self.target.path / TABLE).exists()):
             with self.target.file(TABLE) as file:
                 write(file, (row for _, row in _rows(self.path) if "path" in row))
             self.target.publish(TABLE)
@@ -163,8 +164,7 @@ class Parts:
     def __init__(self, target: Store, sealed: dict[str, Any], again: bool = False) -> None:
         """As `Lines`; two runs at once are not seen here."""
         self.target, self.known = target, Known()
-        self.waiting: list[dict[str, Any]] = []
-        self.since = time.monotonic()
+        self._begin()
         self.lock, self.grown = threading.Lock(), False
         with reached(target.url):
             target.system.invalidate_cache()
@@ -198,9 +198,15 @@ class Parts:
 
     def _flush(self) -> None:
         if self.waiting:
-            self.target.put(PARTS.format(time.time_ns()), as_bytes(self.waiting))
             self.grown = True
-        self.waiting, self.since = [], time.monotonic()
+            self.target.put(self.part, as_bytes(self.waiting))
+        self._begin()
+
+    def _begin(self) -> None:
+        # The name is kept until the part is written: where no answer came to a request that was carried out, the same
+        # part is written again, and no row twice.
+        self.waiting: list[dict[str, Any]] = []
+        self.part, self.since = PARTS.format(time.time_ns()), time.monotonic()
 
     def _parts(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The parts that are there, by name, each with its rows."""

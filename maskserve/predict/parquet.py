@@ -1,6 +1,5 @@
 """Rows of the manifest as Parquet (`manifest.py` tells what their columns are); pyarrow comes with the extra [batch]."""
 
-import importlib.util
 import io
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -11,11 +10,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 GROUP = 10_000  # rows that are held at once
-
-
-def has_pyarrow() -> bool:
-    """Whether the extra [batch] is here, or pyarrow by another way."""
-    return importlib.util.find_spec("pyarrow") is not None
 
 
 def schema() -> "pa.Schema":

@@ -56,9 +56,9 @@ def run(
 
                 on_ray(job, todo, took, ray, actors)
             elif todo:
-                work = Work(job)
+                work = Work(job, any(picture.root.remote for picture in todo))
                 report.say(f"running on {work.labeller.why}")
-                on_threads(work, todo, took, work.labeller.at_once)
+                on_threads(work, todo, took, work.threads)
         complete = True
     finally:
         manifest.close(complete)

@@ -79,7 +79,7 @@ def find(words: Iterable[str], leave: Path | None = None) -> Iterator[Picture]:
 
     Raises: DataError for a word that names no picture, RunError for a store that cannot be reached.
     """
-    for word in words:
+    for word in (word.removeprefix("file://") for word in words):
         root, names = _remote(word) if _is_remote(word) else _local(word, leave)
         if not names:
             raise DataError(f"{word} holds no picture; wanted are files ending in {', '.join(sorted(SUFFIXES))}.")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from models.outputs.rle import run_lengths
 from models.outputs.select import named, select
 from models.segmenter import Segmenter
 
+FAR = 8  # more threads where sources or target are far: a request to a store takes some 50 ms, whatever it carries
 AT_ONCE = 8  # requests to a service: enough to keep one of some workers busy, few enough for its line of 32
 PATIENCE = 120.0  # seconds in which a request is sent again: a service that is rolled over is back by then
 OWN_FAULTS = (400, 413, 415, 422, 500, 504)  # what a service answers that another picture may not meet
@@ -53,10 +55,12 @@ class Labeller(Protocol):
 class Work:
     """What is done with each picture, once the model is open."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, far: bool = False) -> None:
+        """`far`: sources are in a store. Raises: as the labellers."""
         self.job = job
         self.target = target_of(job)
         self.labeller: Labeller = Served(job) if job.served else Bundled(job)
+        self.threads = self.labeller.at_once + (FAR if far or isinstance(self.target, Store) else 0)
 
     def __call__(self, picture: Picture) -> Row:
         """Label it and put its mask; whoever appends the row publishes it. Raises: RunError where no picture could be."""
@@ -97,6 +101,7 @@ class Bundled:
         self.segmenter = Segmenter.load(self.bundle, job.engine, job.precision, job.device, job.threads)
         self.why = self.segmenter.choice.why if self.segmenter.choice else ""
         self.at_once = (job.threads or usable_cores()) + 2
+        self._rooms = threading.Semaphore(self.at_once)  # for pixels; there may be more threads that read and put
         self.confidence = job.format in OUTPUTS and needs_confidence(job.format, job.options)
         self.confidence |= job.options.min_confidence > 0
         # A thread of its own: an engine holds buffers for each that calls it.
@@ -109,16 +114,17 @@ class Bundled:
     def __call__(self, data: bytes) -> Labelled:
         """Decode, infer, encode. Raises: ImageError, TooLittleMemory."""
         try:
-            picture = decode(data)
-            prediction, milliseconds = self._engine.submit(timed, lambda: self._segment(picture)).result()
-            kept = select(prediction, self.bundle.spec, self.job.options)
-            names = [entry.name for entry in self.bundle.spec.classes]
-            facts = facts_of(kept.labels, names, rle=self.job.format == PARQUET)
-            encoded = None
-            if self.job.format != PARQUET:
-                encoded = OUTPUTS[self.job.format].encode(kept, self.bundle.spec, self.job.options)
+            with self._rooms:
+                return self._labelled(data)
         except MemoryError as error:
             raise TooLittleMemory("The memory is too small for this picture's answer.") from error
+
+    def _labelled(self, data: bytes) -> Labelled:
+        picture, spec, format = decode(data), self.bundle.spec, self.job.format
+        prediction, milliseconds = self._engine.submit(timed, lambda: self._segment(picture)).result()
+        kept = select(prediction, spec, self.job.options)
+        facts = facts_of(kept.labels, [entry.name for entry in spec.classes], rle=format == PARQUET)
+        encoded = None if format == PARQUET else OUTPUTS[format].encode(kept, spec, self.job.options)
         return Labelled(encoded, {**facts, "milliseconds": milliseconds})
 
     def _segment(self, picture: Any) -> Any:
