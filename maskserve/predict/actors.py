@@ -8,6 +8,9 @@ keeps the manifest.
 import json
 import logging
 import os
+import secrets
+import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,12 +27,18 @@ from models.errors import MaskserveError, RunError, first_line
 BLOCK = 16  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
 STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
 LOCAL = "local"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a block that is labelled again is no error
+}
 
 
 class Actor:
     """An engine on a core, or a GPU, of its own."""
 
-    def __init__(self, job: Job, far: bool) -> None:
+    def __init__(self, job: Job, far: bool, home: str) -> None:
+        """`home` of the driver's user, where credentials are, and the compiled graphs."""
+        os.environ["HOME"] = home
         try:
             self.work: Work | MaskserveError = Work(job, far)
         except MaskserveError as error:  # raised here it would reach the driver as a text with a traceback
@@ -62,7 +71,7 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
             [{"root": picture.root.address, "name": picture.name} for picture in pictures], override_num_blocks=blocks
         ).map_batches(
             Actor,
-            fn_constructor_args=(job, any(picture.root.remote for picture in pictures)),
+            fn_constructor_args=(job, any(picture.root.remote for picture in pictures), str(Path.home())),
             batch_size=None,
             compute=ray.data.ActorPoolStrategy(size=actors),
             num_cpus=0 if gpu else 1,
@@ -76,19 +85,22 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
 @contextmanager
 def cluster(address: str) -> Iterator[Any]:
     """Ray, connected; one that was started here ends with the block. Raises: RunError."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would report to its makers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.update(QUIET)
+    if address == LOCAL:  # it listens on all interfaces, and who may call it may run what he likes
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
     import ray.data
 
-    told: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == LOCAL:
-        told |= {"include_dashboard": False, "object_store_memory": STORE_BYTES, "_node_ip_address": "127.0.0.1"}
+    home = tempfile.TemporaryDirectory(prefix="maskserve-ray-")
     try:
-        ray.init(address, **told)
+        if address == LOCAL:
+            _start(ray, Path(home.name))
+        else:
+            check_there(address)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield ray
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise _ours(error) or RunError(
@@ -96,17 +108,50 @@ def cluster(address: str) -> Iterator[Any]:
         ) from error
     finally:
         ray.shutdown()
+        home.cleanup()
+
+
+def _start(ray: Any, home: Path) -> None:
+    """Ray on this machine, heard by nobody else.
+
+    Where usage statistics are off, it still finds out for them in which cloud it is, by requests to the addresses of three;
+    unless a file at home tells. So its own processes get a home with such a file; the actors have ours.
+    """
+    (home / "ray_bootstrap_config.yaml").write_text("{}")
+    ours = os.environ.get("HOME", "")
+    os.environ["HOME"] = str(home)
+    try:
+        ray.init(
+            LOCAL,
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    finally:
+        os.environ["HOME"] = ours
+
+
+def check_there(address: str) -> None:
+    """Raises: RunError where nobody listens at HOST:PORT: asked in vain, Ray ends the process. `auto` is for Ray to find."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(
+            f"Ray cannot be reached at {address} ({error.strerror or error}); is the cluster running there?"
+        ) from error
 
 
 def _ours(error: BaseException) -> MaskserveError | None:
     """The error of the house that an actor raised, inside of what Ray made of it."""
     inside: BaseException | None = error
-    while inside is not None:
-        cause = getattr(inside, "cause", None)
-        if isinstance(cause, MaskserveError):
-            return cause
-        inside = cause or inside.__cause__
-    return None
+    while inside is not None and not isinstance(inside, MaskserveError):
+        inside = getattr(inside, "cause", None) or inside.__cause__
+    return inside
 
 
 def _whole(place: str) -> str:

@@ -4,6 +4,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -58,7 +59,8 @@ def run(
             elif todo:
                 work = Work(job, any(picture.root.remote for picture in todo))
                 report.say(f"running on {work.labeller.why}")
-                on_threads(work, todo, took, work.threads)
+                with closing(work.labeller):
+                    on_threads(work, todo, took, work.threads)
         complete = True
     finally:
         manifest.close(complete)

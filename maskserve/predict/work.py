@@ -51,6 +51,10 @@ class Labeller(Protocol):
         """Label a picture. Raises: ImageError, DataError, TooLittleMemory for one that cannot be; RunError for all."""
         ...
 
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        ...
+
 
 class Work:
     """What is done with each picture, once the model is open."""
@@ -127,6 +131,10 @@ class Bundled:
         encoded = None if format == PARQUET else OUTPUTS[format].encode(kept, spec, self.job.options)
         return Labelled(encoded, {**facts, "milliseconds": milliseconds})
 
+    def close(self) -> None:
+        """End the engine's thread."""
+        self._engine.shutdown()
+
     def _segment(self, picture: Any) -> Any:
         return self.segmenter.segment(picture, self.confidence)
 
@@ -140,7 +148,11 @@ class Served:
         """Raises: ClientError; RunError where it serves several bundles."""
         self.job = job
         self.client = client_of(job)
-        entry = served_model(self.client)
+        try:
+            entry = served_model(self.client)
+        except BaseException:
+            self.close()
+            raise
         self.model = f"{entry['name']}@{entry['hash']}"
         self.names = [one["name"] for one in entry["spec"]["classes"]]
         self.why = f"{job.model}: {short(self.model)}"
@@ -165,6 +177,10 @@ class Served:
             raise gone(error) from error
         facts = {**self._facts(encoded, format), "milliseconds": milliseconds}
         return Labelled(None if self.job.format == PARQUET else encoded, facts)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
 
     def _facts(self, encoded: bytes, format: str) -> dict[str, Any]:
         if format == "json":
