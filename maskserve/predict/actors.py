@@ -18,15 +18,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from maskserve.client import ClientError
 from maskserve.predict.job import Job
 from maskserve.predict.manifest import Row
 from maskserve.predict.sources import Picture, Root
 from maskserve.predict.work import Work
+from models import errors
 from models.errors import MaskserveError, RunError, first_line
 
 BLOCK = 16  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
 STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
 LOCAL = "local"
+STOP = "stop"  # in place of a row: the name of an error in models/errors.py
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # a block that is labelled again is no error
@@ -39,21 +42,22 @@ class Actor:
     def __init__(self, job: Job, far: bool, home: str) -> None:
         """`home` of the driver's user, where credentials are, and the compiled graphs."""
         os.environ["HOME"] = home
-        try:
-            self.work: Work | MaskserveError = Work(job, far)
-        except MaskserveError as error:  # raised here it would reach the driver as a text with a traceback
-            self.work = error
+        self.work: Work | None = None
+        self.opened = job, far
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
-        """Addresses -> rows as JSON. Raises: RunError, EngineError, BundleError for what stops the run."""
-        if isinstance(self.work, MaskserveError):
-            raise self.work
-        roots = {address: Root(address) for address in {str(one) for one in block["root"]}}
-        pictures = [
-            Picture(roots[str(root)], str(name)) for root, name in zip(block["root"], block["name"], strict=True)
-        ]
+        """Addresses -> rows as JSON, or what stops the run: raised here, it would reach the driver as a text of Ray's."""
+        try:
+            return {"row": [json.dumps(asdict(row)) for row in self._rows(block)]}
+        except (MaskserveError, ClientError) as error:
+            return {"row": [json.dumps({STOP: type(error).__name__, "sentence": str(error)})]}
+
+    def _rows(self, block: dict[str, Any]) -> list[Row]:
+        self.work = self.work or Work(*self.opened)
+        roots = {address: Root(address) for address in set(map(str, block["root"]))}
+        places = zip(map(str, block["root"]), map(str, block["name"]), strict=True)
         with ThreadPoolExecutor(self.work.threads) as pool:
-            return {"row": [json.dumps(asdict(row)) for row in pool.map(self.work, pictures)]}
+            return list(pool.map(self.work, [Picture(roots[root], name) for root, name in places]))
 
 
 def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], address: str, actors: int = 0) -> None:
@@ -78,8 +82,10 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
             num_gpus=1 if gpu else 0,
         )
         for block in rows.iter_batches(batch_size=None):
-            for row in block["row"]:
-                took(Row(**json.loads(str(row))))
+            for row in map(json.loads, map(str, block["row"])):
+                if STOP in row:
+                    raise getattr(errors, row[STOP], RunError)(row["sentence"])
+                took(Row(**row))
 
 
 @contextmanager
@@ -87,7 +93,8 @@ def cluster(address: str) -> Iterator[Any]:
     """Ray, connected; one that was started here ends with the block. Raises: RunError."""
     os.environ.update(QUIET)
     if address == LOCAL:  # it listens on all interfaces, and who may call it may run what he likes
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # once: the first is kept in the process
     import ray
     import ray.data
 
@@ -102,8 +109,8 @@ def cluster(address: str) -> Iterator[Any]:
         context.enable_progress_bars = context.print_on_execution_start = False
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield ray
-    except (ray.exceptions.RayError, ConnectionError) as error:
-        raise _ours(error) or RunError(
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        raise RunError(
             f"Ray ({address}) stopped the run: {first_line(error)}. What is labelled so far is kept: the same command goes on."
         ) from error
     finally:
@@ -144,14 +151,6 @@ def check_there(address: str) -> None:
         raise RunError(
             f"Ray cannot be reached at {address} ({error.strerror or error}); is the cluster running there?"
         ) from error
-
-
-def _ours(error: BaseException) -> MaskserveError | None:
-    """The error of the house that an actor raised, inside of what Ray made of it."""
-    inside: BaseException | None = error
-    while inside is not None and not isinstance(inside, MaskserveError):
-        inside = getattr(inside, "cause", None) or inside.__cause__
-    return inside
 
 
 def _whole(place: str) -> str:
