@@ -88,7 +88,9 @@ class Connection:
         reason = str(outcome) or type(outcome).__name__
         advice = "Is the service running there?"
         if isinstance(outcome, httpx.TimeoutException):
-            reason, advice = f"no answer in time ({type(outcome).__name__})", "Raise `timeout`, or send less."
+            asked_as = outcome.request.headers["X-Request-ID"]
+            reason = f"no answer in time ({type(outcome).__name__})"
+            advice = f"Raise `timeout`, or send less; the service's log may have the request, {asked_as}."
         error = Unreachable(f"{self.url} cannot be reached, asked {asked}: {reason}. {advice}")
         error.__cause__ = outcome
         return error
@@ -98,7 +100,7 @@ def _is_near(url: str) -> bool:
     """Whether an address is this machine's own. Raises: ValueError where it is no address."""
     try:
         parsed = httpx.URL(url)
-    except (httpx.InvalidURL, TypeError):
+    except (httpx.InvalidURL, ValueError, TypeError):
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise ValueError(f"The address is {url!r}; wanted is one such as http://127.0.0.1:3000.")

@@ -136,7 +136,7 @@ def retry_after(answer: httpx.Response) -> float | None:
 
 
 def _said(answer: httpx.Response) -> str:
-    if answer.is_redirect:
+    if answer.has_redirect_location:
         return (
             f"{answer.request.url.host} sends callers on to {answer.headers['Location']}; give the client that address."
         )

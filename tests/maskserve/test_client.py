@@ -1,22 +1,28 @@
-"""The client against the real service, and against what is no service."""
+"""The client against the real service: what it sends, and what it makes of the answers."""
 
+import asyncio
+import inspect
 import io
 import subprocess
 import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Thread
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from maskserve.client import Client, ServiceError, Unreachable
+from maskserve.client import AsyncClient, BadPicture, Client, Mask
+from maskserve.client.asynchronous import DEFAULTS
+from maskserve.client.pictures import body_of
 from models.bundle import open_bundle
 from models.image import decode
+from models.outputs import OUTPUTS
 from models.segmenter import Segmenter
-from service.launch import ROOT, free_port
+from service.launch import ROOT
+from service.wishes import Wishes
 from tests.bundles import drawing
 
 
@@ -77,15 +83,118 @@ def test_overlay_models_ready(client: Client) -> None:
     assert client.ready()
 
 
-def test_errors_of_the_service_are_typed(client: Client) -> None:
-    with pytest.raises(ServiceError, match=r"415.*JPEG") as caught:
-        client.segment(b"no picture")
-    assert (caught.value.status, caught.value.title) == (415, "This is no picture")
-    with pytest.raises(ServiceError, match="alpha"):
-        client.overlay(drawing(4, 4), alpha=3)
-    with pytest.raises(ServiceError) as caught:
-        client.segment(bytes(33 * 2**20))
-    assert caught.value.status == 413
+def test_the_confidence_comes_with_the_mask(client: Client, segmenter: Segmenter) -> None:
+    picture = drawing(90, 70)
+    prediction = segmenter.segment(picture, confidence=True)
+    mask = client.segment(picture, confidence=True)
+    assert prediction.confidence is not None and mask.confidence is not None
+    np.testing.assert_array_equal(mask.labels, prediction.labels)
+    assert mask.confidence.dtype == np.float32
+    np.testing.assert_allclose(mask.confidence, prediction.confidence, atol=1 / 255)
+    assert client.segment(picture).confidence is None
+
+
+def test_what_is_left_out_is_void(client: Client) -> None:
+    picture = drawing(90, 70)
+    mask = client.segment(picture)
+    name = next(iter(mask.shares()))
+    kept = client.segment(picture, classes=[name]).labels
+    label = [entry["name"] for entry in mask.classes].index(name)
+    np.testing.assert_array_equal(kept, np.where(mask.labels == label, label, 255))
+    assert (client.segment(picture, min_area=90 * 70 + 1).labels == 255).all()
+    assert (client.segment(picture, min_confidence=1).labels == 255).all()
+
+
+def test_shares_and_where_the_time_went(client: Client) -> None:
+    mask = client.segment(drawing(90, 70))
+    shares = mask.shares()
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+    for label, entry in enumerate(mask.classes):
+        assert shares.get(entry["name"], 0) == np.mean(mask.labels == label)
+    assert f"70 x 90 by {mask.model}: {next(iter(shares))}" in repr(mask)
+    assert list(mask.timing) == ["read", "queue", "decode", "infer", "encode"] and mask.timing["infer"] > 0
+    assert len(mask.request_id) == 16
+
+
+def test_a_batch_has_a_mask_or_an_error_for_each(client: Client) -> None:
+    sent = [drawing(40, 60), b"no picture", drawing(50, 30)]
+    first, bad, last = client.segment_batch(sent, confidence=True)
+    assert isinstance(bad, BadPicture) and bad.kind == "no-picture"
+    for mask, picture in ((first, sent[0]), (last, sent[2])):
+        alone = client.segment(picture, confidence=True)
+        assert isinstance(mask, Mask) and mask.confidence is not None and mask.picture is picture
+        np.testing.assert_array_equal(mask.labels, alone.labels)
+        np.testing.assert_array_equal(mask.confidence, alone.confidence)
+        assert (mask.classes, mask.model) == (alone.classes, alone.model)
+
+
+@pytest.mark.parametrize("format", OUTPUTS)
+def test_any_format_as_it_comes(client: Client, service_url: str, format: str) -> None:
+    picture = Path(__file__).parents[2] / "docs" / "demo.png"
+    asked = {"format": format, "classes": "class 0,class 1", "alpha": 0, "masks": "polygons", "simplify": 2}
+    expected = httpx.post(f"{service_url}/v1/segment", params=asked, content=picture.read_bytes(), timeout=60)
+    rest = {name: asked[name] for name in ("alpha", "masks", "simplify")}
+    assert client.encoded(picture, format, classes=("class 0", "class 1"), **rest) == expected.content
+
+
+def test_what_is_in_it_described(client: Client) -> None:
+    picture = drawing(40, 60)
+    for masks, key in (("rle", "rle"), ("polygons", "polygons")):
+        assert all(key in entry for entry in client.described(picture, masks)["classes"])
+    told = client.described(picture, "none", confidence=True)
+    assert (told["height"], told["width"]) == (40, 60) and "confidence" in told
+    shares = {entry["name"]: entry["share"] for entry in told["classes"]}
+    assert shares == pytest.approx(client.segment(picture).shares())
+
+
+def test_what_is_not_sent_is_what_the_service_takes_for_it() -> None:
+    defaults = {name: field.default for name, field in Wishes.model_fields.items()}
+    assert defaults == {**DEFAULTS, "classes": ()}
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def calls(kind: type) -> dict[str, inspect.Signature]:
+        named = {name: each for name, each in vars(kind).items() if inspect.isfunction(each) and name[0] != "_"}
+        return {name: inspect.signature(each) for name, each in named.items()}
+
+    assert calls(Client) == calls(AsyncClient) and len(calls(Client)) == 9
+
+
+def test_awaited_answers_are_the_same(client: Client, service_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(drawing(40, 60)).save(path)
+
+    async def ask() -> list[Mask]:
+        async with AsyncClient(service_url) as waiting:
+            assert await waiting.ready() and (await waiting.model("tiny"))["name"] == "tiny"
+            return await asyncio.gather(*(waiting.segment(path, confidence=True) for _ in range(5)))
+
+    expected = client.segment(path, confidence=True)
+    for mask in asyncio.run(ask()):
+        np.testing.assert_array_equal(mask.labels, expected.labels)
+        np.testing.assert_array_equal(mask.confidence, expected.confidence)
+
+
+def test_threads_share_a_client(client: Client) -> None:
+    pictures = [drawing(30 + number, 50, seed=number) for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        masks = list(pool.map(client.segment, pictures))
+    for picture, mask in zip(pictures, masks, strict=True):
+        np.testing.assert_array_equal(mask.labels, client.segment(picture).labels)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_pixels_go_without_loss_near_and_far(near: bool) -> None:
+    small, large, long = drawing(30, 50), drawing(1700, 1700), np.zeros((1, 16384, 3), np.uint8)
+    kinds = {}
+    for name, picture in (("small", small), ("large", large), ("long", long)):
+        sent = body_of(picture, near)
+        np.testing.assert_array_equal(decode(sent), picture)
+        kinds[name] = Image.open(io.BytesIO(sent)).format
+    # Bytes cost nothing near, but a body has a limit.
+    assert kinds == (
+        {"small": "BMP", "large": "WEBP", "long": "BMP"} if near else {"small": "WEBP", "large": "WEBP", "long": "PNG"}
+    )
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
@@ -94,29 +203,10 @@ def test_other_arrays_are_refused_here(client: Client, array: np.ndarray) -> Non
         client.segment(array)
 
 
-def test_nothing_is_there() -> None:
-    with Client(f"http://127.0.0.1:{free_port()}") as client:
-        assert not client.ready()
-        with pytest.raises(Unreachable, match="cannot be reached"):
-            client.models()
-
-
-def test_a_stranger_answers() -> None:
-    class Stranger(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(502, "Bad Gateway")
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        with Client(f"http://127.0.0.1:{server.server_port}") as client, pytest.raises(ServiceError) as caught:
-            client.models()
-        server.shutdown()
-        thread.join()
-    assert caught.value.status == 502 and "Bad Gateway" in str(caught.value)
+@pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
+def test_what_is_no_picture_at_all(client: Client, wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"is a {type(wrong).__name__}; send a path, bytes"):
+        client.segment(wrong)  # type: ignore[arg-type]
 
 
 def test_the_client_stands_alone() -> None:

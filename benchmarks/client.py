@@ -1,0 +1,184 @@
+"""What maskserve.client adds to a request: `python -m benchmarks.client`.
+
+calls     a call of the client less the same request over a bare socket (http.client, one connection kept), at 640x480; the
+          service, on the small network of the tests, is the same for both, and they are asked in turn
+pixels    an array on its way: milliseconds to encode it, the whole time over loopback, and bytes, by encoding
+pieces    core-milliseconds of what is done to a mask beside
+
+Medians, of paired differences where something is `added`; `core` is processor time of this process, which another busy
+process lengthens less. The client has one core and the service another. Writes benchmarks/results/client.json.
+"""
+
+import asyncio
+import http.client
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from benchmarks.inference import picture
+from benchmarks.processes import ours
+from maskserve.client import AsyncClient, Client, Mask
+from maskserve.machine import machine
+from models.image import RGB
+from tests.service.small import small_bundle
+
+RESULTS = Path(__file__).parent / "results" / "client.json"
+WIDTH, HEIGHT = 640, 480
+ROUNDS, FIRST = 150, 20  # the first are not counted
+ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "BMP": ("BMP", {}), "PNG, level 1": ("PNG", {"compress_level": 1}), "PNG, level 0": ("PNG", {"compress_level": 0}),
+    "TIFF": ("TIFF", {}), "TIFF, LZW": ("TIFF", {"compression": "tiff_lzw"}),
+    "WebP, lossless": ("WEBP", {"lossless": True, "method": 0, "quality": 0}),
+}  # fmt: skip
+SURE = "/v1/segment?format=json&masks=png&confidence=true"
+
+
+def main() -> None:
+    rgb = picture(0)
+    jpeg, bmp = encoded(rgb, "JPEG", quality=90), encoded(rgb, "BMP")
+    with tempfile.TemporaryDirectory() as folder, ours("small", small_bundle(Path(folder) / "small")) as server:
+        if hasattr(os, "sched_setaffinity"):
+            cores = sorted(os.sched_getaffinity(0))
+            os.sched_setaffinity(server.pid, cores[1:] or cores)
+            os.sched_setaffinity(0, cores[:1])
+        url = server.url.removesuffix("/v1/segment")
+        wire, file = Wire(url), Path(folder) / "a.jpg"
+        file.write_bytes(jpeg)
+        with Client(url) as client, httpx.Client(base_url=url, trust_env=False) as bare:
+            calls = {
+                "segment(jpeg bytes)": added(lambda: client.segment(jpeg), lambda: wire.post(jpeg)),
+                "segment(path)": added(lambda: client.segment(file), lambda: wire.post(jpeg)),
+                "segment(array)": added(lambda: client.segment(rgb), lambda: wire.post(bmp)),
+                "segment(jpeg bytes, confidence=True)": added(
+                    lambda: client.segment(jpeg, confidence=True), lambda: wire.post(jpeg, SURE)
+                ),
+                "encoded(jpeg bytes)": added(lambda: client.encoded(jpeg), lambda: wire.post(jpeg)),
+                "httpx alone": added(lambda: bare.post("/v1/segment", content=jpeg), lambda: wire.post(jpeg)),
+            }
+            png, sure = client.encoded(jpeg), client.encoded(jpeg, "confidence")
+            mask = client.segment(jpeg)
+        calls["await segment(jpeg bytes)"] = asyncio.run(awaited(url, jpeg, wire))
+        pixels = encodings(rgb, wire)
+    pieces = {
+        "Mask.read(png)": core(lambda: Mask.read(png, classes=[], model="")),
+        "Mask.read(png, confidence)": core(lambda: Mask.read(png, sure, classes=[], model="")),
+        "a notebook's overlay": core(mask._repr_png_), "shares()": core(mask.shares),
+    }  # fmt: skip
+    packages = ("httpx", "httpcore", "pillow", "numpy")
+    result = machine() | {"versions": {package: version(package) for package in packages}}
+    result |= {
+        "pixels_of_picture": [WIDTH, HEIGHT], "jpeg_bytes": len(jpeg), "rounds": ROUNDS, "calls": calls,
+        "encodings": pixels, "pieces_core_ms": pieces,
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    for name, told in {**calls, **pixels}.items():
+        print(f"{name:40}", "  ".join(f"{key} {value:,}" for key, value in told.items()))
+    print(pieces)
+
+
+class Wire:
+    """One connection, and no more than a request needs."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = http.client.HTTPConnection(urlsplit(url).netloc)
+
+    def post(self, body: bytes, path: str = "/v1/segment") -> bytes:
+        self.connection.request("POST", path, body)
+        answer = self.connection.getresponse()
+        content = answer.read()
+        if answer.status != 200:
+            raise RuntimeError(content.decode())
+        return content
+
+
+Times = tuple[float, float]  # seconds by the clock and of the processor
+
+
+def added(call: Callable[[], object], wire: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds that a call takes, that the wire takes, and that the call adds."""
+    return summary([(taken(call), taken(wire)) for _ in range(FIRST + ROUNDS)])
+
+
+async def awaited(url: str, jpeg: bytes, wire: Wire) -> dict[str, float]:
+    """The same of the client that is awaited."""
+    pairs = []
+    async with AsyncClient(url) as client:
+        for _ in range(FIRST + ROUNDS):
+            start = now()
+            await client.segment(jpeg)
+            pairs.append((since(start), taken(partial(wire.post, jpeg))))
+    return summary(pairs)
+
+
+def summary(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
+    counted = pairs[FIRST:]
+    columns = {
+        "call_ms": [call[0] for call, _ in counted], "wire_ms": [wire[0] for _, wire in counted],
+        "added_ms": [call[0] - wire[0] for call, wire in counted],
+        "added_core_ms": [call[1] - wire[1] for call, wire in counted],
+    }  # fmt: skip
+    return {name: round(1000 * statistics.median(values), 2) for name, values in columns.items()}
+
+
+def encodings(rgb: RGB, wire: Wire) -> dict[str, dict[str, float]]:
+    """An array in each encoding, in turn: to make it, to make and send it, and how much it is."""
+    makes = {name: partial(encoded, rgb, format, **options) for name, (format, options) in ENCODINGS.items()}
+    times: dict[str, list[tuple[Times, Times]]] = {name: [] for name in makes}
+    for _ in range(ROUNDS // 5):
+        for name, make in makes.items():
+            times[name].append((taken(make), taken(lambda make=make: wire.post(make()))))  # type: ignore[misc]
+    return {
+        name: {
+            "encode_core_ms": milliseconds(one[0][1] for one in times[name]),
+            "whole_ms": milliseconds(one[1][0] for one in times[name]),
+            "bytes": len(make()),
+        }
+        for name, make in makes.items()
+    }
+
+
+def encoded(rgb: RGB, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.asarray(rgb)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def milliseconds(seconds: Iterable[float]) -> float:
+    return round(1000 * statistics.median(seconds), 2)
+
+
+def core(do: Callable[[], object]) -> float:
+    """Core-milliseconds of something."""
+    return milliseconds([taken(do)[1] for _ in range(FIRST + ROUNDS)][FIRST:])
+
+
+def taken(do: Callable[[], object]) -> Times:
+    start = now()
+    do()
+    return since(start)
+
+
+def now() -> Times:
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: Times) -> Times:
+    end = now()
+    return end[0] - start[0], end[1] - start[1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""A service that asks for a key and lets nobody wait, for what clients meet of both."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from service.keys import new_key
+from service.launch import running
+from tests.service.small import small_bundle
+
+KEY, HASH = new_key()
+
+
+@pytest.fixture(scope="session")
+def strict_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real service with a key, no places to wait, and one for bodies that come in."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"API_KEYS": HASH, "QUEUE": "0", "MAX_UPLOADS": "1"}.items():
+            patch.setenv(f"MASKSERVE_{name}", value)
+        with running(small_bundle(tmp_path_factory.mktemp("strict") / "small")) as url:
+            yield url
+
+
+@pytest.fixture(scope="session")
+def key() -> str:
+    """What opens it."""
+    return KEY

@@ -1,0 +1,108 @@
+"""Every curl recipe of the documentation, run as it stands against a real service; only address, key and class names differ."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.bundles import drawing
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "docs/service.md", "docs/client.md")
+ADDRESS = "http://127.0.0.1:3000"
+RECIPE = re.compile(r"^    ((?:cat \S+ \| )?curl .*)$", re.MULTILINE)
+RECIPES = sorted({recipe for page in PAGES for recipe in RECIPE.findall((ROOT / page).read_text())})
+SIZES = {"photo.jpg": (80, 60), "a.jpg": (70, 50), "b.jpg": (40, 90)}  # width, height
+
+pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The files that the recipes name."""
+    for name, (width, height) in SIZES.items():
+        Image.fromarray(drawing(height, width)).save(tmp_path / name)
+    return tmp_path
+
+
+def run(recipe: str, url: str, key: str, folder: Path) -> str:
+    """What a recipe prints, in a folder with the files that it names."""
+    assert ADDRESS in recipe
+    command = recipe.replace(ADDRESS, url).replace("classes=road,car", "classes=class%201,class%202")
+    environment = {**os.environ, "KEY": key, "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def check_mask(content: bytes, size: tuple[int, int]) -> None:
+    image = Image.open(io.BytesIO(content))
+    assert (image.format, image.mode, image.size) == ("PNG", "P", size)
+
+
+def check_jpeg(content: bytes, size: tuple[int, int]) -> None:
+    image = Image.open(io.BytesIO(content))
+    assert (image.format, image.mode, image.size) == ("JPEG", "RGB", size)
+
+
+def check_npy(content: bytes, size: tuple[int, int]) -> None:
+    labels = np.load(io.BytesIO(content))
+    assert (labels.dtype, labels.shape) == (np.uint8, size[::-1])
+
+
+def check_zip(content: bytes, size: tuple[int, int]) -> None:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.namelist() == ["0.png", "1.png"]
+        for name, picture in (("0.png", "a.jpg"), ("1.png", "b.jpg")):
+            check_mask(archive.read(name), SIZES[picture])
+
+
+def check_json(content: bytes, size: tuple[int, int]) -> None:
+    told = json.loads(content)
+    assert (told["width"], told["height"]) == size and told["classes"]
+
+
+CHECKS: dict[str, Callable[[bytes, tuple[int, int]], None]] = {
+    ".png": check_mask, ".jpg": check_jpeg, ".npy": check_npy, ".zip": check_zip, ".json": check_json,
+}  # fmt: skip
+
+
+def test_there_are_recipes_for_everything() -> None:
+    told = "\n".join(RECIPES)
+    formats = ("-o mask.png", "format=overlay", "format=json", "format=npy", "/v1/segment/batch", "/v1/models", "$KEY")
+    assert all(word in told for word in formats) and len(RECIPES) >= 10
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_does_what_it_says(recipe: str, service_url: str, strict_url: str, key: str, folder: Path) -> None:
+    printed = run(recipe, strict_url if "$KEY" in recipe else service_url, key, folder)
+    files = re.findall(r" -o ([\w.]+)", recipe)
+    for name in files:
+        CHECKS[Path(name).suffix]((folder / name).read_bytes(), SIZES["photo.jpg"])
+    if "/v1/models" in recipe:
+        assert json.loads(printed)[0]["name"] in ("tiny", "small")
+    elif "/readyz" in recipe:
+        assert printed == "200\n"
+    elif "-D -" in recipe:
+        assert re.search(r"^server-timing: read;dur=", printed, re.MULTILINE | re.IGNORECASE)
+    elif not files:
+        check_json(printed.encode(), SIZES["photo.jpg"])
+
+
+def test_a_recipe_that_shows_errors_shows_them(service_url: str, key: str, folder: Path) -> None:
+    (folder / "photo.jpg").write_bytes(b"no picture")
+    recipe = next(recipe for recipe in RECIPES if "--fail-with-body" in recipe)
+    with pytest.raises(AssertionError):
+        run(recipe, service_url, key, folder)
+    assert json.loads((folder / "mask.png").read_bytes())["status"] == 415
