@@ -1,6 +1,6 @@
 """Many pictures: `python -m benchmarks.batch [rate] [many] [scene]`; each part alone, or all (an hour).
 
-rate   an FCN-8s on a ResNet-18 and random weights, 640x480 JPEGs in, PNGs out: pictures a second of the bare engine
+rate   an FCN-8s on a ResNet-18 and random weights, 320x240 JPEGs in, PNGs out: pictures a second of the bare engine
        (Segmenter.segment over decoded pictures), of `maskserve predict` in one process, and on Ray with two actors of a
        core each; asked in turn, round by round. What opens an engine or starts Ray is not counted
 many   100,000 small pictures through a network that takes a millisecond: resident memory at each quarter, a kill -9 in the
@@ -31,7 +31,7 @@ from models.image import RGB, decode
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
 ROOT = Path(__file__).parent.parent
-PICTURES, SIZE, ROUNDS = 256, (480, 640), 4  # of a round; SIZE is (height, width) in pixels
+PICTURES, SIZE, ROUNDS = 192, (240, 320), 4  # of a round; SIZE is (height, width) in pixels
 MANY, SMALL, FOLDERS = 100_000, (48, 64), 100
 SIDES = (4096, 8192, 16384)
 SILENT = Console(quiet=True)
@@ -39,28 +39,29 @@ SILENT = Console(quiet=True)
 
 def main(parts: list[str]) -> None:
     known = {"rate": rate, "many": many, "scene": scene}
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in parts or list(known):
         with tempfile.TemporaryDirectory() as folder:
-            result[name] = {"machine": machine(), **known[name](Path(folder))}
-        print(json.dumps(result[name], indent=2), flush=True)
+            found = {"machine": machine(), **known[name](Path(folder))}
+        print(json.dumps(found, indent=2), flush=True)
+        result = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), name: found}
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def rate(folder: Path) -> dict[str, Any]:
     """Pictures a second, and the shares that must be reached."""
     from maskserve.predict.job import Job
+    from maskserve.predict.labellers import Bundled
     from maskserve.predict.sources import find
-    from maskserve.predict.work import Bundled, Work
+    from maskserve.predict.work import Work
 
     draw(folder / "pictures", PICTURES, SIZE)
     job = Job(str(network(folder / "bundle")), str(folder / "unused"))
     pictures = list(find([str(folder / "pictures")]))
     decoded = [decode(one.root.read(one.name)) for one in pictures]
     work = Work(job)
-    assert isinstance(work.labeller, Bundled)
+    engine = Bundled(job, single=True)
     ways = {
-        "engine": lambda place: bare(work.labeller, decoded),
+        "engine": lambda place: bare(engine, decoded),
         "one process": lambda place: threads(work, pictures, place),
         "ray": lambda place: on_ray(job, pictures, place),
     }
@@ -79,7 +80,7 @@ def rate(folder: Path) -> dict[str, Any]:
 
 
 def bare(labeller: Any, pictures: list[RGB]) -> float:
-    """The engine alone, from the thread that it has in the run too."""
+    """The engine alone, a picture at a time on all cores."""
 
     def all_of_them() -> dict[str, Any]:
         began = time.perf_counter()

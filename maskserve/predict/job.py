@@ -99,3 +99,9 @@ def installed(package: str) -> bool:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # barred, as in models/__init__.py
         return False
+
+
+def short(model: str) -> str:
+    """As the service's X-Model: the name and the first twelve digits of the hash."""
+    name, _, digits = model.rpartition("@")
+    return f"{name}@{digits[:12]}"

@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from maskserve.predict.job import GEOTIFF, PARQUET, Job, check_extra
+from maskserve.predict.labellers import client_of, served_model
 from maskserve.predict.manifest import Known, Row, open_manifest
 from maskserve.predict.sources import Picture, find
 from maskserve.predict.targets import Folder, Target
-from maskserve.predict.work import Work, client_of, mask_of, served_model, target_of
+from maskserve.predict.work import Work, mask_of, target_of
 from models.bundle import open_bundle
 from models.errors import DataError, RunError
 from models.outputs.select import named
@@ -57,7 +58,7 @@ def run(
 
                 on_ray(job, todo, took, ray, actors)
             elif todo:
-                work = Work(job, any(picture.root.remote for picture in todo))
+                work = Work(job, any(picture.root.remote for picture in todo), single=len(todo) == 1)
                 report.say(f"running on {work.labeller.why}")
                 with closing(work.labeller):
                     on_threads(work, todo, took, work.threads)

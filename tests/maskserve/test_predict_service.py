@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import maskserve.predict.work
+import maskserve.predict.labellers
 from maskserve.client import NoKey, Unreachable
 from maskserve.predict.job import KEY_VARIABLE
 from models.errors import ConfigError, RunError
@@ -101,7 +101,7 @@ def test_a_service_that_goes_away_stops_the_run_which_goes_on(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures(tmp_path / "in", 40)
-    monkeypatch.setattr(maskserve.predict.work, "PATIENCE", 0.5)
+    monkeypatch.setattr(maskserve.predict.labellers, "PATIENCE", 0.5)
     out, failed = tmp_path / "out", []
 
     def asked(url: str) -> None:
@@ -110,14 +110,14 @@ def test_a_service_that_goes_away_stops_the_run_which_goes_on(
         except RunError as error:
             failed.append(str(error))
 
-    slow = maskserve.predict.work.Served.__call__
+    slow = maskserve.predict.labellers.Served.__call__
 
-    def slower(labeller: maskserve.predict.work.Served, data: bytes) -> maskserve.predict.work.Labelled:
+    def slower(labeller: maskserve.predict.labellers.Served, data: bytes) -> maskserve.predict.labellers.Labelled:
         time.sleep(0.2)  # so that the service is gone before the pictures are through
         return slow(labeller, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(maskserve.predict.work.Served, "__call__", slower)
+        patch.setattr(maskserve.predict.labellers.Served, "__call__", slower)
         with running(bundle) as url:
             thread = threading.Thread(target=asked, args=(url,))
             thread.start()
