@@ -1,21 +1,25 @@
 """A service in place of a bundle: the same masks, by several requests in flight."""
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
 import maskserve.predict.labellers
-from maskserve.client import NoKey, Unreachable
+from benchmarks.processes import tree
+from maskserve.client import Client, NoKey, Unreachable
 from maskserve.predict.job import KEY_VARIABLE
 from models.errors import ConfigError, RunError
 from models.outputs.options import Options
 from service.keys import new_key
-from service.launch import free_port, running
+from service.launch import LOOPBACK, free_port, process, running
 from tests.maskserve.predicting import masks, pictures, predict, rows
 from tests.service.small import small_bundle
 
@@ -116,14 +120,19 @@ def test_a_service_that_goes_away_stops_the_run_which_goes_on(
         time.sleep(0.2)  # so that the service is gone before the pictures are through
         return slow(labeller, data)
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, TemporaryFile() as log:
         patch.setattr(maskserve.predict.labellers.Served, "__call__", slower)
-        with running(bundle) as url:
-            thread = threading.Thread(target=asked, args=(url,))
+        with process(bundle, LOOPBACK, free_port(), log) as server:
+            with Client(server.url, key=KEY) as client:
+                while not client.ready():
+                    time.sleep(0.05)
+            thread = threading.Thread(target=asked, args=(server.url,))
             thread.start()
             while thread.is_alive() and (not (out / "manifest.jsonl").exists() or len(rows(out)) < 3):
                 time.sleep(0.02)
-        thread.join()
+            for pid in tree(server.child.pid):
+                os.kill(pid, signal.SIGKILL)
+            thread.join()
     assert len(failed) == 1 and "the same command goes on from here" in failed[0]
     before = rows(out)
     assert 3 <= len(before) < 40 and not [row for row in before if "error" in row]
