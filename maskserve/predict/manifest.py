@@ -24,6 +24,7 @@ from models.errors import RunError
 
 LINES, TABLE = "manifest.jsonl", "manifest.parquet"
 PARTS, SEAL = "manifest/part-{:020d}.parquet", "manifest/_job.json"
+OPEN = os.O_RDWR | getattr(os, "O_BINARY", 0)  # Windows would else write other line ends
 PART_ROWS, PART_SECONDS = 1000, 20.0  # a part is written when it has so many rows or is so old
 
 
@@ -75,7 +76,7 @@ class Lines:
             raise foreign(str(target.path), self.path.name)
         try:
             target.path.mkdir(parents=True, exist_ok=True)
-            self.file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self.file = os.open(self.path, OPEN | os.O_CREAT, 0o644)
             self._claim()
             if begun and again:
                 self._drop_failed()
@@ -143,7 +144,7 @@ class Lines:
                     file.write(_line(row))
         fresh.replace(self.path)
         os.close(self.file)
-        self.file = os.open(self.path, os.O_RDWR)
+        self.file = os.open(self.path, OPEN)
         self._claim()
 
     def _write(self, row: dict[str, Any]) -> None:

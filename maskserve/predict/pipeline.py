@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -9,7 +10,17 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from maskserve.predict.job import GEOTIFF, PARQUET, Job, check_extra
 from maskserve.predict.labellers import client_of, served_model
@@ -22,6 +33,7 @@ from models.errors import DataError, RunError
 from models.outputs.select import named
 
 SHOWN = 20  # errors that are printed; the manifest has them all
+LINE_SECONDS = 60.0  # from line to line where no terminal shows a bar
 
 
 def run(
@@ -153,18 +165,26 @@ def on_threads(
             stopped.set()
 
 
+class Rate(ProgressColumn):
+    """Pictures a second, of late."""
+
+    def render(self, task: Task) -> Text:
+        """As it is drawn."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
 class Report:
-    """What a person sees of the run: a bar with the rate and what is left, and the first errors."""
+    """What a person sees of the run: a bar with the rate and what is left, or a line a minute in a log; the first errors."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self.console, self.done, self.failed = console, 0, 0
+        self.console, self.total, self.done, self.failed = console, total, 0, 0
+        self.began = self.told = time.monotonic()
         self.lock = threading.Lock()
-        columns = (
-            TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+        self.progress = Progress(
+            TextColumn("segmenting"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
         )  # fmt: skip
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task: TaskID = self.progress.add_task("", total=total, rate="")
+        self.task: TaskID = self.progress.add_task("", total=total)
 
     def __enter__(self) -> "Report":
         self.progress.start()
@@ -182,10 +202,13 @@ class Report:
         with self.lock:
             self.done += 1
             self.failed += row.error is not None
-            shown = row.error is not None and self.failed <= SHOWN
-        speed = self.progress.tasks[0].speed
-        self.progress.update(self.task, advance=1, rate=f"{speed:.1f}/s" if speed else "")
-        if shown and row.error:
+            failed, done, now = self.failed, self.done, time.monotonic()
+            due = not self.console.is_terminal and now - self.told > LINE_SECONDS
+            self.told = now if due else self.told
+        self.progress.advance(self.task)
+        if row.error is not None and failed <= SHOWN:
             self.console.print(f"[red]error:[/] {escape(row.error)}", highlight=False, soft_wrap=True)
-            if self.failed == SHOWN:
+            if failed == SHOWN:
                 self.say("more errors stand in the manifest alone")
+        if due:
+            self.say(f"{done:,} of {self.total:,} pictures, {done / (now - self.began):.1f}/s")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import maskserve.predict.pipeline
 from maskserve.predict.job import Job
 from maskserve.predict.manifest import Lines
 from maskserve.predict.pipeline import model_of
@@ -44,6 +45,19 @@ def test_the_manifest_says_what_the_mask_does(bundle: Path, folder: Path, tmp_pa
         assert set(shares) == set(np.unique(labels).tolist()) - {255} <= {1, 2}
         for label, share in shares.items():
             assert share == pytest.approx((labels == label).mean(), abs=1e-6)
+
+
+def test_a_log_gets_a_line_now_and_then_and_the_first_errors(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maskserve.predict.pipeline, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(maskserve.predict.pipeline, "SHOWN", 3)
+    (tmp_path / "in").mkdir()
+    for place in range(6):
+        (tmp_path / "in" / f"{place}.png").write_bytes(b"nothing")
+    done, said = predict(bundle, tmp_path / "in", out=tmp_path / "out")
+    assert not done and said.count("error:") == 3 and "more errors stand in the manifest alone" in said
+    assert "6 of 6 pictures, " in said and "/s\n" in said
 
 
 def test_masks_as_run_lengths_are_the_masks(bundle: Path, folder: Path, tmp_path: Path) -> None:
