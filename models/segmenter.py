@@ -6,7 +6,7 @@ reported is the mIoU that is served. Sizes are (height, width) in pixels.
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import cv2
@@ -21,7 +21,7 @@ from models.geometry import BUCKET, ceil_to, fitted_size, resize_labels, resize_
 from models.image import RGB, Labels, read, read_mask
 from models.scores import Confidence, Scores, decide
 from models.spec import InputRule
-from models.tiling import SMALLEST_TILE, Ask, tiled
+from models.tiling import SMALLEST_TILE, Ask, Window, tiled, tiled_rows
 from models.tta import Augmentation, augmented
 
 logger = logging.getLogger("maskserve")
@@ -119,6 +119,37 @@ class Segmenter:
         if sure is not None and fitted != size:
             sure = np.asarray(cv2.resize(sure, size[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
         return Prediction(picture, resize_labels(labels, size), sure)
+
+    def segment_rows(
+        self, window: Window, size: tuple[int, int], confidence: bool = False
+    ) -> Iterator[tuple[Labels, Confidence | None]]:
+        """As `segment`, for a picture of (height, width) that is read by windows because it does not fit in memory.
+
+        Yields: labels, and confidence where it was asked for, of some rows from the first to the last, over the whole width.
+        Raises: EngineError where the rule brings whole pictures to another size, TooLittleMemory.
+        """
+        if self.rule.rule != "native":
+            raise EngineError(
+                f"The bundle's input rule is {self.rule.rule!r}, which brings whole pictures to the size that it was trained "
+                "at: windows of a raster need a bundle of the rule 'native' (`maskserve export --input native`)."
+            )
+        if ceil_to(size[0], BUCKET) * ceil_to(size[1], BUCKET) <= self.tile**2:
+            whole = self.segment(window((0, 0), size), confidence)
+            yield whole.labels, whole.confidence
+            return
+        begun = False
+        while True:
+            tile = self.tile
+            try:
+                rows = tiled_rows(self._ask(never), window, size, tile, ceil_to(tile // 4, BUCKET), confidence)
+                for answer in rows:
+                    begun = True
+                    yield answer
+                return
+            except MemoryError as error:
+                if begun:  # rows that were given away are not to be had again
+                    raise TooLittleMemory(f"The memory became too small for this picture ({error}).") from error
+                self._shrink(tile, size, error)
 
     def _answer(
         self, picture: RGB, fitted: tuple[int, int], tile: int, confidence: bool, stopped: Callable[[], bool]

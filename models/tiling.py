@@ -18,7 +18,10 @@ from numpy.typing import NDArray
 
 from models.geometry import BUCKET, ceil_to, to_canvas
 from models.image import RGB, Labels
-from models.scores import Confidence, Scores, centres, decide_rows, taps, upsample
+from models.scores import Confidence, Scores, Taps, centres, decide_rows, taps, upsample
+
+# The part of a picture at (top, left) of (height, width), all of it inside: RGB uint8 height x width x 3.
+Window = Callable[[tuple[int, int], tuple[int, int]], RGB]
 
 # A contiguous canvas, RGB uint8 H x W x 3 with H and W multiples of 64 -> logits, float32 C x h x w.
 Ask = Callable[[RGB], Scores]
@@ -97,34 +100,64 @@ def _label(ask: Ask, picture: RGB, tile: int, overlap: int, labels: Labels, sure
     others = (ask(cut(picture, corner, (down.side, across.side))) for corner in corners[1:])
     answers = chain(iter([answer]), others)
     del answer  # at stride 1 it is 88 MB: what is blended is let go
-    _blend(answers, classes, stride, (down, across), labels, sure)
+    for done, band, part in _blend(answers, classes, stride, (down, across), len(labels)):
+        decide_rows(band, part, across.canvas, labels[done], None if sure is None else sure[done])
+
+
+def tiled_rows(
+    ask: Ask, window: Window, size: tuple[int, int], tile: int = 1024, overlap: int = 256, confidence: bool = False
+) -> Iterator[tuple[Labels, Confidence | None]]:
+    """As `tiled`, for a picture of (height, width) that is read by windows because it does not fit in memory.
+
+    Yields: labels and probabilities of some rows, over the whole width, from the first row to the last. They are what
+    `tiled` gives, unless a row of windows is too large for memory and the picture wider than high: it is not turned here.
+    """
+    height, width = size
+    down, across = (windows(length, tile, overlap) for length in size)
+
+    def asked(top: int, left: int) -> Scores:
+        part = window((top, left), (min(down.side, height - top), min(across.side, width - left)))
+        return ask(to_canvas(part, (part.shape[0], part.shape[1])))
+
+    answer = asked(0, 0)
+    stride, classes = stride_of(answer, (down.side, across.side)), len(answer)
+    if 4 * classes * down.side * across.canvas / stride**2 > BAND_BYTES and tile > SMALLEST_TILE:
+        del answer
+        tile = max(SMALLEST_TILE, _down(tile // 2))
+        yield from tiled_rows(ask, window, size, tile, min(overlap, _down(tile // 2)), confidence)
+        return
+    corners = [(top, left) for top in down.starts for left in across.starts]
+    answers = chain(iter([answer]), (asked(*corner) for corner in corners[1:]))
+    del answer
+    for done, band, part in _blend(answers, classes, stride, (down, across), height):
+        labels = np.empty((done.stop - done.start, width), np.uint8)
+        sure = np.empty(labels.shape, np.float32) if confidence else None
+        decide_rows(band, part, across.canvas, labels, sure)
+        yield labels, sure
 
 
 def _blend(
-    answers: Iterator[Scores],
-    classes: int,
-    stride: int,
-    lattice: tuple[Windows, Windows],
-    labels: Labels,
-    sure: Confidence | None,
-) -> None:
-    """Blend what is answered of the windows, row by row, and decide the picture's rows as they become final."""
+    answers: Iterator[Scores], classes: int, stride: int, lattice: tuple[Windows, Windows], rows: int
+) -> Iterator[tuple[slice, Scores, Taps]]:
+    """Blend what is answered of the windows, row by row.
+
+    Yields: which of the picture's `rows` have become final, and what `decide_rows` takes to decide them. The scores hold
+    until the next are asked for.
+    """
     down, across = lattice
     side, height = down.side // stride, down.canvas // stride
-    at = taps(centres(down.canvas, height), height).part(0, len(labels))
+    at = taps(centres(down.canvas, height), height).part(0, rows)
     # The row above the windows' stays until the pixels between it and theirs are decided.
     band = np.zeros((classes, 1 + side, across.canvas // stride), np.float32)
     first, decided = 0, 0  # the grid's row that is the band's first, and how many rows of the picture are done
     ends = [*down.starts[1:], down.canvas]
     for top, end, row_share in zip(down.starts, ends, down.shares(stride), strict=True):
-        rows = slice(top // stride - first, top // stride - first + side)
+        place = slice(top // stride - first, top // stride - first + side)
         for left, share in zip(across.starts, across.shares(stride), strict=True):
             columns = slice(left // stride, left // stride + len(share))
-            _add(next(answers), np.outer(row_share, share), band[:, rows, columns])
+            _add(next(answers), np.outer(row_share, share), band[:, place, columns])
         known = at.known(end // stride)
-        done = slice(decided, known)
-        part = at.part(decided, known, first)
-        decide_rows(band, part, across.canvas, labels[done], None if sure is None else sure[done])
+        yield slice(decided, known), band, at.part(decided, known, first)
         _scroll(band, end // stride - 1 - first)
         first, decided = end // stride - 1, known
 

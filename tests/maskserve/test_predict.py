@@ -29,7 +29,7 @@ def test_predict_is_the_segmenters_answer(tiny_bundle: Path, tmp_path: Path) -> 
         assert (np.asarray(mask) == segmenter.segment(read(picture)).labels).all()
     again = maskserve("predict", tiny_bundle, "s/images/test", "--out", "over", "--format", "overlay", cwd=tmp_path)
     assert again.returncode == 0
-    assert {path.suffix for path in (tmp_path / "over").iterdir()} == {".jpg"}
+    assert {path.suffix for path in (tmp_path / "over").iterdir()} == {".jpg", ".jsonl", ".parquet"}
 
 
 def test_predict_takes_the_engine_that_it_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -44,7 +44,11 @@ def test_predict_takes_the_engine_that_it_is_told(tiny_bundle: Path, tmp_path: P
     grey = np.asarray(Image.open(tmp_path / "sure" / "a.png"))
     assert np.abs(grey - prediction.confidence * 255).max() <= 0.5 + 1e-3
     for option, word in (("--engine", "abacus"), ("--precision", "f7"), ("--device", "tpu")):
-        fails(maskserve(*words, option, word, cwd=tmp_path), 1, f"'{word}' is not known; choose auto, ")
+        fails(
+            maskserve(*words[:4], f"not{option}", option, word, cwd=tmp_path),
+            1,
+            f"'{word}' is not known; choose auto, ",
+        )
 
 
 def test_predict_names_a_bad_picture_and_goes_on(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -52,7 +56,7 @@ def test_predict_names_a_bad_picture_and_goes_on(tiny_bundle: Path, tmp_path: Pa
     (tmp_path / "s/images/test/broken.jpg").write_bytes(b"nothing")
     done = maskserve("predict", tiny_bundle, "s/images/test", "--out", "masks", cwd=tmp_path)
     fails(done, 1, "broken.jpg", "1 of 2")
-    assert [path.name for path in (tmp_path / "masks").iterdir()] == ["test_0000.png"]
+    assert [path.name for path in (tmp_path / "masks").glob("*.png")] == ["test_0000.png"]
 
 
 def test_predict_never_overwrites_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -75,12 +79,12 @@ def test_predict_leaves_out_what_the_service_would(tiny_bundle: Path, tmp_path: 
     words = ["--classes", ", ".join(names), "--min-confidence", str(least), "--min-area", "20"]
     for format, suffix in (("npy", "npy"), ("json", "json")):
         more = ["--format", format, "--masks", "polygons", "--simplify", "1.5", "--confidence"]
-        done = maskserve("predict", tiny_bundle, "a.png", "--out", "o", *words, *more, cwd=tmp_path)
+        done = maskserve("predict", tiny_bundle, "a.png", "--out", suffix, *words, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        assert (tmp_path / f"o/a.{suffix}").read_bytes() == encode(format, prediction, opened.spec, options)
-    labels = np.load(tmp_path / "o/a.npy", allow_pickle=False)
+        assert (tmp_path / f"{suffix}/a.{suffix}").read_bytes() == encode(format, prediction, opened.spec, options)
+    labels = np.load(tmp_path / "npy/a.npy", allow_pickle=False)
     assert VOID in labels and set(np.unique(labels)) <= {*kept, VOID}
-    answer = json.loads((tmp_path / "o/a.json").read_text())
+    answer = json.loads((tmp_path / "json/a.json").read_text())
     assert answer["void"]["pixels"] == (labels == VOID).sum()
 
 
@@ -96,7 +100,11 @@ def test_alpha_is_of_the_colours(tiny_bundle: Path, tmp_path: Path) -> None:
     ("words", "code", "sentence"),
     [
         (["none.jpg"], 1, "none.jpg is not there"),
-        ([".", "--format", "gif"], 2, "'gif' is not known; choose from png, overlay, confidence, npy, json"),
+        (
+            [".", "--format", "gif"],
+            2,
+            "'gif' is not known; choose from png, overlay, confidence, npy, json, parquet, geotiff",
+        ),
         (["a.png", "--classes", "class 1,zebra"], 2, "The class 'zebra' is not known; known are class 0, "),
         (["a.png", "--min-confidence", "nan"], 2, "min_confidence is nan; wanted is a number from 0 to 1."),
         (["a.png", "--format", "json", "--masks", "svg"], 2, "'svg' are not known; choose from rle, polygons"),

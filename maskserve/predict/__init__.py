@@ -1,0 +1,110 @@
+"""`maskserve predict`: masks for many pictures. As in `cli.py`, its rooms open when it is called.
+
+job.py        what is asked, and what must not change while it is done
+sources.py    which pictures there are, and their bytes: folders, globs, archives, object stores
+targets.py    where masks go, each whole or not at all
+manifest.py   a row a picture: what is done, so that a run that was killed goes on
+work.py       from a picture's bytes to its mask and its row, by a bundle or a service
+rasters.py    the same for scenes that do not fit in memory
+pipeline.py   the run: all of this together, on threads
+actors.py     the same run on Ray Data
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
+Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
+Precision = Annotated[
+    str, typer.Option(help="f32, bf16, fp16, int8, or auto: the quickest that the export found to be right.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+
+
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Bundle folder, or a service's URL (http://...).")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Pictures, folders, globs, zip files, or URLs such as s3://bucket/a."),
+    ],
+    out: Annotated[
+        str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, named as the pictures.")
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            help="png (indexed mask), overlay (JPEG), confidence (grey PNG), npy, json, parquet (COCO RLE in the "
+            "manifest), or geotiff (rasters of any size)."
+        ),
+    ] = "png",
+    classes: Annotated[
+        str, typer.Option(metavar="NAME,...", help="Classes to keep; the others become void (default: all are kept).")
+    ] = "",
+    min_confidence: Annotated[
+        float, typer.Option(metavar="0..1", help="Pixels whose softmax probability is below become void.")
+    ] = 0.0,
+    min_area: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Regions of fewer pixels, connected by their sides, become void.")
+    ] = 0,
+    alpha: Annotated[float, typer.Option(metavar="0..1", help="overlay: of the colours over the picture.")] = 0.5,
+    masks: Annotated[str, typer.Option(help="json: rle (COCO's), polygons (GeoJSON's), png (in base64), or none.")] = (
+        "rle"
+    ),
+    simplify: Annotated[
+        float, typer.Option(metavar="PIXELS", help="json: how far an outline may move for fewer corners.")
+    ] = 0.0,
+    confidence: Annotated[
+        bool, typer.Option("--confidence", help="json: add the confidence as a grey PNG in base64.")
+    ] = False,
+    bands: Annotated[
+        str, typer.Option(metavar="R,G,B", help="geotiff: the bands to see as red, green and blue, from 1.")
+    ] = "1,2,3",
+    scale: Annotated[
+        str,
+        typer.Option(metavar="LOW,HIGH", help="geotiff: samples to see as 0 and 255 (default: the type's full range)."),
+    ] = "",
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Going on, try again what could not be labelled before.")
+    ] = False,
+    ray: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Run on Ray: `local` for this machine's cores, or a cluster's address."),
+    ] = "",
+    actors: Annotated[
+        int, typer.Option(min=0, help="Ray: engines at once, a core (or a GPU) each (default: all there are).")
+    ] = 0,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Holds the service's key (default: the environment's PREDICT_KEY)."),
+    ] = None,
+    engine: Engine = "auto",
+    precision: Precision = "auto",
+    device: Device = "auto",
+) -> None:
+    """Write a mask for each picture, and a manifest: a row a picture. Stopped or killed, the same command goes on.
+
+    A picture that cannot be read stands in the manifest with the reason, and the others go on; then exit code 1. What
+    is left out becomes void: 255, transparent in png, the picture itself in overlay.
+    """
+    from maskserve.predict.job import Job, key_from, numbers
+    from maskserve.predict.pipeline import run
+    from models.outputs.options import Options
+
+    names = tuple(name.strip() for name in classes.split(",") if name.strip())
+    job = Job(
+        model=model,
+        target=out,
+        format=format,
+        options=Options(alpha, names, min_confidence, min_area, simplify, masks, confidence),
+        engine=engine,
+        precision=precision,
+        device=device,
+        bands=numbers(bands, "bands", 3, int),
+        scale=numbers(scale, "scale", 2, float) if scale else None,
+        key=key_from(key_file),
+    )
+    if not run(job, sources, Console(stderr=True), retry_errors, ray, actors):
+        raise typer.Exit(1)

@@ -1,0 +1,158 @@
+"""The run on Ray Data: a pool of actors with an engine each, to which the pictures' addresses are streamed.
+
+What goes through Ray is small: addresses there, rows back. Pictures are read and masks put by the actors, so that they
+must see sources and target as the driver does: an object store, or a folder that all machines share. The driver alone
+keeps the manifest.
+"""
+
+import json
+import logging
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from maskserve.client import ClientError
+from maskserve.predict.job import Job
+from maskserve.predict.manifest import Row
+from maskserve.predict.sources import Picture, Root
+from maskserve.predict.work import Work
+from models import errors
+from models.errors import MaskserveError, RunError, first_line
+
+BLOCK = 16  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
+STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
+LOCAL = "local"
+STOP = "stop"  # in place of a row: the name of an error in models/errors.py
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a block that is labelled again is no error
+}
+
+
+class Actor:
+    """An engine on a core, or a GPU, of its own."""
+
+    def __init__(self, job: Job, far: bool, home: str) -> None:
+        """`home` of the driver's user, where credentials are, and the compiled graphs."""
+        os.environ["HOME"] = home
+        self.work: Work | None = None
+        self.opened = job, far
+
+    def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
+        """Addresses -> rows as JSON, or what stops the run: raised here, it would reach the driver as a text of Ray's."""
+        try:
+            return {"row": [json.dumps(asdict(row)) for row in self._rows(block)]}
+        except (MaskserveError, ClientError) as error:
+            return {"row": [json.dumps({STOP: type(error).__name__, "sentence": str(error)})]}
+
+    def _rows(self, block: dict[str, Any]) -> list[Row]:
+        self.work = self.work or Work(*self.opened)
+        roots = {address: Root(address) for address in set(map(str, block["root"]))}
+        places = zip(map(str, block["root"]), map(str, block["name"]), strict=True)
+        with ThreadPoolExecutor(self.work.threads) as pool:
+            return list(pool.map(self.work, [Picture(roots[root], name) for root, name in places]))
+
+
+def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], address: str, actors: int = 0) -> None:
+    """Label the pictures by so many actors; `took` gets their rows in this process.
+
+    Raises: RunError where the cluster cannot be reached, or for what stops the run.
+    """
+    job = replace(job, threads=job.threads or 1, target=_whole(job.target), model=_whole(job.model))
+    with cluster(address) as ray:
+        total = ray.cluster_resources()
+        gpu = job.device == "cuda" or (job.device == "auto" and total.get("GPU", 0) > 0 and not job.served)
+        actors = actors or max(1, int(total.get("GPU" if gpu else "CPU", 1)))
+        blocks = min(-(-len(pictures) // BLOCK), max(1, len(pictures)))
+        rows = ray.data.from_items(
+            [{"root": picture.root.address, "name": picture.name} for picture in pictures], override_num_blocks=blocks
+        ).map_batches(
+            Actor,
+            fn_constructor_args=(job, any(picture.root.remote for picture in pictures), str(Path.home())),
+            batch_size=None,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=0 if gpu else 1,
+            num_gpus=1 if gpu else 0,
+        )
+        for block in rows.iter_batches(batch_size=None):
+            for row in map(json.loads, map(str, block["row"])):
+                if STOP in row:
+                    raise getattr(errors, row[STOP], RunError)(row["sentence"])
+                took(Row(**row))
+
+
+@contextmanager
+def cluster(address: str) -> Iterator[Any]:
+    """Ray, connected; one that was started here ends with the block. Raises: RunError."""
+    os.environ.update(QUIET)
+    if address == LOCAL:  # it listens on all interfaces, and who may call it may run what he likes
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # once: the first is kept in the process
+    import ray
+    import ray.data
+
+    home = tempfile.TemporaryDirectory(prefix="maskserve-ray-")
+    try:
+        if address == LOCAL:
+            _start(ray, Path(home.name))
+        else:
+            check_there(address)
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        yield ray
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
+        raise RunError(
+            f"Ray ({address}) stopped the run: {first_line(error)}. What is labelled so far is kept: the same command goes on."
+        ) from error
+    finally:
+        ray.shutdown()
+        home.cleanup()
+
+
+def _start(ray: Any, home: Path) -> None:
+    """Ray on this machine, heard by nobody else.
+
+    Where usage statistics are off, it still finds out for them in which cloud it is, by requests to the addresses of three;
+    unless a file at home tells. So its own processes get a home with such a file; the actors have ours.
+    """
+    (home / "ray_bootstrap_config.yaml").write_text("{}")
+    ours = os.environ.get("HOME", "")
+    os.environ["HOME"] = str(home)
+    try:
+        ray.init(
+            LOCAL,
+            include_dashboard=False,
+            object_store_memory=STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    finally:
+        os.environ["HOME"] = ours
+
+
+def check_there(address: str) -> None:
+    """Raises: RunError where nobody listens at HOST:PORT: asked in vain, Ray ends the process. `auto` is for Ray to find."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise RunError(
+            f"Ray cannot be reached at {address} ({error.strerror or error}); is the cluster running there?"
+        ) from error
+
+
+def _whole(place: str) -> str:
+    """A path that means the same in another process; a URL does."""
+    return place if "://" in place else str(Path(place).absolute())

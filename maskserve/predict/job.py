@@ -1,0 +1,107 @@
+"""What a run is asked to do: all that a process must know to take part in it, here or on another machine."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from models.errors import ConfigError
+from models.outputs import OUTPUTS
+from models.outputs.options import Options
+
+Number = TypeVar("Number", int, float)
+
+# What has no file a picture in `models/outputs`: masks that stand in the manifest, and rasters that go by windows.
+PARQUET, GEOTIFF = "parquet", "geotiff"
+
+# Not MASKSERVE_...: the service reads all of those as its settings and stops at one that it does not know.
+KEY_VARIABLE = "PREDICT_KEY"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Frozen and picklable. Raises: ConfigError for what cannot be asked together."""
+
+    model: str  # a bundle's folder, or the URL of a service
+    target: str  # a folder, or a URL that fsspec writes to
+    format: str = "png"
+    options: Options = Options()  # noqa: RUF009  # it is frozen
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    bands: tuple[int, ...] = (1, 2, 3)  # geotiff: of the raster, from 1: red, green, blue
+    scale: tuple[float, ...] | None = None  # geotiff: the samples that become 0 and 255; None: the type's full range
+    key: str = field(default="", repr=False)  # of the service
+    threads: int = 0  # of one inference; 0: the engine's choice
+
+    def __post_init__(self) -> None:
+        formats = (*OUTPUTS, PARQUET, GEOTIFF)
+        if self.format not in formats:
+            raise ConfigError(f"The format {self.format!r} is not known; choose from {', '.join(formats)}.")
+        if self.format == GEOTIFF and self.served:
+            raise ConfigError("A raster goes by windows through a bundle; a service takes whole pictures alone.")
+        if self.format == GEOTIFF and self.options.min_area:
+            raise ConfigError("A raster goes by windows, which regions cross: leave --min-area out.")
+        if self.scale and self.scale[0] >= self.scale[1]:
+            raise ConfigError(f"The scale {self.scale[0]:g},{self.scale[1]:g} is empty; wanted is LOW,HIGH.")
+        if min(self.bands) < 1:
+            raise ConfigError("Bands are counted from 1, as in --bands 3,2,1.")
+
+    @property
+    def served(self) -> bool:
+        """Whether the model is a service."""
+        return self.model.startswith(("http://", "https://"))
+
+    @property
+    def suffix(self) -> str:
+        """Of the masks' files; empty where they stand in the manifest."""
+        if self.format == PARQUET:
+            return ""
+        suffix: str = ".tif" if self.format == GEOTIFF else OUTPUTS[self.format].SUFFIX
+        return suffix
+
+    def sealed(self, model: str) -> dict[str, Any]:
+        """What all masks of one target have in common; `model` names the bundle's content. JSON holds it as it is."""
+        raster = {"bands": list(self.bands), "scale": list(self.scale or [])} if self.format == GEOTIFF else {}
+        options = asdict(self.options) | {"classes": list(self.options.classes)}
+        return {"model": model, "format": self.format, "precision": self.precision, **options, **raster}
+
+
+def numbers(text: str, name: str, count: int, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """So many numbers, separated by commas. Raises: ConfigError."""
+    try:
+        found = tuple(kind(word) for word in text.split(","))
+    except ValueError:
+        found = ()
+    if len(found) != count:
+        raise ConfigError(f"--{name} is {text!r}; wanted are {count} numbers, separated by commas.")
+    return found
+
+
+def key_from(file: Path | None) -> str:
+    """The service's key, from a file or the environment: on the command line every user of the machine could read it."""
+    return file.read_text().strip() if file else os.environ.get(KEY_VARIABLE, "")
+
+
+def check_extra(package: str, extra: str, what: str) -> None:
+    """Raises: ConfigError where a package of one of the extras is not installed."""
+    if not installed(package):
+        raise ConfigError(
+            f"{what} needs {package}, which is not installed: install maskserve with the extra [{extra}]."
+        )
+
+
+def installed(package: str) -> bool:
+    """Whether a package is here; it is not imported yet."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # barred, as in models/__init__.py
+        return False
+
+
+def short(model: str) -> str:
+    """As the service's X-Model: the name and the first twelve digits of the hash."""
+    name, _, digits = model.rpartition("@")
+    return f"{name}@{digits[:12]}"

@@ -1,0 +1,63 @@
+"""Rows of the manifest as Parquet (`manifest.py` tells what their columns are); pyarrow comes with the extra [batch]."""
+
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+GROUP = 10_000  # rows that are held at once
+
+
+def schema() -> "pa.Schema":
+    """The columns of `manifest.Row`."""
+    import pyarrow as pa
+
+    entry = [("label", pa.uint8()), ("name", pa.string()), ("share", pa.float64()), ("rle", pa.string())]
+    return pa.schema(
+        [
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("mask", pa.string()),
+            pa.field("error", pa.string()),
+            pa.field("height", pa.int32()),
+            pa.field("width", pa.int32()),
+            pa.field("classes", pa.list_(pa.struct(entry))),
+            pa.field("milliseconds", pa.float64()),
+            pa.field("model", pa.string()),
+        ]
+    )
+
+
+def write(file: Path | io.BytesIO, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a table, a group of rows at a time. Raises: OSError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = schema()
+    with pq.ParquetWriter(file, columns, compression="zstd") as writer:
+        for group in _groups(rows):
+            writer.write_table(pa.Table.from_pylist(group, columns))
+
+
+def as_bytes(rows: list[dict[str, Any]]) -> bytes:
+    """The rows as a Parquet file."""
+    buffer = io.BytesIO()
+    write(buffer, rows)
+    return buffer.getvalue()
+
+
+def rows_of(data: bytes) -> list[dict[str, Any]]:
+    """The rows of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
+    return rows
+
+
+def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    left = iter(rows)
+    while group := list(islice(left, GROUP)):
+        yield group

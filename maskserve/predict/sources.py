@@ -1,0 +1,183 @@
+"""Which pictures there are, and their bytes. What is on this machine is read without fsspec; all else through it."""
+
+import glob
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
+from models.image import SUFFIXES
+
+ARCHIVE = ".zip"
+MAGIC = frozenset("*?[")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A place below which pictures lie: an absolute folder, or a URL for fsspec, whose chains are in order `a://x::b://y`."""
+
+    address: str
+
+    @property
+    def remote(self) -> bool:
+        """Whether fsspec reads it."""
+        return "://" in self.address
+
+    def whole(self, name: str) -> str:
+        """The address of a picture, by its name below the root."""
+        head, chain, rest = self.address.partition("::")
+        return f"{head}{'' if head.endswith('/') else '/'}{name}{chain}{rest}"
+
+    def read(self, name: str) -> bytes:
+        """A picture's bytes. Raises: DataError where it cannot be opened; RunError where the store cannot be reached."""
+        if not self.remote:
+            try:
+                return Path(self.address, name).read_bytes()
+            except OSError as error:
+                raise DataError(f"{self.whole(name)}: cannot be opened ({error.strerror}).") from error
+        with reached(self.whole(name)):
+            system, folder = opened(self.address)
+            try:
+                data: bytes = system.cat_file(f"{folder}/{name}" if folder else name)
+                return data
+            except FileNotFoundError as error:
+                raise DataError(f"{self.whole(name)}: is not there any more.") from error
+
+    @contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A picture as a file of this machine, for who reads parts of it. Raises: as `read`."""
+        if not self.remote:
+            yield Path(self.address, name)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / PurePosixPath(name).name
+            copy.write_bytes(b"")
+            with reached(self.whole(name)):
+                system, above = opened(self.address)
+                system.get_file(f"{above}/{name}" if above else name, str(copy))
+            yield copy
+
+
+class Picture(NamedTuple):
+    """One of the pictures: its root is shared with others, for there may be a million."""
+
+    root: Root
+    name: str  # below the root, with /: also the place of its mask below the target
+
+    @property
+    def path(self) -> str:
+        """Its whole address, by which the manifest knows it."""
+        return self.root.whole(self.name)
+
+
+def find(words: Iterable[str], leave: Path | None = None) -> Iterator[Picture]:
+    """The pictures that the words name, each folder's in order; what lies below the folder `leave` is none of them.
+
+    Raises: DataError for a word that names no picture, RunError for a store that cannot be reached.
+    """
+    for word in (word.removeprefix("file://") for word in words):
+        root, names = _remote(word) if _is_remote(word) else _local(word, leave)
+        if not names:
+            raise DataError(f"{word} holds no picture; wanted are files ending in {', '.join(sorted(SUFFIXES))}.")
+        for name in names:
+            if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")):
+                raise DataError(f"{word} holds a file named {name!r}, whose mask would lie outside the target.")
+            yield Picture(root, name)
+
+
+def _is_remote(word: str) -> bool:
+    return "://" in word or "::" in word or (word.lower().endswith(ARCHIVE) and Path(word).is_file())
+
+
+def _local(word: str, leave: Path | None) -> tuple[Root, list[str]]:
+    path = Path(os.path.abspath(word))
+    if path.is_dir():
+        return Root(str(path)), [place.relative_to(path).as_posix() for place in _pictures_below(path, leave)]
+    if path.is_file():
+        return Root(str(path.parent)), [path.name]
+    if not MAGIC & set(word):
+        raise DataError(f"{word} is not there; name pictures, folders, globs, zip files or URLs of them.")
+    top = Path(*_before_magic(path.parts))
+    found = (Path(name) for name in glob.iglob(str(path), recursive=True))
+    kept = sorted(place for place in found if _is_picture(place.name) and place.is_file() and not _below(place, leave))
+    return Root(str(top)), [place.relative_to(top).as_posix() for place in kept]
+
+
+def _pictures_below(folder: Path, leave: Path | None) -> list[Path]:
+    found = []
+    for above, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(above, name) != leave]
+        found += [Path(above, name) for name in files if _is_picture(name)]
+    return sorted(found)
+
+
+def _below(place: Path, folder: Path | None) -> bool:
+    return folder is not None and place.is_relative_to(folder)
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def _remote(word: str) -> tuple[Root, list[str]]:
+    url = word if "://" in word or "::" in word else os.path.abspath(word)
+    if url.lower().endswith(ARCHIVE) and "::" not in url:
+        url = f"zip://::{url}"
+    with reached(word):
+        head, chain, rest = url.partition("::")
+        scheme, _, path = head.partition("://")
+        parts = _before_magic(path.split("/"))
+        pattern = len(parts) < len(path.split("/"))
+        top = f"{scheme}://{'/'.join(parts)}"
+        system, above = opened(top + chain + rest)
+        if pattern:
+            names = system.glob(_path_of(url))
+        elif above and system.isfile(above):
+            top, above = f"{scheme}://{'/'.join(parts[:-1])}", above.rpartition("/")[0]
+            return Root(top + chain + rest), [parts[-1]]
+        else:
+            names = system.find(above)
+        names = [name.removeprefix(above).lstrip("/") for name in sorted(names) if _is_picture(name)]
+        return Root(top + chain + rest), names
+
+
+def _before_magic(parts: "tuple[str, ...] | list[str]") -> list[str]:
+    """A path's parts before the first that is a pattern."""
+    first = next((place for place, part in enumerate(parts) if MAGIC & set(part)), len(parts))
+    return list(parts[:first])
+
+
+def _path_of(url: str) -> str:
+    """A URL's path as its file system writes it, pattern and all."""
+    return str(opened(url)[1])
+
+
+def opened(url: str) -> tuple[Any, str]:
+    """The file system of a URL, and the path there. Listings are not kept: a run may go on for days."""
+    import fsspec
+
+    system, path = fsspec.url_to_fs(url)
+    return system, path.rstrip("/")
+
+
+@contextmanager
+def reached(address: str) -> Iterator[None]:
+    """What a store can answer, in the house's words. Raises: ConfigError for a package that is missing, RunError."""
+    try:
+        yield
+    except MaskserveError:
+        raise
+    except ImportError as error:
+        raise ConfigError(
+            f"{address} needs a package that is not here ({first_line(error)}): install the extra [batch], or that package."
+        ) from error
+    except Exception as error:  # each file system has its own
+        refused = isinstance(error, PermissionError) or "credential" in type(error).__name__.lower()
+        why = "the credentials were refused or are missing" if refused else "the store cannot be reached or read"
+        raise RunError(
+            f"{address}: {why} ({first_line(error)}). Once that is mended, the same command goes on from here."
+        ) from error

@@ -1,0 +1,112 @@
+"""Which pictures the words name, and how they are read."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from maskserve.predict.sources import find
+from models.errors import ConfigError, DataError, RunError
+from tests.maskserve.predicting import pictures
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    return tmp_path / "in"
+
+
+def names(*words: Path | str, leave: Path | None = None) -> list[str]:
+    return [picture.name for picture in find(map(str, words), leave)]
+
+
+def test_folders_keep_their_order_and_places(folder: Path) -> None:
+    assert names(folder) == ["0001.png", "0003.png", "deep/0000.png", "deep/0002.png"]
+    assert names(folder / "0001.png", folder / "deep") == ["0001.png", "0000.png", "0002.png"]
+
+
+def test_a_target_among_the_sources_is_none_of_them(folder: Path) -> None:
+    assert names(folder, leave=folder / "deep") == ["0001.png", "0003.png"]
+    assert names(folder / "*" / "*.png", folder, leave=folder / "deep" / "x")[:2] == ["deep/0000.png", "deep/0002.png"]
+
+
+def test_globs_keep_what_is_behind_their_fixed_part(folder: Path) -> None:
+    assert names(folder / "**" / "*0[02].png") == ["deep/0000.png", "deep/0002.png"]
+    assert names(folder / "*.*") == ["0001.png", "0003.png"]
+    with pytest.raises(DataError, match=r"\*\.bmp holds no picture"):
+        names(folder / "*.bmp")
+
+
+def test_a_name_that_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
+    (file,) = pictures(tmp_path / "a[1]", 1)
+    assert names(file, tmp_path / "a[1]") == ["0000.png", "deep/0000.png"]
+
+
+def test_archives_are_folders(folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
+        for file in folder.rglob("*.*"):
+            archive.write(file, file.relative_to(tmp_path))
+    found = list(find([str(tmp_path / "in.zip")]))
+    assert [picture.name for picture in found] == [f"in/{name}" for name in names(folder)]
+    assert found[0].path == f"zip://in/0001.png::{tmp_path}/in.zip"
+    assert found[0].root.read(found[0].name) == (folder / "0001.png").read_bytes()
+    assert names(f"zip://in/deep/*.png::{tmp_path}/in.zip") == ["0000.png", "0002.png"]
+
+
+@pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png"])
+def test_an_archive_cannot_lead_a_mask_out_of_the_target(name: str, folder: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
+        archive.writestr(name, (folder / "0001.png").read_bytes())
+    with pytest.raises(DataError, match="whose mask would lie outside the target"):
+        names(tmp_path / "evil.zip")
+
+
+def test_what_fsspec_knows_is_read(folder: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in folder.rglob("*.*"):
+        memory.pipe_file(f"/sources/{file.relative_to(folder)}", file.read_bytes())
+    try:
+        assert names("memory://sources") == names(folder)
+        assert names("memory://sources/deep/0000.png", "memory://sources/*1.png") == ["0000.png", "0001.png"]
+        (picture,) = find(["memory://sources/0003.png"])
+        assert picture.path == "memory://sources/0003.png"
+        assert picture.root.read(picture.name) == (folder / "0003.png").read_bytes()
+        with picture.root.local(picture.name) as copy:
+            assert copy.read_bytes() == (folder / "0003.png").read_bytes()
+        memory.rm("/sources/0003.png")
+        with pytest.raises(DataError, match="is not there any more"):
+            picture.root.read(picture.name)
+    finally:
+        memory.rm("/sources", recursive=True)
+
+
+def test_a_file_url_is_a_path(folder: Path) -> None:
+    (picture,) = find([f"file://{folder}/0001.png"])
+    assert picture.path == f"{folder}/0001.png"
+
+
+@pytest.mark.parametrize(
+    ("word", "error", "sentence"),
+    [
+        ("none.png", DataError, "none.png is not there; name pictures, folders, globs, zip files or URLs of them."),
+        (".", DataError, r"\. holds no picture; wanted are files ending in \.avif"),
+        ("abacus://a/b.png", RunError, "abacus://a/b.png: .*Protocol not known: abacus"),
+        ("gs://bucket/a", ConfigError, "gs://bucket/a needs a package that is not here .*gcsfs.* extra .batch."),
+    ],
+)
+def test_what_is_not_there_is_one_sentence(
+    word: str, error: type[Exception], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=sentence):
+        names(word)
+
+
+def test_a_source_that_vanishes_is_named(folder: Path) -> None:
+    (picture,) = find([str(folder / "0001.png")])
+    (folder / "0001.png").unlink()
+    with pytest.raises(DataError, match=r"0001.png: cannot be opened \(No such file or directory\)"):
+        picture.root.read(picture.name)
