@@ -19,6 +19,7 @@ from training.data.shapes import CLASSES, draw
 ROOT = Path(__file__).parents[2]
 VERBS = (
     "models",
+    "containerize",
     "train",
     "export",
     "import",

@@ -152,7 +152,7 @@ def test_what_a_stranger_says_is_no_json_object(content: bytes) -> None:
                 call()
 
 
-@pytest.mark.parametrize(("status", "kind"), {row[:2] for row in ERRORS.values()})
+@pytest.mark.parametrize(("status", "kind"), sorted({row[:2] for row in ERRORS.values()}))
 def test_every_error_of_the_service_has_its_type(status: int, kind: str) -> None:
     problem = {"type": TYPE + kind, "title": "T", "status": status, "detail": "D", "request_id": "R"}
     error = error_of_problem(problem)
