@@ -34,7 +34,7 @@ test: $(READY)  ## the test suite
 	@$(PYTEST) -m "not slow and not browser and not container"
 
 test-slow: $(READY)  ## what takes longer: trainings that are killed and go on, every encoder
-	@$(PYTEST) -m slow
+	@$(BIN)/python -m pytest -m slow
 
 test-page: $(READY)  ## the web page in a real Chromium
 	@$(BIN)/python -m pytest -m browser

@@ -43,7 +43,7 @@ class Sight:
         """Wait until a picture is labelled and drawn."""
         self.page.wait_for_selector("#working", state="hidden")
         self.page.wait_for_selector("#result:not([hidden])")
-        self.page.wait_for_timeout(150)  # the worker draws with the next frames
+        self.page.wait_for_timeout(300)  # the worker draws with the next frames
 
     def status(self, words: str) -> str:
         """Wait for a word on the state of things, and give all of it."""
@@ -52,7 +52,7 @@ class Sight:
 
     def screen(self) -> np.ndarray:
         """The view, RGB uint8 H x W x 3."""
-        self.page.wait_for_timeout(100)
+        self.page.wait_for_timeout(150)
         shot = self.page.screenshot(clip=self.page.locator("#view").bounding_box())
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 

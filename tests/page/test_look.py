@@ -40,8 +40,12 @@ def under_colours(url: str, shown: list[str] | None = None, opacity: float = OPA
 
 
 def check_seen(sight: Sight, expected: np.ndarray, tolerance: float = 3) -> None:
-    seen = sight.pixels(*expected.shape[:2])
-    assert np.abs(seen - expected).max() <= tolerance
+    """The worker draws when it has time: looked at until it is so, or some seconds have passed."""
+    for _ in range(20):
+        off = np.abs(sight.pixels(*expected.shape[:2]) - expected).max()
+        if off <= tolerance:
+            break
+    assert off <= tolerance
 
 
 @pytest.fixture
@@ -131,8 +135,7 @@ def test_what_lies_under_the_pointer_is_read_out(sight: Sight, url: str) -> None
     left, top = box["x"] + (box["width"] - 80 * scale) / 2, box["y"] + (box["height"] - 60 * scale) / 2
     for x, y in ((3, 4), (70, 5), (40, 30), (10, 55)):
         sight.page.mouse.move(left + (x + 0.5) * scale, top + (y + 0.5) * scale)
-        sight.page.wait_for_timeout(150)
-        assert sight.page.get_attribute("#readout", "title") == f"pixel {x}, {y}"
+        sight.page.wait_for_selector(f"#readout[title='pixel {x}, {y}']")
         name, confidence = sight.page.inner_text("#readout").removesuffix(" sure").split(" · ")
         assert name == names[found[y, x]]
         assert float(confidence.strip("<%")) == pytest.approx(sure[y, x] * 100, abs=0.51)
@@ -156,8 +159,7 @@ def test_zoom_and_move_by_wheel_pointer_and_keys(sight: Sight, url: str) -> None
     sight.page.focus("#view")
     for key in ("ArrowLeft", "ArrowUp", "+", "-"):
         sight.page.keyboard.press(key)
-    sight.page.wait_for_timeout(150)
-    assert sight.page.is_visible("#readout") and "sure" in sight.page.inner_text("#readout")
+    sight.page.wait_for_selector("#readout:has-text('sure')")
     sight.page.keyboard.press("0")
     sight.page.evaluate("document.activeElement.blur()")
     assert np.abs(sight.screen().astype(int) - whole).mean() < 1
@@ -200,6 +202,7 @@ def test_what_is_shown_is_what_was_labelled(open_page: Open, url: str, format: s
     sight.bring("picture", sent)
     sight.result()
     sight.slide("opacity", 0)
+    sight.page.wait_for_timeout(300)
     assert np.abs(sight.pixels(*expected.shape[:2]) - expected).mean() < 8
 
 
