@@ -1,6 +1,7 @@
 """A service that asks for a key and lets nobody wait, for what clients meet of both."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -14,11 +15,12 @@ KEY, HASH = new_key()
 @pytest.fixture(scope="session")
 def strict_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real service with a key, no places to wait, and one for bodies that come in."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"API_KEYS": HASH, "QUEUE": "0", "MAX_UPLOADS": "1"}.items():
-            patch.setenv(f"MASKSERVE_{name}", value)
-        with running(small_bundle(tmp_path_factory.mktemp("strict") / "small")) as url:
-            yield url
+    with ExitStack() as started:
+        with pytest.MonkeyPatch.context() as patch:  # until it has started: other tests start services without a key
+            for name, value in {"API_KEYS": HASH, "QUEUE": "0", "MAX_UPLOADS": "1"}.items():
+                patch.setenv(f"MASKSERVE_{name}", value)
+            url = started.enter_context(running(small_bundle(tmp_path_factory.mktemp("strict") / "small")))
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,8 @@ def test_serving_from_a_folder_with_models_of_its_own(
         child.send_signal(stop)
         child.communicate(timeout=60)
     finally:
-        child.kill()
+        child.terminate()  # a kill would leave its server behind
+        child.wait(60)
     assert child.returncode == 0
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0

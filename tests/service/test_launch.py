@@ -164,14 +164,17 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
     with subprocess.Popen(
         [sys.executable, "-c", start], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as caller:
-        assert caller.stdout is not None and caller.stderr is not None
-        told, line = caller.stdout.readline(), caller.stdout.readline()
-        assert told.startswith("tiny runs on openvino: the first that can run it here; f32: ")
-        assert line == f"maskserve answers at http://{LOOPBACK}:{port} (Ctrl-C stops it)\n"
-        assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
-        caller.send_signal(number)
-        assert caller.wait(30) == 0
-        assert (caller.stdout.read(), caller.stderr.read()) == ("", "")
+        try:
+            assert caller.stdout is not None and caller.stderr is not None
+            told, line = caller.stdout.readline(), caller.stdout.readline()
+            assert told.startswith("tiny runs on openvino: the first that can run it here; f32: ")
+            assert line == f"maskserve answers at http://{LOOPBACK}:{port} (Ctrl-C stops it)\n"
+            assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
+            caller.send_signal(number)
+            assert caller.wait(30) == 0
+            assert (caller.stdout.read(), caller.stderr.read()) == ("", "")
+        finally:
+            caller.terminate()  # after a failure: the block waits for its end
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
     assert not left
 
