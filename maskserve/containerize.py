@@ -30,8 +30,10 @@ ENGINES = ("docker", "podman", "nerdctl")  # each builds an image and runs it
 GPU_EXTRAS = "onnxruntime-gpu[cuda,cudnn]==1.31.1"
 PROBE_SECONDS = 30
 
+# As BentoML wants them: of what the engines take, it refuses a tag that begins with an underscore.
 _PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
-TAG = re.compile(rf"(?:[a-z0-9.-]+(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?")
+_NAME = rf"(?:[a-z0-9][a-z0-9.-]*(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9][A-Za-z0-9_.-]{{0,127}})?"
+TAG, BASE = re.compile(_NAME), re.compile(rf"{_NAME}(?:@sha256:[0-9a-f]{{64}})?")
 
 
 def containerize(
@@ -50,8 +52,8 @@ def containerize(
     """Make a container image of the service with BUNDLE inside. Needs docker, podman or nerdctl; takes some minutes."""
     from models.errors import ConfigError
 
-    for name, value in (("--tag", tag), ("--base", base)):
-        if value is not None and not TAG.fullmatch(value):
+    for name, value, pattern in (("--tag", tag, TAG), ("--base", base, BASE)):
+        if value is not None and not pattern.fullmatch(value):
             raise ConfigError(f"{name} {value!r} is no image name, such as registry.example.org/team/maskserve:1.0.")
     opened = _verified(bundle)
     chosen = _engine(engine)
@@ -62,6 +64,8 @@ def containerize(
     held = f"{opened.spec.name}@{opened.hash[:12]}"
     console.print(f"{image} holds the bundle {held}; {_size(chosen, image)}. Run it:", markup=False)
     console.print(f"  {_run_line(chosen, image, gpu)}", markup=False)
+    if "/" in image:
+        console.print(f"It is on this machine alone: `{chosen} push {image}` hands it to others.", markup=False)
 
 
 def _verified(folder: Path) -> "Bundle":
@@ -123,12 +127,19 @@ def _labels(bundle: "Bundle") -> dict[str, str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     labels = {
         "org.opencontainers.image.version": project["version"],
-        "org.opencontainers.image.revision": _git("rev-parse", "HEAD"),
+        "org.opencontainers.image.revision": _revision(),
         "org.opencontainers.image.source": _public(_git("remote", "get-url", "origin")),
         "maskserve.bundle.name": bundle.spec.name,
         "maskserve.bundle.hash": bundle.hash,
     }
     return {key: value for key, value in labels.items() if value}
+
+
+def _revision() -> str:
+    """The commit that goes in, with `-dirty` where what goes in differs; nothing outside a clone of ours."""
+    if _git("rev-parse", "--show-toplevel") != str(ROOT):  # it may lie in a repository of something else
+        return ""
+    return _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--", *SOURCES, *FILES) else "")
 
 
 def _git(*words: str) -> str:
@@ -208,7 +219,12 @@ def _why(log: str) -> str:
     lines = [re.sub(r"^(INFO|bentoml\.exceptions\.\w+): ", "", line) for line in said]
     full = [line for line in lines if "no space left" in line.lower()]
     errors = [line for line in lines if re.match(r"(\w+: )*(error|fatal)\b", line, re.IGNORECASE)]
-    return (full or errors or lines or ["nothing was said."])[-1][:500]
+    why = (full or errors or lines or ["nothing was said."])[-1]
+    if code := re.search(r"exit (status|code):? \d+$", why):  # of a step of the build: what the step said stands before
+        # BuildKit says it again, between two lines of dashes, and then shows the Dockerfile.
+        end = max((place for place, line in enumerate(lines) if line == "------"), default=lines.index(why))
+        why = f"{lines[end - 1]} ({code[0]})" if end else why
+    return why[:500]
 
 
 def _size(engine: str, image: str) -> str:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import IO
 
 import httpx
+import psutil
 
 from models import QUIET
 from models.bundle import SUMS, open_bundle
@@ -30,13 +31,13 @@ from service.settings import read_settings
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 READY_SECONDS = 180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
-STOP_SECONDS = 20  # how long requests in flight may take to end
 LOG_TAIL = 4000  # characters
 
 
 def serve(bundle: Path, host: str, port: int) -> int:
     """Serve a bundle, or a folder of bundles, until Ctrl-C or SIGTERM; prints what runs it, and the address, once it is ready.
 
+    What was accepted is answered before it ends; a second Ctrl-C or SIGTERM does not wait for that.
     Returns: the exit code, 0 after a stop that was asked for.
     Raises: BundleError, ConfigError, StartError: each says in a sentence why nothing is served.
     """
@@ -46,6 +47,8 @@ def serve(bundle: Path, host: str, port: int) -> int:
 
         def ask_to_stop(number: int, frame: FrameType | None) -> None:
             nonlocal stop
+            if stop:
+                _kill(server.child)
             stop = True
             server.child.terminate()
 
@@ -109,7 +112,7 @@ def process(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterat
 
     `log` takes what it writes; None is the caller's own output. Raises: ConfigError, StartError.
     """
-    read_settings(bundle)  # here it costs a sentence; in the child, an exit code and a log
+    settings = read_settings(bundle)  # here it costs a sentence; in the child, an exit code and a log
     address = _address(host)
     _check_free(address, port)
     home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there; the caller's home stays as it is
@@ -117,14 +120,14 @@ def process(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterat
     environment.pop("PYTHONSAFEPATH", None)  # our rooms are found because Python puts the working directory first
     # Quiet takes away BentoML's chatter and a line for each request; errors come through.
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Maskserve", "--working-dir", str(ROOT), "--quiet"]
-    command += ["--host", address, "--port", str(port), "--timeout-graceful-shutdown", str(STOP_SECONDS)]
+    command += ["--host", address, "--port", str(port), "--timeout-graceful-shutdown", str(settings.stop_seconds)]
     child = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
     try:
         yield Server(child, _url(address, port), log)
     finally:
-        _stop(child)
+        _stop(child, settings.stop_seconds)
         shutil.rmtree(home, ignore_errors=True)
 
 
@@ -206,12 +209,21 @@ def _check_free(address: str, port: int) -> None:
             raise StartError(f"Port {port} of {address} cannot be had ({error}); choose another --port.") from error
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End the process and its group: by asking, and after a while by force."""
+def _stop(child: subprocess.Popen[bytes], patience: int) -> None:
+    """End the process and its workers: by asking, and after so many seconds by force."""
     if child.poll() is None:
         child.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(STOP_SECONDS + 5)
-    with suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    try:
+        child.wait(patience + 5)
+    except subprocess.TimeoutExpired:
+        _kill(child)
+        child.wait()
+
+
+def _kill(child: subprocess.Popen[bytes]) -> None:
+    """End it and its workers, which are in sessions of their own, at once."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(child.pid)
+        for one in (parent, *parent.children(recursive=True)):  # the parent first: it would start others
+            with suppress(psutil.NoSuchProcess):
+                one.kill()

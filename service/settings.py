@@ -1,6 +1,7 @@
 """What the environment may say to the service: one `MASKSERVE_*` variable a field. Unknown ones stop the start."""
 
 import difflib
+import math
 import os
 import re
 from pathlib import Path
@@ -105,6 +106,11 @@ class Settings(BaseSettings):
             if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
                 raise ValueError(f"{origin!r} is no origin, such as https://example.org or http://localhost:8080")
         return origins
+
+    @property
+    def stop_seconds(self) -> int:
+        """How long a request that was accepted may take to end, and a stop therefore to wait for it."""
+        return math.ceil(self.body_seconds + self.timeout_seconds)
 
     def share(self, total: int) -> int:
         """What one worker has of a limit that is divided among all."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,13 +16,15 @@ import numpy as np
 import pytest
 import yaml
 
+from maskserve.containerize import _revision
 from models.bundle import open_bundle
 from models.image import decode
 from models.segmenter import Segmenter
 from service import answers
 from service.keys import new_key
 from service.launch import free_port
-from tests.deploy.engine import BASE, Container, Image, call, find_engine, started
+from tests.deploy.engine import BASE, REQUIRED, Container, Image, call, find_engine, started
+from tests.deploy.test_manifests import resources
 from tests.models.test_hostile import FILES, HOSTILE
 from tests.service.small import small_bundle
 from tests.service.test_app import JPEG, PNG, bomb, check_problem, labels_of, turned
@@ -29,7 +32,6 @@ from tests.service.test_app import JPEG, PNG, bomb, check_problem, labels_of, tu
 pytestmark = pytest.mark.container
 
 ROOT = Path(__file__).parents[2]
-KUBERNETES = ROOT / "deploy" / "kubernetes" / "base"
 LIMIT = 750e6  # bytes, of the image without its bundle
 TAG = "maskserve-test:1"
 
@@ -151,7 +153,7 @@ def test_size_by_layer_and_package(image: Image, running: Container, tiny_bundle
 
 def test_labels(image: Image, tiny_bundle: Path) -> None:
     labels = image.inspect()["Config"]["Labels"]
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    revision = _revision()
     expected = {
         "title": "maskserve",
         "licenses": "Apache-2.0",
@@ -174,8 +176,38 @@ def test_health_check_tells_ready_from_not(image: Image, running: Container) -> 
 
 
 def test_what_was_printed_runs_it(image: Image) -> None:
-    line = image.said.splitlines()[-1].split()
-    assert line[:3] == [image.engine, "run", "--rm"] and line[-1] == TAG and "--read-only" in line
+    (line,) = (line.strip() for line in image.said.splitlines() if line.startswith("  "))
+    assert "--read-only" in line and "--cap-drop ALL" in line
+    port = free_port()
+    name = f"maskserve-test-{port}"
+    line = line.replace("127.0.0.1:3000:", f"127.0.0.1:{port}:").replace(" run ", f" run --name {name} ")
+    with subprocess.Popen(line.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as shown:
+        try:
+            container = Container(image.engine, name, f"http://127.0.0.1:{port}")
+            container.wait_until_ready()
+            labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+        finally:
+            call(image.engine, "stop", name, check=False)
+    assert shown.returncode == 0
+
+
+def test_a_worker_that_dies_is_started_again(image: Image) -> None:
+    with started(image, "-e", "MASKSERVE_WORKERS=2") as container:
+        container.wait_until_ready()
+        before = workers(container)
+        assert len(before) == 2
+        container.run("sh", "-c", f"kill -9 {before[0]}")
+        deadline = time.monotonic() + 60
+        while len(workers(container)) < 2 or before[0] in workers(container):
+            assert time.monotonic() < deadline, container.logs()
+            time.sleep(0.2)
+        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+
+
+def workers(container: Container) -> list[str]:
+    """Their process ids inside. In the pattern the brackets keep the search from finding itself."""
+    found = container.run("sh", "-c", "grep -la 'worker-i[d]' /proc/[0-9]*/cmdline").stdout
+    return sorted(line.split("/")[2] for line in found.split())
 
 
 def test_a_stop_lets_what_is_under_way_end(image: Image) -> None:
@@ -252,26 +284,29 @@ def test_the_manifests_run_as_a_pod(image: Image, tmp_path: Path) -> None:
     if image.engine != "podman":
         pytest.skip("`podman play kube` is podman's")
     key, hashed = new_key()
-    secret = yaml.safe_load((KUBERNETES / "secret.yaml").read_text())
+    found = resources("overlays/cpu")
+    secret, deployment = found["Secret"], found["Deployment"]
     secret["stringData"] = {"MASKSERVE_API_KEYS": hashed}
-    deployment = yaml.safe_load((KUBERNETES / "deployment.yaml").read_text())
-    deployment["spec"]["template"]["spec"]["containers"][0]["image"] = f"localhost/{TAG}"
-    port = free_port()
-    deployment["spec"]["template"]["spec"]["containers"][0]["ports"][0]["hostPort"] = port
+    (described,) = deployment["spec"]["template"]["spec"]["containers"]
+    described["image"] = f"localhost/{TAG}"
+    described["ports"][0]["hostPort"] = port = free_port()
+    # Names of its own: where the manifests' are in use, they stay as they are.
+    secret["metadata"]["name"] = described["envFrom"][0]["secretRef"]["name"] = "maskserve-test-keys"
+    deployment["metadata"]["name"] = "maskserve-test"
     manifest = tmp_path / "pod.yaml"
     manifest.write_text(yaml.safe_dump_all([secret, deployment]))
     played = call("podman", "play", "kube", manifest, check=False)
     if "is not valid JSON" in played.stderr:  # podman 4.3 cannot read the Secrets that it has itself stored
         call("podman", "play", "kube", "--down", manifest, check=False)
-        call("podman", "secret", "rm", "maskserve-keys", check=False)
+        call("podman", "secret", "rm", "maskserve-test-keys", check=False)
         as_json = {name: b64encode(value.encode()).decode() for name, value in secret["stringData"].items()}
         (tmp_path / "secret.json").write_text(json.dumps(as_json))
-        call("podman", "secret", "create", "maskserve-keys", tmp_path / "secret.json")
+        call("podman", "secret", "create", "maskserve-test-keys", tmp_path / "secret.json")
         manifest.write_text(yaml.safe_dump(deployment))
         played = call("podman", "play", "kube", manifest, check=False)
     try:
         assert played.returncode == 0, played.stderr
-        pod = Container("podman", "maskserve-pod-0-maskserve", f"http://127.0.0.1:{port}")
+        pod = Container("podman", "maskserve-test-pod-0-maskserve", f"http://127.0.0.1:{port}")
         pod.wait_until_ready()
         check_problem(httpx.post(f"{pod.url}/v1/segment", content=JPEG), 401)
         labels_of(httpx.post(f"{pod.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60))
@@ -279,12 +314,12 @@ def test_the_manifests_run_as_a_pod(image: Image, tmp_path: Path) -> None:
         assert pod.run("touch", "/app/here").returncode != 0
     finally:
         call("podman", "play", "kube", "--down", manifest, check=False)
-        call("podman", "secret", "rm", "maskserve-keys", check=False)
+        call("podman", "secret", "rm", "maskserve-test-keys", check=False)
 
 
 def test_compose_runs_it(image: Image) -> None:
-    if image.engine != "podman" or call("sh", "-c", "command -v podman-compose", check=False).returncode:
-        pytest.skip("podman-compose is not here")
+    if image.engine != "podman" or shutil.which("podman-compose") is None:
+        (pytest.fail if image.engine == "podman" and REQUIRED else pytest.skip)("podman-compose is not here")
     port = free_port()
     key, hashed = new_key()
     environment = {**os.environ, "IMAGE": f"localhost/{TAG}", "PORT": str(port), "MASKSERVE_API_KEYS": hashed}

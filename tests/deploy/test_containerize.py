@@ -46,7 +46,7 @@ def test_a_bad_bundle_is_refused_before_an_engine_is_looked_for(bundle: Path, co
         containerize.containerize(altered)
 
 
-BAD = ("", "Upper", "a b", "-x", "x:", "x:-1", "https://a/b", "a//b", "x:" + "y" * 129, "x;rm")
+BAD = ("", "Upper", "a b", "-x", "x:", "x:-1", "https://a/b", "a//b", "x:" + "y" * 129, "x;rm", "x:_a", "-x/y", "../x")
 
 
 @pytest.mark.parametrize("tag", BAD)
@@ -58,7 +58,8 @@ def test_a_tag_that_is_none(bundle: Path, tag: str) -> None:
 
 @pytest.mark.parametrize("tag", ["x", "x:1", "a/b", "localhost:5000/a.b_c/d--e:V1.0-x_y", "registry.example.org/a/b"])
 def test_tags_that_are_good(tag: str) -> None:
-    assert containerize.TAG.fullmatch(tag)
+    assert containerize.TAG.fullmatch(tag) and containerize.BASE.fullmatch(tag)
+    assert containerize.BASE.fullmatch(f"{tag}@sha256:{'0f' * 32}")
 
 
 @pytest.mark.parametrize("name", ["road signs v2", "Straße", "--", "日本", "a/b:c"])
@@ -101,6 +102,15 @@ def test_the_first_engine_that_works_is_taken(command: Path) -> None:
         ("INFO: STEP 1\nINFO: Error: build: no such image\nTraceback\nbentoml.exceptions.X: exit 125", "no such image"),
         ("INFO: write /app: No space left on device\nINFO: Error: exit status 1\nTraceback", "No space left"),
         ("Traceback:\n  File x\nModuleNotFoundError: No module named 'y'\n", "No module named 'y'"),
+        (
+            'STEP 1/9\nensurepip is not there\nError: building at STEP "RUN x": exit status 1\nTraceback\nX: exit 1',
+            "ensurepip is not there (exit status 1)",
+        ),
+        (
+            "#8 0.5 ensurepip\n------\n > [build 3/6] RUN x:\n0.5 ensurepip is not there\n------\nDockerfile:15\n"
+            '  15 | >>> RUN x\nERROR: failed to solve: process "x" did not complete successfully: exit code: 1\n',
+            "ensurepip is not there (exit code: 1)",
+        ),
         ("", "nothing was said"),
     ],
 )
@@ -132,6 +142,27 @@ def test_labels_name_the_bundle_and_the_clone(bundle: Path) -> None:
     assert labels["org.opencontainers.image.version"] == "0.1.0"
     assert containerize._public("https://example.org/a/b.git") == "https://example.org/a/b.git"
     assert containerize._public("https://me:secret@example.org/a") == containerize._public("/home/me/a") == ""
+
+
+def test_the_revision_is_of_what_goes_in(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containerize, "ROOT", tmp_path / "clone")
+    (tmp_path / "clone" / "service").mkdir(parents=True)
+    (tmp_path / "clone" / "service" / "app.py").write_text("")
+
+    def git(*words: str) -> None:
+        who = "-c", "user.name=a", "-c", "user.email=a@example.org"
+        subprocess.run(["git", *who, *words], cwd=tmp_path / "clone", check=True, capture_output=True)
+
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    assert containerize._revision() == ""  # an unpacked archive in somebody's own repository
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--message", "all")
+    assert re.fullmatch("[0-9a-f]{40}", containerize._revision())
+    (tmp_path / "clone" / "notes").write_text("they do not go in")
+    assert not containerize._revision().endswith("-dirty")
+    (tmp_path / "clone" / "service" / "more.py").write_text("")
+    assert containerize._revision().endswith("-dirty")
 
 
 def test_the_gpus_package_is_of_the_locked_version() -> None:

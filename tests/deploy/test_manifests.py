@@ -34,6 +34,8 @@ def resources(name: str, *components: str) -> dict[str, Any]:
         else:
             manifest = yaml.safe_load(path.read_text())
             found[manifest["kind"]] = manifest
+    for secret in told.get("secretGenerator", []):
+        found["Secret"] = generated(KUBERNETES / name, **secret)
     for component in components:
         found |= resources(component) if "resources" in kustomization(component) else {}
     patches = [(name, patch) for name in (name, *components) for patch in kustomization(name).get("patches", [])]
@@ -45,6 +47,17 @@ def resources(name: str, *components: str) -> dict[str, Any]:
         for step in yaml.safe_load((KUBERNETES / where / patch["path"]).read_text()):
             apply(target, **step)
     return found
+
+
+def generated(folder: Path, name: str, namespace: str, envs: list[str]) -> dict[str, Any]:
+    """The Secret, under the name that it has before kustomize adds a hash to it, there and where it is referred to."""
+    lines = [line for env in envs for line in (folder / env).read_text().splitlines() if line and line[0] != "#"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace},
+        "stringData": dict(line.split("=", 1) for line in lines),
+    }
 
 
 def apply(manifest: Any, op: str, path: str, value: Any) -> None:
@@ -106,8 +119,9 @@ def test_every_file_belongs_to_a_kustomization() -> None:
         told = yaml.safe_load(file.read_text())
         paths = [*told["resources"], *(patch["path"] for patch in told.get("patches", []))]
         assert all((file.parent / path).exists() for path in paths), file
+        paths += [env for secret in told.get("secretGenerator", []) for env in secret["envs"]]
         named |= {(file.parent / path).resolve() for path in paths} | {file}
-    assert set(KUBERNETES.rglob("*.yaml")) <= named
+    assert {path for path in KUBERNETES.rglob("*") if path.is_file()} <= named
 
 
 def texts() -> Iterator[tuple[Path, str]]:
@@ -150,13 +164,49 @@ def test_probes_ask_paths_that_need_no_key(overlay: str) -> None:
     assert startup["periodSeconds"] * startup["failureThreshold"] > constant("PATIENCE_SECONDS")
 
 
-def test_what_is_asked_for_after_a_stop_fits_into_the_grace() -> None:
-    drain = int(re.search(r'"--timeout-graceful-shutdown", "(\d+)"', TEMPLATE)[1])  # type: ignore[index]
-    pod = resources("overlays/cpu")["Deployment"]["spec"]["template"]["spec"]
-    wait = int(pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][-1])
-    assert pod["terminationGracePeriodSeconds"] > wait + drain
+DRAIN = int(re.search(r'"--timeout-graceful-shutdown", "(\d+)"', TEMPLATE)[1])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_stop_waits_for_all_that_was_accepted(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = resources(*OVERLAYS[overlay])
+    for name, value in environment(found).items():
+        monkeypatch.setenv(name, value)
+    assert Settings.model_validate({"bundle": Path("/bundle")}).stop_seconds <= DRAIN
+    wait = int(container(found)["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert found["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > wait + DRAIN
     grace = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["maskserve"]["stop_grace_period"]
-    assert int(grace.removesuffix("s")) > drain
+    assert int(grace.removesuffix("s")) > DRAIN
+
+
+GIB = {"Mi": 2**-10, "Gi": 1.0}
+
+
+def gib(text: str) -> float:
+    return int(text[:-2]) * GIB[text[-2:]]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_memory_and_disk_hold_what_the_settings_let_in(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = resources(*OVERLAYS[overlay])
+    for name, value in environment(found).items():
+        monkeypatch.setenv(name, value)
+    settings = Settings.model_validate({"bundle": Path("/bundle")})
+    cores = settings.threads
+    bodies = (settings.queue + settings.max_uploads + 1 + cores) * settings.max_body_bytes
+    pictures = (1 + cores) * settings.max_pixels * 8  # RGB, a label, a float32 of confidence
+    granted = container(found)["resources"]
+    assert gib(granted["limits"]["memory"]) * 2**30 > bodies + pictures + 200e6 + 600e6  # Python, an FCN-ResNet-50
+    (tmp,) = (v for v in found["Deployment"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "tmp")
+    assert gib(tmp["emptyDir"]["sizeLimit"]) < gib(granted["limits"]["ephemeral-storage"])  # logs count there as well
+    for kind, amount in granted["requests"].items():
+        assert kind == "cpu" or gib(amount) <= gib(granted["limits"][kind])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_few_enough(overlay: str) -> None:
+    pods = resources(*OVERLAYS[overlay])["HorizontalPodAutoscaler"]["spec"]
+    assert 1 <= pods["minReplicas"] <= pods["maxReplicas"]
 
 
 def test_user_and_port_are_the_images() -> None:
