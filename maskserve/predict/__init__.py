@@ -25,7 +25,13 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there
 
 
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Bundle folder, or a service's URL (http://...).")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Bundle folder, or the URL of a service or of one of its models (http://host/v1/models/NAME).",
+        ),
+    ],
     sources: Annotated[
         list[str],
         typer.Argument(metavar="SOURCE...", help="Pictures, folders, globs, zip files, or URLs such as s3://bucket/a."),

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from models import errors
 from models.errors import MaskserveError, RunError, first_line
 
 BLOCK = 16  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
+TRIES = 3  # so often; then each of them gets an actor to itself, so often again
+LOST = 100  # blocks that may be lost so until the run is stopped: by then it is not the pictures
 STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
 LOCAL = "local"
 STOP = "stop"  # in place of a row: the name of an error in models/errors.py
@@ -66,26 +69,43 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
     Raises: RunError where the cluster cannot be reached, or for what stops the run.
     """
     job = replace(job, threads=job.threads or 1, target=_whole(job.target), model=_whole(job.model))
+    left = {picture.path: picture for picture in pictures}
     with cluster(address) as ray:
-        total = ray.cluster_resources()
-        gpu = job.device == "cuda" or (job.device == "auto" and total.get("GPU", 0) > 0 and not job.served)
-        actors = actors or max(1, int(total.get("GPU" if gpu else "CPU", 1)))
-        blocks = min(-(-len(pictures) // BLOCK), max(1, len(pictures)))
-        rows = ray.data.from_items(
-            [{"root": picture.root.address, "name": picture.name} for picture in pictures], override_num_blocks=blocks
-        ).map_batches(
+        for together in (BLOCK, 1):
+            for row in _labelled(ray, job, list(left.values()), actors, together):
+                took(row)
+                del left[row.path]
+            if not left:
+                return
+    for path in left:  # what is left took its actor with it, every time
+        took(Row(path, error=f"{path}: the worker that is at it dies each time: is its memory too small?"))
+
+
+def _labelled(ray: Any, job: Job, pictures: list[Picture], actors: int, together: int) -> Iterator[Row]:
+    """What actors make of the pictures, so many together; those that an actor died of are left out. Raises: RunError."""
+    total = ray.cluster_resources()
+    gpu = job.device == "cuda" or (job.device == "auto" and total.get("GPU", 0) > 0 and not job.served)
+    actors = actors or max(1, int(total.get("GPU" if gpu else "CPU", 1)))
+    addresses = [{"root": picture.root.address, "name": picture.name} for picture in pictures]
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # 2.60 warns of max_task_retries, and has nothing in its place
+        rows = ray.data.from_items(addresses, override_num_blocks=-(-len(pictures) // together)).map_batches(
             Actor,
             fn_constructor_args=(job, any(picture.root.remote for picture in pictures), str(Path.home())),
             batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=actors),
+            # One alone waits behind no other, which might take the actor with it.
+            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1 if together == 1 else None),
             num_cpus=0 if gpu else 1,
             num_gpus=1 if gpu else 0,
+            max_task_retries=TRIES - 1,
         )
-        for block in rows.iter_batches(batch_size=None):
-            for row in map(json.loads, map(str, block["row"])):
-                if STOP in row:
-                    raise getattr(errors, row[STOP], RunError)(row["sentence"])
-                took(Row(**row))
+    for block in rows.iter_batches(batch_size=None):
+        for row in map(json.loads, map(str, block["row"])):
+            if STOP in row:
+                raise getattr(errors, row[STOP], RunError)(row["sentence"])
+            yield Row(**row)
 
 
 @contextmanager
@@ -107,6 +127,7 @@ def cluster(address: str) -> Iterator[Any]:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = context.print_on_execution_start = False
+        context.max_errored_blocks = LOST
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         yield ray
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 from models.errors import ConfigError
 from models.outputs import OUTPUTS
@@ -24,7 +25,7 @@ KEY_VARIABLE = "PREDICT_KEY"
 class Job:
     """Frozen and picklable. Raises: ConfigError for what cannot be asked together."""
 
-    model: str  # a bundle's folder, or the URL of a service
+    model: str  # a bundle's folder, or the URL of a service or of one of its models
     target: str  # a folder, or a URL that fsspec writes to
     format: str = "png"
     options: Options = Options()  # noqa: RUF009  # it is frozen
@@ -53,6 +54,12 @@ class Job:
     def served(self) -> bool:
         """Whether the model is a service."""
         return self.model.startswith(("http://", "https://"))
+
+    @property
+    def service(self) -> tuple[str, str | None]:
+        """The service's URL, and the name of its model: as in http://host/v1/models/NAME, or None where it has but one."""
+        address, there, name = self.model.rstrip("/").partition("/v1/models/")
+        return address, unquote(name) if there else None
 
     @property
     def suffix(self) -> str:

@@ -112,15 +112,16 @@ class Served:
     at_once = AT_ONCE
 
     def __init__(self, job: Job) -> None:
-        """Raises: ClientError; RunError where it serves several bundles."""
+        """Raises: ClientError; RunError where it serves several bundles and none is named."""
         self.job = job
         self.client = client_of(job)
         try:
-            entry = served_model(self.client)
+            entry = served_model(self.client, job)
         except BaseException:
             self.close()
             raise
         self.model = f"{entry['name']}@{entry['hash']}"
+        self.name = entry["name"]
         self.names = [one["name"] for one in entry["spec"]["classes"]]
         self.why = f"{job.model}: {short(self.model)}"
 
@@ -131,8 +132,8 @@ class Served:
         try:
             encoded, milliseconds = timed(
                 lambda: self.client.encoded(
-                    data, format, classes=asked.classes, min_confidence=asked.min_confidence, min_area=asked.min_area,
-                    alpha=asked.alpha, masks="rle" if self.job.format == PARQUET else asked.masks,
+                    data, format, model=self.name, classes=asked.classes, min_confidence=asked.min_confidence,
+                    min_area=asked.min_area, alpha=asked.alpha, masks="rle" if self.job.format == PARQUET else asked.masks,
                     simplify=asked.simplify, confidence=asked.confidence,
                 )
             )  # fmt: skip
@@ -169,17 +170,20 @@ class Served:
 def client_of(job: Job) -> Client:
     """Raises: ConfigError for an address or a key that cannot be one."""
     try:
-        return Client(job.model, key=job.key or None, patience=PATIENCE)
+        return Client(job.service[0], key=job.key or None, patience=PATIENCE)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def served_model(client: Client) -> dict[str, Any]:
-    """What a service says of the one bundle that it serves. Raises: ClientError, RunError."""
+def served_model(client: Client, job: Job) -> dict[str, Any]:
+    """What a service says of the bundle that is named, or of its only one. Raises: ClientError, RunError."""
+    name = job.service[1]
+    if name is not None:
+        return client.model(name)
     entries = client.models()
     if len(entries) != 1:
         names = ", ".join(entry["name"] for entry in entries)
-        raise RunError(f"{client.url} serves {names or 'no bundle'}; wanted is a service of one bundle.")
+        raise RunError(f"{client.url} serves {names or 'no bundle'}; name one as in {client.url}/v1/models/NAME.")
     return entries[0]
 
 

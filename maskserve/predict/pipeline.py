@@ -99,7 +99,7 @@ def model_of(job: Job) -> str:
     """Name and hash of what will label; that it can is for later. Raises: BundleError, ConfigError, ClientError."""
     if job.served:
         with client_of(job) as client:
-            entry = served_model(client)
+            entry = served_model(client, job)
         return f"{entry['name']}@{entry['hash']}"
     bundle = open_bundle(Path(job.model))
     named(job.options.classes, bundle.spec)

@@ -67,6 +67,32 @@ def test_ray_gives_what_one_process_gives_also_where_a_worker_dies(bundle: Path,
     assert "599 of 600 pictures segmented, 600 of them before" in said
 
 
+KILLER = """
+import os, pathlib
+read = pathlib.Path.read_bytes
+def read_or_die(path):
+    if path.name == "killer.png":
+        os.kill(os.getpid(), 9)
+    return read(path)
+pathlib.Path.read_bytes = read_or_die
+"""
+
+
+def test_a_picture_that_its_worker_dies_of_gets_its_row_and_costs_no_other(bundle: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "in", 40)
+    (tmp_path / "in" / "0021.png").rename(tmp_path / "in" / "killer.png")
+    (tmp_path / "sitecustomize.py").write_text(KILLER)
+    words = [sys.executable, "-m", "maskserve", "predict", bundle, tmp_path / "in", "--out", tmp_path / "out"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    done = subprocess.run([*words, "--ray", "local", "--actors", "2"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "Deprecat" not in done.stderr, done.stderr
+    assert "killer.png: the worker that is at it dies each time" in done.stderr
+    assert "39 of 40 pictures segmented" in done.stderr
+    found = rows(tmp_path / "out")
+    assert len(found) == 40 and [Path(row["path"]).name for row in found if "error" in row] == ["killer.png"]
+    assert len(masks(tmp_path / "out")) == 39
+
+
 def test_what_stops_an_actor_is_the_sentence_of_one_process(bundle: Path, tmp_path: Path) -> None:
     pictures(tmp_path / "in", 2)
     with pytest.raises(EngineError, match="The engine 'abacus' is not known"):

@@ -1,6 +1,7 @@
 """A service in place of a bundle: the same masks, by several requests in flight."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,12 +10,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
+from urllib.parse import quote
 
 import pytest
 
 import maskserve.predict.labellers
 from benchmarks.processes import tree
-from maskserve.client import Client, NoKey, Unreachable
+from maskserve.client import Client, NoKey, UnknownModel, Unreachable
 from maskserve.predict.job import KEY_VARIABLE
 from models.errors import ConfigError, RunError
 from models.outputs.options import Options
@@ -61,6 +63,24 @@ def test_a_service_gives_what_its_bundle_gives(format: str, url: str, bundle: Pa
             assert mine["share"] == pytest.approx(theirs["share"], abs=1e-6)
             assert without(mine, "share") == without(theirs, "share")
         assert without(row, "milliseconds", "classes") == without(here[path], "milliseconds", "classes")
+
+
+def test_of_several_models_one_is_named(bundle: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "in", 2)
+    small_bundle(tmp_path / "shelf" / "other one", "other one")
+    shutil.copytree(bundle, tmp_path / "shelf" / "small")
+    with running(tmp_path / "shelf") as url:
+        with pytest.raises(RunError, match=f"serves other one, small; name one as in {url}/v1/models/NAME"):
+            predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY)
+        with pytest.raises(UnknownModel):
+            predict(f"{url}/v1/models/none", tmp_path / "in", out=tmp_path / "out", key=KEY)
+        assert not (tmp_path / "out").exists()
+        for name in ("other one", "small"):
+            address = f"{url}/v1/models/{quote(name)}"
+            assert predict(address, tmp_path / "in", out=tmp_path / name, key=KEY)[0]
+            assert {row["model"].partition("@")[0] for row in rows(tmp_path / name)} == {name}
+    predict(bundle, tmp_path / "in", out=tmp_path / "here")
+    assert masks(tmp_path / "small") == masks(tmp_path / "here")
 
 
 def test_a_bad_picture_is_its_own_trouble(url: str, tmp_path: Path) -> None:
