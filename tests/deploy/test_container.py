@@ -180,15 +180,14 @@ def test_what_was_printed_runs_it(image: Image) -> None:
     assert "--read-only" in line and "--cap-drop ALL" in line
     port = free_port()
     name = f"maskserve-test-{port}"
-    line = line.replace("127.0.0.1:3000:", f"127.0.0.1:{port}:").replace(" run ", f" run --name {name} ")
-    with subprocess.Popen(line.split(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as shown:
-        try:
-            container = Container(image.engine, name, f"http://127.0.0.1:{port}")
-            container.wait_until_ready()
-            labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
-        finally:
-            call(image.engine, "stop", name, check=False)
-    assert shown.returncode == 0
+    line = line.replace("127.0.0.1:3000:", f"127.0.0.1:{port}:").replace(" run ", f" run --detach --name {name} ")
+    call(*line.split())
+    try:
+        container = Container(image.engine, name, f"http://127.0.0.1:{port}")
+        container.wait_until_ready()
+        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+    finally:
+        call(image.engine, "stop", name, check=False)
 
 
 def test_a_worker_that_dies_is_started_again(image: Image) -> None:
