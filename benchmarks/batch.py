@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def threads(work: Any, pictures: list[Any], place: Path) -> float:
         work.target.publish(row.mask)
 
     began = time.perf_counter()
-    on_threads(work, pictures, took, work.threads)
+    on_threads(work, pictures, took, work.threads, threading.Event())
     return len(pictures) / (time.perf_counter() - began)
 
 

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from maskserve.containerize import containerize
 from maskserve.data import DataFolder, Format, data_app
-from maskserve.predict import BundleFolder, Device, Engine, Precision, predict
+from maskserve.predict import BundleFolder, Device, Engine, Precision, predict, with_address
 from maskserve.serve import key, serve
 from maskserve.train import plan, train
 
@@ -252,7 +252,7 @@ def main(verb: str | None = None) -> None:
     """
     arguments = ([verb] if verb else []) + sys.argv[1:]
     debug = "--debug" in arguments
-    arguments = [word for word in arguments if word != "--debug"]
+    arguments = with_address([word for word in arguments if word != "--debug"])
     if not (ROOT / "models" / "errors.py").is_file():
         _fail("The commands are used from a clone of maskserve; this installation holds maskserve.client alone.", 2)
     sys.path.insert(0, str(ROOT))  # before any `models` that a PYTHONPATH or the current folder may offer

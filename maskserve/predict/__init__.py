@@ -10,11 +10,15 @@ pipeline.py   the run: all of this together, on threads
 actors.py     the same run on Ray Data
 """
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+
+LOCAL = "local"  # Ray on this machine
+RAY_ADDRESS = re.compile(rf"{LOCAL}|auto|ray://\S+|[^\s/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
 
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
 Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
@@ -77,7 +81,10 @@ def predict(
     ] = False,
     ray: Annotated[
         str,
-        typer.Option(metavar="ADDRESS", help="Run on Ray: `local` for this machine's cores, or a cluster's address."),
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Run on Ray: on this machine's cores (`local`, the default), or a cluster (auto, HOST:PORT, ray://...).",
+        ),
     ] = "",
     actors: Annotated[
         int, typer.Option(min=0, help="Ray: engines at once, a core (or a GPU) each (default: all there are).")
@@ -102,7 +109,7 @@ def predict(
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
     job = Job(
         model=model,
-        target=out,
+        target=out.removeprefix("file://"),
         format=format,
         options=Options(alpha, names, min_confidence, min_area, simplify, masks, confidence),
         engine=engine,
@@ -114,3 +121,13 @@ def predict(
     )
     if not run(job, sources, Console(stderr=True), retry_errors, ray, actors):
         raise typer.Exit(1)
+
+
+def with_address(arguments: list[str]) -> list[str]:
+    """The same with `local` behind a `--ray` that no address follows: Typer's options have a value always, or never."""
+    told: list[str] = []
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        told.append(word)
+        if word == "--ray" and not RAY_ADDRESS.fullmatch(following):
+            told.append(LOCAL)
+    return told

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from maskserve.client import ClientError
-from maskserve.predict.job import Job
+from maskserve.predict import LOCAL
+from maskserve.predict.job import GEOTIFF, Job
 from maskserve.predict.manifest import Row
 from maskserve.predict.sources import Picture, Root
 from maskserve.predict.work import Work
@@ -29,9 +30,8 @@ from models.errors import MaskserveError, RunError, first_line
 
 BLOCK = 16  # pictures that an actor gets at once; where it dies, Ray starts another, which gets them again
 TRIES = 3  # so often; then each of them gets an actor to itself, so often again
-LOST = 100  # blocks that may be lost so until the run is stopped: by then it is not the pictures
+LOST = 32  # blocks that may be lost so until the run is stopped: by then it is not the pictures
 STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
-LOCAL = "local"
 STOP = "stop"  # in place of a row: the name of an error in models/errors.py
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
@@ -71,7 +71,10 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
     job = replace(job, threads=job.threads or 1, target=_whole(job.target), model=_whole(job.model))
     left = {picture.path: picture for picture in pictures}
     with cluster(address) as ray:
-        for together in (BLOCK, 1):
+        actors = actors or max(1, int(ray.cluster_resources().get("GPU" if on_gpu(ray, job) else "CPU", 1)))
+        # With few pictures, or scenes, smaller blocks: each actor has some, and rows come meanwhile.
+        block = 1 if job.format == GEOTIFF else max(1, min(BLOCK, len(pictures) // (4 * actors)))
+        for together in (block, 1):
             for row in _labelled(ray, job, list(left.values()), actors, together):
                 took(row)
                 del left[row.path]
@@ -83,9 +86,7 @@ def on_ray(job: Job, pictures: list[Picture], took: Callable[[Row], None], addre
 
 def _labelled(ray: Any, job: Job, pictures: list[Picture], actors: int, together: int) -> Iterator[Row]:
     """What actors make of the pictures, so many together; those that an actor died of are left out. Raises: RunError."""
-    total = ray.cluster_resources()
-    gpu = job.device == "cuda" or (job.device == "auto" and total.get("GPU", 0) > 0 and not job.served)
-    actors = actors or max(1, int(total.get("GPU" if gpu else "CPU", 1)))
+    gpu = on_gpu(ray, job)
     addresses = [{"root": picture.root.address, "name": picture.name} for picture in pictures]
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -106,6 +107,12 @@ def _labelled(ray: Any, job: Job, pictures: list[Picture], actors: int, together
             if STOP in row:
                 raise getattr(errors, row[STOP], RunError)(row["sentence"])
             yield Row(**row)
+
+
+def on_gpu(ray: Any, job: Job) -> bool:
+    """Whether each actor gets a GPU."""
+    there = ray.cluster_resources().get("GPU", 0) > 0
+    return job.device == "cuda" or (job.device == "auto" and there and not job.served)
 
 
 @contextmanager

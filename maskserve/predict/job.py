@@ -45,7 +45,7 @@ class Job:
             raise ConfigError("A raster goes by windows through a bundle; a service takes whole pictures alone.")
         if self.format == GEOTIFF and self.options.min_area:
             raise ConfigError("A raster goes by windows, which regions cross: leave --min-area out.")
-        if self.scale and self.scale[0] >= self.scale[1]:
+        if self.scale and not self.scale[0] < self.scale[1]:
             raise ConfigError(f"The scale {self.scale[0]:g},{self.scale[1]:g} is empty; wanted is LOW,HIGH.")
         if min(self.bands) < 1:
             raise ConfigError("Bands are counted from 1, as in --bands 3,2,1.")

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from maskserve.client import Client, ClientError, ServiceError
+from maskserve.client import Client, ClientError, ServiceError, Unreachable
 from maskserve.predict.job import PARQUET, Job, short
 from models.bundle import open_bundle
 from models.cores import usable_cores
 from models.engines.choice import has_gpu
-from models.errors import ConfigError, DataError, RunError, TooLittleMemory
+from models.errors import ConfigError, DataError, RunError, TooLittleMemory, first_line
 from models.image import Labels, decode
 from models.outputs import OUTPUTS, needs_confidence
 from models.outputs.rle import run_lengths
@@ -142,8 +142,15 @@ class Served:
                 raise DataError(str(error)) from error
             raise gone(error) from error
         except ClientError as error:
+            if (
+                isinstance(error, Unreachable) and self.client.ready()
+            ):  # it is back: this picture takes too long, or kills
+                raise DataError(f"the service gives no answer to it ({error})") from error
             raise gone(error) from error
-        facts = {**self._facts(encoded, format), "milliseconds": milliseconds}
+        try:
+            facts = {**self._facts(encoded, format), "milliseconds": milliseconds}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise gone(f"{self.job.model} answered with what is no mask ({first_line(error)}).") from error
         return Labelled(None if self.job.format == PARQUET else encoded, facts)
 
     def close(self) -> None:
@@ -187,7 +194,7 @@ def served_model(client: Client, job: Job) -> dict[str, Any]:
     return entries[0]
 
 
-def gone(error: Exception) -> RunError:
+def gone(error: ClientError | str) -> RunError:
     """The sentence for a service that no picture would get an answer from."""
     return RunError(
         f"{error} What is labelled so far is kept: once that is mended, the same command goes on from here."

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,10 +20,11 @@ from maskserve.predict.job import installed
 from maskserve.predict.parquet import as_bytes, rows_of, write
 from maskserve.predict.sources import reached
 from maskserve.predict.targets import Folder, Store, unwritable
-from models.errors import RunError
+from models.errors import RunError, first_line
 
-LINES, TABLE = "manifest.jsonl", "manifest.parquet"
-PARTS, SEAL = "manifest/part-{:020d}.parquet", "manifest/_job.json"
+MANIFEST = "manifest"
+LINES, TABLE = f"{MANIFEST}.jsonl", f"{MANIFEST}.parquet"
+PARTS, SEAL = MANIFEST + "/part-{:020d}.parquet", f"{MANIFEST}/_job.json"
 OPEN = os.O_RDWR | getattr(os, "O_BINARY", 0)  # Windows would else write other line ends
 PART_ROWS, PART_SECONDS = 1000, 20.0  # a part is written when it has so many rows or is so old
 
@@ -63,8 +64,8 @@ class Known:
 class Lines:
     """The manifest of a folder."""
 
-    def __init__(self, target: Folder, sealed: dict[str, Any], again: bool = False) -> None:
-        """Open or begin it; with `again`, the rows of pictures that failed are dropped.
+    def __init__(self, target: Folder, sealed: dict[str, Any], again: Set[str] = frozenset()) -> None:
+        """Open or begin it; of the pictures in `again` those that failed have no row any more.
 
         Raises: RunError for a folder that is not ours, masks that were asked for otherwise, or another run at work.
         """
@@ -77,11 +78,16 @@ class Lines:
         try:
             target.path.mkdir(parents=True, exist_ok=True)
             self.file = os.open(self.path, OPEN | os.O_CREAT, 0o644)
-            self._claim()
-            if begun and again:
-                self._drop_failed()
-            self._take_up(sealed)
-            target.recover(self.known.masks)
+            try:
+                self._claim()
+                self._take_up(sealed)
+                if begun and again:
+                    self._drop_failed(again)
+                    self._take_up(sealed)
+                target.recover(self.known.masks)
+            except BaseException:
+                os.close(self.file)
+                raise
         except OSError as error:
             raise unwritable(str(target.path), error) from error
 
@@ -89,25 +95,28 @@ class Lines:
         """Add a row, in one write. Raises: RunError; a line that was half-written is taken back."""
         kept = {name: value for name, value in asdict(row).items() if value is not None}
         with self.lock:
-            self._write(kept)
+            if not self.grown:  # where the table is there, it has every row
+                (self.target.path / TABLE).unlink(missing_ok=True)
             self.grown = True
+            self._write(kept)
 
     def close(self, complete: bool) -> None:
-        """Let go; where all is done, leave the Parquet table too. Raises: RunError."""
-        os.close(self.file)
-        if not self.grown and not self.known.done:  # nothing came of it
-            self.path.unlink()
-            self.target.close()
-            with suppress(OSError):
-                self.target.path.rmdir()
-            return
-        if not complete:
-            return
-        if installed("pyarrow") and (self.grown or not (self.target.path / TABLE).exists()):
-            with self.target.file(TABLE) as file:
-                write(file, (row for _, row in _rows(self.path) if "path" in row))
-            self.target.publish(TABLE)
-        self.target.close()
+        """Let go, last of all; where all is done, leave the Parquet table too. Raises: RunError."""
+        try:
+            if not self.grown and not self.known.done:  # nothing came of it
+                self.path.unlink()
+                self.target.close()
+                with suppress(OSError):
+                    self.target.path.rmdir()
+            elif complete:
+                if installed("pyarrow") and not (self.target.path / TABLE).exists():
+                    with self.target.file(TABLE) as file:
+                        write(file, (row for _, row in _rows(self.path) if "path" in row))
+                    self.target.publish(TABLE)
+                self.target.close()
+        finally:
+            os.close(self.file)
+            self.file = -1  # the number may soon be another file's
 
     def _claim(self) -> None:
         """Two runs in one folder would label every picture twice. The lock goes with the process, however that ends."""
@@ -123,7 +132,7 @@ class Lines:
             ) from error
 
     def _take_up(self, sealed: dict[str, Any]) -> None:
-        end = 0
+        self.known, end = Known(), 0
         for place, row in _rows(self.path):
             end = place
             if "path" in row:
@@ -135,16 +144,17 @@ class Lines:
         if end == 0:
             self._write(sealed)
 
-    def _drop_failed(self) -> None:
+    def _drop_failed(self, again: Set[str]) -> None:
         """Write it anew without them, beside it, and put that in its place."""
         fresh = self.path.with_suffix(".new")
         with fresh.open("w") as file:
             for _, row in _rows(self.path):
-                if row.get("error") is None:
+                if row.get("error") is None or row["path"] not in again:
                     file.write(_line(row))
+        (self.target.path / TABLE).unlink(missing_ok=True)
         fresh.replace(self.path)
-        os.close(self.file)
-        self.file = os.open(self.path, OPEN)
+        old, self.file = self.file, os.open(self.path, OPEN)
+        os.close(old)
         self._claim()
 
     def _write(self, row: dict[str, Any]) -> None:
@@ -162,7 +172,7 @@ class Lines:
 class Parts:
     """The manifest of an object store."""
 
-    def __init__(self, target: Store, sealed: dict[str, Any], again: bool = False) -> None:
+    def __init__(self, target: Store, sealed: dict[str, Any], again: Set[str] = frozenset()) -> None:
         """As `Lines`; two runs at once are not seen here."""
         self.target, self.known = target, Known()
         self._begin()
@@ -172,7 +182,7 @@ class Parts:
             if target.system.exists(f"{target.path}/{SEAL}"):
                 check_seal(json.loads(target.system.cat_file(f"{target.path}/{SEAL}")), sealed, target.url)
                 for name, rows in self._parts():
-                    kept = [row for row in rows if not again or row["error"] is None]
+                    kept = [row for row in rows if row["error"] is None or row["path"] not in again]
                     if len(kept) < len(rows):
                         target.put(name, as_bytes(kept))
                     for row in kept:
@@ -216,8 +226,8 @@ class Parts:
             yield place.removeprefix(f"{path}/"), rows_of(system.cat_file(place))
 
 
-def open_manifest(target: Folder | Store, sealed: dict[str, Any], again: bool = False) -> "Lines | Parts":
-    """The manifest of a target, its own or a new one; with `again` the rows of pictures that failed are dropped.
+def open_manifest(target: Folder | Store, sealed: dict[str, Any], again: Set[str] = frozenset()) -> "Lines | Parts":
+    """The manifest of a target, its own or a new one; of the pictures in `again` those that failed have no row any more.
 
     Raises: RunError for a target that is not ours, or whose masks were asked for otherwise.
     """
@@ -258,4 +268,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.endswith(b"\n"):
                 return
             end += len(line)
-            yield end, json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise RunError(f"{path} is no manifest of ours ({first_line(error)}). Choose another --out.") from error
+            yield end, row

@@ -38,7 +38,7 @@ def write(file: Path | io.BytesIO, rows: Iterable[dict[str, Any]]) -> None:
 
     columns = schema()
     with pq.ParquetWriter(file, columns, compression="zstd") as writer:
-        for group in _groups(rows):
+        for group in _groups(map(_as_text, rows)):
             writer.write_table(pa.Table.from_pylist(group, columns))
 
 
@@ -55,6 +55,12 @@ def rows_of(data: bytes) -> list[dict[str, Any]]:
 
     rows: list[dict[str, Any]] = pq.read_table(io.BytesIO(data)).to_pylist()
     return rows
+
+
+def _as_text(row: dict[str, Any]) -> dict[str, Any]:
+    r"""With a file name that is no UTF-8 as Python shows it, `\udce9`: Parquet knows text alone."""
+    told = {name: row.get(name) for name in ("path", "mask", "error")}
+    return row | {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in told.items()}
 
 
 def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

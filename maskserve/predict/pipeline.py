@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from threading import Event
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,16 +23,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from maskserve.predict import RAY_ADDRESS
 from maskserve.predict.job import GEOTIFF, PARQUET, Job, check_extra
 from maskserve.predict.labellers import client_of, served_model
-from maskserve.predict.manifest import Known, Row, open_manifest
+from maskserve.predict.manifest import MANIFEST, Known, Row, open_manifest
 from maskserve.predict.sources import Picture, find
-from maskserve.predict.targets import Folder, Target
+from maskserve.predict.targets import UNFINISHED, Folder, Target
 from maskserve.predict.work import Work, mask_of, target_of
 from models.bundle import open_bundle
-from models.errors import DataError, RunError
+from models.errors import ConfigError, DataError, RunError
 from models.outputs.select import named
+from models.spec import Spec
 
+NAME_BYTES = 255  # of a file's name, nearly everywhere
 SHOWN = 20  # errors that are printed; the manifest has them all
 LINE_SECONDS = 60.0  # from line to line where no terminal shows a bar
 
@@ -47,11 +51,15 @@ def run(
     RunError for what stops the whole run. Asked for again, it goes on from there.
     """
     check_extras(job, ray)
+    if ray and not RAY_ADDRESS.fullmatch(ray):
+        raise ConfigError(f"Ray's address is {ray!r}; wanted is local, auto, HOST:PORT or ray://HOST:PORT.")
+    if actors and not ray:
+        raise ConfigError("--actors is how many of Ray's there are: it goes with --ray.")
     target = target_of(job)
-    pictures = list(find(sources, target.path if isinstance(target, Folder) else None))
+    pictures = list(find(sources, str(target.path) if isinstance(target, Folder) else target.url))
     check_names(pictures, job)
     sealed = job.sealed(model_of(job))
-    manifest = open_manifest(target, sealed, retry_errors)
+    manifest = open_manifest(target, sealed, {picture.path for picture in pictures} if retry_errors else set())
     complete = False
     try:
         known = manifest.known
@@ -73,7 +81,7 @@ def run(
                 work = Work(job, any(picture.root.remote for picture in todo), single=len(todo) == 1)
                 report.say(f"running on {work.labeller.why}")
                 with closing(work.labeller):
-                    on_threads(work, todo, took, work.threads)
+                    on_threads(work, todo, took, work.threads, work.stopped)
         complete = True
     finally:
         manifest.close(complete)
@@ -100,6 +108,7 @@ def model_of(job: Job) -> str:
     if job.served:
         with client_of(job) as client:
             entry = served_model(client, job)
+        named(job.options.classes, Spec.model_validate(entry["spec"]))
         return f"{entry['name']}@{entry['hash']}"
     bundle = open_bundle(Path(job.model))
     named(job.options.classes, bundle.spec)
@@ -107,7 +116,7 @@ def model_of(job: Job) -> str:
 
 
 def check_names(pictures: list[Picture], job: Job) -> None:
-    """Raises: DataError for two pictures whose masks would be one file."""
+    """Raises: DataError for two pictures whose masks would be one file, or for a mask that cannot be at its place."""
     taken: dict[str, Picture] = {}
     for picture in pictures:
         mask = mask_of(picture, job)
@@ -116,6 +125,12 @@ def check_names(pictures: list[Picture], job: Job) -> None:
         first = taken.setdefault(mask, picture)
         if first.path != picture.path:
             raise DataError(f"{first.path} and {picture.path} would both become {mask}; segment them into two folders.")
+        if mask.partition("/")[0] in (UNFINISHED, MANIFEST) or len(os.fsencode(mask.rpartition("/")[2])) > NAME_BYTES:
+            raise DataError(f"{picture.path} would become {mask}, which cannot be: the name is kept or too long.")
+    for mask, picture in taken.items():
+        for above in map(str, PurePosixPath(mask).parents):
+            if above in taken:
+                raise DataError(f"{taken[above].path} would become {above}, and {picture.path} {mask} below it.")
 
 
 def remaining(pictures: list[Picture], known: Known, job: Job, target: Target) -> list[Picture]:
@@ -129,20 +144,25 @@ def remaining(pictures: list[Picture], known: Known, job: Job, target: Target) -
             )
         if mask and isinstance(target, Folder) and os.path.lexists(target.path / mask):
             raise RunError(
-                f"{target.path / mask} is not of this run and will not be overwritten. Choose another --out."
+                f"{target.path / mask} is not of this run and will not be overwritten. Choose another --out, "
+                "or remove it, where a power cut has taken its row."
             )
     return list(todo.values())
 
 
 def on_threads(
-    work: Callable[[Picture], Row], pictures: Iterable[Picture], took: Callable[[Row], None], threads: int
+    work: Callable[[Picture], Row],
+    pictures: Iterable[Picture],
+    took: Callable[[Row], None],
+    threads: int,
+    stopped: Event,
 ) -> None:
     """Each thread takes picture after picture from its bytes to its row: while one waits for the engine or a disk,
     others decode and encode, and no more pictures are held than there are threads.
 
-    Raises: what `work` or `took` raised first, once every thread has finished the picture that it is at.
+    Raises: what `work` or `took` raised first, once `stopped` is set and every thread has ended what it was at.
     """
-    stopped, turn, left = threading.Event(), threading.Lock(), iter(pictures)
+    turn, left = threading.Lock(), iter(pictures)
 
     def following() -> Iterator[Picture]:
         while not stopped.is_set():

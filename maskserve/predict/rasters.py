@@ -6,7 +6,7 @@ an alpha band or a mask, in all three bands; NaN in one) becomes void.
 
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
 from maskserve.predict.job import Job
-from models.errors import DataError, first_line
+from models.errors import DataError, RunError, first_line
 from models.image import RGB, Labels
 from models.outputs.select import select
 from models.scores import Confidence
@@ -28,22 +28,29 @@ from models.spec import VOID, Spec
 
 BLOCK = 512  # pixels a side of the mask's blocks
 CACHE_BYTES = 64 << 20  # of GDAL, which would else take a twentieth of the memory
+STRIP_BYTES = (
+    1 << 30
+)  # at the most, of a scene in strips over its whole width: with less than a row of windows, each window
+# unpacks them again (a scene 12,288 wide took 12 times as long)
 RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}  # as models/image.py scales them
 NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 
 
-def label_raster(segmenter: Segmenter, spec: Spec, source: Path, target: Path, job: Job) -> dict[str, Any]:
+def label_raster(
+    segmenter: Segmenter, spec: Spec, source: Path, target: Path, job: Job, stopped: Callable[[], bool]
+) -> dict[str, Any]:
     """Write the mask of a GeoTIFF as a GeoTIFF: one band uint8 with the classes' palette, 255 is no data.
 
+    `stopped` is asked before each window.
     Returns: height, width, classes and milliseconds, as in `manifest.Row`.
-    Raises: DataError for what is no GeoTIFF or lacks the bands; EngineError for a bundle that takes whole pictures alone;
-    OSError where the mask cannot be written.
+    Raises: RunError where it was stopped; DataError for what is no GeoTIFF or lacks the bands; EngineError for a bundle that
+    takes whole pictures alone; OSError where the mask cannot be written.
     """
     began = time.perf_counter()
     with rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with opened(source) as scene:
-            read = Reader(scene, job)
+        with opened(source) as scene, rasterio.Env(GDAL_CACHEMAX=cache_of(scene, segmenter.tile)):
+            read = Reader(scene, job, stopped)
             sure = job.options.min_confidence > 0
             answers = segmenter.segment_rows(read.picture, (scene.height, scene.width), sure)
             kept = (_selected(labels, confidence, spec, job) for labels, confidence in answers)
@@ -58,12 +65,21 @@ def label_raster(segmenter: Segmenter, spec: Spec, source: Path, target: Path, j
     return {"height": read.scene.height, "width": read.scene.width, "classes": classes, "milliseconds": milliseconds}
 
 
+def cache_of(scene: Any, tile: int) -> int:
+    """Bytes that GDAL may keep of what it has unpacked."""
+    height, width = scene.block_shapes[0]
+    if width < scene.width:
+        return CACHE_BYTES
+    sample = sum(np.dtype(kind).itemsize for kind in scene.dtypes)
+    return int(np.clip(scene.width * (tile + 2 * height) * sample, CACHE_BYTES, STRIP_BYTES))
+
+
 class Reader:
     """An opened raster as a picture: three of its bands, scaled to 0..255."""
 
-    def __init__(self, scene: Any, job: Job) -> None:
+    def __init__(self, scene: Any, job: Job, stopped: Callable[[], bool]) -> None:
         """Raises: DataError for bands that it has not, or samples whose range is not known."""
-        self.scene, self.bands = scene, list(job.bands)
+        self.scene, self.bands, self.stopped = scene, list(job.bands), stopped
         if max(self.bands) > scene.count:
             raise DataError(f"it has {scene.count} bands, and --bands asks for {','.join(map(str, self.bands))}.")
         kind = scene.dtypes[self.bands[0] - 1]
@@ -73,7 +89,9 @@ class Reader:
         self.floats = any(np.issubdtype(np.dtype(scene.dtypes[band - 1]), np.floating) for band in self.bands)
 
     def picture(self, corner: tuple[int, int], size: tuple[int, int]) -> RGB:
-        """The window at (top, left) of (height, width): RGB uint8 H x W x 3, contiguous."""
+        """The window at (top, left) of (height, width): RGB uint8 H x W x 3, contiguous. Raises: RunError, DataError."""
+        if self.stopped():
+            raise RunError("The run was stopped.")
         with _told():
             samples = self.scene.read(self.bands, window=_window(corner, size))
         if samples.dtype != np.uint8 or (self.low, self.high) != RANGES["uint8"]:

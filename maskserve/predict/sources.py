@@ -3,9 +3,12 @@
 import glob
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -33,19 +36,21 @@ class Root:
         return f"{head}{'' if head.endswith('/') else '/'}{name}{chain}{rest}"
 
     def read(self, name: str) -> bytes:
-        """A picture's bytes. Raises: DataError where it cannot be opened; RunError where the store cannot be reached."""
+        """A picture's bytes. Raises: DataError where it cannot be opened; RunError where the store or folder cannot be."""
         if not self.remote:
             try:
                 return Path(self.address, name).read_bytes()
             except OSError as error:
+                if not Path(self.address).is_dir():
+                    raise RunError(
+                        f"{self.address} is not there any more; the same command goes on once it is."
+                    ) from error
                 raise DataError(f"{self.whole(name)}: cannot be opened ({error.strerror}).") from error
         with reached(self.whole(name)):
             system, folder = opened(self.address)
-            try:
+            with its_own(self.whole(name)):
                 data: bytes = system.cat_file(f"{folder}/{name}" if folder else name)
                 return data
-            except FileNotFoundError as error:
-                raise DataError(f"{self.whole(name)}: is not there any more.") from error
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -58,7 +63,8 @@ class Root:
             copy.write_bytes(b"")
             with reached(self.whole(name)):
                 system, above = opened(self.address)
-                system.get_file(f"{above}/{name}" if above else name, str(copy))
+                with its_own(self.whole(name)):
+                    system.get_file(f"{above}/{name}" if above else name, str(copy))
             yield copy
 
 
@@ -70,17 +76,17 @@ class Picture(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Its whole address, by which the manifest knows it."""
-        return self.root.whole(self.name)
+        """Its whole address, by which the manifest knows it: text also where the name is no UTF-8."""
+        return self.root.whole(self.name).encode("utf-8", "backslashreplace").decode()
 
 
-def find(words: Iterable[str], leave: Path | None = None) -> Iterator[Picture]:
-    """The pictures that the words name, each folder's in order; what lies below the folder `leave` is none of them.
+def find(words: Iterable[str], leave: str = "") -> Iterator[Picture]:
+    """The pictures that the words name, each folder's in order; what lies below `leave`, a folder or URL, is none of them.
 
     Raises: DataError for a word that names no picture, RunError for a store that cannot be reached.
     """
     for word in (word.removeprefix("file://") for word in words):
-        root, names = _remote(word) if _is_remote(word) else _local(word, leave)
+        root, names = _remote(word, leave) if _is_remote(word) else _local(word, Path(leave) if leave else None)
         if not names:
             raise DataError(f"{word} holds no picture; wanted are files ending in {', '.join(sorted(SUFFIXES))}.")
         for name in names:
@@ -120,10 +126,11 @@ def _below(place: Path, folder: Path | None) -> bool:
 
 
 def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
+    """By its ending; what a Mac keeps beside a picture has the same."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.rpartition("/")[2].startswith("._")
 
 
-def _remote(word: str) -> tuple[Root, list[str]]:
+def _remote(word: str, leave: str) -> tuple[Root, list[str]]:
     url = word if "://" in word or "::" in word else os.path.abspath(word)
     if url.lower().endswith(ARCHIVE) and "::" not in url:
         url = f"zip://::{url}"
@@ -141,8 +148,9 @@ def _remote(word: str) -> tuple[Root, list[str]]:
             return Root(top + chain + rest), [parts[-1]]
         else:
             names = system.find(above)
+        root = Root(top + chain + rest)
         names = [name.removeprefix(above).lstrip("/") for name in sorted(names) if _is_picture(name)]
-        return Root(top + chain + rest), names
+        return root, [name for name in names if not (leave and root.whole(name).startswith(f"{leave}/"))]
 
 
 def _before_magic(parts: "tuple[str, ...] | list[str]") -> list[str]:
@@ -157,11 +165,39 @@ def _path_of(url: str) -> str:
 
 
 def opened(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there. Listings are not kept: a run may go on for days."""
+    """The file system of a URL, and the path there. Listings are not kept, but for an archive's: a run may go on for days."""
+    return _archive(url) if "::" in url else _system(url)
+
+
+def _system(url: str) -> tuple[Any, str]:
     import fsspec
 
     system, path = fsspec.url_to_fs(url)
     return system, path.rstrip("/")
+
+
+# To open an archive is to read its whole table: by each picture of 50,000, that took 0.4 s. Its reads are locked.
+_archive = lru_cache(maxsize=16)(_system)
+
+
+@contextmanager
+def its_own(address: str) -> Iterator[None]:
+    """What is wrong with one object or one member of an archive alone. Raises: DataError; the rest passes."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{address}: is not there any more.") from error
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DataError(f"{address}: cannot be unpacked ({first_line(error)}).") from error
+    except RuntimeError as error:  # zipfile's word for it
+        if "encrypted" not in str(error):
+            raise
+        raise DataError(f"{address}: is encrypted.") from error
+    except OSError as error:  # of S3: this object is not for us, or it is archived
+        code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+        if code not in ("AccessDenied", "InvalidObjectState"):
+            raise
+        raise DataError(f"{address}: is not given out ({code}).") from error
 
 
 @contextmanager

@@ -6,6 +6,7 @@ store takes an object whole or not at all by itself; there the row comes after i
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -122,4 +123,4 @@ def unwritable(place: str, error: OSError) -> RunError:
 
 def _short(place: str) -> str:
     # A name of fixed length, for the whole path with its slashes may be longer than a name can be.
-    return hashlib.sha256(place.encode()).hexdigest()[:32]
+    return hashlib.sha256(os.fsencode(place)).hexdigest()[:32]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskserve.predict import with_address
 from models.bundle import open_bundle
 from models.image import read
 from models.outputs import encode
@@ -96,6 +97,14 @@ def test_alpha_is_of_the_colours(tiny_bundle: Path, tmp_path: Path) -> None:
     assert np.abs(read(tmp_path / "o/a.jpg").astype(int) - picture).max() <= 2
 
 
+@pytest.mark.parametrize("address", ["local", "auto", "10.0.0.1:6379", "head:6379", "[::1]:6379", "ray://head:10001"])
+def test_ray_takes_an_address_or_none(address: str) -> None:
+    assert with_address(["predict", "a", "--ray", address, "b"]) == ["predict", "a", "--ray", address, "b"]
+    for words in (["a", "--ray", "b"], ["a", "--ray", "--out", "o"], ["a", "--ray"], ["--ray", "C:\\pictures"]):
+        place = words.index("--ray") + 1
+        assert with_address(words) == [*words[:place], "local", *words[place:]]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -107,6 +116,9 @@ def test_alpha_is_of_the_colours(tiny_bundle: Path, tmp_path: Path) -> None:
         ),
         (["a.png", "--classes", "class 1,zebra"], 2, "The class 'zebra' is not known; known are class 0, "),
         (["a.png", "--min-confidence", "nan"], 2, "min_confidence is nan; wanted is a number from 0 to 1."),
+        (["a.png", "--scale", "nan,1"], 2, "The scale nan,1 is empty"),
+        (["a.png", "--actors", "2"], 2, "it goes with --ray"),
+        (["a.png", "--ray=/a/folder"], 2, "Ray's address is '/a/folder'; wanted is local, auto, HOST:PORT"),
         (["a.png", "--format", "json", "--masks", "svg"], 2, "'svg' are not known; choose from rle, polygons"),
     ],
 )

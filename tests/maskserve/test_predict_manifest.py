@@ -1,19 +1,24 @@
 """What the manifest says, and what it refuses."""
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import maskserve.predict.manifest
 import maskserve.predict.pipeline
 from maskserve.predict.job import Job
 from maskserve.predict.manifest import Lines
 from maskserve.predict.pipeline import model_of
+from maskserve.predict.sources import Picture, Root
 from maskserve.predict.targets import Folder
+from maskserve.predict.work import Work
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError, RunError
 from models.outputs.options import Options
@@ -155,3 +160,84 @@ def test_two_runs_at_once_are_refused(bundle: Path, folder: Path, tmp_path: Path
         predict(bundle, folder, out=tmp_path / "out")
     manifest.close(complete=False)
     assert predict(bundle, folder, out=tmp_path / "out")[0]
+
+
+def test_the_folder_is_ours_until_the_table_is_written(
+    bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, refused = maskserve.predict.manifest.write, []
+
+    def writing(file: Path, table: Any) -> None:
+        with pytest.raises(RunError, match="another run writes there") as told:
+            predict(bundle, folder, out=tmp_path / "out")
+        refused.append(told)
+        write(file, table)
+
+    monkeypatch.setattr(maskserve.predict.manifest, "write", writing)
+    assert predict(bundle, folder, out=tmp_path / "out")[0] and refused
+    assert pq.read_table(tmp_path / "out" / "manifest.parquet").num_rows == len(rows(tmp_path / "out"))
+
+
+def test_a_table_that_lacks_rows_is_no_more(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    """A run adds a picture and is killed after its row: the next has nothing to do but the table."""
+    out = tmp_path / "out"
+    predict(bundle, folder, out=out)
+    pictures(folder, len(rows(out)) + 1)
+    job = Job(str(bundle), str(out))
+    manifest = Lines(Folder(out), job.sealed(model_of(job)))
+    (new,) = {str(file) for file in folder.rglob("*.png")} - {row["path"] for row in rows(out)}
+    manifest.append(Work(job)(Picture(Root(str(folder)), Path(new).relative_to(folder).as_posix())))
+    os.close(manifest.file)
+    assert predict(bundle, folder, out=out)[0]
+    assert pq.read_table(out / "manifest.parquet").num_rows == len(rows(out)) == len(masks(out))
+
+
+def test_errors_are_dropped_of_what_is_asked_for_alone(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    bad = [folder / "bad.png", folder / "deep" / "bad too.png"]
+    for file in bad:
+        file.write_bytes(b"nothing")
+    assert not predict(bundle, folder, out=tmp_path / "out")[0]
+    before = rows(tmp_path / "out")
+    with pytest.raises(RunError, match="holds masks of format 'png', and now 'npy'"):
+        predict(bundle, folder, out=tmp_path / "out", format="npy", retry_errors=True)
+    assert rows(tmp_path / "out") == before
+    bad[0].write_bytes((folder / "0001.png").read_bytes())
+    done, said = predict(bundle, bad[0], out=tmp_path / "out", retry_errors=True)
+    assert not done and "1 could not be labelled before" in said
+    failed = [row["path"] for row in rows(tmp_path / "out") if "error" in row]
+    assert failed == [str(bad[1])] and len(rows(tmp_path / "out")) == len(before)
+
+
+def test_masks_that_cannot_lie_where_they_would(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    for name, words in {
+        "0001.png/x.jpg": r"0001.png would become 0001.png, and .*x.jpg 0001.png/x.png below it",
+        ".unfinished/x.jpg": "would become .unfinished/x.png, which cannot be",
+        f"{'x' * 251}.jpg": "which cannot be: the name is kept or too long",
+    }.items():
+        other = tmp_path / f"in {len(name)}"
+        (other / name).parent.mkdir(parents=True)
+        (other / name).write_bytes((folder / "0001.png").read_bytes())
+        with pytest.raises(DataError, match=words):
+            predict(bundle, folder, other, out=tmp_path / "out", format="json" if len(name) > 250 else "png")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_is_no_utf8(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    try:
+        (folder / "0001.png").rename(folder / name)
+    except OSError as error:
+        pytest.skip(f"this file system takes none: {error}")
+    assert predict(bundle, folder, out=tmp_path / "out")[0]
+    assert (tmp_path / "out" / name).is_file()
+    table = pq.read_table(tmp_path / "out" / "manifest.parquet").to_pylist()
+    assert [row["mask"] for row in table if "caf" in row["path"]] == [r"caf\udce9.png"]
+    assert "before" in predict(bundle, folder, out=tmp_path / "out")[1]
+
+
+def test_a_manifest_that_is_not_ours(bundle: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.jsonl").write_text("notes\n")
+    with pytest.raises(RunError, match=r"manifest.jsonl is no manifest of ours"):
+        predict(bundle, folder, out=tmp_path / "out")
+    assert (tmp_path / "out" / "manifest.jsonl").read_text() == "notes\n"

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from maskserve.predict.rasters import in_blocks
+from maskserve.predict.job import Job
+from maskserve.predict.rasters import CACHE_BYTES, STRIP_BYTES, cache_of, in_blocks, label_raster
 from models.bundle import SPEC, open_bundle, writing
 from models.errors import ConfigError, EngineError, RunError
 from models.image import Labels
@@ -178,3 +179,29 @@ def test_rows_become_rows_of_blocks(heights: list[int]) -> None:
     blocks = list(in_blocks(given))
     assert all(len(block) == 512 for block in blocks[:-1]) and len(blocks[-1]) <= 512
     assert (np.concatenate(blocks) == whole).all()
+
+
+def test_a_stop_does_not_wait_for_the_end_of_a_scene(bundle: Path, tmp_path: Path) -> None:
+    write(tmp_path / "scene.tif", drawing(1500, 2500).transpose(2, 0, 1))
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        asked.append(1)
+        return len(asked) > 1
+
+    opened = open_bundle(bundle)
+    job = Job(str(bundle), str(tmp_path / "out"), format="geotiff")
+    with pytest.raises(RunError, match="stopped"):
+        label_raster(Segmenter.load(opened), opened.spec, tmp_path / "scene.tif", tmp_path / "mask.tif", job, stopped)
+    assert len(asked) == 2  # windows
+
+
+def test_gdal_keeps_a_row_of_windows_of_strips(tmp_path: Path) -> None:
+    bands = np.zeros((3, 64, 20_000), np.uint16)
+    strips = write(tmp_path / "strips.tif", bands, blockysize=16)
+    tiles = write(tmp_path / "tiles.tif", bands, tiled=True, blockxsize=256, blockysize=256)
+    with rasterio.open(strips) as scene:
+        assert cache_of(scene, 1024) == 20_000 * (1024 + 32) * 3 * 2
+        assert cache_of(scene, 65_536) == STRIP_BYTES
+    with rasterio.open(tiles) as scene:
+        assert cache_of(scene, 1024) == CACHE_BYTES

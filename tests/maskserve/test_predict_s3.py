@@ -11,7 +11,9 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from botocore.exceptions import ClientError
 from moto.server import ThreadedMotoServer
+from s3fs.errors import translate_boto_error
 
 import maskserve.predict.manifest
 from maskserve.predict.manifest import Parts
@@ -173,3 +175,26 @@ def test_no_credentials_and_no_bucket(
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(RunError, match="the credentials were refused or are missing"):
         predict(bundle, tmp_path / "in", out=f"{BUCKET}/out")
+
+
+def test_a_target_below_its_source_is_none_of_it(store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path) -> None:
+    upload(store, tmp_path / "in", 3)
+    for _ in range(2):
+        done, said = predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/in/masks")
+        assert done and "3 of 3 pictures segmented" in said
+
+
+def test_an_object_that_is_not_given_out_is_its_own_trouble(
+    store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(store, tmp_path / "in", 3)
+    read = store.cat_file
+
+    def guarded(path: str) -> bytes:
+        if path.endswith("0001.png"):
+            raise translate_boto_error(ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "GetObject"))
+        return bytes(read(path))
+
+    monkeypatch.setattr(store, "cat_file", guarded)
+    done, said = predict(bundle, f"{BUCKET}/in", out=tmp_path / "out")
+    assert not done and "0001.png: is not given out (AccessDenied)" in said and "2 of 3 pictures" in said

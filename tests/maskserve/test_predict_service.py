@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -81,6 +82,34 @@ def test_of_several_models_one_is_named(bundle: Path, tmp_path: Path) -> None:
             assert {row["model"].partition("@")[0] for row in rows(tmp_path / name)} == {name}
     predict(bundle, tmp_path / "in", out=tmp_path / "here")
     assert masks(tmp_path / "small") == masks(tmp_path / "here")
+
+
+def test_a_class_that_is_not_known_stops_before_the_first_picture(url: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "in", 1)
+    with pytest.raises(ConfigError, match="The class 'zebra' is not known"):
+        predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY, options=Options(classes=("zebra",)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_picture_that_gets_no_answer_is_its_own_trouble(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "in", 3)
+    lost = (tmp_path / "in" / "0001.png").read_bytes()
+    encoded = Client.encoded
+
+    def lossy(client: Client, data: bytes, *words: Any, **more: Any) -> bytes:
+        if data == lost:
+            raise Unreachable("No answer came in 60 s.")
+        return encoded(client, data, *words, **more)
+
+    monkeypatch.setattr(Client, "encoded", lossy)
+    done, said = predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY)
+    assert not done and "0001.png: the service gives no answer to it (No answer came" in said
+    monkeypatch.setattr(Client, "encoded", lambda *words, **more: b"<html>")
+    for format in ("png", "parquet"):
+        with pytest.raises(RunError, match=f"{url} answered with what is no mask"):
+            predict(url, tmp_path / "in", out=tmp_path / format, key=KEY, format=format)
 
 
 def test_a_bad_picture_is_its_own_trouble(url: str, tmp_path: Path) -> None:
