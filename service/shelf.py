@@ -105,7 +105,7 @@ class Shelf:
             self._thread.join(STOP_SECONDS)
 
     def get(self, name: str | None = None) -> Served:
-        """The bundle of this name, or the one that is meant where none is given.
+        """The bundle of this name, or of NAME@HASH as X-Model has it, or the one that is meant where none is given.
 
         Raises: NotReady while the first look is under way or where nothing is served, with the reason; UnknownModel;
         BadRequest where one of several must be named.
@@ -118,6 +118,11 @@ class Shelf:
             return served[wanted]
         if name is None:
             raise NotReady(f"The default model {wanted!r} is not served, but {', '.join(served)}.", self._patience())
+        base, _, digits = name.rpartition("@")
+        if base in served and digits:
+            if served[base].bundle.hash.startswith(digits):
+                return served[base]
+            raise UnknownModel(f"The model {base!r} of hash {digits[:12]} is not served any more: it was exchanged.")
         raise UnknownModel(f"There is no model {name[:80]!r}; served: {', '.join(served)}.")
 
     def all(self) -> list[Served]:

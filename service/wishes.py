@@ -21,7 +21,11 @@ class Wishes(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str = Field("png", json_schema_extra={"enum": list(OUTPUTS)}, description="of the answer")
-    model: str | None = Field(None, max_length=200, description="name of the model; needed where several are served")
+    model: str | None = Field(
+        None,
+        max_length=200,
+        description="name of the model, needed where several are served; or NAME@HASH as in X-Model: 404 once it is exchanged",
+    )
     classes: tuple[str, ...] = Field(
         (), description="names of the classes to keep, separated by commas; all others become void. None: all are kept"
     )

@@ -121,7 +121,6 @@ class Served:
             self.close()
             raise
         self.model = f"{entry['name']}@{entry['hash']}"
-        self.name = entry["name"]
         self.names = [one["name"] for one in entry["spec"]["classes"]]
         self.why = f"{job.model}: {short(self.model)}"
 
@@ -132,7 +131,7 @@ class Served:
         try:
             encoded, milliseconds = timed(
                 lambda: self.client.encoded(
-                    data, format, model=self.name, classes=asked.classes, min_confidence=asked.min_confidence,
+                    data, format, model=short(self.model), classes=asked.classes, min_confidence=asked.min_confidence,
                     min_area=asked.min_area, alpha=asked.alpha, masks="rle" if self.job.format == PARQUET else asked.masks,
                     simplify=asked.simplify, confidence=asked.confidence,
                 )

@@ -18,7 +18,8 @@ import pytest
 import maskserve.predict.labellers
 from benchmarks.processes import tree
 from maskserve.client import Client, NoKey, UnknownModel, Unreachable
-from maskserve.predict.job import KEY_VARIABLE
+from maskserve.predict.job import KEY_VARIABLE, Job
+from maskserve.predict.labellers import Served
 from models.errors import ConfigError, RunError
 from models.outputs.options import Options
 from service.keys import new_key
@@ -82,6 +83,25 @@ def test_of_several_models_one_is_named(bundle: Path, tmp_path: Path) -> None:
             assert {row["model"].partition("@")[0] for row in rows(tmp_path / name)} == {name}
     predict(bundle, tmp_path / "in", out=tmp_path / "here")
     assert masks(tmp_path / "small") == masks(tmp_path / "here")
+
+
+def test_a_model_that_is_exchanged_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKSERVE_RELOAD_SECONDS", "0.2")
+    picture = pictures(tmp_path / "in", 1)[0].read_bytes()
+    with running(small_bundle(tmp_path / "small")) as url:
+        labeller = Served(Job(url, str(tmp_path / "out"), key=KEY))
+        try:
+            assert labeller(picture).encoded
+            shutil.rmtree(tmp_path / "small")
+            small_bundle(tmp_path / "small", classes=5)
+            end = time.monotonic() + 60
+            while labeller.client.models()[0]["hash"] == labeller.model.partition("@")[2]:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            with pytest.raises(RunError, match="is not served any more: it was exchanged"):
+                labeller(picture)
+        finally:
+            labeller.close()
 
 
 def test_a_class_that_is_not_known_stops_before_the_first_picture(url: str, tmp_path: Path) -> None:

@@ -42,6 +42,17 @@ def test_the_model_is_named_in_query_or_form(http: httpx.Client) -> None:
         assert answer.headers["x-model"] == f"two@{http.get('/v1/models/two').json()['hash'][:12]}"
 
 
+def test_that_very_bundle_can_be_asked_for(http: httpx.Client) -> None:
+    tag = http.post("/v1/segment?model=two", content=JPEG).headers["x-model"]
+    assert http.post(f"/v1/segment?model={tag}", content=JPEG).headers["x-model"] == tag
+    other = f"two@{'0' * 12}"
+    check_problem(
+        http.post(f"/v1/segment?model={other}", content=JPEG), 404, "'two' of hash 000000000000 is not served"
+    )
+    check_problem(http.post("/v1/segment?model=two@", content=JPEG), 404, "no model 'two@'")
+    check_problem(http.post(f"/v1/segment?model=three{tag[3:]}", content=JPEG), 404, "no model 'three@")
+
+
 def test_without_a_name_none_is_guessed(http: httpx.Client) -> None:
     check_problem(http.post("/v1/segment", content=JPEG), 400, "one, two")
     check_problem(http.post("/v1/segment?model=", content=JPEG), 404, "one, two")
