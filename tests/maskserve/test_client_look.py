@@ -19,10 +19,10 @@ def file(picture: np.ndarray, format: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def turned(format: str = "JPEG") -> bytes:
-    """120 x 160 pixels that EXIF orientation 6 turns to 160 x 120."""
+def turned(format: str = "JPEG", orientation: int = 6) -> bytes:
+    """120 x 160 pixels that EXIF orientations from 5 on turn to 160 x 120."""
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x0112] = orientation
     return file(drawing(120, 160), format, exif=exif)
 
 
@@ -45,8 +45,11 @@ def grey16() -> np.ndarray:
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 1])
 @pytest.mark.parametrize(
-    "sent", [file(drawing(120, 160)), file(drawing(120, 160), "JPEG"), turned(), turned("PNG"), turned("WEBP"), file(grey16())],
-    ids=["png", "jpeg", "turned jpeg", "turned png", "turned webp", "16 bits"],
+    "sent",
+    [file(drawing(120, 160)), file(drawing(120, 160), "JPEG"), turned(), turned("PNG"), turned("WEBP"), file(grey16()),
+     *(turned("TIFF", orientation) for orientation in range(1, 9))],
+    ids=["png", "jpeg", "turned jpeg", "turned png", "turned webp", "16 bits",
+         *(f"tiff {orientation}" for orientation in range(1, 9))],
 )  # fmt: skip
 def test_the_overlay_is_the_services(sent: bytes, alpha: float) -> None:
     picture = decode(sent)
@@ -60,7 +63,9 @@ def test_every_kind_of_picture_is_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(picture).save(path)
     expected = np.asarray(mask_of(picture, 120, 160).overlay())
-    for sent in (path, str(path), path.read_bytes(), Image.fromarray(picture)):
+    content = path.read_bytes()
+    for sent in (path, str(path), content, bytearray(content), memoryview(content), Image.fromarray(picture)):
+        assert shown(mask_of(sent, 120, 160)).mode == "RGB"  # alone, the colours are a palette's
         np.testing.assert_array_equal(np.asarray(mask_of(sent, 120, 160).overlay()), expected)
 
 
