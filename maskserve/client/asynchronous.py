@@ -70,6 +70,8 @@ class AsyncClient:
         Raises: as `segment`, for what spoils them all.
         """
         wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
+        if not pictures:
+            return []
         near = self._connection.near
         bodies = await self._work(lambda: [body_of(picture, near) for picture in pictures])
         answer = await self._connection.ask(

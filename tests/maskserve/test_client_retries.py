@@ -24,6 +24,10 @@ MASK = answer(200, b"mask", X_Model="small@0")
 PROXY = answer(503, b"<html><h1>Nobody is there</h1></html>", Content_Type="text/html")
 FINAL = (301, 400, 401, 404, 408, 413, 415, 422, 500, 502, 504)
 CUT = answer(200, b"[", missing=1)
+PROBLEM = {
+    "type": "urn:problem-type:maskserve:not-ready", "title": "The service is not ready", "status": 503,
+    "detail": "The bundle is bad.", "request_id": "a",
+}  # fmt: skip
 
 
 def busy(after: str) -> bytes:
@@ -31,9 +35,7 @@ def busy(after: str) -> bytes:
 
 
 def not_ready(**headers: str) -> bytes:
-    problem = {"type": "urn:problem-type:maskserve:not-ready", "title": "The service is not ready", "status": 503}
-    body = json.dumps({**problem, "detail": "The bundle is bad.", "request_id": "a"}).encode()
-    return answer(503, body, Content_Type="application/problem+json", **headers)
+    return answer(503, json.dumps(PROBLEM).encode(), Content_Type="application/problem+json", **headers)
 
 
 def asked(kind: type[Client] | type[AsyncClient], url: str, call: str, *given: Any, **settings: Any) -> Any:
@@ -81,10 +83,21 @@ def test_one_answer_in_the_end(kind: type[Client] | type[AsyncClient]) -> None:
 
 
 def test_a_batch_is_sent_whole_again() -> None:
-    with serving(busy("0"), LOST, answer(200, b"[]", X_Model="small@0"), GOOD) as server, Client(server.url) as client:
-        assert client.segment_batch([]) == []
-        first, second, third, _ = server.requests
+    one, other = (json.dumps({"problem": {**PROBLEM, "detail": detail}}).encode() for detail in ("One.", "Other."))
+    entries = answer(200, b"[" + one + b"," + other + b"]", X_Model="small@0")
+    with serving(busy("0"), LOST, entries, GOOD) as server, Client(server.url) as client:
+        errors = client.segment_batch([b"one picture", b"another picture"])
+    assert [error.detail for error in errors if isinstance(error, ServiceError)] == ["One.", "Other."]
+    first, second, third, _ = server.requests
+    assert b"one picture" in first.body and b"another picture" in first.body
     assert first.body == second.body == third.body
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_batch_of_none_is_not_sent(kind: type[Client] | type[AsyncClient]) -> None:
+    with serving(GOOD) as server:
+        assert asked(kind, server.url, "segment_batch", []) == []
+    assert server.requests == []
 
 
 def test_as_late_as_the_service_says() -> None:
