@@ -1,5 +1,6 @@
 """What goes wrong has a type, and one clear sentence."""
 
+import asyncio
 import pickle
 from collections.abc import Iterator
 from functools import partial
@@ -8,7 +9,17 @@ import httpx
 import pytest
 
 from maskserve import client as c
-from maskserve.client import BadAnswer, BadPicture, BadRequest, Client, NoKey, NotFound, ServiceError, Unreachable
+from maskserve.client import (
+    BadAnswer,
+    BadPicture,
+    BadRequest,
+    Client,
+    ClientError,
+    NoKey,
+    NotFound,
+    ServiceError,
+    Unreachable,
+)
 from maskserve.client.errors import BY_STATUS, TYPE, error_of_problem, retry_after
 from service.answers import ERRORS
 from service.keys import new_key
@@ -78,6 +89,35 @@ def test_what_can_be_no_key(wrong: str) -> None:
 def test_what_can_be_no_address(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"wanted is one such as http://127\.0\.0\.1:3000"):
         Client(wrong)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["http://user:secret@127.0.0.1:3000", "http://:secret@a.org", "http://a.org/?token=secret", "http://a.org?",
+     "http://a.org/#secret", "http://a.org/#", "ftp://user:secret@a.org", "http://user:secret@a:b", "http://a:se/secret@b"],
+)  # fmt: skip
+def test_what_is_more_than_an_address(more: str) -> None:
+    """The password would take the place of the key, and the query a part of every path; neither is said again."""
+    for kind in (Client, c.AsyncClient):
+        with pytest.raises(ValueError, match=r"wanted is one such as http://127\.0\.0\.1:3000") as caught:
+            kind(more, key="key")
+        assert "secret" not in str(caught.value) and caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("call", ["ready", "models"])
+def test_a_client_that_was_closed(client: Client, call: str) -> None:
+    with Client(client.url) as closed:
+        assert closed.ready()
+    with pytest.raises(ClientError, match="The client is closed; make another one"):
+        getattr(closed, call)()
+
+    async def awaited() -> None:
+        async with c.AsyncClient(client.url) as closed:
+            pass
+        await getattr(closed, call)()
+
+    with pytest.raises(ClientError, match="The client is closed; make another one"):
+        asyncio.run(awaited())
 
 
 def test_a_path_that_is_not_there(client: Client) -> None:
