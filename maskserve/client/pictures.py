@@ -54,19 +54,26 @@ def body_of(picture: Picture, near: bool) -> bytes:
 
 def _encoded(image: Image.Image, near: bool) -> bytes:
     """The pixels as they stand. Raises: ValueError for a mode that is not known."""
-    if image.mode not in MODES:
-        raise ValueError(f"The image is of the mode {image.mode}; convert it to RGB and send that.")
-    if image.mode.startswith("I;16") and image.mode != "I;16":  # which Pillow's `convert` would cut off at 255
-        swapped = Image.fromarray(np.asarray(image).astype("<u2"))
-        swapped.info, image = image.info, swapped
-    elif image.mode != MODES[image.mode]:
-        image = image.convert(MODES[image.mode])
+    image = _held(image)
     if image.info:
         image = image.copy()
         image.info = {key: image.info[key] for key in _MEANING if image.info.get(key) is not None}
     buffer = io.BytesIO()
     image.save(buffer, **_form(image, near))
     return buffer.getvalue()
+
+
+def _held(image: Image.Image) -> Image.Image:
+    """The image in a mode that a file holds. Raises: ValueError for a mode that is not known."""
+    if image.mode not in MODES:
+        raise ValueError(f"The image is of the mode {image.mode}; convert it to RGB and send that.")
+    if image.mode == MODES[image.mode]:
+        return image
+    if image.mode.startswith("I;16"):  # which Pillow's `convert` would cut off at 255
+        swapped = Image.fromarray(np.asarray(image).astype("<u2"))
+        swapped.info = image.info
+        return swapped
+    return image.convert(MODES[image.mode])
 
 
 def _form(image: Image.Image, near: bool) -> dict[str, Any]:
@@ -105,7 +112,7 @@ def opened(picture: Picture, size: tuple[int, int], side: int | None = None) -> 
                 return None
             if side:
                 image.draft("RGB", (side, side))  # a JPEG is decoded at a half, a quarter or an eighth
-            return _reduced(ImageOps.exif_transpose(_rgb(image)), side)
+            return _reduced(_rgb(ImageOps.exif_transpose(image)), side)
     return None
 
 
@@ -118,7 +125,8 @@ def _reduced(image: Image.Image, side: int | None) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """As people see it: 16 bits scaled, transparency on white."""
-    if image.mode.startswith("I;16"):
+    image = _held(image)
+    if image.mode == "I;16":
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         over = image.convert("RGBA")
