@@ -1,12 +1,14 @@
 """What goes wrong has a type, and one clear sentence."""
 
 import asyncio
+import io
 import pickle
 from collections.abc import Iterator
 from functools import partial
 
 import httpx
 import pytest
+from PIL import Image
 
 from maskserve import client as c
 from maskserve.client import (
@@ -28,6 +30,13 @@ from tests.bundles import drawing
 from tests.maskserve.scripted import LOST, answer, serving
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head>\r\n<body><h1>nginx</h1></body></html>"
+
+
+def png_of(mode: str) -> bytes:
+    """A picture, and no mask."""
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +179,7 @@ def test_the_service_moved() -> None:
 
 
 @pytest.mark.parametrize("model", ["", "a@0"])
-@pytest.mark.parametrize("content", [HTML, b"", b"{}", b"[1]", b"null"])
+@pytest.mark.parametrize("content", [HTML, b"", b"{}", b"[1]", b"null", *map(png_of, ("L", "RGB"))])
 def test_of_what_a_stranger_says_no_mask_is_made(content: bytes, model: str) -> None:
     """Where the answer names a model, something on the way has changed it."""
     told = answer(200, content, **({"X_Model": model} if model else {}))
