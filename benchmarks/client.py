@@ -17,7 +17,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -70,7 +70,7 @@ def main() -> None:
             }
             png, sure = client.encoded(jpeg), client.encoded(jpeg, "confidence")
             mask = client.segment(jpeg)
-        calls["await segment(jpeg bytes)"] = asyncio.run(awaited(url, jpeg, wire))
+        calls |= asyncio.run(awaited(url, jpeg, wire))
         pixels = encodings(rgb, wire)
     pieces = {
         "Mask.read(png)": core(lambda: Mask.read(png, classes=[], model="")),
@@ -85,7 +85,7 @@ def main() -> None:
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     for name, told in {**calls, **pixels}.items():
-        print(f"{name:40}", "  ".join(f"{key} {value:,}" for key, value in told.items()))
+        print(f"{name:45}", "  ".join(f"{key} {value:,}" for key, value in told.items()))
     print(pieces)
 
 
@@ -112,15 +112,21 @@ def added(call: Callable[[], object], wire: Callable[[], object]) -> dict[str, f
     return summary([(taken(call), taken(wire)) for _ in range(FIRST + ROUNDS)])
 
 
-async def awaited(url: str, jpeg: bytes, wire: Wire) -> dict[str, float]:
-    """The same of the client that is awaited."""
-    pairs = []
-    async with AsyncClient(url) as client:
+async def awaited(url: str, jpeg: bytes, wire: Wire) -> dict[str, dict[str, float]]:
+    """The same of what is awaited, in turn."""
+    async with AsyncClient(url) as client, httpx.AsyncClient(base_url=url, trust_env=False) as bare:
+        calls: dict[str, tuple[Callable[[], Awaitable[object]], str]] = {
+            "await segment(jpeg bytes)": (lambda: client.segment(jpeg), "/v1/segment"),
+            "await segment(jpeg bytes, confidence=True)": (lambda: client.segment(jpeg, confidence=True), SURE),
+            "httpx alone, awaited": (lambda: bare.post("/v1/segment", content=jpeg), "/v1/segment"),
+        }
+        pairs: dict[str, list[tuple[Times, Times]]] = {name: [] for name in calls}
         for _ in range(FIRST + ROUNDS):
-            start = now()
-            await client.segment(jpeg)
-            pairs.append((since(start), taken(partial(wire.post, jpeg))))
-    return summary(pairs)
+            for name, (call, path) in calls.items():
+                start = now()
+                await call()
+                pairs[name].append((since(start), taken(partial(wire.post, jpeg, path))))
+    return {name: summary(of) for name, of in pairs.items()}
 
 
 def summary(pairs: list[tuple[Times, Times]]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The calls, written once: AsyncClient has them to be awaited, and Client by a plain call."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -54,8 +54,7 @@ class AsyncClient:
         Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for what is no picture.
         """
         wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
-        answer = await self._post(picture, **wishes, **reading.form(confidence))
-        facts = await self._facts(answer)
+        answer, facts = await self._known(partial(self._post, picture, **wishes, **reading.form(confidence)))
         read = reading.sure_mask if confidence else Mask.read
         with self._connection.understood(answer):
             return await self._work(partial(read, answer.content, picture=picture, **facts))
@@ -70,13 +69,16 @@ class AsyncClient:
         Raises: as `segment`, for what spoils them all.
         """
         wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
+        if not pictures:
+            return []
         near = self._connection.near
         bodies = await self._work(lambda: [body_of(picture, near) for picture in pictures])
-        answer = await self._connection.ask(
-            "POST", "/v1/segment/batch", params=_query(**wishes, **reading.form(confidence, many=True)),
+        ask = partial(
+            self._connection.ask, "POST", "/v1/segment/batch",
+            params=_query(**wishes, **reading.form(confidence, many=True)),
             files=[("images", (str(place), body)) for place, body in enumerate(bodies)],
         )  # fmt: skip
-        facts = await self._facts(answer)
+        answer, facts = await self._known(ask)
         with self._connection.understood(answer):
             return await self._work(partial(reading.batch, answer.content, pictures, **facts))
 
@@ -153,15 +155,28 @@ class AsyncClient:
             reading.tag_of(answer)
         return answer
 
-    async def _facts(self, answer: httpx.Response) -> dict[str, Any]:
-        """What a mask holds beside its pixels; the classes are asked for once a model."""
+    async def _known(self, ask: Callable[[], Awaitable[httpx.Response]]) -> tuple[httpx.Response, dict[str, Any]]:
+        """A mask's answer, of a model whose classes are known, and what the mask holds beside its pixels.
+
+        Where the model was exchanged between the mask and the question for its classes, the mask is asked for again: of
+        the model that is served now.
+        """
+        answer = await ask()
+        if not await self._knows(answer):
+            answer = await ask()
+            await self._knows(answer)
+        tag = reading.tag_of(answer)
+        return answer, {"model": tag, "classes": self._classes.get(tag, []), **reading.told(answer)}
+
+    async def _knows(self, answer: httpx.Response) -> bool:
+        """Whether the classes of an answer's model are known; they are asked for once a model."""
         with self._connection.understood(answer):
             tag = reading.tag_of(answer)
         if tag not in self._classes:
             entries = await self.models()
             with self._connection.understood(answer):
                 self._classes |= {reading.tag(entry): entry["spec"]["classes"] for entry in entries}
-        return {"model": tag, "classes": self._classes.get(tag, []), **reading.told(answer)}
+        return tag in self._classes
 
 
 def _query(**wishes: Any) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class Connection:
             answer = await self.wire.send(request)
         except httpx.RequestError as error:
             return error
+        except RuntimeError as error:
+            if not self.wire.http.is_closed:
+                raise
+            raise ClientError("The client is closed; make another one to go on.") from error
         self._met = True
         return answer
 
@@ -97,13 +101,19 @@ class Connection:
 
 
 def _is_near(url: str) -> bool:
-    """Whether an address is this machine's own. Raises: ValueError where it is no address."""
+    """Whether an address is this machine's own. Raises: ValueError where it is none, or more than one; without its password."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError):
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise ValueError(f"The address is {url!r}; wanted is one such as http://127.0.0.1:3000.")
+        shown = url if "@" not in url else f"...@{url.rpartition('@')[2]}"
+        raise ValueError(f"The address is {shown!r}; wanted is one such as http://127.0.0.1:3000.")
+    if parsed.userinfo or "?" in url or "#" in url:  # it would stand before the key, or within every path
+        raise ValueError(
+            "The address holds a name, a password, a query or a fragment; wanted is one such as http://127.0.0.1:3000, "
+            "and the key by itself."
+        )
     try:
         return ipaddress.ip_address(parsed.host).is_loopback
     except ValueError:

@@ -1,6 +1,6 @@
 """What the client raises on purpose.
 
-ClientError
+ClientError             itself where the client was closed
 ├── Unreachable         no answer came: nothing is there, the connection was lost, or the time was up
 ├── BadAnswer           something answered that is no maskserve
 └── ServiceError        the service, or a proxy before it, answered with an error

@@ -33,8 +33,10 @@ class Mask:
     def read(cls, png: bytes, confidence: bytes | None = None, **rest: Any) -> "Mask":
         """Of the service's two PNGs. Raises: OSError, ValueError, SyntaxError where they are none."""
         image = Image.open(io.BytesIO(png), formats=["PNG"])
-        palette = np.asarray(image.getpalette(), np.uint8).reshape(-1, 3)
-        palette = np.pad(palette, ((0, 256 - len(palette)), (0, 0)))
+        held = image.getpalette()
+        if held is None:
+            raise ValueError(f"a mask has a palette, and this is {image.mode}")
+        palette = np.frombuffer(bytearray(held).ljust(256 * 3, b"\0"), np.uint8).reshape(256, 3)
         sure = None
         if confidence is not None:
             grey = np.asarray(Image.open(io.BytesIO(confidence), formats=["PNG"]))

@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
 # A path, the bytes of a picture file, RGB uint8 H x W x 3, or a Pillow image.
-Picture = Path | str | bytes | NDArray[np.uint8] | Image.Image
+Picture = Path | str | bytes | bytearray | memoryview | NDArray[np.uint8] | Image.Image
 
-# Modes that a PNG holds as they are. Others are sent as the RGB that the service would make of them.
-_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
-_TIFF_MODES = ("I", "F")  # 32 bits a sample, which no PNG holds
+# A Pillow image's mode -> the mode in which a file holds it. Where that is another, the service would make the same of it.
+MODES = {
+    "1": "1", "L": "L", "LA": "LA", "La": "LA", "P": "P", "PA": "RGBA", "RGB": "RGB", "RGBX": "RGB", "RGBA": "RGBA",
+    "RGBa": "RGBA", "CMYK": "CMYK", "YCbCr": "RGB", "HSV": "RGB", "LAB": "RGB", "I": "I", "F": "F", "I;16": "I;16",
+    "I;16L": "I;16", "I;16B": "I;16", "I;16N": "I;16",
+}  # fmt: skip
+_TIFF_MODES = ("I", "F", "CMYK")  # 32 bits a sample and a press's colours, which no PNG holds
+# Of an image's `info`, what its pixels mean nothing without. The rest stays: an orientation would make the service turn them.
+_MEANING = ("transparency", "icc_profile")
 
 # Bytes of pixels up to which RGB goes to this same machine as a BMP: a quarter of the service's default limit.
 PLAIN = 8 * 2**20
@@ -47,27 +53,40 @@ def body_of(picture: Picture, near: bool) -> bytes:
 
 
 def _encoded(image: Image.Image, near: bool) -> bytes:
-    """The pixels as they stand: an orientation tag in `info` would make the service turn them."""
-    if image.mode not in (*_PNG_MODES, *_TIFF_MODES):
-        image = image.convert("RGB")
+    """The pixels as they stand. Raises: ValueError for a mode that is not known."""
+    image = _held(image)
     if image.info:
         image = image.copy()
-        image.info = {key: value for key, value in image.info.items() if key == "transparency"}
+        image.info = {key: image.info[key] for key in _MEANING if image.info.get(key) is not None}
     buffer = io.BytesIO()
     image.save(buffer, **_form(image, near))
     return buffer.getvalue()
 
 
+def _held(image: Image.Image) -> Image.Image:
+    """The image in a mode that a file holds. Raises: ValueError for a mode that is not known."""
+    if image.mode not in MODES:
+        raise ValueError(f"The image is of the mode {image.mode}; convert it to RGB and send that.")
+    if image.mode == MODES[image.mode]:
+        return image
+    if image.mode.startswith("I;16"):  # which Pillow's `convert` would cut off at 255
+        swapped = Image.fromarray(np.asarray(image).astype("<u2"))
+        swapped.info = image.info
+        return swapped
+    return image.convert(MODES[image.mode])
+
+
 def _form(image: Image.Image, near: bool) -> dict[str, Any]:
-    """The cheapest file that holds all of the pixels."""
+    """The cheapest file that holds all of the pixels, and their profile."""
     if image.mode in _TIFF_MODES:
         return {"format": "TIFF"}
-    if image.mode != "RGB" or image.info:
+    if image.mode != "RGB" or "transparency" in image.info:
         return {"format": "PNG", "compress_level": 1}
-    if near and 3 * image.width * image.height <= PLAIN:
+    if near and 3 * image.width * image.height <= PLAIN and not image.info:
         return {"format": "BMP"}
     if max(image.size) <= LONGEST and features.check("webp"):
-        return {"format": "WEBP", "lossless": True, "method": 0, "quality": 0}
+        profile = image.info.get("icc_profile")
+        return {"format": "WEBP", "lossless": True, "method": 0, "quality": 0, "icc_profile": profile}
     return {"format": "PNG", "compress_level": 1}
 
 
@@ -85,13 +104,15 @@ def opened(picture: Picture, size: tuple[int, int], side: int | None = None) -> 
             return _reduced(_rgb(picture), side) if picture.size == size else None
         if isinstance(picture, np.ndarray):
             return _reduced(Image.fromarray(picture), side) if picture.shape[1::-1] == size else None
-        with Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
+        file = picture if isinstance(picture, Path | str) else io.BytesIO(picture)
+        with Image.open(file, formats=FORMATS) as image:
+            # A TIFF's size is that of the upright picture already.
+            turned = image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) >= 5
             if (image.size[::-1] if turned else image.size) != size:
                 return None
             if side:
                 image.draft("RGB", (side, side))  # a JPEG is decoded at a half, a quarter or an eighth
-            return _reduced(ImageOps.exif_transpose(_rgb(image)), side)
+            return _reduced(_rgb(ImageOps.exif_transpose(image)), side)
     return None
 
 
@@ -104,7 +125,8 @@ def _reduced(image: Image.Image, side: int | None) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """As people see it: 16 bits scaled, transparency on white."""
-    if image.mode.startswith("I;16"):
+    image = _held(image)
+    if image.mode == "I;16":
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         over = image.convert("RGBA")

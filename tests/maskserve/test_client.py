@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 
 from maskserve.client import AsyncClient, BadPicture, Client, Mask
 from maskserve.client.asynchronous import DEFAULTS
-from maskserve.client.pictures import body_of
+from maskserve.client.pictures import MODES, body_of
 from models.bundle import open_bundle
 from models.image import decode
 from models.outputs import OUTPUTS
@@ -24,6 +25,7 @@ from models.segmenter import Segmenter
 from service.launch import ROOT
 from service.wishes import Wishes
 from tests.bundles import drawing
+from tests.models.test_colour import GAMMA_18, P3, matrix_profile, press_profile, profile
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +60,75 @@ def test_what_a_mask_holds(client: Client, tiny_bundle: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(np.asarray(saved), mask.labels)
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr", "HSV"])
-def test_every_mode_of_a_pillow_image(client: Client, mode: str) -> None:
-    image = Image.fromarray(drawing(30, 50))
-    image = image.convert("L").convert("I").convert("I;16") if mode == "I;16" else image.convert(mode)
-    assert client.segment(image).labels.shape == (30, 50)
+FILES = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG"}  # of the others, TIFF
+
+
+def file_of_mode(mode: str, **options: Any) -> bytes:
+    """Of all that the mode can say; transparency where it has some."""
+    picture = np.dstack([drawing(30, 50), np.linspace(0, 255, 1500).reshape(30, 50).astype(np.uint8)])
+    image = Image.fromarray(picture, "RGBA")
+    if mode.startswith("I;16"):
+        image = Image.fromarray(np.linspace(0, 65535, 1500).reshape(30, 50).astype(">u2" if mode == "I;16B" else "<u2"))
+    elif mode == "I":
+        image = Image.fromarray(np.linspace(0, 60_000, 1500).reshape(30, 50).astype(np.int32))
+    elif mode == "F":
+        image = Image.fromarray(np.linspace(-0.5, 1, 1500).reshape(30, 50).astype(np.float32))
+    elif mode == "P":
+        image = image.convert("RGB").quantize(200)
+        options["transparency"] = bytes(range(200))
+    else:
+        image = image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, FILES.get(mode, "TIFF"), **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"]
+)
+def test_a_pillow_image_is_read_as_the_file_that_it_is_of(mode: str, near: bool) -> None:
+    file = file_of_mode(mode)
+    image = Image.open(io.BytesIO(file))
+    assert image.mode == mode
+    expected = decode(file)
+    assert len(np.unique(expected)) > (1 if mode == "1" else 50)
+    np.testing.assert_array_equal(decode(body_of(image, near)), expected)
+    np.testing.assert_array_equal(decode(body_of(image.crop((5, 5, 40, 20)), near)), expected[5:20, 5:40])
+
+
+@pytest.mark.parametrize(
+    ("mode", "of", "most"),
+    [("La", "LA", 1), ("RGBa", "RGBA", 1), ("RGBX", "RGB", 0), ("HSV", "RGB", 8), ("I;16L", "I;16", 0), ("I;16N", "I;16", 0)],
+)  # fmt: skip
+def test_a_mode_that_no_file_has_is_read_as_its_like(mode: str, of: str, most: int) -> None:
+    """`most`: levels by which Pillow's own conversion to the mode and back changes a colour."""
+    file = file_of_mode(of)
+    image = Image.open(io.BytesIO(file))
+    image = Image.frombytes(mode, image.size, image.tobytes()) if mode.startswith("I;16") else image.convert(mode)
+    assert np.abs(decode(body_of(image, near=True)).astype(int) - decode(file)).max() <= most
+
+
+def test_every_mode_that_pillow_has_is_known() -> None:
+    assert set(MODES) == set(Image.MODES)
+
+
+def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(MODES, "HSV")
+    with pytest.raises(ValueError, match="of the mode HSV; convert it to RGB"):
+        body_of(Image.new("HSV", (4, 4)), near=True)
+
+
+PROFILES = {"CMYK": press_profile(), "L": profile(b"GRAY", {b"kTRC": GAMMA_18})}  # of the others, Display P3
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "YCbCr"])
+def test_a_pillow_image_keeps_its_colour_profile(mode: str, near: bool) -> None:
+    file = file_of_mode(mode, icc_profile=PROFILES.get(mode, matrix_profile(P3)))
+    expected = decode(file)
+    assert (expected != decode(file_of_mode(mode))).any()  # it says something
+    np.testing.assert_array_equal(decode(body_of(Image.open(io.BytesIO(file)), near)), expected)
 
 
 def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: Segmenter) -> None:

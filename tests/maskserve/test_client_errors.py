@@ -1,14 +1,27 @@
 """What goes wrong has a type, and one clear sentence."""
 
+import asyncio
+import io
 import pickle
 from collections.abc import Iterator
 from functools import partial
 
 import httpx
 import pytest
+from PIL import Image
 
 from maskserve import client as c
-from maskserve.client import BadAnswer, BadPicture, BadRequest, Client, NoKey, NotFound, ServiceError, Unreachable
+from maskserve.client import (
+    BadAnswer,
+    BadPicture,
+    BadRequest,
+    Client,
+    ClientError,
+    NoKey,
+    NotFound,
+    ServiceError,
+    Unreachable,
+)
 from maskserve.client.errors import BY_STATUS, TYPE, error_of_problem, retry_after
 from service.answers import ERRORS
 from service.keys import new_key
@@ -17,6 +30,13 @@ from tests.bundles import drawing
 from tests.maskserve.scripted import LOST, answer, serving
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head>\r\n<body><h1>nginx</h1></body></html>"
+
+
+def png_of(mode: str) -> bytes:
+    """A picture, and no mask."""
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +100,35 @@ def test_what_can_be_no_address(wrong: str) -> None:
         Client(wrong)
 
 
+@pytest.mark.parametrize(
+    "more",
+    ["http://user:secret@127.0.0.1:3000", "http://:secret@a.org", "http://a.org/?token=secret", "http://a.org?",
+     "http://a.org/#secret", "http://a.org/#", "ftp://user:secret@a.org", "http://user:secret@a:b", "http://a:se/secret@b"],
+)  # fmt: skip
+def test_what_is_more_than_an_address(more: str) -> None:
+    """The password would take the place of the key, and the query a part of every path; neither is said again."""
+    for kind in (Client, c.AsyncClient):
+        with pytest.raises(ValueError, match=r"wanted is one such as http://127\.0\.0\.1:3000") as caught:
+            kind(more, key="key")
+        assert "secret" not in str(caught.value) and caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("call", ["ready", "models"])
+def test_a_client_that_was_closed(client: Client, call: str) -> None:
+    with Client(client.url) as closed:
+        assert closed.ready()
+    with pytest.raises(ClientError, match="The client is closed; make another one"):
+        getattr(closed, call)()
+
+    async def awaited() -> None:
+        async with c.AsyncClient(client.url) as closed:
+            pass
+        await getattr(closed, call)()
+
+    with pytest.raises(ClientError, match="The client is closed; make another one"):
+        asyncio.run(awaited())
+
+
 def test_a_path_that_is_not_there(client: Client) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
         client.segment("nowhere.jpg")
@@ -130,7 +179,7 @@ def test_the_service_moved() -> None:
 
 
 @pytest.mark.parametrize("model", ["", "a@0"])
-@pytest.mark.parametrize("content", [HTML, b"", b"{}", b"[1]", b"null"])
+@pytest.mark.parametrize("content", [HTML, b"", b"{}", b"[1]", b"null", *map(png_of, ("L", "RGB"))])
 def test_of_what_a_stranger_says_no_mask_is_made(content: bytes, model: str) -> None:
     """Where the answer names a model, something on the way has changed it."""
     told = answer(200, content, **({"X_Model": model} if model else {}))

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from maskserve.client import Client, Mask, Picture
+from maskserve.client.pictures import MODES
 from models.image import decode
 from models.outputs.overlay import blend
 from tests.bundles import drawing
@@ -19,11 +20,11 @@ def file(picture: np.ndarray, format: str = "PNG", **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def turned(format: str = "JPEG") -> bytes:
-    """120 x 160 pixels that EXIF orientation 6 turns to 160 x 120."""
+def turned(format: str = "JPEG", orientation: int = 6, picture: np.ndarray | None = None) -> bytes:
+    """120 x 160 pixels that EXIF orientations from 5 on turn to 160 x 120."""
     exif = Image.Exif()
-    exif[0x0112] = 6
-    return file(drawing(120, 160), format, exif=exif)
+    exif[0x0112] = orientation
+    return file(drawing(120, 160) if picture is None else picture, format, exif=exif)
 
 
 def mask_of(picture: Picture | None, height: int, width: int) -> Mask:
@@ -45,8 +46,11 @@ def grey16() -> np.ndarray:
 
 @pytest.mark.parametrize("alpha", [0, 0.3, 1])
 @pytest.mark.parametrize(
-    "sent", [file(drawing(120, 160)), file(drawing(120, 160), "JPEG"), turned(), turned("PNG"), turned("WEBP"), file(grey16())],
-    ids=["png", "jpeg", "turned jpeg", "turned png", "turned webp", "16 bits"],
+    "sent",
+    [file(drawing(120, 160)), file(drawing(120, 160), "JPEG"), turned(), turned("PNG"), turned("WEBP"), file(grey16()),
+     turned("PNG", picture=grey16()), *(turned("TIFF", orientation) for orientation in range(1, 9))],
+    ids=["png", "jpeg", "turned jpeg", "turned png", "turned webp", "16 bits", "turned 16 bits",
+         *(f"tiff {orientation}" for orientation in range(1, 9))],
 )  # fmt: skip
 def test_the_overlay_is_the_services(sent: bytes, alpha: float) -> None:
     picture = decode(sent)
@@ -60,8 +64,25 @@ def test_every_kind_of_picture_is_opened_again(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(picture).save(path)
     expected = np.asarray(mask_of(picture, 120, 160).overlay())
-    for sent in (path, str(path), path.read_bytes(), Image.fromarray(picture)):
+    content = path.read_bytes()
+    for sent in (path, str(path), content, bytearray(content), memoryview(content), Image.fromarray(picture)):
+        assert shown(mask_of(sent, 120, 160)).mode == "RGB"  # alone, the colours are a palette's
         np.testing.assert_array_equal(np.asarray(mask_of(sent, 120, 160).overlay()), expected)
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_every_mode_of_a_pillow_image_is_shown(mode: str) -> None:
+    image = Image.new(mode, (160, 120))
+    assert mask_of(image, 120, 160).overlay(0).getcolors() is not None and shown(mask_of(image, 120, 160)).mode == "RGB"
+
+
+def test_a_big_endian_image_is_shown_scaled() -> None:
+    grey = grey16()
+    sent = [Image.fromarray(grey.astype(order)) for order in ("<u2", ">u2")]
+    assert [image.mode for image in sent] == ["I;16", "I;16B"]
+    little, big = (np.asarray(mask_of(image, 120, 160).overlay(0)) for image in sent)
+    np.testing.assert_array_equal(little, big)
+    np.testing.assert_array_equal(big[..., 0], drawing(120, 160)[..., 0])
 
 
 def test_transparent_is_white() -> None:

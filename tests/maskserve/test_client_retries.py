@@ -1,6 +1,7 @@
 """What the client asks again for, and when: against a server that answers by a script, and a real one that is overloaded."""
 
 import asyncio
+import io
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskserve.client import AsyncClient, Busy, Client, NotReady, ServiceError, Unreachable, retries
 from maskserve.client.wires import Blocking, finished
@@ -24,6 +26,11 @@ MASK = answer(200, b"mask", X_Model="small@0")
 PROXY = answer(503, b"<html><h1>Nobody is there</h1></html>", Content_Type="text/html")
 FINAL = (301, 400, 401, 404, 408, 413, 415, 422, 500, 502, 504)
 CUT = answer(200, b"[", missing=1)
+HASH = "0" * 12
+PROBLEM = {
+    "type": "urn:problem-type:maskserve:not-ready", "title": "The service is not ready", "status": 503,
+    "detail": "The bundle is bad.", "request_id": "a",
+}  # fmt: skip
 
 
 def busy(after: str) -> bytes:
@@ -31,9 +38,7 @@ def busy(after: str) -> bytes:
 
 
 def not_ready(**headers: str) -> bytes:
-    problem = {"type": "urn:problem-type:maskserve:not-ready", "title": "The service is not ready", "status": 503}
-    body = json.dumps({**problem, "detail": "The bundle is bad.", "request_id": "a"}).encode()
-    return answer(503, body, Content_Type="application/problem+json", **headers)
+    return answer(503, json.dumps(PROBLEM).encode(), Content_Type="application/problem+json", **headers)
 
 
 def asked(kind: type[Client] | type[AsyncClient], url: str, call: str, *given: Any, **settings: Any) -> Any:
@@ -81,10 +86,55 @@ def test_one_answer_in_the_end(kind: type[Client] | type[AsyncClient]) -> None:
 
 
 def test_a_batch_is_sent_whole_again() -> None:
-    with serving(busy("0"), LOST, answer(200, b"[]", X_Model="small@0"), GOOD) as server, Client(server.url) as client:
-        assert client.segment_batch([]) == []
-        first, second, third, _ = server.requests
+    one, other = (json.dumps({"problem": {**PROBLEM, "detail": detail}}).encode() for detail in ("One.", "Other."))
+    entries = answer(200, b"[" + one + b"," + other + b"]", X_Model=f"small@{HASH}")
+    with serving(busy("0"), LOST, entries, serves("small")) as server, Client(server.url) as client:
+        errors = client.segment_batch([b"one picture", b"another picture"])
+    assert [error.detail for error in errors if isinstance(error, ServiceError)] == ["One.", "Other."]
+    first, second, third, _ = server.requests
+    assert b"one picture" in first.body and b"another picture" in first.body
     assert first.body == second.body == third.body
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_batch_of_none_is_not_sent(kind: type[Client] | type[AsyncClient]) -> None:
+    with serving(GOOD) as server:
+        assert asked(kind, server.url, "segment_batch", []) == []
+    assert server.requests == []
+
+
+def mask_by(model: str) -> bytes:
+    """The answer of a model: one pixel."""
+    buffer = io.BytesIO()
+    Image.new("P", (1, 1)).save(buffer, "PNG")
+    return answer(200, buffer.getvalue(), X_Model=f"{model}@{HASH}")
+
+
+def serves(model: str) -> bytes:
+    entry = {"name": model, "hash": HASH, "spec": {"classes": [{"name": f"class of {model}"}]}}
+    return answer(200, json.dumps([entry]).encode())
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_model_that_is_exchanged_after_its_mask(kind: type[Client] | type[AsyncClient]) -> None:
+    """Of the one that has gone, nobody can say the classes."""
+    with serving(mask_by("old"), serves("new"), mask_by("new")) as server:
+        mask = asked(kind, server.url, "segment", b"picture")
+    assert (mask.model, mask.classes) == (f"new@{HASH}", [{"name": "class of new"}])
+    posted = [request for request in server.requests if request.line.startswith("POST")]
+    assert len(server.requests) == 3 and [request.body for request in posted] == [b"picture"] * 2
+
+
+def test_a_worker_that_has_not_exchanged_its_model_yet() -> None:
+    with serving(mask_by("new"), serves("old"), mask_by("new"), serves("new")) as server, Client(server.url) as client:
+        assert client.segment(b"picture").classes == [{"name": "class of new"}]
+
+
+def test_a_model_that_is_exchanged_again_and_again() -> None:
+    script = (mask_by("a"), serves("b"), mask_by("c"), serves("d"), mask_by("d"))
+    with serving(*script) as server, Client(server.url) as client:
+        assert (client.segment(b"picture").classes, len(server.requests)) == ([], 4)
+        assert client.segment(b"picture").classes == [{"name": "class of d"}]
 
 
 def test_as_late_as_the_service_says() -> None:
