@@ -62,7 +62,7 @@ function brought({ files }) {
 function take(file) {
   if (!file) return;
   sent = { number: ++came, name: file.name };
-  tell("show", { number: sent.number, file });
+  tell("show", { ...sent, file });
   ask();
 }
 
@@ -75,7 +75,7 @@ function ask() {
 
 function send() {
   working((seconds) => (seconds < 2 ? "Labelling …" : `Labelling … ${seconds} s`));
-  tell("label", { number: sent.number, at: here, model: $("model").value, key: key.get() });
+  tell("label", { ...sent, at: here, model: $("model").value, key: key.get() });
 }
 
 // words(seconds since it began): what is said of what is under way or waited for; then(): what comes after `until` of them.
@@ -110,26 +110,27 @@ function idle() {
 }
 
 const heard = {
-  show({ number, width, height }) {
-    if (number !== sent?.number) return;
-    shown = { ...sent, facts: null };
+  // Not always the picture that came last: when that one is none, this one stays.
+  show({ number, name, width, height }) {
+    shown = { number, name, facts: null };
     $("empty").hidden = $("result").hidden = true;
     $("view").hidden = $("again").hidden = false;
     stage.show({ width, height });
     $("about").open = false;
   },
   answer({ number, facts, model, stages, trip }) {
-    if (number !== sent?.number) return;
-    idle();
+    if (number !== shown?.number) return;
     shown.facts = facts;
     legend.show(facts);
     $("summary").textContent = facts.classes.length
       ? `In the picture: ${legend.classes.map(({ name, share }) => `${name} ${percent(share)}`).join(", ")}.`
       : "No class is in the picture.";
-    say(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
-    $("of").textContent = `${shown.name}, by ${model?.split("@")[0]}`;
+    $("of").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", by ");
     timing($("timing"), stages, trip);
     $("result").hidden = false;
+    if (number !== sent?.number) return; // another is under way
+    idle();
+    say(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
     if (!served.some((each) => model?.endsWith(each.hash.slice(0, 12)))) look(); // exchanged since
   },
   async problem({ number, problem: met }) {
@@ -154,7 +155,10 @@ const heard = {
   },
 };
 worker.onmessage = ({ data }) => keepFocus(() => heard[data.did](data));
-worker.onerror = () => problem({ title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
+worker.onerror = ({ message }) =>
+  problem(message
+    ? { title: "The picture cannot be drawn", detail: message }
+    : { title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
 
 // What has the focus may go: the focus then goes where things go on, not to the beginning of the page.
 function keepFocus(change) {

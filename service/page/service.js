@@ -31,7 +31,7 @@ export function advice({ status }) {
   return "";
 }
 
-// Another model, or another time, makes nothing better: it is the picture.
-export const ofPicture = ({ status }) => [null, 400, 413, 415, 422].includes(status);
 export const passes = ({ status }) => status === 429 || status === 503;
 export const retryable = ({ status }) => status === 0 || status >= 500 || [408, 429].includes(status);
+// Another time, key or model makes nothing better: it is the picture.
+export const ofPicture = (met) => !retryable(met) && ![401, 404].includes(met.status);

@@ -7,7 +7,7 @@ import * as paint from "./paint.js";
 const files = new Map(); // number -> promise of a Blob: of the picture on the screen, and of the one that came last
 let newest = 0; // the number of the picture that came, or was asked about, last
 let asking = null; // AbortController of the request that is under way
-let shown = { number: 0, width: 0, height: 0 }; // the picture on the screen
+let shown = { number: 0, name: "", width: 0, height: 0 }; // the picture on the screen
 let showing = null; // the promise that one will be, or cannot be
 let mask = null; // {labels, confidence, width, height, number, png, json}
 
@@ -24,18 +24,19 @@ const doors = {
     tell("at", { x, y, label: mask.labels[place], confidence: mask.confidence[place] / 255 });
   },
 
-  show({ number, file }) {
+  show({ number, name, file }) {
     newest = number;
     asking?.abort();
     for (const old of files.keys()) if (old !== shown.number) files.delete(old);
     // Its bytes: a file on a disk may change, or go, before the picture is asked about again.
     const bytes = file.arrayBuffer().then((all) => new Blob([all]));
     files.set(number, bytes);
-    showing = bytes.then((blob) => put(number, blob)).catch(() => {}); // the service may read it; if not, it says why
+    showing = bytes.then((blob) => put({ number, name }, blob)).catch(() => {}); // the service may read it; if not, it says why
   },
 
   async label(asked) {
-    const number = (newest = asked.number);
+    const { number, name } = asked;
+    newest = number;
     asking?.abort();
     const own = (asking = new AbortController());
     try {
@@ -44,7 +45,7 @@ const doors = {
       const { width, height } = answer.facts;
       await showing;
       if (shown.number !== number || shown.width !== width || shown.height !== height) {
-        await put(number, await bare({ ...asked, file, signal: own.signal }));
+        await put({ number, name }, await bare({ ...asked, file, signal: own.signal }));
       }
       if (own.signal.aborted) return;
       mask = { width, height, number, labels: answer.labels, confidence: answer.confidence, png: answer.mask, json: answer.json };
@@ -67,11 +68,11 @@ const doors = {
 };
 
 // A picture that the browser cannot read stays off the screen, and the one before on it.
-async function put(number, file) {
-  const size = await paint.show(file, () => number === newest);
+async function put(picture, file) {
+  const size = await paint.show(file, () => picture.number === newest);
   if (!size) return;
   mask = null;
-  shown = { number, ...size };
+  shown = { ...picture, ...size };
   tell("show", shown);
 }
 

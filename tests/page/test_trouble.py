@@ -272,3 +272,18 @@ def test_what_takes_long_can_be_stopped(open_page: Open, url: str) -> None:
     sight.page.click("button:text-is('Try again')")
     sight.result()
     assert len(held) == 1
+
+
+def test_files_that_come_faster_than_they_are_read(open_page: Open, several: str) -> None:
+    """Whatever of them is seen at the end, it is what another model is asked about."""
+    sight = open_page(several)
+    sight.expected = (415,)
+    for again in range(5):
+        for wait, (name, data) in enumerate([("a.png", PNG), ("b.png", PNG), ("notes.txt", b"these are notes")]):
+            sight.bring(name, data)
+            sight.page.wait_for_timeout(again * wait * 5)
+        sight.status("This is no picture")
+        if sight.page.is_visible("#view"):
+            for model in ("many", "few"):
+                sight.page.select_option("#model", model)
+                sight.page.wait_for_selector(f"#of:has-text('.png, by {model}')")
