@@ -8,7 +8,7 @@ const ALL = { format: "json", masks: "png", confidence: "true" };
 // The picture as the service reads it, for those that browsers do not (TIFF) or that they turn another way.
 const BARE = { format: "overlay", alpha: "0" };
 
-// What the service, or whatever stands before it, refused; `problem` has {status, title, detail, request, after}.
+// What the service, whatever stands before it, or the disk refused; `problem` has {status, title, detail, request, after}.
 export class Refused extends Error {
   constructor(problem) {
     super(problem.detail);
@@ -16,7 +16,7 @@ export class Refused extends Error {
   }
 }
 
-// asked: {file: File, at: URL of the service, model: name, key: text or "", signal: AbortSignal} ->
+// asked: {file: Blob, at: URL of the service, model: name, key: text or "", signal: AbortSignal} ->
 // {facts: the JSON less its pictures, labels, confidence: Uint8Array of height x width, mask: PNG Blob, json: Blob, model,
 //  stages: [name, ms], trip: ms from the first byte out to the last one in}. Throws: Refused; AbortError; TypeError for no answer.
 export async function label(asked) {

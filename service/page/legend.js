@@ -10,32 +10,37 @@ export class Legend {
     this.place = place;
     this.changed = changed;
     this.hidden = new Set(); // names, so that what was put away stays so with the next picture
+    this.classes = [];
+    this.rows = [];
+    this.#build();
   }
 
   // facts: the service's JSON, {classes: [{label, name, rgb, share, mean_confidence}], void: {share}}
   show(facts) {
+    const focused = this.rows.findIndex((row) => row.contains(document.activeElement));
+    const name = this.classes[focused]?.name;
     this.classes = facts.classes.toSorted((a, b) => b.share - a.share);
     this.rows = this.classes.map((entry) => this.#row(entry));
-    const rows = element("ul", { className: "rows" }, this.rows);
-    rows.addEventListener("pointerleave", () => this.tell());
-    const none = facts.void.share && element("p", { className: "small" }, [`${percent(facts.void.share)} belongs to no class.`]);
-    this.place.replaceChildren(this.#head(), rows, ...(none ? [none] : []));
+    this.list.replaceChildren(...this.rows);
+    const count = this.classes.length;
+    this.title.textContent = count === 1 ? "1 class" : `${count} classes`;
+    this.rest.textContent = facts.void.share ? `${percent(facts.void.share)} belongs to no class.` : "";
+    this.field.hidden = count < MANY;
+    if (this.field.hidden) this.field.value = "";
+    this.#find();
+    this.rows[this.classes.findIndex((entry) => entry.name === name)]?.querySelector("input").focus();
     this.tell();
   }
 
-  #head() {
-    const all = element("button", { type: "button", textContent: "All" });
-    const no = element("button", { type: "button", textContent: "None" });
-    all.onclick = () => this.#check(() => true);
-    no.onclick = () => this.#check(() => false);
-    const count = this.classes.length;
-    const title = element("h2", { textContent: count === 1 ? "1 class" : `${count} classes` });
-    const head = element("div", { className: "head" }, [title, all, no]);
-    if (count < MANY) return head;
-    const find = element("input", { type: "search", placeholder: "Find a class", ariaLabel: "Find a class" });
-    find.oninput = () => this.#find(find.value);
-    head.append(find);
-    return head;
+  // What is the same for each picture: what has the focus, or was typed, stays.
+  #build() {
+    const all = element("button", { type: "button", textContent: "All", onclick: () => this.#check(true) });
+    const no = element("button", { type: "button", textContent: "None", onclick: () => this.#check(false) });
+    this.title = element("h2");
+    this.field = element("input", { type: "search", placeholder: "Find a class", ariaLabel: "Find a class", oninput: () => this.#find() });
+    this.list = element("ul", { className: "rows", onpointerleave: () => this.tell() });
+    this.rest = element("p", { className: "small" });
+    this.place.append(element("div", { className: "head" }, [this.title, all, no, this.field]), this.list, this.rest);
   }
 
   #row(entry) {
@@ -48,10 +53,10 @@ export class Legend {
     const share = element("span", { className: "share", textContent: percent(entry.share) });
     const bar = element("span", { className: "bar" });
     bar.style.width = `${entry.share * 100}%`;
-    const name = element("span", { className: "name", textContent: entry.name });
+    const name = element("bdi", { className: "name", textContent: entry.name });
     const row = element("li", {}, [element("label", {}, [box, swatch, name, share]), bar]);
     row.style.setProperty("--colour", `rgb(${entry.rgb})`);
-    if (entry.mean_confidence != null) row.title = `${entry.name}: ${percent(entry.mean_confidence)} sure on average`;
+    row.title = entry.name + (entry.mean_confidence == null ? "" : `: ${percent(entry.mean_confidence)} sure on average`);
     row.onpointerenter = () => box.checked && this.tell(entry.label);
     return row;
   }
@@ -59,14 +64,14 @@ export class Legend {
   #check(shown) {
     this.rows.forEach((row, at) => {
       if (row.hidden) return; // what the search has left out stays as it is
-      row.querySelector("input").checked = shown();
-      this.hidden[shown() ? "delete" : "add"](this.classes[at].name);
+      row.querySelector("input").checked = shown;
+      this.hidden[shown ? "delete" : "add"](this.classes[at].name);
     });
     this.tell();
   }
 
-  #find(text) {
-    const wanted = text.trim().toLowerCase();
+  #find() {
+    const wanted = this.field.value.trim().toLowerCase();
     this.rows.forEach((row, at) => (row.hidden = !this.classes[at].name.toLowerCase().includes(wanted)));
   }
 

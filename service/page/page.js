@@ -1,8 +1,9 @@
 // The page: a picture comes in, its classes are shown. What takes long is done by worker.js.
 
 import * as camera from "./camera.js";
+import { about, spent, timing } from "./facts.js";
 import { element, Legend, percent } from "./legend.js";
-import { advice, here, key, models, passes, retryable } from "./service.js";
+import { advice, here, key, models, ofPicture, passes, retryable } from "./service.js";
 import { Stage } from "./stage.js";
 
 const $ = (id) => document.getElementById(id);
@@ -13,10 +14,12 @@ const stage = new Stage({ view: $("view"), canvas: $("canvas"), split: $("split"
 const legend = new Legend($("legend"), (table) => tell("colour", { table, least: Math.round($("sure").value * 2.55) }));
 
 let served = []; // the models, as /v1/models tells them
-let sent = null; // {number, file}: the picture that is asked about, or was last
-let shown = null; // {facts, file}: what the legend and the downloads are of
+let came = 0; // how many pictures
+let sent = null; // {number, name}: the picture that is asked about, or was last
+let shown = null; // {number, name, facts}: the one on the screen; facts are null until it is labelled
 let lacking = { title: "No model is there yet", detail: "The picture waits until the service has told which it has." };
 let told = null; // the problem that is on the screen
+let later = null; // the timer of another look at the models
 let clock = null; // the timer of what is under way or waited for
 
 // Pictures come in
@@ -58,37 +61,48 @@ function brought({ files }) {
 
 function take(file) {
   if (!file) return;
-  const number = (sent?.number ?? 0) + 1;
-  sent = { number, file };
-  open();
-  tell("show", { number, file });
+  sent = { number: ++came, name: file.name };
+  tell("show", { ...sent, file });
   ask();
 }
 
-function open() {
-  $("empty").hidden = true;
-  $("view").hidden = $("again").hidden = false;
-}
-
 function ask() {
-  const model = $("model").value;
-  if (!model) return problem(lacking); // the picture is kept, and asked about once there is a model
-  working("Labelling");
-  tell("label", { ...sent, at: here, model, key: key.get() });
+  if (!$("model").value) return problem(lacking, sent.name); // the picture is kept, and asked about once there is a model
+  say(element("p", { className: "done", textContent: `Labelling ${sent.name} …` }));
+  $("stop").hidden = true;
+  send();
 }
 
-function working(what) {
-  say();
+function send() {
+  working((seconds) => (seconds < 2 ? "Labelling …" : `Labelling … ${seconds} s`));
+  tell("label", { ...sent, at: here, model: $("model").value, key: key.get() });
+}
+
+// words(seconds since it began): what is said of what is under way or waited for; then(): what comes after `until` of them.
+function working(words, until = Infinity, then = null) {
+  clearInterval(clock);
   const began = performance.now();
   const tick = () => {
     const seconds = Math.floor((performance.now() - began) / 1000);
-    $("waiting").textContent = seconds < 2 ? `${what} …` : `${what} … ${seconds} s`;
+    if (seconds >= until) return then();
+    $("waiting").textContent = words(seconds);
+    $("stop").hidden &&= seconds < 2;
   };
-  idle();
-  tick();
   clock = setInterval(tick, 500);
+  tick();
   $("working").hidden = false;
 }
+
+function again(seconds) {
+  $("stop").hidden = false;
+  working((gone) => `Asked again in ${seconds - gone} s`, seconds, send);
+}
+
+$("stop").onclick = () => {
+  tell("stop");
+  idle();
+  problem({ title: "Stopped", detail: "Nothing is asked now. Your picture is still here." }, sent.name, "Try again");
+};
 
 function idle() {
   clearInterval(clock);
@@ -96,96 +110,85 @@ function idle() {
 }
 
 const heard = {
-  show({ number, width, height }) {
-    if (number !== sent.number) return;
-    shown = null;
-    $("result").hidden = true;
-    stage.show({ width, height }, number);
+  // Not always the picture that came last: when that one is none, this one stays.
+  show({ number, name, width, height }) {
+    shown = { number, name, facts: null };
+    $("empty").hidden = $("result").hidden = true;
+    $("view").hidden = $("again").hidden = false;
+    stage.show({ width, height });
     $("about").open = false;
   },
   answer({ number, facts, model, stages, trip }) {
-    if (number !== sent.number) return;
-    idle();
-    if (!stage.has(facts, number)) stage.show(facts, number); // the browser read it otherwise than the service, or not at all
-    shown = { facts, file: sent.file };
+    if (number !== shown?.number) return;
+    shown.facts = facts;
     legend.show(facts);
     $("summary").textContent = facts.classes.length
       ? `In the picture: ${legend.classes.map(({ name, share }) => `${name} ${percent(share)}`).join(", ")}.`
       : "No class is in the picture.";
-    say(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
-    timing(stages, trip);
+    $("of").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", by ");
+    timing($("timing"), stages, trip);
     $("result").hidden = false;
+    if (number !== sent?.number) return; // another is under way
+    idle();
+    say(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
     if (!served.some((each) => model?.endsWith(each.hash.slice(0, 12)))) look(); // exchanged since
   },
-  problem({ number, problem: met }) {
-    if (number !== sent.number) return;
-    idle();
-    problem(met);
-    if (met.status === 404) look(); // the model has gone
+  async problem({ number, problem: met }) {
+    if (number !== sent?.number) return;
+    if (!passes(met)) idle();
+    const gone = met.status === 404; // the model: the picker turns to one that is there
+    if (gone && !((await look()) && number === sent?.number)) return;
+    problem(met, sent.name, gone ? `Ask ${$("model").value}` : retryable(met) ? "Try again" : "");
+    if (passes(met)) again(met.after ?? 2);
+    if (ofPicture(met)) sent = shown; // what is on the screen is what another model is asked about
   },
   at({ x, y, label, confidence }) {
-    const found = shown?.facts.classes.find((entry) => entry.label === label);
-    stage.read({ x, y }, `${found?.name ?? "no class"} · ${percent(confidence)} sure`, found?.rgb ?? [128, 128, 128]);
+    const found = shown?.facts?.classes.find((entry) => entry.label === label);
+    const name = element("bdi", { textContent: found?.name ?? "no class" });
+    stage.read({ x, y }, [name, ` · ${percent(confidence)} sure`], found?.rgb ?? [128, 128, 128]);
   },
   save({ what, blob }) {
     const ending = { mask: "mask.png", overlay: "overlay.jpg", json: "json" }[what];
-    const link = element("a", { href: URL.createObjectURL(blob), download: `${stem(shown.file.name)}.${ending}` });
+    const link = element("a", { href: URL.createObjectURL(blob), download: `${stem(shown.name)}.${ending}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   },
 };
-worker.onmessage = ({ data }) => heard[data.did](data);
-worker.onerror = () => problem({ title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
+worker.onmessage = ({ data }) => keepFocus(() => heard[data.did](data));
+worker.onerror = ({ message }) =>
+  problem(message
+    ? { title: "The picture cannot be drawn", detail: message }
+    : { title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
 
-function say(...parts) {
-  told = null;
-  $("status").replaceChildren(...parts);
+// What has the focus may go: the focus then goes where things go on, not to the beginning of the page.
+function keepFocus(change) {
+  const had = document.activeElement;
+  change();
+  const now = document.activeElement;
+  if (had !== document.body && (now === document.body || !now.getClientRects().length)) $(told || !shown ? "status" : "view").focus();
 }
 
-// A problem leaves what is on the screen as it is.
-function problem(met) {
-  const asked = met.status !== undefined && sent;
+function say(part = "", met = null) {
+  told = met;
+  keepFocus(() => $("status").replaceChildren(part));
+}
+
+// A problem leaves what is on the screen as it is. name: of the file that it is about; does: what a button asks it again by.
+function problem(met, name = "", does = "") {
   const locked = met.status === 401;
   const detail = locked && !key.get() ? "Whoever runs the service gives you one." : met.detail;
-  const parts = [element("h2", { textContent: met.title }), element("p", { textContent: detail })];
-  if (asked) parts.unshift(element("p", { className: "small", textContent: sent.file.name }));
-  const advised = met.status === undefined ? "" : advice(met);
-  if (advised) parts.push(element("p", { textContent: advised }));
-  const buttons = element("p", { className: "ways" });
   $("change-key").hidden &&= !locked;
-  if (locked) buttons.append(button("Enter a key", () => askForKey(detail)));
-  else if (asked && retryable(met)) buttons.append(button("Try again", ask));
-  parts.push(buttons);
-  if (met.request) parts.push(element("p", { className: "small", textContent: `Request ${met.request}` }));
-  say(element("div", { className: "problem" }, parts));
-  told = met;
   if (locked) askForKey(detail);
-  else if (asked && passes(met)) wait(met.after ?? 2, ask, buttons);
-}
-
-function wait(seconds, then, place) {
-  idle();
-  const left = element("span", { className: "small" });
-  const tick = () => (left.textContent = `Asked again in ${seconds} s.`);
-  tick();
-  place.append(left, button("Stop", () => (clearInterval(clock), left.nextSibling.remove(), left.remove())));
-  clock = setInterval(() => {
-    if (--seconds > 0) return tick();
-    clearInterval(clock);
-    then();
-  }, 1000);
-}
-
-function timing(stages, trip) {
-  const inside = stages.reduce((sum, [, ms]) => sum + ms, 0);
-  const all = [...stages, ["transfer", Math.max(0, trip - inside)]];
-  const bar = element("div", { className: "stages", ariaHidden: "true" }, all.map(([, ms]) => {
-    const part = element("span");
-    part.style.flexGrow = ms;
-    return part;
-  }));
-  const words = all.map(([name, ms]) => element("span", { textContent: `${name} ${spent(ms)}` }));
-  $("timing").replaceChildren(bar, element("p", { className: "small words" }, words));
+  if (told?.title === met.title && told.detail === met.detail) return void (told = met); // nothing is said twice
+  const small = (textContent) => element("p", { className: "small", textContent });
+  const parts = [element("h2", { textContent: met.title }), element("p", { textContent: detail })];
+  if (name) parts.unshift(small(name));
+  const advised = met.advice ?? advice(met);
+  if (advised) parts.push(element("p", { textContent: advised }));
+  if (locked) parts.push(button("Enter a key", () => askForKey(detail)));
+  else if (does) parts.push(button(does, ask));
+  if (met.request) parts.push(small(`Request ${met.request}`));
+  say(element("div", { className: "problem" }, parts), met);
 }
 
 // Controls
@@ -200,7 +203,7 @@ set($("opacity"), () => {
   stage.opacity = $("opacity").value / 100;
   stage.look();
 });
-set($("sure"), () => shown && legend.tell());
+set($("sure"), () => shown?.facts && legend.tell());
 $("compare").onchange = () => {
   $("split").hidden = !$("compare").checked;
   stage.look();
@@ -213,12 +216,14 @@ for (const each of document.querySelectorAll(".save"))
 
 // The models, and the key
 
+// Which models there are now; whether that was told.
 async function look() {
   const found = await models();
+  clearTimeout(later);
   if (found.problem) {
-    problem((lacking = found.problem));
-    if (found.problem.status !== 401) setTimeout(look, 1000 * (found.problem.after ?? 5));
-    return;
+    problem((lacking = { ...found.problem, advice: found.problem.status === 401 ? "" : "It is asked again by itself." }));
+    if (lacking.status !== 401) later = setTimeout(look, 1000 * (lacking.after ?? 5));
+    return false;
   }
   const first = served.length === 0;
   served = found.models;
@@ -228,50 +233,37 @@ async function look() {
   $("model").parentElement.hidden = served.length < 2;
   $("only-model").textContent = served.length === 1 ? served[0].name : "";
   $("change-key").hidden &&= !key.get();
-  about();
-  if (!first) return;
+  describe();
+  const waited = first || told === lacking;
   if (told === lacking) say();
-  if (sent) ask();
+  if (waited && sent && !(sent.number === shown?.number && shown.facts)) ask();
+  return true;
 }
 
 $("model").onchange = () => {
-  about();
+  describe();
   if (sent) ask();
 };
 
-function about() {
+function describe() {
   const model = served.find(({ name }) => name === $("model").value);
-  if (!model) return;
-  const { spec } = model;
-  const rule = { native: "as it is", fit: `brought to ${spec.input.side} pixels`, exact: `stretched to ${spec.input.size}` };
-  const options = Object.entries(spec.architecture.options).filter(([, value]) => value).map((pair) => pair.join("="));
-  const miou = spec.metrics.val?.miou;
-  const facts = {
-    Name: `${model.name}@${model.hash.slice(0, 12)}`,
-    Network: [spec.architecture.name, ...options].join(" "),
-    Classes: spec.classes.map(({ name }) => name).join(", "),
-    Picture: rule[spec.input.rule],
-    mIoU: miou && `${percent(miou)} on the validation split`,
-    Runs: `${model.engine} on ${model.device} in ${model.precision}: ${model.why}`,
-  };
-  const rows = Object.entries(facts).filter(([, value]) => value);
-  $("about").querySelector("dl").replaceChildren(
-    ...rows.flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", { textContent: value })]),
-  );
-  $("about").hidden = false;
+  if (model) about($("about"), model);
 }
 
 function askForKey(why) {
   const dialog = $("key-asked");
   $("key-why").textContent = why;
+  if (dialog.open) return; // what is typed stays
   $("key").value = "";
-  if (!dialog.open) dialog.showModal();
+  dialog.showModal();
 }
 $("change-key").onclick = () => askForKey("Another key may be used in its place.");
 $("key-asked").querySelector(".cancel").onclick = () => $("key-asked").close();
 $("key-asked").querySelector("form").onsubmit = (event) => {
   event.preventDefault();
-  key.set($("key").value.trim());
+  const typed = $("key").value.trim();
+  if (!/^[!-~]+$/.test(typed)) return void ($("key-why").textContent = "A key has only plain letters, digits and signs (ASCII), and no space.");
+  key.set(typed);
   $("key-asked").close();
   say();
   if (served.length && sent) ask();
@@ -279,7 +271,6 @@ $("key-asked").querySelector("form").onsubmit = (event) => {
 };
 
 const button = (textContent, onclick) => element("button", { type: "button", textContent, onclick });
-const spent = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 const stem = (name) => name.replace(/\.[^.]*$/, "") || "picture";
 
 look();

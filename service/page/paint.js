@@ -9,6 +9,7 @@ let canvas, pen;
 let view = null; // {scale, x, y, width, height, ratio, opacity, split}: CSS pixels, split 0..1 or null
 let picture = null, colours = null; // {full, small}: the second as large as the first
 let due = false;
+let wish = null; // {mask, table, least}: what is to be coloured before the next picture of the screen
 
 export function onto(given) {
   canvas = given;
@@ -26,16 +27,24 @@ export async function show(file, current = () => true) {
   if (!current()) return drop(brought);
   drop(picture);
   picture = brought;
-  colours = null;
+  colours = wish = null;
   redraw();
   return { width, height };
 }
 
 // labels, confidence: Uint8Array of height x width; table: Uint32Array of 256, RGBA as the machine orders its bytes;
-// least: 0..255, what is less sure stays bare.
-export function colour({ labels, confidence, width, height }, table, least) {
+// least: 0..255, what is less sure stays bare. A slider wishes faster than a large picture is coloured: the last wish counts.
+export function colour(mask, table, least) {
+  wish = { mask, table, least };
+  redraw();
+}
+
+function dye() {
+  if (!wish) return;
+  const { mask: { labels, confidence, width, height }, table, least } = wish;
+  wish = null;
   const step = Math.max(1, Math.sqrt((width * height) / LARGEST));
-  const [w, h] = [Math.floor(width / step), Math.floor(height / step)];
+  const [w, h] = [width, height].map((side) => Math.max(1, Math.floor(side / step)));
   const full = colours?.full ?? new OffscreenCanvas(w, h);
   const brush = full.getContext("2d");
   const rows = Math.min(h, Math.max(1, Math.floor(BAND / w)));
@@ -52,7 +61,6 @@ export function colour({ labels, confidence, width, height }, table, least) {
     brush.putImageData(band, 0, top);
   }
   colours = { full, small: halved(full, Math.min(1, SMALL / Math.max(w, h))) };
-  redraw();
 }
 
 export function look(at) {
@@ -62,6 +70,7 @@ export function look(at) {
 
 // The picture under its colours, as a JPEG Blob of the picture's size (of LARGEST pixels at most).
 export async function composed(opacity) {
+  dye();
   const sheet = new OffscreenCanvas(picture.full.width, picture.full.height);
   const brush = sheet.getContext("2d");
   brush.drawImage(picture.full, 0, 0);
@@ -78,6 +87,7 @@ function redraw() {
 
 function draw() {
   due = false;
+  dye();
   if (!canvas || !view) return;
   const { scale, x, y, ratio, opacity, split } = view;
   const [width, height] = [Math.round(view.width * ratio), Math.round(view.height * ratio)];
@@ -116,17 +126,22 @@ function drop(old) {
 
 async function reduced(bitmap, factor, keep = false) {
   if (factor === 1) return bitmap;
-  const size = { resizeWidth: Math.round(bitmap.width * factor), resizeHeight: Math.round(bitmap.height * factor) };
-  const small = await createImageBitmap(bitmap, { ...size, resizeQuality: "high" });
+  const [resizeWidth, resizeHeight] = shrunk(bitmap, factor);
+  const small = await createImageBitmap(bitmap, { resizeWidth, resizeHeight, resizeQuality: "high" });
   if (!keep) bitmap.close();
   return small;
 }
 
 function halved(sheet, factor) {
   if (factor === 1) return sheet;
-  const small = new OffscreenCanvas(Math.round(sheet.width * factor), Math.round(sheet.height * factor));
+  const small = new OffscreenCanvas(...shrunk(sheet, factor));
   const brush = small.getContext("2d");
   brush.imageSmoothingQuality = "high";
   brush.drawImage(sheet, 0, 0, small.width, small.height);
   return small;
+}
+
+// One pixel is left of the narrow side of a long strip.
+function shrunk({ width, height }, factor) {
+  return [width, height].map((side) => Math.max(1, Math.round(side * factor)));
 }

@@ -28,9 +28,10 @@ export function advice({ status }) {
   if (status === 0) return "Look whether the service runs, and try again.";
   if (status === 408 || status === 504) return "Try again, or send a smaller picture.";
   if (status === 500 || status === 502) return "Try again; if it stays so, whoever runs the service finds the reason in its log.";
-  if (status === 429 || status === 503) return "It is asked again by itself.";
   return "";
 }
 
 export const passes = ({ status }) => status === 429 || status === 503;
 export const retryable = ({ status }) => status === 0 || status >= 500 || [408, 429].includes(status);
+// Another time, key or model makes nothing better: it is the picture.
+export const ofPicture = (met) => !retryable(met) && ![401, 404].includes(met.status);

@@ -14,20 +14,15 @@ export class Stage {
     this.asked = null; // the point that is to be read, in CSS pixels of the view
     const screen = canvas.transferControlToOffscreen();
     tell("canvas", { canvas: screen }, [screen]);
-    new ResizeObserver(() => (this.fitted ? this.fit() : this.look())).observe(view);
+    new ResizeObserver(() => (this.fitted ? this.fit() : this.move(0, 0))).observe(view);
     this.#listen();
   }
 
-  // size: {width, height} of the picture in pixels; number: of the picture
-  show({ width, height }, number) {
-    this.size = { width, height };
-    this.number = number;
+  // size: {width, height} of the picture in pixels
+  show(size) {
+    this.size = size;
     this.leave();
     this.fit();
-  }
-
-  has({ width, height }, number) {
-    return this.number === number && this.size.width === width && this.size.height === height;
   }
 
   fit() {
@@ -44,8 +39,8 @@ export class Stage {
   // by: factor; at: the point that stays, in CSS pixels of the view
   zoom(by, at = this.#middle()) {
     const { clientWidth, clientHeight } = this.view;
-    const whole = Math.min(clientWidth / this.size.width, clientHeight / this.size.height, 1);
-    const scale = Math.min(NEAREST, Math.max(whole, this.scale * by));
+    const whole = Math.min(clientWidth / this.size.width, clientHeight / this.size.height); // of a tiny picture, nearer than NEAREST
+    const scale = Math.min(Math.max(NEAREST, whole), Math.max(Math.min(whole, 1), this.scale * by));
     this.x = at.x - ((at.x - this.x) * scale) / this.scale;
     this.y = at.y - ((at.y - this.y) * scale) / this.scale;
     this.scale = scale;
@@ -68,11 +63,11 @@ export class Stage {
     this.tell("look", { view: { scale, x, y, width, height, opacity, split, ratio: devicePixelRatio } });
   }
 
-  // The worker's answer to a point that was asked for; text is what is there.
-  read({ x, y }, text, rgb) {
+  // The worker's answer to a point that was asked for; words: nodes that say what is there.
+  read({ x, y }, words, rgb) {
     if (!this.asked) return;
     const { readout, view } = this;
-    readout.textContent = text;
+    readout.replaceChildren(...words);
     readout.style.setProperty("--colour", `rgb(${rgb})`);
     readout.title = `pixel ${x}, ${y}`;
     readout.hidden = false;
@@ -120,7 +115,7 @@ export class Stage {
       this.zoom(Math.exp(-pixels / (event.ctrlKey ? 100 : 400)), this.#point(event)); // ctrl: a pinch on a touchpad
     }, { passive: false });
     view.addEventListener("pointerdown", (event) => {
-      if (!ours(event)) return;
+      if (!ours(event) || event.button) return;
       view.setPointerCapture(event.pointerId);
       this.fingers.set(event.pointerId, this.#point(event));
     });
@@ -130,7 +125,7 @@ export class Stage {
       if (before || ours(event)) this.ask(now);
       else this.leave(); // it is on a button
     });
-    for (const end of ["pointerup", "pointercancel"])
+    for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
       view.addEventListener(end, (event) => this.fingers.delete(event.pointerId) && this.ask(this.#point(event)));
     view.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.leave());
     view.addEventListener("dblclick", (event) => ours(event) && this.zoom(2, this.#point(event)));

@@ -1,7 +1,10 @@
 """The page for everybody: no violation by axe-core, in both themes and at a phone's width; keys reach everything."""
 
 import re
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
@@ -13,6 +16,7 @@ from tests.pictures import encoded
 pytestmark = pytest.mark.browser
 
 PNG = encoded(drawing(60, 80), "PNG")
+NOISE = np.kron(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 
@@ -90,3 +94,94 @@ def test_two_fingers_zoom(open_page: Open, url: str) -> None:
     assert (before != after).mean() > 0.2
     assert (after[:, 30:60].std(axis=(0, 1)) > 0).all()  # the picture still covers the view's left
     assert not re.search("problem", sight.page.inner_html("#status"))
+
+
+def focused(sight: Sight) -> str:
+    return str(
+        sight.page.evaluate(
+            "document.activeElement.id || document.activeElement.type || document.activeElement.tagName"
+        )
+    )
+
+
+def test_the_focus_goes_on_to_the_picture(open_page: Open, several: str, tmp_path: Path) -> None:
+    file = tmp_path / "street.png"
+    file.write_bytes(PNG)
+    sight = open_page(several)
+    assert (
+        sight.page.evaluate("getComputedStyle(document.getElementById('status')).display") != "none"
+    )  # it is listened to
+    sight.page.focus("#empty .choose")
+    sight.page.set_input_files("#file", file)
+    sight.result()
+    assert focused(sight) == "view"
+
+
+def test_the_search_stays_when_the_picture_is_labelled_anew(open_page: Open, several: str) -> None:
+    sight = open_page(several)
+    sight.page.select_option("#model", "many")
+    sight.bring("street.png", encoded(NOISE, "PNG"))
+    sight.result()
+    sight.page.fill("[type=search]", "class 1")
+    found = sight.page.locator(".rows li:visible .name").all_inner_texts()
+    sight.page.evaluate("document.querySelector('.rows').replaceChildren()")
+    sight.page.evaluate("document.getElementById('model').onchange()")
+    sight.page.wait_for_selector(".rows li")
+    assert focused(sight) == "search" and sight.page.input_value("[type=search]") == "class 1"
+    assert sight.page.locator(".rows li:visible .name").all_inner_texts() == found
+    sight.page.select_option("#model", "few")
+    sight.page.focus("[type=search]")
+    sight.page.wait_for_selector("[type=search]", state="hidden")
+    assert focused(sight) == "view"
+
+
+def test_asking_again_disturbs_nobody(open_page: Open, url: str) -> None:
+    def busy(route: Any) -> None:
+        asked.append(route.request)
+        problem = {"title": "Too busy", "status": 503, "detail": "All places are taken."}
+        route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="application/problem+json", json=problem)
+
+    sight, asked = open_page(url), []
+    sight.expected = (503,)
+    sight.context.route("**/v1/segment*", busy)
+    sight.bring("street.png", PNG)
+    sight.status("Too busy")
+    sight.page.evaluate("document.querySelector('#status .problem').id = 'first'")
+    sight.page.focus("#stop")
+    while len(asked) < 3:
+        sight.page.wait_for_timeout(100)
+    sight.page.wait_for_selector("#working:has-text('Asked again in 1 s')")
+    assert focused(sight) == "stop"
+    assert sight.page.is_visible("#first") and "sked again" not in sight.page.inner_text("#status")
+    sight.page.keyboard.press("Enter")
+    sight.status("Stopped")
+    assert focused(sight) == "status"
+
+
+def test_a_phone_on_its_side_can_be_scrolled(open_page: Open, url: str) -> None:
+    sight = open_page(url, **{**PHONE, "viewport": {"width": 640, "height": 300}})
+    sight.bring("street.png", PNG)
+    sight.result()
+    below = 300 - sight.page.locator("aside").bounding_box()["y"]
+    assert below > 60  # the picture keeps each finger to itself
+
+
+def test_a_long_list_stays_in_the_window(open_page: Open, several: str) -> None:
+    for device, most in (({"viewport": {"width": 1280, "height": 800}}, 800), (PHONE, 2 * 844)):
+        sight = open_page(several, **device)
+        sight.page.select_option("#model", "many")
+        sight.bring("street.png", encoded(NOISE, "PNG"))
+        sight.result()
+        assert sight.page.locator(".rows li").count() > 50
+        assert sight.page.evaluate("document.documentElement.scrollHeight") <= most
+
+
+def test_the_colours_are_there_where_the_system_forces_its_own(open_page: Open, url: str) -> None:
+    sight = open_page(url, forced_colors="active")
+    sight.bring("street.png", PNG)
+    sight.result()
+    for each in (".swatch", ".bar"):
+        colour, ground = sight.page.locator(each).first.evaluate(
+            "(it) => [getComputedStyle(it).getPropertyValue('--colour'), getComputedStyle(it).backgroundColor]"
+        )
+        assert re.findall(r"\d+", colour) == re.findall(r"\d+", ground)

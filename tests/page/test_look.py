@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -105,7 +106,7 @@ def test_opacity_and_compare(sight: Sight, url: str) -> None:
     sight.slide("opacity", 100)
     check_seen(sight, under_colours(url, opacity=1.0))
     sight.page.check("#compare")
-    sight.slide("split", 500)
+    sight.slide("split", 50)
     seen, half = sight.pixels(*PICTURE.shape[:2]).astype(float), PICTURE.shape[1] // 2
     assert np.abs(seen - PICTURE)[:, : half - 3].max() <= 3
     assert np.abs(seen - under_colours(url, opacity=1.0))[:, half + 3 :].max() <= 3
@@ -229,3 +230,64 @@ def test_a_legend_of_many_classes(open_page: Open, several: str) -> None:
     sight.page.fill("[type=search]", "CLASS 11 ")
     found = set(sight.page.locator(".rows li:visible .name").all_inner_texts())
     assert found == {name for name in names if name.startswith("class 11")} and len(found) > 1
+
+
+def test_a_slider_colours_a_large_picture_no_oftener_than_it_is_seen(open_page: Open, url: str) -> None:
+    sight = open_page(url)
+    sight.bring("large.jpg", encoded(drawing(1500, 2000), "JPEG"))
+    sight.result()
+    sight.page.workers[0].evaluate("""() => {
+        const kind = OffscreenCanvasRenderingContext2D.prototype, put = kind.putImageData;
+        self.paintings = 0;
+        kind.putImageData = function (...given) {
+            self.paintings += given[2] === 0; // the band on top
+            return put.apply(this, given);
+        };
+    }""")
+    sight.page.evaluate("""() => {
+        const sure = document.getElementById("sure");
+        for (let value = 100; value > 0; value--) {
+            sure.value = value;
+            sure.dispatchEvent(new Event("input"));
+        }
+    }""")
+    sight.page.hover("#canvas")
+    sight.page.wait_for_selector("#readout:has-text('sure')")
+    sight.page.wait_for_timeout(300)
+    assert 1 <= sight.page.workers[0].evaluate("self.paintings") <= 10
+
+
+@pytest.mark.parametrize("size", [(5000, 1), (1, 5000)])
+def test_a_picture_one_pixel_wide(open_page: Open, url: str, size: tuple[int, int]) -> None:
+    sight = open_page(url)
+    sight.bring("strip.png", encoded(np.resize(PICTURE, (*size, 3)), "PNG"))
+    sight.result()
+    assert "Labelled in" in sight.page.inner_text("#status")
+
+
+def test_a_key_moves_the_comparison_by_a_hundredth(sight: Sight) -> None:
+    sight.page.check("#compare")
+    sight.page.focus("#split")
+    sight.page.keyboard.press("ArrowRight")
+    assert sight.page.input_value("#split") == "51"
+
+
+@pytest.mark.parametrize("width", [1000, 390])
+def test_a_long_name_takes_no_more_room_than_there_is(open_page: Open, url: str, width: int) -> None:
+    def rename(route: Any) -> None:
+        answer = route.fetch()
+        told = answer.json()
+        for entry in told["classes"]:
+            entry["name"] = "\u05d0" + f" class {entry['label']} with a name" * 8
+        route.fulfill(response=answer, json=told)
+
+    sight = open_page(url, viewport={"width": width, "height": 700})
+    sight.context.route("**/v1/segment*", rename)
+    sight.bring("street.png", PNG)
+    sight.result()
+    sight.page.hover("#canvas")
+    sight.page.wait_for_selector("#readout:has-text('with a name')")
+    readout, view = (sight.page.locator(each).bounding_box() for each in ("#readout", "#view"))
+    assert readout["x"] >= view["x"] and readout["x"] + readout["width"] <= view["x"] + view["width"]
+    assert sight.page.inner_text("#readout").endswith("sure")
+    assert sight.page.locator(".rows li").first.bounding_box()["height"] < 70

@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ def busy(
     holder = slow_sender(url, key)
     sight.page.wait_for_timeout(300)
     sight.bring("street.png", PNG)
-    assert "Too many requests at once" in sight.status("Asked again in")
+    sight.status("Too many requests at once")
+    sight.page.wait_for_selector("#working:has-text('Asked again in')")
     return sight, holder
 
 
@@ -137,3 +139,151 @@ def test_waiting_can_be_stopped(busy: tuple[Sight, socket.socket]) -> None:
     assert not sight.page.is_visible("#result")
     sight.page.click("button:text-is('Try again')")
     sight.result()
+
+
+def test_a_file_that_is_no_picture_leaves_the_one_before_to_be_asked_about(open_page: Open, several: str) -> None:
+    sight = open_page(several)
+    sight.bring("street.png", PNG)
+    sight.result()
+    assert sight.page.inner_text("#of") == "street.png, by few"
+    sight.expected = (415,)
+    sight.bring("notes.txt", b"these are notes")
+    sight.status("This is no picture")
+    sight.expected = ()
+    sight.page.select_option("#model", "many")
+    sight.page.wait_for_selector("#of:text-is('street.png, by many')")
+    assert "Labelled in" in sight.page.inner_text("#status")
+
+
+def test_a_first_file_that_is_no_picture_leaves_the_page_as_it_was(open_page: Open, url: str) -> None:
+    sight = open_page(url)
+    sight.expected = (415,)
+    sight.bring("notes.txt", b"these are notes")
+    sight.status("This is no picture")
+    assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
+    sight.bring("street.png", PNG)
+    sight.result()
+
+
+def test_a_picture_stays_when_its_file_goes(open_page: Open, several: str, tmp_path: Path) -> None:
+    file = tmp_path / "street.png"
+    file.write_bytes(PNG)
+    sight = open_page(several)
+    sight.page.set_input_files("#file", file)
+    sight.result()
+    file.unlink()
+    sight.page.select_option("#model", "many")
+    sight.page.wait_for_selector("#of:text-is('street.png, by many')")
+
+
+def test_a_file_that_cannot_be_read(open_page: Open, url: str, tmp_path: Path) -> None:
+    file = tmp_path / "street.png"
+    file.write_bytes(PNG)
+    sight = open_page(url)
+    sight.page.wait_for_selector("#about:not([hidden])")
+    sight.page.evaluate("document.getElementById('file').onchange = null")
+    sight.page.set_input_files("#file", file)
+    file.unlink()
+    sight.page.evaluate("""() => {
+        const transfer = new DataTransfer();
+        transfer.items.add(document.getElementById("file").files[0]);
+        document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    }""")
+    assert "choose it again" in sight.status("The file cannot be read")
+    assert not sight.page.is_visible("button:text-is('Try again')")
+    sight.complaints = [words for words in sight.complaints if "ERR_FILE_NOT_FOUND" not in words]
+
+
+def test_the_camera_is_opened_once(open_page: Open, url: str) -> None:
+    sight = open_page(url)
+    sight.page.evaluate("""() => {
+        const devices = navigator.mediaDevices, own = devices.getUserMedia.bind(devices);
+        window.streams = [];
+        devices.getUserMedia = async (wish) => {
+            const stream = await own(wish);
+            window.streams.push(stream);
+            return stream;
+        };
+        const open = document.querySelector("#empty .photograph");
+        open.click();
+        open.click();
+    }""")
+    sight.page.click("#camera .take")
+    sight.result()
+    assert sight.page.evaluate("window.streams.map((stream) => stream.active)") == [False]
+
+
+def test_nothing_is_taken_before_the_camera_shows_anything(open_page: Open, url: str) -> None:
+    sight = open_page(url)
+    sight.page.evaluate("navigator.mediaDevices.getUserMedia = async () => new MediaStream()")
+    sight.page.click("#empty .photograph")
+    assert sight.page.locator("#camera .take").is_disabled()
+
+
+def gone(route: Any) -> None:
+    problem = {"title": "There is no such model", "status": 404, "detail": "It has gone."}
+    route.fulfill(status=404, content_type="application/problem+json", json=problem)
+
+
+def test_a_model_that_has_gone(open_page: Open, several: str) -> None:
+    sight = open_page(several)
+    sight.expected = (404,)
+    sight.context.route("**/v1/segment*", gone, times=1)
+    sight.bring("street.png", PNG)
+    sight.status("There is no such model")
+    sight.page.click("button:text-is('Ask few')")
+    sight.result()
+
+
+def test_a_look_at_the_models_that_fails_and_comes_back(open_page: Open, several: str) -> None:
+    sight = open_page(several)
+    sight.page.wait_for_selector("#about:not([hidden])")
+    sight.expected = (404, 500)
+    sight.context.route("**/v1/segment*", gone, times=1)
+    sight.context.route("**/v1/models", lambda route: route.fulfill(status=500, headers={"Retry-After": "1"}), times=1)
+    sight.bring("street.png", PNG)
+    sight.status("The answer was 500")
+    sight.result()
+
+
+def test_what_cannot_be_a_key_is_not_sent(open_page: Open, locked: tuple[str, str]) -> None:
+    sight = open_page(locked[0])
+    sight.expected = (401,)
+    sight.page.wait_for_selector("#key-asked[open]")
+    sight.page.fill("#key", "msk_schl\u00fcssel")
+    sight.page.keyboard.press("Enter")
+    sight.page.wait_for_selector("#key-why:has-text('ASCII')")
+    assert sight.page.evaluate("sessionStorage.length") == 0
+    sight.page.fill("#key", "half of a k")
+    sight.bring("street.png", PNG)
+    sight.page.wait_for_timeout(300)
+    assert sight.page.input_value("#key") == "half of a k"
+
+
+def test_what_takes_long_can_be_stopped(open_page: Open, url: str) -> None:
+    sight, held = open_page(url), list[Any]()
+    sight.context.route("**/v1/segment*", lambda route: held.append(route), times=1)
+    sight.bring("street.png", PNG)
+    sight.page.wait_for_selector("#working:not([hidden])")
+    assert not sight.page.is_visible("#stop")
+    sight.page.click("#stop")
+    sight.status("Stopped")
+    assert not sight.page.is_visible("#working")
+    sight.page.click("button:text-is('Try again')")
+    sight.result()
+    assert len(held) == 1
+
+
+def test_files_that_come_faster_than_they_are_read(open_page: Open, several: str) -> None:
+    """Whatever of them is seen at the end, it is what another model is asked about."""
+    sight = open_page(several)
+    sight.expected = (415,)
+    for again in range(5):
+        for wait, (name, data) in enumerate([("a.png", PNG), ("b.png", PNG), ("notes.txt", b"these are notes")]):
+            sight.bring(name, data)
+            sight.page.wait_for_timeout(again * wait * 5)
+        sight.status("This is no picture")
+        if sight.page.is_visible("#view"):
+            for model in ("many", "few"):
+                sight.page.select_option("#model", model)
+                sight.page.wait_for_selector(f"#of:has-text('.png, by {model}')")
