@@ -57,11 +57,14 @@ format: $(READY)  ## let ruff format and mend
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(READY)  ## measure training, the engines, and the service beside others (an hour)
+bench: $(READY)  ## measure training, the engines, the service beside others, its page and client, and batches (two hours)
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/maskserve bench runs/demo/bundle
 	@$(BIN)/python -m benchmarks.serving
 	@$(BIN)/python -m benchmarks.inference
+	@$(BIN)/python -m benchmarks.client
+	@$(BIN)/python -m benchmarks.page
+	@$(BIN)/python -m benchmarks.batch
 
 lock: $(READY)  ## resolve the requirements again, for all platforms and Pythons
 	@$(BIN)/python -m uv pip compile --quiet --universal --upgrade --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
