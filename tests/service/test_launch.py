@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -177,6 +179,32 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
             caller.terminate()  # after a failure: the block waits for its end
     left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
     assert not left
+
+
+def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "maskserve", "serve", tiny_bundle, "--port", str(port)]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
+        try:
+            until(lambda: "answers at" in (tmp_path / "log").read_text())
+            with socket.create_connection((LOOPBACK, port)) as slow:
+                slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome")
+                time.sleep(0.5)  # it is accepted
+                caller.terminate()
+                with pytest.raises(subprocess.TimeoutExpired):
+                    caller.wait(2)
+                caller.terminate()
+                assert caller.wait(10) == 0
+        finally:
+            caller.terminate()
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
+
+
+def until(met: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not met():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def _read(path: Path) -> bytes:
