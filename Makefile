@@ -28,13 +28,13 @@ demo: $(READY)  ## the whole road: draw data, train, export, evaluate, serve, as
 	@$(BIN)/maskserve demo
 
 # A process for each core, of one thread: where two processes have two threads each, these wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test: $(READY)  ## the test suite
-	@$(PYTEST) -m "not slow and not browser and not container"
+	@$(PYTEST) --dist loadfile -m "not slow and not browser and not container"
 
 test-slow: $(READY)  ## what takes longer: trainings that are killed and go on, every encoder
-	@$(BIN)/python -m pytest -m slow
+	@$(PYTEST) --dist worksteal -m slow
 
 test-page: $(READY)  ## the web page in a real Chromium
 	@$(BIN)/python -m pytest -m browser
