@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from models.errors import EngineError, RunError
@@ -29,16 +31,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def actors_of(pid: int) -> list[int]:
-    """Processes of our actors on this machine: Ray gives them the name of what they do."""
+    """Our actors in the cluster that this process has started: Ray gives them the name of what they do."""
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and (folder / "cmdline").exists():
-            try:
-                words = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"MapWorker(MapBatches(Actor))" in words:
-                found.append(int(folder.name))
+    for one in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "MapWorker(MapBatches(Actor))" in " ".join(one.cmdline()):
+                found.append(one.pid)
     return found
 
 
