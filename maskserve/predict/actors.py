@@ -89,9 +89,7 @@ def _labelled(ray: Any, job: Job, pictures: list[Picture], actors: int, together
     gpu = on_gpu(ray, job)
     addresses = [{"root": picture.root.address, "name": picture.name} for picture in pictures]
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # 2.60 warns of max_task_retries, and has nothing in its place
+        warnings.simplefilter("ignore", DeprecationWarning)  # of max_task_retries, for which 2.60 has nothing else
         rows = ray.data.from_items(addresses, override_num_blocks=-(-len(pictures) // together)).map_batches(
             Actor,
             fn_constructor_args=(job, any(picture.root.remote for picture in pictures), str(Path.home())),
