@@ -62,6 +62,8 @@ def train(
     run = out or Path("runs") / (data.stem if data.is_file() else data.resolve().name)
     words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
     words += [f"minutes={minutes}"] if minutes is not None else []
+    if not resume:
+        check_unused(run)
     parsed = resumed(run, config, words) if resume else load_config(config, words)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
     console = Console(quiet=quiet or not first, stderr=json)
@@ -75,7 +77,6 @@ def train(
             "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
         )
     if not resume and config is None:
-        check_unused(run)
         config = run / "plan.yaml"
         planned = plan_training(data, config, given_words(words), console)
         parsed = planned.config

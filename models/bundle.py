@@ -74,6 +74,10 @@ def open_bundle(folder: Path) -> Bundle:
     Raises: BundleError naming what is missing, altered, or of a later format.
     """
     sums = folder / SUMS
+    if not folder.exists():
+        raise BundleError(f"{folder} is no bundle: nothing is there. Make one with `maskserve export RUN`.")
+    if not sums.is_file() and (folder / "bundle" / SUMS).is_file():
+        raise BundleError(f"{folder} is no bundle, but a run: its bundle is {folder / 'bundle'}.")
     if not sums.is_file():
         raise BundleError(f"{folder} is no bundle: it has no {SUMS}. Make one with `maskserve export RUN`.")
     listed = _read_sums(sums)

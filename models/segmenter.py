@@ -34,6 +34,15 @@ TILE = 1024
 EXACT_SLACK, SLACK = 0.002, 0.01  # of f32, and of the other number formats
 
 
+def check_windows(rule: InputRule) -> None:
+    """Raises: EngineError for a rule by which no picture can be read by windows."""
+    if rule.rule != "native":
+        raise EngineError(
+            f"The bundle's input rule is {rule.rule!r}, which brings whole pictures to the size that it was trained "
+            "at: windows of a raster need a bundle of the rule 'native' (`maskserve export --input native`)."
+        )
+
+
 def never() -> bool:
     """Whether work whose end nobody can ask for is to stop."""
     return False
@@ -128,11 +137,7 @@ class Segmenter:
         Yields: labels, and confidence where it was asked for, of some rows from the first to the last, over the whole width.
         Raises: EngineError where the rule brings whole pictures to another size, TooLittleMemory.
         """
-        if self.rule.rule != "native":
-            raise EngineError(
-                f"The bundle's input rule is {self.rule.rule!r}, which brings whole pictures to the size that it was trained "
-                "at: windows of a raster need a bundle of the rule 'native' (`maskserve export --input native`)."
-            )
+        check_windows(self.rule)
         if ceil_to(size[0], BUCKET) * ceil_to(size[1], BUCKET) <= self.tile**2:
             whole = self.segment(window((0, 0), size), confidence)
             yield whole.labels, whole.confidence

@@ -99,11 +99,14 @@ def predict(
 ) -> None:
     """Write a mask for each picture, and a manifest: a row a picture. Stopped or killed, the same command goes on.
 
-    A picture that cannot be read stands in the manifest with the reason, and the others go on; then exit code 1. What
-    is left out becomes void: 255, transparent in png, the picture itself in overlay.
+    A picture that cannot be read stands in the manifest with the reason, and the others go on; then exit code 1.
+
+    What is left out becomes void: 255, transparent in png, the picture itself in overlay.
     """
-    from maskserve.predict.job import Job, key_from, numbers
+    from maskserve.client import NoKey
+    from maskserve.predict.job import KEY_VARIABLE, Job, key_from, numbers
     from maskserve.predict.pipeline import run
+    from models.errors import RunError
     from models.outputs.options import Options
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
@@ -119,7 +122,14 @@ def predict(
         scale=numbers(scale, "scale", 2, float) if scale else None,
         key=key_from(key_file),
     )
-    if not run(job, sources, Console(stderr=True), retry_errors, ray, actors):
+    try:
+        done = run(job, sources, Console(stderr=True), retry_errors, ray, actors)
+    except NoKey as error:
+        what = "does not take this key" if job.key else "asks for a key"
+        raise RunError(
+            f"{job.service[0]} {what}: give --key-file FILE, or {KEY_VARIABLE} in the environment."
+        ) from error
+    if not done:
         raise typer.Exit(1)
 
 

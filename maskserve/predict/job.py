@@ -41,6 +41,10 @@ class Job:
         formats = (*OUTPUTS, PARQUET, GEOTIFF)
         if self.format not in formats:
             raise ConfigError(f"The format {self.format!r} is not known; choose from {', '.join(formats)}.")
+        if self.served and (self.engine, self.precision, self.device) != ("auto",) * 3:
+            raise ConfigError(
+                "What runs the network is the service's own choice: leave --engine, --precision, --device out."
+            )
         if self.format == GEOTIFF and self.served:
             raise ConfigError("A raster goes by windows through a bundle; a service takes whole pictures alone.")
         if self.format == GEOTIFF and self.options.min_area:
@@ -88,8 +92,14 @@ def numbers(text: str, name: str, count: int, kind: Callable[[str], Number]) -> 
 
 
 def key_from(file: Path | None) -> str:
-    """The service's key, from a file or the environment: on the command line every user of the machine could read it."""
-    return file.read_text().strip() if file else os.environ.get(KEY_VARIABLE, "")
+    """The service's key, from a file or the environment: on the command line every user of the machine could read it.
+
+    Raises: ConfigError for a file that cannot be read.
+    """
+    try:
+        return file.read_text().strip() if file else os.environ.get(KEY_VARIABLE, "")
+    except OSError as error:
+        raise ConfigError(f"The --key-file {file} cannot be read ({error.strerror}).") from error
 
 
 def check_extra(package: str, extra: str, what: str) -> None:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Event
 
@@ -33,6 +33,7 @@ from maskserve.predict.work import Work, mask_of, target_of
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError, RunError
 from models.outputs.select import named
+from models.segmenter import check_windows
 from models.spec import Spec
 
 NAME_BYTES = 255  # of a file's name, nearly everywhere
@@ -65,7 +66,7 @@ def run(
         known = manifest.known
         before, failed = len(known.done), known.failed
         todo = remaining(pictures, known, job, target)
-        with Report(console, len(todo)) as report:
+        with Report(console, len(todo)) as report, stop_told(report):
 
             def took(row: Row) -> None:
                 manifest.append(row)
@@ -86,11 +87,21 @@ def run(
     finally:
         manifest.close(complete)
     done = before - failed + report.done - report.failed
-    earlier = f", {before} of them before" if before else ""
+    earlier = f", {before - failed} of them before" if before else ""
     report.say(f"{job.target}: {done} of {before + report.done} pictures segmented{earlier}")
     if failed:
         report.say(f"{failed} could not be labelled before: --retry-errors tries them again")
     return failed + report.failed == 0
+
+
+@contextmanager
+def stop_told(report: "Report") -> Iterator[None]:
+    """Say on Ctrl-C how far it came."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.say(f"Stopped after {report.done:,} of {report.total:,} pictures; the same command goes on from there.")
+        raise
 
 
 def check_extras(job: Job, ray: str) -> None:
@@ -111,6 +122,8 @@ def model_of(job: Job) -> str:
         named(job.options.classes, Spec.model_validate(entry["spec"]))
         return f"{entry['name']}@{entry['hash']}"
     bundle = open_bundle(Path(job.model))
+    if job.format == GEOTIFF:
+        check_windows(bundle.spec.input)
     named(job.options.classes, bundle.spec)
     return f"{bundle.spec.name}@{bundle.hash}"
 

@@ -181,8 +181,10 @@ def _window(corner: tuple[int, int], size: tuple[int, ...]) -> Window:
 @contextmanager
 def opened(source: Path) -> Iterator[Any]:
     """A GeoTIFF, by GDAL's driver for it alone: others follow addresses that a file may hold. Raises: DataError."""
-    with _told():
+    try:
         scene = rasterio.open(source, driver="GTiff")
+    except RasterioError as error:  # it says the whole path again
+        raise DataError("this is no GeoTIFF; without --format geotiff it is read as an ordinary picture.") from error
     with scene:
         yield scene
 

@@ -29,7 +29,7 @@ export function about(place, model) {
     Classes: spec.classes.map(({ name }) => name).join(", "),
     Picture: rule[spec.input.rule],
     mIoU: miou && `${percent(miou)} on the validation split`,
-    Runs: `${model.engine} on ${model.device} in ${model.precision}: ${model.why}`,
+    Runs: `on ${model.device}: ${model.why}`,
   };
   const rows = Object.entries(facts).filter(([, value]) => value);
   place.querySelector("dl").replaceChildren(

@@ -138,7 +138,7 @@ def test_what_is_no_raster_has_its_reason(bundle: Path, tmp_path: Path) -> None:
     done, _ = predict(bundle, tmp_path / "in", out=tmp_path / "out", format="geotiff")
     assert not done
     reasons = {Path(row["path"]).name: row.get("error", "") for row in rows(tmp_path / "out")}
-    assert "this is no GeoTIFF that can be read" in reasons["0000.png"]
+    assert "0000.png: this is no GeoTIFF; without --format geotiff" in reasons["0000.png"]
     assert "this is no GeoTIFF that can be read" in reasons["cut.tif"]
     assert "it has 2 bands, and --bands asks for 1,2,3." in reasons["two.tif"]
     assert "its samples are int16: say with --scale LOW,HIGH" in reasons["signed.tif"]

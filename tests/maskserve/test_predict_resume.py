@@ -1,5 +1,6 @@
 """Runs that end before their time, and go on: every picture has one row and one mask, whatever happened between."""
 
+import io
 import os
 import resource
 import signal
@@ -7,15 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
+import maskserve.predict.pipeline
 from maskserve.predict.job import Job
 from maskserve.predict.manifest import Lines, Row
-from maskserve.predict.pipeline import model_of
+from maskserve.predict.pipeline import model_of, run
 from maskserve.predict.sources import Picture, Root
 from maskserve.predict.targets import UNFINISHED, Folder
 from maskserve.predict.work import Work
@@ -62,6 +66,22 @@ def test_a_run_goes_on_where_it_stopped(
     assert rows(tmp_path / "out")[: len(before)] == before
     assert sorted(row["path"] for row in rows(tmp_path / "out")) == sorted(map(str, folder.rglob("*.png")))
     assert masks(tmp_path / "out") == masks(tmp_path / "whole")
+
+
+def test_ctrl_c_says_how_far_it_came(
+    bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = io.StringIO()
+    whole = maskserve.predict.pipeline.as_completed
+
+    def pressed(running: list[Future[None]]) -> Iterator[Future[None]]:
+        yield from whole(running)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maskserve.predict.pipeline, "as_completed", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(Job(str(bundle), str(tmp_path / "out")), [str(folder)], Console(file=said, width=400))
+    assert "Stopped after 6 of 6 pictures; the same command goes on from there." in said.getvalue()
 
 
 def test_a_run_that_is_done_opens_no_engine(bundle: Path, folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from models.outputs.options import Options
 from service.keys import new_key
 from service.launch import LOOPBACK, free_port, process, running
 from tests.maskserve.predicting import masks, pictures, predict, rows
+from tests.maskserve.test_cli import fails
+from tests.maskserve.test_cli import maskserve as maskserve_command
 from tests.service.small import small_bundle
 
 KEY, HASHED = new_key()
@@ -159,6 +161,19 @@ def test_the_key_comes_from_a_file_or_the_environment(
     assert key_from(None) == ""
     monkeypatch.setenv(KEY_VARIABLE, KEY)
     assert key_from(None) == KEY
+
+
+def test_what_a_person_is_told_of_keys_and_of_what_the_service_decides(url: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "in", 1)
+    (tmp_path / "wrong").write_text("wrong")
+    for words, code, sentence in (
+        ([], 1, f"{url} asks for a key: give --key-file FILE, or PREDICT_KEY in the environment."),
+        (["--key-file", "wrong"], 1, f"{url} does not take this key"),
+        (["--key-file", "none"], 2, "The --key-file none cannot be read (No such file or directory)."),
+        (["--precision", "f32"], 2, "leave --engine, --precision, --device out"),
+    ):
+        fails(maskserve_command("predict", url, "in", "--out", "out", *words, cwd=tmp_path), code, sentence)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_service(tmp_path: Path) -> None:

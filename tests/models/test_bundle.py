@@ -159,6 +159,12 @@ def test_what_is_no_bundle(make: Callable[[Path], None], tmp_path: Path) -> None
         open_bundle(tmp_path / "x")
 
 
+def test_a_run_is_told_from_its_bundle(bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(bundle, tmp_path / "run" / "bundle")
+    with pytest.raises(BundleError, match=r"run is no bundle, but a run: its bundle is .*run/bundle\.$"):
+        open_bundle(tmp_path / "run")
+
+
 @pytest.mark.parametrize("version", [1, 0, -1, None])
 def test_an_earlier_format(version: int | None, bundle: Path) -> None:
     content = TINY.model_dump() | {"format_version": version, "parity": {"f32": 1.0}}
