@@ -1,7 +1,9 @@
 """The page as the service sends it; what it does in a browser is in tests/page/."""
 
 import asyncio
+import hashlib
 import re
+from base64 import b64encode
 
 import httpx
 import pytest
@@ -26,10 +28,19 @@ def ask(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> h
 
 def test_every_file_is_served_and_nothing_else() -> None:
     for path in FOLDER.iterdir():
+        if path.suffix == ".css":
+            continue  # it is set into the page
         answer = ask("/" if path.name == "index.html" else f"/page/{path.name}")
-        assert answer.status_code == 200 and answer.content == path.read_bytes()
+        assert answer.status_code == 200 and (answer.content == path.read_bytes() or path.name == "index.html")
         assert answer.headers["content-type"].startswith(KINDS[path.suffix])
-    for path in ("/page/", "/page/index.html", "/page/../settings.py", "/page/%2e%2e/settings.py", "/index.html"):
+    for path in (
+        "/page/",
+        "/page/page.css",
+        "/page/index.html",
+        "/page/../settings.py",
+        "/page/%2e%2e/settings.py",
+        "/index.html",
+    ):
         assert ask(path).text == "behind"
 
 
@@ -41,7 +52,11 @@ def test_no_file_loads_anything_from_elsewhere() -> None:
         assert addresses <= {b"http://www.w3.org/2000/svg"}, name
         assert ask(name).headers["content-security-policy"] == policy  # a worker goes by its own file's
     page = files()["/"].body.decode()
-    assert not re.search(r"\son\w+=|<style|\sstyle=|<script(?![^>]*src=)", page)  # the policy would drop them silently
+    assert not re.search(r"\son\w+=|\sstyle=|<script(?![^>]*src=)", page)  # the policy would drop them silently
+    (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
+    assert style == (FOLDER / "page.css").read_text()
+    assert f"'sha256-{b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
+    assert "<!--" not in page and "<h1><svg" in page
 
 
 def test_what_the_page_names_is_there() -> None:
