@@ -74,12 +74,11 @@ def open_bundle(folder: Path) -> Bundle:
     Raises: BundleError naming what is missing, altered, or of a later format.
     """
     sums = folder / SUMS
-    if not folder.exists():
-        raise BundleError(f"{folder} is no bundle: nothing is there. Make one with `maskserve export RUN`.")
-    if not sums.is_file() and (folder / "bundle" / SUMS).is_file():
-        raise BundleError(f"{folder} is no bundle, but a run: its bundle is {folder / 'bundle'}.")
     if not sums.is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {SUMS}. Make one with `maskserve export RUN`.")
+        if (folder / "bundle" / SUMS).is_file():
+            raise BundleError(f"{folder} is no bundle, but a run: its bundle is {folder / 'bundle'}.")
+        lacking = f"it has no {SUMS}" if folder.exists() else "nothing is there"
+        raise BundleError(f"{folder} is no bundle: {lacking}. Make one with `maskserve export RUN`.")
     listed = _read_sums(sums)
     if MODEL not in listed:
         raise BundleError(f"{folder}: {SUMS} lists no {MODEL}. Export the bundle again.")

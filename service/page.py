@@ -42,18 +42,21 @@ class File:
     @classmethod
     def read(cls, path: Path) -> "File":
         """From the folder."""
-        body = path.read_bytes()
-        if path.suffix == ".html":
-            sign = (path.parent / "icon.svg").read_text(encoding="utf-8").replace("<svg", "<svg aria-hidden=true", 1)
-            page = body.decode().replace("<!-- style -->", f"<style>{STYLE}</style>").replace("<!-- sign -->", sign)
-            body = page.encode()
-        return cls(body, KINDS[path.suffix], f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+        return cls.of(path.read_bytes(), KINDS[path.suffix])
+
+    @classmethod
+    def of(cls, body: bytes, kind: str) -> "File":
+        """With the tag that its content has."""
+        return cls(body, kind, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
 
 
 def files() -> dict[str, File]:
     """Each file of the page by its path in the service; the page itself is at /."""
     found = {f"/page/{path.name}": File.read(path) for path in FOLDER.iterdir() if path.suffix in KINDS}
-    return {"/": found.pop("/page/index.html"), **found}
+    page, sign = found.pop("/page/index.html"), found["/page/icon.svg"].body.decode()
+    body = page.body.decode().replace("<!-- style -->", f"<style>{STYLE}</style>")
+    body = body.replace("<!-- sign -->", sign.replace("<svg", "<svg aria-hidden=true", 1))
+    return {"/": File.of(body.encode(), page.kind), **found}
 
 
 class Page:

@@ -81,7 +81,7 @@ class Lines:
             try:
                 self._claim()
                 self._take_up(sealed)
-                if begun and again:
+                if again and self.known.failed:
                     self._drop_failed(again)
                     self._take_up(sealed)
                 target.recover(self.known.masks)

@@ -46,11 +46,9 @@ class Root:
                         f"{self.address} is not there any more; the same command goes on once it is."
                     ) from error
                 raise DataError(f"{self.whole(name)}: cannot be opened ({error.strerror}).") from error
-        with reached(self.whole(name)):
-            system, folder = opened(self.address)
-            with its_own(self.whole(name)):
-                data: bytes = system.cat_file(f"{folder}/{name}" if folder else name)
-                return data
+        with self._far(name) as (system, place):
+            data: bytes = system.cat_file(place)
+            return data
 
     @contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -61,11 +59,18 @@ class Root:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name
             copy.write_bytes(b"")
-            with reached(self.whole(name)):
-                system, above = opened(self.address)
-                with its_own(self.whole(name)):
-                    system.get_file(f"{above}/{name}" if above else name, str(copy))
+            with self._far(name) as (system, place):
+                system.get_file(place, str(copy))
             yield copy
+
+    @contextmanager
+    def _far(self, name: str) -> Iterator[tuple[Any, str]]:
+        """The file system of a picture, and its place there. Raises: DataError, RunError for what the block meets."""
+        address = self.whole(name)
+        with reached(address):
+            system, above = opened(self.address)
+            with its_own(address):
+                yield system, f"{above}/{name}" if above else name
 
 
 class Picture(NamedTuple):

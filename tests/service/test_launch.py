@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -20,6 +19,7 @@ from service.errors import StartError
 from service.launch import LOOPBACK, ROOT, free_port, process, running, serve
 from service.settings import read_settings
 from tests.bundles import drawing
+from tests.service.test_endurance import until
 
 # Written into a folder on PYTHONPATH, it notes each connection and name look-up of every process of the service.
 WATCHER = """
@@ -177,8 +177,7 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
             assert (caller.stdout.read(), caller.stderr.read()) == ("", "")
         finally:
             caller.terminate()  # after a failure: the block waits for its end
-    left = [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
-    assert not left
+    assert not left_of(port)
 
 
 def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -186,7 +185,8 @@ def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tm
     words = [sys.executable, "-m", "maskserve", "serve", tiny_bundle, "--port", str(port)]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
         try:
-            until(lambda: "answers at" in (tmp_path / "log").read_text())
+            said = (tmp_path / "log").read_text
+            until(lambda: "answers at" in said(), said)
             with socket.create_connection((LOOPBACK, port)) as slow:
                 slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome")
                 time.sleep(0.5)  # it is accepted
@@ -197,14 +197,12 @@ def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tm
                 assert caller.wait(10) == 0
         finally:
             caller.terminate()
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
+    assert not left_of(port)
 
 
-def until(met: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not met():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+def left_of(port: int) -> list[Path]:
+    """The processes that serve there still."""
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
 
 
 def _read(path: Path) -> bytes:
