@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from maskserve.machine import machine
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Policy, batch, collate, cpu, cut
 from training.config import TrainConfig

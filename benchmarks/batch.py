@@ -28,7 +28,7 @@ from PIL import Image
 from rich.console import Console
 
 from maskserve.machine import machine
-from models.image import RGB, decode
+from models.imaging.decode import RGB, decode
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
 ROOT = Path(__file__).parent.parent

@@ -32,7 +32,7 @@ from benchmarks.inference import picture
 from benchmarks.processes import ours
 from maskserve.client import AsyncClient, Client, Mask
 from maskserve.machine import machine
-from models.image import RGB
+from models.imaging.decode import RGB
 from tests.service.small import small_bundle
 
 RESULTS = Path(__file__).parent / "results" / "client.json"

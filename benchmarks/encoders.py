@@ -26,9 +26,9 @@ from typing import Any, NoReturn
 import torch
 
 from maskserve.machine import machine
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.errors import MaskserveError
-from models.segmenter import agreement
+from models.inference.segmenter import agreement
 from tests.bundles import drawing
 from tests.networks import NATIVE, dilation_error, frozen, settled
 from training.network import live

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # processes that are measured import this module: what it opens late is not counted as theirs
     from maskserve.workers import Way
-    from models.image import RGB, Labels
+    from models.imaging.decode import RGB, Labels
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, SIZE, THREADS, ROUNDS = 21, (480, 640), 2, 8  # SIZE is (height, width) in pixels
@@ -109,8 +109,8 @@ def picture(seed: int) -> "RGB":
 def known(bundle: Path) -> tuple[str, dict[str, Any], "RGB"]:
     """A trained bundle's name and options, and its first probe at the size of the benchmark."""
     from models.bundle import open_bundle
-    from models.geometry import resize_picture
-    from models.image import read
+    from models.imaging.decode import read
+    from models.inference.geometry import resize_picture
 
     opened = open_bundle(bundle)
     made = opened.spec.architecture
@@ -140,7 +140,7 @@ def measured(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
 
 
 def full_name(way: "Way") -> str:
-    from models.engines.choice import full_name
+    from models.engines.selection import full_name
 
     return full_name(way.engine, way.device)
 
@@ -150,7 +150,7 @@ def eager(folder: Path, way: "Way", threads: int) -> Callable[["RGB"], "Labels"]
     import torch
 
     from models.bundle import open_bundle
-    from models.engines.torch import build
+    from models.engines.torch_engine import build
 
     torch.set_num_threads(threads)
     network = build(open_bundle(folder))
@@ -167,9 +167,9 @@ def eager(folder: Path, way: "Way", threads: int) -> Callable[["RGB"], "Labels"]
 def overhead(bundle: Path) -> dict[str, dict[str, float]]:
     """What Segmenter.segment takes above the engine that is given the padded canvas, in ms and as a share."""
     from models.bundle import open_bundle
-    from models.engines.openvino import precisions
-    from models.geometry import BUCKET, to_canvas
-    from models.segmenter import Segmenter
+    from models.engines.openvino_engine import precisions
+    from models.inference.geometry import BUCKET, to_canvas
+    from models.inference.segmenter import Segmenter
 
     opened, asked, found = open_bundle(bundle), picture(SEED), {}
     canvas = to_canvas(asked, SIZE, BUCKET)[None].copy()
@@ -203,7 +203,7 @@ def opening(bundle: Path) -> dict[str, dict[str, float]]:
     """Seconds from before the imports to the first answer, without compiled graphs on disk and with."""
     from maskserve.workers import Way, Worker
     from models.bundle import open_bundle
-    from models.engines.openvino import precisions
+    from models.engines.openvino_engine import precisions
 
     found = {}
     for precision in precisions(open_bundle(bundle), "cpu"):

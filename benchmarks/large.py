@@ -21,9 +21,9 @@ import numpy as np
 
 from maskserve.machine import machine
 from models.bundle import SPEC, Bundle, open_bundle, writing
-from models.geometry import resize_labels
-from models.image import Labels
-from models.segmenter import Segmenter, agreement
+from models.imaging.decode import Labels
+from models.inference.geometry import resize_labels
+from models.inference.segmenter import Segmenter, agreement
 from models.spec import ClassInfo, InputRule, Spec, default_rgb
 from training.data import Samples, load
 from training.metrics import Confusion

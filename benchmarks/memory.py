@@ -16,8 +16,8 @@ import cv2
 import numpy as np
 
 from models.bundle import open_bundle
-from models.image import RGB
-from models.segmenter import Segmenter
+from models.imaging.decode import RGB
+from models.inference.segmenter import Segmenter
 from models.spec import InputRule
 
 LARGE = 8192  # pixels a side

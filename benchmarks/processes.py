@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.load import form, post
 from maskserve.workers import Way, Worker
 from models import QUIET
-from models.image import RGB
+from models.imaging.decode import RGB
 from service.launch import LOOPBACK, ROOT, free_port, process
 
 TICKS = os.sysconf("SC_CLK_TCK")  # a second

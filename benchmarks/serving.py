@@ -36,8 +36,8 @@ from benchmarks.overload import overload
 from benchmarks.processes import Engine, Server, killed, left_out, ours, peers
 from maskserve.machine import machine
 from models.bundle import open_bundle
-from models.engines.openvino import precisions
-from models.image import decode
+from models.engines.openvino_engine import precisions
+from models.imaging.decode import decode
 
 SMALL = "FCN-8s, ResNet-18"
 SIZES = {FIRST: (640, 480), SMALL: (320, 240)}  # width, height in pixels

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import Policy, batch, collate
 from training.config import TrainConfig

@@ -17,11 +17,11 @@ from maskserve.sizes import parse_size
 from maskserve.workers import Measured, Way, race
 from models.bundle import SUMS, Bundle, open_bundle
 from models.engines import ENGINES
-from models.engines.choice import ORDER, Choice, choose, full_name, has_gpu, offers
+from models.engines.selection import ORDER, Choice, choose, full_name, has_gpu, offers
 from models.errors import BundleError, ConfigError, EngineError
-from models.geometry import resize_picture
-from models.image import RGB, read
-from models.segmenter import agreement
+from models.imaging.decode import RGB, read
+from models.inference.geometry import resize_picture
+from models.inference.segmenter import agreement
 
 STRONG, LIGHT, GREY = "#1f5fa8", "#a9c4e4", "#666666"  # of bars: the one that auto takes, the others; of small print
 

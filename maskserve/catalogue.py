@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from models.architectures import ARCHITECTURES, build, encoders, measure, options_of
+from models.analysis import complexity
+from models.analysis.summary import Stage, stages
+from models.architectures import ARCHITECTURES, build, encoders, options_of
+from models.architectures.base import Network
 from models.architectures.heads import HEADS
-from models.architectures.network import Network
-from models.architectures.stages import Stage, stages
 from models.errors import ConfigError, MaskserveError, first_line
 
 Answer = TypeVar("Answer")
@@ -25,7 +26,7 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Measures:
-    """A network in numbers, as `models/architectures/measure.py` defines them."""
+    """A network in numbers, as `models/analysis/complexity.py` defines them."""
 
     parameters: int
     gflop: float
@@ -122,10 +123,10 @@ def measured(network: Network, size: tuple[int, int]) -> Measures:
         network.architecture.name,
         size,
         lambda: Measures(
-            measure.parameters(network),
-            measure.gflop(network, size),
-            measure.stride(network),
-            measure.receptive_field(network),
+            complexity.parameters(network),
+            complexity.gflop(network, size),
+            complexity.stride(network),
+            complexity.receptive_field(network),
         ),
     )
 
@@ -141,7 +142,7 @@ def _possible(name: str, size: tuple[int, int], ask: Callable[[], Answer]) -> An
     try:
         return ask()
     except Exception as error:  # whatever a network raises at a size that it does not take
-        height, width = measure.padded(size)
+        height, width = complexity.padded(size)
         raise ConfigError(f"{name} does not take pictures of {width}x{height}: {first_line(error)}") from error
 
 
@@ -201,7 +202,7 @@ def _share(share: float) -> str:
 
 
 def _legend(size: tuple[int, int], classes: int) -> str:
-    height, width = measure.padded(size)
+    height, width = complexity.padded(size)
     note = f" (padded to {width}x{height})" if (height, width) != size else ""
     return (
         f"For {classes} classes and a picture of {size[1]}x{size[0]}{note}. A multiplication and an addition are two FLOP. "

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from maskserve.client import Client
 from models.bundle import open_bundle
-from models.engines.openvino import has_bf16
+from models.engines.openvino_engine import has_bf16
 from models.errors import DataError, ParityError
-from models.image import read
-from models.segmenter import Segmenter, agreement
+from models.imaging.decode import read
+from models.inference.segmenter import Segmenter, agreement
 from service.launch import running
 from training.data import load
 from training.data.shapes import draw

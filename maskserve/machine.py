@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from models.engines.choice import has_gpu
+from models.engines.selection import has_gpu
 
 FLAGS = re.compile(r"amx\w*|avx512_bf16|avx512_vnni|avx_vnni")  # what bf16 and int8 are quick with
 

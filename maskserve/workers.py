@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a worker opens the house's rooms on its own clock
-    from models.image import RGB, Labels
+    from models.imaging.decode import RGB, Labels
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = 2  # rounds that are not counted
@@ -195,7 +195,7 @@ def _outcome(step: Callable[[], Any]) -> tuple[Any, str]:
 def segmenter(folder: Path, way: Way, threads: int) -> Callable[["RGB"], "Labels"]:
     """A bundle's Segmenter, as everywhere in the house. Raises: BundleError, EngineError."""
     from models.bundle import open_bundle
-    from models.segmenter import Segmenter
+    from models.inference.segmenter import Segmenter
 
     loaded = Segmenter.load(open_bundle(folder), way.engine, way.precision, way.device, threads)
     return lambda picture: loaded.segment(picture).labels

@@ -16,12 +16,12 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from models.bundle import Bundle
-from models.cores import threads_for, usable_cores
+from models.cpu_quota import threads_for, usable_cores
 from models.errors import TooLittleMemory
-from models.image import decode
+from models.imaging.decode import decode
+from models.inference.segmenter import Segmenter
 from models.outputs import encode, needs_confidence
 from models.outputs.options import Options
-from models.segmenter import Segmenter
 from service.errors import TimedOut
 from service.line import Line
 from service.settings import Settings

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.engines import ENGINES
-from models.engines.choice import DEVICES, PRECISIONS
+from models.engines.selection import DEVICES, PRECISIONS
 from models.errors import ConfigError
 from service.keys import is_hash
 

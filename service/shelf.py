@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.bundle import MODEL, SPEC, SUMS, Bundle, open_bundle
-from models.engines.choice import Choice
+from models.engines.selection import Choice
 from models.errors import MaskserveError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from service.errors import BadRequest, NotReady, UnknownModel
 from service.signature import Signature, signature
 

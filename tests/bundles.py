@@ -10,7 +10,7 @@ from rich.console import Console
 
 from models import architectures
 from models.bundle import SPEC, Bundle, writing
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule, Spec, default_rgb
 from training.freeze import freeze
 

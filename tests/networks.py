@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.architectures import build, encoders
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.bundle import MODEL, Bundle
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule, Spec
 from tests.bundles import drawing
 from training.freeze import write_graph

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.spec import VOID
 
 RATIO = 0.02  # of the picture's diagonal

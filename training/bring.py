@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from models.bundle import MODEL, sha256
 from models.errors import ConfigError, DataError, WeightsError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
 from training.data.classes import parse_classes
 from training.foreign.graph import Intake, Told, ending, intake, quantised, read_graph, shape_text
@@ -54,7 +54,7 @@ def bring(
     if Path(source).suffix == ".onnx":
         raise ConfigError(f"{source} is a file, not a source; did you mean `maskserve import onnx {source}`?")
 
-    from models.architectures.torchvision import NETWORKS
+    from models.architectures.torchvision_models import NETWORKS
 
     known = ["onnx", *(f"torchvision/{name}" for name in NETWORKS)]
     if source not in known:
@@ -172,8 +172,8 @@ def bring_torchvision(
     from torchvision.models import get_model_weights
 
     from models.architectures import build
-    from models.architectures.weights import fetched
-    from models.architectures.weights import read as read_weights
+    from models.architectures.weight_files import fetched
+    from models.architectures.weight_files import read as read_weights
     from training.network import live
 
     published = get_model_weights(source.removeprefix("torchvision/")).DEFAULT

@@ -21,10 +21,10 @@ from rich.progress import track
 
 from models.bundle import SUMS, Bundle, open_bundle
 from models.errors import ConfigError, DataError
-from models.image import RGB, Labels
-from models.segmenter import Segmenter
+from models.imaging.decode import RGB, Labels
+from models.inference.segmenter import Segmenter
+from models.inference.tta import Augmentation
 from models.spec import VOID
-from models.tta import Augmentation
 from training.boundary import boundary_margins
 from training.data import Samples, load
 from training.files import write_whole

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from models.bundle import INT8, INT8_WEIGHTS, SPEC, Bundle, writing
 from models.errors import BundleError, EngineError
-from models.geometry import fitted_size, resize_picture, to_canvas
-from models.image import RGB, Labels
-from models.segmenter import TILE, Segmenter
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import fitted_size, resize_picture, to_canvas
+from models.inference.segmenter import TILE, Segmenter
 from models.spec import ClassInfo, InputRule, Quantised, Spec
 from training.config import TrainConfig
 from training.data import Samples, load

@@ -20,7 +20,7 @@ from models.spec import InputRule
 from training.foreign.graph import forget_makers
 
 if TYPE_CHECKING:  # it brings torchvision and timm, which an ONNX graph's way into a bundle does without
-    from models.architectures.network import Network
+    from models.architectures.base import Network
 
 
 def freeze(network: "Network", folder: Path) -> None:

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from models.bundle import SPEC, Bundle, writing
 from models.engines import ENGINES
-from models.engines.choice import AGREEMENT, DEVICES, full_name, has_gpu
+from models.engines.selection import AGREEMENT, DEVICES, full_name, has_gpu
 from models.errors import BundleError, DataError, EngineError, ParityError, WeightsError
-from models.geometry import resize_picture
-from models.image import RGB, SUFFIXES, Labels, read
+from models.imaging.decode import RGB, SUFFIXES, Labels, read
+from models.inference.geometry import resize_picture
+from models.inference.segmenter import Segmenter, agreement
 from models.outputs.png import indexed
-from models.segmenter import Segmenter, agreement
 from models.spec import ClassInfo, Spec
 from training.data.shapes import scene
 from training.foreign.graph import one_line

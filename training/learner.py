@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.errors import RunError
 from training.config import TrainConfig
 from training.losses import Criterion

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from models.architectures.network import Network, upsample
+from models.architectures.base import Network, upsample
 from training.augment import Draws
 from training.augment import batch as augment
 from training.config import TrainConfig

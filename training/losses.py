@@ -21,7 +21,7 @@ import torch
 from segmentation_models_pytorch.losses import LovaszLoss
 from torch import Tensor, nn
 
-from models.architectures.network import upsample
+from models.architectures.base import upsample
 from models.spec import VOID
 from training.config import TrainConfig
 from training.parallel import over_processes, smallest_over_processes

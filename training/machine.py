@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies.ddp import DDPStrategy
 
-from models.engines.openvino import has_bf16
+from models.engines.openvino_engine import has_bf16
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from training.config import TrainConfig
 

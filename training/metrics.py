@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.spec import VOID, ClassInfo
 
 Counts = NDArray[Any]  # ... x C pixels, whole numbers >= 0, int64 or float64

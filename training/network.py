@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 
 from models.architectures import build, options_of, pretrained_names
-from models.architectures.meta import on_meta
-from models.architectures.network import Network
-from models.architectures.start import start
-from models.architectures.weights import unknown
+from models.architectures.base import Network
+from models.architectures.finetune import start
+from models.architectures.meta_device import on_meta
+from models.architectures.weight_files import unknown
 from models.errors import ConfigError, RunError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig
 from training.files import BEST

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.architectures.network import Network
+from models.architectures.base import Network
 from training.config import TrainConfig
 
 

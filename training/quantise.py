@@ -19,9 +19,9 @@ from unittest import mock
 
 import openvino
 
-from models.engines.openvino import core
+from models.engines.openvino_engine import core
 from models.errors import BundleError, DataError, EngineError, MaskserveError, first_line
-from models.image import RGB
+from models.imaging.decode import RGB
 from models.spec import ClassInfo
 from training.metrics import Confusion
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cores import usable_cores
+from models.cpu_quota import usable_cores
 from models.errors import ConfigError, DataError
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.outputs.png import indexed
 from models.spec import VOID, ClassInfo, default_rgb
 from training.data import Samples, has_split, load_splits

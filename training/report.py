@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.outputs.overlay import blend
 from models.spec import ClassInfo, palette
 from training.metrics import Confusion

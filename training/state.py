@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.errors import RunError
 from training.files import write_whole
 

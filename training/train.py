@@ -28,11 +28,11 @@ from PIL import Image
 from rich.console import Console
 from timm.layers.norm_act import convert_sync_batchnorm
 
+from models.analysis.complexity import parameters
 from models.architectures import build
-from models.architectures.measure import parameters
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.errors import DataError, RunError
-from models.geometry import fitted_size
+from models.inference.geometry import fitted_size
 from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig

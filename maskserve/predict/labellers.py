@@ -16,14 +16,14 @@ from PIL import Image
 from maskserve.client import Client, ClientError, ServiceError, Unreachable
 from maskserve.predict.job import PARQUET, Job, short
 from models.bundle import open_bundle
-from models.cores import usable_cores
-from models.engines.choice import has_gpu
+from models.cpu_quota import usable_cores
+from models.engines.selection import has_gpu
 from models.errors import ConfigError, DataError, RunError, TooLittleMemory, first_line
-from models.image import Labels, decode
+from models.imaging.decode import Labels, decode
+from models.inference.segmenter import Segmenter
 from models.outputs import OUTPUTS, needs_confidence
 from models.outputs.rle import run_lengths
 from models.outputs.select import named, select
-from models.segmenter import Segmenter
 
 AT_ONCE = 8  # requests to a service: enough to keep one of some workers busy, few enough for its line of 32
 PATIENCE = 120.0  # seconds in which a request is sent again: a service that is rolled over is back by then

@@ -32,8 +32,8 @@ from maskserve.predict.targets import UNFINISHED, Folder, Target
 from maskserve.predict.work import Work, mask_of, target_of
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError, RunError
+from models.inference.segmenter import check_windows
 from models.outputs.select import named
-from models.segmenter import check_windows
 from models.spec import Spec
 
 NAME_BYTES = 255  # of a file's name, nearly everywhere

@@ -20,10 +20,10 @@ from rasterio.windows import Window
 
 from maskserve.predict.job import Job
 from models.errors import DataError, RunError, first_line
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
+from models.inference.postprocess import Confidence
+from models.inference.segmenter import Prediction, Segmenter
 from models.outputs.select import select
-from models.scores import Confidence
-from models.segmenter import Prediction, Segmenter
 from models.spec import VOID, Spec
 
 BLOCK = 512  # pixels a side of the mask's blocks
@@ -32,7 +32,7 @@ STRIP_BYTES = (
     1 << 30
 )  # at the most, of a scene in strips over its whole width: with less than a row of windows, each window
 # unpacks them again (a scene 12,288 wide took 12 times as long)
-RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}  # as models/image.py scales them
+RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}  # as models/imaging/decode.py scales them
 NO_PICTURE = np.empty((0, 0, 3), np.uint8)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
-from models.image import SUFFIXES
+from models.imaging.decode import SUFFIXES
 
 ARCHIVE = ".zip"
 MAGIC = frozenset("*?[")

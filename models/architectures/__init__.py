@@ -12,15 +12,15 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from models.architectures import encoders, fcn, smp, torchvision
-from models.architectures.network import Network
+from models.architectures import encoders, fcn, smp_models, torchvision_models
+from models.architectures.base import Network
 from models.errors import ConfigError
 from models.spec import Architecture
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "fcn": fcn.build,
-    **smp.ENTRIES,
-    **torchvision.ENTRIES,
+    **smp_models.ENTRIES,
+    **torchvision_models.ENTRIES,
 }
 
 
@@ -42,7 +42,7 @@ def pretrained_names(name: str, encoder: str) -> list[str]:
 
     Raises: ConfigError for an architecture that is not there.
     """
-    return encoders.pretrained_names(encoder) if "encoder" in options_of(name) else torchvision.PRETRAINED
+    return encoders.pretrained_names(encoder) if "encoder" in options_of(name) else torchvision_models.PRETRAINED
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

@@ -20,7 +20,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.architectures.meta import on_meta
+from models.architectures.meta_device import on_meta
 from models.errors import ConfigError
 
 # Convolutions that pad themselves as TensorFlow does; the convolution proper is torch's.

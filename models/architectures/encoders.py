@@ -13,10 +13,10 @@ import timm
 from torch import Tensor, nn
 
 from models.architectures.alexnet import AlexNet, from_classifier
+from models.architectures.base import MEAN, STD
 from models.architectures.dilation import dilate
-from models.architectures.names import comparable, in_encoder, of_encoder
-from models.architectures.network import MEAN, STD
-from models.architectures.weights import fetched, from_hub, read, unknown
+from models.architectures.state_dict_keys import comparable, in_encoder, of_encoder
+from models.architectures.weight_files import fetched, from_hub, read, unknown
 from models.errors import ConfigError, WeightsError, first_line
 
 # Index i of an encoder's list of feature maps has stride 2**i: the image itself, then 2, 4, 8, 16, 32.

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from models.architectures import encoders
-from models.architectures.exportable import make_exportable
+from models.architectures.base import upsample
 from models.architectures.heads import HEADS, fcn
 from models.architectures.layers import LearnedUpsampling
-from models.architectures.network import upsample
-from models.architectures.trim import trim
+from models.architectures.onnx_compat import make_exportable
+from models.architectures.prune import trim
 from models.errors import ConfigError
 
 SKIPS = {"32s": 0, "16s": 1, "8s": 2}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.architectures.network import upsample
+from models.architectures.base import upsample
 
 
 def convolution(

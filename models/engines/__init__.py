@@ -2,10 +2,10 @@
 
 from types import ModuleType
 
-from models.engines import onnxruntime, openvino, torch
+from models.engines import onnxruntime_engine, openvino_engine, torch_engine
 
 ENGINES: dict[str, ModuleType] = {
-    "openvino": openvino,
-    "onnxruntime": onnxruntime,
-    "torch": torch,
+    "openvino": openvino_engine,
+    "onnxruntime": onnxruntime_engine,
+    "torch": torch_engine,
 }

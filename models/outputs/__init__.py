@@ -7,10 +7,10 @@ the options say.
 
 from types import ModuleType
 
+from models.inference.segmenter import Prediction
 from models.outputs import confidence, json, npy, overlay, png
 from models.outputs.options import MASKS, Options
 from models.outputs.select import select
-from models.segmenter import Prediction
 from models.spec import Spec
 
 __all__ = ["MASKS", "OUTPUTS", "Options", "encode", "needs_confidence"]

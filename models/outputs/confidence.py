@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
+from models.inference.segmenter import Prediction
 from models.outputs.options import Options
 from models.outputs.png import GREY, written
-from models.segmenter import Prediction
 from models.spec import Spec
 
 MEDIA_TYPE = "image/png"

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.postprocess import Confidence
+from models.inference.segmenter import Prediction
 from models.outputs import confidence, png
 from models.outputs.options import Options
 from models.outputs.polygons import polygons
 from models.outputs.rle import run_lengths
 from models.outputs.runs import runs
-from models.scores import Confidence
-from models.segmenter import Prediction
 from models.spec import Spec
 
 MEDIA_TYPE = "application/json"

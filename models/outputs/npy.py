@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 
+from models.inference.segmenter import Prediction
 from models.outputs.options import Options
-from models.segmenter import Prediction
 from models.spec import Spec
 
 # None is registered for .npy. An octet stream would leave the reader guessing; this is the name that is in use.

@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 
 from models.errors import ImageTooLarge
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
+from models.inference.segmenter import Prediction
 from models.outputs.options import Options
-from models.segmenter import Prediction
 from models.spec import VOID, Spec
 
 MEDIA_TYPE = "image/jpeg"

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.segmenter import Prediction
 from models.outputs.options import Options
-from models.segmenter import Prediction
 from models.spec import VOID, ClassInfo, Spec, palette
 
 MEDIA_TYPE = "image/png"

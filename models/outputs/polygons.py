@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ImageTooLarge
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.outputs.runs import Places, regions, runs
 from models.spec import VOID
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.image import Labels
+from models.imaging.decode import Labels
 
 Places = NDArray[np.int64]  # pixels counted along the rows, from the top left one, which is 0
 

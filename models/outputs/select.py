@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 
 from models.errors import ConfigError
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.segmenter import Prediction
 from models.outputs.options import Options
 from models.outputs.runs import regions, runs
-from models.segmenter import Prediction
 from models.spec import VOID, Spec
 
 NAMED = 12  # classes that an error names

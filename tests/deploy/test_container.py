@@ -18,8 +18,8 @@ import yaml
 
 from maskserve.containerize import _revision
 from models.bundle import open_bundle
-from models.image import decode
-from models.segmenter import Segmenter
+from models.imaging.decode import decode
+from models.inference.segmenter import Segmenter
 from service import answers
 from service.keys import new_key
 from service.launch import free_port

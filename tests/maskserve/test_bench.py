@@ -14,8 +14,8 @@ from rich.console import Console
 from maskserve import bench, workers
 from maskserve.workers import Way, race
 from models.bundle import WEIGHTS, Bundle, open_bundle
-from models.engines.choice import choose, offers
-from models.engines.openvino import has_bf16
+from models.engines.openvino_engine import has_bf16
+from models.engines.selection import choose, offers
 from models.errors import BundleError, ConfigError
 from tests.bundles import drawing
 

@@ -19,9 +19,9 @@ from maskserve.client import AsyncClient, BadPicture, Client, Mask
 from maskserve.client.asynchronous import DEFAULTS
 from maskserve.client.pictures import MODES, body_of
 from models.bundle import open_bundle
-from models.image import decode
+from models.imaging.decode import decode
+from models.inference.segmenter import Segmenter
 from models.outputs import OUTPUTS
-from models.segmenter import Segmenter
 from service.launch import ROOT
 from service.wishes import Wishes
 from tests.bundles import drawing

@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskserve.client import Client, Mask, Picture
 from maskserve.client.pictures import MODES
-from models.image import decode
+from models.imaging.decode import decode
 from models.outputs.overlay import blend
 from tests.bundles import drawing
 

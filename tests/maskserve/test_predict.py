@@ -9,10 +9,10 @@ from PIL import Image
 
 from maskserve.predict import with_address
 from models.bundle import open_bundle
-from models.image import read
+from models.imaging.decode import read
+from models.inference.segmenter import Segmenter
 from models.outputs import encode
 from models.outputs.options import Options
-from models.segmenter import Segmenter
 from models.spec import VOID
 from tests.bundles import drawing
 from tests.maskserve.test_cli import fails, maskserve

@@ -11,9 +11,9 @@ from maskserve.predict.job import Job
 from maskserve.predict.rasters import CACHE_BYTES, STRIP_BYTES, cache_of, in_blocks, label_raster
 from models.bundle import SPEC, open_bundle, writing
 from models.errors import ConfigError, EngineError, RunError
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.segmenter import Prediction, Segmenter
 from models.outputs.options import Options
-from models.segmenter import Prediction, Segmenter
 from models.spec import InputRule, Spec
 from tests.bundles import drawing
 from tests.maskserve.predicting import pictures, predict, rows

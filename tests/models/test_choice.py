@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle, open_bundle
-from models.engines import ENGINES, choice
-from models.engines.choice import choices, choose, offers
+from models.engines import ENGINES, selection
+from models.engines.selection import choices, choose, offers
 from models.errors import EngineError, ParityError, TooLittleMemory
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import Quantised
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +45,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Has], None]:
                 return has[name, device]
 
             monkeypatch.setattr(engine, "precisions", precisions)
-        monkeypatch.setattr(choice, "has_gpu", lambda: any(device == "cuda" for _, device in has))
+        monkeypatch.setattr(selection, "has_gpu", lambda: any(device == "cuda" for _, device in has))
 
     return pretend
 
@@ -74,9 +74,11 @@ def test_what_auto_takes(
     has: Has, facts: dict[str, Any], taken: tuple[str, str, str], machine: Any, tiny_bundle: Path
 ) -> None:
     machine(has)
-    choice = choose(bundle_with(tiny_bundle, **facts))
-    assert (choice.engine, choice.device, choice.precision) == taken
-    assert choice.why.startswith(f"{taken[0]}: the first that can run it here") and f"; {taken[2]}: " in choice.why
+    selection = choose(bundle_with(tiny_bundle, **facts))
+    assert (selection.engine, selection.device, selection.precision) == taken
+    assert (
+        selection.why.startswith(f"{taken[0]}: the first that can run it here") and f"; {taken[2]}: " in selection.why
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,9 +97,9 @@ def test_what_was_asked_for_is_taken(
     has: Has, asked: dict[str, str], taken: tuple[str, str, str], machine: Any, tiny_bundle: Path
 ) -> None:
     machine(has)
-    choice = choose(bundle_with(tiny_bundle, parity=GOOD), **asked)
-    assert (choice.engine, choice.device, choice.precision) == taken
-    assert "as asked" in choice.why or asked == {"device": "cpu"}
+    selection = choose(bundle_with(tiny_bundle, parity=GOOD), **asked)
+    assert (selection.engine, selection.device, selection.precision) == taken
+    assert "as asked" in selection.why or asked == {"device": "cpu"}
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def test_a_number_format_that_answers_the_probes_wrongly_is_passed_over(
 def test_a_service_with_openvino_opens_no_other_engine(probed: bool, tiny_bundle: Path) -> None:
     """torch alone is 480 MB of memory and seconds of a start."""
     code = (
-        "import sys, pathlib; from models.bundle import open_bundle; from models.segmenter import Segmenter; "
+        "import sys, pathlib; from models.bundle import open_bundle; from models.inference.segmenter import Segmenter; "
         f"Segmenter.load(open_bundle(pathlib.Path(sys.argv[1])), device='cpu', probed={probed}); "
         "sys.exit(', '.join({'torch', 'onnxruntime'} & set(sys.modules)) or 0)"
     )
@@ -223,7 +225,7 @@ def test_a_service_with_openvino_opens_no_other_engine(probed: bool, tiny_bundle
 
 def test_nothing_is_imported_to_choose() -> None:
     code = (
-        "import sys, models.segmenter; from models.engines.choice import has_gpu; assert has_gpu() in (True, False); "
+        "import sys, models.inference.segmenter; from models.engines.selection import has_gpu; assert has_gpu() in (True, False); "
         "sys.exit(', '.join({'torch', 'openvino', 'onnxruntime'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

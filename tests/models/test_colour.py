@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from models import colour
-from models.image import decode
+from models.imaging import icc
+from models.imaging.decode import decode
 from tests.bundles import drawing
 
 # Colorants at D50, columns red, green, blue: rows X, Y, Z (the profiles of Apple and of the ICC).
@@ -200,15 +200,15 @@ def test_hostile_profiles_neither_crash_nor_hang() -> None:
 
 
 def test_transforms_are_kept_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(colour, "KEPT", 3)
+    monkeypatch.setattr(icc, "KEPT", 3)
     made = []
-    make = colour._make
-    monkeypatch.setattr(colour, "_make", lambda profile, mode: made.append(mode) or make(profile, mode))
+    make = icc._make
+    monkeypatch.setattr(icc, "_make", lambda profile, mode: made.append(mode) or make(profile, mode))
     for turn in (2.0, 2.1, 2.2, 2.3, 2.3, 2.3):
         curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(turn * 256))
         decode(encoded(Image.fromarray(drawing(4, 4)), icc_profile=matrix_profile(P3, curve)))
     assert len(made) == 4
-    assert len(colour._known) == 3
+    assert len(icc._known) == 3
 
 
 def test_threads_share_a_transform() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from models.bundle import open_bundle
-from models.cores import quota, threads_for, usable_cores
-from models.engines import ENGINES, openvino
+from models.cpu_quota import quota, threads_for, usable_cores
+from models.engines import ENGINES, openvino_engine
 from tests.bundles import drawing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,8 +69,8 @@ def test_where_the_kernel_says_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
 def test_a_process_that_may_use_one_core() -> None:
-    code = "import os, models.cores; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "print(models.cores.usable_cores())"
+    code = "import os, models.cpu_quota; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "print(models.cpu_quota.usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 
@@ -108,8 +108,8 @@ def test_answers_at_once_are_those_one_by_one(engine: str, threads: int, at_once
 def test_openvino_has_a_stream_for_each_answer(
     threads: int, at_once: int, found: tuple[int, int], tiny_bundle: Path
 ) -> None:
-    run = openvino.load(open_bundle(tiny_bundle), "cpu", "f32", threads, at_once)
-    assert isinstance(run, openvino._Network) and run.compiled is not None
+    run = openvino_engine.load(open_bundle(tiny_bundle), "cpu", "f32", threads, at_once)
+    assert isinstance(run, openvino_engine._Network) and run.compiled is not None
     got = tuple(run.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
     assert got == (min(found[0], os.cpu_count() or 1), found[1]) or got == found
 
@@ -121,7 +121,7 @@ import pathlib, re, sys, threading
 import numpy as np
 
 from models.bundle import open_bundle
-from models.engines import openvino
+from models.engines import openvino_engine as openvino
 
 run = openvino.load(open_bundle(pathlib.Path(sys.argv[1])), "cpu", "f32", 1)
 picture, done = np.zeros((1, 256, 256, 3), np.uint8), threading.Event()
@@ -156,7 +156,7 @@ def test_no_worker_takes_a_core_for_itself(tiny_bundle: Path) -> None:
 OPENED = """
 import pathlib, sys
 from models.bundle import open_bundle
-from models.engines import openvino
+from models.engines import openvino_engine as openvino
 
 bundle = open_bundle(pathlib.Path(sys.argv[1]))
 openvino.core()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.architectures import build, encoders
 from models.architectures.alexnet import AlexNet, from_classifier
-from models.architectures.trim import trim
+from models.architectures.prune import trim
 from models.errors import ConfigError
 from tests.networks import CLASSES
 

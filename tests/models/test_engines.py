@@ -14,13 +14,12 @@ import onnx
 import pytest
 import torch
 
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.bundle import INT8, INT8_WEIGHTS, MODEL, SUMS, WEIGHTS, Bundle, open_bundle, sha256, writing
-from models.engines import ENGINES, openvino
-from models.engines import torch as torch_engine
-from models.engines.contract import Run, ran_out_of_memory
+from models.engines import ENGINES, openvino_engine, torch_engine
+from models.engines.base import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError
-from models.segmenter import Segmenter, agreement
+from models.inference.segmenter import Segmenter, agreement
 from models.spec import Architecture
 from tests.bundles import drawing
 from training.quantise import quantise
@@ -327,7 +326,7 @@ def test_memory_stays_flat_over_a_thousand_sizes(engine: str, precision: str, bu
     code = (
         "import sys, numpy as np, pathlib\n"
         "from models.bundle import open_bundle\n"
-        "from models.segmenter import Segmenter\n"
+        "from models.inference.segmenter import Segmenter\n"
         "from models.spec import InputRule\n"
         "segmenter = Segmenter.load(open_bundle(pathlib.Path(sys.argv[1])), *sys.argv[2:4], 'cpu', 1)\n"
         "segmenter.rule = InputRule(rule='native')\n"
@@ -385,7 +384,7 @@ def test_openvino_recovers_where_even_compiling_again_lacks_memory(
             raise RuntimeError("std::bad_alloc")
 
     with monkeypatch.context() as patch:
-        patch.setattr(openvino, "core", Core)
+        patch.setattr(openvino_engine, "core", Core)
         run.compiled = None  # type: ignore[attr-defined]  # as after a picture that was too large
         with pytest.raises(MemoryError, match="bad_alloc"):
             run(pictures(1, 64, 64))
@@ -416,9 +415,9 @@ def test_signs_of_too_little_memory() -> None:
 
 def test_openvino_keeps_few_kernels(bundle: Bundle) -> None:
     """The setting is not among OpenVINO's documented ones; a release that drops it must be noticed."""
-    network = openvino.core().compile_model(
-        bundle.model, "CPU", {"CPU_RUNTIME_CACHE_CAPACITY": openvino.KERNELS, "INFERENCE_NUM_THREADS": 1}
+    network = openvino_engine.core().compile_model(
+        bundle.model, "CPU", {"CPU_RUNTIME_CACHE_CAPACITY": openvino_engine.KERNELS, "INFERENCE_NUM_THREADS": 1}
     )
     assert network is not None
     with pytest.raises(RuntimeError):
-        openvino.core().compile_model(bundle.model, "CPU", {"CPU_RUNTIME_CACHE_CAPACITIES": 1})
+        openvino_engine.core().compile_model(bundle.model, "CPU", {"CPU_RUNTIME_CACHE_CAPACITIES": 1})

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from models.architectures import ARCHITECTURES, build
-from models.architectures.network import MEAN, STD, Network, upsample
+from models.architectures.base import MEAN, STD, Network, upsample
 from models.errors import ConfigError
-from models.segmenter import Segmenter, agreement
+from models.inference.segmenter import Segmenter, agreement
 from tests.bundles import drawing
 from tests.networks import CLASSES, NATIVE, flop, frozen, noise, pictures, seeded, settled
 from training.network import live

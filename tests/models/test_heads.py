@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.architectures import build
+from models.architectures.base import upsample
 from models.architectures.fcn import FCN
 from models.architectures.heads import HEADS
 from models.architectures.layers import CellMeans, LearnedUpsampling, PooledContext, convolution
-from models.architectures.network import upsample
 from models.errors import ConfigError
 from tests.networks import CLASSES, flop, seeded, settle, settled
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models import image as room
-from models import png as png_room
 from models.errors import (
     BrokenImage,
     ImageError,
@@ -21,7 +19,9 @@ from models.errors import (
     SeveralPictures,
     TooLittleMemory,
 )
-from models.image import decode
+from models.imaging import decode as room
+from models.imaging import png_limits as png_room
+from models.imaging.decode import decode
 from tests.bundles import drawing
 from tests.pictures import box, chunk, encoded, grey_page, plain, png, segment, tiff
 
@@ -313,7 +313,7 @@ def test_memory_stays_within_what_the_limit_allows() -> None:
     bombs = [data for data, outcome in MADE.values() if outcome is not NotAnImage]
     code = (
         "import resource, sys, struct\n"
-        "from models.image import decode\n"
+        "from models.imaging.decode import decode\n"
         "from models.errors import ImageError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "while head := sys.stdin.buffer.read(4):\n"
@@ -332,7 +332,7 @@ def test_libraries_leave_stderr_alone() -> None:
     """libtiff and Pillow's logger write there of themselves."""
     code = (
         "import sys, struct\n"
-        "from models.image import decode\n"
+        "from models.imaging.decode import decode\n"
         "while head := sys.stdin.buffer.read(4):\n"
         "    try: decode(sys.stdin.buffer.read(struct.unpack('<I', head)[0]))\n"
         "    except Exception as error: print(type(error).__name__)\n"

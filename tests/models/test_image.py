@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.errors import BrokenImage, DataError, EmptyImage, ImageError, ImageTooLarge, NotAnImage
-from models.image import FORMATS, SUFFIXES, decode, read, read_mask
+from models.imaging.decode import FORMATS, SUFFIXES, decode, read, read_mask
 from tests.bundles import drawing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -220,7 +220,7 @@ def test_a_broken_exif_block() -> None:
 
 
 def test_broken_exif_leaves_the_log_alone() -> None:
-    code = "import sys; from models.image import decode; print(decode(sys.stdin.buffer.read()).shape)"
+    code = "import sys; from models.imaging.decode import decode; print(decode(sys.stdin.buffer.read()).shape)"
     data = encoded(drawing(16, 24), "JPEG", exif=oriented(6).tobytes()[:-4])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=data, capture_output=True, check=True)
     assert (done.stdout.strip(), done.stderr) == (b"(24, 16, 3)", b"")

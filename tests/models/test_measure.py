@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.analysis.complexity import gflop, parameters, receptive_field, stride
+from models.analysis.receptive_field import HEIGHT, Fields
+from models.analysis.summary import stages
 from models.architectures import ARCHITECTURES, build
-from models.architectures.fields import HEIGHT, Fields
-from models.architectures.measure import gflop, parameters, receptive_field, stride
-from models.architectures.meta import on_meta
-from models.architectures.network import Network, upsample
-from models.architectures.stages import stages
+from models.architectures.base import Network, upsample
+from models.architectures.meta_device import on_meta
 from models.spec import Architecture
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from models.errors import ImageTooLarge
-from models.image import decode, read_mask
+from models.imaging.decode import decode, read_mask
+from models.inference.segmenter import Prediction
 from models.outputs import OUTPUTS, confidence, npy, overlay, png
 from models.outputs.options import Options
-from models.segmenter import Prediction
 from models.spec import VOID, Architecture, ClassInfo, InputRule, Spec, default_rgb
 from tests.bundles import drawing
 

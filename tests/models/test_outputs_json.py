@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.segmenter import Prediction
 from models.outputs import OUTPUTS, encode
 from models.outputs.options import MASKS, Options
 from models.outputs.rle import packed, run_lengths
-from models.segmenter import Prediction
 from models.spec import VOID
 from tests.models.test_outputs import SPEC, prediction
 from training.data.regions import PACKED, runs, unpacked

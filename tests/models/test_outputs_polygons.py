@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.outputs.polygons import Polygon, Ring, polygons
 from models.spec import VOID
 from training.data.regions import polygon_runs

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models.errors import ConfigError
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.segmenter import Prediction
 from models.outputs import OUTPUTS, encode, needs_confidence
 from models.outputs.options import Options
 from models.outputs.select import named, select, without_small
-from models.segmenter import Prediction
 from models.spec import VOID
 from tests.models.test_outputs import SPEC, prediction
 

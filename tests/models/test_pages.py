@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from models import tiff as room
 from models.errors import SeveralPictures
-from models.image import decode
+from models.imaging import tiff_limits as room
+from models.imaging.decode import decode
 from tests.bundles import drawing
 from tests.pictures import encoded, grey_page, plain, tiff
 

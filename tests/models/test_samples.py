@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.image import FORMATS, decode
+from models.imaging.decode import FORMATS, decode
 from tests.bundles import drawing
 from tests.pictures import chunk, encoded, plain, png, tiff
 

@@ -10,8 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import models.scores
-from models.scores import Scores, centres, decide, decide_rows, taps, upsample
+import models.inference.postprocess
+from models.inference.postprocess import Scores, centres, decide, decide_rows, taps, upsample
 
 Make = Callable[[int, tuple[int, int]], Scores]
 grids = st.tuples(st.integers(1, 24), st.integers(1, 24))
@@ -86,10 +86,10 @@ def test_confidence_is_the_softmax_of_the_upsampled(classes: int, make: Make, si
 @pytest.mark.parametrize("size", [(96, 128), (768, 1024), (1536, 2048), (701, 903), (288, 384)])
 def test_strips_leave_no_trace(make: Make, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     scores = make(6, (96, 128))
-    monkeypatch.setattr(models.scores, "STRIP_BYTES", 2**30)
+    monkeypatch.setattr(models.inference.postprocess, "STRIP_BYTES", 2**30)
     labels, sure = decide(scores, size, confidence=True)
     for strip in (1, 2**16, 2**20 + 12_345):
-        monkeypatch.setattr(models.scores, "STRIP_BYTES", strip)
+        monkeypatch.setattr(models.inference.postprocess, "STRIP_BYTES", strip)
         again, surely = decide(scores, size, confidence=True)
         np.testing.assert_array_equal(again, labels)
         np.testing.assert_allclose(surely, sure, atol=1e-6)
@@ -99,7 +99,7 @@ def test_strips_leave_no_trace(make: Make, size: tuple[int, int], monkeypatch: p
 def test_classes_left_out_could_not_have_won(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = make(21, (45, 60))
     labels, sure = decide(scores, (360, 480), confidence=True)
-    monkeypatch.setattr(models.scores, "_contenders", lambda *_: None)
+    monkeypatch.setattr(models.inference.postprocess, "_contenders", lambda *_: None)
     every, surely = decide(scores, (360, 480), confidence=True)
     np.testing.assert_array_equal(labels, every)
     np.testing.assert_array_equal(labels, upsample(scores, (360, 480)).argmax(axis=0))
@@ -109,9 +109,9 @@ def test_classes_left_out_could_not_have_won(make: Make, monkeypatch: pytest.Mon
 def test_classes_without_a_chance_are_left_out() -> None:
     scores = np.stack([np.full((9, 9), value, np.float32) for value in (0, 3, -40, 1)])
     scores[3, 4, 4] = 5
-    named = models.scores._contenders(scores, 72, softmax=False)
+    named = models.inference.postprocess._contenders(scores, 72, softmax=False)
     assert named is not None and named.tolist() == [1, 3]
-    named = models.scores._contenders(scores, 72, softmax=True)
+    named = models.inference.postprocess._contenders(scores, 72, softmax=True)
     assert named is not None and named.tolist() == [0, 1, 3]
 
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from models.bundle import SUMS, Bundle, open_bundle, writing
 from models.errors import BundleError, Cancelled, EngineError, ParityError, TooLittleMemory
-from models.geometry import BUCKET, fitted_size, resize_labels, resize_picture, to_canvas
-from models.segmenter import Segmenter, agreement, check_graph
+from models.inference.geometry import BUCKET, fitted_size, resize_labels, resize_picture, to_canvas
+from models.inference.segmenter import Segmenter, agreement, check_graph
+from models.inference.tta import Augmentation
 from models.spec import InputRule
-from models.tta import Augmentation
 from tests.bundles import drawing
 
 ROOT = Path(__file__).parent.parent.parent
@@ -450,5 +450,5 @@ def test_the_real_network_fits_and_returns(tiny_bundle: Path) -> None:
 
 
 def test_serving_needs_no_torch() -> None:
-    code = "import sys, models.segmenter, models.outputs, models.bundle; sys.exit('torch' in sys.modules)"
+    code = "import sys, models.inference.segmenter, models.outputs, models.bundle; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

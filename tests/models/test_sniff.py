@@ -6,8 +6,8 @@ import struct
 import pytest
 
 from models.errors import NotAnImage
-from models.image import FORMATS, decode
-from models.sniff import OTHERS, format_of
+from models.imaging.decode import FORMATS, decode
+from models.imaging.detect_format import OTHERS, format_of
 from tests.bundles import drawing
 from tests.pictures import box, encoded, grey_page, tiff
 

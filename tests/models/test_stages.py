@@ -2,9 +2,9 @@
 
 import pytest
 
+from models.analysis.complexity import gflop, parameters
+from models.analysis.summary import stages
 from models.architectures import ARCHITECTURES, build
-from models.architectures.measure import gflop, parameters
-from models.architectures.stages import stages
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

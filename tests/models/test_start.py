@@ -12,10 +12,10 @@ import torchvision
 from safetensors.torch import save_file
 
 from models.architectures import build
-from models.architectures.network import Network
-from models.architectures.start import head_of, start
-from models.architectures.torchvision import NETWORKS as TORCHVISION
-from models.architectures.weights import read
+from models.architectures.base import Network
+from models.architectures.finetune import head_of, start
+from models.architectures.torchvision_models import NETWORKS as TORCHVISION
+from models.architectures.weight_files import read
 from models.bundle import SUMS, WEIGHTS, open_bundle, writing
 from models.errors import WeightsError
 

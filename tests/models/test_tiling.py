@@ -8,11 +8,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import models.tiling
-from models.geometry import to_canvas
-from models.image import RGB, Labels
-from models.scores import Scores, decide, upsample
-from models.tiling import Ask, cut, importance, stride_of, tiled, windows
+import models.inference.tiling
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import to_canvas
+from models.inference.postprocess import Scores, decide, upsample
+from models.inference.tiling import Ask, cut, importance, stride_of, tiled, windows
 
 sixties = st.integers(1, 12).map(lambda count: count * 64)
 
@@ -243,7 +243,7 @@ def test_tiles_that_are_none(tile: int, overlap: int) -> None:
 def test_tiles_shrink_where_a_row_of_them_is_too_large(
     size: tuple[int, int], sides: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.tiling, "BAND_BYTES", 1000)
+    monkeypatch.setattr(models.inference.tiling, "BAND_BYTES", 1000)
     picture = blobs(*size)
     met = []
 
@@ -259,7 +259,7 @@ def test_tiles_shrink_where_a_row_of_them_is_too_large(
 
 
 def test_a_long_picture_is_tiled_along_its_shorter_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.tiling, "BAND_BYTES", 4 * 4 * (256 // 8) * (320 // 8))
+    monkeypatch.setattr(models.inference.tiling, "BAND_BYTES", 4 * 4 * (256 // 8) * (320 // 8))
     picture = blobs(300, 1400)
     labels, sure = tiled(network(), picture, tile=256, overlap=128, confidence=True)
     assert sure is not None and labels.shape == sure.shape == (300, 1400)

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 import models
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.bundle import open_bundle
-from models.engines import graphs as graphs_file
-from models.engines import torch as engine
-from models.engines.graphs import GRAPHS, MET, Graphs
+from models.engines import cuda_graphs as graphs_file
+from models.engines import torch_engine as engine
+from models.engines.cuda_graphs import GRAPHS, MET, Graphs
 from models.errors import EngineError
-from models.segmenter import agreement
+from models.inference.segmenter import agreement
 from tests.bundles import drawing
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,9 +7,9 @@ import torchvision.models as library
 from torch import Tensor, nn
 
 from models.architectures import build
-from models.architectures.network import Network, upsample
-from models.architectures.smp import NETWORKS as SMP_NETWORKS
-from models.architectures.torchvision import KEYS, NETWORKS
+from models.architectures.base import Network, upsample
+from models.architectures.smp_models import NETWORKS as SMP_NETWORKS
+from models.architectures.torchvision_models import KEYS, NETWORKS
 from models.errors import ConfigError, WeightsError
 from tests.networks import flop, pictures, seeded, settle
 

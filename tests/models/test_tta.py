@@ -7,10 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from models.errors import ConfigError
-from models.image import RGB
-from models.scores import Scores, decide
-from models.tiling import Ask, tiled
-from models.tta import Augmentation, augmented, sample
+from models.imaging.decode import RGB
+from models.inference.postprocess import Scores, decide
+from models.inference.tiling import Ask, tiled
+from models.inference.tta import Augmentation, augmented, sample
 
 scale_factors = st.floats(0.25, 4)
 sides = st.integers(1, 5).map(lambda count: count * 64)

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.architectures import build
+from models.architectures.base import MEAN, STD
 from models.architectures.encoders import normalisation, pretrained
-from models.architectures.network import MEAN, STD
-from models.architectures.weights import read
+from models.architectures.weight_files import read
 from models.errors import WeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from models.bundle import MODEL, SPEC, Bundle, writing
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
 from tests.bundles import drawing
 from tests.graphs import Drawing, save

@@ -18,10 +18,10 @@ from PIL import Image
 
 from models.bundle import open_bundle
 from models.errors import TooLittleMemory
-from models.image import decode
+from models.imaging.decode import decode
+from models.inference.segmenter import Prediction, Segmenter
 from models.outputs import OUTPUTS, confidence, encode, needs_confidence, overlay
 from models.outputs.options import Options
-from models.segmenter import Prediction, Segmenter
 from service import answers
 from tests.bundles import drawing
 from tests.models.test_hostile import FILES, HOSTILE

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from models.errors import ImageError, TooLittleMemory
-from models.image import decode
+from models.imaging.decode import decode
 from tests.mutations import mutated
 
 START, COUNT = int(os.environ.get("FUZZ_START", "0")), int(os.environ.get("FUZZ_PICTURES", "300"))

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from models.errors import BrokenImage
-from models.image import decode
+from models.imaging.decode import decode
 from models.outputs.options import Options
 from service.errors import Busy, TimedOut
 from service.labeller import Clock, Labeller

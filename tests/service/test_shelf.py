@@ -17,7 +17,7 @@ from PIL import Image
 
 from models.bundle import MODEL, SPEC, SUMS, Bundle, sha256, writing
 from models.errors import MaskserveError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from service.errors import BadRequest, NotReady, UnknownModel
 from service.shelf import Shelf
 from service.signature import signature

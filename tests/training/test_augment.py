@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Policy, cpu
 from training.config import TrainConfig

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Draw, Draws, Policy, batch, choose, collate, cpu, cut, stack
 from training.augment.colour import constant

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Draw, Policy, batch, collate, cpu
 from training.config import TrainConfig

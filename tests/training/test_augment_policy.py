@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.errors import ConfigError
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.spec import VOID
 from training.augment import Draw, Policy, cpu
 from training.augment.policy import rare_pixel

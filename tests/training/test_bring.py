@@ -18,13 +18,13 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 import training.bring
-from models.architectures.network import MEAN, STD
-from models.architectures.torchvision import NETWORKS
+from models.architectures.base import MEAN, STD
+from models.architectures.torchvision_models import NETWORKS
 from models.bundle import Bundle, open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError
-from models.geometry import resize_labels
-from models.image import read
-from models.segmenter import Segmenter, agreement
+from models.imaging.decode import read
+from models.inference.geometry import resize_labels
+from models.inference.segmenter import Segmenter, agreement
 from models.spec import InputRule, default_rgb
 from tests.bundles import SILENT
 from tests.graphs import alone, graph, picture
@@ -104,7 +104,7 @@ def test_its_bundle_says_what_it_is(brought: Bundle, small: tuple[nn.Module, Pat
 
 def test_a_training_begins_from_its_weights(brought: Bundle) -> None:
     from models.architectures import build
-    from models.architectures.start import start
+    from models.architectures.finetune import start
 
     network = build(brought.spec.architecture.name, 21, **brought.spec.architecture.options)
     start(network, brought.folder, list(VOC))

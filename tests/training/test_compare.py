@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from models.errors import ConfigError, RunError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import InputRule
 from tests.bundles import SILENT
 from tests.training.drawn import by_red, drawn

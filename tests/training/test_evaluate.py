@@ -14,7 +14,7 @@ from rich.console import Console
 
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import VOID, InputRule
 from tests.bundles import CLASSES, SILENT
 from tests.training.drawn import by_red, drawn

@@ -13,12 +13,12 @@ from rich.console import Console
 
 import training.export
 from models.architectures import build
-from models.architectures.start import start
+from models.architectures.finetune import start
 from models.bundle import INT8, INT8_WEIGHTS, MODEL, open_bundle
 from models.engines import ENGINES
-from models.engines.choice import choose, offers
+from models.engines.selection import choose, offers
 from models.errors import BundleError, EngineError, ParityError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from models.spec import InputRule
 from training.data import load
 from training.evaluate import evaluate, measure

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.architectures.network import Network
+from models.architectures.base import Network
 from models.errors import BundleError
 from models.spec import Architecture
 from training.freeze import write_graph

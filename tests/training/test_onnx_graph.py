@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from models.bundle import Bundle
-from models.engines.openvino import load as compile_bundle
+from models.engines.openvino_engine import load as compile_bundle
 from models.errors import ConfigError
-from models.segmenter import Segmenter, agreement
+from models.inference.segmenter import Segmenter, agreement
 from models.spec import InputRule
 from tests.graphs import MEAN, STD, Drawing, alone, graph, picture, save
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from models.bundle import Bundle
 from models.errors import ConfigError, MaskserveError, WeightsError
-from models.segmenter import Segmenter, agreement
+from models.inference.segmenter import Segmenter, agreement
 from tests.graphs import Drawing, alone, graph, picture, save
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from models.bundle import MODEL
-from models.engines.openvino import core
+from models.engines.openvino_engine import core
 from models.errors import BrokenImage, BundleError, DataError, EngineError
-from models.image import RGB
-from models.segmenter import agreement
+from models.imaging.decode import RGB
+from models.inference.segmenter import agreement
 from models.spec import ClassInfo
 from tests.bundles import CLASSES, drawing
 from tests.test_quiet import WATCH

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from maskserve.cli import app
 from models.errors import ConfigError, DataError
-from models.image import read
+from models.imaging.decode import read
 from models.spec import VOID, ClassInfo
 from tests.training import layouts
 from training.data import format_of, load

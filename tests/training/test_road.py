@@ -13,7 +13,7 @@ from PIL import Image
 import training.export
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, RunError
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from tests.bundles import SETTINGS, SILENT
 from training.data import load
 from training.evaluate import evaluate

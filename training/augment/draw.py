@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 
 FILL = (124, 116, 104)  # ImageNet's mean colour, RGB: what is brought in is 0 after normalisation

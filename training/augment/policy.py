@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from models.image import Labels
+from models.imaging.decode import Labels
 from models.spec import VOID
 from training.augment.draw import NO_CHANGE, Draw
 from training.config import TrainConfig

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cache import cache_home
+from models.cache_dir import cache_home
 from training.data.meaning import Kind, Values
 from training.data.reading import Facts
 from training.data.samples import Pair

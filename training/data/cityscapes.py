@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import DataError, MaskserveError
-from models.image import SUFFIXES, read_mask
+from models.imaging.decode import SUFFIXES, read_mask
 from models.spec import VOID, ClassInfo
 from training.data.meaning import AS_WRITTEN, Meaning
 from training.data.samples import SPLITS, Pair, Samples

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.image import read
+from models.imaging.decode import read
 from models.spec import VOID, ClassInfo, default_rgb
 from training.data.coco_files import Listed, files_of, found_in
 from training.data.coco_json import CocoFile, Entry, read_categories, read_coco

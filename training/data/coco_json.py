@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.image import MAX_PIXELS
+from models.imaging.decode import MAX_PIXELS
 from training.data.regions import COUNTS, PACKED, POLYGONS, Regions, runs
 
 Entry = dict[str, Any]

@@ -4,8 +4,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from models.cores import usable_cores
-from models.image import MAX_PIXELS
+from models.cpu_quota import usable_cores
+from models.imaging.decode import MAX_PIXELS
 from training.data.cache import Cache
 from training.data.reading import Facts, Room, examine
 from training.data.samples import Samples

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.geometry import fitted_size
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import fitted_size
 from models.spec import InputRule
 
 HEAD = np.dtype("<u4")  # height and width stand before the pixels

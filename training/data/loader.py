@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.errors import DataError, MaskserveError, first_line
-from models.geometry import fitted_size, resize_labels, resize_picture
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import fitted_size, resize_labels, resize_picture
 from models.spec import VOID, InputRule
 from training.augment import Draw, Draws, Policy, collate, cpu, cut
 from training.config import TrainConfig

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError
-from models.image import Labels, read_stored
+from models.imaging.decode import Labels, read_stored
 from models.spec import VOID
 
 Kind = Literal["grey", "palette", "colour"]

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from models.errors import DataError
-from models.image import SUFFIXES
+from models.imaging.decode import SUFFIXES
 from training.data.splits import spoken_of
 
 MASKS = ("panoptic_", "annotations", "stuffthingmaps")  # folders whose PNGs are no pictures

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.image import RGB
+from models.imaging.decode import RGB
 
 MOST = 256  # values kept of a mask: more than 255 classes there are none
 EXACT = 1 << 24  # pixels at a time: OpenCV counts in float32

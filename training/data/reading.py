@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLarge, MaskserveError, first_line
-from models.image import FORMATS, MAX_PIXELS, SUFFIXES, decode
+from models.imaging.decode import FORMATS, MAX_PIXELS, SUFFIXES, decode
 from training.data.meaning import Kind, Values
 from training.data.pixels import digest, likeness, tally
 from training.data.samples import Pair, Samples

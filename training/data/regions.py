@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.image import Labels
+from models.imaging.decode import Labels
 
 Runs = NDArray[np.int64]  # R x 2: where each run starts, and the place after its end
 POLYGONS, COUNTS, PACKED = range(3)  # how a region is written: outlines, run lengths, run lengths in COCO's letters

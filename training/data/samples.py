@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.errors import DataError
-from models.image import RGB, SUFFIXES, Labels, read
+from models.imaging.decode import RGB, SUFFIXES, Labels, read
 from models.spec import ClassInfo
 from training.data.meaning import AS_WRITTEN, Meaning, Values, read_values
 

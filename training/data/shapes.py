@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.outputs.png import indexed
 from models.spec import ClassInfo
 

@@ -14,10 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from models.engines.contract import Run
+from models.engines.base import Run
 from models.errors import ConfigError, WeightsError
-from models.geometry import resize_labels
-from models.image import RGB
+from models.imaging.decode import RGB
+from models.inference.geometry import resize_labels
 from models.spec import VOID
 from training.data.shapes import scene
 from training.foreign.graph import Intake, Layout, Scores, Told, one_line, shape_text

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import MaskserveError
-from models.geometry import fitted_size, resize_picture
-from models.image import Labels
+from models.imaging.decode import Labels
+from models.inference.geometry import fitted_size, resize_picture
 from models.spec import VOID, InputRule, palette
 from training.data.meaning import Values
 from training.data.samples import Samples

@@ -7,9 +7,9 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from models.geometry import fitted_size, resize_labels, resize_picture
-from models.image import RGB, Labels
-from models.segmenter import Segmenter
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import fitted_size, resize_labels, resize_picture
+from models.inference.segmenter import Segmenter
 from models.spec import VOID, InputRule, palette
 from training.data import Samples
 from training.page.words import swatch

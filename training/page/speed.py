@@ -12,10 +12,10 @@ from html import escape
 import numpy as np
 
 from models.bundle import INT8, INT8_WEIGHTS, MODEL, WEIGHTS, Bundle
-from models.engines.choice import ORDER, full_name, has_gpu, offers
+from models.engines.selection import ORDER, full_name, has_gpu, offers
 from models.errors import EngineError, first_line
-from models.image import RGB
-from models.segmenter import Segmenter
+from models.imaging.decode import RGB
+from models.inference.segmenter import Segmenter
 from training.page.words import size
 
 BUDGET = 10.0  # seconds for all of them: who has not begun by then is left out

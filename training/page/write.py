@@ -9,7 +9,7 @@ from string import Template
 from typing import Any
 
 from models.bundle import Bundle
-from models.segmenter import Segmenter
+from models.inference.segmenter import Segmenter
 from training.data import Samples
 from training.metrics import Confusion
 from training.page.chart import curves

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.architectures.start import bundle_to_begin_from
-from models.geometry import fitted_size
+from models.architectures.finetune import bundle_to_begin_from
+from models.inference.geometry import fitted_size
 from models.spec import InputRule
 from training.config import TrainConfig
 from training.data.loader import STRIDE

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from models.architectures.meta import on_meta
-from models.architectures.network import Network
-from models.cores import usable_cores
-from models.engines.openvino import has_bf16
+from models.architectures.base import Network
+from models.architectures.meta_device import on_meta
+from models.cpu_quota import usable_cores
+from models.engines.openvino_engine import has_bf16
 from models.spec import ClassInfo, default_rgb
 from training.config import TrainConfig
 from training.data import Samples

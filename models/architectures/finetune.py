@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from models.architectures import build, encoders, options_of
-from models.architectures.names import plain
-from models.architectures.network import Network
-from models.architectures.torchvision import KEYS
-from models.architectures.weights import read
+from models.architectures.base import Network
+from models.architectures.state_dict_keys import plain
+from models.architectures.torchvision_models import KEYS
+from models.architectures.weight_files import read
 from models.bundle import WEIGHTS, Bundle, open_bundle
 from models.errors import WeightsError
 from models.spec import Architecture

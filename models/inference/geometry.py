@@ -6,7 +6,7 @@ Sizes are (height, width) in pixels.
 import cv2
 import numpy as np
 
-from models.image import RGB, Labels
+from models.imaging.decode import RGB, Labels
 from models.spec import InputRule
 
 # Engines plan memory and kernels anew for each size that they meet: 35 ms instead of 8 a picture and a heap that

@@ -11,7 +11,7 @@ import torchvision.models as library
 from torch import Tensor, nn
 
 from models.architectures import encoders
-from models.architectures.weights import fetched, read, unknown
+from models.architectures.weight_files import fetched, read, unknown
 from models.errors import ConfigError
 
 # The backbone of each, from which ImageNet weights may come.

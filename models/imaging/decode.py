@@ -21,9 +21,6 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from models import tiff
-from models.avif import check_avif
-from models.colour import to_srgb
 from models.errors import (
     BrokenImage,
     DataError,
@@ -34,10 +31,13 @@ from models.errors import (
     TooLittleMemory,
     first_line,
 )
-from models.header import check_bmp, check_jpeg, check_size, check_webp
-from models.libtiff import silence
-from models.png import check_png, check_rows
-from models.sniff import format_of
+from models.imaging import tiff_limits
+from models.imaging.avif_limits import check_avif
+from models.imaging.detect_format import format_of
+from models.imaging.header_limits import check_bmp, check_jpeg, check_size, check_webp
+from models.imaging.icc import to_srgb
+from models.imaging.libtiff import silence
+from models.imaging.png_limits import check_png, check_rows
 
 RGB = NDArray[np.uint8]  # H x W x 3, colours in the order red, green, blue, 0..255
 Labels = NDArray[np.uint8]  # H x W, class indices, 255 is void
@@ -49,7 +49,7 @@ READERS: dict[str, tuple[Callable[[bytes, int], int | None], type[ImageFile]]] =
     "JPEG": (check_jpeg, JpegImageFile),
     "PNG": (check_png, PngImageFile),
     "WEBP": (check_webp, WebPImageFile),
-    "TIFF": (tiff.check, TiffImageFile),
+    "TIFF": (tiff_limits.check, TiffImageFile),
     "BMP": (check_bmp, BmpImageFile),
     "AVIF": (check_avif, AvifImageFile),
 }
@@ -220,7 +220,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
     exif = image.info.get("exif") or _hex_exif(image.info.get("Raw profile type exif"))
-    if exif and (told := tiff.exif_orientation(exif)):
+    if exif and (told := tiff_limits.exif_orientation(exif)):
         return told
     xmp = image.info.get("xmp") if image.format != "AVIF" else None
     found = XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
@@ -244,7 +244,7 @@ def _note(image: ImageFile) -> None:
         image.info["transparency"] = tuple(sample >> 8 for sample in key)
     if isinstance(image, TiffImageFile):
         image.info["full"] = 4095.0 if "I;12" in raw else 65535.0
-        image.info["white is 0"] = image.tag_v2.get(tiff.PHOTOMETRIC) == 0
+        image.info["white is 0"] = image.tag_v2.get(tiff_limits.PHOTOMETRIC) == 0
 
 
 def _spread(image: ImageFile) -> int:

@@ -1,7 +1,7 @@
 """Pictures larger than a tile: overlapping windows, blended in logit space at the network's own stride.
 
 Windows go by rows. Of all that they say no more is held than one row of windows: what no later window reaches is decided
-(`models/scores.py`) and forgotten. The labels are those of the whole blended map decided in one go, bit for bit.
+(`models/inference/postprocess.py`) and forgotten. The labels are those of the whole blended map decided in one go, bit for bit.
 
 As in nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z) a window counts by a Gaussian around its centre,
 because a network sees least at the border; unlike there it is applied an axis at a time, with the shares of the windows
@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.geometry import BUCKET, ceil_to, to_canvas
-from models.image import RGB, Labels
-from models.scores import Confidence, Scores, Taps, centres, decide_rows, taps, upsample
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import BUCKET, ceil_to, to_canvas
+from models.inference.postprocess import Confidence, Scores, Taps, centres, decide_rows, taps, upsample
 
 # The part of a picture at (top, left) of (height, width), all of it inside: RGB uint8 height x width x 3.
 Window = Callable[[tuple[int, int], tuple[int, int]], RGB]

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.architectures.meta import on_meta
+from models.architectures.meta_device import on_meta
 from models.errors import ConfigError, first_line
 
 PROBED = (64, 192)  # (height, width) in pixels: the smallest that the segmenter hands in, and no square

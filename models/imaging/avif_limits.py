@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from models.errors import BrokenImage
-from models.header import MAX_EXIF, check_size
+from models.imaging.header_limits import MAX_EXIF, check_size
 
 MAX_BOXES = 10_000  # a grid of 256 tiles has some thousand
 CONTAINERS = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}

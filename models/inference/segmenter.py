@@ -14,15 +14,15 @@ import numpy as np
 
 from models.bundle import Bundle
 from models.engines import ENGINES
-from models.engines.choice import Choice, choices
-from models.engines.contract import Run
+from models.engines.base import Run
+from models.engines.selection import Choice, choices
 from models.errors import BundleError, Cancelled, EngineError, ParityError, TooLittleMemory, first_line
-from models.geometry import BUCKET, ceil_to, fitted_size, resize_labels, resize_picture, to_canvas
-from models.image import RGB, Labels, read, read_mask
-from models.scores import Confidence, Scores, decide
+from models.imaging.decode import RGB, Labels, read, read_mask
+from models.inference.geometry import BUCKET, ceil_to, fitted_size, resize_labels, resize_picture, to_canvas
+from models.inference.postprocess import Confidence, Scores, decide
+from models.inference.tiling import SMALLEST_TILE, Ask, Window, tiled, tiled_rows
+from models.inference.tta import Augmentation, augmented
 from models.spec import InputRule
-from models.tiling import SMALLEST_TILE, Ask, Window, tiled, tiled_rows
-from models.tta import Augmentation, augmented
 
 logger = logging.getLogger("maskserve")
 

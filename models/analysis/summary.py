@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.architectures.fields import Visit, layout
-from models.architectures.measure import Survey, flop, survey
-from models.architectures.meta import on_meta
-from models.architectures.network import Network
-from models.architectures.reach import Call
+from models.analysis.complexity import Survey, flop, survey
+from models.analysis.receptive_field import Visit, layout
+from models.analysis.receptive_field_rules import Call
+from models.architectures.base import Network
+from models.architectures.meta_device import on_meta
 
 # Modules that are told with the stage before them.
 TRIFLES = ("Norm", "ReLU", "GELU", "SiLU", "Hardswish", "Dropout", "Identity", "Activation", "Pad")

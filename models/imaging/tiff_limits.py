@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from models.errors import BrokenImage, ImageTooLarge, NotAnImage, SeveralPictures
-from models.sniff import READABLE, raw
+from models.imaging.detect_format import READABLE, raw
 
 SUBFILE, OLD_SUBFILE, WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 254, 255, 256, 257, 322, 323
 COMPRESSION, PLANAR, SAMPLES, ROWS, STRIPS, TILES = 259, 284, 277, 278, 273, 324

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.image import Labels
+from models.imaging.decode import Labels
 
 Scores = NDArray[np.float32]  # C x h x w, logits
 Confidence = NDArray[np.float32]  # H x W, softmax probability of the label, 0..1

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.architectures.fields import HEIGHT, Visit, follow
-from models.architectures.meta import on_meta
-from models.architectures.network import Network
-from models.architectures.reach import Call
-from models.geometry import BUCKET
+from models.analysis.receptive_field import HEIGHT, Visit, follow
+from models.analysis.receptive_field_rules import Call
+from models.architectures.base import Network
+from models.architectures.meta_device import on_meta
+from models.inference.geometry import BUCKET
 
 # Strips to follow fields on, in pixels, until a field is the same on two of them. Few are wider than the first.
 WIDTHS = (1024, 2048, 4096, 8192)

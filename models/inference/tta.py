@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from models.errors import ConfigError
-from models.geometry import resize_picture, to_canvas
-from models.image import RGB
-from models.scores import Scores, centres, interpolate_rows, taps
-from models.tiling import Ask
+from models.imaging.decode import RGB
+from models.inference.geometry import resize_picture, to_canvas
+from models.inference.postprocess import Scores, centres, interpolate_rows, taps
+from models.inference.tiling import Ask
 
 LEAST, MOST = 0.25, 4.0
 

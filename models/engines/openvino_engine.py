@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import INT8, INT8_WEIGHTS, MODEL, Bundle, sha256
-from models.cache import cache_home
-from models.cores import granted_cores
-from models.engines.contract import Run, ran_out_of_memory
+from models.cache_dir import cache_home
+from models.cpu_quota import granted_cores
+from models.engines.base import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError, last_line
 
 if TYPE_CHECKING:  # the other engines do without
@@ -66,7 +66,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
 
 
 def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
-    """Compile the bundle's graph; `models/engines/contract.py` tells the rest.
+    """Compile the bundle's graph; `models/engines/base.py` tells the rest.
 
     Raises: BundleError, MemoryError.
     """

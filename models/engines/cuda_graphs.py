@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.contract import ran_out_of_memory
+from models.engines.base import ran_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Graphs:
         self.pool: Any = None
 
     def __call__(self, images: NDArray[np.uint8], logits: bool = False) -> Answer:
-        """As `models/engines/contract.py` tells, but where the memory ends too: Raises: RuntimeError."""
+        """As `models/engines/base.py` tells, but where the memory ends too: Raises: RuntimeError."""
         with self._alone_on_the_gpu():
             try:
                 return self._respond(images, logits)

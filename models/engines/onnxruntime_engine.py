@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import MODEL, Bundle
-from models.cores import granted_cores
-from models.engines.contract import Run, ran_out_of_memory
+from models.cpu_quota import granted_cores
+from models.engines.base import Run, ran_out_of_memory
 from models.errors import BundleError, EngineError, first_line, last_line
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -30,7 +30,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
 
 
 def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
-    """Open the bundle's graph in a session; `models/engines/contract.py` tells the rest. Raises: BundleError."""
+    """Open the bundle's graph in a session; `models/engines/base.py` tells the rest. Raises: BundleError."""
     import onnxruntime
 
     graph = bundle.verified(MODEL)

@@ -19,8 +19,8 @@ import segmentation_models_pytorch as smp
 from torch import nn
 
 from models.architectures import encoders
-from models.architectures.exportable import make_exportable
-from models.architectures.trim import trim
+from models.architectures.onnx_compat import make_exportable
+from models.architectures.prune import trim
 from models.errors import ConfigError, first_line
 
 

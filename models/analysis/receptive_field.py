@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from models.architectures.reach import RULES, Call, everything, pointwise
+from models.analysis.receptive_field_rules import RULES, Call, everything, pointwise
 
 HEIGHT = 64  # of the strip that stands for a picture, in pixels: fields are followed along its width
 

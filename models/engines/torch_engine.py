@@ -1,6 +1,6 @@
 """PyTorch: the engine for a GPU, built again from the spec and `weights.safetensors`; no compiler at run time.
 
-On a GPU it replays CUDA graphs, which `models/engines/graphs.py` keeps.
+On a GPU it replays CUDA graphs, which `models/engines/cuda_graphs.py` keeps.
 """
 
 import contextlib
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import WEIGHTS, Bundle
-from models.engines.contract import Run, ran_out_of_memory
-from models.engines.graphs import Answer, Graphs, plainly
+from models.engines.base import Run, ran_out_of_memory
+from models.engines.cuda_graphs import Answer, Graphs, plainly
 from models.errors import BundleError, ConfigError, EngineError, first_line
 
 if TYPE_CHECKING:  # the service goes without torch; it is opened where this engine is asked for
     from torch import Tensor
 
-    from models.architectures.network import Network
+    from models.architectures.base import Network
 
 MISSING = "The engine torch is not installed here: it needs the [train] extra of maskserve."
 
@@ -53,7 +53,7 @@ def _cpu_computes_in_bf16() -> bool:
 
 
 def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
-    """Build the network and fill in its weights; `models/engines/contract.py` tells the rest.
+    """Build the network and fill in its weights; `models/engines/base.py` tells the rest.
 
     `threads` is one number for the whole process: torch has no other, and gives so many to each that calls.
     Raises: BundleError, EngineError, MemoryError.
@@ -69,7 +69,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int
         network.body.to(kind)  # the normalisation before it stays in float32
 
     def answer(images: "Tensor") -> "tuple[Tensor, Tensor]":
-        from models.architectures.network import upsample
+        from models.architectures.base import upsample
 
         maps = network.normalised(images.permute(0, 3, 1, 2)).to(kind)  # N x H x W x 3 is channels_last already
         logits = network.body(maps).float()
