@@ -20,8 +20,8 @@ import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from maskserve.machine import machine
-from service.launch import running
-from service.page import files
+from service.server_process import running
+from service.web_page import files
 from tests.bundles import drawing
 from tests.pictures import encoded
 from tests.service.small import small_bundle

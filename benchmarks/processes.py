@@ -20,7 +20,7 @@ from benchmarks.load import form, post
 from maskserve.workers import Way, Worker
 from models import QUIET
 from models.imaging.decode import RGB
-from service.launch import LOOPBACK, ROOT, free_port, process
+from service.server_process import LOOPBACK, ROOT, free_port, process
 
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes

@@ -15,7 +15,7 @@ from models.engines.openvino_engine import has_bf16
 from models.errors import DataError, ParityError
 from models.imaging.decode import read
 from models.inference.segmenter import Segmenter, agreement
-from service.launch import running
+from service.server_process import running
 from training.data import load
 from training.data.shapes import draw
 from training.evaluate import evaluate

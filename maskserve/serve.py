@@ -30,7 +30,7 @@ def serve(
     interface.
     """
     from models.errors import ConfigError
-    from service.launch import serve as serve_bundle
+    from service.server_process import serve as serve_bundle
 
     if settings:
         _show(Console())
@@ -44,7 +44,7 @@ def serve(
 
 def key() -> None:
     """Make an API key, and the hash of it that MASKSERVE_API_KEYS takes."""
-    from service.keys import new_key
+    from service.auth import new_key
 
     made, hashed = new_key()
     console = Console()

@@ -1,4 +1,4 @@
-"""Every error that this house raises on purpose. They know no HTTP; `service/answers.py` gives them a status.
+"""Every error that this house raises on purpose. They know no HTTP; `service/responses.py` gives them a status.
 
     MaskserveError
     ├── ImageError          a picture that cannot be read

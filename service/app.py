@@ -18,14 +18,14 @@ from uvicorn.config import HTTP_PROTOCOLS
 
 from models.errors import ConfigError
 from service import routes
+from service.access_log import Recorded
+from service.auth import Keys
 from service.errors import NotReady
-from service.gate import Bodies, Checked, Net, not_found
-from service.keys import Keys
-from service.labeller import Labeller
 from service.metrics import metrics
-from service.page import Page
-from service.record import Recorded
+from service.middleware import Bodies, Checked, Net, not_found
+from service.segmentation import Labeller
 from service.settings import Settings, read_settings
+from service.web_page import Page
 
 ROOT = "/v1"
 MODELS = f"{ROOT}/models/"

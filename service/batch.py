@@ -7,8 +7,8 @@ import zipfile
 from collections.abc import Awaitable, Callable
 
 from models.outputs import OUTPUTS
-from service.answers import Problem, explained
 from service.errors import AnswerTooLarge, BadRequest
+from service.responses import Problem, explained
 
 ZIP = "application/zip"
 

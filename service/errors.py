@@ -1,4 +1,4 @@
-"""The errors that only a service knows; `service/answers.py` gives each its status.
+"""The errors that only a service knows; `service/responses.py` gives each its status.
 
 MaskserveError
 ├── BadRequest      a request that is not understood

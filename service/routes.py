@@ -16,13 +16,13 @@ from starlette.routing import Mount, Route
 
 from models.outputs import OUTPUTS
 from models.spec import Spec
-from service import answers, batch, intake, wishes
-from service.gate import Net
-from service.labeller import Clock, Labeller
+from service import batch, params, request_parsing, responses
+from service.access_log import note
 from service.metrics import metrics
-from service.record import note
-from service.shelf import Served
-from service.wishes import Wishes
+from service.middleware import Net
+from service.model_registry import Served
+from service.params import Wishes
+from service.segmentation import Clock, Labeller
 
 Result = TypeVar("Result")
 
@@ -57,7 +57,7 @@ FILE: dict[str, Any] = {"type": "string", "format": "binary"}
 PICTURE = {**FILE, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
 ANSWER_OF_BODIES = 4  # a batch's answer may be so many times as large as a body
 REFUSED = (400, 401, 408, 413, 429, 500, 503, 504)
-_WISHES = wishes.documented()
+_WISHES = params.documented()
 
 
 def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -83,9 +83,9 @@ def _asks(body: dict[str, Any]) -> dict[str, Any]:
             "- `json`: the classes that are there, with pixels, share, box and mask",
             "content": {output.MEDIA_TYPE: {} for output in OUTPUTS.values()},
         },
-        **answers.documented(*REFUSED, 404, 415, 422),
+        **responses.documented(*REFUSED, 404, 415, 422),
     },
-    openapi_extra=_asks({"multipart/form-data": _form(intake.ONE, PICTURE), "image/*": {"schema": FILE}}),
+    openapi_extra=_asks({"multipart/form-data": _form(request_parsing.ONE, PICTURE), "image/*": {"schema": FILE}}),
 )
 async def segment(request: Request) -> Response:
     """Send the picture as the raw body, whatever its content type, or as the file `image` of a form.
@@ -95,7 +95,7 @@ async def segment(request: Request) -> Response:
     labeller, clock = labeller_of(request), Clock()
     by_query = _check_query(request)
     with labeller.line.upload():
-        picture, form = await intake.one_picture(request, labeller.settings.max_body_bytes)
+        picture, form = await request_parsing.one_picture(request, labeller.settings.max_body_bytes)
     clock.lap("read")
     asked, served = _asked(request, by_query, form)
     options = asked.options(served.bundle.spec)
@@ -103,7 +103,7 @@ async def segment(request: Request) -> Response:
         deadline = asyncio.get_running_loop().time() + labeller.settings.timeout_seconds
         body = await _unless_gone(request, labeller.label(picture, asked.format, options, served, clock, deadline))
     _note(served, asked.format, clock)
-    return answers.picture(body, OUTPUTS[asked.format].MEDIA_TYPE, served.bundle, clock.laps)
+    return responses.picture(body, OUTPUTS[asked.format].MEDIA_TYPE, served.bundle, clock.laps)
 
 
 @api.post(
@@ -118,9 +118,9 @@ async def segment(request: Request) -> Response:
             "- else a zip: `0.png` or whatever the format is, or `0.problem.json`",
             "content": {batch.ZIP: {}, "application/json": {}},
         },
-        **answers.documented(*REFUSED, 404),
+        **responses.documented(*REFUSED, 404),
     },
-    openapi_extra=_asks({"multipart/form-data": _form(intake.MANY, {"type": "array", "items": PICTURE})}),
+    openapi_extra=_asks({"multipart/form-data": _form(request_parsing.MANY, {"type": "array", "items": PICTURE})}),
 )
 async def segment_batch(request: Request) -> Response:
     """Send each picture as a file `images` of one form; parameters as for /segment, and for all of them."""
@@ -128,7 +128,7 @@ async def segment_batch(request: Request) -> Response:
     settings = labeller.settings
     by_query = _check_query(request)
     with labeller.line.upload():
-        sent = await intake.many_pictures(request, settings.max_body_bytes, settings.max_images)
+        sent = await request_parsing.many_pictures(request, settings.max_body_bytes, settings.max_images)
     clock.lap("read")
     asked, served = _asked(request, by_query, sent.parameters)
     options = asked.options(served.bundle.spec)
@@ -144,13 +144,13 @@ async def segment_batch(request: Request) -> Response:
         most = ANSWER_OF_BODIES * settings.max_body_bytes
         outcomes = await _unless_gone(request, batch.each(sent.pictures, label, most))
         clock.lap("work")
-        note(model=answers.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))
+        note(model=responses.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))
         body, kind = await labeller.by_hand(lambda: batch.packed(outcomes, asked.format))
         clock.lap("pack")
-    return answers.picture(body, kind, served.bundle, clock.laps)
+    return responses.picture(body, kind, served.bundle, clock.laps)
 
 
-@api.get("/models", tags=["models"], summary="What is served", responses=answers.documented(401, 500, 503))
+@api.get("/models", tags=["models"], summary="What is served", responses=responses.documented(401, 500, 503))
 async def list_models(request: Request) -> list[Model]:
     """Each bundle's name, hash, spec (classes, colours, input rule, metrics), and what runs it here."""
     labeller = labeller_of(request)
@@ -159,7 +159,7 @@ async def list_models(request: Request) -> list[Model]:
 
 
 @api.get(
-    "/models/{name:path}", tags=["models"], summary="One of them", responses=answers.documented(401, 404, 500, 503)
+    "/models/{name:path}", tags=["models"], summary="One of them", responses=responses.documented(401, 404, 500, 503)
 )
 async def one_model(request: Request, name: str) -> Model:
     """As in /models."""
@@ -178,7 +178,7 @@ def described() -> dict[str, Any]:
         del schema["paths"]["/models/{name}"]["get"]["responses"]["422"]
         for name in ("HTTPValidationError", "ValidationError"):
             del schema["components"]["schemas"][name]
-        schema["components"]["schemas"]["Problem"] = answers.Problem.model_json_schema()
+        schema["components"]["schemas"]["Problem"] = responses.Problem.model_json_schema()
         schema["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -222,7 +222,7 @@ def _asked(request: Request, by_query: Wishes, form: list[tuple[str, str]]) -> t
 def _note(served: Served, format: str, clock: Clock) -> None:
     metrics().labelled(served.bundle.spec.name, format, clock.laps)
     stages = {stage: round(spent, 2) for stage, spent in clock.laps.items()}
-    note(model=answers.model_tag(served.bundle), format=format, stages=stages)
+    note(model=responses.model_tag(served.bundle), format=format, stages=stages)
 
 
 def _model(served: Served, labeller: Labeller) -> Model:
@@ -254,4 +254,4 @@ async def _disconnect(request: Request) -> None:
 
 @api.exception_handler(HTTPException)
 async def _http_error(request: Request, error: Exception) -> Response:
-    return answers.refusal(error)
+    return responses.refusal(error)

@@ -13,7 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.engines import ENGINES
 from models.engines.selection import DEVICES, PRECISIONS
 from models.errors import ConfigError
-from service.keys import is_hash
+from service.auth import is_hash
 
 PREFIX = "MASKSERVE_"
 

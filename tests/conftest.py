@@ -35,7 +35,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service_url(tiny_bundle: Path) -> Iterator[str]:
     """The address of a real service on that bundle."""
-    from service.launch import running
+    from service.server_process import running
 
     with running(tiny_bundle) as url:
         yield url

@@ -53,7 +53,9 @@ def loaded_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["service.app", "service.launch", "models.inference.segmenter", "models.outputs"])
+@pytest.mark.parametrize(
+    "module", ["service.app", "service.server_process", "models.inference.segmenter", "models.outputs"]
+)
 def test_serving_imports_no_torch(module: str) -> None:
     assert loaded_after(f"import {module}") == set()
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from maskserve.containerize import ENGINES
-from service.launch import free_port
+from service.server_process import free_port
 
 # .ci/container makes one where there is no registry.
 BASE = os.environ.get("CONTAINER_BASE", "docker.io/library/python:3.12-slim")

@@ -20,9 +20,9 @@ from maskserve.containerize import _revision
 from models.bundle import open_bundle
 from models.imaging.decode import decode
 from models.inference.segmenter import Segmenter
-from service import answers
-from service.keys import new_key
-from service.launch import free_port
+from service import responses
+from service.auth import new_key
+from service.server_process import free_port
 from tests.deploy.engine import BASE, REQUIRED, Container, Image, call, find_engine, started
 from tests.deploy.test_manifests import resources
 from tests.models.test_hostile import FILES, HOSTILE
@@ -100,7 +100,7 @@ def test_hostile_pictures(http: httpx.Client, running: Container) -> None:
         if isinstance(outcome, tuple):
             assert labels_of(answer).shape == outcome, name
         else:
-            check_problem(answer, answers.ERRORS[outcome][0])
+            check_problem(answer, responses.ERRORS[outcome][0])
     assert http.get("/readyz").status_code == 200
     assert "Traceback" not in running.logs()
 

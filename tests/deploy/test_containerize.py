@@ -190,9 +190,9 @@ def test_a_plain_build_takes_the_bundle_that_lies_there(bundle: Path, tmp_path: 
     rooms = {name for name in held if name.startswith(("models/", "service/"))}
     listed = {f"bundle/{name}" for name in (*opened.sums, "SHA256SUMS")}
     assert held - rooms == {*listed, "bentofile.yaml", "deploy/image/slim.py"}
-    assert {"models/inference/segmenter.py", "service/app.py", "service/page/index.html"} <= rooms
+    assert {"models/inference/segmenter.py", "service/app.py", "service/static/index.html"} <= rooms
     assert not [name for name in rooms if "architectures" in name or name.endswith(".pyc")]
-    assert yaml.safe_load((source.parent / "bento.yaml").read_text())["service"] == "service.bento:Maskserve"
+    assert yaml.safe_load((source.parent / "bento.yaml").read_text())["service"] == "service.bento_entry:Maskserve"
     requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
     assert "openvino==" in requirements and "torch==" not in requirements
 

@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.keys import new_key
-from service.launch import running
+from service.auth import new_key
+from service.server_process import running
 from tests.service.small import small_bundle
 
 KEY, HASH = new_key()

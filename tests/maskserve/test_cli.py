@@ -103,7 +103,7 @@ def test_a_folder_with_models_of_its_own_does_no_harm(other_models: Path) -> Non
 def test_serving_from_a_folder_with_models_of_its_own(
     stop: signal.Signals, other_models: Path, tiny_bundle: Path
 ) -> None:
-    from service.launch import free_port
+    from service.server_process import free_port
 
     port = str(free_port())
     child = started("serve", tiny_bundle, "--port", port, cwd=other_models)

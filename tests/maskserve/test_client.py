@@ -22,8 +22,8 @@ from models.bundle import open_bundle
 from models.imaging.decode import decode
 from models.inference.segmenter import Segmenter
 from models.outputs import OUTPUTS
-from service.launch import ROOT
-from service.wishes import Wishes
+from service.params import Wishes
+from service.server_process import ROOT
 from tests.bundles import drawing
 from tests.models.test_colour import GAMMA_18, P3, matrix_profile, press_profile, profile
 

@@ -23,9 +23,9 @@ from maskserve.client import (
     Unreachable,
 )
 from maskserve.client.errors import BY_STATUS, TYPE, error_of_problem, retry_after
-from service.answers import ERRORS
-from service.keys import new_key
-from service.launch import free_port
+from service.auth import new_key
+from service.responses import ERRORS
+from service.server_process import free_port
 from tests.bundles import drawing
 from tests.maskserve.scripted import LOST, answer, serving
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from models.errors import EngineError, RunError
-from service.launch import ROOT, free_port
+from service.server_process import ROOT, free_port
 from tests.maskserve.predicting import masks, pictures, predict, rows
 from tests.service.small import small_bundle
 from tests.test_quiet import WATCH

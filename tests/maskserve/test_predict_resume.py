@@ -24,7 +24,7 @@ from maskserve.predict.sources import Picture, Root
 from maskserve.predict.targets import UNFINISHED, Folder
 from maskserve.predict.work import Work
 from models.errors import EngineError, RunError
-from service.launch import ROOT
+from service.server_process import ROOT
 from tests.maskserve.predicting import masks, pictures, predict, rows
 from tests.service.small import small_bundle
 

@@ -19,7 +19,7 @@ import maskserve.predict.manifest
 from maskserve.predict.manifest import Parts
 from maskserve.predict.targets import Store
 from models.errors import RunError
-from service.launch import free_port
+from service.server_process import free_port
 from tests.maskserve.predicting import masks, pictures, predict
 from tests.service.small import small_bundle
 

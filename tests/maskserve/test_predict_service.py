@@ -22,8 +22,8 @@ from maskserve.predict.job import KEY_VARIABLE, Job
 from maskserve.predict.labellers import Served
 from models.errors import ConfigError, RunError
 from models.outputs.options import Options
-from service.keys import new_key
-from service.launch import LOOPBACK, free_port, process, running
+from service.auth import new_key
+from service.server_process import LOOPBACK, free_port, process, running
 from tests.maskserve.predicting import masks, pictures, predict, rows
 from tests.maskserve.test_cli import fails
 from tests.maskserve.test_cli import maskserve as maskserve_command

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from service.keys import hash_of
+from service.auth import hash_of
 from service.settings import Settings
 from tests.maskserve.test_cli import maskserve
 

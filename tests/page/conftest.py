@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from playwright import sync_api as playwright
 
-from service.keys import new_key
-from service.launch import running
+from service.auth import new_key
+from service.server_process import running
 from tests.page.sight import Sight
 from tests.service.small import small_bundle
 

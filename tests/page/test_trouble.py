@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.launch import free_port, running
+from service.server_process import free_port, running
 from tests.bundles import drawing
 from tests.page.conftest import Open
 from tests.page.sight import Sight

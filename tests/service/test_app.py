@@ -22,7 +22,7 @@ from models.imaging.decode import decode
 from models.inference.segmenter import Prediction, Segmenter
 from models.outputs import OUTPUTS, confidence, encode, needs_confidence, overlay
 from models.outputs.options import Options
-from service import answers
+from service import responses
 from tests.bundles import drawing
 from tests.models.test_hostile import FILES, HOSTILE
 
@@ -83,14 +83,14 @@ def check_problem(answer: httpx.Response, status: int, *words: str) -> None:
 @pytest.mark.parametrize("data", [JPEG, PNG, turned()], ids=["jpeg", "png", "turned"])
 def test_every_way_of_sending_equals_the_segmenter(http: httpx.Client, segmenter: Segmenter, data: bytes) -> None:
     expected = segmenter.segment(decode(data)).labels
-    answers = [
+    responses = [
         http.post("/v1/segment", content=data),
         http.post("/v1/segment", content=data, headers={"content-type": "text/plain"}),
         http.post("/v1/segment", content=data, headers={"content-type": "application/x-www-form-urlencoded"}),
         http.post("/v1/segment", content=iter([data[:100], data[100:]])),
         http.post("/v1/segment", files={"image": ("wrong.gif", data, "image/gif")}),
     ]
-    for answer in answers:
+    for answer in responses:
         np.testing.assert_array_equal(labels_of(answer), expected)
 
 
@@ -240,7 +240,7 @@ def test_body_limit(http: httpx.Client) -> None:
 
 def test_memory_that_is_too_small_for_a_picture_is_the_pictures_fault() -> None:
     """Every error of the house has its row, and this one is not "something went wrong in the service"."""
-    answer = answers.refusal(TooLittleMemory("The memory is too small for this picture; send a smaller one."))
+    answer = responses.refusal(TooLittleMemory("The memory is too small for this picture; send a smaller one."))
     assert answer.status_code == 413
     assert b"send a smaller one" in bytes(answer.body)
 
@@ -278,7 +278,7 @@ def test_who_goes_before_the_answer_is_no_error_of_the_request(http: httpx.Clien
 
 
 def test_no_such_route(http: httpx.Client) -> None:
-    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/redoc", "/page/", "/a/b", "/docs.json", "/schema.json"):
+    for path in ("/v1/nothing", "/v1", "/v1/segment/", "/v1/redoc", "/static/", "/a/b", "/docs.json", "/schema.json"):
         check_problem(http.get(path), 404, "/v1/segment")
     check_problem(http.get("/v1/segment"), 405, "POST")
     for path in ("/v1/models", "/livez", "/metrics", "/v1/models/nobody", "/v1/docs"):
@@ -301,9 +301,9 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
     )
     assert model["spec"] == bundle.spec.model_dump(mode="json")
     page = http.get("/v1/openapi.json").json()
-    answers = page["paths"]["/segment"]["post"]["responses"]
-    assert set(answers) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
-    assert all(PROBLEM in answers[status]["content"] for status in answers if status != "200")
+    responses = page["paths"]["/segment"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
+    assert all(PROBLEM in responses[status]["content"] for status in responses if status != "200")
     assert page["servers"] == [{"url": "/v1"}]
     assert page["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status", "detail", "request_id"]
     assert http.get("/v1/models/tiny").json() == model
@@ -349,6 +349,6 @@ def test_hostile_pictures(http: httpx.Client) -> None:
         if isinstance(outcome, tuple):
             assert labels_of(answer).shape == outcome, name
         else:
-            status, kind, _ = answers.ERRORS[outcome]
+            status, kind, _ = responses.ERRORS[outcome]
             check_problem(answer, status)
             assert answer.json()["type"].endswith(f":{kind}"), name

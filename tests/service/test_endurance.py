@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.load import Load, closed, post
 from benchmarks.processes import command, standing_still, tree, workers
-from service.launch import LOOPBACK, Server, free_port, process
+from service.server_process import LOOPBACK, Server, free_port, process
 from tests.bundles import drawing
 
 # Seconds after which a test gives up, also on a machine that does much else; benchmarks/serving.py measures how long a

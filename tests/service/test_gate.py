@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
-from service.gate import Bodies, Checked, Net, not_found
+from service.middleware import Bodies, Checked, Net, not_found
 
 
 async def echo(request: Request) -> Response:

@@ -9,7 +9,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from service import intake
+from service import request_parsing
 
 LIMIT = 8 * 2**20
 
@@ -36,9 +36,9 @@ def test_nothing_of_a_picture_is_written_to_a_disk(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # what a spooled file turns into when it is large
     data = bytes(range(256)) * 2**14  # 4 MiB; Starlette alone keeps one in memory
-    picture, _ = asyncio.run(intake.one_picture(request(form(files={"image": data})), LIMIT))
+    picture, _ = asyncio.run(request_parsing.one_picture(request(form(files={"image": data})), LIMIT))
     assert picture == data
-    sent = asyncio.run(intake.many_pictures(request(form(files=[("images", data)] * 2)), 2 * LIMIT, 3))
+    sent = asyncio.run(request_parsing.many_pictures(request(form(files=[("images", data)] * 2)), 2 * LIMIT, 3))
     assert sent.pictures == [data, data]
 
 
@@ -48,5 +48,5 @@ def test_text_is_utf_8_whatever_the_sender_says(charset: str) -> None:
     model = "xn--" + "é" * 20_000
     asked = form(files={"image": b"bytes"}, data={"model": model})
     asked.headers["content-type"] += f"; charset={charset}"
-    picture, parameters = asyncio.run(intake.one_picture(request(asked), LIMIT))
+    picture, parameters = asyncio.run(request_parsing.one_picture(request(asked), LIMIT))
     assert picture == b"bytes" and parameters == [("model", model)]

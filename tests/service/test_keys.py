@@ -9,8 +9,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from service.gate import Net
-from service.keys import Keys, hash_of, is_hash, new_key
+from service.auth import Keys, hash_of, is_hash, new_key
+from service.middleware import Net
 
 FIRST, SECOND = "first-key", "second-key"
 

@@ -16,7 +16,7 @@ from models.errors import BrokenImage
 from models.imaging.decode import decode
 from models.outputs.options import Options
 from service.errors import Busy, TimedOut
-from service.labeller import Clock, Labeller
+from service.segmentation import Clock, Labeller
 from service.settings import Settings
 from tests.bundles import drawing
 from tests.service.test_app import encoded

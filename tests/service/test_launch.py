@@ -16,7 +16,7 @@ from PIL import Image
 from models.bundle import SUMS, sha256
 from models.errors import BundleError, ConfigError
 from service.errors import StartError
-from service.launch import LOOPBACK, ROOT, free_port, process, running, serve
+from service.server_process import LOOPBACK, ROOT, free_port, process, running, serve
 from service.settings import read_settings
 from tests.bundles import drawing
 from tests.service.test_endurance import until
@@ -132,7 +132,7 @@ def test_unknown_setting_stops_the_server_itself(tiny_bundle: Path, tmp_path: Pa
 
 def test_import_brings_no_training(tmp_path: Path) -> None:
     check = (
-        "import sys, service.app, service.launch, maskserve.client\n"
+        "import sys, service.app, service.server_process, maskserve.client\n"
         "wrong = {'torch', 'albumentations', 'training', 'models.architectures'} & set(sys.modules)\n"
         "sys.exit(f'imported: {wrong}' if wrong else 0)"
     )
@@ -160,7 +160,7 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong models')")
     port = free_port()
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-    start += "from pathlib import Path; from service.launch import serve\n"
+    start += "from pathlib import Path; from service.server_process import serve\n"
     start += f"sys.exit(serve(Path('bundle'), {LOOPBACK!r}, {port}))"
     (tmp_path / "bundle").symlink_to(tiny_bundle)
     with subprocess.Popen(

@@ -9,8 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.keys import new_key
-from service.launch import running
+from service.auth import new_key
+from service.server_process import running
 from tests.service.test_app import JPEG, check_problem, encoded, labels_of
 
 KEY, HASH = new_key()
@@ -48,7 +48,7 @@ def test_no_key_no_answer_but_for_probes_and_the_documentation(url: str) -> None
             answer = stranger.request(*request)
             check_problem(answer, 401, "Authorization: Bearer", "X-API-Key")
             assert answer.headers["www-authenticate"] == 'Bearer realm="maskserve"'
-        for path in ("/livez", "/readyz", "/v1/docs", "/v1/openapi.json", "/", "/page/page.js"):
+        for path in ("/livez", "/readyz", "/v1/docs", "/v1/openapi.json", "/", "/static/main.js"):
             assert stranger.get(path).status_code == 200, path
         check_problem(stranger.get("/v1/models", headers={"X-API-Key": "wrong"}), 401, "does not open")
         assert stranger.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200

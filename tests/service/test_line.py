@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from service.admission import Line
 from service.errors import Busy
-from service.line import Line
 
 
 def line(turns: int = 1, rooms: int = 2, places: int = 2, uploads: int = 2, seconds: float = 5.0) -> Line:

@@ -10,9 +10,9 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from service.gate import Net
-from service.page import FOLDER, KINDS, Page, files
+from service.middleware import Net
 from service.settings import read_settings
+from service.web_page import FOLDER, KINDS, Page, files
 
 APP = Net(Page(PlainTextResponse("behind")))
 LIMIT = 60_000  # bytes of the whole page
@@ -30,15 +30,15 @@ def test_every_file_is_served_and_nothing_else() -> None:
     for path in FOLDER.iterdir():
         if path.suffix == ".css":
             continue  # it is set into the page
-        answer = ask("/" if path.name == "index.html" else f"/page/{path.name}")
+        answer = ask("/" if path.name == "index.html" else f"/static/{path.name}")
         assert answer.status_code == 200 and (answer.content == path.read_bytes() or path.name == "index.html")
         assert answer.headers["content-type"].startswith(KINDS[path.suffix])
     for path in (
-        "/page/",
-        "/page/page.css",
-        "/page/index.html",
-        "/page/../settings.py",
-        "/page/%2e%2e/settings.py",
+        "/static/",
+        "/static/page.css",
+        "/static/index.html",
+        "/static/../settings.py",
+        "/static/%2e%2e/settings.py",
         "/index.html",
     ):
         assert ask(path).text == "behind"
@@ -61,12 +61,12 @@ def test_no_file_loads_anything_from_elsewhere() -> None:
 
 def test_what_the_page_names_is_there() -> None:
     known = files()
-    for name in re.findall(r'(?:src|href)="(page/[^"]+)"', known["/"].body.decode()):
+    for name in re.findall(r'(?:src|href)="(static/[^"]+)"', known["/"].body.decode()):
         assert f"/{name}" in known
     for path, file in known.items():
         if path.endswith(".js"):
             for name in re.findall(r'(?:from|new URL\()\s*"\.?/?([\w-]+\.js)"', file.body.decode()):
-                assert f"/page/{name}" in known, (path, name)
+                assert f"/static/{name}" in known, (path, name)
 
 
 def test_the_whole_page_is_small() -> None:

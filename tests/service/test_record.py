@@ -8,9 +8,9 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from service.access_log import Recorded, note, request_id
 from service.errors import Busy
-from service.gate import Net
-from service.record import Recorded, note, request_id
+from service.middleware import Net
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from models.errors import ConfigError
-from service.keys import hash_of
-from service.launch import ROOT
+from service.auth import hash_of
+from service.server_process import ROOT
 from service.settings import Settings, read_settings
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.launch import running
+from service.server_process import running
 from tests.service.small import small_bundle
 from tests.service.test_app import JPEG, check_problem
 

@@ -18,9 +18,9 @@ from PIL import Image
 from models.bundle import MODEL, SPEC, SUMS, Bundle, sha256, writing
 from models.errors import MaskserveError
 from models.inference.segmenter import Segmenter
+from service.bundle_stat import signature
 from service.errors import BadRequest, NotReady, UnknownModel
-from service.shelf import Shelf
-from service.signature import signature
+from service.model_registry import Shelf
 from tests.bundles import drawing
 from tests.service.small import small_bundle
 

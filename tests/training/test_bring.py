@@ -308,7 +308,7 @@ def maskserve(*words: str | Path, cwd: Path, **environment: str) -> subprocess.C
 def test_from_a_file_to_a_mask_over_http(pictures: Path, tmp_path: Path) -> None:
     """Typed as a person types it; a graph of one size, in labels, answers for a picture of any."""
     from maskserve.client import Client
-    from service.launch import running
+    from service.server_process import running
 
     file = graph(tmp_path / "theirs.onnx", dims=(1, 120, 200), ending="labels")
     names(tmp_path, 4)

@@ -218,7 +218,7 @@ def test_evaluation_needs_the_bundles_classes(bundle: Path, shapes: Path, tmp_pa
 def test_camvid_in_small(tmp_path: Path) -> None:
     """Real street scenes from the folder to a mask over HTTP, and one enlarged six times."""
     from maskserve.client import Client
-    from service.launch import running
+    from service.server_process import running
 
     # The few validation pictures are of those trained on: by pictures of another sequence a short training picks its best
     # by chance, and the test would pass on one processor and fail on the next.

@@ -1,8 +1,8 @@
 // Everything that takes long happens here, so that the page answers at once: decoding, asking, colouring, drawing.
 // What comes in is {do: name, ...}; what goes out is {did: name, ...}.
 
-import { bare, label, Refused } from "./label.js";
-import * as paint from "./paint.js";
+import { bare, label, Refused } from "./segment_api.js";
+import * as paint from "./renderer.js";
 
 const files = new Map(); // number -> promise of a Blob: of the picture on the screen, and of the one that came last
 let newest = 0; // the number of the picture that came, or was asked about, last

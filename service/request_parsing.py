@@ -8,7 +8,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import BadRequest
-from service.wishes import Wishes
+from service.params import Wishes
 
 ONE, MANY = "image", "images"
 

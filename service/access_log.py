@@ -81,7 +81,7 @@ class Recorded:
 
 
 def _is_unremarkable(path: str, status: int) -> bool:
-    return status in (200, 304, 503) and (path in UNREMARKABLE or path == "/" or path.startswith("/page/"))
+    return status in (200, 304, 503) and (path in UNREMARKABLE or path == "/" or path.startswith("/static/"))
 
 
 def _write(scope: Scope, status: int, seconds: float, sent: int, entry: Entry) -> None:

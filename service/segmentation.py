@@ -22,10 +22,10 @@ from models.imaging.decode import decode
 from models.inference.segmenter import Segmenter
 from models.outputs import encode, needs_confidence
 from models.outputs.options import Options
+from service.admission import Line
 from service.errors import TimedOut
-from service.line import Line
+from service.model_registry import Served, Shelf
 from service.settings import Settings
-from service.shelf import Served, Shelf
 
 Result = TypeVar("Result")
 

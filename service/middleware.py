@@ -10,9 +10,9 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import answers
+from service import responses
+from service.access_log import request_id
 from service.errors import BodyTooLarge, NotFound, SlowBody, Unread
-from service.record import request_id
 
 logger = logging.getLogger("maskserve")
 
@@ -57,7 +57,7 @@ class Net:
             if isinstance(error, BodyTooLarge | SlowBody) or (unread and _is_long(scope)):
                 await _refuse_sender(error, receive, send)
             else:
-                await answers.refusal(error)(scope, receive, send)
+                await responses.refusal(error)(scope, receive, send)
 
 
 class Checked:
@@ -160,7 +160,7 @@ def not_found(path: str, known: list[str]) -> NotFound:
 
 async def _refuse_sender(error: Exception, receive: Receive, send: Send) -> None:
     """Answer in full at once, then drop what still comes for a while, then close."""
-    response = answers.refusal(error)
+    response = responses.refusal(error)
     response.headers["Connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})

@@ -1,6 +1,6 @@
 // What the page asks of the service itself: which models there are, and the key that it may want.
 
-import { problemOf } from "./label.js";
+import { problemOf } from "./segment_api.js";
 
 const KEPT = "maskserve key"; // in this tab's storage, which goes with the tab
 

@@ -19,6 +19,7 @@ from models.errors import (
     SeveralPictures,
     TooLittleMemory,
 )
+from service.access_log import request_id
 from service.errors import (
     AnswerTooLarge,
     BadRequest,
@@ -31,7 +32,6 @@ from service.errors import (
     TimedOut,
     UnknownModel,
 )
-from service.record import request_id
 
 logger = logging.getLogger("maskserve")
 

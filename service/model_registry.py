@@ -18,8 +18,8 @@ from models.bundle import MODEL, SPEC, SUMS, Bundle, open_bundle
 from models.engines.selection import Choice
 from models.errors import MaskserveError
 from models.inference.segmenter import Segmenter
+from service.bundle_stat import Signature, signature
 from service.errors import BadRequest, NotReady, UnknownModel
-from service.signature import Signature, signature
 
 logger = logging.getLogger("maskserve")
 

@@ -1,10 +1,10 @@
 // The page: a picture comes in, its classes are shown. What takes long is done by worker.js.
 
 import * as camera from "./camera.js";
-import { about, spent, timing } from "./facts.js";
+import { about, spent, timing } from "./model_info.js";
 import { element, Legend, percent } from "./legend.js";
-import { advice, here, key, models, ofPicture, passes, retryable } from "./service.js";
-import { Stage } from "./stage.js";
+import { advice, here, key, models, ofPicture, passes, retryable } from "./api_client.js";
+import { Stage } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
