@@ -31,7 +31,7 @@ from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Policy, batch, collate, cpu, cut
 from training.config import TrainConfig
-from training.data.shapes import scene
+from training.data.synthetic import scene
 
 RESULTS = Path(__file__).parent / "results" / "augment.json"
 CROP, BATCH, ROUNDS = (360, 480), 8, 15

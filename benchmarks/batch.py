@@ -243,7 +243,7 @@ def network(target: Path) -> Path:
     from models.bundle import SPEC, writing
     from models.spec import ClassInfo, InputRule, Spec, default_rgb
     from tests.networks import settle
-    from training.data.shapes import scene as drawn
+    from training.data.synthetic import scene as drawn
     from training.freeze import freeze
 
     torch.manual_seed(0)
@@ -262,7 +262,7 @@ def network(target: Path) -> Path:
 
 def draw(folder: Path, count: int, size: tuple[int, int]) -> None:
     """JPEGs of scenes; a few of them, again and again, for drawing takes longer than labelling."""
-    from training.data.shapes import scene as drawn
+    from training.data.synthetic import scene as drawn
 
     pictures = [Image.fromarray(drawn(np.random.default_rng(seed), size)[0]) for seed in range(min(count, 50))]
     for place in range(count):

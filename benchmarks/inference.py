@@ -101,7 +101,7 @@ def make(target: Path, options: dict[str, Any]) -> None:
 def picture(seed: int) -> "RGB":
     import numpy as np
 
-    from training.data.shapes import scene
+    from training.data.synthetic import scene
 
     return scene(np.random.default_rng(seed), SIZE)[0]
 

@@ -24,7 +24,7 @@ from PIL import Image
 
 from maskserve.machine import machine
 from training.data import load
-from training.data.samples import SPLITS, Pair
+from training.data.dataset import SPLITS, Pair
 from training.lint import lint
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import Policy, batch, collate
 from training.config import TrainConfig
-from training.data.shapes import scene
+from training.data.synthetic import scene
 
 TARGET = Path(__file__).parents[1] / "docs" / "augment.png"
 COLUMNS, CROP = 4, (144, 192)

@@ -30,9 +30,9 @@ from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig
 from training.data import load
+from training.data.dataset import Samples
 from training.data.loader import opened, training_batches
-from training.data.samples import Samples
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.learner import Learner
 from training.loop import Setup, one_step
 from training.losses import Criterion

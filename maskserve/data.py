@@ -34,7 +34,7 @@ def data_shapes(
     test: Annotated[int, typer.Option(min=1, help="Pictures to test on.")] = 60,
 ) -> None:
     """Draw the shapes data set: overlapping, textured, noisy shapes in six classes."""
-    from training.data.shapes import CLASSES, draw
+    from training.data.synthetic import CLASSES, draw
 
     draw(target, seed, {"train": train, "val": val, "test": test})
     Console().print(f"{target}: {train + val + test} pictures, {len(CLASSES)} classes", highlight=False, markup=False)
@@ -119,7 +119,7 @@ def data_split(
     Equal pictures stay together, and rare classes are dealt by the shares too.
     """
     from training.bar import counted
-    from training.resplit import split
+    from training.data.tools.split import split
 
     console = Console()
     with counted(console, "reading") as progress:
@@ -150,7 +150,7 @@ def data_remap(
     is left of go, and the others move up. Pictures are linked where the disk can.
     """
     from training.bar import counted
-    from training.remake import describe, remap
+    from training.data.tools.remap import describe, remap
 
     console = Console()
     with counted(console, "writing") as progress:

@@ -17,7 +17,7 @@ from models.imaging.decode import read
 from models.inference.segmenter import Segmenter, agreement
 from service.server_process import running
 from training.data import load
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics import Confusion

@@ -52,7 +52,7 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
         pytest.param("import service.app", id="service"),
         pytest.param(
             "from pathlib import Path\n"
-            "from training.data.shapes import draw\n"
+            "from training.data.synthetic import draw\n"
             "from training.settings import load_config\n"
             "from training.train import train\n"
             "from training.export import export\n"

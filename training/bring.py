@@ -20,7 +20,7 @@ from models.bundle import MODEL, sha256
 from models.errors import ConfigError, DataError, WeightsError
 from models.inference.segmenter import Segmenter
 from models.spec import Architecture, ClassInfo, InputRule, Spec, default_rgb
-from training.data.classes import parse_classes
+from training.data.class_file import parse_classes
 from training.foreign.graph import Intake, Told, ending, intake, quantised, read_graph, shape_text
 from training.foreign.original import WANTED, Outlet, live_run, open_original, outlet, try_out
 from training.foreign.wrap import wrap

@@ -22,7 +22,7 @@ from models.inference.geometry import resize_picture
 from models.inference.segmenter import Segmenter, agreement
 from models.outputs.png import indexed
 from models.spec import ClassInfo, Spec
-from training.data.shapes import scene
+from training.data.synthetic import scene
 from training.foreign.graph import one_line
 from training.freeze import describe
 

@@ -37,7 +37,7 @@ from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig
 from training.data import Samples, load
-from training.data.kept import emptied, has_room, size_of, take_away, taken_away
+from training.data.decoded_cache import emptied, has_room, size_of, take_away, taken_away
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
 from training.files import LAST, write_whole
 from training.learner import Learner, averaged

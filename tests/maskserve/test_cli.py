@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from models.bundle import open_bundle
-from training.data.shapes import CLASSES, draw
+from training.data.synthetic import CLASSES, draw
 
 ROOT = Path(__file__).parents[2]
 VERBS = (

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.bundles import CLASSES
-from training.data.shapes import draw
+from training.data.synthetic import draw
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,7 +16,7 @@ from models.outputs.options import Options
 from models.spec import VOID
 from tests.bundles import drawing
 from tests.maskserve.test_cli import fails, maskserve
-from training.data.shapes import draw
+from training.data.synthetic import draw
 
 
 def test_predict_is_the_segmenters_answer(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from models.outputs.options import MASKS, Options
 from models.outputs.rle import packed, run_lengths
 from models.spec import VOID
 from tests.models.test_outputs import SPEC, prediction
-from training.data.regions import PACKED, runs, unpacked
+from training.data.formats.rasterize import PACKED, runs, unpacked
 
 MAPS = arrays.arrays(
     np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 4, VOID])

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from models.imaging.decode import Labels
 from models.outputs.polygons import Polygon, Ring, polygons
 from models.spec import VOID
-from training.data.regions import polygon_runs
+from training.data.formats.rasterize import polygon_runs
 
 CLASSES = 3
 MAPS = arrays.arrays(

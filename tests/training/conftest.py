@@ -9,7 +9,7 @@ import pytest
 from models.bundle import Bundle, open_bundle
 from tests.bundles import SETTINGS, SILENT
 from training.bring import bring_onnx
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.export import export
 from training.foreign.graph import Told
 from training.settings import load_config

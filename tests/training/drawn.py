@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from models.spec import ClassInfo, default_rgb
-from training.data.samples import Pair, Samples
+from training.data.dataset import Pair, Samples
 
 Draw = Callable[[int], tuple[np.ndarray, np.ndarray]]  # index -> RGB uint8 H x W x 3, labels uint8 H x W
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from training.data import load
-from training.data.samples import Samples
+from training.data.dataset import Samples
 
 WIDTH, HEIGHT = 8, 6
 DIAGONAL = np.eye(HEIGHT, WIDTH, dtype=np.uint8)

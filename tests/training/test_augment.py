@@ -5,7 +5,7 @@ from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Policy, cpu
 from training.config import TrainConfig
-from training.data.shapes import scene
+from training.data.synthetic import scene
 
 STILL = TrainConfig(scale=(1, 1), flip=0, rotate=0, colour=0)
 

@@ -15,7 +15,7 @@ from training.augment.colour import constant
 from training.augment.draw import gaussian
 from training.augment.noise import noise
 from training.config import TrainConfig
-from training.data.shapes import scene
+from training.data.synthetic import scene
 
 EVERYTHING = TrainConfig(
     rotate=180, vflip=0.5, elastic=0.08, colour=0.4, hue=0.1, blur=3, noise=30, scale=(0.4, 2.5), balance=0.5

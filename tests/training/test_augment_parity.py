@@ -15,7 +15,7 @@ from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Draw, Policy, batch, collate, cpu
 from training.config import TrainConfig
-from training.data.shapes import scene
+from training.data.synthetic import scene
 
 EVERYTHING = TrainConfig(
     rotate=180, vflip=0.5, elastic=0.08, colour=0.8, hue=0.5, blur=3, noise=30, scale=(0.4, 2.5), balance=0.5

@@ -7,7 +7,7 @@ from models.errors import DataError
 from models.spec import VOID
 from tests.training.layouts import DIAGONAL, cityscapes, mask, picture
 from training.data import has_split, load
-from training.data.cityscapes import CLASSES
+from training.data.formats.cityscapes import CLASSES
 
 
 def test_ids_become_the_classes_that_are_evaluated(tmp_path: Path) -> None:

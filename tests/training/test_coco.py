@@ -26,8 +26,8 @@ from tests.training.layouts import (
     write,
 )
 from training.data import load
-from training.data.coco_json import read_categories
-from training.data.facts import scan
+from training.data.formats.coco_parser import read_categories
+from training.data.scan.scanner import scan
 
 
 def test_what_no_instance_covers_is_background_and_sparse_ids_are_labels_in_their_order(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.training.layouts import (
     write,
 )
 from training.data import has_split, load
-from training.data.coco import recognises
+from training.data.formats.coco import recognises
 from training.data.splits import hashed_split
 
 

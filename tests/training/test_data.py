@@ -10,8 +10,8 @@ from models.errors import ConfigError, DataError, ImageTooLarge
 from models.spec import VOID
 from tests.training import layouts
 from training.data import FORMATS, has_split, load
-from training.data.shapes import CLASSES, draw, scene
 from training.data.splits import hashed_split, hashed_splits
+from training.data.synthetic import CLASSES, draw, scene
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from training.data.loader import Steps
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.files import LAST
 from training.state import read
 

@@ -18,7 +18,7 @@ from models.inference.segmenter import Segmenter
 from models.spec import VOID, InputRule
 from tests.bundles import CLASSES, SILENT
 from tests.training.drawn import by_red, drawn
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.evaluate import AHEAD, ahead, evaluate, evaluation_folder, measure
 from training.metrics import Confusion
 from training.printout import show

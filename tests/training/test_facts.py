@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data import cache
-from training.data.facts import Facts, scan
-from training.data.meaning import Values
-from training.data.pixels import digest, likeness, tally
-from training.data.reading import Room, examine
-from training.data.samples import Pair, Samples
-from training.data.shapes import CLASSES, draw, scene
+from training.data.dataset import Pair, Samples
+from training.data.mask_decoding import Values
+from training.data.scan import scan_cache
+from training.data.scan.pixel_stats import digest, likeness, tally
+from training.data.scan.sample_stats import Room, examine
+from training.data.scan.scanner import Facts, scan
+from training.data.synthetic import CLASSES, draw, scene
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +173,7 @@ def test_a_room_holds_no_more_than_it_has() -> None:
 
 def test_the_second_scan_reads_no_picture(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scan(samples)
-    monkeypatch.setattr("training.data.facts.examine", None)  # would be called by whoever reads
+    monkeypatch.setattr("training.data.scan.scanner.examine", None)  # would be called by whoever reads
     told: list[tuple[int, int]] = []
     second = scan(samples, lambda done, total: told.append((done, total)))
     assert all(same(a, b) for a, b in zip(first, second, strict=True))
@@ -187,7 +187,7 @@ def test_what_changed_is_read_again_and_what_is_gone_is_forgotten(samples: Sampl
     samples.pairs[0].image.unlink()
     scan(Samples(samples.pairs[1:], CLASSES))
     (file,) = home.glob("*.npz")
-    assert samples.pairs[0].name not in " ".join(cache._load(file))
+    assert samples.pairs[0].name not in " ".join(scan_cache._load(file))
 
 
 def test_a_file_that_was_just_written_is_not_trusted(samples: Samples) -> None:
@@ -240,11 +240,11 @@ def test_two_at_once_leave_a_whole_cache(samples: Samples, home: Path) -> None:
     for thread in threads:
         thread.join()
     (file,) = home.iterdir()  # and no half-written one
-    assert len(cache._load(file)) == 5
+    assert len(scan_cache._load(file)) == 5
 
 
 def test_a_stop_keeps_what_was_read(samples: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.facts.CHUNK", 1)
+    monkeypatch.setattr("training.data.scan.scanner.CHUNK", 1)
 
     def stop(done: int, total: int) -> None:
         if done == 3:

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from models.spec import InputRule
 from training.data import load
-from training.data.kept import Kept, emptied, has_room, size_of, taken_away
+from training.data.decoded_cache import Kept, emptied, has_room, size_of, taken_away
 from training.data.loader import Fitted, Item
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.settings import load_config
 from training.train import train
 

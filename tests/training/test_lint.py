@@ -14,13 +14,13 @@ from rich.console import Console
 
 from models.errors import DataError
 from models.spec import VOID, ClassInfo
-from training.data.facts import Facts
-from training.data.meaning import Meaning
-from training.data.reading import examine
-from training.data.samples import Pair, Samples
-from training.data.shapes import draw
+from training.data.dataset import Pair, Samples
+from training.data.mask_decoding import Meaning
+from training.data.scan.label_stats import Labeller, measure
+from training.data.scan.sample_stats import examine
+from training.data.scan.scanner import Facts
+from training.data.synthetic import draw
 from training.lint import Finding, Report, lint, show
-from training.lint.labelled import Labeller, measure
 from training.lint.pairs import judge, spread
 from training.lint.report import ADVICE
 from training.lint.stats import show_stats, stats

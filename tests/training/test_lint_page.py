@@ -11,9 +11,9 @@ from PIL import Image
 from rich.console import Console
 
 from models.errors import DataError
-from training.data.meaning import Values
-from training.data.samples import Samples
-from training.data.shapes import CLASSES, draw
+from training.data.dataset import Samples
+from training.data.mask_decoding import Values
+from training.data.synthetic import CLASSES, draw
 from training.lint import lint
 from training.lint.cards import SIDE, STRANGE, shown_labels
 from training.lint.page import write_page

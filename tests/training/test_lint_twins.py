@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.lint import Report, lint
 from training.lint.twins import NEAR, near_pairs
 

@@ -12,6 +12,7 @@ from models.spec import VOID, InputRule
 from training import augment
 from training.config import TrainConfig
 from training.data import load
+from training.data.dataset import Samples
 from training.data.loader import (
     LOOK,
     Fitted,
@@ -24,8 +25,7 @@ from training.data.loader import (
     training_batches,
     validation_batches,
 )
-from training.data.samples import Samples
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.machine import named
 
 RULE, CROP = InputRule(rule="native"), (32, 48)

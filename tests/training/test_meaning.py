@@ -13,7 +13,7 @@ from PIL import Image
 from models.errors import DataError, ImageError
 from models.spec import VOID
 from training.data import Samples, load, load_splits
-from training.data.meaning import Meaning, Values, read_values
+from training.data.mask_decoding import Meaning, Values, read_values
 from training.lint import lint
 from training.metrics import Confusion
 

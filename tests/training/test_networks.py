@@ -13,7 +13,7 @@ from models.bundle import open_bundle
 from models.errors import ConfigError, RunError, WeightsError
 from tests.bundles import SETTINGS, SILENT
 from training.config import TrainConfig
-from training.data.shapes import CLASSES, draw
+from training.data.synthetic import CLASSES, draw
 from training.evaluate import evaluate
 from training.export import export
 from training.network import architecture_options, check_batch, load_network, make_network, read_run, weights_file

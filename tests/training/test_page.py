@@ -17,7 +17,7 @@ from models.bundle import SPEC, SUMS, open_bundle, writing
 from models.engines import ENGINES
 from models.spec import VOID, ClassInfo, default_rgb, palette
 from tests.bundles import SILENT
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.evaluate import evaluate
 from training.metrics import Confusion
 from training.page.chart import curves

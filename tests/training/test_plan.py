@@ -13,7 +13,7 @@ from rich.console import Console
 
 from models.errors import BundleError, ConfigError
 from models.spec import VOID, ClassInfo
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.files import LAST
 from training.lint import Measure, Report, lint
 from training.network import read_run

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.errors import DataError
-from training.data.regions import COUNTS, PACKED, POLYGONS, runs, unpacked
+from training.data.formats.rasterize import COUNTS, PACKED, POLYGONS, runs, unpacked
 
 
 def drawn(data: bytes, kind: int, size: tuple[int, int]) -> np.ndarray:

@@ -16,10 +16,10 @@ from models.imaging.decode import read
 from models.spec import VOID, ClassInfo
 from tests.training import layouts
 from training.data import format_of, load
-from training.data.shapes import draw
+from training.data.synthetic import draw
+from training.data.tools.remap import read_rules, remap
+from training.data.tools.split import Unit, deal, split
 from training.lint import lint
-from training.remake import read_rules, remap
-from training.resplit import Unit, deal, split
 
 SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 CLASSES = [ClassInfo(name=name, rgb=(place, 0, 0)) for place, name in enumerate("abcd")]

@@ -18,7 +18,7 @@ import training.loop
 from models.errors import ConfigError, RunError
 from tests.bundles import SILENT
 from training.config import TrainConfig
-from training.data.shapes import draw
+from training.data.synthetic import draw
 from training.files import BEST, LAST
 from training.settings import load_config, resumed, save_config
 from training.state import State, read, write

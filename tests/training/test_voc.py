@@ -8,8 +8,8 @@ from models.errors import DataError
 from models.spec import VOID
 from tests.training.layouts import DIAGONAL, HEIGHT, WIDTH, lines, mask, picture, voc, voc_of_cvat
 from training.data import has_split, load
+from training.data.formats.voc import CLASSES
 from training.data.splits import hashed_split
-from training.data.voc import CLASSES
 
 LISTS = Path("ImageSets") / "Segmentation"
 

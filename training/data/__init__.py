@@ -10,10 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import ConfigError, DataError
-from training.data import camvid, cityscapes, coco, folder, table, voc
-from training.data.facts import scan
-from training.data.infer import infer, peek, seen
-from training.data.samples import SPLITS, Samples, read_pair
+from training.data.dataset import SPLITS, Samples, read_pair
+from training.data.formats import camvid, cityscapes, coco, csv_table, folder, voc
+from training.data.infer_classes import infer, peek, seen
+from training.data.scan.scanner import scan
 
 __all__ = ["FORMATS", "Samples", "format_of", "has_split", "load", "load_splits"]
 
@@ -23,7 +23,7 @@ FORMATS: dict[str, ModuleType] = {
     "cityscapes": cityscapes,
     "coco": coco,
     "camvid": camvid,
-    "table": table,
+    "table": csv_table,
     "folder": folder,
 }
 

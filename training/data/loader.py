@@ -23,8 +23,8 @@ from models.inference.geometry import fitted_size, resize_labels, resize_picture
 from models.spec import VOID, InputRule
 from training.augment import Draw, Draws, Policy, collate, cpu, cut
 from training.config import TrainConfig
-from training.data.kept import Kept
-from training.data.samples import Samples
+from training.data.dataset import Samples
+from training.data.decoded_cache import Kept
 from training.machine import is_out_of_memory
 
 STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import DataError
-from training.data.samples import SPLITS
+from training.data.dataset import SPLITS
 
 WORDS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
@@ -57,7 +57,7 @@ def offers(there: Collection[str], split: str, load: Callable[[], object] | None
 
 
 def source(root: Path, there: Collection[str], split: str) -> Source:
-    """Where a split is read from, as `training/data/folder.py` has it: a tenth of train stands in for a val that is missing.
+    """Where a split is read from, as `formats/folder.py` has it: a tenth of train stands in for a val that is missing.
 
     Raises: DataError for a split that is not there.
     """

@@ -19,7 +19,7 @@ from models.errors import ConfigError, WeightsError
 from models.imaging.decode import RGB
 from models.inference.geometry import resize_labels
 from models.spec import VOID
-from training.data.shapes import scene
+from training.data.synthetic import scene
 from training.foreign.graph import Intake, Layout, Scores, Told, one_line, shape_text
 
 # (height, width) of the trial pictures for a graph that says that it takes any: multiples of the Segmenter's bucket, the

@@ -9,8 +9,8 @@ from models.errors import MaskserveError
 from models.imaging.decode import Labels
 from models.inference.geometry import fitted_size, resize_picture
 from models.spec import VOID, InputRule, palette
-from training.data.meaning import Values
-from training.data.samples import Samples
+from training.data.dataset import Samples
+from training.data.mask_decoding import Values
 from training.lint.report import Finding, Report
 from training.page.pictures import WRONG, mask_png, photo_jpeg
 

@@ -7,9 +7,9 @@ import numpy as np
 
 from models.spec import VOID
 from training.data import Samples, has_split, load_splits
-from training.data.facts import Facts, scan_splits
-from training.data.samples import SPLITS
-from training.lint.labelled import Labeller, measure
+from training.data.dataset import SPLITS
+from training.data.scan.label_stats import Labeller, measure
+from training.data.scan.scanner import Facts, scan_splits
 from training.lint.pairs import judge
 from training.lint.report import Report
 from training.lint.twins import judge_twins

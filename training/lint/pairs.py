@@ -5,9 +5,9 @@ import math
 import numpy as np
 
 from models.spec import VOID
-from training.data.facts import Facts
-from training.data.samples import Pair
-from training.lint.labelled import Labelled
+from training.data.dataset import Pair
+from training.data.scan.label_stats import Labelled
+from training.data.scan.scanner import Facts
 from training.lint.report import Finding
 
 SMALL, LONG = 32, 10  # pixels of the shorter side; the longer side by the shorter

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.spec import ClassInfo
-from training.data.facts import Facts
-from training.data.samples import Samples
+from training.data.dataset import Samples
+from training.data.scan.scanner import Facts
 
 LEVELS = ("error", "warning", "note")  # an error forbids training, a warning is worth a look, a note is good to know
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from models.spec import VOID
 from training.bar import counted
-from training.data.samples import SPLITS
+from training.data.dataset import SPLITS
 from training.lint.check import lint
 from training.lint.report import ADVICE, Report
 

@@ -10,7 +10,7 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.facts import Facts
+from training.data.scan.scanner import Facts
 from training.lint.report import Finding, Report
 
 NEAR = 6  # bits of 64

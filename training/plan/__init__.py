@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.data.kept import has_room, size_of
+from training.data.decoded_cache import has_room, size_of
 from training.lint import Report
 from training.plan.choose import (
     Plan,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.imaging.decode import MAX_PIXELS
-from training.data.regions import COUNTS, PACKED, POLYGONS, Regions, runs
+from training.data.formats.rasterize import COUNTS, PACKED, POLYGONS, Regions, runs
 
 Entry = dict[str, Any]
 HIGHEST_ID = 2**31 - 1  # of a category

@@ -6,8 +6,8 @@ Eleven classes, 0..10, and 11 for what is not labelled (Brostow et al. 2009; Bad
 from pathlib import Path
 
 from models.spec import VOID, ClassInfo
-from training.data.meaning import Meaning
-from training.data.samples import Samples, match
+from training.data.dataset import Samples, match
+from training.data.mask_decoding import Meaning
 
 UNLABELLED = 11
 

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from models.cpu_quota import usable_cores
 from models.imaging.decode import MAX_PIXELS
-from training.data.cache import Cache
-from training.data.reading import Facts, Room, examine
-from training.data.samples import Samples
+from training.data.dataset import Samples
+from training.data.scan.sample_stats import Facts, Room, examine
+from training.data.scan.scan_cache import Cache
 
 __all__ = ["Facts", "scan", "scan_splits"]
 

@@ -37,7 +37,7 @@ COUNTS = {"train": 600, "val": 60, "test": 60}
 
 
 def draw(target: Path, seed: int = 0, counts: dict[str, int] | None = None, size: tuple[int, int] = SIZE) -> None:
-    """Draw the data set into an empty folder, laid out as `training/data/folder.py` reads it.
+    """Draw the data set into an empty folder, laid out as `training/data/formats/folder.py` reads it.
 
     Raises: DataError where the folder holds something already.
     """

@@ -14,8 +14,8 @@ import numpy as np
 
 from models.errors import DataError
 from models.spec import VOID, ClassInfo, default_rgb
-from training.data.meaning import Meaning
-from training.data.samples import SPLITS, Pair, Samples, pair_up
+from training.data.dataset import SPLITS, Pair, Samples, pair_up
+from training.data.mask_decoding import Meaning
 from training.data.splits import WORDS, offers, source
 
 NAMES = (

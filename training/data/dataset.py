@@ -13,7 +13,7 @@ import numpy as np
 from models.errors import DataError
 from models.imaging.decode import RGB, SUFFIXES, Labels, read
 from models.spec import ClassInfo
-from training.data.meaning import AS_WRITTEN, Meaning, Values, read_values
+from training.data.mask_decoding import AS_WRITTEN, Meaning, Values, read_values
 
 SPLITS = ("train", "val", "test")
 ENDINGS = re.compile(r"[_-](mask|masks|label|labels|seg|segmentation|gt|annotation)$")  # of mask names

@@ -12,8 +12,8 @@ is void; or 0 and 255 alone; or the classes' colours. `classes.csv` names the cl
 from pathlib import Path
 
 from models.errors import DataError
-from training.data.classes import read_classes
-from training.data.samples import SPLITS, Match, Pair, Samples, holds_picture, match
+from training.data.class_file import read_classes
+from training.data.dataset import SPLITS, Match, Pair, Samples, holds_picture, match
 from training.data.splits import WORDS, Source, hashed_splits, source
 
 IMAGES = ("images", "imgs", "image", "img")

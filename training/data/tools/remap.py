@@ -25,9 +25,9 @@ from models.imaging.decode import Labels
 from models.outputs.png import indexed
 from models.spec import VOID, ClassInfo, default_rgb
 from training.data import Samples, has_split, load_splits
-from training.data.classes import FILE, parse_classes
-from training.data.meaning import Kind, Meaning, Values
-from training.data.samples import SPLITS, Pair
+from training.data.class_file import FILE, parse_classes
+from training.data.dataset import SPLITS, Pair
+from training.data.mask_decoding import Kind, Meaning, Values
 
 Progress = Callable[[int, int], None]
 NOWHERE = -1

@@ -14,8 +14,8 @@ import numpy as np
 from models.errors import DataError, MaskserveError
 from models.imaging.decode import SUFFIXES, read_mask
 from models.spec import VOID, ClassInfo
-from training.data.meaning import AS_WRITTEN, Meaning
-from training.data.samples import SPLITS, Pair, Samples
+from training.data.dataset import SPLITS, Pair, Samples
+from training.data.mask_decoding import AS_WRITTEN, Meaning
 from training.data.splits import offers, source
 
 PICTURES = "leftImg8bit"

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from models.errors import DataError, MaskserveError
 from models.spec import VOID, ClassInfo, default_rgb
-from training.data.facts import Facts
-from training.data.meaning import Kind, Meaning, spelled
-from training.data.samples import Samples
+from training.data.dataset import Samples
+from training.data.mask_decoding import Kind, Meaning, spelled
+from training.data.scan.scanner import Facts
 
 PEEKED = 8  # masks that tell a palette's or grey colours' use where the classes are known
 FAR = 100  # a second value so far from 0 is no label 1..99 but drawn to be seen

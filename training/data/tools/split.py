@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from models.errors import ConfigError, DataError
 from training.data import Samples, format_of, has_split, load_splits
-from training.data.classes import FILE
-from training.data.facts import Facts, scan_splits
-from training.data.samples import SPLITS, Pair
-from training.data.table import SUFFIXES
+from training.data.class_file import FILE
+from training.data.dataset import SPLITS, Pair
+from training.data.formats.csv_table import SUFFIXES
+from training.data.scan.label_stats import Labeller
+from training.data.scan.scanner import Facts, scan_splits
 from training.files import write_whole
-from training.lint.labelled import Labeller
 
 TABLE = "list.tsv"
 EXPLAINED = ("folder", "table")  # formats whose masks mean the same when a table names them

@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cache_dir import cache_home
-from training.data.meaning import Kind, Values
-from training.data.reading import Facts
-from training.data.samples import Pair
+from training.data.dataset import Pair
+from training.data.mask_decoding import Kind, Values
+from training.data.scan.sample_stats import Facts
 
 VERSION = 2  # of what `reading.py` counts and of how it is written here: another one reads everything anew
 FILES = 64  # data sets whose facts are kept, the last used ones

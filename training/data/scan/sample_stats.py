@@ -13,9 +13,9 @@ from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLarge, MaskserveError, first_line
 from models.imaging.decode import FORMATS, MAX_PIXELS, SUFFIXES, decode
-from training.data.meaning import Kind, Values
-from training.data.pixels import digest, likeness, tally
-from training.data.samples import Pair, Samples
+from training.data.dataset import Pair, Samples
+from training.data.mask_decoding import Kind, Values
+from training.data.scan.pixel_stats import digest, likeness, tally
 
 ORIENTATION = 0x0112  # EXIF's tag
 # Asked for its EXIF, Pillow decodes all of a PNG, since it may stand at the end; few have any.

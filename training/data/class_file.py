@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from models.errors import DataError
 from models.spec import VOID, ClassInfo, default_rgb
-from training.data.meaning import AS_WRITTEN, Meaning, packed
+from training.data.mask_decoding import AS_WRITTEN, Meaning, packed
 
 FILE = "classes.csv"
 NO_CLASS = ("void", "ignore")

@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from models.errors import DataError
-from training.data.classes import FILE, read_classes
-from training.data.folder import check_holds
-from training.data.samples import SPLITS, Pair, Samples
+from training.data.class_file import FILE, read_classes
+from training.data.dataset import SPLITS, Pair, Samples
+from training.data.formats.folder import check_holds
 from training.data.splits import WORDS, Source, hashed_splits, source
 
 SUFFIXES = (".csv", ".tsv")

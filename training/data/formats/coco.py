@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.imaging.decode import read
 from models.spec import VOID, ClassInfo, default_rgb
-from training.data.coco_files import Listed, files_of, found_in
-from training.data.coco_json import CocoFile, Entry, read_categories, read_coco
-from training.data.meaning import Values
-from training.data.pictures import Pictures
-from training.data.regions import Regions
-from training.data.samples import Pair, Samples
+from training.data.dataset import Pair, Samples
+from training.data.formats.coco_discovery import Listed, files_of, found_in
+from training.data.formats.coco_images import Pictures
+from training.data.formats.coco_parser import CocoFile, Entry, read_categories, read_coco
+from training.data.formats.rasterize import Regions
+from training.data.mask_decoding import Values
 from training.data.splits import Source, offers, source
 
 BACKGROUND = "background"

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.spec import VOID
-from training.data.facts import Facts
-from training.data.meaning import Meaning
+from training.data.mask_decoding import Meaning
+from training.data.scan.scanner import Facts
 from training.lint.report import Measure
 
 Ints = NDArray[np.int64]
