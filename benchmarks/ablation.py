@@ -16,8 +16,8 @@ import torch
 from rich.console import Console
 
 from maskserve.machine import machine
-from training.progress import TABLE
-from training.settings import load_config
+from training.config_io import load_config
+from training.engine.loggers import TABLE
 from training.train import train
 
 BASE = [

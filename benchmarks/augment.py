@@ -2,7 +2,7 @@
 
 compose  albumentations' own A.Compose of the same steps, a warp each, as a training without `training/augment` has it
 cpu      `training.augment.cpu`, a picture at a time, as a worker does it
-batch    `training.augment.batch` on the CPU, which tests use
+batch    `training.augment.batched` on the CPU, which tests use
 gpu      the same on a GPU where there is one, from tensors in the host's memory to the augmented batch on the device
 
 On one thread, since workers have one each. Pictures are drawn, 360 x 480, crops as large, in batches of 8. The ways take
@@ -29,7 +29,7 @@ import torch
 from maskserve.machine import machine
 from models.imaging.decode import RGB, Labels
 from models.spec import VOID
-from training.augment import FILL, Policy, batch, collate, cpu, cut
+from training.augment import FILL, Policy, batched, collate, cpu, cut
 from training.config import TrainConfig
 from training.data.synthetic import scene
 
@@ -92,11 +92,11 @@ def ways(config: TrainConfig, pictures: list[tuple[RGB, Labels]]) -> dict[str, W
             cpu.apply(*item, CROP)
 
     def by_batch(seed: int) -> None:
-        batch.apply(*collate([cut(*item, CROP) for item in drawn(seed)], CROP), CROP)
+        batched.apply(*collate([cut(*item, CROP) for item in drawn(seed)], CROP), CROP)
 
     def by_gpu(seed: int) -> None:
         images, masks, draws = collate([cut(*item, CROP) for item in drawn(seed)], CROP)
-        batch.apply(images.cuda(), masks.cuda(), type(draws)(*(each.cuda() for each in draws)), CROP)
+        batched.apply(images.cuda(), masks.cuda(), type(draws)(*(each.cuda() for each in draws)), CROP)
         torch.cuda.synchronize()
 
     found: dict[str, Way] = {"compose": by_compose, "cpu": by_cpu, "batch": by_batch}

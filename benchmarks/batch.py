@@ -244,7 +244,7 @@ def network(target: Path) -> Path:
     from models.spec import ClassInfo, InputRule, Spec, default_rgb
     from tests.networks import settle
     from training.data.synthetic import scene as drawn
-    from training.freeze import freeze
+    from training.freezing.onnx_export import freeze
 
     torch.manual_seed(0)
     net = architectures.build("fcn", 21, encoder="resnet18").eval()

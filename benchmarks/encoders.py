@@ -31,7 +31,7 @@ from models.errors import MaskserveError
 from models.inference.segmenter import agreement
 from tests.bundles import drawing
 from tests.networks import NATIVE, dilation_error, frozen, settled
-from training.network import live
+from training.engine.model_factory import live
 
 LISTED = """
     alexnet resnet18 resnet50 resnext50_32x4d dpn68 dpn68b vgg11 vgg11_bn vgg16 senet154 se_resnet50 se_resnext50_32x4d

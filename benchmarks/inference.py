@@ -76,8 +76,8 @@ def make(target: Path, options: dict[str, Any]) -> None:
     from models.spec import ClassInfo, InputRule, Quantised, Spec, default_rgb
     from tests.networks import settle
     from training.export import calibration_canvas
-    from training.freeze import freeze
-    from training.quantise import quantise
+    from training.freezing.onnx_export import freeze
+    from training.freezing.quantise import quantise
 
     torch.manual_seed(SEED)
     network = architectures.build("fcn", CLASSES, **options)

@@ -26,7 +26,7 @@ from models.inference.geometry import resize_labels
 from models.inference.segmenter import Segmenter, agreement
 from models.spec import ClassInfo, InputRule, Spec, default_rgb
 from training.data import Samples, load
-from training.metrics import Confusion
+from training.metrics.confusion import Confusion
 
 SCALES = (1, 2, 4, 8)
 MOSAIC = 3  # pictures a side
@@ -109,7 +109,7 @@ def random_resnet50(target: Path) -> Path:
     import torch
 
     from models.architectures import build
-    from training.freeze import freeze
+    from training.freezing.onnx_export import freeze
 
     torch.manual_seed(0)
     network = build("fcn", 21, encoder="resnet50", output_stride=8, skips="32s", head="fcn").eval()

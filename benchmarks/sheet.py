@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.imaging.decode import RGB, Labels
 from models.spec import VOID
-from training.augment import Policy, batch, collate
+from training.augment import Policy, batched, collate
 from training.config import TrainConfig
 from training.data.synthetic import scene
 
@@ -45,7 +45,7 @@ def row(config: TrainConfig, picture: RGB, labels: Labels, seed: int) -> RGB:
     """COLUMNS crops side by side, RGB uint8."""
     policy, random = Policy(config, CROP), np.random.default_rng(seed + 40)
     items = [(picture, labels, policy.draw(labels.shape, labels, random)) for _ in range(COLUMNS)]
-    pictures, masks = batch.apply(*collate(items, CROP), CROP)
+    pictures, masks = batched.apply(*collate(items, CROP), CROP)
     return np.concatenate([outlined(*each) for each in zip(pictures, masks, strict=True)], axis=1)
 
 

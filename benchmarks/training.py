@@ -33,13 +33,13 @@ from training.data import load
 from training.data.dataset import Samples
 from training.data.loader import opened, training_batches
 from training.data.synthetic import draw
-from training.learner import Learner
-from training.loop import Setup, one_step
-from training.losses import Criterion
-from training.machine import choose_device, choose_precision
-from training.network import architecture_options
-from training.optim import make_optimizer
-from training.state import State
+from training.engine.checkpoint import State
+from training.engine.losses import Criterion
+from training.engine.model_factory import architecture_options
+from training.engine.optim import make_optimizer
+from training.engine.runtime import choose_device, choose_precision
+from training.engine.step import Learner
+from training.engine.trainer import Setup, one_step
 
 SIZE = (360, 480)  # (height, width) of the pictures
 

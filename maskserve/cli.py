@@ -144,8 +144,8 @@ def import_(
     ] = None,
 ) -> None:
     """Bring a network that was trained elsewhere into a bundle, if it answers there as the original does."""
-    from training.bring import bring
-    from training.foreign.graph import Told
+    from training.freezing.onnx_import.graph_reader import Told
+    from training.import_model import bring
 
     told = Told.of(
         mean=mean,

@@ -65,7 +65,7 @@ def data_lint(
     report = watched(data, console, format, cached=cache)
     show(report, console, most)
     if html:
-        from training.lint.page import write_page
+        from training.lint.html_report import write_page
 
         write_page(html, report, data)
         console.print(f"{html} shows them.", highlight=False, markup=False)
@@ -118,8 +118,8 @@ def data_split(
 
     Equal pictures stay together, and rare classes are dealt by the shares too.
     """
-    from training.bar import counted
     from training.data.tools.split import split
+    from training.reports.progress_bar import counted
 
     console = Console()
     with counted(console, "reading") as progress:
@@ -149,8 +149,8 @@ def data_remap(
     FROM: a class or several, by name or label, or a label that no class has. TO: a class, a new name, or void. Classes that nothing
     is left of go, and the others move up. Pictures are linked where the disk can.
     """
-    from training.bar import counted
     from training.data.tools.remap import describe, remap
+    from training.reports.progress_bar import counted
 
     console = Console()
     with counted(console, "writing") as progress:

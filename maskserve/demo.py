@@ -16,12 +16,12 @@ from models.errors import DataError, ParityError
 from models.imaging.decode import read
 from models.inference.segmenter import Segmenter, agreement
 from service.server_process import running
+from training.config_io import load_config
 from training.data import load
 from training.data.synthetic import draw
 from training.evaluate import evaluate
 from training.export import export
-from training.metrics import Confusion
-from training.settings import load_config
+from training.metrics.confusion import Confusion
 from training.train import train
 
 SETTINGS = Path(__file__).resolve().parent.parent / "training" / "configs" / "demo.yaml"

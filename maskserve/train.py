@@ -49,8 +49,8 @@ def train(
     Without --config, settings follow from the data and the machine, and are left as plan.yaml; KEY=VALUE stands over them.
     On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
     """
-    from training.files import LAST
-    from training.settings import check_unused, given_words, load_config, resumed, show_settings
+    from training.config_io import check_unused, given_words, load_config, resumed, show_settings
+    from training.run_folder import LAST
 
     if list_settings:
         show_settings(Console())
@@ -120,7 +120,7 @@ def plan(
     minutes: Annotated[float | None, typer.Option(metavar="MINUTES", help="Plan for so long a training.")] = None,
 ) -> None:
     """Print how `maskserve train` would train on DATA, and why: the settings follow from the data and the machine."""
-    from training.settings import given_words, load_config
+    from training.config_io import given_words, load_config
 
     words = [*(settings or []), *([f"minutes={minutes}"] if minutes is not None else [])]
     load_config(None, words)

@@ -12,7 +12,7 @@ from models import architectures
 from models.bundle import SPEC, Bundle, writing
 from models.inference.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule, Spec, default_rgb
-from training.freeze import freeze
+from training.freezing.onnx_export import freeze
 
 SIDE = 192  # pixels: the long side at which the network sees a picture
 CLASSES = 6

@@ -16,7 +16,7 @@ from models.bundle import MODEL, Bundle
 from models.inference.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule, Spec
 from tests.bundles import drawing
-from training.freeze import write_graph
+from training.freezing.onnx_export import write_graph
 
 CLASSES = 5
 NATIVE = InputRule(rule="native")

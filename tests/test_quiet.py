@@ -48,12 +48,12 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param("import training.train, training.export, training.augment, training.bring", id="training"),
+        pytest.param("import training.train, training.export, training.augment, training.import_model", id="training"),
         pytest.param("import service.app", id="service"),
         pytest.param(
             "from pathlib import Path\n"
             "from training.data.synthetic import draw\n"
-            "from training.settings import load_config\n"
+            "from training.config_io import load_config\n"
             "from training.train import train\n"
             "from training.export import export\n"
             "from training.evaluate import evaluate\n"
@@ -66,7 +66,7 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
         pytest.param(
             "from pathlib import Path\n"
             "from tests.graphs import graph\n"
-            "from training.bring import bring\n"
+            "from training.import_model import bring\n"
             "Path('names.csv').write_text('a\\nb\\nc\\nd\\n')\n"
             "bring('onnx', graph(Path('theirs.onnx')), Path('bundle'), classes='names.csv')",
             id="the road from elsewhere",

@@ -20,10 +20,10 @@ from rich.text import Text
 from models.bundle import SUMS
 from models.errors import ConfigError, RunError
 from training.evaluate import METRICS, evaluation_folder
-from training.metrics import plain
-from training.printout import HEADLINES, figure, interval
-from training.tally import FEWEST, Tally, pair, resampled, seen_on
-from training.tally import interval as middle
+from training.metrics.bootstrap import FEWEST, Tally, pair, resampled, seen_on
+from training.metrics.bootstrap import interval as middle
+from training.metrics.confusion import plain
+from training.reports.console import HEADLINES, figure, interval
 
 NONE_SHOWN = "no difference shown"
 

@@ -1,10 +1,10 @@
-"""What a training run can be told: one flat, frozen model. `training/settings.py` reads and writes it."""
+"""What a training run can be told: one flat, frozen model. `training/config_io.py` reads and writes it."""
 
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from training.terms import parse_loss
+from training.loss_spec import parse_loss
 
 
 class TrainConfig(BaseModel):

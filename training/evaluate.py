@@ -2,7 +2,7 @@
 
 The bundle itself answers, through the Segmenter that the service calls, and its answers are compared with the masks
 at the pictures' own size: the mIoU reported is the mIoU served. Pictures come and go one by one; what is kept of each is
-six counts a class (`training/tally.py`). Left behind are `metrics.json` and one page to look at, `report.html`.
+six counts a class (`training/metrics/bootstrap.py`). Left behind are `metrics.json` and one page to look at, `report.html`.
 """
 
 import json
@@ -25,14 +25,14 @@ from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter
 from models.inference.tta import Augmentation
 from models.spec import VOID
-from training.boundary import boundary_margins
 from training.data import Samples, load
-from training.files import write_whole
-from training.metrics import Confusion
-from training.page.speed import measured
-from training.page.write import write_page
-from training.printout import show
-from training.tally import Tally, summary
+from training.metrics.bootstrap import Tally, summary
+from training.metrics.boundary_iou import boundary_margins
+from training.metrics.confusion import Confusion
+from training.reports.build import write_page
+from training.reports.console import show
+from training.reports.latency import measured
+from training.run_folder import write_whole
 
 METRICS, PAGE = "metrics.json", "report.html"
 # Pictures are read and answers counted while another picture is segmented: by so many threads, so many pictures ahead.

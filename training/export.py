@@ -2,8 +2,8 @@
 
 The network becomes an ONNX graph. Before anything is written in its place, the frozen graph and the live network label
 real pictures of several odd sizes, both through the Segmenter; where they disagree, export refuses. An int8 graph is made
-from the frozen one and kept where it costs next to nothing. `training/freeze.py`, `training/gate.py` and
-`training/quantise.py` hold these steps.
+from the frozen one and kept where it costs next to nothing. `training/freezing/onnx_export.py`, `training/freezing/parity.py` and
+`training/freezing/quantise.py` hold these steps.
 """
 
 import shutil
@@ -19,15 +19,15 @@ from models.inference.geometry import fitted_size, resize_picture, to_canvas
 from models.inference.segmenter import TILE, Segmenter
 from models.spec import ClassInfo, InputRule, Quantised, Spec
 from training.config import TrainConfig
+from training.config_io import load_config
 from training.data import Samples, load
+from training.engine.model_factory import live, load_network, read_run
 from training.evaluate import measure
-from training.freeze import choose_rule, describe, freeze, made_by
-from training.gate import PROBES, exact_one, labelled, parity, parity_pictures, worst_agreement, write_probes
-from training.metrics import Confusion
-from training.network import live, load_network, read_run
-from training.quantise import CALIBRATION, LIMIT, paid, quantise
-from training.report import panel
-from training.settings import load_config
+from training.freezing.onnx_export import choose_rule, describe, freeze, made_by
+from training.freezing.parity import PROBES, exact_one, labelled, parity, parity_pictures, worst_agreement, write_probes
+from training.freezing.quantise import CALIBRATION, LIMIT, paid, quantise
+from training.metrics.confusion import Confusion
+from training.reports.plots import panel
 
 ADVICE = "This is a fault of the exporter or the engine; please report it with the run's config.yaml."
 

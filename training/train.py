@@ -11,7 +11,7 @@ Reads downwards: what was asked, the data and its lint, the network, the loop, a
     samples/             validation pictures with their truth and the answer
     tensorboard/         for `tensorboard --logdir`: the same, and the confusion matrix
 
-More than one device: torchrun starts this script once for each, and they share each batch (`training/machine.py`).
+More than one device: torchrun starts this script once for each, and they share each batch (`training/engine/runtime.py`).
 """
 
 import hashlib
@@ -36,17 +36,14 @@ from models.inference.geometry import fitted_size
 from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig
+from training.config_io import check_resumed, check_there, check_unused, save_config, validated
 from training.data import Samples, load
 from training.data.decoded_cache import emptied, has_room, size_of, take_away, taken_away
 from training.data.loader import STRIDE, opened, training_batches, validation_batches
-from training.files import LAST, write_whole
-from training.learner import Learner, averaged
-from training.lint import Report, show, watched
-from training.loop import Setup, fit, validate_on
-from training.losses import Criterion, class_weights
-from training.machine import choose_device, choose_precision, determined, launch, named, on_first
-from training.metrics import Confusion
-from training.network import (
+from training.engine.checkpoint import State
+from training.engine.loggers import TABLE, Log, Nobody, Watch
+from training.engine.losses import Criterion, class_weights
+from training.engine.model_factory import (
     architecture_options,
     check_batch,
     live,
@@ -55,14 +52,17 @@ from training.network import (
     read_run,
     weights_file,
 )
-from training.optim import make_optimizer
-from training.pace import Span
+from training.engine.optim import make_optimizer
+from training.engine.runtime import choose_device, choose_precision, determined, launch, named, on_first
+from training.engine.schedule import Span
+from training.engine.step import Learner, averaged
+from training.engine.trainer import Setup, fit, validate_on
+from training.lint import Report, show, watched
+from training.metrics.confusion import Confusion
 from training.plan import make_plan
-from training.plan.write import save_plan, show_plan
-from training.progress import TABLE, Log, Nobody, Watch
-from training.report import curves, panel
-from training.settings import check_resumed, check_there, check_unused, save_config, validated
-from training.state import State
+from training.plan.plan_io import save_plan, show_plan
+from training.reports.plots import curves, panel
+from training.run_folder import LAST, write_whole
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
 LARGEST_SIDE, LARGEST_CROP = 1024, 512
@@ -90,7 +90,7 @@ def train(
     """Train on the train split of `data`, validate on its val split, and leave a run folder at `out`.
 
     With `resume` the run at `out` goes on from its last checkpoint, as if it had never been stopped; `config` is then what it
-    began with, but for `MAY_CHANGE` (`training/settings.py`: `resumed` makes it). `planned` is what `plan` left, so that the
+    began with, but for `MAY_CHANGE` (`training/config_io.py`: `resumed` makes it). `planned` is what `plan` left, so that the
     data is looked through once, and the minutes count from then.
     Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the step that was under way saved.
     """

@@ -200,7 +200,7 @@ def test_json_alone_is_on_standard_output(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_plan_is_printed_and_can_be_trained_by(tmp_path: Path) -> None:
-    from training.settings import load_config
+    from training.config_io import load_config
 
     draw(tmp_path / "s", counts={"train": 8, "val": 2}, size=(48, 64))
     words = ("plan", "s", "encoder=tu-lcnet_035", "--minutes", "1", "--out", "plan.yaml")

@@ -22,7 +22,7 @@ from models.errors import BundleError, EngineError
 from models.inference.segmenter import Segmenter, agreement
 from models.spec import Architecture
 from tests.bundles import drawing
-from training.quantise import quantise
+from training.freezing.quantise import quantise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -23,7 +23,7 @@ from models.errors import ConfigError
 from models.inference.segmenter import Segmenter, agreement
 from tests.bundles import drawing
 from tests.networks import CLASSES, NATIVE, flop, frozen, noise, pictures, seeded, settled
-from training.network import live
+from training.engine.model_factory import live
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,11 +8,11 @@ import pytest
 
 from models.bundle import Bundle, open_bundle
 from tests.bundles import SETTINGS, SILENT
-from training.bring import bring_onnx
+from training.config_io import load_config
 from training.data.synthetic import draw
 from training.export import export
-from training.foreign.graph import Told
-from training.settings import load_config
+from training.freezing.onnx_import.graph_reader import Told
+from training.import_model import bring_onnx
 from training.train import train
 
 

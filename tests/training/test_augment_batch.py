@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from models.imaging.decode import RGB, Labels
 from models.spec import VOID
-from training.augment import FILL, Draw, Draws, Policy, batch, choose, collate, cpu, cut, stack
-from training.augment.colour import constant
-from training.augment.draw import gaussian
+from training.augment import FILL, Draw, Draws, Policy, batched, choose, collate, cpu, cut, stack
+from training.augment.batched_color import constant
 from training.augment.noise import noise
+from training.augment.params import gaussian
 from training.config import TrainConfig
 from training.data.synthetic import scene
 
@@ -38,7 +38,7 @@ def items(count: int = 8, config: TrainConfig = EVERYTHING, mixed: bool = True) 
 
 
 def applied(chosen: list[Item], crop: tuple[int, int] = CROP) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch.apply(*collate(chosen, crop), crop)
+    return batched.apply(*collate(chosen, crop), crop)
 
 
 def levels(one: torch.Tensor, other: torch.Tensor) -> int:
@@ -109,7 +109,7 @@ def test_sizes_may_be_mixed_and_what_lies_in_the_padding_is_not_seen() -> None:
     for place, (_, mask, _) in enumerate(chosen):
         pictures[place, mask.shape[0] :], pictures[place, :, mask.shape[1] :] = 255, 255
         labels[place, mask.shape[0] :], labels[place, :, mask.shape[1] :] = 3, 3
-    together = batch.apply(pictures, labels, draws, CROP)
+    together = batched.apply(pictures, labels, draws, CROP)
     for place, item in enumerate(chosen):
         alone = applied([item])
         assert levels(alone[0][0], together[0][place]) <= 1
@@ -160,7 +160,7 @@ def test_on_a_gpu_nothing_waits_for_a_value_and_all_stays_there() -> None:
             pictures, labels, *rest = (
                 torch.empty(each.shape, dtype=each.dtype, device="cuda") for each in (*real[:2], *real[2])
             )
-            found = batch.apply(pictures, labels, Draws(*rest), CROP)
+            found = batched.apply(pictures, labels, Draws(*rest), CROP)
             assert [each.device.type for each in found] == ["cuda", "cuda"]
             with pytest.raises(Exception, match=r"item|_local_scalar_dense"):
                 pictures.max().item()
@@ -194,7 +194,9 @@ def test_pictures_need_not_be_contiguous() -> None:
         assert (one == other).all()
     pictures, masks, draws = collate([(picture, labels, draw)], CROP)
     strided = pictures.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), masks.mT.contiguous().mT
-    for one, other in zip(batch.apply(*strided, draws, CROP), batch.apply(pictures, masks, draws, CROP), strict=True):
+    for one, other in zip(
+        batched.apply(*strided, draws, CROP), batched.apply(pictures, masks, draws, CROP), strict=True
+    ):
         assert (one == other).all()
 
 
@@ -217,7 +219,7 @@ def test_draws_travel_through_workers(workers: int) -> None:
     pictures, labels, draws = next(iter(loader))
     assert isinstance(draws, Draws)
     expected = applied([Few()[index] for index in range(4)])
-    assert (batch.apply(pictures, labels, draws, CROP)[0] == expected[0]).all()
+    assert (batched.apply(pictures, labels, draws, CROP)[0] == expected[0]).all()
     assert len(pickle.dumps(Few()[0][2])) < 2000
 
 

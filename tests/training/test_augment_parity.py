@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from models.imaging.decode import RGB, Labels
 from models.spec import VOID
-from training.augment import FILL, Draw, Policy, batch, collate, cpu
+from training.augment import FILL, Draw, Policy, batched, collate, cpu
 from training.config import TrainConfig
 from training.data.synthetic import scene
 
@@ -41,7 +41,7 @@ PICTURES: list[Callable[[int], tuple[RGB, Labels]]] = [drawn, checkered]
 
 
 def by_batch(picture: RGB, labels: Labels, draw: Draw, crop: tuple[int, int]) -> tuple[RGB, Labels]:
-    pictures, masks = batch.apply(*collate([(picture, labels, draw)], crop), crop)
+    pictures, masks = batched.apply(*collate([(picture, labels, draw)], crop), crop)
     return pictures[0].numpy(), masks[0].numpy()
 
 
@@ -169,7 +169,7 @@ def test_a_gpu_gives_what_the_cpu_gives() -> None:
         picture, labels = PICTURES[seed % 2](seed)
         items.append((picture, labels, policy.draw(labels.shape, labels, np.random.default_rng(seed))))
     pictures, masks, draws = collate(items, crop)
-    here = batch.apply(pictures, masks, draws, crop)
-    there = batch.apply(pictures.cuda(), masks.cuda(), type(draws)(*(each.cuda() for each in draws)), crop)
+    here = batched.apply(pictures, masks, draws, crop)
+    there = batched.apply(pictures.cuda(), masks.cuda(), type(draws)(*(each.cuda() for each in draws)), crop)
     assert (here[1] == there[1].cpu()).float().mean() >= SHARE
     assert ((here[0].int() - there[0].cpu().int()).abs() <= 1).float().mean() >= 0.999

@@ -9,7 +9,7 @@ from models.spec import VOID
 from training.augment import Draw, Policy, cpu
 from training.augment.policy import rare_pixel
 from training.config import TrainConfig
-from training.settings import load_config
+from training.config_io import load_config
 
 EVERYTHING = TrainConfig(rotate=30, vflip=0.5, elastic=0.08, colour=0.4, hue=0.2, blur=3, noise=30, scale=(0.5, 2))
 SIZE, CROP = (150, 200), (96, 128)

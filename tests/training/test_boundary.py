@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models.spec import VOID
-from training.boundary import boundary, boundary_margins, depth_of
-from training.metrics import iou
+from training.metrics.boundary_iou import boundary, boundary_margins, depth_of
+from training.metrics.confusion import iou
 
 
 def region(mask: np.ndarray, depth: int) -> np.ndarray:

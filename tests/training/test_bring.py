@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torchvision.models import get_model_weights
 
-import training.bring
+import training.import_model
 from models.architectures.base import MEAN, STD
 from models.architectures.torchvision_models import NETWORKS
 from models.bundle import Bundle, open_bundle
@@ -29,9 +29,9 @@ from models.spec import InputRule, default_rgb
 from tests.bundles import SILENT
 from tests.graphs import alone, graph, picture
 from tests.networks import settle
-from training.bring import VOC, bring, bring_onnx
-from training.foreign.graph import Told
-from training.gate import gate_pictures
+from training.freezing.onnx_import.graph_reader import Told
+from training.freezing.parity import gate_pictures
+from training.import_model import VOC, bring, bring_onnx
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALLEST = "lraspp_mobilenet_v3_large"
@@ -195,9 +195,9 @@ def test_a_graph_that_comes_out_otherwise_is_refused(
     """Red and blue change places on the way."""
     from dataclasses import replace
 
-    wrap = training.bring.wrap
+    wrap = training.import_model.wrap
     monkeypatch.setattr(
-        training.bring, "wrap", lambda model, entry, *rest: wrap(model, replace(entry, order="bgr"), *rest)
+        training.import_model, "wrap", lambda model, entry, *rest: wrap(model, replace(entry, order="bgr"), *rest)
     )
     four, file = names(tmp_path, 4), graph(tmp_path / "theirs.onnx")
     with pytest.raises(ParityError, match=r"99\.9% is wanted: nothing was written\. .*--pictures FOLDER"):
@@ -228,15 +228,15 @@ def test_large_pictures_are_shrunk_before_the_gate(tmp_path: Path) -> None:
 
 
 def test_classes_are_named(tmp_path: Path) -> None:
-    assert [entry.name for entry in training.bring.read_classes("voc")] == list(VOC)
-    assert training.bring.read_classes("voc")[20].rgb == (0, 64, 128)
+    assert [entry.name for entry in training.import_model.read_classes("voc")] == list(VOC)
+    assert training.import_model.read_classes("voc")[20].rgb == (0, 64, 128)
     (tmp_path / "c.csv").write_text("name,r,g,b\nroad,1,2,3\nsky,4,5,6\n")
-    assert [(entry.name, entry.rgb) for entry in training.bring.read_classes(str(tmp_path / "c.csv"))] == [
+    assert [(entry.name, entry.rgb) for entry in training.import_model.read_classes(str(tmp_path / "c.csv"))] == [
         ("road", (1, 2, 3)),
         ("sky", (4, 5, 6)),
     ]
     with pytest.raises(DataError, match="is no file; name one with a class a line, or say voc"):
-        training.bring.read_classes("cityscapes")
+        training.import_model.read_classes("cityscapes")
     with pytest.raises(ConfigError, match="does not name its classes; add --classes FILE"):
         bring("onnx", graph(tmp_path / "g.onnx"), tmp_path / "b", console=SILENT)
 

@@ -15,7 +15,7 @@ from tests.bundles import SILENT
 from tests.training.drawn import by_red, drawn
 from training.compare import NONE_SHOWN, compare, difference, read, same_pictures
 from training.evaluate import measure, write_metrics
-from training.tally import summary
+from training.metrics.bootstrap import summary
 
 
 def evaluated(folder: Path, wrong: float, pictures: int = 24, classes: int = 3, **facts: Any) -> Path:

@@ -4,7 +4,7 @@ import pytest
 
 from models.errors import ConfigError
 from training.config import TrainConfig
-from training.settings import load_config, save_config
+from training.config_io import load_config, save_config
 
 CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.yaml"))
 

@@ -15,8 +15,8 @@ import torch
 
 from training.data.loader import Steps
 from training.data.synthetic import draw
-from training.files import LAST
-from training.state import read
+from training.engine.checkpoint import read
+from training.run_folder import LAST
 
 ROOT = Path(__file__).parents[2]
 # Batch norms are frozen: each process would see its half of a batch, and SyncBN exists on GPUs alone.

@@ -20,9 +20,9 @@ from tests.bundles import CLASSES, SILENT
 from tests.training.drawn import by_red, drawn
 from training.data.synthetic import draw
 from training.evaluate import AHEAD, ahead, evaluate, evaluation_folder, measure
-from training.metrics import Confusion
-from training.printout import show
-from training.tally import summary
+from training.metrics.bootstrap import summary
+from training.metrics.confusion import Confusion
+from training.reports.console import show
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ from models.spec import InputRule
 from training.data import load
 from training.evaluate import evaluate, measure
 from training.export import calibration_canvas, export
-from training.metrics import Confusion
-from training.quantise import CALIBRATION
+from training.freezing.quantise import CALIBRATION
+from training.metrics.confusion import Confusion
 
 
 def exported(run: Path, out: Path, limit: float | None) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.architectures.base import Network
 from models.errors import BundleError
 from models.spec import Architecture
-from training.freeze import write_graph
+from training.freezing.onnx_export import write_graph
 
 
 class Moody(nn.Module):

@@ -12,11 +12,11 @@ import torch
 from rich.console import Console
 
 from models.spec import InputRule
+from training.config_io import load_config
 from training.data import load
 from training.data.decoded_cache import Kept, emptied, has_room, size_of, taken_away
 from training.data.loader import Fitted, Item
 from training.data.synthetic import draw
-from training.settings import load_config
 from training.train import train
 
 WORDS = ["epochs=2", "batch=4", "workers=1", "crop=32,64", "encoder=tu-lcnet_035", "precision=f32", "tensorboard=false"]

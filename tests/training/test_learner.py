@@ -11,12 +11,12 @@ from models.architectures import build
 from models.errors import ConfigError, RunError
 from tests.bundles import SILENT
 from training.config import TrainConfig
-from training.files import LAST
-from training.learner import Guard, Learner, averaged, seed_draws, update_average
-from training.losses import Criterion
-from training.machine import named
-from training.settings import load_config
-from training.state import read
+from training.config_io import load_config
+from training.engine.checkpoint import read
+from training.engine.losses import Criterion
+from training.engine.runtime import named
+from training.engine.step import Guard, Learner, averaged, seed_draws, update_average
+from training.run_folder import LAST
 from training.train import train
 
 SMALL = ["encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "crop=64,64", "tensorboard=false", "precision=f32"]

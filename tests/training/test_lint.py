@@ -21,10 +21,10 @@ from training.data.scan.sample_stats import examine
 from training.data.scan.scanner import Facts
 from training.data.synthetic import draw
 from training.lint import Finding, Report, lint, show
-from training.lint.pairs import judge, spread
-from training.lint.report import ADVICE
+from training.lint.dataset_rules import judge_whole
+from training.lint.findings import ADVICE
+from training.lint.sample_rules import judge, spread
 from training.lint.stats import show_stats, stats
-from training.lint.whole import judge_whole
 
 ROOT = Path(__file__).parents[2]
 CAMVID = ROOT / ".." / "shared" / "data" / "camvid"

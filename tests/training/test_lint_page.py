@@ -15,9 +15,9 @@ from training.data.dataset import Samples
 from training.data.mask_decoding import Values
 from training.data.synthetic import CLASSES, draw
 from training.lint import lint
-from training.lint.cards import SIDE, STRANGE, shown_labels
-from training.lint.page import write_page
+from training.lint.html_report import write_page
 from training.lint.stats import show_stats, stats
+from training.lint.thumbnails import SIDE, STRANGE, shown_labels
 
 EVIL = '<img src=x onerror=alert(1)>&"'
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from training.data.synthetic import draw
 from training.lint import Report, lint
-from training.lint.twins import NEAR, near_pairs
+from training.lint.duplicates import NEAR, near_pairs
 
 
 @pytest.fixture

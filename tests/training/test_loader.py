@@ -26,7 +26,7 @@ from training.data.loader import (
     validation_batches,
 )
 from training.data.synthetic import draw
-from training.machine import named
+from training.engine.runtime import named
 
 RULE, CROP = InputRule(rule="native"), (32, 48)
 

@@ -8,11 +8,11 @@ from models.errors import ConfigError
 from models.spec import InputRule
 from tests.bundles import SILENT
 from training.config import TrainConfig
-from training.files import LAST
+from training.config_io import load_config
+from training.engine.checkpoint import read
+from training.engine.schedule import Span
 from training.lint import Report
-from training.pace import Span
-from training.settings import load_config
-from training.state import read
+from training.run_folder import LAST
 from training.train import scale, train
 
 SMALL = [

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from models.spec import VOID
 from training.config import TrainConfig
-from training.losses import LOSSES, Criterion
+from training.engine.losses import LOSSES, Criterion
 
 CLASSES = 4
 SUMS = ["ce+dice", "0.5*ohem+lovasz", "ce+ohem+dice+focal+lovasz"]

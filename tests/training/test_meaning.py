@@ -15,7 +15,7 @@ from models.spec import VOID
 from training.data import Samples, load, load_splits
 from training.data.mask_decoding import Meaning, Values, read_values
 from training.lint import lint
-from training.metrics import Confusion
+from training.metrics.confusion import Confusion
 
 SHAPE = (6, 8)
 STRIPES = np.repeat([[0, 0, 1, 1, 2, 2, 0, 1]], 6, axis=0).astype(np.uint8)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models.spec import VOID, ClassInfo
-from training.metrics import Confusion, mean
+from training.metrics.confusion import Confusion, mean
 
 CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("a", "b", "c")]
 

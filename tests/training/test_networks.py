@@ -13,11 +13,18 @@ from models.bundle import open_bundle
 from models.errors import ConfigError, RunError, WeightsError
 from tests.bundles import SETTINGS, SILENT
 from training.config import TrainConfig
+from training.config_io import load_config, resumed
 from training.data.synthetic import CLASSES, draw
+from training.engine.model_factory import (
+    architecture_options,
+    check_batch,
+    load_network,
+    make_network,
+    read_run,
+    weights_file,
+)
 from training.evaluate import evaluate
 from training.export import export
-from training.network import architecture_options, check_batch, load_network, make_network, read_run, weights_file
-from training.settings import load_config, resumed
 from training.train import train
 
 VARIED = {

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from models.architectures import ARCHITECTURES, build
 from training.config import TrainConfig
-from training.optim import make_optimizer, parameter_groups, rate
+from training.engine.optim import make_optimizer, parameter_groups, rate
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import training.page.speed
+import training.reports.latency
 from models.bundle import SPEC, SUMS, open_bundle, writing
 from models.engines import ENGINES
 from models.spec import VOID, ClassInfo, default_rgb, palette
 from tests.bundles import SILENT
 from training.data.synthetic import draw
 from training.evaluate import evaluate
-from training.metrics import Confusion
-from training.page.chart import curves
-from training.page.heatmap import MOST, heatmap
-from training.page.pictures import SHOWN, STRIPE, errors, extremes, mask_png
-from training.page.speed import Speed, engines_section, measured
-from training.tally import Tally
+from training.metrics.bootstrap import Tally
+from training.metrics.confusion import Confusion
+from training.reports.confusion_matrix import MOST, heatmap
+from training.reports.gallery import SHOWN, STRIPE, errors, extremes, mask_png
+from training.reports.latency import Speed, engines_section, measured
+from training.reports.line_chart import curves
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -233,8 +233,8 @@ def test_errors_are_what_is_wrong_and_void_is_striped() -> None:
 
 
 def test_every_engine_that_is_here_is_measured(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.page.speed, "EACH", 0.01)
-    monkeypatch.setattr(training.page.speed, "BUDGET", 600.0)
+    monkeypatch.setattr(training.reports.latency, "EACH", 0.01)
+    monkeypatch.setattr(training.reports.latency, "BUDGET", 600.0)
     opened = open_bundle(tiny_bundle)
     found = measured(opened, [np.zeros((90, 120, 3), np.uint8)])
     assert {one.engine for one in found} >= set(ENGINES)
@@ -244,7 +244,7 @@ def test_every_engine_that_is_here_is_measured(tiny_bundle: Path, monkeypatch: p
 
 
 def test_engines_that_were_not_reached_say_so(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.page.speed, "BUDGET", -1.0)
+    monkeypatch.setattr(training.reports.latency, "BUDGET", -1.0)
     opened = open_bundle(tiny_bundle)
     found = measured(opened, [np.zeros((9, 9, 3), np.uint8)])
     assert found and all(one.ms is None and one.why for one in found)

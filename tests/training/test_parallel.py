@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.spec import VOID
-from training.losses import LOSSES, Criterion
+from training.engine.losses import LOSSES, Criterion
 
 TIMEOUT = timedelta(seconds=120)  # the second process opens torch anew
 WEIGHTS = torch.tensor([0.5, 1.0, 3.0])

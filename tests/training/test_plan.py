@@ -13,21 +13,13 @@ from rich.console import Console
 
 from models.errors import BundleError, ConfigError
 from models.spec import VOID, ClassInfo
+from training.config_io import load_config
 from training.data.synthetic import draw
-from training.files import LAST
+from training.engine.checkpoint import read
+from training.engine.model_factory import read_run
 from training.lint import Measure, Report, lint
-from training.network import read_run
 from training.plan import make_plan
-from training.plan.choose import (
-    AREA,
-    Plan,
-    choose_augmentation,
-    choose_crop,
-    choose_loss,
-    choose_optimiser,
-    choose_view,
-)
-from training.plan.pace import (
+from training.plan.budget import (
     LADDER,
     Trials,
     choose_batch,
@@ -37,11 +29,11 @@ from training.plan.pace import (
     choose_workers,
     fitting,
 )
-from training.plan.survey import Survey
-from training.plan.trial import Machine, bytes_a_picture, free_memory, seconds_a_step
-from training.plan.write import save_plan, show_plan
-from training.settings import load_config
-from training.state import read
+from training.plan.fingerprint import Survey
+from training.plan.plan_io import save_plan, show_plan
+from training.plan.profiling import Machine, bytes_a_picture, free_memory, seconds_a_step
+from training.plan.rules import AREA, Plan, choose_augmentation, choose_crop, choose_loss, choose_optimiser, choose_view
+from training.run_folder import LAST
 from training.train import plan as plan_training
 from training.train import train
 
@@ -266,7 +258,7 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
     """Against the tensors that a real step of two pictures saves."""
     import torch
 
-    from training.plan.trial import _network
+    from training.plan.profiling import _network
 
     config = load_config(None, ["encoder=resnet18", "dropout=0"])
     network = _network(config, 3).train()

@@ -22,9 +22,9 @@ from models.inference.segmenter import agreement
 from models.spec import ClassInfo
 from tests.bundles import CLASSES, drawing
 from tests.test_quiet import WATCH
-from training import quantise as room
-from training.metrics import Confusion
-from training.quantise import paid, quantise
+from training.freezing import quantise as room
+from training.freezing.quantise import paid, quantise
+from training.metrics.confusion import Confusion
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = ["sky", "road", "car", "pole"]
@@ -124,7 +124,7 @@ def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, 
     code = (
         "import signal\n"
         "from pathlib import Path\n"
-        "from training.quantise import quantise\n"
+        "from training.freezing.quantise import quantise\n"
         "import numpy as np\n"
         f"quantise(Path({str(tiny_bundle / MODEL)!r}), [np.zeros((64, 64, 3), np.uint8)], Path('model.int8.xml'))\n"
         "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
@@ -195,7 +195,7 @@ def test_without_nncf_the_error_says_what_to_install(
 
 
 def test_importing_the_room_imports_no_nncf() -> None:
-    code = "import sys, training.quantise\nassert 'nncf' not in sys.modules and 'torch' not in sys.modules"
+    code = "import sys, training.freezing.quantise\nassert 'nncf' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 

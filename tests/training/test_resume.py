@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-import training.loop
+import training.engine.trainer
 from models.errors import ConfigError, RunError
 from tests.bundles import SILENT
 from training.config import TrainConfig
+from training.config_io import load_config, resumed, save_config
 from training.data.synthetic import draw
-from training.files import BEST, LAST
-from training.settings import load_config, resumed, save_config
-from training.state import State, read, write
+from training.engine.checkpoint import State, read, write
+from training.run_folder import BEST, LAST
 from training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def go_on(few: Path, run: Path, *words: str) -> Path:
 
 def killed_at(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None:
     """Let the training die before a step, or half-way through it: after the weights changed and before anything was saved."""
-    one_step = training.loop.one_step
+    one_step = training.engine.trainer.one_step
 
     def dying(setup: Any, state: State, *rest: Any) -> Any:
         if state.step == step and not after:
@@ -88,7 +88,7 @@ def killed_at(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None
             raise Killed
         return done
 
-    patch.setattr(training.loop, "one_step", dying)
+    patch.setattr(training.engine.trainer, "one_step", dying)
 
 
 def test_two_runs_are_the_same_to_the_bit(few: Path, whole: Path, tmp_path: Path) -> None:
@@ -144,14 +144,14 @@ def in_a_process(few: Path, run: Path, code: str, *words: str) -> subprocess.Com
 
 
 SIGNAL_AT_4 = """
-import os, signal, training.loop
+import os, signal, training.engine.trainer
 os.kill_me = lambda _, number: os.kill(os.getpid(), number)
-one_step = training.loop.one_step
+one_step = training.engine.trainer.one_step
 def dying(setup, state, *rest):
     if state.step == 4:
         os.{kill}(0, signal.{name})
     return one_step(setup, state, *rest)
-training.loop.one_step = dying
+training.engine.trainer.one_step = dying
 """
 
 
@@ -253,8 +253,8 @@ def test_the_best_network_is_the_one_whose_miou_the_table_has(few: Path, whole: 
     """What is drawn for TensorBoard must not teach the network, as batch norms in training would."""
     from models.spec import InputRule
     from training.data import load
-    from training.metrics import Confusion
-    from training.network import live, load_network, read_run
+    from training.engine.model_factory import live, load_network, read_run
+    from training.metrics.confusion import Confusion
 
     samples = load(few, "val")
     segmenter = live(load_network(whole), InputRule(**read_run(whole)["input"]))

@@ -15,14 +15,14 @@ from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, RunError
 from models.inference.segmenter import Segmenter
 from tests.bundles import SETTINGS, SILENT
+from training.config_io import load_config, resumed
 from training.data import load
+from training.engine.checkpoint import read
+from training.engine.model_factory import live, load_network
 from training.evaluate import evaluate
 from training.export import export
-from training.files import BEST, LAST
-from training.metrics import Confusion
-from training.network import live, load_network
-from training.settings import load_config, resumed
-from training.state import read
+from training.metrics.confusion import Confusion
+from training.run_folder import BEST, LAST
 from training.train import train
 
 ROOT = Path(__file__).parents[2]

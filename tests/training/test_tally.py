@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from models.spec import VOID, ClassInfo
-from training.boundary import boundary_margins
-from training.metrics import Confusion
-from training.tally import FEWEST, RESAMPLES, Tally, interval, intervals, rates, resampled, summary
+from training.metrics.bootstrap import FEWEST, RESAMPLES, Tally, interval, intervals, rates, resampled, summary
+from training.metrics.boundary_iou import boundary_margins
+from training.metrics.confusion import Confusion
 
 CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("a", "b", "c", "never")]
 

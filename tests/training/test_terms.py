@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from models.errors import ConfigError
 from training.config import TrainConfig
-from training.losses import LOSSES, class_weights
-from training.terms import NAMES, Term, parse_loss
+from training.engine.losses import LOSSES, class_weights
+from training.loss_spec import NAMES, Term, parse_loss
 
 
 def test_the_parser_knows_the_losses_that_there_are() -> None:

@@ -2,7 +2,7 @@
 
     Policy(config, crop).draw(size, labels, random) -> Draw     policy.py   what the config allows, drawn as plain numbers
     cpu.apply(picture, labels, draw, crop)                      cpu.py      one picture, by albumentations and cv2
-    batch.apply(pictures, labels, draws, crop)                  batch.py    a whole batch, by torch, where its tensors lie
+    batched.apply(pictures, labels, draws, crop)                  batch.py    a whole batch, by torch, where its tensors lie
     cut(...), collate(...)                                      draw.py     what a worker sends of a picture to a GPU
 
 The two ways agree: for one draw masks are equal, but for pixels that are read within 1e-4 of the middle between two others,
@@ -15,11 +15,11 @@ invented (albumentations #175, kornia #3090).
 
 from typing import Literal
 
-from training.augment import batch, cpu
-from training.augment.draw import FILL, Draw, Draws, collate, cut, stack
+from training.augment import batched, cpu
+from training.augment.params import FILL, Draw, Draws, collate, cut, stack
 from training.augment.policy import Policy
 
-__all__ = ["FILL", "Draw", "Draws", "Policy", "batch", "choose", "collate", "cpu", "cut", "stack"]
+__all__ = ["FILL", "Draw", "Draws", "Policy", "batched", "choose", "collate", "cpu", "cut", "stack"]
 
 
 def choose(setting: Literal["auto", "cpu", "gpu"], device: str) -> Literal["cpu", "gpu"]:

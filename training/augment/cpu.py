@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from models.imaging.decode import RGB, Labels
 from models.spec import VOID
-from training.augment.draw import FILL, Draw
 from training.augment.noise import noise
+from training.augment.params import FILL, Draw
 
 
 def apply(picture: RGB, labels: Labels, draw: Draw, crop: tuple[int, int]) -> tuple[RGB, Labels]:

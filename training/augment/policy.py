@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
 from models.spec import VOID
-from training.augment.draw import NO_CHANGE, Draw
+from training.augment.params import NO_CHANGE, Draw
 from training.config import TrainConfig
 
 OFTEN = 0.5  # probability of a rotation, an elastic change, a blur, noise, where they are asked for at all

@@ -25,7 +25,7 @@ from training.augment import Draw, Draws, Policy, collate, cpu, cut
 from training.config import TrainConfig
 from training.data.dataset import Samples
 from training.data.decoded_cache import Kept
-from training.machine import is_out_of_memory
+from training.engine.runtime import is_out_of_memory
 
 STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple
 LOOK = 1536  # pixels, the longest side of what a validation sees; `maskserve evaluate` sees all, by tiles

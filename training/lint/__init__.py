@@ -4,8 +4,8 @@
 pictures that are there twice. `report.py` is what they found, `show.py` and `page.py` tell it, `stats.py` tells what is there.
 """
 
-from training.lint.check import lint
-from training.lint.report import Finding, Measure, Report
-from training.lint.show import show, watched
+from training.lint.console import show, watched
+from training.lint.findings import Finding, Measure, Report
+from training.lint.runner import lint
 
 __all__ = ["Finding", "Measure", "Report", "lint", "show", "watched"]

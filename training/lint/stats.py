@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.spec import VOID
-from training.lint.report import Report
+from training.lint.findings import Report
 
 
 def stats(report: Report) -> dict[str, Any]:

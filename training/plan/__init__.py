@@ -11,7 +11,10 @@ from typing import Any
 
 from training.data.decoded_cache import has_room, size_of
 from training.lint import Report
-from training.plan.choose import (
+from training.plan.budget import Trials, choose_batch, choose_encoder, choose_keeping, choose_length, choose_workers
+from training.plan.fingerprint import Survey
+from training.plan.profiling import Machine, seconds_a_reading
+from training.plan.rules import (
     Plan,
     begin_from,
     choose_augmentation,
@@ -21,9 +24,6 @@ from training.plan.choose import (
     choose_view,
     rule_of,
 )
-from training.plan.pace import Trials, choose_batch, choose_encoder, choose_keeping, choose_length, choose_workers
-from training.plan.survey import Survey
-from training.plan.trial import Machine, seconds_a_reading
 
 __all__ = ["Plan", "make_plan"]
 

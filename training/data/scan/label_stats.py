@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from models.spec import VOID
 from training.data.mask_decoding import Meaning
 from training.data.scan.scanner import Facts
-from training.lint.report import Measure
+from training.lint.findings import Measure
 
 Ints = NDArray[np.int64]
 

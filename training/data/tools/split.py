@@ -23,7 +23,7 @@ from training.data.dataset import SPLITS, Pair
 from training.data.formats.csv_table import SUFFIXES
 from training.data.scan.label_stats import Labeller
 from training.data.scan.scanner import Facts, scan_splits
-from training.files import write_whole
+from training.run_folder import write_whole
 
 TABLE = "list.tsv"
 EXPLAINED = ("folder", "table")  # formats whose masks mean the same when a table names them

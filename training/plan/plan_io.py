@@ -1,0 +1,47 @@
+"""A plan as people meet it: a table, and `plan.yaml`."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from training.config import TrainConfig
+from training.plan.rules import Choice, Plan
+from training.run_folder import write_whole
+
+TITLE = "# Planned from the data and the machine. It is a config as any: `maskserve train DATA --config {file}`.\n"
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print the settings, each with what it follows from."""
+    table = Table(
+        title="plan", title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False
+    )
+    table.add_column("setting", no_wrap=True)
+    table.add_column("value", no_wrap=True)
+    table.add_column("because", overflow="fold")
+    for name, choice in in_order(plan):
+        table.add_row(name, Text(plain(choice.value)), Text(choice.why))
+    console.print(table)
+
+
+def save_plan(plan: Plan, file: Path) -> None:
+    """Write the settings as YAML, a line and a reason each. Raises: OSError, with the file as it was."""
+    lines = [(f"{name}: {plain(choice.value)}", choice.why) for name, choice in in_order(plan)]
+    wide = max(len(line) for line, _ in lines)
+    text = TITLE.format(file=file) + "".join(f"{line.ljust(wide)}  # {why}\n" for line, why in lines)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, text.encode())
+
+
+def in_order(plan: Plan) -> list[tuple[str, Choice]]:
+    """The choices as `maskserve train --settings` lists them."""
+    return [(name, plan.choices[name]) for name in TrainConfig.model_fields if name in plan.choices]
+
+
+def plain(value: Any) -> str:
+    """A value in a line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

@@ -1,0 +1,156 @@
+"""What this machine can do: its memory, and the time of a training step, tried and not guessed."""
+
+import os
+import time
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from models.architectures.base import Network
+from models.architectures.meta_device import on_meta
+from models.cpu_quota import usable_cores
+from models.engines.openvino_engine import has_bf16
+from models.spec import ClassInfo, default_rgb
+from training.config import TrainConfig
+from training.data import Samples
+from training.engine.losses import Criterion
+from training.engine.model_factory import check_batch, make_network
+from training.engine.optim import make_optimizer
+from training.engine.runtime import choose_device, determined, is_out_of_memory
+from training.engine.step import Learner
+
+READ = 7  # pictures whose reading is timed
+ROUNDS, LONGEST = 4, 4.0  # timed steps, and the seconds that they may take: the quickest counts
+QUIET = Console(quiet=True)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a training has here."""
+
+    device: str  # cpu or cuda
+    name: str  # for people
+    cores: int  # that this process may use
+    memory: int  # bytes free: of the GPU, or of the computer
+    bf16: bool  # whether it computes in bfloat16 by itself
+
+    @classmethod
+    def here(cls, config: TrainConfig) -> "Machine":
+        """As the settings ask for it. Raises: ConfigError where a GPU is asked for and none is there."""
+        device = choose_device(config)
+        cores = usable_cores()
+        if device == "cuda":
+            bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+            return cls(device, torch.cuda.get_device_name(), cores, torch.cuda.mem_get_info()[0], bf16)
+        return cls(device, f"{cores} CPU core{'s' * (cores > 1)}", cores, free_memory(), has_bf16())
+
+
+def free_memory() -> int:
+    """Bytes that can be had without swapping; less where a container's limit (cgroup 2 or 1) is lower.
+
+    What a container is said to use counts the files that it has read, which give way.
+    """
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 * 2**30]
+    with suppress(OSError, KeyError, ValueError):
+        found.append(int(_figures(Path("/proc/meminfo"))["MemAvailable:"]) * 1024)
+    for folder, limit, used, total in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        with suppress(OSError, KeyError, ValueError):  # not there, or the word `max`
+            most, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
+            stat = _figures(Path(folder) / "memory.stat")
+            files = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
+            found.append(most - max(0, taken - files))
+    return max(0, min(found))
+
+
+def _figures(file: Path) -> dict[str, str]:
+    """The first two words of each line."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0]: words[1] for words in lines if len(words) > 1}
+
+
+def bytes_a_picture(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
+    """What a step keeps of one picture of `crop` (height, width) for its way back, float32: counted without computing it."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    network = on_meta(_network(config, classes)).train().requires_grad_(True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network.training_logits(torch.empty(2, 3, *crop, device="meta"))
+    # The loss looks at the scores of every pixel: logits, their softmax, its logarithm, and the gradient of them.
+    loss = 4 * 4 * classes * crop[0] * crop[1]
+    return sum(kept.values()) // 2 + loss
+
+
+def seconds_a_step(
+    config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str
+) -> float | None:
+    """The quickest of some steps on `batch` pictures of noise; None where the memory does not hold it.
+
+    crop: (height, width) in pixels; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
+    """
+    with torch.random.fork_rng(devices=[]), determined(config.deterministic):
+        network = _network(config, classes)
+        check_batch(network, batch, crop)
+        try:
+            return _quickest(network, config, classes, (batch, *crop), device, precision)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        del network
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return None
+
+
+def _quickest(
+    network: Network, config: TrainConfig, classes: int, shape: tuple[int, int, int], device: str, precision: str
+) -> float:
+    """Seconds of a step on pictures of `shape` = N x H x W."""
+    network = network.to(torch.device(device)).to(memory_format=torch.channels_last)
+    learner = Learner(network, Criterion.of(config), config).train()
+    optimizer = make_optimizer(network, config)
+    pictures = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
+    labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
+    half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+    times: list[float] = []
+    while len(times) < 2 or (len(times) < ROUNDS and sum(times[1:]) < LONGEST):
+        begun = time.perf_counter()
+        with half:
+            loss = learner(pictures, labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()
+        times.append(time.perf_counter() - begun)
+        if times[0] > 2 * LONGEST:  # so long that getting going hardly counts
+            return times[0]
+    return min(times[1:])
+
+
+def seconds_a_reading(samples: Samples | None) -> float:
+    """Of decoding a picture and its mask on one core, the middle of some spread over the split; 0 where there is none."""
+    if not samples:
+        return 0.0
+    times = []
+    for index in samples.spread(READ):
+        begun = time.perf_counter()
+        samples.picture(index)
+        samples.labels(index)
+        times.append(time.perf_counter() - begun)
+    return float(np.median(times))
+
+
+def _network(config: TrainConfig, classes: int) -> Network:
+    """As the settings have it; pretrained weights are as large and as quick as any."""
+    named = [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(classes)]
+    return make_network(config.model_copy(update={"weights": "none", "reset_head": False}), named, QUIET, anew=False)
