@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from training.config_io import load_config
 from training.engine.loggers import TABLE
 from training.train import train

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.imaging.decode import RGB, Labels
 from models.spec import VOID
 from training.augment import FILL, Policy, batched, collate, cpu, cut

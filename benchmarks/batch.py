@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.imaging.decode import RGB, decode
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
@@ -50,10 +50,10 @@ def main(parts: list[str]) -> None:
 
 def rate(folder: Path) -> dict[str, Any]:
     """Pictures a second, and the shares that must be reached."""
-    from maskserve.predict.job import Job
-    from maskserve.predict.labellers import Bundled
-    from maskserve.predict.sources import find
-    from maskserve.predict.work import Work
+    from maskserve.predict.backends import Bundled
+    from maskserve.predict.config import Job
+    from maskserve.predict.image_task import Work
+    from maskserve.predict.inputs import find
 
     draw(folder / "pictures", PICTURES, SIZE)
     job = Job(str(network(folder / "bundle")), str(folder / "unused"))
@@ -95,8 +95,8 @@ def bare(labeller: Any, pictures: list[RGB]) -> float:
 def threads(work: Any, pictures: list[Any], place: Path) -> float:
     """The run in one process, from files to files and manifest."""
     from maskserve.predict.manifest import Lines, Row
-    from maskserve.predict.pipeline import on_threads
-    from maskserve.predict.targets import Folder
+    from maskserve.predict.outputs import Folder
+    from maskserve.predict.runner import on_threads
 
     work.target = Folder(place)
     manifest = Lines(work.target, {"benchmark": True})
@@ -114,9 +114,9 @@ def on_ray(job: Any, pictures: list[Any], place: Path) -> float:
     """The same on Ray, from the first row of each of the two actors on."""
     from dataclasses import replace
 
-    from maskserve.predict.actors import BLOCK, on_ray
     from maskserve.predict.manifest import Lines, Row
-    from maskserve.predict.targets import Folder
+    from maskserve.predict.outputs import Folder
+    from maskserve.predict.ray_runner import BLOCK, on_ray
 
     target = Folder(place)
     manifest = Lines(target, {"benchmark": True})

@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.inference import picture
 from benchmarks.processes import ours
 from maskserve.client import AsyncClient, Client, Mask
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.imaging.decode import RGB
 from tests.service.small import small_bundle
 

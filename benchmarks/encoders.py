@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.architectures.base import Network
 from models.errors import MaskserveError
 from models.inference.segmenter import agreement

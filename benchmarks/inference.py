@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # processes that are measured import this module: what it opens late is not counted as theirs
-    from maskserve.workers import Way
+    from maskserve.bench_workers import Way
     from models.imaging.decode import RGB, Labels
 
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +45,7 @@ NOTE = (
 
 
 def main(folder: Path, trained: list[Path]) -> None:
-    from maskserve.machine import machine
+    from maskserve.host_info import machine
 
     packages = ("torch", "openvino", "onnxruntime", "nncf", "onnx", "numpy")
     result: dict[str, Any] = {"machine": machine(), "versions": {name: version(name) for name in packages}}
@@ -123,7 +123,7 @@ def known(bundle: Path) -> tuple[str, dict[str, Any], "RGB"]:
 def measured(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
     """All ways in one run: each one's ratio to the quicker layout of torch eager, and its share of equal labels."""
     from maskserve.bench import row, ways_of
-    from maskserve.workers import Way, race
+    from maskserve.bench_workers import Way, race
     from models.bundle import open_bundle
 
     eager = [Way("torch eager", "cpu", f"f32 {layout}", "benchmarks.inference:eager") for layout in ("NCHW", "NHWC")]
@@ -201,7 +201,7 @@ def alternating(first: Callable[[], object], second: Callable[[], object]) -> tu
 
 def opening(bundle: Path) -> dict[str, dict[str, float]]:
     """Seconds from before the imports to the first answer, without compiled graphs on disk and with."""
-    from maskserve.workers import Way, Worker
+    from maskserve.bench_workers import Way, Worker
     from models.bundle import open_bundle
     from models.engines.openvino_engine import precisions
 

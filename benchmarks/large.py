@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.bundle import SPEC, Bundle, open_bundle, writing
 from models.imaging.decode import Labels
 from models.inference.geometry import resize_labels

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from training.data import load
 from training.data.dataset import SPLITS, Pair
 from training.lint import lint

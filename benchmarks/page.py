@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from service.server_process import running
 from service.web_page import files
 from tests.bundles import drawing

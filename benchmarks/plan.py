@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 

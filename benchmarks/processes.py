@@ -17,7 +17,7 @@ import httpx
 from PIL import Image
 
 from benchmarks.load import form, post
-from maskserve.workers import Way, Worker
+from maskserve.bench_workers import Way, Worker
 from models import QUIET
 from models.imaging.decode import RGB
 from service.server_process import LOOPBACK, ROOT, free_port, process

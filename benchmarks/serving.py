@@ -34,7 +34,7 @@ from benchmarks.load import Load, closed, cost, percentile
 from benchmarks.overload import draw as draw_overload
 from benchmarks.overload import overload
 from benchmarks.processes import Engine, Server, killed, left_out, ours, peers
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.bundle import open_bundle
 from models.engines.openvino_engine import precisions
 from models.imaging.decode import decode

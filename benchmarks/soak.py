@@ -29,7 +29,7 @@ from PIL import Image
 from benchmarks.inference import MODELS, RESULTS, cache, make
 from benchmarks.load import closed, post
 from benchmarks.processes import Server, ours
-from maskserve.machine import machine
+from maskserve.host_info import machine
 
 REQUESTS, CONCURRENCY, PICTURES, CHUNKS = 20_000, 8, 1000, 100
 LARGEST = 2_000_000  # pixels of a good picture

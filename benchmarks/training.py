@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
-from maskserve.machine import machine
+from maskserve.host_info import machine
 from models.architectures import build
 from models.spec import InputRule
 from training import augment

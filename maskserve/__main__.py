@@ -1,5 +1,5 @@
 """`python -m maskserve` is `maskserve`."""
 
-from maskserve.cli import main
+from maskserve.cli.app import main
 
 main()

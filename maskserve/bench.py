@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from maskserve.machine import machine
-from maskserve.sizes import parse_size
-from maskserve.workers import Measured, Way, race
+from maskserve.bench_workers import Measured, Way, race
+from maskserve.host_info import machine
+from maskserve.parsing import parse_size
 from models.bundle import SUMS, Bundle, open_bundle
 from models.engines import ENGINES
 from models.engines.selection import ORDER, Choice, choose, full_name, has_gpu, offers

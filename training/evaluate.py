@@ -1,4 +1,4 @@
-"""Evaluate a bundle on a data set: `maskserve evaluate BUNDLE DATA`, or `python -m training.evaluate BUNDLE DATA`.
+"""Evaluate a bundle on a data set: `maskserve evaluate BUNDLE DATA`.
 
 The bundle itself answers, through the Segmenter that the service calls, and its answers are compared with the masks
 at the pictures' own size: the mIoU reported is the mIoU served. Pictures come and go one by one; what is kept of each is
@@ -178,9 +178,3 @@ def write_metrics(metrics: dict[str, Any], file: Path) -> None:
     rows = ",\n".join(f"    {json.dumps(row)}" for row in metrics["by_picture"])
     head = json.dumps({name: value for name, value in metrics.items() if name != "by_picture"}, indent=2)
     write_whole(file, f'{head[:-2]},\n  "by_picture": [\n{rows}\n  ]\n}}\n'.encode())
-
-
-if __name__ == "__main__":
-    from maskserve.cli import main  # the script's words are the verb's
-
-    main("evaluate")

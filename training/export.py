@@ -1,4 +1,4 @@
-"""Freeze a run into a bundle: `maskserve export RUN`, or `python -m training.export RUN`.
+"""Freeze a run into a bundle: `maskserve export RUN`.
 
 The network becomes an ONNX graph. Before anything is written in its place, the frozen graph and the live network label
 real pictures of several odd sizes, both through the Segmenter; where they disagree, export refuses. An int8 graph is made
@@ -149,9 +149,3 @@ def write_report(folder: Path, segmenter: Segmenter, samples: Samples, run: Path
     for name in ("curves.png", "metrics.csv"):  # the table is what report.html draws its curves from
         if (run / name).exists():
             shutil.copy(run / name, folder / name)
-
-
-if __name__ == "__main__":
-    from maskserve.cli import main  # the script's words are the verb's
-
-    main("export")

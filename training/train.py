@@ -1,4 +1,4 @@
-"""Train a network on a data set: `maskserve train DATA`, or `python -m training.train DATA`.
+"""Train a network on a data set: `maskserve train DATA`.
 
 Reads downwards: what was asked, the data and its lint, the network, the loop, and what is left in the run folder:
 
@@ -288,9 +288,3 @@ def draw_samples(network: Network, rule: InputRule, samples: Samples) -> dict[st
         sheet = panel(picture, truth, answer, samples.classes, f"mIoU {matrix.miou():.2f}")
         sheets[samples.pairs[index].name.replace("/", "_")] = sheet
     return sheets
-
-
-if __name__ == "__main__":
-    from maskserve.cli import main  # the script's words are the verb's
-
-    main("train")

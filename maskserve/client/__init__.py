@@ -10,8 +10,8 @@ with Client("http://127.0.0.1:3000") as client:
 `AsyncClient` has the same methods, to be awaited. docs/client.md tells the rest.
 """
 
-from maskserve.client.asynchronous import AsyncClient
-from maskserve.client.blocking import Client
+from maskserve.client.async_client import AsyncClient
+from maskserve.client.client import Client
 from maskserve.client.errors import (
     BadAnswer,
     BadPicture,
@@ -26,8 +26,8 @@ from maskserve.client.errors import (
     UnknownModel,
     Unreachable,
 )
+from maskserve.client.image_encoding import Picture
 from maskserve.client.mask import Mask
-from maskserve.client.pictures import Picture
 
 __all__ = [
     "AsyncClient",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from maskserve.client import retries
 from maskserve.client.errors import BadAnswer, ClientError, Unreachable, error_of
-from maskserve.client.wires import Wire
+from maskserve.client.transports import Wire
 
 CONNECT = 10.0  # seconds in which a connection must come about, or less by `timeout`
 

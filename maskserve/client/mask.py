@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from maskserve.client.pictures import Picture, opened
+from maskserve.client.image_encoding import Picture, opened
 
 VOID = 255
 SIDE = 1024  # pixels: the longest side at which a notebook shows it

@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maskserve.predict.job import installed
+from maskserve.predict.config import installed
+from maskserve.predict.inputs import reached
+from maskserve.predict.outputs import Folder, Store, unwritable
 from maskserve.predict.parquet import as_bytes, rows_of, write
-from maskserve.predict.sources import reached
-from maskserve.predict.targets import Folder, Store, unwritable
 from models.errors import RunError, first_line
 
 MANIFEST = "manifest"

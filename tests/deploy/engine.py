@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from maskserve.containerize import ENGINES
+from maskserve.cli.containerize import ENGINES
 from service.server_process import free_port
 
 # .ci/container makes one where there is no registry.

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-from maskserve.containerize import _revision
+from maskserve.cli.containerize import _revision
 from models.bundle import open_bundle
 from models.imaging.decode import decode
 from models.inference.segmenter import Segmenter

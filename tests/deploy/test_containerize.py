@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maskserve import containerize
+from maskserve.cli import containerize
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, EngineError
 from tests.maskserve.test_cli import fails, maskserve
@@ -120,7 +120,7 @@ def test_what_went_wrong_is_found_in_the_log(log: str, line: str) -> None:
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
     code = (
-        "import sys, tempfile; from pathlib import Path; from maskserve import containerize as c\n"
+        "import sys, tempfile; from pathlib import Path; from maskserve.cli import containerize as c\n"
         "from models.bundle import open_bundle; from models.errors import EngineError\n"
         "try: c._build(open_bundle(Path(sys.argv[1])), 'x', 'podman', [], False)\n"
         "except EngineError as error: print(error, list(Path(tempfile.gettempdir()).iterdir()))"

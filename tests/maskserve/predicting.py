@@ -8,8 +8,8 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from maskserve.predict.job import Job
-from maskserve.predict.pipeline import run
+from maskserve.predict.config import Job
+from maskserve.predict.runner import run
 from tests.bundles import drawing
 
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from maskserve import bench, workers
-from maskserve.workers import Way, race
+from maskserve import bench, bench_workers
+from maskserve.bench_workers import Way, race
 from models.bundle import WEIGHTS, Bundle, open_bundle
 from models.engines.openvino_engine import has_bf16
 from models.engines.selection import choose, offers
@@ -139,9 +139,9 @@ def test_nothing_that_works(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_stop_ends_every_worker(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[workers.Worker] = []
+    started: list[bench_workers.Worker] = []
 
-    class Known(workers.Worker):
+    class Known(bench_workers.Worker):
         def __init__(self) -> None:
             super().__init__()
             started.append(self)
@@ -150,7 +150,7 @@ def test_a_stop_ends_every_worker(tiny_bundle: Path, monkeypatch: pytest.MonkeyP
         if what == "warming up":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(workers, "Worker", Known)
+    monkeypatch.setattr(bench_workers, "Worker", Known)
     with pytest.raises(KeyboardInterrupt):
         race(tiny_bundle, [OPENVINO, OPENVINO], [drawing(64, 64)], 1, 1, stop)
     assert len(started) == 2

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from maskserve import catalogue
-from maskserve.sizes import parse_size
+from maskserve import model_tables
+from maskserve.parsing import parse_size
 from models.architectures import ARCHITECTURES, options_of
 from models.architectures.heads import HEADS
 from models.errors import ConfigError
@@ -68,11 +68,11 @@ def printed(show: Callable[[Console], None], width: int = 120) -> str:
 
 
 def test_encoders_are_listed_and_filtered() -> None:
-    assert printed(lambda console: catalogue.show_encoders("resnet1*", console)).split() == [
+    assert printed(lambda console: model_tables.show_encoders("resnet1*", console)).split() == [
         "resnet18", "resnet101", "resnet152",
     ]  # fmt: skip
-    assert "tu-convnext_tiny" in printed(lambda console: catalogue.show_encoders("convnext", console)).split()
-    names = printed(lambda console: catalogue.show_encoders(None, console), width=10).splitlines()
+    assert "tu-convnext_tiny" in printed(lambda console: model_tables.show_encoders("convnext", console)).split()
+    names = printed(lambda console: model_tables.show_encoders(None, console), width=10).splitlines()
     assert len(names) > 500 and "resnet50" in names and max(map(len, names)) > 20
 
 
@@ -97,15 +97,15 @@ def test_encoders_are_listed_and_filtered() -> None:
 )
 def test_what_is_wrong_is_one_sentence(name: str, words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)) as raised:
-        catalogue.show_one(name, words, (64, 64), 5, Console(quiet=True))
+        model_tables.show_one(name, words, (64, 64), 5, Console(quiet=True))
     assert "\n" not in str(raised.value)
 
 
 def test_no_encoder_matches() -> None:
     with pytest.raises(ConfigError, match="No encoder's name matches 'zzz'"):
-        catalogue.show_encoders("zzz", Console(quiet=True))
+        model_tables.show_encoders("zzz", Console(quiet=True))
     with pytest.raises(ConfigError, match="did you mean resnet18"):
-        catalogue.show_encoders("resnte18", Console(quiet=True))
+        model_tables.show_encoders("resnte18", Console(quiet=True))
 
 
 def test_the_command_line_says_what_is_wrong() -> None:
@@ -117,7 +117,7 @@ def test_the_command_line_says_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_option_has_its_line_of_help(name: str) -> None:
-    assert set(catalogue.helps(ARCHITECTURES[name])) == set(options_of(name))
+    assert set(model_tables.helps(ARCHITECTURES[name])) == set(options_of(name))
 
 
 def test_help_is_the_docstrings() -> None:
@@ -129,14 +129,14 @@ def test_help_is_the_docstrings() -> None:
         other: not an option
         """
 
-    assert catalogue.helps(build) == {"width": "of its maps: in channels", "depth": "layers"}  # type: ignore[arg-type]
+    assert model_tables.helps(build) == {"width": "of its maps: in channels", "depth": "layers"}  # type: ignore[arg-type]
     assert list(inspect.signature(build).parameters) == ["classes", "width", "depth"]
 
 
 def test_values_are_yaml_and_weights_are_not_fetched() -> None:
-    options = catalogue.parsed("fcn", ["dropout=0.5", "aux=true", "skips=none", "weights=imagenet"])
+    options = model_tables.parsed("fcn", ["dropout=0.5", "aux=true", "skips=none", "weights=imagenet"])
     assert options == {"dropout": 0.5, "aux": True, "skips": None, "weights": "imagenet"}
-    network = catalogue.built("fcn", 5, options)
+    network = model_tables.built("fcn", 5, options)
     assert network.architecture.options.get("weights") is None
 
 
@@ -152,8 +152,8 @@ def test_what_cannot_be_built_says_why_in_its_row(monkeypatch: pytest.MonkeyPatc
     def broken(classes: int) -> None:
         raise ImportError("the library [old] is too old")
 
-    monkeypatch.setattr(catalogue, "ARCHITECTURES", {"broken": broken})
+    monkeypatch.setattr(model_tables, "ARCHITECTURES", {"broken": broken})
     monkeypatch.setattr("models.architectures.ARCHITECTURES", {"broken": broken})
-    monkeypatch.setattr(catalogue, "HEADS", {})
-    seen = printed(lambda console: catalogue.show_all((64, 64), 5, console), width=80)
+    monkeypatch.setattr(model_tables, "HEADS", {})
+    seen = printed(lambda console: model_tables.show_all((64, 64), 5, console), width=80)
     assert "broken cannot be built: the library [old] is too old" in " ".join(seen.split())

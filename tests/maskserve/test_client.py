@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from maskserve.client import AsyncClient, BadPicture, Client, Mask
-from maskserve.client.asynchronous import DEFAULTS
-from maskserve.client.pictures import MODES, body_of
+from maskserve.client.async_client import DEFAULTS
+from maskserve.client.image_encoding import MODES, body_of
 from models.bundle import open_bundle
 from models.imaging.decode import decode
 from models.inference.segmenter import Segmenter

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from maskserve.client import Client, Mask, Picture
-from maskserve.client.pictures import MODES
+from maskserve.client.image_encoding import MODES
 from models.imaging.decode import decode
 from models.outputs.overlay import blend
 from tests.bundles import drawing

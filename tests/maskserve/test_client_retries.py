@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from maskserve.client import AsyncClient, Busy, Client, NotReady, ServiceError, Unreachable, retries
-from maskserve.client.wires import Blocking, finished
+from maskserve.client.transports import Blocking, finished
 from service.server_process import free_port
 from tests.bundles import drawing
 from tests.maskserve.scripted import LOST, Scripted, answer, serving

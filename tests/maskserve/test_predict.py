@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskserve.predict import with_address
+from maskserve.cli.predict import with_ray_address
 from models.bundle import open_bundle
 from models.imaging.decode import read
 from models.inference.segmenter import Segmenter
@@ -99,10 +99,10 @@ def test_alpha_is_of_the_colours(tiny_bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("address", ["local", "auto", "10.0.0.1:6379", "head:6379", "[::1]:6379", "ray://head:10001"])
 def test_ray_takes_an_address_or_none(address: str) -> None:
-    assert with_address(["predict", "a", "--ray", address, "b"]) == ["predict", "a", "--ray", address, "b"]
+    assert with_ray_address(["predict", "a", "--ray", address, "b"]) == ["predict", "a", "--ray", address, "b"]
     for words in (["a", "--ray", "b"], ["a", "--ray", "--out", "o"], ["a", "--ray"], ["--ray", "C:\\pictures"]):
         place = words.index("--ray") + 1
-        assert with_address(words) == [*words[:place], "local", *words[place:]]
+        assert with_ray_address(words) == [*words[:place], "local", *words[place:]]
 
 
 @pytest.mark.parametrize(

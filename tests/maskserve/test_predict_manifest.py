@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 import maskserve.predict.manifest
-import maskserve.predict.pipeline
-from maskserve.predict.job import Job
+import maskserve.predict.runner
+from maskserve.predict.config import Job
+from maskserve.predict.image_task import Work
+from maskserve.predict.inputs import Picture, Root
 from maskserve.predict.manifest import Lines
-from maskserve.predict.pipeline import model_of
-from maskserve.predict.sources import Picture, Root
-from maskserve.predict.targets import Folder
-from maskserve.predict.work import Work
+from maskserve.predict.outputs import Folder
+from maskserve.predict.runner import model_of
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError, RunError
 from models.outputs.options import Options
@@ -55,8 +55,8 @@ def test_the_manifest_says_what_the_mask_does(bundle: Path, folder: Path, tmp_pa
 def test_a_log_gets_a_line_now_and_then_and_the_first_errors(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maskserve.predict.pipeline, "LINE_SECONDS", 0.0)
-    monkeypatch.setattr(maskserve.predict.pipeline, "SHOWN", 3)
+    monkeypatch.setattr(maskserve.predict.runner, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(maskserve.predict.runner, "SHOWN", 3)
     (tmp_path / "in").mkdir()
     for place in range(6):
         (tmp_path / "in" / f"{place}.png").write_bytes(b"nothing")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import rasterio
 
-from maskserve.predict.job import Job
-from maskserve.predict.rasters import CACHE_BYTES, STRIP_BYTES, cache_of, in_blocks, label_raster
+from maskserve.predict.config import Job
+from maskserve.predict.geotiff import CACHE_BYTES, STRIP_BYTES, cache_of, in_blocks, label_raster
 from models.bundle import SPEC, open_bundle, writing
 from models.errors import ConfigError, EngineError, RunError
 from models.imaging.decode import Labels

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-import maskserve.predict.pipeline
-from maskserve.predict.job import Job
+import maskserve.predict.runner
+from maskserve.predict.config import Job
+from maskserve.predict.image_task import Work
+from maskserve.predict.inputs import Picture, Root
 from maskserve.predict.manifest import Lines, Row
-from maskserve.predict.pipeline import model_of, run
-from maskserve.predict.sources import Picture, Root
-from maskserve.predict.targets import UNFINISHED, Folder
-from maskserve.predict.work import Work
+from maskserve.predict.outputs import UNFINISHED, Folder
+from maskserve.predict.runner import model_of, run
 from models.errors import EngineError, RunError
 from service.server_process import ROOT
 from tests.maskserve.predicting import masks, pictures, predict, rows
@@ -72,13 +72,13 @@ def test_ctrl_c_says_how_far_it_came(
     bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = io.StringIO()
-    whole = maskserve.predict.pipeline.as_completed
+    whole = maskserve.predict.runner.as_completed
 
     def pressed(running: list[Future[None]]) -> Iterator[Future[None]]:
         yield from whole(running)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(maskserve.predict.pipeline, "as_completed", pressed)
+    monkeypatch.setattr(maskserve.predict.runner, "as_completed", pressed)
     with pytest.raises(KeyboardInterrupt):
         run(Job(str(bundle), str(tmp_path / "out")), [str(folder)], Console(file=said, width=400))
     assert "Stopped after 6 of 6 pictures; the same command goes on from there." in said.getvalue()

@@ -17,7 +17,7 @@ from s3fs.errors import translate_boto_error
 
 import maskserve.predict.manifest
 from maskserve.predict.manifest import Parts
-from maskserve.predict.targets import Store
+from maskserve.predict.outputs import Store
 from models.errors import RunError
 from service.server_process import free_port
 from tests.maskserve.predicting import masks, pictures, predict

@@ -15,11 +15,11 @@ from urllib.parse import quote
 
 import pytest
 
-import maskserve.predict.labellers
+import maskserve.predict.backends
 from benchmarks.processes import tree
 from maskserve.client import Client, NoKey, UnknownModel, Unreachable
-from maskserve.predict.job import KEY_VARIABLE, Job
-from maskserve.predict.labellers import Served
+from maskserve.predict.backends import Served
+from maskserve.predict.config import KEY_VARIABLE, Job
 from models.errors import ConfigError, RunError
 from models.outputs.options import Options
 from service.auth import new_key
@@ -154,7 +154,7 @@ def test_a_wrong_key_stops_before_the_first_picture(url: str, tmp_path: Path) ->
 def test_the_key_comes_from_a_file_or_the_environment(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from maskserve.predict.job import key_from
+    from maskserve.predict.config import key_from
 
     (tmp_path / "key").write_text(f"{KEY}\n")
     assert key_from(tmp_path / "key") == KEY
@@ -189,7 +189,7 @@ def test_a_service_that_goes_away_stops_the_run_which_goes_on(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures(tmp_path / "in", 40)
-    monkeypatch.setattr(maskserve.predict.labellers, "PATIENCE", 0.5)
+    monkeypatch.setattr(maskserve.predict.backends, "PATIENCE", 0.5)
     out, failed = tmp_path / "out", []
 
     def asked(url: str) -> None:
@@ -198,14 +198,14 @@ def test_a_service_that_goes_away_stops_the_run_which_goes_on(
         except RunError as error:
             failed.append(str(error))
 
-    slow = maskserve.predict.labellers.Served.__call__
+    slow = maskserve.predict.backends.Served.__call__
 
-    def slower(labeller: maskserve.predict.labellers.Served, data: bytes) -> maskserve.predict.labellers.Labelled:
+    def slower(labeller: maskserve.predict.backends.Served, data: bytes) -> maskserve.predict.backends.Labelled:
         time.sleep(0.2)  # so that the service is gone before the pictures are through
         return slow(labeller, data)
 
     with monkeypatch.context() as patch, TemporaryFile() as log:
-        patch.setattr(maskserve.predict.labellers.Served, "__call__", slower)
+        patch.setattr(maskserve.predict.backends.Served, "__call__", slower)
         with process(bundle, LOOPBACK, free_port(), log) as server:
             with Client(server.url, key=KEY) as client:
                 while not client.ready():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskserve.predict.sources import find
+from maskserve.predict.inputs import find
 from models.errors import ConfigError, DataError, RunError
 from tests.maskserve.predicting import pictures
 

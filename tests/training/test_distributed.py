@@ -128,7 +128,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
 
 def test_torchrun_and_the_settings_must_agree(few: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command += ["training.train", str(few), *WORDS, "--out", str(tmp_path / "run")]
+    command += ["maskserve", "train", str(few), *WORDS, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "several processes need one plan" in done.stderr

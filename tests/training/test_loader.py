@@ -76,7 +76,7 @@ def test_batches_resume_anywhere(samples: Samples, where: str, workers: int) -> 
             assert len(batch.names) == 4
             assert (batch.draws is not None) == (where == "gpu")
             if batch.draws is not None:
-                found.append(augment.batch.apply(batch.pictures, batch.labels, batch.draws, CROP)[0])
+                found.append(augment.batched.apply(batch.pictures, batch.labels, batch.draws, CROP)[0])
         stream.close()
         return found
 
@@ -89,7 +89,7 @@ def test_by_the_batch_it_is_what_a_worker_would_have_made(samples: Samples) -> N
     (there,), (here,) = (
         [next(opened(training_batches(samples, RULE, CROP, config, where)))] for where in ("gpu", "cpu")
     )
-    pictures, labels = augment.batch.apply(there.pictures, there.labels, there.draws, CROP)
+    pictures, labels = augment.batched.apply(there.pictures, there.labels, there.draws, CROP)
     assert there.names == here.names
     assert (labels == here.labels).float().mean() > 0.999
     assert (pictures.int() - here.pictures.int()).abs().max() <= 1

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from maskserve.cli import app
+from maskserve.cli.app import app
 from models.errors import ConfigError, DataError
 from models.imaging.decode import read
 from models.spec import VOID, ClassInfo

@@ -131,7 +131,7 @@ def test_killed_twice(few: Path, whole: Path, tmp_path: Path) -> None:
 def in_a_process(few: Path, run: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Train by the command line in a process of its own, after some lines of code; the settings are not planned."""
     (few / "no-plan.yaml").touch()
-    script = f"{code}\nimport sys\nsys.argv[0] = 'maskserve'\nfrom maskserve.cli import main\nmain()"
+    script = f"{code}\nimport sys\nsys.argv[0] = 'maskserve'\nfrom maskserve.cli.app import main\nmain()"
     arguments = ["train", str(few), *words, "--config", str(few / "no-plan.yaml"), "--out", str(run)]
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],

@@ -67,7 +67,7 @@ def launch(config: TrainConfig, device: str) -> Fabric:
     if world != config.devices:
         raise ConfigError(
             f"devices={config.devices} and torchrun's {world} processes do not agree; write `maskserve train ... "
-            f"devices={config.devices}`, or `torchrun --nproc-per-node={config.devices} -m training.train ...`."
+            f"devices={config.devices}`, or `torchrun --nproc-per-node={config.devices} -m maskserve train ...`."
         )
     fabric = Fabric(
         accelerator=device,

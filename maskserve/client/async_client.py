@@ -8,12 +8,12 @@ from urllib.parse import quote
 
 import httpx
 
-from maskserve.client import reading
+from maskserve.client import responses
 from maskserve.client.connection import Connection
 from maskserve.client.errors import ServiceError
+from maskserve.client.image_encoding import Picture, body_of
 from maskserve.client.mask import Mask
-from maskserve.client.pictures import Picture, body_of
-from maskserve.client.wires import Awaiting, Wire
+from maskserve.client.transports import Awaiting, Wire
 
 PATIENCE = 30.0  # seconds: three times what the service lets a picture wait before it says 429
 
@@ -54,8 +54,8 @@ class AsyncClient:
         Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for what is no picture.
         """
         wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
-        answer, facts = await self._known(partial(self._post, picture, **wishes, **reading.form(confidence)))
-        read = reading.sure_mask if confidence else Mask.read
+        answer, facts = await self._known(partial(self._post, picture, **wishes, **responses.form(confidence)))
+        read = responses.sure_mask if confidence else Mask.read
         with self._connection.understood(answer):
             return await self._work(partial(read, answer.content, picture=picture, **facts))
 
@@ -75,12 +75,12 @@ class AsyncClient:
         bodies = await self._work(lambda: [body_of(picture, near) for picture in pictures])
         ask = partial(
             self._connection.ask, "POST", "/v1/segment/batch",
-            params=_query(**wishes, **reading.form(confidence, many=True)),
+            params=_query(**wishes, **responses.form(confidence, many=True)),
             files=[("images", (str(place), body)) for place, body in enumerate(bodies)],
         )  # fmt: skip
         answer, facts = await self._known(ask)
         with self._connection.understood(answer):
-            return await self._work(partial(reading.batch, answer.content, pictures, **facts))
+            return await self._work(partial(responses.batch, answer.content, pictures, **facts))
 
     async def overlay(self, picture: Picture, alpha: float = 0.5) -> bytes:
         """A JPEG of the picture under its classes' colours; `alpha` of the colours, 0..1. Raises: as `segment`."""
@@ -152,7 +152,7 @@ class AsyncClient:
             body = await self._work(partial(body_of, picture, self._connection.near))
         answer = await self._connection.ask("POST", "/v1/segment", params=_query(**wishes), content=body)
         with self._connection.understood(answer):
-            reading.tag_of(answer)
+            responses.tag_of(answer)
         return answer
 
     async def _known(self, ask: Callable[[], Awaitable[httpx.Response]]) -> tuple[httpx.Response, dict[str, Any]]:
@@ -165,17 +165,17 @@ class AsyncClient:
         if not await self._knows(answer):
             answer = await ask()
             await self._knows(answer)
-        tag = reading.tag_of(answer)
-        return answer, {"model": tag, "classes": self._classes.get(tag, []), **reading.told(answer)}
+        tag = responses.tag_of(answer)
+        return answer, {"model": tag, "classes": self._classes.get(tag, []), **responses.told(answer)}
 
     async def _knows(self, answer: httpx.Response) -> bool:
         """Whether the classes of an answer's model are known; they are asked for once a model."""
         with self._connection.understood(answer):
-            tag = reading.tag_of(answer)
+            tag = responses.tag_of(answer)
         if tag not in self._classes:
             entries = await self.models()
             with self._connection.understood(answer):
-                self._classes |= {reading.tag(entry): entry["spec"]["classes"] for entry in entries}
+                self._classes |= {responses.tag(entry): entry["spec"]["classes"] for entry in entries}
         return tag in self._classes
 
 

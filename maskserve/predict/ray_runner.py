@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from maskserve.client import ClientError
-from maskserve.predict import LOCAL
-from maskserve.predict.job import GEOTIFF, Job
+from maskserve.predict.config import GEOTIFF, LOCAL, Job
+from maskserve.predict.image_task import Work
+from maskserve.predict.inputs import Picture, Root
 from maskserve.predict.manifest import Row
-from maskserve.predict.sources import Picture, Root
-from maskserve.predict.work import Work
 from models import errors
 from models.errors import MaskserveError, RunError, first_line
 

@@ -5,11 +5,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from maskserve.predict.job import GEOTIFF, Job, short
-from maskserve.predict.labellers import Bundled, Labeller, Served
+from maskserve.predict.backends import Bundled, Labeller, Served
+from maskserve.predict.config import GEOTIFF, Job, short
+from maskserve.predict.inputs import Picture
 from maskserve.predict.manifest import Row
-from maskserve.predict.sources import Picture
-from maskserve.predict.targets import Folder, Store
+from maskserve.predict.outputs import Folder, Store
 from models.errors import DataError, ImageError, TooLittleMemory
 
 FAR = 8  # more threads where sources or target are far: a request to a store takes some 50 ms, whatever it carries
@@ -42,7 +42,7 @@ class Work:
 
     def _label(self, picture: Picture, mask: str | None) -> dict[str, Any]:
         if self.job.format == GEOTIFF and mask and isinstance(self.labeller, Bundled):
-            from maskserve.predict.rasters import label_raster
+            from maskserve.predict.geotiff import label_raster
 
             bundled = self.labeller
             with picture.root.local(picture.name) as source, self.target.file(mask) as file:

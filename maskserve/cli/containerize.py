@@ -20,7 +20,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from models.bundle import Bundle
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("models", "service", "deploy/image")
 FILES = ("bentofile.yaml", "requirements-serve.lock")
 

@@ -5,8 +5,8 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from maskserve.client.asynchronous import PATIENCE, AsyncClient
-from maskserve.client.wires import Blocking, finished
+from maskserve.client.async_client import PATIENCE, AsyncClient
+from maskserve.client.transports import Blocking, finished
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import httpx
 
 from maskserve.client.errors import ServiceError, error_of_problem
+from maskserve.client.image_encoding import Picture
 from maskserve.client.mask import Mask
-from maskserve.client.pictures import Picture
 
 _STAGE = re.compile(r"([\w-]+);dur=([\d.]+)")
 

@@ -1,4 +1,4 @@
-"""What augmentation does, for the eye: `python -m benchmarks.sheet [PICTURE MASK] [TARGET]` draws docs/augment.png.
+"""What augmentation does, for the eye: `python -m benchmarks.augment_gallery [PICTURE MASK] [TARGET]` draws docs/augment.png.
 
 Each row shows one kind of change on one picture, the borders of its mask over it: they must lie on the borders of what is
 seen, and what comes in from outside must have none within. Without a picture one of the *shapes* data set is drawn.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ PARQUET, GEOTIFF = "parquet", "geotiff"
 
 # Not MASKSERVE_...: the service reads all of those as its settings and stops at one that it does not know.
 KEY_VARIABLE = "PREDICT_KEY"
+
+LOCAL = "local"  # Ray on this machine
+RAY_ADDRESS = re.compile(rf"{LOCAL}|auto|ray://\S+|[^\s/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
 
 
 @dataclass(frozen=True)

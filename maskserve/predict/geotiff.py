@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from maskserve.predict.job import Job
+from maskserve.predict.config import Job
 from models.errors import DataError, RunError, first_line
 from models.imaging.decode import RGB, Labels
 from models.inference.postprocess import Confidence

@@ -7,22 +7,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from maskserve.cli.options import DataFolder, Format
+
 data_app = typer.Typer(
     help="Look for what is wrong with a data set, change its labels, split it, or make one to try things on.",
     no_args_is_help=True,
 )
-
-DataFolder = Annotated[
-    Path,
-    typer.Argument(
-        metavar="DATA",
-        help="Folder of the data set, such as images/NAME.jpg with masks/NAME.png, or a table split,image,mask (CSV, TSV).",
-    ),
-]
-Format = Annotated[
-    str,
-    typer.Option(help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to recognise it."),
-]
 
 
 @data_app.command("shapes")

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from maskserve.predict.sources import opened, reached
+from maskserve.predict.inputs import opened, reached
 from models.errors import RunError
 
 UNFINISHED = ".unfinished"

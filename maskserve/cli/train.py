@@ -9,8 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maskserve.data import DataFolder
-
 
 def train(
     data: Annotated[
@@ -47,7 +45,7 @@ def train(
     """Train a network on DATA: lint, plan, train with a progress bar, keep the best and the last checkpoint.
 
     Without --config, settings follow from the data and the machine, and are left as plan.yaml; KEY=VALUE stands over them.
-    On several devices: devices=N, or torchrun ... -m training.train DATA devices=N.
+    On several devices: devices=N, or torchrun ... -m maskserve train DATA devices=N.
     """
     from training.config_io import check_unused, given_words, load_config, resumed, show_settings
     from training.run_folder import LAST
@@ -80,8 +78,8 @@ def train(
         config = run / "plan.yaml"
         planned = plan_training(data, config, given_words(words), console)
         parsed = planned.config
-    if parsed.devices > 1 and "RANK" not in os.environ:
-        from maskserve.devices import torchrun
+    if parsed.devices > 1 and "LOCAL_RANK" not in os.environ:
+        from maskserve.torchrun import torchrun
 
         if planned and parsed.minutes:  # less what the plan took of them
             words.append(f"minutes={max(0.1, parsed.minutes - (time.monotonic() - planned.started) / 60):.2f}")
@@ -107,24 +105,3 @@ def train(
             )
         raise typer.Exit(130) from None
     console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)
-
-
-def plan(
-    data: DataFolder,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings that stand, such as minutes=20.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the plan there, for `maskserve train --config FILE`.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(metavar="MINUTES", help="Plan for so long a training.")] = None,
-) -> None:
-    """Print how `maskserve train` would train on DATA, and why: the settings follow from the data and the machine."""
-    from training.config_io import given_words, load_config
-
-    words = [*(settings or []), *([f"minutes={minutes}"] if minutes is not None else [])]
-    load_config(None, words)
-    with Console(stderr=True).status("opening PyTorch"):
-        from training.train import plan as plan_training
-
-    plan_training(data, out, given_words(words), Console())

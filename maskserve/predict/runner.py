@@ -23,13 +23,12 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from maskserve.predict import RAY_ADDRESS
-from maskserve.predict.job import GEOTIFF, PARQUET, Job, check_extra
-from maskserve.predict.labellers import client_of, served_model
+from maskserve.predict.backends import client_of, served_model
+from maskserve.predict.config import GEOTIFF, PARQUET, RAY_ADDRESS, Job, check_extra
+from maskserve.predict.image_task import Work, mask_of, target_of
+from maskserve.predict.inputs import Picture, find
 from maskserve.predict.manifest import MANIFEST, Known, Row, open_manifest
-from maskserve.predict.sources import Picture, find
-from maskserve.predict.targets import UNFINISHED, Folder, Target
-from maskserve.predict.work import Work, mask_of, target_of
+from maskserve.predict.outputs import UNFINISHED, Folder, Target
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError, RunError
 from models.inference.segmenter import check_windows
@@ -75,7 +74,7 @@ def run(
                 report.add(row)
 
             if todo and ray:
-                from maskserve.predict.actors import on_ray
+                from maskserve.predict.ray_runner import on_ray
 
                 on_ray(job, todo, took, ray, actors)
             elif todo:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from maskserve.client import Client, ClientError, ServiceError, Unreachable
-from maskserve.predict.job import PARQUET, Job, short
+from maskserve.predict.config import PARQUET, Job, short
 from models.bundle import open_bundle
 from models.cpu_quota import usable_cores
 from models.engines.selection import has_gpu

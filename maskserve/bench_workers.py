@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WARM = 2  # rounds that are not counted
 ASKS = 3  # counted passes over the pictures a turn, after one that fetches the way's memory back into the caches
 PAUSE = 0.02  # seconds before a turn, in which the threads of the one before stop spinning
-START = "import sys; sys.path.insert(0, {root!r}); from maskserve.workers import work; work()"
+START = "import sys; sys.path.insert(0, {root!r}); from maskserve.bench_workers import work; work()"
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Way:
     device: str
     precision: str
     # "module:function"; the function takes (bundle folder, way, threads) and returns a callable: RGB -> labels.
-    opener: str = "maskserve.workers:segmenter"
+    opener: str = "maskserve.bench_workers:segmenter"
 
 
 @dataclass
