@@ -140,7 +140,7 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 def many(folder: Path) -> dict[str, Any]:
     """Label them by the command line, kill it in the middle, go on, and count."""
-    from tests.service.small import small_bundle
+    from tests.service.tiny_bundle import small_bundle
 
     small_bundle(folder / "bundle")
     draw(folder / "pictures", MANY, SMALL)
@@ -212,7 +212,7 @@ def resident(pid: int) -> int:
 
 def scene(folder: Path) -> dict[str, Any]:
     """The command line on scenes of 1, 4 and 16 times the pixels."""
-    from tests.service.small import small_bundle
+    from tests.service.tiny_bundle import small_bundle
 
     small_bundle(folder / "small")
     found: dict[str, Any] = {}
@@ -242,7 +242,7 @@ def network(target: Path) -> Path:
     from models import architectures
     from models.bundle import SPEC, writing
     from models.spec import ClassInfo, InputRule, Spec, default_rgb
-    from tests.networks import settle
+    from tests.fixtures_networks import settle
     from training.data.synthetic import scene as drawn
     from training.freezing.onnx_export import freeze
 

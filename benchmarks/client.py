@@ -33,7 +33,7 @@ from benchmarks.processes import ours
 from maskserve.client import AsyncClient, Client, Mask
 from maskserve.host_info import machine
 from models.imaging.decode import RGB
-from tests.service.small import small_bundle
+from tests.service.tiny_bundle import small_bundle
 
 RESULTS = Path(__file__).parent / "results" / "client.json"
 WIDTH, HEIGHT = 640, 480

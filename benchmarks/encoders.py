@@ -29,8 +29,8 @@ from maskserve.host_info import machine
 from models.architectures.base import Network
 from models.errors import MaskserveError
 from models.inference.segmenter import agreement
-from tests.bundles import drawing
-from tests.networks import NATIVE, dilation_error, frozen, settled
+from tests.fixtures_bundles import drawing
+from tests.fixtures_networks import NATIVE, dilation_error, frozen, settled
 from training.engine.model_factory import live
 
 LISTED = """

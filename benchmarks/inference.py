@@ -74,7 +74,7 @@ def make(target: Path, options: dict[str, Any]) -> None:
     from models import architectures
     from models.bundle import INT8, MODEL, SPEC, writing
     from models.spec import ClassInfo, InputRule, Quantised, Spec, default_rgb
-    from tests.networks import settle
+    from tests.fixtures_networks import settle
     from training.export import calibration_canvas
     from training.freezing.onnx_export import freeze
     from training.freezing.quantise import quantise

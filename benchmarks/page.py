@@ -22,9 +22,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from maskserve.host_info import machine
 from service.server_process import running
 from service.web_page import files
-from tests.bundles import drawing
-from tests.pictures import encoded
-from tests.service.small import small_bundle
+from tests.fixtures_bundles import drawing
+from tests.fixtures_images import encoded
+from tests.service.tiny_bundle import small_bundle
 
 RESULT = Path(__file__).parent / "results" / "page.json"
 OPENINGS = 15

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import bundles
+from tests import fixtures_bundles
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small real bundle with random weights."""
-    return bundles.tiny_bundle(tmp_path_factory.mktemp("bundle"))
+    return fixtures_bundles.tiny_bundle(tmp_path_factory.mktemp("bundle"))
 
 
 @pytest.fixture(scope="session")

@@ -25,9 +25,9 @@ from service.auth import new_key
 from service.server_process import free_port
 from tests.deploy.engine import BASE, REQUIRED, Container, Image, call, find_engine, started
 from tests.deploy.test_manifests import resources
-from tests.models.test_hostile import FILES, HOSTILE
-from tests.service.small import small_bundle
+from tests.models.imaging.test_hostile import FILES, HOSTILE
 from tests.service.test_app import JPEG, PNG, bomb, check_problem, labels_of, turned
+from tests.service.tiny_bundle import small_bundle
 
 pytestmark = pytest.mark.container
 

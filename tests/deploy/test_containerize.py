@@ -14,7 +14,7 @@ from maskserve.cli import containerize
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, EngineError
 from tests.maskserve.test_cli import fails, maskserve
-from tests.service.small import small_bundle
+from tests.service.tiny_bundle import small_bundle
 
 ROOT = Path(__file__).parents[2]
 

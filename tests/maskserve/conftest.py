@@ -7,7 +7,7 @@ import pytest
 
 from service.auth import new_key
 from service.server_process import running
-from tests.service.small import small_bundle
+from tests.service.tiny_bundle import small_bundle
 
 KEY, HASH = new_key()
 

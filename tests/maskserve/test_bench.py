@@ -17,7 +17,7 @@ from models.bundle import WEIGHTS, Bundle, open_bundle
 from models.engines.openvino_engine import has_bf16
 from models.engines.selection import choose, offers
 from models.errors import BundleError, ConfigError
-from tests.bundles import drawing
+from tests.fixtures_bundles import drawing
 
 MASKSERVE = Path(sys.executable).with_name("maskserve")
 OPENVINO = Way("openvino", "cpu", "f32")

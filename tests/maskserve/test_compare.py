@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.bundles import CLASSES
+from tests.fixtures_bundles import CLASSES
 from training.data.synthetic import draw
 
 ROOT = Path(__file__).parents[2]

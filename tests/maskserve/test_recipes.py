@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.bundles import drawing
+from tests.fixtures_bundles import drawing
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/service.md", "docs/client.md")

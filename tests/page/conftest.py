@@ -12,8 +12,8 @@ from playwright import sync_api as playwright
 
 from service.auth import new_key
 from service.server_process import running
-from tests.page.sight import Sight
-from tests.service.small import small_bundle
+from tests.page.page_driver import Sight
+from tests.service.tiny_bundle import small_bundle
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.bundles import drawing
+from tests.fixtures_bundles import drawing
+from tests.fixtures_images import encoded
 from tests.page.conftest import Open
-from tests.page.sight import Sight
-from tests.pictures import encoded
+from tests.page.page_driver import Sight
 
 pytestmark = pytest.mark.browser
 

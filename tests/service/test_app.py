@@ -23,8 +23,8 @@ from models.inference.segmenter import Prediction, Segmenter
 from models.outputs import OUTPUTS, confidence, encode, needs_confidence, overlay
 from models.outputs.options import Options
 from service import responses
-from tests.bundles import drawing
-from tests.models.test_hostile import FILES, HOSTILE
+from tests.fixtures_bundles import drawing
+from tests.models.imaging.test_hostile import FILES, HOSTILE
 
 PROBLEM = "application/problem+json"
 LIMIT = 32 * 2**20  # bytes: the default of MASKSERVE_MAX_BODY_BYTES

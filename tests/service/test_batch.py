@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.batch import each
-from tests.bundles import drawing
+from tests.fixtures_bundles import drawing
 from tests.service.test_app import JPEG, PNG, check_problem
 
 BROKEN = JPEG[: len(JPEG) // 2]

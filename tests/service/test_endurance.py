@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.load import Load, closed, post
 from benchmarks.processes import command, standing_still, tree, workers
 from service.server_process import LOOPBACK, Server, free_port, process
-from tests.bundles import drawing
+from tests.fixtures_bundles import drawing
 
 # Seconds after which a test gives up, also on a machine that does much else; benchmarks/serving.py measures how long a
 # worker that was killed is gone.

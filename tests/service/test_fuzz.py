@@ -14,7 +14,7 @@ import pytest
 
 from models.errors import ImageError, TooLittleMemory
 from models.imaging.decode import decode
-from tests.mutations import mutated
+from tests.image_mutations import mutated
 
 START, COUNT = int(os.environ.get("FUZZ_START", "0")), int(os.environ.get("FUZZ_PICTURES", "300"))
 PICTURES = range(START, START + COUNT)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle, open_bundle
-from tests.bundles import SETTINGS, SILENT
+from tests.fixtures_bundles import SETTINGS, SILENT
 from training.config_io import load_config
 from training.data.synthetic import draw
 from training.export import export

@@ -11,8 +11,8 @@ from rich.console import Console
 from models.errors import ConfigError, RunError
 from models.inference.segmenter import Segmenter
 from models.spec import InputRule
-from tests.bundles import SILENT
-from tests.training.drawn import by_red, drawn
+from tests.fixtures_bundles import SILENT
+from tests.training.fake_dataset import by_red, drawn
 from training.compare import NONE_SHOWN, compare, difference, read, same_pictures
 from training.evaluate import measure, write_metrics
 from training.metrics.bootstrap import summary

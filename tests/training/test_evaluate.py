@@ -16,8 +16,8 @@ from models.bundle import open_bundle
 from models.errors import ConfigError, DataError
 from models.inference.segmenter import Segmenter
 from models.spec import VOID, InputRule
-from tests.bundles import CLASSES, SILENT
-from tests.training.drawn import by_red, drawn
+from tests.fixtures_bundles import CLASSES, SILENT
+from tests.training.fake_dataset import by_red, drawn
 from training.data.synthetic import draw
 from training.evaluate import AHEAD, ahead, evaluate, evaluation_folder, measure
 from training.metrics.bootstrap import summary

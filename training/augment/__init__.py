@@ -6,7 +6,7 @@
     cut(...), collate(...)                                      draw.py     what a worker sends of a picture to a GPU
 
 The two ways agree: for one draw masks are equal, but for pixels that are read within 1e-4 of the middle between two others,
-and each kind of change gives pictures within a level (`tests/training/test_augment_parity.py`, which holds both to
+and each kind of change gives pictures within a level (`tests/training/augment/test_parity.py`, which holds both to
 albumentations' own transforms); where all kinds come together, colours draw a rounded level further apart at 1 pixel in
 1,000. Geometry is one warp, whatever it is made of, so that a picture is
 interpolated once. Masks move by nearest neighbour, and what comes in from outside is void, never a class: no label is

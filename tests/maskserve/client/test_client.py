@@ -1,0 +1,282 @@
+"""The client against the real service: what it sends, and what it makes of the answers."""
+
+import asyncio
+import inspect
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskserve.client import AsyncClient, BadPicture, Client, Mask
+from maskserve.client.async_client import DEFAULTS
+from maskserve.client.image_encoding import MODES, body_of
+from models.bundle import open_bundle
+from models.imaging.decode import decode
+from models.inference.segmenter import Segmenter
+from models.outputs import OUTPUTS
+from service.params import Wishes
+from service.server_process import ROOT
+from tests.fixtures_bundles import drawing
+from tests.models.imaging.test_icc import GAMMA_18, P3, matrix_profile, press_profile, profile
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[Client]:
+    with Client(service_url) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_bundle: Path) -> Segmenter:
+    return Segmenter.load(open_bundle(tiny_bundle))
+
+
+def test_every_kind_of_picture(client: Client, segmenter: Segmenter, tmp_path: Path) -> None:
+    picture = drawing(150, 210)
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture).save(path)
+    expected = segmenter.segment(picture).labels
+    for sent in (path, str(path), path.read_bytes(), picture, picture[:, ::-1][:, ::-1], Image.fromarray(picture)):
+        np.testing.assert_array_equal(client.segment(sent).labels, expected)
+
+
+def test_what_a_mask_holds(client: Client, tiny_bundle: Path, tmp_path: Path) -> None:
+    mask = client.segment(drawing(40, 60))
+    bundle = open_bundle(tiny_bundle)
+    assert mask.labels.dtype == np.uint8 and mask.labels.shape == (40, 60)
+    assert mask.model == f"tiny@{bundle.hash[:12]}"
+    assert [entry["name"] for entry in mask.classes] == [entry.name for entry in bundle.spec.classes]
+    np.testing.assert_array_equal(mask.palette, bundle.spec.palette())
+    mask.save(tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as saved:
+        np.testing.assert_array_equal(np.asarray(saved), mask.labels)
+
+
+FILES = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG"}  # of the others, TIFF
+
+
+def file_of_mode(mode: str, **options: Any) -> bytes:
+    """Of all that the mode can say; transparency where it has some."""
+    picture = np.dstack([drawing(30, 50), np.linspace(0, 255, 1500).reshape(30, 50).astype(np.uint8)])
+    image = Image.fromarray(picture, "RGBA")
+    if mode.startswith("I;16"):
+        image = Image.fromarray(np.linspace(0, 65535, 1500).reshape(30, 50).astype(">u2" if mode == "I;16B" else "<u2"))
+    elif mode == "I":
+        image = Image.fromarray(np.linspace(0, 60_000, 1500).reshape(30, 50).astype(np.int32))
+    elif mode == "F":
+        image = Image.fromarray(np.linspace(-0.5, 1, 1500).reshape(30, 50).astype(np.float32))
+    elif mode == "P":
+        image = image.convert("RGB").quantize(200)
+        options["transparency"] = bytes(range(200))
+    else:
+        image = image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, FILES.get(mode, "TIFF"), **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"]
+)
+def test_a_pillow_image_is_read_as_the_file_that_it_is_of(mode: str, near: bool) -> None:
+    file = file_of_mode(mode)
+    image = Image.open(io.BytesIO(file))
+    assert image.mode == mode
+    expected = decode(file)
+    assert len(np.unique(expected)) > (1 if mode == "1" else 50)
+    np.testing.assert_array_equal(decode(body_of(image, near)), expected)
+    np.testing.assert_array_equal(decode(body_of(image.crop((5, 5, 40, 20)), near)), expected[5:20, 5:40])
+
+
+@pytest.mark.parametrize(
+    ("mode", "of", "most"),
+    [("La", "LA", 1), ("RGBa", "RGBA", 1), ("RGBX", "RGB", 0), ("HSV", "RGB", 8), ("I;16L", "I;16", 0), ("I;16N", "I;16", 0)],
+)  # fmt: skip
+def test_a_mode_that_no_file_has_is_read_as_its_like(mode: str, of: str, most: int) -> None:
+    """`most`: levels by which Pillow's own conversion to the mode and back changes a colour."""
+    file = file_of_mode(of)
+    image = Image.open(io.BytesIO(file))
+    image = Image.frombytes(mode, image.size, image.tobytes()) if mode.startswith("I;16") else image.convert(mode)
+    assert np.abs(decode(body_of(image, near=True)).astype(int) - decode(file)).max() <= most
+
+
+def test_every_mode_that_pillow_has_is_known() -> None:
+    assert set(MODES) == set(Image.MODES)
+
+
+def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(MODES, "HSV")
+    with pytest.raises(ValueError, match="of the mode HSV; convert it to RGB"):
+        body_of(Image.new("HSV", (4, 4)), near=True)
+
+
+PROFILES = {"CMYK": press_profile(), "L": profile(b"GRAY", {b"kTRC": GAMMA_18})}  # of the others, Display P3
+
+
+@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "YCbCr"])
+def test_a_pillow_image_keeps_its_colour_profile(mode: str, near: bool) -> None:
+    file = file_of_mode(mode, icc_profile=PROFILES.get(mode, matrix_profile(P3)))
+    expected = decode(file)
+    assert (expected != decode(file_of_mode(mode))).any()  # it says something
+    np.testing.assert_array_equal(decode(body_of(Image.open(io.BytesIO(file)), near)), expected)
+
+
+def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: Segmenter) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for format in ("JPEG", "PNG", "WEBP"):
+        buffer = io.BytesIO()
+        Image.fromarray(drawing(30, 50)).save(buffer, format, exif=exif)
+        image = Image.open(buffer)
+        expected = segmenter.segment(np.array(image)).labels
+        np.testing.assert_array_equal(client.segment(image).labels, expected)
+        assert client.segment(buffer.getvalue()).labels.shape == (50, 30)  # a file is turned upright
+
+
+def test_overlay_models_ready(client: Client) -> None:
+    assert decode(client.overlay(drawing(40, 60), alpha=0.3)).shape == (40, 60, 3)
+    assert client.models()[0]["name"] == "tiny"
+    assert client.ready()
+
+
+def test_the_confidence_comes_with_the_mask(client: Client, segmenter: Segmenter) -> None:
+    picture = drawing(90, 70)
+    prediction = segmenter.segment(picture, confidence=True)
+    mask = client.segment(picture, confidence=True)
+    assert prediction.confidence is not None and mask.confidence is not None
+    np.testing.assert_array_equal(mask.labels, prediction.labels)
+    assert mask.confidence.dtype == np.float32
+    np.testing.assert_allclose(mask.confidence, prediction.confidence, atol=1 / 255)
+    assert client.segment(picture).confidence is None
+
+
+def test_what_is_left_out_is_void(client: Client) -> None:
+    picture = drawing(90, 70)
+    mask = client.segment(picture)
+    name = next(iter(mask.shares()))
+    kept = client.segment(picture, classes=[name]).labels
+    label = [entry["name"] for entry in mask.classes].index(name)
+    np.testing.assert_array_equal(kept, np.where(mask.labels == label, label, 255))
+    assert (client.segment(picture, min_area=90 * 70 + 1).labels == 255).all()
+    assert (client.segment(picture, min_confidence=1).labels == 255).all()
+
+
+def test_shares_and_where_the_time_went(client: Client) -> None:
+    mask = client.segment(drawing(90, 70))
+    shares = mask.shares()
+    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+    for label, entry in enumerate(mask.classes):
+        assert shares.get(entry["name"], 0) == np.mean(mask.labels == label)
+    assert f"70 x 90 by {mask.model}: {next(iter(shares))}" in repr(mask)
+    assert list(mask.timing) == ["read", "queue", "decode", "infer", "encode"] and mask.timing["infer"] > 0
+    assert len(mask.request_id) == 16
+
+
+def test_a_batch_has_a_mask_or_an_error_for_each(client: Client) -> None:
+    sent = [drawing(40, 60), b"no picture", drawing(50, 30)]
+    first, bad, last = client.segment_batch(sent, confidence=True)
+    assert isinstance(bad, BadPicture) and bad.kind == "no-picture"
+    for mask, picture in ((first, sent[0]), (last, sent[2])):
+        alone = client.segment(picture, confidence=True)
+        assert isinstance(mask, Mask) and mask.confidence is not None and mask.picture is picture
+        np.testing.assert_array_equal(mask.labels, alone.labels)
+        np.testing.assert_array_equal(mask.confidence, alone.confidence)
+        assert (mask.classes, mask.model) == (alone.classes, alone.model)
+
+
+@pytest.mark.parametrize("format", OUTPUTS)
+def test_any_format_as_it_comes(client: Client, service_url: str, format: str) -> None:
+    picture = Path(__file__).parents[3] / "docs" / "demo.png"
+    asked = {"format": format, "classes": "class 0,class 1", "alpha": 0, "masks": "polygons", "simplify": 2}
+    expected = httpx.post(f"{service_url}/v1/segment", params=asked, content=picture.read_bytes(), timeout=60)
+    rest = {name: asked[name] for name in ("alpha", "masks", "simplify")}
+    assert client.encoded(picture, format, classes=("class 0", "class 1"), **rest) == expected.content
+
+
+def test_what_is_in_it_described(client: Client) -> None:
+    picture = drawing(40, 60)
+    for masks, key in (("rle", "rle"), ("polygons", "polygons")):
+        assert all(key in entry for entry in client.described(picture, masks)["classes"])
+    told = client.described(picture, "none", confidence=True)
+    assert (told["height"], told["width"]) == (40, 60) and "confidence" in told
+    shares = {entry["name"]: entry["share"] for entry in told["classes"]}
+    assert shares == pytest.approx(client.segment(picture).shares())
+
+
+def test_what_is_not_sent_is_what_the_service_takes_for_it() -> None:
+    defaults = {name: field.default for name, field in Wishes.model_fields.items()}
+    assert defaults == {**DEFAULTS, "classes": ()}
+
+
+def test_both_clients_have_the_same_calls() -> None:
+    def calls(kind: type) -> dict[str, inspect.Signature]:
+        named = {name: each for name, each in vars(kind).items() if inspect.isfunction(each) and name[0] != "_"}
+        return {name: inspect.signature(each) for name, each in named.items()}
+
+    assert calls(Client) == calls(AsyncClient) and len(calls(Client)) == 9
+
+
+def test_awaited_answers_are_the_same(client: Client, service_url: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(drawing(40, 60)).save(path)
+
+    async def ask() -> list[Mask]:
+        async with AsyncClient(service_url) as waiting:
+            assert await waiting.ready() and (await waiting.model("tiny"))["name"] == "tiny"
+            return await asyncio.gather(*(waiting.segment(path, confidence=True) for _ in range(5)))
+
+    expected = client.segment(path, confidence=True)
+    for mask in asyncio.run(ask()):
+        np.testing.assert_array_equal(mask.labels, expected.labels)
+        np.testing.assert_array_equal(mask.confidence, expected.confidence)
+
+
+def test_threads_share_a_client(client: Client) -> None:
+    pictures = [drawing(30 + number, 50, seed=number) for number in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        masks = list(pool.map(client.segment, pictures))
+    for picture, mask in zip(pictures, masks, strict=True):
+        np.testing.assert_array_equal(mask.labels, client.segment(picture).labels)
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_pixels_go_without_loss_near_and_far(near: bool) -> None:
+    small, large, long = drawing(30, 50), drawing(1700, 1700), np.zeros((1, 16384, 3), np.uint8)
+    kinds = {}
+    for name, picture in (("small", small), ("large", large), ("long", long)):
+        sent = body_of(picture, near)
+        np.testing.assert_array_equal(decode(sent), picture)
+        kinds[name] = Image.open(io.BytesIO(sent)).format
+    # Bytes cost nothing near, but a body has a limit.
+    assert kinds == (
+        {"small": "BMP", "large": "WEBP", "long": "BMP"} if near else {"small": "WEBP", "large": "WEBP", "long": "PNG"}
+    )
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_other_arrays_are_refused_here(client: Client, array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="send uint8 of H x W x 3, RGB"):
+        client.segment(array)
+
+
+@pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
+def test_what_is_no_picture_at_all(client: Client, wrong: object) -> None:
+    with pytest.raises(TypeError, match=f"is a {type(wrong).__name__}; send a path, bytes"):
+        client.segment(wrong)  # type: ignore[arg-type]
+
+
+def test_the_client_stands_alone() -> None:
+    check = (
+        "import sys, maskserve.client; sys.exit(bool({'models', 'service', 'training', 'pydantic'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", check], check=False, cwd=ROOT).returncode == 0

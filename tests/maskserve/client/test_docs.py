@@ -1,0 +1,46 @@
+"""The documentation's Python, run as it stands against a real service; only the address and the class names differ."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.fixtures_bundles import drawing
+
+ROOT = Path(__file__).parents[3]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+EXAMPLES = [
+    (page, code) for page in ("README.md", "docs/client.md") for code in BLOCK.findall((ROOT / page).read_text())
+]
+
+
+def test_there_are_examples() -> None:
+    assert len(EXAMPLES) == 4
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), EXAMPLES, ids=[f"{page} {place}" for place, (page, _) in enumerate(EXAMPLES)]
+)
+def test_an_example_runs(
+    page: str,
+    code: str,
+    service_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name in ("photo.jpg", "a.jpg", "b.jpg"):
+        Image.fromarray(drawing(60, 80)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert "http://127.0.0.1:3000" in code
+    code = code.replace("http://127.0.0.1:3000", service_url).replace('"road", "car"', '"class 1", "class 2"')
+    names: dict[str, Any] = {}
+    exec(compile(code, page, "exec"), names)
+    assert "print(" not in code or capsys.readouterr().out
+    for file in re.findall(r'save\("(.*?)"\)', code):
+        with Image.open(file) as image:
+            assert image.size == (80, 60)
+    if "client" in names:
+        names["client"].close()

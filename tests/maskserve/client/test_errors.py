@@ -1,0 +1,223 @@
+"""What goes wrong has a type, and one clear sentence."""
+
+import asyncio
+import io
+import pickle
+from collections.abc import Iterator
+from functools import partial
+
+import httpx
+import pytest
+from PIL import Image
+
+from maskserve import client as c
+from maskserve.client import (
+    BadAnswer,
+    BadPicture,
+    BadRequest,
+    Client,
+    ClientError,
+    NoKey,
+    NotFound,
+    ServiceError,
+    Unreachable,
+)
+from maskserve.client.errors import BY_STATUS, TYPE, error_of_problem, retry_after
+from service.auth import new_key
+from service.responses import ERRORS
+from service.server_process import free_port
+from tests.fixtures_bundles import drawing
+from tests.maskserve.fake_server import LOST, answer, serving
+
+HTML = b"<html><head><title>502 Bad Gateway</title></head>\r\n<body><h1>nginx</h1></body></html>"
+
+
+def png_of(mode: str) -> bytes:
+    """A picture, and no mask."""
+    buffer = io.BytesIO()
+    Image.new(mode, (4, 4)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def client(service_url: str) -> Iterator[Client]:
+    with Client(service_url) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "kind", "words"),
+    [
+        (b"no picture", 415, "no-picture", "JPEG"),
+        (b"", 400, "empty-picture", "0 bytes"),
+        (b"\x89PNG\r\n\x1a\n", 422, "broken-picture", "header"),
+        (bytes(33 * 2**20), 413, "body-too-large", "34,603,008 bytes"),
+    ],
+    ids=["none", "empty", "broken", "large"],
+)
+def test_bad_pictures(client: Client, sent: bytes, status: int, kind: str, words: str) -> None:
+    with pytest.raises(BadPicture, match=words) as caught:
+        client.segment(sent)
+    error = caught.value
+    assert (error.status, error.kind, error.retry_after) == (status, kind, None)
+    assert str(error) == f"{error.title} ({status}): {error.detail} (request {error.request_id})"
+    assert len(error.request_id) == 16
+
+
+def test_bad_requests(client: Client) -> None:
+    with pytest.raises(BadRequest, match="alpha"):
+        client.overlay(drawing(4, 4), alpha=3)
+    with pytest.raises(BadRequest, match="nobody"):
+        client.segment(drawing(4, 4), classes=["nobody"])
+    with pytest.raises(c.UnknownModel, match="There is no model 'a/b c'; served: tiny"):
+        client.model("a/b c")
+    with pytest.raises(c.UnknownModel, match="nobody"):
+        client.segment(drawing(4, 4), model="nobody")
+    with Client(f"{client.url}/elsewhere") as lost, pytest.raises(NotFound, match="/elsewhere/v1/segment"):
+        lost.segment(drawing(4, 4))
+
+
+def test_keys(strict_url: str, key: str) -> None:
+    with Client(strict_url, key=key) as client:
+        assert client.models()[0]["name"] == "small" and key not in repr(client)
+    for other, words in ((None, "Send one as Authorization|X-API-Key"), (new_key()[0], "does not open")):
+        with Client(strict_url, key=other) as client, pytest.raises(NoKey, match=words):
+            client.models()
+
+
+@pytest.mark.parametrize("wrong", ["", "two words", "a key\n", "schlüssel"])
+def test_what_can_be_no_key(wrong: str) -> None:
+    with pytest.raises(ValueError, match="give it as it was made") as caught:
+        Client("http://127.0.0.1:3000", key=wrong)
+    assert not wrong or wrong not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "127.0.0.1:3000", "localhost:3000", "ftp://a.org", "http://", "http://a:b", "bundle/"]
+)
+def test_what_can_be_no_address(wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"wanted is one such as http://127\.0\.0\.1:3000"):
+        Client(wrong)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["http://user:secret@127.0.0.1:3000", "http://:secret@a.org", "http://a.org/?token=secret", "http://a.org?",
+     "http://a.org/#secret", "http://a.org/#", "ftp://user:secret@a.org", "http://user:secret@a:b", "http://a:se/secret@b"],
+)  # fmt: skip
+def test_what_is_more_than_an_address(more: str) -> None:
+    """The password would take the place of the key, and the query a part of every path; neither is said again."""
+    for kind in (Client, c.AsyncClient):
+        with pytest.raises(ValueError, match=r"wanted is one such as http://127\.0\.0\.1:3000") as caught:
+            kind(more, key="key")
+        assert "secret" not in str(caught.value) and caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("call", ["ready", "models"])
+def test_a_client_that_was_closed(client: Client, call: str) -> None:
+    with Client(client.url) as closed:
+        assert closed.ready()
+    with pytest.raises(ClientError, match="The client is closed; make another one"):
+        getattr(closed, call)()
+
+    async def awaited() -> None:
+        async with c.AsyncClient(client.url) as closed:
+            pass
+        await getattr(closed, call)()
+
+    with pytest.raises(ClientError, match="The client is closed; make another one"):
+        asyncio.run(awaited())
+
+
+def test_a_path_that_is_not_there(client: Client) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+        client.segment("nowhere.jpg")
+
+
+def test_nothing_is_there() -> None:
+    with Client(f"http://127.0.0.1:{free_port()}", patience=0) as client:
+        assert not client.ready()
+        with pytest.raises(
+            Unreachable, match=r"cannot be reached, asked once: .* Is the service running there"
+        ) as caught:
+            client.models()
+        assert isinstance(caught.value.__cause__, httpx.ConnectError)
+
+
+@pytest.mark.parametrize(
+    "cut", [LOST, answer(200, b"[", missing=1), b"SSH-2.0-OpenSSH_9.9\r\n"], ids=["lost", "cut", "ssh"]
+)
+def test_no_whole_answer_comes(cut: bytes) -> None:
+    with serving(cut) as server, Client(server.url, patience=0) as client:
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            client.models()
+        assert not client.ready()
+
+
+def test_a_proxy_answers() -> None:
+    with serving(answer(502, HTML, Content_Type="text/html")) as server, Client(server.url) as client:
+        with pytest.raises(ServiceError) as caught:
+            client.models()
+        sent = server.requests[0].headers["x-request-id"]
+    assert str(caught.value) == f"Said (502): 502 Bad Gateway nginx (request {sent})"
+    assert (type(caught.value), caught.value.kind) == (ServiceError, "")
+
+
+@pytest.mark.parametrize(("status", "kind"), BY_STATUS.items())
+def test_a_proxys_answer_is_typed_by_its_status(status: int, kind: type[ServiceError]) -> None:
+    for body in (b"", b'{"detail": "other"}', b'["problem"]'):
+        with serving(answer(status, body)) as server, Client(server.url, patience=0) as client, pytest.raises(kind):
+            client.models()
+
+
+def test_the_service_moved() -> None:
+    told = answer(308, b"", Location="https://other.example/")
+    with serving(told) as server, Client(server.url, key="secret") as client:
+        with pytest.raises(ServiceError, match=r"sends callers on to https://other\.example/; give the client"):
+            client.segment(b"picture")
+        assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("model", ["", "a@0"])
+@pytest.mark.parametrize("content", [HTML, b"", b"{}", b"[1]", b"null", *map(png_of, ("L", "RGB"))])
+def test_of_what_a_stranger_says_no_mask_is_made(content: bytes, model: str) -> None:
+    """Where the answer names a model, something on the way has changed it."""
+    told = answer(200, content, **({"X_Model": model} if model else {}))
+    with serving(told) as server, Client(server.url) as client:
+        for call in (
+            client.segment,
+            partial(client.segment, confidence=True),
+            lambda sent: client.segment_batch([sent]),
+        ):
+            with pytest.raises(BadAnswer, match=r"no answer of maskserve .* is the address right"):
+                call(b"picture")
+
+
+@pytest.mark.parametrize("content", [HTML, b"", b"[1]", b"null", b"\xff"])
+def test_what_a_stranger_says_is_no_json_object(content: bytes) -> None:
+    with serving(answer(200, content, X_Model="a@0")) as server, Client(server.url) as client:
+        for call in (lambda: client.described(b"picture"), lambda: client.model("small"), client.models):
+            with pytest.raises(BadAnswer, match="no answer of maskserve"):
+                call()
+
+
+@pytest.mark.parametrize(("status", "kind"), sorted({row[:2] for row in ERRORS.values()}))
+def test_every_error_of_the_service_has_its_type(status: int, kind: str) -> None:
+    problem = {"type": TYPE + kind, "title": "T", "status": status, "detail": "D", "request_id": "R"}
+    error = error_of_problem(problem)
+    assert type(error) is not ServiceError and (error.kind, error.status) == (kind, status)
+
+
+def test_errors_travel_between_processes() -> None:
+    error = c.Busy(429, "busy", "Too many", "Ask again.", "0a", 3.0)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is c.Busy and str(again) == str(error) and again.retry_after == 3.0
+
+
+@pytest.mark.parametrize("said", ["", "soon", "-1", "1.5", "²", "Wed, 99 Nov 2026"])
+def test_a_retry_after_that_says_nothing(said: str) -> None:
+    assert retry_after(httpx.Response(429, headers={"Retry-After": said.encode()})) is None
+
+
+def test_a_retry_after_that_has_passed() -> None:
+    assert retry_after(httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0

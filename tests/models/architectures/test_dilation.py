@@ -1,0 +1,162 @@
+"""Made dense, an encoder says at its old positions what it said before."""
+
+import warnings
+from typing import Any
+
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segmentation_models_pytorch.encoders._efficientnet import Conv2dStaticSamePadding
+from timm.layers.conv2d_same import Conv2dSame
+from torch import Tensor, nn
+
+from models.architectures import encoders
+from models.architectures.dilation import dilate
+from models.errors import ConfigError
+from tests.fixtures_networks import difference, dilation_error, pictures, settle
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROUNDING = 1e-10  # of the largest value, in float64
+SIZE = (128, 192)  # (height, width) in pixels
+
+# Convolutions, pools and norms alone.
+EXACT = ["resnet18", "mobilenet_v2", "tu-convnext_atto", "tu-regnetx_002"]
+EXACT_SLOW = [
+    "alexnet", "resnet50", "resnext50_32x4d", "vgg11", "vgg11_bn", "densenet121", "xception", "inceptionv4", "inceptionresnetv2",
+    "dpn68", "mobileone_s0", "tu-resnet50d", "tu-res2net50_14w_8s", "tu-dla34", "tu-darknet17", "tu-repvgg_a0",
+]  # fmt: skip
+# With squeeze-and-excitation, or a norm over the whole picture.
+MEANS = ["efficientnet-b0", "tu-regnety_002", "tu-mobilenetv3_small_050"]
+MEANS_SLOW = ["efficientnet-b3", "se_resnet50", "mobileone_s4", "tu-tf_efficientnet_b0", "tu-poolformer_s12"]
+# With attention from everywhere to everywhere: by how much at most, with random weights.
+ATTENTION = {"tu-edgenext_xx_small": 0.01, "mit_b0": 0.05}
+
+
+def slow(names: list[str]) -> list[Any]:
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize("name", [*EXACT, *slow(EXACT_SLOW)])
+def test_the_old_positions_keep_their_values(name: str, output_stride: int) -> None:
+    assert dilation_error(name, output_stride, SIZE) < ROUNDING
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize("name", [*MEANS, *slow(MEANS_SLOW)])
+def test_they_change_by_means_over_the_picture_alone(name: str, output_stride: int) -> None:
+    assert dilation_error(name, output_stride, SIZE) > ROUNDING
+    assert dilation_error(name, output_stride, SIZE, still=True) < ROUNDING
+
+
+@pytest.mark.parametrize("output_stride", [16, 8])
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_changes_them_a_little(name: str, output_stride: int) -> None:
+    assert ROUNDING < dilation_error(name, output_stride, SIZE) < ATTENTION[name]
+
+
+@torch.no_grad()
+def test_smp_does_not_keep_them_and_so_ours_exists() -> None:
+    torch.manual_seed(0)
+    x = (pictures(*SIZE).double().permute(0, 3, 1, 2) - 128) / 64
+    strided = settle(encoders.build("resnet50").double(), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = smp.encoders.get_encoder("resnet50", weights=None, output_stride=16).double().eval()
+    nn.Module.load_state_dict(theirs, strided.state_dict())
+    assert difference(strided(x), theirs(x), 16) > 0.1
+    assert dilation_error("resnet50", 16, SIZE) < ROUNDING
+
+
+class Toy(nn.Module):
+    """Five layers that halve their map, each followed by one that keeps it."""
+
+    def __init__(self, halving: list[nn.Module], keeping: list[nn.Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(nn.Sequential(*pair, nn.Tanh()) for pair in zip(halving, keeping, strict=True))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [x]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+
+HALVING = {
+    "conv1": lambda: nn.Conv2d(3, 3, 1, stride=2),
+    "conv2": lambda: nn.Conv2d(3, 3, 2, stride=2),
+    "conv3": lambda: nn.Conv2d(3, 3, 3, stride=2, padding=1),
+    "conv4": lambda: nn.Conv2d(3, 3, 4, stride=2, padding=1),
+    "conv5 dilated": lambda: nn.Conv2d(3, 3, 3, stride=2, padding=2, dilation=2),
+    "conv7": lambda: nn.Conv2d(3, 3, 7, stride=2, padding=3),
+    "wide": lambda: nn.Conv2d(3, 3, (3, 5), stride=2, padding=(1, 2)),
+    "by channel": lambda: nn.Conv2d(3, 3, 3, stride=2, padding=1, groups=3),
+    "timm's same": lambda: Conv2dSame(3, 3, 3, stride=2),
+    "smp's same, even": lambda: Conv2dStaticSamePadding(3, 3, 5, stride=2, image_size=224),
+    "smp's same, odd": lambda: Conv2dStaticSamePadding(3, 3, 3, stride=2, image_size=75),
+    "max2": lambda: nn.MaxPool2d(2),
+    "max3": lambda: nn.MaxPool2d(3, stride=2, padding=1),
+    "mean2": lambda: nn.AvgPool2d(2),
+    "mean3": lambda: nn.AvgPool2d(3, stride=2, padding=1),
+    "mean3 of what is there": lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+}
+KEEPING = {
+    "conv1": lambda: nn.Conv2d(3, 3, 1),
+    "conv3": lambda: nn.Conv2d(3, 3, 3, padding=1),
+    "conv3 same": lambda: nn.Conv2d(3, 3, 3, padding="same"),
+    "conv5 by channel": lambda: nn.Conv2d(3, 3, 5, padding=2, groups=3),
+    "dilated": lambda: nn.Conv2d(3, 3, 3, padding=3, dilation=3),
+    "timm's same": lambda: Conv2dSame(3, 3, 3),
+    "smp's same": lambda: Conv2dStaticSamePadding(3, 3, 5, image_size=28),
+    "max3": lambda: nn.MaxPool2d(3, stride=1, padding=1),
+    "mean3": lambda: nn.AvgPool2d(3, stride=1, padding=1),
+    "mean3 of what is there": lambda: nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False),
+}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    halving=st.lists(st.sampled_from(sorted(HALVING)), min_size=5, max_size=5),
+    keeping=st.lists(st.sampled_from(sorted(KEEPING)), min_size=5, max_size=5),
+    output_stride=st.sampled_from([4, 8, 16]),
+)
+@torch.no_grad()
+def test_any_chain_of_layers_keeps_its_values(halving: list[str], keeping: list[str], output_stride: int) -> None:
+    torch.manual_seed(0)
+    toy = Toy([HALVING[name]() for name in halving], [KEEPING[name]() for name in keeping]).double().eval()
+    x = torch.randn(1, 3, *SIZE, dtype=torch.float64)
+    before = toy(x)
+    dilate(toy, output_stride)
+    assert difference(before, toy(x), output_stride) < ROUNDING
+
+
+def test_the_layer_that_loses_its_stride_keeps_its_dilation() -> None:
+    body = encoders.build("resnet50", 8)
+    found = [
+        [
+            (layer.stride[0], layer.dilation[0])
+            for layer in stage.modules()
+            if getattr(layer, "kernel_size", 0) == (3, 3)
+        ]
+        for stage in (body.layer2, body.layer3, body.layer4)
+    ]
+    # As in torchvision's replace_stride_with_dilation.
+    assert found == [[(2, 1)] + [(1, 1)] * 3, [(1, 1)] + [(1, 2)] * 5, [(1, 2)] + [(1, 4)] * 2]
+    assert {layer.dilation for layer in body.modules() if getattr(layer, "kernel_size", 0) == (1, 1)} == {(1, 1)}
+
+
+def test_a_stride_behind_a_pad_of_its_own_is_refused() -> None:
+    toy = Toy(
+        [nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 3, 3, stride=2)) for _ in range(5)], [nn.Identity()] * 5
+    )
+    with pytest.raises(ConfigError, match="have the strides"):
+        dilate(toy, 8)
+
+
+@pytest.mark.parametrize("name", ["tu-hrnet_w18_small", "tu-swin_tiny_patch4_window7_224"])
+def test_what_shrinks_by_other_means_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} cannot be dilated to output stride 8"):
+        encoders.build(name, 8)

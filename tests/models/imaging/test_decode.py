@@ -1,0 +1,409 @@
+"""The decoder, on pictures made here by Pillow and on the odd ones of other projects' test suites."""
+
+import contextlib
+import io
+import resource
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.errors import BrokenImage, DataError, EmptyImage, ImageError, ImageTooLarge, NotAnImage
+from models.imaging.decode import FORMATS, SUFFIXES, decode, read, read_mask
+from tests.fixtures_bundles import drawing
+
+ROOT = Path(__file__).parents[3]
+
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
+DEEP = np.random.default_rng(0).integers(0, 65536, (7, 5), dtype=np.uint16)
+
+# Outside pytest the room itself sees to it.
+AS_IN_SERVICE = pytest.mark.filterwarnings(r"ignore:::PIL\.")
+
+# From the stored pixels to the upright ones, by EXIF orientation.
+UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: np.rot90(stored, -1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: np.rot90(stored, 1),
+}
+
+
+def encoded(picture: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_header(width: int, height: int) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+
+
+def check_rgb(picture: np.ndarray, size: tuple[int, int]) -> None:
+    assert picture.shape == (*size, 3)
+    assert picture.dtype == np.uint8
+    assert picture.flags.c_contiguous
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_decodes(format: str) -> None:
+    picture = drawing(37, 53)
+    decoded = decode(encoded(picture, format))
+    check_rgb(decoded, (37, 53))
+    if format in LOSSLESS:
+        np.testing.assert_array_equal(decode(encoded(picture, format, **LOSSLESS[format])), picture)
+    else:
+        assert np.abs(decoded.astype(int) - picture).mean() < 16
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_one_pixel(format: str) -> None:
+    check_rgb(decode(encoded(drawing(1, 1), format)), (1, 1))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"BMP"}))
+def test_pictures_are_turned_upright(format: str, orientation: int) -> None:
+    picture = drawing(24, 40)
+    stored = decode(encoded(picture, format))
+    turned = decode(encoded(picture, format, exif=oriented(orientation)))
+    np.testing.assert_array_equal(turned, UPRIGHT[orientation](stored))
+    check_rgb(np.ascontiguousarray(turned), (24, 40) if orientation < 5 else (40, 24))
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_pictures_are_turned_upright(format: str, orientation: int) -> None:
+    grey = np.floor(DEEP / 257 + 0.5)
+    decoded = decode(encoded(DEEP, format, exif=oriented(orientation)))
+    np.testing.assert_array_equal(decoded[:, :, 0], UPRIGHT[orientation](grey))
+
+
+def test_transparency_is_composed_on_white() -> None:
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[:, :, 0] = 200
+    rgba[:, 1, 3] = 128
+    rgba[:, 2, 3] = 255
+    expected = [[255, 255, 255], [227, 127, 127], [200, 0, 0]]
+    for format in ("PNG", "WEBP", "TIFF"):
+        decoded = decode(encoded(rgba, format, **LOSSLESS[format]))
+        check_rgb(decoded, (2, 3))
+        assert np.abs(decoded[0].astype(int) - expected).max() <= 1, format
+
+
+def test_grey_with_transparency() -> None:
+    grey = Image.fromarray(np.array([[[50, 0], [50, 255]]], np.uint8), "LA")
+    assert decode(encoded(grey, "PNG")).tolist() == [[[255] * 3, [50] * 3]]
+
+
+@pytest.mark.parametrize(
+    ("mode", "transparency", "expected"),
+    [
+        ("P", 0, [255, 255, 255]),
+        ("P", b"\x80\xff", [227, 127, 127]),
+        ("RGB", (200, 0, 0), [255, 255, 255]),
+        ("L", 60, [255, 255, 255]),
+    ],
+    ids=["palette", "half a palette", "rgb", "grey"],
+)
+def test_a_transparent_colour(mode: str, transparency: object, expected: list[int]) -> None:
+    image = Image.fromarray(np.array([[[200, 0, 0], [0, 200, 0]]], np.uint8)).convert(
+        mode, palette=Image.Palette.ADAPTIVE
+    )
+    if mode == "P":
+        image.putpalette([200, 0, 0, 0, 200, 0])
+        image.putdata([0, 1])
+    first, second = decode(encoded(image, "PNG", transparency=transparency))[0].astype(int)
+    assert np.abs(first - expected).max() <= 1
+    assert second.tolist() == np.asarray(image.convert("RGB"))[0, 1].tolist()
+
+
+def test_a_transparent_16_bit_grey() -> None:
+    decoded = decode(encoded(DEEP, "PNG", transparency=int(DEEP[2, 3])))
+    assert decoded[2, 3].tolist() == [255, 255, 255]
+    assert decoded[0, 0, 0] == round(DEEP[0, 0] / 257)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "TIFF"])
+def test_cmyk(format: str) -> None:
+    red = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    decoded = decode(encoded(red, format))
+    check_rgb(decoded, (16, 16))
+    assert np.abs(decoded.astype(int) - [255, 0, 0]).max() < 20
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled(format: str) -> None:
+    ramp = np.array([[0, 128, 257, 1000, 32768, 65535]], np.uint16)
+    decoded = decode(encoded(ramp, format))
+    check_rgb(decoded, (1, 6))
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 4, 128, 255]
+    assert (decoded == decoded[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+@pytest.mark.parametrize("largest", [200, 5000, 65535])
+def test_16_bit_grey_of_either_byte_order(order: str, largest: int) -> None:
+    samples = (DEEP.astype(np.uint32) * largest // 65535).astype(np.uint16)
+    decoded = decode(encoded(samples.astype(order), "TIFF"))
+    np.testing.assert_array_equal(decoded[:, :, 0], np.floor(samples / 257 + 0.5))
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.0, 255.0], [0, 100, 255]),
+        ([0.0, 32768.0, 65535.0], [0, 128, 255]),
+        ([0.0, 50000.0, 100000.0], [0, 128, 255]),
+        ([float("nan"), -3.0, 1.0], [0, 0, 255]),
+        ([float("inf"), float("-inf"), 0.0], [0, 0, 0]),
+    ],
+)
+def test_float_samples_are_scaled(samples: list[float], expected: list[int]) -> None:
+    decoded = decode(encoded(np.array([samples], np.float32), "TIFF"))
+    check_rgb(decoded, (1, 3))
+    assert decoded[0, :, 0].tolist() == expected
+
+
+def test_32_bit_grey() -> None:
+    decoded = decode(encoded(np.array([[-5, 0, 65535, 200_000]], np.int32), "TIFF"))
+    assert decoded[0, :, 0].tolist() == [0, 0, 84, 255]
+    assert decode(encoded(np.array([[0, 7, 255]], np.int32), "TIFF"))[0, :, 0].tolist() == [0, 7, 255]
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+def test_1_bit(format: str) -> None:
+    bits = np.indices((5, 9)).sum(axis=0) % 2 == 1
+    decoded = decode(encoded(bits, format))
+    check_rgb(decoded, (5, 9))
+    np.testing.assert_array_equal(decoded[:, :, 1], bits * np.uint8(255))
+
+
+def test_of_a_phones_jpeg_the_first_picture_is_taken() -> None:
+    first = drawing(16, 24)
+    both = encoded(first, "MPO", save_all=True, append_images=[Image.fromarray(drawing(16, 24, seed=1))])
+    np.testing.assert_array_equal(decode(both), decode(encoded(first, "JPEG")))
+
+
+@AS_IN_SERVICE
+def test_a_broken_exif_block() -> None:
+    picture = drawing(16, 24)
+    whole = oriented(6).tobytes()
+    stored = decode(encoded(picture, "JPEG"))
+    for exif in (whole[:10], whole[:-4], b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM\0*\xff\xff\xff\xff"):
+        decoded = decode(encoded(picture, "JPEG", exif=exif))
+        assert any(np.array_equal(decoded, turned(stored)) for turned in UPRIGHT.values())
+
+
+def test_broken_exif_leaves_the_log_alone() -> None:
+    code = "import sys; from models.imaging.decode import decode; print(decode(sys.stdin.buffer.read()).shape)"
+    data = encoded(drawing(16, 24), "JPEG", exif=oriented(6).tobytes()[:-4])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=data, capture_output=True, check=True)
+    assert (done.stdout.strip(), done.stderr) == (b"(24, 16, 3)", b"")
+
+
+def test_empty() -> None:
+    with pytest.raises(EmptyImage, match="0 bytes"):
+        decode(b"")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"no picture at all",
+        b"MMM",
+        b"RIFF\x24\0\0\0WAVEfmt " + bytes(100),
+        b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>",
+        encoded(drawing(8, 8), "GIF"),
+        encoded(drawing(16, 16), "ICO"),
+        encoded(drawing(8, 8), "PPM"),
+        encoded(drawing(8, 8), "JPEG2000"),
+        encoded(drawing(8, 8), "PDF"),
+        b"\0\0\0\x18ftypheic" + bytes(100),
+        bytes(1000),
+    ],
+    ids=["text", "MM", "wav", "svg", "gif", "ico", "ppm", "jp2", "pdf", "heic", "zeros"],
+)
+def test_what_is_no_picture(data: bytes) -> None:
+    with pytest.raises(NotAnImage, match=f"{len(data):,} bytes.*JPEG, PNG"):
+        decode(data)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_truncated_at_every_length(format: str) -> None:
+    data = encoded(drawing(20, 24), format)
+    for length in range(1, 12):
+        with pytest.raises((BrokenImage, NotAnImage)):
+            decode(data[:length])
+    ending = 21 if format == "PNG" else 0  # bytes: the checksums and the last chunk; the pixels stand before them
+    for length in range(12, len(data) - ending):
+        with pytest.raises(BrokenImage):
+            decode(data[:length])
+
+
+def test_a_png_without_its_ending_is_whole() -> None:
+    data = encoded(drawing(20, 24), "PNG")
+    np.testing.assert_array_equal(decode(data[:-12]), drawing(20, 24))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True, "optimize": True}], ids=["plain", "progressive"])
+def test_truncated_photographs(format: str, options: dict[str, bool]) -> None:
+    data = encoded(drawing(240, 320), format, **options)
+    for length in range(16, len(data) - 12, max(1, len(data) // 100)):
+        with pytest.raises(BrokenImage, match="truncated or corrupt"):
+            decode(data[:length])
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), format=st.sampled_from(FORMATS))
+def test_a_flipped_byte(place: float, value: int, format: str) -> None:
+    data = bytearray(
+        encoded(drawing(20, 24), format, exif=oriented(6)) if format != "BMP" else encoded(drawing(20, 24), format)
+    )
+    data[int(place * len(data))] ^= value
+    try:
+        decoded = decode(bytes(data), max_pixels=10_000)
+    except ImageError:
+        return
+    check_rgb(np.ascontiguousarray(decoded), decoded.shape[:2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.binary(max_size=400),
+    st.sampled_from(
+        [b"", b"\xff\xd8\xff\xe0", b"BM", b"II*\0", b"RIFF\0\0\0\0WEBP", b"\0\0\0\x1cftypavif", png_header(4, 4)]
+    ),
+)
+def test_random_bytes(data: bytes, head: bytes) -> None:
+    with contextlib.suppress(ImageError):
+        decode(head + data, max_pixels=10_000)
+
+
+def test_a_bomb_is_refused_by_its_header() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ImageTooLarge, match="pixels"):
+        decode(png_header(60000, 60000) + chunk(b"IDAT", zlib.compress(bytes(1000))))
+    with pytest.raises(ImageTooLarge, match="20000 x 20000 = 400,000,000 pixels; the limit is 100,000,000"):
+        decode(png_header(20000, 20000) + chunk(b"IDAT", zlib.compress(bytes(1000))))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; decoded they are 1 GB and more
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_pixel_limit(format: str) -> None:
+    data = encoded(drawing(20, 30), format)
+    check_rgb(decode(data, max_pixels=600), (20, 30))
+    with pytest.raises(ImageTooLarge, match="30 x 20 = 600 pixels; the limit is 599"):
+        decode(data, max_pixels=599)
+
+
+def test_reading_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "street.png"
+    Image.fromarray(drawing(9, 7)).save(path)
+    np.testing.assert_array_equal(read(path), drawing(9, 7))
+    with pytest.raises(ImageTooLarge, match=r"street\.png: The picture has 7 x 9"):
+        read(path, max_pixels=62)
+    for content, error in ((b"", EmptyImage), (b"text", NotAnImage), (path.read_bytes()[:-40], BrokenImage)):
+        path.write_bytes(content)
+        with pytest.raises(error, match=r"street\.png: "):
+            read(path)
+    for missing in (tmp_path / "nowhere.png", tmp_path):
+        with pytest.raises(DataError, match=f"{missing}: cannot be opened"):
+            read(missing)
+
+
+def test_a_name_decides_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(encoded(drawing(9, 7), "PNG"))
+    np.testing.assert_array_equal(read(path), drawing(9, 7))
+
+
+def test_suffixes_are_lower_case() -> None:
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP"])
+@pytest.mark.parametrize("mode", ["L", "P"])
+def test_masks_keep_their_values(mode: str, format: str, tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(0, 256, (11, 13), dtype=np.uint8)
+    image = Image.fromarray(labels)
+    if mode == "P":
+        image.putpalette(list(range(256)) * 3)
+    image.save(tmp_path / "mask", format)
+    mask = read_mask(tmp_path / "mask")
+    np.testing.assert_array_equal(mask, labels)
+    assert mask.dtype == np.uint8
+
+
+def test_small_palettes_keep_their_values(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 2], [2, 1, 0]], np.uint8)
+    image = Image.fromarray(labels)
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "mask.png", bits=2)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), labels)
+
+
+def test_1_bit_masks_are_0_and_1(tmp_path: Path) -> None:
+    bits = np.indices((5, 9)).sum(axis=0) % 3 == 1
+    Image.fromarray(bits).save(tmp_path / "mask.png")
+    mask = read_mask(tmp_path / "mask.png")
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, bits)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_deep_masks_within_range(dtype: type, tmp_path: Path) -> None:
+    labels = np.array([[0, 7, 255]], dtype)
+    Image.fromarray(labels).save(tmp_path / "mask.tif")
+    mask = read_mask(tmp_path / "mask.tif")
+    assert (mask.dtype, mask.tolist()) == (np.uint8, [[0, 7, 255]])
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(256, np.uint16), (65535, np.uint16), (70000, np.int32), (-1, np.int32)])
+def test_labels_out_of_range(value: int, dtype: type, tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, value]], dtype)).save(tmp_path / "mask.tif")
+    with pytest.raises(DataError, match=rf"mask\.tif: .* label {value}, but labels go from 0"):
+        read_mask(tmp_path / "mask.tif")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F", "CMYK"])
+def test_colour_masks_are_refused(mode: str, tmp_path: Path) -> None:
+    Image.new(mode, (3, 2)).save(tmp_path / "mask.tif")
+    with pytest.raises(DataError, match=rf"mask\.tif: the mask is in {mode} colours"):
+        read_mask(tmp_path / "mask.tif")
+
+
+def test_unreadable_masks(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    whole = encoded(drawing(20, 20)[:, :, 0], "PNG")
+    for content, error in ((b"", EmptyImage), (b"text", NotAnImage), (whole[: len(whole) // 2], BrokenImage)):
+        path.write_bytes(content)
+        with pytest.raises(error, match=r"mask\.png: "):
+            read_mask(path)
+    with pytest.raises(DataError, match=r"none\.png: cannot be opened"):
+        read_mask(tmp_path / "none.png")

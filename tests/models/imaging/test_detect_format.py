@@ -1,0 +1,120 @@
+"""What bytes are, by how they begin."""
+
+import base64
+import struct
+
+import pytest
+
+from models.errors import NotAnImage
+from models.imaging.decode import FORMATS, decode
+from models.imaging.detect_format import OTHERS, format_of
+from tests.fixtures_bundles import drawing
+from tests.fixtures_images import box, encoded, grey_page, tiff
+
+JPEG = encoded(drawing(8, 8), "JPEG")
+
+
+def ftyp(major: bytes, *compatible: bytes) -> bytes:
+    return box(b"ftyp", major, bytes(4), *compatible) + bytes(100)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_is_known_by_its_first_bytes(format: str) -> None:
+    data = encoded(drawing(8, 8), format)
+    assert format_of(data) == format
+    assert format_of(data[:64]) == format
+
+
+@pytest.mark.parametrize(
+    ("data", "format"),
+    [
+        (b"II+\0\x08\0\0\0" + bytes(8), "TIFF"),
+        (b"MM\0+\0\x08\0\0" + bytes(8), "TIFF"),
+        (ftyp(b"avif", b"mif1"), "AVIF"),
+        (ftyp(b"avis", b"msf1"), "AVIF"),
+        (ftyp(b"mif1", b"miaf", b"avif"), "AVIF"),
+        (ftyp(b"avif")[:12], "AVIF"),
+        (b"BM" + bytes(10), "BMP"),
+    ],
+    ids=["bigtiff", "bigtiff, other order", "avif", "sequence", "mif1", "cut avif", "cut bmp"],
+)
+def test_other_beginnings_of_known_formats(data: bytes, format: str) -> None:
+    assert format_of(data) == format
+
+
+# Bytes -> a word of the advice.
+STRANGERS: dict[str, tuple[bytes, str]] = {
+    "gif": (encoded(drawing(8, 8), "GIF"), "GIF; save one frame"),
+    "ico": (encoded(drawing(16, 16), "ICO"), "ICO"),
+    "eps": (encoded(drawing(8, 8), "EPS"), "PostScript"),
+    "eps with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(30), "PostScript"),
+    "pdf": (encoded(drawing(8, 8), "PDF"), "PDF; render"),
+    "psd": (b"8BPS\0\1" + bytes(30), "Photoshop"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>", "SVG"),
+    "svg behind a declaration": (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a -->\n<svg/>", "SVG"),
+    "xml": (b"<?xml version='1.0'?><annotation/>", "XML"),
+    "html": (b"\n<!DOCTYPE html><html>404</html>", "HTML"),
+    "hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n", "Radiance"),
+    "exr": (b"\x76\x2f\x31\x01" + bytes(30), "OpenEXR"),
+    "heic": (ftyp(b"heic", b"mif1", b"heic"), "iPhone"),
+    "heif by another brand": (ftyp(b"mif1", b"heix"), "iPhone"),
+    "heic that also names avif": (ftyp(b"heic", b"mif1", b"avif"), "iPhone"),
+    "mp4": (ftyp(b"isom", b"mp42"), "video"),
+    "quicktime": (ftyp(b"qt  "), "video"),
+    "old quicktime": (box(b"moov", bytes(20)), "video"),
+    "webm": (b"\x1aE\xdf\xa3" + bytes(30), "video"),
+    "avi": (b"RIFF\0\0\0\0AVI LIST", "video"),
+    "wav": (b"RIFF\x24\0\0\0WAVEfmt ", "sound"),
+    "jpeg 2000": (encoded(drawing(8, 8), "JPEG2000"), "JPEG 2000"),
+    "jpeg 2000 stream": (encoded(drawing(8, 8), "JPEG2000", no_jp2=True), "JPEG 2000"),
+    "jpeg xl": (b"\xff\x0a" + bytes(30), "JPEG XL"),
+    "jpeg xl in boxes": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(30), "JPEG XL"),
+    "jpeg xr": (b"II\xbc\1" + bytes(30), "JPEG XR"),
+    "canon raw": (b"II*\0\x10\0\0\0CR\2\0" + bytes(30), "camera"),
+    "dng": (tiff(grey_page(16, 8, (254, 4, [1]), (50706, 4, [0x01040000]))), "camera"),
+    "raw with its picture below": (tiff(grey_page(16, 8, (254, 4, [1]), (330, 4, [8]))), "camera"),
+    "sensor's samples": (tiff(([*grey_page(16, 8)[0][:4], (262, 3, [32803])], bytes(128))), "camera"),
+    "ppm": (encoded(drawing(8, 8), "PPM"), "PNM"),
+    "pgm in text": (b"P2\n1 1\n255\n0\n", "PNM"),
+    "pfm": (b"PF\n1 1\n-1.0\n" + bytes(12), "PNM"),
+    "tga": (encoded(drawing(8, 8), "TGA"), "TGA"),
+    "fits": (b"SIMPLE  =                    T", "FITS"),
+    "dicom": (bytes(128) + b"DICM" + bytes(30), "DICOM"),
+    "numpy": (b"\x93NUMPY\1\0" + bytes(30), "NumPy"),
+    "zip": (b"PK\3\4" + bytes(30), "ZIP"),
+    "tar": (bytes(257) + b"ustar\0" + bytes(300), "tar"),
+    "gzip": (b"\x1f\x8b\x08" + JPEG, "gzip"),
+    "address": (b"http://example.org/a.jpg", "nothing is fetched"),
+    "file address": (b"file:///etc/passwd", "nothing is fetched"),
+    "data url": (b"data:image/jpeg;base64," + base64.b64encode(JPEG), "data URL"),
+    "base64": (base64.b64encode(JPEG), "base64"),
+    "base64 of an avif": (base64.b64encode(encoded(drawing(8, 8), "AVIF")), "base64"),
+    "json": (b'{"image": "..."}', "JSON"),
+    "text": (b"no picture at all", "text"),
+    "text that begins like a BMP": (b"BMP pictures are uncompressed.", "text"),
+    "text that begins like a TIFF": (b"MMM", "text"),
+    "zeros": (bytes(1000), "no picture that is known"),
+    "one byte": (b"\xff", "no picture that is known"),
+    "two bytes of a jpeg": (b"\xff\xd8", "no picture that is known"),
+    "blanks": (b" \n\t", "no picture that is known"),
+}
+
+
+@pytest.mark.parametrize(("data", "word"), STRANGERS.values(), ids=STRANGERS)
+def test_strangers_are_named_with_advice(data: bytes, word: str) -> None:
+    with pytest.raises(NotAnImage, match=f"^These {len(data):,} bytes are .*{word}.* Pictures are read as JPEG, PNG"):
+        decode(data)
+
+
+@pytest.mark.parametrize("signature", OTHERS)
+def test_every_signature_is_found(signature: bytes) -> None:
+    place = {b"ustar": 257, b"DICM": 128}.get(signature, 0)
+    with pytest.raises(NotAnImage) as refused:
+        format_of(bytes(place) + signature + bytes(50))
+    assert OTHERS[signature] in str(refused.value)
+
+
+@pytest.mark.parametrize("length", [0, 1, 8, 15, 2**32 - 1])
+def test_a_brands_box_of_any_length(length: int) -> None:
+    data = struct.pack(">I", length) + ftyp(b"avif", b"mif1")[4:]
+    assert format_of(data) == "AVIF"

@@ -1,0 +1,155 @@
+"""What is left out of a mask, and that nothing else is."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from models.errors import ConfigError
+from models.imaging.decode import Labels
+from models.inference.segmenter import Prediction
+from models.outputs import OUTPUTS, encode, needs_confidence
+from models.outputs.options import Options
+from models.outputs.select import named, select, without_small
+from models.spec import VOID
+from tests.models.outputs.test_outputs import SPEC, prediction
+
+MAPS = arrays.arrays(
+    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, VOID])
+)
+
+
+def test_the_defaults_leave_the_prediction_itself() -> None:
+    given = prediction()
+    assert select(given, SPEC, Options()) is given
+    assert select(given, SPEC, Options(alpha=0.1, simplify=3, masks="png", min_area=1)) is given
+
+
+def test_classes_that_were_not_named_become_void() -> None:
+    given = prediction()
+    chosen = select(given, SPEC, Options(classes=("class 4", "class 1")))
+    kept = np.isin(given.labels, [1, 4])
+    assert set(np.unique(given.labels)) == {0, 1, 2, 3, 4, 5, VOID}
+    np.testing.assert_array_equal(chosen.labels, np.where(kept, given.labels, VOID))
+    assert chosen.picture is given.picture and chosen.confidence is given.confidence
+
+
+def test_two_classes_of_one_name_are_kept_together() -> None:
+    twice = SPEC.model_copy(update={"classes": [*SPEC.classes, SPEC.classes[2]]})
+    assert named(("class 2",), twice) == [2, 6]
+
+
+def test_an_unknown_class_is_named_with_those_there_are() -> None:
+    with pytest.raises(
+        ConfigError, match=r"The class 'clas 3' is not known; did you mean 'class 3'\? Known are class 0, "
+    ):
+        select(prediction(), SPEC, Options(classes=("class 1", "clas 3")))
+    many = SPEC.model_copy(
+        update={"classes": [SPEC.classes[0].model_copy(update={"name": f"c{n}"}) for n in range(99)]}
+    )
+    with pytest.raises(ConfigError, match=r"'zebra' is not known; known are c0, .*, c11 and 87 more\.$"):
+        named(("zebra",), many)
+
+
+@pytest.mark.parametrize("least", [1e-6, 0.3, 1.0])
+def test_what_is_not_sure_enough_becomes_void(least: float) -> None:
+    given = prediction()
+    assert given.confidence is not None
+    kept = given.confidence >= np.float32(least)
+    assert 0 < kept.sum() < kept.size
+    chosen = select(given, SPEC, Options(min_confidence=least))
+    np.testing.assert_array_equal(chosen.labels, np.where(kept, given.labels, VOID))
+
+
+def test_a_confidence_that_is_no_number_is_not_sure() -> None:
+    sure = np.array([[np.nan, 0.9]], np.float32)
+    given = Prediction(np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2), np.uint8), sure)
+    assert select(given, SPEC, Options(min_confidence=0.1)).labels.tolist() == [[VOID, 0]]
+
+
+def test_min_confidence_without_a_confidence_says_how_to_get_one() -> None:
+    given = Prediction(prediction().picture, prediction().labels)
+    with pytest.raises(ValueError, match="confidence=True"):
+        select(given, SPEC, Options(min_confidence=0.5))
+
+
+@given(MAPS, st.integers(2, 12))
+@settings(deadline=None)
+def test_small_regions_become_void(labels: Labels, least: int) -> None:
+    expected = labels.copy()
+    for label in (0, 1, 2):
+        count, regions, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=4)
+        for number in range(1, count):
+            if stats[number, cv2.CC_STAT_AREA] < least:
+                expected[regions == number] = VOID
+    np.testing.assert_array_equal(without_small(labels, least), expected)
+
+
+def test_a_region_as_long_as_a_map_can_hold_is_one() -> None:
+    spiral = np.zeros((101, 101), np.uint8)
+    for inset in range(0, 50, 2):
+        spiral[inset, max(inset - 1, 0) : 101 - inset] = 1
+        spiral[inset : 101 - inset, 100 - inset] = 1
+        spiral[100 - inset, inset : 101 - inset] = 1
+        spiral[inset + 2 : 101 - inset, inset] = 1
+    pixels = int(spiral.sum())
+    assert cv2.connectedComponents(spiral, connectivity=4)[0] == 2
+    np.testing.assert_array_equal(without_small(spiral, pixels)[spiral == 1], 1)
+    assert (without_small(spiral, pixels + 1)[spiral == 1] == VOID).all()
+
+
+def test_rows_do_not_run_into_each_other() -> None:
+    labels = np.array([[0, 1], [1, 0]], np.uint8)
+    assert (without_small(labels, 2) == VOID).all()
+
+
+def test_areas_are_of_what_the_other_wishes_left() -> None:
+    labels = np.zeros((4, 6), np.uint8)
+    sure = np.ones((4, 6), np.float32)
+    sure[:, 2] = 0.1  # leaves 8 pixels on the left and 12 on the right
+    given = Prediction(np.zeros((4, 6, 3), np.uint8), labels, sure)
+    chosen = select(given, SPEC, Options(min_confidence=0.5, min_area=9))
+    assert (chosen.labels[:, :3] == VOID).all() and (chosen.labels[:, 3:] == 0).all()
+    assert labels.max() == 0  # the prediction is untouched
+
+
+@pytest.mark.parametrize("format", OUTPUTS)
+def test_encode_is_the_format_of_what_is_left(format: str) -> None:
+    given, options = prediction(), Options(classes=("class 1",), min_confidence=0.2, min_area=5, confidence=True)
+    assert encode(format, given, SPEC, options) == OUTPUTS[format].encode(select(given, SPEC, options), SPEC, options)
+    assert encode(format, given, SPEC, Options()) == OUTPUTS[format].encode(given, SPEC, Options())
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "needed"),
+    [
+        ("png", Options(), False),
+        ("overlay", Options(), False),
+        ("npy", Options(confidence=True), False),
+        ("json", Options(), False),
+        ("confidence", Options(), True),
+        ("json", Options(confidence=True), True),
+        *((format, Options(min_confidence=0.01), True) for format in OUTPUTS),
+    ],
+)
+def test_the_confidence_is_computed_where_it_is_needed(format: str, options: Options, needed: bool) -> None:
+    assert needs_confidence(format, options) is needed
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"alpha": 1.01}, "alpha is 1.01; wanted is a number from 0 to 1"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"min_confidence": -0.1}, "min_confidence is -0.1"),
+        ({"min_area": -1}, "min_area is -1; wanted is a number of pixels"),
+        ({"simplify": float("inf")}, "simplify is inf"),
+        ({"simplify": float("nan")}, "simplify is nan"),
+        ({"masks": "jpeg"}, "'jpeg' are not known; choose from rle, polygons, png, none"),
+    ],
+)
+def test_options_out_of_range_are_refused(wrong: dict[str, float | str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        Options(**wrong)  # type: ignore[arg-type]

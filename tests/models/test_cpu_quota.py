@@ -1,0 +1,182 @@
+"""How many cores a process may use, as the kernel says, and what the engines make of them."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import open_bundle
+from models.cpu_quota import quota, threads_for, usable_cores
+from models.engines import ENGINES, openvino_engine
+from tests.fixtures_bundles import drawing
+
+ROOT = Path(__file__).parents[2]
+SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def machine(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """Files as the kernel shows them: the root of the control groups, and the process's memberships."""
+    for name, text in files.items():
+        (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "cgroup" / name).write_text(text + "\n")
+    (folder / "self").write_text(membership)
+    return folder / "cgroup", folder / "self"
+
+
+V1 = "9:name=systemd:/\n4:memory:/m\n1:cpu,cpuacct:/docker/ab\n0::/\n"
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "cores"),
+    [
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2.0),
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("0::/\n", {}, None),
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5),
+        ("0::/a/b\n", {"a/cpu.max": "400000 100000", "a/b/cpu.max": "50000 100000"}, 0.5),
+        ("0::/a\n", {"a/cpu.max": "max 100000", "other/cpu.max": "100000 100000"}, None),
+        ("0::/../../host/name\n", {"cpu.max": "300000 100000"}, 3.0),
+        ("0::/not/seen/from/inside\n", {"cpu.max": "300000 100000"}, 3.0),
+        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 2.5),
+        (
+            V1,
+            {"cpu,cpuacct/docker/ab/cpu.cfs_quota_us": "5000", "cpu,cpuacct/docker/ab/cpu.cfs_period_us": "10000"},
+            0.5,
+        ),
+        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, None),
+        (V1, {"memory/m/cpu.cfs_quota_us": "5000", "memory/m/cpu.cfs_period_us": "10000"}, None),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1.0),
+        ("1:cpuacct,cpu:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2.0),
+        ("1:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, None),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "100000"}, None),
+        ("0::/\n", {"cpu.max": "gibberish here"}, None),
+        ("", {"cpu.max": "200000 100000"}, None),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], cores: float | None) -> None:
+    at = machine(tmp_path, membership, files)
+    assert quota(*at) == cores
+    assert usable_cores(*at) == (SEEN if cores is None else max(1, min(SEEN, -(-cores // 1))))
+
+
+def test_where_the_kernel_says_nothing(tmp_path: Path) -> None:
+    assert usable_cores(tmp_path / "no", tmp_path / "none") == SEEN
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
+def test_a_process_that_may_use_one_core() -> None:
+    code = "import os, models.cpu_quota; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "print(models.cpu_quota.usable_cores())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("workers", "concurrency", "cores", "threads"),
+    [(1, 1, 8, 8), (2, 1, 8, 4), (2, 2, 8, 2), (3, 1, 8, 2), (1, 3, 8, 2), (16, 1, 8, 1), (1, 1, 1, 1), (4, 4, 1, 1)],
+)
+def test_inferences_share_the_cores(workers: int, concurrency: int, cores: int, threads: int) -> None:
+    assert threads_for(workers, concurrency, cores) == threads
+    assert threads * workers * concurrency <= max(cores, workers * concurrency)
+
+
+def test_all_cores_for_one() -> None:
+    assert threads_for(1, 1) == usable_cores()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("threads", "at_once"), [(0, 2), (1, 2), (2, 2)])
+def test_answers_at_once_are_those_one_by_one(engine: str, threads: int, at_once: int, tiny_bundle: Path) -> None:
+    bundle, pictures = open_bundle(tiny_bundle), [drawing(64, 64 + 64 * (seed % 2), seed)[None] for seed in range(8)]
+    alone = ENGINES[engine].load(bundle, "cpu", "f32", 1)
+    expected = [alone(picture)[0].copy() for picture in pictures]
+    run = ENGINES[engine].load(bundle, "cpu", "f32", threads, at_once)
+    with ThreadPoolExecutor(at_once + 1) as pool:  # one more than was said
+        for one, labels in zip(pool.map(lambda picture: run(picture)[0].copy(), pictures), expected, strict=True):
+            assert np.mean(one == labels) > 0.999
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="OpenVINO has no more threads than there are cores")
+@pytest.mark.parametrize(
+    ("threads", "at_once", "found"), [(1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (2, 2)), (2, 2, (4, 2))]
+)
+def test_openvino_has_a_stream_for_each_answer(
+    threads: int, at_once: int, found: tuple[int, int], tiny_bundle: Path
+) -> None:
+    run = openvino_engine.load(open_bundle(tiny_bundle), "cpu", "f32", threads, at_once)
+    assert isinstance(run, openvino_engine._Network) and run.compiled is not None
+    got = tuple(run.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
+    assert got == (min(found[0], os.cpu_count() or 1), found[1]) or got == found
+
+
+# A process of its own that answers until it has seen on which cores its threads may run meanwhile.
+WATCHED = """
+import pathlib, re, sys, threading
+
+import numpy as np
+
+from models.bundle import open_bundle
+from models.engines import openvino_engine as openvino
+
+run = openvino.load(open_bundle(pathlib.Path(sys.argv[1])), "cpu", "f32", 1)
+picture, done = np.zeros((1, 256, 256, 3), np.uint8), threading.Event()
+run(picture)
+
+def answer():
+    while not done.is_set():
+        run(picture)
+
+caller = threading.Thread(target=answer)
+caller.start()
+seen = set()
+for _ in range(40):
+    done.wait(0.005)
+    for status in pathlib.Path("/proc/self/task").glob("*/status"):
+        seen.update(re.findall("Cpus_allowed_list:\\t(.*)", status.read_text()))
+done.set()
+caller.join()
+print(*sorted(seen))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists() or (SEEN or 1) < 2, reason="needs Linux and two cores")
+def test_no_worker_takes_a_core_for_itself(tiny_bundle: Path) -> None:
+    """Each would take the same one: they do not know of each other."""
+    command = [sys.executable, "-c", WATCHED, str(tiny_bundle)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    here = next(line for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line)
+    assert done.stdout.split() == [here.split()[1]]
+
+
+OPENED = """
+import pathlib, sys
+from models.bundle import open_bundle
+from models.engines import openvino_engine as openvino
+
+bundle = open_bundle(pathlib.Path(sys.argv[1]))
+openvino.core()
+print("here", flush=True)
+sys.stdin.readline()
+print(openvino.load(bundle, "cpu", "f32", 1).compiled.get_property("LOADED_FROM_CACHE"))
+"""
+
+
+def test_of_workers_that_open_a_bundle_at_once_one_compiles(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    command = [sys.executable, "-c", OPENED, str(tiny_bundle)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    workers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload]
+    for worker in workers:
+        assert worker.stdout.readline() == "here\n"
+    for worker in workers:
+        worker.stdin.write("\n")
+        worker.stdin.flush()
+    answers = [worker.communicate()[0] for worker in workers]
+    assert sorted(answers) == ["False\n", "True\n", "True\n"]

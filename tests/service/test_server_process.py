@@ -1,0 +1,212 @@
+"""Starting and stopping the service: what is refused, what is said, and that nothing is left behind."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from models.bundle import SUMS, sha256
+from models.errors import BundleError, ConfigError
+from service.errors import StartError
+from service.server_process import LOOPBACK, ROOT, free_port, process, running, serve
+from service.settings import read_settings
+from tests.fixtures_bundles import drawing
+from tests.service.test_endurance import until
+
+# Written into a folder on PYTHONPATH, it notes each connection and name look-up of every process of the service.
+WATCHER = """
+import os, sys
+
+def watch(event, arguments):
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    if host not in (None, "127.0.0.1", "::1", "localhost", "0.0.0.0"):
+        with open(os.environ["WATCHER_LOG"], "a") as log:
+            log.write(f"{event} {arguments!r}\\n")
+
+sys.addaudithook(watch)
+with open(os.environ["WATCHER_LOG"] + ".on", "a") as log:
+    log.write(" ".join(sys.argv) + "\\n")
+"""
+
+
+@pytest.fixture
+def altered_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle whose probe carries other labels, with sums that match: only answering the probe shows it."""
+    folder = tmp_path / "altered"
+    shutil.copytree(tiny_bundle, folder)
+    Image.fromarray(drawing(120, 160)[:, :, 0]).save(folder / "probes" / "0.labels.png")
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in _listed(folder)]
+    (folder / SUMS).write_text("".join(lines))
+    return folder
+
+
+def _listed(folder: Path) -> list[str]:
+    return [line.partition("  ")[2] for line in (folder / SUMS).read_text().splitlines()]
+
+
+def test_not_ready_until_the_probes_are_answered(altered_bundle: Path, tmp_path: Path) -> None:
+    seen: list[httpx.Response] = []
+    with (tmp_path / "log").open("w+b") as log, process(altered_bundle, LOOPBACK, free_port(), log) as server:
+        with httpx.Client(base_url=server.url) as http:
+            deadline = time.monotonic() + 180
+            while time.monotonic() < deadline and not (seen and "retry-after" not in seen[-1].headers):
+                try:
+                    seen.append(http.get("/readyz"))
+                except httpx.TransportError:
+                    time.sleep(0.02)
+            refused = http.post("/v1/segment", content=b"x")
+            assert http.get("/livez").status_code == 200
+            assert http.get("/v1/models").status_code == 503
+        logged = server.log_tail()
+    assert {answer.status_code for answer in seen} == {503}
+    assert "retry-after" in seen[0].headers and "being opened" in seen[0].text
+    assert "probe" in seen[-1].text and "0.png" in seen[-1].text
+    assert (refused.status_code, refused.headers["content-type"]) == (503, "application/problem+json")
+    assert "probe" in refused.json()["detail"]
+    assert logged.count("cannot be served") == 1 and "Traceback" not in logged
+
+
+def test_running_says_why_it_is_not_ready(altered_bundle: Path) -> None:
+    with pytest.raises(StartError, match="probe"), running(altered_bundle):
+        pass
+
+
+def test_what_is_no_bundle_is_refused_before_anything_starts(tmp_path: Path, tiny_bundle: Path) -> None:
+    with pytest.raises(BundleError, match="no bundle"):
+        serve(tmp_path, LOOPBACK, free_port())
+    with pytest.raises(ConfigError, match="no IP address"):
+        serve(tiny_bundle, "example.org", 3000)
+
+
+def test_a_taken_port_is_named(service_url: str, tiny_bundle: Path) -> None:
+    port = httpx.URL(service_url).port
+    with pytest.raises(StartError, match=f"Port {port}"), running(tiny_bundle, port):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("MASKSERVE_FOO", "1", "MASKSERVE_FOO is not known; known are MASKSERVE_BUNDLE"),
+        ("MASKSERVE_MAX_PIXEL", "1", "did you mean MASKSERVE_MAX_PIXELS"),
+        ("MASKSERVE_THREADS", "-1", "MASKSERVE_THREADS is '-1'"),
+        ("MASKSERVE_ENGINE", "abacus", "should be .auto., .openvino., .onnxruntime. or .torch."),
+        ("MASKSERVE_BUNDLE", "", "MASKSERVE_BUNDLE is not set"),
+    ],
+)
+def test_wrong_settings(monkeypatch: pytest.MonkeyPatch, variable: str, value: str, words: str) -> None:
+    monkeypatch.setenv("MASKSERVE_BUNDLE", "somewhere")
+    monkeypatch.setenv("MASKSERVE_PORT_3000_TCP", "tcp://10.0.0.1:3000")  # as Kubernetes does
+    assert read_settings().bundle == Path("somewhere")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=words.replace("?", "[?]")):
+        read_settings()
+
+
+def test_unknown_setting_stops_the_server_itself(tiny_bundle: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "MASKSERVE_BUNDLE": str(tiny_bundle),
+        "MASKSERVE_FOO": "1",
+        "BENTOML_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Maskserve", "--port", str(free_port())]
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "maskserve: The environment variable MASKSERVE_FOO is not known" in ended.stderr
+    assert "Traceback" not in ended.stderr + ended.stdout
+
+
+def test_import_brings_no_training(tmp_path: Path) -> None:
+    check = (
+        "import sys, service.app, service.server_process, maskserve.client\n"
+        "wrong = {'torch', 'albumentations', 'training', 'models.architectures'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {wrong}' if wrong else 0)"
+    )
+    environment = {**os.environ, "BENTOML_HOME": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", check], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_no_outside_connection(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WATCHER)
+    log = tmp_path / "connections"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("WATCHER_LOG", str(log))
+    with running(tiny_bundle) as url, httpx.Client(base_url=url) as http:
+        assert http.post("/v1/segment", content=b"http://example.org/a.jpg").status_code == 415
+        assert http.get("/v1/models").status_code == 200
+        time.sleep(1)
+    assert "--service-name maskserve" in Path(f"{log}.on").read_text()
+    assert not log.exists(), log.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "models").mkdir()  # the caller's own folder of that name must not come before ours
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong models')")
+    port = free_port()
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+    start += "from pathlib import Path; from service.server_process import serve\n"
+    start += f"sys.exit(serve(Path('bundle'), {LOOPBACK!r}, {port}))"
+    (tmp_path / "bundle").symlink_to(tiny_bundle)
+    with subprocess.Popen(
+        [sys.executable, "-c", start], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as caller:
+        try:
+            assert caller.stdout is not None and caller.stderr is not None
+            told, line = caller.stdout.readline(), caller.stdout.readline()
+            assert told.startswith("tiny runs on openvino: the first that can run it here; f32: ")
+            assert line == f"maskserve answers at http://{LOOPBACK}:{port} (Ctrl-C stops it)\n"
+            assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
+            caller.send_signal(number)
+            assert caller.wait(30) == 0
+            assert (caller.stdout.read(), caller.stderr.read()) == ("", "")
+        finally:
+            caller.terminate()  # after a failure: the block waits for its end
+    assert not left_of(port)
+
+
+def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tmp_path: Path) -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "maskserve", "serve", tiny_bundle, "--port", str(port)]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
+        try:
+            said = (tmp_path / "log").read_text
+            until(lambda: "answers at" in said(), said)
+            with socket.create_connection((LOOPBACK, port)) as slow:
+                slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome")
+                time.sleep(0.5)  # it is accepted
+                caller.terminate()
+                with pytest.raises(subprocess.TimeoutExpired):
+                    caller.wait(2)
+                caller.terminate()
+                assert caller.wait(10) == 0
+        finally:
+            caller.terminate()
+    assert not left_of(port)
+
+
+def left_of(port: int) -> list[Path]:
+    """The processes that serve there still."""
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,129 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import DataError
+from tests.training.make_layouts import HEIGHT, SQUARE, WIDTH, content, opened, panoptic, picture, write
+from training.data import load
+
+
+def test_boxes_alone_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds boxes alone"):
+        opened(tmp_path, {"segmentation": [], "bbox": [0, 0, 8, 2]})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"images": [', "is no JSON at line 1, column 13"),
+        ("", "is no JSON at line 1"),
+        ("[]", "a list came"),
+        ('{"images": [], "annotations": []}', "the list `categories` is missing"),
+        ('{"categories": [{"id": 1, "name": "a"}]}', "the list `images` is missing"),
+        ('{"categories": [{"id": 1}], "images": [], "annotations": []}', r"categories\[0\] needs"),
+        ('{"categories": [{"id": -1, "name": "a"}], "images": [], "annotations": []}', r"categories\[0\] needs"),
+        ('{"categories": [{"id": 1, "name": "a"}], "images": []}', "the list `annotations` is missing"),
+        ('{"categories": [{"id": 1, "name": "a"}], "images": [{"id": 1}], "annotations": []}', r"images\[0\] needs"),
+        ('{"images": [{"id": 1, "file_name": "a", "height": 0, "width": 9}], "annotations": []}', r"images\[0\] needs"),
+        (
+            '{"images": [{"id": 1, "file_name": "a", "height": 1e6, "width": 1e6}], "annotations": []}',
+            "100,000,000 pixels",
+        ),
+    ],
+)
+def test_what_is_no_coco_file_is_told(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train.json").write_text(text)
+    with pytest.raises(DataError, match=rf"instances_train\.json: .*{told}"):
+        load(tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "told"),
+    [
+        ({"image_id": 7, "segmentation": [SQUARE]}, "needs the `image_id` of a picture"),
+        ({"segmentation": ["abcdef"]}, "needs .* a `segmentation`"),
+        ({"segmentation": [SQUARE[:-1]]}, "odd count"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "needs .* a `segmentation`"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-1, 49]}}, "needs .* a `segmentation`"),
+        (
+            {"segmentation": {"size": [WIDTH, HEIGHT], "counts": [48]}},
+            r"of \[height, width\] \[8, 6\], but the image is \[6, 8\]",
+        ),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [47]}}, "cover 47 pixels"),
+        (3, "needs"),
+    ],
+)
+def test_a_wrong_annotation_is_told_with_its_place(annotation: Any, told: str, tmp_path: Path) -> None:
+    good = {"image_id": 100, "category_id": 1, "segmentation": [SQUARE]}
+    picture(tmp_path / "a.jpg")
+    wrong = {**good, **annotation} if isinstance(annotation, dict) else annotation
+    value = content(["a.jpg"], [good])
+    write(tmp_path / "annotations" / "instances_train.json", {**value, "annotations": [good, wrong]})
+    with pytest.raises(DataError, match=rf"annotations\[1\].*{told}"):
+        load(tmp_path, "train")
+
+
+def test_a_region_that_is_found_wrong_when_drawn_names_file_and_picture(tmp_path: Path) -> None:
+    samples = opened(tmp_path, {"area": 9, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [40]}})
+    with pytest.raises(DataError, match=r"instances_train\.json: the mask of a\.jpg: run lengths cover 40"):
+        samples.labels(0)
+
+
+def test_an_unknown_category_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the category 5, which `categories` does not tell of"):
+        opened(tmp_path, {"category_id": 5, "segmentation": [SQUARE]})
+
+
+@pytest.mark.parametrize(
+    ("categories", "told"),
+    [
+        ([], "1 classes; a mask tells 2 to 255"),
+        ([{"id": id, "name": str(id)} for id in range(1203)], "1204 classes"),
+        ([{"id": 1, "name": "dog"}, {"id": 2, "name": "dog"}], "names a category twice"),
+    ],
+)
+def test_categories_that_make_no_classes_are_told(categories: list[Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=told):
+        opened(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
+
+
+JUNK = [None, True, -1, 10**30, 1e300, float("nan"), "", "\u00e9", [], {}, [1], [None], [["a"] * 6], {"counts": 5}]
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every list or object within a value, and a key of it."""
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield value, key
+        yield from places(value[key])
+
+
+@pytest.mark.parametrize("kind", ["instances", "panoptic"])
+def test_whatever_stands_in_a_coco_file_is_read_or_told(kind: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    panoptic(tmp_path)
+    regions: list[dict[str, Any]] = [
+        {"segmentation": [SQUARE], "bbox": [1, 1, 2, 2], "area": 3},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [13, 3, 32]}, "iscrowd": 1},
+        {"segmentation": {"size": [HEIGHT, WIDTH], "counts": "=3300000;"}},
+    ]
+    segments = [{"file_name": "train_1.png", "segments_info": [{"id": 197121, "category_id": 90, "iscrowd": 0}]}]
+    entries = [{"image_id": 100, "category_id": 1, **entry} for entry in (regions if kind == "instances" else segments)]
+    told = 0
+    for number in range(400):
+        folder = tmp_path if kind == "panoptic" else tmp_path / "instances"
+        value = json.loads(json.dumps(content(["train_1.jpg"], entries)))
+        inside = list(places(value))
+        holder, key = inside[random.integers(len(inside))]
+        holder[key] = JUNK[random.integers(len(JUNK))]
+        write(folder / "annotations" / f"{kind}_train2017.json", [number, value] if number == 0 else value)
+        picture(folder / "train2017" / "train_1.jpg")
+        try:
+            load(folder, "train", "coco").labels(0)
+        except DataError:
+            told += 1
+    assert 100 < told < 400

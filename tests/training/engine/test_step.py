@@ -1,0 +1,178 @@
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.architectures import build
+from models.errors import ConfigError, RunError
+from tests.fixtures_bundles import SILENT
+from training.config import TrainConfig
+from training.config_io import load_config
+from training.engine.checkpoint import read
+from training.engine.losses import Criterion
+from training.engine.runtime import named
+from training.engine.step import Guard, Learner, averaged, seed_draws, update_average
+from training.run_folder import LAST
+from training.train import train
+
+SMALL = ["encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "crop=64,64", "tensorboard=false", "precision=f32"]
+
+
+def refuses_terabytes() -> bool:
+    """Whether the system says no to a crop of 160 GB, as Linux does unless told otherwise."""
+    policy = Path("/proc/sys/vm/overcommit_memory")
+    return policy.exists() and policy.read_text().strip() != "1" and os.sysconf("SC_PHYS_PAGES") * 4096 < 100e9
+
+
+def test_the_auxiliary_head_is_learned_by_its_share() -> None:
+    torch.manual_seed(0)
+    network = build("fcn", 3, aux=True, dropout=0.0).eval()
+    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    labels = torch.randint(0, 3, (2, 64, 64), dtype=torch.uint8)
+    criterion = Criterion()
+    main, aux = (criterion(logits, labels) for logits in network.training_logits(pictures.permute(0, 3, 1, 2)))
+    for share in (0.0, 0.4, 1.0):
+        total = Learner(network, criterion, TrainConfig(aux=True, aux_weight=share)).eval()(pictures, labels)
+        assert total.item() == pytest.approx((main + share * aux).item(), rel=1e-5)
+
+
+def test_frozen_norms_keep_their_statistics_and_the_others_do_not() -> None:
+    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    labels = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    for frozen in (True, False):
+        network = build("fcn", 3, encoder="tu-lcnet_035")
+        before = {name: value.clone() for name, value in network.named_buffers()}
+        learner = Learner(network, Criterion(), TrainConfig(freeze_norms=frozen)).train()
+        learner(pictures, labels)
+        same = all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+        assert same == frozen
+        assert network.body.dropout.training
+
+
+def test_averaged_weights_follow_the_formula() -> None:
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    average: Any = averaged(network, decay=0.5)  # type: ignore[arg-type]
+    with torch.no_grad():
+        average[0].weight.fill_(7.0)
+    expected, running = 7.0, torch.zeros(2)
+    for step in range(12):
+        with torch.no_grad():
+            network[0].weight.fill_(step)
+        network(torch.randn(4, 2))
+        update_average(average, network, 0.5, step)  # type: ignore[arg-type]
+        share = 1 - min(0.5, (1 + step) / (10 + step))
+        expected += share * (step - expected)
+        running += share * (network[1].running_mean - running)
+        assert average[0].weight.mean().item() == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(average[1].running_mean, running)
+    assert average[1].num_batches_tracked == 12
+    assert not any(parameter.requires_grad for parameter in average.parameters())
+    assert averaged(network, decay=0.0) is None  # type: ignore[arg-type]
+
+
+def test_draws_are_those_of_the_place_alone() -> None:
+    drawn = []
+    for place in ((0, 3, 1, 0), (0, 3, 1, 0), (0, 3, 1, 1), (0, 4, 1, 0), (1, 3, 1, 0)):
+        seed_draws(*place)
+        drawn.append(torch.rand(3).tolist())
+    assert drawn[0] == drawn[1]
+    assert len({tuple(values) for values in drawn}) == 4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_named_with_its_step_and_files(bad: float, tmp_path: Path) -> None:
+    (tmp_path / "last.ckpt").touch()
+    guard = Guard(TrainConfig(lr=0.5), tmp_path / "last.ckpt")
+    for step, loss in enumerate([1.0] * 9 + [0.8, 5.0, 40.0], start=-7):
+        guard.watch(step, 0.25, ["a", "b"], torch.tensor(loss))
+    guard.watch(5, 0.25, ["street/07", "street/12"], torch.tensor(bad))
+    with pytest.raises(RunError) as caught:
+        guard.watch(6, 0.25, ["c"], torch.tensor(1.0))
+    sentence = str(caught.value)
+    assert f"The loss is {bad} at step 5, lr 0.25, on street/07, street/12." in sentence
+    assert (
+        "It had gone from 0.8 to 40: the learning rate is likely too high: train anew with a lower lr than 0.5"
+        in sentence
+    )
+    assert sentence.endswith("last.ckpt is from before it.")
+
+
+def test_a_loss_that_breaks_from_one_step_to_the_next_points_at_the_pictures(tmp_path: Path) -> None:
+    guard = Guard(TrainConfig(precision="bf16"), tmp_path / "none.ckpt")
+    for step in range(1, 12):
+        guard.watch(step, 0.1, ["a"], torch.tensor(0.7))
+    guard.watch(12, 0.1, ["b"], torch.tensor(math.nan))
+    with pytest.raises(
+        RunError, match=r"look at these pictures and masks first; else train anew with precision=f32\.$"
+    ):
+        guard.settle()
+
+
+def test_a_loss_is_told_with_its_own_step(tmp_path: Path) -> None:
+    guard = Guard(TrainConfig(), tmp_path / "none.ckpt")
+    assert guard.watch(1, 0.1, ["a"], torch.tensor(2.0)) is None
+    assert guard.watch(2, 0.2, ["a"], torch.tensor(3.0)) == (1, 0.1, 2.0)
+    assert guard.settle() == (2, 0.2, 3.0)
+    assert guard.settle() is None
+
+
+def test_a_training_that_runs_away_stops_and_keeps_its_last_good_checkpoint(shapes: Path, tmp_path: Path) -> None:
+    words = [*SMALL, "optimizer=sgd", "momentum=0", "warmup=0", "lr=1e30", "save_minutes=0"]
+    with pytest.raises(RunError, match=r"learning rate is likely too high.*last.ckpt is from before it"):
+        train(shapes, tmp_path / "run", load_config(None, words), console=SILENT)
+    kept = read(tmp_path / "run" / LAST)
+    assert kept["step"] > 0
+    assert all(value.isfinite().all() for value in kept["network"].values())
+
+
+def test_weights_that_are_no_numbers_are_never_kept() -> None:
+    layer = nn.Linear(1, 1)
+    nn.init.constant_(layer.weight, math.inf)
+    with pytest.raises(RunError, match="Weights are no longer numbers"):
+        Guard(TrainConfig(), Path("none.ckpt")).before_a_save(layer)
+
+
+@pytest.mark.skipif(not refuses_terabytes(), reason="this system promises memory that it does not have")
+def test_out_of_memory_names_what_to_lower(shapes: Path, tmp_path: Path) -> None:
+    """Refused for real by the system: a crop of 120 GB."""
+    lower = r"Out of memory with batch=4 crops of 200000 x 200000 .*batch=2 accumulate=2"
+    with pytest.raises(RunError, match=lower):
+        train(shapes, tmp_path / "run", load_config(None, [*SMALL, "crop=200000,200000"]), console=SILENT)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError("x"), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("can't allocate memory: 3")],
+)
+def test_each_library_has_its_word_for_no_memory(error: Exception) -> None:
+    with pytest.raises(RunError, match="lower crop=32,64"), named(TrainConfig(batch=1), (32, 64)):
+        raise error
+
+
+def test_what_has_no_deterministic_kernel_names_the_setting() -> None:
+    error = RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set")
+    with pytest.raises(ConfigError, match="set deterministic=false"), named(TrainConfig(), (32, 64)):
+        raise error
+
+
+def test_sync_batch_norm_leaves_activations_where_they_are() -> None:
+    """torch's own conversion takes the ReLU out of timm's BatchNormAct2d."""
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    for encoder in ("resnet18", "tu-lcnet_035", "tu-regnetx_002"):
+        network = build("fcn", 3, encoder=encoder).eval()
+        pictures = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+        with torch.inference_mode():
+            before = network(pictures)[1]
+            converted = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+            assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
+            assert torch.equal(converted(pictures)[1], before)
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    with pytest.raises(RuntimeError, match="shape"), named(TrainConfig(), (32, 64)):
+        raise RuntimeError("shape mismatch")

@@ -1,0 +1,319 @@
+"""ONNX graphs of every make come into a bundle and answer there as they do alone."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from models.bundle import Bundle
+from models.engines.openvino_engine import load as compile_bundle
+from models.errors import ConfigError
+from models.inference.segmenter import Segmenter, agreement
+from models.spec import InputRule
+from tests.fixtures_graphs import MEAN, STD, Drawing, alone, graph, picture, save
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NATIVE = InputRule(rule="native")
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    # what the graph is; what is told; how it is read alone
+    "of any size": ({}, {}, {}),
+    "one at a time": ({"dims": (1, "H", "W")}, {}, {}),
+    "with names of ours": ({"names": ("labels", "images")}, {}, {}),
+    "with our names, the other way round": ({"names": ("logits", "labels")}, {}, {}),
+    "NHWC in": ({"layout": "nhwc"}, {}, {"layout": "nhwc"}),
+    "NHWC in and out": ({"layout": "nhwc", "gives": "nhwc"}, {}, {"layout": "nhwc", "gives": "nhwc"}),
+    "NHWC out": ({"gives": "nhwc"}, {}, {"gives": "nhwc"}),
+    "in bytes": ({"kind": "uint8"}, {}, {"kind": "uint8"}),
+    "in NHWC bytes, BGR": (
+        {"kind": "uint8", "layout": "nhwc"},
+        {"order": "bgr"},
+        {"kind": "uint8", "layout": "nhwc", "order": "bgr"},
+    ),
+    "in float16": ({"kind": "float16"}, {}, {"kind": "float16"}),
+    "in float64": ({"kind": "float64"}, {}, {"kind": "float64"}),
+    "BGR": ({}, {"order": "bgr"}, {"order": "bgr"}),
+    "Caffe's way": (
+        {},
+        {"mean": "104.008,116.669,122.675", "std": "1", "order": "bgr"},
+        {"mean": (104.008, 116.669, 122.675), "std": 1, "white": 255, "order": "bgr"},
+    ),
+    "TensorFlow's way": (
+        {"layout": "nhwc"},
+        {"mean": "127.5", "std": "127.5"},
+        {"mean": 127.5, "std": 127.5, "white": 255, "layout": "nhwc"},
+    ),
+    "from 0 to 1": ({}, {"mean": "0", "std": "1"}, {"mean": 0, "std": 1}),
+    "from 0 to 255": ({}, {"mean": "0", "std": "1", "scale": 255}, {"mean": 0, "std": 1, "white": 255}),
+    "softmax at its end": ({"ending": "softmax"}, {}, {"meaning": "probabilities"}),
+    "softmax, full size": ({"ending": "softmax", "full": True}, {}, {"meaning": "probabilities"}),
+    "softmax, taken for logits": ({"ending": "softmax"}, {"scores": "logits"}, {}),
+    "a sigmoid each": ({"ending": "sigmoid"}, {}, {"meaning": "probabilities"}),
+    "full size": ({"full": True}, {}, {}),
+    "the batch's axis dropped": ({"squeezed": True, "dims": (1, "H", "W")}, {}, {"squeezed": True}),
+    "two outputs": ({"also": ("aux",)}, {"output": "y"}, {}),
+    "two outputs, the other": ({"also": ("aux",)}, {"output": "aux"}, {"output": "aux"}),
+    "labels": ({"ending": "labels"}, {}, {"meaning": "labels"}),
+    "labels, full size": ({"ending": "labels", "full": True}, {}, {"meaning": "labels"}),
+    "labels with their axis": ({"ending": "labels with their axis"}, {}, {"meaning": "labels"}),
+    "labels with their axis last": (
+        {"ending": "labels with their axis", "gives": "nhwc"},
+        {},
+        {"meaning": "labels"},
+    ),
+    "labels without the batch's axis": (
+        {"ending": "labels", "squeezed": True, "dims": (1, "H", "W")},
+        {},
+        {"meaning": "labels", "squeezed": True},
+    ),
+    "scores in bytes": ({"ending": "bytes"}, {}, {}),
+    "an old opset": ({"opset": 11}, {}, {}),
+    "the newest opset": ({"opset": 21}, {}, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_graph_answers_in_a_bundle_as_it_does_alone(case: str, bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    made, told, read = CASES[case]
+    file = graph(tmp_path / "theirs.onnx", **made)
+    bundle = bring(file, **told)
+    assert (bundle.spec.name, bundle.spec.input, bundle.spec.architecture.name) == ("theirs", NATIVE, "onnx")
+    assert not bundle.weights.exists()
+    segmenter, asked = Segmenter.load(bundle, precision="f32"), picture()
+    answer = segmenter.segment(asked).labels
+    assert len(np.unique(answer)) > 1
+    assert agreement(answer, alone(file, asked, **read)) >= 0.999
+    assert segmenter.answer_probes(bundle) >= 0.99
+    assert len(bundle.probes()) == 3
+    keeps_the_contract(bundle, asked, cv2.INTER_NEAREST_EXACT if "labels" in read.values() else cv2.INTER_LINEAR)
+
+
+def keeps_the_contract(bundle: Bundle, asked: NDArray[np.uint8], mode: int) -> None:
+    """uint8 N x H x W x 3 -> labels uint8 N x H x W == argmax(resized(logits)), logits float32 N x C x h x w."""
+    onnx.checker.check_model(onnx.load(bundle.model), full_check=True)
+    labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(asked[None], logits=True)
+    assert (labels.shape, labels.dtype, logits.dtype) == ((1, *asked.shape[:2]), np.uint8, np.float32)
+    assert logits.shape[:2] == (1, len(bundle.spec.classes))
+    large = cv2.resize(logits[0].transpose(1, 2, 0), asked.shape[1::-1], interpolation=mode)
+    assert agreement(labels[0], large.argmax(axis=2)) >= 0.999
+
+
+# The map of (64, 32) is as high as it has channels.
+@pytest.mark.parametrize("size", [(520, 520), (120, 200), (200, 120), (64, 64), (64, 32)])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_graph_of_one_size_sees_pictures_at_that(
+    size: tuple[int, int], full: bool, bring: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    file = graph(tmp_path / "fixed.onnx", dims=(1, *size), full=full)
+    bundle = bring(file)
+    assert bundle.spec.input == InputRule(rule="exact", size=size)
+    segmenter = Segmenter.load(bundle, precision="f32")
+    asked = picture(*size)
+    assert agreement(segmenter.segment(asked).labels, alone(file, asked)) >= 0.999
+    assert segmenter.segment(picture(77, 133)).labels.shape == (77, 133)
+    with pytest.raises(ConfigError, match=f"takes pictures of {size[0]} x {size[1]} .* alone"):
+        bring(file, input="fit:320")
+    with pytest.raises(ConfigError, match=f"{size[0]} x {size[1]}, not 64 x 96"):
+        bring(file, input="exact:64x96")
+
+
+def test_the_input_rule_is_chosen(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = graph(tmp_path / "any.onnx")
+    assert bring(file, input="fit:320").spec.input == InputRule(rule="fit", side=320)
+    half = graph(tmp_path / "half.onnx", dims=(1, 120, "W"))
+    with pytest.raises(ConfigError, match=r"120 x any; name the free one too: --input exact:HEIGHTxWIDTH"):
+        bring(half)
+    for free in (file, half):
+        bundle = bring(free, input="exact:120x200")
+        assert bundle.spec.input == InputRule(rule="exact", size=(120, 200))
+        asked = picture(120, 200)
+        answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
+        assert agreement(answer, alone(free, asked)) >= 0.999
+    for wrong in ("exact:120", "exact:0x5", "fit:3", "fit", "stretch"):
+        with pytest.raises(ConfigError, match="is not possible"):
+            bring(file, input=wrong)
+
+
+@pytest.mark.parametrize("ending", ["logits", "sigmoid", "own sigmoid"])
+def test_one_channel_tells_two_classes_apart(ending: str, bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = graph(tmp_path / "binary.onnx", channels=1, ending=ending, seed=3)
+    bundle, asked = bring(file, classes=2), picture()
+    answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
+    assert set(np.unique(answer)) == {0, 1}
+    meaning = "logit" if ending == "logits" else "probability"
+    assert agreement(answer, alone(file, asked, meaning=meaning)) >= 0.999
+    session = onnxruntime.InferenceSession(file)
+    small = session.run(None, {"x": ((asked / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)})[0][0, 0]
+    _, logits = compile_bundle(bundle, "cpu", "f32", 1)(asked[None], logits=True)
+    clear = abs(small - (0 if ending == "logits" else 0.5)) > 1e-4
+    threshold = 0 if ending == "logits" else 0.5
+    assert (logits[0].argmax(axis=0) == (small > threshold))[clear].all()
+
+
+def test_probabilities_become_logits_whose_softmax_they_are(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    plain, ended = (graph(tmp_path / f"{ending}.onnx", ending=ending) for ending in ("logits", "softmax"))
+    asked = picture()
+    scores = compile_bundle(bring(plain), "cpu", "f32", 1)(asked[None], logits=True)[1]
+    logits = compile_bundle(bring(ended), "cpu", "f32", 1)(asked[None], logits=True)[1]
+    softmax = [torch.softmax(torch.from_numpy(values), dim=1).numpy() for values in (scores, logits)]
+    np.testing.assert_allclose(softmax[0], softmax[1], atol=1e-5)
+
+
+def test_a_batch_that_is_fixed_is_freed(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = graph(tmp_path / "four.onnx", dims=(4, "H", "W"))
+    bundle, asked = bring(file), picture()
+    answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
+    assert agreement(answer, alone(file, asked, batch=4)) >= 0.999
+
+
+def test_several_pictures_at_once_where_the_graph_takes_them(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    bundle = bring(graph(tmp_path / "any.onnx"))
+    run = compile_bundle(bundle, "cpu", "f32", 1)
+    several = np.stack([picture(seed=seed) for seed in range(3)])
+    labels = run(several)[0].copy()
+    for index in range(3):
+        assert agreement(labels[index], run(several[index : index + 1])[0][0]) >= 0.999
+
+
+def test_labels_say_void_as_255(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    """-1 and 255 both; neither is a class, so no logit stands for them."""
+    drawing = Drawing()
+    shrunk = drawing.node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
+    bright = drawing.node("ReduceMean", shrunk, axes=[1], keepdims=0)
+    labels = drawing.node("Cast", drawing.node("Round", bright), to=TensorProto.INT64)
+    drawing.node("Clip", labels, drawing.weight(-1, np.int64), drawing.weight(2, np.int64), out="y")
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    out = helper.make_tensor_value_info("y", TensorProto.INT64, ["N", "h", "w"])
+    bundle = bring(save(tmp_path / "void.onnx", drawing, entry, [out]), classes=3, mean="0.4", std="0.2")
+    rising = np.repeat(np.linspace(0, 255, 192, dtype=np.uint8)[None, :, None], 128, axis=0).repeat(3, axis=2)
+    labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(rising[None], logits=True)
+    assert set(np.unique(labels)) == {0, 1, 2, 255}
+    small = labels[0, 4::8, 4::8]
+    assert (logits[0].max(axis=0) == (small != 255)).all()
+
+
+def test_an_inner_graph_keeps_what_it_takes_from_outside(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    """Its weight goes by a name of ours, and a branch of an `If` alone uses it."""
+    drawing = Drawing()
+    shrunk = drawing.node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
+    weight = drawing.weight(np.random.default_rng(0).normal(0, 1, (4, 3, 1, 1)), name="labels")
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Conv", [shrunk, weight], [f"{name} out"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name} out", TensorProto.FLOAT, ["N", 4, "h", "w"])],
+        )
+        for name in ("then", "else")
+    }
+    drawing.node("If", drawing.weight(True, np.bool_), out="y", **branches)
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "h", "w"])
+    file = save(tmp_path / "if.onnx", drawing, entry, [out])
+    asked = picture()
+    answer = Segmenter.load(bring(file), precision="f32").segment(asked).labels
+    assert agreement(answer, alone(file, asked)) >= 0.999
+
+
+def test_what_other_outputs_alone_need_falls_away(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = graph(tmp_path / "two.onnx", also=("aux",))
+    model = onnx.load(file)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((300, 300), np.float32), "heavy"))
+    model.graph.node.append(helper.make_node("Add", ["heavy", "heavy"], ["unused"]))
+    model.graph.output.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, [300, 300]))
+    onnx.save(model, file)
+    bundle = bring(file, output="y")
+    assert bundle.model.stat().st_size < 100_000 < file.stat().st_size
+    assert "unused" not in {name for node in onnx.load(bundle.model).graph.node for name in node.output}
+
+
+@pytest.fixture(scope="module")
+def torch_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What torch's own exporter writes: any size with functions inside, and one size with its weights in a second file."""
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.first = torch.nn.Conv2d(3, 16, 5, stride=4, padding=2)
+            self.last = torch.nn.Conv2d(16, 4, 1)
+
+        def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+            maps = torch.relu(self.first(images))
+            large = torch.nn.functional.interpolate(self.last(maps), images.shape[-2:], mode="bilinear")
+            return {"out": large, "features": maps}
+
+    folder = tmp_path_factory.mktemp("torch")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    free = torch.export.Dim.DYNAMIC
+    for name, size, sizes in (("any", (96, 128), ({0: free, 2: free, 3: free},)), ("fixed", (100, 150), None)):
+        images = torch.zeros(2 if sizes else 1, 3, *size)
+        torch.onnx.export(
+            Small().eval(), (images,), folder / f"{name}.onnx", dynamo=True, dynamic_shapes=sizes, verbose=False,
+            output_names=["out", "features"], external_data=not sizes,
+        )  # fmt: skip
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_graphs_of_torchs_exporter(torch_graphs: Path, bring: Callable[..., Bundle]) -> None:
+    """The one output with as many channels as classes is taken, without being told."""
+    assert (torch_graphs / "fixed.onnx.data").exists()
+    for name, size, rule in (("any", (128, 192), "native"), ("fixed", (100, 150), "exact")):
+        bundle, asked = bring(torch_graphs / f"{name}.onnx"), picture(*size)
+        assert bundle.spec.input.rule == rule
+        answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
+        assert agreement(answer, alone(torch_graphs / f"{name}.onnx", asked, output="out")) >= 0.999
+        assert str(Path(__file__).parent).encode() in (torch_graphs / f"{name}.onnx").read_bytes()
+        assert str(Path(__file__).parent).encode() not in bundle.model.read_bytes()
+        assert sorted(path.name for path in bundle.folder.iterdir()) == [
+            "SHA256SUMS",
+            "model.onnx",
+            "probes",
+            "spec.json",
+        ]
+
+
+def test_int8_with_quantise_and_dequantise_inside(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+
+    class Pictures(CalibrationDataReader):
+        def __init__(self) -> None:
+            pictures = [(picture(seed=seed) / 255 - MEAN) / STD for seed in range(4)]
+            self.rest = iter([{"x": values.transpose(2, 0, 1)[None].astype(np.float32)} for values in pictures])
+
+        def get_next(self) -> Any:
+            return next(self.rest, None)
+
+    quantize_static(
+        graph(tmp_path / "f32.onnx"), tmp_path / "int8.onnx", Pictures(), per_channel=True, reduce_range=True
+    )
+    asked = picture()
+    answer = Segmenter.load(bring(tmp_path / "int8.onnx"), precision="f32").segment(asked).labels
+    assert agreement(answer, alone(tmp_path / "int8.onnx", asked)) >= 0.999
+
+
+def test_a_graph_older_than_resize_is_brought_forward(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+    drawing = Drawing()
+    first = drawing.weight(np.random.default_rng(0).normal(0, 1, (4, 3, 8, 8)))
+    drawing.node("Conv", "x", first, out="y", kernel_shape=[8, 8], strides=[8, 8])
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "h", "w"])
+    file = save(tmp_path / "old.onnx", drawing, entry, [out], opset=9)
+    model = onnx.load(file)
+    model.ir_version = 3  # weights were inputs then
+    model.graph.input.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, [4, 3, 8, 8]))
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+    asked = picture()
+    answer = Segmenter.load(bring(file), precision="f32").segment(asked).labels
+    assert agreement(answer, alone(file, asked)) >= 0.999
