@@ -1,8 +1,8 @@
 """What each training choice buys: `python -m benchmarks.ablation CAMVID [--hold-out 0006R0] [--rows NAME ...] [--seeds 0 1]`.
 
 Each row is the base with some settings changed, trained for the same number of epochs; the figure is the validation mIoU at
-the end, in percent. CamVid's validation pictures are of a sequence that it also trains on, so a choice that is learned
-by heart looks good there: `--hold-out PREFIX` takes the training pictures of one sequence out and validates on
+the end, in percent. CamVid's validation images are of a sequence that it also trains on, so a choice that is learned
+by heart looks good there: `--hold-out PREFIX` takes the training images of one sequence out and validates on
 them. The test split is never looked at. Rows that stand in benchmarks/results/ablation.json already are not run again.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskserve.host_info import machine
+from maskserve.host_info import host_info
 from training.config_io import load_config
-from training.engine.loggers import TABLE
+from training.engine.loggers import METRICS_CSV
 from training.train import train
 
-BASE = [
+BASE_OVERRIDES = [
     "encoder=tu-regnetx_004", "optimizer=adamw", "lr=0.01", "weight_decay=0.05", "warmup=100", "batch=8", "crop=256,320",
-    "scale=0.5,1.5", "colour=0.3", "class_weights=enet", "tensorboard=false",
+    "scale=0.5,1.5", "color_jitter=0.3", "class_weights=enet", "tensorboard=false",
 ]  # fmt: skip
 
 ROWS = {
@@ -35,10 +35,10 @@ ROWS = {
     "lr 0.005": ["lr=0.005"],
     "lr 0.02": ["lr=0.02"],
     "averaged weights": ["ema=0.99"],
-    "balanced crops": ["balance=0.5"],
+    "balanced crops": ["class_balanced_crops=0.5"],
     "label smoothing 0.1": ["label_smoothing=0.1"],
     "weight decay 0.2": ["weight_decay=0.2"],
-    "colour 0.6, hue, blur, noise": ["colour=0.6", "hue=0.05", "blur=1.5", "noise=10"],
+    "colour 0.6, hue, blur, noise": ["color_jitter=0.6", "hue=0.05", "blur=1.5", "noise=10"],
     "scale 0.5 to 2": ["scale=0.5,2"],
     "rotation by 10 degrees": ["rotate=10"],
     "output stride 16": ["output_stride=16"],
@@ -52,22 +52,24 @@ ROWS = {
 RESULTS = Path(__file__).parent / "results" / "ablation.json"
 
 
-def held_out(data: Path, prefix: str, target: Path) -> Path:
-    """CamVid as links, with the training pictures whose names begin so for a validation split."""
-    for picture in sorted((data / "train").iterdir()):
-        split = "val" if picture.name.startswith(prefix) else "train"
-        mask = data / "trainannot" / f"{picture.stem}.png"
-        for file, folder in ((picture, target / split), (mask, target / f"{split}annot")):
+def make_held_out_split(data: Path, prefix: str, target: Path) -> Path:
+    """CamVid as links, with the training images whose names begin so for a validation split."""
+    for image in sorted((data / "train").iterdir()):
+        split = "val" if image.name.startswith(prefix) else "train"
+        mask = data / "trainannot" / f"{image.stem}.png"
+        for file, folder in ((image, target / split), (mask, target / f"{split}annot")):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / file.name).symlink_to(file.resolve())
     return target
 
 
-def measured(data: Path, words: list[str], seed: int, epochs: int, folder: Path) -> dict[str, float]:
+def train_and_score(data: Path, words: list[str], seed: int, epochs: int, folder: Path) -> dict[str, float]:
     """Train and read the last row of the table."""
-    config = load_config(None, [*BASE, f"epochs={epochs}", f"validate_every={epochs}", *words, f"seed={seed}"])
+    config = load_config(
+        None, [*BASE_OVERRIDES, f"epochs={epochs}", f"validate_every={epochs}", *words, f"seed={seed}"]
+    )
     run = train(data, folder / "run", config, console=Console(stderr=True))
-    with (run / TABLE).open(newline="") as stream:
+    with (run / METRICS_CSV).open(newline="") as stream:
         last = list(csv.DictReader(stream))[-1]
     return {name: round(float(last[name]), 4) for name in ("miou", "pixel_accuracy", "minutes")}
 
@@ -75,22 +77,24 @@ def measured(data: Path, words: list[str], seed: int, epochs: int, folder: Path)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--hold-out", help="prefix of the training pictures' names to validate on")
+    parser.add_argument("--hold-out", help="prefix of the training images' names to validate on")
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=14)
     asked = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        data = held_out(asked.data, asked.hold_out, Path(folder) / "data") if asked.hold_out else asked.data
+        data = make_held_out_split(asked.data, asked.hold_out, Path(folder) / "data") if asked.hold_out else asked.data
         name = f"{f'held out {asked.hold_out}' if asked.hold_out else 'validation split'}, {asked.epochs} epochs"
-        table = results.setdefault(name, {"machine": machine(), "torch": torch.__version__, "base": BASE, "rows": {}})
+        table = results.setdefault(
+            name, {"machine": host_info(), "torch": torch.__version__, "base": BASE_OVERRIDES, "rows": {}}
+        )
         for seed in asked.seeds:
             for row in asked.rows:
                 found = table["rows"].setdefault(row, {})
                 if str(seed) not in found:
                     with tempfile.TemporaryDirectory() as scratch:
-                        found[str(seed)] = measured(data, ROWS[row], seed, asked.epochs, Path(scratch))
+                        found[str(seed)] = train_and_score(data, ROWS[row], seed, asked.epochs, Path(scratch))
                     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
                 print(f"{100 * found[str(seed)]['miou']:6.2f}  {row}, seed {seed}")
 

@@ -1,7 +1,7 @@
-"""What augmentation does, for the eye: `python -m benchmarks.augment_gallery [PICTURE MASK] [TARGET]` draws docs/augment.png.
+"""What augmentation does, for the eye: `python -m benchmarks.augment_gallery [IMAGE MASK] [TARGET]` draws docs/augment.png.
 
-Each row shows one kind of change on one picture, the borders of its mask over it: they must lie on the borders of what is
-seen, and what comes in from outside must have none within. Without a picture one of the *shapes* data set is drawn.
+Each row shows one kind of change on one image, the borders of its mask over it: they must lie on the borders of what is
+seen, and what comes in from outside must have none within. Without an image one of the *shapes* data set is drawn.
 """
 
 import sys
@@ -12,50 +12,50 @@ import torch
 from PIL import Image
 
 from models.imaging.decode import RGB, Labels
-from models.spec import VOID
-from training.augment import Policy, batched, collate
+from models.spec import IGNORE_INDEX
+from training.augment import AugmentPolicy, batched, pad_and_stack
 from training.config import TrainConfig
-from training.data.synthetic import scene
+from training.data.synthetic import generate_scene
 
-TARGET = Path(__file__).parents[1] / "docs" / "augment.png"
+OUTPUT_FILE = Path(__file__).parents[1] / "docs" / "augment.png"
 COLUMNS, CROP = 4, (144, 192)
-STILL = {"scale": (1, 1), "flip": 0, "colour": 0}
+NO_AUGMENTATION = {"scale": (1, 1), "flip": 0, "colour": 0}
 ROWS = [
-    TrainConfig(colour=0, rotate=30),
-    TrainConfig(**STILL | {"elastic": 0.1}),
-    TrainConfig(**STILL | {"colour": 0.4, "hue": 0.1}),
-    TrainConfig(**STILL | {"blur": 2.5, "noise": 25}),
+    TrainConfig(color_jitter=0, rotate=30),
+    TrainConfig(**NO_AUGMENTATION | {"elastic": 0.1}),
+    TrainConfig(**NO_AUGMENTATION | {"colour": 0.4, "hue": 0.1}),
+    TrainConfig(**NO_AUGMENTATION | {"blur": 2.5, "noise": 25}),
     TrainConfig(rotate=30, elastic=0.05, hue=0.05, blur=1.5, noise=15),
 ]
 
 
 def main(arguments: list[str]) -> None:
-    target = Path(arguments.pop()) if len(arguments) % 2 else TARGET
-    picture, labels = read(*arguments) if arguments else scene(np.random.default_rng(3), CROP)
-    rows = [row(config, picture, labels, seed) for seed, config in enumerate(ROWS)]
+    target = Path(arguments.pop()) if len(arguments) % 2 else OUTPUT_FILE
+    image, labels = read_pair(*arguments) if arguments else generate_scene(np.random.default_rng(3), CROP)
+    rows = [make_row(config, image, labels, seed) for seed, config in enumerate(ROWS)]
     sheet = Image.fromarray(np.concatenate(rows))
     sheet.quantize(96, dither=Image.Dither.NONE).save(target, optimize=True)
 
 
-def read(picture: str, mask: str) -> tuple[RGB, Labels]:
-    return np.array(Image.open(picture).convert("RGB")), np.array(Image.open(mask))
+def read_pair(image: str, mask: str) -> tuple[RGB, Labels]:
+    return np.array(Image.open(image).convert("RGB")), np.array(Image.open(mask))
 
 
-def row(config: TrainConfig, picture: RGB, labels: Labels, seed: int) -> RGB:
+def make_row(config: TrainConfig, image: RGB, labels: Labels, seed: int) -> RGB:
     """COLUMNS crops side by side, RGB uint8."""
-    policy, random = Policy(config, CROP), np.random.default_rng(seed + 40)
-    items = [(picture, labels, policy.draw(labels.shape, labels, random)) for _ in range(COLUMNS)]
-    pictures, masks = batched.apply(*collate(items, CROP), CROP)
-    return np.concatenate([outlined(*each) for each in zip(pictures, masks, strict=True)], axis=1)
+    policy, random = AugmentPolicy(config, CROP), np.random.default_rng(seed + 40)
+    items = [(image, labels, policy.sample_params(labels.shape, labels, random)) for _ in range(COLUMNS)]
+    images, masks = batched.augment_batch(*pad_and_stack(items, CROP), CROP)
+    return np.concatenate([draw_outlines(*each) for each in zip(images, masks, strict=True)], axis=1)
 
 
-def outlined(picture: torch.Tensor, labels: torch.Tensor) -> RGB:
+def draw_outlines(image: torch.Tensor, labels: torch.Tensor) -> RGB:
     """White where a pixel's label differs from its right or lower neighbour's, black where the neighbour is void."""
-    drawn, mask = picture.numpy().copy(), labels.numpy()
+    drawn, mask = image.numpy().copy(), labels.numpy()
     edge, void = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
     for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
         edge[here] |= mask[here] != mask[there]
-        void[here] |= (mask[here] == VOID) != (mask[there] == VOID)
+        void[here] |= (mask[here] == IGNORE_INDEX) != (mask[there] == IGNORE_INDEX)
     drawn[edge] = 255
     drawn[void] = 0
     return np.asarray(np.pad(drawn[:-4, :-4], ((0, 4), (0, 4), (0, 0)), constant_values=255))

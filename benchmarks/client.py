@@ -28,59 +28,64 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from benchmarks.inference import picture
-from benchmarks.processes import ours
+from benchmarks.inference import draw_image
+from benchmarks.processes import start_service
 from maskserve.client import AsyncClient, Client, Mask
-from maskserve.host_info import machine
+from maskserve.host_info import host_info
 from models.imaging.decode import RGB
-from tests.service.tiny_bundle import small_bundle
+from tests.service.tiny_bundle import write_tiny_bundle
 
 RESULTS = Path(__file__).parent / "results" / "client.json"
 WIDTH, HEIGHT = 640, 480
-ROUNDS, FIRST = 150, 20  # the first are not counted
+ROUNDS, WARMUP_ROUNDS = 150, 20  # the first are not counted
 ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": ("BMP", {}), "PNG, level 1": ("PNG", {"compress_level": 1}), "PNG, level 0": ("PNG", {"compress_level": 0}),
     "TIFF": ("TIFF", {}), "TIFF, LZW": ("TIFF", {"compression": "tiff_lzw"}),
     "WebP, lossless": ("WEBP", {"lossless": True, "method": 0, "quality": 0}),
 }  # fmt: skip
-SURE = "/v1/segment?format=json&masks=png&confidence=true"
+CONFIDENCE_PATH = "/v1/segment?format=json&masks=png&confidence=true"
 
 
 def main() -> None:
-    rgb = picture(0)
-    jpeg, bmp = encoded(rgb, "JPEG", quality=90), encoded(rgb, "BMP")
-    with tempfile.TemporaryDirectory() as folder, ours("small", small_bundle(Path(folder) / "small")) as server:
+    rgb = draw_image(0)
+    jpeg, bmp = encode(rgb, "JPEG", quality=90), encode(rgb, "BMP")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        start_service("small", write_tiny_bundle(Path(folder) / "small")) as server,
+    ):
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             os.sched_setaffinity(server.pid, cores[1:] or cores)
             os.sched_setaffinity(0, cores[:1])
         url = server.url.removesuffix("/v1/segment")
-        wire, file = Wire(url), Path(folder) / "a.jpg"
+        wire, file = RawConnection(url), Path(folder) / "a.jpg"
         file.write_bytes(jpeg)
         with Client(url) as client, httpx.Client(base_url=url, trust_env=False) as bare:
             calls = {
-                "segment(jpeg bytes)": added(lambda: client.segment(jpeg), lambda: wire.post(jpeg)),
-                "segment(path)": added(lambda: client.segment(file), lambda: wire.post(jpeg)),
-                "segment(array)": added(lambda: client.segment(rgb), lambda: wire.post(bmp)),
-                "segment(jpeg bytes, confidence=True)": added(
-                    lambda: client.segment(jpeg, confidence=True), lambda: wire.post(jpeg, SURE)
+                "segment(jpeg bytes)": measure_overhead(lambda: client.segment(jpeg), lambda: wire.post(jpeg)),
+                "segment(path)": measure_overhead(lambda: client.segment(file), lambda: wire.post(jpeg)),
+                "segment(array)": measure_overhead(lambda: client.segment(rgb), lambda: wire.post(bmp)),
+                "segment(jpeg bytes, confidence=True)": measure_overhead(
+                    lambda: client.segment(jpeg, confidence=True), lambda: wire.post(jpeg, CONFIDENCE_PATH)
                 ),
-                "encoded(jpeg bytes)": added(lambda: client.encoded(jpeg), lambda: wire.post(jpeg)),
-                "httpx alone": added(lambda: bare.post("/v1/segment", content=jpeg), lambda: wire.post(jpeg)),
+                "encoded(jpeg bytes)": measure_overhead(lambda: client.segment_bytes(jpeg), lambda: wire.post(jpeg)),
+                "httpx alone": measure_overhead(
+                    lambda: bare.post("/v1/segment", content=jpeg), lambda: wire.post(jpeg)
+                ),
             }
-            png, sure = client.encoded(jpeg), client.encoded(jpeg, "confidence")
+            png, sure = client.segment_bytes(jpeg), client.segment_bytes(jpeg, "confidence")
             mask = client.segment(jpeg)
-        calls |= asyncio.run(awaited(url, jpeg, wire))
-        pixels = encodings(rgb, wire)
+        calls |= asyncio.run(measure_async_overhead(url, jpeg, wire))
+        pixels = measure_encodings(rgb, wire)
     pieces = {
-        "Mask.read(png)": core(lambda: Mask.read(png, classes=[], model="")),
-        "Mask.read(png, confidence)": core(lambda: Mask.read(png, sure, classes=[], model="")),
-        "a notebook's overlay": core(mask._repr_png_), "shares()": core(mask.shares),
+        "Mask.read(png)": core_ms(lambda: Mask.from_png(png, classes=[], model="")),
+        "Mask.read(png, confidence)": core_ms(lambda: Mask.from_png(png, sure, classes=[], model="")),
+        "a notebook's overlay": core_ms(mask._repr_png_), "shares()": core_ms(mask.class_fractions),
     }  # fmt: skip
     packages = ("httpx", "httpcore", "pillow", "numpy")
-    result = machine() | {"versions": {package: version(package) for package in packages}}
+    result = host_info() | {"versions": {package: version(package) for package in packages}}
     result |= {
-        "pixels_of_picture": [WIDTH, HEIGHT], "jpeg_bytes": len(jpeg), "rounds": ROUNDS, "calls": calls,
+        "pixels_of_image": [WIDTH, HEIGHT], "jpeg_bytes": len(jpeg), "rounds": ROUNDS, "calls": calls,
         "encodings": pixels, "pieces_core_ms": pieces,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
@@ -89,7 +94,7 @@ def main() -> None:
     print(pieces)
 
 
-class Wire:
+class RawConnection:
     """One connection, and no more than a request needs."""
 
     def __init__(self, url: str) -> None:
@@ -107,30 +112,33 @@ class Wire:
 Times = tuple[float, float]  # seconds by the clock and of the processor
 
 
-def added(call: Callable[[], object], wire: Callable[[], object]) -> dict[str, float]:
+def measure_overhead(call: Callable[[], object], wire: Callable[[], object]) -> dict[str, float]:
     """Milliseconds that a call takes, that the wire takes, and that the call adds."""
-    return summary([(taken(call), taken(wire)) for _ in range(FIRST + ROUNDS)])
+    return summarize([(time_call(call), time_call(wire)) for _ in range(WARMUP_ROUNDS + ROUNDS)])
 
 
-async def awaited(url: str, jpeg: bytes, wire: Wire) -> dict[str, dict[str, float]]:
+async def measure_async_overhead(url: str, jpeg: bytes, wire: RawConnection) -> dict[str, dict[str, float]]:
     """The same of what is awaited, in turn."""
     async with AsyncClient(url) as client, httpx.AsyncClient(base_url=url, trust_env=False) as bare:
         calls: dict[str, tuple[Callable[[], Awaitable[object]], str]] = {
             "await segment(jpeg bytes)": (lambda: client.segment(jpeg), "/v1/segment"),
-            "await segment(jpeg bytes, confidence=True)": (lambda: client.segment(jpeg, confidence=True), SURE),
+            "await segment(jpeg bytes, confidence=True)": (
+                lambda: client.segment(jpeg, confidence=True),
+                CONFIDENCE_PATH,
+            ),
             "httpx alone, awaited": (lambda: bare.post("/v1/segment", content=jpeg), "/v1/segment"),
         }
         pairs: dict[str, list[tuple[Times, Times]]] = {name: [] for name in calls}
-        for _ in range(FIRST + ROUNDS):
+        for _ in range(WARMUP_ROUNDS + ROUNDS):
             for name, (call, path) in calls.items():
-                start = now()
+                start = read_clocks()
                 await call()
-                pairs[name].append((since(start), taken(partial(wire.post, jpeg, path))))
-    return {name: summary(of) for name, of in pairs.items()}
+                pairs[name].append((elapsed(start), time_call(partial(wire.post, jpeg, path))))
+    return {name: summarize(of) for name, of in pairs.items()}
 
 
-def summary(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
-    counted = pairs[FIRST:]
+def summarize(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
+    counted = pairs[WARMUP_ROUNDS:]
     columns = {
         "call_ms": [call[0] for call, _ in counted], "wire_ms": [wire[0] for _, wire in counted],
         "added_ms": [call[0] - wire[0] for call, wire in counted],
@@ -139,50 +147,50 @@ def summary(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
     return {name: round(1000 * statistics.median(values), 2) for name, values in columns.items()}
 
 
-def encodings(rgb: RGB, wire: Wire) -> dict[str, dict[str, float]]:
+def measure_encodings(rgb: RGB, wire: RawConnection) -> dict[str, dict[str, float]]:
     """An array in each encoding, in turn: to make it, to make and send it, and how much it is."""
-    makes = {name: partial(encoded, rgb, format, **options) for name, (format, options) in ENCODINGS.items()}
+    makes = {name: partial(encode, rgb, format, **options) for name, (format, options) in ENCODINGS.items()}
     times: dict[str, list[tuple[Times, Times]]] = {name: [] for name in makes}
     for _ in range(ROUNDS // 5):
         for name, make in makes.items():
-            times[name].append((taken(make), taken(lambda make=make: wire.post(make()))))  # type: ignore[misc]
+            times[name].append((time_call(make), time_call(lambda make=make: wire.post(make()))))  # type: ignore[misc]
     return {
         name: {
-            "encode_core_ms": milliseconds(one[0][1] for one in times[name]),
-            "whole_ms": milliseconds(one[1][0] for one in times[name]),
+            "encode_core_ms": median_ms(one[0][1] for one in times[name]),
+            "whole_ms": median_ms(one[1][0] for one in times[name]),
             "bytes": len(make()),
         }
         for name, make in makes.items()
     }
 
 
-def encoded(rgb: RGB, format: str, **options: Any) -> bytes:
+def encode(rgb: RGB, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.asarray(rgb)).save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def milliseconds(seconds: Iterable[float]) -> float:
+def median_ms(seconds: Iterable[float]) -> float:
     return round(1000 * statistics.median(seconds), 2)
 
 
-def core(do: Callable[[], object]) -> float:
+def core_ms(do: Callable[[], object]) -> float:
     """Core-milliseconds of something."""
-    return milliseconds([taken(do)[1] for _ in range(FIRST + ROUNDS)][FIRST:])
+    return median_ms([time_call(do)[1] for _ in range(WARMUP_ROUNDS + ROUNDS)][WARMUP_ROUNDS:])
 
 
-def taken(do: Callable[[], object]) -> Times:
-    start = now()
+def time_call(do: Callable[[], object]) -> Times:
+    start = read_clocks()
     do()
-    return since(start)
+    return elapsed(start)
 
 
-def now() -> Times:
+def read_clocks() -> Times:
     return time.perf_counter(), time.process_time()
 
 
-def since(start: Times) -> Times:
-    end = now()
+def elapsed(start: Times) -> Times:
+    end = read_clocks()
     return end[0] - start[0], end[1] - start[1]
 
 

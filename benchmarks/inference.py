@@ -1,7 +1,7 @@
 """How quick each engine and number format is, against PyTorch itself: `python -m benchmarks.inference [BUNDLE...]`.
 
-Three networks with random weights of a fixed seed, their norms settled on drawn pictures, are frozen into bundles. They
-label a drawn 640x480 picture on two threads: each engine and number format through the Segmenter, and the plain network
+Three networks with random weights of a fixed seed, their norms settled on drawn images, are frozen into bundles. They
+label a drawn 640x480 image on two threads: each engine and number format through the Segmenter, and the plain network
 in torch eager float32, all asked in turn in one run. Of the first network also what the Segmenter adds to the bare
 engine, and how long it takes to open. Each BUNDLE, a trained one with the input rule `native`, is measured in the same
 way on its first probe, brought to 640x480: the agreement of bf16 and int8 means something there alone.
@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # processes that are measured import this module: what it opens late is not counted as theirs
-    from maskserve.bench_workers import Way
+    from maskserve.bench_workers import EngineConfig
     from models.imaging.decode import RGB, Labels
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES, SIZE, THREADS, ROUNDS = 21, (480, 640), 2, 8  # SIZE is (height, width) in pixels
 CALIBRATION, SEED = 10, 0
-FIRST = "FCN-ResNet-50, stride 8"
+LARGE_MODEL = "FCN-ResNet-50, stride 8"
 MODELS: dict[str, dict[str, Any]] = {
-    FIRST: {"encoder": "resnet50", "output_stride": 8, "skips": "32s", "head": "fcn"},
+    LARGE_MODEL: {"encoder": "resnet50", "output_stride": 8, "skips": "32s", "head": "fcn"},
     "FCN-8s, ResNet-18": {"encoder": "resnet18"},
     "ASPP, MobileNetV2": {"encoder": "mobilenet_v2", "head": "aspp", "separable": True},
 }
@@ -39,143 +39,150 @@ NOTE = (
     "Where weights are random, times and memory are those of trained ones, but labels lie closer together, and the "
     "agreement of bf16 and above all of int8 says little. Ratio: the milliseconds of the plain network in torch eager "
     "float32, in the quicker memory layout (reference), over this one's. Equal: labels that are those of the live network "
-    "in float32 (engine torch) on the same canvas; torch eager sees the picture without the padding to a multiple of 64, "
-    "which heads that pool the whole picture notice."
+    "in float32 (engine torch) on the same canvas; torch eager sees the image without the padding to a multiple of 64, "
+    "which heads that pool the whole image notice."
 )
 
 
 def main(folder: Path, trained: list[Path]) -> None:
-    from maskserve.host_info import machine
+    from maskserve.host_info import host_info
 
     packages = ("torch", "openvino", "onnxruntime", "nncf", "onnx", "numpy")
-    result: dict[str, Any] = {"machine": machine(), "versions": {name: version(name) for name in packages}}
-    result |= {"picture": f"{SIZE[1]}x{SIZE[0]}", "classes": CLASSES, "threads": THREADS, "note": NOTE, "models": {}}
+    result: dict[str, Any] = {"machine": host_info(), "versions": {name: version(name) for name in packages}}
+    result |= {"image": f"{SIZE[1]}x{SIZE[0]}", "classes": CLASSES, "threads": THREADS, "note": NOTE, "models": {}}
     for name, options in MODELS.items():
         bundle = folder / name.replace(", ", "-").replace(" ", "-").lower()
-        make(bundle, options)
-        with cache():
-            result["models"][name] = {"options": options, **measured(name, bundle, picture(SEED))}
-        if name == FIRST:
-            result["models"][name] |= {"segmenter": overhead(bundle), "opening": opening(bundle)}
+        make_bundle(bundle, options)
+        with temporary_cache():
+            result["models"][name] = {"options": options, **benchmark_bundle(name, bundle, draw_image(SEED))}
+        if name == LARGE_MODEL:
+            result["models"][name] |= {"segmenter": segmenter_overhead(bundle), "opening": startup_times(bundle)}
     for bundle in trained:
-        name, options, probe = known(bundle)
-        with cache():
-            result["models"][name] = {"trained": True, "options": options, **measured(name, bundle, probe)}
+        name, options, probe = open_trained_bundle(bundle)
+        with temporary_cache():
+            result["models"][name] = {"trained": True, "options": options, **benchmark_bundle(name, bundle, probe)}
     result["load_at_end"] = os.getloadavg()[0]
     RESULTS.joinpath("inference.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(result, RESULTS / "inference.png")
+    plot_results(result, RESULTS / "inference.png")
 
 
-def make(target: Path, options: dict[str, Any]) -> None:
+def make_bundle(target: Path, options: dict[str, Any]) -> None:
     """A bundle as `maskserve export` writes it, but for a training and what is measured on its data."""
     import numpy as np
     import torch
 
     from models import architectures
-    from models.bundle import INT8, MODEL, SPEC, writing
-    from models.spec import ClassInfo, InputRule, Quantised, Spec, default_rgb
-    from tests.fixtures_networks import settle
-    from training.export import calibration_canvas
-    from training.freezing.onnx_export import freeze
+    from models.bundle import INT8_MODEL_FILE, MODEL_FILE, SPEC_FILE, bundle_writer
+    from models.spec import BundleSpec, ClassInfo, InputRule, Int8Metrics, default_rgb
+    from tests.fixtures_networks import calibrate_norms
+    from training.export import calibration_input
+    from training.freezing.onnx_export import export_network
     from training.freezing.quantise import quantise
 
     torch.manual_seed(SEED)
     network = architectures.build("fcn", CLASSES, **options)
-    settle(network, torch.from_numpy(np.stack([picture(seed) for seed in range(1, 5)])))
+    calibrate_norms(network, torch.from_numpy(np.stack([draw_image(seed) for seed in range(1, 5)])))
     rule = InputRule(rule="native")
-    with writing(target) as new:
-        freeze(network, new)
+    with bundle_writer(target) as new:
+        export_network(network, new)
         quantise(
-            new / MODEL, (calibration_canvas(picture(seed), rule) for seed in range(1, 1 + CALIBRATION)), new / INT8
+            new / MODEL_FILE,
+            (calibration_input(draw_image(seed), rule) for seed in range(1, 1 + CALIBRATION)),
+            new / INT8_MODEL_FILE,
         )
-        spec = Spec(
+        spec = BundleSpec(
             name=target.name,
             classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(CLASSES)],
             input=rule,
             architecture=network.architecture,
-            int8=Quantised(miou=0, miou_float=0, pictures=CALIBRATION),
+            int8=Int8Metrics(miou=0, float_miou=0, calibration_images=CALIBRATION),
         )
-        (new / SPEC).write_text(spec.model_dump_json(indent=2))
+        (new / SPEC_FILE).write_text(spec.model_dump_json(indent=2))
 
 
-def picture(seed: int) -> "RGB":
+def draw_image(seed: int) -> "RGB":
     import numpy as np
 
-    from training.data.synthetic import scene
+    from training.data.synthetic import generate_scene
 
-    return scene(np.random.default_rng(seed), SIZE)[0]
+    return generate_scene(np.random.default_rng(seed), SIZE)[0]
 
 
-def known(bundle: Path) -> tuple[str, dict[str, Any], "RGB"]:
+def open_trained_bundle(bundle: Path) -> tuple[str, dict[str, Any], "RGB"]:
     """A trained bundle's name and options, and its first probe at the size of the benchmark."""
     from models.bundle import open_bundle
-    from models.imaging.decode import read
-    from models.inference.geometry import resize_picture
+    from models.imaging.decode import read_image
+    from models.inference.geometry import resize_image
 
     opened = open_bundle(bundle)
     made = opened.spec.architecture
     name = f"{made.name} on {made.options.get('encoder', '')}, trained: {opened.spec.name}"
     if opened.spec.input.rule != "native":
-        sys.exit(f"{bundle}: export it with --input native, or the pictures are brought to another size.")
-    return name, made.options, resize_picture(read(opened.probes()[0][0]), SIZE)
+        sys.exit(f"{bundle}: export it with --input native, or the images are brought to another size.")
+    return name, made.options, resize_image(read_image(opened.probes()[0][0]), SIZE)
 
 
-def measured(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
+def benchmark_bundle(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
     """All ways in one run: each one's ratio to the quicker layout of torch eager, and its share of equal labels."""
-    from maskserve.bench import row, ways_of
-    from maskserve.bench_workers import Way, race
+    from maskserve.bench import list_engine_configs, make_row
+    from maskserve.bench_workers import EngineConfig, benchmark_engines
     from models.bundle import open_bundle
 
-    eager = [Way("torch eager", "cpu", f"f32 {layout}", "benchmarks.inference:eager") for layout in ("NCHW", "NHWC")]
-    ways, _ = ways_of(open_bundle(bundle))
+    eager = [
+        EngineConfig("torch eager", "cpu", f"f32 {layout}", "benchmarks.inference:open_eager")
+        for layout in ("NCHW", "NHWC")
+    ]
+    ways, _ = list_engine_configs(open_bundle(bundle))
     load = os.getloadavg()[0]
-    found = race(bundle, [*eager, *ways], [asked], ROUNDS, THREADS, progress(name))
-    quicker = min(found[:2], key=lambda one: statistics.median(one.times))
-    live = next(one for one in found if (one.way.engine, one.way.precision) == ("torch", "f32"))
-    rows = [asdict(row(full_name(one.way), one, live)) for one in found]
+    found = benchmark_engines(bundle, [*eager, *ways], [asked], ROUNDS, THREADS, progress_printer(name))
+    quicker = min(found[:2], key=lambda one: statistics.median(one.times_ms))
+    live = next(one for one in found if (one.config.engine, one.config.precision) == ("torch", "f32"))
+    rows = [asdict(make_row(full_engine_name(one.config), one, live)) for one in found]
     for each in rows:
-        each["ratio"] = each["ms"] and round(statistics.median(quicker.times) / each["ms"], 2)
-        print(*(each[key] for key in ("engine", "precision", "ms", "ratio", "equal", "memory_mb", "error")), sep="  ")
-    return {"reference": quicker.way.precision, "load": load, "rows": rows}
+        each["ratio"] = each["ms"] and round(statistics.median(quicker.times_ms) / each["ms"], 2)
+        print(
+            *(each[key] for key in ("engine", "precision", "ms", "ratio", "agreement", "memory_mb", "error")), sep="  "
+        )
+    return {"reference": quicker.config.precision, "load": load, "rows": rows}
 
 
-def full_name(way: "Way") -> str:
-    from models.engines.selection import full_name
+def full_engine_name(way: "EngineConfig") -> str:
+    from models.engines.selection import engine_id
 
-    return full_name(way.engine, way.device)
+    return engine_id(way.engine, way.device)
 
 
-def eager(folder: Path, way: "Way", threads: int) -> Callable[["RGB"], "Labels"]:
+def open_eager(folder: Path, way: "EngineConfig", threads: int) -> Callable[["RGB"], "Labels"]:
     """The plain network in PyTorch: no bundle's graph, no Segmenter, no padding; in a worker's process."""
     import torch
 
     from models.bundle import open_bundle
-    from models.engines.torch_engine import build
+    from models.engines.torch_engine import build_network
 
     torch.set_num_threads(threads)
-    network = build(open_bundle(folder))
+    network = build_network(open_bundle(folder))
     if way.precision.endswith("NHWC"):
         network.to(memory_format=torch.channels_last)
 
-    def ask(picture: "RGB") -> "Labels":
+    def ask(image: "RGB") -> "Labels":
         with torch.inference_mode():
-            return network(torch.from_numpy(picture)[None])[0][0].numpy()
+            return network(torch.from_numpy(image)[None])[0][0].numpy()
 
     return ask
 
 
-def overhead(bundle: Path) -> dict[str, dict[str, float]]:
+def segmenter_overhead(bundle: Path) -> dict[str, dict[str, float]]:
     """What Segmenter.segment takes above the engine that is given the padded canvas, in ms and as a share."""
     from models.bundle import open_bundle
     from models.engines.openvino_engine import precisions
-    from models.inference.geometry import BUCKET, to_canvas
+    from models.inference.geometry import SIZE_DIVISOR, resize_and_pad
     from models.inference.segmenter import Segmenter
 
-    opened, asked, found = open_bundle(bundle), picture(SEED), {}
-    canvas = to_canvas(asked, SIZE, BUCKET)[None].copy()
+    opened, asked, found = open_bundle(bundle), draw_image(SEED), {}
+    canvas = resize_and_pad(asked, SIZE, SIZE_DIVISOR)[None].copy()
     for precision in precisions(opened, "cpu"):
         segmenter = Segmenter.load(opened, "openvino", precision, "cpu", THREADS)
-        bare, whole = alternating(lambda: segmenter.run(canvas), lambda: segmenter.segment(asked))  # noqa: B023
+        bare, whole = time_alternately(lambda: segmenter.run(canvas), lambda: segmenter.segment(asked))  # noqa: B023
         found[precision] = {
             "bare_ms": round(bare, 2), "segment_ms": round(whole, 2), "more_ms": round(whole - bare, 2),
             "more_percent": round(100 * (whole / bare - 1), 2),
@@ -184,7 +191,7 @@ def overhead(bundle: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def alternating(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
+def time_alternately(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
     """Milliseconds of two that are asked in turn: the median of the first, and that plus the median difference."""
     pairs = []
     for turn in range(4 + 5 * ROUNDS):
@@ -199,30 +206,30 @@ def alternating(first: Callable[[], object], second: Callable[[], object]) -> tu
     return base, base + statistics.median(whole - bare for bare, whole in counted)
 
 
-def opening(bundle: Path) -> dict[str, dict[str, float]]:
+def startup_times(bundle: Path) -> dict[str, dict[str, float]]:
     """Seconds from before the imports to the first answer, without compiled graphs on disk and with."""
-    from maskserve.bench_workers import Way, Worker
+    from maskserve.bench_workers import BenchWorker, EngineConfig
     from models.bundle import open_bundle
     from models.engines.openvino_engine import precisions
 
     found = {}
     for precision in precisions(open_bundle(bundle), "cpu"):
         seconds = []
-        with cache():
+        with temporary_cache():
             for _ in range(4):
-                worker = Worker()
+                worker = BenchWorker()
                 try:
-                    job = (str(bundle), Way("openvino", "cpu", precision), THREADS, [picture(SEED)])
-                    seconds.append(worker.ask(job)[0])
+                    job = (str(bundle), EngineConfig("openvino", "cpu", precision), THREADS, [draw_image(SEED)])
+                    seconds.append(worker.request(job)[0])
                 finally:
-                    worker.end()
+                    worker.stop()
         found[precision] = {"cold_s": round(seconds[0], 2), "warm_s": round(statistics.median(seconds[1:]), 2)}
         print("opening", precision, found[precision])
     return found
 
 
 @contextmanager
-def cache() -> Iterator[None]:
+def temporary_cache() -> Iterator[None]:
     """Compiled graphs go into a folder that begins empty, also those of child processes."""
     before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
@@ -235,18 +242,18 @@ def cache() -> Iterator[None]:
                 os.environ["XDG_CACHE_HOME"] = before
 
 
-def progress(name: str) -> Callable[[str, int, int], None]:
+def progress_printer(name: str) -> Callable[[str, int, int], None]:
     print(name)
     if not sys.stderr.isatty():
         return lambda what, done, total: None
     return lambda what, done, total: print(f"{done:4} of {total}  {what:40}", end="\r", file=sys.stderr)
 
 
-def draw(result: dict[str, Any], target: Path) -> None:
+def plot_results(result: dict[str, Any], target: Path) -> None:
     """For each model, bars of how many times the speed of torch eager float32 each way has."""
     from matplotlib.figure import Figure
 
-    from maskserve.bench import short
+    from maskserve.bench import format_number
 
     models = result["models"]
     counts = [len(model["rows"]) for model in models.values()]
@@ -257,7 +264,11 @@ def draw(result: dict[str, Any], target: Path) -> None:
         for place, row in enumerate(model["rows"]):
             ours = row["engine"] != "torch eager"
             axes.barh(place, row["ratio"] or 0, height=0.66, color=COLOURS[row["engine"]])
-            told = f"{row['ratio']:.1f}x   {short(row['ms'])} ms   {row['memory_mb']:,} MB" if row["ms"] else "failed"
+            told = (
+                f"{row['ratio']:.1f}x   {format_number(row['ms'])} ms   {row['memory_mb']:,} MB"
+                if row["ms"]
+                else "failed"
+            )
             told += f"   {100 * row['equal']:.2f}% equal" if ours and row["ms"] and "trained" in model else ""
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             axes.text((row["ratio"] or 0) + longest / 100, place, told, va="center", fontsize=9, bbox=ground)
@@ -270,7 +281,7 @@ def draw(result: dict[str, Any], target: Path) -> None:
     host = result["machine"]
     panels[-1].set_xlim(0, 1.6 * longest)
     panels[-1].set_xlabel(
-        f"times the speed of torch eager float32, {result['picture']}, {THREADS} threads\n"
+        f"times the speed of torch eager float32, {result['image']}, {THREADS} threads\n"
         f"{host['cpu']}: {', '.join(host['flags'])}", loc="left", fontsize=9, color="#666666",
     )  # fmt: skip
     figure.savefig(target)

@@ -1,12 +1,12 @@
-"""Pictures larger than the network's scale: `python -m benchmarks.large BUNDLE DATA [PICTURES]`.
+"""Images larger than the network's scale: `python -m benchmarks.large BUNDLE DATA [IMAGES]`.
 
 Four questions about a trained bundle and the test split of its data set, answered on the CPU and written to
 benchmarks/results/large.json:
 
-scales    the pictures enlarged 1, 2, 4 and 8 times: mIoU under the input rules `fit` and `native`
-tiles     pictures set together to mosaics of 3 x 3, kept at the network's scale: by tiles against in one go
+scales    the images enlarged 1, 2, 4 and 8 times: mIoU under the input rules `fit` and `native`
+tiles     images set together to mosaics of 3 x 3, kept at the network's scale: by tiles against in one go
 8192      8192 x 8192 pixels by tiles: peak resident memory and seconds, of this bundle and of an FCN-ResNet-50, stride 8
-sizes     1,000 pictures of random sizes: resident memory on the way, with the segmenter's buckets and without
+sizes     1,000 images of random sizes: resident memory on the way, with the segmenter's buckets and without
 """
 
 import json
@@ -19,71 +19,74 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskserve.host_info import machine
-from models.bundle import SPEC, Bundle, open_bundle, writing
+from maskserve.host_info import host_info
+from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
 from models.imaging.decode import Labels
 from models.inference.geometry import resize_labels
 from models.inference.segmenter import Segmenter, agreement
-from models.spec import ClassInfo, InputRule, Spec, default_rgb
-from training.data import Samples, load
-from training.metrics.confusion import Confusion
+from models.spec import BundleSpec, ClassInfo, InputRule, default_rgb
+from training.data import SegmentationDataset, load_split
+from training.metrics.confusion import ConfusionMatrix
 
 SCALES = (1, 2, 4, 8)
-MOSAIC = 3  # pictures a side
-TARGET = Path(__file__).parent / "results" / "large.json"
+MOSAIC_SIDE = 3  # images a side
+RESULTS = Path(__file__).parent / "results" / "large.json"
 
 
 def main(folder: Path, data: Path, count: int) -> None:
-    bundle, samples = open_bundle(folder), load(data, "test")
-    chosen = samples.spread(count)
+    bundle, samples = open_bundle(folder), load_split(data, "test")
+    chosen = samples.evenly_spaced_indices(count)
     result: dict[str, Any] = {
-        "machine": machine(), "bundle": bundle.spec.name,
-        "input": bundle.spec.input.model_dump(), "pictures": len(chosen), "scales": scales(bundle, samples, chosen),
-        "tiles": tiles(bundle, samples, chosen),
+        "machine": host_info(), "bundle": bundle.spec.name,
+        "input": bundle.spec.input.model_dump(), "images": len(chosen), "scales": measure_scales(bundle, samples, chosen),
+        "tiles": measure_tiles(bundle, samples, chosen),
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
-        resnet50 = random_resnet50(Path(scratch) / "resnet50")
+        resnet50 = write_random_resnet50(Path(scratch) / "resnet50")
         places = {bundle.spec.name: folder, "FCN-ResNet-50, stride 8": resnet50}
-        result["8192"] = {name: alone("huge", place) for name, place in places.items()}
-    result["sizes"] = {"buckets": alone("sizes", folder, "buckets"), "none": alone("sizes", folder, "none")}
+        result["8192"] = {name: run_isolated("huge", place) for name, place in places.items()}
+    result["sizes"] = {
+        "buckets": run_isolated("sizes", folder, "buckets"),
+        "none": run_isolated("sizes", folder, "none"),
+    }
     print(json.dumps(result, indent=2))
-    TARGET.write_text(json.dumps(result, indent=2) + "\n")
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def scales(bundle: Bundle, samples: Samples, chosen: list[int]) -> dict[str, dict[str, float]]:
+def measure_scales(bundle: Bundle, samples: SegmentationDataset, chosen: list[int]) -> dict[str, dict[str, float]]:
     """mIoU by input rule and enlargement; the truth is enlarged by nearest neighbour."""
     found: dict[str, dict[str, float]] = {}
     for rule in (bundle.spec.input, InputRule(rule="native")):
         segmenter = Segmenter.load(bundle, precision="f32")
         segmenter.rule = rule
         for scale in SCALES:
-            matrix = Confusion(len(samples.classes))
+            matrix = ConfusionMatrix(len(samples.classes))
             for index in chosen:
-                picture, truth = samples.picture(index), samples.labels(index)
+                image, truth = samples.image(index), samples.labels(index)
                 height, width = truth.shape[0] * scale, truth.shape[1] * scale
-                larger = np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+                larger = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
                 matrix.add(resize_labels(truth, (height, width)), segmenter.segment(larger).labels)
             found.setdefault(rule.rule, {})[str(scale)] = round(matrix.miou(), 4)
             print(f"{rule.rule:8} x{scale}  mIoU {matrix.miou():.4f}", flush=True)
     return found
 
 
-def tiles(bundle: Bundle, samples: Samples, chosen: list[int]) -> dict[str, dict[str, float]]:
+def measure_tiles(bundle: Bundle, samples: SegmentationDataset, chosen: list[int]) -> dict[str, dict[str, float]]:
     """Mosaics at the network's scale, in one go and by tiles of several sizes: mIoU and share of equal labels."""
     segmenter = Segmenter.load(bundle, precision="f32")
     segmenter.rule = InputRule(rule="native")
-    each = MOSAIC**2
+    each = MOSAIC_SIDE**2
     groups = [chosen[start : start + each] for start in range(0, len(chosen) - each + 1, each)]
     found: dict[str, dict[str, float]] = {}
     whole: list[Labels] = []
     for tile in (8192, 1024, 768, 512, 384):
-        segmenter.tile = tile
-        matrix, equal = Confusion(len(samples.classes)), []
+        segmenter.tile_size = tile
+        matrix, equal = ConfusionMatrix(len(samples.classes)), []
         for place, group in enumerate(groups):
-            answer = segmenter.segment(mosaic([samples.picture(index) for index in group])).labels
+            answer = segmenter.segment(make_mosaic([samples.image(index) for index in group])).labels
             if tile == 8192:
                 whole.append(answer)
-            matrix.add(mosaic([samples.labels(index) for index in group]), answer)
+            matrix.add(make_mosaic([samples.labels(index) for index in group]), answer)
             equal.append(agreement(answer, whole[place]))
         name = "in one go" if tile == 8192 else f"tiles of {tile}"
         found[name] = {"miou": round(matrix.miou(), 4), "equal": round(float(np.mean(equal)), 5)}
@@ -91,12 +94,12 @@ def tiles(bundle: Bundle, samples: Samples, chosen: list[int]) -> dict[str, dict
     return found
 
 
-def mosaic(parts: list[Any]) -> Any:
-    """Nine pictures, or nine masks, of one size as one."""
-    return np.vstack([np.hstack(parts[row : row + MOSAIC]) for row in range(0, len(parts), MOSAIC)])
+def make_mosaic(parts: list[Any]) -> Any:
+    """Nine images, or nine masks, of one size as one."""
+    return np.vstack([np.hstack(parts[row : row + MOSAIC_SIDE]) for row in range(0, len(parts), MOSAIC_SIDE)])
 
 
-def alone(task: str, *words: str | Path) -> Any:
+def run_isolated(task: str, *words: str | Path) -> Any:
     """Ask benchmarks/memory.py in a process of its own, which holds what a service holds, and no torch."""
     command = [sys.executable, "-m", "benchmarks.memory", task, *map(str, words)]
     answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -104,24 +107,24 @@ def alone(task: str, *words: str | Path) -> Any:
     return answer
 
 
-def random_resnet50(target: Path) -> Path:
+def write_random_resnet50(target: Path) -> Path:
     """A bundle of FCN-ResNet-50 at stride 8 with 21 classes; what its memory is does not depend on its weights."""
     import torch
 
     from models.architectures import build
-    from training.freezing.onnx_export import freeze
+    from training.freezing.onnx_export import export_network
 
     torch.manual_seed(0)
     network = build("fcn", 21, encoder="resnet50", output_stride=8, skips="32s", head="fcn").eval()
     classes = [ClassInfo(name=str(label), rgb=default_rgb(label)) for label in range(21)]
     # bf16 is what a trained one is served in where the CPU has it.
-    spec = Spec(
+    spec = BundleSpec(
         name="resnet50", classes=classes, input=InputRule(rule="native"), architecture=network.architecture,
         parity={"openvino": {"f32": 1.0, "bf16": 1.0}},
     )  # fmt: skip
-    with writing(target) as folder:
-        freeze(network, folder)
-        (folder / SPEC).write_text(spec.model_dump_json())
+    with bundle_writer(target) as folder:
+        export_network(network, folder)
+        (folder / SPEC_FILE).write_text(spec.model_dump_json())
     return target
 
 

@@ -1,8 +1,8 @@
-"""Pictures a second that the lint reads: `python -m benchmarks.lint [DATA]`.
+"""Images a second that the lint reads: `python -m benchmarks.lint [DATA]`.
 
 first   the lint with an empty cache
 second  the same again, with what the first kept
-plain   a loop on one thread that decodes each picture and mask with Pillow and counts the mask's values by `np.unique`
+plain   a loop on one thread that decodes each image and mask with Pillow and counts the mask's values by `np.unique`
 
 The three take turns, so that whatever else the machine does falls on each alike; the best round counts, and the ratios of first
 and second to plain are the medians of the rounds'. Files lie in the system's own cache by then. The interpreter's start and imports
@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskserve.host_info import machine
-from training.data import load
+from maskserve.host_info import host_info
+from training.data import load_split
 from training.data.dataset import SPLITS, Pair
 from training.lint import lint
 
@@ -35,7 +35,7 @@ ROUNDS = 5
 
 def main() -> None:
     data = Path(sys.argv[1]) if len(sys.argv) > 1 else CAMVID
-    pairs = [pair for split in SPLITS for pair in load(data, split).pairs]
+    pairs = [pair for split in SPLITS for pair in load_split(data, split).pairs]
     seconds: dict[str, list[float]] = {"first": [], "second": [], "plain": []}
     busy: dict[str, list[float]] = {"first": [], "second": [], "plain": []}
 
@@ -50,25 +50,25 @@ def main() -> None:
             os.environ["XDG_CACHE_HOME"] = cache
             turn("first", lambda: lint(data))
             turn("second", lambda: lint(data))
-        turn("plain", lambda: plain(pairs))
+        turn("plain", lambda: decode_all(pairs))
     rates = {name: round(len(pairs) / min(each), 1) for name, each in seconds.items()}
     ratios = {
         name: round(statistics.median(b / a for a, b in zip(seconds[name], seconds["plain"], strict=True)), 2)
         for name in ("first", "second")
     }
     packages = ("pillow", "opencv-python-headless", "numpy")
-    result = machine() | {"versions": {package: version(package) for package in packages}}
+    result = host_info() | {"versions": {package: version(package) for package in packages}}
     result |= {
-        "data": data.resolve().name, "pictures": len(pairs), "rounds": ROUNDS, "pictures_per_second": rates,
-        "processor_ms_per_picture": {name: round(1000 * min(each) / len(pairs), 2) for name, each in busy.items()},
+        "data": data.resolve().name, "images": len(pairs), "rounds": ROUNDS, "images_per_second": rates,
+        "processor_ms_per_image": {name: round(1000 * min(each) / len(pairs), 2) for name, each in busy.items()},
         "to_plain": ratios,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
     for name, rate in rates.items():
-        print(f"{name:8}{rate:10,.0f} pictures/s{f'{ratios[name]:8.2f} x plain' if name in ratios else ''}")
+        print(f"{name:8}{rate:10,.0f} images/s{f'{ratios[name]:8.2f} x plain' if name in ratios else ''}")
 
 
-def plain(pairs: list[Pair]) -> None:
+def decode_all(pairs: list[Pair]) -> None:
     for pair in pairs:
         np.asarray(Image.open(pair.image).convert("RGB"))
         np.unique(np.asarray(Image.open(pair.mask)), return_counts=True)

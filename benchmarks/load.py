@@ -21,24 +21,24 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-LOST = 0  # the status of a request whose connection ended before its answer
-STAGE = re.compile(r"([\w-]+);dur=([\d.]+)")
+LOST_STATUS = 0  # the status of a request whose connection ended before its answer
+SERVER_TIMING = re.compile(r"([\w-]+);dur=([\d.]+)")
 
 
 @dataclass(frozen=True)
-class Answer:
+class LoadResponse:
     """What came back of a request."""
 
-    place: int  # of the request, in the order of sending
+    index: int  # of the request, in the order of sending
     status: int  # LOST where nothing did
-    seconds: float  # from the moment it was meant to be sent to its answer's last byte
+    latency_s: float  # from the moment it was meant to be sent to its answer's last byte
     headers: str  # the head of the answer, as it came
     size: int  # bytes of the body
 
     def stages(self) -> dict[str, float]:
         """Milliseconds by stage, as the header Server-Timing tells."""
         line = self.header("server-timing")
-        return {name: float(took) for name, took in STAGE.findall(line)}
+        return {name: float(took) for name, took in SERVER_TIMING.findall(line)}
 
     def header(self, name: str) -> str:
         """A header's value, empty where it is not there."""
@@ -47,35 +47,35 @@ class Answer:
 
 
 @dataclass
-class Load:
+class LoadResult:
     """What was asked of a server, and what it answered."""
 
-    answers: list[Answer] = field(default_factory=list)
+    responses: list[LoadResponse] = field(default_factory=list)
     seconds: float = 0.0  # from the first request to the last answer
-    own_seconds: float = 0.0  # processor time of the generator
+    generator_cpu_seconds: float = 0.0  # processor time of the generator
 
-    def counts(self) -> dict[str, int]:
+    def status_counts(self) -> dict[str, int]:
         """Answers by status, `lost` for those that never came."""
-        return {str(status or "lost"): n for status, n in sorted(Counter(one.status for one in self.answers).items())}
+        return {str(status or "lost"): n for status, n in sorted(Counter(one.status for one in self.responses).items())}
 
-    def latencies(self, status: int = 200) -> list[float]:
+    def latencies_ms(self, status: int = 200) -> list[float]:
         """Milliseconds of the answers of that status, ascending."""
-        return sorted(1000 * one.seconds for one in self.answers if one.status == status)
+        return sorted(1000 * one.latency_s for one in self.responses if one.status == status)
 
-    def rate(self, status: int = 200) -> float:
+    def responses_per_second(self, status: int = 200) -> float:
         """Answers of that status a second."""
-        return sum(one.status == status for one in self.answers) / self.seconds if self.seconds else 0.0
+        return sum(one.status == status for one in self.responses) / self.seconds if self.seconds else 0.0
 
     def stages(self) -> dict[str, float]:
         """Mean milliseconds by stage, of the good answers."""
-        told = [one.stages() for one in self.answers if one.status == 200]
+        told = [one.stages() for one in self.responses if one.status == 200]
         return {name: round(statistics.fmean(one[name] for one in told), 3) for name in (told[0] if told else {})}
 
-    def add(self, other: "Load") -> None:
+    def merge(self, other: "LoadResult") -> None:
         """Another run against the same server: the times add up as well."""
-        self.answers += other.answers
+        self.responses += other.responses
         self.seconds += other.seconds
-        self.own_seconds += other.own_seconds
+        self.generator_cpu_seconds += other.generator_cpu_seconds
 
 
 def percentile(ascending: list[float], percent: float) -> float | None:
@@ -83,7 +83,7 @@ def percentile(ascending: list[float], percent: float) -> float | None:
     return ascending[min(len(ascending) - 1, int(len(ascending) * percent / 100))] if ascending else None
 
 
-def post(url: str, body: bytes, kind: str = "image/jpeg", headers: Iterable[tuple[str, str]] = ()) -> bytes:
+def post_request(url: str, body: bytes, kind: str = "image/jpeg", headers: Iterable[tuple[str, str]] = ()) -> bytes:
     """A whole POST request, as the bytes that go over the connection."""
     target = urlsplit(url)
     path = target.path + (f"?{target.query}" if target.query else "")
@@ -92,51 +92,53 @@ def post(url: str, body: bytes, kind: str = "image/jpeg", headers: Iterable[tupl
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
-def form(url: str, picture: bytes) -> bytes:
+def form_request(url: str, image: bytes) -> bytes:
     """A POST request of a form with the file `image`."""
     head = (
         b'--mask\r\nContent-Disposition: form-data; name="image"; filename="a.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
     )
-    return post(url, head + picture + b"\r\n--mask--\r\n", "multipart/form-data; boundary=mask")
+    return post_request(url, head + image + b"\r\n--mask--\r\n", "multipart/form-data; boundary=mask")
 
 
-def closed(
-    url: str, requests: Iterator[bytes], concurrency: int, seconds: float = float("inf"), limit: float = 120
-) -> Load:
+def closed_loop(
+    url: str, requests: Iterator[bytes], concurrency: int, seconds: float = float("inf"), timeout: float = 120
+) -> LoadResult:
     """Send `requests`, `concurrency` at a time, until they end or the time is up; what is under way is waited for.
 
     `limit`: seconds after which an answer counts as lost.
     """
-    return asyncio.run(_closed(url, requests, concurrency, seconds, limit))
+    return asyncio.run(_closed_loop(url, requests, concurrency, seconds, timeout))
 
 
-def offered(url: str, request: bytes, rate: float, seconds: float, seed: int = 0, limit: float = 120) -> Load:
+def open_loop(url: str, request: bytes, rate: float, seconds: float, seed: int = 0, timeout: float = 120) -> LoadResult:
     """Send `rate` requests a second on average, at random (Poisson) moments, whatever comes back, for so many seconds."""
-    return asyncio.run(_offered(url, request, rate, seconds, seed, limit))
+    return asyncio.run(_open_loop(url, request, rate, seconds, seed, timeout))
 
 
-async def _closed(url: str, requests: Iterator[bytes], concurrency: int, seconds: float, limit: float) -> Load:
-    load, start, spent, pool = Load(), time.perf_counter(), time.process_time(), Pool(url, limit)
+async def _closed_loop(
+    url: str, requests: Iterator[bytes], concurrency: int, seconds: float, limit: float
+) -> LoadResult:
+    load, start, spent, pool = LoadResult(), time.perf_counter(), time.process_time(), ConnectionPool(url, limit)
     numbered = enumerate(requests)
 
     async def client() -> None:
         for place, request in numbered:
-            load.answers.append(await pool.ask(place, request, time.perf_counter()))
+            load.responses.append(await pool.request(place, request, time.perf_counter()))
             if time.perf_counter() - start > seconds:
                 return
 
     await asyncio.gather(*(client() for _ in range(concurrency)))
     pool.close()
-    load.seconds, load.own_seconds = time.perf_counter() - start, time.process_time() - spent
+    load.seconds, load.generator_cpu_seconds = time.perf_counter() - start, time.process_time() - spent
     return load
 
 
-async def _offered(url: str, request: bytes, rate: float, seconds: float, seed: int, limit: float) -> Load:
-    load, start, spent, pool = Load(), time.perf_counter(), time.process_time(), Pool(url, limit)
+async def _open_loop(url: str, request: bytes, rate: float, seconds: float, seed: int, limit: float) -> LoadResult:
+    load, start, spent, pool = LoadResult(), time.perf_counter(), time.process_time(), ConnectionPool(url, limit)
     chance, due, place, under_way = random.Random(seed), start, 0, set[asyncio.Task[None]]()
 
     async def one(place: int, due: float) -> None:
-        load.answers.append(await pool.ask(place, request, due))
+        load.responses.append(await pool.request(place, request, due))
 
     while (due := due + chance.expovariate(rate)) < start + seconds:
         await asyncio.sleep(max(0, due - time.perf_counter()))  # where we are late, the answers still get their turn
@@ -146,38 +148,38 @@ async def _offered(url: str, request: bytes, rate: float, seconds: float, seed: 
         task.add_done_callback(under_way.discard)
     await asyncio.gather(*under_way)
     pool.close()
-    load.seconds, load.own_seconds = time.perf_counter() - start, time.process_time() - spent
+    load.seconds, load.generator_cpu_seconds = time.perf_counter() - start, time.process_time() - spent
     return load
 
 
-class Pool:
+class ConnectionPool:
     """Connections to one server: an idle one is used again, else a new one opened."""
 
     def __init__(self, url: str, limit: float) -> None:
         """`limit`: seconds after which an answer counts as lost."""
         self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 80
-        self.limit = limit
+        self.timeout = limit
         self.idle: list[_Connection] = []
 
-    async def ask(self, place: int, request: bytes, due: float) -> Answer:
+    async def request(self, place: int, request: bytes, due: float) -> LoadResponse:
         """Send a request and wait for its answer; `due` is when it was meant to be sent, by time.perf_counter."""
         connection: _Connection | None = None
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(self.limit):
-                connection = await self._connection()
-                status, head, size = await connection.ask(request)
-            if connection.usable():
+            async with asyncio.timeout(self.timeout):
+                connection = await self._get_connection()
+                status, head, size = await connection.request(request)
+            if connection.is_reusable():
                 self.idle.append(connection)
             else:
                 connection.close()
-            return Answer(place, status, time.perf_counter() - due, head, size)
+            return LoadResponse(place, status, time.perf_counter() - due, head, size)
         if connection:
             connection.close()
-        return Answer(place, LOST, time.perf_counter() - due, "", 0)
+        return LoadResponse(place, LOST_STATUS, time.perf_counter() - due, "", 0)
 
-    async def _connection(self) -> "_Connection":
+    async def _get_connection(self) -> "_Connection":
         while self.idle:
-            if (connection := self.idle.pop()).usable():
+            if (connection := self.idle.pop()).is_reusable():
                 return connection
             connection.close()
         loop = asyncio.get_running_loop()
@@ -193,20 +195,20 @@ class _Connection(asyncio.Protocol):
     """One connection, one request at a time. Less than streams: no task and no lock for each read."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport, self.received, self.answer = transport, bytearray(), None
-        self.ended = self.last = False
+        self.transport, self.received, self.response = transport, bytearray(), None
+        self.is_closed = self.server_closes = False
 
-    async def ask(self, request: bytes) -> tuple[int, str, int]:
+    async def request(self, request: bytes) -> tuple[int, str, int]:
         """Status, head and the body's size. Raises: ConnectionError where the connection ends before them."""
         self.received.clear()
-        self.head, self.needed = "", -1
-        self.answer = asyncio.get_running_loop().create_future()
+        self.head, self.content_length = "", -1
+        self.response = asyncio.get_running_loop().create_future()
         self.transport.write(request)
-        return await self.answer
+        return await self.response
 
     def data_received(self, data: bytes) -> None:
         self.received += data
-        if self.answer is None or self.answer.done():
+        if self.response is None or self.response.done():
             return
         while not self.head:
             end = self.received.find(b"\r\n\r\n")
@@ -215,49 +217,49 @@ class _Connection(asyncio.Protocol):
             head = self.received[:end].decode("latin-1")
             del self.received[: end + 4]
             if head[9:12] != "100":
-                self._begin(head)
-        if self._whole():
-            self.answer.set_result((int(self.head[9:12]), self.head, len(self.received)))
+                self._parse_head(head)
+        if self._is_complete():
+            self.response.set_result((int(self.head[9:12]), self.head, len(self.received)))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.ended = True
-        if self.answer is not None and not self.answer.done():
-            self.answer.set_exception(error if isinstance(error, OSError) else ConnectionResetError("closed"))
-            self.answer.exception()  # who gave up on it does not ask
+        self.is_closed = True
+        if self.response is not None and not self.response.done():
+            self.response.set_exception(error if isinstance(error, OSError) else ConnectionResetError("closed"))
+            self.response.exception()  # who gave up on it does not ask
 
-    def usable(self) -> bool:
+    def is_reusable(self) -> bool:
         """Whether another request may be sent."""
         unsent = self.transport.get_write_buffer_size()  # an answer may come before the whole body is sent
-        return not (self.ended or self.last or unsent or self.transport.is_closing())
+        return not (self.is_closed or self.server_closes or unsent or self.transport.is_closing())
 
     def close(self) -> None:
         self.transport.abort()
 
-    def _begin(self, head: str) -> None:
+    def _parse_head(self, head: str) -> None:
         self.head, small = head, head.lower()
         told = re.search(r"\r\ncontent-length: *(\d+)", small)
-        self.needed = int(told.group(1)) if told else -1
-        self.last = "\r\nconnection: close" in small
+        self.content_length = int(told.group(1)) if told else -1
+        self.server_closes = "\r\nconnection: close" in small
 
-    def _whole(self) -> bool:
-        if self.needed >= 0:
-            return len(self.received) >= self.needed
+    def _is_complete(self) -> bool:
+        if self.content_length >= 0:
+            return len(self.received) >= self.content_length
         return self.received.endswith(b"0\r\n\r\n")  # chunked; our bodies do not end like that before their end
 
 
-def cost(count: int = 4000) -> float:
+def measure_generator_cost(count: int = 4000) -> float:
     """Core-milliseconds that a request costs this generator, by one of 100 kB to a server that only answers."""
-    command = [sys.executable, "-c", "import benchmarks.load; benchmarks.load.answer()"]
+    command = [sys.executable, "-c", "import benchmarks.load; benchmarks.load.run_stub_server()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         url = f"http://127.0.0.1:{int(child.stdout.readline())}/"
-        load = closed(url, iter([post(url, bytes(100_000))] * count), 4)
+        load = closed_loop(url, iter([post_request(url, bytes(100_000))] * count), 4)
         child.terminate()
-    assert load.counts() == {"200": count}, load.counts()
-    return 1000 * load.own_seconds / count
+    assert load.status_counts() == {"200": count}, load.status_counts()
+    return 1000 * load.generator_cpu_seconds / count
 
 
-def answer() -> None:
+def run_stub_server() -> None:
     """A server that answers each request with 200 once it has come; prints its port."""
 
     async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -276,4 +278,4 @@ def answer() -> None:
 
 
 if __name__ == "__main__":
-    print(f"{cost():.3f} core-milliseconds a request")
+    print(f"{measure_generator_cost():.3f} core-milliseconds a request")

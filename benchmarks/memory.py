@@ -1,7 +1,7 @@
 """What a bundle's Segmenter holds in memory, in this process alone: `python -m benchmarks.memory TASK BUNDLE [HOW]`.
 
-huge     a picture of 8192 x 8192 by tiles: seconds, and megabytes resident before and at the peak
-sizes    megabytes resident after each hundred of 1,000 pictures of random sizes; HOW is `buckets`, as the Segmenter does
+huge     an image of 8192 x 8192 by tiles: seconds, and megabytes resident before and at the peak
+sizes    megabytes resident after each hundred of 1,000 images of random sizes; HOW is `buckets`, as the Segmenter does
          it, or `none`, as they come
 
 The answer is printed as JSON; `benchmarks/large.py` asks. Linux, whose /proc knows a process's own peak.
@@ -20,45 +20,45 @@ from models.imaging.decode import RGB
 from models.inference.segmenter import Segmenter
 from models.spec import InputRule
 
-LARGE = 8192  # pixels a side
-SIZES, LONGEST = 1000, 640  # random pictures, and their longest side in pixels
+LARGE_SIDE = 8192  # pixels a side
+IMAGE_COUNT, MAX_SIDE = 1000, 640  # random images, and their longest side in pixels
 
 
-def huge(folder: Path) -> dict[str, float]:
+def measure_large_image(folder: Path) -> dict[str, float]:
     segmenter = Segmenter.load(open_bundle(folder))
     segmenter.rule = InputRule(rule="native")
-    opened = megabytes("VmRSS")
-    picture = drawn(LARGE, LARGE)
+    opened = memory_mb("VmRSS")
+    image = draw_image(LARGE_SIDE, LARGE_SIDE)
     start = time.perf_counter()
-    assert segmenter.segment(picture).labels.shape == (LARGE, LARGE)
+    assert segmenter.segment(image).labels.shape == (LARGE_SIDE, LARGE_SIDE)
     seconds = time.perf_counter() - start
-    return {"seconds": round(seconds, 1), "opened_mb": opened, "peak_mb": megabytes("VmHWM")}
+    return {"seconds": round(seconds, 1), "opened_mb": opened, "peak_mb": memory_mb("VmHWM")}
 
 
-def sizes(folder: Path, how: str) -> list[int]:
+def measure_random_sizes(folder: Path, how: str) -> list[int]:
     segmenter = Segmenter.load(open_bundle(folder), "openvino", threads=1)
     segmenter.rule = InputRule(rule="native")
-    random, found = np.random.default_rng(0), [megabytes("VmRSS")]
-    for place in range(1, SIZES + 1):
-        height, width = random.integers(32, LONGEST, 2).tolist()
-        picture = np.zeros((height, width, 3), np.uint8)
+    random, found = np.random.default_rng(0), [memory_mb("VmRSS")]
+    for place in range(1, IMAGE_COUNT + 1):
+        height, width = random.integers(32, MAX_SIDE, 2).tolist()
+        image = np.zeros((height, width, 3), np.uint8)
         if how == "buckets":
-            segmenter.segment(picture)
+            segmenter.segment(image)
         else:
-            segmenter.run(picture[None])
+            segmenter.run(image[None])
         if place % 100 == 0:
-            found.append(megabytes("VmRSS"))
+            found.append(memory_mb("VmRSS"))
     return found
 
 
-def megabytes(what: str) -> int:
+def memory_mb(what: str) -> int:
     """`VmRSS`, what is resident now, or `VmHWM`, the most that was; of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return round(int(next(line for line in lines if line.startswith(what)).split()[1]) * 1024 / 1e6)
 
 
-def drawn(height: int, width: int) -> RGB:
-    """A picture with soft shapes, made in place: what making it takes would else count as the Segmenter's."""
+def draw_image(height: int, width: int) -> RGB:
+    """An image with soft shapes, made in place: what making it takes would else count as the Segmenter's."""
     coarse = np.random.default_rng(0).integers(0, 256, (height // 128, width // 128, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
@@ -66,5 +66,5 @@ def drawn(height: int, width: int) -> RGB:
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    task, bundle = {"huge": huge, "sizes": sizes}[sys.argv[1]], Path(sys.argv[2])
+    task, bundle = {"huge": measure_large_image, "sizes": measure_random_sizes}[sys.argv[1]], Path(sys.argv[2])
     print(json.dumps(task(bundle, *sys.argv[3:])))  # type: ignore[operator]

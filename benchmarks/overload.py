@@ -7,28 +7,28 @@ times the capacity of a small model that is a good part of a core, which the ser
 from pathlib import Path
 from typing import Any
 
-from benchmarks.load import closed, offered, percentile
-from benchmarks.processes import Server, ours
+from benchmarks.load import closed_loop, open_loop, percentile
+from benchmarks.processes import BenchServer, start_service
 from service.settings import Settings
 
-FACTORS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2, 5, 20)  # of the capacity
-SECONDS, LONGEST = 10, 20  # at each factor; at the last
-FEWEST = 12  # requests at each factor: where the engine is slow it takes longer
+LOAD_FACTORS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2, 5, 20)  # of the capacity
+SECONDS, LAST_SECONDS = 10, 20  # at each factor; at the last
+MIN_REQUESTS = 12  # requests at each factor: where the engine is slow it takes longer
 COLOURS = {"p50": "#7fa8d6", "p99": "#1f5fa8", "429": "#d9a05b"}
 
 
-def overload(name: str, bundle: Path, jpeg: bytes, precision: str) -> dict[str, Any]:
+def measure_overload(name: str, bundle: Path, jpeg: bytes, precision: str) -> dict[str, Any]:
     """Latencies of the accepted and of the refused at each factor of the capacity, which is measured just before."""
     default = Settings.model_fields.get("queue_seconds")
     age = float(default.default) if default else None
-    with ours(name, bundle, precision=precision) as server:
+    with start_service(name, bundle, precision=precision) as server:
         request = server.request(jpeg)
-        closed(server.url, iter([request] * 8), 2)
-        unloaded = closed(server.url, iter([request] * 40), 1).latencies()
+        closed_loop(server.url, iter([request] * 8), 2)
+        unloaded = closed_loop(server.url, iter([request] * 40), 1).latencies_ms()
         # Two at a time keep the engine busy, and wait for less than the limit also where it is slow.
-        capacity = closed(server.url, iter(lambda: request, b""), 2, SECONDS).rate()
-        rows = [at(server, request, capacity, factor) for factor in FACTORS]
-        memory = round(server.memory())
+        capacity = closed_loop(server.url, iter(lambda: request, b""), 2, SECONDS).responses_per_second()
+        rows = [measure_at_rate(server, request, capacity, factor) for factor in LOAD_FACTORS]
+        memory = round(server.memory_mb())
     result = {
         "precision": precision, "capacity": round(capacity, 2), "unloaded_ms": round(percentile(unloaded, 50) or 0, 1),
         "queue_seconds": age, "memory_mb": memory, "rows": rows,
@@ -38,29 +38,29 @@ def overload(name: str, bundle: Path, jpeg: bytes, precision: str) -> dict[str, 
     return result
 
 
-def at(server: Server, request: bytes, capacity: float, factor: float) -> dict[str, Any]:
+def measure_at_rate(server: BenchServer, request: bytes, capacity: float, factor: float) -> dict[str, Any]:
     """One rate, for some seconds."""
-    spent = server.cpu()
-    seconds = max(LONGEST if factor == FACTORS[-1] else SECONDS, FEWEST / (factor * capacity))
-    load = offered(server.url, request, factor * capacity, seconds)
-    accepted, refused = load.latencies(200), load.latencies(429)
+    spent = server.cpu_seconds()
+    seconds = max(LAST_SECONDS if factor == LOAD_FACTORS[-1] else SECONDS, MIN_REQUESTS / (factor * capacity))
+    load = open_loop(server.url, request, factor * capacity, seconds)
+    accepted, refused = load.latencies_ms(200), load.latencies_ms(429)
     row = {
-        "factor": factor, "offered": round(factor * capacity, 1), "answered": round(load.rate(), 2),
-        "counts": load.counts(), "no_retry_after": sum(
-            one.status == 429 and not one.header("retry-after") for one in load.answers
+        "factor": factor, "offered": round(factor * capacity, 1), "answered": round(load.responses_per_second(), 2),
+        "counts": load.status_counts(), "no_retry_after": sum(
+            one.status == 429 and not one.header("retry-after") for one in load.responses
         ),
-        **{f"p{percent}_ms": _ms(percentile(accepted, percent)) for percent in (50, 99)},
-        "max_ms": _ms(accepted[-1] if accepted else None),
-        **{f"p{percent}_429_ms": _ms(percentile(refused, percent)) for percent in (50, 99)},
-        "generator_cores": round(load.own_seconds / load.seconds, 2),
-        "server_cores": round((server.cpu() - spent) / load.seconds, 2),
+        **{f"p{percent}_ms": _round_ms(percentile(accepted, percent)) for percent in (50, 99)},
+        "max_ms": _round_ms(accepted[-1] if accepted else None),
+        **{f"p{percent}_429_ms": _round_ms(percentile(refused, percent)) for percent in (50, 99)},
+        "generator_cores": round(load.generator_cpu_seconds / load.seconds, 2),
+        "server_cores": round((server.cpu_seconds() - spent) / load.seconds, 2),
     }  # fmt: skip
     keys = ("factor", "offered", "answered", "p50_ms", "p99_ms", "max_ms", "p50_429_ms", "p99_429_ms", "counts")
     print(server.name, "  ".join(f"{key} {row[key]}" for key in keys), flush=True)
     return row
 
 
-def draw(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> None:
+def plot_overload(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> None:
     """For each model, latencies against the offered load, and beneath what share of the requests got which answer."""
     from matplotlib.figure import Figure
 
@@ -82,7 +82,7 @@ def draw(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> None:
             above.text(factors[0], model["bound_ms"] * 1.08, "age limit + twice unloaded", fontsize=8, color="#666666")
         above.set(xscale="log", yscale="log", xticks=factors)
         above.set_title(
-            f"{name}, {model['precision']}: {model['capacity']:.1f} pictures/s", loc="left", fontsize=10, weight="bold"
+            f"{name}, {model['precision']}: {model['capacity']:.1f} images/s", loc="left", fontsize=10, weight="bold"
         )
         above.grid(axis="y", color="#eeeeee")
         shares = {
@@ -107,5 +107,5 @@ def draw(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> None:
     figure.savefig(target)
 
 
-def _ms(value: float | None) -> float | None:
+def _round_ms(value: float | None) -> float | None:
     return None if value is None else round(value, 1)

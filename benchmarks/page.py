@@ -19,16 +19,16 @@ import cv2
 import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from maskserve.host_info import machine
-from service.server_process import running
-from service.web_page import files
-from tests.fixtures_bundles import drawing
-from tests.fixtures_images import encoded
-from tests.service.tiny_bundle import small_bundle
+from maskserve.host_info import host_info
+from service.server_process import background_server
+from service.web_page import load_static_files
+from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image
+from tests.service.tiny_bundle import write_tiny_bundle
 
 RESULT = Path(__file__).parent / "results" / "page.json"
-OPENINGS = 15
-WATCH = """
+PAGE_LOADS = 15
+OBSERVER_SCRIPT = """
     window.tasks = [];
     new PerformanceObserver((list) => window.tasks.push(...list.getEntries().map((each) => each.duration)))
         .observe({ type: "longtask", buffered: true });
@@ -52,13 +52,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=sandbox)
-        with running(bundle or small_bundle(Path(folder) / "small")) as url:
+        with background_server(bundle or write_tiny_bundle(Path(folder) / "small")) as url:
             result = {
-                "machine": machine(),
+                "machine": host_info(),
                 "browser": browser.version,
-                "bytes": {name: len(file.body) for name, file in files().items()},
-                "first_paint_ms": first_paint(browser, url),
-                "photograph": photograph(browser, url, Path(folder) / "photograph.jpg"),
+                "bytes": {name: len(file.body) for name, file in load_static_files().items()},
+                "first_paint_ms": measure_first_paint(browser, url),
+                "photograph": measure_photo(browser, url, Path(folder) / "photograph.jpg"),
             }
         browser.close()
     result["bytes"]["all"] = sum(result["bytes"].values())
@@ -66,35 +66,35 @@ def main() -> None:
     print(json.dumps(result, indent=2))
 
 
-def first_paint(browser: Browser, url: str) -> dict[str, float]:
+def measure_first_paint(browser: Browser, url: str) -> dict[str, float]:
     """First contentful paint after navigation, each time in a window that knows nothing of the page."""
     paints = []
-    for _ in range(OPENINGS):
+    for _ in range(PAGE_LOADS):
         context = browser.new_context()
         page = context.new_page()
         page.goto(url, wait_until="networkidle")
         paints.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
         context.close()
-    return {"median": statistics.median(paints), "longest": max(paints), "openings": OPENINGS}
+    return {"median": statistics.median(paints), "longest": max(paints), "openings": PAGE_LOADS}
 
 
-def photograph(browser: Browser, url: str, file: Path) -> dict[str, Any]:
+def measure_photo(browser: Browser, url: str, file: Path) -> dict[str, Any]:
     noise = np.random.default_rng(0).normal(0, 6, (3000, 4000, 3))
-    picture = np.clip(drawing(3000, 4000) + cv2.blur(noise, (3, 3)), 0, 255).astype(np.uint8)
-    file.write_bytes(encoded(picture, "JPEG", quality=92))
+    image = np.clip(synthetic_image(3000, 4000) + cv2.blur(noise, (3, 3)), 0, 255).astype(np.uint8)
+    file.write_bytes(encode_image(image, "JPEG", quality=92))
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
-    page.add_init_script(WATCH)
+    page.add_init_script(OBSERVER_SCRIPT)
     page.goto(url, wait_until="networkidle")
-    stages = {"opening": blocked(page)}
+    stages = {"opening": read_blocking(page)}
     page.set_input_files("#file", str(file))
     page.wait_for_selector("#result:not([hidden])", timeout=120_000)
     page.wait_for_timeout(1500)
-    stages["shown and labelled"] = blocked(page)
+    stages["shown and labelled"] = read_blocking(page)
     for box in page.locator(".rows input").all():
         box.uncheck()
         box.check()
     page.wait_for_timeout(1000)
-    stages["classes toggled"] = blocked(page)
+    stages["classes toggled"] = read_blocking(page)
     page.mouse.move(500, 400)
     for _ in range(12):
         page.mouse.wheel(0, -120)
@@ -103,11 +103,11 @@ def photograph(browser: Browser, url: str, file: Path) -> dict[str, Any]:
     page.mouse.up()
     page.mouse.move(300, 300, steps=60)
     page.wait_for_timeout(1000)
-    stages["zoomed, moved, read out"] = blocked(page)
+    stages["zoomed, moved, read out"] = read_blocking(page)
     return {"megapixels": 12, "bytes": file.stat().st_size, "longest_ms": stages, "told": page.inner_text("#timing")}
 
 
-def blocked(page: Page) -> dict[str, float]:
+def read_blocking(page: Page) -> dict[str, float]:
     """Since the last time: the longest task of the main thread (0: none above 50 ms), and the longest wait for a turn on it."""
     task, gap = page.evaluate("[Math.max(0, ...tasks), gap]")
     page.evaluate("tasks.length = 0; gap = 0")

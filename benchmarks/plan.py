@@ -14,19 +14,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from maskserve.host_info import machine
+from maskserve.host_info import host_info
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 
 
-def cores(part: int, parts: int) -> list[int]:
+def core_subset(part: int, parts: int) -> list[int]:
     """One of so many equal parts of this process's cores."""
     mine = sorted(os.sched_getaffinity(0))
     each = max(1, len(mine) // parts)
     return mine[part * each : (part + 1) * each] or mine
 
 
-def start(data: Path, run: Path, words: list[str], on: list[int]) -> "subprocess.Popen[bytes]":
+def start_run(data: Path, run: Path, words: list[str], on: list[int]) -> "subprocess.Popen[bytes]":
     """Train, export and evaluate on some cores."""
     verb = f"{sys.executable} -m maskserve"
     steps = [
@@ -40,7 +40,7 @@ def start(data: Path, run: Path, words: list[str], on: list[int]) -> "subprocess
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
-def figures(run: Path) -> dict[str, Any]:
+def read_metrics(run: Path) -> dict[str, Any]:
     """What the evaluation found."""
     metrics = json.loads((run / "evaluation" / "metrics.json").read_text())
     kept = {name: metrics[name] for name in ("miou", "per_class_iou")}
@@ -62,14 +62,14 @@ def main() -> None:
                 # The recipe's epochs end with the minutes, whatever it says.
                 words["recipe"] = [f"--config={arguments.recipe}", *words["plan"], "epochs=null"]
             running = {
-                name: start(arguments.data, Path(scratch) / name, told, cores(part, len(words)))
+                name: start_run(arguments.data, Path(scratch) / name, told, core_subset(part, len(words)))
                 for part, (name, told) in enumerate(words.items())
             }
             for name, process in running.items():
                 if process.wait():
                     sys.exit((Path(scratch) / f"{name}.log").read_text())
-            row = {name: figures(Path(scratch) / name) for name in words}
-        row |= {"minutes": arguments.minutes, "machine": machine(), "note": arguments.note}
+            row = {name: read_metrics(Path(scratch) / name) for name in words}
+        row |= {"minutes": arguments.minutes, "machine": host_info(), "note": arguments.note}
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
         kept.setdefault(arguments.data.name, {})[str(seed)] = row
         RESULTS.write_text(json.dumps(kept, indent=2) + "\n")

@@ -16,16 +16,16 @@ from pathlib import Path
 import httpx
 from PIL import Image
 
-from benchmarks.load import form, post
-from maskserve.bench_workers import Way, Worker
-from models import QUIET
+from benchmarks.load import form_request, post_request
+from maskserve.bench_workers import BenchWorker, EngineConfig
+from models import TELEMETRY_OPT_OUT
 from models.imaging.decode import RGB
-from service.server_process import LOOPBACK, ROOT, free_port, process
+from service.server_process import LOOPBACK, ROOT, free_port, launch_server
 
-TICKS = os.sysconf("SC_CLK_TCK")  # a second
-PAGE = os.sysconf("SC_PAGE_SIZE")  # bytes
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")  # a second
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")  # bytes
 READY_SECONDS = 180
-TUTORIALS = {
+TUTORIAL_SERVERS = {
     "FastAPI": ("fastapi", "benchmarks.servers.fastapi_tutorial", "{port}"),
     "LitServe": ("litserve", "benchmarks.servers.litserve_tutorial", "{port}"),
     "BentoML": (
@@ -36,37 +36,37 @@ TUTORIALS = {
 
 
 @dataclass(frozen=True)
-class Server:
+class BenchServer:
     """A server that answers."""
 
     name: str
-    url: str  # of its route for a picture
+    url: str  # of its route for an image
     pid: int
     multipart: bool = False  # whether it takes a form alone
 
-    def request(self, picture: bytes) -> bytes:
-        """The whole request for one picture."""
-        return form(self.url, picture) if self.multipart else post(self.url, picture)
+    def request(self, image: bytes) -> bytes:
+        """The whole request for one image."""
+        return form_request(self.url, image) if self.multipart else post_request(self.url, image)
 
-    def cpu(self) -> float:
+    def cpu_seconds(self) -> float:
         """Seconds of processor time that its tree has taken, those that ended included."""
-        return sum(cpu_of(pid) for pid in tree(self.pid))
+        return sum(process_cpu_seconds(pid) for pid in process_tree(self.pid))
 
-    def memory(self) -> float:
+    def memory_mb(self) -> float:
         """Megabytes (10^6 bytes) resident of the tree; what processes share is counted for each."""
-        return sum(_resident(pid) for pid in tree(self.pid)) / 1e6
+        return sum(_resident_bytes(pid) for pid in process_tree(self.pid)) / 1e6
 
 
 @contextmanager
-def ours(name: str, bundle: Path, **settings: object) -> Iterator[Server]:
+def start_service(name: str, bundle: Path, **settings: object) -> Iterator[BenchServer]:
     """Our service on a bundle; each of `settings` becomes MASKSERVE_<NAME>."""
     told = {f"MASKSERVE_{key.upper()}": str(value) for key, value in settings.items()}
     before = {key: os.environ.get(key) for key in told}
     os.environ.update(told)
     try:
-        with tempfile.TemporaryFile() as log, process(bundle, LOOPBACK, free_port(), log) as server:
-            wait(server.child, lambda client: client.get(f"{server.url}/readyz"))
-            yield Server(name, f"{server.url}/v1/segment", server.child.pid)
+        with tempfile.TemporaryFile() as log, launch_server(bundle, LOOPBACK, free_port(), log) as server:
+            wait_until_ready(server.process, lambda client: client.get(f"{server.url}/readyz"))
+            yield BenchServer(name, f"{server.url}/v1/segment", server.process.pid)
     finally:
         for key, value in before.items():
             os.environ.pop(key)
@@ -75,68 +75,72 @@ def ours(name: str, bundle: Path, **settings: object) -> Iterator[Server]:
 
 
 @contextmanager
-def tutorial(name: str, *words: str, **environment: str) -> Iterator[Server]:
+def start_tutorial_server(name: str, *words: str, **environment: str) -> Iterator[BenchServer]:
     """A server of benchmarks/servers/; `{port}` in `words`, which follow `python -m`, stands for its port."""
     port = free_port()
     command = [sys.executable, "-m", *(word.format(port=port) for word in words)]
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
         known = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
         child = subprocess.Popen(
-            command, cwd=home, env={"BENTOML_HOME": home, **os.environ, **QUIET, **known, **environment},
+            command, cwd=home, env={"BENTOML_HOME": home, **os.environ, **TELEMETRY_OPT_OUT, **known, **environment},
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         try:
             url, dot = f"http://{LOOPBACK}:{port}/segment", io.BytesIO()
             Image.new("RGB", (64, 64)).save(dot, "JPEG")
-            wait(child, lambda client: client.post(url, files={"image": ("a.jpg", dot.getvalue(), "image/jpeg")}))
-            yield Server(name, url, child.pid, multipart=True)
+            wait_until_ready(
+                child, lambda client: client.post(url, files={"image": ("a.jpg", dot.getvalue(), "image/jpeg")})
+            )
+            yield BenchServer(name, url, child.pid, multipart=True)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)  # all that it started is of its group
             child.wait()
 
 
-def left_out() -> list[str]:
+def missing_servers() -> list[str]:
     """Tutorial servers that cannot run here."""
     missing = [
-        f"{name}: {package} is not installed" for name, (package, *_) in TUTORIALS.items() if not find_spec(package)
+        f"{name}: {package} is not installed"
+        for name, (package, *_) in TUTORIAL_SERVERS.items()
+        if not find_spec(package)
     ]
     for line in missing:
         print(f"left out: {line}")
     return missing
 
 
-def peers(stack: ExitStack, **environment: str) -> list[Server]:
+def start_tutorial_servers(stack: ExitStack, **environment: str) -> list[BenchServer]:
     """The tutorial servers that can run here, started."""
     return [
-        stack.enter_context(tutorial(name, *words, **environment))
-        for name, (package, *words) in TUTORIALS.items()
+        stack.enter_context(start_tutorial_server(name, *words, **environment))
+        for name, (package, *words) in TUTORIAL_SERVERS.items()
         if find_spec(package)
     ]
 
 
-class Engine:
+class BenchEngine:
     """A bundle's Segmenter in a process of its own, which holds no server."""
 
-    def __init__(self, bundle: Path, precision: str, picture: RGB, threads: int = 0) -> None:
-        """`picture` is RGB uint8 H x W x 3; `threads` as of the setting, 0 for all cores."""
-        self.worker = Worker()
-        self.worker.ask((str(bundle), Way("openvino", "cpu", precision), threads, [picture]))
-        self.segment(3)
+    def __init__(self, bundle: Path, precision: str, image: RGB, threads: int = 0) -> None:
+        """`image` is RGB uint8 H x W x 3; `threads` as of the setting, 0 for all cores."""
+        self.worker = BenchWorker()
+        self.worker.request((str(bundle), EngineConfig("openvino", "cpu", precision), threads, [image]))
+        self.time_segment(3)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """End its process."""
-        self.worker.end()
+        self.worker.stop()
 
-    def segment(self, times: int) -> tuple[list[float], float]:
+    def time_segment(self, times: int) -> tuple[list[float], float]:
         """Milliseconds of each of some passes, and core-milliseconds a pass."""
-        before = cpu_of(self.worker.process.pid)
-        seconds, _ = self.worker.ask(times)
-        spent = cpu_of(self.worker.process.pid) - before
+        before = process_cpu_seconds(self.worker.process.pid)
+        seconds, _ = self.worker.request(times)
+        spent = process_cpu_seconds(self.worker.process.pid) - before
         return [1000 * one for one in seconds], 1000 * spent / (1 + times)  # one pass is not counted in `seconds`
 
 
-def wait(
+def wait_until_ready(
     child: subprocess.Popen[bytes] | None, ready: Callable[[httpx.Client], httpx.Response], timeout: float = 10
 ) -> None:
     """Until `ready` gets a 200; `timeout`: seconds that it may take to get anything."""
@@ -155,24 +159,24 @@ def wait(
     raise RuntimeError(f"{child and child.args} did not get ready; its last answer was {last}")
 
 
-def cpu_of(pid: int) -> float:
+def process_cpu_seconds(pid: int) -> float:
     """Seconds of processor time of a process, and of its children that have ended."""
-    return sum(_stat(pid)[11:15]) / TICKS
+    return sum(_read_stat(pid)[11:15]) / TICKS_PER_SECOND
 
 
-def tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
     """A process and all its descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, IndexError):
-            children.setdefault(_stat(int(folder.name))[1], []).append(int(folder.name))
+            children.setdefault(_read_stat(int(folder.name))[1], []).append(int(folder.name))
     found = [root]
     for pid in found:  # grows as it is walked
         found += children.get(pid, [])
     return found
 
 
-def command(pid: int) -> bytes:
+def process_command(pid: int) -> bytes:
     """A process's words, each ended by a zero; empty where it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
@@ -180,13 +184,13 @@ def command(pid: int) -> bytes:
         return b""
 
 
-def workers(root: int) -> set[int]:
+def worker_pids(root: int) -> set[int]:
     """The processes of BentoML's that answer, of the service whose first process is `root`."""
-    return {pid for pid in tree(root) if b"\0--worker-id\0" in command(pid)}
+    return {pid for pid in process_tree(root) if b"\0--worker-id\0" in process_command(pid)}
 
 
 @contextmanager
-def standing_still(pids: set[int]) -> Iterator[None]:
+def suspend_processes(pids: set[int]) -> Iterator[None]:
     """Hold processes: a request that is answered meanwhile, another one has answered."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
@@ -197,18 +201,18 @@ def standing_still(pids: set[int]) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def killed(server: Server) -> float:
+def kill_worker(server: BenchServer) -> float:
     """Kill a worker of our service; the seconds until there is another in its place that is ready."""
-    before, start = workers(server.pid), time.monotonic()
+    before, start = worker_pids(server.pid), time.monotonic()
     os.kill(min(before), signal.SIGKILL)
-    while not workers(server.pid) - before:
+    while not worker_pids(server.pid) - before:
         time.sleep(0.05)
-    with standing_still(before - {min(before)}):
-        wait(None, lambda client: client.get(f"{server.url.rpartition('/v1')[0]}/readyz"), 1)
+    with suspend_processes(before - {min(before)}):
+        wait_until_ready(None, lambda client: client.get(f"{server.url.rpartition('/v1')[0]}/readyz"), 1)
     return round(time.monotonic() - start, 1)
 
 
-def _stat(pid: int) -> list[int]:
+def _read_stat(pid: int) -> list[int]:
     """The numbers after the name in /proc/PID/stat, the state left as 0; empty where it has ended."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
@@ -217,9 +221,9 @@ def _stat(pid: int) -> list[int]:
     return [0, *map(int, words[1:])]
 
 
-def _resident(pid: int) -> int:
+def _resident_bytes(pid: int) -> int:
     """Bytes, zero where it has ended."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
     except OSError:
         return 0

@@ -4,10 +4,10 @@ Everything in one run, what is compared asked in turn, round by round; servers t
 benchmarks/results/serving.json, serving.png and overload.png. Half an hour, of a quiet machine; FOLDER keeps the bundles
 (random weights, as in benchmarks/inference.py) for another run.
 
-throughput  FCN-ResNet-50 at stride 8, a 640x480 JPEG in, a PNG out: pictures a second at concurrency 4 of ours in f32,
+throughput  FCN-ResNet-50 at stride 8, a 640x480 JPEG in, a PNG out: images a second at concurrency 4 of ours in f32,
             bf16 and int8, of the bare engine (Segmenter.segment in a loop), and of the three servers in
             benchmarks/servers/ around torchvision's eager network; p50 at concurrency 1 against the engine's own time
-overhead    FCN-8s, ResNet-18, 320x240: processor time a picture of all but the inference, which is the service's
+overhead    FCN-8s, ResNet-18, 320x240: processor time an image of all but the inference, which is the service's
             less the bare engine's with as many threads; what a refused body and a tutorial server without a network cost
 workers     the same model: throughput with one worker and with two, and how long one is gone that was killed
 overload    both models, up to twenty times the capacity: benchmarks/overload.py
@@ -29,18 +29,25 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.inference import FIRST, MODELS, RESULTS, cache, make, picture
-from benchmarks.load import Load, closed, cost, percentile
-from benchmarks.overload import draw as draw_overload
-from benchmarks.overload import overload
-from benchmarks.processes import Engine, Server, killed, left_out, ours, peers
-from maskserve.host_info import machine
+from benchmarks.inference import LARGE_MODEL, MODELS, RESULTS, draw_image, make_bundle, temporary_cache
+from benchmarks.load import LoadResult, closed_loop, measure_generator_cost, percentile
+from benchmarks.overload import measure_overload
+from benchmarks.overload import plot_overload as draw_overload
+from benchmarks.processes import (
+    BenchEngine,
+    BenchServer,
+    kill_worker,
+    missing_servers,
+    start_service,
+    start_tutorial_servers,
+)
+from maskserve.host_info import host_info
 from models.bundle import open_bundle
 from models.engines.openvino_engine import precisions
-from models.imaging.decode import decode
+from models.imaging.decode import decode_image
 
-SMALL = "FCN-8s, ResNet-18"
-SIZES = {FIRST: (640, 480), SMALL: (320, 240)}  # width, height in pixels
+SMALL_MODEL = "FCN-8s, ResNet-18"
+SIZES = {LARGE_MODEL: (640, 480), SMALL_MODEL: (320, 240)}  # width, height in pixels
 PRECISIONS = ("f32", "bf16", "int8")  # those that the processor computes in are measured
 ROUNDS, SECONDS, CONCURRENCY = 4, 10, 4
 PACKAGES = ("torch", "torchvision", "openvino", "bentoml", "fastapi", "uvicorn", "starlette", "litserve", "pillow")
@@ -50,83 +57,94 @@ def main(folder: Path) -> None:
     bundles = {name: folder / name.replace(", ", "-").replace(" ", "-").lower() for name in SIZES}
     for name, bundle in bundles.items():
         if not bundle.exists():
-            make(bundle, MODELS[name])
-    jpegs = {name: jpeg(*size) for name, size in SIZES.items()}
+            make_bundle(bundle, MODELS[name])
+    jpegs = {name: draw_jpeg(*size) for name, size in SIZES.items()}
     result: dict[str, Any] = {
-        "machine": machine(), "versions": {name: installed(name) for name in PACKAGES},
+        "machine": host_info(), "versions": {name: package_version(name) for name in PACKAGES},
         "jpeg_bytes": {f"{width}x{height}": len(jpegs[name]) for name, (width, height) in SIZES.items()},
-        "generator_core_ms": round(cost(), 3), "left_out": left_out(),
+        "generator_core_ms": round(measure_generator_cost(), 3), "left_out": missing_servers(),
     }  # fmt: skip
-    with cache():
-        result["throughput"] = throughput(bundles[FIRST], jpegs[FIRST])
-        result["overhead"] = overhead(bundles[SMALL], jpegs[SMALL])
-        result["workers"] = workers(bundles[SMALL], jpegs[SMALL])
+    with temporary_cache():
+        result["throughput"] = measure_throughput(bundles[LARGE_MODEL], jpegs[LARGE_MODEL])
+        result["overhead"] = measure_overhead(bundles[SMALL_MODEL], jpegs[SMALL_MODEL])
+        result["workers"] = measure_workers(bundles[SMALL_MODEL], jpegs[SMALL_MODEL])
         result["overload"] = {
-            name: overload(name, bundles[name], jpegs[name], usual(bundles[name])) for name in (SMALL, FIRST)
+            name: measure_overload(name, bundles[name], jpegs[name], default_precision(bundles[name]))
+            for name in (SMALL_MODEL, LARGE_MODEL)
         }
     result["load_at_end"] = os.getloadavg()[0]
-    result["goals"] = goals(result)
+    result["goals"] = check_goals(result)
     RESULTS.joinpath("serving.json").write_text(json.dumps(result, indent=2) + "\n")
-    draw(result, RESULTS / "serving.png")
+    plot_throughput(result, RESULTS / "serving.png")
     draw_overload(result["overload"], result["machine"]["cpu"], RESULTS / "overload.png")
     for goal in result["goals"]:
         print(f"{'reached' if goal['reached'] else 'MISSED':8} {goal['what']}: {goal['value']} (goal {goal['goal']})")
 
 
-def jpeg(width: int, height: int) -> bytes:
+def draw_jpeg(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture(0)).resize((width, height)).save(buffer, "JPEG", quality=90)
+    Image.fromarray(draw_image(0)).resize((width, height)).save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
 
 
-def usual(bundle: Path) -> str:
+def default_precision(bundle: Path) -> str:
     """What a trained bundle is served in here: bf16 where the processor computes in it."""
     return "bf16" if "bf16" in precisions(open_bundle(bundle), "cpu") else "f32"
 
 
-def installed(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def throughput(bundle: Path, body: bytes) -> dict[str, Any]:
-    """Pictures a second, all servers alive at once and asked in turn; and how much later than the engine one comes."""
+def measure_throughput(bundle: Path, body: bytes) -> dict[str, Any]:
+    """Images a second, all servers alive at once and asked in turn; and how much later than the engine one comes."""
     with ExitStack() as stack:
         offered = precisions(open_bundle(bundle), "cpu")
         # The tutorial servers let everybody wait for ever; beside them ours may not refuse either.
         patient = {"queue_seconds": 600, "timeout_seconds": 600}
-        mine = {one: stack.enter_context(ours(one, bundle, precision=one, **patient)) for one in offered}
-        engines = {one: Engine(bundle, one, decode(body)) for one in offered}
+        mine = {one: stack.enter_context(start_service(one, bundle, precision=one, **patient)) for one in offered}
+        engines = {one: BenchEngine(bundle, one, decode_image(body)) for one in offered}
         for engine in engines.values():
-            stack.callback(engine.end)
-        servers = [*mine.values(), *peers(stack)]
-        loads: dict[str, list[Load]] = {server.name: [] for server in servers}
+            stack.callback(engine.stop)
+        servers = [*mine.values(), *start_tutorial_servers(stack)]
+        loads: dict[str, list[LoadResult]] = {server.name: [] for server in servers}
         bare: dict[str, list[float]] = {one: [] for one in mine}
         alone: dict[str, list[list[float]]] = {one: [] for one in mine}
         for server in servers:
-            closed(server.url, iter([server.request(body)] * 4), CONCURRENCY)
+            closed_loop(server.url, iter([server.request(body)] * 4), CONCURRENCY)
         for turn in range(ROUNDS):
             random.Random(turn).shuffle(servers)
             for server in servers:
                 request = server.request(body)
-                loads[server.name].append(closed(server.url, iter(lambda: request, b""), CONCURRENCY, SECONDS))  # noqa: B023
+                loads[server.name].append(closed_loop(server.url, iter(lambda: request, b""), CONCURRENCY, SECONDS))  # noqa: B023
                 if server.name in mine:
-                    times = max(2, round(1000 * SECONDS / statistics.median(engines[server.name].segment(1)[0])))
-                    bare[server.name].append(1000 / statistics.fmean(engines[server.name].segment(times)[0]))
-                    alone[server.name] += pairs(server, request, engines[server.name])
-                print(f"round {turn + 1}  {server.name:9} {loads[server.name][-1].rate():7.2f} pictures/s", flush=True)
-    rates = {name: round(statistics.median(load.rate() for load in each), 3) for name, each in loads.items()}
-    found: dict[str, Any] = {"concurrency": CONCURRENCY, "pictures_s": rates}
-    found["rounds"] = {name: [round(load.rate(), 3) for load in each] for name, each in loads.items()}
-    found["counts"] = {name: total(each).counts() for name, each in loads.items()}
-    found["stages_ms"] = {name: total(loads[name]).stages() for name in mine}
-    found["engine_pictures_s"] = {one: round(statistics.median(each), 3) for one, each in bare.items()}
+                    times = max(2, round(1000 * SECONDS / statistics.median(engines[server.name].time_segment(1)[0])))
+                    bare[server.name].append(1000 / statistics.fmean(engines[server.name].time_segment(times)[0]))
+                    alone[server.name] += paired_latencies(server, request, engines[server.name])
+                print(
+                    f"round {turn + 1}  {server.name:9} {loads[server.name][-1].responses_per_second():7.2f} images/s",
+                    flush=True,
+                )
+    rates = {
+        name: round(statistics.median(load.responses_per_second() for load in each), 3) for name, each in loads.items()
+    }
+    found: dict[str, Any] = {"concurrency": CONCURRENCY, "images_s": rates}
+    found["rounds"] = {name: [round(load.responses_per_second(), 3) for load in each] for name, each in loads.items()}
+    found["counts"] = {name: merge_loads(each).status_counts() for name, each in loads.items()}
+    found["stages_ms"] = {name: merge_loads(loads[name]).stages() for name in mine}
+    found["engine_images_s"] = {one: round(statistics.median(each), 3) for one, each in bare.items()}
     best = max((rates[name] for name in rates if name not in mine), default=None)
     found["times_best_tutorial"] = {one: round(rates[one] / best, 2) if best else None for one in mine}
     found["share_of_engine"] = {
-        one: round(statistics.median(load.rate() / rate for load, rate in zip(loads[one], bare[one], strict=True)), 3)
+        one: round(
+            statistics.median(
+                load.responses_per_second() / rate for load, rate in zip(loads[one], bare[one], strict=True)
+            ),
+            3,
+        )
         for one in mine
     }
     found["alone"] = {
@@ -139,98 +157,102 @@ def throughput(bundle: Path, body: bytes) -> dict[str, Any]:
     return found
 
 
-def pairs(server: Server, request: bytes, engine: Engine) -> list[list[float]]:
+def paired_latencies(server: BenchServer, request: bytes, engine: BenchEngine) -> list[list[float]]:
     """Milliseconds over HTTP at concurrency 1 and of the bare engine, asked in turn; each the median of three."""
     found = []
     for _ in range(4):
-        latencies = [1000 * one.seconds for one in closed(server.url, iter([request] * 4), 1).answers[1:]]
-        found.append([statistics.median(latencies), statistics.median(engine.segment(3)[0])])
+        latencies = [1000 * one.latency_s for one in closed_loop(server.url, iter([request] * 4), 1).responses[1:]]
+        found.append([statistics.median(latencies), statistics.median(engine.time_segment(3)[0])])
     return found
 
 
-def total(loads: list[Load]) -> Load:
-    whole = Load()
+def merge_loads(loads: list[LoadResult]) -> LoadResult:
+    whole = LoadResult()
     for load in loads:
-        whole.add(load)
+        whole.merge(load)
     return whole
 
 
-def overhead(bundle: Path, body: bytes) -> dict[str, Any]:
-    """Core-milliseconds a picture of everything but the inference, and milliseconds by stage."""
-    precision = usual(bundle)
+def measure_overhead(bundle: Path, body: bytes) -> dict[str, Any]:
+    """Core-milliseconds an image of everything but the inference, and milliseconds by stage."""
+    precision = default_precision(bundle)
     found: dict[str, Any] = {"precision": precision, "rows": []}
     for threads in (0, 1):
-        with ours("small", bundle, precision=precision, threads=threads) as server:
-            engine = Engine(bundle, precision, decode(body), threads)
+        with start_service("small", bundle, precision=precision, threads=threads) as server:
+            engine = BenchEngine(bundle, precision, decode_image(body), threads)
             try:
                 found["rows"] += [
-                    {"threads": threads, **spent(server, engine, body, many)} for many in (1, CONCURRENCY)
+                    {"threads": threads, **cpu_overhead(server, engine, body, many)} for many in (1, CONCURRENCY)
                 ]
             finally:
-                engine.end()
+                engine.stop()
             if threads == 0:
                 found["refused_core_ms"] = round(core_ms(server, server.request(bytes(len(body))), 400)[0], 2)
-                found["livez_core_ms"] = round(core_ms(server, livez(server), 400)[0], 2)
+                found["livez_core_ms"] = round(core_ms(server, livez_request(server), 400)[0], 2)
     with ExitStack() as stack:
         found["tutorials_without_network_core_ms"] = {
             peer.name: round(core_ms(peer, peer.request(body), 60)[0], 2)
-            for peer in peers(stack, TUTORIAL_NETWORK="none")
+            for peer in start_tutorial_servers(stack, TUTORIAL_NETWORK="none")
         }
     print(json.dumps(found, indent=1))
     return found
 
 
-def spent(server: Server, engine: Engine, body: bytes, concurrency: int) -> dict[str, Any]:
-    """The service and the engine in turn: the medians of their processor times a picture, and of the differences."""
+def cpu_overhead(server: BenchServer, engine: BenchEngine, body: bytes, concurrency: int) -> dict[str, Any]:
+    """The service and the engine in turn: the medians of their processor times an image, and of the differences."""
     request, rounds, loads = server.request(body), [], []
     core_ms(server, request, 50, concurrency)
     for _ in range(2 * ROUNDS):
         whole, load = core_ms(server, request, 150, concurrency)
-        rounds.append((whole, engine.segment(150)[1]))
+        rounds.append((whole, engine.time_segment(150)[1]))
         loads.append(load)
     return {
         "concurrency": concurrency,
         "service_core_ms": round(statistics.median(whole for whole, _ in rounds), 2),
         "engine_core_ms": round(statistics.median(bare for _, bare in rounds), 2),
         "more_core_ms": round(statistics.median(whole - bare for whole, bare in rounds), 2),
-        "p50_ms": round(percentile(total(loads).latencies(), 50) or 0, 2),
-        "stages_ms": total(loads).stages(),
+        "p50_ms": round(percentile(merge_loads(loads).latencies_ms(), 50) or 0, 2),
+        "stages_ms": merge_loads(loads).stages(),
     }
 
 
-def core_ms(server: Server, request: bytes, count: int, concurrency: int = CONCURRENCY) -> tuple[float, Load]:
+def core_ms(
+    server: BenchServer, request: bytes, count: int, concurrency: int = CONCURRENCY
+) -> tuple[float, LoadResult]:
     """The server's processor time for each of so many requests, in milliseconds."""
-    before = server.cpu()
-    load = closed(server.url, iter([request] * count), concurrency)
-    return 1000 * (server.cpu() - before) / count, load
+    before = server.cpu_seconds()
+    load = closed_loop(server.url, iter([request] * count), concurrency)
+    return 1000 * (server.cpu_seconds() - before) / count, load
 
 
-def livez(server: Server) -> bytes:
+def livez_request(server: BenchServer) -> bytes:
     """The least that BentoML and uvicorn can be asked."""
     return b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def workers(bundle: Path, body: bytes) -> dict[str, Any]:
-    """Pictures a second of the small model with one worker and with two, in turn; seconds that a killed one is gone."""
+def measure_workers(bundle: Path, body: bytes) -> dict[str, Any]:
+    """Images a second of the small model with one worker and with two, in turn; seconds that a killed one is gone."""
     with ExitStack() as stack:
         servers = {
-            n: stack.enter_context(ours(str(n), bundle, precision=usual(bundle), workers=n, reload_seconds=0))
+            n: stack.enter_context(
+                start_service(str(n), bundle, precision=default_precision(bundle), workers=n, reload_seconds=0)
+            )
             for n in (1, 2)
         }
         rates: dict[str, list[float]] = {str(n): [] for n in servers}
         for turn in range(-1, ROUNDS):
             for number, server in servers.items():
                 request = server.request(body)
-                load = closed(server.url, iter(lambda: request, b""), 2 * CONCURRENCY, SECONDS / 2)  # noqa: B023
-                rates[str(number)] += [load.rate()] * (turn >= 0)
-        memory = {str(number): round(server.memory()) for number, server in servers.items()}
-        gone = [killed(servers[2]) for _ in range(3)]
+                load = closed_loop(server.url, iter(lambda: request, b""), 2 * CONCURRENCY, SECONDS / 2)  # noqa: B023
+                rates[str(number)] += [load.responses_per_second()] * (turn >= 0)
+        memory = {str(number): round(server.memory_mb()) for number, server in servers.items()}
+        gone = [kill_worker(servers[2]) for _ in range(3)]
     found = {number: round(statistics.median(each), 2) for number, each in rates.items()}
     print("workers", found, memory, "gone", gone, flush=True)
-    return {"concurrency": 2 * CONCURRENCY, "pictures_s": found, "memory_mb": memory, "killed_gone_s": gone}
+    return {"concurrency": 2 * CONCURRENCY, "images_s": found, "memory_mb": memory, "killed_gone_s": gone}
 
 
-def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+def check_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The issue's figures, with what was reached."""
     found = result["throughput"]
     speed, share, alone = found["times_best_tutorial"], found["share_of_engine"], found["alone"]
@@ -262,22 +284,22 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(("what", "value", "goal", "reached"), row, strict=True)) for row in rows]
 
 
-def draw(result: dict[str, Any], target: Path) -> None:
+def plot_throughput(result: dict[str, Any], target: Path) -> None:
     """Bars of how many times the best tutorial server's throughput each server and bare engine has."""
     from matplotlib.figure import Figure
 
     found = result["throughput"]
-    bars = [(name, rate, "#b0b0b0") for name, rate in found["pictures_s"].items() if name not in PRECISIONS]
+    bars = [(name, rate, "#b0b0b0") for name, rate in found["images_s"].items() if name not in PRECISIONS]
     best = max((rate for _, rate, _ in bars), default=1.0)
-    for one in found["engine_pictures_s"]:
-        bars.append((f"maskserve {one}", found["pictures_s"][one], "#1f5fa8"))
-        bars.append((f"bare engine {one}", found["engine_pictures_s"][one], "#7fa8d6"))
+    for one in found["engine_images_s"]:
+        bars.append((f"maskserve {one}", found["images_s"][one], "#1f5fa8"))
+        bars.append((f"bare engine {one}", found["engine_images_s"][one], "#7fa8d6"))
     host = result["machine"]
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(bars)), dpi=100, layout="constrained")
     axes = figure.subplots()
     for place, (_, rate, colour) in enumerate(bars):
         axes.barh(place, rate / best, height=0.66, color=colour)
-        axes.text(rate / best, place, f" {rate / best:.1f}x   {rate:.2f} pictures/s", va="center", fontsize=9)
+        axes.text(rate / best, place, f" {rate / best:.1f}x   {rate:.2f} images/s", va="center", fontsize=9)
     axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.35 * max(rate for _, rate, _ in bars) / best)

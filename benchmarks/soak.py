@@ -1,7 +1,7 @@
-"""Thousands of good and bad pictures of random sizes: `python -m benchmarks.soak [REQUESTS] [BUNDLE]`.
+"""Thousands of good and bad images of random sizes: `python -m benchmarks.soak [REQUESTS] [BUNDLE]`.
 
 Eight requests at a time, 20,000 in all unless said otherwise, to the service on a small FCN-8s (random weights, the
-pictures as they come) or on BUNDLE. None may be lost, each gets the status that its kind deserves, none a 5xx, and the
+images as they come) or on BUNDLE. None may be lost, each gets the status that its kind deserves, none a 5xx, and the
 memory of the service's processes stays flat: the last quarter's mean within 3% of the second's. Prints a table, writes
 benchmarks/results/soak.json, and ends with 1 where one of that fails.
 """
@@ -26,42 +26,42 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from benchmarks.inference import MODELS, RESULTS, cache, make
-from benchmarks.load import closed, post
-from benchmarks.processes import Server, ours
-from maskserve.host_info import machine
+from benchmarks.inference import MODELS, RESULTS, make_bundle, temporary_cache
+from benchmarks.load import closed_loop, post_request
+from benchmarks.processes import BenchServer, start_service
+from maskserve.host_info import host_info
 
-REQUESTS, CONCURRENCY, PICTURES, CHUNKS = 20_000, 8, 1000, 100
-LARGEST = 2_000_000  # pixels of a good picture
-BODY = 8 * 2**20  # bytes: the service's limit here, so that a body over it is quickly sent
-FLAT = 0.03
+REQUESTS, CONCURRENCY, IMAGES, CHUNKS = 20_000, 8, 1000, 100
+MAX_PIXELS = 2_000_000  # pixels of a good image
+MAX_BODY_BYTES = 8 * 2**20  # bytes: the service's limit here, so that a body over it is quickly sent
+MAX_MEMORY_GROWTH = 0.03
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 
 
 @dataclass(frozen=True)
-class Asked:
+class SoakRequest:
     """A request, and what it deserves."""
 
     kind: str
     body: bytes
-    statuses: tuple[int, ...]
+    expected_statuses: tuple[int, ...]
     chunked: bool = False
 
-    def request(self, url: str) -> bytes:
+    def to_bytes(self, url: str) -> bytes:
         """As it goes over the connection."""
         if not self.chunked:
-            return post(url, self.body)
-        head, _, _ = post(url, b"").partition(b"Content-Length")
+            return post_request(url, self.body)
+        head, _, _ = post_request(url, b"").partition(b"Content-Length")
         return head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n" % len(self.body) + self.body + b"\r\n0\r\n\r\n"
 
 
 def main(count: int, bundle: Path) -> int:
     chance = random.Random(0)
-    pictures = [draw(chance, place) for place in range(PICTURES)]
-    with cache(), ours("soak", bundle, max_body_bytes=BODY) as server:
-        closed(server.url, (one.request(server.url) for one in pictures[:50]), CONCURRENCY)
-        result = soaked(server, pictures, count, chance)
-    result = {"machine": machine(), "requests": count, "concurrency": CONCURRENCY, **result}
+    images = [random_request(chance, place) for place in range(IMAGES)]
+    with temporary_cache(), start_service("soak", bundle, max_body_bytes=MAX_BODY_BYTES) as server:
+        closed_loop(server.url, (one.to_bytes(server.url) for one in images[:50]), CONCURRENCY)
+        result = run_soak(server, images, count, chance)
+    result = {"machine": host_info(), "requests": count, "concurrency": CONCURRENCY, **result}
     result["load_at_end"] = os.getloadavg()[0]
     RESULTS.joinpath("soak.json").write_text(json.dumps(result, indent=2) + "\n")
     for kind, found in sorted(result["kinds"].items()):
@@ -72,21 +72,23 @@ def main(count: int, bundle: Path) -> int:
     return int(bool(result["failures"]))
 
 
-def soaked(server: Server, pictures: list[Asked], count: int, chance: random.Random) -> dict[str, Any]:
-    """Send `count` of the pictures by chance, in chunks between which the memory is looked at."""
+def run_soak(server: BenchServer, images: list[SoakRequest], count: int, chance: random.Random) -> dict[str, Any]:
+    """Send `count` of the images by chance, in chunks between which the memory is looked at."""
     kinds: dict[str, Counter[str]] = {}
     memory, answered, wrong, start = [], 0, Counter[str](), time.perf_counter()
     for _ in range(CHUNKS):
-        places = [chance.randrange(len(pictures)) for _ in range(count // CHUNKS)]
-        answers = closed(server.url, (pictures[place].request(server.url) for place in places), CONCURRENCY).answers
+        places = [chance.randrange(len(images)) for _ in range(count // CHUNKS)]
+        answers = closed_loop(
+            server.url, (images[place].to_bytes(server.url) for place in places), CONCURRENCY
+        ).responses
         for answer in answers:
-            asked = pictures[places[answer.place]]
+            asked = images[places[answer.index]]
             status = str(answer.status or "lost")
             kinds.setdefault(asked.kind, Counter())[status] += 1
-            if answer.status not in asked.statuses:
-                wrong[f"{asked.kind}: {status} in place of {' or '.join(map(str, asked.statuses))}"] += 1
+            if answer.status not in asked.expected_statuses:
+                wrong[f"{asked.kind}: {status} in place of {' or '.join(map(str, asked.expected_statuses))}"] += 1
         answered += len(answers)
-        memory.append(server.memory())
+        memory.append(server.memory_mb())
         if sys.stderr.isatty():
             print(f"{answered:6} of {count}  {memory[-1]:6.0f} MB", end="\r", file=sys.stderr)
     quarter = CHUNKS // 4
@@ -94,8 +96,10 @@ def soaked(server: Server, pictures: list[Asked], count: int, chance: random.Ran
     failures = [f"{sentence}, {times} times" for sentence, times in sorted(wrong.items())]
     if answered != (due := CHUNKS * (count // CHUNKS)):
         failures.append(f"{due - answered} of {due} requests were lost")
-    if (grown := quarters[3] / quarters[1] - 1) > FLAT:
-        failures.append(f"the memory grew by {grown:.1%} from the second quarter to the last; {FLAT:.0%} is allowed")
+    if (grown := quarters[3] / quarters[1] - 1) > MAX_MEMORY_GROWTH:
+        failures.append(
+            f"the memory grew by {grown:.1%} from the second quarter to the last; {MAX_MEMORY_GROWTH:.0%} is allowed"
+        )
     seconds = time.perf_counter() - start
     return {
         "seconds": round(seconds), "per_second": round(answered / seconds, 1), "answered": answered,
@@ -105,19 +109,19 @@ def soaked(server: Server, pictures: list[Asked], count: int, chance: random.Ran
     }  # fmt: skip
 
 
-def draw(chance: random.Random, place: int) -> Asked:
-    """A request by chance: seven of ten bring a good picture, the others everything else."""
+def random_request(chance: random.Random, place: int) -> SoakRequest:
+    """A request by chance: seven of ten bring a good image, the others everything else."""
     if chance.random() < 0.7:
         kind = FORMATS[place % len(FORMATS)]
-        return Asked(f"good {kind}", picture(chance, kind), (200,))
-    name = chance.choice(list(BAD))
-    return BAD[name](chance, name)
+        return SoakRequest(f"good {kind}", random_image(chance, kind), (200,))
+    name = chance.choice(list(BAD_REQUESTS))
+    return BAD_REQUESTS[name](chance, name)
 
 
-def picture(chance: random.Random, kind: str) -> bytes:
-    """A picture with soft shapes; its sides are equal by their logarithms, from a pixel to some megapixels."""
+def random_image(chance: random.Random, kind: str) -> bytes:
+    """An image with soft shapes; its sides are equal by their logarithms, from a pixel to some megapixels."""
     width, height = (max(1, round(2 ** chance.uniform(0, 11.5))) for _ in range(2))
-    shrink = min(1.0, (LARGEST / (width * height)) ** 0.5)
+    shrink = min(1.0, (MAX_PIXELS / (width * height)) ** 0.5)
     if shrink == 1.0 and chance.random() < 0.1:
         width, height = chance.choice([(1, 1), (1, height), (width, 1)])
     size = max(1, int(width * shrink)), max(1, int(height * shrink))
@@ -128,43 +132,43 @@ def picture(chance: random.Random, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def truncated(chance: random.Random, name: str) -> Asked:
-    """Cut anywhere: what has lost its first bytes' meaning is no picture, the rest is a broken one."""
-    whole = picture(chance, chance.choice(FORMATS[:3]))
-    return Asked(name, whole[: max(1, int(len(whole) * chance.uniform(0.02, 0.8)))], (415, 422))
+def make_truncated(chance: random.Random, name: str) -> SoakRequest:
+    """Cut anywhere: what has lost its first bytes' meaning is no image, the rest is a broken one."""
+    whole = random_image(chance, chance.choice(FORMATS[:3]))
+    return SoakRequest(name, whole[: max(1, int(len(whole) * chance.uniform(0.02, 0.8)))], (415, 422))
 
 
-def bomb(chance: random.Random, name: str) -> Asked:
+def make_bomb(chance: random.Random, name: str) -> SoakRequest:
     """A PNG whose header claims 60000 x 60000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     crc = struct.pack(">I", zlib.crc32(header))
-    return Asked(name, b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + crc + b"\0\0\0\0IDAT", (413,))
+    return SoakRequest(name, b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + crc + b"\0\0\0\0IDAT", (413,))
 
 
-def garbage(chance: random.Random, name: str) -> Asked:
+def make_garbage(chance: random.Random, name: str) -> SoakRequest:
     """Bytes by chance."""
-    return Asked(name, chance.randbytes(chance.randrange(1, 200_000)), (415,))
+    return SoakRequest(name, chance.randbytes(chance.randrange(1, 200_000)), (415,))
 
 
-def mutated(chance: random.Random, name: str) -> Asked:
-    """A picture with some bytes changed: it may still be one."""
-    whole = bytearray(picture(chance, chance.choice(FORMATS)))
+def make_mutated(chance: random.Random, name: str) -> SoakRequest:
+    """An image with some bytes changed: it may still be one."""
+    whole = bytearray(random_image(chance, chance.choice(FORMATS)))
     for _ in range(chance.randrange(1, 20)):
         whole[chance.randrange(len(whole))] = chance.randrange(256)
-    return Asked(name, bytes(whole), (200, 400, 413, 415, 422))
+    return SoakRequest(name, bytes(whole), (200, 400, 413, 415, 422))
 
 
-OVER = bytes(BODY + 1)  # shared by all requests that are too large: each copy would be one of 8 MiB
-BAD: dict[str, Callable[[random.Random, str], Asked]] = {
-    "truncated": truncated,
-    "bomb": bomb,
-    "garbage": garbage,
-    "mutated": mutated,
-    "empty": lambda chance, name: Asked(name, b"", (400,)),
-    "text": lambda chance, name: Asked(name, b"http://example.org/a.jpg", (415,)),
-    "GIF": lambda chance, name: Asked(name, b"GIF89a" + chance.randbytes(200), (415,)),
-    "body too large": lambda chance, name: Asked(name, OVER, (413,)),
-    "chunked too large": lambda chance, name: Asked(name, OVER, (413,), chunked=True),
+OVERSIZED_BODY = bytes(MAX_BODY_BYTES + 1)  # shared by all requests that are too large: each copy would be one of 8 MiB
+BAD_REQUESTS: dict[str, Callable[[random.Random, str], SoakRequest]] = {
+    "truncated": make_truncated,
+    "bomb": make_bomb,
+    "garbage": make_garbage,
+    "mutated": make_mutated,
+    "empty": lambda chance, name: SoakRequest(name, b"", (400,)),
+    "text": lambda chance, name: SoakRequest(name, b"http://example.org/a.jpg", (415,)),
+    "GIF": lambda chance, name: SoakRequest(name, b"GIF89a" + chance.randbytes(200), (415,)),
+    "body too large": lambda chance, name: SoakRequest(name, OVERSIZED_BODY, (413,)),
+    "chunked too large": lambda chance, name: SoakRequest(name, OVERSIZED_BODY, (413,), chunked=True),
 }
 
 
@@ -173,5 +177,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         sys.exit(main(number, Path(sys.argv[2])))
     with tempfile.TemporaryDirectory() as scratch:
-        make(Path(scratch) / "small", MODELS["FCN-8s, ResNet-18"])
+        make_bundle(Path(scratch) / "small", MODELS["FCN-8s, ResNet-18"])
         sys.exit(main(number, Path(scratch) / "small"))

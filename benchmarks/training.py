@@ -1,6 +1,6 @@
 """Images a second in training, beside torchvision's reference loop: `python -m benchmarks.training [--encoder NAME] ...`.
 
-The same network (torchvision's FCN-ResNet-50, or `fcn` on another encoder), the same pictures, crops and batch, in
+The same network (torchvision's FCN-ResNet-50, or `fcn` on another encoder), the same images, crops and batch, in
 turn in one run. The reference is torchvision's `references/segmentation` written plainly: float32 eager, its transforms on
 the CPU, SGD, a poly schedule. Ours is the product's own loader and step. Then a profile says where our step goes.
 Results: benchmarks/results/training.json, with the machine.
@@ -24,30 +24,30 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
-from maskserve.host_info import machine
+from maskserve.host_info import host_info
 from models.architectures import build
 from models.spec import InputRule
 from training import augment
 from training.config import TrainConfig
-from training.data import load
-from training.data.dataset import Samples
-from training.data.loader import opened, training_batches
-from training.data.synthetic import draw
-from training.engine.checkpoint import State
+from training.data import load_split
+from training.data.dataset import SegmentationDataset
+from training.data.loader import build_train_loader, iterate_batches
+from training.data.synthetic import generate_dataset
+from training.engine.checkpoint import TrainState
 from training.engine.losses import Criterion
 from training.engine.model_factory import architecture_options
 from training.engine.optim import make_optimizer
 from training.engine.runtime import choose_device, choose_precision
-from training.engine.step import Learner
-from training.engine.trainer import Setup, one_step
+from training.engine.step import NetworkWithLoss
+from training.engine.trainer import ComputeContext, train_step
 
-SIZE = (360, 480)  # (height, width) of the pictures
+SIZE = (360, 480)  # (height, width) of the images
 
 
-class Reference(Dataset[Any]):
+class ReferenceDataset(Dataset[Any]):
     """torchvision's SegmentationPresetTrain: resize at random, flip, crop, to float, normalise."""
 
-    def __init__(self, samples: Samples, crop: tuple[int, int]) -> None:
+    def __init__(self, samples: SegmentationDataset, crop: tuple[int, int]) -> None:
         self.samples = samples
         self.transforms = T.Compose(
             [
@@ -64,25 +64,27 @@ class Reference(Dataset[Any]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Any:
-        picture = Image.open(self.samples.pairs[index].image).convert("RGB")
+        image = Image.open(self.samples.pairs[index].image).convert("RGB")
         mask = tv_tensors.Mask(torch.from_numpy(self.samples.labels(index)))
-        return self.transforms(picture, mask)
+        return self.transforms(image, mask)
 
 
-def endless(loader: DataLoader[Any]) -> Iterator[Any]:
+def cycle_batches(loader: DataLoader[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 
 
-def reference(network: nn.Module, samples: Samples, config: TrainConfig, device: str) -> Callable[[], None]:
+def make_reference_step(
+    network: nn.Module, samples: SegmentationDataset, config: TrainConfig, device: str
+) -> Callable[[], None]:
     """torchvision's train_one_epoch, a step a call, on NCHW float32."""
     assert config.crop is not None
     network = network.to(device).train()
-    data = Reference(samples, config.crop)
+    data = ReferenceDataset(samples, config.crop)
     loader = DataLoader(data, config.batch, shuffle=True, num_workers=config.workers, drop_last=True)
     optimizer = torch.optim.SGD(network.parameters(), lr=config.lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.PolynomialLR(optimizer, 10**6, 0.9)
-    batches = endless(loader)
+    batches = cycle_batches(loader)
 
     def step() -> None:
         images, target = (part.to(device) for part in next(batches))
@@ -101,27 +103,29 @@ def reference(network: nn.Module, samples: Samples, config: TrainConfig, device:
     return step
 
 
-def ours(network: Any, samples: Samples, config: TrainConfig, device: str, precision: str) -> Callable[[], None]:
+def make_product_step(
+    network: Any, samples: SegmentationDataset, config: TrainConfig, device: str, precision: str
+) -> Callable[[], None]:
     """The product's loader and step."""
     assert config.crop is not None
     crop, rule = config.crop, InputRule(rule="native")
     fabric = Fabric(accelerator=device, devices=1)
     network = network.to(memory_format=torch.channels_last)
-    learner = fabric.setup_module(Learner(network, Criterion.of(config), config))
-    state = State(network, make_optimizer(network, config))
-    where = augment.choose(config.augment, device)
-    batches = opened(training_batches(samples, rule, crop, config, where))
-    setup = Setup(fabric, config, crop, torch.bfloat16 if precision == "bf16" else None)
+    learner = fabric.setup_module(NetworkWithLoss(network, Criterion.from_config(config), config))
+    state = TrainState(network, make_optimizer(network, config))
+    where = augment.choose_augment_device(config.augment, device)
+    batches = iterate_batches(build_train_loader(samples, rule, crop, config, where))
+    setup = ComputeContext(fabric, config, crop, torch.bfloat16 if precision == "bf16" else None)
     learner.train()
 
     def step() -> None:
-        one_step(setup, state, learner, batches)
+        train_step(setup, state, learner, batches)
         state.step += 1
 
     return step
 
 
-class Body(nn.Module):
+class UnnormalizedNetwork(nn.Module):
     """Our network less its normalisation, which torchvision's loop has among its transforms."""
 
     def __init__(self, network: Any) -> None:
@@ -133,37 +137,37 @@ class Body(nn.Module):
         return maps
 
 
-def finish(device: str) -> None:
+def synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def timed(ways: dict[str, Callable[[], None]], rounds: int, steps: int, device: str) -> dict[str, float]:
+def time_steps(ways: dict[str, Callable[[], None]], rounds: int, steps: int, device: str) -> dict[str, float]:
     """Median seconds of a step of each way; they take turns of `steps`, after two turns that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(2 + rounds):
         for name, way in ways.items():
-            finish(device)
+            synchronize(device)
             begun = time.perf_counter()
             for _ in range(steps):
                 way()
-            finish(device)
+            synchronize(device)
             if turn >= 2:
                 seconds[name].append((time.perf_counter() - begun) / steps)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def profiled(step: Callable[[], None], device: str, steps: int = 5) -> dict[str, Any]:
+def profile_step(step: Callable[[], None], device: str, steps: int = 5) -> dict[str, Any]:
     """Where the time of our step goes: shares by kind of operation, and on a GPU the share that it is busy."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    finish(device)
+    synchronize(device)
     begun = time.perf_counter()
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(steps):
             step()
-        finish(device)
+        synchronize(device)
     wall = time.perf_counter() - begun
     rows = profile.key_averages()
     attribute = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
@@ -189,19 +193,19 @@ def main() -> None:
     precision = choose_precision(config, device)
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
-        draw(Path(folder) / "shapes", counts={"train": 64, "val": 1}, size=SIZE)
-        samples = load(Path(folder) / "shapes", "train")
+        generate_dataset(Path(folder) / "shapes", counts={"train": 64, "val": 1}, size=SIZE)
+        samples = load_split(Path(folder) / "shapes", "train")
         options = architecture_options(config)
         mine = build(config.architecture, 6, **options)
         f32 = build(config.architecture, 6, **options)
         theirs = build(config.architecture, 6, **options)
         ways = {
-            "torchvision's loop, f32": reference(Body(theirs), samples, config, device),
-            "ours, f32": ours(f32, samples, config, device, "f32"),
-            f"ours, {precision}": ours(mine, samples, config, device, precision),
+            "torchvision's loop, f32": make_reference_step(UnnormalizedNetwork(theirs), samples, config, device),
+            "ours, f32": make_product_step(f32, samples, config, device, "f32"),
+            f"ours, {precision}": make_product_step(mine, samples, config, device, precision),
         }
-        medians = timed(ways, asked.rounds, asked.steps, device)
-        profile = profiled(ways[f"ours, {precision}"], device)
+        medians = time_steps(ways, asked.rounds, asked.steps, device)
+        profile = profile_step(ways[f"ours, {precision}"], device)
     base = medians["torchvision's loop, f32"]
     rows = {
         name: {"images_per_second": round(config.batch / value, 2), "times_reference": round(base / value, 2)}
@@ -218,7 +222,7 @@ def main() -> None:
     results = json.loads(target.read_text()) if target.exists() else {}
     name = f"fcn on {asked.encoder}, {width}x{height}, batch {config.batch}, {device}"
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    results[name] = {**machine(), **versions, **asked_for, "rows": rows, "profile": profile}
+    results[name] = {**host_info(), **versions, **asked_for, "rows": rows, "profile": profile}
     target.write_text(json.dumps(results, indent=2) + "\n")
 
 

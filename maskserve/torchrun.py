@@ -9,7 +9,7 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def torchrun(devices: int, words: list[str]) -> NoReturn:
+def exec_torchrun(devices: int, words: list[str]) -> NoReturn:
     """Become torchrun, which runs `python -m maskserve train` with these words once for each device of this machine.
 
     In its place, not under it: whoever stops this process stops torchrun itself, which tells its children and waits for

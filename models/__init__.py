@@ -6,13 +6,13 @@ Every room imports this one first, so this is where the libraries that would cal
 import os
 import sys
 
-QUIET = {
+TELEMETRY_OPT_OUT = {
     "BENTOML_DO_NOT_TRACK": "True",  # bentoml: usage statistics
     "NO_ALBUMENTATIONS_UPDATE": "1",  # albumentations: version check at import
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, which timm and smp load encoders with
     "DO_NOT_TRACK": "1",  # the common sign, read by several
 }
-os.environ.update(QUIET)
+os.environ.update(TELEMETRY_OPT_OUT)
 
 # Each `import openvino` forks a process that reports to Google Analytics, unless its telemetry cannot be imported:
 # then it takes the stub that it brings (openvino/tools/ovc/telemetry_utils.py). NNCF's goes through the same package.

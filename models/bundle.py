@@ -4,8 +4,8 @@ spec.json            what it is (`models/spec.py`)
 model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
 model.int8.xml .bin  the same in int8 for OpenVINO, where the export was asked for it and it was found good
 weights.safetensors  the same weights by name, for fine-tuning and the engine torch (not there if it came from ONNX)
-probes/              a few pictures and the labels that the network gave them, answered again before serving
-report/              sample pictures from the export
+probes/              a few images and the labels that the network gave them, answered again before serving
+report/              sample images from the export
 SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` reads it too
 """
 
@@ -21,13 +21,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models.errors import BundleError
-from models.spec import FORMAT_VERSION, Spec
+from models.spec import FORMAT_VERSION, BundleSpec
 
-SUMS = "SHA256SUMS"
-MODEL = "model.onnx"
-INT8, INT8_WEIGHTS = "model.int8.xml", "model.int8.bin"
-WEIGHTS = "weights.safetensors"
-SPEC = "spec.json"
+CHECKSUM_FILE = "SHA256SUMS"
+MODEL_FILE = "model.onnx"
+INT8_MODEL_FILE, INT8_WEIGHTS_FILE = "model.int8.xml", "model.int8.bin"
+WEIGHTS_FILE = "weights.safetensors"
+SPEC_FILE = "spec.json"
 
 
 @dataclass(frozen=True)
@@ -35,33 +35,33 @@ class Bundle:
     """An opened bundle. A draft, which an export has yet to sum, has neither hash nor sums."""
 
     folder: Path
-    spec: Spec
+    spec: BundleSpec
     hash: str = ""  # sha256 of SHA256SUMS: names this content and no other
-    sums: dict[str, str] = field(default_factory=dict)  # sha256 by file name
+    checksums: dict[str, str] = field(default_factory=dict)  # sha256 by file name
 
     @property
-    def model(self) -> Path:
+    def model_path(self) -> Path:
         """The frozen graph."""
-        return self.folder / MODEL
+        return self.folder / MODEL_FILE
 
     @property
-    def weights(self) -> Path:
+    def weights_path(self) -> Path:
         """The weights by name."""
-        return self.folder / WEIGHTS
+        return self.folder / WEIGHTS_FILE
 
-    def has(self, name: str) -> bool:
+    def has_file(self, name: str) -> bool:
         """Whether a file belongs to the bundle."""
-        return name in self.sums if self.hash else (self.folder / name).is_file()
+        return name in self.checksums if self.hash else (self.folder / name).is_file()
 
-    def verified(self, name: str) -> Path:
+    def verify_file(self, name: str) -> Path:
         """The path of a file, which must be the one that was exported. Raises: BundleError."""
-        return _verified(self.folder, name, self.sums) if self.hash else self.folder / name
+        return _verify_checksum(self.folder, name, self.checksums) if self.hash else self.folder / name
 
     def probes(self) -> list[tuple[Path, Path]]:
-        """Pairs of picture and label mask, verified, sorted by name. Raises: BundleError."""
+        """Pairs of image and label mask, verified, sorted by name. Raises: BundleError."""
         masks = sorted(path.name for path in (self.folder / "probes").glob("*.labels.png"))
         return [
-            (self.verified(f"probes/{mask.removesuffix('.labels.png')}.png"), self.verified(f"probes/{mask}"))
+            (self.verify_file(f"probes/{mask.removesuffix('.labels.png')}.png"), self.verify_file(f"probes/{mask}"))
             for mask in masks
         ]
 
@@ -73,29 +73,29 @@ def open_bundle(folder: Path) -> Bundle:
     `sha256sum --check SHA256SUMS` in the folder verifies them all.
     Raises: BundleError naming what is missing, altered, or of a later format.
     """
-    sums = folder / SUMS
+    sums = folder / CHECKSUM_FILE
     if not sums.is_file():
-        if (folder / "bundle" / SUMS).is_file():
+        if (folder / "bundle" / CHECKSUM_FILE).is_file():
             raise BundleError(f"{folder} is no bundle, but a run: its bundle is {folder / 'bundle'}.")
-        lacking = f"it has no {SUMS}" if folder.exists() else "nothing is there"
+        lacking = f"it has no {CHECKSUM_FILE}" if folder.exists() else "nothing is there"
         raise BundleError(f"{folder} is no bundle: {lacking}. Make one with `maskserve export RUN`.")
-    listed = _read_sums(sums)
-    if MODEL not in listed:
-        raise BundleError(f"{folder}: {SUMS} lists no {MODEL}. Export the bundle again.")
+    listed = _read_checksums(sums)
+    if MODEL_FILE not in listed:
+        raise BundleError(f"{folder}: {CHECKSUM_FILE} lists no {MODEL_FILE}. Export the bundle again.")
     for name in listed:
         if not (folder / name).is_file():
             raise BundleError(f"{folder}: {name} is missing. Copy or export the bundle again.")
-    return Bundle(folder, _read_spec(_verified(folder, SPEC, listed)), sha256(sums), listed)
+    return Bundle(folder, _read_spec(_verify_checksum(folder, SPEC_FILE, listed)), file_sha256(sums), listed)
 
 
 @contextmanager
-def writing(target: Path) -> Iterator[Path]:
+def bundle_writer(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; at the end it is summed and renamed to `target`, whole.
 
     On any error nothing is left and an older bundle at `target` stays as it was.
     Raises: BundleError where `target` is something other than a bundle or an empty folder.
     """
-    if target.exists() and not _replaceable(target):
+    if target.exists() and not _can_overwrite(target):
         raise BundleError(f"{target} exists and is no bundle; it will not be overwritten. Choose another --out.")
     target = target.absolute()  # `.` has no name of its own and cannot be renamed
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +104,11 @@ def writing(target: Path) -> Iterator[Path]:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
         yield new
-        files = sorted(path for path in new.rglob("*") if path.is_file() and path != new / SUMS)
+        files = sorted(path for path in new.rglob("*") if path.is_file() and path != new / CHECKSUM_FILE)
         for path in files:
             path.chmod(0o644)  # safetensors writes for the owner alone, and a container runs as somebody else
-        lines = [f"{sha256(path)}  {path.relative_to(new).as_posix()}\n" for path in files]
-        (new / SUMS).write_text("".join(lines), encoding="utf-8")
+        lines = [f"{file_sha256(path)}  {path.relative_to(new).as_posix()}\n" for path in files]
+        (new / CHECKSUM_FILE).write_text("".join(lines), encoding="utf-8")
         if target.exists():
             target.rename(old)
         try:
@@ -121,38 +121,38 @@ def writing(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _replaceable(target: Path) -> bool:
+def _can_overwrite(target: Path) -> bool:
     """Whether a folder is empty or a bundle that holds no file of anybody else."""
     if not target.is_dir():
         return False
     files = {path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()}
     if not files and not any(target.iterdir()):
         return True
-    if not {SUMS, SPEC, MODEL} <= files:
+    if not {CHECKSUM_FILE, SPEC_FILE, MODEL_FILE} <= files:
         return False
-    return files <= {SUMS, *_read_sums(target / SUMS)}
+    return files <= {CHECKSUM_FILE, *_read_checksums(target / CHECKSUM_FILE)}
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verified(folder: Path, name: str, sums: dict[str, str]) -> Path:
+def _verify_checksum(folder: Path, name: str, sums: dict[str, str]) -> Path:
     path = folder / name
     if name not in sums:
-        raise BundleError(f"{folder}: {SUMS} lists no {name}. Export the bundle again.")
+        raise BundleError(f"{folder}: {CHECKSUM_FILE} lists no {name}. Export the bundle again.")
     if not path.is_file():
         raise BundleError(f"{folder}: {name} is missing. Copy or export the bundle again.")
-    if sha256(path) != sums[name]:
+    if file_sha256(path) != sums[name]:
         raise BundleError(
             f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export it again."
         )
     return path
 
 
-def _read_sums(path: Path) -> dict[str, str]:
+def _read_checksums(path: Path) -> dict[str, str]:
     listed = {}
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         digest, separator, name = line.partition("  ")
@@ -165,7 +165,7 @@ def _read_sums(path: Path) -> dict[str, str]:
     return listed
 
 
-def _read_spec(path: Path) -> Spec:
+def _read_spec(path: Path) -> BundleSpec:
     try:
         content = json.loads(path.read_bytes())
         version = content.get("format_version", 0)
@@ -175,7 +175,7 @@ def _read_spec(path: Path) -> Spec:
             raise BundleError(
                 f"{path}: its format is {version}, this maskserve reads up to {FORMAT_VERSION}. Update maskserve."
             )
-        return Spec.model_validate(content)
+        return BundleSpec.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

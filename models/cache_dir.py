@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def cache_home(part: str) -> Path:
+def user_cache_dir(part: str) -> Path:
     """The user's cache folder for a part of the house, by the XDG Base Directory Specification; it may not be there.
 
     Raises: RuntimeError for a user without a home.

@@ -1,11 +1,11 @@
 """Every error that this house raises on purpose. They know no HTTP; `service/responses.py` gives them a status.
 
     MaskserveError
-    ├── ImageError          a picture that cannot be read
+    ├── ImageError          an image that cannot be read
     │   ├── EmptyImage      no bytes
     │   ├── NotAnImage      bytes in no format that the house reads
     │   ├── BrokenImage     a known format, but truncated or corrupt
-    │   ├── SeveralPictures an animation, or a document of several pages
+    │   ├── SeveralImages an animation, or a document of several pages
     │   └── ImageTooLarge   more pixels than the limit
     ├── DataError           a data set that cannot be trained on
     ├── ConfigError         a setting that is unknown or out of range
@@ -15,7 +15,7 @@
     ├── ParityError         the frozen network disagrees with the live one
     ├── Cancelled           work that was stopped because nobody waits for it any more
     └── EngineError         an engine or precision that this machine lacks
-        └── TooLittleMemory     even a small tile of the picture is more than the memory holds
+        └── TooLittleMemory     even a small tile of the image is more than the memory holds
 
 A message is one sentence or two: what came, what was wanted, what to do.
 """
@@ -26,26 +26,26 @@ class MaskserveError(Exception):
 
 
 class ImageError(MaskserveError):
-    """A picture that cannot be read."""
+    """An image that cannot be read."""
 
 
-class EmptyImage(ImageError):
+class EmptyImageError(ImageError):
     """No bytes came."""
 
 
-class NotAnImage(ImageError):
+class UnsupportedFormatError(ImageError):
     """The bytes are in no format that the house reads."""
 
 
-class BrokenImage(ImageError):
+class CorruptImageError(ImageError):
     """The format is known, but the bytes are truncated or corrupt."""
 
 
-class SeveralPictures(ImageError):
-    """The file holds several pictures, and nothing says which one is meant."""
+class MultiFrameImageError(ImageError):
+    """The file holds several images, and nothing says which one is meant."""
 
 
-class ImageTooLarge(ImageError):
+class ImageTooLargeError(ImageError):
     """More pixels than the limit allows."""
 
 
@@ -73,7 +73,7 @@ class ParityError(MaskserveError):
     """The frozen network disagrees with the live one."""
 
 
-class Cancelled(MaskserveError):
+class InferenceCancelledError(MaskserveError):
     """Work that was stopped because nobody waits for it any more."""
 
 
@@ -81,8 +81,8 @@ class EngineError(MaskserveError):
     """An engine or precision that this machine lacks."""
 
 
-class TooLittleMemory(EngineError):
-    """Even a small tile of the picture is more than the memory holds."""
+class InsufficientMemoryError(EngineError):
+    """Even a small tile of the image is more than the memory holds."""
 
 
 def first_line(error: BaseException) -> str:

@@ -5,30 +5,30 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 FORMAT_VERSION = 2  # 2: `parity` is by engine, and `int8` came
-VOID = 255  # the label of a pixel that belongs to no class: never trained on, never counted
+IGNORE_INDEX = 255  # the label of a pixel that belongs to no class: never trained on, never counted
 
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
 _Pixels = Annotated[int, Field(ge=1)]
 
 
-class _Frozen(BaseModel):
+class _FrozenModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ClassInfo(_Frozen):
+class ClassInfo(_FrozenModel):
     """A class: its place in the list is its label."""
 
     name: str
     rgb: tuple[_Channel, _Channel, _Channel] = Field(description="colour in masks and overlays, 0..255")
 
 
-class InputRule(_Frozen):
-    """How a picture of any size meets a network that was trained at one scale.
+class InputRule(_FrozenModel):
+    """How an image of any size meets a network that was trained at one scale.
 
-    `native`: the picture keeps its pixels (microscopes, satellites). `fit`: its long side is brought to `side`
+    `native`: the image keeps its pixels (microscopes, satellites). `fit`: its long side is brought to `side`
     pixels (photographs). `exact`: it is stretched to `size`, for an imported network that takes no other. Under the
-    last two the labels return to the picture's size by nearest neighbour.
+    last two the labels return to the image's size by nearest neighbour.
     """
 
     rule: Literal["native", "fit", "exact"]
@@ -46,36 +46,36 @@ class InputRule(_Frozen):
         return self
 
 
-class Architecture(_Frozen):
+class Architecture(_FrozenModel):
     """Enough to build the network again around `weights.safetensors`."""
 
     name: str
     options: dict[str, Any] = {}
 
 
-class Quantised(_Frozen):
+class Int8Metrics(_FrozenModel):
     """What the int8 graph cost: both on the validation split, 0..1."""
 
     miou: float
-    miou_float: float = Field(description="of the float format that `auto` takes: bf16 where it is offered")
-    pictures: int = Field(ge=1, description="training pictures that it was calibrated on")
+    float_miou: float = Field(description="of the float format that `auto` takes: bf16 where it is offered")
+    calibration_images: int = Field(ge=1, description="training images that it was calibrated on")
 
 
-class Spec(_Frozen):
+class BundleSpec(_FrozenModel):
     """The content of `spec.json`."""
 
     format_version: int = FORMAT_VERSION
     name: str
     classes: list[ClassInfo] = Field(min_length=2, max_length=255)
-    void: int = VOID
+    ignore_index: int = IGNORE_INDEX
     input: InputRule
     architecture: Architecture
     parity: dict[str, dict[str, float]] = Field(
         default={},
-        description="lowest share of a picture's pixels on which an engine gives the live network's label, by engine "
+        description="lowest share of an image's pixels on which an engine gives the live network's label, by engine "
         "(`openvino`, `torch/cuda`) and number format",
     )
-    int8: Quantised | None = Field(default=None, description="of the int8 graph; None where the bundle holds none")
+    int8: Int8Metrics | None = Field(default=None, description="of the int8 graph; None where the bundle holds none")
     metrics: dict[str, Any] = Field(default={}, description="of this bundle on the validation split, by name")
     provenance: dict[str, Any] = Field(default={}, description="when, from what data and settings, by which versions")
 

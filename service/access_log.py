@@ -16,49 +16,49 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # What a caller may choose as an id: it goes into a header and into logs.
-_GIVEN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 # Asked every few seconds by what watches the service; a line for each, or for each of the page's files, would drown the others.
-UNREMARKABLE = ("/livez", "/readyz", "/healthz", "/metrics", "/v1/models")
+UNLOGGED_PATHS = ("/livez", "/readyz", "/healthz", "/metrics", "/v1/models")
 
 
 @dataclass
-class Entry:
+class LogEntry:
     """What is noted of one request."""
 
     id: str
-    facts: dict[str, Any] = field(default_factory=dict)
+    fields: dict[str, Any] = field(default_factory=dict)
 
 
-_entry: ContextVar[Entry | None] = ContextVar("maskserve_request", default=None)
+_current_entry: ContextVar[LogEntry | None] = ContextVar("maskserve_request", default=None)
 
 
 def request_id() -> str:
     """The id of the request that is being answered; empty where there is none."""
-    entry = _entry.get()
+    entry = _current_entry.get()
     return entry.id if entry else ""
 
 
-def note(**facts: Any) -> None:
+def add_log_fields(**facts: Any) -> None:
     """Add to the line that the request in hand leaves in the log."""
-    if entry := _entry.get():
-        entry.facts.update(facts)
+    if entry := _current_entry.get():
+        entry.fields.update(facts)
 
 
-class Recorded:
+class AccessLogMiddleware:
     """Gives each request its id (the caller's X-Request-ID, if it is a good one), and notes how it ended."""
 
     def __init__(self, app: ASGIApp, log: bool, count: Callable[[str, int, float], None]) -> None:
         """`log`: whether each request leaves a line; `count` is told each one's path, status and seconds."""
         self.app = app
-        self.log = log
-        self.count = count
+        self.enabled = log
+        self.on_complete = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let the request through."""
         given = Headers(scope=scope).get("x-request-id", "")
-        entry = Entry(given if _GIVEN.fullmatch(given) else secrets.token_hex(8))
-        token = _entry.set(entry)
+        entry = LogEntry(given if _REQUEST_ID_PATTERN.fullmatch(given) else secrets.token_hex(8))
+        token = _current_entry.set(entry)
         began, status, sent = time.perf_counter(), 0, 0
 
         async def noted(message: Message) -> None:
@@ -74,17 +74,17 @@ class Recorded:
             await self.app(scope, receive, noted)
         finally:
             seconds = time.perf_counter() - began
-            self.count(scope["path"], status, seconds)
-            if self.log and not _is_unremarkable(scope["path"], status):
-                _write(scope, status, seconds, sent, entry)
-            _entry.reset(token)
+            self.on_complete(scope["path"], status, seconds)
+            if self.enabled and not _is_unlogged(scope["path"], status):
+                _write_line(scope, status, seconds, sent, entry)
+            _current_entry.reset(token)
 
 
-def _is_unremarkable(path: str, status: int) -> bool:
-    return status in (200, 304, 503) and (path in UNREMARKABLE or path == "/" or path.startswith("/static/"))
+def _is_unlogged(path: str, status: int) -> bool:
+    return status in (200, 304, 503) and (path in UNLOGGED_PATHS or path == "/" or path.startswith("/static/"))
 
 
-def _write(scope: Scope, status: int, seconds: float, sent: int, entry: Entry) -> None:
+def _write_line(scope: Scope, status: int, seconds: float, sent: int, entry: LogEntry) -> None:
     """One line of JSON on the standard output; a status of 0 means that the caller went before the answer."""
     line = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
@@ -95,7 +95,7 @@ def _write(scope: Scope, status: int, seconds: float, sent: int, entry: Entry) -
         "status": status,
         "ms": round(seconds * 1e3, 2),
         "bytes": sent,
-        **entry.facts,
+        **entry.fields,
     }
     with suppress(OSError, ValueError):  # nobody reads it any more: no reason to fail the request
         sys.stdout.write(json.dumps(line) + "\n")

@@ -1,4 +1,4 @@
-"""Many pictures in one request: each has its own answer, and a bad one spoils no other."""
+"""Many images in one request: each has its own answer, and a bad one spoils no other."""
 
 import asyncio
 import io
@@ -6,54 +6,54 @@ import json
 import zipfile
 from collections.abc import Awaitable, Callable
 
-from models.outputs import OUTPUTS
-from service.errors import AnswerTooLarge, BadRequest
-from service.responses import Problem, explained
+from models.outputs import OUTPUT_FORMATS
+from service.errors import MalformedRequestError, ResponseTooLargeError
+from service.responses import Problem, to_problem
 
-ZIP = "application/zip"
+ZIP_MEDIA_TYPE = "application/zip"
 
-# One is decoded while another is inferred. With more, a batch would push aside those who ask for one picture.
-AT_ONCE = 2
+# One is decoded while another is inferred. With more, a batch would push aside those who ask for one image.
+BATCH_CONCURRENCY = 2
 
 Outcome = bytes | Problem
 
 
-async def each(
-    pictures: list[bytes | BadRequest], label: Callable[[bytes], Awaitable[bytes]], most: int
+async def segment_all(
+    images: list[bytes | MalformedRequestError], label: Callable[[bytes], Awaitable[bytes]], max_bytes: int
 ) -> list[Outcome]:
-    """The answer to each picture in their order, or the problem that it met; of all answers some `most` bytes."""
-    room, left = asyncio.Semaphore(AT_ONCE), most
+    """The answer to each image in their order, or the problem that it met; of all answers some `most` bytes."""
+    room, left = asyncio.Semaphore(BATCH_CONCURRENCY), max_bytes
 
-    async def one(picture: bytes | BadRequest) -> Outcome:
+    async def one(image: bytes | MalformedRequestError) -> Outcome:
         nonlocal left
         async with room:
             try:
                 if left <= 0:
-                    raise AnswerTooLarge(
-                        f"The answers before this one have {most:,} bytes already; send fewer pictures."
+                    raise ResponseTooLargeError(
+                        f"The answers before this one have {max_bytes:,} bytes already; send fewer images."
                     )
-                if isinstance(picture, BadRequest):
-                    raise picture
-                answer = await label(picture)
+                if isinstance(image, MalformedRequestError):
+                    raise image
+                answer = await label(image)
                 left -= len(answer)
                 return answer
             except Exception as error:  # every kind has its problem, and what is none of ours is logged there
-                return explained(error)[0]
+                return to_problem(error)[0]
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(picture)) for picture in pictures]
+        tasks = [group.create_task(one(image)) for image in images]
     return [task.result() for task in tasks]
 
 
-def packed(outcomes: list[Outcome], format: str) -> tuple[bytes, str]:
+def pack(outcomes: list[Outcome], format: str) -> tuple[bytes, str]:
     """All of them as one body, and its media type."""
     if format == "json":
-        return as_json(outcomes), OUTPUTS[format].MEDIA_TYPE
-    return as_zip(outcomes, OUTPUTS[format].SUFFIX), ZIP
+        return as_json(outcomes), OUTPUT_FORMATS[format].MEDIA_TYPE
+    return as_zip(outcomes, OUTPUT_FORMATS[format].SUFFIX), ZIP_MEDIA_TYPE
 
 
 def as_zip(outcomes: list[Outcome], suffix: str) -> bytes:
-    """A zip with a file for each picture, named by its place: `007.png`, or `007.problem.json`."""
+    """A zip with a file for each image, named by its place: `007.png`, or `007.problem.json`."""
     width, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
     # Stored, for the masks are compressed already.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

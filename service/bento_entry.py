@@ -12,27 +12,27 @@ from models.bundle import open_bundle
 from models.errors import BundleError
 
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLE = ROOT / "bundle"
+BUNDLE_FOLDER = ROOT / "bundle"
 
 
-def say(bundle: Path) -> None:
+def verify_bundle(bundle: Path) -> None:
     """Tell which bundle goes in; one that is altered ends the build here."""
     if not bundle.exists():
         print("maskserve: no bundle goes in, for there is no folder bundle/ in the clone.", file=sys.stderr)
         return
     try:
         opened = open_bundle(bundle)
-        for name in opened.sums:
-            opened.verified(name)
+        for name in opened.checksums:
+            opened.verify_file(name)
     except BundleError as error:
         sys.exit(f"maskserve: {error}")
     print(f"maskserve: the bundle {opened.spec.name}@{opened.hash[:12]} goes in.", file=sys.stderr)
 
 
 if (ROOT.parent / "bento.yaml").exists():
-    if BUNDLE.is_dir():
-        os.environ.setdefault("MASKSERVE_BUNDLE", str(BUNDLE))
+    if BUNDLE_FOLDER.is_dir():
+        os.environ.setdefault("MASKSERVE_BUNDLE", str(BUNDLE_FOLDER))
 else:
-    say(BUNDLE)
+    verify_bundle(BUNDLE_FOLDER)
 
 from service.app import Maskserve as Maskserve  # noqa: E402  # it looks at the settings when it is imported

@@ -4,17 +4,17 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from models.bundle import SUMS
+from models.bundle import CHECKSUM_FILE
 
 
-class Signature(NamedTuple):
+class BundleStat(NamedTuple):
     """What a folder looks like from outside: any copy, edit or switched link changes it."""
 
     files: tuple[tuple[str, int, int], ...]  # name, bytes, time of change in ns; -1 for what is just going
     sums: bytes  # SHA256SUMS: links may lead to another bundle whose files have the same sizes and times
 
 
-def signature(folder: Path) -> Signature | None:
+def stat_bundle(folder: Path) -> BundleStat | None:
     """What a folder looks like now; None where there is none."""
     try:
         if not folder.is_dir():
@@ -32,7 +32,7 @@ def signature(folder: Path) -> Signature | None:
             except OSError:
                 files.append((path.relative_to(folder).as_posix(), -1, -1))
     try:
-        sums = (folder / SUMS).read_bytes()
+        sums = (folder / CHECKSUM_FILE).read_bytes()
     except OSError:
         sums = b""
-    return Signature(tuple(sorted(files)), sums)
+    return BundleStat(tuple(sorted(files)), sums)

@@ -18,39 +18,39 @@ MaskserveError
 from models.errors import MaskserveError
 
 
-class BadRequest(MaskserveError):
+class MalformedRequestError(MaskserveError):
     """A request that is not understood."""
 
 
-class NoKey(MaskserveError):
+class UnauthorizedError(MaskserveError):
     """No key came where one is needed, or one that opens nothing."""
 
 
-class UnknownModel(MaskserveError):
+class ModelNotServedError(MaskserveError):
     """A model that is not served."""
 
 
-class NotFound(MaskserveError):
+class UnknownPathError(MaskserveError):
     """A path at which nothing is."""
 
 
-class SlowBody(MaskserveError):
+class BodyTimeoutError(MaskserveError):
     """A body that did not come in time."""
 
 
-class BodyTooLarge(MaskserveError):
+class BodyTooLargeError(MaskserveError):
     """More bytes than the limit."""
 
 
-class AnswerTooLarge(MaskserveError):
+class ResponseTooLargeError(MaskserveError):
     """More bytes than the limit, of a batch's answer."""
 
 
-class Unread(MaskserveError):
+class SendTimeoutError(MaskserveError):
     """An answer that nobody takes."""
 
 
-class Busy(MaskserveError):
+class OverloadedError(MaskserveError):
     """More requests than can be answered in time; `retry_after` seconds may help."""
 
     def __init__(self, reason: str, retry_after: int) -> None:
@@ -58,11 +58,11 @@ class Busy(MaskserveError):
         self.retry_after = retry_after
 
 
-class TimedOut(MaskserveError):
+class DeadlineExceededError(MaskserveError):
     """An answer that took longer than the limit."""
 
 
-class NotReady(MaskserveError):
+class NotReadyError(MaskserveError):
     """The bundle is not open yet (`retry_after` seconds may help), or could not be opened (None: they will not)."""
 
     def __init__(self, reason: str, retry_after: int | None) -> None:
@@ -70,5 +70,5 @@ class NotReady(MaskserveError):
         self.retry_after = retry_after
 
 
-class StartError(MaskserveError):
+class ServerStartError(MaskserveError):
     """The server process did not start, or died."""

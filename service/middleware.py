@@ -12,21 +12,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import responses
 from service.access_log import request_id
-from service.errors import BodyTooLarge, NotFound, SlowBody, Unread
+from service.errors import BodyTimeoutError, BodyTooLargeError, SendTimeoutError, UnknownPathError
 
 logger = logging.getLogger("maskserve")
 
 # How long a refused sender is listened to. Closing at once would reset the connection while it still sends, and many
 # clients then report the reset instead of the answer.
 LINGER_SECONDS = 2.0
-BODY = "maskserve.body"  # in a request's scope: whether its body has been read
+BODY_STATE_KEY = "maskserve.body"  # in a request's scope: whether its body has been read
 
 # A longer body of a refused request is not read to its end for the sake of keeping the connection.
-WORTH_READING = 2**20  # bytes
-PIECE = 2**18  # bytes of an answer that are given to the server at once
+MAX_DRAIN_BYTES = 2**20  # bytes
+SEND_CHUNK_BYTES = 2**18  # bytes of an answer that are given to the server at once
 
 
-class Net:
+class ErrorMiddleware:
     """Answers whatever is raised behind it as a problem."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -48,19 +48,19 @@ class Net:
             await self.app(scope, receive, noted)
         except ClientDisconnect:  # nobody is there; the log has a status of 0
             pass
-        except Unread as error:  # nobody is there: the server closes what is left unfinished
+        except SendTimeoutError as error:  # nobody is there: the server closes what is left unfinished
             logger.warning("request %s: %s", request_id(), error)
         except Exception as error:  # what leaves here would reach the caller as BentoML's own 500
             if started:
                 raise
-            unread = not scope.get(BODY, {}).get("read", False)
-            if isinstance(error, BodyTooLarge | SlowBody) or (unread and _is_long(scope)):
-                await _refuse_sender(error, receive, send)
+            unread = not scope.get(BODY_STATE_KEY, {}).get("read", False)
+            if isinstance(error, BodyTooLargeError | BodyTimeoutError) or (unread and _has_long_body(scope)):
+                await _respond_and_drain(error, receive, send)
             else:
-                await responses.refusal(error)(scope, receive, send)
+                await responses.problem_response(error)(scope, receive, send)
 
 
-class Checked:
+class RequestCheckMiddleware:
     """Refuses requests by method and path alone, before anything that costs more looks at them."""
 
     def __init__(self, app: ASGIApp, check: Callable[[str, str], None]) -> None:
@@ -74,7 +74,7 @@ class Checked:
         await self.app(scope, receive, send)
 
 
-class Bodies:
+class BodyLimitMiddleware:
     """Holds bodies to their limits: of bytes, announced or not, and of the time in which they come and are taken."""
 
     def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
@@ -87,60 +87,60 @@ class Bodies:
                 be taken.
         """
         self.app = app
-        self.limit = limit
-        self.seconds = seconds
+        self.max_bytes = limit
+        self.timeout_seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises: BodyTooLarge, SlowBody, Unread; also out of `receive` and `send`, into whatever calls them."""
-        announced = announced_bytes(scope)
-        if announced > self.limit:
-            raise self._too_large("far too many" if math.isinf(announced) else f"{announced:,}")
+        announced = content_length(scope)
+        if announced > self.max_bytes:
+            raise self._body_too_large_error("far too many" if math.isinf(announced) else f"{announced:,}")
         received, deadline, body = 0, 0.0, {"read": False}
 
         async def counted() -> Message:
             nonlocal received, deadline
             if body["read"]:  # what is waited for now is that the caller goes
                 return await receive()
-            deadline = deadline or time.monotonic() + self.seconds
+            deadline = deadline or time.monotonic() + self.timeout_seconds
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     message = await receive()
             except TimeoutError as error:
                 body["read"] = True  # and what still comes is for whoever refuses it
-                raise SlowBody(
-                    f"The body did not come within {self.seconds:g} seconds; {received:,} bytes of it did."
+                raise BodyTimeoutError(
+                    f"The body did not come within {self.timeout_seconds:g} seconds; {received:,} bytes of it did."
                 ) from error
             received += len(message.get("body", b""))
-            body["read"] = received > self.limit or not message.get("more_body", False)
-            if received > self.limit:
-                raise self._too_large(f"more than {self.limit:,}")
+            body["read"] = received > self.max_bytes or not message.get("more_body", False)
+            if received > self.max_bytes:
+                raise self._body_too_large_error(f"more than {self.max_bytes:,}")
             return message
 
         async def paced(message: Message) -> None:
             """In pieces, so that no more than one lies in the server's buffer where the caller takes none."""
             rest = message.get("body", b"")
-            while len(rest) > PIECE:
-                await self._in_time(send({**message, "body": rest[:PIECE], "more_body": True}))
-                rest = rest[PIECE:]
-            await self._in_time(send({**message, "body": rest} if rest else message))
+            while len(rest) > SEND_CHUNK_BYTES:
+                await self._with_timeout(send({**message, "body": rest[:SEND_CHUNK_BYTES], "more_body": True}))
+                rest = rest[SEND_CHUNK_BYTES:]
+            await self._with_timeout(send({**message, "body": rest} if rest else message))
 
-        await self.app({**scope, BODY: body}, counted, paced)
+        await self.app({**scope, BODY_STATE_KEY: body}, counted, paced)
 
-    async def _in_time(self, sent: Awaitable[None]) -> None:
+    async def _with_timeout(self, sent: Awaitable[None]) -> None:
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout(self.timeout_seconds):
                 await sent
         except TimeoutError as error:
-            raise Unread(f"For {self.seconds:g} seconds nothing was taken of the answer.") from error
+            raise SendTimeoutError(f"For {self.timeout_seconds:g} seconds nothing was taken of the answer.") from error
 
-    def _too_large(self, came: str) -> BodyTooLarge:
-        return BodyTooLarge(
-            f"The body has {came} bytes; the limit is {self.limit:,}. "
-            "Send a smaller picture or let the service be started with a larger MASKSERVE_MAX_BODY_BYTES."
+    def _body_too_large_error(self, came: str) -> BodyTooLargeError:
+        return BodyTooLargeError(
+            f"The body has {came} bytes; the limit is {self.max_bytes:,}. "
+            "Send a smaller image or let the service be started with a larger MASKSERVE_MAX_BODY_BYTES."
         )
 
 
-def announced_bytes(scope: Scope) -> float:
+def content_length(scope: Scope) -> float:
     """The size of the body by the request's head: 0 where it says none, infinite for a number of more than 18 digits."""
     digits = Headers(scope=scope).get("content-length", "").lstrip("0")
     if not digits.isdecimal() or not digits.isascii():
@@ -148,19 +148,19 @@ def announced_bytes(scope: Scope) -> float:
     return int(digits) if len(digits) <= 18 else math.inf
 
 
-def _is_long(scope: Scope) -> bool:
+def _has_long_body(scope: Scope) -> bool:
     """Whether the body is long, or of a length that nobody has said."""
-    return announced_bytes(scope) > WORTH_READING or "transfer-encoding" in Headers(scope=scope)
+    return content_length(scope) > MAX_DRAIN_BYTES or "transfer-encoding" in Headers(scope=scope)
 
 
-def not_found(path: str, known: list[str]) -> NotFound:
+def unknown_path_error(path: str, known: list[str]) -> UnknownPathError:
     """The error for a path at which nothing is."""
-    return NotFound(f"Nothing is at {path[:200]!r}; the routes are {', '.join(known)}.")
+    return UnknownPathError(f"Nothing is at {path[:200]!r}; the routes are {', '.join(known)}.")
 
 
-async def _refuse_sender(error: Exception, receive: Receive, send: Send) -> None:
+async def _respond_and_drain(error: Exception, receive: Receive, send: Send) -> None:
     """Answer in full at once, then drop what still comes for a while, then close."""
-    response = responses.refusal(error)
+    response = responses.problem_response(error)
     response.headers["Connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
@@ -168,6 +168,6 @@ async def _refuse_sender(error: Exception, receive: Receive, send: Send) -> None
         async with asyncio.timeout(LINGER_SECONDS):
             while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                 pass
-    except (TimeoutError, BodyTooLarge, SlowBody):
+    except (TimeoutError, BodyTooLargeError, BodyTimeoutError):
         pass
     await send({"type": "http.response.body", "body": b""})

@@ -11,54 +11,54 @@ from starlette.responses import JSONResponse, Response
 
 from models.bundle import Bundle
 from models.errors import (
-    BrokenImage,
     ConfigError,
-    EmptyImage,
-    ImageTooLarge,
-    NotAnImage,
-    SeveralPictures,
-    TooLittleMemory,
+    CorruptImageError,
+    EmptyImageError,
+    ImageTooLargeError,
+    InsufficientMemoryError,
+    MultiFrameImageError,
+    UnsupportedFormatError,
 )
 from service.access_log import request_id
 from service.errors import (
-    AnswerTooLarge,
-    BadRequest,
-    BodyTooLarge,
-    Busy,
-    NoKey,
-    NotFound,
-    NotReady,
-    SlowBody,
-    TimedOut,
-    UnknownModel,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    DeadlineExceededError,
+    MalformedRequestError,
+    ModelNotServedError,
+    NotReadyError,
+    OverloadedError,
+    ResponseTooLargeError,
+    UnauthorizedError,
+    UnknownPathError,
 )
 
 logger = logging.getLogger("maskserve")
 
 # Each kind of error: its status, its name in the problem's `type`, and its title, which never vary for a kind.
 ERRORS: dict[type[Exception], tuple[int, str, str]] = {
-    BadRequest: (400, "bad-request", "The request is not understood"),
+    MalformedRequestError: (400, "bad-request", "The request is not understood"),
     ConfigError: (400, "bad-request", "The request is not understood"),
-    EmptyImage: (400, "empty-picture", "The picture is empty"),
-    NoKey: (401, "no-key", "A key is needed"),
-    NotFound: (404, "not-found", "Nothing is here"),
-    UnknownModel: (404, "unknown-model", "No such model is served"),
-    SlowBody: (408, "slow-body", "The body came too slowly"),
-    AnswerTooLarge: (413, "answer-too-large", "The answer is too large"),
-    BodyTooLarge: (413, "body-too-large", "The body is too large"),
-    ImageTooLarge: (413, "picture-too-large", "The picture is too large"),
-    TooLittleMemory: (413, "picture-too-large", "The picture is too large"),
-    NotAnImage: (415, "no-picture", "This is no picture"),
-    BrokenImage: (422, "broken-picture", "The picture is broken"),
-    SeveralPictures: (422, "several-pictures", "These are several pictures"),
-    Busy: (429, "busy", "Too many requests at once"),
-    NotReady: (503, "not-ready", "The service is not ready"),
-    TimedOut: (504, "timed-out", "The answer took too long"),
+    EmptyImageError: (400, "empty-image", "The image is empty"),
+    UnauthorizedError: (401, "unauthorized", "A key is needed"),
+    UnknownPathError: (404, "not-found", "Nothing is here"),
+    ModelNotServedError: (404, "unknown-model", "No such model is served"),
+    BodyTimeoutError: (408, "body-timeout", "The body came too slowly"),
+    ResponseTooLargeError: (413, "response-too-large", "The answer is too large"),
+    BodyTooLargeError: (413, "body-too-large", "The body is too large"),
+    ImageTooLargeError: (413, "image-too-large", "The image is too large"),
+    InsufficientMemoryError: (413, "image-too-large", "The image is too large"),
+    UnsupportedFormatError: (415, "unsupported-format", "This is no image"),
+    CorruptImageError: (422, "corrupt-image", "The image is broken"),
+    MultiFrameImageError: (422, "multi-frame-image", "These are several images"),
+    OverloadedError: (429, "busy", "Too many requests at once"),
+    NotReadyError: (503, "not-ready", "The service is not ready"),
+    DeadlineExceededError: (504, "timeout", "The answer took too long"),
 }
-UNEXPECTED = (500, "unexpected", "Something went wrong in the service")
+INTERNAL_ERROR = (500, "internal-error", "Something went wrong in the service")
 
 PROBLEM_JSON = "application/problem+json"
-TYPE = "urn:problem-type:maskserve:"
+PROBLEM_TYPE_PREFIX = "urn:problem-type:maskserve:"
 
 
 class Problem(BaseModel):
@@ -71,12 +71,14 @@ class Problem(BaseModel):
     request_id: str = Field(description="as in X-Request-ID and in the service's log")
 
 
-def picture(body: bytes, media_type: str, bundle: Bundle, milliseconds: dict[str, float]) -> Response:
+def prediction_response(body: bytes, media_type: str, bundle: Bundle, milliseconds: dict[str, float]) -> Response:
     """An encoded prediction, with the model that made it and where the time went."""
-    return Response(body, media_type=media_type, headers={"X-Model": model_tag(bundle), **timing(milliseconds)})
+    return Response(
+        body, media_type=media_type, headers={"X-Model": model_tag(bundle), **server_timing_header(milliseconds)}
+    )
 
 
-def timing(milliseconds: dict[str, float]) -> dict[str, str]:
+def server_timing_header(milliseconds: dict[str, float]) -> dict[str, str]:
     """The header Server-Timing (W3C): milliseconds by stage."""
     return {"Server-Timing": ", ".join(f"{stage};dur={spent:.2f}" for stage, spent in milliseconds.items())}
 
@@ -86,38 +88,38 @@ def model_tag(bundle: Bundle) -> str:
     return f"{quote(bundle.spec.name)}@{bundle.hash[:12]}"
 
 
-def refusal(error: Exception) -> Response:
+def problem_response(error: Exception) -> Response:
     """Any exception as a problem; one that is not in the table is logged, and its text stays in the log."""
-    problem, headers = explained(error)
+    problem, headers = to_problem(error)
     return JSONResponse(problem.model_dump(), problem.status, headers, media_type=PROBLEM_JSON)
 
 
-def explained(error: Exception) -> tuple[Problem, dict[str, str]]:
+def to_problem(error: Exception) -> tuple[Problem, dict[str, str]]:
     """The problem that an exception is, and the headers that go with it."""
     if isinstance(error, HTTPException):
         phrase = http.HTTPStatus(error.status_code).phrase
         kind = phrase.lower().replace(" ", "-")
-        return _problem(error.status_code, kind, phrase, str(error.detail)), dict(error.headers or {})
-    row = next((row for kind, row in ERRORS.items() if isinstance(error, kind)), UNEXPECTED)
-    if row == UNEXPECTED:
+        return _build_problem(error.status_code, kind, phrase, str(error.detail)), dict(error.headers or {})
+    row = next((row for kind, row in ERRORS.items() if isinstance(error, kind)), INTERNAL_ERROR)
+    if row == INTERNAL_ERROR:
         logger.error("request %s met an unexpected error", request_id(), exc_info=error)
-        return _problem(*row, "The request may be fine: the service's log holds the reason."), {}
-    headers = {"WWW-Authenticate": 'Bearer realm="maskserve"'} if isinstance(error, NoKey) else {}
-    if isinstance(error, Busy | NotReady) and error.retry_after:
+        return _build_problem(*row, "The request may be fine: the service's log holds the reason."), {}
+    headers = {"WWW-Authenticate": 'Bearer realm="maskserve"'} if isinstance(error, UnauthorizedError) else {}
+    if isinstance(error, OverloadedError | NotReadyError) and error.retry_after:
         headers["Retry-After"] = str(error.retry_after)
-    return _problem(*row, str(error)), headers
+    return _build_problem(*row, str(error)), headers
 
 
-def _problem(status: int, kind: str, title: str, detail: str) -> Problem:
-    return Problem(type=TYPE + kind, title=title, status=status, detail=detail, request_id=request_id())
+def _build_problem(status: int, kind: str, title: str, detail: str) -> Problem:
+    return Problem(type=PROBLEM_TYPE_PREFIX + kind, title=title, status=status, detail=detail, request_id=request_id())
 
 
-def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error answers of a route, for its OpenAPI page."""
     schema = {"$ref": "#/components/schemas/Problem"}
     answers: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
-        titles = dict.fromkeys(title for row, _, title in [*ERRORS.values(), UNEXPECTED] if row == status)
+        titles = dict.fromkeys(title for row, _, title in [*ERRORS.values(), INTERNAL_ERROR] if row == status)
         answers[status] = {
             "description": "; ".join(titles) or http.HTTPStatus(status).phrase,
             "content": {PROBLEM_JSON: {"schema": schema}},

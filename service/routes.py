@@ -14,15 +14,15 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from models.outputs import OUTPUTS
-from models.spec import Spec
+from models.outputs import OUTPUT_FORMATS
+from models.spec import BundleSpec
 from service import batch, params, request_parsing, responses
-from service.access_log import note
-from service.metrics import metrics
-from service.middleware import Net
-from service.model_registry import Served
-from service.params import Wishes
-from service.segmentation import Clock, Labeller
+from service.access_log import add_log_fields
+from service.metrics import get_metrics
+from service.middleware import ErrorMiddleware
+from service.model_registry import LoadedModel
+from service.params import SegmentParams
+from service.segmentation import SegmentationService, StageTimer
 
 Result = TypeVar("Result")
 
@@ -30,144 +30,158 @@ Result = TypeVar("Result")
 api: FastAPI = FastAPIOffline(
     title="maskserve",
     version="1",
-    description="Pictures in, one label a pixel out. Every error is `application/problem+json` (RFC 9457), with a request id.",
+    description="Images in, one label a pixel out. Every error is `application/problem+json` (RFC 9457), with a request id.",
     redoc_url=None,
     swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
     static_url="/docs/assets",
     redirect_slashes=False,
 )
-api.add_middleware(Net)
+api.add_middleware(ErrorMiddleware)
 
 
-class Model(BaseModel):
+class ModelInfo(BaseModel):
     """A bundle that is served."""
 
     name: str
     hash: str = Field(description="sha256 of the bundle's SHA256SUMS; X-Model carries its first 12 digits")
-    spec: Spec = Field(description="classes with their colours, input rule, metrics, provenance")
+    spec: BundleSpec = Field(description="classes with their colours, input rule, metrics, provenance")
     palette: list[tuple[int, int, int]] = Field(description="256 colours by label, RGB, as in the masks")
     engine: str
     device: str
     precision: str
-    why: str = Field(description="what led to this engine, device and precision")
+    reason: str = Field(description="what led to this engine, device and precision")
     threads: int = Field(description="cores for one inference; 0: as many as the engine finds good")
 
 
-FILE: dict[str, Any] = {"type": "string", "format": "binary"}
-PICTURE = {**FILE, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
-ANSWER_OF_BODIES = 4  # a batch's answer may be so many times as large as a body
-REFUSED = (400, 401, 408, 413, 429, 500, 503, 504)
-_WISHES = params.documented()
+BINARY_SCHEMA: dict[str, Any] = {"type": "string", "format": "binary"}
+IMAGE_SCHEMA = {**BINARY_SCHEMA, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
+MAX_RESPONSE_BODIES = 4  # a batch's answer may be so many times as large as a body
+COMMON_ERROR_STATUSES = (400, 401, 408, 413, 429, 500, 503, 504)
+_PARAMETERS = params.openapi_parameters()
 
 
-def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A form with a picture field, and the parameters beside it."""
-    parameters = {entry["name"]: {**entry["schema"], "description": entry["description"]} for entry in _WISHES}
+def _form_schema(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A form with an image field, and the parameters beside it."""
+    parameters = {entry["name"]: {**entry["schema"], "description": entry["description"]} for entry in _PARAMETERS}
     return {"schema": {"type": "object", "properties": {name: schema, **parameters}, "required": [name]}}
 
 
-def _asks(body: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": _WISHES, "requestBody": {"required": True, "content": body}}
+def _request_schema(body: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": body}}
 
 
 @api.post(
     "/segment",
-    tags=["pictures"],
-    summary="Label every pixel of a picture",
+    tags=["images"],
+    summary="Label every pixel of an image",
     response_class=Response,
     responses={
         200: {
-            "description": "Of exactly the upright picture's size. What was left out is void: label 255, transparent.\n"
-            "- `png`: an indexed PNG, each pixel its label\n- `overlay`: the classes' colours over the picture, a JPEG\n"
+            "description": "Of exactly the upright image's size. What was left out is void: label 255, transparent.\n"
+            "- `png`: an indexed PNG, each pixel its label\n- `overlay`: the classes' colours over the image, a JPEG\n"
             "- `confidence`: a grey PNG, 255 for a softmax probability of 1\n- `npy`: uint8 H x W for numpy.load\n"
             "- `json`: the classes that are there, with pixels, share, box and mask",
-            "content": {output.MEDIA_TYPE: {} for output in OUTPUTS.values()},
+            "content": {output.MEDIA_TYPE: {} for output in OUTPUT_FORMATS.values()},
         },
-        **responses.documented(*REFUSED, 404, 415, 422),
+        **responses.error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
     },
-    openapi_extra=_asks({"multipart/form-data": _form(request_parsing.ONE, PICTURE), "image/*": {"schema": FILE}}),
+    openapi_extra=_request_schema(
+        {
+            "multipart/form-data": _form_schema(request_parsing.IMAGE_FIELD, IMAGE_SCHEMA),
+            "image/*": {"schema": BINARY_SCHEMA},
+        }
+    ),
 )
 async def segment(request: Request) -> Response:
-    """Send the picture as the raw body, whatever its content type, or as the file `image` of a form.
+    """Send the image as the raw body, whatever its content type, or as the file `image` of a form.
 
-    Parameters stand in the query or in the form. Transparent pictures are laid on white.
+    Parameters stand in the query or in the form. Transparent images are laid on white.
     """
-    labeller, clock = labeller_of(request), Clock()
-    by_query = _check_query(request)
-    with labeller.line.upload():
-        picture, form = await request_parsing.one_picture(request, labeller.settings.max_body_bytes)
+    labeller, clock = get_segmentation(request), StageTimer()
+    by_query = _parse_query(request)
+    with labeller.admission.upload_slot():
+        image, form = await request_parsing.parse_image_request(request, labeller.settings.max_body_bytes)
     clock.lap("read")
-    asked, served = _asked(request, by_query, form)
-    options = asked.options(served.bundle.spec)
-    with labeller.line.place():
+    asked, served = _resolve_params(request, by_query, form)
+    options = asked.output_options(served.bundle.spec)
+    with labeller.admission.queue_slot():
         deadline = asyncio.get_running_loop().time() + labeller.settings.timeout_seconds
-        body = await _unless_gone(request, labeller.label(picture, asked.format, options, served, clock, deadline))
-    _note(served, asked.format, clock)
-    return responses.picture(body, OUTPUTS[asked.format].MEDIA_TYPE, served.bundle, clock.laps)
+        body = await _cancel_on_disconnect(
+            request, labeller.segment(image, asked.format, options, served, clock, deadline)
+        )
+    _record_image(served, asked.format, clock)
+    return responses.prediction_response(
+        body, OUTPUT_FORMATS[asked.format].MEDIA_TYPE, served.bundle, clock.milliseconds
+    )
 
 
 @api.post(
     "/segment/batch",
-    tags=["pictures"],
-    summary="Label many pictures",
+    tags=["images"],
+    summary="Label many images",
     response_class=Response,
     responses={
         200: {
-            "description": "One entry for each picture, in their order; a bad one gets its problem and spoils no other.\n"
+            "description": "One entry for each image, in their order; a bad one gets its problem and spoils no other.\n"
             "- for `format=json`: an array of {index, status, result or problem}\n"
             "- else a zip: `0.png` or whatever the format is, or `0.problem.json`",
-            "content": {batch.ZIP: {}, "application/json": {}},
+            "content": {batch.ZIP_MEDIA_TYPE: {}, "application/json": {}},
         },
-        **responses.documented(*REFUSED, 404),
+        **responses.error_responses(*COMMON_ERROR_STATUSES, 404),
     },
-    openapi_extra=_asks({"multipart/form-data": _form(request_parsing.MANY, {"type": "array", "items": PICTURE})}),
+    openapi_extra=_request_schema(
+        {"multipart/form-data": _form_schema(request_parsing.IMAGES_FIELD, {"type": "array", "items": IMAGE_SCHEMA})}
+    ),
 )
 async def segment_batch(request: Request) -> Response:
-    """Send each picture as a file `images` of one form; parameters as for /segment, and for all of them."""
-    labeller, clock = labeller_of(request), Clock()
+    """Send each image as a file `images` of one form; parameters as for /segment, and for all of them."""
+    labeller, clock = get_segmentation(request), StageTimer()
     settings = labeller.settings
-    by_query = _check_query(request)
-    with labeller.line.upload():
-        sent = await request_parsing.many_pictures(request, settings.max_body_bytes, settings.max_images)
+    by_query = _parse_query(request)
+    with labeller.admission.upload_slot():
+        sent = await request_parsing.parse_batch_request(request, settings.max_body_bytes, settings.max_images)
     clock.lap("read")
-    asked, served = _asked(request, by_query, sent.parameters)
-    options = asked.options(served.bundle.spec)
+    asked, served = _resolve_params(request, by_query, sent.parameters)
+    options = asked.output_options(served.bundle.spec)
     deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
 
-    async def label(picture: bytes) -> bytes:
-        laps = Clock()
-        body = await labeller.label(picture, asked.format, options, served, laps, deadline, patient=True)
-        metrics().labelled(served.bundle.spec.name, asked.format, laps.laps)
+    async def label(image: bytes) -> bytes:
+        laps = StageTimer()
+        body = await labeller.segment(image, asked.format, options, served, laps, deadline, ignore_queue_timeout=True)
+        get_metrics().count_image(served.bundle.spec.name, asked.format, laps.milliseconds)
         return body
 
-    with labeller.line.place(min(batch.AT_ONCE, len(sent.pictures))):
-        most = ANSWER_OF_BODIES * settings.max_body_bytes
-        outcomes = await _unless_gone(request, batch.each(sent.pictures, label, most))
+    with labeller.admission.queue_slot(min(batch.BATCH_CONCURRENCY, len(sent.images))):
+        most = MAX_RESPONSE_BODIES * settings.max_body_bytes
+        outcomes = await _cancel_on_disconnect(request, batch.segment_all(sent.images, label, most))
         clock.lap("work")
-        note(model=responses.model_tag(served.bundle), format=asked.format, pictures=len(outcomes))
-        body, kind = await labeller.by_hand(lambda: batch.packed(outcomes, asked.format))
+        add_log_fields(model=responses.model_tag(served.bundle), format=asked.format, images=len(outcomes))
+        body, kind = await labeller.run_in_thread(lambda: batch.pack(outcomes, asked.format))
         clock.lap("pack")
-    return responses.picture(body, kind, served.bundle, clock.laps)
+    return responses.prediction_response(body, kind, served.bundle, clock.milliseconds)
 
 
-@api.get("/models", tags=["models"], summary="What is served", responses=responses.documented(401, 500, 503))
-async def list_models(request: Request) -> list[Model]:
+@api.get("/models", tags=["models"], summary="What is served", responses=responses.error_responses(401, 500, 503))
+async def list_models(request: Request) -> list[ModelInfo]:
     """Each bundle's name, hash, spec (classes, colours, input rule, metrics), and what runs it here."""
-    labeller = labeller_of(request)
-    labeller.shelf.check()
-    return [_model(served, labeller) for served in labeller.shelf.all()]
+    labeller = get_segmentation(request)
+    labeller.registry.check_ready()
+    return [_model_info(served, labeller) for served in labeller.registry.loaded_models()]
 
 
 @api.get(
-    "/models/{name:path}", tags=["models"], summary="One of them", responses=responses.documented(401, 404, 500, 503)
+    "/models/{name:path}",
+    tags=["models"],
+    summary="One of them",
+    responses=responses.error_responses(401, 404, 500, 503),
 )
-async def one_model(request: Request, name: str) -> Model:
+async def get_model(request: Request, name: str) -> ModelInfo:
     """As in /models."""
-    labeller = labeller_of(request)
-    return _model(labeller.shelf.get(name), labeller)
+    labeller = get_segmentation(request)
+    return _model_info(labeller.registry.get(name), labeller)
 
 
-def described() -> dict[str, Any]:
+def openapi_schema() -> dict[str, Any]:
     """The interface as OpenAPI: FastAPI's, with what is common to all routes, problems and keys."""
     if api.openapi_schema is None:
         schema = get_openapi(
@@ -188,54 +202,56 @@ def described() -> dict[str, Any]:
     return api.openapi_schema
 
 
-api.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to extend it
+api.openapi = openapi_schema  # type: ignore[method-assign]  # FastAPI's own way to extend it
 
 
-def labeller_of(request: Request) -> Labeller:
+def get_segmentation(request: Request) -> SegmentationService:
     """The labeller of this process, which the service's start put here."""
-    return cast(Labeller, request.app.state.labeller)
+    return cast(SegmentationService, request.app.state.labeller)
 
 
-def paths() -> list[str]:
+def route_paths() -> list[str]:
     """Every path that is here but those of single models, as they stand under /v1."""
     found = [route.path for route in api.routes if isinstance(route, Route) and "{" not in route.path]
     assets = next(route.path for route in api.routes if isinstance(route, Mount))
     return found + [f"{assets}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")]
 
 
-def _check_query(request: Request) -> Wishes:
+def _parse_query(request: Request) -> SegmentParams:
     """What the query asks for; what is wrong already needs no body. Raises: BadRequest, UnknownModel, NotReady."""
-    shelf, asked = labeller_of(request).shelf, Wishes.read(request.query_params.multi_items())
+    shelf, asked = get_segmentation(request).registry, SegmentParams.parse(request.query_params.multi_items())
     if asked.model is None:  # the form may name it
-        shelf.check()
+        shelf.check_ready()
     else:
         shelf.get(asked.model)
     return asked
 
 
-def _asked(request: Request, by_query: Wishes, form: list[tuple[str, str]]) -> tuple[Wishes, Served]:
+def _resolve_params(
+    request: Request, by_query: SegmentParams, form: list[tuple[str, str]]
+) -> tuple[SegmentParams, LoadedModel]:
     """What query and form ask for together, and the bundle that it is asked of."""
-    asked = Wishes.read(request.query_params.multi_items(), form) if form else by_query
-    return asked, labeller_of(request).shelf.get(asked.model)
+    asked = SegmentParams.parse(request.query_params.multi_items(), form) if form else by_query
+    return asked, get_segmentation(request).registry.get(asked.model)
 
 
-def _note(served: Served, format: str, clock: Clock) -> None:
-    metrics().labelled(served.bundle.spec.name, format, clock.laps)
-    stages = {stage: round(spent, 2) for stage, spent in clock.laps.items()}
-    note(model=responses.model_tag(served.bundle), format=format, stages=stages)
+def _record_image(served: LoadedModel, format: str, clock: StageTimer) -> None:
+    get_metrics().count_image(served.bundle.spec.name, format, clock.milliseconds)
+    stages = {stage: round(spent, 2) for stage, spent in clock.milliseconds.items()}
+    add_log_fields(model=responses.model_tag(served.bundle), format=format, stages=stages)
 
 
-def _model(served: Served, labeller: Labeller) -> Model:
+def _model_info(served: LoadedModel, labeller: SegmentationService) -> ModelInfo:
     spec = served.bundle.spec
-    return Model(
+    return ModelInfo(
         name=spec.name, hash=served.bundle.hash, spec=spec, palette=spec.palette(), threads=labeller.threads,
         **asdict(served.choice),
     )  # fmt: skip
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+async def _cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """Do the work, and leave off where the caller closes the connection before. Raises: ClientDisconnect."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
+    task, gone = asyncio.create_task(work), asyncio.create_task(_wait_for_disconnect(request))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -247,11 +263,11 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> R
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # it may have failed just then
 
 
-async def _disconnect(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 @api.exception_handler(HTTPException)
 async def _http_error(request: Request, error: Exception) -> Response:
-    return responses.refusal(error)
+    return responses.problem_response(error)

@@ -22,16 +22,18 @@ from typing import IO
 import httpx
 import psutil
 
-from models import QUIET
-from models.bundle import SUMS, open_bundle
+from models import TELEMETRY_OPT_OUT
+from models.bundle import CHECKSUM_FILE, open_bundle
 from models.errors import ConfigError
-from service.errors import StartError
+from service.errors import ServerStartError
 from service.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
-READY_SECONDS = 180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
-LOG_TAIL = 4000  # characters
+READY_TIMEOUT_SECONDS = (
+    180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
+)
+LOG_TAIL_CHARS = 4000  # characters
 
 
 def serve(bundle: Path, host: str, port: int) -> int:
@@ -41,26 +43,26 @@ def serve(bundle: Path, host: str, port: int) -> int:
     Returns: the exit code, 0 after a stop that was asked for.
     Raises: BundleError, ConfigError, StartError: each says in a sentence why nothing is served.
     """
-    check(bundle)
+    check_bundle_folder(bundle)
     stop = False
-    with process(bundle, host, port, log=None) as server:
+    with launch_server(bundle, host, port, log=None) as server:
 
         def ask_to_stop(number: int, frame: FrameType | None) -> None:
             nonlocal stop
             if stop:
-                _kill(server.child)
+                _kill(server.process)
             stop = True
-            server.child.terminate()
+            server.process.terminate()
 
-        previous = {number: signal.signal(number, ask_to_stop) for number in _stopping()}
+        previous = {number: signal.signal(number, ask_to_stop) for number in _stop_signals()}
         try:
             _wait_until_ready(server)
             if not stop:
-                for line in _running_on(server):
+                for line in _describe_engines(server):
                     print(line)
                 print(f"maskserve answers at {server.url} (Ctrl-C stops it)", flush=True)
-            code = server.child.wait()
-        except StartError:
+            code = server.process.wait()
+        except ServerStartError:
             if not stop:
                 raise
             code = 0
@@ -71,29 +73,29 @@ def serve(bundle: Path, host: str, port: int) -> int:
 
 
 @contextmanager
-def running(bundle: Path, port: int | None = None) -> Iterator[str]:
+def background_server(bundle: Path, port: int | None = None) -> Iterator[str]:
     """Serve a bundle on the loopback address while the block runs; yields the URL once the service is ready.
 
     Raises: BundleError, ConfigError, StartError with the end of the log where the process dies or cannot get ready.
     """
-    check(bundle)
-    with tempfile.TemporaryFile() as log, process(bundle, LOOPBACK, port or free_port(), log) as server:
+    check_bundle_folder(bundle)
+    with tempfile.TemporaryFile() as log, launch_server(bundle, LOOPBACK, port or free_port(), log) as server:
         _wait_until_ready(server)
         yield server.url
 
 
-def check(folder: Path) -> None:
+def check_bundle_folder(folder: Path) -> None:
     """Raises: BundleError where there is neither a bundle nor a folder that holds one: here it costs a sentence."""
-    inside = [path for path in folder.iterdir() if (path / SUMS).is_file()] if folder.is_dir() else []
-    if not inside or (folder / SUMS).exists():
+    inside = [path for path in folder.iterdir() if (path / CHECKSUM_FILE).is_file()] if folder.is_dir() else []
+    if not inside or (folder / CHECKSUM_FILE).exists():
         open_bundle(folder)
 
 
 @dataclass(frozen=True)
-class Server:
+class ServiceProcess:
     """A server process that was started; it need not be ready."""
 
-    child: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes]
     url: str
     log: IO[bytes] | None
 
@@ -102,21 +104,21 @@ class Server:
         if self.log is None:
             return ""
         end = self.log.seek(0, os.SEEK_END)
-        self.log.seek(max(0, end - LOG_TAIL))
+        self.log.seek(max(0, end - LOG_TAIL_CHARS))
         return self.log.read().decode(errors="replace").strip()
 
 
 @contextmanager
-def process(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterator[Server]:
+def launch_server(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterator[ServiceProcess]:
     """Start the server and yield at once; at the end of the block it and all its children are stopped.
 
     `log` takes what it writes; None is the caller's own output. Raises: ConfigError, StartError.
     """
     settings = read_settings(bundle)  # here it costs a sentence; in the child, an exit code and a log
-    address = _address(host)
-    _check_free(address, port)
+    address = _parse_address(host)
+    _check_port_free(address, port)
     home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there; the caller's home stays as it is
-    environment = {"BENTOML_HOME": home, **os.environ, **QUIET, "MASKSERVE_BUNDLE": str(bundle.resolve())}
+    environment = {"BENTOML_HOME": home, **os.environ, **TELEMETRY_OPT_OUT, "MASKSERVE_BUNDLE": str(bundle.resolve())}
     environment.pop("PYTHONSAFEPATH", None)  # our rooms are found because Python puts the working directory first
     # Quiet takes away BentoML's chatter and a line for each request; errors come through.
     command = [sys.executable, "-m", "bentoml", "serve", "service.app:Maskserve", "--working-dir", str(ROOT), "--quiet"]
@@ -125,7 +127,7 @@ def process(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterat
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
     )
     try:
-        yield Server(child, _url(address, port), log)
+        yield ServiceProcess(child, _url(address, port), log)
     finally:
         _stop(child, settings.stop_seconds)
         shutil.rmtree(home, ignore_errors=True)
@@ -138,14 +140,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + READY_SECONDS
+def _wait_until_ready(server: ServiceProcess) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
     reason = "it did not answer"
     with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
         while time.monotonic() < deadline:
-            if server.child.poll() is not None:
-                raise StartError(
-                    _with_log(f"The server stopped with code {server.child.returncode} before it was ready", server)
+            if server.process.poll() is not None:
+                raise ServerStartError(
+                    _append_log_tail(
+                        f"The server stopped with code {server.process.returncode} before it was ready", server
+                    )
                 )
             try:
                 answer = client.get("/readyz")
@@ -156,12 +160,14 @@ def _wait_until_ready(server: Server) -> None:
                 return
             reason = answer.text.strip()
             if "retry-after" not in answer.headers:
-                raise StartError(f"The bundle cannot be served: {reason}")
+                raise ServerStartError(f"The bundle cannot be served: {reason}")
             time.sleep(0.05)
-    raise StartError(_with_log(f"The server was not ready after {READY_SECONDS:.0f} seconds: {reason}", server))
+    raise ServerStartError(
+        _append_log_tail(f"The server was not ready after {READY_TIMEOUT_SECONDS:.0f} seconds: {reason}", server)
+    )
 
 
-def _running_on(server: Server) -> list[str]:
+def _describe_engines(server: ServiceProcess) -> list[str]:
     """What the service says that it runs on, and why; nothing where it asks for a key."""
     with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
         answer = client.get("/v1/models")
@@ -169,7 +175,7 @@ def _running_on(server: Server) -> list[str]:
     return [f"{model['name']} runs on {model['why']}" for model in served]
 
 
-def _stopping() -> list[signal.Signals]:
+def _stop_signals() -> list[signal.Signals]:
     """The signals that ask for a stop: a closed terminal's too, unless `nohup` has it ignored."""
     asked = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -177,12 +183,12 @@ def _stopping() -> list[signal.Signals]:
     return asked
 
 
-def _with_log(sentence: str, server: Server) -> str:
+def _append_log_tail(sentence: str, server: ServiceProcess) -> str:
     tail = server.log_tail()
     return f"{sentence}; its log ends:\n{tail}" if tail else f"{sentence}."
 
 
-def _address(host: str) -> str:
+def _parse_address(host: str) -> str:
     """BentoML binds to addresses alone."""
     try:
         return str(ipaddress.ip_address(LOOPBACK if host == "localhost" else host))
@@ -199,14 +205,16 @@ def _url(address: str, port: int) -> str:
     return f"http://[{ip}]:{port}" if ip.version == 6 else f"http://{ip}:{port}"
 
 
-def _check_free(address: str, port: int) -> None:
+def _check_port_free(address: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
         except (OSError, OverflowError) as error:
-            raise StartError(f"Port {port} of {address} cannot be had ({error}); choose another --port.") from error
+            raise ServerStartError(
+                f"Port {port} of {address} cannot be had ({error}); choose another --port."
+            ) from error
 
 
 def _stop(child: subprocess.Popen[bytes], patience: int) -> None:

@@ -13,20 +13,20 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.engines import ENGINES
 from models.engines.selection import DEVICES, PRECISIONS
 from models.errors import ConfigError
-from service.auth import is_hash
+from service.auth import is_key_hash
 
-PREFIX = "MASKSERVE_"
+ENV_PREFIX = "MASKSERVE_"
 
 # Kubernetes sets these in every pod beside a Service that is named maskserve ("service links"); they are not ours.
 _SERVICE_LINKS = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 
-Words = Annotated[tuple[str, ...], NoDecode]  # separated by commas; without NoDecode it would have to be JSON
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]  # separated by commas; without NoDecode it would have to be JSON
 
 
 class Settings(BaseSettings):
     """The settings of one service. What is not said to be shared or divided holds in each worker."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
 
     bundle: Path = Field(description="folder of the bundle to serve, or of several such folders; required")
     default_model: str | None = Field(
@@ -55,10 +55,10 @@ class Settings(BaseSettings):
     queue: int = Field(
         default=32,
         ge=0,
-        description="pictures that may wait for their inference; divided among the workers, rounded up",
+        description="images that may wait for their inference; divided among the workers, rounded up",
     )
     queue_seconds: float = Field(
-        default=10, gt=0, le=600, description="seconds that a picture may wait for its inference; else 429"
+        default=10, gt=0, le=600, description="seconds that an image may wait for its inference; else 429"
     )
     timeout_seconds: float = Field(
         default=60, gt=0, le=3600, description="seconds from a request's whole body to its answer; then 504"
@@ -73,13 +73,13 @@ class Settings(BaseSettings):
         default=32, ge=1, description="bodies that may come in at once; divided among the workers, rounded up"
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
-    max_pixels: int = Field(default=50_000_000, ge=1, description="largest picture, in pixels (width x height)")
-    max_images: int = Field(default=64, ge=1, le=1000, description="pictures in one request to /v1/segment/batch")
-    api_keys: Words = Field(
+    max_pixels: int = Field(default=50_000_000, ge=1, description="largest image, in pixels (width x height)")
+    max_images: int = Field(default=64, ge=1, le=1000, description="images in one request to /v1/segment/batch")
+    api_keys: CommaSeparated = Field(
         default=(),
         description="sha256 of each key that opens the service, separated by commas (`maskserve key` makes one); none: open",
     )
-    cors_origins: Words = Field(
+    cors_origins: CommaSeparated = Field(
         default=(), description="origins whose web pages may call, separated by commas, as in https://a.org; * is any"
     )
     page: bool = Field(default=True, description="whether the web page is at /; `off` takes it away")
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(is_hash(key) for key in keys):
+        if not all(is_key_hash(key) for key in keys):
             raise ValueError("each must be 64 hexadecimal digits, the sha256 of a key; `maskserve key` makes both")
         return tuple(key.lower() for key in keys)
 
@@ -124,17 +124,17 @@ def read_settings(bundle: Path | None = None) -> Settings:
     """
     known = [field.upper() for field in Settings.model_fields]
     for variable in sorted(os.environ):
-        name = variable.upper().removeprefix(PREFIX)
-        if not variable.upper().startswith(PREFIX) or name in known or _SERVICE_LINKS.fullmatch(name):
+        name = variable.upper().removeprefix(ENV_PREFIX)
+        if not variable.upper().startswith(ENV_PREFIX) or name in known or _SERVICE_LINKS.fullmatch(name):
             continue
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {PREFIX}{close[0]}?" if close else f"known are {PREFIX}{', '.join(known)}."
+        hint = f"did you mean {ENV_PREFIX}{close[0]}?" if close else f"known are {ENV_PREFIX}{', '.join(known)}."
         raise ConfigError(f"The environment variable {variable} is not known; {hint}")
     try:
         return Settings.model_validate({} if bundle is None else {"bundle": bundle})
     except ValidationError as error:
         first = error.errors()[0]
-        variable = PREFIX + str(first["loc"][0]).upper()
+        variable = ENV_PREFIX + str(first["loc"][0]).upper()
         if first["type"] == "missing":
             raise ConfigError(f"{variable} is not set; it names the folder of the bundle to serve.") from error
         reason = first["msg"].removeprefix("Value error, ")

@@ -19,7 +19,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Compiled graphs go into a folder of this run's, also those of the processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -35,7 +35,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service_url(tiny_bundle: Path) -> Iterator[str]:
     """The address of a real service on that bundle."""
-    from service.server_process import running
+    from service.server_process import background_server
 
-    with running(tiny_bundle) as url:
+    with background_server(tiny_bundle) as url:
         yield url

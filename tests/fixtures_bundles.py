@@ -9,46 +9,46 @@ from PIL import Image
 from rich.console import Console
 
 from models import architectures
-from models.bundle import SPEC, Bundle, writing
+from models.bundle import SPEC_FILE, Bundle, bundle_writer
 from models.inference.segmenter import Segmenter
-from models.spec import ClassInfo, InputRule, Spec, default_rgb
-from training.freezing.onnx_export import freeze
+from models.spec import BundleSpec, ClassInfo, InputRule, default_rgb
+from training.freezing.onnx_export import export_network
 
-SIDE = 192  # pixels: the long side at which the network sees a picture
+INPUT_SIDE = 192  # pixels: the long side at which the network sees an image
 CLASSES = 6
 
 # Of a training that takes seconds, and a console for what nobody reads.
-SETTINGS = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
-SILENT = Console(quiet=True)
+QUICK_TRAIN_OVERRIDES = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
+QUIET_CONSOLE = Console(quiet=True)
 
 
 def tiny_bundle(folder: Path) -> Path:
     """Write the bundle into `folder/tiny` and return that path; it takes some ten seconds."""
     torch.manual_seed(0)
     network = architectures.build("fcn", CLASSES).eval()
-    spec = Spec(
+    spec = BundleSpec(
         name="tiny",
         classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(CLASSES)],
-        input=InputRule(rule="fit", side=SIDE),
+        input=InputRule(rule="fit", side=INPUT_SIDE),
         architecture=network.architecture,
     )
-    with writing(folder / "tiny") as new:
-        freeze(network, new)
-        (new / SPEC).write_text(spec.model_dump_json(indent=2))
+    with bundle_writer(folder / "tiny") as new:
+        export_network(network, new)
+        (new / SPEC_FILE).write_text(spec.model_dump_json(indent=2))
         _write_probe(new, spec)
     return folder / "tiny"
 
 
-def drawing(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture with soft shapes, RGB uint8 H x W x 3: unlike noise, it keeps its labels under rounding."""
+def synthetic_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """An image with soft shapes, RGB uint8 H x W x 3: unlike noise, it keeps its labels under rounding."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
-def _write_probe(new: Path, spec: Spec) -> None:
+def _write_probe(new: Path, spec: BundleSpec) -> None:
     probes = new / "probes"
     probes.mkdir()
-    picture = drawing(120, 160)
-    labels = Segmenter.load(Bundle(new, spec, ""), precision="f32").segment(picture).labels
-    Image.fromarray(picture).save(probes / "0.png")
+    image = synthetic_image(120, 160)
+    labels = Segmenter.load(Bundle(new, spec, ""), precision="f32").segment(image).labels
+    Image.fromarray(image).save(probes / "0.png")
     Image.fromarray(labels).save(probes / "0.labels.png")

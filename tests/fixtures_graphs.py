@@ -10,10 +10,10 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from training.data.synthetic import scene
+from training.data.synthetic import generate_scene
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KINDS = {
+ONNX_TYPES = {
     "float32": TensorProto.FLOAT,
     "float16": TensorProto.FLOAT16,
     "float64": TensorProto.DOUBLE,
@@ -21,32 +21,32 @@ KINDS = {
     "int8": TensorProto.INT8,
     "int64": TensorProto.INT64,
 }
-ENDINGS = (
+OUTPUT_KINDS = (
     "logits", "softmax", "sigmoid", "own sigmoid", "labels", "labels with their axis", "one class", "bytes"
 )  # fmt: skip
 
 
-class Drawing:
+class GraphBuilder:
     """Nodes and weights, drawn one after another."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
-    def node(self, operator: str, *inputs: str, out: str = "", **attributes: Any) -> str:
+    def add_node(self, operator: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         """A node and its output's name."""
         out = out or f"value{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [out], **attributes))
         return out
 
-    def weight(self, values: Any, kind: Any = np.float32, name: str = "") -> str:
+    def add_weight(self, values: Any, kind: Any = np.float32, name: str = "") -> str:
         """A constant tensor."""
         name = name or f"weight{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(values, kind), name))
         return name
 
 
-def graph(
+def write_onnx_graph(
     file: Path,
     *,
     channels: int = 4,
@@ -66,40 +66,40 @@ def graph(
 
     `dims`: batch, height, width; `also`: further outputs of the same scores; `squeezed`: the batch's axis is dropped.
     """
-    assert ending in ENDINGS
-    random, drawing = np.random.default_rng(seed), Drawing()
+    assert ending in OUTPUT_KINDS
+    random, drawing = np.random.default_rng(seed), GraphBuilder()
     floats = "float16" if kind == "float16" else "float32"  # onnxruntime has no convolution in float64
-    values = drawing.node("Transpose", names[0], perm=[0, 3, 1, 2]) if layout == "nhwc" else names[0]
+    values = drawing.add_node("Transpose", names[0], perm=[0, 3, 1, 2]) if layout == "nhwc" else names[0]
     if kind != floats:
-        values = drawing.node("Cast", values, to=TensorProto.FLOAT)
-        values = drawing.node("Div", values, drawing.weight(64.0 if kind == "uint8" else 1.0))
-    first = drawing.weight(random.normal(0, 0.05, (8, 3, 9, 9)), floats)
-    values = drawing.node("Conv", values, first, kernel_shape=[9, 9], strides=[8, 8], pads=[4] * 4)
-    values = drawing.node("Relu", values)
-    last = drawing.weight(random.normal(0, 1, (channels, 8, 1, 1)), floats)
-    scores = drawing.node("Conv", values, last, kernel_shape=[1, 1])
+        values = drawing.add_node("Cast", values, to=TensorProto.FLOAT)
+        values = drawing.add_node("Div", values, drawing.add_weight(64.0 if kind == "uint8" else 1.0))
+    first = drawing.add_weight(random.normal(0, 0.05, (8, 3, 9, 9)), floats)
+    values = drawing.add_node("Conv", values, first, kernel_shape=[9, 9], strides=[8, 8], pads=[4] * 4)
+    values = drawing.add_node("Relu", values)
+    last = drawing.add_weight(random.normal(0, 1, (channels, 8, 1, 1)), floats)
+    scores = drawing.add_node("Conv", values, last, kernel_shape=[1, 1])
     if full:
-        factors = drawing.weight([1, 1, 8, 8], np.float32)
-        scores = drawing.node("Resize", scores, drawing.weight([]), factors, mode="linear")
+        factors = drawing.add_weight([1, 1, 8, 8], np.float32)
+        scores = drawing.add_node("Resize", scores, drawing.add_weight([]), factors, mode="linear")
     for name in also:
-        drawing.node("Neg", scores, out=name)
-    values = _end(drawing, scores, ending)
+        drawing.add_node("Neg", scores, out=name)
+    values = _add_output(drawing, scores, ending)
     if gives == "nhwc":
-        values = drawing.node("Transpose", values, perm=[0, 2, 3, 1])
+        values = drawing.add_node("Transpose", values, perm=[0, 2, 3, 1])
     if squeezed:
-        values = drawing.node("Squeeze", values, drawing.weight([0], np.int64))
-    drawing.node("Identity", values, out=names[1])
+        values = drawing.add_node("Squeeze", values, drawing.add_weight([0], np.int64))
+    drawing.add_node("Identity", values, out=names[1])
     batch, height, width = dims
     shape = [batch, 3, height, width] if layout == "nchw" else [batch, height, width, 3]
     made = {"labels": "int64", "labels with their axis": "int64", "bytes": "uint8"}.get(ending, floats)
     axes = [f"{names[1]} {axis}" for axis in range(4 - (ending == "labels") - squeezed)]
-    outputs = [helper.make_tensor_value_info(name, KINDS[floats], [None] * 4) for name in also]
-    outputs += [helper.make_tensor_value_info(names[1], KINDS[made], axes)]
-    return save(file, drawing, helper.make_tensor_value_info(names[0], KINDS[kind], shape), outputs, opset)
+    outputs = [helper.make_tensor_value_info(name, ONNX_TYPES[floats], [None] * 4) for name in also]
+    outputs += [helper.make_tensor_value_info(names[1], ONNX_TYPES[made], axes)]
+    return save_graph(file, drawing, helper.make_tensor_value_info(names[0], ONNX_TYPES[kind], shape), outputs, opset)
 
 
-def save(
-    file: Path, drawing: Drawing, entry: onnx.ValueInfoProto, outputs: list[onnx.ValueInfoProto], opset: int = 17
+def save_graph(
+    file: Path, drawing: GraphBuilder, entry: onnx.ValueInfoProto, outputs: list[onnx.ValueInfoProto], opset: int = 17
 ) -> Path:
     """Write a drawing as an ONNX file that is right."""
     made = helper.make_graph(drawing.nodes, "foreign", [entry], outputs, drawing.weights)
@@ -109,31 +109,33 @@ def save(
     return file
 
 
-def _end(drawing: Drawing, scores: str, ending: str) -> str:
+def _add_output(drawing: GraphBuilder, scores: str, ending: str) -> str:
     if ending == "softmax":
-        return drawing.node("Softmax", scores, axis=1)
+        return drawing.add_node("Softmax", scores, axis=1)
     if ending == "sigmoid":
-        return drawing.node("Sigmoid", scores)
+        return drawing.add_node("Sigmoid", scores)
     if ending == "own sigmoid":
-        one = drawing.weight(1.0)
-        return drawing.node("Div", one, drawing.node("Add", one, drawing.node("Exp", drawing.node("Neg", scores))))
+        one = drawing.add_weight(1.0)
+        return drawing.add_node(
+            "Div", one, drawing.add_node("Add", one, drawing.add_node("Exp", drawing.add_node("Neg", scores)))
+        )
     if ending.startswith("labels"):
-        return drawing.node("ArgMax", scores, axis=1, keepdims=int(ending != "labels"))
+        return drawing.add_node("ArgMax", scores, axis=1, keepdims=int(ending != "labels"))
     if ending == "one class":
-        return drawing.node("Mul", scores, drawing.weight(0.0))
+        return drawing.add_node("Mul", scores, drawing.add_weight(0.0))
     if ending == "bytes":
-        return drawing.node("QuantizeLinear", scores, drawing.weight(0.05), drawing.weight(128, np.uint8))
+        return drawing.add_node("QuantizeLinear", scores, drawing.add_weight(0.05), drawing.add_weight(128, np.uint8))
     return scores
 
 
-def alone(
-    file: Path, picture: NDArray[np.uint8], *, mean: Any = MEAN, std: Any = STD, white: float = 1, order: str = "rgb",
+def reference_labels(
+    file: Path, image: NDArray[np.uint8], *, mean: Any = MEAN, std: Any = STD, white: float = 1, order: str = "rgb",
     layout: str = "nchw", kind: str = "float32", gives: str = "nchw", output: str | None = None, meaning: str = "logits",
     squeezed: bool = False, batch: int = 1,
 ) -> NDArray[np.uint8]:  # fmt: skip
     """The labels that a graph's owner would get: onnxruntime, and numpy and OpenCV around it."""
     session = onnxruntime.InferenceSession(file)
-    values = picture.astype(np.float64) if order == "rgb" else picture[..., ::-1].astype(np.float64)
+    values = image.astype(np.float64) if order == "rgb" else image[..., ::-1].astype(np.float64)
     if kind != "uint8":
         values = (values * white / 255 - np.array(mean)) / np.array(std)
     values = values.transpose(2, 0, 1) if layout == "nchw" else values
@@ -144,7 +146,7 @@ def alone(
     answer = answer if squeezed else answer[0]
     if meaning == "labels":
         plane = answer.reshape([side for side in answer.shape if side > 1]).astype(np.uint8)
-        return cv2.resize(plane, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+        return cv2.resize(plane, image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     scores = (answer.transpose(1, 2, 0) if gives == "nchw" else answer).astype(np.float32)
     if meaning == "probability":  # of the second of two classes
         scores = np.concatenate([1 - scores, scores], axis=2)
@@ -152,10 +154,10 @@ def alone(
         scores = np.log(np.maximum(scores, 1e-7))
     if meaning == "logit":
         scores = np.concatenate([0 * scores, scores], axis=2)
-    large = cv2.resize(scores, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+    large = cv2.resize(scores, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
     return large.argmax(axis=2).astype(np.uint8)
 
 
-def picture(height: int = 128, width: int = 192, seed: int = 7) -> NDArray[np.uint8]:
-    """A drawn picture, RGB uint8 H x W x 3."""
-    return scene(np.random.default_rng(seed), (height, width))[0]
+def scene_image(height: int = 128, width: int = 192, seed: int = 7) -> NDArray[np.uint8]:
+    """A drawn image, RGB uint8 H x W x 3."""
+    return generate_scene(np.random.default_rng(seed), (height, width))[0]

@@ -1,4 +1,4 @@
-"""Pictures built byte by byte, so that what is wrong with them is known."""
+"""Images built byte by byte, so that what is wrong with them is known."""
 
 import io
 import struct
@@ -7,38 +7,44 @@ import zlib
 import numpy as np
 from PIL import Image
 
-Tag = tuple[int, int, list[int]]  # TIFF's: its number, its type (3 is of 16 bits, 4 of 32), and its values
+TiffTag = tuple[int, int, list[int]]  # TIFF's: its number, its type (3 is of 16 bits, 4 of 32), and its values
 
 
-def encoded(picture: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
-    image = picture.copy() if isinstance(picture, Image.Image) else Image.fromarray(picture)  # saving leaves marks
+def encode_image(image: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
+    copy = image.copy() if isinstance(image, Image.Image) else Image.fromarray(image)  # saving leaves marks
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    copy.save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def chunk(kind: bytes, content: bytes) -> bytes:
+def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png(size: tuple[int, int], bits: int, colour: int, rows: bytes, *chunks: bytes) -> bytes:
+def make_png(size: tuple[int, int], bits: int, colour: int, rows: bytes, *chunks: bytes) -> bytes:
     """A PNG of (width, height); `rows` with their filter bytes, `chunks` before the pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", *size, bits, colour, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + b"".join(chunks)
+        + png_chunk(b"IDAT", zlib.compress(rows))
+        + png_chunk(b"IEND", b"")
+    )
 
 
-def segment(marker: int, content: bytes) -> bytes:
+def jpeg_segment(marker: int, content: bytes) -> bytes:
     """Of a JPEG."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
 
 
-def box(kind: bytes, *content: bytes) -> bytes:
+def isobmff_box(kind: bytes, *content: bytes) -> bytes:
     """Of an AVIF."""
     inside = b"".join(content)
     return struct.pack(">I", 8 + len(inside)) + kind + inside
 
 
-def tiff(*pages: list[Tag] | tuple[list[Tag], bytes], order: str = "<", loop: bool = False) -> bytes:
+def make_tiff(*pages: list[TiffTag] | tuple[list[TiffTag], bytes], order: str = "<", loop: bool = False) -> bytes:
     """A TIFF of pages, each its tags and its pixels; a tag 273 (of any value) is set to where those stand."""
     out = bytearray((b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", 8))
     for number, page in enumerate(pages):
@@ -60,7 +66,7 @@ def tiff(*pages: list[Tag] | tuple[list[Tag], bytes], order: str = "<", loop: bo
     return bytes(out)
 
 
-def plain(width: int, height: int, bits: list[int], photometric: int, *more: Tag) -> list[Tag]:
+def uncompressed_tags(width: int, height: int, bits: list[int], photometric: int, *more: TiffTag) -> list[TiffTag]:
     """The tags of an uncompressed page in one strip."""
     length = width * height * sum(bits) // 8
     return [
@@ -69,6 +75,6 @@ def plain(width: int, height: int, bits: list[int], photometric: int, *more: Tag
     ]  # fmt: skip
 
 
-def grey_page(width: int, height: int, *more: Tag) -> tuple[list[Tag], bytes]:
+def grey_page(width: int, height: int, *more: TiffTag) -> tuple[list[TiffTag], bytes]:
     """An uncompressed page of 8-bit grey."""
-    return plain(width, height, [8], 1, *more), bytes(width * height)
+    return uncompressed_tags(width, height, [8], 1, *more), bytes(width * height)

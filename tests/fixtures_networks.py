@@ -12,39 +12,39 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.architectures import build, encoders
 from models.architectures.base import Network
-from models.bundle import MODEL, Bundle
+from models.bundle import MODEL_FILE, Bundle
 from models.inference.segmenter import Segmenter
-from models.spec import ClassInfo, InputRule, Spec
-from tests.fixtures_bundles import drawing
-from training.freezing.onnx_export import write_graph
+from models.spec import BundleSpec, ClassInfo, InputRule
+from tests.fixtures_bundles import synthetic_image
+from training.freezing.onnx_export import export_onnx
 
 CLASSES = 5
 NATIVE = InputRule(rule="native")
 
 
-def noise(count: int, height: int, width: int) -> Tensor:
-    """Pictures of noise, uint8 N x H x W x 3."""
+def noise_images(count: int, height: int, width: int) -> Tensor:
+    """Images of noise, uint8 N x H x W x 3."""
     return torch.randint(0, 256, (count, height, width, 3), dtype=torch.uint8)
 
 
-def pictures(height: int, width: int) -> Tensor:
-    """Two pictures of noise and two of soft shapes, uint8 4 x H x W x 3: what is steep and what is flat."""
-    soft = [torch.from_numpy(drawing(height, width, seed)) for seed in (1, 2)]
-    return torch.cat([noise(2, height, width), torch.stack(soft)])
+def sample_images(height: int, width: int) -> Tensor:
+    """Two images of noise and two of soft shapes, uint8 4 x H x W x 3: what is steep and what is flat."""
+    soft = [torch.from_numpy(synthetic_image(height, width, seed)) for seed in (1, 2)]
+    return torch.cat([noise_images(2, height, width), torch.stack(soft)])
 
 
-def seeded(name: str, classes: int = CLASSES, **options: Any) -> Network:
+def seeded_network(name: str, classes: int = CLASSES, **options: Any) -> Network:
     """A network with the same random weights each time."""
     torch.manual_seed(0)
     return build(name, classes, **options)
 
 
-def settle(network: nn.Module, *inputs: Tensor) -> nn.Module:
+def calibrate_norms(network: nn.Module, *inputs: Tensor) -> nn.Module:
     """Give a network of random weights what training would: no branch is silent, and norms fit what they meet.
 
     Libraries start the last norm of a residual branch, or its scale, at zero or near it: such a branch could be wrong and
     nobody would see it. Batch norms take their statistics from one batch; fresh ones let a deep network's scores die
-    out or explode. A batch of noise alone would not do: met with a soft picture, the network makes much of little,
+    out or explode. A batch of noise alone would not do: met with a soft image, the network makes much of little,
     rounding included.
 
     Returns: the network, ready to answer.
@@ -63,15 +63,15 @@ def settle(network: nn.Module, *inputs: Tensor) -> nn.Module:
     return network.eval()
 
 
-def settled(name: str, classes: int = CLASSES, **options: Any) -> Network:
+def calibrated_network(name: str, classes: int = CLASSES, **options: Any) -> Network:
     """A network with the same random weights each time, ready to answer."""
-    network = seeded(name, classes, **options)
-    settle(network, pictures(128, 128))
+    network = seeded_network(name, classes, **options)
+    calibrate_norms(network, sample_images(128, 128))
     return network
 
 
-class StillMeans(TorchFunctionMode):
-    """While it is entered, a mean over the whole picture says the same of every picture.
+class ConstantGlobalPooling(TorchFunctionMode):
+    """While it is entered, a mean over the whole image says the same of every image.
 
     Squeeze-and-excitation reads such means, and they change where a map is made dense. Without them nothing else may.
     """
@@ -86,22 +86,22 @@ class StillMeans(TorchFunctionMode):
         return result
 
 
-def dilation_error(name: str, output_stride: int, size: tuple[int, int], still: bool = False) -> float:
+def dilation_error(name: str, output_stride: int, size: tuple[int, int], constant_pooling: bool = False) -> float:
     """How far a dilated encoder's maps lie, at the old positions, from the undilated one's.
 
-    `size`: (height, width) of the pictures in pixels. `still`: with means over the picture left out (`StillMeans`).
+    `size`: (height, width) of the images in pixels. `still`: with means over the image left out (`StillMeans`).
     Returns: the largest difference, as a share of its map's largest value; in float64 rounding stays below 1e-10.
     """
     torch.manual_seed(0)
-    noisy = (pictures(*size).double().permute(0, 3, 1, 2) - 128) / 64
-    with StillMeans() if still else nullcontext(), torch.no_grad():
-        strided = settle(encoders.build(name).double(), noisy)
+    noisy = (sample_images(*size).double().permute(0, 3, 1, 2) - 128) / 64
+    with ConstantGlobalPooling() if constant_pooling else nullcontext(), torch.no_grad():
+        strided = calibrate_norms(encoders.build(name).double(), noisy)
         dilated = encoders.build(name, output_stride).double().eval()
         nn.Module.load_state_dict(dilated, strided.state_dict())  # not smp's, which looks for a classifier's last layer
-        return difference(strided(noisy[2:]), dilated(noisy[2:]), output_stride)
+        return max_relative_difference(strided(noisy[2:]), dilated(noisy[2:]), output_stride)
 
 
-def difference(strided: list[Tensor], dilated: list[Tensor], output_stride: int) -> float:
+def max_relative_difference(strided: list[Tensor], dilated: list[Tensor], output_stride: int) -> float:
     """The largest difference of two encoders' maps, finest first, at the positions of the strided ones."""
     worst = 0.0
     for level, (old, new) in enumerate(zip(strided, dilated, strict=True)):
@@ -112,7 +112,7 @@ def difference(strided: list[Tensor], dilated: list[Tensor], output_stride: int)
     return worst
 
 
-def flop(module: nn.Module, like: Tensor, method: str = "forward") -> int:
+def measure_flops(module: nn.Module, like: Tensor, method: str = "forward") -> int:
     """Floating-point operations of a method on an input of this shape; a multiplication and an addition are two."""
     shadow = copy.deepcopy(module).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -120,9 +120,9 @@ def flop(module: nn.Module, like: Tensor, method: str = "forward") -> int:
     return int(counter.get_total_flops())
 
 
-def frozen(network: Network, folder: Path) -> Segmenter:
+def export_to_segmenter(network: Network, folder: Path) -> Segmenter:
     """The network as a graph, in OpenVINO, in float32."""
-    write_graph(network, folder / MODEL)
-    classes = [ClassInfo(name=str(label), rgb=(label, 0, 0)) for label in range(network.classes)]
-    spec = Spec(name="frozen", classes=classes, input=NATIVE, architecture=network.architecture)
+    export_onnx(network, folder / MODEL_FILE)
+    classes = [ClassInfo(name=str(label), rgb=(label, 0, 0)) for label in range(network.num_classes)]
+    spec = BundleSpec(name="frozen", classes=classes, input=NATIVE, architecture=network.architecture)
     return Segmenter.load(Bundle(folder, spec, hash=""), precision="f32", threads=1)

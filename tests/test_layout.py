@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("models", "training", "service", "maskserve")
-MAY_OPEN = {"models": {"models"}, "training": {"training", "models"}, "service": {"service", "models"}}
-HEAVY = ("torch", "torchvision", "lightning", "albumentations", "segmentation_models_pytorch", "training", "maskserve")
+PACKAGES = ("models", "training", "service", "maskserve")
+ALLOWED_IMPORTS = {"models": {"models"}, "training": {"training", "models"}, "service": {"service", "models"}}
+HEAVY_MODULES = (
+    "torch",
+    "torchvision",
+    "lightning",
+    "albumentations",
+    "segmentation_models_pytorch",
+    "training",
+    "maskserve",
+)
 
 
-def imported(tree: ast.AST) -> set[str]:
+def imported_packages(tree: ast.AST) -> set[str]:
     """The top-level packages that a piece of code imports, wherever the import stands in it."""
     names = set()
     for node in ast.walk(tree):
@@ -24,31 +32,31 @@ def imported(tree: ast.AST) -> set[str]:
     return names
 
 
-def without_script(tree: ast.Module) -> ast.Module:
+def strip_main_block(tree: ast.Module) -> ast.Module:
     """A module less its `if __name__ == "__main__":`, where a script goes through the front door."""
     kept = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
     return ast.Module(kept, [])
 
 
-@pytest.mark.parametrize("room", MAY_OPEN)
+@pytest.mark.parametrize("room", ALLOWED_IMPORTS)
 def test_a_room_opens_only_the_doors_it_may(room: str) -> None:
     files = sorted((ROOT / room).rglob("*.py"))
     assert files
     for file in files:
-        rooms = imported(without_script(ast.parse(file.read_text()))) & set(ROOMS)
-        assert rooms <= MAY_OPEN[room], f"{file} imports {rooms - MAY_OPEN[room]}"
+        rooms = imported_packages(strip_main_block(ast.parse(file.read_text()))) & set(PACKAGES)
+        assert rooms <= ALLOWED_IMPORTS[room], f"{file} imports {rooms - ALLOWED_IMPORTS[room]}"
 
 
 def test_torch_stays_in_architectures_and_its_engine() -> None:
     for file in sorted((ROOT / "models").rglob("*.py")):
         allowed = {"torch"} if file.parent.name == "engines" and file.name in ("torch.py", "graphs.py") else set()
         if "architectures" not in file.parts:
-            assert imported(ast.parse(file.read_text())) & set(HEAVY) <= allowed, file
+            assert imported_packages(ast.parse(file.read_text())) & set(HEAVY_MODULES) <= allowed, file
 
 
-def loaded_after(statement: str) -> set[str]:
+def modules_loaded_by(statement: str) -> set[str]:
     """The modules of the house's heavy list that a fresh interpreter holds after a statement."""
-    code = f"import sys; {statement}; print(*(name for name in {HEAVY} if name in sys.modules))"
+    code = f"import sys; {statement}; print(*(name for name in {HEAVY_MODULES} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -57,15 +65,15 @@ def loaded_after(statement: str) -> set[str]:
     "module", ["service.app", "service.server_process", "models.inference.segmenter", "models.outputs"]
 )
 def test_serving_imports_no_torch(module: str) -> None:
-    assert loaded_after(f"import {module}") == set()
+    assert modules_loaded_by(f"import {module}") == set()
 
 
 def test_help_opens_no_room() -> None:
-    assert loaded_after("import maskserve.cli") == {"maskserve"}
+    assert modules_loaded_by("import maskserve.cli") == {"maskserve"}
 
 
 def test_a_wheel_would_hold_the_client_alone() -> None:
-    done = loaded_after("import maskserve.client")
+    done = modules_loaded_by("import maskserve.client")
     assert done == {"maskserve"}
 
 

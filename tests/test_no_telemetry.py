@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-WATCH = """
+AUDIT_HOOK = """
 import sys
 
 def hook(event, arguments):
@@ -27,9 +27,9 @@ sys.addaudithook(hook)
 """
 
 
-def calls_of(code: str, tmp_path: Path) -> list[str]:
+def network_calls(code: str, tmp_path: Path) -> list[str]:
     """What a piece of code tried to reach, in an interpreter with no sign of ours in its environment."""
-    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    (tmp_path / "sitecustomize.py").write_text(AUDIT_HOOK)
     silent = ("BENTOML_DO_NOT_TRACK", "NO_ALBUMENTATIONS_UPDATE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI")
     environment = {name: value for name, value in os.environ.items() if name not in silent}
     environment["PYTHONPATH"] = f"{tmp_path}:{ROOT}"
@@ -42,7 +42,7 @@ def calls_of(code: str, tmp_path: Path) -> list[str]:
 
 def test_the_watch_sees_a_call(tmp_path: Path) -> None:
     code = "import socket\ntry: socket.getaddrinfo('example.invalid', 80)\nexcept OSError: pass"
-    assert calls_of(code, tmp_path) == ["CALLED socket.getaddrinfo example.invalid"]
+    assert network_calls(code, tmp_path) == ["CALLED socket.getaddrinfo example.invalid"]
 
 
 @pytest.mark.parametrize(
@@ -74,4 +74,4 @@ def test_the_watch_sees_a_call(tmp_path: Path) -> None:
     ],
 )
 def test_nothing_is_called(code: str, tmp_path: Path) -> None:
-    assert calls_of(code, tmp_path) == []
+    assert network_calls(code, tmp_path) == []

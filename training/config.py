@@ -51,14 +51,14 @@ class TrainConfig(BaseModel):
         "kaiming", description="of what starts from scratch: arXiv 1502.01852, or Glorot and Bengio 2010"
     )
 
-    # the pictures
+    # the images
     format: str = Field("auto", description="of the data set: a name in training/data, or auto to recognise it")
-    input: Literal["fit", "native"] = Field("fit", description="bring pictures to one scale, or keep their pixels")
+    input: Literal["fit", "native"] = Field("fit", description="bring images to one scale, or keep their pixels")
     side: int | None = Field(
-        None, ge=32, description="long side in pixels for fit; default: the training pictures' median, at most 1024"
+        None, ge=32, description="long side in pixels for fit; default: the training images' median, at most 1024"
     )
     crop: tuple[int, int] | None = Field(
-        None, description="height,width of the training crop; default: the fitted picture, at most 512, multiples of 32"
+        None, description="height,width of the training crop; default: the fitted image, at most 512, multiples of 32"
     )
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest random enlargement")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 where left and right differ")
@@ -70,12 +70,14 @@ class TrainConfig(BaseModel):
         le=0.1,
         description="largest displacement of an elastic change, as a share of the crop's shorter side (arXiv 1505.04597)",
     )
-    colour: float = Field(0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off")
+    color_jitter: float = Field(
+        0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off"
+    )
     hue: float = Field(0.0, ge=0, le=0.5, description="largest random shift of hue, as a share of the colour circle")
     blur: float = Field(0.0, ge=0, le=10, description="largest sigma of a random Gaussian blur, pixels")
     noise: float = Field(0.0, ge=0, le=100, description="largest standard deviation of random noise, levels of 0..255")
-    balance: float = Field(
-        0.0, ge=0, le=1, description="probability that a crop is laid on a class drawn evenly from its picture's"
+    class_balanced_crops: float = Field(
+        0.0, ge=0, le=1, description="probability that a crop is laid on a class drawn evenly from its image's"
     )
     augment: Literal["auto", "cpu", "gpu"] = Field(
         "auto", description="where: in the workers, or on whole batches on the training's device"
@@ -83,14 +85,14 @@ class TrainConfig(BaseModel):
 
     # the optimisation
     epochs: int | None = Field(
-        None, ge=1, description="passes over the training pictures; default: 40, or what the minutes hold"
+        None, ge=1, description="passes over the training images; default: 40, or what the minutes hold"
     )
     minutes: float | None = Field(
         None,
         gt=0,
         description="of wall clock, over all starts of the run; the schedule ends with them, and so does the training",
     )
-    batch: int = Field(8, ge=1, description="pictures at a time, over all devices")
+    batch: int = Field(8, ge=1, description="images at a time, over all devices")
     accumulate: int = Field(1, ge=1, description="batches whose mean gradients make one step")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="with Nesterov momentum, or AdamW (arXiv 1711.05101)")
     lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
@@ -123,7 +125,7 @@ class TrainConfig(BaseModel):
         1 / 16, ge=0, le=1, description="of ohem: the least share of the labelled pixels kept, the hardest"
     )
 
-    clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient (arXiv 1211.5063); none")
+    grad_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient (arXiv 1211.5063); none")
     ema: float = Field(
         0.0, ge=0, lt=1, description="decay by step of averaged weights, which are then the result (arXiv 1803.05407)"
     )
@@ -139,10 +141,10 @@ class TrainConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where torch sees one")
     devices: int = Field(1, ge=1, description="GPUs (or processes on a CPU) to share each batch among")
-    keep: bool = Field(
-        False, description="read each picture once, and keep it uncompressed in the run folder until the training ends"
+    cache_decoded: bool = Field(
+        False, description="read each image once, and keep it uncompressed in the run folder until the training ends"
     )
-    workers: int = Field(2, ge=0, description="processes that read and augment pictures, for each device")
+    workers: int = Field(2, ge=0, description="processes that read and augment images, for each device")
     deterministic: bool = Field(False, description="the same bits on each run on the same machine, a little slower")
     save_minutes: float = Field(10.0, ge=0, description="between saves of last.ckpt within an epoch; 0: at every step")
     tensorboard: bool = Field(True, description="also write curves, sample masks and the confusion matrix for it")

@@ -12,60 +12,63 @@ from rich.table import Table
 
 from models.errors import ConfigError, RunError
 from training.config import TrainConfig
-from training.run_folder import LAST, write_whole
+from training.run_folder import LAST_CHECKPOINT, write_atomically
 
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
     """Read a YAML file (or none) and lay `key=value` words over it. Raises: ConfigError."""
-    return validated({**(_read_yaml(file) if file else {}), **given_words(overrides)})
+    return config_from_dict({**(_read_yaml(file) if file else {}), **parse_overrides(overrides)})
 
 
 # What a run may be resumed with; all else would make another training of it.
-MAY_CHANGE = (
-    "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "keep", "save_minutes", "tensorboard",
+CHANGEABLE_ON_RESUME = (
+    "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "cache_decoded", "save_minutes",
+    "tensorboard",
 )  # fmt: skip
 
 
-def resumed(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
+def load_resume_config(run: Path, file: Path | None, overrides: list[str]) -> TrainConfig:
     """The settings that a run goes on with: those that it began with, and over them what may change.
 
     Raises: ConfigError; RunError where there is no run that can go on.
     """
-    check_there(run)
+    check_run_exists(run)
     began = load_config(run / "config.yaml", [])
-    config = validated({**began.model_dump(), **(_read_yaml(file) if file else {}), **given_words(overrides)})
-    check_resumed(run, config)
+    config = config_from_dict(
+        {**began.model_dump(), **(_read_yaml(file) if file else {}), **parse_overrides(overrides)}
+    )
+    check_resume_settings(run, config)
     return config
 
 
-def check_there(run: Path) -> None:
+def check_run_exists(run: Path) -> None:
     """Raises: RunError where there is no run that can go on."""
-    if not (run / LAST).exists() or not (run / "config.yaml").exists():
-        raise RunError(f"{run} holds no {LAST.name} to resume from; train without --resume.")
+    if not (run / LAST_CHECKPOINT).exists() or not (run / "config.yaml").exists():
+        raise RunError(f"{run} holds no {LAST_CHECKPOINT.name} to resume from; train without --resume.")
 
 
-def check_unused(run: Path) -> None:
+def check_no_run(run: Path) -> None:
     """Raises: RunError where there is a run already."""
-    if (run / LAST).exists():
+    if (run / LAST_CHECKPOINT).exists():
         raise RunError(f"{run} holds a run already; go on with it by --resume, or choose another --out.")
 
 
-def check_resumed(run: Path, config: TrainConfig) -> None:
+def check_resume_settings(run: Path, config: TrainConfig) -> None:
     """Raises: ConfigError that names what differs from the settings that a run began with, and what may."""
     began = load_config(run / "config.yaml", [])
-    may = list(MAY_CHANGE)
+    may = list(CHANGEABLE_ON_RESUME)
     if config.batch * config.accumulate == began.batch * began.accumulate:
-        may += ["batch", "accumulate"]  # the same pictures a step, in other parts
+        may += ["batch", "accumulate"]  # the same images a step, in other parts
     changed = [name for name in TrainConfig.model_fields if getattr(config, name) != getattr(began, name)]
     if wrong := [name for name in changed if name not in may]:
         told = ", ".join(f"{name} from {getattr(began, name)} to {getattr(config, name)}" for name in wrong)
         raise ConfigError(
-            f"{run} cannot go on with other settings: {told}. These may change: {', '.join(MAY_CHANGE)}; and batch with "
+            f"{run} cannot go on with other settings: {told}. These may change: {', '.join(CHANGEABLE_ON_RESUME)}; and batch with "
             "accumulate, where their product stays. Leave the others out, or train anew into another --out."
         )
 
 
-def validated(settings: dict[str, Any]) -> TrainConfig:
+def config_from_dict(settings: dict[str, Any]) -> TrainConfig:
     """A config from plain values. Raises: ConfigError naming the first key that is wrong, and the nearest right one."""
     for key in map(str, settings):
         if key not in TrainConfig.model_fields:
@@ -85,7 +88,7 @@ def validated(settings: dict[str, Any]) -> TrainConfig:
         raise ConfigError(f"{where}: {reason}.") from error
 
 
-def show_settings(console: Console) -> None:
+def print_settings(console: Console) -> None:
     """Print each setting with its default, its choices, and its line of help."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(style="bold", overflow="fold")
@@ -98,17 +101,17 @@ def show_settings(console: Console) -> None:
 
 def save_config(config: TrainConfig, file: Path) -> None:
     """Write every setting, as run, as YAML that `load_config` reads back. Raises: OSError, with the file as it was."""
-    write_whole(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+    write_atomically(file, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
-def given_words(overrides: list[str]) -> dict[str, Any]:
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     """The settings of `key=value` words, as YAML reads them. Raises: ConfigError for a word that is none."""
     settings = {}
     for word in overrides:
         key, separator, value = word.partition("=")
         if not separator:
             raise ConfigError(f"{word!r} is no setting; write key=value, such as epochs=20.")
-        settings[key.strip()] = _parse(key.strip(), value)
+        settings[key.strip()] = _parse_value(key.strip(), value)
     return settings
 
 
@@ -126,7 +129,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _parse(key: str, value: str) -> Any:
+def _parse_value(key: str, value: str) -> Any:
     """A word of the command line as YAML reads it; `crop=360,480` is a pair."""
     field = TrainConfig.model_fields.get(key)
     if field is not None and "tuple" in str(field.annotation) and "," in value:

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 
 from models.errors import ConfigError
 
-NAMES = ("ce", "ohem", "dice", "focal", "lovasz")  # the keys of `training.engine.losses.LOSSES`
-FORM = "write names with + between, each with a share before it where that is not 1, such as 0.5*ohem+lovasz"
+LOSS_NAMES = ("ce", "ohem", "dice", "focal", "lovasz")  # the keys of `training.engine.losses.LOSSES`
+SYNTAX_HINT = "write names with + between, each with a share before it where that is not 1, such as 0.5*ohem+lovasz"
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One loss of a sum, and the share that it is counted with."""
 
-    share: float
+    weight: float
     name: str
 
 
-def parse_loss(text: str) -> tuple[Term, ...]:
+def parse_loss(text: str) -> tuple[LossTerm, ...]:
     """The terms of a sum of losses, in order. Raises: ConfigError naming what is wrong and what there is."""
-    terms = tuple(_term(word, text) for word in text.split("+"))
+    terms = tuple(_parse_term(word, text) for word in text.split("+"))
     names = [term.name for term in terms]
     for name in names:
         if names.count(name) > 1:
@@ -28,23 +28,25 @@ def parse_loss(text: str) -> tuple[Term, ...]:
     return terms
 
 
-def _term(word: str, text: str) -> Term:
+def _parse_term(word: str, text: str) -> LossTerm:
     share, star, name = word.rpartition("*")
     name = name.strip()
     if not name:
-        raise ConfigError(f"The loss {text!r} lacks a name; {FORM}.")
-    if name not in NAMES:
-        close = difflib.get_close_matches(name, NAMES, n=1)
+        raise ConfigError(f"The loss {text!r} lacks a name; {SYNTAX_HINT}.")
+    if name not in LOSS_NAMES:
+        close = difflib.get_close_matches(name, LOSS_NAMES, n=1)
         hint = f"did you mean {close[0]}? There" if close else "there"
-        raise ConfigError(f"The loss {name!r} is not known; {hint} is {', '.join(NAMES)}, and sums: {FORM}.")
-    return Term(_share(share, text) if star else 1.0, name)
+        raise ConfigError(
+            f"The loss {name!r} is not known; {hint} is {', '.join(LOSS_NAMES)}, and sums: {SYNTAX_HINT}."
+        )
+    return LossTerm(_parse_weight(share, text) if star else 1.0, name)
 
 
-def _share(word: str, text: str) -> float:
+def _parse_weight(word: str, text: str) -> float:
     try:
         share = float(word)
     except ValueError:
-        raise ConfigError(f"The share {word.strip()!r} in the loss {text!r} is no number; {FORM}.") from None
+        raise ConfigError(f"The share {word.strip()!r} in the loss {text!r} is no number; {SYNTAX_HINT}.") from None
     if not 0 < share < math.inf:
         raise ConfigError(f"The share {word.strip()!r} in the loss {text!r} is not above 0; leave the term away.")
     return share

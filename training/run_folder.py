@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-BEST, LAST = Path("checkpoints") / "best.ckpt", Path("checkpoints") / "last.ckpt"
+BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints") / "best.ckpt", Path("checkpoints") / "last.ckpt"
 
 
-def write_whole(file: Path, content: bytes | memoryview) -> None:
+def write_atomically(file: Path, content: bytes | memoryview) -> None:
     """Write beside the file's place, to the disk's own satisfaction, and only then put it there.
 
     A process killed half-way, or a disk that is full, leaves the old one. Raises: OSError.

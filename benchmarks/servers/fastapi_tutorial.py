@@ -11,10 +11,10 @@ import uvicorn
 from fastapi import FastAPI, File, Response
 from PIL import Image
 
-from benchmarks.servers.network import Segmenter
+from benchmarks.servers.network import TutorialSegmenter
 
 app = FastAPI()
-segmenter = Segmenter()
+segmenter = TutorialSegmenter()
 
 
 @app.post("/segment")

@@ -2,7 +2,7 @@
 
 LitServe is none of the house's requirements, and `pip install litserve` would change what is installed beside it. Put it
 into a folder that only PYTHONPATH knows: `uv pip install --no-deps --target FOLDER litserve uvloop httptools`.
-The picture comes as the file of a form: its examples' base64 in JSON would cost it more.
+The image comes as the file of a form: its examples' base64 in JSON would cost it more.
 """
 
 import io
@@ -12,20 +12,20 @@ import litserve as ls
 from fastapi import Request, Response
 from PIL import Image
 
-from benchmarks.servers.network import Segmenter
+from benchmarks.servers.network import TutorialSegmenter
 
 
 class SegmentationAPI(ls.LitAPI):
     def setup(self, device: str) -> None:
-        self.segmenter = Segmenter()
+        self.segmenter = TutorialSegmenter()
 
     def decode_request(
         self, request: Request
     ) -> Image.Image:  # with this hint LitServe reads the body, and hands it over
         return Image.open(io.BytesIO(request["image"].file.read()))
 
-    def predict(self, picture: Image.Image) -> Image.Image:
-        return self.segmenter(picture)
+    def predict(self, image: Image.Image) -> Image.Image:
+        return self.segmenter(image)
 
     def encode_response(self, mask: Image.Image) -> Response:
         buffer = io.BytesIO()

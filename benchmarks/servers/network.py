@@ -1,4 +1,4 @@
-"""What the three tutorial servers share: torchvision's FCN-ResNet-50 as its own page shows it, PIL picture in, PIL mask out.
+"""What the three tutorial servers share: torchvision's FCN-ResNet-50 as its own page shows it, PIL image in, PIL mask out.
 
 TUTORIAL_NETWORK=none leaves the network out and keeps all else, so that a server's own cost can be told.
 """
@@ -14,7 +14,7 @@ CLASSES = 21
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
-class Segmenter:
+class TutorialSegmenter:
     """Eager float32 with PyTorch's own choice of threads. The weights are random: what they are takes no other time."""
 
     def __init__(self) -> None:
@@ -22,9 +22,9 @@ class Segmenter:
         if os.environ.get("TUTORIAL_NETWORK") != "none":
             self.network = fcn_resnet50(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """Label each pixel of a picture; the mask is grey, each pixel its label."""
-        values = normalize(pil_to_tensor(picture.convert("RGB")) / 255, MEAN, STD)
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Label each pixel of an image; the mask is grey, each pixel its label."""
+        values = normalize(pil_to_tensor(image.convert("RGB")) / 255, MEAN, STD)
         with torch.inference_mode():
             labels = values[0] if self.network is None else self.network(values[None])["out"][0].argmax(0)
         return Image.fromarray(labels.to(torch.uint8).numpy())

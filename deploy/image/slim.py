@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 # Globs under site-packages. The network runs on OpenVINO's CPU plugin, from ONNX or its own IR.
-UNUSED = (
+UNUSED_PATTERNS = (
     "openvino/libs/libopenvino_intel_gpu_plugin.so",
     "openvino/libs/cache.json",  # of the GPU plugin
     "openvino/libs/libopenvino_intel_npu_plugin*.so",
@@ -34,11 +34,11 @@ UNUSED = (
 )
 
 
-def main(venv: Path) -> None:
+def remove_unused(venv: Path) -> None:
     """Take it out, and say how much it was."""
     (site,) = venv.glob("lib/python3*/site-packages")
     total = 0
-    for pattern in UNUSED:
+    for pattern in UNUSED_PATTERNS:
         found = list(site.glob(pattern))
         if not found:
             print(f"slim.py: nothing is called {pattern}")
@@ -50,4 +50,4 @@ def main(venv: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    remove_unused(Path(sys.argv[1]))

@@ -31,7 +31,7 @@ from maskserve.cli.train import train
 ROOT = Path(__file__).resolve().parents[2]  # the clone; an installed wheel holds no `models` beside `maskserve`
 
 app = typer.Typer(
-    help="Image segmentation, from a folder of pictures to a mask over HTTP: "
+    help="Image segmentation, from a folder of images to a mask over HTTP: "
     "train a fully convolutional network, freeze it into a bundle, serve it.",
     no_args_is_help=True,
     add_completion=False,
@@ -60,7 +60,7 @@ app.command()(containerize)
 
 
 @app.callback()
-def options(
+def global_options(
     debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback (with any verb).")] = False,
 ) -> None:
     """`main` has taken --debug off the line already; it stands here for the help."""
@@ -73,7 +73,9 @@ def main() -> None:
     """
     debug = "--debug" in sys.argv[1:]
     if not (ROOT / "models" / "errors.py").is_file():
-        _fail("The commands are used from a clone of maskserve; this installation holds maskserve.client alone.", 2)
+        _exit_with_error(
+            "The commands are used from a clone of maskserve; this installation holds maskserve.client alone.", 2
+        )
     sys.path.insert(0, str(ROOT))  # before any `models` that a PYTHONPATH or the current folder may offer
     from maskserve.client import ClientError
     from models.errors import ConfigError, MaskserveError
@@ -89,12 +91,12 @@ def main() -> None:
     except (MaskserveError, ClientError, OSError) as error:
         if debug:
             raise
-        _fail(str(error), 2 if isinstance(error, ConfigError) else 1)
+        _exit_with_error(str(error), 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
-        _fail("Stopped.", 130)
+        _exit_with_error("Stopped.", 130)
 
 
-def _fail(sentence: str, code: int) -> None:
+def _exit_with_error(sentence: str, code: int) -> None:
     mark = "" if code == 130 else "[red]error:[/] "
     Console(stderr=True).print(mark + escape(sentence), highlight=False, soft_wrap=True)
     raise SystemExit(code)

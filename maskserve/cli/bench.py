@@ -11,12 +11,12 @@ from maskserve.cli.options import BundleFolder
 
 def bench(
     bundle: BundleFolder,
-    picture: Annotated[
-        Path | None, typer.Argument(metavar="PICTURE", help="What to label (default: the bundle's probe pictures).")
+    image: Annotated[
+        Path | None, typer.Argument(metavar="IMAGE", help="What to label (default: the bundle's probe images).")
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Resize the picture to this, in pixels (default: as it is)."),
+        typer.Option(metavar="WIDTHxHEIGHT", help="Resize the image to this, in pixels (default: as it is)."),
     ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, help="How often each engine has its turn of three measured answers.")
@@ -25,7 +25,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write bench.json and bench.png there.")] = None,
 ) -> None:
     """Measure BUNDLE here: time, memory and agreement of each engine and number format. Marks what `auto` takes."""
-    from maskserve.bench import bench as bench_bundle
+    from maskserve.bench import run_bench as bench_bundle
 
-    if not bench_bundle(bundle, picture, size, rounds, threads, out, Console()):
+    if not bench_bundle(bundle, image, size, rounds, threads, out, Console()):
         raise typer.Exit(1)

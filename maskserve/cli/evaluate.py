@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from maskserve.cli.options import BundleFolder, DataFolder, Device, Engine, Format, Precision
+from maskserve.cli.options import BundleFolder, DataFolder, DataFormat, DeviceOption, EngineOption, PrecisionOption
 
 
 def evaluate(
@@ -16,19 +16,19 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for metrics.json and report.html (default: evaluation/ beside the bundle)."),
     ] = None,
-    format: Format = "auto",
+    data_format: DataFormat = "auto",
     tta: Annotated[
         str | None,
         typer.Option(metavar="flip,SCALE,...", help="Test-time augmentation, as in flip,0.75,1,1.25 (default: none)."),
     ] = None,
-    engine: Engine = "auto",
-    precision: Precision = "auto",
-    device: Device = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
     speed: Annotated[
         bool, typer.Option("--speed/--no-speed", help="Also time every engine, for the report: some ten seconds.")
     ] = True,
 ) -> None:
-    """Measure a bundle on a split of DATA, at the pictures' own size: mIoU, Dice, boundary IoU, with 95% intervals.
+    """Measure a bundle on a split of DATA, at the images' own size: mIoU, Dice, boundary IoU, with 95% intervals.
 
     Leaves metrics.json, and report.html to look at. An earlier evaluation in the same folder is written over.
     """
@@ -36,4 +36,4 @@ def evaluate(
     from training.evaluate import evaluation_folder
 
     target = out or evaluation_folder(bundle)
-    evaluate_bundle(bundle, data, split, target, format, tta, engine, precision, device, speed=speed)
+    evaluate_bundle(bundle, data, split, target, data_format, tta, engine, precision, device, speed=speed)

@@ -18,14 +18,15 @@ def import_model(
         Path | None,
         typer.Option(metavar="FILE", help="Weights for torchvision/NAME (default: torchvision's, fetched)."),
     ] = None,
-    input: Annotated[
+    input_rule: Annotated[
         str | None,
         typer.Option(
-            help="How pictures meet the network: native, fit:SIDE, exact:HEIGHTxWIDTH (default: by the network)."
+            "--input",
+            help="How images meet the network: native, fit:SIDE, exact:HEIGHTxWIDTH (default: by the network).",
         ),
     ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Pictures to compare on (default: drawn ones).")
+    images: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Images to compare on (default: drawn ones).")
     ] = None,
     mean: Annotated[
         str | None, typer.Option(metavar="R,G,B", help="onnx: subtracted from the samples (default: ImageNet's).")
@@ -48,10 +49,10 @@ def import_model(
     ] = None,
 ) -> None:
     """Bring a network that was trained elsewhere into a bundle, if it answers there as the original does."""
-    from training.freezing.onnx_import.graph_reader import Told
-    from training.import_model import bring
+    from training.freezing.onnx_import.graph_reader import UserHints
+    from training.import_model import import_model
 
-    told = Told.of(
+    told = UserHints.parse(
         mean=mean,
         std=std,
         scale=scale,
@@ -61,5 +62,5 @@ def import_model(
         output_layout=output_layout,
         scores=scores,
     )
-    target = bring(source, file, out, weights, classes, told, input, pictures)
+    target = import_model(source, file, out, weights, classes, told, input_rule, images)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)

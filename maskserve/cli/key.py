@@ -5,9 +5,9 @@ from rich.console import Console
 
 def key() -> None:
     """Make an API key, and the hash of it that MASKSERVE_API_KEYS takes."""
-    from service.auth import new_key
+    from service.auth import generate_api_key
 
-    made, hashed = new_key()
+    made, hashed = generate_api_key()
     console = Console()
     console.print(f"key   {made}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"hash  {hashed}", highlight=False, markup=False, soft_wrap=True)

@@ -14,7 +14,7 @@ def models(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Its options, such as encoder=resnet50 output_stride=8."),
     ] = None,
-    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Of the picture, in pixels.")] = "480x360",
+    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Of the image, in pixels.")] = "480x360",
     classes: Annotated[int, typer.Option(min=2, max=255, help="Number of classes.")] = 21,
     encoders: Annotated[
         bool, typer.Option("--encoders", help="List the encoders; NAME is then a part of their names, or a pattern.")
@@ -29,12 +29,12 @@ def models(
         from maskserve.parsing import parse_size
 
     console = Console()
-    picture = parse_size(size)
+    image = parse_size(size)
     if encoders:
         if options:
             raise typer.BadParameter("--encoders takes one pattern, as in `maskserve models --encoders 'resnet*'`")
-        model_tables.show_encoders(name, console)
+        model_tables.print_encoders(name, console)
     elif name is None:
-        model_tables.show_all(picture, classes, console)
+        model_tables.print_architectures(image, classes, console)
     else:
-        model_tables.show_one(name, options or [], picture, classes, console)
+        model_tables.print_architecture(name, options or [], image, classes, console)

@@ -12,13 +12,15 @@ DataFolder = Annotated[
         help="Folder of the data set, such as images/NAME.jpg with masks/NAME.png, or a table split,image,mask (CSV, TSV).",
     ),
 ]
-Format = Annotated[
+DataFormat = Annotated[
     str,
-    typer.Option(help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to recognise it."),
+    typer.Option("--format", help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to recognise it."),
 ]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
-Engine = Annotated[str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")]
-Precision = Annotated[
+EngineOption = Annotated[
+    str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")
+]
+PrecisionOption = Annotated[
     str, typer.Option(help="f32, bf16, fp16, int8, or auto: the quickest that the export found to be right.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]

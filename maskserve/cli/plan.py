@@ -20,11 +20,11 @@ def plan(
     minutes: Annotated[float | None, typer.Option(metavar="MINUTES", help="Plan for so long a training.")] = None,
 ) -> None:
     """Print how `maskserve train` would train on DATA, and why: the settings follow from the data and the machine."""
-    from training.config_io import given_words, load_config
+    from training.config_io import load_config, parse_overrides
 
     words = [*(settings or []), *([f"minutes={minutes}"] if minutes is not None else [])]
     load_config(None, words)
     with Console(stderr=True).status("opening PyTorch"):
-        from training.train import plan as plan_training
+        from training.train import plan_training as plan_training
 
-    plan_training(data, out, given_words(words), Console())
+    plan_training(data, out, parse_overrides(words), Console())

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maskserve.cli.options import Device, Engine, Precision
+from maskserve.cli.options import DeviceOption, EngineOption, PrecisionOption
 
 
 def predict(
@@ -19,16 +19,17 @@ def predict(
     ],
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="Pictures, folders, globs, zip files, or URLs such as s3://bucket/a."),
+        typer.Argument(metavar="SOURCE...", help="Images, folders, globs, zip files, or URLs such as s3://bucket/a."),
     ],
     out: Annotated[
-        str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, named as the pictures.")
+        str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, named as the images.")
     ],
-    format: Annotated[
+    output_format: Annotated[
         str,
         typer.Option(
+            "--format",
             help="png (indexed mask), overlay (JPEG), confidence (grey PNG), npy, json, parquet (COCO RLE in the "
-            "manifest), or geotiff (rasters of any size)."
+            "manifest), or geotiff (rasters of any size).",
         ),
     ] = "png",
     classes: Annotated[
@@ -40,7 +41,7 @@ def predict(
     min_area: Annotated[
         int, typer.Option(metavar="PIXELS", help="Regions of fewer pixels, connected by their sides, become void.")
     ] = 0,
-    alpha: Annotated[float, typer.Option(metavar="0..1", help="overlay: of the colours over the picture.")] = 0.5,
+    alpha: Annotated[float, typer.Option(metavar="0..1", help="overlay: of the colours over the image.")] = 0.5,
     masks: Annotated[str, typer.Option(help="json: rle (COCO's), polygons (GeoJSON's), png (in base64), or none.")] = (
         "rle"
     ),
@@ -74,41 +75,41 @@ def predict(
         Path | None,
         typer.Option(metavar="FILE", help="Holds the service's key (default: the environment's PREDICT_KEY)."),
     ] = None,
-    engine: Engine = "auto",
-    precision: Precision = "auto",
-    device: Device = "auto",
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
 ) -> None:
-    """Write a mask for each picture, and a manifest: a row a picture. Stopped or killed, the same command goes on.
+    """Write a mask for each image, and a manifest: a row an image. Stopped or killed, the same command goes on.
 
-    A picture that cannot be read stands in the manifest with the reason, and the others go on; then exit code 1.
+    An image that cannot be read stands in the manifest with the reason, and the others go on; then exit code 1.
 
-    What is left out becomes void: 255, transparent in png, the picture itself in overlay.
+    What is left out becomes void: 255, transparent in png, the image itself in overlay.
     """
-    from maskserve.client import NoKey
-    from maskserve.predict.config import KEY_VARIABLE, Job, key_from, numbers
+    from maskserve.client import AuthenticationError
+    from maskserve.predict.config import KEY_VARIABLE, PredictConfig, parse_numbers, read_api_key
     from maskserve.predict.runner import run
     from models.errors import RunError
-    from models.outputs.options import Options
+    from models.outputs.options import OutputOptions
 
     names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    job = Job(
+    job = PredictConfig(
         model=model,
-        target=out.removeprefix("file://"),
-        format=format,
-        options=Options(alpha, names, min_confidence, min_area, simplify, masks, confidence),
+        output=out.removeprefix("file://"),
+        format=output_format,
+        options=OutputOptions(alpha, names, min_confidence, min_area, simplify, masks, confidence),
         engine=engine,
         precision=precision,
         device=device,
-        bands=numbers(bands, "bands", 3, int),
-        scale=numbers(scale, "scale", 2, float) if scale else None,
-        key=key_from(key_file),
+        bands=parse_numbers(bands, "bands", 3, int),
+        scale=parse_numbers(scale, "scale", 2, float) if scale else None,
+        api_key=read_api_key(key_file),
     )
     try:
         done = run(job, sources, Console(stderr=True), retry_errors, ray, actors)
-    except NoKey as error:
-        what = "does not take this key" if job.key else "asks for a key"
+    except AuthenticationError as error:
+        what = "does not take this key" if job.api_key else "asks for a key"
         raise RunError(
-            f"{job.service[0]} {what}: give --key-file FILE, or {KEY_VARIABLE} in the environment."
+            f"{job.service_address[0]} {what}: give --key-file FILE, or {KEY_VARIABLE} in the environment."
         ) from error
     if not done:
         raise typer.Exit(1)
@@ -118,11 +119,11 @@ def with_ray_address(arguments: list[str]) -> list[str]:
     """The same with `local` behind a `--ray` that no address follows: Typer's options have a value always, or never."""
     if "--ray" not in arguments:
         return arguments
-    from maskserve.predict.config import LOCAL, RAY_ADDRESS
+    from maskserve.predict.config import RAY_ADDRESS_PATTERN, RAY_LOCAL
 
     told: list[str] = []
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         told.append(word)
-        if word == "--ray" and not RAY_ADDRESS.fullmatch(following):
-            told.append(LOCAL)
+        if word == "--ray" and not RAY_ADDRESS_PATTERN.fullmatch(following):
+            told.append(RAY_LOCAL)
     return told

@@ -20,7 +20,7 @@ def serve(
         int | None,
         typer.Option(min=1, max=256, help="Processes that share port and cores (default: MASKSERVE_WORKERS, or 1)."),
     ] = None,
-    settings: Annotated[
+    list_settings: Annotated[
         bool, typer.Option("--settings", help="List the environment's MASKSERVE_* settings, and stop.")
     ] = False,
 ) -> None:
@@ -32,8 +32,8 @@ def serve(
     from models.errors import ConfigError
     from service.server_process import serve as serve_bundle
 
-    if settings:
-        _show(Console())
+    if list_settings:
+        _print_settings(Console())
         return
     if bundle is None:
         raise ConfigError("Name the folder of a bundle, as in `maskserve serve runs/mydata/bundle`.")
@@ -42,11 +42,11 @@ def serve(
     raise typer.Exit(serve_bundle(bundle, host, port))
 
 
-def _show(console: Console) -> None:
-    from service.settings import PREFIX, Settings
+def _print_settings(console: Console) -> None:
+    from service.settings import ENV_PREFIX, Settings
 
     table = Table("variable", "default", "what it sets", box=None, pad_edge=False, header_style="bold")
     for name, field in Settings.model_fields.items():
         default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
-        table.add_row(PREFIX + name.upper(), default, field.description)
+        table.add_row(ENV_PREFIX + name.upper(), default, field.description)
     console.print(table)

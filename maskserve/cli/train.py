@@ -35,7 +35,7 @@ def train(
         typer.Option("--reset-head", help="With weights=FILE or BUNDLE: keep all but the head, for other classes."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
-    json: Annotated[
+    as_json: Annotated[
         bool, typer.Option("--json", help="For programs: an object a line for each validation; the rest to stderr.")
     ] = False,
     list_settings: Annotated[
@@ -47,26 +47,28 @@ def train(
     Without --config, settings follow from the data and the machine, and are left as plan.yaml; KEY=VALUE stands over them.
     On several devices: devices=N, or torchrun ... -m maskserve train DATA devices=N.
     """
-    from training.config_io import check_unused, given_words, load_config, resumed, show_settings
-    from training.run_folder import LAST
+    from training.config_io import check_no_run, load_config, load_resume_config, parse_overrides, print_settings
+    from training.run_folder import LAST_CHECKPOINT
 
     if list_settings:
-        show_settings(Console())
+        print_settings(Console())
         return
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
-    if quiet and json:
+    if quiet and as_json:
         raise typer.BadParameter("--quiet and --json do not go together")
     run = out or Path("runs") / (data.stem if data.is_file() else data.resolve().name)
     words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
     words += [f"minutes={minutes}"] if minutes is not None else []
     if not resume:
-        check_unused(run)
-    parsed = resumed(run, config, words) if resume else load_config(config, words)
+        check_no_run(run)
+    parsed = load_resume_config(run, config, words) if resume else load_config(config, words)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
-    console = Console(quiet=quiet or not first, stderr=json)
+    console = Console(quiet=quiet or not first, stderr=as_json)
 
-    from training.train import plan as plan_training  # torch comes in here, after the settings were found to be right
+    from training.train import (
+        plan_training as plan_training,
+    )  # torch comes in here, after the settings were found to be right
     from training.train import train as train_run
 
     planned = None
@@ -76,26 +78,26 @@ def train(
         )
     if not resume and config is None:
         config = run / "plan.yaml"
-        planned = plan_training(data, config, given_words(words), console)
+        planned = plan_training(data, config, parse_overrides(words), console)
         parsed = planned.config
     if parsed.devices > 1 and "LOCAL_RANK" not in os.environ:
-        from maskserve.torchrun import torchrun
+        from maskserve.torchrun import exec_torchrun
 
         if planned and parsed.minutes:  # less what the plan took of them
-            words.append(f"minutes={max(0.1, parsed.minutes - (time.monotonic() - planned.started) / 60):.2f}")
+            words.append(f"minutes={max(0.1, parsed.minutes - (time.monotonic() - planned.start_time) / 60):.2f}")
         flags = {
             "--resume": resume,
             "--quiet": quiet,
-            "--json": json,
+            "--json": as_json,
             "--debug": "--debug" in sys.argv,
             f"--config={config}": config is not None,
         }
-        torchrun(parsed.devices, [str(data), *words, f"--out={run}", *(flag for flag, on in flags.items() if on)])
+        exec_torchrun(parsed.devices, [str(data), *words, f"--out={run}", *(flag for flag, on in flags.items() if on)])
 
     try:
-        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if json else "bar", planned)
+        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if as_json else "bar", planned)
     except KeyboardInterrupt:
-        kept = (run / LAST).exists()
+        kept = (run / LAST_CHECKPOINT).exists()
         if first:
             typer.echo(
                 f"Stopped. Go on with: maskserve train {data} --out {run} --resume"

@@ -11,14 +11,14 @@ import httpx
 from maskserve.client import responses
 from maskserve.client.connection import Connection
 from maskserve.client.errors import ServiceError
-from maskserve.client.image_encoding import Picture, body_of
+from maskserve.client.image_encoding import ImageLike, to_request_body
 from maskserve.client.mask import Mask
-from maskserve.client.transports import Awaiting, Wire
+from maskserve.client.transports import AsyncTransport, Transport
 
-PATIENCE = 30.0  # seconds: three times what the service lets a picture wait before it says 429
+DEFAULT_RETRY_TIMEOUT = 30.0  # seconds: three times what the service lets an image wait before it says 429
 
 # What a parameter is where it is not sent.
-DEFAULTS = {
+DEFAULT_PARAMS = {
     "format": "png", "model": None, "classes": "", "min_confidence": 0, "min_area": 0, "alpha": 0.5, "masks": "rle",
     "simplify": 0, "confidence": False,
 }  # fmt: skip
@@ -28,111 +28,113 @@ class AsyncClient:
     """A connection to one service, to be used as an async context manager or closed, in one event loop (asyncio)."""
 
     def __init__(
-        self, url: str, *, key: str | None = None, timeout: float = 60.0, patience: float = PATIENCE,
-        wire: Callable[..., Wire] = Awaiting,
+        self, url: str, *, api_key: str | None = None, timeout: float = 60.0, retry_timeout: float = DEFAULT_RETRY_TIMEOUT,
+        transport: Callable[..., Transport] = AsyncTransport,
     ) -> None:  # fmt: skip
         """As of Client; `wire` is how requests travel, and the client of plain calls has its own. Raises: ValueError."""
-        self._connection = Connection(url, key, timeout, patience, wire)
-        self._work = self._connection.wire.work
-        self._classes: dict[str, list[dict[str, Any]]] = {}  # by model
+        self._connection = Connection(url, api_key, timeout, retry_timeout, transport)
+        self._run_blocking = self._connection.transport.run_blocking
+        self._classes_by_model: dict[str, list[dict[str, Any]]] = {}  # by model
         self.url = self._connection.url
 
     async def segment(
-        self, picture: Picture, *, model: str | None = None, classes: Sequence[str] = (), min_confidence: float = 0.0,
+        self, image: ImageLike, *, model: str | None = None, classes: Sequence[str] = (), min_confidence: float = 0.0,
         min_area: int = 0, confidence: bool = False,
     ) -> Mask:  # fmt: skip
-        """Label every pixel of a picture. Files go as they are, arrays and Pillow images without loss.
+        """Label every pixel of an image. Files go as they are, arrays and Pillow images without loss.
 
         Args:
-            picture: a path, the bytes of a picture file, RGB uint8 H x W x 3, or a Pillow image.
+            image: a path, the bytes of an image file, RGB uint8 H x W x 3, or a Pillow image.
             model: name of the model; needed where several are served.
             classes: names of those to keep; none given keeps all. What is left out is void, 255.
             min_confidence: pixels that are less sure become void; 0..1.
             min_area: 4-connected regions of fewer pixels become void.
             confidence: whether the mask also holds the confidence, of the same inference.
 
-        Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for what is no picture.
+        Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for what is no image.
         """
         wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
-        answer, facts = await self._known(partial(self._post, picture, **wishes, **responses.form(confidence)))
-        read = responses.sure_mask if confidence else Mask.read
-        with self._connection.understood(answer):
-            return await self._work(partial(read, answer.content, picture=picture, **facts))
+        answer, facts = await self._fetch_with_classes(
+            partial(self._post_image, image, **wishes, **responses.response_params(confidence))
+        )
+        read = responses.mask_from_json if confidence else Mask.from_png
+        with self._connection.translate_errors(answer):
+            return await self._run_blocking(partial(read, answer.content, image=image, **facts))
 
     async def segment_batch(
-        self, pictures: Sequence[Picture], *, model: str | None = None, classes: Sequence[str] = (),
+        self, images: Sequence[ImageLike], *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, confidence: bool = False,
     ) -> list[Mask | ServiceError]:  # fmt: skip
-        """Label many pictures by one request: as many as the service takes in one, 64 by default.
+        """Label many images by one request: as many as the service takes in one, 64 by default.
 
-        Returns: for each picture, in their order, its mask or the error that it met; they share their request id and timing.
+        Returns: for each image, in their order, its mask or the error that it met; they share their request id and timing.
         Raises: as `segment`, for what spoils them all.
         """
         wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
-        if not pictures:
+        if not images:
             return []
-        near = self._connection.near
-        bodies = await self._work(lambda: [body_of(picture, near) for picture in pictures])
+        near = self._connection.is_local
+        bodies = await self._run_blocking(lambda: [to_request_body(image, near) for image in images])
         ask = partial(
-            self._connection.ask, "POST", "/v1/segment/batch",
-            params=_query(**wishes, **responses.form(confidence, many=True)),
+            self._connection.request, "POST", "/v1/segment/batch",
+            params=_query_params(**wishes, **responses.response_params(confidence, many=True)),
             files=[("images", (str(place), body)) for place, body in enumerate(bodies)],
         )  # fmt: skip
-        answer, facts = await self._known(ask)
-        with self._connection.understood(answer):
-            return await self._work(partial(responses.batch, answer.content, pictures, **facts))
+        answer, facts = await self._fetch_with_classes(ask)
+        with self._connection.translate_errors(answer):
+            return await self._run_blocking(partial(responses.masks_from_batch, answer.content, images, **facts))
 
-    async def overlay(self, picture: Picture, alpha: float = 0.5) -> bytes:
-        """A JPEG of the picture under its classes' colours; `alpha` of the colours, 0..1. Raises: as `segment`."""
-        return await self.encoded(picture, "overlay", alpha=alpha)
+    async def overlay(self, image: ImageLike, alpha: float = 0.5) -> bytes:
+        """A JPEG of the image under its classes' colours; `alpha` of the colours, 0..1. Raises: as `segment`."""
+        return await self.segment_bytes(image, "overlay", alpha=alpha)
 
-    async def described(
-        self, picture: Picture, masks: str = "rle", *, model: str | None = None, classes: Sequence[str] = (),
+    async def segment_json(
+        self, image: ImageLike, masks: str = "rle", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, simplify: float = 0.0, confidence: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """What is in the picture: the service's `json`, with pixels, share, box and mask of each class.
+        """What is in the image: the service's `json`, with pixels, share, box and mask of each class.
 
         `masks`: rle (COCO's), polygons (GeoJSON's, outlines moved by `simplify` pixels at most), png or none.
         Raises: as `segment`.
         """
-        answer = await self._post(
-            picture, format="json", masks=masks, model=model, classes=classes, min_confidence=min_confidence,
+        answer = await self._post_image(
+            image, format="json", masks=masks, model=model, classes=classes, min_confidence=min_confidence,
             min_area=min_area, simplify=simplify, confidence=confidence,
         )  # fmt: skip
-        with self._connection.understood(answer):
+        with self._connection.translate_errors(answer):
             return dict(answer.json())
 
-    async def encoded(
-        self, picture: Picture, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
+    async def segment_bytes(
+        self, image: ImageLike, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, alpha: float = 0.5, masks: str = "rle", simplify: float = 0.0,
         confidence: bool = False,
     ) -> bytes:  # fmt: skip
         """The bytes of the answer in any format of the service: png, overlay, confidence, npy, json. Raises: as `segment`."""
-        answer = await self._post(
-            picture, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
+        answer = await self._post_image(
+            image, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
             alpha=alpha, masks=masks, simplify=simplify, confidence=confidence,
         )  # fmt: skip
         return answer.content
 
     async def models(self) -> list[dict[str, Any]]:
         """What is served: name, hash, spec, palette, engine and precision of each bundle. Raises: ClientError."""
-        answer = await self._connection.ask("GET", "/v1/models")
-        with self._connection.understood(answer):
+        answer = await self._connection.request("GET", "/v1/models")
+        with self._connection.translate_errors(answer):
             return [dict(entry) for entry in answer.json()]
 
     async def model(self, name: str) -> dict[str, Any]:
         """One of them, by name. Raises: UnknownModel, ClientError."""
-        answer = await self._connection.ask("GET", f"/v1/models/{quote(name, safe='')}")
-        with self._connection.understood(answer):
+        answer = await self._connection.request("GET", f"/v1/models/{quote(name, safe='')}")
+        with self._connection.translate_errors(answer):
             return dict(answer.json())
 
-    async def ready(self) -> bool:
+    async def is_ready(self) -> bool:
         """Whether the service is there and ready to answer; asked once."""
-        return await self._connection.once("/readyz") == 200
+        return await self._connection.get_status("/readyz") == 200
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._connection.wire.close()
+        await self._connection.transport.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -145,42 +147,50 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"AsyncClient({self.url!r})"
 
-    async def _post(self, picture: Picture, **wishes: Any) -> httpx.Response:
-        """A picture's answer. Raises: BadAnswer where no model is named: what a stranger says of a picture is no mask."""
-        body = picture
-        if not isinstance(picture, bytes):
-            body = await self._work(partial(body_of, picture, self._connection.near))
-        answer = await self._connection.ask("POST", "/v1/segment", params=_query(**wishes), content=body)
-        with self._connection.understood(answer):
-            responses.tag_of(answer)
+    async def _post_image(self, image: ImageLike, **wishes: Any) -> httpx.Response:
+        """An image's answer. Raises: BadAnswer where no model is named: what a stranger says of an image is no mask."""
+        body = image
+        if not isinstance(image, bytes):
+            body = await self._run_blocking(partial(to_request_body, image, self._connection.is_local))
+        answer = await self._connection.request("POST", "/v1/segment", params=_query_params(**wishes), content=body)
+        with self._connection.translate_errors(answer):
+            responses.response_model_tag(answer)
         return answer
 
-    async def _known(self, ask: Callable[[], Awaitable[httpx.Response]]) -> tuple[httpx.Response, dict[str, Any]]:
+    async def _fetch_with_classes(
+        self, ask: Callable[[], Awaitable[httpx.Response]]
+    ) -> tuple[httpx.Response, dict[str, Any]]:
         """A mask's answer, of a model whose classes are known, and what the mask holds beside its pixels.
 
         Where the model was exchanged between the mask and the question for its classes, the mask is asked for again: of
         the model that is served now.
         """
         answer = await ask()
-        if not await self._knows(answer):
+        if not await self._ensure_classes(answer):
             answer = await ask()
-            await self._knows(answer)
-        tag = responses.tag_of(answer)
-        return answer, {"model": tag, "classes": self._classes.get(tag, []), **responses.told(answer)}
+            await self._ensure_classes(answer)
+        tag = responses.response_model_tag(answer)
+        return answer, {
+            "model": tag,
+            "classes": self._classes_by_model.get(tag, []),
+            **responses.response_metadata(answer),
+        }
 
-    async def _knows(self, answer: httpx.Response) -> bool:
+    async def _ensure_classes(self, answer: httpx.Response) -> bool:
         """Whether the classes of an answer's model are known; they are asked for once a model."""
-        with self._connection.understood(answer):
-            tag = responses.tag_of(answer)
-        if tag not in self._classes:
+        with self._connection.translate_errors(answer):
+            tag = responses.response_model_tag(answer)
+        if tag not in self._classes_by_model:
             entries = await self.models()
-            with self._connection.understood(answer):
-                self._classes |= {responses.tag(entry): entry["spec"]["classes"] for entry in entries}
-        return tag in self._classes
+            with self._connection.translate_errors(answer):
+                self._classes_by_model |= {
+                    responses.entry_model_tag(entry): entry["spec"]["classes"] for entry in entries
+                }
+        return tag in self._classes_by_model
 
 
-def _query(**wishes: Any) -> dict[str, Any]:
+def _query_params(**wishes: Any) -> dict[str, Any]:
     """The parameters that are not what they are anyway."""
     if not isinstance(wishes.get("classes", ""), str):
         wishes["classes"] = ",".join(wishes["classes"])
-    return {name: value for name, value in wishes.items() if value != DEFAULTS[name]}
+    return {name: value for name, value in wishes.items() if value != DEFAULT_PARAMS[name]}

@@ -5,21 +5,21 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from maskserve.client.async_client import PATIENCE, AsyncClient
-from maskserve.client.transports import Blocking, finished
+from maskserve.client.async_client import DEFAULT_RETRY_TIMEOUT, AsyncClient
+from maskserve.client.transports import SyncTransport, run_sync
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def _plain(
+def _sync_method(
     call: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["Client", P], T]:
     """The same call, with its signature and documentation, for a Client."""
 
     @wraps(call)
     def plain(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return finished(call(client._client, *args, **kwargs))
+        return run_sync(call(client._client, *args, **kwargs))
 
     return plain
 
@@ -27,7 +27,14 @@ def _plain(
 class Client:
     """A connection to one service, to be used as a context manager or closed; safe to share between threads."""
 
-    def __init__(self, url: str, *, key: str | None = None, timeout: float = 60.0, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        timeout: float = 60.0,
+        retry_timeout: float = DEFAULT_RETRY_TIMEOUT,
+    ) -> None:
         """Nothing is sent yet.
 
         Args:
@@ -39,18 +46,20 @@ class Client:
 
         Raises: ValueError for an address or a key that cannot be one.
         """
-        self._client = AsyncClient(url, key=key, timeout=timeout, patience=patience, wire=Blocking)
+        self._client = AsyncClient(
+            url, api_key=api_key, timeout=timeout, retry_timeout=retry_timeout, transport=SyncTransport
+        )
         self.url = self._client.url
 
-    segment = _plain(AsyncClient.segment)
-    segment_batch = _plain(AsyncClient.segment_batch)
-    overlay = _plain(AsyncClient.overlay)
-    described = _plain(AsyncClient.described)
-    encoded = _plain(AsyncClient.encoded)
-    models = _plain(AsyncClient.models)
-    model = _plain(AsyncClient.model)
-    ready = _plain(AsyncClient.ready)
-    close = _plain(AsyncClient.close)
+    segment = _sync_method(AsyncClient.segment)
+    segment_batch = _sync_method(AsyncClient.segment_batch)
+    overlay = _sync_method(AsyncClient.overlay)
+    segment_json = _sync_method(AsyncClient.segment_json)
+    segment_bytes = _sync_method(AsyncClient.segment_bytes)
+    models = _sync_method(AsyncClient.models)
+    model = _sync_method(AsyncClient.model)
+    is_ready = _sync_method(AsyncClient.is_ready)
+    close = _sync_method(AsyncClient.close)
 
     def __enter__(self) -> Self:
         return self

@@ -11,10 +11,10 @@ import httpx
 from PIL import Image
 
 from maskserve.client import retries
-from maskserve.client.errors import BadAnswer, ClientError, Unreachable, error_of
-from maskserve.client.transports import Wire
+from maskserve.client.errors import ClientError, InvalidResponseError, UnreachableError, error_from_response
+from maskserve.client.transports import Transport
 
-CONNECT = 10.0  # seconds in which a connection must come about, or less by `timeout`
+CONNECT_TIMEOUT = 10.0  # seconds in which a connection must come about, or less by `timeout`
 
 # A server closes what is idle; uvicorn, after five seconds. A request that meets that moment is lost, and asked again.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=4.0)
@@ -23,40 +23,42 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepa
 class Connection:
     """The address, the key, and the patience of a client."""
 
-    def __init__(self, url: str, key: str | None, timeout: float, patience: float, wire: Callable[..., Wire]) -> None:
+    def __init__(
+        self, url: str, key: str | None, timeout: float, patience: float, wire: Callable[..., Transport]
+    ) -> None:
         """As of AsyncClient. Raises: ValueError for an address or a key that cannot be one."""
         self.url = url.rstrip("/")
-        self.near = _is_near(self.url)
-        self._patience = patience
-        self._met = False  # whether the service has ever answered
-        self.wire = wire(
-            base_url=self.url, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT), pool=None), limits=LIMITS,
-            headers=_credentials(key),
-            trust_env=not self.near,  # a proxy is for other machines: what is asked of this one must not leave it
+        self.is_local = _is_loopback(self.url)
+        self._retry_timeout = patience
+        self._has_responded = False  # whether the service has ever answered
+        self.transport = wire(
+            base_url=self.url, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None), limits=LIMITS,
+            headers=_auth_headers(key),
+            trust_env=not self.is_local,  # a proxy is for other machines: what is asked of this one must not leave it
         )  # fmt: skip
 
-    async def ask(self, method: str, path: str, **rest: Any) -> httpx.Response:
+    async def request(self, method: str, path: str, **rest: Any) -> httpx.Response:
         """A good answer, asked for as often as is of use. Raises: ServiceError, Unreachable."""
         headers = {"X-Request-ID": secrets.token_hex(8)}  # one for all attempts, and known where no answer comes
-        request = self.wire.http.build_request(method, path, headers=headers, **rest)
+        request = self.transport.http_client.build_request(method, path, headers=headers, **rest)
         began, attempt = time.monotonic(), 0
         while True:
-            outcome = await self._attempt(request)
+            outcome = await self._send_once(request)
             if isinstance(outcome, httpx.Response) and outcome.is_success:
                 return outcome
-            pause = retries.pause(outcome, attempt)
-            if pause is None or time.monotonic() + pause > began + self._bound(outcome):
-                raise self._error(outcome, attempt + 1)
-            await self.wire.sleep(pause)
+            pause = retries.retry_delay(outcome, attempt)
+            if pause is None or time.monotonic() + pause > began + self._retry_window(outcome):
+                raise self._build_error(outcome, attempt + 1)
+            await self.transport.sleep(pause)
             attempt += 1
 
-    async def once(self, path: str) -> int:
+    async def get_status(self, path: str) -> int:
         """The status that a GET gets, 0 where no answer comes."""
-        outcome = await self._attempt(self.wire.http.build_request("GET", path))
+        outcome = await self._send_once(self.transport.http_client.build_request("GET", path))
         return outcome.status_code if isinstance(outcome, httpx.Response) else 0
 
     @contextmanager
-    def understood(self, answer: httpx.Response) -> Iterator[None]:
+    def translate_errors(self, answer: httpx.Response) -> Iterator[None]:
         """Raises: BadAnswer in place of what goes wrong in reading an answer."""
         try:
             yield
@@ -64,30 +66,30 @@ class Connection:
             raise
         except (LookupError, ValueError, TypeError, SyntaxError, OSError, Image.DecompressionBombError) as error:
             kind = answer.headers.get("Content-Type", "nothing that has a type")
-            raise BadAnswer(
+            raise InvalidResponseError(
                 f"{answer.request.url} answered with {kind}, {len(answer.content):,} bytes, which is no answer of "
                 f"maskserve ({error}); is the address right?"
             ) from error
 
-    async def _attempt(self, request: httpx.Request) -> httpx.Response | httpx.RequestError:
+    async def _send_once(self, request: httpx.Request) -> httpx.Response | httpx.RequestError:
         try:
-            answer = await self.wire.send(request)
+            answer = await self.transport.send(request)
         except httpx.RequestError as error:
             return error
         except RuntimeError as error:
-            if not self.wire.http.is_closed:
+            if not self.transport.http_client.is_closed:
                 raise
             raise ClientError("The client is closed; make another one to go on.") from error
-        self._met = True
+        self._has_responded = True
         return answer
 
-    def _bound(self, outcome: httpx.Response | httpx.RequestError) -> float:
+    def _retry_window(self, outcome: httpx.Response | httpx.RequestError) -> float:
         """Seconds from the first attempt within which there may be others."""
-        return self._patience if self._met else min(self._patience, retries.STRANGER)
+        return self._retry_timeout if self._has_responded else min(self._retry_timeout, retries.FIRST_CONTACT_TIMEOUT)
 
-    def _error(self, outcome: httpx.Response | httpx.RequestError, attempts: int) -> ClientError:
+    def _build_error(self, outcome: httpx.Response | httpx.RequestError, attempts: int) -> ClientError:
         if isinstance(outcome, httpx.Response):
-            return error_of(outcome)
+            return error_from_response(outcome)
         asked = f"{attempts} times" if attempts > 1 else "once"
         reason = str(outcome) or type(outcome).__name__
         advice = "Is the service running there?"
@@ -95,12 +97,12 @@ class Connection:
             asked_as = outcome.request.headers["X-Request-ID"]
             reason = f"no answer in time ({type(outcome).__name__})"
             advice = f"Raise `timeout`, or send less; the service's log may have the request, {asked_as}."
-        error = Unreachable(f"{self.url} cannot be reached, asked {asked}: {reason}. {advice}")
+        error = UnreachableError(f"{self.url} cannot be reached, asked {asked}: {reason}. {advice}")
         error.__cause__ = outcome
         return error
 
 
-def _is_near(url: str) -> bool:
+def _is_loopback(url: str) -> bool:
     """Whether an address is this machine's own. Raises: ValueError where it is none, or more than one; without its password."""
     try:
         parsed = httpx.URL(url)
@@ -120,7 +122,7 @@ def _is_near(url: str) -> bool:
         return parsed.host == "localhost"
 
 
-def _credentials(key: str | None) -> dict[str, str]:
+def _auth_headers(key: str | None) -> dict[str, str]:
     if key is None:
         return {}
     if not key or not key.isascii() or not key.isprintable() or " " in key:

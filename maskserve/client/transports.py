@@ -14,11 +14,11 @@ import httpx
 T = TypeVar("T")
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """A connection pool, a clock, and a place for work that would hold up others."""
 
     @property
-    def http(self) -> httpx.Client | httpx.AsyncClient:
+    def http_client(self) -> httpx.Client | httpx.AsyncClient:
         """What builds requests."""
 
     async def send(self, request: httpx.Request) -> httpx.Response:
@@ -27,52 +27,52 @@ class Wire(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
-    async def work(self, do: Callable[[], T]) -> T:
+    async def run_blocking(self, do: Callable[[], T]) -> T:
         """Read a file, encode or decode."""
 
     async def close(self) -> None:
         """Close the connections."""
 
 
-class Awaiting:
+class AsyncTransport:
     """For an event loop: work is done in a thread."""
 
     def __init__(self, **settings: Any) -> None:
-        self.http = httpx.AsyncClient(**settings)
+        self.http_client = httpx.AsyncClient(**settings)
 
     async def send(self, request: httpx.Request) -> httpx.Response:  # noqa: D102
-        return await self.http.send(request)
+        return await self.http_client.send(request)
 
     async def sleep(self, seconds: float) -> None:  # noqa: D102
         await asyncio.sleep(seconds)
 
-    async def work(self, do: Callable[[], T]) -> T:  # noqa: D102
+    async def run_blocking(self, do: Callable[[], T]) -> T:  # noqa: D102
         return await asyncio.to_thread(do)
 
     async def close(self) -> None:  # noqa: D102
-        await self.http.aclose()
+        await self.http_client.aclose()
 
 
-class Blocking:
+class SyncTransport:
     """For a plain call: nothing here lets go."""
 
     def __init__(self, **settings: Any) -> None:
-        self.http = httpx.Client(**settings)
+        self.http_client = httpx.Client(**settings)
 
     async def send(self, request: httpx.Request) -> httpx.Response:  # noqa: D102
-        return self.http.send(request)
+        return self.http_client.send(request)
 
     async def sleep(self, seconds: float) -> None:  # noqa: D102
         time.sleep(seconds)
 
-    async def work(self, do: Callable[[], T]) -> T:  # noqa: D102
+    async def run_blocking(self, do: Callable[[], T]) -> T:  # noqa: D102
         return do()
 
     async def close(self) -> None:  # noqa: D102
-        self.http.close()
+        self.http_client.close()
 
 
-def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
     """What a coroutine returns that awaits a Blocking wire alone."""
     try:
         coroutine.send(None)

@@ -1,4 +1,4 @@
-"""Which pictures there are, and their bytes. What is on this machine is read without fsspec; all else through it."""
+"""Which images there are, and their bytes. What is on this machine is read without fsspec; all else through it."""
 
 import glob
 import os
@@ -13,31 +13,31 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
-from models.imaging.decode import SUFFIXES
+from models.imaging.decode import IMAGE_SUFFIXES
 
-ARCHIVE = ".zip"
-MAGIC = frozenset("*?[")
+ARCHIVE_SUFFIX = ".zip"
+GLOB_CHARACTERS = frozenset("*?[")
 
 
 @dataclass(frozen=True)
-class Root:
-    """A place below which pictures lie: an absolute folder, or a URL for fsspec, whose chains are in order `a://x::b://y`."""
+class InputRoot:
+    """A place below which images lie: an absolute folder, or a URL for fsspec, whose chains are in order `a://x::b://y`."""
 
     address: str
 
     @property
-    def remote(self) -> bool:
+    def is_remote(self) -> bool:
         """Whether fsspec reads it."""
         return "://" in self.address
 
-    def whole(self, name: str) -> str:
-        """The address of a picture, by its name below the root."""
+    def full_address(self, name: str) -> str:
+        """The address of an image, by its name below the root."""
         head, chain, rest = self.address.partition("::")
         return f"{head}{'' if head.endswith('/') else '/'}{name}{chain}{rest}"
 
     def read(self, name: str) -> bytes:
-        """A picture's bytes. Raises: DataError where it cannot be opened; RunError where the store or folder cannot be."""
-        if not self.remote:
+        """An image's bytes. Raises: DataError where it cannot be opened; RunError where the store or folder cannot be."""
+        if not self.is_remote:
             try:
                 return Path(self.address, name).read_bytes()
             except OSError as error:
@@ -45,148 +45,150 @@ class Root:
                     raise RunError(
                         f"{self.address} is not there any more; the same command goes on once it is."
                     ) from error
-                raise DataError(f"{self.whole(name)}: cannot be opened ({error.strerror}).") from error
-        with self._far(name) as (system, place):
+                raise DataError(f"{self.full_address(name)}: cannot be opened ({error.strerror}).") from error
+        with self._open_remote(name) as (system, place):
             data: bytes = system.cat_file(place)
             return data
 
     @contextmanager
-    def local(self, name: str) -> Iterator[Path]:
-        """A picture as a file of this machine, for who reads parts of it. Raises: as `read`."""
-        if not self.remote:
+    def local_copy(self, name: str) -> Iterator[Path]:
+        """An image as a file of this machine, for who reads parts of it. Raises: as `read`."""
+        if not self.is_remote:
             yield Path(self.address, name)
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name
             copy.write_bytes(b"")
-            with self._far(name) as (system, place):
+            with self._open_remote(name) as (system, place):
                 system.get_file(place, str(copy))
             yield copy
 
     @contextmanager
-    def _far(self, name: str) -> Iterator[tuple[Any, str]]:
-        """The file system of a picture, and its place there. Raises: DataError, RunError for what the block meets."""
-        address = self.whole(name)
-        with reached(address):
-            system, above = opened(self.address)
-            with its_own(address):
+    def _open_remote(self, name: str) -> Iterator[tuple[Any, str]]:
+        """The file system of an image, and its place there. Raises: DataError, RunError for what the block meets."""
+        address = self.full_address(name)
+        with translate_store_errors(address):
+            system, above = open_filesystem(self.address)
+            with translate_item_errors(address):
                 yield system, f"{above}/{name}" if above else name
 
 
-class Picture(NamedTuple):
-    """One of the pictures: its root is shared with others, for there may be a million."""
+class InputImage(NamedTuple):
+    """One of the images: its root is shared with others, for there may be a million."""
 
-    root: Root
+    root: InputRoot
     name: str  # below the root, with /: also the place of its mask below the target
 
     @property
     def path(self) -> str:
         """Its whole address, by which the manifest knows it: text also where the name is no UTF-8."""
-        return self.root.whole(self.name).encode("utf-8", "backslashreplace").decode()
+        return self.root.full_address(self.name).encode("utf-8", "backslashreplace").decode()
 
 
-def find(words: Iterable[str], leave: str = "") -> Iterator[Picture]:
-    """The pictures that the words name, each folder's in order; what lies below `leave`, a folder or URL, is none of them.
+def find_images(words: Iterable[str], leave: str = "") -> Iterator[InputImage]:
+    """The images that the words name, each folder's in order; what lies below `leave`, a folder or URL, is none of them.
 
-    Raises: DataError for a word that names no picture, RunError for a store that cannot be reached.
+    Raises: DataError for a word that names no image, RunError for a store that cannot be reached.
     """
     for word in (word.removeprefix("file://") for word in words):
-        root, names = _remote(word, leave) if _is_remote(word) else _local(word, Path(leave) if leave else None)
+        root, names = (
+            _find_remote(word, leave) if _is_remote(word) else _find_local(word, Path(leave) if leave else None)
+        )
         if not names:
-            raise DataError(f"{word} holds no picture; wanted are files ending in {', '.join(sorted(SUFFIXES))}.")
+            raise DataError(f"{word} holds no image; wanted are files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
         for name in names:
             if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")):
                 raise DataError(f"{word} holds a file named {name!r}, whose mask would lie outside the target.")
-            yield Picture(root, name)
+            yield InputImage(root, name)
 
 
 def _is_remote(word: str) -> bool:
-    return "://" in word or "::" in word or (word.lower().endswith(ARCHIVE) and Path(word).is_file())
+    return "://" in word or "::" in word or (word.lower().endswith(ARCHIVE_SUFFIX) and Path(word).is_file())
 
 
-def _local(word: str, leave: Path | None) -> tuple[Root, list[str]]:
+def _find_local(word: str, leave: Path | None) -> tuple[InputRoot, list[str]]:
     path = Path(os.path.abspath(word))
     if path.is_dir():
-        return Root(str(path)), [place.relative_to(path).as_posix() for place in _pictures_below(path, leave)]
+        return InputRoot(str(path)), [place.relative_to(path).as_posix() for place in _list_images(path, leave)]
     if path.is_file():
-        return Root(str(path.parent)), [path.name]
-    if not MAGIC & set(word):
-        raise DataError(f"{word} is not there; name pictures, folders, globs, zip files or URLs of them.")
-    top = Path(*_before_magic(path.parts))
+        return InputRoot(str(path.parent)), [path.name]
+    if not GLOB_CHARACTERS & set(word):
+        raise DataError(f"{word} is not there; name images, folders, globs, zip files or URLs of them.")
+    top = Path(*_parts_before_glob(path.parts))
     found = (Path(name) for name in glob.iglob(str(path), recursive=True))
-    kept = sorted(place for place in found if _is_picture(place.name) and place.is_file() and not _below(place, leave))
-    return Root(str(top)), [place.relative_to(top).as_posix() for place in kept]
+    kept = sorted(place for place in found if _is_image(place.name) and place.is_file() and not _is_below(place, leave))
+    return InputRoot(str(top)), [place.relative_to(top).as_posix() for place in kept]
 
 
-def _pictures_below(folder: Path, leave: Path | None) -> list[Path]:
+def _list_images(folder: Path, leave: Path | None) -> list[Path]:
     found = []
     for above, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if Path(above, name) != leave]
-        found += [Path(above, name) for name in files if _is_picture(name)]
+        found += [Path(above, name) for name in files if _is_image(name)]
     return sorted(found)
 
 
-def _below(place: Path, folder: Path | None) -> bool:
+def _is_below(place: Path, folder: Path | None) -> bool:
     return folder is not None and place.is_relative_to(folder)
 
 
-def _is_picture(name: str) -> bool:
-    """By its ending; what a Mac keeps beside a picture has the same."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.rpartition("/")[2].startswith("._")
+def _is_image(name: str) -> bool:
+    """By its ending; what a Mac keeps beside an image has the same."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.rpartition("/")[2].startswith("._")
 
 
-def _remote(word: str, leave: str) -> tuple[Root, list[str]]:
+def _find_remote(word: str, leave: str) -> tuple[InputRoot, list[str]]:
     url = word if "://" in word or "::" in word else os.path.abspath(word)
-    if url.lower().endswith(ARCHIVE) and "::" not in url:
+    if url.lower().endswith(ARCHIVE_SUFFIX) and "::" not in url:
         url = f"zip://::{url}"
-    with reached(word):
+    with translate_store_errors(word):
         head, chain, rest = url.partition("::")
         scheme, _, path = head.partition("://")
-        parts = _before_magic(path.split("/"))
+        parts = _parts_before_glob(path.split("/"))
         pattern = len(parts) < len(path.split("/"))
         top = f"{scheme}://{'/'.join(parts)}"
-        system, above = opened(top + chain + rest)
+        system, above = open_filesystem(top + chain + rest)
         if pattern:
-            names = system.glob(_path_of(url))
+            names = system.glob(_url_path(url))
         elif above and system.isfile(above):
             top, above = f"{scheme}://{'/'.join(parts[:-1])}", above.rpartition("/")[0]
-            return Root(top + chain + rest), [parts[-1]]
+            return InputRoot(top + chain + rest), [parts[-1]]
         else:
             names = system.find(above)
-        root = Root(top + chain + rest)
-        names = [name.removeprefix(above).lstrip("/") for name in sorted(names) if _is_picture(name)]
-        return root, [name for name in names if not (leave and root.whole(name).startswith(f"{leave}/"))]
+        root = InputRoot(top + chain + rest)
+        names = [name.removeprefix(above).lstrip("/") for name in sorted(names) if _is_image(name)]
+        return root, [name for name in names if not (leave and root.full_address(name).startswith(f"{leave}/"))]
 
 
-def _before_magic(parts: "tuple[str, ...] | list[str]") -> list[str]:
+def _parts_before_glob(parts: "tuple[str, ...] | list[str]") -> list[str]:
     """A path's parts before the first that is a pattern."""
-    first = next((place for place, part in enumerate(parts) if MAGIC & set(part)), len(parts))
+    first = next((place for place, part in enumerate(parts) if GLOB_CHARACTERS & set(part)), len(parts))
     return list(parts[:first])
 
 
-def _path_of(url: str) -> str:
+def _url_path(url: str) -> str:
     """A URL's path as its file system writes it, pattern and all."""
-    return str(opened(url)[1])
+    return str(open_filesystem(url)[1])
 
 
-def opened(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path there. Listings are not kept, but for an archive's: a run may go on for days."""
-    return _archive(url) if "::" in url else _system(url)
+    return _open_archive(url) if "::" in url else _open_filesystem(url)
 
 
-def _system(url: str) -> tuple[Any, str]:
+def _open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     system, path = fsspec.url_to_fs(url)
     return system, path.rstrip("/")
 
 
-# To open an archive is to read its whole table: by each picture of 50,000, that took 0.4 s. Its reads are locked.
-_archive = lru_cache(maxsize=16)(_system)
+# To open an archive is to read its whole table: by each image of 50,000, that took 0.4 s. Its reads are locked.
+_open_archive = lru_cache(maxsize=16)(_open_filesystem)
 
 
 @contextmanager
-def its_own(address: str) -> Iterator[None]:
+def translate_item_errors(address: str) -> Iterator[None]:
     """What is wrong with one object or one member of an archive alone. Raises: DataError; the rest passes."""
     try:
         yield
@@ -206,7 +208,7 @@ def its_own(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def reached(address: str) -> Iterator[None]:
+def translate_store_errors(address: str) -> Iterator[None]:
     """What a store can answer, in the house's words. Raises: ConfigError for a package that is missing, RunError."""
     try:
         yield

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GROUP = 10_000  # rows that are held at once
+ROWS_PER_GROUP = 10_000  # rows that are held at once
 
 
 def schema() -> "pa.Schema":
     """The columns of `manifest.Row`."""
     import pyarrow as pa
 
-    entry = [("label", pa.uint8()), ("name", pa.string()), ("share", pa.float64()), ("rle", pa.string())]
+    entry = [("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string())]
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -31,25 +31,25 @@ def schema() -> "pa.Schema":
     )
 
 
-def write(file: Path | io.BytesIO, rows: Iterable[dict[str, Any]]) -> None:
+def write_parquet(file: Path | io.BytesIO, rows: Iterable[dict[str, Any]]) -> None:
     """Write a table, a group of rows at a time. Raises: OSError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     columns = schema()
     with pq.ParquetWriter(file, columns, compression="zstd") as writer:
-        for group in _groups(map(_as_text, rows)):
+        for group in _row_groups(map(_escape_paths, rows)):
             writer.write_table(pa.Table.from_pylist(group, columns))
 
 
-def as_bytes(rows: list[dict[str, Any]]) -> bytes:
+def to_parquet_bytes(rows: list[dict[str, Any]]) -> bytes:
     """The rows as a Parquet file."""
     buffer = io.BytesIO()
-    write(buffer, rows)
+    write_parquet(buffer, rows)
     return buffer.getvalue()
 
 
-def rows_of(data: bytes) -> list[dict[str, Any]]:
+def read_parquet_bytes(data: bytes) -> list[dict[str, Any]]:
     """The rows of a Parquet file."""
     import pyarrow.parquet as pq
 
@@ -57,13 +57,13 @@ def rows_of(data: bytes) -> list[dict[str, Any]]:
     return rows
 
 
-def _as_text(row: dict[str, Any]) -> dict[str, Any]:
+def _escape_paths(row: dict[str, Any]) -> dict[str, Any]:
     r"""With a file name that is no UTF-8 as Python shows it, `\udce9`: Parquet knows text alone."""
     told = {name: row.get(name) for name in ("path", "mask", "error")}
     return row | {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in told.items()}
 
 
-def _groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     left = iter(rows)
-    while group := list(islice(left, GROUP)):
+    while group := list(islice(left, ROWS_PER_GROUP)):
         yield group

@@ -1,7 +1,7 @@
 """The receptive field of every part of a network, exactly, and without computing the network.
 
 The network runs on PyTorch's meta device, where tensors have shapes and no values; beside each tensor goes its reach
-(`reach.py`). The picture is a batch of two: in the first one columns are counted to the right, in the second one to
+(`reach.py`). The image is a batch of two: in the first one columns are counted to the right, in the second one to
 the left, so that one rule finds both ends of a field.
 
 It counts paths, not weights: what a trained network really uses is narrower, and lies as a Gaussian around the middle
@@ -21,28 +21,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from models.analysis.receptive_field_rules import RULES, Call, everything, pointwise
+from models.analysis.receptive_field_rules import REACH_RULES, OpCall, full_dependency, pointwise
 
-HEIGHT = 64  # of the strip that stands for a picture, in pixels: fields are followed along its width
+PROBE_HEIGHT = 64  # of the strip that stands for an image, in pixels: fields are followed along its width
 
 
-class Fields(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
+class ReceptiveFieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types here
     """While it is entered, the reach of every tensor is noted; `watch` is told of each call on what has one."""
 
-    def __init__(self, watch: Callable[[Call], None] | None = None) -> None:
+    def __init__(self, on_call: Callable[[OpCall], None] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.reaches: MutableMapping[Any, Any] = WeakTensorKeyDictionary()
-        self.unknown: set[str] = set()  # operations that have no rule and were taken to see all that they are given
-        self.watch = watch
+        self.unsupported_operations: set[str] = (
+            set()
+        )  # operations that have no rule and were taken to see all that they are given
+        self.on_call = on_call
 
-    def strip(self, width: int) -> Tensor:
-        """A picture to run a network on: a meta tensor 2 x 3 x HEIGHT x `width`, in pixels."""
-        picture = torch.empty(2, 3, HEIGHT, width, device="meta")
+    def make_probe_image(self, width: int) -> Tensor:
+        """An image to run a network on: a meta tensor 2 x 3 x HEIGHT x `width`, in pixels."""
+        image = torch.empty(2, 3, PROBE_HEIGHT, width, device="meta")
         columns = torch.arange(width, dtype=torch.float32)
-        self.reaches[picture] = torch.stack([columns, -columns])[:, None, None]
-        return picture
+        self.reaches[image] = torch.stack([columns, -columns])[:, None, None]
+        return image
 
-    def widths(self, tensor: Tensor, width: int) -> tuple[int, int]:
+    def field_range(self, tensor: Tensor, width: int) -> tuple[int, int]:
         """The narrowest field of any column of a map, and the widest in its middle half, in pixels.
 
         Not at the ends: what a transformer rolls around the edge is masked there, and masks are values.
@@ -50,8 +52,8 @@ class Fields(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         reach = self.reaches.get(tensor)
         if reach is None:
             return 0, 0
-        halves = reach.chunk(2)  # one picture each; a single half stands for both
-        columns = _columns((halves[0] + halves[-1]).clamp(min=-1) + 1, tensor.shape, width)
+        halves = reach.chunk(2)  # one image each; a single half stands for both
+        columns = _column_maxima((halves[0] + halves[-1]).clamp(min=-1) + 1, tensor.shape, width)
         quarter = len(columns) // 4
         return int(columns.min()), int(columns[quarter : len(columns) - quarter].max())
 
@@ -64,68 +66,74 @@ class Fields(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has n
         first = next((one for one in returned if isinstance(one, Tensor)), None)
         given = (one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
         if first is not None and any(one in self.reaches for one in given):
-            self._note(Call(func, _named(func, args, kwargs or {}), first, self.reaches), returned)
+            self._record(OpCall(func, _bind_arguments(func, args, kwargs or {}), first, self.reaches), returned)
         return results
 
-    def _note(self, call: Call, returned: list[Any]) -> None:
-        rule = RULES.get(call.name) or (pointwise if torch.Tag.pointwise in call.operation.tags else None)
+    def _record(self, call: OpCall, returned: list[Any]) -> None:
+        rule = REACH_RULES.get(call.name) or (pointwise if torch.Tag.pointwise in call.operation.tags else None)
         if rule is None:
-            self.unknown.add(call.name)
-        if self.watch:
-            self.watch(call)
-        found = (rule or everything)(call)
+            self.unsupported_operations.add(call.name)
+        if self.on_call:
+            self.on_call(call)
+        found = (rule or full_dependency)(call)
         whole = call.result._base  # what a view that is written to in place is a part of
-        if call.operation._schema.is_mutable and whole is not None and len(call.sources()) > 1:
-            self.reaches[whole] = torch.maximum(call.reach(whole), everything(call).max())
+        if call.operation._schema.is_mutable and whole is not None and len(call.tracked_inputs()) > 1:
+            self.reaches[whole] = torch.maximum(call.reach(whole), full_dependency(call).max())
         for place, one in enumerate(returned):
             if isinstance(one, Tensor):
-                self.reaches[one] = _compact(found[place] if isinstance(found, list) else found)
+                self.reaches[one] = _collapse_expanded_axes(found[place] if isinstance(found, list) else found)
 
 
 @dataclass
-class Visit:
+class ModuleTrace:
     """What was seen of a module when the network ran on a strip."""
 
-    into: list[Tensor] = field(default_factory=list)
-    out: list[Tensor] = field(default_factory=list)
-    narrowest: int = 0  # field of any column in the last of `out`, in pixels: at the strip's ends it is cut off
-    widest: int = 0  # in its middle half
-    does: Counter[str] = field(default_factory=Counter)  # its operations, those of its parts among them, by their words
-    then: Counter[str] = field(default_factory=Counter)  # those that its parent does behind it, before another part
+    inputs: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    min_field: int = 0  # field of any column in the last of `out`, in pixels: at the strip's ends it is cut off
+    max_field: int = 0  # in its middle half
+    operations: Counter[str] = field(
+        default_factory=Counter
+    )  # its operations, those of its parts among them, by their words
+    following_operations: Counter[str] = field(
+        default_factory=Counter
+    )  # those that its parent does behind it, before another part
 
 
-def follow(body: nn.Module, width: int, words: Callable[[Call], str | None] | None = None) -> dict[str, Visit]:
+def trace_modules(
+    body: nn.Module, width: int, words: Callable[[OpCall], str | None] | None = None
+) -> dict[str, ModuleTrace]:
     """Run a module that is on the meta device on a strip, `width` pixels wide.
 
     `words` names the operations that are to be counted.
     Returns: what was seen of each module that ran, by name, in the order in which they began; "" is `body` itself.
     """
-    visits: dict[str, Visit] = {}
-    open_visits: list[Visit] = []
-    latest: dict[int, Visit] = {}  # the last part that ended, by how deep its parent lies
+    visits: dict[str, ModuleTrace] = {}
+    open_visits: list[ModuleTrace] = []
+    latest: dict[int, ModuleTrace] = {}  # the last part that ended, by how deep its parent lies
 
-    def watch(call: Call) -> None:
+    def watch(call: OpCall) -> None:
         word = words(call) if words else None
         if word:
-            open_visits[-1].does[word] += 1
+            open_visits[-1].operations[word] += 1
             if len(open_visits) in latest:
-                latest[len(open_visits)].then[word] += 1
+                latest[len(open_visits)].following_operations[word] += 1
 
     def begin(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        visit = visits.setdefault(name, Visit())
-        visit.into = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        visit = visits.setdefault(name, ModuleTrace())
+        visit.inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         open_visits.append(visit)
         latest.pop(len(open_visits), None)
 
     def end(name: str, module: nn.Module, args: Any, result: Any) -> None:
         visit = open_visits.pop()
-        visit.out = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
-        visit.narrowest, visit.widest = fields.widths(visit.out[-1], width) if visit.out else (0, 0)
+        visit.outputs = [one for one in tree_leaves(result) if isinstance(one, Tensor)]
+        visit.min_field, visit.max_field = fields.field_range(visit.outputs[-1], width) if visit.outputs else (0, 0)
         if open_visits:
-            open_visits[-1].does += visit.does
+            open_visits[-1].operations += visit.operations
             latest[len(open_visits)] = visit
 
-    fields = Fields(watch)
+    fields = ReceptiveFieldMode(watch)
     handles: list[Any] = []
     for name, module in body.named_modules():
         handles.append(module.register_forward_pre_hook(partial(begin, name), with_kwargs=True))
@@ -134,9 +142,9 @@ def follow(body: nn.Module, width: int, words: Callable[[Call], str | None] | No
     torch.set_num_threads(1)  # reaches are small: on a busy machine several threads wait for each other
     try:
         with torch.no_grad():
-            picture = fields.strip(width)
+            image = fields.make_probe_image(width)
             with fields:
-                body(picture)
+                body(image)
     finally:
         torch.set_num_threads(threads)
         for handle in handles:
@@ -144,22 +152,22 @@ def follow(body: nn.Module, width: int, words: Callable[[Call], str | None] | No
     return visits
 
 
-def layout(shape: torch.Size, width: int) -> tuple[int, int, int] | None:
+def feature_map_layout(shape: torch.Size, width: int) -> tuple[int, int, int] | None:
     """How maps of a strip lie: rows, columns, channels; None for what is no map of the strip, as a global mean.
 
     N x C x h x w, N x h x w x C, or tokens N x hw x C.
     """
-    if len(shape) == 4 and shape[3] * HEIGHT == shape[2] * width:
+    if len(shape) == 4 and shape[3] * PROBE_HEIGHT == shape[2] * width:
         return shape[2], shape[3], shape[1]
-    if len(shape) == 4 and shape[2] * HEIGHT == shape[1] * width:
+    if len(shape) == 4 and shape[2] * PROBE_HEIGHT == shape[1] * width:
         return shape[1], shape[2], shape[3]
-    rows = math.isqrt(shape[1] * HEIGHT // width) if len(shape) == 3 else 0
-    return (rows, shape[1] // rows, shape[2]) if rows and rows**2 * width == shape[1] * HEIGHT else None
+    rows = math.isqrt(shape[1] * PROBE_HEIGHT // width) if len(shape) == 3 else 0
+    return (rows, shape[1] // rows, shape[2]) if rows and rows**2 * width == shape[1] * PROBE_HEIGHT else None
 
 
-def _columns(values: Tensor, shape: torch.Size, width: int) -> Tensor:
+def _column_maxima(values: Tensor, shape: torch.Size, width: int) -> Tensor:
     """The largest of each column; of all where there are no columns."""
-    lies = layout(shape, width)
+    lies = feature_map_layout(shape, width)
     axis = values.ndim - 1
     if lies and len(shape) == 3 and values.shape[1] > 1:
         values, axis = values.reshape(len(values), *lies[:2], -1), 2
@@ -168,13 +176,13 @@ def _columns(values: Tensor, shape: torch.Size, width: int) -> Tensor:
     return values.movedim(axis, 0).flatten(1).amax(1)
 
 
-def _named(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _bind_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     parameters = func._schema.arguments
     defaults = {one.name: one.default_value for one in parameters if one.has_default_value()}
     return defaults | dict(zip((one.name for one in parameters), args, strict=False)) | kwargs
 
 
-def _compact(reach: Tensor) -> Tensor:
+def _collapse_expanded_axes(reach: Tensor) -> Tensor:
     """An axis of stride 0 repeats one value; one of it is enough."""
     for axis, (length, stride) in enumerate(zip(reach.shape, reach.stride(), strict=True)):
         if length > 1 and stride == 0:

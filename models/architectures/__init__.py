@@ -19,22 +19,24 @@ from models.spec import Architecture
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "fcn": fcn.build,
-    **smp_models.ENTRIES,
-    **torchvision_models.ENTRIES,
+    **smp_models.BUILDERS,
+    **torchvision_models.BUILDERS,
 }
 
 
 def build(name: str, classes: int, **options: Any) -> Network:
     """Build an architecture by name. Raises: ConfigError for a name or option that is not there, WeightsError."""
-    _check(name, options)
+    _check_options(name, options)
     made = ARCHITECTURES[name](classes, **options)
     # The defaults stand in the spec too, so that a bundle outlives a change of them; its weights come with it.
-    return Network(made, Architecture(name=name, options={**options_of(name), **options, "weights": None}), classes)
+    return Network(
+        made, Architecture(name=name, options={**default_options(name), **options, "weights": None}), classes
+    )
 
 
-def options_of(name: str) -> dict[str, Any]:
+def default_options(name: str) -> dict[str, Any]:
     """The options of an architecture with their defaults. Raises: ConfigError for a name that is not there."""
-    return {option: parameter.default for option, parameter in _parameters(name).items()}
+    return {option: parameter.default for option, parameter in _option_parameters(name).items()}
 
 
 def pretrained_names(name: str, encoder: str) -> list[str]:
@@ -42,18 +44,24 @@ def pretrained_names(name: str, encoder: str) -> list[str]:
 
     Raises: ConfigError for an architecture that is not there.
     """
-    return encoders.pretrained_names(encoder) if "encoder" in options_of(name) else torchvision_models.PRETRAINED
+    return (
+        encoders.pretrained_names(encoder)
+        if "encoder" in default_options(name)
+        else torchvision_models.PRETRAINED_NAMES
+    )
 
 
-def _parameters(name: str) -> dict[str, inspect.Parameter]:
+def _option_parameters(name: str) -> dict[str, inspect.Parameter]:
     if name not in ARCHITECTURES:
-        raise ConfigError(f"The architecture {name!r} is not known; {_nearest(name)} `maskserve models` lists them.")
+        raise ConfigError(
+            f"The architecture {name!r} is not known; {_suggest_names(name)} `maskserve models` lists them."
+        )
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
     return {option: parameter for option, parameter in parameters.items() if option != "classes"}
 
 
-def _nearest(name: str) -> str:
-    if name in encoders.names():
+def _suggest_names(name: str) -> str:
+    if name in encoders.encoder_names():
         return f"it is an encoder: architecture=fcn encoder={name}."
     plain = {known.rpartition("/")[2].lower(): known for known in reversed(ARCHITECTURES)}
     close = difflib.get_close_matches(name, ARCHITECTURES, n=3)
@@ -61,9 +69,9 @@ def _nearest(name: str) -> str:
     return f"did you mean {', '.join(list(dict.fromkeys(close))[:3] or ['fcn'])}?"
 
 
-def _check(name: str, options: dict[str, Any]) -> None:
+def _check_options(name: str, options: dict[str, Any]) -> None:
     """Raises: ConfigError for an option that is not there, or a value of another type."""
-    parameters = _parameters(name)
+    parameters = _option_parameters(name)
     for option, value in options.items():
         if option not in parameters:
             close = difflib.get_close_matches(option, parameters, n=1)

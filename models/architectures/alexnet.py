@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 
-class AlexNet(nn.Module):
+class AlexNetEncoder(nn.Module):
     """Images float N x 3 x H x W -> six maps at strides 1, 2, 4, 8, 16, 32; the one of stride 2 is empty."""
 
     out_channels: ClassVar = [3, 0, 64, 192, 256, 4096]
@@ -20,11 +20,13 @@ class AlexNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(nn.ZeroPad2d((3, 4, 3, 4)), nn.Conv2d(3, 64, kernel_size=11, stride=4), nn.ReLU())
-        self.conv2 = nn.Sequential(_pool(), nn.Conv2d(64, 192, kernel_size=5, padding=2), nn.ReLU())
-        self.conv3 = nn.Sequential(_pool(), nn.Conv2d(192, 384, kernel_size=3, padding=1), nn.ReLU())
+        self.conv2 = nn.Sequential(_max_pool(), nn.Conv2d(64, 192, kernel_size=5, padding=2), nn.ReLU())
+        self.conv3 = nn.Sequential(_max_pool(), nn.Conv2d(192, 384, kernel_size=3, padding=1), nn.ReLU())
         self.conv4 = nn.Sequential(nn.Conv2d(384, 256, kernel_size=3, padding=1), nn.ReLU())
         self.conv5 = nn.Sequential(nn.Conv2d(256, 256, kernel_size=3, padding=1), nn.ReLU())
-        self.fc6 = nn.Sequential(_pool(), nn.ZeroPad2d((2, 3, 2, 3)), nn.Conv2d(256, 4096, kernel_size=6), nn.ReLU())
+        self.fc6 = nn.Sequential(
+            _max_pool(), nn.ZeroPad2d((2, 3, 2, 3)), nn.Conv2d(256, 4096, kernel_size=6), nn.ReLU()
+        )
         self.fc7 = nn.Sequential(nn.Dropout(), nn.Conv2d(4096, 4096, kernel_size=1), nn.ReLU())
         for layer in self.modules():  # torch's own start shrinks the signal to nothing over eight layers
             if isinstance(layer, nn.Conv2d):
@@ -40,7 +42,7 @@ class AlexNet(nn.Module):
         return [images, images.new_empty(count, 0, height // 2, width // 2), stride_4, stride_8, stride_16, stride_32]
 
 
-def from_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert_classifier_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights of torchvision's classifier `alexnet` by this encoder's names; its last layer, fc8, is left out."""
     names = {
         "features.0": "conv1.1",
@@ -63,13 +65,13 @@ def from_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def pretrained() -> dict[str, Tensor]:
+def fetch_imagenet_weights() -> dict[str, Tensor]:
     """torchvision's ImageNet weights by this encoder's names; fetched over the network once."""
     from torchvision.models import AlexNet_Weights
 
     state: dict[str, Tensor] = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    return from_classifier({name: torch.as_tensor(value) for name, value in state.items()})
+    return convert_classifier_weights({name: torch.as_tensor(value) for name, value in state.items()})
 
 
-def _pool() -> nn.MaxPool2d:
+def _max_pool() -> nn.MaxPool2d:
     return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from models.spec import Architecture
 
 # ImageNet's mean and standard deviation by channel (red, green, blue), in units of 0..255.
-MEAN = (123.675, 116.28, 103.53)
-STD = (58.395, 57.12, 57.375)
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Network(nn.Module):
-    """A segmentation network from the bytes of pictures to a label a pixel.
+    """A segmentation network from the bytes of images to a label a pixel.
 
     Normalisation stands inside, so it exists once and travels with the weights. `body` maps normalised images
     float N x 3 x H x W to logits N x C x h x w. Two things it may have: `training_logits(images)`, which returns a tuple
@@ -31,8 +31,8 @@ class Network(nn.Module):
         super().__init__()
         self.body = body
         self.architecture = architecture
-        self.classes = classes
-        mean, std = getattr(body, "normalisation", (MEAN, STD))
+        self.num_classes = classes
+        mean, std = getattr(body, "normalisation", (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
@@ -47,15 +47,15 @@ class Network(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Images uint8 N x 3 x H x W RGB (channels_last is welcome) -> logits N x C x h x w."""
-        return cast(Tensor, self.body(self.normalised(images)))
+        return cast(Tensor, self.body(self.normalise(images)))
 
     def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """As `logits`, followed by the auxiliary head's where the network has one."""
         if hasattr(self.body, "training_logits"):
-            return cast(tuple[Tensor, ...], self.body.training_logits(self.normalised(images)))
+            return cast(tuple[Tensor, ...], self.body.training_logits(self.normalise(images)))
         return (self.logits(images),)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalise(self, images: Tensor) -> Tensor:
         """Images uint8 N x 3 x H x W -> float, of mean 0 and deviation 1 by channel over ImageNet."""
         return (images.float() - self.mean) / self.std
 

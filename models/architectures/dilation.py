@@ -3,7 +3,7 @@
 Holschneider's algorithme à trous, as in Yu and Koltun 2016 (arXiv 1511.07122) and DeepLab (arXiv 1412.7062). Take the
 stride out of a layer and it answers at twice as many positions; every later layer then finds the values that it was
 trained on two apart, so its kernel is spread by two. Nothing is lost: at the old positions the new maps hold the old
-values, to the last digit. (Where a layer reads the whole picture, as squeeze-and-excitation or attention does, the
+values, to the last digit. (Where a layer reads the whole image, as squeeze-and-excitation or attention does, the
 values differ a little.) A layer's dilation thus follows from one number, the stride of the map that it reads.
 
 The layer that loses its stride keeps the dilation of what it reads, as in torchvision and timm and unlike
@@ -20,49 +20,49 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.architectures.meta_device import on_meta
+from models.architectures.meta_device import copy_to_meta
 from models.errors import ConfigError
 
 # Convolutions that pad themselves as TensorFlow does; the convolution proper is torch's.
-PADS_SAME = (Conv2dSame, Conv2dStaticSamePadding)
+SAME_PADDING_CONVS = (Conv2dSame, Conv2dStaticSamePadding)
 
-PROBED = 1024  # pixels: the side of the picture on which strides are read off; large, so that padding hides nothing
+PROBE_SIDE = 1024  # pixels: the side of the image on which strides are read off; large, so that padding hides nothing
 
 
-def dilate(encoder: nn.Module, output_stride: int) -> None:
+def replace_strides_with_dilation(encoder: nn.Module, output_stride: int) -> None:
     """Change a convolutional encoder in place so that no map of it has a stride beyond `output_stride`.
 
     Raises: ConfigError for an encoder that shrinks its maps by other means than convolutions and pools.
     """
-    strides = _strides(encoder)
+    strides = _input_strides(encoder)
     for name, stride in strides.items():
         parent, _, child = name.rpartition(".")
         layer = encoder.get_submodule(name)
-        changed = _dense(layer, max(1, stride // output_stride), stride >= output_stride)
+        changed = _dilate_layer(layer, max(1, stride // output_stride), stride >= output_stride)
         if changed is not layer:
             setattr(encoder.get_submodule(parent), child, changed)
-    maps = on_meta(encoder)(torch.empty(1, 3, PROBED, PROBED, device="meta"))
-    found = [PROBED // one.shape[2] for one in maps]
+    maps = copy_to_meta(encoder)(torch.empty(1, 3, PROBE_SIDE, PROBE_SIDE, device="meta"))
+    found = [PROBE_SIDE // one.shape[2] for one in maps]
     if found != [min(2**level, output_stride) for level in range(len(maps))]:
         raise ConfigError(f"made dense, its last maps have the strides {found}")
 
 
-def _strides(encoder: nn.Module) -> dict[str, int]:
+def _input_strides(encoder: nn.Module) -> dict[str, int]:
     """The stride of the map that each convolution, pool or padding reads, by the layer's name."""
-    shadow = on_meta(encoder)
+    shadow = copy_to_meta(encoder)
     strides: dict[str, int] = {}
 
     def note(name: str, layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        strides[name] = 2 ** round(math.log2(PROBED / inputs[0].shape[2]))
+        strides[name] = 2 ** round(math.log2(PROBE_SIDE / inputs[0].shape[2]))
 
     for name, layer in shadow.named_modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | nn.ZeroPad2d):
             layer.register_forward_pre_hook(partial(note, name))
-    shadow(torch.empty(1, 3, PROBED, PROBED, device="meta"))
+    shadow(torch.empty(1, 3, PROBE_SIDE, PROBE_SIDE, device="meta"))
     return strides
 
 
-def _dense(layer: Any, rate: int, without_stride: bool) -> Any:
+def _dilate_layer(layer: Any, rate: int, without_stride: bool) -> Any:
     """The layer with its taps `rate` apart, and answering at every position if `without_stride`."""
     if isinstance(layer, nn.ZeroPad2d):
         left, right, top, bottom = layer.padding
@@ -72,15 +72,15 @@ def _dense(layer: Any, rate: int, without_stride: bool) -> Any:
     loses_stride = without_stride and max(stride) > 1
     if rate == 1 and not loses_stride:
         return layer
-    if isinstance(layer, PADS_SAME):
-        # As much as leaves H / stride, the odd pixel below and right; smp's as its own size of picture would have it.
+    if isinstance(layer, SAME_PADDING_CONVS):
+        # As much as leaves H / stride, the odd pixel below and right; smp's as its own size of image would have it.
         layer.padding = tuple((size - step) // 2 for size, step in zip(kernel, stride, strict=True))
         if isinstance(layer, Conv2dStaticSamePadding) and isinstance(layer.static_padding, nn.ZeroPad2d):
             left, _, above, _ = layer.static_padding.padding
             layer.padding = (above, left)
         layer.__class__ = nn.Conv2d
     if isinstance(layer, nn.AvgPool2d):
-        return DilatedAverage(layer, (1, 1) if without_stride else stride, rate)
+        return DilatedAvgPool2d(layer, (1, 1) if without_stride else stride, rate)
     # A kernel of 1 has nothing to spread, and takes a slower path in the engines if it is told to.
     layer.dilation = tuple(
         step * rate if size > 1 else 1 for step, size in zip(_pair(layer.dilation), kernel, strict=True)
@@ -97,36 +97,40 @@ def _dense(layer: Any, rate: int, without_stride: bool) -> Any:
     if (below, right) != (above, left) or (isinstance(layer, nn.MaxPool2d) and rate > 1):
         layer.padding = (0, 0)
         fill = float("-inf") if isinstance(layer, nn.MaxPool2d) else 0.0
-        layer.register_forward_pre_hook(partial(_pad, (left, right, above, below), fill))
+        layer.register_forward_pre_hook(partial(_pad_input, (left, right, above, below), fill))
     return layer
 
 
-def _pad(sides: tuple[int, int, int, int], fill: float, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+def _pad_input(sides: tuple[int, int, int, int], fill: float, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Pad what a layer reads as the layer itself cannot: unevenly, or a pool by more than half of its kernel."""
     return (F.pad(inputs[0], sides, value=fill),)
 
 
-class DilatedAverage(nn.Module):
+class DilatedAvgPool2d(nn.Module):
     """An average pool that answers at every position, with its taps `rate` apart; torch's own cannot."""
 
     def __init__(self, pool: nn.AvgPool2d, stride: tuple[int, int], rate: int) -> None:
         super().__init__()
-        self.kernel, self.stride, self.rate = _pair(pool.kernel_size), stride, rate
-        self.padding, self.counts_padding = _pair(pool.padding), pool.count_include_pad
+        self.kernel_size, self.stride, self.dilation = _pair(pool.kernel_size), stride, rate
+        self.padding, self.count_include_pad = _pair(pool.padding), pool.count_include_pad
 
     def forward(self, maps: Tensor) -> Tensor:
         """N x C x H x W -> N x C x H x W."""
-        total = self._summed(maps)
-        return total / (self.kernel[0] * self.kernel[1] if self.counts_padding else self._summed(torch.ones_like(maps)))
-
-    def _summed(self, maps: Tensor) -> Tensor:
-        (above, below), (left, right) = (
-            (pad * self.rate, max(pad, size - 1 - pad) * self.rate)
-            for size, pad in zip(self.kernel, self.padding, strict=True)
+        total = self._window_sum(maps)
+        return total / (
+            self.kernel_size[0] * self.kernel_size[1]
+            if self.count_include_pad
+            else self._window_sum(torch.ones_like(maps))
         )
-        weight = maps.new_ones((maps.shape[1], 1, *self.kernel))
+
+    def _window_sum(self, maps: Tensor) -> Tensor:
+        (above, below), (left, right) = (
+            (pad * self.dilation, max(pad, size - 1 - pad) * self.dilation)
+            for size, pad in zip(self.kernel_size, self.padding, strict=True)
+        )
+        weight = maps.new_ones((maps.shape[1], 1, *self.kernel_size))
         padded = F.pad(maps, (left, right, above, below))
-        return F.conv2d(padded, weight, None, self.stride, 0, self.rate, groups=maps.shape[1])
+        return F.conv2d(padded, weight, None, self.stride, 0, self.dilation, groups=maps.shape[1])
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from models.architectures import encoders
 from models.architectures.base import upsample
-from models.architectures.heads import HEADS, fcn
+from models.architectures.heads import HEADS, fcn_head
 from models.architectures.layers import LearnedUpsampling
 from models.architectures.onnx_compat import make_exportable
-from models.architectures.prune import trim
+from models.architectures.prune import prune_unused_layers
 from models.errors import ConfigError
 
-SKIPS = {"32s": 0, "16s": 1, "8s": 2}
-INITS = {"kaiming": nn.init.kaiming_normal_, "xavier": nn.init.xavier_uniform_}
+SKIP_COUNTS = {"32s": 0, "16s": 1, "8s": 2}
+INIT_FUNCTIONS = {"kaiming": nn.init.kaiming_normal_, "xavier": nn.init.xavier_uniform_}
 
 
 class FCN(nn.Module):
@@ -53,12 +53,12 @@ class FCN(nn.Module):
 
         strides = [min(stride, output_stride) for stride in (8, 16, 32)][2 - skips :]
         factors = [coarse // finer for finer, coarse in pairwise(strides)]
-        self.enlarge = nn.ModuleList(_upsampling(classes, factor, learned) for factor in reversed(factors))
-        self.finish = LearnedUpsampling(classes, strides[0]) if learned else nn.Identity()
+        self.upsample_layers = nn.ModuleList(_make_upsampling(classes, factor, learned) for factor in reversed(factors))
+        self.final_upsampling = LearnedUpsampling(classes, strides[0]) if learned else nn.Identity()
 
         self.has_aux = aux
         if aux:  # on the map of stride 16, as in torchvision and mmsegmentation
-            self.aux_head, features = fcn(stride_16, 16, separable)
+            self.aux_head, features = fcn_head(stride_16, 16, separable)
             self.aux_score = nn.Conv2d(features, classes, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,11 +68,11 @@ class FCN(nn.Module):
     def decode(self, maps: list[Tensor]) -> Tensor:
         """The encoder's maps, finest first -> the scores."""
         scores: Tensor = self.score(self.dropout(self.head(maps[-1])))
-        for enlarge, skip, finer in zip(self.enlarge, reversed(self.skip_scores), maps[-2::-1], strict=False):
+        for enlarge, skip, finer in zip(self.upsample_layers, reversed(self.skip_scores), maps[-2::-1], strict=False):
             # To the finer map's own size: torch.export cannot always prove that a factor leads there.
-            scores = enlarge(scores, finer.shape[-2:]) if isinstance(enlarge, Bilinear) else enlarge(scores)
+            scores = enlarge(scores, finer.shape[-2:]) if isinstance(enlarge, BilinearUpsampling) else enlarge(scores)
             scores = scores + skip(finer)
-        finished: Tensor = self.finish(scores)
+        finished: Tensor = self.final_upsampling(scores)
         return finished
 
     def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -82,7 +82,7 @@ class FCN(nn.Module):
         return (self.decode(maps), *auxiliary)
 
 
-class Bilinear(nn.Module):
+class BilinearUpsampling(nn.Module):
     """Scores N x C x h x w -> N x C x H x W."""
 
     def forward(self, scores: Tensor, size: torch.Size) -> Tensor:
@@ -90,7 +90,7 @@ class Bilinear(nn.Module):
         return upsample(scores, size)
 
 
-def _choice(option: str, word: str, known: dict[str, Any]) -> Any:
+def _look_up_option(option: str, word: str, known: dict[str, Any]) -> Any:
     """What a word stands for. Raises: ConfigError with the nearest words."""
     if word not in known:
         close = difflib.get_close_matches(str(word), known, n=1)
@@ -99,10 +99,10 @@ def _choice(option: str, word: str, known: dict[str, Any]) -> Any:
     return known[word]
 
 
-def _upsampling(classes: int, factor: int, learned: bool) -> nn.Module:
+def _make_upsampling(classes: int, factor: int, learned: bool) -> nn.Module:
     if factor == 1:
         return nn.Identity()  # a dilated map is as fine as the one before it
-    return LearnedUpsampling(classes, factor) if learned else Bilinear()
+    return LearnedUpsampling(classes, factor) if learned else BilinearUpsampling()
 
 
 def build(
@@ -131,17 +131,17 @@ def build(
     dropout: share of the values before the 1x1 classifier dropped in training (Srivastava et al. 2014)
     init: kaiming (arXiv 1502.01852) or xavier (Glorot and Bengio 2010), of all that starts from scratch
     """
-    known = _choice("head", head, HEADS)
+    known = _look_up_option("head", head, HEADS)
     output_stride = output_stride or known.output_stride
     if output_stride not in (8, 16, 32):
         raise ConfigError(f"The output stride {output_stride} is not possible; choose 8, 16 or 32.")
-    finer = _choice("skips", skips or known.skips, SKIPS)
-    learned = _choice("upsampling", upsampling, {"bilinear": False, "learned": True})
-    fill = _choice("init", init, INITS)
+    finer = _look_up_option("skips", skips or known.skips, SKIP_COUNTS)
+    learned = _look_up_option("upsampling", upsampling, {"bilinear": False, "learned": True})
+    fill = _look_up_option("init", init, INIT_FUNCTIONS)
     if not 0 <= dropout < 1:
         raise ConfigError(f"A dropout of {dropout} is not possible; choose a share from 0 to below 1.")
     body = encoders.build(encoder, output_stride, weights)
-    trim(body, encoder, output_stride, finest=min(5 - finer, 4 if aux else 5))
+    prune_unused_layers(body, encoder, output_stride, finest_level=min(5 - finer, 4 if aux else 5))
     make_exportable(body)
     network = FCN(body, classes, head, output_stride, finer, learned, aux, separable, dropout)
     network.normalisation = encoders.normalisation(encoder, weights)

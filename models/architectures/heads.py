@@ -10,47 +10,47 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.architectures.layers import PooledContext, convolution
+from models.architectures.layers import PoolingBranch, conv_bn_relu
 
 ASPP_CHANNELS = 256
 
 
-def linear(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
+def linear_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
     """Nothing: the 1x1 classifier alone, as in the FCN paper, where the encoder brings fc7 (arXiv 1411.4038)."""
     return nn.Identity(), channels
 
 
-def fcn(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
+def fcn_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
     """A 3x3 convolution to a quarter of the channels: torchvision's FCNHead, mmsegmentation's FCN-D8."""
-    return convolution(channels, channels // 4, separable=separable), channels // 4
+    return conv_bn_relu(channels, channels // 4, separable=separable), channels // 4
 
 
-def d6(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
+def d6_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
     """Two 3x3 convolutions of dilation 6, then one over their result and their input: mmsegmentation's FCN-D6."""
     return DilatedHead(channels, channels // 4, separable), channels // 4
 
 
-def aspp(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
-    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3 and the picture's mean (DeepLabV3, arXiv 1706.05587)."""
+def aspp_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
+    """Atrous spatial pyramid pooling: 1x1, three dilated 3x3 and the image's mean (DeepLabV3, arXiv 1706.05587)."""
     rates = [96 * step // stride for step in (1, 2, 3)]  # the paper's 6, 12, 18 at stride 16; 12, 24, 36 at 8
-    branches = [convolution(channels, ASPP_CHANNELS, kernel=1)]
-    branches += [convolution(channels, ASPP_CHANNELS, dilation=rate, separable=separable) for rate in rates]
-    pyramid = Pyramid([*branches, PooledContext(channels, ASPP_CHANNELS, bins=1)], keep=False)
-    project = convolution(5 * ASPP_CHANNELS, ASPP_CHANNELS, kernel=1)
+    branches = [conv_bn_relu(channels, ASPP_CHANNELS, kernel=1)]
+    branches += [conv_bn_relu(channels, ASPP_CHANNELS, dilation=rate, separable=separable) for rate in rates]
+    pyramid = PyramidPooling([*branches, PoolingBranch(channels, ASPP_CHANNELS, bins=1)], include_input=False)
+    project = conv_bn_relu(5 * ASPP_CHANNELS, ASPP_CHANNELS, kernel=1)
     return nn.Sequential(
-        pyramid, project, convolution(ASPP_CHANNELS, ASPP_CHANNELS, separable=separable)
+        pyramid, project, conv_bn_relu(ASPP_CHANNELS, ASPP_CHANNELS, separable=separable)
     ), ASPP_CHANNELS
 
 
-def psp(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
+def psp_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
     """Pyramid pooling: the means of 1, 4, 9 and 36 cells beside the map itself (PSPNet, arXiv 1612.01105)."""
     part = channels // 4
-    pyramid = Pyramid([PooledContext(channels, part, bins) for bins in (1, 2, 3, 6)], keep=True)
-    return nn.Sequential(pyramid, convolution(channels + 4 * part, part, separable=separable)), part
+    pyramid = PyramidPooling([PoolingBranch(channels, part, bins) for bins in (1, 2, 3, 6)], include_input=True)
+    return nn.Sequential(pyramid, conv_bn_relu(channels + 4 * part, part, separable=separable)), part
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadSpec:
     """How a head is built, and where its paper puts it."""
 
     build: Callable[[int, int, bool], tuple[nn.Module, int]]
@@ -59,11 +59,11 @@ class Head:
 
 
 HEADS = {
-    "linear": Head(linear, output_stride=32, skips="8s"),
-    "fcn": Head(fcn, output_stride=32, skips="8s"),
-    "d6": Head(d6, output_stride=16, skips="32s"),
-    "aspp": Head(aspp, output_stride=16, skips="32s"),
-    "psp": Head(psp, output_stride=8, skips="32s"),
+    "linear": HeadSpec(linear_head, output_stride=32, skips="8s"),
+    "fcn": HeadSpec(fcn_head, output_stride=32, skips="8s"),
+    "d6": HeadSpec(d6_head, output_stride=16, skips="32s"),
+    "aspp": HeadSpec(aspp_head, output_stride=16, skips="32s"),
+    "psp": HeadSpec(psp_head, output_stride=8, skips="32s"),
 }
 
 
@@ -72,26 +72,26 @@ class DilatedHead(nn.Module):
 
     def __init__(self, channels: int, features: int, separable: bool) -> None:
         super().__init__()
-        self.wide = nn.Sequential(
-            convolution(channels, features, dilation=6, separable=separable),
-            convolution(features, features, dilation=6, separable=separable),
+        self.dilated_convs = nn.Sequential(
+            conv_bn_relu(channels, features, dilation=6, separable=separable),
+            conv_bn_relu(features, features, dilation=6, separable=separable),
         )
-        self.join = convolution(channels + features, features, separable=separable)
+        self.fuse = conv_bn_relu(channels + features, features, separable=separable)
 
     def forward(self, maps: Tensor) -> Tensor:
         """See the class."""
-        joined: Tensor = self.join(torch.cat([maps, self.wide(maps)], dim=1))
+        joined: Tensor = self.fuse(torch.cat([maps, self.dilated_convs(maps)], dim=1))
         return joined
 
 
-class Pyramid(nn.Module):
+class PyramidPooling(nn.Module):
     """Branches side by side, their maps stacked; with `keep`, the map itself stands first."""
 
-    def __init__(self, branches: list[nn.Module], keep: bool) -> None:
+    def __init__(self, branches: list[nn.Module], include_input: bool) -> None:
         super().__init__()
         self.branches = nn.ModuleList(branches)
-        self.keep = keep
+        self.include_input = include_input
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps N x C x h x w -> N x (sum of the branches' channels) x h x w."""
-        return torch.cat([*([maps] if self.keep else []), *(branch(maps) for branch in self.branches)], dim=1)
+        return torch.cat([*([maps] if self.include_input else []), *(branch(maps) for branch in self.branches)], dim=1)

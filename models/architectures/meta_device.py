@@ -9,7 +9,7 @@ from torch import nn
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def on_meta(body: Module) -> Module:
+def copy_to_meta(body: Module) -> Module:
     """A copy of a module on PyTorch's meta device: float32, in evaluation mode, without gradients, at no cost of memory."""
     kept = [*body.parameters(), *body.buffers()]
     shapes: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in kept}

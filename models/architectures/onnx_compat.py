@@ -1,4 +1,4 @@
-"""Layers of other libraries whose frozen form would be bound to one size of picture, in a form that is not."""
+"""Layers of other libraries whose frozen form would be bound to one size of image, in a form that is not."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from segmentation_models_pytorch.encoders.mobileone import SEBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.architectures.layers import CellMeans
+from models.architectures.layers import ExportableAdaptiveAvgPool2d
 
 
-class AnySizePyramid(PSPBlock):  # type: ignore[misc]
+class ExportablePSPBlock(PSPBlock):  # type: ignore[misc]
     """A level of PSPNet's pyramid; smp's own takes, in an export, an operation that is bound to a size."""
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ class AnySizePyramid(PSPBlock):  # type: ignore[misc]
         return F.interpolate(self.pool(maps), maps.shape[-2:], mode="bilinear", align_corners=True)
 
 
-class AnySizeExcitation(SEBlock):  # type: ignore[misc]
+class ExportableSEBlock(SEBlock):  # type: ignore[misc]
     """MobileOne's squeeze-and-excitation; smp's own averages by a pool whose kernel is as large as the map."""
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -33,11 +33,11 @@ def make_exportable(network: nn.Module) -> None:
     for path, layer in list(network.named_modules()):
         parent, _, child = path.rpartition(".")
         if isinstance(layer, PSPBlock):
-            layer.__class__ = AnySizePyramid
+            layer.__class__ = ExportablePSPBlock
         elif isinstance(layer, SEBlock):
-            layer.__class__ = AnySizeExcitation
+            layer.__class__ = ExportableSEBlock
         elif isinstance(layer, nn.AdaptiveAvgPool2d):
             size: Any = layer.output_size
             bins = size if isinstance(size, int) else size[0]
             if bins > 1:  # one mean of the whole is exported as what it is
-                setattr(network.get_submodule(parent), child, CellMeans(bins))
+                setattr(network.get_submodule(parent), child, ExportableAdaptiveAvgPool2d(bins))

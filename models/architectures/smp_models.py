@@ -4,7 +4,7 @@ They are taken as they are but for four things. Their logits are left at the dec
 upsamples with `align_corners=False` where smp does with True. Encoders are ours (`encoders.py`), so that dilation
 keeps pretrained features. Pyramids of pooled cells (PSPNet, UPerNet) take a form that can be exported. And an encoder
 is named, or its weights fetched, as for every other network here.
-Two are left out: DPT, whose vision transformers take pictures of one size alone, and PAN, which pools the map of
+Two are left out: DPT, whose vision transformers take images of one size alone, and PAN, which pools the map of
 stride 16 three times more and so leaves nothing of a side below 128 pixels.
 """
 
@@ -20,29 +20,29 @@ from torch import nn
 
 from models.architectures import encoders
 from models.architectures.onnx_compat import make_exportable
-from models.architectures.prune import trim
+from models.architectures.prune import prune_unused_layers
 from models.errors import ConfigError, first_line
 
 
 @dataclass(frozen=True)
-class Kind:
+class SmpArchitecture:
     """What an architecture of smp allows."""
 
-    make: Callable[..., Any]
+    model_class: Callable[..., Any]
     output_strides: tuple[int, ...] = (32,)  # of the encoder; the first is smp's default
 
 
-NETWORKS = {
-    "Unet": Kind(smp.Unet),
-    "UnetPlusPlus": Kind(smp.UnetPlusPlus),
-    "MAnet": Kind(smp.MAnet),
-    "Linknet": Kind(smp.Linknet),
-    "FPN": Kind(smp.FPN),
-    "PSPNet": Kind(smp.PSPNet, (8,)),
-    "DeepLabV3": Kind(smp.DeepLabV3, (8, 16)),
-    "DeepLabV3Plus": Kind(smp.DeepLabV3Plus, (16, 8)),
-    "UPerNet": Kind(smp.UPerNet),
-    "Segformer": Kind(smp.Segformer),
+SMP_MODELS = {
+    "Unet": SmpArchitecture(smp.Unet),
+    "UnetPlusPlus": SmpArchitecture(smp.UnetPlusPlus),
+    "MAnet": SmpArchitecture(smp.MAnet),
+    "Linknet": SmpArchitecture(smp.Linknet),
+    "FPN": SmpArchitecture(smp.FPN),
+    "PSPNet": SmpArchitecture(smp.PSPNet, (8,)),
+    "DeepLabV3": SmpArchitecture(smp.DeepLabV3, (8, 16)),
+    "DeepLabV3Plus": SmpArchitecture(smp.DeepLabV3Plus, (16, 8)),
+    "UPerNet": SmpArchitecture(smp.UPerNet),
+    "Segformer": SmpArchitecture(smp.Segformer),
 }
 
 
@@ -55,23 +55,23 @@ def build(
     weights: none to start from scratch, or the encoder's pretrained ones by name, such as imagenet
     output_stride: of the encoder's deepest map, by dilation (DeepLabV3, DeepLabV3Plus); default: as in smp
     """
-    kind = NETWORKS[name]
+    kind = SMP_MODELS[name]
     if encoder == "alexnet":
         raise ConfigError(f"The encoder alexnet is for the architecture fcn alone; choose another one for smp/{name}.")
     stride = output_stride or kind.output_strides[0]
     if stride not in kind.output_strides:
         allowed = " or ".join(map(str, sorted(kind.output_strides)))
         raise ConfigError(f"smp/{name} cannot have the output stride {stride}; it has {allowed}.")
-    known = inspect.signature(kind.make.__init__).parameters
+    known = inspect.signature(kind.model_class.__init__).parameters
     depth = known["encoder_depth"].default
     deepest = min(stride, 2**depth)  # the stride of the encoder's last map
     body = encoders.build(encoder, deepest, weights, depth)
-    trim(body, encoder, deepest)
+    prune_unused_layers(body, encoder, deepest)
     options = {"encoder_output_stride": stride} if "encoder_output_stride" in known else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network = kind.make(encoder_name=encoder, encoder_weights=None, classes=classes, **options)
+            network = kind.model_class(encoder_name=encoder, encoder_weights=None, classes=classes, **options)
     except Exception as error:  # smp raises what it meets
         raise ConfigError(f"smp/{name} on {encoder} cannot be built: {first_line(error)}") from error
     network.encoder = body
@@ -81,4 +81,4 @@ def build(
     return cast(nn.Module, network)
 
 
-ENTRIES = {f"smp/{name}": partial(build, name) for name in NETWORKS}
+BUILDERS = {f"smp/{name}": partial(build, name) for name in SMP_MODELS}

@@ -9,33 +9,33 @@ import re
 
 from torch import Tensor
 
-WRAPPERS = ("network.", "body.", "module.", "model.", "model_ema.")
-ENCODERS = ("encoder.", "backbone.")
+WRAPPER_PREFIXES = ("network.", "body.", "module.", "model.", "model_ema.")
+ENCODER_PREFIXES = ("encoder.", "backbone.")
 # torchvision's published DenseNets are older than its names: `denselayer1.norm.1.weight` for `denselayer1.norm1.weight`.
-_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+_OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 
 
-def plain(name: str) -> str:
+def canonical_key(name: str) -> str:
     """A weight's name in its network, without what a library or a script has put around that."""
-    while name.startswith(WRAPPERS):
+    while name.startswith(WRAPPER_PREFIXES):
         name = name.partition(".")[2]
-    return _OLD_DENSENET.sub(r"\1\2.", name)
+    return _OLD_DENSENET_KEY.sub(r"\1\2.", name)
 
 
-def in_encoder(name: str) -> str:
+def encoder_key(name: str) -> str:
     """A weight's name in its encoder: `conv1.weight` of `body.encoder.conv1.weight`, or of a classifier's `conv1.weight`."""
-    name = plain(name)
-    while name.startswith(ENCODERS):
-        name = plain(name.partition(".")[2])
+    name = canonical_key(name)
+    while name.startswith(ENCODER_PREFIXES):
+        name = canonical_key(name.partition(".")[2])
     return name
 
 
-def of_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def encoder_state_dict(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by their names in the encoder: those of a network's encoder alone, or all of a classifier's."""
-    inside = {name: value for name, value in state.items() if plain(name).startswith(ENCODERS)}
-    return {in_encoder(name): value for name, value in (inside or state).items()}
+    inside = {name: value for name, value in state.items() if canonical_key(name).startswith(ENCODER_PREFIXES)}
+    return {encoder_key(name): value for name, value in (inside or state).items()}
 
 
-def comparable(name: str) -> str:
+def timm_key(name: str) -> str:
     """A name that is the same in timm's classifier and in the feature extractor that timm makes of it."""
     return name.replace(".", "_")

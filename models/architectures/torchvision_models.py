@@ -11,11 +11,11 @@ import torchvision.models as library
 from torch import Tensor, nn
 
 from models.architectures import encoders
-from models.architectures.weight_files import fetched, read, unknown
+from models.architectures.weight_files import fetch_weights, read_state_dict, unknown_weights_error
 from models.errors import ConfigError
 
 # The backbone of each, from which ImageNet weights may come.
-NETWORKS = {
+MODEL_BACKBONES = {
     "fcn_resnet50": "resnet50",
     "fcn_resnet101": "resnet101",
     "deeplabv3_resnet50": "resnet50",
@@ -24,10 +24,10 @@ NETWORKS = {
     "lraspp_mobilenet_v3_large": "mobilenet_v3_large",
 }
 
-PRETRAINED = ["imagenet"]  # the weights that there are of each, by name
+PRETRAINED_NAMES = ["imagenet"]  # the weights that there are of each, by name
 
 # The beginning of a name in torchvision's FCN -> in ours.
-KEYS = {
+FCN_KEY_PREFIXES = {
     "backbone.": "encoder.",
     "classifier.0.": "head.0.",
     "classifier.1.": "head.1.",
@@ -41,7 +41,7 @@ KEYS = {
 class TorchvisionNet(nn.Module):
     """Normalised images float N x 3 x H x W -> logits N x C x H/8 x W/8 (DeepLabV3-MobileNetV3: 16).
 
-    They are what torchvision has before it enlarges them to the picture's size.
+    They are what torchvision has before it enlarges them to the image's size.
     """
 
     backbone: Any
@@ -56,14 +56,14 @@ class TorchvisionNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        return self._scores(self.backbone(images))
+        return self._logits(self.backbone(images))
 
     def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
         """The logits, and with an auxiliary head its own."""
         maps = self.backbone(images)
-        return (self._scores(maps), *([self.aux_classifier(maps["aux"])] if self.aux_classifier else []))
+        return (self._logits(maps), *([self.aux_classifier(maps["aux"])] if self.aux_classifier else []))
 
-    def _scores(self, maps: dict[str, Tensor]) -> Tensor:
+    def _logits(self, maps: dict[str, Tensor]) -> Tensor:
         scores: Tensor = self.classifier(maps.get("out", maps))  # LR-ASPP reads two maps, the others one
         return scores
 
@@ -79,12 +79,14 @@ def build(name: str, classes: int, weights: str | None = None, aux: bool = False
     options = {} if name.startswith("lraspp") else {"aux_loss": aux}
     network = library.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **options)
     if weights:
-        if weights not in PRETRAINED:
-            raise unknown(weights, name, PRETRAINED)
-        backbone = NETWORKS[name]
-        file = fetched(library.get_model_weights(backbone)["IMAGENET1K_V1"].url, f"imagenet weights of {backbone}")
-        encoders.load(network.backbone, backbone, read(file), file)
+        if weights not in PRETRAINED_NAMES:
+            raise unknown_weights_error(weights, name, PRETRAINED_NAMES)
+        backbone = MODEL_BACKBONES[name]
+        file = fetch_weights(
+            library.get_model_weights(backbone)["IMAGENET1K_V1"].url, f"imagenet weights of {backbone}"
+        )
+        encoders.load_weights(network.backbone, backbone, read_state_dict(file), file)
     return TorchvisionNet(network)
 
 
-ENTRIES = {f"torchvision/{name}": partial(build, name) for name in NETWORKS}
+BUILDERS = {f"torchvision/{name}": partial(build, name) for name in MODEL_BACKBONES}

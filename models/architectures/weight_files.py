@@ -18,7 +18,7 @@ from models.errors import WeightsError, first_line
 TIMEOUT = 10  # seconds that a host may take to answer before it counts as out of reach
 
 
-def read(file: Path) -> dict[str, Tensor]:
+def read_state_dict(file: Path) -> dict[str, Tensor]:
     """The tensors of a weights file by name: safetensors, or what `torch.save` wrote and torch reads without pickle.
 
     What a file is tells its beginning, not its name. A dict under `state_dict` or `model` is looked into, as training
@@ -36,7 +36,7 @@ def read(file: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{file} is a safetensors file that is damaged ({error}).") from error
     if not beginning.startswith((b"PK", b"\x80")):  # a zip archive as torch writes it, or a pickle as it used to
         raise WeightsError(f"{file} is no file of weights: it is neither safetensors nor what torch.save writes.")
-    return _state(file, _torch_load(file))
+    return _find_state_dict(file, _torch_load(file))
 
 
 def _torch_load(file: Path) -> Any:
@@ -65,7 +65,7 @@ def _torch_load(file: Path) -> Any:
         raise WeightsError(f"{file} is damaged, or no file of weights: {first_line(error)}") from error
 
 
-def _state(file: Path, content: Any) -> dict[str, Tensor]:
+def _find_state_dict(file: Path, content: Any) -> dict[str, Tensor]:
     for key in ("state_dict", "model_state_dict", "model_state", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -82,31 +82,31 @@ def _state(file: Path, content: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def unknown(weights: str, of: str, known: list[str]) -> WeightsError:
+def unknown_weights_error(weights: str, of: str, known: list[str]) -> WeightsError:
     """The error for `weights=` with a word that is neither a file nor one of the names `known` for `of`."""
     return WeightsError(
         f"The weights {weights!r} are no file, no bundle, and not known for {of}, which has {', '.join(known)}."
     )
 
 
-def fetched(url: str, what: str, option: str = "weights=") -> Path:
+def fetch_weights(url: str, what: str, option: str = "weights=") -> Path:
     """The file of a URL in torch's cache, downloaded if it is not there.
 
     Raises: WeightsError that names the file to fetch, and the `option` that takes it.
     """
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if not target.is_file():
-        _require(url, what, option)
+        _check_reachable(url, what, option)
         target.parent.mkdir(parents=True, exist_ok=True)
         prefix = target.stem.rpartition("-")[2]  # torchvision's names end in the first digits of the sha256
         try:
             torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix, progress=True)
         except (OSError, RuntimeError) as error:
-            raise WeightsError(_unfetched(url, what, option, error)) from error
+            raise WeightsError(_fetch_error_message(url, what, option, error)) from error
     return target
 
 
-def from_hub(repository: str, name: str, revision: str, what: str) -> Path:
+def fetch_from_hub(repository: str, name: str, revision: str, what: str) -> Path:
     """A file of the Hugging Face hub in its cache, downloaded if it is not there. Raises: WeightsError."""
     import huggingface_hub
 
@@ -114,21 +114,21 @@ def from_hub(repository: str, name: str, revision: str, what: str) -> Path:
     if isinstance(kept, str):
         return Path(kept)
     url = huggingface_hub.hf_hub_url(repository, name, revision=revision)
-    _require(url, what, "weights=")  # the hub's own client tries for most of a minute before it says so
+    _check_reachable(url, what, "weights=")  # the hub's own client tries for most of a minute before it says so
     try:
         return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
     except Exception as error:  # its errors are those of several libraries
-        raise WeightsError(_unfetched(url, what, "weights=", error)) from error
+        raise WeightsError(_fetch_error_message(url, what, "weights=", error)) from error
 
 
-def _require(url: str, what: str, option: str) -> None:
+def _check_reachable(url: str, what: str, option: str) -> None:
     request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "maskserve"})
     try:
         urllib.request.urlopen(request, timeout=TIMEOUT).close()
     except (urllib.error.URLError, TimeoutError) as error:
-        raise WeightsError(_unfetched(url, what, option, error)) from error
+        raise WeightsError(_fetch_error_message(url, what, option, error)) from error
 
 
-def _unfetched(url: str, what: str, option: str, error: Exception) -> str:
+def _fetch_error_message(url: str, what: str, option: str, error: Exception) -> str:
     reason = first_line(getattr(error, "reason", error))
     return f"The {what} cannot be fetched ({reason}). Fetch {url} where there is a network, and name the file: {option}FILE."

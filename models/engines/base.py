@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Run(Protocol):
+class InferenceFunction(Protocol):
     """The network: callable from several threads at once.
 
     Raises: MemoryError where the images are more than the memory holds, and smaller ones may then succeed; RuntimeError
@@ -32,7 +32,7 @@ class Run(Protocol):
         ...
 
 
-def ran_out_of_memory(error: Exception) -> bool:
+def is_engine_out_of_memory(error: Exception) -> bool:
     """Whether an engine's RuntimeError says that memory was too small; none of them has a kind of its own for it."""
     text = str(error).lower()
     return any(

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import MODEL, Bundle
-from models.cpu_quota import granted_cores
-from models.engines.base import Run, ran_out_of_memory
+from models.bundle import MODEL_FILE, Bundle
+from models.cpu_quota import quota_limited_cores
+from models.engines.base import InferenceFunction, is_engine_out_of_memory
 from models.errors import BundleError, EngineError, first_line, last_line
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,19 +29,19 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     return ("f32",)
 
 
-def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
+def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency: int = 1) -> InferenceFunction:
     """Open the bundle's graph in a session; `models/engines/base.py` tells the rest. Raises: BundleError."""
     import onnxruntime
 
-    graph = bundle.verified(MODEL)
+    graph = bundle.verify_file(MODEL_FILE)
     options = onnxruntime.SessionOptions()
-    threads = threads or granted_cores()
+    threads = threads or quota_limited_cores()
     # Who calls computes too; beside them is one pool for all. 0: as many as there are cores.
-    options.intra_op_num_threads = threads and at_once * (threads - 1) + 1
+    options.intra_op_num_threads = threads and concurrency * (threads - 1) + 1
     # Between two steps threads else turn in circles, on cores that other workers and requests could use: with two workers
-    # of two threads on two cores this gave 1.4 times the pictures.
+    # of two threads on two cores this gave 1.4 times the images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False  # it plans the memory of one size of picture, and would plan each anew
+    options.enable_mem_pattern = False  # it plans the memory of one size of image, and would plan each anew
     options.log_severity_level = 3
     # Kernels of a GPU are else searched through for each new size, which takes seconds.
     chosen: list[Any] = [
@@ -61,7 +61,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int
         try:
             answer = session.run(names, {"images": np.ascontiguousarray(images)})
         except Exception as error:
-            if ran_out_of_memory(error):
+            if is_engine_out_of_memory(error):
                 raise MemoryError(f"ONNX Runtime: {last_line(error)}") from error
             raise RuntimeError(f"ONNX Runtime: {first_line(error)}") from error  # its own kinds have no common root
         return answer[0], answer[1] if logits else None

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import WEIGHTS, Bundle
-from models.engines.base import Run, ran_out_of_memory
-from models.engines.cuda_graphs import Answer, Graphs, plainly
+from models.bundle import WEIGHTS_FILE, Bundle
+from models.engines.base import InferenceFunction, is_engine_out_of_memory
+from models.engines.cuda_graphs import CudaGraphCache, EngineOutput, run_eager
 from models.errors import BundleError, ConfigError, EngineError, first_line
 
 if TYPE_CHECKING:  # the service goes without torch; it is opened where this engine is asked for
@@ -21,22 +21,22 @@ if TYPE_CHECKING:  # the service goes without torch; it is opened where this eng
 
     from models.architectures.base import Network
 
-MISSING = "The engine torch is not installed here: it needs the [train] extra of maskserve."
+NOT_INSTALLED = "The engine torch is not installed here: it needs the [train] extra of maskserve."
 
 
 def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     """f32; bf16 where the device computes in it; fp16 on a GPU."""
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("models.architectures") is None:
-        raise EngineError(MISSING)
-    if not bundle.has(WEIGHTS):
+        raise EngineError(NOT_INSTALLED)
+    if not bundle.has_file(WEIGHTS_FILE):
         raise EngineError(
-            f"{bundle.folder} has no engine torch: it came from an ONNX graph and holds no {WEIGHTS}; take openvino or "
+            f"{bundle.folder} has no engine torch: it came from an ONNX graph and holds no {WEIGHTS_FILE}; take openvino or "
             "onnxruntime."
         )
     import torch
 
     if device == "cpu":
-        return ("f32", "bf16") if _cpu_computes_in_bf16() else ("f32",)
+        return ("f32", "bf16") if _cpu_supports_bf16() else ("f32",)
     if device != "cuda":
         raise EngineError(f"The engine torch runs on cpu or cuda, not on {device!r}.")
     if not torch.cuda.is_available():
@@ -44,7 +44,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     return ("f32", "bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("f32", "fp16")
 
 
-def _cpu_computes_in_bf16() -> bool:
+def _cpu_supports_bf16() -> bool:
     """Whether the CPU has AVX512-BF16 or AMX; oneDNN calls plain AVX512 enough, where it emulates bf16 slowly."""
     import torch
 
@@ -52,7 +52,7 @@ def _cpu_computes_in_bf16() -> bool:
     return any(sign is not None and sign() for sign in signs) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int = 1) -> Run:
+def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency: int = 1) -> InferenceFunction:
     """Build the network and fill in its weights; `models/engines/base.py` tells the rest.
 
     `threads` is one number for the whole process: torch has no other, and gives so many to each that calls.
@@ -63,38 +63,38 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int
     kind = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if threads and device == "cpu":
         torch.set_num_threads(threads)
-    network = build(bundle)
-    with _memory_told():
+    network = build_network(bundle)
+    with _translate_memory_errors():
         network.to(device).to(memory_format=torch.channels_last)
         network.body.to(kind)  # the normalisation before it stays in float32
 
     def answer(images: "Tensor") -> "tuple[Tensor, Tensor]":
         from models.architectures.base import upsample
 
-        maps = network.normalised(images.permute(0, 3, 1, 2)).to(kind)  # N x H x W x 3 is channels_last already
+        maps = network.normalise(images.permute(0, 3, 1, 2)).to(kind)  # N x H x W x 3 is channels_last already
         logits = network.body(maps).float()
         return upsample(logits, images.shape[1:3]).argmax(dim=1).to(torch.uint8), logits
 
-    graphs = Graphs(answer, precision != "f32") if device == "cuda" else None
+    graphs = CudaGraphCache(answer, precision != "f32") if device == "cuda" else None
 
-    def run(images: NDArray[np.uint8], logits: bool = False) -> Answer:
-        with _memory_told(), torch.inference_mode():
-            return graphs(images, logits) if graphs else plainly(answer, images, logits, device)
+    def run(images: NDArray[np.uint8], logits: bool = False) -> EngineOutput:
+        with _translate_memory_errors(), torch.inference_mode():
+            return graphs(images, logits) if graphs else run_eager(answer, images, logits, device)
 
     return run
 
 
 @contextlib.contextmanager
-def _memory_told() -> Iterator[None]:
+def _translate_memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if ran_out_of_memory(error):
+        if is_engine_out_of_memory(error):
             raise MemoryError(f"PyTorch: {first_line(error)}") from error
         raise
 
 
-def build(bundle: Bundle) -> "Network":
+def build_network(bundle: Bundle) -> "Network":
     """The network of a bundle in float32, for inference.
 
     Raises: BundleError where spec and weights do not agree, EngineError where what builds it is not installed.
@@ -105,10 +105,10 @@ def build(bundle: Bundle) -> "Network":
 
         from models import architectures
     except ModuleNotFoundError as error:
-        raise EngineError(f"{MISSING} ({error})") from error
+        raise EngineError(f"{NOT_INSTALLED} ({error})") from error
 
     made = bundle.spec.architecture
-    weights = bundle.verified(WEIGHTS)
+    weights = bundle.verify_file(WEIGHTS_FILE)
     try:
         network = architectures.build(made.name, len(bundle.spec.classes), **made.options)
         network.load_state_dict(load_file(weights))

@@ -6,12 +6,12 @@ Pillow knows some fifty formats and many are attack surface, so nothing reaches 
 import re
 import struct
 
-from models.errors import NotAnImage
+from models.errors import UnsupportedFormatError
 
-READABLE = "JPEG, PNG, WebP, TIFF, BMP or AVIF"
+READABLE_FORMATS = "JPEG, PNG, WebP, TIFF, BMP or AVIF"
 
 # How those formats begin. WebP and AVIF say their name inside a container that others use too.
-FIRST_BYTES = {
+SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
     b"II*\0": "TIFF",
@@ -19,15 +19,15 @@ FIRST_BYTES = {
     b"II+\0": "TIFF",  # BigTIFF, of more than 4 GB
     b"MM\0+": "TIFF",
 }
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; `BM` alone also begins a text
+BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; `BM` alone also begins a text
 
 # Signature -> what it is, and what to do. A key is found at the place where its format has it: 0, where none is said.
-ELSEWHERE = {b"ustar": 257, b"DICM": 128}
-OTHERS = {
+SIGNATURE_OFFSETS = {b"ustar": 257, b"DICM": 128}
+UNSUPPORTED_SIGNATURES = {
     b"GIF8": "a GIF; save one frame of it as PNG",
-    b"\0\0\1\0": "an icon (ICO); save its largest picture as PNG",
+    b"\0\0\1\0": "an icon (ICO); save its largest image as PNG",
     b"\0\0\2\0": "a cursor (CUR) or a TGA; save it as PNG",
-    b"icns": "an icon (ICNS); save its largest picture as PNG",
+    b"icns": "an icon (ICNS); save its largest image as PNG",
     b"%!PS": "PostScript (EPS), a drawing and no pixels; render it to PNG",
     b"\xc5\xd0\xd3\xc6": "PostScript (EPS), a drawing and no pixels; render it to PNG",
     b"%PDF": "a PDF; render the page that you want to PNG",
@@ -48,82 +48,86 @@ OTHERS = {
     b"DDS ": "a texture (DDS); save it as PNG",
     b"SIMPLE  =": "a FITS; scale its samples and save it as 16-bit TIFF",
     b"DICM": "a DICOM; export the slice as PNG or TIFF",
-    b"\x89HDF": "an HDF5; export the picture in it as PNG or TIFF",
+    b"\x89HDF": "an HDF5; export the image in it as PNG or TIFF",
     b"\x93NUMPY": "a NumPy array; save it as PNG or TIFF",
     b"\xd7\xcd\xc6\x9a": "a Windows metafile (WMF), a drawing and no pixels; render it to PNG",
     b"\x1aE\xdf\xa3": "a video (WebM or Matroska); send one frame of it as JPEG or PNG",
     b"\0\0\1\xba": "a video (MPEG); send one frame of it as JPEG or PNG",
     b"\0\0\1\xb3": "a video (MPEG); send one frame of it as JPEG or PNG",
     b"FLV\1": "a video (FLV); send one frame of it as JPEG or PNG",
-    b"OggS": "Ogg sound or video; send a picture",
-    b"ID3": "sound (MP3); send a picture",
-    b"fLaC": "sound (FLAC); send a picture",
-    b"PK\3\4": "a ZIP archive; unpack it and send the pictures",
-    b"PK\5\6": "an empty ZIP archive; send a picture",
-    b"\x1f\x8b": "a gzip; unpack it and send the picture",
-    b"BZh": "a bzip2; unpack it and send the picture",
-    b"\xfd7zXZ\0": "an xz; unpack it and send the picture",
-    b"\x28\xb5\x2f\xfd": "a zstd; unpack it and send the picture",
-    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it and send the pictures",
-    b"Rar!": "a RAR archive; unpack it and send the pictures",
-    b"ustar": "a tar archive; unpack it and send the pictures",
-    b"\x7fELF": "a program; send a picture",
-    b"MZ": "a program; send a picture",
+    b"OggS": "Ogg sound or video; send an image",
+    b"ID3": "sound (MP3); send an image",
+    b"fLaC": "sound (FLAC); send an image",
+    b"PK\3\4": "a ZIP archive; unpack it and send the images",
+    b"PK\5\6": "an empty ZIP archive; send an image",
+    b"\x1f\x8b": "a gzip; unpack it and send the image",
+    b"BZh": "a bzip2; unpack it and send the image",
+    b"\xfd7zXZ\0": "an xz; unpack it and send the image",
+    b"\x28\xb5\x2f\xfd": "a zstd; unpack it and send the image",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it and send the images",
+    b"Rar!": "a RAR archive; unpack it and send the images",
+    b"ustar": "a tar archive; unpack it and send the images",
+    b"\x7fELF": "a program; send an image",
+    b"MZ": "a program; send an image",
 }
 
 # What a file of ISO boxes (`ftyp`) is, by its brands.
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
-HEIC = (
+HEIC_ADVICE = (
     "a HEIC, as iPhones take them; send it as JPEG (on the phone: Settings, Camera, Formats, Most Compatible; or share "
     "the photograph by mail)"
 )
-VIDEO = "a video (MP4 or QuickTime); send one frame of it as JPEG or PNG"
+VIDEO_ADVICE = "a video (MP4 or QuickTime); send one frame of it as JPEG or PNG"
 
 # What a text is, by how it begins once blanks are taken away, in lower case.
-TEXTS = [
+TEXT_PATTERNS = [
     (rb"<(\?xml|!--|!doctype svg|svg)[\s\S]*<svg|<svg", "an SVG, a drawing and no pixels; render it to PNG"),
-    (rb"<!doctype html|<html|<head|<body", "a page of HTML, perhaps an error that was saved as a picture; look into it"),
-    (rb"<", "XML; send a picture"),
+    (rb"<!doctype html|<html|<head|<body", "a page of HTML, perhaps an error that was saved as an image; look into it"),
+    (rb"<", "XML; send an image"),
     (rb"data:image/[^,]{0,99},", "a data URL; decode its base64 and send the bytes"),
-    (rb"(https?|ftp|file|s3|gs)://\S", "an address; nothing is fetched from it, send the picture's own bytes"),
-    (rb"/9j/|ivborw0kgg|r0lgod|uklgr|sukq|tu0a|aaaa..z0ex", "a picture as base64 text; decode it and send the bytes"),
-    (rb"[{\[]", "JSON; send the picture's own bytes"),
+    (rb"(https?|ftp|file|s3|gs)://\S", "an address; nothing is fetched from it, send the image's own bytes"),
+    (rb"/9j/|ivborw0kgg|r0lgod|uklgr|sukq|tu0a|aaaa..z0ex", "an image as base64 text; decode it and send the bytes"),
+    (rb"[{\[]", "JSON; send the image's own bytes"),
     (rb"p[1-7f]\s", "a PNM (PPM, PGM, PBM, PFM); save it as PNG"),
     (rb"/\* xpm", "an XPM; save it as PNG"),
     (rb"#define \w+_width", "an XBM; save it as PNG"),
 ]  # fmt: skip
-LOOKED_AT = 4096  # bytes of a text
+MAX_TEXT_BYTES = 4096  # bytes of a text
 
 
-def format_of(data: bytes) -> str:
+def detect_format(data: bytes) -> str:
     """Pillow's name of the format that the bytes begin like: JPEG, PNG, WEBP, TIFF, BMP or AVIF.
 
     They may be broken behind that. Raises: NotAnImage for anything else, saying what it is and what to do.
     """
     head = data[:16]
-    for first, name in FIRST_BYTES.items():
+    for first, name in SIGNATURES.items():
         if head.startswith(first):
-            return _no_raw(data, name)
+            return _reject_canon_raw(data, name)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
-    if head[:2] == b"BM" and (len(data) < 18 or (data[14] in BMP_HEADERS and data[15:18] == b"\0\0\0")):
+    if head[:2] == b"BM" and (len(data) < 18 or (data[14] in BMP_HEADER_SIZES and data[15:18] == b"\0\0\0")):
         return "BMP"
     if head[4:8] == b"ftyp":
         brands = _brands(data)
         if AVIF_BRANDS & set(brands) and brands[0] not in HEIC_BRANDS:
             return "AVIF"
-    raise NotAnImage(f"These {len(data):,} bytes are {_what(data)}. Pictures are read as {READABLE}.")
+    raise UnsupportedFormatError(
+        f"These {len(data):,} bytes are {_describe_unsupported(data)}. Images are read as {READABLE_FORMATS}."
+    )
 
 
-def _no_raw(data: bytes, name: str) -> str:
-    """Many cameras' raw files begin like a TIFF, whose first picture is a thumbnail; most of them say what they are."""
+def _reject_canon_raw(data: bytes, name: str) -> str:
+    """Many cameras' raw files begin like a TIFF, whose first image is a thumbnail; most of them say what they are."""
     if name == "TIFF" and data[8:11] == b"CR\2":
-        raise NotAnImage(f"These {len(data):,} bytes are {raw('CR2')}. Pictures are read as {READABLE}.")
+        raise UnsupportedFormatError(
+            f"These {len(data):,} bytes are {camera_raw_advice('CR2')}. Images are read as {READABLE_FORMATS}."
+        )
     return name
 
 
-def raw(kind: str) -> str:
+def camera_raw_advice(kind: str) -> str:
     """A camera's raw file, with advice."""
     return f"a camera's raw file ({kind}); develop it and export a JPEG or a TIFF"
 
@@ -131,27 +135,25 @@ def raw(kind: str) -> str:
 def _brands(data: bytes) -> list[bytes]:
     """The major brand and the compatible ones of the `ftyp` box that the bytes begin with (ISO/IEC 14496-12, 4.3)."""
     (length,) = struct.unpack(">I", data[:4])
-    box = data[8 : min(length, LOOKED_AT)] if length >= 16 else data[8:12]
+    box = data[8 : min(length, MAX_TEXT_BYTES)] if length >= 16 else data[8:12]
     return [box[place : place + 4] for place in range(0, len(box) - 3, 4) if place != 4]  # 4: the version
 
 
-def _what(data: bytes) -> str:
-    for signature, what in OTHERS.items():
-        if data.startswith(signature, ELSEWHERE.get(signature, 0)):
+def _describe_unsupported(data: bytes) -> str:
+    for signature, what in UNSUPPORTED_SIGNATURES.items():
+        if data.startswith(signature, SIGNATURE_OFFSETS.get(signature, 0)):
             return what
     if data[4:8] == b"ftyp":
         brands = set(_brands(data))
-        return HEIC if brands & HEIC_BRANDS or brands <= {b"mif1", b"msf1", b"miaf"} else VIDEO
+        return HEIC_ADVICE if brands & HEIC_BRANDS or brands <= {b"mif1", b"msf1", b"miaf"} else VIDEO_ADVICE
     if data[4:8] in (b"moov", b"mdat", b"wide", b"skip", b"free"):
-        return VIDEO
+        return VIDEO_ADVICE
     if data[:4] == b"RIFF":
-        return (
-            "a video (AVI); send one frame of it as JPEG or PNG" if data[8:12] == b"AVI " else "sound; send a picture"
-        )
-    text = data[:LOOKED_AT].removeprefix(b"\xef\xbb\xbf").strip().lower()
-    for pattern, what in TEXTS:
+        return "a video (AVI); send one frame of it as JPEG or PNG" if data[8:12] == b"AVI " else "sound; send an image"
+    text = data[:MAX_TEXT_BYTES].removeprefix(b"\xef\xbb\xbf").strip().lower()
+    for pattern, what in TEXT_PATTERNS:
         if re.match(pattern, text):
             return what
     if text and not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f-\xff]", text):
-        return "text; send a picture"
-    return "no picture that is known here (or a TGA, which says nothing of itself); save it as PNG"
+        return "text; send an image"
+    return "no image that is known here (or a TGA, which says nothing of itself); save it as PNG"

@@ -6,39 +6,42 @@ The limits here are far above what programs write, and each says what it is meas
 
 import re
 
-from models.errors import BrokenImage, ImageTooLarge
+from models.errors import CorruptImageError, ImageTooLargeError
 
 # JPEG. libtiff has the same limit for the JPEGs in its files; libjpeg's own script has 10 scans, mozjpeg's up to 20.
-# A scan of nothing costs 100 bytes, and a pass over all the picture.
+# A scan of nothing costs 100 bytes, and a pass over all the image.
 MAX_SCANS = 100
 MAX_SEGMENTS = 10_000  # a profile has up to 255, a depth map some hundreds; 2 us each
-MAX_JUNK = 1 << 20  # bytes between the segments; 0.1 us each
-MAX_EXIF = 1 << 18  # bytes: a segment holds 64 KB, and Pillow strings several together; up to 1 us each
+MAX_JUNK_BYTES = 1 << 20  # bytes between the segments; 0.1 us each
+MAX_EXIF_BYTES = 1 << 18  # bytes: a segment holds 64 KB, and Pillow strings several together; up to 1 us each
 
 _MARKER = re.compile(rb"\xff([\x01-\xfe])", re.DOTALL)  # 0xFF00 is data, and 0xFFFF a filler
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
-_FRAMES, _PROGRESSIVE = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xC6, 0xCA, 0xCE}
-_BARE = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # markers without a length, as Pillow reads them
+_SOF_MARKERS, _PROGRESSIVE_SOF_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xC6, 0xCA, 0xCE}
+_STANDALONE_MARKERS = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # markers without a length, as Pillow reads them
 
 # BMP.
-MAX_RUNS = 4 << 20  # bytes of one in runs, which Pillow reads one by one: up to 0.4 us a byte
+MAX_RLE_BYTES = 4 << 20  # bytes of one in runs, which Pillow reads one by one: up to 0.4 us a byte
 
 
 def check_jpeg(data: bytes, max_pixels: int) -> None:
     """Raises: BrokenImage for what no encoder writes."""
     place, segments, junk, exif, scans, progressive, components = 2, 0, 0, 0, 0, False, 0
-    while (found := _MARKER.search(data, place, len(data) if scans else place + MAX_JUNK)) is not None:
+    while (found := _MARKER.search(data, place, len(data) if scans else place + MAX_JUNK_BYTES)) is not None:
         marker = found[1][0]
         if not scans:  # behind it are pixels
             junk += found.start() - place
         place = found.end()
         if marker == _EOI and scans:
             break
-        if marker in _BARE:
+        if marker in _STANDALONE_MARKERS:
             continue
         length = int.from_bytes(data[place : place + 2], "big")
-        if marker in _FRAMES:
-            progressive, components = marker in _PROGRESSIVE, data[place + 7] if place + 7 < len(data) else 0
+        if marker in _SOF_MARKERS:
+            progressive, components = (
+                marker in _PROGRESSIVE_SOF_MARKERS,
+                data[place + 7] if place + 7 < len(data) else 0,
+            )
         elif marker == _SOS:
             scans += 1
             whole = not progressive and data[place + 2 : place + 3] == bytes([components])  # no more scans are read
@@ -48,27 +51,33 @@ def check_jpeg(data: bytes, max_pixels: int) -> None:
             exif += length
         place += max(length, 2)
         segments += 1
-        if segments > MAX_SEGMENTS or scans > MAX_SCANS or junk > MAX_JUNK or exif > MAX_EXIF:
-            raise BrokenImage(
-                f"The JPEG holds {_named(segments, scans, exif)}, which no program writes; save it again."
+        if segments > MAX_SEGMENTS or scans > MAX_SCANS or junk > MAX_JUNK_BYTES or exif > MAX_EXIF_BYTES:
+            raise CorruptImageError(
+                f"The JPEG holds {_describe_excess(segments, scans, exif)}, which no program writes; save it again."
             )
-    if found is None and not scans and place + MAX_JUNK < len(data):
-        raise BrokenImage(f"The JPEG holds more than {MAX_JUNK:,} bytes between its segments; it is broken.")
+    if found is None and not scans and place + MAX_JUNK_BYTES < len(data):
+        raise CorruptImageError(
+            f"The JPEG holds more than {MAX_JUNK_BYTES:,} bytes between its segments; it is broken."
+        )
 
 
-def _named(segments: int, scans: int, exif: int) -> str:
+def _describe_excess(segments: int, scans: int, exif: int) -> str:
     if scans > MAX_SCANS:
         return f"more than {MAX_SCANS} scans"
     if segments > MAX_SEGMENTS:
         return f"more than {MAX_SEGMENTS:,} segments"
-    return f"{exif:,} bytes of EXIF" if exif > MAX_EXIF else f"more than {MAX_JUNK:,} bytes between its segments"
+    return (
+        f"{exif:,} bytes of EXIF"
+        if exif > MAX_EXIF_BYTES
+        else f"more than {MAX_JUNK_BYTES:,} bytes between its segments"
+    )
 
 
 def check_bmp(data: bytes, max_pixels: int) -> None:
     """Raises: ImageTooLarge for a long BMP in runs."""
-    if len(data) >= 34 and data[14] != 12 and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0") and len(data) > MAX_RUNS:
-        raise ImageTooLarge(
-            f"The BMP is run-length encoded, with {len(data):,} bytes; of those {MAX_RUNS:,} are read. Save it as PNG."
+    if len(data) >= 34 and data[14] != 12 and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0") and len(data) > MAX_RLE_BYTES:
+        raise ImageTooLargeError(
+            f"The BMP is run-length encoded, with {len(data):,} bytes; of those {MAX_RLE_BYTES:,} are read. Save it as PNG."
         )
 
 
@@ -88,6 +97,6 @@ def check_webp(data: bytes, max_pixels: int) -> None:
 def check_size(width: int, height: int, max_pixels: int) -> None:
     """Raises: ImageTooLarge."""
     if width * height > max_pixels:
-        raise ImageTooLarge(
-            f"The picture has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}."
+        raise ImageTooLargeError(
+            f"The image has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}."
         )

@@ -1,4 +1,4 @@
-"""libtiff writes what is wrong with a picture to the process's stderr; here that is switched off.
+"""libtiff writes what is wrong with an image to the process's stderr; here that is switched off.
 
 Pillow switches off its warnings alone, and anyone's broken TIFF would be a line in the service's log. What went wrong
 still reaches the caller, as an exception.
@@ -12,7 +12,7 @@ import PIL
 from PIL import features
 
 
-def silence() -> None:
+def silence_libtiff() -> None:
     """Take away libtiff's error handler, in the library that Pillow brings with it, and Pillow's own lines on TIFFs."""
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
     folder = Path(PIL.__file__).parent

@@ -1,8 +1,8 @@
 """From a network's scores to labels: the one place outside the graph where logits are upsampled.
 
-Scores are logits, finite float32, C x h x w with 2 <= C <= 255, on a grid that covers the picture evenly. Upsampling is
+Scores are logits, finite float32, C x h x w with 2 <= C <= 255, on a grid that covers the image evenly. Upsampling is
 bilinear with half-pixel centres and clamped edges (torch's `align_corners=False`). It goes by strips of rows, because 21
-classes of a picture of 12 megapixels would be a float volume of a gigabyte.
+classes of an image of 12 megapixels would be a float volume of a gigabyte.
 """
 
 from typing import NamedTuple
@@ -20,39 +20,41 @@ Confidence = NDArray[np.float32]  # H x W, softmax probability of the label, 0..
 STRIP_BYTES = 2**22
 
 # A class so many logits below the winner adds less than e^-20 = 2e-9 to the softmax's sum.
-NEGLIGIBLE = 20.0
+SOFTMAX_CUTOFF = 20.0
 
 
-class Taps(NamedTuple):
+class InterpolationTaps(NamedTuple):
     """For each sample on an axis, the two rows (or columns) of a grid that it lies between."""
 
     above: NDArray[np.intp]
     below: NDArray[np.intp]
     weight: NDArray[np.float32]  # the share of `below`, 0..1; `above` has the rest
 
-    def part(self, start: int, stop: int, first: int = 0) -> "Taps":
+    def section(self, start: int, stop: int, first: int = 0) -> "InterpolationTaps":
         """The samples from `start` to before `stop`, for a grid whose first row at hand is `first`."""
-        return Taps(self.above[start:stop] - first, self.below[start:stop] - first, self.weight[start:stop])
+        return InterpolationTaps(
+            self.above[start:stop] - first, self.below[start:stop] - first, self.weight[start:stop]
+        )
 
-    def known(self, rows: int) -> int:
+    def count_ready(self, rows: int) -> int:
         """How many samples, counted from the first, need none but the grid's first `rows` rows."""
         return int(np.searchsorted(self.below, rows))
 
 
-def centres(length: int, grid: float) -> NDArray[np.float64]:
+def pixel_centres(length: int, grid: float) -> NDArray[np.float64]:
     """Where the centres of `length` pixels lie on a grid that has `grid` rows over them, in rows from the first."""
     return (2 * np.arange(length) + 1) * grid / (2 * length) - 0.5
 
 
-def taps(positions: NDArray[np.float64], grid: int) -> Taps:
+def interpolation_taps(positions: NDArray[np.float64], grid: int) -> InterpolationTaps:
     """What to read from a grid of `grid` rows for samples at `positions`; beyond its edges the edge is repeated."""
     inside = positions.clip(0, grid - 1)
     above = np.floor(inside).astype(np.intp)
     weight = (inside - above).astype(np.float32)
-    return Taps(above, above + (weight > 0), weight)
+    return InterpolationTaps(above, above + (weight > 0), weight)
 
 
-def interpolate_rows(scores: Scores, at: Taps) -> Scores:
+def interpolate_rows(scores: Scores, at: InterpolationTaps) -> Scores:
     """Scores C x h x w at other rows, C x len(at) x w; the scores themselves where the rows are theirs already."""
     if not at.weight.any():
         start, stop = at.above[0], at.above[-1] + 1
@@ -64,13 +66,17 @@ def interpolate_rows(scores: Scores, at: Taps) -> Scores:
     return rows
 
 
-def upsample(scores: Scores, size: tuple[int, int]) -> Scores:
+def resize_scores(scores: Scores, size: tuple[int, int]) -> Scores:
     """Scores C x h x w at another (height, width), larger or smaller, bilinear."""
-    return _widen(interpolate_rows(scores, taps(centres(size[0], scores.shape[1]), scores.shape[1])), size[1])
+    return _resize_columns(
+        interpolate_rows(scores, interpolation_taps(pixel_centres(size[0], scores.shape[1]), scores.shape[1])), size[1]
+    )
 
 
-def decide(scores: Scores, size: tuple[int, int], confidence: bool = False) -> tuple[Labels, Confidence | None]:
-    """The label of each pixel of a picture of `size` (height, width), and on request how probable it is.
+def scores_to_labels(
+    scores: Scores, size: tuple[int, int], confidence: bool = False
+) -> tuple[Labels, Confidence | None]:
+    """The label of each pixel of an image of `size` (height, width), and on request how probable it is.
 
     Returns: argmax of the upsampled scores, uint8 H x W (of equals the lowest class), and the softmax probability of
     that label, float32 H x W in 0..1, or None.
@@ -78,18 +84,20 @@ def decide(scores: Scores, size: tuple[int, int], confidence: bool = False) -> t
     labels = np.empty(size, np.uint8)
     sure = np.empty(size, np.float32) if confidence else None
     grid = scores.shape[1]
-    decide_rows(scores, taps(centres(size[0], grid), grid), size[1], labels, sure)
+    write_label_rows(scores, interpolation_taps(pixel_centres(size[0], grid), grid), size[1], labels, sure)
     return labels, sure
 
 
-def decide_rows(scores: Scores, at: Taps, width: int, labels: Labels, sure: Confidence | None) -> None:
-    """Decide some rows of a picture from the rows of the grid that are at hand.
+def write_label_rows(
+    scores: Scores, at: InterpolationTaps, width: int, labels: Labels, sure: Confidence | None
+) -> None:
+    """Decide some rows of an image from the rows of the grid that are at hand.
 
-    Labels are those of the whole picture decided in one go, bit for bit; confidence is within 1e-6 of that.
+    Labels are those of the whole image decided in one go, bit for bit; confidence is within 1e-6 of that.
 
     Args:
         scores: rows of the grid, C x n x w.
-        at: for each of the picture's rows, where it lies between these n rows.
+        at: for each of the image's rows, where it lies between these n rows.
         width: to how many columns w is upsampled.
         labels: len(at) x at most `width`, where the labels go; the columns beyond its width are left out.
         sure: of the same shape, where the confidence goes; None where nobody asked.
@@ -100,15 +108,15 @@ def decide_rows(scores: Scores, at: Taps, width: int, labels: Labels, sure: Conf
         stop = min(start + height, len(labels))
         first, last = at.above[start], at.below[stop - 1]
         rows = scores[:, first : last + 1]
-        named = _contenders(rows, width, sure is not None)
+        named = _candidate_classes(rows, width, sure is not None)
         rows = rows if named is None else rows[named]
-        floats = _widen(interpolate_rows(rows, at.part(start, stop, first)), width)[:, :, : labels.shape[1]]
-        best = _argmax(floats, labels[start:stop], named)
+        floats = _resize_columns(interpolate_rows(rows, at.section(start, stop, first)), width)[:, :, : labels.shape[1]]
+        best = _write_argmax(floats, labels[start:stop], named)
         if sure is not None:
-            _softmax_of_best(floats, best, sure[start:stop])
+            _write_confidence(floats, best, sure[start:stop])
 
 
-def _widen(rows: Scores, width: int) -> Scores:
+def _resize_columns(rows: Scores, width: int) -> Scores:
     # One call for all classes and rows, along x alone: what comes out of a row depends on no other row, bit for bit.
     classes, height, columns = rows.shape
     if columns == width:
@@ -118,11 +126,11 @@ def _widen(rows: Scores, width: int) -> Scores:
     return np.asarray(wide, dtype=np.float32).reshape(classes, height, width)
 
 
-def _contenders(grid: Scores, width: int, softmax: bool) -> NDArray[np.intp] | None:
+def _candidate_classes(grid: Scores, width: int, softmax: bool) -> NDArray[np.intp] | None:
     """The classes that can win a pixel (or that count in its softmax) between these rows of the grid; None is all.
 
     An interpolated score stays within those of the four samples around it: a class whose highest of four is below
-    another's lowest is out. Pictures hold few of a network's classes at a time.
+    another's lowest is out. Images hold few of a network's classes at a time.
     """
     classes, _, columns = grid.shape
     if classes == 2 or width < 4 * columns:  # looking costs as much as upsampling there
@@ -135,13 +143,13 @@ def _contenders(grid: Scores, width: int, softmax: bool) -> NDArray[np.intp] | N
         highest = np.maximum(highest[:, :, 1:], highest[:, :, :-1])
     bar = lowest.max(axis=0)
     # Rounding may make equals of neighbours: the slack keeps classes apart by more than that.
-    slack = max(1e-5 * float(np.abs(bar).max()), NEGLIGIBLE if softmax else 0.0)
+    slack = max(1e-5 * float(np.abs(bar).max()), SOFTMAX_CUTOFF if softmax else 0.0)
     bar -= slack
     named = np.flatnonzero((highest >= bar).any(axis=(1, 2)))
     return None if len(named) in (0, classes) else named
 
 
-def _argmax(scores: Scores, labels: Labels, named: NDArray[np.intp] | None) -> Scores:
+def _write_argmax(scores: Scores, labels: Labels, named: NDArray[np.intp] | None) -> Scores:
     """Write the label of the highest plane into `labels`, H x W; returns that highest score, float32 H x W."""
     names = range(len(scores)) if named is None else named.tolist()
     best: Scores = scores[0].copy()
@@ -157,7 +165,7 @@ def _argmax(scores: Scores, labels: Labels, named: NDArray[np.intp] | None) -> S
     return best
 
 
-def _softmax_of_best(scores: Scores, best: Scores, sure: Confidence) -> None:
+def _write_confidence(scores: Scores, best: Scores, sure: Confidence) -> None:
     """Write the softmax probability of the highest score, 1 / sum(exp(score - best)), into `sure`, H x W."""
     total = np.zeros_like(best)
     rest = np.empty_like(best)

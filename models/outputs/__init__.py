@@ -9,13 +9,13 @@ from types import ModuleType
 
 from models.inference.segmenter import Prediction
 from models.outputs import confidence, json, npy, overlay, png
-from models.outputs.options import MASKS, Options
-from models.outputs.select import select
-from models.spec import Spec
+from models.outputs.options import MASK_ENCODINGS, OutputOptions
+from models.outputs.select import filter_prediction
+from models.spec import BundleSpec
 
-__all__ = ["MASKS", "OUTPUTS", "Options", "encode", "needs_confidence"]
+__all__ = ["MASK_ENCODINGS", "OUTPUT_FORMATS", "OutputOptions", "encode", "needs_confidence"]
 
-OUTPUTS: dict[str, ModuleType] = {
+OUTPUT_FORMATS: dict[str, ModuleType] = {
     "png": png,
     "overlay": overlay,
     "confidence": confidence,
@@ -24,17 +24,17 @@ OUTPUTS: dict[str, ModuleType] = {
 }
 
 
-def encode(format: str, prediction: Prediction, spec: Spec, options: Options) -> bytes:
+def encode(format: str, prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
     """Leave out what the options leave out, then encode: `format` is a key of OUTPUTS.
 
     Raises: ConfigError for a class that the spec has not, ImageTooLarge for what the format cannot hold, ValueError
     where `needs_confidence` and the prediction has none.
     """
-    encoded: bytes = OUTPUTS[format].encode(select(prediction, spec, options), spec, options)
+    encoded: bytes = OUTPUT_FORMATS[format].encode(filter_prediction(prediction, spec, options), spec, options)
     return encoded
 
 
-def needs_confidence(format: str, options: Options) -> bool:
+def needs_confidence(format: str, options: OutputOptions) -> bool:
     """Whether the prediction must hold the confidence, which costs the segmenter time."""
-    needed: bool = OUTPUTS[format].CONFIDENCE
+    needed: bool = OUTPUT_FORMATS[format].CONFIDENCE
     return needed or options.min_confidence > 0 or (format == "json" and options.confidence)

@@ -2,12 +2,12 @@
 
     {"height": 360, "width": 480,                        pixels
      "classes": [{"label": 3, "name": "road", "rgb": [128, 64, 128],
-                  "pixels": 51200, "share": 0.296,       of all the picture's pixels
-                  "box": [0, 170, 480, 190],             COCO's [x, y, width, height], so that no edge is in doubt
+                  "pixels": 51200, "fraction": 0.296,       of all the image's pixels
+                  "bbox": [0, 170, 480, 190],             COCO's [x, y, width, height], so that no edge is in doubt
                   "mean_confidence": 0.93,               where the confidence is at hand
                   "rle": {"size": [360, 480], "counts": "..."},                     masks=rle: COCO's
                   "polygons": {"type": "MultiPolygon", "coordinates": [...]}}],     masks=polygons: GeoJSON's, in pixels
-     "void": {"pixels": 0, "share": 0.0},                what belongs to no class, or was left out
+     "unlabeled": {"pixels": 0, "fraction": 0.0},                what belongs to no class, or was left out
      "png": "...",                                       masks=png: the format `png` in base64
      "confidence": "..."}                                on request: the format `confidence` in base64
 
@@ -25,32 +25,32 @@ from models.imaging.decode import Labels
 from models.inference.postprocess import Confidence
 from models.inference.segmenter import Prediction
 from models.outputs import confidence, png
-from models.outputs.options import Options
-from models.outputs.polygons import polygons
-from models.outputs.rle import run_lengths
-from models.outputs.runs import runs
-from models.spec import Spec
+from models.outputs.options import OutputOptions
+from models.outputs.polygons import trace_polygons
+from models.outputs.rle import coco_rle_counts
+from models.outputs.runs import find_runs
+from models.spec import BundleSpec
 
 MEDIA_TYPE = "application/json"
 SUFFIX = ".json"
-CONFIDENCE = False
+NEEDS_CONFIDENCE = False
 
 
-def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
+def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
     """Encode as above, in UTF-8. Raises: ValueError where `options.confidence` and the prediction has none."""
     labels = prediction.labels
     height, width = labels.shape
     classes = [
         {"label": label, "name": spec.classes[label].name, "rgb": spec.classes[label].rgb, **facts}
-        for label, facts in measured(labels, prediction.confidence).items()
+        for label, facts in class_statistics(labels, prediction.confidence).items()
         if label < len(spec.classes)
     ]
     if options.masks == "rle":
-        counts = run_lengths(labels)
+        counts = coco_rle_counts(labels)
         for entry in classes:
             entry["rle"] = {"size": [height, width], "counts": counts[entry["label"]]}
     elif options.masks == "polygons":
-        outlines = polygons(labels, len(spec.classes), options.simplify)
+        outlines = trace_polygons(labels, len(spec.classes), options.simplify)
         for entry in classes:
             entry["polygons"] = {"type": "MultiPolygon", "coordinates": outlines.get(entry["label"], [])}
     void = labels.size - sum(entry["pixels"] for entry in classes)
@@ -58,7 +58,7 @@ def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
         "height": height,
         "width": width,
         "classes": classes,
-        "void": {"pixels": void, "share": void / labels.size},
+        "unlabeled": {"pixels": void, "fraction": void / labels.size},
     }
     if options.masks == "png":
         answer["png"] = base64.b64encode(png.encode(prediction, spec, options)).decode()
@@ -67,10 +67,10 @@ def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
     return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
 
 
-def measured(labels: Labels, sure: Confidence | None) -> dict[int, dict[str, Any]]:
+def class_statistics(labels: Labels, sure: Confidence | None) -> dict[int, dict[str, Any]]:
     """By label, void too: `pixels`, `share`, `box`, and `mean_confidence` where `sure`, float32 H x W, is given."""
     width = labels.shape[1]
-    found = runs(labels)
+    found = find_runs(labels)
     lengths = found.stops - found.starts
     pixels = np.bincount(found.labels, lengths)
     rows, left = np.divmod(found.starts, width)
@@ -85,8 +85,8 @@ def measured(labels: Labels, sure: Confidence | None) -> dict[int, dict[str, Any
         corner, end = lowest[:, label], highest[:, label]
         fact = {
             "pixels": int(pixels[label]),
-            "share": pixels[label] / labels.size,
-            "box": [*corner.tolist(), *(end - corner).tolist()],
+            "fraction": pixels[label] / labels.size,
+            "bbox": [*corner.tolist(), *(end - corner).tolist()],
         }
         if sure is not None:
             mean = float(total[label] / pixels[label])

@@ -1,20 +1,20 @@
-"""The mask as a NumPy file: the labels as an array, for programs that read no pictures."""
+"""The mask as a NumPy file: the labels as an array, for programs that read no images."""
 
 import io
 
 import numpy as np
 
 from models.inference.segmenter import Prediction
-from models.outputs.options import Options
-from models.spec import Spec
+from models.outputs.options import OutputOptions
+from models.spec import BundleSpec
 
 # None is registered for .npy. An octet stream would leave the reader guessing; this is the name that is in use.
 MEDIA_TYPE = "application/x-npy"
 SUFFIX = ".npy"
-CONFIDENCE = False
+NEEDS_CONFIDENCE = False
 
 
-def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
+def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
     """Encode uint8 labels H x W as `numpy.save` does; `numpy.load` needs no pickle for it."""
     buffer = io.BytesIO()
     np.save(buffer, prediction.labels, allow_pickle=False)

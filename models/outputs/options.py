@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from models.errors import ConfigError
 
-MASKS = ("rle", "polygons", "png", "none")
+MASK_ENCODINGS = ("rle", "polygons", "png", "none")
 
 
 @dataclass(frozen=True)
-class Options:
+class OutputOptions:
     """The defaults are what a plain request gets. Raises: ConfigError for what is out of range."""
 
-    alpha: float = 0.5  # overlay: of the colours over the picture, 0..1
+    alpha: float = 0.5  # overlay: of the colours over the image, 0..1
     classes: tuple[str, ...] = ()  # names of the classes to keep; none given keeps all
     min_confidence: float = 0.0  # pixels below become void, 0..1
     min_area: int = 0  # connected regions of fewer pixels become void
@@ -29,5 +29,5 @@ class Options:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} is {value}; wanted is a number of pixels, 0 or more.")
-        if self.masks not in MASKS:
-            raise ConfigError(f"The masks {self.masks!r} are not known; choose from {', '.join(MASKS)}.")
+        if self.masks not in MASK_ENCODINGS:
+            raise ConfigError(f"The masks {self.masks!r} are not known; choose from {', '.join(MASK_ENCODINGS)}.")

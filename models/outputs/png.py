@@ -9,26 +9,26 @@ from PIL import Image
 
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
-from models.outputs.options import Options
-from models.spec import VOID, ClassInfo, Spec, palette
+from models.outputs.options import OutputOptions
+from models.spec import IGNORE_INDEX, BundleSpec, ClassInfo, palette
 
 MEDIA_TYPE = "image/png"
 SUFFIX = ".png"
-CONFIDENCE = False
+NEEDS_CONFIDENCE = False
 
 GREY, INDEXED = 0, 3  # the colour types of the PNG specification, 11.2.1
-UP = 2  # its filter (9.2) that writes each sample as its difference to the one above
+FILTER_UP = 2  # its filter (9.2) that writes each sample as its difference to the one above
 
 
-def encode(prediction: Prediction, spec: Spec, options: Options) -> bytes:
+def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
     """Encode uint8 labels H x W as an 8-bit palette PNG of the same size; the label 255 is transparent."""
     colours = np.array(spec.palette(), np.uint8)
     opacity = np.full(256, 255, np.uint8)
-    opacity[VOID] = 0
-    return written(prediction.labels, INDEXED, (b"PLTE", colours.tobytes()), (b"tRNS", opacity.tobytes()))
+    opacity[IGNORE_INDEX] = 0
+    return encode_png(prediction.labels, INDEXED, (b"PLTE", colours.tobytes()), (b"tRNS", opacity.tobytes()))
 
 
-def written(samples: NDArray[np.uint8], colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
+def encode_png(samples: NDArray[np.uint8], colour_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
     """Samples uint8 H x W as a PNG, with these chunks (name, data) before the pixels.
 
     Pillow tries every filter on every row, and then searches for repeats of any kind. What a network says is smooth: the
@@ -38,7 +38,7 @@ def written(samples: NDArray[np.uint8], colour_type: int, *chunks: tuple[bytes, 
     """
     height, width = samples.shape
     rows = np.empty((height, 1 + width), np.uint8)
-    rows[:, 0] = UP
+    rows[:, 0] = FILTER_UP
     rows[0, 1:] = samples[0]
     np.subtract(samples[1:], samples[:-1], out=rows[1:, 1:])
     packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
@@ -52,8 +52,8 @@ def _chunk(name: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(name)))
 
 
-def indexed(labels: Labels, classes: list[ClassInfo]) -> Image.Image:
-    """Uint8 labels H x W as a palette picture."""
+def to_palette_image(labels: Labels, classes: list[ClassInfo]) -> Image.Image:
+    """Uint8 labels H x W as a palette image."""
     image = Image.fromarray(labels)
     image.putpalette([channel for colour in palette(classes) for channel in colour])
     return image

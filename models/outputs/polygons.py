@@ -1,6 +1,6 @@
 """Outlines along the pixels' edges: filling them by the pixels' centres gives the mask back, pixel by pixel.
 
-A corner (x, y) is a place between pixels: (0, 0) is the top left one of the picture, x grows to the right and y down. All
+A corner (x, y) is a place between pixels: (0, 0) is the top left one of the image, x grows to the right and y down. All
 classes are traced in one pass, by their turns: the corners where an outline does not go straight on. Along a row of
 corners each odd turn of a class begins a piece of outline that the next one ends; along a column it is the same. So a
 turn's neighbours on its ring are the next ones of two sorted lists, and no pixel is ever walked.
@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ImageTooLarge
+from models.errors import ImageTooLargeError
 from models.imaging.decode import Labels
-from models.outputs.runs import Places, regions, runs
-from models.spec import VOID
+from models.outputs.runs import PixelIndices, connected_components, find_runs
+from models.spec import IGNORE_INDEX
 
 Corners = NDArray[np.int32]  # K x 2: (x, y)
 Ring = list[list[int]]  # corners [x, y]; the last is the first again
@@ -25,25 +25,25 @@ Polygon = list[Ring]  # its outline, then its holes
 
 # Corners of all outlines. A mask of a photograph has some ten thousand; in noise nearly every pixel has its own, and their
 # polygons would take a minute and gigabytes.
-MOST = 500_000
+MAX_CORNERS = 500_000
 
 # Of the four pixels around a corner, above left 1, above right 2, below left 4, below right 8: which are of the class.
-STRAIGHT = [0, 3, 5, 10, 12, 15]  # an outline along a row or a column, or none
-DIAGONAL = [6, 9]  # two pixels that touch by this corner alone
+STRAIGHT_PATTERNS = [0, 3, 5, 10, 12, 15]  # an outline along a row or a column, or none
+DIAGONAL_PATTERNS = [6, 9]  # two pixels that touch by this corner alone
 # With the class on the right hand, an outline leaves these turns along the row, and the others along the column.
-BY_ROW = [1, 8, 9, 11, 13]
+ROW_EXIT_PATTERNS = [1, 8, 9, 11, 13]
 
 
-class Turns(NamedTuple):
+class Vertices(NamedTuple):
     """T turns of all classes' outlines."""
 
     corners: Corners  # T x 2
-    pixels: Places  # T: a pixel of the class that lies at it, counted along the rows
-    after: NDArray[np.int64]  # T: the next turn of its ring, with the class on the right hand
+    pixels: PixelIndices  # T: a pixel of the class that lies at it, counted along the rows
+    next_vertex: NDArray[np.int64]  # T: the next turn of its ring, with the class on the right hand
     twins: dict[int, int]  # the other turn at the same corner, of those that have one
 
 
-def polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[int, list[Polygon]]:
+def trace_polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[int, list[Polygon]]:
     """The polygons of each class that is there, one a region: GeoJSON's coordinates of a MultiPolygon (RFC 7946).
 
     Regions are connected by their pixels' sides; what touches by a corner is two. No ring meets a corner twice. With x
@@ -58,23 +58,23 @@ def polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[int, l
 
     Raises: ImageTooLarge for outlines of more than half a million corners.
     """
-    found = turns(labels, classes)
-    every = list(rings(found))
+    found = find_vertices(labels, classes)
+    every = list(trace_rings(found))
     if not every:
         return {}
-    ground = runs(labels)
-    region = regions(ground, labels.shape[1])
+    ground = find_runs(labels)
+    region = connected_components(ground, labels.shape[1])
     order = np.concatenate(every)
     corners = np.split(found.corners[order], np.cumsum([len(ring) for ring in every[:-1]]))
-    firsts = region[ground.at(found.pixels[[ring[0] for ring in every]])].tolist()
+    firsts = region[ground.run_containing(found.pixels[[ring[0] for ring in every]])].tolist()
 
     outlines: dict[int, Ring] = {}
     holes: defaultdict[int, list[Ring]] = defaultdict(list)
     for first, ring in zip(firsts, corners, strict=True):
-        outer = area(ring) > 0
+        outer = signed_area(ring) > 0
         if simplify > 0:
             ring = np.asarray(cv2.approxPolyDP(ring, simplify, closed=True), np.int32)[:, 0]
-            if area(ring) == 0 or (area(ring) > 0) != outer:
+            if signed_area(ring) == 0 or (signed_area(ring) > 0) != outer:
                 continue
         closed = [*ring.tolist(), ring[0].tolist()]
         if outer:
@@ -87,21 +87,21 @@ def polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[int, l
     return dict(answer)
 
 
-def area(ring: Corners) -> float:
+def signed_area(ring: Corners) -> float:
     """What a ring encloses, in pixels; below 0 for one that turns to the right in the plane (a hole)."""
     return cv2.contourArea(ring, oriented=True)
 
 
-def turns(labels: Labels, classes: int) -> Turns:
+def find_vertices(labels: Labels, classes: int) -> Vertices:
     """The turns of the outlines of the labels below `classes`, in a map uint8 H x W. Raises: ImageTooLarge."""
     height, width = labels.shape
-    padded = np.pad(labels, 1, constant_values=VOID)
+    padded = np.pad(labels, 1, constant_values=IGNORE_INDEX)
     beside, below = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
     bends = (beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:])
     bends = np.flatnonzero(bends)
-    if len(bends) > MOST:
-        raise ImageTooLarge(
-            f"The outlines of this mask have {len(bends):,} corners; polygons go to {MOST:,}. Ask for rle or png, or leave "
+    if len(bends) > MAX_CORNERS:
+        raise ImageTooLargeError(
+            f"The outlines of this mask have {len(bends):,} corners; polygons go to {MAX_CORNERS:,}. Ask for rle or png, or leave "
             "small regions out by min_area."
         )
     y, x = np.divmod(bends, width + 1)
@@ -111,8 +111,8 @@ def turns(labels: Labels, classes: int) -> Turns:
     # which is the first one's; only those that touch by the corner alone have one each.
     same = (around[:, :, None] == around[:, None, :]) * np.array([1, 2, 4, 8], np.uint8)
     pattern = same.sum(axis=2, dtype=np.uint8)
-    own = (pattern & np.array([0, 1, 3, 7], np.uint8) == 0) | np.isin(pattern, DIAGONAL)
-    corner, pixel = np.nonzero(own & ~np.isin(pattern, STRAIGHT) & (around < classes))
+    own = (pattern & np.array([0, 1, 3, 7], np.uint8) == 0) | np.isin(pattern, DIAGONAL_PATTERNS)
+    corner, pixel = np.nonzero(own & ~np.isin(pattern, STRAIGHT_PATTERNS) & (around < classes))
     label = around[corner, pixel].astype(np.int64)
     pattern, x, y = pattern[corner, pixel], x[corner], y[corner]
 
@@ -123,19 +123,19 @@ def turns(labels: Labels, classes: int) -> Turns:
     down = np.argsort(((label * (width + 1) + x) * (height + 1) + y) * 2 + pixel // 2)
     column_end = np.empty_like(row_end)
     column_end[down] = down[row_end]
-    double = np.flatnonzero(np.isin(pattern, DIAGONAL))[::2]
+    double = np.flatnonzero(np.isin(pattern, DIAGONAL_PATTERNS))[::2]
     twins = dict(zip(double.tolist(), (double + 1).tolist(), strict=True))
-    return Turns(
+    return Vertices(
         corners=np.stack([x, y], axis=1).astype(np.int32),
         pixels=(y - 1 + pixel // 2) * width + x - 1 + pixel % 2,
-        after=np.where(np.isin(pattern, BY_ROW), row_end, column_end),
+        next_vertex=np.where(np.isin(pattern, ROW_EXIT_PATTERNS), row_end, column_end),
         twins=twins | {second: first for first, second in twins.items()},
     )
 
 
-def rings(found: Turns) -> Iterator[list[int]]:
+def trace_rings(found: Vertices) -> Iterator[list[int]]:
     """Each ring as its turns. One that would meet a corner twice is cut there in two, for GeoJSON's rings are simple."""
-    after = found.after.tolist()
+    after = found.next_vertex.tolist()
     passed = bytearray(len(after))
     for first in range(len(after)):
         ring: list[int] = []
@@ -145,12 +145,12 @@ def rings(found: Turns) -> Iterator[list[int]]:
             ring.append(turn)
             turn = after[turn]
         if ring and not found.twins.keys().isdisjoint(ring):
-            yield from simple(ring, found.twins)
+            yield from split_ring(ring, found.twins)
         elif ring:
             yield ring
 
 
-def simple(ring: list[int], twins: dict[int, int]) -> Iterator[list[int]]:
+def split_ring(ring: list[int], twins: dict[int, int]) -> Iterator[list[int]]:
     """Cut a ring wherever it comes back to a corner."""
     path: list[int] = []
     places: dict[int, int] = {}

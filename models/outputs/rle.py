@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
-from models.outputs.runs import runs
+from models.outputs.runs import find_runs
 
 
-def run_lengths(labels: Labels) -> dict[int, str]:
+def coco_rle_counts(labels: Labels) -> dict[int, str]:
     """COCO's `counts` of each label that is there (void too), all from one pass over the map, uint8 H x W."""
-    found = runs(np.asarray(cv2.transpose(labels), np.uint8), across=True)  # NumPy's takes ten times as long
+    found = find_runs(np.asarray(cv2.transpose(labels), np.uint8), wrap_rows=True)  # NumPy's takes ten times as long
     order = np.argsort(found.labels, kind="stable")
     present, firsts = np.unique(found.labels[order], return_index=True)
     counts = {}
@@ -21,11 +21,11 @@ def run_lengths(labels: Labels) -> dict[int, str]:
         edges = np.stack([found.starts[mine], found.stops[mine]], axis=1).ravel()
         if edges[-1] < labels.size:
             edges = np.append(edges, labels.size)
-        counts[label] = packed(np.diff(edges, prepend=0))
+        counts[label] = pack_counts(np.diff(edges, prepend=0))
     return counts
 
 
-def packed(counts: NDArray[np.int64]) -> str:
+def pack_counts(counts: NDArray[np.int64]) -> str:
     """Run lengths as letters, off and on in turn: 5 bits a letter, the lowest first, 32 where more follow, and 48 on top.
 
     From the fourth on each is the difference to the one two before. As in LEB128, the highest bit of the last is the sign.

@@ -10,34 +10,34 @@ from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
 
-Places = NDArray[np.int64]  # pixels counted along the rows, from the top left one, which is 0
+PixelIndices = NDArray[np.int64]  # pixels counted along the rows, from the top left one, which is 0
 
 
 class Runs(NamedTuple):
     """R runs in the order of their places."""
 
-    starts: Places  # R: the first pixel
-    stops: Places  # R: the one after the last
+    starts: PixelIndices  # R: the first pixel
+    stops: PixelIndices  # R: the one after the last
     labels: NDArray[np.uint8]  # R
 
-    def at(self, places: Places) -> NDArray[np.int64]:
+    def run_containing(self, places: PixelIndices) -> NDArray[np.int64]:
         """The run that holds each of these pixels; rising places are found soonest."""
         return np.searchsorted(self.starts, places, side="right") - 1
 
 
-def runs(labels: Labels, across: bool = False) -> Runs:
+def find_runs(labels: Labels, wrap_rows: bool = False) -> Runs:
     """The runs of a label map, uint8 H x W; `across`: a run goes on where the next row begins with its label."""
     flat = np.ascontiguousarray(labels).ravel()
     changes = np.empty(flat.size, np.bool_)
     changes[0] = True
     np.not_equal(flat[1:], flat[:-1], out=changes[1:])
-    if not across:
+    if not wrap_rows:
         changes[:: labels.shape[1]] = True
     starts = np.flatnonzero(changes).astype(np.int64, copy=False)
     return Runs(starts, np.append(starts[1:], flat.size), flat[starts])
 
 
-def regions(found: Runs, width: int) -> NDArray[np.int64]:
+def connected_components(found: Runs, width: int) -> NDArray[np.int64]:
     """The region of each run, as the number of the region's first run, for a map that is `width` pixels wide.
 
     `cv2.connectedComponents` knows one class at a time: at 12 megapixels this is as quick for all as that is for one.
@@ -47,7 +47,7 @@ def regions(found: Runs, width: int) -> NDArray[np.int64]:
     for step in (-width, width):
         there = found.starts + step
         run = np.flatnonzero((there >= 0) & (there < found.stops[-1]))
-        other = found.at(there[run])
+        other = found.run_containing(there[run])
         alike = found.labels[run] == found.labels[other]
         pairs.append((run[alike], other[alike]))
     one, two = (np.concatenate(side) for side in zip(*pairs, strict=True))

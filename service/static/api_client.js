@@ -1,37 +1,37 @@
-// What the page asks of the service itself: which models there are, and the key that it may want.
+// Lists the models, stores the API key and classifies problems.
 
-import { problemOf } from "./segment_api.js";
+import { parseProblem } from "./segment_api.js";
 
-const KEPT = "maskserve key"; // in this tab's storage, which goes with the tab
+const STORAGE_KEY = "maskserve key"; // in sessionStorage, which is deleted with the tab
 
-export const key = {
-  get: () => sessionStorage.getItem(KEPT) ?? "",
-  set: (text) => sessionStorage.setItem(KEPT, text),
+export const apiKey = {
+  get: () => sessionStorage.getItem(STORAGE_KEY) ?? "",
+  set: (text) => sessionStorage.setItem(STORAGE_KEY, text),
 };
 
-// The folder that this page lies in, also where a proxy has put it below another path.
-export const here = new URL(".", document.baseURI).href;
+// The page's folder, so that a proxy may serve it below another path.
+export const baseUrl = new URL(".", document.baseURI).href;
 
 // -> {models} or {problem}
-export async function models() {
-  const headers = key.get() ? { Authorization: `Bearer ${key.get()}` } : {};
+export async function fetchModels() {
+  const headers = apiKey.get() ? { Authorization: `Bearer ${apiKey.get()}` } : {};
   try {
-    const answer = await fetch(new URL("v1/models", here), { headers, cache: "no-store" });
-    return answer.ok ? { models: await answer.json() } : { problem: await problemOf(answer) };
+    const response = await fetch(new URL("v1/models", baseUrl), { headers, cache: "no-store" });
+    return response.ok ? { models: await response.json() } : { problem: await parseProblem(response) };
   } catch {
-    return { problem: { status: 0, title: "No answer came", detail: "The service may be down, or the connection to it was lost." } };
+    return { problem: { status: 0, title: "No response from the service", detail: "The service is down or the connection was lost." } };
   }
 }
 
-// What a person can do about a problem, beyond what the service says of it.
+// -> what the user can do, in addition to the problem's detail; "" for nothing
 export function advice({ status }) {
-  if (status === 0) return "Look whether the service runs, and try again.";
-  if (status === 408 || status === 504) return "Try again, or send a smaller picture.";
-  if (status === 500 || status === 502) return "Try again; if it stays so, whoever runs the service finds the reason in its log.";
+  if (status === 0) return "Check that the service is running, then try again.";
+  if (status === 408 || status === 504) return "Try again, or send a smaller image.";
+  if (status === 500 || status === 502) return "Try again. If it persists, the operator finds the reason in the service log.";
   return "";
 }
 
-export const passes = ({ status }) => status === 429 || status === 503;
-export const retryable = ({ status }) => status === 0 || status >= 500 || [408, 429].includes(status);
-// Another time, key or model makes nothing better: it is the picture.
-export const ofPicture = (met) => !retryable(met) && ![401, 404].includes(met.status);
+export const isTransient = ({ status }) => status === 429 || status === 503;
+export const isRetryable = ({ status }) => status === 0 || status >= 500 || [408, 429].includes(status);
+// Caused by the image itself: a retry, another key or another model does not help.
+export const isImageError = (problem) => !isRetryable(problem) && ![401, 404].includes(problem.status);

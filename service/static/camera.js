@@ -1,30 +1,30 @@
-// A photograph: by the phone's own camera where there is one, else by the camera that the browser has.
+// Takes a photo: with the phone's camera app on touch devices, otherwise with getUserMedia.
 
-const byPhone = matchMedia("(pointer: coarse)").matches;
+const hasCameraApp = matchMedia("(pointer: coarse)").matches;
 
-export const possible = byPhone || Boolean(navigator.mediaDevices?.getUserMedia);
+export const isAvailable = hasCameraApp || Boolean(navigator.mediaDevices?.getUserMedia);
 
-let waiting = false; // for the person's leave
+let awaitingPermission = false;
 
-// dialog: with a video and buttons; field: the file input that opens a phone's camera; took(File), failed(sentence).
-export async function photograph(dialog, field, took, failed) {
-  if (byPhone) return field.click();
-  if (waiting || dialog.open) return; // another stream's light would not go out
-  waiting = true;
-  const video = dialog.querySelector("video"), shutter = dialog.querySelector(".take");
+// dialog: holds a video and buttons; field: the file input that opens a phone's camera; onPhoto(File), onError(message).
+export async function takePhoto(dialog, field, onPhoto, onError) {
+  if (hasCameraApp) return field.click();
+  if (awaitingPermission || dialog.open) return; // a second stream would never be stopped
+  awaitingPermission = true;
+  const video = dialog.querySelector("video"), shutter = dialog.querySelector(".shutter");
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1920 } } });
   } catch (error) {
-    return failed(
+    return onError(
       error.name === "NotAllowedError"
-        ? "The browser does not let this page use the camera; allow it in the address bar, or choose a file."
-        : "No camera answers; choose a file in its place.",
+        ? "The browser blocks the camera. Allow it in the address bar, or choose a file."
+        : "No camera found. Connect one, or choose a file.",
     );
   } finally {
-    waiting = false;
+    awaitingPermission = false;
   }
-  shutter.disabled = true; // until there is something to take
+  shutter.disabled = true; // until the first frame
   video.onloadedmetadata = () => {
     shutter.disabled = false;
     shutter.focus();
@@ -35,10 +35,10 @@ export async function photograph(dialog, field, took, failed) {
   dialog.querySelector(".cancel").onclick = () => dialog.close();
   shutter.onclick = async () => {
     shutter.disabled = true;
-    const sheet = new OffscreenCanvas(video.videoWidth, video.videoHeight);
-    sheet.getContext("2d").drawImage(video, 0, 0);
-    const blob = await sheet.convertToBlob({ type: "image/jpeg", quality: 0.95 });
+    const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight);
+    canvas.getContext("2d").drawImage(video, 0, 0);
+    const blob = await canvas.convertToBlob({ type: "image/jpeg", quality: 0.95 });
     dialog.close();
-    took(new File([blob], "photo.jpg", { type: blob.type }));
+    onPhoto(new File([blob], "photo.jpg", { type: blob.type }));
   };
 }

@@ -1,96 +1,97 @@
-// The classes that are in the picture, the largest first: what they are called, how much of the picture they are, and
-// whether they are shown.
+// Lists the classes in the image, largest first, with their area and a checkbox to hide each.
 
-const MANY = 12; // from so many on, there is a field to find one by its name
-const FAINT = 50; // 0..255: the others' colours while one is pointed at
+const SEARCH_MIN_CLASSES = 12; // from this many classes on, there is a search field
+const DIMMED_ALPHA = 50; // 0..255, of the other classes while the pointer is on one
 
 export class Legend {
-  // changed(table): Uint32Array of 256 RGBA, when other colours are to be shown
-  constructor(place, changed) {
-    this.place = place;
-    this.changed = changed;
-    this.hidden = new Set(); // names, so that what was put away stays so with the next picture
+  // onChange(table): called with a Uint32Array of 256 RGBA colors by label
+  constructor(container, onChange) {
+    this.container = container;
+    this.onChange = onChange;
+    this.hidden = new Set(); // class names, so that a hidden class stays hidden in the next image
     this.classes = [];
     this.rows = [];
     this.#build();
   }
 
-  // facts: the service's JSON, {classes: [{label, name, rgb, share, mean_confidence}], void: {share}}
-  show(facts) {
+  // stats: the service's JSON, {classes: [{label, name, rgb, fraction, mean_confidence}], unlabeled: {fraction}}
+  show(stats) {
     const focused = this.rows.findIndex((row) => row.contains(document.activeElement));
     const name = this.classes[focused]?.name;
-    this.classes = facts.classes.toSorted((a, b) => b.share - a.share);
-    this.rows = this.classes.map((entry) => this.#row(entry));
+    this.classes = stats.classes.toSorted((a, b) => b.fraction - a.fraction);
+    this.rows = this.classes.map((entry) => this.#createRow(entry));
     this.list.replaceChildren(...this.rows);
     const count = this.classes.length;
     this.title.textContent = count === 1 ? "1 class" : `${count} classes`;
-    this.rest.textContent = facts.void.share ? `${percent(facts.void.share)} belongs to no class.` : "";
-    this.field.hidden = count < MANY;
-    if (this.field.hidden) this.field.value = "";
-    this.#find();
+    this.unlabeled.textContent = stats.unlabeled.fraction ? `Unlabeled: ${formatPercent(stats.unlabeled.fraction)} of the image.` : "";
+    this.search.hidden = count < SEARCH_MIN_CLASSES;
+    if (this.search.hidden) this.search.value = "";
+    this.#filter();
     this.rows[this.classes.findIndex((entry) => entry.name === name)]?.querySelector("input").focus();
-    this.tell();
+    this.notifyChange();
   }
 
-  // What is the same for each picture: what has the focus, or was typed, stays.
+  // Built once, so that the search field keeps its focus and text.
   #build() {
-    const all = element("button", { type: "button", textContent: "All", onclick: () => this.#check(true) });
-    const no = element("button", { type: "button", textContent: "None", onclick: () => this.#check(false) });
-    this.title = element("h2");
-    this.field = element("input", { type: "search", placeholder: "Find a class", ariaLabel: "Find a class", oninput: () => this.#find() });
-    this.list = element("ul", { className: "rows", onpointerleave: () => this.tell() });
-    this.rest = element("p", { className: "small" });
-    this.place.append(element("div", { className: "head" }, [this.title, all, no, this.field]), this.list, this.rest);
+    const all = createButton("All", () => this.#checkAll(true));
+    const none = createButton("None", () => this.#checkAll(false));
+    this.title = createElement("h2");
+    this.search = createElement("input", { type: "search", placeholder: "Find a class", ariaLabel: "Find a class", oninput: () => this.#filter() });
+    this.list = createElement("ul", { className: "rows", onpointerleave: () => this.notifyChange() });
+    this.unlabeled = createElement("p", { className: "small" });
+    this.container.append(createElement("div", { className: "head" }, [this.title, all, none, this.search]), this.list, this.unlabeled);
   }
 
-  #row(entry) {
-    const box = element("input", { type: "checkbox", checked: !this.hidden.has(entry.name) });
-    box.onchange = () => {
-      this.hidden[box.checked ? "delete" : "add"](entry.name);
-      this.tell();
+  #createRow(entry) {
+    const checkbox = createElement("input", { type: "checkbox", checked: !this.hidden.has(entry.name) });
+    checkbox.onchange = () => {
+      this.hidden[checkbox.checked ? "delete" : "add"](entry.name);
+      this.notifyChange();
     };
-    const swatch = element("span", { className: "swatch" });
-    const share = element("span", { className: "share", textContent: percent(entry.share) });
-    const bar = element("span", { className: "bar" });
-    bar.style.width = `${entry.share * 100}%`;
-    const name = element("bdi", { className: "name", textContent: entry.name });
-    const row = element("li", {}, [element("label", {}, [box, swatch, name, share]), bar]);
-    row.style.setProperty("--colour", `rgb(${entry.rgb})`);
-    row.title = entry.name + (entry.mean_confidence == null ? "" : `: ${percent(entry.mean_confidence)} sure on average`);
-    row.onpointerenter = () => box.checked && this.tell(entry.label);
+    const swatch = createElement("span", { className: "swatch" });
+    const fraction = createElement("span", { className: "fraction", textContent: formatPercent(entry.fraction) });
+    const bar = createElement("span", { className: "bar" });
+    bar.style.width = `${entry.fraction * 100}%`;
+    const name = createElement("bdi", { className: "name", textContent: entry.name });
+    const row = createElement("li", {}, [createElement("label", {}, [checkbox, swatch, name, fraction]), bar]);
+    row.style.setProperty("--color", `rgb(${entry.rgb})`);
+    row.title = entry.name + (entry.mean_confidence == null ? "" : `: mean confidence ${formatPercent(entry.mean_confidence)}`);
+    row.onpointerenter = () => checkbox.checked && this.notifyChange(entry.label);
     return row;
   }
 
-  #check(shown) {
-    this.rows.forEach((row, at) => {
-      if (row.hidden) return; // what the search has left out stays as it is
-      row.querySelector("input").checked = shown;
-      this.hidden[shown ? "delete" : "add"](this.classes[at].name);
+  #checkAll(checked) {
+    this.rows.forEach((row, index) => {
+      if (row.hidden) return; // filtered out by the search
+      row.querySelector("input").checked = checked;
+      this.hidden[checked ? "delete" : "add"](this.classes[index].name);
     });
-    this.tell();
+    this.notifyChange();
   }
 
-  #find() {
-    const wanted = this.field.value.trim().toLowerCase();
-    this.rows.forEach((row, at) => (row.hidden = !this.classes[at].name.toLowerCase().includes(wanted)));
+  #filter() {
+    const query = this.search.value.trim().toLowerCase();
+    this.rows.forEach((row, index) => (row.hidden = !this.classes[index].name.toLowerCase().includes(query)));
   }
 
-  // A typed array on the bytes of another has the machine's own order of bytes, as the painter's has.
-  tell(pointed = null) {
+  // highlighted: label of the class under the pointer. The table has native byte order, as the renderer expects.
+  notifyChange(highlighted = null) {
     const bytes = new Uint8ClampedArray(4 * 256);
     for (const { label, name, rgb } of this.classes)
-      if (!this.hidden.has(name)) bytes.set([...rgb, pointed === null || pointed === label ? 255 : FAINT], 4 * label);
-    this.changed(new Uint32Array(bytes.buffer));
+      if (!this.hidden.has(name)) bytes.set([...rgb, highlighted === null || highlighted === label ? 255 : DIMMED_ALPHA], 4 * label);
+    this.onChange(new Uint32Array(bytes.buffer));
   }
 }
 
-export function percent(share) {
-  const number = share * 100;
-  return number > 0 && number < 0.1 ? "<0.1%" : `${number.toFixed(number < 10 ? 1 : 0)}%`;
+export function formatPercent(fraction) {
+  const percent = fraction * 100;
+  return percent > 0 && percent < 0.1 ? "<0.1%" : `${percent.toFixed(percent < 10 ? 1 : 0)}%`;
 }
 
-export function element(tag, properties = {}, children = []) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
+export function createElement(tag, properties = {}, children = []) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
 }
+
+export const createButton = (textContent, onclick) => createElement("button", { type: "button", textContent, onclick });

@@ -1,276 +1,279 @@
-// The page: a picture comes in, its classes are shown. What takes long is done by worker.js.
+// The web page: opens images, has worker.js segment them and shows the results.
 
+import { advice, apiKey, baseUrl, fetchModels, isImageError, isRetryable, isTransient } from "./api_client.js";
 import * as camera from "./camera.js";
-import { about, spent, timing } from "./model_info.js";
-import { element, Legend, percent } from "./legend.js";
-import { advice, here, key, models, ofPicture, passes, retryable } from "./api_client.js";
-import { Stage } from "./viewer.js";
+import { createButton, createElement, formatPercent, Legend } from "./legend.js";
+import { formatDuration, renderModelInfo, renderTiming } from "./model_info.js";
+import { Viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
 const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
-const tell = (name, more = {}, given = []) => worker.postMessage({ do: name, ...more }, given);
+const post = (type, data = {}, transfer = []) => worker.postMessage({ type, ...data }, transfer);
 
-const stage = new Stage({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, tell);
-const legend = new Legend($("legend"), (table) => tell("colour", { table, least: Math.round($("sure").value * 2.55) }));
+const viewer = new Viewer({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, post);
+const legend = new Legend($("legend"), (table) =>
+  post("overlay", { table, minConfidence: Math.round($("min-confidence").value * 2.55) }));
 
-let served = []; // the models, as /v1/models tells them
-let came = 0; // how many pictures
-let sent = null; // {number, name}: the picture that is asked about, or was last
-let shown = null; // {number, name, facts}: the one on the screen; facts are null until it is labelled
-let lacking = { title: "No model is there yet", detail: "The picture waits until the service has told which it has." };
-let told = null; // the problem that is on the screen
-let later = null; // the timer of another look at the models
-let clock = null; // the timer of what is under way or waited for
+let models = []; // as returned by /v1/models
+let imageCount = 0;
+let requested = null; // {number, name}: the image of the current or last request
+let shown = null; // {number, name, stats}: the image on the screen, stats null until it is segmented
+let modelsProblem = { title: "No models loaded yet", detail: "Your image is sent once the models are loaded." };
+let shownProblem = null;
+let modelsTimer = null; // of the next attempt to list the models
+let progressTimer = null; // of the current request or retry
 
-// Pictures come in
+// Image input
 
-const ways = () =>
-  ["choose", "photograph"].map((name) => document.querySelector(`#again .${name}`).cloneNode(true));
-$("empty").querySelector(".ways").append(...ways());
+const createActions = () =>
+  ["choose", "photograph"].map((name) => document.querySelector(`#choose-again .${name}`).cloneNode(true));
+$("empty").querySelector(".actions").append(...createActions());
 for (const button of document.querySelectorAll(".choose")) button.onclick = () => $("file").click();
 for (const button of document.querySelectorAll(".photograph")) {
-  button.hidden = !camera.possible;
-  button.onclick = () => camera.photograph($("camera"), $("shot"), take, (detail) => problem({ title: "No photo", detail }));
+  button.hidden = !camera.isAvailable;
+  button.onclick = () =>
+    camera.takePhoto($("camera"), $("photo-file"), openImage, (detail) => showProblem({ title: "No photo taken", detail }));
 }
-for (const field of [$("file"), $("shot")])
+for (const field of [$("file"), $("photo-file")])
   field.onchange = () => {
-    take(field.files[0]);
-    field.value = ""; // the same file may be chosen again
+    openImage(field.files[0]);
+    field.value = ""; // so that choosing the same file again fires `change`
   };
 
 addEventListener("dragover", (event) => {
   event.preventDefault();
-  document.body.classList.add("over");
+  document.body.classList.add("drag-over");
 });
-addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("drag-over"));
 addEventListener("drop", (event) => {
   event.preventDefault();
-  document.body.classList.remove("over");
-  brought(event.dataTransfer);
+  document.body.classList.remove("drag-over");
+  openTransfer(event.dataTransfer);
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files.length || !event.target.closest?.("input")) brought(event.clipboardData);
+  if (event.clipboardData.files.length || !event.target.closest?.("input")) openTransfer(event.clipboardData);
 });
 
-function brought({ files }) {
-  if (files.length) take(files[0]);
-  else problem({ title: "No picture came", detail: "What was brought is text or an address, and nothing is fetched from one: bring the picture's file." });
+function openTransfer({ files }) {
+  if (files.length) openImage(files[0]);
+  else showProblem({ title: "No image file found", detail: "The page cannot open text or URLs. Drop or paste an image file." });
 }
 
-// Ask, wait, show
+// Requests and results
 
-function take(file) {
+function openImage(file) {
   if (!file) return;
-  sent = { number: ++came, name: file.name };
-  tell("show", { ...sent, file });
-  ask();
+  requested = { number: ++imageCount, name: file.name };
+  post("show", { ...requested, file });
+  segmentImage();
 }
 
-function ask() {
-  if (!$("model").value) return problem(lacking, sent.name); // the picture is kept, and asked about once there is a model
-  say(element("p", { className: "done", textContent: `Labelling ${sent.name} …` }));
+function segmentImage() {
+  if (!$("model").value) return showProblem(modelsProblem, requested.name); // refreshModels() sends it later
+  showStatus(paragraph(`Segmenting ${requested.name} …`, "info"));
   $("stop").hidden = true;
-  send();
+  sendRequest();
 }
 
-function send() {
-  working((seconds) => (seconds < 2 ? "Labelling …" : `Labelling … ${seconds} s`));
-  tell("label", { ...sent, at: here, model: $("model").value, key: key.get() });
+function sendRequest() {
+  showProgress((seconds) => (seconds < 2 ? "Segmenting …" : `Segmenting … ${seconds} s`));
+  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get() });
 }
 
-// words(seconds since it began): what is said of what is under way or waited for; then(): what comes after `until` of them.
-function working(words, until = Infinity, then = null) {
-  clearInterval(clock);
-  const began = performance.now();
+// format(elapsed seconds) -> text; onEnd() is called after `duration` seconds.
+function showProgress(format, duration = Infinity, onEnd = null) {
+  clearInterval(progressTimer);
+  const start = performance.now();
   const tick = () => {
-    const seconds = Math.floor((performance.now() - began) / 1000);
-    if (seconds >= until) return then();
-    $("waiting").textContent = words(seconds);
+    const seconds = Math.floor((performance.now() - start) / 1000);
+    if (seconds >= duration) return onEnd();
+    $("progress-text").textContent = format(seconds);
     $("stop").hidden &&= seconds < 2;
   };
-  clock = setInterval(tick, 500);
+  progressTimer = setInterval(tick, 500);
   tick();
   $("working").hidden = false;
 }
 
-function again(seconds) {
+function scheduleRetry(seconds) {
   $("stop").hidden = false;
-  working((gone) => `Asked again in ${seconds - gone} s`, seconds, send);
+  showProgress((elapsed) => `Retrying in ${seconds - elapsed} s`, seconds, sendRequest);
 }
 
 $("stop").onclick = () => {
-  tell("stop");
-  idle();
-  problem({ title: "Stopped", detail: "Nothing is asked now. Your picture is still here." }, sent.name, "Try again");
+  post("stop");
+  hideProgress();
+  showProblem({ title: "Stopped", detail: "The request was canceled. Your image is still here." }, requested.name, "Try again");
 };
 
-function idle() {
-  clearInterval(clock);
+function hideProgress() {
+  clearInterval(progressTimer);
   $("working").hidden = true;
 }
 
-const heard = {
-  // Not always the picture that came last: when that one is none, this one stays.
+const handlers = {
+  // Not always the newest image: an unreadable one leaves the previous image on the screen.
   show({ number, name, width, height }) {
-    shown = { number, name, facts: null };
+    shown = { number, name, stats: null };
     $("empty").hidden = $("result").hidden = true;
-    $("view").hidden = $("again").hidden = false;
-    stage.show({ width, height });
-    $("about").open = false;
+    $("view").hidden = $("choose-again").hidden = false;
+    viewer.show({ width, height });
+    $("model-info").open = false;
   },
-  answer({ number, facts, model, stages, trip }) {
+  result({ number, stats, model, stages, totalMs }) {
     if (number !== shown?.number) return;
-    shown.facts = facts;
-    legend.show(facts);
-    $("summary").textContent = facts.classes.length
-      ? `In the picture: ${legend.classes.map(({ name, share }) => `${name} ${percent(share)}`).join(", ")}.`
-      : "No class is in the picture.";
-    $("of").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", by ");
-    timing($("timing"), stages, trip);
+    shown.stats = stats;
+    legend.show(stats);
+    $("summary").textContent = stats.classes.length
+      ? `Classes in the image: ${legend.classes.map(({ name, fraction }) => `${name} ${formatPercent(fraction)}`).join(", ")}.`
+      : "No classes found in the image.";
+    $("result-source").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", model ");
+    renderTiming($("timing"), stages, totalMs);
     $("result").hidden = false;
-    if (number !== sent?.number) return; // another is under way
-    idle();
-    say(element("p", { className: "done", textContent: `Labelled in ${spent(trip)}.` }));
-    if (!served.some((each) => model?.endsWith(each.hash.slice(0, 12)))) look(); // exchanged since
+    if (number !== requested?.number) return; // a newer request is running
+    hideProgress();
+    showStatus(paragraph(`Segmented in ${formatDuration(totalMs)}.`, "info"));
+    if (!models.some((each) => model?.endsWith(each.hash.slice(0, 12)))) refreshModels(); // the bundle was reloaded
   },
-  async problem({ number, problem: met }) {
-    if (number !== sent?.number) return;
-    if (!passes(met)) idle();
-    const gone = met.status === 404; // the model: the picker turns to one that is there
-    if (gone && !((await look()) && number === sent?.number)) return;
-    problem(met, sent.name, gone ? `Ask ${$("model").value}` : retryable(met) ? "Try again" : "");
-    if (passes(met)) again(met.after ?? 2);
-    if (ofPicture(met)) sent = shown; // what is on the screen is what another model is asked about
+  async problem({ number, problem }) {
+    if (number !== requested?.number) return;
+    if (!isTransient(problem)) hideProgress();
+    const modelGone = problem.status === 404; // refreshModels() selects a model that is still served
+    if (modelGone && !((await refreshModels()) && number === requested?.number)) return;
+    showProblem(problem, requested.name, modelGone ? `Retry with ${$("model").value}` : isRetryable(problem) ? "Try again" : "");
+    if (isTransient(problem)) scheduleRetry(problem.retryAfter ?? 2);
+    if (isImageError(problem)) requested = shown; // the next model segments the image on the screen
   },
-  at({ x, y, label, confidence }) {
-    const found = shown?.facts?.classes.find((entry) => entry.label === label);
-    const name = element("bdi", { textContent: found?.name ?? "no class" });
-    stage.read({ x, y }, [name, ` · ${percent(confidence)} sure`], found?.rgb ?? [128, 128, 128]);
+  readout({ x, y, label, confidence }) {
+    const found = shown?.stats?.classes.find((entry) => entry.label === label);
+    const name = createElement("bdi", { textContent: found?.name ?? "unlabeled" });
+    viewer.showReadout({ x, y }, [name, ` · ${formatPercent(confidence)} confidence`], found?.rgb ?? [128, 128, 128]);
   },
   save({ what, blob }) {
-    const ending = { mask: "mask.png", overlay: "overlay.jpg", json: "json" }[what];
-    const link = element("a", { href: URL.createObjectURL(blob), download: `${stem(shown.name)}.${ending}` });
+    const suffix = { mask: "mask.png", overlay: "overlay.jpg", json: "json" }[what];
+    const link = createElement("a", { href: URL.createObjectURL(blob), download: `${stem(shown.name)}.${suffix}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   },
 };
-worker.onmessage = ({ data }) => keepFocus(() => heard[data.did](data));
+worker.onmessage = ({ data }) => preserveFocus(() => handlers[data.type](data));
 worker.onerror = ({ message }) =>
-  problem(message
-    ? { title: "The picture cannot be drawn", detail: message }
-    : { title: "This browser is too old", detail: "The page needs Chrome 110, Firefox 115, Safari 16.4 or later." });
+  showProblem(message
+    ? { title: "The image cannot be drawn", detail: message }
+    : { title: "Unsupported browser", detail: "Use Chrome 110, Firefox 115, Safari 16.4 or later." });
 
-// What has the focus may go: the focus then goes where things go on, not to the beginning of the page.
-function keepFocus(change) {
-  const had = document.activeElement;
+// When the focused element disappears, focus the status or the view instead of the start of the page.
+function preserveFocus(change) {
+  const before = document.activeElement;
   change();
-  const now = document.activeElement;
-  if (had !== document.body && (now === document.body || !now.getClientRects().length)) $(told || !shown ? "status" : "view").focus();
+  const after = document.activeElement;
+  if (before !== document.body && (after === document.body || !after.getClientRects().length)) $(shownProblem || !shown ? "status" : "view").focus();
 }
 
-function say(part = "", met = null) {
-  told = met;
-  keepFocus(() => $("status").replaceChildren(part));
+function showStatus(content = "", problem = null) {
+  shownProblem = problem;
+  preserveFocus(() => $("status").replaceChildren(content));
 }
 
-// A problem leaves what is on the screen as it is. name: of the file that it is about; does: what a button asks it again by.
-function problem(met, name = "", does = "") {
-  const locked = met.status === 401;
-  const detail = locked && !key.get() ? "Whoever runs the service gives you one." : met.detail;
-  $("change-key").hidden &&= !locked;
-  if (locked) askForKey(detail);
-  if (told?.title === met.title && told.detail === met.detail) return void (told = met); // nothing is said twice
-  const small = (textContent) => element("p", { className: "small", textContent });
-  const parts = [element("h2", { textContent: met.title }), element("p", { textContent: detail })];
-  if (name) parts.unshift(small(name));
-  const advised = met.advice ?? advice(met);
-  if (advised) parts.push(element("p", { textContent: advised }));
-  if (locked) parts.push(button("Enter a key", () => askForKey(detail)));
-  else if (does) parts.push(button(does, ask));
-  if (met.request) parts.push(small(`Request ${met.request}`));
-  say(element("div", { className: "problem" }, parts), met);
+// Leaves the image on the screen. name: of the file; retryLabel: text of the retry button, "" for none.
+function showProblem(problem, name = "", retryLabel = "") {
+  const unauthorized = problem.status === 401;
+  const detail = unauthorized && !apiKey.get() ? "Ask the operator of the service for an API key and enter it." : problem.detail;
+  $("change-key").hidden &&= !unauthorized;
+  if (unauthorized) openKeyDialog(detail);
+  if (shownProblem?.title === problem.title && shownProblem.detail === problem.detail)
+    return void (shownProblem = problem); // announced only once
+  const parts = [createElement("h2", { textContent: problem.title }), paragraph(detail)];
+  if (name) parts.unshift(paragraph(name, "small"));
+  const hint = problem.advice ?? advice(problem);
+  if (hint) parts.push(paragraph(hint));
+  if (unauthorized) parts.push(createButton("Enter API key", () => openKeyDialog(detail)));
+  else if (retryLabel) parts.push(createButton(retryLabel, segmentImage));
+  if (problem.requestId) parts.push(paragraph(`Request ${problem.requestId}`, "small"));
+  showStatus(createElement("div", { className: "problem" }, parts), problem);
 }
 
 // Controls
 
-const set = (field, then) => {
+const bindSlider = (field, onChange) => {
   field.oninput = () => {
-    $(`${field.id}-told`).textContent = `${field.value}%`;
-    then();
+    $(`${field.id}-value`).textContent = `${field.value}%`;
+    onChange();
   };
 };
-set($("opacity"), () => {
-  stage.opacity = $("opacity").value / 100;
-  stage.look();
+bindSlider($("opacity"), () => {
+  viewer.opacity = $("opacity").value / 100;
+  viewer.sendView();
 });
-set($("sure"), () => shown?.facts && legend.tell());
+bindSlider($("min-confidence"), () => shown?.stats && legend.notifyChange());
 $("compare").onchange = () => {
   $("split").hidden = !$("compare").checked;
-  stage.look();
+  viewer.sendView();
 };
-$("larger").onclick = () => stage.zoom(1.5);
-$("smaller").onclick = () => stage.zoom(1 / 1.5);
-$("fit").onclick = () => stage.fit();
+$("zoom-in").onclick = () => viewer.zoom(1.5);
+$("zoom-out").onclick = () => viewer.zoom(1 / 1.5);
+$("fit").onclick = () => viewer.fit();
 for (const each of document.querySelectorAll(".save"))
-  each.onclick = () => tell("save", { what: each.dataset.what, opacity: stage.opacity });
+  each.onclick = () => post("save", { what: each.dataset.what, opacity: viewer.opacity });
 
-// The models, and the key
+// Models and API key
 
-// Which models there are now; whether that was told.
-async function look() {
-  const found = await models();
-  clearTimeout(later);
-  if (found.problem) {
-    problem((lacking = { ...found.problem, advice: found.problem.status === 401 ? "" : "It is asked again by itself." }));
-    if (lacking.status !== 401) later = setTimeout(look, 1000 * (lacking.after ?? 5));
+// Lists the models again -> whether that succeeded.
+async function refreshModels() {
+  const response = await fetchModels();
+  clearTimeout(modelsTimer);
+  if (response.problem) {
+    modelsProblem = { ...response.problem, advice: response.problem.status === 401 ? "" : "The page retries automatically." };
+    showProblem(modelsProblem);
+    if (modelsProblem.status !== 401) modelsTimer = setTimeout(refreshModels, 1000 * (modelsProblem.retryAfter ?? 5));
     return false;
   }
-  const first = served.length === 0;
-  served = found.models;
-  const chosen = $("model").value;
-  $("model").replaceChildren(...served.map(({ name }) => element("option", { value: name, textContent: name })));
-  if (served.some(({ name }) => name === chosen)) $("model").value = chosen;
-  $("model").parentElement.hidden = served.length < 2;
-  $("only-model").textContent = served.length === 1 ? served[0].name : "";
-  $("change-key").hidden &&= !key.get();
-  describe();
-  const waited = first || told === lacking;
-  if (told === lacking) say();
-  if (waited && sent && !(sent.number === shown?.number && shown.facts)) ask();
+  const first = models.length === 0;
+  models = response.models;
+  const selected = $("model").value;
+  $("model").replaceChildren(...models.map(({ name }) => createElement("option", { value: name, textContent: name })));
+  if (models.some(({ name }) => name === selected)) $("model").value = selected;
+  $("model").parentElement.hidden = models.length < 2;
+  $("only-model").textContent = models.length === 1 ? models[0].name : "";
+  $("change-key").hidden &&= !apiKey.get();
+  updateModelInfo();
+  const imageWaiting = first || shownProblem === modelsProblem;
+  if (shownProblem === modelsProblem) showStatus();
+  if (imageWaiting && requested && !(requested.number === shown?.number && shown.stats)) segmentImage();
   return true;
 }
 
 $("model").onchange = () => {
-  describe();
-  if (sent) ask();
+  updateModelInfo();
+  if (requested) segmentImage();
 };
 
-function describe() {
-  const model = served.find(({ name }) => name === $("model").value);
-  if (model) about($("about"), model);
+function updateModelInfo() {
+  const model = models.find(({ name }) => name === $("model").value);
+  if (model) renderModelInfo($("model-info"), model);
 }
 
-function askForKey(why) {
-  const dialog = $("key-asked");
-  $("key-why").textContent = why;
-  if (dialog.open) return; // what is typed stays
+function openKeyDialog(message) {
+  const dialog = $("key-dialog");
+  $("key-message").textContent = message;
+  if (dialog.open) return; // keep what the user has typed
   $("key").value = "";
   dialog.showModal();
 }
-$("change-key").onclick = () => askForKey("Another key may be used in its place.");
-$("key-asked").querySelector(".cancel").onclick = () => $("key-asked").close();
-$("key-asked").querySelector("form").onsubmit = (event) => {
+$("change-key").onclick = () => openKeyDialog("Enter a key to replace the current one.");
+$("key-dialog").querySelector(".cancel").onclick = () => $("key-dialog").close();
+$("key-dialog").querySelector("form").onsubmit = (event) => {
   event.preventDefault();
-  const typed = $("key").value.trim();
-  if (!/^[!-~]+$/.test(typed)) return void ($("key-why").textContent = "A key has only plain letters, digits and signs (ASCII), and no space.");
-  key.set(typed);
-  $("key-asked").close();
-  say();
-  if (served.length && sent) ask();
-  else look();
+  const key = $("key").value.trim();
+  if (!/^[!-~]+$/.test(key)) return void ($("key-message").textContent = "The key contains a space or a non-ASCII character. Enter it again.");
+  apiKey.set(key);
+  $("key-dialog").close();
+  showStatus();
+  if (models.length && requested) segmentImage();
+  else refreshModels();
 };
 
-const button = (textContent, onclick) => element("button", { type: "button", textContent, onclick });
-const stem = (name) => name.replace(/\.[^.]*$/, "") || "picture";
+const paragraph = (textContent, className = "") => createElement("p", { className, textContent });
+const stem = (name) => name.replace(/\.[^.]*$/, "") || "image";
 
-look();
+refreshModels();

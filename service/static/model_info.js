@@ -1,39 +1,39 @@
-// What is told of a result's time, and of the model.
+// Shows the timing of a result and the details of the model.
 
-import { element, percent } from "./legend.js";
+import { createElement, formatPercent } from "./legend.js";
 
-export const spent = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+export const formatDuration = (ms) => (ms < 10 ? `${ms.toFixed(1)} ms` : ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
 
-// stages: [name, ms]; trip: ms in all
-export function timing(place, stages, trip) {
-  const inside = stages.reduce((sum, [, ms]) => sum + ms, 0);
-  const all = [...stages, ["transfer", Math.max(0, trip - inside)]];
-  const bar = element("div", { className: "stages", ariaHidden: "true" }, all.map(([, ms]) => {
-    const part = element("span");
+// stages: [name, ms] pairs from the service; the rest of totalMs is shown as transfer
+export function renderTiming(container, stages, totalMs) {
+  const serverMs = stages.reduce((sum, [, ms]) => sum + ms, 0);
+  const all = [...stages, ["transfer", Math.max(0, totalMs - serverMs)]];
+  const bar = createElement("div", { className: "timing-bar", ariaHidden: "true" }, all.map(([, ms]) => {
+    const part = createElement("span");
     part.style.flexGrow = ms;
     return part;
   }));
-  const words = all.map(([name, ms]) => element("span", { textContent: `${name} ${spent(ms)}` }));
-  place.replaceChildren(bar, element("p", { className: "small words" }, words));
+  const labels = all.map(([name, ms]) => createElement("span", { textContent: `${name} ${formatDuration(ms)}` }));
+  container.replaceChildren(bar, createElement("p", { className: "small timing-labels" }, labels));
 }
 
-// model: as /v1/models tells it
-export function about(place, model) {
+// model: an entry of /v1/models
+export function renderModelInfo(container, model) {
   const { spec } = model;
-  const rule = { native: "as it is", fit: `brought to ${spec.input.side} pixels`, exact: `stretched to ${spec.input.size}` };
+  const inputSize = { native: "original size", fit: `long side ${spec.input.side} pixels`, exact: `height, width ${spec.input.size} pixels` };
   const options = Object.entries(spec.architecture.options).filter(([, value]) => value).map((pair) => pair.join("="));
   const miou = spec.metrics.val?.miou;
-  const facts = {
+  const fields = {
     Name: `${model.name}@${model.hash.slice(0, 12)}`,
     Network: [spec.architecture.name, ...options].join(" "),
     Classes: spec.classes.map(({ name }) => name).join(", "),
-    Picture: rule[spec.input.rule],
-    mIoU: miou && `${percent(miou)} on the validation split`,
-    Runs: `on ${model.device}: ${model.why}`,
+    "Input size": inputSize[spec.input.rule],
+    mIoU: miou && `${formatPercent(miou)} on the validation split`,
+    "Runs on": `${model.device}: ${model.reason}`,
   };
-  const rows = Object.entries(facts).filter(([, value]) => value);
-  place.querySelector("dl").replaceChildren(
-    ...rows.flatMap(([name, value]) => [element("dt", { textContent: name }), element("dd", { textContent: value })]),
+  const rows = Object.entries(fields).filter(([, value]) => value);
+  container.querySelector("dl").replaceChildren(
+    ...rows.flatMap(([name, value]) => [createElement("dt", { textContent: name }), createElement("dd", { textContent: value })]),
   );
-  place.hidden = false;
+  container.hidden = false;
 }

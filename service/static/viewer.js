@@ -1,27 +1,27 @@
-// The picture on the page: where it lies, how large, and what is under the pointer. What is drawn is the worker's affair.
+// Pan, zoom and pointer readout of the displayed image. The worker does the drawing (renderer.js).
 
-const NEAREST = 40; // CSS pixels a pixel
-const STEP = 1.25; // a press of + or -
-const NUDGE = 40; // CSS pixels an arrow key
+const MAX_SCALE = 40; // CSS pixels per image pixel
+const ZOOM_STEP = 1.25; // per press of + or -
+const PAN_STEP = 40; // CSS pixels per arrow key
 
-export class Stage {
-  // elements: view, canvas, split (range), readout; tell(name, more): to the worker
-  constructor({ view, canvas, split, readout }, tell) {
-    Object.assign(this, { view, split, readout, tell });
-    this.size = { width: 0, height: 0 }; // of the picture
+export class Viewer {
+  // elements: view, canvas, split (range), readout; post(type, data, transfer): to the worker
+  constructor({ view, canvas, split, readout }, post) {
+    Object.assign(this, { view, split, readout, post });
+    this.size = { width: 0, height: 0 }; // of the image
     Object.assign(this, { scale: 1, x: 0, y: 0, opacity: 0.6, fitted: true });
-    this.fingers = new Map();
-    this.asked = null; // the point that is to be read, in CSS pixels of the view
-    const screen = canvas.transferControlToOffscreen();
-    tell("canvas", { canvas: screen }, [screen]);
-    new ResizeObserver(() => (this.fitted ? this.fit() : this.move(0, 0))).observe(view);
-    this.#listen();
+    this.pointers = new Map(); // pressed pointers: id -> point
+    this.hoverPoint = null; // where to read the mask, in CSS pixels of the view
+    const offscreen = canvas.transferControlToOffscreen();
+    post("canvas", { canvas: offscreen }, [offscreen]);
+    new ResizeObserver(() => (this.fitted ? this.fit() : this.pan(0, 0))).observe(view);
+    this.#addListeners();
   }
 
-  // size: {width, height} of the picture in pixels
+  // size: {width, height} of the image in pixels
   show(size) {
     this.size = size;
-    this.leave();
+    this.hideReadout();
     this.fit();
   }
 
@@ -33,71 +33,72 @@ export class Stage {
     this.x = (clientWidth - width * this.scale) / 2;
     this.y = (clientHeight - height * this.scale) / 2;
     this.fitted = true;
-    this.look();
+    this.sendView();
   }
 
-  // by: factor; at: the point that stays, in CSS pixels of the view
-  zoom(by, at = this.#middle()) {
+  // anchor: the point that stays fixed, in CSS pixels of the view
+  zoom(factor, anchor = this.#center()) {
     const { clientWidth, clientHeight } = this.view;
-    const whole = Math.min(clientWidth / this.size.width, clientHeight / this.size.height); // of a tiny picture, nearer than NEAREST
-    const scale = Math.min(Math.max(NEAREST, whole), Math.max(Math.min(whole, 1), this.scale * by));
-    this.x = at.x - ((at.x - this.x) * scale) / this.scale;
-    this.y = at.y - ((at.y - this.y) * scale) / this.scale;
+    const fitScale = Math.min(clientWidth / this.size.width, clientHeight / this.size.height); // above MAX_SCALE for a tiny image
+    const scale = Math.min(Math.max(MAX_SCALE, fitScale), Math.max(Math.min(fitScale, 1), this.scale * factor));
+    this.x = anchor.x - ((anchor.x - this.x) * scale) / this.scale;
+    this.y = anchor.y - ((anchor.y - this.y) * scale) / this.scale;
     this.scale = scale;
-    this.move(0, 0);
+    this.pan(0, 0);
   }
 
-  // Some of the picture stays in the middle of the view.
-  move(dx, dy) {
-    const { x, y } = this.#middle();
+  // Keeps the image over the center of the view.
+  pan(dx, dy) {
+    const { x, y } = this.#center();
     this.x = Math.min(x, Math.max(x - this.size.width * this.scale, this.x + dx));
     this.y = Math.min(y, Math.max(y - this.size.height * this.scale, this.y + dy));
     this.fitted = false;
-    this.look();
+    this.sendView();
   }
 
-  look() {
+  sendView() {
     const { clientWidth: width, clientHeight: height } = this.view;
     const { scale, x, y, opacity } = this;
     const split = this.split.hidden ? null : this.split.value / this.split.max;
-    this.tell("look", { view: { scale, x, y, width, height, opacity, split, ratio: devicePixelRatio } });
+    this.post("view", { view: { scale, x, y, width, height, opacity, split, ratio: devicePixelRatio } });
   }
 
-  // The worker's answer to a point that was asked for; words: nodes that say what is there.
-  read({ x, y }, words, rgb) {
-    if (!this.asked) return;
-    const { readout, view } = this;
-    readout.replaceChildren(...words);
-    readout.style.setProperty("--colour", `rgb(${rgb})`);
+  // Shows the worker's reply to a readout request. content: nodes; rgb: color of the class
+  showReadout({ x, y }, content, rgb) {
+    const { readout, view, hoverPoint } = this;
+    if (!hoverPoint) return;
+    readout.replaceChildren(...content);
+    readout.style.setProperty("--color", `rgb(${rgb})`);
     readout.title = `pixel ${x}, ${y}`;
     readout.hidden = false;
-    const left = Math.min(this.asked.x + 14, view.clientWidth - readout.offsetWidth - 4);
-    const under = this.asked.y + 18 + readout.offsetHeight < view.clientHeight;
-    readout.style.transform = `translate(${Math.max(4, left)}px, ${this.asked.y + (under ? 18 : -8 - readout.offsetHeight)}px)`;
+    const left = Math.min(hoverPoint.x + 14, view.clientWidth - readout.offsetWidth - 4);
+    const below = hoverPoint.y + 18 + readout.offsetHeight < view.clientHeight;
+    readout.style.transform = `translate(${Math.max(4, left)}px, ${hoverPoint.y + (below ? 18 : -8 - readout.offsetHeight)}px)`;
   }
 
-  ask(at) {
-    if (!this.due) requestAnimationFrame(() => this.#askNow()); // at most once for each picture of the screen
-    this.due = true;
-    this.asked = at;
+  requestReadout(point) {
+    if (!this.readoutScheduled) requestAnimationFrame(() => this.#sendReadout()); // at most one per frame
+    this.readoutScheduled = true;
+    this.hoverPoint = point;
   }
 
-  #askNow() {
-    this.due = false;
-    if (!this.asked) return;
-    const x = Math.floor((this.asked.x - this.x) / this.scale);
-    const y = Math.floor((this.asked.y - this.y) / this.scale);
+  #sendReadout() {
+    this.readoutScheduled = false;
+    const { hoverPoint } = this;
+    if (!hoverPoint) return;
+    const x = Math.floor((hoverPoint.x - this.x) / this.scale);
+    const y = Math.floor((hoverPoint.y - this.y) / this.scale);
     const outside = x < 0 || y < 0 || x >= this.size.width || y >= this.size.height;
-    if (outside) this.leave();
-    else this.tell("at", { x, y });
+    if (outside) this.hideReadout();
+    else this.post("readout", { x, y });
   }
 
-  leave() {
-    this.asked = null;
+  hideReadout() {
+    this.hoverPoint = null;
     this.readout.hidden = true;
   }
 
-  #middle() {
+  #center() {
     return { x: this.view.clientWidth / 2, y: this.view.clientHeight / 2 };
   }
 
@@ -106,54 +107,54 @@ export class Stage {
     return { x: event.clientX - box.left, y: event.clientY - box.top };
   }
 
-  #listen() {
+  #addListeners() {
     const { view, split } = this;
-    const ours = (event) => event.target === view || event.target.tagName === "CANVAS";
+    const onImage = (event) => event.target === view || event.target.tagName === "CANVAS";
     view.addEventListener("wheel", (event) => {
       event.preventDefault();
       const pixels = event.deltaY * (event.deltaMode ? 20 : 1);
-      this.zoom(Math.exp(-pixels / (event.ctrlKey ? 100 : 400)), this.#point(event)); // ctrl: a pinch on a touchpad
+      this.zoom(Math.exp(-pixels / (event.ctrlKey ? 100 : 400)), this.#point(event)); // ctrl: pinch on a touchpad
     }, { passive: false });
     view.addEventListener("pointerdown", (event) => {
-      if (!ours(event) || event.button) return;
+      if (!onImage(event) || event.button) return;
       view.setPointerCapture(event.pointerId);
-      this.fingers.set(event.pointerId, this.#point(event));
+      this.pointers.set(event.pointerId, this.#point(event));
     });
     view.addEventListener("pointermove", (event) => {
-      const now = this.#point(event), before = this.fingers.get(event.pointerId);
+      const now = this.#point(event), before = this.pointers.get(event.pointerId);
       if (before) this.#drag(event.pointerId, before, now);
-      if (before || ours(event)) this.ask(now);
-      else this.leave(); // it is on a button
+      if (before || onImage(event)) this.requestReadout(now);
+      else this.hideReadout(); // over a button
     });
     for (const end of ["pointerup", "pointercancel", "lostpointercapture"])
-      view.addEventListener(end, (event) => this.fingers.delete(event.pointerId) && this.ask(this.#point(event)));
-    view.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.leave());
-    view.addEventListener("dblclick", (event) => ours(event) && this.zoom(2, this.#point(event)));
-    view.addEventListener("keydown", (event) => this.#press(event));
-    view.addEventListener("blur", () => this.leave());
-    split.addEventListener("input", () => this.look());
+      view.addEventListener(end, (event) => this.pointers.delete(event.pointerId) && this.requestReadout(this.#point(event)));
+    view.addEventListener("pointerleave", (event) => event.pointerType === "mouse" && this.hideReadout());
+    view.addEventListener("dblclick", (event) => onImage(event) && this.zoom(2, this.#point(event)));
+    view.addEventListener("keydown", (event) => this.#handleKey(event));
+    view.addEventListener("blur", () => this.hideReadout());
+    split.addEventListener("input", () => this.sendView());
   }
 
-  // One finger moves the picture; two move and zoom it.
+  // One pointer pans; two pan and zoom.
   #drag(id, before, now) {
-    const other = [...this.fingers].find(([key]) => key !== id)?.[1];
-    this.fingers.set(id, now);
-    if (!other) return this.move(now.x - before.x, now.y - before.y);
-    const apart = (point) => Math.hypot(point.x - other.x, point.y - other.y);
-    const middle = { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 };
-    this.move((now.x - before.x) / 2, (now.y - before.y) / 2);
-    this.zoom(apart(now) / Math.max(1, apart(before)), middle);
+    const other = [...this.pointers].find(([key]) => key !== id)?.[1];
+    this.pointers.set(id, now);
+    if (!other) return this.pan(now.x - before.x, now.y - before.y);
+    const distance = (point) => Math.hypot(point.x - other.x, point.y - other.y);
+    const center = { x: (now.x + other.x) / 2, y: (now.y + other.y) / 2 };
+    this.pan((now.x - before.x) / 2, (now.y - before.y) / 2);
+    this.zoom(distance(now) / Math.max(1, distance(before)), center);
   }
 
-  #press(event) {
+  #handleKey(event) {
     if (event.target !== this.view || event.ctrlKey || event.metaKey || event.altKey) return;
-    const moves = { ArrowLeft: [NUDGE, 0], ArrowRight: [-NUDGE, 0], ArrowUp: [0, NUDGE], ArrowDown: [0, -NUDGE] };
-    if (moves[event.key]) this.move(...moves[event.key]);
-    else if (event.key === "+" || event.key === "=") this.zoom(STEP);
-    else if (event.key === "-") this.zoom(1 / STEP);
+    const offsets = { ArrowLeft: [PAN_STEP, 0], ArrowRight: [-PAN_STEP, 0], ArrowUp: [0, PAN_STEP], ArrowDown: [0, -PAN_STEP] };
+    if (offsets[event.key]) this.pan(...offsets[event.key]);
+    else if (event.key === "+" || event.key === "=") this.zoom(ZOOM_STEP);
+    else if (event.key === "-") this.zoom(1 / ZOOM_STEP);
     else if (event.key === "0") this.fit();
     else return;
     event.preventDefault();
-    this.ask(this.#middle());
+    this.requestReadout(this.#center());
   }
 }

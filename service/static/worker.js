@@ -1,102 +1,103 @@
-// Everything that takes long happens here, so that the page answers at once: decoding, asking, colouring, drawing.
-// What comes in is {do: name, ...}; what goes out is {did: name, ...}.
+// Does the slow work: decoding, requests, coloring and drawing.
+// Messages in both directions are {type, ...data}.
 
-import { bare, label, Refused } from "./segment_api.js";
-import * as paint from "./renderer.js";
+import * as renderer from "./renderer.js";
+import { ApiError, fetchDecodedImage, segment } from "./segment_api.js";
 
-const files = new Map(); // number -> promise of a Blob: of the picture on the screen, and of the one that came last
-let newest = 0; // the number of the picture that came, or was asked about, last
-let asking = null; // AbortController of the request that is under way
-let shown = { number: 0, name: "", width: 0, height: 0 }; // the picture on the screen
-let showing = null; // the promise that one will be, or cannot be
-let mask = null; // {labels, confidence, width, height, number, png, json}
+const files = new Map(); // image number -> promise of a Blob: of the image on the screen and of the newest one
+let newest = 0; // number of the image that was opened or requested last
+let activeRequest = null; // AbortController
+let shown = { number: 0, name: "", width: 0, height: 0 }; // the image on the screen
+let displaying = null; // promise that settles when the newest image is drawn, or cannot be
+let mask = null; // {labels, confidence, width, height, png, json}
 
-const tell = (did, more = {}, given = []) => postMessage({ did, ...more }, given);
+const post = (type, data = {}) => postMessage({ type, ...data });
 
-const doors = {
-  canvas: ({ canvas }) => paint.onto(canvas),
-  look: ({ view }) => paint.look(view),
-  colour: ({ table, least }) => mask && paint.colour(mask, table, least),
-  stop: () => asking?.abort(),
-  at: ({ x, y }) => {
+const handlers = {
+  canvas: ({ canvas }) => renderer.setCanvas(canvas),
+  view: ({ view }) => renderer.setView(view),
+  overlay: ({ table, minConfidence }) => mask && renderer.updateOverlay(mask, table, minConfidence),
+  stop: () => activeRequest?.abort(),
+  readout: ({ x, y }) => {
     if (!mask || x < 0 || y < 0 || x >= mask.width || y >= mask.height) return;
-    const place = y * mask.width + x;
-    tell("at", { x, y, label: mask.labels[place], confidence: mask.confidence[place] / 255 });
+    const index = y * mask.width + x;
+    post("readout", { x, y, label: mask.labels[index], confidence: mask.confidence[index] / 255 });
   },
 
   show({ number, name, file }) {
     newest = number;
-    asking?.abort();
+    activeRequest?.abort();
     for (const old of files.keys()) if (old !== shown.number) files.delete(old);
-    // Its bytes: a file on a disk may change, or go, before the picture is asked about again.
-    const bytes = file.arrayBuffer().then((all) => new Blob([all]));
+    // Copy the bytes: the file on disk may change or be deleted before the next request.
+    const bytes = file.arrayBuffer().then((buffer) => new Blob([buffer]));
     files.set(number, bytes);
-    showing = bytes.then((blob) => put({ number, name }, blob)).catch(() => {}); // the service may read it; if not, it says why
+    displaying = bytes.then((blob) => displayImage({ number, name }, blob)).catch(() => {}); // `segment` reports errors
   },
 
-  async label(asked) {
-    const { number, name } = asked;
+  async segment(request) {
+    const { number, name } = request;
     newest = number;
-    asking?.abort();
-    const own = (asking = new AbortController());
+    activeRequest?.abort();
+    const controller = (activeRequest = new AbortController());
+    const { signal } = controller;
     try {
-      const file = await files.get(number).catch(unread);
-      const answer = await label({ ...asked, file, signal: own.signal });
-      const { width, height } = answer.facts;
-      await showing;
+      const upload = { ...request, file: await files.get(number).catch(throwUnreadable), signal };
+      const result = await segment(upload);
+      const { width, height } = result.stats;
+      await displaying;
       if (shown.number !== number || shown.width !== width || shown.height !== height) {
-        await put({ number, name }, await bare({ ...asked, file, signal: own.signal }));
+        await displayImage({ number, name }, await fetchDecodedImage(upload));
       }
-      if (own.signal.aborted) return;
-      mask = { width, height, number, labels: answer.labels, confidence: answer.confidence, png: answer.mask, json: answer.json };
-      const { facts, model, stages, trip } = answer;
-      tell("answer", { number, facts, model, stages, trip });
+      if (signal.aborted) return;
+      mask = { width, height, labels: result.labels, confidence: result.confidence, png: result.mask, json: result.json };
+      const { stats, model, stages, totalMs } = result;
+      post("result", { number, stats, model, stages, totalMs });
     } catch (error) {
-      await showing; // the page has to know what is on the screen when it hears of a problem
-      if (own.signal.aborted) return;
-      tell("problem", { number, problem: error instanceof Refused ? error.problem : lost(error) });
+      await displaying; // the page needs the image on the screen before the problem
+      if (signal.aborted) return;
+      post("problem", { number, problem: error instanceof ApiError ? error.problem : toProblem(error) });
     } finally {
-      if (asking === own) asking = null;
+      if (activeRequest === controller) activeRequest = null;
     }
   },
 
   async save({ what, opacity }) {
     if (!mask) return;
-    const blob = what === "overlay" ? await paint.composed(opacity) : what === "mask" ? mask.png : mask.json;
-    tell("save", { what, blob });
+    const blob = what === "overlay" ? await renderer.exportOverlay(opacity) : what === "mask" ? mask.png : mask.json;
+    post("save", { what, blob });
   },
 };
 
-// A picture that the browser cannot read stays off the screen, and the one before on it.
-async function put(picture, file) {
-  const size = await paint.show(file, () => picture.number === newest);
+// If the browser cannot decode the image, the previous one stays on the screen.
+async function displayImage(image, file) {
+  const size = await renderer.showImage(file, () => image.number === newest);
   if (!size) return;
   mask = null;
-  shown = { ...picture, ...size };
-  tell("show", shown);
+  shown = { ...image, ...size };
+  post("show", shown);
 }
 
-function unread() {
-  const detail = "It may be a folder, or the file was changed or taken away; choose it again.";
-  throw new Refused({ status: null, title: "The file cannot be read", detail });
+function throwUnreadable() {
+  const detail = "It may be a folder, or was changed or deleted; choose it again.";
+  throw new ApiError({ status: null, title: "The file cannot be read", detail });
 }
 
-// fetch has one error for all that can happen on the way, and says nothing of it.
-function lost(error) {
-  const read = error instanceof TypeError;
+// fetch throws a TypeError without details for every network error.
+function toProblem(error) {
+  const network = error instanceof TypeError;
   return {
     status: 0,
-    title: read ? "No answer came" : "The answer could not be read",
-    detail: read
-      ? "The service may be down, or the connection to it was lost. Your picture is still here."
-      : `${error.message}. Your picture is still here.`,
+    title: network ? "No response from the service" : "The response cannot be read",
+    detail: network
+      ? "The service is down or the connection was lost. Your image is still here."
+      : `${error.message}. Your image is still here.`,
   };
 }
 
 onmessage = async ({ data }) => {
   try {
-    await doors[data.do](data);
+    await handlers[data.type](data);
   } catch (error) {
-    tell("problem", { number: shown.number, problem: lost(error) });
+    post("problem", { number: shown.number, problem: toProblem(error) });
   }
 };

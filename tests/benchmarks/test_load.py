@@ -7,7 +7,16 @@ from contextlib import closing, contextmanager, suppress
 
 import pytest
 
-from benchmarks.load import LOST, Load, closed, cost, form, offered, percentile, post
+from benchmarks.load import (
+    LOST_STATUS,
+    LoadResult,
+    closed_loop,
+    form_request,
+    measure_generator_cost,
+    open_loop,
+    percentile,
+    post_request,
+)
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nServer-Timing: read;dur=0.5, infer;dur=2.25\r\n\r\nok"
 BUSY = b"HTTP/1.1 429 Too Many Requests\r\nConnection: close\r\nContent-Length: 0\r\nretry-after: 3\r\n\r\n"
@@ -17,7 +26,7 @@ SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok"
 
 
 @contextmanager
-def serving(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
+def serve_responses(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
     """A server on the loopback address; `answer` is asked with the number of the request, and an empty answer ends it."""
     loop, numbers, known = asyncio.new_event_loop(), iter(range(10**6)), set[asyncio.Task[None]]()
 
@@ -52,28 +61,28 @@ def serving(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     ("wire", "status", "size"),
-    [(OK, 200, 2), (BUSY, 429, 0), (CHUNKED, 413, 13), (EARLY, 200, 2), (SHORT, LOST, 0), (b"", LOST, 0)]
+    [(OK, 200, 2), (BUSY, 429, 0), (CHUNKED, 413, 13), (EARLY, 200, 2), (SHORT, LOST_STATUS, 0), (b"", LOST_STATUS, 0)]
 )  # fmt: skip
 def test_each_kind_of_answer_is_told_apart(wire: bytes, status: int, size: int) -> None:
     async def answer(number: int) -> bytes:
         return wire
 
-    with serving(answer) as url:
-        load = closed(url, iter([post(url, b"x" * 100)] * 10), 3)
-    assert [(one.status, one.size) for one in load.answers] == [(status, size)] * 10
-    assert sorted(one.place for one in load.answers) == list(range(10))
-    assert load.counts() == {str(status or "lost"): 10}
+    with serve_responses(answer) as url:
+        load = closed_loop(url, iter([post_request(url, b"x" * 100)] * 10), 3)
+    assert [(one.status, one.size) for one in load.responses] == [(status, size)] * 10
+    assert sorted(one.index for one in load.responses) == list(range(10))
+    assert load.status_counts() == {str(status or "lost"): 10}
 
 
 def test_headers_and_stages_are_read() -> None:
     async def answer(number: int) -> bytes:
         return OK if number % 2 else BUSY
 
-    with serving(answer) as url:
-        load = closed(url, iter([form(url, b"x")] * 4), 1)
+    with serve_responses(answer) as url:
+        load = closed_loop(url, iter([form_request(url, b"x")] * 4), 1)
     assert load.stages() == {"read": 0.5, "infer": 2.25}
-    assert [one.header("Retry-After") for one in load.answers if one.status == 429] == ["3", "3"]
-    assert all(one.header("retry") == "" for one in load.answers)
+    assert [one.header("Retry-After") for one in load.responses if one.status == 429] == ["3", "3"]
+    assert all(one.header("retry") == "" for one in load.responses)
 
 
 def test_the_closed_loop_keeps_so_many_under_way_and_stops_in_time() -> None:
@@ -87,11 +96,11 @@ def test_the_closed_loop_keeps_so_many_under_way_and_stops_in_time() -> None:
         now -= 1
         return OK
 
-    with serving(answer) as url:
-        request = post(url, b"x")
-        load = closed(url, iter(lambda: request, b""), 4, seconds=0.2)
+    with serve_responses(answer) as url:
+        request = post_request(url, b"x")
+        load = closed_loop(url, iter(lambda: request, b""), 4, seconds=0.2)
     assert most == 4
-    assert load.counts().keys() == {"200"} and load.own_seconds < load.seconds
+    assert load.status_counts().keys() == {"200"} and load.generator_cpu_seconds < load.seconds
 
 
 def test_an_answer_that_never_comes_is_lost() -> None:
@@ -99,9 +108,9 @@ def test_an_answer_that_never_comes_is_lost() -> None:
         await asyncio.sleep(60 if number == 1 else 0)
         return OK
 
-    with serving(answer) as url:
-        load = closed(url, iter([post(url, b"x")] * 4), 1, limit=0.3)
-    assert [one.status for one in load.answers] == [200, LOST, 200, 200]
+    with serve_responses(answer) as url:
+        load = closed_loop(url, iter([post_request(url, b"x")] * 4), 1, timeout=0.3)
+    assert [one.status for one in load.responses] == [200, LOST_STATUS, 200, 200]
 
 
 def test_an_offered_load_counts_what_a_standstill_made_late() -> None:
@@ -116,19 +125,19 @@ def test_an_offered_load_counts_what_a_standstill_made_late() -> None:
             await stood.wait()
         return OK
 
-    with serving(answer) as url:
-        load = offered(url, post(url, b"x"), rate=50, seconds=2)
-    assert load.counts().keys() == {"200"} and len(load.answers) > 50
-    assert sum(each > 500 for each in load.latencies()) > 10
+    with serve_responses(answer) as url:
+        load = open_loop(url, post_request(url, b"x"), rate=50, seconds=2)
+    assert load.status_counts().keys() == {"200"} and len(load.responses) > 50
+    assert sum(each > 500 for each in load.latencies_ms()) > 10
 
 
 def test_percentiles_and_sums() -> None:
     assert [percentile([1, 2, 3, 4], percent) for percent in (0, 50, 99, 100)] == [1, 3, 4, 4]
     assert percentile([], 50) is None
-    whole = Load()
-    whole.add(Load(seconds=2, own_seconds=1))
-    assert (whole.seconds, whole.own_seconds, whole.rate(), whole.stages()) == (2, 1, 0, {})
+    whole = LoadResult()
+    whole.merge(LoadResult(seconds=2, generator_cpu_seconds=1))
+    assert (whole.seconds, whole.generator_cpu_seconds, whole.responses_per_second(), whole.stages()) == (2, 1, 0, {})
 
 
 def test_the_generator_tells_its_own_cost() -> None:
-    assert cost(200) > 0
+    assert measure_generator_cost(200) > 0

@@ -16,27 +16,35 @@ import numpy as np
 import pytest
 import yaml
 
-from maskserve.cli.containerize import _revision
+from maskserve.cli.containerize import _git_revision
 from models.bundle import open_bundle
-from models.imaging.decode import decode
+from models.imaging.decode import decode_image
 from models.inference.segmenter import Segmenter
 from service import responses
-from service.auth import new_key
+from service.auth import generate_api_key
 from service.server_process import free_port
-from tests.deploy.engine import BASE, REQUIRED, Container, Image, call, find_engine, started
-from tests.deploy.test_manifests import resources
-from tests.models.imaging.test_hostile import FILES, HOSTILE
-from tests.service.test_app import JPEG, PNG, bomb, check_problem, labels_of, turned
-from tests.service.tiny_bundle import small_bundle
+from tests.deploy.engine import (
+    BASE_IMAGE,
+    CONTAINER_REQUIRED,
+    BuiltImage,
+    Container,
+    find_engine,
+    run_container,
+    run_engine,
+)
+from tests.deploy.test_manifests import render_overlay
+from tests.models.imaging.test_hostile import EXPECTED_OUTCOMES, HOSTILE_FOLDER
+from tests.service.test_app import JPEG, PNG, check_problem, decode_mask, decompression_bomb, exif_rotated_jpeg
+from tests.service.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.container
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 750e6  # bytes, of the image without its bundle
+MAX_IMAGE_BYTES = 750e6  # bytes, of the image without its bundle
 TAG = "maskserve-test:1"
 
 
-def containerize(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def run_containerize(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "maskserve", "containerize", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
@@ -47,113 +55,127 @@ def engine() -> str:
 
 
 @pytest.fixture(scope="module")
-def image(engine: str, tiny_bundle: Path) -> Iterator[Image]:
+def image(engine: str, tiny_bundle: Path) -> Iterator[BuiltImage]:
     begun = time.monotonic()
-    built = containerize(tiny_bundle, "--engine", engine, "--base", BASE, "--tag", TAG)
+    built = run_containerize(tiny_bundle, "--engine", engine, "--base", BASE_IMAGE, "--tag", TAG)
     assert built.returncode == 0, built.stderr
     print(f"\n{built.stdout}built in {time.monotonic() - begun:.0f} s")
-    yield Image(engine, TAG, built.stdout)
-    call(engine, "rmi", "--force", TAG, check=False)
+    yield BuiltImage(engine, TAG, built.stdout)
+    run_engine(engine, "rmi", "--force", TAG, check=False)
 
 
 @pytest.fixture(scope="module")
-def running(image: Image) -> Iterator[Container]:
-    with started(image) as container:
+def running_container(image: BuiltImage) -> Iterator[Container]:
+    with run_container(image) as container:
         print(f"\nready {container.wait_until_ready():.1f} s after `{image.engine} run` came back")
         yield container
 
 
 @pytest.fixture(scope="module")
-def http(running: Container) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=running.url, timeout=60.0) as client:
+def http_client(running_container: Container) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=running_container.url, timeout=60.0) as client:
         yield client
 
 
-def test_the_masks_are_the_segmenters(http: httpx.Client, tiny_bundle: Path) -> None:
+def test_the_masks_are_the_segmenters(http_client: httpx.Client, tiny_bundle: Path) -> None:
     segmenter = Segmenter.load(open_bundle(tiny_bundle))
-    for data in (JPEG, PNG, turned()):
-        expected = segmenter.segment(decode(data)).labels
-        np.testing.assert_array_equal(labels_of(http.post("/v1/segment", content=data)), expected)
+    for data in (JPEG, PNG, exif_rotated_jpeg()):
+        expected = segmenter.segment(decode_image(data)).labels
+        np.testing.assert_array_equal(decode_mask(http_client.post("/v1/segment", content=data)), expected)
 
 
-def test_every_format_is_answered(http: httpx.Client) -> None:
+def test_every_format_is_answered(http_client: httpx.Client) -> None:
     for query in ("overlay", "confidence", "npy", "json", "json&masks=polygons&simplify=2", "json&masks=png"):
-        answer = http.post(f"/v1/segment?format={query}", content=JPEG)
+        answer = http_client.post(f"/v1/segment?format={query}", content=JPEG)
         assert answer.status_code == 200, answer.text
-    assert http.post("/v1/segment/batch", files=[("images", JPEG), ("images", PNG)]).status_code == 200
-    assert http.get("/v1/docs").status_code == http.get("/").status_code == 200  # pages that are files, not code
+    assert http_client.post("/v1/segment/batch", files=[("images", JPEG), ("images", PNG)]).status_code == 200
+    assert (
+        http_client.get("/v1/docs").status_code == http_client.get("/").status_code == 200
+    )  # pages that are files, not code
 
 
 @pytest.mark.parametrize(
     ("data", "status"),
-    [(b"", 400), (b"no picture at all", 415), (os.urandom(5000), 415), (JPEG[: len(JPEG) // 2], 422), (bomb(), 413)],
+    [
+        (b"", 400),
+        (b"no image at all", 415),
+        (os.urandom(5000), 415),
+        (JPEG[: len(JPEG) // 2], 422),
+        (decompression_bomb(), 413),
+    ],
     ids=["empty", "text", "noise", "half a jpeg", "bomb"],
 )
-def test_bad_pictures(http: httpx.Client, data: bytes, status: int) -> None:
-    check_problem(http.post("/v1/segment", content=data), status)
+def test_bad_images(http_client: httpx.Client, data: bytes, status: int) -> None:
+    check_problem(http_client.post("/v1/segment", content=data), status)
 
 
-@pytest.mark.skipif(not HOSTILE.is_dir(), reason=f"the hostile pictures are not at {HOSTILE}")
-def test_hostile_pictures(http: httpx.Client, running: Container) -> None:
-    for name, outcome in FILES.items():
-        answer = http.post("/v1/segment", content=(HOSTILE / "files" / name).read_bytes())
+@pytest.mark.skipif(not HOSTILE_FOLDER.is_dir(), reason=f"the hostile images are not at {HOSTILE_FOLDER}")
+def test_hostile_images(http_client: httpx.Client, running_container: Container) -> None:
+    for name, outcome in EXPECTED_OUTCOMES.items():
+        answer = http_client.post("/v1/segment", content=(HOSTILE_FOLDER / "files" / name).read_bytes())
         if isinstance(outcome, tuple):
-            assert labels_of(answer).shape == outcome, name
+            assert decode_mask(answer).shape == outcome, name
         else:
             check_problem(answer, responses.ERRORS[outcome][0])
-    assert http.get("/readyz").status_code == 200
-    assert "Traceback" not in running.logs()
+    assert http_client.get("/readyz").status_code == 200
+    assert "Traceback" not in running_container.logs()
 
 
-def test_the_bundle_is_known_by_its_hash(http: httpx.Client, tiny_bundle: Path) -> None:
-    (model,) = http.get("/v1/models").json()
+def test_the_bundle_is_known_by_its_hash(http_client: httpx.Client, tiny_bundle: Path) -> None:
+    (model,) = http_client.get("/v1/models").json()
     assert (model["name"], model["hash"]) == ("tiny", open_bundle(tiny_bundle).hash)
     assert (model["engine"], model["device"]) == ("openvino", "cpu")
 
 
-def test_it_has_no_rights(running: Container) -> None:
-    lines = running.run("cat", "/proc/1/status").stdout.splitlines()
+def test_it_has_no_rights(running_container: Container) -> None:
+    lines = running_container.run("cat", "/proc/1/status").stdout.splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert status["Uid"].split() == status["Gid"].split() == ["1034"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     for folder in ("/", "/app", "/app/bento/src", "/bundle", "/usr/bin"):
-        assert running.run("touch", f"{folder}/here").returncode != 0, folder
-    assert running.run("touch", "/tmp/here").returncode == 0
-    assert running.run("find", "/tmp/cache", "-name", "*.blob").stdout.strip(), "the compiled network is not kept"
+        assert running_container.run("touch", f"{folder}/here").returncode != 0, folder
+    assert running_container.run("touch", "/tmp/here").returncode == 0
+    assert running_container.run("find", "/tmp/cache", "-name", "*.blob").stdout.strip(), (
+        "the compiled network is not kept"
+    )
 
 
-def test_nothing_of_the_image_is_writable_by_its_user(running: Container) -> None:
+def test_nothing_of_the_image_is_writable_by_its_user(running_container: Container) -> None:
     """Also where somebody runs it without --read-only."""
     owned = ["(", "-user", "1034", "-o", "-group", "1034", "-o", "-perm", "-o+w", "!", "-type", "l", ")"]
-    assert running.run("find", "/app", "/bundle", *owned).stdout == ""
+    assert running_container.run("find", "/app", "/bundle", *owned).stdout == ""
 
 
-def test_only_what_serving_needs_is_inside(running: Container) -> None:
-    left = running.run("find", "/app/bento", "/bundle", "-type", "f").stdout.split()
+def test_only_what_serving_needs_is_inside(running_container: Container) -> None:
+    left = running_container.run("find", "/app/bento", "/bundle", "-type", "f").stdout.split()
     rooms = {path.split("/")[4] for path in left if path.startswith("/app/bento/src/")}
     assert rooms == {"models", "service", "bentofile.yaml"}
     assert "/bundle/model.onnx" in left
     assert not [path for path in left if "architectures" in path or "test" in path]
     for name in ("uv", "gcc", "cc", "make", "git", "curl"):  # the environment is the first on the PATH
-        assert running.run("sh", "-c", f"command -v {name}").stdout == "", name
+        assert running_container.run("sh", "-c", f"command -v {name}").stdout == "", name
     absent = "torch", "training", "albumentations", "onnxruntime", "pytest"
     code = f"import importlib.util as u; print([n for n in {absent} if u.find_spec(n)])"
-    assert running.run("/app/venv/bin/python", "-c", code).stdout.strip() == "[]"
+    assert running_container.run("/app/venv/bin/python", "-c", code).stdout.strip() == "[]"
 
 
-def test_size_by_layer_and_package(image: Image, running: Container, tiny_bundle: Path) -> None:
+def test_size_by_layer_and_package(image: BuiltImage, running_container: Container, tiny_bundle: Path) -> None:
     size = image.inspect()["Size"] - sum(path.stat().st_size for path in tiny_bundle.rglob("*") if path.is_file())
-    history = call(image.engine, "history", "--no-trunc", "--format", "{{.Size}}\t{{.CreatedBy}}", image.tag).stdout
+    history = run_engine(
+        image.engine, "history", "--no-trunc", "--format", "{{.Size}}\t{{.CreatedBy}}", image.tag
+    ).stdout
     layers = [line for line in history.splitlines() if not line.startswith(("0 B", "0B"))]
-    packages = running.run("sh", "-c", "du -sm /app/venv/lib/python3*/site-packages/* | sort -rn | head -12").stdout
+    packages = running_container.run(
+        "sh", "-c", "du -sm /app/venv/lib/python3*/site-packages/* | sort -rn | head -12"
+    ).stdout
     print(f"\n{size / 1e6:.0f} MB without the bundle", *(line[:90] for line in layers), packages, sep="\n")
-    assert size <= LIMIT
+    assert size <= MAX_IMAGE_BYTES
 
 
-def test_labels(image: Image, tiny_bundle: Path) -> None:
+def test_labels(image: BuiltImage, tiny_bundle: Path) -> None:
     labels = image.inspect()["Config"]["Labels"]
-    revision = _revision()
+    revision = _git_revision()
     expected = {
         "title": "maskserve",
         "licenses": "Apache-2.0",
@@ -166,79 +188,79 @@ def test_labels(image: Image, tiny_bundle: Path) -> None:
     assert labels["maskserve.bundle.hash"] == open_bundle(tiny_bundle).hash
 
 
-def test_health_check_tells_ready_from_not(image: Image, running: Container) -> None:
+def test_health_check_tells_ready_from_not(image: BuiltImage, running_container: Container) -> None:
     told = image.inspect()
     kind, *command = (told.get("HealthCheck") or told.get("Healthcheck") or told["Config"]["Healthcheck"])["Test"]
     assert kind == "CMD"
-    assert running.run(*command).returncode == 0
+    assert running_container.run(*command).returncode == 0
     other = [word.replace(":3000", ":3001") for word in command]  # nothing listens there
-    assert running.run(*other).returncode != 0
+    assert running_container.run(*other).returncode != 0
 
 
-def test_what_was_printed_runs_it(image: Image) -> None:
-    (line,) = (line.strip() for line in image.said.splitlines() if line.startswith("  "))
+def test_what_was_printed_runs_it(image: BuiltImage) -> None:
+    (line,) = (line.strip() for line in image.output.splitlines() if line.startswith("  "))
     assert "--read-only" in line and "--cap-drop ALL" in line
     port = free_port()
     name = f"maskserve-test-{port}"
     line = line.replace("127.0.0.1:3000:", f"127.0.0.1:{port}:").replace(" run ", f" run --detach --name {name} ")
-    call(*line.split())
+    run_engine(*line.split())
     try:
         container = Container(image.engine, name, f"http://127.0.0.1:{port}")
         container.wait_until_ready()
-        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+        decode_mask(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
     finally:
-        call(image.engine, "stop", name, check=False)
+        run_engine(image.engine, "stop", name, check=False)
 
 
-def test_a_worker_that_dies_is_started_again(image: Image) -> None:
-    with started(image, "-e", "MASKSERVE_WORKERS=2") as container:
+def test_a_worker_that_dies_is_started_again(image: BuiltImage) -> None:
+    with run_container(image, "-e", "MASKSERVE_WORKERS=2") as container:
         container.wait_until_ready()
-        before = workers(container)
+        before = worker_pids(container)
         assert len(before) == 2
         container.run("sh", "-c", f"kill -9 {before[0]}")
         deadline = time.monotonic() + 60
-        while len(workers(container)) < 2 or before[0] in workers(container):
+        while len(worker_pids(container)) < 2 or before[0] in worker_pids(container):
             assert time.monotonic() < deadline, container.logs()
             time.sleep(0.2)
-        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+        decode_mask(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
 
 
-def workers(container: Container) -> list[str]:
+def worker_pids(container: Container) -> list[str]:
     """Their process ids inside. In the pattern the brackets keep the search from finding itself."""
     found = container.run("sh", "-c", "grep -la 'worker-i[d]' /proc/[0-9]*/cmdline").stdout
     return sorted(line.split("/")[2] for line in found.split())
 
 
-def test_a_stop_lets_what_is_under_way_end(image: Image) -> None:
-    with started(image) as container:
+def test_a_stop_lets_what_is_under_way_end(image: BuiltImage) -> None:
+    with run_container(image) as container:
         container.wait_until_ready()
         host, port = container.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
             head = f"POST /v1/segment HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(JPEG)}\r\n\r\n"
             client.sendall(head.encode() + JPEG[:1000])
             time.sleep(0.5)  # it has been accepted now
-            call(image.engine, "kill", "--signal", "TERM", container.name)
+            run_engine(image.engine, "kill", "--signal", "TERM", container.name)
             time.sleep(1.0)
             assert container.state()["Status"] == "running"
             client.sendall(JPEG[1000:])
             assert client.recv(2**16).startswith(b"HTTP/1.1 200")
         begun = time.monotonic()
-        code = call(image.engine, "wait", container.name).stdout.strip()
+        code = run_engine(image.engine, "wait", container.name).stdout.strip()
         print(f"\nended {time.monotonic() - begun:.1f} s after its last answer")
         assert code == "0", container.logs()
         assert "Traceback" not in container.logs()
 
 
-def test_other_settings_and_a_bundle_on_a_volume(image: Image, tmp_path: Path) -> None:
-    small_bundle(tmp_path / "bundles" / "one", "one")
-    small_bundle(tmp_path / "bundles" / "two", "two")
+def test_other_settings_and_a_bundle_on_a_volume(image: BuiltImage, tmp_path: Path) -> None:
+    write_tiny_bundle(tmp_path / "bundles" / "one", "one")
+    write_tiny_bundle(tmp_path / "bundles" / "two", "two")
     tmp_path.chmod(0o755)
     for path in tmp_path.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    key, hashed = new_key()
+    key, hashed = generate_api_key()
     settings = {"API_KEYS": hashed, "DEFAULT_MODEL": "two", "WORKERS": "2"}
     options = [word for name, value in settings.items() for word in ("-e", f"MASKSERVE_{name}={value}")]
-    with started(image, "-v", f"{tmp_path / 'bundles'}:/bundle:ro", *options) as container:
+    with run_container(image, "-v", f"{tmp_path / 'bundles'}:/bundle:ro", *options) as container:
         container.wait_until_ready()
         check_problem(httpx.post(f"{container.url}/v1/segment", content=JPEG), 401)
         answer = httpx.post(f"{container.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60)
@@ -247,10 +269,10 @@ def test_other_settings_and_a_bundle_on_a_volume(image: Image, tmp_path: Path) -
         assert "--worker-id 1" in commands and "--worker-id 2" in commands
 
 
-def test_a_full_disk_is_no_reason_not_to_serve(image: Image) -> None:
-    with started(image, "--tmpfs", "/tmp/cache:size=4k") as container:
+def test_a_full_disk_is_no_reason_not_to_serve(image: BuiltImage) -> None:
+    with run_container(image, "--tmpfs", "/tmp/cache:size=4k") as container:
         container.wait_until_ready()
-        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
+        decode_mask(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
 
 
 @pytest.mark.parametrize(
@@ -260,30 +282,30 @@ def test_a_full_disk_is_no_reason_not_to_serve(image: Image) -> None:
         (["-e", "MASKSERVE_API_KEYS=put-the-hash-here"], "MASKSERVE_API_KEYS is set to something else"),
     ],
 )
-def test_wrong_settings_end_it(image: Image, options: list[str], words: str) -> None:
-    with started(image, *options) as container:
-        assert call(image.engine, "wait", container.name).stdout.strip() == "1"
+def test_wrong_settings_end_it(image: BuiltImage, options: list[str], words: str) -> None:
+    with run_container(image, *options) as container:
+        assert run_engine(image.engine, "wait", container.name).stdout.strip() == "1"
         assert words in container.logs() and "Traceback" not in container.logs()
 
 
 def test_a_base_that_is_not_there_is_said(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    bundle = small_bundle(tmp_path / "bundle")
+    bundle = write_tiny_bundle(tmp_path / "bundle")
     absent = ("--base", "localhost/nobody-made-this:1")
-    failed = containerize(bundle, "--engine", engine, "--tag", "maskserve-none:1", *absent)
+    failed = run_containerize(bundle, "--engine", engine, "--tag", "maskserve-none:1", *absent)
     assert failed.returncode == 1
     assert "The image was not built" in failed.stderr and "nobody-made-this" in failed.stderr
     assert "Traceback" not in failed.stderr and len(failed.stderr.splitlines()) < 4
     assert not list((tmp_path / "scratch").iterdir())
-    assert call(engine, "image", "inspect", "maskserve-none:1", check=False).returncode != 0
+    assert run_engine(engine, "image", "inspect", "maskserve-none:1", check=False).returncode != 0
 
 
-def test_the_manifests_run_as_a_pod(image: Image, tmp_path: Path) -> None:
+def test_the_manifests_run_as_a_pod(image: BuiltImage, tmp_path: Path) -> None:
     if image.engine != "podman":
         pytest.skip("`podman play kube` is podman's")
-    key, hashed = new_key()
-    found = resources("overlays/cpu")
+    key, hashed = generate_api_key()
+    found = render_overlay("overlays/cpu")
     secret, deployment = found["Secret"], found["Deployment"]
     secret["stringData"] = {"MASKSERVE_API_KEYS": hashed}
     (described,) = deployment["spec"]["template"]["spec"]["containers"]
@@ -294,33 +316,33 @@ def test_the_manifests_run_as_a_pod(image: Image, tmp_path: Path) -> None:
     deployment["metadata"]["name"] = "maskserve-test"
     manifest = tmp_path / "pod.yaml"
     manifest.write_text(yaml.safe_dump_all([secret, deployment]))
-    played = call("podman", "play", "kube", manifest, check=False)
+    played = run_engine("podman", "play", "kube", manifest, check=False)
     if "is not valid JSON" in played.stderr:  # podman 4.3 cannot read the Secrets that it has itself stored
-        call("podman", "play", "kube", "--down", manifest, check=False)
-        call("podman", "secret", "rm", "maskserve-test-keys", check=False)
+        run_engine("podman", "play", "kube", "--down", manifest, check=False)
+        run_engine("podman", "secret", "rm", "maskserve-test-keys", check=False)
         as_json = {name: b64encode(value.encode()).decode() for name, value in secret["stringData"].items()}
         (tmp_path / "secret.json").write_text(json.dumps(as_json))
-        call("podman", "secret", "create", "maskserve-test-keys", tmp_path / "secret.json")
+        run_engine("podman", "secret", "create", "maskserve-test-keys", tmp_path / "secret.json")
         manifest.write_text(yaml.safe_dump(deployment))
-        played = call("podman", "play", "kube", manifest, check=False)
+        played = run_engine("podman", "play", "kube", manifest, check=False)
     try:
         assert played.returncode == 0, played.stderr
         pod = Container("podman", "maskserve-test-pod-0-maskserve", f"http://127.0.0.1:{port}")
         pod.wait_until_ready()
         check_problem(httpx.post(f"{pod.url}/v1/segment", content=JPEG), 401)
-        labels_of(httpx.post(f"{pod.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60))
+        decode_mask(httpx.post(f"{pod.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60))
         assert pod.run("id", "-u").stdout.strip() == "1034"
         assert pod.run("touch", "/app/here").returncode != 0
     finally:
-        call("podman", "play", "kube", "--down", manifest, check=False)
-        call("podman", "secret", "rm", "maskserve-test-keys", check=False)
+        run_engine("podman", "play", "kube", "--down", manifest, check=False)
+        run_engine("podman", "secret", "rm", "maskserve-test-keys", check=False)
 
 
-def test_compose_runs_it(image: Image) -> None:
+def test_compose_runs_it(image: BuiltImage) -> None:
     if image.engine != "podman" or shutil.which("podman-compose") is None:
-        (pytest.fail if image.engine == "podman" and REQUIRED else pytest.skip)("podman-compose is not here")
+        (pytest.fail if image.engine == "podman" and CONTAINER_REQUIRED else pytest.skip)("podman-compose is not here")
     port = free_port()
-    key, hashed = new_key()
+    key, hashed = generate_api_key()
     environment = {**os.environ, "IMAGE": f"localhost/{TAG}", "PORT": str(port), "MASKSERVE_API_KEYS": hashed}
     command = ["podman-compose", "-p", "maskserve-test", "-f", str(ROOT / "deploy" / "compose.yaml")]
     up = subprocess.run([*command, "up", "--detach"], env=environment, capture_output=True, text=True, timeout=300)
@@ -329,7 +351,7 @@ def test_compose_runs_it(image: Image) -> None:
         assert up.returncode == 0, up.stderr
         container.wait_until_ready()
         check_problem(httpx.post(f"{container.url}/v1/segment", content=JPEG), 401)
-        labels_of(httpx.post(f"{container.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60))
+        decode_mask(httpx.post(f"{container.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60))
         assert container.run("touch", "/app/here").returncode != 0
         assert container.run("id", "-u").stdout.strip() == "1034"
     finally:

@@ -13,32 +13,32 @@ import yaml
 from maskserve.cli import containerize
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, EngineError
-from tests.maskserve.test_cli import fails, maskserve
-from tests.service.tiny_bundle import small_bundle
+from tests.maskserve.test_cli import assert_fails, run_maskserve
+from tests.service.tiny_bundle import write_tiny_bundle
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("small") / "bundle")
+    return write_tiny_bundle(tmp_path_factory.mktemp("small") / "bundle")
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fake_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that is the whole PATH: what is put there is all that is installed."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path / "bin"
 
 
-def put(folder: Path, name: str, script: str) -> None:
+def write_script(folder: Path, name: str, script: str) -> None:
     (folder / name).write_text(f"#!/bin/sh\n{script}\n")
     (folder / name).chmod(0o755)
 
 
-def test_a_bad_bundle_is_refused_before_an_engine_is_looked_for(bundle: Path, command: Path, tmp_path: Path) -> None:
-    fails(maskserve("containerize", tmp_path, cwd=tmp_path), 1, "is no bundle")
+def test_a_bad_bundle_is_refused_before_an_engine_is_looked_for(bundle: Path, fake_path: Path, tmp_path: Path) -> None:
+    assert_fails(run_maskserve("containerize", tmp_path, cwd=tmp_path), 1, "is no bundle")
     altered = tmp_path / "altered"
     shutil.copytree(bundle, altered)
     (altered / "probes" / "0.png").write_bytes(b"something else")
@@ -46,10 +46,24 @@ def test_a_bad_bundle_is_refused_before_an_engine_is_looked_for(bundle: Path, co
         containerize.containerize(altered)
 
 
-BAD = ("", "Upper", "a b", "-x", "x:", "x:-1", "https://a/b", "a//b", "x:" + "y" * 129, "x;rm", "x:_a", "-x/y", "../x")
+INVALID_TAGS = (
+    "",
+    "Upper",
+    "a b",
+    "-x",
+    "x:",
+    "x:-1",
+    "https://a/b",
+    "a//b",
+    "x:" + "y" * 129,
+    "x;rm",
+    "x:_a",
+    "-x/y",
+    "../x",
+)
 
 
-@pytest.mark.parametrize("tag", BAD)
+@pytest.mark.parametrize("tag", INVALID_TAGS)
 def test_a_tag_that_is_none(bundle: Path, tag: str) -> None:
     for name in ("tag", "base"):
         with pytest.raises(ConfigError, match=f"--{name} {re.escape(repr(tag))} is no image name"):
@@ -58,20 +72,20 @@ def test_a_tag_that_is_none(bundle: Path, tag: str) -> None:
 
 @pytest.mark.parametrize("tag", ["x", "x:1", "a/b", "localhost:5000/a.b_c/d--e:V1.0-x_y", "registry.example.org/a/b"])
 def test_tags_that_are_good(tag: str) -> None:
-    assert containerize.TAG.fullmatch(tag) and containerize.BASE.fullmatch(tag)
-    assert containerize.BASE.fullmatch(f"{tag}@sha256:{'0f' * 32}")
+    assert containerize.TAG_PATTERN.fullmatch(tag) and containerize.BASE_IMAGE_PATTERN.fullmatch(tag)
+    assert containerize.BASE_IMAGE_PATTERN.fullmatch(f"{tag}@sha256:{'0f' * 32}")
 
 
 @pytest.mark.parametrize("name", ["road signs v2", "Straße", "--", "日本", "a/b:c"])
 def test_every_bundles_name_makes_a_tag(name: str) -> None:
-    assert containerize.TAG.fullmatch(f"maskserve-{containerize._slug(name)}:0123456789ab")
+    assert containerize.TAG_PATTERN.fullmatch(f"maskserve-{containerize._slug(name)}:0123456789ab")
 
 
-def test_no_engine(bundle: Path, command: Path, tmp_path: Path) -> None:
-    found = maskserve("containerize", bundle, cwd=tmp_path)
-    fails(found, 1, "docker is not installed; podman is not installed; nerdctl is not installed")
+def test_no_engine(bundle: Path, fake_path: Path, tmp_path: Path) -> None:
+    found = run_maskserve("containerize", bundle, cwd=tmp_path)
+    assert_fails(found, 1, "docker is not installed; podman is not installed; nerdctl is not installed")
     with pytest.raises(ConfigError, match="'moby' is not known; choose auto, docker, podman"):
-        containerize._engine("moby")
+        containerize._choose_engine("moby")
 
 
 @pytest.mark.parametrize(
@@ -83,17 +97,17 @@ def test_no_engine(bundle: Path, command: Path, tmp_path: Path) -> None:
     ],
     ids=["no permission", "no daemon, and yet exit code 0", "silence"],
 )
-def test_an_engine_that_does_not_work(command: Path, script: str, words: str) -> None:
+def test_an_engine_that_does_not_work(fake_path: Path, script: str, words: str) -> None:
     """As docker was seen to answer."""
-    put(command, "docker", script)
+    write_script(fake_path, "docker", script)
     with pytest.raises(EngineError, match=f"^No container engine works here: docker says: {words}"):
-        containerize._engine("docker")
+        containerize._choose_engine("docker")
 
 
-def test_the_first_engine_that_works_is_taken(command: Path) -> None:
-    put(command, "docker", "exit 1")
-    put(command, "podman", "exit 0")
-    assert containerize._engine("auto") == "podman"
+def test_the_first_engine_that_works_is_taken(fake_path: Path) -> None:
+    write_script(fake_path, "docker", "exit 1")
+    write_script(fake_path, "podman", "exit 0")
+    assert containerize._choose_engine("auto") == "podman"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +129,7 @@ def test_the_first_engine_that_works_is_taken(command: Path) -> None:
     ],
 )
 def test_what_went_wrong_is_found_in_the_log(log: str, line: str) -> None:
-    assert line in containerize._why(log)
+    assert line in containerize._failure_reason(log)
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -137,11 +151,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle: Path, tmp_path: 
 
 
 def test_labels_name_the_bundle_and_the_clone(bundle: Path) -> None:
-    labels = containerize._labels(open_bundle(bundle))
+    labels = containerize._image_labels(open_bundle(bundle))
     assert labels["maskserve.bundle.hash"] == open_bundle(bundle).hash
     assert labels["org.opencontainers.image.version"] == "0.1.0"
-    assert containerize._public("https://example.org/a/b.git") == "https://example.org/a/b.git"
-    assert containerize._public("https://me:secret@example.org/a") == containerize._public("/home/me/a") == ""
+    assert containerize._public_url("https://example.org/a/b.git") == "https://example.org/a/b.git"
+    assert containerize._public_url("https://me:secret@example.org/a") == containerize._public_url("/home/me/a") == ""
 
 
 def test_the_revision_is_of_what_goes_in(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,15 +168,15 @@ def test_the_revision_is_of_what_goes_in(bundle: Path, tmp_path: Path, monkeypat
         subprocess.run(["git", *who, *words], cwd=tmp_path / "clone", check=True, capture_output=True)
 
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    assert containerize._revision() == ""  # an unpacked archive in somebody's own repository
+    assert containerize._git_revision() == ""  # an unpacked archive in somebody's own repository
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--message", "all")
-    assert re.fullmatch("[0-9a-f]{40}", containerize._revision())
+    assert re.fullmatch("[0-9a-f]{40}", containerize._git_revision())
     (tmp_path / "clone" / "notes").write_text("they do not go in")
-    assert not containerize._revision().endswith("-dirty")
+    assert not containerize._git_revision().endswith("-dirty")
     (tmp_path / "clone" / "service" / "more.py").write_text("")
-    assert containerize._revision().endswith("-dirty")
+    assert containerize._git_revision().endswith("-dirty")
 
 
 def test_the_gpus_package_is_of_the_locked_version() -> None:
@@ -170,7 +184,7 @@ def test_the_gpus_package_is_of_the_locked_version() -> None:
     assert locked and containerize.GPU_EXTRAS.endswith(f"=={locked[1]}")
 
 
-def built(clone: Path, home: Path) -> subprocess.CompletedProcess[str]:
+def run_bentoml_build(clone: Path, home: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PYTHONPATH": ""}
     home.mkdir(exist_ok=True)
     command = [sys.executable, "-W", "ignore", "-m", "bentoml", "build", "--version", "test"]
@@ -179,16 +193,16 @@ def built(clone: Path, home: Path) -> subprocess.CompletedProcess[str]:
 
 def test_a_plain_build_takes_the_bundle_that_lies_there(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
-    containerize._lay_out(opened, tmp_path / "clone")
+    containerize._copy_sources(opened, tmp_path / "clone")
     for stray in ("training/x.py", "tests/x.py", "models/architectures/x.py", "bundle/.DS_Store", "runs/x"):
         (tmp_path / "clone" / stray).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / stray).write_text("")
-    told = built(tmp_path / "clone", tmp_path / "home")
+    told = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
     assert f"maskserve: the bundle small@{opened.hash[:12]} goes in." in told.stderr, told.stderr
     source = tmp_path / "home" / "bentos" / "maskserve" / "test" / "src"
     held = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
     rooms = {name for name in held if name.startswith(("models/", "service/"))}
-    listed = {f"bundle/{name}" for name in (*opened.sums, "SHA256SUMS")}
+    listed = {f"bundle/{name}" for name in (*opened.checksums, "SHA256SUMS")}
     assert held - rooms == {*listed, "bentofile.yaml", "deploy/image/slim.py"}
     assert {"models/inference/segmenter.py", "service/app.py", "service/static/index.html"} <= rooms
     assert not [name for name in rooms if "architectures" in name or name.endswith(".pyc")]
@@ -198,12 +212,12 @@ def test_a_plain_build_takes_the_bundle_that_lies_there(bundle: Path, tmp_path: 
 
 
 def test_a_plain_build_without_a_bundle_says_so(bundle: Path, tmp_path: Path) -> None:
-    containerize._lay_out(open_bundle(bundle), tmp_path / "clone")
+    containerize._copy_sources(open_bundle(bundle), tmp_path / "clone")
     (tmp_path / "clone" / "bundle" / "model.onnx").write_bytes(b"altered")
-    refused = built(tmp_path / "clone", tmp_path / "home")
+    refused = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
     assert refused.returncode != 0 and "model.onnx is not the file that was exported" in refused.stderr
     shutil.rmtree(tmp_path / "clone" / "bundle")
-    told = built(tmp_path / "clone", tmp_path / "home")
+    told = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
     assert told.returncode == 0 and "maskserve: no bundle goes in" in told.stderr
 
 
@@ -211,9 +225,11 @@ def test_a_build_that_fails_leaves_nothing(bundle: Path, tmp_path: Path, monkeyp
     """An engine that says it works, and does not."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "bin").mkdir()
-    put(tmp_path / "bin", "podman", '[ "$1" = info ] && exit 0; echo "Error: no space left on device" >&2; exit 125')
+    write_script(
+        tmp_path / "bin", "podman", '[ "$1" = info ] && exit 0; echo "Error: no space left on device" >&2; exit 125'
+    )
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     with pytest.raises(EngineError, match=r"not built: Error: no space left on device \(--verbose"):
-        containerize._build(open_bundle(bundle), "x:1", "podman", [], verbose=False)
+        containerize._build_image(open_bundle(bundle), "x:1", "podman", [], verbose=False)
     assert not list((tmp_path / "scratch").iterdir())

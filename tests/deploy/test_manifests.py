@@ -16,40 +16,40 @@ from service.settings import Settings
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
-RELEASES = ("1.29.1", "1.33.0", "1.37.0")
+KUBERNETES_VERSIONS = ("1.29.1", "1.33.0", "1.37.0")
 TEMPLATE = (DEPLOY / "image" / "Dockerfile.template").read_text()
 
 
-def kustomization(name: str) -> dict[str, Any]:
+def load_kustomization(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((KUBERNETES / name / "kustomization.yaml").read_text()))
 
 
-def resources(name: str, *components: str) -> dict[str, Any]:
+def render_overlay(name: str, *components: str) -> dict[str, Any]:
     """The manifests of an overlay by kind, its patches applied. kustomize itself is not asked: CI has none."""
-    told, found = kustomization(name), {}
+    told, found = load_kustomization(name), {}
     for entry in told["resources"]:
         path = KUBERNETES / name / entry
         if path.is_dir():
-            found |= resources(str(path.resolve().relative_to(KUBERNETES)))
+            found |= render_overlay(str(path.resolve().relative_to(KUBERNETES)))
         else:
             manifest = yaml.safe_load(path.read_text())
             found[manifest["kind"]] = manifest
     for secret in told.get("secretGenerator", []):
-        found["Secret"] = generated(KUBERNETES / name, **secret)
+        found["Secret"] = render_secret(KUBERNETES / name, **secret)
     for component in components:
-        found |= resources(component) if "resources" in kustomization(component) else {}
-    patches = [(name, patch) for name in (name, *components) for patch in kustomization(name).get("patches", [])]
+        found |= render_overlay(component) if "resources" in load_kustomization(component) else {}
+    patches = [(name, patch) for name in (name, *components) for patch in load_kustomization(name).get("patches", [])]
     for where, patch in patches:
         target = found.get(patch["target"]["kind"])
         if target is None:  # a component's own resources are read before what it patches
             continue
         assert target["metadata"]["name"] == patch["target"]["name"]
         for step in yaml.safe_load((KUBERNETES / where / patch["path"]).read_text()):
-            apply(target, **step)
+            apply_patch(target, **step)
     return found
 
 
-def generated(folder: Path, name: str, namespace: str, envs: list[str]) -> dict[str, Any]:
+def render_secret(folder: Path, name: str, namespace: str, envs: list[str]) -> dict[str, Any]:
     """The Secret, under the name that it has before kustomize adds a hash to it, there and where it is referred to."""
     lines = [line for env in envs for line in (folder / env).read_text().splitlines() if line and line[0] != "#"]
     return {
@@ -60,7 +60,7 @@ def generated(folder: Path, name: str, namespace: str, envs: list[str]) -> dict[
     }
 
 
-def apply(manifest: Any, op: str, path: str, value: Any) -> None:
+def apply_patch(manifest: Any, op: str, path: str, value: Any) -> None:
     """One step of a JSON patch (RFC 6902): `add` to what is there, or `replace` what is there."""
     *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:]]
     for part in parents:
@@ -73,7 +73,7 @@ def apply(manifest: Any, op: str, path: str, value: Any) -> None:
         manifest[last] = value
 
 
-def constant(name: str) -> Any:
+def app_constant(name: str) -> Any:
     """Of service/app.py, which is not imported: BentoML warns when it is."""
     (found,) = re.findall(rf"^{name} = (.+)$", (ROOT / "service" / "app.py").read_text(), re.M)
     return ast.literal_eval(found)
@@ -86,31 +86,31 @@ OVERLAYS = {
 }
 
 
-def container(found: dict[str, Any]) -> dict[str, Any]:
+def find_container(found: dict[str, Any]) -> dict[str, Any]:
     (only,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
     return dict(only)
 
 
-def environment(found: dict[str, Any]) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in container(found)["env"]}
+def container_environment(found: dict[str, Any]) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in find_container(found)["env"]}
 
 
-@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("release", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_manifest_fits_the_schema(overlay: str, release: str) -> None:
-    found = resources(*OVERLAYS[overlay])
+    found = render_overlay(*OVERLAYS[overlay])
     assert len(found) >= 7
     for manifest in found.values():
         kubernetes_validate.validate(manifest, release, strict=True)
 
 
 def test_a_typing_mistake_would_be_seen() -> None:
-    found = resources("overlays/cpu")
-    container(found)["readinessProbe"]["httpGet"]["pfad"] = "/readyz"
+    found = render_overlay("overlays/cpu")
+    find_container(found)["readinessProbe"]["httpGet"]["pfad"] = "/readyz"
     with pytest.raises(kubernetes_validate.ValidationError, match="pfad"):
-        kubernetes_validate.validate(found["Deployment"], RELEASES[-1], strict=True)
+        kubernetes_validate.validate(found["Deployment"], KUBERNETES_VERSIONS[-1], strict=True)
     with pytest.raises(BaseException, match="read_onyl"):
-        PyCompose.from_yaml(compose("compose.yaml").replace("read_only", "read_onyl"))
+        PyCompose.from_yaml(load_compose("compose.yaml").replace("read_only", "read_onyl"))
 
 
 def test_every_file_belongs_to_a_kustomization() -> None:
@@ -124,7 +124,7 @@ def test_every_file_belongs_to_a_kustomization() -> None:
     assert {path for path in KUBERNETES.rglob("*") if path.is_file()} <= named
 
 
-def texts() -> Iterator[tuple[Path, str]]:
+def manifest_texts() -> Iterator[tuple[Path, str]]:
     for file in sorted(DEPLOY.rglob("*")):
         if file.is_file():
             yield file, file.read_text()
@@ -133,7 +133,7 @@ def texts() -> Iterator[tuple[Path, str]]:
 
 def test_every_setting_that_is_named_exists() -> None:
     known = {f"MASKSERVE_{name.upper()}" for name in Settings.model_fields}
-    named = {(file.name, name) for file, text in texts() for name in re.findall(r"MASKSERVE_[A-Z_]+", text)}
+    named = {(file.name, name) for file, text in manifest_texts() for name in re.findall(r"MASKSERVE_[A-Z_]+", text)}
     assert len({name for _, name in named}) > 5
     service_links = {"MASKSERVE_PORT"}  # Kubernetes' own, in the comment that explains why they are off
     assert not [(file, name) for file, name in named if name not in known | service_links]
@@ -141,7 +141,7 @@ def test_every_setting_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_settings_can_be_read(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment(resources(*OVERLAYS[overlay])).items():
+    for name, value in container_environment(render_overlay(*OVERLAYS[overlay])).items():
         monkeypatch.setenv(name, value)
     settings = Settings.model_validate({"bundle": Path("/bundle")})
     assert settings.threads == 2 and settings.queue == 16
@@ -149,79 +149,81 @@ def test_the_settings_can_be_read(overlay: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_threads_are_the_cores_that_are_granted(overlay: str) -> None:
-    found = resources(*OVERLAYS[overlay])
-    granted = container(found)["resources"]
-    assert granted["limits"]["cpu"] == granted["requests"]["cpu"] == environment(found)["MASKSERVE_THREADS"]
+    found = render_overlay(*OVERLAYS[overlay])
+    granted = find_container(found)["resources"]
+    assert granted["limits"]["cpu"] == granted["requests"]["cpu"] == container_environment(found)["MASKSERVE_THREADS"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_probes_ask_paths_that_need_no_key(overlay: str) -> None:
-    probed = container(resources(*OVERLAYS[overlay]))
+    probed = find_container(render_overlay(*OVERLAYS[overlay]))
     paths = {kind: probed[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
-    assert set(paths.values()) <= set(constant("PROBES"))
+    assert set(paths.values()) <= set(app_constant("PROBES"))
     startup = probed["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] > constant("PATIENCE_SECONDS")
+    assert startup["periodSeconds"] * startup["failureThreshold"] > app_constant("PATIENCE_SECONDS")
 
 
-DRAIN = int(re.search(r'"--timeout-graceful-shutdown", "(\d+)"', TEMPLATE)[1])  # type: ignore[index]
+DRAIN_SECONDS = int(re.search(r'"--timeout-graceful-shutdown", "(\d+)"', TEMPLATE)[1])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_stop_waits_for_all_that_was_accepted(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = resources(*OVERLAYS[overlay])
-    for name, value in environment(found).items():
+    found = render_overlay(*OVERLAYS[overlay])
+    for name, value in container_environment(found).items():
         monkeypatch.setenv(name, value)
-    assert Settings.model_validate({"bundle": Path("/bundle")}).stop_seconds <= DRAIN
-    wait = int(container(found)["lifecycle"]["preStop"]["exec"]["command"][-1])
-    assert found["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > wait + DRAIN
+    assert Settings.model_validate({"bundle": Path("/bundle")}).stop_seconds <= DRAIN_SECONDS
+    wait = int(find_container(found)["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert found["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > wait + DRAIN_SECONDS
     grace = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["maskserve"]["stop_grace_period"]
-    assert int(grace.removesuffix("s")) > DRAIN
+    assert int(grace.removesuffix("s")) > DRAIN_SECONDS
 
 
-GIB = {"Mi": 2**-10, "Gi": 1.0}
+UNITS_IN_GIB = {"Mi": 2**-10, "Gi": 1.0}
 
 
-def gib(text: str) -> float:
-    return int(text[:-2]) * GIB[text[-2:]]
+def parse_gib(text: str) -> float:
+    return int(text[:-2]) * UNITS_IN_GIB[text[-2:]]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_memory_and_disk_hold_what_the_settings_let_in(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = resources(*OVERLAYS[overlay])
-    for name, value in environment(found).items():
+    found = render_overlay(*OVERLAYS[overlay])
+    for name, value in container_environment(found).items():
         monkeypatch.setenv(name, value)
     settings = Settings.model_validate({"bundle": Path("/bundle")})
     cores = settings.threads
     bodies = (settings.queue + settings.max_uploads + 1 + cores) * settings.max_body_bytes
-    pictures = (1 + cores) * settings.max_pixels * 8  # RGB, a label, a float32 of confidence
-    granted = container(found)["resources"]
-    assert gib(granted["limits"]["memory"]) * 2**30 > bodies + pictures + 200e6 + 600e6  # Python, an FCN-ResNet-50
+    images = (1 + cores) * settings.max_pixels * 8  # RGB, a label, a float32 of confidence
+    granted = find_container(found)["resources"]
+    assert parse_gib(granted["limits"]["memory"]) * 2**30 > bodies + images + 200e6 + 600e6  # Python, an FCN-ResNet-50
     (tmp,) = (v for v in found["Deployment"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "tmp")
-    assert gib(tmp["emptyDir"]["sizeLimit"]) < gib(granted["limits"]["ephemeral-storage"])  # logs count there as well
+    assert parse_gib(tmp["emptyDir"]["sizeLimit"]) < parse_gib(
+        granted["limits"]["ephemeral-storage"]
+    )  # logs count there as well
     for kind, amount in granted["requests"].items():
-        assert kind == "cpu" or gib(amount) <= gib(granted["limits"][kind])
+        assert kind == "cpu" or parse_gib(amount) <= parse_gib(granted["limits"][kind])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_are_few_enough(overlay: str) -> None:
-    pods = resources(*OVERLAYS[overlay])["HorizontalPodAutoscaler"]["spec"]
+    pods = render_overlay(*OVERLAYS[overlay])["HorizontalPodAutoscaler"]["spec"]
     assert 1 <= pods["minReplicas"] <= pods["maxReplicas"]
 
 
 def test_user_and_port_are_the_images() -> None:
     user, port = re.search(r"^USER (\d+):\1$", TEMPLATE, re.M), re.search(r"^EXPOSE (\d+)$", TEMPLATE, re.M)
-    pod = resources("overlays/cpu")["Deployment"]["spec"]["template"]["spec"]
+    pod = render_overlay("overlays/cpu")["Deployment"]["spec"]["template"]["spec"]
     assert user and pod["securityContext"]["runAsUser"] == int(user[1])
     assert port and pod["containers"][0]["ports"] == [{"name": "http", "containerPort": int(port[1])}]
 
 
 def test_nothing_goes_out() -> None:
-    policy = resources("overlays/cpu")["NetworkPolicy"]["spec"]
+    policy = render_overlay("overlays/cpu")["NetworkPolicy"]["spec"]
     assert policy["egress"] == [] and set(policy["policyTypes"]) == {"Ingress", "Egress"}
 
 
-def compose(name: str) -> str:
+def load_compose(name: str) -> str:
     """A compose file as it is once the variables are filled in: the ones with a default by that."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DEPLOY / name).read_text())
     return re.sub(r"\$\{IMAGE:[^}]*\}", "maskserve:1", text)
@@ -229,9 +231,9 @@ def compose(name: str) -> str:
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
 def test_compose_files_fit_the_schema(name: str) -> None:
-    assert PyCompose.from_yaml(compose(name)).service_names() == ["maskserve"]
+    assert PyCompose.from_yaml(load_compose(name)).service_names() == ["maskserve"]
 
 
 def test_compose_grants_the_threads_it_names() -> None:
-    service = yaml.safe_load(compose("compose.yaml"))["services"]["maskserve"]
+    service = yaml.safe_load(load_compose("compose.yaml"))["services"]["maskserve"]
     assert float(service["environment"]["MASKSERVE_THREADS"]) == service["cpus"]

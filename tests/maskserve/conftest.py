@@ -5,11 +5,11 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.auth import new_key
-from service.server_process import running
-from tests.service.tiny_bundle import small_bundle
+from service.auth import generate_api_key
+from service.server_process import background_server
+from tests.service.tiny_bundle import write_tiny_bundle
 
-KEY, HASH = new_key()
+KEY, HASH = generate_api_key()
 
 
 @pytest.fixture(scope="session")
@@ -19,11 +19,13 @@ def strict_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         with pytest.MonkeyPatch.context() as patch:  # until it has started: other tests start services without a key
             for name, value in {"API_KEYS": HASH, "QUEUE": "0", "MAX_UPLOADS": "1"}.items():
                 patch.setenv(f"MASKSERVE_{name}", value)
-            url = started.enter_context(running(small_bundle(tmp_path_factory.mktemp("strict") / "small")))
+            url = started.enter_context(
+                background_server(write_tiny_bundle(tmp_path_factory.mktemp("strict") / "small"))
+            )
         yield url
 
 
 @pytest.fixture(scope="session")
-def key() -> str:
+def api_key() -> str:
     """What opens it."""
     return KEY

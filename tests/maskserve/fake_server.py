@@ -7,10 +7,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
 
-LOST = b""  # the connection ends without an answer
+DROPPED = b""  # the connection ends without an answer
 
 
-def answer(status: int, body: bytes = b"", missing: int = 0, **headers: str) -> bytes:
+def http_response(status: int, body: bytes = b"", missing: int = 0, **headers: str) -> bytes:
     """An answer as it stands on the wire; `_` of a header's name is `-`, and `missing` bytes of the body never come."""
     lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body) + missing}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
@@ -18,7 +18,7 @@ def answer(status: int, body: bytes = b"", missing: int = 0, **headers: str) -> 
 
 
 @dataclass
-class Request:
+class ReceivedRequest:
     """What came."""
 
     line: str
@@ -27,12 +27,12 @@ class Request:
 
 
 @dataclass
-class Scripted:
+class FakeServer:
     """The answers still to give, the last one again and again; a number is the seconds until the next one."""
 
-    script: list[bytes | float]
+    responses: list[bytes | float]
     port: int = 0
-    requests: list[Request] = field(default_factory=list)
+    requests: list[ReceivedRequest] = field(default_factory=list)
 
     @property
     def url(self) -> str:
@@ -43,9 +43,9 @@ class Scripted:
             while True:
                 connection = listening.accept()[0]
                 with connection, suppress(ConnectionError):
-                    self._one(connection)
+                    self._handle_connection(connection)
 
-    def _one(self, connection: socket.socket) -> None:
+    def _handle_connection(self, connection: socket.socket) -> None:
         connection.settimeout(10)
         with connection.makefile("rb") as lines:
             if not (line := lines.readline()):
@@ -53,8 +53,8 @@ class Scripted:
             pairs = iter(lambda: lines.readline().decode().rstrip("\r\n"), "")
             headers = {name.lower(): value for name, _, value in (pair.partition(": ") for pair in pairs)}
             body = lines.read(int(headers.get("content-length", 0)))
-        self.requests.append(Request(line.decode().strip(), headers, body))
-        told = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        self.requests.append(ReceivedRequest(line.decode().strip(), headers, body))
+        told = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
         if isinstance(told, float):
             time.sleep(told)
         else:
@@ -62,10 +62,10 @@ class Scripted:
 
 
 @contextmanager
-def serving(*script: bytes | float, port: int = 0) -> Iterator[Scripted]:
+def run_fake_server(*script: bytes | float, port: int = 0) -> Iterator[FakeServer]:
     """Answer on the loopback address while the block runs."""
     with socket.create_server(("127.0.0.1", port)) as listening:
-        server = Scripted(list(script), listening.getsockname()[1])
+        server = FakeServer(list(script), listening.getsockname()[1])
         thread = Thread(target=server.serve, args=(listening,))
         thread.start()
         try:

@@ -8,39 +8,41 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from maskserve.predict.config import Job
+from maskserve.predict.config import PredictConfig
 from maskserve.predict.runner import run
-from tests.fixtures_bundles import drawing
+from tests.fixtures_bundles import synthetic_image
 
 
-def pictures(folder: Path, count: int, size: tuple[int, int] = (60, 90)) -> list[Path]:
+def write_images(folder: Path, count: int, size: tuple[int, int] = (60, 90)) -> list[Path]:
     """So many PNGs of (height, width), some of them in a folder below."""
     made = []
     for place in range(count):
         file = folder / ("" if place % 2 else "deep") / f"{place:04}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawing(*size, place)).save(file, compress_level=1)
+        Image.fromarray(synthetic_image(*size, place)).save(file, compress_level=1)
         made.append(file)
     return made
 
 
-def predict(
+def run_predict(
     model: Path | str, *sources: Path | str, out: Path | str, retry_errors: bool = False, ray: str = "", actors: int = 0,
     **asked: Any,
 ) -> tuple[bool, str]:  # fmt: skip
     """Whether all is done, and what was said; `asked` are fields of `Job`."""
     said = io.StringIO()
     console = Console(file=said, width=400)
-    done = run(Job(str(model), str(out), **asked), [str(one) for one in sources], console, retry_errors, ray, actors)
+    done = run(
+        PredictConfig(str(model), str(out), **asked), [str(one) for one in sources], console, retry_errors, ray, actors
+    )
     return done, said.getvalue()
 
 
-def rows(target: Path) -> list[dict[str, Any]]:
+def read_rows(target: Path) -> list[dict[str, Any]]:
     """The rows of a folder's manifest, without its seal."""
     return [json.loads(line) for line in (target / "manifest.jsonl").read_text().splitlines()[1:]]
 
 
-def masks(target: Path) -> dict[str, bytes]:
+def read_masks(target: Path) -> dict[str, bytes]:
     """What was written, by place, but for the manifest."""
     files = [file for file in target.rglob("*") if file.is_file() and not file.name.startswith("manifest.")]
     return {file.relative_to(target).as_posix(): file.read_bytes() for file in files}

@@ -13,46 +13,46 @@ from rich.console import Console
 
 from maskserve import model_tables
 from maskserve.parsing import parse_size
-from models.architectures import ARCHITECTURES, options_of
+from models.architectures import ARCHITECTURES, default_options
 from models.architectures.heads import HEADS
 from models.errors import ConfigError
 
 MASKSERVE = Path(sys.executable).with_name("maskserve")
 
 
-def models(*words: str, columns: int = 120) -> subprocess.CompletedProcess[str]:
+def run_models(*words: str, columns: int = 120) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
     return subprocess.run([MASKSERVE, "models", *words], env=environment, capture_output=True, text=True, timeout=1200)
 
 
 @pytest.fixture(scope="module")
-def listed() -> str:
-    done = models(columns=80)
+def architecture_list() -> str:
+    done = run_models(columns=80)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
-def test_every_architecture_has_a_row(listed: str) -> None:
-    rows = {line.partition("  ")[0]: line.partition("  ")[2].split() for line in listed.splitlines()}
+def test_every_architecture_has_a_row(architecture_list: str) -> None:
+    rows = {line.partition("  ")[0]: line.partition("  ")[2].split() for line in architecture_list.splitlines()}
     assert {f"fcn head={head}" for head in HEADS} <= set(rows)
     assert set(ARCHITECTURES) - {"fcn"} <= set(rows)
-    assert "cannot" not in listed
+    assert "cannot" not in architecture_list
     assert rows["fcn head=linear"] == ["resnet18", "11.2", "M", "14.2", "8", "499"]
     assert rows["fcn head=psp"][-1] == "whole"
     assert rows["torchvision/fcn_resnet50"][-2:] == ["8", "443"]
 
 
-def test_the_list_fits_eighty_columns(listed: str) -> None:
-    assert max(map(len, listed.splitlines())) <= 80
-    assert "480x360 (padded to 512x384)" in listed
+def test_the_list_fits_eighty_columns(architecture_list: str) -> None:
+    assert max(map(len, architecture_list.splitlines())) <= 80
+    assert "480x360 (padded to 512x384)" in architecture_list
 
 
 def test_one_network_with_options() -> None:
-    done = models("fcn", "encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
+    done = run_models("fcn", "encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
     assert done.returncode == 0, done.stderr
     assert "a receptive field of 635 pixels" in done.stdout
-    assert "picture of 640x448. " in done.stdout
+    assert "image of 640x448. " in done.stdout
     assert "conv 3x3 dilated 4" in done.stdout
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
     assert lines["encoder"][1] == "resnet50"
@@ -60,7 +60,7 @@ def test_one_network_with_options() -> None:
     assert lines["encoder.layer4"][-5:-2] == ["2048", "8", "427"]
 
 
-def printed(show: Callable[[Console], None], width: int = 120) -> str:
+def capture_output(show: Callable[[Console], None], width: int = 120) -> str:
     console = Console(width=width)
     with console.capture() as captured:
         show(console)
@@ -68,11 +68,13 @@ def printed(show: Callable[[Console], None], width: int = 120) -> str:
 
 
 def test_encoders_are_listed_and_filtered() -> None:
-    assert printed(lambda console: model_tables.show_encoders("resnet1*", console)).split() == [
+    assert capture_output(lambda console: model_tables.print_encoders("resnet1*", console)).split() == [
         "resnet18", "resnet101", "resnet152",
     ]  # fmt: skip
-    assert "tu-convnext_tiny" in printed(lambda console: model_tables.show_encoders("convnext", console)).split()
-    names = printed(lambda console: model_tables.show_encoders(None, console), width=10).splitlines()
+    assert (
+        "tu-convnext_tiny" in capture_output(lambda console: model_tables.print_encoders("convnext", console)).split()
+    )
+    names = capture_output(lambda console: model_tables.print_encoders(None, console), width=10).splitlines()
     assert len(names) > 500 and "resnet50" in names and max(map(len, names)) > 20
 
 
@@ -97,19 +99,19 @@ def test_encoders_are_listed_and_filtered() -> None:
 )
 def test_what_is_wrong_is_one_sentence(name: str, words: list[str], sentence: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(sentence)) as raised:
-        model_tables.show_one(name, words, (64, 64), 5, Console(quiet=True))
+        model_tables.print_architecture(name, words, (64, 64), 5, Console(quiet=True))
     assert "\n" not in str(raised.value)
 
 
 def test_no_encoder_matches() -> None:
     with pytest.raises(ConfigError, match="No encoder's name matches 'zzz'"):
-        model_tables.show_encoders("zzz", Console(quiet=True))
+        model_tables.print_encoders("zzz", Console(quiet=True))
     with pytest.raises(ConfigError, match="did you mean resnet18"):
-        model_tables.show_encoders("resnte18", Console(quiet=True))
+        model_tables.print_encoders("resnte18", Console(quiet=True))
 
 
 def test_the_command_line_says_what_is_wrong() -> None:
-    done = models("fcn", "encoder=resnet81", "--size", "64x64", columns=200)
+    done = run_models("fcn", "encoder=resnet81", "--size", "64x64", columns=200)
     assert done.returncode == 2
     assert "did you mean resnet18" in done.stderr
     assert "Traceback" not in done.stderr
@@ -117,7 +119,7 @@ def test_the_command_line_says_what_is_wrong() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_option_has_its_line_of_help(name: str) -> None:
-    assert set(model_tables.helps(ARCHITECTURES[name])) == set(options_of(name))
+    assert set(model_tables.option_help(ARCHITECTURES[name])) == set(default_options(name))
 
 
 def test_help_is_the_docstrings() -> None:
@@ -129,14 +131,14 @@ def test_help_is_the_docstrings() -> None:
         other: not an option
         """
 
-    assert model_tables.helps(build) == {"width": "of its maps: in channels", "depth": "layers"}  # type: ignore[arg-type]
+    assert model_tables.option_help(build) == {"width": "of its maps: in channels", "depth": "layers"}  # type: ignore[arg-type]
     assert list(inspect.signature(build).parameters) == ["classes", "width", "depth"]
 
 
 def test_values_are_yaml_and_weights_are_not_fetched() -> None:
-    options = model_tables.parsed("fcn", ["dropout=0.5", "aux=true", "skips=none", "weights=imagenet"])
+    options = model_tables.parse_options("fcn", ["dropout=0.5", "aux=true", "skips=none", "weights=imagenet"])
     assert options == {"dropout": 0.5, "aux": True, "skips": None, "weights": "imagenet"}
-    network = model_tables.built("fcn", 5, options)
+    network = model_tables.build_network("fcn", 5, options)
     assert network.architecture.options.get("weights") is None
 
 
@@ -155,5 +157,5 @@ def test_what_cannot_be_built_says_why_in_its_row(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(model_tables, "ARCHITECTURES", {"broken": broken})
     monkeypatch.setattr("models.architectures.ARCHITECTURES", {"broken": broken})
     monkeypatch.setattr(model_tables, "HEADS", {})
-    seen = printed(lambda console: model_tables.show_all((64, 64), 5, console), width=80)
+    seen = capture_output(lambda console: model_tables.print_architectures((64, 64), 5, console), width=80)
     assert "broken cannot be built: the library [old] is too old" in " ".join(seen.split())

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.fixtures_bundles import drawing
+from tests.fixtures_bundles import synthetic_image
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/service.md", "docs/client.md")
@@ -30,11 +30,11 @@ pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not in
 def folder(tmp_path: Path) -> Path:
     """The files that the recipes name."""
     for name, (width, height) in SIZES.items():
-        Image.fromarray(drawing(height, width)).save(tmp_path / name)
+        Image.fromarray(synthetic_image(height, width)).save(tmp_path / name)
     return tmp_path
 
 
-def run(recipe: str, url: str, key: str, folder: Path) -> str:
+def run_recipe(recipe: str, url: str, key: str, folder: Path) -> str:
     """What a recipe prints, in a folder with the files that it names."""
     assert ADDRESS in recipe
     command = recipe.replace(ADDRESS, url).replace("classes=road,car", "classes=class%201,class%202")
@@ -64,8 +64,8 @@ def check_npy(content: bytes, size: tuple[int, int]) -> None:
 def check_zip(content: bytes, size: tuple[int, int]) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.namelist() == ["0.png", "1.png"]
-        for name, picture in (("0.png", "a.jpg"), ("1.png", "b.jpg")):
-            check_mask(archive.read(name), SIZES[picture])
+        for name, image in (("0.png", "a.jpg"), ("1.png", "b.jpg")):
+            check_mask(archive.read(name), SIZES[image])
 
 
 def check_json(content: bytes, size: tuple[int, int]) -> None:
@@ -85,8 +85,8 @@ def test_there_are_recipes_for_everything() -> None:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_does_what_it_says(recipe: str, service_url: str, strict_url: str, key: str, folder: Path) -> None:
-    printed = run(recipe, strict_url if "$KEY" in recipe else service_url, key, folder)
+def test_a_recipe_does_what_it_says(recipe: str, service_url: str, strict_url: str, api_key: str, folder: Path) -> None:
+    printed = run_recipe(recipe, strict_url if "$KEY" in recipe else service_url, api_key, folder)
     files = re.findall(r" -o ([\w.]+)", recipe)
     for name in files:
         CHECKS[Path(name).suffix]((folder / name).read_bytes(), SIZES["photo.jpg"])
@@ -100,9 +100,9 @@ def test_a_recipe_does_what_it_says(recipe: str, service_url: str, strict_url: s
         check_json(printed.encode(), SIZES["photo.jpg"])
 
 
-def test_a_recipe_that_shows_errors_shows_them(service_url: str, key: str, folder: Path) -> None:
-    (folder / "photo.jpg").write_bytes(b"no picture")
+def test_a_recipe_that_shows_errors_shows_them(service_url: str, api_key: str, folder: Path) -> None:
+    (folder / "photo.jpg").write_bytes(b"no image")
     recipe = next(recipe for recipe in RECIPES if "--fail-with-body" in recipe)
     with pytest.raises(AssertionError):
-        run(recipe, service_url, key, folder)
+        run_recipe(recipe, service_url, api_key, folder)
     assert json.loads((folder / "mask.png").read_bytes())["status"] == 415

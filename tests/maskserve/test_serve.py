@@ -2,22 +2,22 @@
 
 from pathlib import Path
 
-from service.auth import hash_of
+from service.auth import hash_api_key
 from service.settings import Settings
-from tests.maskserve.test_cli import maskserve
+from tests.maskserve.test_cli import run_maskserve
 
 
 def test_every_setting_is_listed(tmp_path: Path) -> None:
-    listed = maskserve("serve", "--settings", cwd=tmp_path)
+    listed = run_maskserve("serve", "--settings", cwd=tmp_path)
     assert listed.returncode == 0
     for name in Settings.model_fields:
         assert f"MASKSERVE_{name.upper()}" in listed.stdout
 
 
 def test_a_key_comes_with_its_hash(tmp_path: Path) -> None:
-    lines = maskserve("key", cwd=tmp_path).stdout.splitlines()
+    lines = run_maskserve("key", cwd=tmp_path).stdout.splitlines()
     key, hashed = lines[0].split()[1], lines[1].split()[1]
-    assert hash_of(key) == hashed
+    assert hash_api_key(key) == hashed
 
 
 def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
@@ -27,6 +27,6 @@ def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
         (["serve", str(tmp_path / "empty")], "is no bundle"),
         (["serve", str(tmp_path / "nothing")], "is no bundle"),
     ):
-        refused = maskserve(*words, cwd=tmp_path)
+        refused = run_maskserve(*words, cwd=tmp_path)
         assert refused.returncode in (1, 2)
         assert sentence in refused.stderr and "Traceback" not in refused.stderr

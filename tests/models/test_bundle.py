@@ -8,11 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from models.bundle import INT8, MODEL, SPEC, SUMS, WEIGHTS, Bundle, open_bundle, sha256, writing
+from models.bundle import (
+    CHECKSUM_FILE,
+    INT8_MODEL_FILE,
+    MODEL_FILE,
+    SPEC_FILE,
+    WEIGHTS_FILE,
+    Bundle,
+    bundle_writer,
+    file_sha256,
+    open_bundle,
+)
 from models.errors import BundleError
-from models.spec import FORMAT_VERSION, Architecture, ClassInfo, InputRule, Spec
+from models.spec import FORMAT_VERSION, Architecture, BundleSpec, ClassInfo, InputRule
 
-TINY = Spec(
+TINY_SPEC = BundleSpec(
     name="drawn",
     classes=[ClassInfo(name="ground", rgb=(0, 0, 0)), ClassInfo(name="disc", rgb=(255, 0, 0))],
     input=InputRule(rule="native"),
@@ -20,50 +30,52 @@ TINY = Spec(
 )
 
 
-def fill(folder: Path, model: bytes = b"a graph") -> None:
-    (folder / MODEL).write_bytes(model)
-    (folder / WEIGHTS).write_bytes(b"weights")
-    (folder / SPEC).write_text(TINY.model_dump_json())
+def write_bundle_files(folder: Path, model: bytes = b"a graph") -> None:
+    (folder / MODEL_FILE).write_bytes(model)
+    (folder / WEIGHTS_FILE).write_bytes(b"weights")
+    (folder / SPEC_FILE).write_text(TINY_SPEC.model_dump_json())
     (folder / "probes").mkdir()
     for name in ("0.png", "0.labels.png", "1.png", "1.labels.png"):
         (folder / "probes" / name).write_bytes(name.encode())
 
 
-def reseal(folder: Path) -> None:
+def rewrite_checksums(folder: Path) -> None:
     """Sum the files of a bundle again, as someone who alters it knowingly would."""
-    with writing(folder.with_name("resealed")) as new:
+    with bundle_writer(folder.with_name("resealed")) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
     shutil.rmtree(folder)
     folder.with_name("resealed").rename(folder)
 
 
-def break_off(target: Path, error: type[BaseException]) -> None:
+def interrupt_writing(target: Path, error: type[BaseException]) -> None:
     """Fail when all but the rename is done."""
-    with writing(target) as new:
-        fill(new, b"another graph")
+    with bundle_writer(target) as new:
+        write_bundle_files(new, b"another graph")
         raise error
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    with writing(tmp_path / "bundle") as new:
-        fill(new)
+    with bundle_writer(tmp_path / "bundle") as new:
+        write_bundle_files(new)
     return tmp_path / "bundle"
 
 
 def test_round_trip(bundle: Path) -> None:
     opened = open_bundle(bundle)
-    assert opened.spec == TINY
-    assert opened.model.read_bytes() == b"a graph"
-    assert opened.weights.read_bytes() == b"weights"
-    assert opened.hash == sha256(bundle / SUMS)
-    names = [(picture.name, labels.name) for picture, labels in opened.probes()]
+    assert opened.spec == TINY_SPEC
+    assert opened.model_path.read_bytes() == b"a graph"
+    assert opened.weights_path.read_bytes() == b"weights"
+    assert opened.hash == file_sha256(bundle / CHECKSUM_FILE)
+    names = [(image.name, labels.name) for image, labels in opened.probes()]
     assert names == [("0.png", "0.labels.png"), ("1.png", "1.labels.png")]
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
 def test_sha256sum_reads_the_sums(bundle: Path) -> None:
-    done = subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=bundle, capture_output=True, text=True)
+    done = subprocess.run(
+        ["sha256sum", "--check", "--strict", CHECKSUM_FILE], cwd=bundle, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 7
 
@@ -74,22 +86,22 @@ def test_the_real_one_opens(tiny_bundle: Path) -> None:
     assert len(opened.probes()) == 1
 
 
-@pytest.mark.parametrize("name", [MODEL, WEIGHTS, "probes/0.png"])
+@pytest.mark.parametrize("name", [MODEL_FILE, WEIGHTS_FILE, "probes/0.png"])
 @pytest.mark.parametrize("harm", [b"another graph", b"", None], ids=["altered", "emptied", "longer"])
 def test_an_altered_file_is_refused_by_whoever_opens_it(name: str, harm: bytes | None, bundle: Path) -> None:
     file = bundle / name
     file.write_bytes(file.read_bytes() + b" " if harm is None else harm)
     opened = open_bundle(bundle)  # the others can be used: an engine opens no more than it needs
     with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
-        opened.verified(name)
-    for other in {MODEL, WEIGHTS, "probes/0.png"} - {name}:
-        assert opened.verified(other) == bundle / other
+        opened.verify_file(name)
+    for other in {MODEL_FILE, WEIGHTS_FILE, "probes/0.png"} - {name}:
+        assert opened.verify_file(other) == bundle / other
 
 
 def test_an_altered_spec(bundle: Path) -> None:
-    with (bundle / SPEC).open("ab") as file:
+    with (bundle / SPEC_FILE).open("ab") as file:
         file.write(b" ")
-    with pytest.raises(BundleError, match=f"{SPEC} is not the file that was exported"):
+    with pytest.raises(BundleError, match=f"{SPEC_FILE} is not the file that was exported"):
         open_bundle(bundle)
 
 
@@ -107,26 +119,26 @@ def test_a_probe_that_nobody_summed(bundle: Path) -> None:
 
 
 def test_what_belongs_to_a_bundle(bundle: Path) -> None:
-    (bundle / INT8).write_text("put there by somebody")
+    (bundle / INT8_MODEL_FILE).write_text("put there by somebody")
     opened = open_bundle(bundle)
-    assert opened.has(MODEL) and opened.has(WEIGHTS) and not opened.has(INT8)
-    with pytest.raises(BundleError, match=f"lists no {INT8}"):
-        opened.verified(INT8)
-    draft = Bundle(bundle, TINY)
-    assert draft.has(INT8) and draft.verified(INT8) == bundle / INT8
+    assert opened.has_file(MODEL_FILE) and opened.has_file(WEIGHTS_FILE) and not opened.has_file(INT8_MODEL_FILE)
+    with pytest.raises(BundleError, match=f"lists no {INT8_MODEL_FILE}"):
+        opened.verify_file(INT8_MODEL_FILE)
+    draft = Bundle(bundle, TINY_SPEC)
+    assert draft.has_file(INT8_MODEL_FILE) and draft.verify_file(INT8_MODEL_FILE) == bundle / INT8_MODEL_FILE
 
 
-@pytest.mark.parametrize("name", [SPEC, MODEL, WEIGHTS, "probes/0.png"])
+@pytest.mark.parametrize("name", [SPEC_FILE, MODEL_FILE, WEIGHTS_FILE, "probes/0.png"])
 def test_a_missing_file(name: str, bundle: Path) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=f"{name} is missing"):
         open_bundle(bundle)
 
 
-@pytest.mark.parametrize("name", [SPEC, MODEL])
+@pytest.mark.parametrize("name", [SPEC_FILE, MODEL_FILE])
 def test_an_unlisted_file(name: str, bundle: Path) -> None:
-    lines = (bundle / SUMS).read_text().splitlines(keepends=True)
-    (bundle / SUMS).write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
+    lines = (bundle / CHECKSUM_FILE).read_text().splitlines(keepends=True)
+    (bundle / CHECKSUM_FILE).write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
     with pytest.raises(BundleError, match=f"lists no {name}"):
         open_bundle(bundle)
 
@@ -146,9 +158,9 @@ def test_an_unlisted_file(name: str, bundle: Path) -> None:
 )
 def test_a_line_that_is_no_sum(line: bytes, bundle: Path) -> None:
     (bundle.parent / "outside").write_text("secret")
-    with (bundle / SUMS).open("ab") as file:
+    with (bundle / CHECKSUM_FILE).open("ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(BundleError, match=f"{SUMS}: the line .* is no sha256 and file name"):
+    with pytest.raises(BundleError, match=f"{CHECKSUM_FILE}: the line .* is no sha256 and file name"):
         open_bundle(bundle)
 
 
@@ -167,21 +179,23 @@ def test_a_run_is_told_from_its_bundle(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [1, 0, -1, None])
 def test_an_earlier_format(version: int | None, bundle: Path) -> None:
-    content = TINY.model_dump() | {"format_version": version, "parity": {"f32": 1.0}}
+    content = TINY_SPEC.model_dump() | {"format_version": version, "parity": {"f32": 1.0}}
     if version is None:
         del content["format_version"]
-    (bundle / SPEC).write_text(json.dumps(content))
-    reseal(bundle)
-    with pytest.raises(BundleError, match=rf"{SPEC}: its format is {version or 0}, of an earlier maskserve\. Export"):
+    (bundle / SPEC_FILE).write_text(json.dumps(content))
+    rewrite_checksums(bundle)
+    with pytest.raises(
+        BundleError, match=rf"{SPEC_FILE}: its format is {version or 0}, of an earlier maskserve\. Export"
+    ):
         open_bundle(bundle)
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 99, FORMAT_VERSION + 0.5, float("inf")])
 def test_a_later_format(version: float, bundle: Path) -> None:
-    content = TINY.model_dump() | {"format_version": version, "added_later": True}
-    (bundle / SPEC).write_text(json.dumps(content))
-    reseal(bundle)
-    with pytest.raises(BundleError, match=rf"{SPEC}: its format is {version}, .* up to {FORMAT_VERSION}"):
+    content = TINY_SPEC.model_dump() | {"format_version": version, "added_later": True}
+    (bundle / SPEC_FILE).write_text(json.dumps(content))
+    rewrite_checksums(bundle)
+    with pytest.raises(BundleError, match=rf"{SPEC_FILE}: its format is {version}, .* up to {FORMAT_VERSION}"):
         open_bundle(bundle)
 
 
@@ -196,15 +210,15 @@ def test_a_later_format(version: float, bundle: Path) -> None:
         b"{}",
         b'{"format_version": "2"}',
         b'{"format_version": null}',
-        json.dumps(TINY.model_dump() | {"colour": 1}).encode(),
-        json.dumps(TINY.model_dump() | {"classes": []}).encode(),
-        json.dumps(TINY.model_dump() | {"input": {"rule": "fit"}}).encode(),
+        json.dumps(TINY_SPEC.model_dump() | {"colour": 1}).encode(),
+        json.dumps(TINY_SPEC.model_dump() | {"classes": []}).encode(),
+        json.dumps(TINY_SPEC.model_dump() | {"input": {"rule": "fit"}}).encode(),
     ],
 )
 def test_a_broken_spec(content: bytes, bundle: Path) -> None:
-    (bundle / SPEC).write_bytes(content)
-    reseal(bundle)
-    with pytest.raises(BundleError, match=rf"{SPEC}.*Export the bundle again") as raised:
+    (bundle / SPEC_FILE).write_bytes(content)
+    rewrite_checksums(bundle)
+    with pytest.raises(BundleError, match=rf"{SPEC_FILE}.*Export the bundle again") as raised:
         open_bundle(bundle)
     assert "\n" not in str(raised.value)
 
@@ -213,22 +227,22 @@ def test_an_error_leaves_the_old_bundle(bundle: Path) -> None:
     before = open_bundle(bundle).hash
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error):
-            break_off(bundle, error)
+            interrupt_writing(bundle, error)
         assert open_bundle(bundle).hash == before
         assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
-        break_off(tmp_path / "new", RuntimeError)
+        interrupt_writing(tmp_path / "new", RuntimeError)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bundle_replaces_a_bundle_whole(bundle: Path) -> None:
-    with writing(bundle) as new:
+    with bundle_writer(bundle) as new:
         assert list(new.iterdir()) == []
-        fill(new, b"another graph")
-    assert open_bundle(bundle).model.read_bytes() == b"another graph"
+        write_bundle_files(new, b"another graph")
+    assert open_bundle(bundle).model_path.read_bytes() == b"another graph"
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
@@ -236,7 +250,7 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     for target in (tmp_path / "photos", tmp_path / "photos" / "cat.jpg"):
-        with pytest.raises(BundleError, match=f"{target} exists and is no bundle"), writing(target):
+        with pytest.raises(BundleError, match=f"{target} exists and is no bundle"), bundle_writer(target):
             pytest.fail("it was opened")
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "cat.jpg"]
 
@@ -245,7 +259,7 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
 def test_a_bundle_with_files_of_others_is_not_overwritten(name: str, bundle: Path) -> None:
     (bundle / "report").mkdir()
     (bundle / name).write_text("mine")
-    with pytest.raises(BundleError, match="will not be overwritten"), writing(bundle):
+    with pytest.raises(BundleError, match="will not be overwritten"), bundle_writer(bundle):
         pytest.fail("it was opened")
     assert (bundle / name).read_text() == "mine"
 
@@ -259,8 +273,8 @@ def test_an_interrupt_between_the_renames_keeps_the_old_bundle(bundle: Path, mon
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), writing(bundle) as new:
-        fill(new, b"another graph")
+    with pytest.raises(KeyboardInterrupt), bundle_writer(bundle) as new:
+        write_bundle_files(new, b"another graph")
     assert open_bundle(bundle).hash == before
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
@@ -268,35 +282,35 @@ def test_an_interrupt_between_the_renames_keeps_the_old_bundle(bundle: Path, mon
 def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    with writing(Path()) as new:
-        fill(new)
-    assert open_bundle(tmp_path / "empty").spec == TINY
+    with bundle_writer(Path()) as new:
+        write_bundle_files(new)
+    assert open_bundle(tmp_path / "empty").spec == TINY_SPEC
 
 
 def test_folders_above_are_made(tmp_path: Path) -> None:
-    with writing(tmp_path / "a" / "b" / "bundle") as new:
-        fill(new)
-    assert open_bundle(tmp_path / "a" / "b" / "bundle").spec == TINY
+    with bundle_writer(tmp_path / "a" / "b" / "bundle") as new:
+        write_bundle_files(new)
+    assert open_bundle(tmp_path / "a" / "b" / "bundle").spec == TINY_SPEC
 
 
 def test_a_copied_bundle_is_summed_anew(bundle: Path) -> None:
     before = open_bundle(bundle).hash
-    reseal(bundle)
+    rewrite_checksums(bundle)
     assert open_bundle(bundle).hash == before
 
 
-@pytest.mark.parametrize("name", [SPEC, MODEL, WEIGHTS, "probes/0.png", "report/new.txt"])
+@pytest.mark.parametrize("name", [SPEC_FILE, MODEL_FILE, WEIGHTS_FILE, "probes/0.png", "report/new.txt"])
 def test_the_hash_changes_with_any_file(name: str, bundle: Path) -> None:
     before = open_bundle(bundle).hash
     (bundle / "report").mkdir()
     with (bundle / name).open("ab") as file:
         file.write(b" ")
-    reseal(bundle)
+    rewrite_checksums(bundle)
     assert open_bundle(bundle).hash != before
 
 
 def test_names_are_summed_too(bundle: Path) -> None:
     before = open_bundle(bundle).hash
     (bundle / "probes" / "0.png").rename(bundle / "probes" / "größe.png")
-    reseal(bundle)
+    rewrite_checksums(bundle)
     assert open_bundle(bundle).hash != before

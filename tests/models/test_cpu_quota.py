@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 
 from models.bundle import open_bundle
-from models.cpu_quota import quota, threads_for, usable_cores
+from models.cpu_quota import cpu_quota, threads_per_inference, usable_cores
 from models.engines import ENGINES, openvino_engine
-from tests.fixtures_bundles import drawing
+from tests.fixtures_bundles import synthetic_image
 
 ROOT = Path(__file__).parents[2]
-SEEN = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+AFFINITY_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def machine(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
+def fake_cgroups(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
     """Files as the kernel shows them: the root of the control groups, and the process's memberships."""
     for name, text in files.items():
         (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -27,7 +27,7 @@ def machine(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path,
     return folder / "cgroup", folder / "self"
 
 
-V1 = "9:name=systemd:/\n4:memory:/m\n1:cpu,cpuacct:/docker/ab\n0::/\n"
+CGROUP_V1_MEMBERSHIP = "9:name=systemd:/\n4:memory:/m\n1:cpu,cpuacct:/docker/ab\n0::/\n"
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,18 @@ V1 = "9:name=systemd:/\n4:memory:/m\n1:cpu,cpuacct:/docker/ab\n0::/\n"
         ("0::/a\n", {"a/cpu.max": "max 100000", "other/cpu.max": "100000 100000"}, None),
         ("0::/../../host/name\n", {"cpu.max": "300000 100000"}, 3.0),
         ("0::/not/seen/from/inside\n", {"cpu.max": "300000 100000"}, 3.0),
-        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, 2.5),
         (
-            V1,
+            CGROUP_V1_MEMBERSHIP,
+            {"cpu,cpuacct/cpu.cfs_quota_us": "250000", "cpu,cpuacct/cpu.cfs_period_us": "100000"},
+            2.5,
+        ),
+        (
+            CGROUP_V1_MEMBERSHIP,
             {"cpu,cpuacct/docker/ab/cpu.cfs_quota_us": "5000", "cpu,cpuacct/docker/ab/cpu.cfs_period_us": "10000"},
             0.5,
         ),
-        (V1, {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, None),
-        (V1, {"memory/m/cpu.cfs_quota_us": "5000", "memory/m/cpu.cfs_period_us": "10000"}, None),
+        (CGROUP_V1_MEMBERSHIP, {"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, None),
+        (CGROUP_V1_MEMBERSHIP, {"memory/m/cpu.cfs_quota_us": "5000", "memory/m/cpu.cfs_period_us": "10000"}, None),
         ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, 1.0),
         ("1:cpuacct,cpu:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2.0),
         ("1:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, None),
@@ -58,13 +62,13 @@ V1 = "9:name=systemd:/\n4:memory:/m\n1:cpu,cpuacct:/docker/ab\n0::/\n"
     ],
 )
 def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], cores: float | None) -> None:
-    at = machine(tmp_path, membership, files)
-    assert quota(*at) == cores
-    assert usable_cores(*at) == (SEEN if cores is None else max(1, min(SEEN, -(-cores // 1))))
+    at = fake_cgroups(tmp_path, membership, files)
+    assert cpu_quota(*at) == cores
+    assert usable_cores(*at) == (AFFINITY_CORES if cores is None else max(1, min(AFFINITY_CORES, -(-cores // 1))))
 
 
 def test_where_the_kernel_says_nothing(tmp_path: Path) -> None:
-    assert usable_cores(tmp_path / "no", tmp_path / "none") == SEEN
+    assert usable_cores(tmp_path / "no", tmp_path / "none") == AFFINITY_CORES
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
@@ -80,24 +84,27 @@ def test_a_process_that_may_use_one_core() -> None:
     [(1, 1, 8, 8), (2, 1, 8, 4), (2, 2, 8, 2), (3, 1, 8, 2), (1, 3, 8, 2), (16, 1, 8, 1), (1, 1, 1, 1), (4, 4, 1, 1)],
 )
 def test_inferences_share_the_cores(workers: int, concurrency: int, cores: int, threads: int) -> None:
-    assert threads_for(workers, concurrency, cores) == threads
+    assert threads_per_inference(workers, concurrency, cores) == threads
     assert threads * workers * concurrency <= max(cores, workers * concurrency)
 
 
 def test_all_cores_for_one() -> None:
-    assert threads_for(1, 1) == usable_cores()
+    assert threads_per_inference(1, 1) == usable_cores()
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("threads", "at_once"), [(0, 2), (1, 2), (2, 2)])
 def test_answers_at_once_are_those_one_by_one(engine: str, threads: int, at_once: int, tiny_bundle: Path) -> None:
-    bundle, pictures = open_bundle(tiny_bundle), [drawing(64, 64 + 64 * (seed % 2), seed)[None] for seed in range(8)]
+    bundle, images = (
+        open_bundle(tiny_bundle),
+        [synthetic_image(64, 64 + 64 * (seed % 2), seed)[None] for seed in range(8)],
+    )
     alone = ENGINES[engine].load(bundle, "cpu", "f32", 1)
-    expected = [alone(picture)[0].copy() for picture in pictures]
+    expected = [alone(image)[0].copy() for image in images]
     run = ENGINES[engine].load(bundle, "cpu", "f32", threads, at_once)
     with ThreadPoolExecutor(at_once + 1) as pool:  # one more than was said
-        for one, labels in zip(pool.map(lambda picture: run(picture)[0].copy(), pictures), expected, strict=True):
+        for one, labels in zip(pool.map(lambda image: run(image)[0].copy(), images), expected, strict=True):
             assert np.mean(one == labels) > 0.999
 
 
@@ -109,13 +116,13 @@ def test_openvino_has_a_stream_for_each_answer(
     threads: int, at_once: int, found: tuple[int, int], tiny_bundle: Path
 ) -> None:
     run = openvino_engine.load(open_bundle(tiny_bundle), "cpu", "f32", threads, at_once)
-    assert isinstance(run, openvino_engine._Network) and run.compiled is not None
+    assert isinstance(run, openvino_engine._ThreadSafeModel) and run.compiled is not None
     got = tuple(run.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
     assert got == (min(found[0], os.cpu_count() or 1), found[1]) or got == found
 
 
 # A process of its own that answers until it has seen on which cores its threads may run meanwhile.
-WATCHED = """
+AFFINITY_SCRIPT = """
 import pathlib, re, sys, threading
 
 import numpy as np
@@ -124,12 +131,12 @@ from models.bundle import open_bundle
 from models.engines import openvino_engine as openvino
 
 run = openvino.load(open_bundle(pathlib.Path(sys.argv[1])), "cpu", "f32", 1)
-picture, done = np.zeros((1, 256, 256, 3), np.uint8), threading.Event()
-run(picture)
+image, done = np.zeros((1, 256, 256, 3), np.uint8), threading.Event()
+run(image)
 
 def answer():
     while not done.is_set():
-        run(picture)
+        run(image)
 
 caller = threading.Thread(target=answer)
 caller.start()
@@ -144,16 +151,18 @@ print(*sorted(seen))
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists() or (SEEN or 1) < 2, reason="needs Linux and two cores")
+@pytest.mark.skipif(
+    not Path("/proc/self/task").exists() or (AFFINITY_CORES or 1) < 2, reason="needs Linux and two cores"
+)
 def test_no_worker_takes_a_core_for_itself(tiny_bundle: Path) -> None:
     """Each would take the same one: they do not know of each other."""
-    command = [sys.executable, "-c", WATCHED, str(tiny_bundle)]
+    command = [sys.executable, "-c", AFFINITY_SCRIPT, str(tiny_bundle)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     here = next(line for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line)
     assert done.stdout.split() == [here.split()[1]]
 
 
-OPENED = """
+COMPILE_SCRIPT = """
 import pathlib, sys
 from models.bundle import open_bundle
 from models.engines import openvino_engine as openvino
@@ -170,7 +179,7 @@ def test_of_workers_that_open_a_bundle_at_once_one_compiles(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    command = [sys.executable, "-c", OPENED, str(tiny_bundle)]
+    command = [sys.executable, "-c", COMPILE_SCRIPT, str(tiny_bundle)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload]
     for worker in workers:

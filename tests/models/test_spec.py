@@ -5,14 +5,23 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from models.spec import FORMAT_VERSION, VOID, Architecture, ClassInfo, InputRule, Spec, default_rgb, palette
+from models.spec import (
+    FORMAT_VERSION,
+    IGNORE_INDEX,
+    Architecture,
+    BundleSpec,
+    ClassInfo,
+    InputRule,
+    default_rgb,
+    palette,
+)
 
 CLASSES = [ClassInfo(name="ground", rgb=(1, 2, 3)), ClassInfo(name="sky", rgb=(4, 5, 6))]
 
 
-def spec(**changes: Any) -> Spec:
+def make_spec(**changes: Any) -> BundleSpec:
     fields = {"name": "x", "classes": CLASSES, "input": InputRule(rule="native"), "architecture": {"name": "fcn"}}
-    return Spec.model_validate(fields | changes)
+    return BundleSpec.model_validate(fields | changes)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +74,7 @@ def test_unknown_keys_are_refused() -> None:
         (ClassInfo, {"name": "a", "rgb": (0, 0, 0)}),
         (InputRule, {"rule": "native"}),
         (Architecture, {"name": "fcn"}),
-        (Spec, spec().model_dump()),
+        (BundleSpec, make_spec().model_dump()),
     ):
         assert kind.model_validate(fields)
         with pytest.raises(ValidationError, match="colour"):
@@ -81,14 +90,14 @@ def test_impossible_colours(rgb: object) -> None:
 @pytest.mark.parametrize("count", [0, 1, 256])
 def test_2_to_255_classes(count: int) -> None:
     with pytest.raises(ValidationError, match="classes"):
-        spec(classes=CLASSES[:1] * count)
+        make_spec(classes=CLASSES[:1] * count)
 
 
 @pytest.mark.parametrize("count", [2, 21, 255])
 def test_a_palette_has_256_colours(count: int) -> None:
     classes = [ClassInfo(name=str(label), rgb=default_rgb(label)) for label in range(count)]
     colours = palette(classes)
-    assert colours == spec(classes=classes).palette()
+    assert colours == make_spec(classes=classes).palette()
     assert len(colours) == 256
     assert colours[:count] == [default_rgb(label) for label in range(count)]
     assert set(colours[count:]) == {(0, 0, 0)}
@@ -101,10 +110,10 @@ def test_default_colours_are_those_of_voc() -> None:
 
 
 def test_a_spec_is_frozen_and_returns_from_json() -> None:
-    first = spec(
+    first = make_spec(
         input=InputRule(rule="fit", side=480), metrics={"val": {"miou": 0.5}}, parity={"openvino": {"f32": 1.0}}
     )
-    assert Spec.model_validate_json(first.model_dump_json()) == first
-    assert (first.format_version, first.void) == (FORMAT_VERSION, VOID)
+    assert BundleSpec.model_validate_json(first.model_dump_json()) == first
+    assert (first.format_version, first.ignore_index) == (FORMAT_VERSION, IGNORE_INDEX)
     with pytest.raises(ValidationError, match="frozen"):
         first.name = "y"  # type: ignore[misc]

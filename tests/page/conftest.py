@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 from playwright import sync_api as playwright
 
-from service.auth import new_key
-from service.server_process import running
-from tests.page.page_driver import Sight
-from tests.service.tiny_bundle import small_bundle
+from service.auth import generate_api_key
+from service.server_process import background_server
+from tests.page.page_driver import PageDriver
+from tests.service.tiny_bundle import write_tiny_bundle
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 
-Open = Callable[..., Sight]
+OpenPage = Callable[..., PageDriver]
 
 
 @pytest.fixture(scope="module")
@@ -37,64 +37,64 @@ def browser() -> Iterator[playwright.Browser]:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("page") / "small")
+    return write_tiny_bundle(tmp_path_factory.mktemp("page") / "small")
 
 
 @pytest.fixture(scope="session")
 def url(bundle: Path) -> Iterator[str]:
-    with running(bundle) as url:
+    with background_server(bundle) as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def two_models_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a service with a bundle of 4 classes, and one of 200."""
     folder = tmp_path_factory.mktemp("several")
-    small_bundle(folder / "few", "few")
-    small_bundle(folder / "many", "many", classes=200)
-    with started(folder, MASKSERVE_DEFAULT_MODEL="few") as url:
+    write_tiny_bundle(folder / "few", "few")
+    write_tiny_bundle(folder / "many", "many", classes=200)
+    with start_service(folder, MASKSERVE_DEFAULT_MODEL="few") as url:
         yield url
 
 
 @pytest.fixture(scope="session")
-def locked(bundle: Path) -> Iterator[tuple[str, str]]:
+def protected_service(bundle: Path) -> Iterator[tuple[str, str]]:
     """The address of a service that wants a key, and takes one body at a time; and the key."""
-    key, hashed = new_key()
-    with started(bundle, MASKSERVE_API_KEYS=hashed, MASKSERVE_MAX_UPLOADS="1") as url:
+    key, hashed = generate_api_key()
+    with start_service(bundle, MASKSERVE_API_KEYS=hashed, MASKSERVE_MAX_UPLOADS="1") as url:
         yield url, key
 
 
 @contextmanager
-def started(folder: Path, **settings: str) -> Iterator[str]:
+def start_service(folder: Path, **settings: str) -> Iterator[str]:
     """A service with settings of its own: those that start after it must not have them."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in settings.items():
                 patch.setenv(name, value)
-            url = stack.enter_context(running(folder))
+            url = stack.enter_context(background_server(folder))
         yield url
 
 
 @pytest.fixture
-def open_page(browser: playwright.Browser) -> Iterator[Open]:
+def open_page(browser: playwright.Browser) -> Iterator[OpenPage]:
     """Opens a page in a window of its own: open_page(url, **what a context takes)."""
     seen = []
 
-    def opened(url: str, **options: object) -> Sight:
+    def opened(url: str, **options: object) -> PageDriver:
         context = browser.new_context(**{"viewport": {"width": 1000, "height": 700}, **options})
         context.set_default_timeout(20_000)
-        seen.append(Sight(context, url))
+        seen.append(PageDriver(context, url))
         return seen[-1]
 
     yield opened
     for sight in seen:
         sight.context.close()
     for sight in seen:
-        assert sight.complaints == []
+        assert sight.errors == []
 
 
 @pytest.fixture
-def slow_sender() -> Iterator[Callable[[str, str], socket.socket]]:
+def start_slow_upload() -> Iterator[Callable[[str, str], socket.socket]]:
     """Begins a body and does not end it, so that the one place for bodies is taken."""
     opened = []
 

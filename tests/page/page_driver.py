@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-DROP = """([name, type, text, data]) => {
+DROP_SCRIPT = """([name, type, text, data]) => {
     const transfer = new DataTransfer();
     if (data === null) transfer.setData("text/plain", text);
     else transfer.items.add(new File([Uint8Array.from(atob(data), (each) => each.charCodeAt(0))], name, { type }));
@@ -20,59 +20,61 @@ DROP = """([name, type, text, data]) => {
 }"""
 
 
-class Sight:
+class PageDriver:
     """A page in a browser's window."""
 
     def __init__(self, context: Any, url: str) -> None:
         self.context = context
-        self.complaints: list[str] = []
-        self.expected: tuple[int, ...] = ()  # statuses that the test provokes; the browser notes each in the console
+        self.errors: list[str] = []
+        self.expected_statuses: tuple[
+            int, ...
+        ] = ()  # statuses that the test provokes; the browser notes each in the console
         self.host = urlsplit(url).netloc
         self.page = context.new_page()
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", self._watch)
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", self._on_request)
         self.page.goto(url)
 
-    def bring(self, name: str, data: bytes | None, how: str = "drop", text: str = "") -> None:
+    def upload(self, name: str, data: bytes | None, how: str = "drop", text: str = "") -> None:
         """Drop or paste a file of these bytes; None is the text alone."""
         packed = None if data is None else base64.b64encode(data).decode()
-        self.page.evaluate(DROP.replace("NAME", repr(how)), [name, "", text, packed])
+        self.page.evaluate(DROP_SCRIPT.replace("NAME", repr(how)), [name, "", text, packed])
 
-    def result(self) -> None:
-        """Wait until a picture is labelled and drawn."""
+    def wait_for_result(self) -> None:
+        """Wait until an image is labelled and drawn."""
         self.page.wait_for_selector("#working", state="hidden")
         self.page.wait_for_selector("#result:not([hidden])")
         self.page.wait_for_timeout(300)  # the worker draws with the next frames
 
-    def status(self, words: str) -> str:
+    def wait_for_status(self, words: str) -> str:
         """Wait for a word on the state of things, and give all of it."""
         self.page.wait_for_selector(f"#status:has-text({words!r})")
         return str(self.page.inner_text("#status"))
 
-    def screen(self) -> np.ndarray:
+    def screenshot(self) -> np.ndarray:
         """The view, RGB uint8 H x W x 3."""
         self.page.wait_for_timeout(150)
         shot = self.page.screenshot(clip=self.page.locator("#view").bounding_box())
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 
-    def pixels(self, height: int, width: int) -> np.ndarray:
-        """What is shown in the middle of each pixel of a fitted picture, RGB uint8 height x width x 3."""
-        screen = self.screen()
+    def image_pixels(self, height: int, width: int) -> np.ndarray:
+        """What is shown in the middle of each pixel of a fitted image, RGB uint8 height x width x 3."""
+        screen = self.screenshot()
         scale = min(screen.shape[0] / height, screen.shape[1] / width)
         top, left = (screen.shape[0] - height * scale) / 2, (screen.shape[1] - width * scale) / 2
         rows = (top + (np.arange(height) + 0.5) * scale).astype(int)
         columns = (left + (np.arange(width) + 0.5) * scale).astype(int)
         return screen[rows][:, columns]
 
-    def slide(self, field: str, value: int) -> None:
+    def set_slider(self, field: str, value: int) -> None:
         """Move a slider."""
         self.page.evaluate(
             "([id, value]) => { const it = document.getElementById(id); it.value = value; it.dispatchEvent(new Event('input')) }",
             [field, value],
         )
 
-    def saved(self, what: str, folder: Path) -> Path:
+    def download(self, what: str, folder: Path) -> Path:
         """Press a download button; the file, under the name that the page gives it."""
         with self.page.expect_download() as coming:
             self.page.click(f".save[data-what={what}]")
@@ -80,11 +82,11 @@ class Sight:
         coming.value.save_as(path)
         return path
 
-    def _hear(self, message: Any) -> None:
-        if not any(f"status of {status}" in message.text for status in self.expected):
-            self.complaints.append(f"{message.type}: {message.text}")
+    def _on_console(self, message: Any) -> None:
+        if not any(f"status of {status}" in message.text for status in self.expected_statuses):
+            self.errors.append(f"{message.type}: {message.text}")
 
-    def _watch(self, request: Any) -> None:
+    def _on_request(self, request: Any) -> None:
         address = urlsplit(request.url)
         if address.scheme != "blob" and address.netloc != self.host:
-            self.complaints.append(f"asked {request.url}")
+            self.errors.append(f"asked {request.url}")

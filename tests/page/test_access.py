@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 
-from tests.fixtures_bundles import drawing
-from tests.fixtures_images import encoded
-from tests.page.conftest import Open
-from tests.page.page_driver import Sight
+from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image
+from tests.page.conftest import OpenPage
+from tests.page.page_driver import PageDriver
 
 pytestmark = pytest.mark.browser
 
-PNG = encoded(drawing(60, 80), "PNG")
+PNG = encode_image(synthetic_image(60, 80), "PNG")
 NOISE = np.kron(np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8), np.ones((16, 16, 1), np.uint8))
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True, "is_mobile": True}
 
 
-def check(sight: Sight) -> None:
+def check_accessibility(sight: PageDriver) -> None:
     found = Axe().run(sight.page).response
     told = [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
     assert told == [] and len(found["passes"]) > 10
@@ -28,56 +28,69 @@ def check(sight: Sight) -> None:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("device", [{}, PHONE], ids=["desktop", "phone"])
-def test_no_violation_in_any_state(open_page: Open, several: str, theme: str, device: dict) -> None:
-    sight = open_page(several, color_scheme=theme, **device)
-    sight.page.wait_for_selector("#about:not([hidden])")
-    check(sight)
+def test_no_violation_in_any_state(open_page: OpenPage, two_models_url: str, theme: str, device: dict) -> None:
+    sight = open_page(two_models_url, color_scheme=theme, **device)
+    sight.page.wait_for_selector("#model-info:not([hidden])")
+    check_accessibility(sight)
     sight.page.select_option("#model", "many")
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
     sight.page.check("#compare")
-    sight.page.click("#about summary")
-    check(sight)
-    sight.expected = (415,)
-    sight.bring("notes.txt", b"these are notes")
-    sight.status("This is no picture")
-    check(sight)
+    sight.page.click("#model-info summary")
+    check_accessibility(sight)
+    sight.expected_statuses = (415,)
+    sight.upload("notes.txt", b"these are notes")
+    sight.wait_for_status("This is no image")
+    check_accessibility(sight)
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_violation_where_a_key_is_asked_for(open_page: Open, locked: tuple[str, str], theme: str) -> None:
-    sight = open_page(locked[0], color_scheme=theme)
-    sight.expected = (401,)
-    sight.page.wait_for_selector("#key-asked[open]")
-    check(sight)
+def test_no_violation_where_a_key_is_asked_for(
+    open_page: OpenPage, protected_service: tuple[str, str], theme: str
+) -> None:
+    sight = open_page(protected_service[0], color_scheme=theme)
+    sight.expected_statuses = (401,)
+    sight.page.wait_for_selector("#key-dialog[open]")
+    check_accessibility(sight)
 
 
-def test_every_control_is_reached_by_tab_and_has_a_name(open_page: Open, url: str) -> None:
+def test_every_control_is_reached_by_tab_and_has_a_name(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
     reached = set()
     for _ in range(40):
         sight.page.keyboard.press("Tab")
         reached.add(sight.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
-    assert {"view", "larger", "smaller", "fit", "opacity", "sure", "compare", "Mask", "Overlay", "JSON"} <= reached
-    assert sight.page.locator("#view").get_attribute("aria-describedby") == "summary keys"
+    assert {
+        "view",
+        "zoom-in",
+        "zoom-out",
+        "fit",
+        "opacity",
+        "min-confidence",
+        "compare",
+        "Mask",
+        "Overlay",
+        "JSON",
+    } <= reached
+    assert sight.page.locator("#view").get_attribute("aria-describedby") == "summary keyboard-help"
 
 
-def test_nothing_is_wider_than_a_phone(open_page: Open, several: str) -> None:
-    sight = open_page(several, **PHONE)
+def test_nothing_is_wider_than_a_phone(open_page: OpenPage, two_models_url: str) -> None:
+    sight = open_page(two_models_url, **PHONE)
     sight.page.select_option("#model", "many")
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
     assert sight.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert sight.page.locator("#view").bounding_box()["height"] > 300
 
 
-def test_two_fingers_zoom(open_page: Open, url: str) -> None:
+def test_two_fingers_zoom(open_page: OpenPage, url: str) -> None:
     sight = open_page(url, **PHONE)
-    sight.bring("street.png", PNG)
-    sight.result()
-    before = sight.screen()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
+    before = sight.screenshot()
     hand = sight.context.new_cdp_session(sight.page)
     box = sight.page.locator("#view").bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -90,13 +103,13 @@ def test_two_fingers_zoom(open_page: Open, url: str) -> None:
     for apart in range(40, 131, 10):
         touch("touchMove", apart)
     touch("touchEnd")
-    after = sight.screen()
+    after = sight.screenshot()
     assert (before != after).mean() > 0.2
-    assert (after[:, 30:60].std(axis=(0, 1)) > 0).all()  # the picture still covers the view's left
+    assert (after[:, 30:60].std(axis=(0, 1)) > 0).all()  # the image still covers the view's left
     assert not re.search("problem", sight.page.inner_html("#status"))
 
 
-def focused(sight: Sight) -> str:
+def focused_element(sight: PageDriver) -> str:
     return str(
         sight.page.evaluate(
             "document.activeElement.id || document.activeElement.type || document.activeElement.tagName"
@@ -104,84 +117,84 @@ def focused(sight: Sight) -> str:
     )
 
 
-def test_the_focus_goes_on_to_the_picture(open_page: Open, several: str, tmp_path: Path) -> None:
+def test_the_focus_goes_on_to_the_image(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
     file = tmp_path / "street.png"
     file.write_bytes(PNG)
-    sight = open_page(several)
+    sight = open_page(two_models_url)
     assert (
         sight.page.evaluate("getComputedStyle(document.getElementById('status')).display") != "none"
     )  # it is listened to
     sight.page.focus("#empty .choose")
     sight.page.set_input_files("#file", file)
-    sight.result()
-    assert focused(sight) == "view"
+    sight.wait_for_result()
+    assert focused_element(sight) == "view"
 
 
-def test_the_search_stays_when_the_picture_is_labelled_anew(open_page: Open, several: str) -> None:
-    sight = open_page(several)
+def test_the_search_stays_when_the_image_is_labelled_anew(open_page: OpenPage, two_models_url: str) -> None:
+    sight = open_page(two_models_url)
     sight.page.select_option("#model", "many")
-    sight.bring("street.png", encoded(NOISE, "PNG"))
-    sight.result()
+    sight.upload("street.png", encode_image(NOISE, "PNG"))
+    sight.wait_for_result()
     sight.page.fill("[type=search]", "class 1")
     found = sight.page.locator(".rows li:visible .name").all_inner_texts()
     sight.page.evaluate("document.querySelector('.rows').replaceChildren()")
     sight.page.evaluate("document.getElementById('model').onchange()")
     sight.page.wait_for_selector(".rows li")
-    assert focused(sight) == "search" and sight.page.input_value("[type=search]") == "class 1"
+    assert focused_element(sight) == "search" and sight.page.input_value("[type=search]") == "class 1"
     assert sight.page.locator(".rows li:visible .name").all_inner_texts() == found
     sight.page.select_option("#model", "few")
     sight.page.focus("[type=search]")
     sight.page.wait_for_selector("[type=search]", state="hidden")
-    assert focused(sight) == "view"
+    assert focused_element(sight) == "view"
 
 
-def test_asking_again_disturbs_nobody(open_page: Open, url: str) -> None:
+def test_asking_again_disturbs_nobody(open_page: OpenPage, url: str) -> None:
     def busy(route: Any) -> None:
         asked.append(route.request)
         problem = {"title": "Too busy", "status": 503, "detail": "All places are taken."}
         route.fulfill(status=503, headers={"Retry-After": "1"}, content_type="application/problem+json", json=problem)
 
     sight, asked = open_page(url), []
-    sight.expected = (503,)
+    sight.expected_statuses = (503,)
     sight.context.route("**/v1/segment*", busy)
-    sight.bring("street.png", PNG)
-    sight.status("Too busy")
+    sight.upload("street.png", PNG)
+    sight.wait_for_status("Too busy")
     sight.page.evaluate("document.querySelector('#status .problem').id = 'first'")
     sight.page.focus("#stop")
     while len(asked) < 3:
         sight.page.wait_for_timeout(100)
-    sight.page.wait_for_selector("#working:has-text('Asked again in 1 s')")
-    assert focused(sight) == "stop"
-    assert sight.page.is_visible("#first") and "sked again" not in sight.page.inner_text("#status")
+    sight.page.wait_for_selector("#working:has-text('Retrying in 1 s')")
+    assert focused_element(sight) == "stop"
+    assert sight.page.is_visible("#first") and "etrying" not in sight.page.inner_text("#status")
     sight.page.keyboard.press("Enter")
-    sight.status("Stopped")
-    assert focused(sight) == "status"
+    sight.wait_for_status("Stopped")
+    assert focused_element(sight) == "status"
 
 
-def test_a_phone_on_its_side_can_be_scrolled(open_page: Open, url: str) -> None:
+def test_a_phone_on_its_side_can_be_scrolled(open_page: OpenPage, url: str) -> None:
     sight = open_page(url, **{**PHONE, "viewport": {"width": 640, "height": 300}})
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
     below = 300 - sight.page.locator("aside").bounding_box()["y"]
-    assert below > 60  # the picture keeps each finger to itself
+    assert below > 60  # the image keeps each finger to itself
 
 
-def test_a_long_list_stays_in_the_window(open_page: Open, several: str) -> None:
+def test_a_long_list_stays_in_the_window(open_page: OpenPage, two_models_url: str) -> None:
     for device, most in (({"viewport": {"width": 1280, "height": 800}}, 800), (PHONE, 2 * 844)):
-        sight = open_page(several, **device)
+        sight = open_page(two_models_url, **device)
         sight.page.select_option("#model", "many")
-        sight.bring("street.png", encoded(NOISE, "PNG"))
-        sight.result()
+        sight.upload("street.png", encode_image(NOISE, "PNG"))
+        sight.wait_for_result()
         assert sight.page.locator(".rows li").count() > 50
         assert sight.page.evaluate("document.documentElement.scrollHeight") <= most
 
 
-def test_the_colours_are_there_where_the_system_forces_its_own(open_page: Open, url: str) -> None:
+def test_the_colours_are_there_where_the_system_forces_its_own(open_page: OpenPage, url: str) -> None:
     sight = open_page(url, forced_colors="active")
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
     for each in (".swatch", ".bar"):
         colour, ground = sight.page.locator(each).first.evaluate(
-            "(it) => [getComputedStyle(it).getPropertyValue('--colour'), getComputedStyle(it).backgroundColor]"
+            "(it) => [getComputedStyle(it).getPropertyValue('--color'), getComputedStyle(it).backgroundColor]"
         )
         assert re.findall(r"\d+", colour) == re.findall(r"\d+", ground)

@@ -1,4 +1,4 @@
-"""What goes wrong: the page says what happened and what to do, and keeps the picture."""
+"""What goes wrong: the page says what happened and what to do, and keeps the image."""
 
 import re
 import socket
@@ -9,178 +9,180 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.server_process import free_port, running
-from tests.fixtures_bundles import drawing
-from tests.fixtures_images import encoded
-from tests.page.conftest import Open
-from tests.page.page_driver import Sight
+from service.server_process import background_server, free_port
+from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image
+from tests.page.conftest import OpenPage
+from tests.page.page_driver import PageDriver
 
 pytestmark = pytest.mark.browser
 
-PICTURE = drawing(60, 80)
-PNG = encoded(PICTURE, "PNG")
+IMAGE = synthetic_image(60, 80)
+PNG = encode_image(IMAGE, "PNG")
 
 
-def test_a_file_that_is_no_picture(open_page: Open, url: str) -> None:
+def test_a_file_that_is_no_image(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
-    sight.bring("street.png", PNG)
-    sight.result()
-    before = sight.screen()
-    sight.expected = (415,)
-    sight.bring("notes.txt", b"these are notes")
-    assert "JPEG" in sight.status("This is no picture") and "notes.txt" in sight.page.inner_text("#status")
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
+    before = sight.screenshot()
+    sight.expected_statuses = (415,)
+    sight.upload("notes.txt", b"these are notes")
+    assert "JPEG" in sight.wait_for_status("This is no image") and "notes.txt" in sight.page.inner_text("#status")
     assert re.search(r"Request [0-9a-f]{16}", sight.page.inner_text("#status"))
-    np.testing.assert_array_equal(sight.screen(), before)
+    np.testing.assert_array_equal(sight.screenshot(), before)
     assert sight.page.is_visible("#result")
 
 
-def test_text_is_not_fetched(open_page: Open, url: str) -> None:
+def test_text_is_not_fetched(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
-    sight.bring("", None, text="https://example.org/picture.jpg")
-    assert "bring the picture's file" in sight.status("No picture came")
+    sight.upload("", None, text="https://example.org/image.jpg")
+    assert "Drop or paste an image file" in sight.wait_for_status("No image file found")
 
 
-def test_a_picture_that_only_the_browser_takes(open_page: Open, url: str) -> None:
+def test_an_image_that_only_the_browser_takes(open_page: OpenPage, url: str) -> None:
     """A GIF is shown, and the service's advice beside it."""
     sight = open_page(url)
-    sight.expected = (415,)
-    sight.bring("moving.gif", encoded(PICTURE, "GIF"))
-    assert "GIF" in sight.status("This is no picture")
-    assert np.abs(sight.pixels(60, 80).astype(int) - PICTURE).mean() < 10
+    sight.expected_statuses = (415,)
+    sight.upload("moving.gif", encode_image(IMAGE, "GIF"))
+    assert "GIF" in sight.wait_for_status("This is no image")
+    assert np.abs(sight.image_pixels(60, 80).astype(int) - IMAGE).mean() < 10
     assert not sight.page.is_visible("#result")
 
 
-def test_a_service_that_goes_and_comes_back(open_page: Open, bundle: Path) -> None:
+def test_a_service_that_goes_and_comes_back(open_page: OpenPage, bundle: Path) -> None:
     port = free_port()
-    with running(bundle, port) as url:
+    with background_server(bundle, port) as url:
         sight = open_page(url)
-        sight.bring("first.png", PNG)
-        sight.result()
+        sight.upload("first.png", PNG)
+        sight.wait_for_result()
     sight.page.evaluate("performance.clearResourceTimings()")
-    sight.bring("second.png", encoded(drawing(60, 80, seed=1), "PNG"))
-    assert "picture is still here" in sight.status("No answer came")
-    assert np.abs(sight.pixels(60, 80).astype(int) - drawing(60, 80, seed=1)).max() < 4
-    sight.complaints = [words for words in sight.complaints if "ERR_CONNECTION" not in words]
-    with running(bundle, port):
+    sight.upload("second.png", encode_image(synthetic_image(60, 80, seed=1), "PNG"))
+    assert "image is still here" in sight.wait_for_status("No response from the service")
+    assert np.abs(sight.image_pixels(60, 80).astype(int) - synthetic_image(60, 80, seed=1)).max() < 4
+    sight.errors = [words for words in sight.errors if "ERR_CONNECTION" not in words]
+    with background_server(bundle, port):
         sight.page.click("button:text-is('Try again')")
-        sight.result()
+        sight.wait_for_result()
         assert sight.page.locator(".rows li").count() >= 1
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: Open, locked: tuple[str, str]) -> None:
-    url, key = locked
+def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
+    url, key = protected_service
     sight = open_page(url)
-    sight.expected = (401,)
-    sight.page.wait_for_selector("#key-asked[open]")
+    sight.expected_statuses = (401,)
+    sight.page.wait_for_selector("#key-dialog[open]")
     sight.page.fill("#key", "msk_wrong")
     sight.page.keyboard.press("Enter")
-    sight.page.wait_for_selector("#key-why:has-text('does not open')")
+    sight.page.wait_for_selector("#key-message:has-text('does not open')")
     sight.page.fill("#key", key)
-    sight.page.click("#key-asked .first")
+    sight.page.click("#key-dialog .primary")
     sight.page.wait_for_selector("#only-model:has-text('small')")
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
     sight.page.reload()
     sight.page.wait_for_selector("#only-model:has-text('small')")
-    assert not sight.page.is_visible("#key-asked")
+    assert not sight.page.is_visible("#key-dialog")
     assert key in sight.page.evaluate("JSON.stringify(sessionStorage)")
     assert key not in sight.page.evaluate("JSON.stringify(localStorage) + document.cookie + location.href")
     another = sight.context.new_page()
     another.goto(url)
-    another.wait_for_selector("#key-asked[open]")
+    another.wait_for_selector("#key-dialog[open]")
 
 
-def test_a_picture_waits_for_the_key(open_page: Open, locked: tuple[str, str]) -> None:
-    url, key = locked
+def test_an_image_waits_for_the_key(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
+    url, key = protected_service
     sight = open_page(url)
-    sight.expected = (401,)
-    sight.page.click("#key-asked .cancel")
-    sight.bring("street.png", PNG)
-    sight.page.wait_for_selector("#key-asked[open]")
-    sight.page.click("#key-asked .cancel")
+    sight.expected_statuses = (401,)
+    sight.page.click("#key-dialog .cancel")
+    sight.upload("street.png", PNG)
+    sight.page.wait_for_selector("#key-dialog[open]")
+    sight.page.click("#key-dialog .cancel")
     sight.page.click("#change-key")
     sight.page.fill("#key", key)
     sight.page.keyboard.press("Enter")
-    sight.result()
+    sight.wait_for_result()
 
 
 @pytest.fixture
-def busy(
-    open_page: Open, locked: tuple[str, str], slow_sender: Callable[[str, str], socket.socket]
-) -> tuple[Sight, socket.socket]:
-    """A picture that a service is too busy for, and what keeps it so."""
-    url, key = locked
+def busy_page(
+    open_page: OpenPage, protected_service: tuple[str, str], start_slow_upload: Callable[[str, str], socket.socket]
+) -> tuple[PageDriver, socket.socket]:
+    """An image that a service is too busy for, and what keeps it so."""
+    url, key = protected_service
     sight = open_page(url)
-    sight.expected = (401, 429)
+    sight.expected_statuses = (401, 429)
     sight.page.fill("#key", key)
     sight.page.keyboard.press("Enter")
     sight.page.wait_for_selector("#only-model:has-text('small')")
-    holder = slow_sender(url, key)
+    holder = start_slow_upload(url, key)
     sight.page.wait_for_timeout(300)
-    sight.bring("street.png", PNG)
-    sight.status("Too many requests at once")
-    sight.page.wait_for_selector("#working:has-text('Asked again in')")
+    sight.upload("street.png", PNG)
+    sight.wait_for_status("Too many requests at once")
+    sight.page.wait_for_selector("#working:has-text('Retrying in')")
     return sight, holder
 
 
-def test_a_busy_service_is_asked_again(busy: tuple[Sight, socket.socket]) -> None:
-    sight, holder = busy
+def test_a_busy_service_is_asked_again(busy_page: tuple[PageDriver, socket.socket]) -> None:
+    sight, holder = busy_page
     sight.page.wait_for_timeout(1500)
-    sight.status("Too many requests at once")  # it was asked again, and is as busy
+    sight.wait_for_status("Too many requests at once")  # it was asked again, and is as busy
     holder.close()
-    sight.result()
+    sight.wait_for_result()
 
 
-def test_waiting_can_be_stopped(busy: tuple[Sight, socket.socket]) -> None:
-    sight, holder = busy
+def test_waiting_can_be_stopped(busy_page: tuple[PageDriver, socket.socket]) -> None:
+    sight, holder = busy_page
     sight.page.click("button:text-is('Stop')")
     holder.close()
     sight.page.wait_for_timeout(1800)
     assert not sight.page.is_visible("#result")
     sight.page.click("button:text-is('Try again')")
-    sight.result()
+    sight.wait_for_result()
 
 
-def test_a_file_that_is_no_picture_leaves_the_one_before_to_be_asked_about(open_page: Open, several: str) -> None:
-    sight = open_page(several)
-    sight.bring("street.png", PNG)
-    sight.result()
-    assert sight.page.inner_text("#of") == "street.png, by few"
-    sight.expected = (415,)
-    sight.bring("notes.txt", b"these are notes")
-    sight.status("This is no picture")
-    sight.expected = ()
+def test_a_file_that_is_no_image_leaves_the_one_before_to_be_asked_about(
+    open_page: OpenPage, two_models_url: str
+) -> None:
+    sight = open_page(two_models_url)
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
+    assert sight.page.inner_text("#result-source") == "street.png, model few"
+    sight.expected_statuses = (415,)
+    sight.upload("notes.txt", b"these are notes")
+    sight.wait_for_status("This is no image")
+    sight.expected_statuses = ()
     sight.page.select_option("#model", "many")
-    sight.page.wait_for_selector("#of:text-is('street.png, by many')")
-    assert "Labelled in" in sight.page.inner_text("#status")
+    sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
+    assert "Segmented in" in sight.page.inner_text("#status")
 
 
-def test_a_first_file_that_is_no_picture_leaves_the_page_as_it_was(open_page: Open, url: str) -> None:
+def test_a_first_file_that_is_no_image_leaves_the_page_as_it_was(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
-    sight.expected = (415,)
-    sight.bring("notes.txt", b"these are notes")
-    sight.status("This is no picture")
+    sight.expected_statuses = (415,)
+    sight.upload("notes.txt", b"these are notes")
+    sight.wait_for_status("This is no image")
     assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
-    sight.bring("street.png", PNG)
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
 
 
-def test_a_picture_stays_when_its_file_goes(open_page: Open, several: str, tmp_path: Path) -> None:
+def test_an_image_stays_when_its_file_goes(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
     file = tmp_path / "street.png"
     file.write_bytes(PNG)
-    sight = open_page(several)
+    sight = open_page(two_models_url)
     sight.page.set_input_files("#file", file)
-    sight.result()
+    sight.wait_for_result()
     file.unlink()
     sight.page.select_option("#model", "many")
-    sight.page.wait_for_selector("#of:text-is('street.png, by many')")
+    sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
 
 
-def test_a_file_that_cannot_be_read(open_page: Open, url: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read(open_page: OpenPage, url: str, tmp_path: Path) -> None:
     file = tmp_path / "street.png"
     file.write_bytes(PNG)
     sight = open_page(url)
-    sight.page.wait_for_selector("#about:not([hidden])")
+    sight.page.wait_for_selector("#model-info:not([hidden])")
     sight.page.evaluate("document.getElementById('file').onchange = null")
     sight.page.set_input_files("#file", file)
     file.unlink()
@@ -189,12 +191,12 @@ def test_a_file_that_cannot_be_read(open_page: Open, url: str, tmp_path: Path) -
         transfer.items.add(document.getElementById("file").files[0]);
         document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
     }""")
-    assert "choose it again" in sight.status("The file cannot be read")
+    assert "choose it again" in sight.wait_for_status("The file cannot be read")
     assert not sight.page.is_visible("button:text-is('Try again')")
-    sight.complaints = [words for words in sight.complaints if "ERR_FILE_NOT_FOUND" not in words]
+    sight.errors = [words for words in sight.errors if "ERR_FILE_NOT_FOUND" not in words]
 
 
-def test_the_camera_is_opened_once(open_page: Open, url: str) -> None:
+def test_the_camera_is_opened_once(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.page.evaluate("""() => {
         const devices = navigator.mediaDevices, own = devices.getUserMedia.bind(devices);
@@ -208,82 +210,82 @@ def test_the_camera_is_opened_once(open_page: Open, url: str) -> None:
         open.click();
         open.click();
     }""")
-    sight.page.click("#camera .take")
-    sight.result()
+    sight.page.click("#camera .shutter")
+    sight.wait_for_result()
     assert sight.page.evaluate("window.streams.map((stream) => stream.active)") == [False]
 
 
-def test_nothing_is_taken_before_the_camera_shows_anything(open_page: Open, url: str) -> None:
+def test_nothing_is_taken_before_the_camera_shows_anything(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.page.evaluate("navigator.mediaDevices.getUserMedia = async () => new MediaStream()")
     sight.page.click("#empty .photograph")
-    assert sight.page.locator("#camera .take").is_disabled()
+    assert sight.page.locator("#camera .shutter").is_disabled()
 
 
-def gone(route: Any) -> None:
+def respond_model_gone(route: Any) -> None:
     problem = {"title": "There is no such model", "status": 404, "detail": "It has gone."}
     route.fulfill(status=404, content_type="application/problem+json", json=problem)
 
 
-def test_a_model_that_has_gone(open_page: Open, several: str) -> None:
-    sight = open_page(several)
-    sight.expected = (404,)
-    sight.context.route("**/v1/segment*", gone, times=1)
-    sight.bring("street.png", PNG)
-    sight.status("There is no such model")
-    sight.page.click("button:text-is('Ask few')")
-    sight.result()
+def test_a_model_that_has_gone(open_page: OpenPage, two_models_url: str) -> None:
+    sight = open_page(two_models_url)
+    sight.expected_statuses = (404,)
+    sight.context.route("**/v1/segment*", respond_model_gone, times=1)
+    sight.upload("street.png", PNG)
+    sight.wait_for_status("There is no such model")
+    sight.page.click("button:text-is('Retry with few')")
+    sight.wait_for_result()
 
 
-def test_a_look_at_the_models_that_fails_and_comes_back(open_page: Open, several: str) -> None:
-    sight = open_page(several)
-    sight.page.wait_for_selector("#about:not([hidden])")
-    sight.expected = (404, 500)
-    sight.context.route("**/v1/segment*", gone, times=1)
+def test_a_look_at_the_models_that_fails_and_comes_back(open_page: OpenPage, two_models_url: str) -> None:
+    sight = open_page(two_models_url)
+    sight.page.wait_for_selector("#model-info:not([hidden])")
+    sight.expected_statuses = (404, 500)
+    sight.context.route("**/v1/segment*", respond_model_gone, times=1)
     sight.context.route("**/v1/models", lambda route: route.fulfill(status=500, headers={"Retry-After": "1"}), times=1)
-    sight.bring("street.png", PNG)
-    sight.status("The answer was 500")
-    sight.result()
+    sight.upload("street.png", PNG)
+    sight.wait_for_status("HTTP 500")
+    sight.wait_for_result()
 
 
-def test_what_cannot_be_a_key_is_not_sent(open_page: Open, locked: tuple[str, str]) -> None:
-    sight = open_page(locked[0])
-    sight.expected = (401,)
-    sight.page.wait_for_selector("#key-asked[open]")
+def test_what_cannot_be_a_key_is_not_sent(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
+    sight = open_page(protected_service[0])
+    sight.expected_statuses = (401,)
+    sight.page.wait_for_selector("#key-dialog[open]")
     sight.page.fill("#key", "msk_schl\u00fcssel")
     sight.page.keyboard.press("Enter")
-    sight.page.wait_for_selector("#key-why:has-text('ASCII')")
+    sight.page.wait_for_selector("#key-message:has-text('ASCII')")
     assert sight.page.evaluate("sessionStorage.length") == 0
     sight.page.fill("#key", "half of a k")
-    sight.bring("street.png", PNG)
+    sight.upload("street.png", PNG)
     sight.page.wait_for_timeout(300)
     assert sight.page.input_value("#key") == "half of a k"
 
 
-def test_what_takes_long_can_be_stopped(open_page: Open, url: str) -> None:
+def test_what_takes_long_can_be_stopped(open_page: OpenPage, url: str) -> None:
     sight, held = open_page(url), list[Any]()
     sight.context.route("**/v1/segment*", lambda route: held.append(route), times=1)
-    sight.bring("street.png", PNG)
+    sight.upload("street.png", PNG)
     sight.page.wait_for_selector("#working:not([hidden])")
     assert not sight.page.is_visible("#stop")
     sight.page.click("#stop")
-    sight.status("Stopped")
+    sight.wait_for_status("Stopped")
     assert not sight.page.is_visible("#working")
     sight.page.click("button:text-is('Try again')")
-    sight.result()
+    sight.wait_for_result()
     assert len(held) == 1
 
 
-def test_files_that_come_faster_than_they_are_read(open_page: Open, several: str) -> None:
+def test_files_that_come_faster_than_they_are_read(open_page: OpenPage, two_models_url: str) -> None:
     """Whatever of them is seen at the end, it is what another model is asked about."""
-    sight = open_page(several)
-    sight.expected = (415,)
+    sight = open_page(two_models_url)
+    sight.expected_statuses = (415,)
     for again in range(5):
         for wait, (name, data) in enumerate([("a.png", PNG), ("b.png", PNG), ("notes.txt", b"these are notes")]):
-            sight.bring(name, data)
+            sight.upload(name, data)
             sight.page.wait_for_timeout(again * wait * 5)
-        sight.status("This is no picture")
+        sight.wait_for_status("This is no image")
         if sight.page.is_visible("#view"):
             for model in ("many", "few"):
                 sight.page.select_option("#model", model)
-                sight.page.wait_for_selector(f"#of:has-text('.png, by {model}')")
+                sight.page.wait_for_selector(f"#result-source:has-text('.png, model {model}')")

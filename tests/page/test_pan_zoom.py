@@ -1,57 +1,57 @@
-"""Where the picture lies, and what moves it."""
+"""Where the image lies, and what moves it."""
 
 import numpy as np
 import pytest
 
-from tests.fixtures_bundles import drawing
-from tests.fixtures_images import encoded
-from tests.page.conftest import Open
-from tests.page.page_driver import Sight
+from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image
+from tests.page.conftest import OpenPage
+from tests.page.page_driver import PageDriver
 
 pytestmark = pytest.mark.browser
 
-PICTURE = drawing(60, 80)
+IMAGE = synthetic_image(60, 80)
 
 
 @pytest.fixture
-def sight(open_page: Open, url: str) -> Sight:
+def driver(open_page: OpenPage, url: str) -> PageDriver:
     sight = open_page(url)
-    sight.bring("street.png", encoded(PICTURE, "PNG"))
-    sight.result()
+    sight.upload("street.png", encode_image(IMAGE, "PNG"))
+    sight.wait_for_result()
     return sight
 
 
-def test_a_picture_that_was_moved_aside_stays_in_a_window_that_shrinks(sight: Sight) -> None:
-    sight.page.set_viewport_size({"width": 1400, "height": 700})
-    box = sight.page.locator("#view").bounding_box()
+def test_an_image_that_was_moved_aside_stays_in_a_window_that_shrinks(driver: PageDriver) -> None:
+    driver.page.set_viewport_size({"width": 1400, "height": 700})
+    box = driver.page.locator("#view").bounding_box()
     left, right, y = box["x"] + 20, box["x"] + box["width"] - 20, box["y"] + box["height"] / 2
-    sight.page.mouse.move(left, y)
-    sight.page.mouse.down()
-    sight.page.mouse.move(right, y)
-    sight.page.mouse.up()
-    sight.page.set_viewport_size({"width": 810, "height": 700})
-    sight.page.mouse.move(2, 2)
-    assert sight.screen()[:-100].std(axis=(0, 1)).max() > 10
+    driver.page.mouse.move(left, y)
+    driver.page.mouse.down()
+    driver.page.mouse.move(right, y)
+    driver.page.mouse.up()
+    driver.page.set_viewport_size({"width": 810, "height": 700})
+    driver.page.mouse.move(2, 2)
+    assert driver.screenshot()[:-100].std(axis=(0, 1)).max() > 10
 
 
-def test_a_tiny_picture_is_not_shrunk_by_zooming_in(open_page: Open, url: str) -> None:
+def test_a_tiny_image_is_not_shrunk_by_zooming_in(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
-    sight.bring("tiny.png", encoded(PICTURE[:4, :4], "PNG"))
-    sight.result()
-    whole = sight.screen()
-    sight.page.click("#larger")
+    sight.upload("tiny.png", encode_image(IMAGE[:4, :4], "PNG"))
+    sight.wait_for_result()
+    whole = sight.screenshot()
+    sight.page.click("#zoom-in")
     sight.page.evaluate("document.activeElement.blur()")
     sight.page.mouse.move(2, 2)
-    assert np.abs(sight.screen().astype(int) - whole)[:-80].max() < 3
+    assert np.abs(sight.screenshot().astype(int) - whole)[:-80].max() < 3
 
 
-def test_the_first_button_alone_moves_the_picture(sight: Sight) -> None:
-    box = sight.page.locator("#view").bounding_box()
+def test_the_first_button_alone_moves_the_image(driver: PageDriver) -> None:
+    box = driver.page.locator("#view").bounding_box()
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    whole = sight.screen()
-    sight.page.mouse.move(*middle)
-    sight.page.mouse.down(button="right")
-    sight.page.mouse.move(middle[0] + 90, middle[1] + 50)
-    sight.page.mouse.up(button="right")
-    sight.page.mouse.move(2, 2)
-    assert np.abs(sight.screen().astype(int) - whole).mean() < 1
+    whole = driver.screenshot()
+    driver.page.mouse.move(*middle)
+    driver.page.mouse.down(button="right")
+    driver.page.mouse.move(middle[0] + 90, middle[1] + 50)
+    driver.page.mouse.up(button="right")
+    driver.page.mouse.move(2, 2)
+    assert np.abs(driver.screenshot().astype(int) - whole).mean() < 1

@@ -7,12 +7,18 @@ from typing import Any
 
 import pytest
 
-from service.admission import Line
-from service.errors import Busy
+from service.admission import AdmissionController
+from service.errors import OverloadedError
 
 
-def line(turns: int = 1, rooms: int = 2, places: int = 2, uploads: int = 2, seconds: float = 5.0) -> Line:
-    return Line(turns, rooms, places, uploads, seconds)
+def make_admission(
+    inference_slots: int = 1,
+    image_slots: int = 2,
+    queue_size: int = 2,
+    max_uploads: int = 2,
+    queue_timeout_seconds: float = 5.0,
+) -> AdmissionController:
+    return AdmissionController(inference_slots, image_slots, queue_size, max_uploads, queue_timeout_seconds)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -20,83 +26,83 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 def test_places_are_rooms_and_those_who_wait() -> None:
-    full = line(rooms=2, places=1)
-    with full.place(), full.place(), full.place():
-        with pytest.raises(Busy, match="3 pictures are being answered or wait"):
-            full.admit()
-        with pytest.raises(Busy), full.place():
+    full = make_admission(image_slots=2, queue_size=1)
+    with full.queue_slot(), full.queue_slot(), full.queue_slot():
+        with pytest.raises(OverloadedError, match="3 images are being answered or wait"):
+            full.check_capacity()
+        with pytest.raises(OverloadedError), full.queue_slot():
             pass
-    full.admit()
+    full.check_capacity()
 
 
 def test_a_batch_counts_for_as_many_as_it_has_in_work() -> None:
-    slow = line(turns=1, rooms=3, places=30, seconds=5)
-    slow.took(1.0)
-    with slow.place(2):
-        assert slow.foreseen == 2
-    assert slow.foreseen == 0
+    slow = make_admission(inference_slots=1, image_slots=3, queue_size=30, queue_timeout_seconds=5)
+    slow.record_inference_time(1.0)
+    with slow.queue_slot(2):
+        assert slow.expected_wait_seconds == 2
+    assert slow.expected_wait_seconds == 0
 
 
 def test_a_place_is_given_back_after_an_error() -> None:
-    full = line(rooms=1, places=0)
-    with pytest.raises(ValueError, match="broken"), full.place():
+    full = make_admission(image_slots=1, queue_size=0)
+    with pytest.raises(ValueError, match="broken"), full.queue_slot():
         raise ValueError("broken")
-    full.admit()
+    full.check_capacity()
 
 
 def test_uploads_have_places_of_their_own() -> None:
-    few = line(uploads=1)
-    with few.upload():
-        with pytest.raises(Busy, match="bodies"):
-            few.admit()
-        with few.place():  # who has sent a body does not wait for those who still send
+    few = make_admission(max_uploads=1)
+    with few.upload_slot():
+        with pytest.raises(OverloadedError, match="bodies"):
+            few.check_capacity()
+        with few.queue_slot():  # who has sent a body does not wait for those who still send
             pass
-    few.admit()
+    few.check_capacity()
 
 
 def test_who_would_wait_too_long_is_refused_at_once() -> None:
-    slow = line(turns=1, rooms=3, places=30, seconds=5)
-    slow.took(1.0)
-    held = [slow.place() for _ in range(6)]
+    slow = make_admission(inference_slots=1, image_slots=3, queue_size=30, queue_timeout_seconds=5)
+    slow.record_inference_time(1.0)
+    held = [slow.queue_slot() for _ in range(6)]
     for place in held[:4]:
         place.__enter__()
-    slow.admit()  # the fifth would wait for 4 s, of 4.5 that may be foreseen
+    slow.check_capacity()  # the fifth would wait for 4 s, of 4.5 that may be foreseen
     held[4].__enter__()
-    with pytest.raises(Busy, match="would wait for some 5 seconds") as caught:
-        slow.admit()
+    with pytest.raises(OverloadedError, match="would wait for some 5 seconds") as caught:
+        slow.check_capacity()
     assert caught.value.retry_after == 5
-    assert slow.foreseen == 5
+    assert slow.expected_wait_seconds == 5
 
 
 def test_more_turns_shorten_the_wait() -> None:
-    wide = line(turns=4, rooms=8, places=30)
-    wide.took(1.0)
-    held = [wide.place() for _ in range(7)]
+    wide = make_admission(inference_slots=4, image_slots=8, queue_size=30)
+    wide.record_inference_time(1.0)
+    held = [wide.queue_slot() for _ in range(7)]
     for place in held:
         place.__enter__()
-    assert wide.foreseen == 1.0
+    assert wide.expected_wait_seconds == 1.0
 
 
-def test_the_pace_follows_the_pictures_but_not_one_of_them() -> None:
-    changing = line(turns=1, rooms=1, places=9)
-    with changing.place():
-        changing.took(0.1)
-        changing.took(10.0)
-        assert changing.foreseen < 2
+def test_the_pace_follows_the_images_but_not_one_of_them() -> None:
+    changing = make_admission(inference_slots=1, image_slots=1, queue_size=9)
+    with changing.queue_slot():
+        changing.record_inference_time(0.1)
+        changing.record_inference_time(10.0)
+        assert changing.expected_wait_seconds < 2
         for _ in range(30):
-            changing.took(10.0)
-        assert changing.foreseen > 9
+            changing.record_inference_time(10.0)
+        assert changing.expected_wait_seconds > 9
 
 
 def test_first_come_first_served() -> None:
     async def work() -> list[int]:
-        queue, order = line(), []
+        queue, order = make_admission(), []
 
         async def one(number: int) -> None:
-            await queue.wait(queue.turns, 5.0)
+            await queue.acquire(queue.inference_slots, 5.0)
             order.append(number)
             await asyncio.sleep(0.001)
-            queue.turns.release()
+            queue.inference_slots.release()
 
         await asyncio.gather(*(one(number) for number in range(8)))
         return order
@@ -106,11 +112,11 @@ def test_first_come_first_served() -> None:
 
 def test_patience_is_one_for_all_waits() -> None:
     async def work() -> tuple[float, float]:
-        queue = line()
-        untouched = await queue.wait(queue.turns, 0.5)
+        queue = make_admission()
+        untouched = await queue.acquire(queue.inference_slots, 0.5)
         loop = asyncio.get_running_loop()
-        loop.call_later(0.05, queue.turns.release)
-        return untouched, await queue.wait(queue.turns, 0.5)
+        loop.call_later(0.05, queue.inference_slots.release)
+        return untouched, await queue.acquire(queue.inference_slots, 0.5)
 
     untouched, left = run(work())
     assert untouched == 0.5
@@ -119,21 +125,21 @@ def test_patience_is_one_for_all_waits() -> None:
 
 def test_patience_ends_and_the_turn_is_not_lost() -> None:
     async def work() -> None:
-        queue = line(seconds=0.02)
-        await queue.wait(queue.turns, 1)
-        with pytest.raises(Busy, match=r"waited for the 0\.02 seconds"):
-            await queue.wait(queue.turns, 0.02)
-        queue.turns.release()
-        await asyncio.wait_for(queue.wait(queue.turns, math.inf), 1)
+        queue = make_admission(queue_timeout_seconds=0.02)
+        await queue.acquire(queue.inference_slots, 1)
+        with pytest.raises(OverloadedError, match=r"waited for the 0\.02 seconds"):
+            await queue.acquire(queue.inference_slots, 0.02)
+        queue.inference_slots.release()
+        await asyncio.wait_for(queue.acquire(queue.inference_slots, math.inf), 1)
 
     run(work())
 
 
 def test_infinite_patience_waits() -> None:
     async def work() -> float:
-        queue = line(seconds=0.01)
-        await queue.wait(queue.turns, 1)
-        asyncio.get_running_loop().call_later(0.1, queue.turns.release)
-        return await queue.wait(queue.turns, math.inf)
+        queue = make_admission(queue_timeout_seconds=0.01)
+        await queue.acquire(queue.inference_slots, 1)
+        asyncio.get_running_loop().call_later(0.1, queue.inference_slots.release)
+        return await queue.acquire(queue.inference_slots, math.inf)
 
     assert run(work()) == math.inf

@@ -17,33 +17,33 @@ import pytest
 from PIL import Image
 
 from models.bundle import open_bundle
-from models.errors import TooLittleMemory
-from models.imaging.decode import decode
+from models.errors import InsufficientMemoryError
+from models.imaging.decode import decode_image
 from models.inference.segmenter import Prediction, Segmenter
-from models.outputs import OUTPUTS, confidence, encode, needs_confidence, overlay
-from models.outputs.options import Options
+from models.outputs import OUTPUT_FORMATS, confidence, encode, needs_confidence, overlay
+from models.outputs.options import OutputOptions
 from service import responses
-from tests.fixtures_bundles import drawing
-from tests.models.imaging.test_hostile import FILES, HOSTILE
+from tests.fixtures_bundles import synthetic_image
+from tests.models.imaging.test_hostile import EXPECTED_OUTCOMES, HOSTILE_FOLDER
 
-PROBLEM = "application/problem+json"
+PROBLEM_JSON = "application/problem+json"
 LIMIT = 32 * 2**20  # bytes: the default of MASKSERVE_MAX_BODY_BYTES
 
 
-def encoded(picture: np.ndarray, format: str = "JPEG", **options: object) -> bytes:
+def encode_image(image: np.ndarray, format: str = "JPEG", **options: object) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format, **options)
+    Image.fromarray(image).save(buffer, format, **options)
     return buffer.getvalue()
 
 
-def turned() -> bytes:
+def exif_rotated_jpeg() -> bytes:
     """A JPEG of 120 x 160 pixels that EXIF orientation 6 turns to 160 x 120."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(drawing(120, 160), exif=exif)
+    return encode_image(synthetic_image(120, 160), exif=exif)
 
 
-def bomb() -> bytes:
+def decompression_bomb() -> bytes:
     """A PNG whose header claims 60000 x 60000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     return (
@@ -51,8 +51,8 @@ def bomb() -> bytes:
     )
 
 
-JPEG = encoded(drawing(240, 320))
-PNG = encoded(drawing(97, 131, seed=1), "PNG")
+JPEG = encode_image(synthetic_image(240, 320))
+PNG = encode_image(synthetic_image(97, 131, seed=1), "PNG")
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +66,13 @@ def segmenter(tiny_bundle: Path) -> Segmenter:
     return Segmenter.load(open_bundle(tiny_bundle))
 
 
-def labels_of(answer: httpx.Response) -> np.ndarray:
+def decode_mask(answer: httpx.Response) -> np.ndarray:
     assert answer.status_code == 200, answer.text
     return np.array(Image.open(io.BytesIO(answer.content)))
 
 
 def check_problem(answer: httpx.Response, status: int, *words: str) -> None:
-    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM), answer.text
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM_JSON), answer.text
     problem = answer.json()
     assert set(problem) == {"type", "title", "status", "detail", "request_id"} and problem["status"] == status
     assert problem["request_id"] == answer.headers["x-request-id"]
@@ -80,9 +80,9 @@ def check_problem(answer: httpx.Response, status: int, *words: str) -> None:
     assert "Traceback" not in answer.text
 
 
-@pytest.mark.parametrize("data", [JPEG, PNG, turned()], ids=["jpeg", "png", "turned"])
+@pytest.mark.parametrize("data", [JPEG, PNG, exif_rotated_jpeg()], ids=["jpeg", "png", "turned"])
 def test_every_way_of_sending_equals_the_segmenter(http: httpx.Client, segmenter: Segmenter, data: bytes) -> None:
-    expected = segmenter.segment(decode(data)).labels
+    expected = segmenter.segment(decode_image(data)).labels
     responses = [
         http.post("/v1/segment", content=data),
         http.post("/v1/segment", content=data, headers={"content-type": "text/plain"}),
@@ -91,11 +91,11 @@ def test_every_way_of_sending_equals_the_segmenter(http: httpx.Client, segmenter
         http.post("/v1/segment", files={"image": ("wrong.gif", data, "image/gif")}),
     ]
     for answer in responses:
-        np.testing.assert_array_equal(labels_of(answer), expected)
+        np.testing.assert_array_equal(decode_mask(answer), expected)
 
 
 def test_mask_is_an_indexed_png_with_the_palette(http: httpx.Client, tiny_bundle: Path) -> None:
-    answer = http.post("/v1/segment", content=turned())
+    answer = http.post("/v1/segment", content=exif_rotated_jpeg())
     image = Image.open(io.BytesIO(answer.content))
     bundle = open_bundle(tiny_bundle)
     assert (image.mode, image.size, answer.headers["content-type"]) == ("P", (120, 160), "image/png")
@@ -108,21 +108,21 @@ def test_mask_is_an_indexed_png_with_the_palette(http: httpx.Client, tiny_bundle
 
 
 def test_one_pixel(http: httpx.Client) -> None:
-    assert labels_of(http.post("/v1/segment", content=encoded(drawing(1, 1), "PNG"))).shape == (1, 1)
+    assert decode_mask(http.post("/v1/segment", content=encode_image(synthetic_image(1, 1), "PNG"))).shape == (1, 1)
 
 
 def test_overlay(http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path) -> None:
     answer = http.post("/v1/segment", params={"format": "overlay", "alpha": 0.25}, content=JPEG)
-    prediction: Prediction = segmenter.segment(decode(JPEG))
+    prediction: Prediction = segmenter.segment(decode_image(JPEG))
     assert answer.headers["content-type"] == "image/jpeg"
-    assert answer.content == overlay.encode(prediction, open_bundle(tiny_bundle).spec, Options(alpha=0.25))
+    assert answer.content == overlay.encode(prediction, open_bundle(tiny_bundle).spec, OutputOptions(alpha=0.25))
 
 
 def test_confidence(http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path) -> None:
     answer = http.post("/v1/segment", params={"format": "confidence"}, content=JPEG)
     assert answer.headers["content-type"] == "image/png"
-    prediction = segmenter.segment(decode(JPEG), confidence=True)
-    assert answer.content == confidence.encode(prediction, open_bundle(tiny_bundle).spec, Options())
+    prediction = segmenter.segment(decode_image(JPEG), confidence=True)
+    assert answer.content == confidence.encode(prediction, open_bundle(tiny_bundle).spec, OutputOptions())
     grey = np.array(Image.open(io.BytesIO(answer.content)))
     assert grey.shape == prediction.labels.shape and len(np.unique(grey)) > 20
 
@@ -131,16 +131,16 @@ def test_confidence(http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path)
     ("data", "status", "words"),
     [
         (b"", 400, ["0 bytes"]),
-        (b"no picture at all", 415, ["17 bytes", "JPEG"]),
+        (b"no image at all", 415, ["17 bytes", "JPEG"]),
         (os.urandom(5000), 415, ["5,000 bytes"]),
         (JPEG[: len(JPEG) // 2], 422, ["truncated"]),
         (PNG[: len(PNG) // 2], 422, ["truncated"]),
         (JPEG[:10], 422, ["header"]),
-        (bomb(), 413, ["pixels", "limit"]),
+        (decompression_bomb(), 413, ["pixels", "limit"]),
     ],
     ids=["empty", "text", "noise", "half a jpeg", "half a png", "header alone", "bomb"],
 )
-def test_bad_pictures(http: httpx.Client, data: bytes, status: int, words: list[str]) -> None:
+def test_bad_images(http: httpx.Client, data: bytes, status: int, words: list[str]) -> None:
     check_problem(http.post("/v1/segment", content=data), status, *words)
     check_problem(http.post("/v1/segment", files={"image": data}), status, *words)
 
@@ -186,19 +186,19 @@ def test_parameters_may_stand_in_the_form(http: httpx.Client) -> None:
 def test_every_format_and_option_is_what_the_outputs_give(
     http: httpx.Client, segmenter: Segmenter, tiny_bundle: Path
 ) -> None:
-    spec, prediction = open_bundle(tiny_bundle).spec, segmenter.segment(decode(JPEG), confidence=True)
+    spec, prediction = open_bundle(tiny_bundle).spec, segmenter.segment(decode_image(JPEG), confidence=True)
     asked = {
-        "format=npy": ("npy", Options()),
-        "classes=class 1,class 2": ("png", Options(classes=("class 1", "class 2"))),
-        "min_confidence=0.5&min_area=40": ("png", Options(min_confidence=0.5, min_area=40)),
-        "format=json": ("json", Options()),
-        "format=json&masks=polygons&simplify=2": ("json", Options(masks="polygons", simplify=2)),
-        "format=json&masks=png&confidence=true": ("json", Options(masks="png", confidence=True)),
+        "format=npy": ("npy", OutputOptions()),
+        "classes=class 1,class 2": ("png", OutputOptions(classes=("class 1", "class 2"))),
+        "min_confidence=0.5&min_area=40": ("png", OutputOptions(min_confidence=0.5, min_area=40)),
+        "format=json": ("json", OutputOptions()),
+        "format=json&masks=polygons&simplify=2": ("json", OutputOptions(masks="polygons", simplify=2)),
+        "format=json&masks=png&confidence=true": ("json", OutputOptions(masks="png", confidence=True)),
     }
     for query, (format, options) in asked.items():
         answer = http.post(f"/v1/segment?{query}", content=JPEG)
         assert answer.status_code == 200, answer.text
-        assert answer.headers["content-type"] == OUTPUTS[format].MEDIA_TYPE
+        assert answer.headers["content-type"] == OUTPUT_FORMATS[format].MEDIA_TYPE
         told = prediction if needs_confidence(format, options) else replace(prediction, confidence=None)
         assert answer.content == encode(format, told, spec, options), query
 
@@ -206,7 +206,7 @@ def test_every_format_and_option_is_what_the_outputs_give(
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"files": {"picture": JPEG}}, ["'picture'", "`image`"]),
+        ({"files": {"image": JPEG}}, ["'image'", "`image`"]),
         ({"files": {"image": JPEG}, "data": {"colour": "red"}}, ["'colour'", "image, format"]),
         ({"files": {"image": JPEG, "alpha": JPEG}}, ["'alpha'", "file"]),
         ({"files": {"image": (None, "http://127.0.0.1:1/a.jpg")}}, ["text", "file name"]),
@@ -227,7 +227,7 @@ def test_bad_forms(http: httpx.Client, request_: dict[str, object], words: list[
 
 @pytest.mark.parametrize("name", ["x" * 300, "../../etc/passwd", "a\\b.gif", "", "наука.jpg"])
 def test_a_file_name_means_nothing(http: httpx.Client, name: str) -> None:
-    labels_of(http.post("/v1/segment", files={"image": (name or "-", JPEG, "text/html")}))
+    decode_mask(http.post("/v1/segment", files={"image": (name or "-", JPEG, "text/html")}))
 
 
 def test_body_limit(http: httpx.Client) -> None:
@@ -238,9 +238,11 @@ def test_body_limit(http: httpx.Client) -> None:
     check_problem(http.post("/v1/segment", files={"image": JPEG + bytes(3 * 2**20)}, params={"alpha": 7}), 400, "alpha")
 
 
-def test_memory_that_is_too_small_for_a_picture_is_the_pictures_fault() -> None:
+def test_memory_that_is_too_small_for_an_image_is_the_images_fault() -> None:
     """Every error of the house has its row, and this one is not "something went wrong in the service"."""
-    answer = responses.refusal(TooLittleMemory("The memory is too small for this picture; send a smaller one."))
+    answer = responses.problem_response(
+        InsufficientMemoryError("The memory is too small for this image; send a smaller one.")
+    )
     assert answer.status_code == 413
     assert b"send a smaller one" in bytes(answer.body)
 
@@ -248,7 +250,7 @@ def test_memory_that_is_too_small_for_a_picture_is_the_pictures_fault() -> None:
 def test_an_offer_to_speak_http_2_is_passed_over(http: httpx.Client) -> None:
     """Java's client makes it with every request."""
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABkAAQAAP__"}
-    labels_of(http.post("/v1/segment", content=JPEG, headers=offer))
+    decode_mask(http.post("/v1/segment", content=JPEG, headers=offer))
 
 
 def test_heads_have_a_limit(http: httpx.Client) -> None:
@@ -303,7 +305,7 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
     page = http.get("/v1/openapi.json").json()
     responses = page["paths"]["/segment"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
-    assert all(PROBLEM in responses[status]["content"] for status in responses if status != "200")
+    assert all(PROBLEM_JSON in responses[status]["content"] for status in responses if status != "200")
     assert page["servers"] == [{"url": "/v1"}]
     assert page["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status", "detail", "request_id"]
     assert http.get("/v1/models/tiny").json() == model
@@ -320,7 +322,7 @@ def test_the_documentation_comes_from_here_alone(http: httpx.Client) -> None:
 
 def test_figures(http: httpx.Client) -> None:
     http.post("/v1/segment", content=JPEG)
-    http.post("/v1/segment", content=b"no picture")
+    http.post("/v1/segment", content=b"no image")
     http.get("/v1/models/nobody")
     http.get("/somewhere")
     text = http.get("/metrics").text
@@ -329,7 +331,7 @@ def test_figures(http: httpx.Client) -> None:
         'maskserve_requests_total{route="/v1/segment",status="415"}',
         'maskserve_requests_total{route="/v1/models/NAME",status="404"}',
         'maskserve_requests_total{route="other",status="404"}',
-        'maskserve_pictures_total{format="png",model="tiny"}',
+        'maskserve_images_total{format="png",model="tiny"}',
         *(f'maskserve_stage_seconds_count{{model="tiny",stage="{stage}"}}' for stage in ("read", "queue", "infer")),
     ):
         assert line in text, line
@@ -340,14 +342,14 @@ def test_probes_of_the_process(http: httpx.Client) -> None:
     assert [http.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200, 200, 200]
 
 
-def test_hostile_pictures(http: httpx.Client) -> None:
-    if not HOSTILE.is_dir():
-        pytest.skip(f"the hostile pictures are not at {HOSTILE}")
-    assert len(FILES) > 40
-    for name, outcome in FILES.items():
-        answer = http.post("/v1/segment", content=(HOSTILE / "files" / name).read_bytes())
+def test_hostile_images(http: httpx.Client) -> None:
+    if not HOSTILE_FOLDER.is_dir():
+        pytest.skip(f"the hostile images are not at {HOSTILE_FOLDER}")
+    assert len(EXPECTED_OUTCOMES) > 40
+    for name, outcome in EXPECTED_OUTCOMES.items():
+        answer = http.post("/v1/segment", content=(HOSTILE_FOLDER / "files" / name).read_bytes())
         if isinstance(outcome, tuple):
-            assert labels_of(answer).shape == outcome, name
+            assert decode_mask(answer).shape == outcome, name
         else:
             status, kind, _ = responses.ERRORS[outcome]
             check_problem(answer, status)

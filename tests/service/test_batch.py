@@ -1,4 +1,4 @@
-"""Many pictures in one request to the real service."""
+"""Many images in one request to the real service."""
 
 import asyncio
 import io
@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.batch import each
-from tests.fixtures_bundles import drawing
+from service.batch import segment_all
+from tests.fixtures_bundles import synthetic_image
 from tests.service.test_app import JPEG, PNG, check_problem
 
 BROKEN = JPEG[: len(JPEG) // 2]
-PICTURES = [JPEG, BROKEN, PNG, b"no picture"]
+IMAGES = [JPEG, BROKEN, PNG, b"no image"]
 
 
 @pytest.fixture(scope="module")
@@ -25,17 +25,17 @@ def http(service_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def batch(http: httpx.Client, pictures: list[bytes], **query: str) -> httpx.Response:
-    files = [("images", (f"../{place}.txt", data)) for place, data in enumerate(pictures)]
+def post_batch(http: httpx.Client, images: list[bytes], **query: str) -> httpx.Response:
+    files = [("images", (f"../{place}.txt", data)) for place, data in enumerate(images)]
     return http.post("/v1/segment/batch", files=files, params=query)
 
 
 def test_a_zip_holds_what_each_alone_would_get(http: httpx.Client) -> None:
-    answer = batch(http, PICTURES)
+    answer = post_batch(http, IMAGES)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/zip")
     archive = zipfile.ZipFile(io.BytesIO(answer.content))
     assert archive.namelist() == ["0.png", "1.problem.json", "2.png", "3.problem.json"]
-    for name, data in zip(archive.namelist(), PICTURES, strict=True):
+    for name, data in zip(archive.namelist(), IMAGES, strict=True):
         alone = http.post("/v1/segment", content=data)
         if name.endswith(".png"):
             assert archive.read(name) == alone.content
@@ -47,7 +47,7 @@ def test_a_zip_holds_what_each_alone_would_get(http: httpx.Client) -> None:
 
 
 def test_json_is_an_array_with_an_entry_each(http: httpx.Client) -> None:
-    answer = batch(http, PICTURES, format="json", masks="none")
+    answer = post_batch(http, IMAGES, format="json", masks="none")
     assert answer.headers["content-type"] == "application/json"
     entries = answer.json()
     assert [(entry["index"], entry["status"]) for entry in entries] == [(0, 200), (1, 422), (2, 200), (3, 415)]
@@ -56,37 +56,37 @@ def test_json_is_an_array_with_an_entry_each(http: httpx.Client) -> None:
 
 
 def test_names_of_many_sort_as_they_came(http: httpx.Client) -> None:
-    pictures = [encoded(side) for side in range(1, 13)]
-    archive = zipfile.ZipFile(io.BytesIO(batch(http, pictures, format="npy").content))
+    images = [encode_square_png(side) for side in range(1, 13)]
+    archive = zipfile.ZipFile(io.BytesIO(post_batch(http, images, format="npy").content))
     assert archive.namelist() == [f"{place:02}.npy" for place in range(12)]
     for side, name in enumerate(sorted(archive.namelist()), 1):
         assert np.load(io.BytesIO(archive.read(name))).shape == (side, side)
 
 
-def encoded(side: int) -> bytes:
+def encode_square_png(side: int) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(drawing(side, side)).save(buffer, "PNG")
+    Image.fromarray(synthetic_image(side, side)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def test_what_is_wrong_with_the_whole(http: httpx.Client) -> None:
     check_problem(http.post("/v1/segment/batch", content=JPEG), 400, "form", "`images`")
     check_problem(http.post("/v1/segment/batch", files={"image": JPEG}), 400, "'image'", "`images`")
-    check_problem(batch(http, [JPEG] * 65), 400, "Too many files", "64")
-    check_problem(batch(http, [JPEG], format="gif"), 400, "'gif'")
-    check_problem(batch(http, [JPEG], model="other"), 404, "'other'")
+    check_problem(post_batch(http, [JPEG] * 65), 400, "Too many files", "64")
+    check_problem(post_batch(http, [JPEG], format="gif"), 400, "'gif'")
+    check_problem(post_batch(http, [JPEG], model="other"), 404, "'other'")
 
 
 def test_answers_of_a_batch_have_a_limit_together() -> None:
-    async def label(picture: bytes) -> bytes:
-        return picture
+    async def label(image: bytes) -> bytes:
+        return image
 
-    outcomes = asyncio.run(each([b"x" * 40] * 5, label, most=100))
+    outcomes = asyncio.run(segment_all([b"x" * 40] * 5, label, max_bytes=100))
     assert [outcome if isinstance(outcome, bytes) else outcome.status for outcome in outcomes[:3]] == [b"x" * 40] * 3
     assert [outcome.status for outcome in outcomes[3:] if not isinstance(outcome, bytes)] == [413, 413]
 
 
-def test_text_among_the_pictures_is_the_fault_of_one(http: httpx.Client) -> None:
+def test_text_among_the_images_is_the_fault_of_one(http: httpx.Client) -> None:
     files = [("images", JPEG), ("images", (None, "http://127.0.0.1:1/a.jpg"))]
     entries = http.post("/v1/segment/batch?format=json&masks=none", files=files).json()
     assert sorted(entry["status"] for entry in entries) == [200, 400]

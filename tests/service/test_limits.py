@@ -9,11 +9,11 @@ import httpx
 import numpy as np
 import pytest
 
-from service.auth import new_key
-from service.server_process import running
-from tests.service.test_app import JPEG, check_problem, encoded, labels_of
+from service.auth import generate_api_key
+from service.server_process import background_server
+from tests.service.test_app import JPEG, check_problem, decode_mask, encode_image
 
-KEY, HASH = new_key()
+KEY, HASH = generate_api_key()
 ORIGIN = "https://page.example"
 LIMITS = {
     "API_KEYS": HASH, "CORS_ORIGINS": ORIGIN, "MAX_BODY_BYTES": "100000", "MAX_PIXELS": "100000", "BODY_SECONDS": "0.5",
@@ -26,7 +26,7 @@ def url(tiny_bundle: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in LIMITS.items():
             patch.setenv(f"MASKSERVE_{name}", value)
-        with running(tiny_bundle) as url:
+        with background_server(tiny_bundle) as url:
             yield url
 
 
@@ -56,7 +56,7 @@ def test_no_key_no_answer_but_for_probes_and_the_documentation(url: str) -> None
 
 def test_a_stranger_is_refused_before_the_body_is_read(url: str) -> None:
     """Only the head of a request is sent: an answer can come of that alone."""
-    with _half_a_request(url, 50_000) as connection:
+    with _open_partial_request(url, 50_000) as connection:
         assert connection.recv(4000).startswith(b"HTTP/1.1 401")
 
 
@@ -72,38 +72,38 @@ def test_pages_of_one_origin_may_call(url: str) -> None:
 
 
 def test_bytes_and_pixels(http: httpx.Client) -> None:
-    labels_of(http.post("/v1/segment", content=JPEG))
+    decode_mask(http.post("/v1/segment", content=JPEG))
     check_problem(http.post("/v1/segment", content=JPEG + bytes(100_001 - len(JPEG))), 413, "100,001", "100,000")
     check_problem(http.post("/v1/segment", content=(bytes(50_000) for _ in range(3))), 413, "more than 100,000")
-    noisy = encoded(_blank(400, 251), "PNG")
+    noisy = encode_image(_blank_image(400, 251), "PNG")
     check_problem(http.post("/v1/segment", content=noisy), 413, "251 x 400 = 100,400", "100,000")
-    labels_of(http.post("/v1/segment", content=encoded(_blank(400, 250), "PNG")))
+    decode_mask(http.post("/v1/segment", content=encode_image(_blank_image(400, 250), "PNG")))
 
 
-def test_pictures_of_a_batch(http: httpx.Client) -> None:
-    small = [("images", encoded(_blank(4, 4), "PNG"))]
+def test_images_of_a_batch(http: httpx.Client) -> None:
+    small = [("images", encode_image(_blank_image(4, 4), "PNG"))]
     assert http.post("/v1/segment/batch", files=small * 3).status_code == 200
     check_problem(http.post("/v1/segment/batch", files=small * 4), 400, "Maximum number of files is 3")
 
 
 def test_a_body_that_does_not_come(url: str) -> None:
-    with _half_a_request(url, 50_000, KEY) as connection:
+    with _open_partial_request(url, 50_000, KEY) as connection:
         answer = b"".join(iter(lambda: connection.recv(4000), b""))  # until it is closed
         assert answer.startswith(b"HTTP/1.1 408") and b"0.5 seconds" in answer
 
 
 def test_many_slow_bodies_do_not_hold_up_others_for_long(http: httpx.Client, url: str) -> None:
     """Two bodies may come in at once: a third is told to come again, and does when they were given up."""
-    with _half_a_request(url, 50_000, KEY), _half_a_request(url, 50_000, KEY):
+    with _open_partial_request(url, 50_000, KEY), _open_partial_request(url, 50_000, KEY):
         time.sleep(0.1)
         busy = http.post("/v1/segment", content=JPEG)
         check_problem(busy, 429, "bodies")
         assert int(busy.headers["retry-after"]) >= 1
         time.sleep(0.8)
-        labels_of(http.post("/v1/segment", content=JPEG))
+        decode_mask(http.post("/v1/segment", content=JPEG))
 
 
-def _half_a_request(url: str, length: int, key: str = "") -> socket.socket:
+def _open_partial_request(url: str, length: int, key: str = "") -> socket.socket:
     """A connection on which the head of a request and a little of its body were sent."""
     connection = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 80), timeout=10)
     head = f"POST /v1/segment HTTP/1.1\r\nHost: here\r\nX-API-Key: {key}\r\nContent-Length: {length}\r\n\r\nsome"
@@ -111,5 +111,5 @@ def _half_a_request(url: str, length: int, key: str = "") -> socket.socket:
     return connection
 
 
-def _blank(height: int, width: int) -> np.ndarray:
+def _blank_image(height: int, width: int) -> np.ndarray:
     return np.zeros((height, width, 3), np.uint8)

@@ -8,25 +8,25 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.server_process import running
+from service.server_process import background_server
 from tests.service.test_app import JPEG, check_problem
-from tests.service.tiny_bundle import small_bundle
+from tests.service.tiny_bundle import write_tiny_bundle
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     for name in ("one", "two"):
-        small_bundle(folder / name, name)
+        write_tiny_bundle(folder / name, name)
     return folder
 
 
 @pytest.fixture(scope="module")
-def http(shelf: Path) -> Iterator[httpx.Client]:
+def http(model_folder: Path) -> Iterator[httpx.Client]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MASKSERVE_RELOAD_SECONDS", "0.2")
         patch.setenv("MASKSERVE_WORKERS", " 2 ")
-        with running(shelf) as url, httpx.Client(base_url=url, timeout=60.0) as client:
+        with background_server(model_folder) as url, httpx.Client(base_url=url, timeout=60.0) as client:
             yield client
 
 
@@ -60,15 +60,15 @@ def test_without_a_name_none_is_guessed(http: httpx.Client) -> None:
     check_problem(http.get("/v1/models/"), 404, "one, two")
 
 
-def test_a_bundle_that_comes_is_served_and_one_that_goes_is_not(http: httpx.Client, shelf: Path) -> None:
-    small_bundle(shelf / "three", "three")
-    _until(http, "three", 200)
-    shutil.rmtree(shelf / "three")
-    _until(http, "three", 404)
+def test_a_bundle_that_comes_is_served_and_one_that_goes_is_not(http: httpx.Client, model_folder: Path) -> None:
+    write_tiny_bundle(model_folder / "three", "three")
+    _wait_for_status(http, "three", 200)
+    shutil.rmtree(model_folder / "three")
+    _wait_for_status(http, "three", 404)
     assert http.post("/v1/segment?model=one", content=JPEG).status_code == 200
 
 
-def _until(http: httpx.Client, model: str, status: int) -> None:
+def _wait_for_status(http: httpx.Client, model: str, status: int) -> None:
     """Each worker looks by itself: the answer is asked for often enough to come from both."""
     deadline = time.monotonic() + 180
     in_a_row = 0

@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message
 
-from service.middleware import Bodies, Checked, Net, not_found
+from service.middleware import BodyLimitMiddleware, ErrorMiddleware, RequestCheckMiddleware, unknown_path_error
 
 
 async def echo(request: Request) -> Response:
@@ -28,11 +28,11 @@ ROUTES = Starlette(routes=[Route("/echo", echo, methods=["POST"]), Route("/fail"
 APP = ROUTES.router
 
 
-def gate(limit: int = 10, seconds: float = 5) -> ASGIApp:
-    return Net(Bodies(Net(APP), limit, seconds))
+def make_app(limit: int = 10, seconds: float = 5) -> ASGIApp:
+    return ErrorMiddleware(BodyLimitMiddleware(ErrorMiddleware(APP), limit, seconds))
 
 
-def ask(app: ASGIApp, method: str, path: str, content: bytes | AsyncIterator[bytes] = b"") -> httpx.Response:
+def send_request(app: ASGIApp, method: str, path: str, content: bytes | AsyncIterator[bytes] = b"") -> httpx.Response:
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gate") as client:
             return await client.request(method, path, content=content)
@@ -42,7 +42,7 @@ def ask(app: ASGIApp, method: str, path: str, content: bytes | AsyncIterator[byt
 
 def test_an_unexpected_error_is_logged_and_not_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.ERROR, "maskserve"):
-        answer = ask(gate(), "GET", "/fail")
+        answer = send_request(make_app(), "GET", "/fail")
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert "secret" not in answer.text and "log" in answer.json()["detail"]
     assert "the secret inside" in caplog.text
@@ -54,13 +54,13 @@ def test_the_limit_is_the_last_size_let_through(size: int, status: int) -> None:
         for _ in range(size):
             yield b"x"
 
-    assert ask(gate(), "POST", "/echo", bytes(size)).status_code == status
-    assert ask(gate(), "POST", "/echo", chunks()).status_code == status
+    assert send_request(make_app(), "POST", "/echo", bytes(size)).status_code == status
+    assert send_request(make_app(), "POST", "/echo", chunks()).status_code == status
 
 
 def test_an_announced_size_is_refused_before_the_body_is_read() -> None:
     more = {"type": "http.request", "body": b"", "more_body": True}
-    asked, sent = by_hand(gate(), [b"Content-Length: 11"], lambda: more)
+    asked, sent = run_asgi(make_app(), [b"Content-Length: 11"], lambda: more)
     assert sent[0]["status"] == 413
     assert (b"connection", b"close") in sent[0]["headers"]
     assert (
@@ -70,21 +70,21 @@ def test_an_announced_size_is_refused_before_the_body_is_read() -> None:
 
 @pytest.mark.parametrize("length", [b"1" * 19, b"9" * 5000])
 def test_a_number_that_no_body_has_is_no_error_of_ours(length: bytes) -> None:
-    _, sent = by_hand(gate(), [b"Content-Length: " + length], lambda: {"type": "http.disconnect"})
+    _, sent = run_asgi(make_app(), [b"Content-Length: " + length], lambda: {"type": "http.disconnect"})
     assert sent[0]["status"] == 413
 
 
 def test_a_long_body_of_a_refused_request_ends_the_connection() -> None:
     def refuse(method: str, path: str) -> None:
-        raise not_found(path, [])
+        raise unknown_path_error(path, [])
 
-    app = Net(Checked(APP, refuse))
+    app = ErrorMiddleware(RequestCheckMiddleware(APP, refuse))
     for header, closed in (
         (b"Content-Length: 5", False),
         (b"Content-Length: 2000000", True),
         (b"Transfer-Encoding: chunked", True),
     ):
-        _, sent = by_hand(app, [header], lambda: {"type": "http.request", "body": b"x", "more_body": False})
+        _, sent = run_asgi(app, [header], lambda: {"type": "http.request", "body": b"x", "more_body": False})
         assert sent[0]["status"] == 404
         assert ((b"connection", b"close") in sent[0]["headers"]) == closed
 
@@ -95,12 +95,16 @@ def test_an_answer_goes_in_pieces_and_nobody_is_waited_for_who_takes_none(caplog
     async def large(request: Request) -> Response:
         return Response(body)
 
-    app = Net(Bodies(Net(Starlette(routes=[Route("/echo", large, methods=["POST"])]).router), 10, 0.05))
-    _, sent = by_hand(app, [], lambda: {"type": "http.request"})
+    app = ErrorMiddleware(
+        BodyLimitMiddleware(
+            ErrorMiddleware(Starlette(routes=[Route("/echo", large, methods=["POST"])]).router), 10, 0.05
+        )
+    )
+    _, sent = run_asgi(app, [], lambda: {"type": "http.request"})
     assert b"".join(message.get("body", b"") for message in sent) == body and len(sent) > 3
     assert [message.get("more_body", False) for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
     caplog.set_level(logging.WARNING, "maskserve")
-    _, sent = by_hand(app, [], lambda: {"type": "http.request"}, takes=2)
+    _, sent = run_asgi(app, [], lambda: {"type": "http.request"}, takes=2)
     assert len(sent) == 2 and "nothing was taken of the answer" in caplog.text
 
 
@@ -109,7 +113,7 @@ def test_an_answer_goes_in_pieces_and_nobody_is_waited_for_who_takes_none(caplog
 )
 def test_odd_lengths_are_not_believed(header: bytes) -> None:
     messages = iter([{"type": "http.request", "body": b"abc", "more_body": False}])
-    _, sent = by_hand(gate(), [header], lambda: next(messages))
+    _, sent = run_asgi(make_app(), [header], lambda: next(messages))
     assert sent[0]["status"] == 200 and sent[1]["body"] == b"3"
 
 
@@ -119,7 +123,7 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
         await asyncio.sleep(60)
         yield b"more"
 
-    answer = ask(gate(seconds=0.05), "POST", "/echo", never())
+    answer = send_request(make_app(seconds=0.05), "POST", "/echo", never())
     assert answer.status_code == 408
     assert "0.05 seconds; 4 bytes of it did" in answer.json()["detail"]
     assert answer.headers["connection"] == "close"
@@ -128,16 +132,16 @@ def test_a_body_that_does_not_come_is_not_waited_for() -> None:
 def test_unknown_paths_do_not_pass() -> None:
     def check(method: str, path: str) -> None:
         if path != "/echo":
-            raise not_found(path, ["/echo"])
+            raise unknown_path_error(path, ["/echo"])
 
-    app = Net(Checked(APP, check))
-    assert ask(app, "POST", "/echo", b"four").text == "4"
-    answer = ask(app, "GET", "/fail")
+    app = ErrorMiddleware(RequestCheckMiddleware(APP, check))
+    assert send_request(app, "POST", "/echo", b"four").text == "4"
+    answer = send_request(app, "GET", "/fail")
     assert answer.status_code == 404 and "the routes are /echo" in answer.json()["detail"]
-    assert len(ask(app, "GET", "/" + "x" * 5000).text) < 600
+    assert len(send_request(app, "GET", "/" + "x" * 5000).text) < 600
 
 
-def by_hand(
+def run_asgi(
     app: ASGIApp, headers: list[bytes], receive: Callable[[], Message], takes: float = math.inf
 ) -> tuple[list[int], list[Message]]:
     """What an app answers to a POST to /echo whose messages are made one by one: how much it had sent each time that it

@@ -1,4 +1,4 @@
-"""From a request to its pictures, without a server around it."""
+"""From a request to its images, without a server around it."""
 
 import asyncio
 import tempfile
@@ -14,7 +14,7 @@ from service import request_parsing
 LIMIT = 8 * 2**20
 
 
-def request(form: httpx.Request) -> Request:
+def make_request(form: httpx.Request) -> Request:
     async def body() -> AsyncIterator[Message]:
         data = form.read()
         for start in range(0, len(data), 65536):
@@ -26,27 +26,29 @@ def request(form: httpx.Request) -> Request:
     return Request({"type": "http", "method": "POST", "headers": headers}, messages.__anext__)
 
 
-def form(**parts: object) -> httpx.Request:
+def make_form(**parts: object) -> httpx.Request:
     return httpx.Request("POST", "http://here/", **parts)  # type: ignore[arg-type]
 
 
-def test_nothing_of_a_picture_is_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_of_an_image_is_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a temporary file was opened")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # what a spooled file turns into when it is large
     data = bytes(range(256)) * 2**14  # 4 MiB; Starlette alone keeps one in memory
-    picture, _ = asyncio.run(request_parsing.one_picture(request(form(files={"image": data})), LIMIT))
-    assert picture == data
-    sent = asyncio.run(request_parsing.many_pictures(request(form(files=[("images", data)] * 2)), 2 * LIMIT, 3))
-    assert sent.pictures == [data, data]
+    image, _ = asyncio.run(request_parsing.parse_image_request(make_request(make_form(files={"image": data})), LIMIT))
+    assert image == data
+    sent = asyncio.run(
+        request_parsing.parse_batch_request(make_request(make_form(files=[("images", data)] * 2)), 2 * LIMIT, 3)
+    )
+    assert sent.images == [data, data]
 
 
 @pytest.mark.parametrize("charset", ["undefined", "utf-7", "idna", "no-such", "x" * 500, "rot13"])
 def test_text_is_utf_8_whatever_the_sender_says(charset: str) -> None:
     """`undefined` is a codec that refuses everything, and `idna` one that took 23 seconds for a megabyte."""
     model = "xn--" + "é" * 20_000
-    asked = form(files={"image": b"bytes"}, data={"model": model})
+    asked = make_form(files={"image": b"bytes"}, data={"model": model})
     asked.headers["content-type"] += f"; charset={charset}"
-    picture, parameters = asyncio.run(request_parsing.one_picture(request(asked), LIMIT))
-    assert picture == b"bytes" and parameters == [("model", model)]
+    image, parameters = asyncio.run(request_parsing.parse_image_request(make_request(asked), LIMIT))
+    assert image == b"bytes" and parameters == [("model", model)]

@@ -10,28 +10,28 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.fixtures_bundles import drawing
-from tests.service.test_app import encoded
+from tests.fixtures_bundles import synthetic_image
+from tests.service.test_app import encode_image
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-PICTURE = encoded(drawing(24, 32), "PNG")
+IMAGE = encode_image(synthetic_image(24, 32), "PNG")
 
-made_up = settings(
+fuzz_settings = settings(
     max_examples=60, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def document(service_url: str) -> schemathesis.BaseSchema:
+def api_schema(service_url: str) -> schemathesis.BaseSchema:
     return schemathesis.openapi.from_url(f"{service_url}/v1/openapi.json")
 
 
-def test_every_answer_is_documented(document: schemathesis.BaseSchema) -> None:
+def test_every_answer_is_documented(api_schema: schemathesis.BaseSchema) -> None:
     asked = 0
-    for found in document.get_all_operations():
+    for found in api_schema.get_all_operations():
 
-        @made_up
+        @fuzz_settings
         @given(case=found.ok().as_strategy())
         def ask(case: schemathesis.Case) -> None:
             nonlocal asked
@@ -42,14 +42,14 @@ def test_every_answer_is_documented(document: schemathesis.BaseSchema) -> None:
     assert asked > 100
 
 
-def test_every_parameter_with_a_real_picture(document: schemathesis.BaseSchema) -> None:
-    """Made-up bodies are no pictures; with one, the parameters reach the outputs."""
+def test_every_parameter_with_a_real_image(api_schema: schemathesis.BaseSchema) -> None:
+    """Made-up bodies are no images; with one, the parameters reach the outputs."""
     statuses = set()
 
-    @made_up
-    @given(case=document["/segment"]["POST"].as_strategy())
+    @fuzz_settings
+    @given(case=api_schema["/segment"]["POST"].as_strategy())
     def ask(case: schemathesis.Case) -> None:
-        case.media_type, case.body = "image/png", PICTURE
+        case.media_type, case.body = "image/png", IMAGE
         answer = case.call(timeout=30)
         statuses.add(answer.status_code)
         case.validate_response(answer, checks=CHECKS)

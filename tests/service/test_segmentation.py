@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import BrokenImage
-from models.imaging.decode import decode
-from models.outputs.options import Options
-from service.errors import Busy, TimedOut
-from service.segmentation import Clock, Labeller
+from models.errors import CorruptImageError
+from models.imaging.decode import decode_image
+from models.outputs.options import OutputOptions
+from service.errors import DeadlineExceededError, OverloadedError
+from service.segmentation import SegmentationService, StageTimer
 from service.settings import Settings
-from tests.fixtures_bundles import drawing
-from tests.service.test_app import encoded
+from tests.fixtures_bundles import synthetic_image
+from tests.service.test_app import encode_image
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
-PICTURE = encoded(drawing(60, 80), "PNG")
-LARGE = encoded(drawing(3000, 3000))  # by decoding alone it takes longer than the time-outs here
+IMAGE = encode_image(synthetic_image(60, 80), "PNG")
+LARGE = encode_image(synthetic_image(3000, 3000))  # by decoding alone it takes longer than the time-outs here
 
 
 @pytest.fixture(scope="module")
@@ -34,111 +34,115 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def labeller(tiny_bundle: Path) -> Iterator[Labeller]:
-    labeller = Labeller(Settings(bundle=tiny_bundle, queue_seconds=0.5, concurrency=2))
+def segmentation(tiny_bundle: Path) -> Iterator[SegmentationService]:
+    labeller = SegmentationService(Settings(bundle=tiny_bundle, queue_seconds=0.5, concurrency=2))
     labeller.start()
     deadline = time.monotonic() + 180
-    while not labeller.shelf.all() and time.monotonic() < deadline:
+    while not labeller.registry.loaded_models() and time.monotonic() < deadline:
         time.sleep(0.05)
     yield labeller
     labeller.stop()
 
 
-async def label(labeller: Labeller, data: bytes = PICTURE, seconds: float = 60, patient: bool = False) -> bytes:
+async def segment(
+    labeller: SegmentationService, data: bytes = IMAGE, seconds: float = 60, ignore_queue_timeout: bool = False
+) -> bytes:
     deadline = asyncio.get_running_loop().time() + seconds
-    with labeller.line.place():
-        served = labeller.shelf.get()
-        return await labeller.label(data, "png", Options(), served, Clock(), deadline, patient)
+    with labeller.admission.queue_slot():
+        served = labeller.registry.get()
+        return await labeller.segment(
+            data, "png", OutputOptions(), served, StageTimer(), deadline, ignore_queue_timeout
+        )
 
 
-def turns_left(labeller: Labeller) -> tuple[int, int]:
-    return labeller.line.turns._value, labeller.line.rooms._value
+def free_slots(labeller: SegmentationService) -> tuple[int, int]:
+    return labeller.admission.inference_slots._value, labeller.admission.image_slots._value
 
 
-def test_a_picture_goes_its_way_and_is_timed(labeller: Labeller, run: Run) -> None:
-    async def work() -> tuple[bytes, Clock]:
-        clock, served = Clock(), labeller.shelf.get()
+def test_an_image_goes_its_way_and_is_timed(segmentation: SegmentationService, run: Run) -> None:
+    async def work() -> tuple[bytes, StageTimer]:
+        clock, served = StageTimer(), segmentation.registry.get()
         deadline = asyncio.get_running_loop().time() + 60
-        return await labeller.label(PICTURE, "png", Options(), served, clock, deadline), clock
+        return await segmentation.segment(IMAGE, "png", OutputOptions(), served, clock, deadline), clock
 
     body, clock = run(work())
-    expected = labeller.shelf.get().segmenter.segment(decode(PICTURE)).labels
-    np.testing.assert_array_equal(decode_labels(body), expected)
+    expected = segmentation.registry.get().segmenter.segment(decode_image(IMAGE)).labels
+    np.testing.assert_array_equal(decode_mask(body), expected)
     assert list(clock.laps) == ["queue", "decode", "infer", "encode"]
 
 
-def decode_labels(body: bytes) -> np.ndarray:
+def decode_mask(body: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(body)))
 
 
-def test_a_time_out_gives_the_turn_back_when_the_work_has_ended(labeller: Labeller, run: Run) -> None:
+def test_a_time_out_gives_the_turn_back_when_the_work_has_ended(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
-        free = turns_left(labeller)
+        free = free_slots(segmentation)
         for seconds in (-1.0, 0.0, 0.001, 0.02):
-            with pytest.raises(TimedOut, match="60 seconds"):
-                await label(labeller, LARGE, seconds)
+            with pytest.raises(DeadlineExceededError, match="60 seconds"):
+                await segment(segmentation, LARGE, seconds)
         for _ in range(600):
-            if turns_left(labeller) == free:
+            if free_slots(segmentation) == free:
                 break
             await asyncio.sleep(0.05)
-        assert turns_left(labeller) == free
-        assert decode_labels(await label(labeller)).shape == (60, 80)
+        assert free_slots(segmentation) == free
+        assert decode_mask(await segment(segmentation)).shape == (60, 80)
 
     run(work())
 
 
-def test_a_caller_that_goes_leaves_nothing_behind(labeller: Labeller, run: Run) -> None:
+def test_a_caller_that_goes_leaves_nothing_behind(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
-        free = turns_left(labeller)
-        tasks = [asyncio.create_task(label(labeller, patient=True)) for _ in range(4)]
+        free = free_slots(segmentation)
+        tasks = [asyncio.create_task(segment(segmentation, ignore_queue_timeout=True)) for _ in range(4)]
         await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(end, asyncio.CancelledError) for end in ended[2:]), ended  # the first two may be done
         for _ in range(600):
-            if turns_left(labeller) == free:
+            if free_slots(segmentation) == free:
                 break
             await asyncio.sleep(0.05)
-        assert turns_left(labeller) == free
-        await label(labeller)
+        assert free_slots(segmentation) == free
+        await segment(segmentation)
 
     run(work())
 
 
-def test_errors_give_their_places_back(labeller: Labeller, run: Run) -> None:
+def test_errors_give_their_places_back(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
-        free = turns_left(labeller)
+        free = free_slots(segmentation)
         for _ in range(20):
-            with pytest.raises(BrokenImage):
-                await label(labeller, PICTURE[:40])
-        assert turns_left(labeller) == free
+            with pytest.raises(CorruptImageError):
+                await segment(segmentation, IMAGE[:40])
+        assert free_slots(segmentation) == free
 
     run(work())
 
 
-def test_who_waits_longer_than_may_be_is_sent_away_but_not_a_batch(labeller: Labeller, run: Run) -> None:
+def test_who_waits_longer_than_may_be_is_sent_away_but_not_a_batch(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
-        line = labeller.line
+        line = segmentation.admission
         for _ in range(2):
-            await line.wait(line.turns, math.inf)
-        patient = asyncio.create_task(label(labeller, patient=True))
-        with pytest.raises(Busy, match=r"waited for the 0\.5 seconds"):
-            await label(labeller)
+            await line.acquire(line.inference_slots, math.inf)
+        patient = asyncio.create_task(segment(segmentation, ignore_queue_timeout=True))
+        with pytest.raises(OverloadedError, match=r"waited for the 0\.5 seconds"):
+            await segment(segmentation)
         assert not patient.done()
-        line.turns.release()
-        line.turns.release()
+        line.inference_slots.release()
+        line.inference_slots.release()
         await patient
 
     run(work())
 
 
-def test_pictures_answered_together_are_answered_right(labeller: Labeller, run: Run) -> None:
-    pictures = [encoded(drawing(40 + 10 * place, 90, seed=place), "PNG") for place in range(12)]
+def test_images_answered_together_are_answered_right(segmentation: SegmentationService, run: Run) -> None:
+    images = [encode_image(synthetic_image(40 + 10 * place, 90, seed=place), "PNG") for place in range(12)]
 
     async def work() -> list[bytes]:
-        return await asyncio.gather(*(label(labeller, picture, patient=True) for picture in pictures))
+        return await asyncio.gather(*(segment(segmentation, image, ignore_queue_timeout=True) for image in images))
 
-    segmenter = labeller.shelf.get().segmenter
-    for body, picture in zip(run(work()), pictures, strict=True):
-        np.testing.assert_array_equal(decode_labels(body), segmenter.segment(decode(picture)).labels)
+    segmenter = segmentation.registry.get().segmenter
+    for body, image in zip(run(work()), images, strict=True):
+        np.testing.assert_array_equal(decode_mask(body), segmenter.segment(decode_image(image)).labels)

@@ -13,16 +13,16 @@ import httpx
 import pytest
 from PIL import Image
 
-from models.bundle import SUMS, sha256
+from models.bundle import CHECKSUM_FILE, file_sha256
 from models.errors import BundleError, ConfigError
-from service.errors import StartError
-from service.server_process import LOOPBACK, ROOT, free_port, process, running, serve
+from service.errors import ServerStartError
+from service.server_process import LOOPBACK, ROOT, background_server, free_port, launch_server, serve
 from service.settings import read_settings
-from tests.fixtures_bundles import drawing
-from tests.service.test_endurance import until
+from tests.fixtures_bundles import synthetic_image
+from tests.service.test_endurance import wait_until
 
 # Written into a folder on PYTHONPATH, it notes each connection and name look-up of every process of the service.
-WATCHER = """
+AUDIT_HOOK = """
 import os, sys
 
 def watch(event, arguments):
@@ -43,23 +43,23 @@ with open(os.environ["WATCHER_LOG"] + ".on", "a") as log:
 
 
 @pytest.fixture
-def altered_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def bad_probe_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose probe carries other labels, with sums that match: only answering the probe shows it."""
     folder = tmp_path / "altered"
     shutil.copytree(tiny_bundle, folder)
-    Image.fromarray(drawing(120, 160)[:, :, 0]).save(folder / "probes" / "0.labels.png")
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in _listed(folder)]
-    (folder / SUMS).write_text("".join(lines))
+    Image.fromarray(synthetic_image(120, 160)[:, :, 0]).save(folder / "probes" / "0.labels.png")
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in _checksum_names(folder)]
+    (folder / CHECKSUM_FILE).write_text("".join(lines))
     return folder
 
 
-def _listed(folder: Path) -> list[str]:
-    return [line.partition("  ")[2] for line in (folder / SUMS).read_text().splitlines()]
+def _checksum_names(folder: Path) -> list[str]:
+    return [line.partition("  ")[2] for line in (folder / CHECKSUM_FILE).read_text().splitlines()]
 
 
-def test_not_ready_until_the_probes_are_answered(altered_bundle: Path, tmp_path: Path) -> None:
+def test_not_ready_until_the_probes_are_answered(bad_probe_bundle: Path, tmp_path: Path) -> None:
     seen: list[httpx.Response] = []
-    with (tmp_path / "log").open("w+b") as log, process(altered_bundle, LOOPBACK, free_port(), log) as server:
+    with (tmp_path / "log").open("w+b") as log, launch_server(bad_probe_bundle, LOOPBACK, free_port(), log) as server:
         with httpx.Client(base_url=server.url) as http:
             deadline = time.monotonic() + 180
             while time.monotonic() < deadline and not (seen and "retry-after" not in seen[-1].headers):
@@ -79,8 +79,8 @@ def test_not_ready_until_the_probes_are_answered(altered_bundle: Path, tmp_path:
     assert logged.count("cannot be served") == 1 and "Traceback" not in logged
 
 
-def test_running_says_why_it_is_not_ready(altered_bundle: Path) -> None:
-    with pytest.raises(StartError, match="probe"), running(altered_bundle):
+def test_running_says_why_it_is_not_ready(bad_probe_bundle: Path) -> None:
+    with pytest.raises(ServerStartError, match="probe"), background_server(bad_probe_bundle):
         pass
 
 
@@ -93,7 +93,7 @@ def test_what_is_no_bundle_is_refused_before_anything_starts(tmp_path: Path, tin
 
 def test_a_taken_port_is_named(service_url: str, tiny_bundle: Path) -> None:
     port = httpx.URL(service_url).port
-    with pytest.raises(StartError, match=f"Port {port}"), running(tiny_bundle, port):
+    with pytest.raises(ServerStartError, match=f"Port {port}"), background_server(tiny_bundle, port):
         pass
 
 
@@ -142,11 +142,11 @@ def test_import_brings_no_training(tmp_path: Path) -> None:
 
 
 def test_no_outside_connection(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(WATCHER)
+    (tmp_path / "sitecustomize.py").write_text(AUDIT_HOOK)
     log = tmp_path / "connections"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("WATCHER_LOG", str(log))
-    with running(tiny_bundle) as url, httpx.Client(base_url=url) as http:
+    with background_server(tiny_bundle) as url, httpx.Client(base_url=url) as http:
         assert http.post("/v1/segment", content=b"http://example.org/a.jpg").status_code == 415
         assert http.get("/v1/models").status_code == 200
         time.sleep(1)
@@ -177,7 +177,7 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
             assert (caller.stdout.read(), caller.stderr.read()) == ("", "")
         finally:
             caller.terminate()  # after a failure: the block waits for its end
-    assert not left_of(port)
+    assert not remaining_processes(port)
 
 
 def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tm
     with (tmp_path / "log").open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
         try:
             said = (tmp_path / "log").read_text
-            until(lambda: "answers at" in said(), said)
+            wait_until(lambda: "answers at" in said(), said)
             with socket.create_connection((LOOPBACK, port)) as slow:
                 slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome")
                 time.sleep(0.5)  # it is accepted
@@ -197,15 +197,15 @@ def test_a_second_stop_does_not_wait_for_what_is_under_way(tiny_bundle: Path, tm
                 assert caller.wait(10) == 0
         finally:
             caller.terminate()
-    assert not left_of(port)
+    assert not remaining_processes(port)
 
 
-def left_of(port: int) -> list[Path]:
+def remaining_processes(port: int) -> list[Path]:
     """The processes that serve there still."""
-    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read(path)]
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}".encode() in _read_file(path)]
 
 
-def _read(path: Path) -> bytes:
+def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError:

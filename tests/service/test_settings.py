@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from models.errors import ConfigError
-from service.auth import hash_of
+from service.auth import hash_api_key
 from service.server_process import ROOT
 from service.settings import Settings, read_settings
 
 
 @pytest.fixture(autouse=True)
-def bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def bundle_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("MASKSERVE_BUNDLE", str(tmp_path))
 
 
@@ -21,7 +21,7 @@ def bundle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ("queue", "7", 7),
         ("queue_seconds", "0.5", 0.5),
         ("access_log", "off", False),
-        ("api_keys", f"{hash_of('a')}, {hash_of('b').upper()}", (hash_of("a"), hash_of("b"))),
+        ("api_keys", f"{hash_api_key('a')}, {hash_api_key('b').upper()}", (hash_api_key("a"), hash_api_key("b"))),
         ("cors_origins", "https://a.org, http://localhost:8080", ("https://a.org", "http://localhost:8080")),
         ("cors_origins", "*", ("*",)),
         ("default_model", "", None),

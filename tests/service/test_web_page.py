@@ -10,15 +10,15 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
 
-from service.middleware import Net
+from service.middleware import ErrorMiddleware
 from service.settings import read_settings
-from service.web_page import FOLDER, KINDS, Page, files
+from service.web_page import MEDIA_TYPES, STATIC_FOLDER, WebPageMiddleware, load_static_files
 
-APP = Net(Page(PlainTextResponse("behind")))
+APP = ErrorMiddleware(WebPageMiddleware(PlainTextResponse("behind")))
 LIMIT = 60_000  # bytes of the whole page
 
 
-def ask(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> httpx.Response:
+def send_request(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> httpx.Response:
     async def send() -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://page") as client:
             return await client.request(method, path, headers={k.replace("_", "-"): v for k, v in headers.items()})
@@ -27,12 +27,12 @@ def ask(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> h
 
 
 def test_every_file_is_served_and_nothing_else() -> None:
-    for path in FOLDER.iterdir():
+    for path in STATIC_FOLDER.iterdir():
         if path.suffix == ".css":
             continue  # it is set into the page
-        answer = ask("/" if path.name == "index.html" else f"/static/{path.name}")
+        answer = send_request("/" if path.name == "index.html" else f"/static/{path.name}")
         assert answer.status_code == 200 and (answer.content == path.read_bytes() or path.name == "index.html")
-        assert answer.headers["content-type"].startswith(KINDS[path.suffix])
+        assert answer.headers["content-type"].startswith(MEDIA_TYPES[path.suffix])
     for path in (
         "/static/",
         "/static/page.css",
@@ -41,26 +41,26 @@ def test_every_file_is_served_and_nothing_else() -> None:
         "/static/%2e%2e/settings.py",
         "/index.html",
     ):
-        assert ask(path).text == "behind"
+        assert send_request(path).text == "behind"
 
 
 def test_no_file_loads_anything_from_elsewhere() -> None:
-    policy = ask("/").headers["content-security-policy"]
+    policy = send_request("/").headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy and "http" not in policy
-    for name, file in files().items():
+    for name, file in load_static_files().items():
         addresses = set(re.findall(rb"https?://[^\s\"']+", file.body))
         assert addresses <= {b"http://www.w3.org/2000/svg"}, name
-        assert ask(name).headers["content-security-policy"] == policy  # a worker goes by its own file's
-    page = files()["/"].body.decode()
+        assert send_request(name).headers["content-security-policy"] == policy  # a worker goes by its own file's
+    page = load_static_files()["/"].body.decode()
     assert not re.search(r"\son\w+=|\sstyle=|<script(?![^>]*src=)", page)  # the policy would drop them silently
     (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
-    assert style == (FOLDER / "page.css").read_text()
+    assert style == (STATIC_FOLDER / "page.css").read_text()
     assert f"'sha256-{b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
     assert "<!--" not in page and "<h1><svg" in page
 
 
 def test_what_the_page_names_is_there() -> None:
-    known = files()
+    known = load_static_files()
     for name in re.findall(r'(?:src|href)="(static/[^"]+)"', known["/"].body.decode()):
         assert f"/{name}" in known
     for path, file in known.items():
@@ -70,18 +70,18 @@ def test_what_the_page_names_is_there() -> None:
 
 
 def test_the_whole_page_is_small() -> None:
-    assert sum(len(file.body) for file in files().values()) < LIMIT
+    assert sum(len(file.body) for file in load_static_files().values()) < LIMIT
 
 
 def test_what_is_known_is_not_sent_again() -> None:
-    tag = ask("/").headers["etag"]
-    again = ask("/", if_none_match=tag)
+    tag = send_request("/").headers["etag"]
+    again = send_request("/", if_none_match=tag)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
-    assert ask("/", if_none_match='"another"').status_code == 200
+    assert send_request("/", if_none_match='"another"').status_code == 200
 
 
 def test_it_is_there_to_be_read_alone() -> None:
-    answer = ask("/", "POST")
+    answer = send_request("/", "POST")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
 
 

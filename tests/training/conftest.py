@@ -7,47 +7,54 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle, open_bundle
-from tests.fixtures_bundles import SETTINGS, SILENT
+from tests.fixtures_bundles import QUICK_TRAIN_OVERRIDES, QUIET_CONSOLE
 from training.config_io import load_config
-from training.data.synthetic import draw
+from training.data.synthetic import generate_dataset
 from training.export import export
-from training.freezing.onnx_import.graph_reader import Told
-from training.import_model import bring_onnx
+from training.freezing.onnx_import.graph_reader import UserHints
+from training.import_model import import_onnx
 from training.train import train
 
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw(folder, counts={"train": 32, "val": 6, "test": 6})
+    generate_dataset(folder, counts={"train": 32, "val": 6, "test": 6})
     return folder
 
 
 @pytest.fixture(scope="session")
 def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(shapes, tmp_path_factory.mktemp("runs") / "first", load_config(None, SETTINGS), console=SILENT)
+    return train(
+        shapes,
+        tmp_path_factory.mktemp("runs") / "first",
+        load_config(None, QUICK_TRAIN_OVERRIDES),
+        console=QUIET_CONSOLE,
+    )
 
 
 @pytest.fixture(scope="session")
 def bundle(run: Path) -> Path:
-    return export(run, console=SILENT)
+    return export(run, console=QUIET_CONSOLE)
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two small pictures, so that the gate is quick."""
-    folder = tmp_path_factory.mktemp("pictures")
-    draw(folder / "shapes", counts={"train": 2}, size=(96, 128))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two small images, so that the gate is quick."""
+    folder = tmp_path_factory.mktemp("images")
+    generate_dataset(folder / "shapes", counts={"train": 2}, size=(96, 128))
     return folder / "shapes" / "images"
 
 
 @pytest.fixture
-def bring(pictures: Path, tmp_path: Path) -> Callable[..., Bundle]:
+def import_bundle(images: Path, tmp_path: Path) -> Callable[..., Bundle]:
     """Bring a graph into a bundle and open that."""
 
     def bring(file: Path, classes: int = 4, input: str | None = None, **told: Any) -> Bundle:
         names = tmp_path / "classes.csv"
         names.write_text("".join(f"class {label}\n" for label in range(classes)))
-        return open_bundle(bring_onnx(file, tmp_path / "b", str(names), Told.of(**told), input, pictures, SILENT))
+        return open_bundle(
+            import_onnx(file, tmp_path / "b", str(names), UserHints.parse(**told), input, images, QUIET_CONSOLE)
+        )
 
     return bring

@@ -11,15 +11,15 @@ from rich.console import Console
 from models.errors import ConfigError, RunError
 from models.inference.segmenter import Segmenter
 from models.spec import InputRule
-from tests.fixtures_bundles import SILENT
-from tests.training.fake_dataset import by_red, drawn
-from training.compare import NONE_SHOWN, compare, difference, read, same_pictures
-from training.evaluate import measure, write_metrics
-from training.metrics.bootstrap import summary
+from tests.fixtures_bundles import QUIET_CONSOLE
+from tests.training.fake_dataset import make_fake_dataset, predict_red
+from training.compare import NOT_SIGNIFICANT, align_images, compare, paired_differences, read_evaluation
+from training.evaluate import evaluate_split, write_metrics
+from training.metrics.bootstrap import compute_metrics
 
 
-def evaluated(folder: Path, wrong: float, pictures: int = 24, classes: int = 3, **facts: Any) -> Path:
-    """A run folder whose evaluation has about so many wrong pixels; its pictures are as hard as the others', each in its way."""
+def write_evaluation(folder: Path, wrong: float, images: int = 24, classes: int = 3, **facts: Any) -> Path:
+    """A run folder whose evaluation has about so many wrong pixels; its images are as hard as the others', each in its way."""
 
     def draw(index: int) -> tuple[np.ndarray, np.ndarray]:
         random = np.random.default_rng(index)
@@ -29,9 +29,14 @@ def evaluated(folder: Path, wrong: float, pictures: int = 24, classes: int = 3, 
         red = np.where(random.random(truth.shape) < wrong + 0.3 * hard, 1 - truth, truth)
         return np.repeat(red[..., None].astype(np.uint8) * 255, 3, axis=2), truth
 
-    samples = drawn(pictures, draw, classes)
-    _, tally = measure(Segmenter(by_red, InputRule(rule="native")), samples, SILENT)
-    metrics = {"split": "test", "pictures": pictures, **summary(tally, samples.classes), "by_picture": tally.rows()}
+    samples = make_fake_dataset(images, draw, classes)
+    _, tally = evaluate_split(Segmenter(predict_red, InputRule(rule="native")), samples, QUIET_CONSOLE)
+    metrics = {
+        "split": "test",
+        "images": images,
+        **compute_metrics(tally, samples.classes),
+        "per_image": tally.to_rows(),
+    }
     metrics["bundle"] = {"hash": hashlib.sha256(b"").hexdigest()}
     target = folder / "evaluation"
     target.mkdir(parents=True)
@@ -39,27 +44,27 @@ def evaluated(folder: Path, wrong: float, pictures: int = 24, classes: int = 3, 
     return folder
 
 
-def told(*runs: Path) -> str:
+def compare_output(*runs: Path) -> str:
     stream = io.StringIO()
     compare(list(runs), False, Console(file=stream, width=200))
     return stream.getvalue()
 
 
 def test_side_by_side_and_a_difference_that_is_there(tmp_path: Path) -> None:
-    runs = evaluated(tmp_path / "worse", 0.2), evaluated(tmp_path / "better", 0.1)
-    said = told(*runs)
+    runs = write_evaluation(tmp_path / "worse", 0.2), write_evaluation(tmp_path / "better", 0.1)
+    said = compare_output(*runs)
     one, two = (json.loads((run / "evaluation/metrics.json").read_text()) for run in runs)
     line = next(line for line in said.splitlines() if line.startswith("mIoU"))
     assert f"{one['miou']:.4f}" in line and f"{two['miou']:.4f}" in line
     assert f"{two['intervals']['miou'][0]:.3f}..{two['intervals']['miou'][1]:.3f}" in line
     gained = [line for line in said.splitlines() if line.startswith("mIoU")][1]
-    assert gained.split()[1] == f"{two['miou'] - one['miou']:+.4f}" and NONE_SHOWN not in gained
+    assert gained.split()[1] == f"{two['miou'] - one['miou']:+.4f}" and NOT_SIGNIFICANT not in gained
     assert "IoU class 2" in said and "absent" in said
 
 
 def test_the_best_is_bold(tmp_path: Path) -> None:
     stream = io.StringIO()
-    runs = [evaluated(tmp_path / "worse", 0.2), evaluated(tmp_path / "better", 0.1)]
+    runs = [write_evaluation(tmp_path / "worse", 0.2), write_evaluation(tmp_path / "better", 0.1)]
     compare(runs, False, Console(file=stream, width=200, force_terminal=True, color_system="standard"))
     best = json.loads((runs[1] / "evaluation/metrics.json").read_text())["miou"]
     line = next(line for line in stream.getvalue().splitlines() if line.startswith("mIoU"))
@@ -67,23 +72,29 @@ def test_the_best_is_bold(tmp_path: Path) -> None:
 
 
 def test_of_a_run_and_itself_no_difference_is_shown(tmp_path: Path) -> None:
-    run = evaluated(tmp_path / "a", 0.2)
-    said = told(run, run)
-    assert "+0.0000 [+0.0000..+0.0000] no difference shown" in said
+    run = write_evaluation(tmp_path / "a", 0.2)
+    said = compare_output(run, run)
+    assert "+0.0000 [+0.0000..+0.0000] not significant" in said
     assert f"{run} (1)" in said and f"{run} (2)" in said
 
 
 def test_pairing_shows_what_two_intervals_do_not(tmp_path: Path) -> None:
-    """The intervals of the two overlap, for pictures differ more than runs do; the paired one leaves 0 out."""
-    one, two = read(evaluated(tmp_path / "a", 0.11)), read(evaluated(tmp_path / "b", 0.10))
+    """The intervals of the two overlap, for images differ more than runs do; the paired one leaves 0 out."""
+    one, two = (
+        read_evaluation(write_evaluation(tmp_path / "a", 0.11)),
+        read_evaluation(write_evaluation(tmp_path / "b", 0.10)),
+    )
     assert one.metrics["intervals"]["miou"][1] > two.metrics["intervals"]["miou"][0]
-    assert same_pictures(one, two)
-    gain = difference(one, two)["miou"]
-    assert gain["shown"] and 0 < gain["interval"][0] < gain["value"] < gain["interval"][1]
+    assert align_images(one, two)
+    gain = paired_differences(one, two)["miou"]
+    assert gain["significant"] and 0 < gain["interval"][0] < gain["value"] < gain["interval"][1]
 
 
 def test_the_paired_interval_is_that_of_an_independent_bootstrap(tmp_path: Path) -> None:
-    one, two = read(evaluated(tmp_path / "a", 0.11)), read(evaluated(tmp_path / "b", 0.10))
+    one, two = (
+        read_evaluation(write_evaluation(tmp_path / "a", 0.11)),
+        read_evaluation(write_evaluation(tmp_path / "b", 0.10)),
+    )
 
     def miou(counts: np.ndarray) -> float:
         hit, truth, answer = counts[:, 0].sum(axis=0)[:, :2]
@@ -92,100 +103,104 @@ def test_the_paired_interval_is_that_of_an_independent_bootstrap(tmp_path: Path)
     random, gains = np.random.default_rng(7), []
     for _ in range(1000):
         chosen = random.integers(24, size=24)
-        gains.append(miou(two.tally.counts[chosen]) - miou(one.tally.counts[chosen]))
-    low, high = difference(one, two)["miou"]["interval"]
+        gains.append(miou(two.per_image.counts[chosen]) - miou(one.per_image.counts[chosen]))
+    low, high = paired_differences(one, two)["miou"]["interval"]
     assert [low, high] == pytest.approx(np.percentile(gains, [2.5, 97.5]), abs=0.15 * (high - low))
 
 
-def test_the_order_of_the_pictures_does_not_matter(tmp_path: Path) -> None:
-    one, two = evaluated(tmp_path / "a", 0.2), evaluated(tmp_path / "b", 0.1)
-    before = told(one, two)
+def test_the_order_of_the_images_does_not_matter(tmp_path: Path) -> None:
+    one, two = write_evaluation(tmp_path / "a", 0.2), write_evaluation(tmp_path / "b", 0.1)
+    before = compare_output(one, two)
     file = two / "evaluation/metrics.json"
     metrics = json.loads(file.read_text())
-    metrics["by_picture"].reverse()
+    metrics["per_image"].reverse()
     file.write_text(json.dumps(metrics))
-    assert told(one, two) == before
+    assert compare_output(one, two) == before
 
 
-def test_other_pictures_are_not_paired_and_that_is_said(tmp_path: Path) -> None:
-    said = told(
-        evaluated(tmp_path / "a", 0.2), evaluated(tmp_path / "b", 0.2, pictures=20), evaluated(tmp_path / "c", 0.1)
+def test_other_images_are_not_paired_and_that_is_said(tmp_path: Path) -> None:
+    said = compare_output(
+        write_evaluation(tmp_path / "a", 0.2),
+        write_evaluation(tmp_path / "b", 0.2, images=20),
+        write_evaluation(tmp_path / "c", 0.1),
     )
-    assert "b met other pictures, or other masks, than a: their difference is not judged." in said
+    assert "b met other images, or other masks, than a: their difference is not judged." in said
     assert "less a" in said and "c met" not in said
 
 
 def test_other_masks_of_the_same_names_are_not_paired(tmp_path: Path) -> None:
-    one, two = evaluated(tmp_path / "a", 0.2), evaluated(tmp_path / "b", 0.1)
+    one, two = write_evaluation(tmp_path / "a", 0.2), write_evaluation(tmp_path / "b", 0.1)
     file = two / "evaluation/metrics.json"
     metrics = json.loads(file.read_text())
-    metrics["by_picture"][0]["counts"][0][2] += 1
+    metrics["per_image"][0]["counts"][0][2] += 1
     file.write_text(json.dumps(metrics))
-    assert "not judged" in told(one, two)
+    assert "not judged" in compare_output(one, two)
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:
-    first = evaluated(tmp_path / "a", 0.2)
+    first = write_evaluation(tmp_path / "a", 0.2)
     with pytest.raises(RunError, match=r"their split differ, test and val; evaluate both on the same\."):
-        told(first, evaluated(tmp_path / "b", 0.2, split="val"))
+        compare_output(first, write_evaluation(tmp_path / "b", 0.2, split="val"))
     with pytest.raises(RunError, match="their classes differ, class 0, class 1, class 2 and class 0, class 1;"):
-        told(first, evaluated(tmp_path / "c", 0.2, classes=2))
+        compare_output(first, write_evaluation(tmp_path / "c", 0.2, classes=2))
     with pytest.raises(ConfigError, match="two or more"):
-        told(first)
+        compare_output(first)
 
 
 def test_a_run_without_an_evaluation_says_what_to_type(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RunError, match=r"is not there; type: maskserve evaluate .*run/bundle DATA"):
-        read(run)
+        read_evaluation(run)
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"data": "data/mine"}))
     with pytest.raises(
         RunError, match=r"type: maskserve export .*run, then maskserve evaluate .*run/bundle data/mine$"
     ):
-        read(run)
+        read_evaluation(run)
     (run / "bundle").mkdir()
     (run / "bundle/SHA256SUMS").touch()
     with pytest.raises(RunError, match=r"type: maskserve evaluate .*run/bundle data/mine$"):
-        read(run)
+        read_evaluation(run)
     with pytest.raises(RunError, match=r"type: maskserve evaluate .*run/bundle DATA$"):
-        read(run / "bundle")
+        read_evaluation(run / "bundle")
 
 
 def test_a_run_is_found_by_each_of_its_names(tmp_path: Path) -> None:
-    run = evaluated(tmp_path / "run", 0.2)
+    run = write_evaluation(tmp_path / "run", 0.2)
     (run / "bundle").mkdir()
     (run / "bundle/SHA256SUMS").touch()
     file = run / "evaluation/metrics.json"
     for name in (run, run / "evaluation", file, run / "bundle"):
-        assert read(name).file.samefile(file)
+        assert read_evaluation(name).file.samefile(file)
 
 
 def test_an_evaluation_of_a_bundle_that_is_gone_is_refused(tmp_path: Path) -> None:
-    run = evaluated(tmp_path / "run", 0.2)
+    run = write_evaluation(tmp_path / "run", 0.2)
     (run / "bundle").mkdir()
     (run / "bundle/SHA256SUMS").write_text("of another export")
     for name in (run, run / "bundle"):
         with pytest.raises(RunError, match=r"is of another bundle than .*bundle holds now; type: maskserve evaluate"):
-            read(name)
+            read_evaluation(name)
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
-def test_a_few_pictures_show_no_difference(tmp_path: Path, pictures: int) -> None:
-    said = told(evaluated(tmp_path / "worse", 0.4, pictures), evaluated(tmp_path / "better", 0.0, pictures))
+@pytest.mark.parametrize("images", [1, 3])
+def test_a_few_images_show_no_difference(tmp_path: Path, images: int) -> None:
+    said = compare_output(
+        write_evaluation(tmp_path / "worse", 0.4, images), write_evaluation(tmp_path / "better", 0.0, images)
+    )
     gained = [line for line in said.splitlines() if line.startswith("mIoU")][1]
-    assert NONE_SHOWN in gained
+    assert NOT_SIGNIFICANT in gained
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"miou": 0.5}', '{"by_picture": 3, "per_class_iou": {}}', "{'a'"])
+@pytest.mark.parametrize("content", ["", "[]", '{"miou": 0.5}', '{"per_image": 3, "per_class_iou": {}}', "{'a'"])
 def test_what_is_no_evaluation_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(RunError, match="is no evaluation that this maskserve wrote"):
-        read(tmp_path)
+        read_evaluation(tmp_path)
 
 
 def test_json_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compare([evaluated(tmp_path / "a", 0.2), evaluated(tmp_path / "b", 0.1)], True, SILENT)
+    compare([write_evaluation(tmp_path / "a", 0.2), write_evaluation(tmp_path / "b", 0.1)], True, QUIET_CONSOLE)
     found = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
     assert [run["name"] for run in found["runs"]] == ["a", "b"]
     assert found["runs"][0]["difference"] is None
@@ -194,6 +209,6 @@ def test_json_says_all_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert found["runs"][1]["difference"]["per_class_iou"]["class 2"] == {
         "value": None,
         "interval": None,
-        "shown": False,
+        "significant": False,
     }
-    assert "by_picture" not in found["runs"][0]
+    assert "per_image" not in found["runs"][0]

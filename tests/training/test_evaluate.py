@@ -15,51 +15,51 @@ from rich.console import Console
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError
 from models.inference.segmenter import Segmenter
-from models.spec import VOID, InputRule
-from tests.fixtures_bundles import CLASSES, SILENT
-from tests.training.fake_dataset import by_red, drawn
-from training.data.synthetic import draw
-from training.evaluate import AHEAD, ahead, evaluate, evaluation_folder, measure
-from training.metrics.bootstrap import summary
-from training.metrics.confusion import Confusion
-from training.reports.console import show
+from models.spec import IGNORE_INDEX, InputRule
+from tests.fixtures_bundles import CLASSES, QUIET_CONSOLE
+from tests.training.fake_dataset import make_fake_dataset, predict_red
+from training.data.synthetic import generate_dataset
+from training.evaluate import PREFETCH, evaluate, evaluate_split, evaluation_folder, prefetch
+from training.metrics.bootstrap import compute_metrics
+from training.metrics.confusion import ConfusionMatrix
+from training.reports.console import print_metrics
 
 
 @pytest.fixture(scope="module")
-def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with the tiny bundle's classes."""
     folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw(folder, counts={"train": 2, "val": 2, "test": 7})
+    generate_dataset(folder, counts={"train": 2, "val": 2, "test": 7})
     (folder / "classes.csv").write_text("".join(f"class {label}\n" for label in range(CLASSES)))
     return folder
 
 
-def strict(text: str) -> Any:
+def parse_strict_json(text: str) -> Any:
     """JSON without the NaN and Infinity that Python alone reads."""
     return json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
 
 
-def printed(metrics: dict[str, Any], matrix: Confusion) -> str:
+def metrics_output(metrics: dict[str, Any], matrix: ConfusionMatrix) -> str:
     stream = io.StringIO()
-    show(metrics, matrix, Console(file=stream, width=200))
+    print_metrics(metrics, matrix, Console(file=stream, width=200))
     return stream.getvalue()
 
 
-def test_what_is_left_behind(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
-    metrics = evaluate(tiny_bundle, split, "test", tmp_path / "new", console=SILENT)
-    assert strict((tmp_path / "new/metrics.json").read_text()) == metrics
+def test_what_is_left_behind(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    metrics = evaluate(tiny_bundle, dataset, "test", tmp_path / "new", console=QUIET_CONSOLE)
+    assert parse_strict_json((tmp_path / "new/metrics.json").read_text()) == metrics
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"metrics.json", "report.html"}
-    assert [row["name"] for row in metrics["by_picture"]] == [f"test_{index:04d}" for index in range(7)]
-    for name in ("miou", "pixel_accuracy", "mean_dice", "mean_accuracy", "boundary_iou", "picture_miou"):
+    assert [row["name"] for row in metrics["per_image"]] == [f"test_{index:04d}" for index in range(7)]
+    for name in ("miou", "pixel_accuracy", "mean_dice", "mean_accuracy", "boundary_iou", "mean_image_miou"):
         low, high = metrics["intervals"][name]
         assert 0 <= low <= high <= 1 and 0 <= metrics[name] <= 1
     assert metrics["bundle"]["hash"] == open_bundle(tiny_bundle).hash
-    assert metrics["pictures"] == 7 and metrics["data"] == "shapes"
+    assert metrics["images"] == 7 and metrics["data"] == "shapes"
 
 
-def test_a_second_evaluation_takes_the_place_of_the_first(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
+def test_a_second_evaluation_takes_the_place_of_the_first(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     for name in ("test", "val"):
-        evaluate(tiny_bundle, split, name, tmp_path, console=SILENT)
+        evaluate(tiny_bundle, dataset, name, tmp_path, console=QUIET_CONSOLE)
     assert json.loads((tmp_path / "metrics.json").read_text())["split"] == "val"
     assert "split val" in (tmp_path / "report.html").read_text()
 
@@ -72,32 +72,34 @@ def test_where_it_goes_by_itself() -> None:
 def test_an_out_that_cannot_be_is_said_before_anything_is_measured(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        evaluate(tiny_bundle, tmp_path / "no data", out=tmp_path / "file", console=SILENT)
+        evaluate(tiny_bundle, tmp_path / "no data", out=tmp_path / "file", console=QUIET_CONSOLE)
     with pytest.raises(ConfigError, match="sealed"):
-        evaluate(tiny_bundle, tmp_path / "no data", out=tiny_bundle / "evaluation", console=SILENT)
+        evaluate(tiny_bundle, tmp_path / "no data", out=tiny_bundle / "evaluation", console=QUIET_CONSOLE)
 
 
-def test_a_mask_of_another_size_is_named(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
+def test_a_mask_of_another_size_is_named(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     from PIL import Image
 
-    bad = shutil.copytree(split, tmp_path / "bad")
+    bad = shutil.copytree(dataset, tmp_path / "bad")
     Image.new("L", (5, 5)).save(bad / "masks/test/test_0002.png")
-    with pytest.raises(DataError, match=r"test_0002\.png has not the size of its picture"):
-        evaluate(tiny_bundle, bad, console=SILENT)
+    with pytest.raises(DataError, match=r"test_0002\.png has not the size of its image"):
+        evaluate(tiny_bundle, bad, console=QUIET_CONSOLE)
 
 
-def block(index: int, size: tuple[int, int] = (600, 800)) -> tuple[np.ndarray, np.ndarray]:
+def block_sample(index: int, size: tuple[int, int] = (600, 800)) -> tuple[np.ndarray, np.ndarray]:
     truth = np.zeros(size, np.uint8)
     truth[: size[0] // 2, index % 7 :] = 1
     return np.repeat(truth[..., None] * 255, 3, axis=2), truth
 
 
-def test_mmseg_2015_memory_does_not_grow_with_the_number_of_pictures() -> None:
+def test_mmseg_2015_memory_does_not_grow_with_the_number_of_images() -> None:
     """open-mmlab/mmsegmentation#2015: validation kept every prediction in memory."""
 
     def peak(number: int) -> int:
         tracemalloc.start()
-        _, tally = measure(Segmenter(by_red, InputRule(rule="native")), drawn(number, block), SILENT)
+        _, tally = evaluate_split(
+            Segmenter(predict_red, InputRule(rule="native")), make_fake_dataset(number, block_sample), QUIET_CONSOLE
+        )
         assert len(tally) == number
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -114,15 +116,15 @@ def test_ultralytics_24617_labels_are_not_shifted_on_the_way(side: int, size: tu
 
     Of bars at many places the edges must come back too far left as often as too far right, within a tenth of a pixel.
     """
-    segmenter = Segmenter(by_red, InputRule(rule="fit", side=side))
+    segmenter = Segmenter(predict_red, InputRule(rule="fit", side=side))
     height, width = size
     moved: dict[str, list[float]] = {"x": [], "y": []}
     for start in range(20, 60):
         for axis, length in (("x", width), ("y", height)):
             line = np.zeros(length, np.uint8)
             line[start % (length // 3) + 3 : length - 7 - start % 13] = 255
-            picture = np.broadcast_to(line if axis == "x" else line[:, None], size)
-            labels = segmenter.segment(np.repeat(picture[..., None], 3, axis=2).copy()).labels
+            image = np.broadcast_to(line if axis == "x" else line[:, None], size)
+            labels = segmenter.segment(np.repeat(image[..., None], 3, axis=2).copy()).labels
             answer = labels[height // 2] if axis == "x" else labels[:, width // 2]
             moved[axis].append(float(np.mean(np.flatnonzero(answer)) - np.mean(np.flatnonzero(line))))
     for axis, shifts in moved.items():
@@ -133,27 +135,29 @@ def test_mmseg_1609_masks_of_0_and_255_get_a_hint_and_no_figure_of_0() -> None:
     """open-mmlab/mmsegmentation#1609: binary masks of 0 and 255 gave IoU 0, and nothing said why."""
 
     def binary(index: int) -> tuple[np.ndarray, np.ndarray]:
-        picture, truth = block(index, (60, 80))
-        return picture, truth * np.uint8(255)
+        image, truth = block_sample(index, (60, 80))
+        return image, truth * np.uint8(255)
 
-    matrix, tally = measure(Segmenter(by_red, InputRule(rule="native")), drawn(3, binary), SILENT)
-    samples = drawn(3, binary)
-    metrics = {**summary(tally, samples.classes), "split": "test", "pictures": 3}
-    assert matrix.void > 0
+    matrix, tally = evaluate_split(
+        Segmenter(predict_red, InputRule(rule="native")), make_fake_dataset(3, binary), QUIET_CONSOLE
+    )
+    samples = make_fake_dataset(3, binary)
+    metrics = {**compute_metrics(tally, samples.classes), "split": "test", "images": 3}
+    assert matrix.ignored_pixels > 0
     assert metrics["per_class_iou"]["class 1"] is None
-    said = printed(metrics, matrix)
+    said = metrics_output(metrics, matrix)
     assert "absent from this split" in said
     assert "The masks hold class 0 and void (255, " in said and "data lint" in said
 
 
 def test_what_is_absent_and_what_is_never_answered_is_said() -> None:
     def draw_one(index: int) -> tuple[np.ndarray, np.ndarray]:
-        picture, truth = block(index, (60, 80))
-        return picture, np.where(truth == 1, np.uint8(2), truth)
+        image, truth = block_sample(index, (60, 80))
+        return image, np.where(truth == 1, np.uint8(2), truth)
 
-    samples = drawn(2, draw_one, classes=4)
-    matrix, tally = measure(Segmenter(by_red, InputRule(rule="native")), samples, SILENT)
-    said = printed({**summary(tally, samples.classes), "split": "test", "pictures": 2}, matrix)
+    samples = make_fake_dataset(2, draw_one, classes=4)
+    matrix, tally = evaluate_split(Segmenter(predict_red, InputRule(rule="native")), samples, QUIET_CONSOLE)
+    said = metrics_output({**compute_metrics(tally, samples.classes), "split": "test", "images": 2}, matrix)
     assert "in no mean unless answered: class 1, class 3." in said
     assert "counts as IoU 0: class 1." in said
     assert "Never answered: class 2." in said
@@ -161,22 +165,24 @@ def test_what_is_absent_and_what_is_never_answered_is_said() -> None:
 
 
 def test_names_are_printed_as_they_are() -> None:
-    samples = drawn(2, partial(block, size=(20, 30)))
-    matrix, tally = measure(Segmenter(by_red, InputRule(rule="native")), samples, SILENT)
-    metrics = {**summary(tally, samples.classes), "split": "test", "pictures": 2}
+    samples = make_fake_dataset(2, partial(block_sample, size=(20, 30)))
+    matrix, tally = evaluate_split(Segmenter(predict_red, InputRule(rule="native")), samples, QUIET_CONSOLE)
+    metrics = {**compute_metrics(tally, samples.classes), "split": "test", "images": 2}
     for group in (metrics, metrics["intervals"]):
         for name in ("iou", "dice", "accuracy", "boundary_iou"):
             values = group[f"per_class_{name}"].values()
             group[f"per_class_{name}"] = dict(zip(("[/bold]", "[red]x"), values, strict=True))
-    assert "[/bold]" in printed(metrics, matrix) and "[red]x" in printed(metrics, matrix)
+    assert "[/bold]" in metrics_output(metrics, matrix) and "[red]x" in metrics_output(metrics, matrix)
 
 
 def test_void_answers_and_native_size_reach_the_counts() -> None:
     def nothing(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, Any]:
-        return np.full(images.shape[:3], VOID, np.uint8), None
+        return np.full(images.shape[:3], IGNORE_INDEX, np.uint8), None
 
-    matrix, tally = measure(Segmenter(nothing, InputRule(rule="fit", side=64)), drawn(2, block), SILENT)
-    assert matrix.margins[1].sum() == 2 * 600 * 800
+    matrix, tally = evaluate_split(
+        Segmenter(nothing, InputRule(rule="fit", side=64)), make_fake_dataset(2, block_sample), QUIET_CONSOLE
+    )
+    assert matrix.class_counts[1].sum() == 2 * 600 * 800
     assert tally.counts[:, 0, 0].sum() == 0 and matrix.miou() == 0
 
 
@@ -190,11 +196,11 @@ def test_work_ahead_is_in_order_and_bounded() -> None:
         return index
 
     with ThreadPoolExecutor(2) as pool:
-        for expected, value in enumerate(ahead(pool, (partial(call, index) for index in range(50)))):
+        for expected, value in enumerate(prefetch(pool, (partial(call, index) for index in range(50)))):
             assert value == expected
             taken += 1
             most = max(most, begun[0] - taken)
-    assert taken == 50 and most <= AHEAD
+    assert taken == 50 and most <= PREFETCH
 
 
 def test_an_error_ahead_comes_in_its_turn() -> None:
@@ -204,24 +210,24 @@ def test_an_error_ahead_comes_in_its_turn() -> None:
         return index
 
     with ThreadPoolExecutor(2) as pool:
-        found = ahead(pool, (partial(call, index) for index in range(9)))
+        found = prefetch(pool, (partial(call, index) for index in range(9)))
         assert [next(found) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(DataError, match="the fourth"):
             next(found)
 
 
-def test_pictures_without_a_mask_are_told_of(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
-    part = shutil.copytree(split, tmp_path / "part")
+def test_images_without_a_mask_are_told_of(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    part = shutil.copytree(dataset, tmp_path / "part")
     (part / "masks/test/test_0003.png").unlink()
     stream = io.StringIO()
     metrics = evaluate(tiny_bundle, part, console=Console(file=stream, width=200))
-    assert (metrics["pictures"], metrics["without_mask"]) == (6, 1)
-    assert "Pictures without a mask, which were left out: 1" in stream.getvalue()
+    assert (metrics["images"], metrics["images_without_mask"]) == (6, 1)
+    assert "Images without a mask, which were left out: 1" in stream.getvalue()
 
 
-def test_a_split_without_any_mask_is_a_sentence(tiny_bundle: Path, split: Path, tmp_path: Path) -> None:
-    bare = shutil.copytree(split, tmp_path / "bare")
+def test_a_split_without_any_mask_is_a_sentence(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(dataset, tmp_path / "bare")
     for mask in (bare / "masks/test").iterdir():
         mask.unlink()
-    with pytest.raises(DataError, match="holds no picture with a mask"):
-        evaluate(tiny_bundle, bare, console=SILENT)
+    with pytest.raises(DataError, match="holds no image with a mask"):
+        evaluate(tiny_bundle, bare, console=QUIET_CONSOLE)

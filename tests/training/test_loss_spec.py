@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from models.errors import ConfigError
 from training.config import TrainConfig
-from training.engine.losses import LOSSES, class_weights
-from training.loss_spec import NAMES, Term, parse_loss
+from training.engine.losses import LOSSES, compute_class_weights
+from training.loss_spec import LOSS_NAMES, LossTerm, parse_loss
 
 
 def test_the_parser_knows_the_losses_that_there_are() -> None:
-    assert tuple(LOSSES) == NAMES
-    assert parse_loss(" 0.5*ohem + lovasz ") == (Term(0.5, "ohem"), Term(1.0, "lovasz"))
-    assert parse_loss("1e-1*ce") == (Term(0.1, "ce"),)
+    assert tuple(LOSSES) == LOSS_NAMES
+    assert parse_loss(" 0.5*ohem + lovasz ") == (LossTerm(0.5, "ohem"), LossTerm(1.0, "lovasz"))
+    assert parse_loss("1e-1*ce") == (LossTerm(0.1, "ce"),)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_settings_are_read_without_torch() -> None:
 
 def test_class_weights_by_the_papers() -> None:
     counts = np.array([700, 200, 100, 0])
-    median, enet = class_weights("median", counts), class_weights("enet", counts)
-    assert class_weights("none", counts) is None
+    median, enet = compute_class_weights("median", counts), compute_class_weights("enet", counts)
+    assert compute_class_weights("none", counts) is None
     assert median is not None and median.tolist() == pytest.approx([0.2 / 0.7, 1.0, 2.0, 0.0])
     assert enet is not None and enet.tolist() == pytest.approx(
         [1 / math.log(1.02 + share) for share in (0.7, 0.2, 0.1)] + [0]
@@ -65,6 +65,6 @@ def test_class_weights_by_the_papers() -> None:
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=30))
 def test_class_weights_are_finite_and_0_where_a_class_is_absent(counts: list[int]) -> None:
     for name in ("median", "enet"):
-        weights: Any = class_weights(name, np.array(counts, dtype=np.int64))
+        weights: Any = compute_class_weights(name, np.array(counts, dtype=np.int64))
         assert weights.isfinite().all()
         assert [weight > 0 for weight in weights.tolist()] == [count > 0 for count in counts]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 # Four bytes of the hash are summed: by the central limit a normal distribution, but for its tails beyond 3.45 deviations.
-MEAN, DEVIATION = 4 * 127.5, (4 * (256**2 - 1) / 12) ** 0.5
+BYTE_SUM_MEAN, BYTE_SUM_STD = 4 * 127.5, (4 * (256**2 - 1) / 12) ** 0.5
 
 
-def noise(seeds: Tensor, deviations: Tensor, size: tuple[int, int]) -> Tensor:
+def gaussian_noise(seeds: Tensor, deviations: Tensor, size: tuple[int, int]) -> Tensor:
     """Whole levels, float32 N x h x w x 3, from seeds int N and standard deviations float32 N; `size` is (height, width)."""
     height, width = size
     counter = torch.arange(height * width * 3, dtype=torch.int32, device=seeds.device)
@@ -20,7 +20,7 @@ def noise(seeds: Tensor, deviations: Tensor, size: tuple[int, int]) -> Tensor:
     started = lowbias32(seeds.to(torch.int32)).view(-1, 1, 1, 1)
     hashed = lowbias32(counter.view(1, height, width, 3) ^ started)
     total = (hashed & 0xFF) + ((hashed >> 8) & 0xFF) + ((hashed >> 16) & 0xFF) + ((hashed >> 24) & 0xFF)
-    levels: Tensor = (total - MEAN) * (deviations / DEVIATION).view(-1, 1, 1, 1)
+    levels: Tensor = (total - BYTE_SUM_MEAN) * (deviations / BYTE_SUM_STD).view(-1, 1, 1, 1)
     return levels.round()
 
 

@@ -9,59 +9,59 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.errors import DataError
-from models.spec import VOID, ClassInfo, default_rgb
-from training.data.mask_decoding import AS_WRITTEN, Meaning, packed
+from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
+from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, pack_rgb
 
-FILE = "classes.csv"
-NO_CLASS = ("void", "ignore")
+CLASS_FILE = "classes.csv"
+IGNORED_NAMES = ("void", "ignore")
 
 
-class Line(NamedTuple):
+class ClassRow(NamedTuple):
     """A line of the file; `rgb` is None where it gives no colour."""
 
     name: str
     rgb: tuple[int, int, int] | None
 
 
-def parse_classes(file: Path) -> list[ClassInfo]:
+def read_class_file(file: Path) -> list[ClassInfo]:
     """The classes of a file, a line each; without colours they get VOC's. Raises: DataError."""
-    return _classes(_lines(file), file)
+    return _to_class_infos(_read_class_rows(file), file)
 
 
-def read_classes(root: Path) -> tuple[list[ClassInfo], Meaning]:
+def read_dataset_classes(root: Path) -> tuple[list[ClassInfo], MaskEncoding]:
     """The classes of the data set's file, none where there is no file, and what it says of the values in masks.
 
     Raises: DataError.
     """
-    file = root / FILE
+    file = root / CLASS_FILE
     if not file.is_file():
-        return [], AS_WRITTEN
-    lines = _lines(file)
-    kept = [line for line in lines if line.name.lower() not in NO_CLASS]
-    classes = _classes(kept, file)
+        return [], IDENTITY_ENCODING
+    lines = _read_class_rows(file)
+    kept = [line for line in lines if line.name.lower() not in IGNORED_NAMES]
+    classes = _to_class_infos(kept, file)
     label_of = {line.name: label for label, line in enumerate(kept)}
-    labels = [label_of.get(line.name, VOID) for line in lines]
+    labels = [label_of.get(line.name, IGNORE_INDEX) for line in lines]
     moved = tuple((place, label) for place, label in enumerate(labels) if place != label)
-    colours = tuple((packed(line.rgb), label) for line, label in zip(lines, labels, strict=True) if line.rgb)
-    return classes, Meaning(moved, colours)
+    colours = tuple((pack_rgb(line.rgb), label) for line, label in zip(lines, labels, strict=True) if line.rgb)
+    return classes, MaskEncoding(moved, colours)
 
 
-def _classes(lines: list[Line], file: Path) -> list[ClassInfo]:
-    if not 2 <= len(lines) <= VOID:
-        raise DataError(f"{file} names {len(lines)} classes; wanted are 2 to {VOID}, a line each.")
+def _to_class_infos(lines: list[ClassRow], file: Path) -> list[ClassInfo]:
+    if not 2 <= len(lines) <= IGNORE_INDEX:
+        raise DataError(f"{file} names {len(lines)} classes; wanted are 2 to {IGNORE_INDEX}, a line each.")
     return [ClassInfo(name=line.name, rgb=line.rgb or default_rgb(label)) for label, line in enumerate(lines)]
 
 
-def _lines(file: Path) -> list[Line]:
+def _read_class_rows(file: Path) -> list[ClassRow]:
     """Raises: DataError where the file is no such table, or two lines have one name or colour."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: is no CSV in UTF-8 ({error}); save it as such.") from error
-    rows = _rows(text, file)
+    rows = _parse_csv_rows(text, file)
     if rows and [cell.lower() for cell in rows[0][1][:2]] in (["name"], ["name", "r"]):
         rows = rows[1:]
-    lines = [_line(row, number, file) for number, row in rows]
+    lines = [_parse_class_row(row, number, file) for number, row in rows]
     bare = next((line.name for line in lines if line.rgb is None), None)
     if bare and any(line.rgb for line in lines):
         raise DataError(f"{file}: {bare!r} has no colour, but others have; write `name,r,g,b` on every line, or none.")
@@ -79,7 +79,7 @@ def _lines(file: Path) -> list[Line]:
     return lines
 
 
-def _rows(text: str, file: Path) -> list[tuple[int, list[str]]]:
+def _parse_csv_rows(text: str, file: Path) -> list[tuple[int, list[str]]]:
     """The lines that hold anything, cells stripped, each with its number in the file."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = next((mark for mark in "\t;" if mark in first), ",")
@@ -90,18 +90,18 @@ def _rows(text: str, file: Path) -> list[tuple[int, list[str]]]:
         raise DataError(f"{file}, line {reader.line_num}: is no line of a CSV ({error}).") from error
 
 
-def _line(row: list[str], number: int, file: Path) -> Line:
+def _parse_class_row(row: list[str], number: int, file: Path) -> ClassRow:
     while len(row) > 1 and not row[-1]:
         row = row[:-1]  # a spreadsheet fills short lines up
     shown = ",".join(row)
     if not row[0]:
         raise DataError(f"{file}, line {number}: {shown!r} has no name; wanted is `name` or `name,r,g,b`.")
     if len(row) == 1:
-        return Line(row[0], None)
+        return ClassRow(row[0], None)
     if len(row) != 4:
         raise DataError(f"{file}, line {number}: {shown!r} has {len(row)} columns; wanted is `name` or `name,r,g,b`.")
     channels = [int(cell) if cell.isascii() and cell.isdigit() else -1 for cell in row[1:]]
     if not all(0 <= channel <= 255 for channel in channels):
         raise DataError(f"{file}, line {number}: {shown!r} has no colour; wanted is `name,r,g,b` with 0..255.")
     red, green, blue = channels
-    return Line(row[0], (red, green, blue))
+    return ClassRow(row[0], (red, green, blue))

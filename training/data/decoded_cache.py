@@ -1,7 +1,7 @@
-"""Pictures and labels as the network sees them, kept uncompressed while a training lasts.
+"""Images and labels as the network sees them, kept uncompressed while a training lasts.
 
 Decoding a photograph and fitting it costs more than all that follows: 86 ms of a core for 3 megapixels, where a step takes 6 ms a
-crop. Kept as they come out of that, pictures are read by the page, and only the pages that a crop needs.
+crop. Kept as they come out of that, images are read by the page, and only the pages that a crop needs.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from models.imaging.decode import RGB, Labels
-from models.inference.geometry import fitted_size
+from models.inference.geometry import network_input_size
 from models.spec import InputRule
 
-HEAD = np.dtype("<u4")  # height and width stand before the pixels
-PART = 0.5  # of the free disk that may be taken
+SIZE_DTYPE = np.dtype("<u4")  # height and width stand before the pixels
+MAX_DISK_FRACTION = 0.5  # of the free disk that may be taken
 
 
-class Kept:
-    """A folder of pictures by their place in the split. Any process may write one; all would write the same."""
+class DecodedCache:
+    """A folder of images by their place in the split. Any process may write one; all would write the same."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,20 +31,20 @@ class Kept:
         """RGB uint8 H x W x 3 and labels uint8 H x W, not to be written to; None where they are not kept."""
         try:
             held = np.asarray(np.memmap(self.folder / str(place), np.uint8, "r"))
-            height, width = held[:8].view(HEAD).tolist()
+            height, width = held[:8].view(SIZE_DTYPE).tolist()
             end = 8 + 3 * height * width
             return held[8:end].reshape(height, width, 3), held[end:].reshape(height, width)
         except (OSError, ValueError):  # not there, or cut short
             return None
 
-    def put(self, place: int, picture: RGB, labels: Labels) -> None:
+    def put(self, place: int, image: RGB, labels: Labels) -> None:
         """Keep them, whole or not at all. A disk that is full or lost is no error: they are read again next time."""
         if self.full:
             return
         unfinished = self.folder / f"{place}.{uuid.uuid4().hex}"
         try:
             with unfinished.open("wb") as file:
-                for part in (np.array(labels.shape, HEAD), picture, labels):
+                for part in (np.array(labels.shape, SIZE_DTYPE), image, labels):
                     file.write(np.ascontiguousarray(part).data)
             unfinished.replace(self.folder / str(place))
         except OSError:
@@ -53,36 +53,36 @@ class Kept:
                 unfinished.unlink(missing_ok=True)
 
 
-def size_of(sizes: list[tuple[int, int]], rule: InputRule) -> int:
-    """Bytes that pictures of these (height, width) take when they are kept."""
-    fitted = (fitted_size(size, rule) for size in sizes)
+def decoded_bytes(sizes: list[tuple[int, int]], rule: InputRule) -> int:
+    """Bytes that images of these (height, width) take when they are kept."""
+    fitted = (network_input_size(size, rule) for size in sizes)
     return sum(4 * height * width + 8 for height, width in fitted)
 
 
-def has_room(folder: Path, wanted: int) -> bool:
+def fits_on_disk(folder: Path, wanted: int) -> bool:
     """Whether a folder's disk holds so many bytes beside as many again."""
     there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    return wanted <= PART * shutil.disk_usage(there).free
+    return wanted <= MAX_DISK_FRACTION * shutil.disk_usage(there).free
 
 
-def emptied(folder: Path) -> Path:
+def create_cache_folder(folder: Path) -> Path:
     """The folder made anew, with one for each split."""
-    take_away(folder)
+    remove_cache_folder(folder)
     for split in ("train", "val"):
         (folder / split).mkdir(parents=True)
     return folder
 
 
-def take_away(folder: Path) -> None:
+def remove_cache_folder(folder: Path) -> None:
     """What is kept there, or was left by a training that was killed."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def taken_away(folder: Path | None) -> Iterator[None]:
+def removed_on_exit(folder: Path | None) -> Iterator[None]:
     """Ends with the folder gone."""
     try:
         yield
     finally:
         if folder:
-            take_away(folder)
+            remove_cache_folder(folder)

@@ -16,62 +16,72 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.spec import ClassInfo
-from training.engine.checkpoint import State
-from training.engine.schedule import Span
-from training.engine.step import Settled
-from training.metrics.confusion import Confusion
-from training.reports.plots import confusion_figure
-from training.run_folder import write_whole
+from training.engine.checkpoint import TrainState
+from training.engine.schedule import TrainingDuration
+from training.engine.step import StepResult
+from training.metrics.confusion import ConfusionMatrix
+from training.reports.plots import plot_confusion_matrix
+from training.run_folder import write_atomically
 
-Log = Literal["bar", "quiet", "json"]
-OFTEN = 0.25  # seconds between looks at the bar
-TABLE = "metrics.csv"
+LogMode = Literal["bar", "quiet", "json"]
+REFRESH_SECONDS = 0.25  # seconds between looks at the bar
+METRICS_CSV = "metrics.csv"
 
 
-class Nobody:
+class NullLogger:
     """Watches in the processes that are not the first: one of them speaks and writes."""
 
-    def __enter__(self) -> "Nobody":
+    def __enter__(self) -> "NullLogger":
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
-    def stepped(self, state: State) -> None:
+    def on_step(self, state: TrainState) -> None:
         """See `Watch`."""
 
-    def settled(self, settled: Settled) -> None:
+    def on_loss(self, settled: StepResult) -> None:
         """See `Watch`."""
 
-    def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
+    def on_validation(
+        self, state: TrainState, confusion: ConfusionMatrix, loss: float, lr: float, better: bool
+    ) -> None:
         """See `Watch`."""
 
-    def kept(self, state: State, confusion: Confusion) -> None:
+    def on_checkpoint(self, state: TrainState, confusion: ConfusionMatrix) -> None:
         """See `Watch`."""
 
 
-class Watch:
+class ProgressLogger:
     """A progress bar (epoch, loss, mIoU, images/s, time left), a line a validation, `metrics.csv` and TensorBoard's files.
 
     `log`: `bar` for people; `quiet` for nobody; `json` for programs, an object a line on standard output.
     """
 
     def __init__(
-        self, out: Path, classes: list[ClassInfo], span: Span, pictures: int, step: int, console: Console, log: Log = "bar",
-        board: bool = False, samples: Callable[[], dict[str, Image.Image]] | None = None,
-    ) -> None:  # fmt: skip
-        """`pictures`: of a step; `step`: those that are done; `samples`: draws validation pictures with their answers."""
-        self.table = out / TABLE
-        self.classes, self.span, self.pictures = classes, span, pictures
-        self.console, self.log = console, log
-        self.samples = samples
-        self.board: Any = _board(out / "tensorboard", step) if board else None
-        self.loss = self.miou = math.nan
-        self.since: tuple[int, float] | None = None  # a step and when it was done: speed counts from there
-        self.speed = 0.0  # images a second since then, reading and augmentation included
-        self.looked = 0.0
-        self._write(self._rows(before=step + 1))  # a resumed run will come by the later ones again
-        self.bar = Progress(
+        self,
+        out: Path,
+        classes: list[ClassInfo],
+        span: TrainingDuration,
+        images: int,
+        step: int,
+        console: Console,
+        log: LogMode = "bar",
+        board: bool = False,
+        samples: Callable[[], dict[str, Image.Image]] | None = None,
+    ) -> None:
+        """`images`: of a step; `step`: those that are done; `samples`: draws validation images with their answers."""
+        self.metrics_path = out / METRICS_CSV
+        self.classes, self.duration, self.images_per_step = classes, span, images
+        self.console, self.log_mode = console, log
+        self.render_samples = samples
+        self.summary_writer: Any = _open_summary_writer(out / "tensorboard", step) if board else None
+        self.smoothed_loss = self.last_miou = math.nan
+        self.speed_start: tuple[int, float] | None = None  # a step and when it was done: speed counts from there
+        self.images_per_second = 0.0  # images a second since then, reading and augmentation included
+        self.last_refresh = 0.0
+        self._write_rows(self._read_rows(before=step + 1))  # a resumed run will come by the later ones again
+        self.progress_bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f}%"),
@@ -83,47 +93,53 @@ class Watch:
             transient=True,
             disable=log != "bar" or not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=1.0, loss="-", miou="-", speed=0.0)
+        self.task_id = self.progress_bar.add_task("training", total=1.0, loss="-", miou="-", speed=0.0)
 
-    def __enter__(self) -> "Watch":
-        self.bar.start()
+    def __enter__(self) -> "ProgressLogger":
+        self.progress_bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-        if self.board is not None:
-            self.board.close()
+        self.progress_bar.stop()
+        if self.summary_writer is not None:
+            self.summary_writer.close()
 
-    def settled(self, settled: Settled) -> None:
+    def on_loss(self, settled: StepResult) -> None:
         """Smooth the loss for the bar."""
-        self.loss = settled.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * settled.loss
-        if self.board is not None:
-            self.board.add_scalar("loss/step", settled.loss, settled.step)
-            self.board.add_scalar("lr", settled.lr, settled.step)
+        self.smoothed_loss = (
+            settled.loss if math.isnan(self.smoothed_loss) else 0.95 * self.smoothed_loss + 0.05 * settled.loss
+        )
+        if self.summary_writer is not None:
+            self.summary_writer.add_scalar("loss/step", settled.loss, settled.step)
+            self.summary_writer.add_scalar("lr", settled.lr, settled.step)
 
-    def stepped(self, state: State) -> None:
+    def on_step(self, state: TrainState) -> None:
         """Move the bar on."""
         now = time.monotonic()
-        if self.since is None:  # the first step waits for workers to start
-            self.since = state.step, now
-        elif state.step > self.since[0]:
-            self.speed = (state.step - self.since[0]) * self.pictures / (now - self.since[1])
-        if now - self.looked > OFTEN:
-            self.looked = now
-            self.bar.update(
-                self.task,
-                completed=self.span.progress(state.step, state.seconds(), state.reserve or 0.0),
-                description=f"epoch {math.ceil(self.span.epoch(state.step))}{self._of()}",
-                loss=shown(self.loss),
-                miou=shown(self.miou),
-                speed=self.speed,
+        if self.speed_start is None:  # the first step waits for workers to start
+            self.speed_start = state.step, now
+        elif state.step > self.speed_start[0]:
+            self.images_per_second = (
+                (state.step - self.speed_start[0]) * self.images_per_step / (now - self.speed_start[1])
+            )
+        if now - self.last_refresh > REFRESH_SECONDS:
+            self.last_refresh = now
+            self.progress_bar.update(
+                self.task_id,
+                completed=self.duration.progress(state.step, state.elapsed_seconds(), state.validation_seconds or 0.0),
+                description=f"epoch {math.ceil(self.duration.epochs_done(state.step))}{self._epoch_total()}",
+                loss=format_metric(self.smoothed_loss),
+                miou=format_metric(self.last_miou),
+                speed=self.images_per_second,
             )
 
-    def validated(self, state: State, confusion: Confusion, loss: float, lr: float, better: bool) -> None:
+    def on_validation(
+        self, state: TrainState, confusion: ConfusionMatrix, loss: float, lr: float, better: bool
+    ) -> None:
         """A line for people, and a row for the table."""
         summary = confusion.summary(self.classes)
-        self.miou = math.nan if summary["miou"] is None else summary["miou"]
-        epoch = round(self.span.epoch(state.step), 3)
+        self.last_miou = math.nan if summary["miou"] is None else summary["miou"]
+        epoch = round(self.duration.epochs_done(state.step), 3)
         row = {
             "epoch": int(epoch) if epoch == int(epoch) else epoch,
             "step": state.step,
@@ -131,56 +147,58 @@ class Watch:
             "loss": loss,
             "miou": summary["miou"],
             "pixel_accuracy": summary["pixel_accuracy"],
-            "images_per_second": round(self.speed, 2),
-            "minutes": round(state.seconds() / 60, 2),
+            "images_per_second": round(self.images_per_second, 2),
+            "minutes": round(state.elapsed_seconds() / 60, 2),
             **{f"iou_{name}": value for name, value in summary["per_class_iou"].items()},
         }
-        self._write([*self._rows(before=state.step), row])
-        self._say(row, better)
-        if self.board is not None:
+        self._write_rows([*self._read_rows(before=state.step), row])
+        self._print_validation(row, better)
+        if self.summary_writer is not None:
             for name, value in row.items():
                 if name not in ("step", "lr", "minutes") and value is not None:
-                    self.board.add_scalar(f"validation/{name}" if name != "loss" else "loss/epoch", value, state.step)
+                    self.summary_writer.add_scalar(
+                        f"validation/{name}" if name != "loss" else "loss/epoch", value, state.step
+                    )
 
-    def kept(self, state: State, confusion: Confusion) -> None:
-        """Pictures for TensorBoard."""
-        if self.board is not None:
-            self.board.add_figure("confusion", confusion_figure(confusion, self.classes), state.step)
-            for name, picture in (self.samples() if self.samples else {}).items():
-                self.board.add_image(f"samples/{name}", np.asarray(picture), state.step, dataformats="HWC")
-        self.since = state.step, time.monotonic()
+    def on_checkpoint(self, state: TrainState, confusion: ConfusionMatrix) -> None:
+        """Images for TensorBoard."""
+        if self.summary_writer is not None:
+            self.summary_writer.add_figure("confusion", plot_confusion_matrix(confusion, self.classes), state.step)
+            for name, image in (self.render_samples() if self.render_samples else {}).items():
+                self.summary_writer.add_image(f"samples/{name}", np.asarray(image), state.step, dataformats="HWC")
+        self.speed_start = state.step, time.monotonic()
 
-    def _of(self) -> str:
-        return f"/{self.span.epoch(self.span.steps):.0f}" if self.span.steps else ""
+    def _epoch_total(self) -> str:
+        return f"/{self.duration.epochs_done(self.duration.max_steps):.0f}" if self.duration.max_steps else ""
 
-    def _say(self, row: dict[str, Any], better: bool) -> None:
-        if self.log == "json":
+    def _print_validation(self, row: dict[str, Any], better: bool) -> None:
+        if self.log_mode == "json":
             print(json.dumps({"event": "validation", **row, "best": better}), flush=True)
-        elif self.log == "bar":
+        elif self.log_mode == "bar":
             self.console.print(
-                f"epoch {row['epoch']:>3.4g}{self._of()}  loss {row['loss']:.3f}  mIoU {shown(self.miou)}"
+                f"epoch {row['epoch']:>3.4g}{self._epoch_total()}  loss {row['loss']:.3f}  mIoU {format_metric(self.last_miou)}"
                 f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{'  best' if better else ''}",
                 highlight=False,
             )
 
-    def _rows(self, before: int) -> list[dict[str, Any]]:
-        if not self.table.exists():
+    def _read_rows(self, before: int) -> list[dict[str, Any]]:
+        if not self.metrics_path.exists():
             return []
-        with self.table.open(newline="") as stream:
+        with self.metrics_path.open(newline="") as stream:
             return [row for row in csv.DictReader(stream) if int(row["step"]) < before]
 
-    def _write(self, rows: list[dict[str, Any]]) -> None:
+    def _write_rows(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
-            self.table.unlink(missing_ok=True)
+            self.metrics_path.unlink(missing_ok=True)
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(rows[-1]))
         writer.writeheader()
         writer.writerows(rows)
-        write_whole(self.table, text.getvalue().encode())
+        write_atomically(self.metrics_path, text.getvalue().encode())
 
 
-def _board(folder: Path, step: int) -> Any:
+def _open_summary_writer(folder: Path, step: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tensorboard's own deprecated calls
         from torch.utils.tensorboard import SummaryWriter  # seconds, for those who want it
@@ -189,6 +207,6 @@ def _board(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
 
-def shown(value: float) -> str:
+def format_metric(value: float) -> str:
     """A loss or mIoU for people; a dash where there is none yet."""
     return "-" if math.isnan(value) else f"{value:.3f}"

@@ -10,7 +10,7 @@ from models.architectures.base import Network
 from training.config import TrainConfig
 
 
-def encoder_of(network: Network) -> nn.Module:
+def find_encoder(network: Network) -> nn.Module:
     """The part that pretrained weights fill: `encoder` in ours and smp's networks, `backbone` in torchvision's.
 
     The whole body where there is neither, as nothing is then known of its parts.
@@ -26,7 +26,7 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
     Kernels decay; biases and the scales of norms (the parameters of one axis or none) do not. What stands on the
     encoder learns at `head_lr` times its rate.
     """
-    pretrained = {id(parameter) for parameter in encoder_of(network).parameters()}
+    pretrained = {id(parameter) for parameter in find_encoder(network).parameters()}
     groups: dict[tuple[str, bool], dict[str, Any]] = {
         (part, decays): {
             "name": f"{part}, {'decayed' if decays else 'not decayed'}",
@@ -53,7 +53,7 @@ def make_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=config.lr)
 
 
-def rate(progress: float, step: int, config: TrainConfig) -> float:
+def lr_factor(progress: float, step: int, config: TrainConfig) -> float:
     """The share of the peak learning rate, 0..1, before the step of that number (from 0).
 
     progress: how much of the run is done, 0..1, by its steps or by its minutes, whichever is further; what is beyond 1

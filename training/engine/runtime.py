@@ -39,10 +39,10 @@ def choose_precision(config: TrainConfig, device: str) -> str:
         return "bf16" if has_bf16() else "f32"
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "f32"
-    return "bf16" if bf16_pays() else "f32"
+    return "bf16" if is_bf16_faster() else "f32"
 
 
-def bf16_pays() -> bool:
+def is_bf16_faster() -> bool:
     """Whether a convolution is clearly quicker in bfloat16 on this CPU: tried, because its flags do not tell."""
     with torch.no_grad():
         seconds = {}
@@ -58,7 +58,7 @@ def bf16_pays() -> bool:
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
 
-def launch(config: TrainConfig, device: str) -> Fabric:
+def launch_fabric(config: TrainConfig, device: str) -> Fabric:
     """Lightning's hold on the devices. Under torchrun every process calls this, and they meet here.
 
     Raises: ConfigError where the settings and torchrun speak of different numbers of processes.
@@ -80,7 +80,7 @@ def launch(config: TrainConfig, device: str) -> Fabric:
     return fabric
 
 
-def on_first(fabric: Fabric, what: Callable[[], T]) -> T:
+def run_on_rank_zero(fabric: Fabric, what: Callable[[], T]) -> T:
     """Do something in the first process alone, and have its result in all. Where it fails, the others leave in silence."""
     result: T | MaskserveError | None = None
     if fabric.is_global_zero:
@@ -97,7 +97,7 @@ def on_first(fabric: Fabric, what: Callable[[], T]) -> T:
 
 
 @contextmanager
-def determined(wanted: bool) -> Iterator[None]:
+def deterministic_mode(wanted: bool) -> Iterator[None]:
     """Within, torch takes only algorithms that give the same bits each time, where `wanted`.
 
     Raises: RuntimeError, torch's own, at an operation that has none.
@@ -116,7 +116,7 @@ def determined(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def named(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
+def translate_errors(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
     """Within, what the machine fails at is a sentence that names the setting to change.
 
     Raises: RunError, DataError, ConfigError.
@@ -125,10 +125,10 @@ def named(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:  # torch's own kinds are RuntimeErrors
         if is_out_of_memory(error):
-            raise RunError(too_much(config, crop, first_line(error)[:200])) from error
+            raise RunError(out_of_memory_message(config, crop, first_line(error)[:200])) from error
         if "DataLoader worker" in str(error):  # torch says so wherever the training is just then
             raise DataError(
-                f"A process that reads pictures was ended from outside ({first_line(error)}); where memory is short, "
+                f"A process that reads images was ended from outside ({first_line(error)}); where memory is short, "
                 "set workers=1 or 0."
             ) from error
         if "deterministic" in str(error):
@@ -139,12 +139,12 @@ def named(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
         raise
 
 
-def too_much(config: TrainConfig, crop: tuple[int, int], reason: str) -> str:
+def out_of_memory_message(config: TrainConfig, crop: tuple[int, int], reason: str) -> str:
     """The sentence for a lack of memory. Halved batches of twice the number make the same step."""
     less = f"lower crop={crop[0]},{crop[1]}"
     if config.batch // 2 >= config.devices:
         parts = f"batch={config.batch // 2} accumulate={config.accumulate * 2}"
-        less = f"set {parts} (the same pictures a step, in smaller parts), or {less}"
+        less = f"set {parts} (the same images a step, in smaller parts), or {less}"
     return f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({reason}): {less}."
 
 

@@ -14,25 +14,25 @@ import onnx
 import torch
 from safetensors.torch import save_file
 
-from models.bundle import MODEL, WEIGHTS, open_bundle
+from models.bundle import MODEL_FILE, WEIGHTS_FILE, open_bundle
 from models.errors import BundleError, ConfigError, first_line
 from models.spec import InputRule
-from training.freezing.onnx_import.graph_reader import forget_makers
+from training.freezing.onnx_import.graph_reader import strip_metadata
 
 if TYPE_CHECKING:  # it brings torchvision and timm, which an ONNX graph's way into a bundle does without
     from models.architectures.base import Network
 
 
-def freeze(network: "Network", folder: Path) -> None:
+def export_network(network: "Network", folder: Path) -> None:
     """Write the network into a bundle's folder: as one ONNX file with any N, H, W, and its weights by name.
 
     Raises: BundleError for a network that torch's exporter cannot write so.
     """
-    write_graph(network, folder / MODEL)
-    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
+    export_onnx(network, folder / MODEL_FILE)
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS_FILE)
 
 
-def write_graph(network: "Network", target: Path) -> None:
+def export_onnx(network: "Network", target: Path) -> None:
     """Write the network as one ONNX file with any N, H, W.
 
     An example batch of 1 would pin the batch, and sizes below 16 specialise the upsampling.
@@ -60,16 +60,16 @@ def write_graph(network: "Network", target: Path) -> None:
         except Exception as error:  # the exporter's own kinds, and whatever it met in the network
             reason = first_line(error.__cause__ or error)
             raise BundleError(
-                f"{network.architecture.name} cannot be frozen at any size of picture: torch.onnx.export says: {reason} "
+                f"{network.architecture.name} cannot be frozen at any size of image: torch.onnx.export says: {reason} "
                 "Train another encoder or architecture."
             ) from error
     model = onnx.load(target)
-    forget_makers(model.graph)
+    strip_metadata(model.graph)
     onnx.save(model, target)
     onnx.checker.check_model(target)
 
 
-def choose_rule(wish: str | None, usual: InputRule) -> InputRule:
+def parse_input_rule(wish: str | None, usual: InputRule) -> InputRule:
     """The input rule that was asked for, or else the usual one of this network. Raises: ConfigError."""
     if wish is None:
         return usual
@@ -84,7 +84,7 @@ def choose_rule(wish: str | None, usual: InputRule) -> InputRule:
     return InputRule(rule="fit", side=int(side) if side else usual.side)
 
 
-def made_by(*packages: str) -> dict[str, Any]:
+def creation_info(*packages: str) -> dict[str, Any]:
     """When a bundle was made, and by which versions: the beginning of its provenance."""
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -92,7 +92,7 @@ def made_by(*packages: str) -> dict[str, Any]:
     }
 
 
-def describe(target: Path) -> str:
+def describe_bundle(target: Path) -> str:
     """A written bundle in some words: where it is, its size, its hash."""
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     return f"{target}: {size / 1e6:.1f} MB, {open_bundle(target).hash[:12]}"

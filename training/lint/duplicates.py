@@ -1,6 +1,6 @@
-"""Pictures that are there twice, exactly or nearly: across splits they make a test of what was trained on.
+"""Images that are there twice, exactly or nearly: across splits they make a test of what was trained on.
 
-Exact is equal pixels, whatever the files. Near is `likeness` in at most 6 of 64 bits: the same picture saved anew, made smaller or
+Exact is equal pixels, whatever the files. Near is `likeness` in at most 6 of 64 bits: the same image saved anew, made smaller or
 a little brighter, and neighbouring frames of a video. No pair is compared that has no equal part of the bits.
 """
 
@@ -10,25 +10,27 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.scan.scanner import Facts
-from training.lint.findings import Finding, Report
+from training.data.scan.scanner import SampleStats
+from training.lint.findings import Finding, LintReport
 
-NEAR = 6  # bits of 64
-PARTS = NEAR + 1  # bits that differ in 6 places leave one of 7 parts equal
-MOST = 200_000  # pairs: past that many a data set is a film, and more of them say nothing new
-Place = tuple[str, int]  # split and index
-
-
-def judge_twins(report: Report) -> list[Finding]:
-    """The findings about pictures that are there twice."""
-    places = [(split, index) for split, facts in report.facts.items() for index in range(len(facts))]
-    facts = [each for split in report.facts.values() for each in split]
-    found, known = _exact(report, places, facts)
-    return found + _near(report, places, facts, known)
+MAX_HAMMING_DISTANCE = 6  # bits of 64
+HASH_PARTS = MAX_HAMMING_DISTANCE + 1  # bits that differ in 6 places leave one of 7 parts equal
+MAX_PAIRS = 200_000  # pairs: past that many a data set is a film, and more of them say nothing new
+SampleLocation = tuple[str, int]  # split and index
 
 
-def _exact(report: Report, places: list[Place], facts: list[Facts]) -> tuple[list[Finding], set[int]]:
-    """The findings, and the pictures that they tell of."""
+def check_duplicates(report: LintReport) -> list[Finding]:
+    """The findings about images that are there twice."""
+    places = [(split, index) for split, facts in report.sample_stats.items() for index in range(len(facts))]
+    facts = [each for split in report.sample_stats.values() for each in split]
+    found, known = _exact_duplicates(report, places, facts)
+    return found + _near_duplicates(report, places, facts, known)
+
+
+def _exact_duplicates(
+    report: LintReport, places: list[SampleLocation], facts: list[SampleStats]
+) -> tuple[list[Finding], set[int]]:
+    """The findings, and the images that they tell of."""
     groups: dict[str, list[int]] = defaultdict(list)
     for number, each in enumerate(facts):
         if each.digest:
@@ -40,29 +42,33 @@ def _exact(report: Report, places: list[Place], facts: list[Facts]) -> tuple[lis
         known.update(group)
         first = group[0]
         other = next((number for number in group if places[number][0] != places[first][0]), None)
-        kind = "same picture twice" if other is None else "same picture in two splits"
-        if any(_mask(facts[number]) != _mask(facts[first]) for number in group[1:]):
+        kind = "same image twice" if other is None else "same image in two splits"
+        if any(_mask_key(facts[number]) != _mask_key(facts[first]) for number in group[1:]):
             # Across splits the leak is the greater harm, and is told.
-            kind = "same picture, other masks" if other is None else kind
+            kind = "same image, other masks" if other is None else kind
         shown = (places[first], places[group[1] if other is None else other])
-        found.append(Finding("warning", kind, _told(report, [places[number] for number in group]), len(group), shown))
+        found.append(
+            Finding("warning", kind, _describe_images(report, [places[number] for number in group]), len(group), shown)
+        )
     return found, known
 
 
-def _mask(facts: Facts) -> tuple[bytes, ...]:
+def _mask_key(facts: SampleStats) -> tuple[bytes, ...]:
     return facts.values.tobytes(), facts.quarters.tobytes(), facts.edges.tobytes()
 
 
-def _near(report: Report, places: list[Place], facts: list[Facts], known: set[int]) -> list[Finding]:
-    """A finding for each picture that has a near twin in an earlier split, and one a split for those within it."""
-    chosen = [number for number, each in enumerate(facts) if each.likeness and number not in known]
-    bits = np.array([facts[number].likeness for number in chosen], np.uint64)
+def _near_duplicates(
+    report: LintReport, places: list[SampleLocation], facts: list[SampleStats], known: set[int]
+) -> list[Finding]:
+    """A finding for each image that has a near twin in an earlier split, and one a split for those within it."""
+    chosen = [number for number, each in enumerate(facts) if each.perceptual_hash and number not in known]
+    bits = np.array([facts[number].perceptual_hash for number in chosen], np.uint64)
     values, owner = np.unique(bits, return_inverse=True)
     owners: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, value in zip(chosen, owner.tolist(), strict=True):
         owners[value][places[number][0]].append(number)
-    order = list(report.facts)
-    across: dict[int, tuple[int, int]] = {}  # picture of a later split: bits apart, and its twin in an earlier one
+    order = list(report.sample_stats)
+    across: dict[int, tuple[int, int]] = {}  # image of a later split: bits apart, and its twin in an earlier one
     within: dict[str, dict[int, int]] = {split: {} for split in order}
     pairs, apart = near_pairs(values)
     alike = np.stack([np.arange(len(values))] * 2, axis=1)
@@ -81,37 +87,46 @@ def _near(report: Report, places: list[Place], facts: list[Facts], known: set[in
                         for number in numbers:
                             across[number] = min(across.get(number, (65, 0)), (distance, owners[there][earlier][0]))
     found = [
-        Finding("warning", "near duplicates in two splits", _told(report, [places[twin], places[number]], distance), -distance,
-                (places[twin], places[number]))
+        Finding(
+            "warning",
+            "near duplicates in two splits",
+            _describe_images(report, [places[twin], places[number]], distance),
+            -distance,
+            (places[twin], places[number]),
+        )
         for number, (distance, twin) in across.items()
-    ]  # fmt: skip
-    return found + [_note(report, places, split, twins) for split, twins in within.items() if twins]
+    ]
+    return found + [_within_split_finding(report, places, split, twins) for split, twins in within.items() if twins]
 
 
-def _note(report: Report, places: list[Place], split: str, twins: dict[int, int]) -> Finding:
+def _within_split_finding(
+    report: LintReport, places: list[SampleLocation], split: str, twins: dict[int, int]
+) -> Finding:
     number, twin = next(iter(twins.items()))
     count = (
-        f"{len(twins):,} of the {report.pictures[split]:,} pictures of {split} look like another one of it, such as "
+        f"{len(twins):,} of the {report.image_counts[split]:,} images of {split} look like another one of it, such as "
     )
     shown = (places[number], places[twin])
-    return Finding("note", "near duplicates within a split", count + _told(report, list(shown)), len(twins), shown)
+    return Finding(
+        "note", "near duplicates within a split", count + _describe_images(report, list(shown)), len(twins), shown
+    )
 
 
-def _told(report: Report, places: list[Place], apart: int | None = None, most: int = 4) -> str:
-    names = [f"{report.samples[split].pairs[index].image} ({split})" for split, index in places]
+def _describe_images(report: LintReport, places: list[SampleLocation], apart: int | None = None, most: int = 4) -> str:
+    names = [f"{report.datasets[split].pairs[index].image} ({split})" for split, index in places]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     near = f", {apart} of 64 bits apart" if apart else ""
     return " and ".join(names[:most]) + more + near
 
 
-def near_pairs(values: NDArray[np.uint64], most: int = MOST) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def near_pairs(values: NDArray[np.uint64], max_pairs: int = MAX_PAIRS) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of distinct 64-bit values that differ in at most NEAR bits: places P x 2, and by how many bits, P.
 
     By the pigeonhole principle two such have one of PARTS parts in common: values are sorted by each part, and only those of one
     part's value are compared (multi-index hashing, Norouzi et al. 2012). At most about `most` pairs.
     """
     found: dict[tuple[int, int], int] = {}
-    ends = np.linspace(0, 64, PARTS + 1).astype(int)
+    ends = np.linspace(0, 64, HASH_PARTS + 1).astype(int)
     for low, high in itertools.pairwise(ends):
         part = (values >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order = np.argsort(part, kind="stable")
@@ -121,10 +136,12 @@ def near_pairs(values: NDArray[np.uint64], most: int = MOST) -> tuple[NDArray[np
         step = 1
         while True:
             left = left[left + step < last[left]]
-            if not len(left) or len(found) > most:
+            if not len(left) or len(found) > max_pairs:
                 break
             bits = np.bitwise_count(inner[left] ^ inner[left + step])
-            for place, apart in zip(left[bits <= NEAR].tolist(), bits[bits <= NEAR].tolist(), strict=True):
+            for place, apart in zip(
+                left[bits <= MAX_HAMMING_DISTANCE].tolist(), bits[bits <= MAX_HAMMING_DISTANCE].tolist(), strict=True
+            ):
                 one, two = sorted((int(order[place]), int(order[place + step])))
                 found[one, two] = apart
             step += 1

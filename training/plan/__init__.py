@@ -9,47 +9,56 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training.data.decoded_cache import has_room, size_of
-from training.lint import Report
-from training.plan.budget import Trials, choose_batch, choose_encoder, choose_keeping, choose_length, choose_workers
-from training.plan.fingerprint import Survey
-from training.plan.profiling import Machine, seconds_a_reading
+from training.data.decoded_cache import decoded_bytes, fits_on_disk
+from training.lint import LintReport
+from training.plan.budget import (
+    StepProfiler,
+    choose_batch,
+    choose_caching,
+    choose_duration,
+    choose_encoder,
+    choose_workers,
+)
+from training.plan.fingerprint import DatasetFingerprint
+from training.plan.profiling import MachineProfile, measure_read_seconds
 from training.plan.rules import (
     Plan,
-    begin_from,
+    choose_architecture,
     choose_augmentation,
     choose_crop,
+    choose_input_rule,
     choose_loss,
     choose_optimiser,
-    choose_view,
-    rule_of,
+    planned_input_rule,
 )
 
 __all__ = ["Plan", "make_plan"]
 
 
-def make_plan(report: Report, wishes: dict[str, Any], out: Path | None = None, started: float | None = None) -> Plan:
+def make_plan(
+    report: LintReport, overrides: dict[str, Any], out: Path | None = None, start_time: float | None = None
+) -> Plan:
     """A plan for the data of a lint's report that holds no errors; `wishes` are settings that stand as they are.
 
-    out: the run folder to be, on whose disk pictures may be kept; default: the current folder's disk.
+    out: the run folder to be, on whose disk images may be kept; default: the current folder's disk.
     started: when the minutes began to count, by the monotonic clock; default: now.
     Takes some seconds: steps are tried on this machine. Raises: ConfigError, WeightsError, BundleError; DataError for a
-    picture that is gone.
+    image that is gone.
     """
-    plan, survey = Plan(dict(wishes)), Survey.of(report)
-    machine = Machine.here(plan.config())
-    begin_from(plan)
-    choose_view(plan, survey, machine)
+    plan, survey = Plan(dict(overrides)), DatasetFingerprint.from_report(report)
+    machine = MachineProfile.detect(plan.config())
+    choose_architecture(plan)
+    choose_input_rule(plan, survey, machine)
     choose_crop(plan, survey, machine)
     choose_augmentation(plan, survey)
     choose_loss(plan, survey)
     choose_batch(plan, survey, machine)
-    reading = seconds_a_reading(report.samples.get("train"))
-    wanted = size_of(report.every_size(), rule_of(plan))
-    choose_keeping(plan, wanted, functools.partial(has_room, out or Path()), reading)
-    trials = Trials(len(report.classes), machine, reading, plan["keep"], started or time.monotonic())
+    reading = measure_read_seconds(report.datasets.get("train"))
+    wanted = decoded_bytes(report.all_image_sizes(), planned_input_rule(plan))
+    choose_caching(plan, wanted, functools.partial(fits_on_disk, out or Path()), reading)
+    trials = StepProfiler(len(report.classes), machine, reading, plan["cache_decoded"], start_time or time.monotonic())
     seconds = choose_encoder(plan, trials)
     choose_workers(plan, trials, seconds)
     choose_optimiser(plan)
-    choose_length(plan, survey, trials, seconds)
+    choose_duration(plan, survey, trials, seconds)
     return plan

@@ -5,57 +5,60 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from models.architectures import options_of
+from models.architectures import default_options
 from models.errors import ConfigError
-from training.plan.fingerprint import Survey
-from training.plan.profiling import LONGEST, Machine, bytes_a_picture, seconds_a_step
-from training.plan.rules import BATCH, FIRST, LADDER, Plan
+from training.plan.fingerprint import DatasetFingerprint
+from training.plan.profiling import MAX_TIMED_SECONDS, MachineProfile, activation_bytes_per_image, measure_step_seconds
+from training.plan.rules import DEFAULT_BATCH, ENCODER_LADDER, FIRST_RUNG, Plan
 
-ENOUGH, TOO_FEW = 120_000, 4_000  # crops in the time given, from which a rung higher pays, and below which one lower
-CROPS = 50_000  # to train on where no time is given: CamVid's best run saw as many
-FEWEST_EPOCHS, MOST_EPOCHS = 10, 1000
-WARMUP, VALIDATIONS = 200, 25
-SPARE = 0.6  # of the free memory that a step may take
-AUGMENT = 0.005  # seconds of a core to augment a crop
-WORTH = 0.002  # seconds of a core to read a picture, from which keeping it pays
-USUAL = 20.0  # minutes that a GPU is planned for where none are given
+CROPS_FOR_LARGER_ENCODER, CROPS_FOR_SMALLER_ENCODER = (
+    120_000,
+    4_000,
+)  # crops in the time given, from which a rung higher pays, and below which one lower
+DEFAULT_CROPS = 50_000  # to train on where no time is given: CamVid's best run saw as many
+MIN_EPOCHS, MAX_EPOCHS = 10, 1000
+MAX_WARMUP_STEPS, NUM_VALIDATIONS = 200, 25
+MAX_MEMORY_FRACTION = 0.6  # of the free memory that a step may take
+AUGMENT_SECONDS = 0.005  # seconds of a core to augment a crop
+MIN_READ_SECONDS_TO_CACHE = 0.002  # seconds of a core to read an image, from which keeping it pays
+DEFAULT_GPU_MINUTES = 20.0  # minutes that a GPU is planned for where none are given
 
 
 @dataclass
-class Trials:
+class StepProfiler:
     """Steps tried on this machine."""
 
-    classes: int
-    machine: Machine
-    reading: float = 0.0  # seconds of a core for a picture
-    kept: bool = False  # whether pictures are read once
-    started: float = field(default_factory=time.monotonic)  # when the minutes began to count
+    num_classes: int
+    machine: MachineProfile
+    read_seconds: float = 0.0  # seconds of a core for an image
+    cache_decoded: bool = False  # whether images are read once
+    start_time: float = field(default_factory=time.monotonic)  # when the minutes began to count
 
-    def seconds(self, plan: Plan) -> float | None:
+    def step_seconds(self, plan: Plan) -> float | None:
         """Of one step of the plan so far with its reading; None where the memory does not hold it. Raises: ConfigError."""
         # Processes on a CPU share its memory and its cores; GPUs have their own.
         share = plan["devices"] if self.machine.device == "cuda" else 1
         batch = plan["batch"] // share
-        wanted = bytes_a_picture(plan.config(), self.classes, plan["crop"]) * batch
-        found = self._tried(plan, batch) if wanted <= SPARE * self.machine.memory else None
-        return None if found is None else float(plan["accumulate"] * self.with_reading(found, plan["batch"]))
+        wanted = activation_bytes_per_image(plan.config(), self.num_classes, plan["crop"]) * batch
+        found = self._time_step(plan, batch) if wanted <= MAX_MEMORY_FRACTION * self.machine.free_bytes else None
+        return None if found is None else float(plan["accumulate"] * self.add_read_time(found, plan["batch"]))
 
-    def with_reading(self, seconds: float, batch: int) -> float:
+    def add_read_time(self, seconds: float, batch: int) -> float:
         """On a CPU reading takes turns with the steps on the same cores, beside a GPU it goes on at the same time."""
-        reading = (AUGMENT + (0.0 if self.kept else self.reading)) * batch / self.machine.cores
+        reading = (AUGMENT_SECONDS + (0.0 if self.cache_decoded else self.read_seconds)) * batch / self.machine.cores
         return seconds + reading if self.machine.device == "cpu" else max(seconds, reading)
 
-    def left(self, plan: Plan) -> float | None:
+    def remaining_seconds(self, plan: Plan) -> float | None:
         """Seconds that the minutes leave for steps: a tenth goes to validations and the start. None without minutes."""
-        spent = time.monotonic() - self.started
+        spent = time.monotonic() - self.start_time
         return max(1.0, 60 * plan["minutes"] - spent) * 0.9 if plan["minutes"] else None
 
-    def _tried(self, plan: Plan, batch: int) -> float | None:
+    def _time_step(self, plan: Plan, batch: int) -> float | None:
         """Seconds of a step in the number format of the plan, which the first trial chooses."""
 
         def seconds(precision: str) -> float | None:
             config = plan.config()
-            return seconds_a_step(config, self.classes, plan["crop"], batch, self.machine.device, precision)
+            return measure_step_seconds(config, self.num_classes, plan["crop"], batch, self.machine.device, precision)
 
         if plan["precision"] != "auto":
             return seconds(plan["precision"])
@@ -63,7 +66,7 @@ class Trials:
             plan.set("precision", "f32", f"{self.machine.name}: no bfloat16 of its own")
             return seconds("f32")
         half = seconds("bf16")
-        if plan["deterministic"] or half is None or half > LONGEST:
+        if plan["deterministic"] or half is None or half > MAX_TIMED_SECONDS:
             why = (
                 "not tried against f32: the clock may say otherwise next time"
                 if plan["deterministic"]
@@ -79,102 +82,108 @@ class Trials:
         return half if better == "bf16" else full
 
 
-def choose_batch(plan: Plan, survey: Survey, machine: Machine) -> None:
+def choose_batch(plan: Plan, survey: DatasetFingerprint, machine: MachineProfile) -> None:
     """As many as batch norm needs for its statistics; the trial may halve it."""
     devices = plan["devices"]
-    batch = max(2, min(BATCH[machine.device], survey.pictures // devices)) * devices
+    batch = max(2, min(DEFAULT_BATCH[machine.device], survey.num_train_images // devices)) * devices
     plan.set("batch", batch, "enough for batch norm's statistics; more would be fewer steps")
     plan.set("accumulate", 1, "the memory holds a batch at once")
 
 
-def choose_encoder(plan: Plan, trials: Trials) -> float:
+def choose_encoder(plan: Plan, trials: StepProfiler) -> float:
     """The encoder that the time has use for, and a batch that the memory holds. Returns: seconds a step. Raises: ConfigError."""
-    if "encoder" in plan.choices or "encoder" not in options_of(plan["architecture"]):
-        return fitting(plan, trials)
-    rung = FIRST
-    plan.set("encoder", LADDER[rung], "the best of its time in our trials")
-    seconds = fitting(plan, trials)
-    limit = trials.left(plan) or (60 * USUAL if trials.machine.device == "cuda" else None)
+    if "encoder" in plan.settings or "encoder" not in default_options(plan["architecture"]):
+        return shrink_batch_to_fit(plan, trials)
+    rung = FIRST_RUNG
+    plan.set("encoder", ENCODER_LADDER[rung], "the best of its time in our trials")
+    seconds = shrink_batch_to_fit(plan, trials)
+    limit = trials.remaining_seconds(plan) or (60 * DEFAULT_GPU_MINUTES if trials.machine.device == "cuda" else None)
     if limit is None or plan["deterministic"]:
         return seconds
     step = plan["batch"] * plan["accumulate"]
-    if step * limit / seconds < TOO_FEW:
-        plan.set("encoder", LADDER[rung - 1], f"a larger one would see {step * limit / seconds:,.0f} crops in the time")
-        return fitting(plan, trials)
-    while rung + 1 < len(LADDER) and step * limit / seconds / 2 >= ENOUGH:
-        plan.set("encoder", LADDER[rung + 1], "")
-        larger = trials.seconds(plan)
+    if step * limit / seconds < CROPS_FOR_SMALLER_ENCODER:
+        plan.set(
+            "encoder",
+            ENCODER_LADDER[rung - 1],
+            f"a larger one would see {step * limit / seconds:,.0f} crops in the time",
+        )
+        return shrink_batch_to_fit(plan, trials)
+    while rung + 1 < len(ENCODER_LADDER) and step * limit / seconds / 2 >= CROPS_FOR_LARGER_ENCODER:
+        plan.set("encoder", ENCODER_LADDER[rung + 1], "")
+        larger = trials.step_seconds(plan)
         if larger is None:
-            plan.set("encoder", LADDER[rung], "the largest that the memory holds")
+            plan.set("encoder", ENCODER_LADDER[rung], "the largest that the memory holds")
             return seconds
         rung, seconds = rung + 1, larger
     seen = step * limit / seconds
-    plan.set("encoder", LADDER[rung], f"sees {seen:,.0f} crops in the time; a larger one would learn less from fewer")
+    plan.set(
+        "encoder", ENCODER_LADDER[rung], f"sees {seen:,.0f} crops in the time; a larger one would learn less from fewer"
+    )
     return seconds
 
 
-def fitting(plan: Plan, trials: Trials) -> float:
+def shrink_batch_to_fit(plan: Plan, trials: StepProfiler) -> float:
     """Seconds of a step, its batch halved until the memory holds it. Raises: ConfigError."""
     step, devices, free = (
         plan["batch"] * plan["accumulate"],
         plan["devices"],
-        f"{trials.machine.memory / 2**30:.1f} GiB",
+        f"{trials.machine.free_bytes / 2**30:.1f} GiB",
     )
-    while (seconds := trials.seconds(plan)) is None:
+    while (seconds := trials.step_seconds(plan)) is None:
         least = 2 * devices
-        if "batch" in plan.wishes or plan["batch"] <= least:
+        if "batch" in plan.overrides or plan["batch"] <= least:
             raise ConfigError(
-                f"A batch of {plan['batch']} pictures of {plan['crop'][1]} x {plan['crop'][0]} does not fit into the "
+                f"A batch of {plan['batch']} images of {plan['crop'][1]} x {plan['crop'][0]} does not fit into the "
                 f"{free} that are free here; set a smaller crop, side or batch."
             )
         batch = max(least, plan["batch"] // 2 // devices * devices)
         parts = math.ceil(step / batch)
         plan.set("batch", batch, f"what the {free} of free memory hold")
-        plan.set("accumulate", parts, f"makes a step of {batch * parts} pictures all the same")
+        plan.set("accumulate", parts, f"makes a step of {batch * parts} images all the same")
     return seconds
 
 
-def choose_workers(plan: Plan, trials: Trials, seconds: float) -> None:
+def choose_workers(plan: Plan, trials: StepProfiler, seconds: float) -> None:
     """As many as read ahead of the steps, for each device. `seconds`: of a step."""
     cores, step = trials.machine.cores // plan["devices"], plan["batch"] * plan["accumulate"] / plan["devices"]
     most = max(1, cores if trials.machine.device == "cpu" else cores - 1)
-    reading = AUGMENT + trials.reading  # also of what is kept: the first time it must be read
+    reading = AUGMENT_SECONDS + trials.read_seconds  # also of what is kept: the first time it must be read
     workers = min(most, max(1, math.ceil(1.5 * reading * step / seconds)))  # a late one holds up a batch
     plan.set("workers", workers, f"{step / seconds:.0f} crops a second, each {1000 * reading:.0f} ms of a core")
 
 
-def choose_keeping(plan: Plan, wanted: int, room: Callable[[int], bool], reading: float) -> None:
-    """Whether pictures are decoded once, for `wanted` bytes of disk. `room`: whether the disk holds so many."""
-    if reading < WORTH:
-        plan.set("keep", False, f"a picture is read in {1000 * reading:.1f} ms")
+def choose_caching(plan: Plan, wanted: int, room: Callable[[int], bool], reading: float) -> None:
+    """Whether images are decoded once, for `wanted` bytes of disk. `room`: whether the disk holds so many."""
+    if reading < MIN_READ_SECONDS_TO_CACHE:
+        plan.set("cache_decoded", False, f"an image is read in {1000 * reading:.1f} ms")
     elif not room(wanted):
-        plan.set("keep", False, f"the disk has no room for {wanted / 2**30:.1f} GiB of pictures")
+        plan.set("cache_decoded", False, f"the disk has no room for {wanted / 2**30:.1f} GiB of images")
     else:
-        why = f"a picture is read in {1000 * reading:.0f} ms; kept, they take {wanted / 2**20:,.0f} MiB"
-        plan.set("keep", True, why)
+        why = f"an image is read in {1000 * reading:.0f} ms; kept, they take {wanted / 2**20:,.0f} MiB"
+        plan.set("cache_decoded", True, why)
 
 
-def choose_length(plan: Plan, survey: Survey, trials: Trials, seconds: float) -> None:
+def choose_duration(plan: Plan, survey: DatasetFingerprint, trials: StepProfiler, seconds: float) -> None:
     """How long, how slow a start, how often a look. `seconds`: of a step."""
     step = plan["batch"] * plan["accumulate"]
-    an_epoch = max(1, round(survey.pictures / step))
+    an_epoch = max(1, round(survey.num_train_images / step))
     rate = f"{step / seconds:.0f} crops a second, tried here"
-    limit, epochs = trials.left(plan), float(plan["epochs"] or math.inf)
+    limit, epochs = trials.remaining_seconds(plan), float(plan["epochs"] or math.inf)
     if limit:
         epochs = min(epochs, limit / seconds / an_epoch)
-        plan.explain("minutes", f"about {epochs:,.{0 if epochs >= 10 else 1}f} epochs at {rate}")
-    if not limit or "epochs" in plan.wishes:
-        wanted = min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(CROPS / step / an_epoch)))
+        plan.explain_override("minutes", f"about {epochs:,.{0 if epochs >= 10 else 1}f} epochs at {rate}")
+    if not limit or "epochs" in plan.overrides:
+        wanted = min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(DEFAULT_CROPS / step / an_epoch)))
         epochs = epochs if epochs < math.inf else float(wanted)
         minutes = epochs * an_epoch * seconds / 60
         why = f"{epochs * an_epoch * step:,.0f} crops: about {minutes:,.0f} minutes at {rate}"
         plan.set("epochs", int(epochs), why)
-        if "epochs" in plan.wishes:
-            plan.explain("epochs", why)
+        if "epochs" in plan.overrides:
+            plan.explain_override("epochs", why)
     steps = epochs * an_epoch
-    plan.set("warmup", int(min(WARMUP, steps / 20)), f"steps, of about {steps:,.0f}")
-    every = max(1, round(epochs / VALIDATIONS))
+    plan.set("warmup", int(min(MAX_WARMUP_STEPS, steps / 20)), f"steps, of about {steps:,.0f}")
+    every = max(1, round(epochs / NUM_VALIDATIONS))
     looks = max(1, int(epochs / every))
-    plan.set("validate_every", every, f"{looks} look{'s' * (looks > 1)} at {survey.held_out} pictures in all")
-    if plan["keep"] and epochs < 2:
-        plan.set("keep", False, "no picture comes twice")
+    plan.set("validate_every", every, f"{looks} look{'s' * (looks > 1)} at {survey.num_val_images} images in all")
+    if plan["cache_decoded"] and epochs < 2:
+        plan.set("cache_decoded", False, "no image comes twice")

@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from training.config import TrainConfig
-from training.plan.rules import Choice, Plan
-from training.run_folder import write_whole
+from training.plan.rules import Plan, PlannedSetting
+from training.run_folder import write_atomically
 
-TITLE = "# Planned from the data and the machine. It is a config as any: `maskserve train DATA --config {file}`.\n"
+HEADER = "# Planned from the data and the machine. It is a config as any: `maskserve train DATA --config {file}`.\n"
 
 
-def show_plan(plan: Plan, console: Console) -> None:
+def print_plan(plan: Plan, console: Console) -> None:
     """Print the settings, each with what it follows from."""
     table = Table(
         title="plan", title_justify="left", box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False
@@ -23,25 +23,25 @@ def show_plan(plan: Plan, console: Console) -> None:
     table.add_column("setting", no_wrap=True)
     table.add_column("value", no_wrap=True)
     table.add_column("because", overflow="fold")
-    for name, choice in in_order(plan):
-        table.add_row(name, Text(plain(choice.value)), Text(choice.why))
+    for name, choice in ordered_settings(plan):
+        table.add_row(name, Text(to_yaml(choice.value)), Text(choice.reason))
     console.print(table)
 
 
 def save_plan(plan: Plan, file: Path) -> None:
     """Write the settings as YAML, a line and a reason each. Raises: OSError, with the file as it was."""
-    lines = [(f"{name}: {plain(choice.value)}", choice.why) for name, choice in in_order(plan)]
+    lines = [(f"{name}: {to_yaml(choice.value)}", choice.reason) for name, choice in ordered_settings(plan)]
     wide = max(len(line) for line, _ in lines)
-    text = TITLE.format(file=file) + "".join(f"{line.ljust(wide)}  # {why}\n" for line, why in lines)
+    text = HEADER.format(file=file) + "".join(f"{line.ljust(wide)}  # {why}\n" for line, why in lines)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, text.encode())
+    write_atomically(file, text.encode())
 
 
-def in_order(plan: Plan) -> list[tuple[str, Choice]]:
+def ordered_settings(plan: Plan) -> list[tuple[str, PlannedSetting]]:
     """The choices as `maskserve train --settings` lists them."""
-    return [(name, plan.choices[name]) for name in TrainConfig.model_fields if name in plan.choices]
+    return [(name, plan.settings[name]) for name in TrainConfig.model_fields if name in plan.settings]
 
 
-def plain(value: Any) -> str:
+def to_yaml(value: Any) -> str:
     """A value in a line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()

@@ -11,35 +11,35 @@ import torch
 from rich.console import Console
 
 from models.architectures.base import Network
-from models.architectures.meta_device import on_meta
+from models.architectures.meta_device import copy_to_meta
 from models.cpu_quota import usable_cores
 from models.engines.openvino_engine import has_bf16
 from models.spec import ClassInfo, default_rgb
 from training.config import TrainConfig
-from training.data import Samples
+from training.data import SegmentationDataset
 from training.engine.losses import Criterion
-from training.engine.model_factory import check_batch, make_network
+from training.engine.model_factory import check_batch_norm, make_network
 from training.engine.optim import make_optimizer
-from training.engine.runtime import choose_device, determined, is_out_of_memory
-from training.engine.step import Learner
+from training.engine.runtime import choose_device, deterministic_mode, is_out_of_memory
+from training.engine.step import NetworkWithLoss
 
-READ = 7  # pictures whose reading is timed
-ROUNDS, LONGEST = 4, 4.0  # timed steps, and the seconds that they may take: the quickest counts
+NUM_TIMED_READS = 7  # images whose reading is timed
+MAX_TIMED_STEPS, MAX_TIMED_SECONDS = 4, 4.0  # timed steps, and the seconds that they may take: the quickest counts
 QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineProfile:
     """What a training has here."""
 
     device: str  # cpu or cuda
     name: str  # for people
     cores: int  # that this process may use
-    memory: int  # bytes free: of the GPU, or of the computer
+    free_bytes: int  # bytes free: of the GPU, or of the computer
     bf16: bool  # whether it computes in bfloat16 by itself
 
     @classmethod
-    def here(cls, config: TrainConfig) -> "Machine":
+    def detect(cls, config: TrainConfig) -> "MachineProfile":
         """As the settings ask for it. Raises: ConfigError where a GPU is asked for and none is there."""
         device = choose_device(config)
         cores = usable_cores()
@@ -56,34 +56,34 @@ def free_memory() -> int:
     """
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 * 2**30]
     with suppress(OSError, KeyError, ValueError):
-        found.append(int(_figures(Path("/proc/meminfo"))["MemAvailable:"]) * 1024)
+        found.append(int(_parse_key_values(Path("/proc/meminfo"))["MemAvailable:"]) * 1024)
     for folder, limit, used, total in (
         ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
         with suppress(OSError, KeyError, ValueError):  # not there, or the word `max`
             most, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
-            stat = _figures(Path(folder) / "memory.stat")
+            stat = _parse_key_values(Path(folder) / "memory.stat")
             files = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
             found.append(most - max(0, taken - files))
     return max(0, min(found))
 
 
-def _figures(file: Path) -> dict[str, str]:
+def _parse_key_values(file: Path) -> dict[str, str]:
     """The first two words of each line."""
     lines = (line.split() for line in file.read_text().splitlines())
     return {words[0]: words[1] for words in lines if len(words) > 1}
 
 
-def bytes_a_picture(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
-    """What a step keeps of one picture of `crop` (height, width) for its way back, float32: counted without computing it."""
+def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
+    """What a step keeps of one image of `crop` (height, width) for its way back, float32: counted without computing it."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    network = on_meta(_network(config, classes)).train().requires_grad_(True)
+    network = copy_to_meta(_untrained_network(config, classes)).train().requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network.training_logits(torch.empty(2, 3, *crop, device="meta"))
     # The loss looks at the scores of every pixel: logits, their softmax, its logarithm, and the gradient of them.
@@ -91,18 +91,18 @@ def bytes_a_picture(config: TrainConfig, classes: int, crop: tuple[int, int]) ->
     return sum(kept.values()) // 2 + loss
 
 
-def seconds_a_step(
+def measure_step_seconds(
     config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str
 ) -> float | None:
-    """The quickest of some steps on `batch` pictures of noise; None where the memory does not hold it.
+    """The quickest of some steps on `batch` images of noise; None where the memory does not hold it.
 
     crop: (height, width) in pixels; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
     """
-    with torch.random.fork_rng(devices=[]), determined(config.deterministic):
-        network = _network(config, classes)
-        check_batch(network, batch, crop)
+    with torch.random.fork_rng(devices=[]), deterministic_mode(config.deterministic):
+        network = _untrained_network(config, classes)
+        check_batch_norm(network, batch, crop)
         try:
-            return _quickest(network, config, classes, (batch, *crop), device, precision)
+            return _fastest_step(network, config, classes, (batch, *crop), device, precision)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -112,45 +112,47 @@ def seconds_a_step(
     return None
 
 
-def _quickest(
+def _fastest_step(
     network: Network, config: TrainConfig, classes: int, shape: tuple[int, int, int], device: str, precision: str
 ) -> float:
-    """Seconds of a step on pictures of `shape` = N x H x W."""
+    """Seconds of a step on images of `shape` = N x H x W."""
     network = network.to(torch.device(device)).to(memory_format=torch.channels_last)
-    learner = Learner(network, Criterion.of(config), config).train()
+    learner = NetworkWithLoss(network, Criterion.from_config(config), config).train()
     optimizer = make_optimizer(network, config)
-    pictures = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
+    images = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
     half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
     times: list[float] = []
-    while len(times) < 2 or (len(times) < ROUNDS and sum(times[1:]) < LONGEST):
+    while len(times) < 2 or (len(times) < MAX_TIMED_STEPS and sum(times[1:]) < MAX_TIMED_SECONDS):
         begun = time.perf_counter()
         with half:
-            loss = learner(pictures, labels)
+            loss = learner(images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
         times.append(time.perf_counter() - begun)
-        if times[0] > 2 * LONGEST:  # so long that getting going hardly counts
+        if times[0] > 2 * MAX_TIMED_SECONDS:  # so long that getting going hardly counts
             return times[0]
     return min(times[1:])
 
 
-def seconds_a_reading(samples: Samples | None) -> float:
-    """Of decoding a picture and its mask on one core, the middle of some spread over the split; 0 where there is none."""
+def measure_read_seconds(samples: SegmentationDataset | None) -> float:
+    """Of decoding an image and its mask on one core, the middle of some spread over the split; 0 where there is none."""
     if not samples:
         return 0.0
     times = []
-    for index in samples.spread(READ):
+    for index in samples.evenly_spaced_indices(NUM_TIMED_READS):
         begun = time.perf_counter()
-        samples.picture(index)
+        samples.image(index)
         samples.labels(index)
         times.append(time.perf_counter() - begun)
     return float(np.median(times))
 
 
-def _network(config: TrainConfig, classes: int) -> Network:
+def _untrained_network(config: TrainConfig, classes: int) -> Network:
     """As the settings have it; pretrained weights are as large and as quick as any."""
     named = [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(classes)]
-    return make_network(config.model_copy(update={"weights": "none", "reset_head": False}), named, QUIET, anew=False)
+    return make_network(
+        config.model_copy(update={"weights": "none", "reset_head": False}), named, QUIET, load_weights=False
+    )

@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from training.metrics.confusion import Confusion
+from training.metrics.confusion import ConfusionMatrix
 
 ABSENT = "absent from this split"
 
 
-def show(metrics: dict[str, Any], matrix: Confusion, console: Console) -> None:
+def print_metrics(metrics: dict[str, Any], matrix: ConfusionMatrix, console: Console) -> None:
     """Print the metrics as a table, with 95% intervals, and what people should know of them."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("class")
@@ -22,34 +22,34 @@ def show(metrics: dict[str, Any], matrix: Confusion, console: Console) -> None:
             table.add_row(Text(name), Text(ABSENT, style="dim"))
             continue
         others = [metrics[f"per_class_{kind}"][name] for kind in ("dice", "accuracy", "boundary_iou")]
-        span = interval(metrics["intervals"]["per_class_iou"][name])
-        table.add_row(Text(name), figure(value), span, *map(figure, others))
+        span = format_interval(metrics["intervals"]["per_class_iou"][name])
+        table.add_row(Text(name), format_rate(value), span, *map(format_rate, others))
     console.print(table)
-    console.print(f"\n{metrics['split']}, {metrics['pictures']} pictures", highlight=False, markup=False)
-    for name, title in HEADLINES.items():
-        span = interval(metrics["intervals"][name])
-        console.print(f"  {title:24} {figure(metrics[name], 4)}  {span}", highlight=False, markup=False)
-    for sentence in hints(metrics, matrix):
+    console.print(f"\n{metrics['split']}, {metrics['images']} images", highlight=False, markup=False)
+    for name, title in HEADLINE_METRICS.items():
+        span = format_interval(metrics["intervals"][name])
+        console.print(f"  {title:24} {format_rate(metrics[name], 4)}  {span}", highlight=False, markup=False)
+    for sentence in metric_warnings(metrics, matrix):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-HEADLINES = {
+HEADLINE_METRICS = {
     "miou": "mIoU",
     "boundary_iou": "boundary IoU",
     "mean_dice": "mean Dice",
     "mean_accuracy": "mean class accuracy",
     "pixel_accuracy": "pixel accuracy",
-    "picture_miou": "mean picture mIoU",
+    "mean_image_miou": "mean image mIoU",
 }
 
 
-def hints(metrics: dict[str, Any], matrix: Confusion) -> list[str]:
+def metric_warnings(metrics: dict[str, Any], matrix: ConfusionMatrix) -> list[str]:
     """Sentences on what the figures alone do not say: what is absent, what was never answered, what looks wrong."""
     names, told = list(metrics["per_class_iou"]), []
-    _, truth, answer = matrix.margins.tolist()
-    if metrics.get("without_mask"):
+    _, truth, answer = matrix.class_counts.tolist()
+    if metrics.get("images_without_mask"):
         told.append(
-            f"Pictures without a mask, which were left out: {metrics['without_mask']}; `maskserve data lint` names them."
+            f"Images without a mask, which were left out: {metrics['images_without_mask']}; `maskserve data lint` names them."
         )
     absent = metrics["absent"]
     if absent:
@@ -60,8 +60,8 @@ def hints(metrics: dict[str, Any], matrix: Confusion) -> list[str]:
     never = [name for name, there, said in zip(names, truth, answer, strict=True) if there and not said]
     if never:
         told.append(f"Never answered: {', '.join(never)}.")
-    if len(absent) == len(names) - 1 and matrix.void:
-        share = matrix.void / (matrix.void + sum(truth))
+    if len(absent) == len(names) - 1 and matrix.ignored_pixels:
+        share = matrix.ignored_pixels / (matrix.ignored_pixels + sum(truth))
         only = next(name for name in names if name not in absent)
         told.append(
             f"The masks hold {only} and void (255, {share:.0%} of the pixels) alone. If 255 stands for a class in them, "
@@ -70,11 +70,11 @@ def hints(metrics: dict[str, Any], matrix: Confusion) -> list[str]:
     return told
 
 
-def figure(value: float | None, digits: int = 3) -> str:
+def format_rate(value: float | None, digits: int = 3) -> str:
     """A rate for people; a dash where there is none."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def interval(ends: list[float] | None) -> str:
+def format_interval(ends: list[float] | None) -> str:
     """An interval for people."""
     return "" if ends is None else f"{ends[0]:.3f}..{ends[1]:.3f}"

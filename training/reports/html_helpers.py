@@ -5,12 +5,12 @@ from html import escape
 from models.spec import ClassInfo
 
 
-def span(ends: list[float] | None) -> str:
+def interval_text(ends: list[float] | None) -> str:
     """An interval in words."""
     return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
-def bar(value: float | None, ends: list[float] | None) -> str:
+def interval_bar(value: float | None, ends: list[float] | None) -> str:
     """A rate and its interval on a line from 0 to 1; nothing where there is none."""
     if value is None:
         return ""
@@ -24,6 +24,6 @@ def swatch(entry: ClassInfo) -> str:
     return f'<span class="swatch" style="background:rgb({red},{green},{blue})"></span>{escape(entry.name)}'
 
 
-def size(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Bytes for people: megabytes are 10^6 bytes."""
     return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

@@ -7,12 +7,14 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-FOLDER = Path(__file__).parent / "templates"
+TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 
 
-def framed(title: str, eyebrow: str, name: str, subtitle: str, nav: str, main: str, style: str = "") -> str:
+def render_page(title: str, eyebrow: str, name: str, subtitle: str, nav: str, main: str, style: str = "") -> str:
     """A whole page. `nav` and `main` are HTML, `style` is CSS after the house's own; the rest is text, which is escaped."""
-    frame, css, js = ((FOLDER / file).read_text(encoding="utf-8") for file in ("frame.html", "page.css", "page.js"))
+    frame, css, js = (
+        (TEMPLATE_FOLDER / file).read_text(encoding="utf-8") for file in ("frame.html", "page.css", "page.js")
+    )
     texts = {"title": title, "eyebrow": eyebrow, "name": name, "subtitle": subtitle}
     escaped = {place: escape(text) for place, text in texts.items()}
     return Template(frame).substitute(escaped, css=css + style, js=js, nav=nav, main=main)

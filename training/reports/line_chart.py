@@ -8,12 +8,12 @@ from pathlib import Path
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 28  # pixels around the plot
 
-Line = list[tuple[float, float]]  # epoch and value; NaN where an epoch has none
+Series = list[tuple[float, float]]  # epoch and value; NaN where an epoch has none
 
 
-def curves(table: Path | None) -> str:
+def curves_section(table: Path | None) -> str:
     """Loss, validation mIoU with pixel accuracy, and learning rate over the epochs; a sentence where there is no table."""
-    rows = read(table) if table else []
+    rows = read_rows(table) if table else []
     if not rows:
         return "<p>There is no metrics.csv with the bundle, so there are no curves of its training.</p>"
     charts = []
@@ -22,24 +22,24 @@ def curves(table: Path | None) -> str:
         ("validation", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}),
         ("learning rate", {"lr": "learning rate"}),
     ):
-        lines = {shown: line for name, shown in names.items() if (line := column(rows, name))}
+        lines = {shown: line for name, shown in names.items() if (line := read_series(rows, name))}
         if lines:
             charts.append(
-                f"<figure><figcaption>{title}</figcaption>{chart(title, lines, top=1.0 if len(names) > 1 else None)}</figure>"
+                f"<figure><figcaption>{title}</figcaption>{line_chart(title, lines, top=1.0 if len(names) > 1 else None)}</figure>"
             )
     return f'<div class="charts">{"".join(charts)}</div>'
 
 
-def read(table: Path) -> list[dict[str, str]]:
+def read_rows(table: Path) -> list[dict[str, str]]:
     """The rows of a CSV file; none where it cannot be read as one."""
     try:
         with table.open(newline="", encoding="utf-8") as stream:
-            return [row for row in csv.DictReader(stream) if not math.isnan(number(row, "epoch"))]
+            return [row for row in csv.DictReader(stream) if not math.isnan(parse_cell(row, "epoch"))]
     except (OSError, UnicodeDecodeError, csv.Error):
         return []
 
 
-def number(row: dict[str, str], name: str) -> float:
+def parse_cell(row: dict[str, str], name: str) -> float:
     """A cell's number; NaN where it holds none."""
     try:
         value = float(row.get(name) or "nan")
@@ -48,16 +48,16 @@ def number(row: dict[str, str], name: str) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def column(rows: list[dict[str, str]], name: str) -> Line:
+def read_series(rows: list[dict[str, str]], name: str) -> Series:
     """A column over the epochs; empty where it holds no number at all."""
-    line = [(number(row, "epoch"), number(row, name)) for row in rows]
+    line = [(parse_cell(row, "epoch"), parse_cell(row, name)) for row in rows]
     return line if any(not math.isnan(value) for _, value in line) else []
 
 
-def chart(title: str, lines: dict[str, Line], top: float | None = None) -> str:
+def line_chart(title: str, lines: dict[str, Series], top: float | None = None) -> str:
     """One plot from 0 to `top`, or to a little over the largest value."""
     values = [value for line in lines.values() for _, value in line if not math.isnan(value)]
-    step = nice((top or max(values) or 1.0) / 5)
+    step = nice_step((top or max(values) or 1.0) / 5)
     high = top or step * math.ceil(max(values) / step) or step
     epochs = [epoch for line in lines.values() for epoch, _ in line]
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
@@ -71,17 +71,17 @@ def chart(title: str, lines: dict[str, Line], top: float | None = None) -> str:
         _, y = at(first, place * step)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{place * step:.3g}</text>')
-    stride = max(1, round(nice((last - first) / 5)))
+    stride = max(1, round(nice_step((last - first) / 5)))
     for epoch in range(math.ceil(first / stride) * stride, math.floor(last) + 1, stride):
         x, _ = at(epoch, 0)
         parts.append(f'<text class="axis" x="{x:.1f}" y="{HEIGHT - 9}" text-anchor="middle">{epoch}</text>')
     for (name, line), kind in zip(lines.items(), ("one", "two"), strict=False):
-        parts.append(_line(name, line, kind, at))
+        parts.append(_draw_series(name, line, kind, at))
     box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} by epoch"'
-    return f"<svg {box}>{''.join(parts)}</svg>{_key(lines) if len(lines) > 1 else ''}"
+    return f"<svg {box}>{''.join(parts)}</svg>{_legend(lines) if len(lines) > 1 else ''}"
 
 
-def _line(name: str, line: Line, kind: str, at: object) -> str:
+def _draw_series(name: str, line: Series, kind: str, at: object) -> str:
     assert callable(at)
     path, broken, dots = "", True, []
     for epoch, value in line:
@@ -98,7 +98,7 @@ def _line(name: str, line: Line, kind: str, at: object) -> str:
     return f'<g class="{kind}"><path class="line" d="{path}"/>{"".join(dots)}</g>'
 
 
-def _key(lines: dict[str, Line]) -> str:
+def _legend(lines: dict[str, Series]) -> str:
     items = [
         f'<li><svg class="key {kind}" width="22" height="10" aria-hidden="true"><path class="line" d="M1 5h20"/></svg>'
         f" {escape(name)}</li>"
@@ -107,7 +107,7 @@ def _key(lines: dict[str, Line]) -> str:
     return f'<ul class="legend">{"".join(items)}</ul>'
 
 
-def nice(step: float) -> float:
+def nice_step(step: float) -> float:
     """The next of 1, 2, 5, 10, ... times a power of ten that is not below a step."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= step * (1 - 1e-9))

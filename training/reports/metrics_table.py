@@ -4,9 +4,9 @@ from html import escape
 from typing import Any
 
 from models.spec import ClassInfo
-from training.metrics.bootstrap import Tally
-from training.reports.console import HEADLINES, figure
-from training.reports.html_helpers import bar, span, swatch
+from training.metrics.bootstrap import PerImageCounts
+from training.reports.console import HEADLINE_METRICS, format_rate
+from training.reports.html_helpers import interval_bar, interval_text, swatch
 
 COLUMNS = {
     "accuracy": "accuracy",
@@ -15,21 +15,21 @@ COLUMNS = {
 }
 
 
-def headline(metrics: dict[str, Any]) -> str:
+def headline_section(metrics: dict[str, Any]) -> str:
     """The means, each with its interval in words and as a line from 0 to 1."""
     parts = []
-    for name, title in HEADLINES.items():
+    for name, title in HEADLINE_METRICS.items():
         ends = metrics["intervals"][name]
-        told = f"<small>{span(ends) or 'no interval'}</small>"
+        told = f"<small>{interval_text(ends) or 'no interval'}</small>"
         value = metrics[name]
         parts.append(
-            f"<div><dt>{escape(title)}</dt><dd>{figure(value) if value is not None else 'absent'}"
-            f"{bar(value, ends)}{told}</dd></div>"
+            f"<div><dt>{escape(title)}</dt><dd>{format_rate(value) if value is not None else 'absent'}"
+            f"{interval_bar(value, ends)}{told}</dd></div>"
         )
     return f'<dl class="figures">{"".join(parts)}</dl>'
 
 
-def classes_table(metrics: dict[str, Any], classes: list[ClassInfo], tally: Tally) -> str:
+def class_table(metrics: dict[str, Any], classes: list[ClassInfo], tally: PerImageCounts) -> str:
     """A row a class, sortable by each column; a class without a pixel says so."""
     pixels = tally.counts[:, 0, 1].sum(axis=0).tolist()
     heads = ["class", "pixels", "IoU", "95% interval of the IoU", *COLUMNS.values()]
@@ -51,17 +51,19 @@ def _row(metrics: dict[str, Any], entry: ClassInfo, pixels: int, total: int) -> 
     ends = metrics["intervals"]["per_class_iou"][entry.name]
     share = f"{pixels / total:.2%}" if total else ""
     counted = f"{pixels:,} <span class=muted>{share}</span>" if pixels else "0"
-    told = f"{bar(value, ends)}<span class=muted>{span(ends)}</span>"
+    told = f"{interval_bar(value, ends)}<span class=muted>{interval_text(ends)}</span>"
     if not pixels:
-        told = "absent from this split" if value is None else f"absent from this split, but answered {span(ends)}"
+        told = (
+            "absent from this split" if value is None else f"absent from this split, but answered {interval_text(ends)}"
+        )
     others = [metrics[f"per_class_{kind}"][entry.name] for kind in COLUMNS]
-    cells = "".join(f'<td data-value="{_sortable(each)}">{figure(each)}</td>' for each in others)
+    cells = "".join(f'<td data-value="{_sort_value(each)}">{format_rate(each)}</td>' for each in others)
     return (
         f'<tr{"" if pixels else " class=absent"}><th scope="row" data-value="{escape(entry.name)}">{swatch(entry)}</th>'
-        f'<td data-value="{pixels}">{counted}</td><td data-value="{_sortable(value)}">{figure(value)}</td>'
+        f'<td data-value="{pixels}">{counted}</td><td data-value="{_sort_value(value)}">{format_rate(value)}</td>'
         f'<td class="left">{told}</td>{cells}</tr>'
     )
 
 
-def _sortable(value: float | None) -> str:
+def _sort_value(value: float | None) -> str:
     return "" if value is None else str(value)

@@ -1,4 +1,4 @@
-"""Pictures of how a training went; `training/page/` draws an evaluation."""
+"""Images of how a training went; `training/page/` draws an evaluation."""
 
 import csv
 from pathlib import Path
@@ -11,15 +11,15 @@ from PIL import Image, ImageDraw
 from models.imaging.decode import RGB, Labels
 from models.outputs.overlay import blend
 from models.spec import ClassInfo, palette
-from training.metrics.confusion import Confusion
+from training.metrics.confusion import ConfusionMatrix
 
 matplotlib.use("Agg")  # no screen is needed
 from matplotlib import pyplot as plt  # the backend must be chosen first
 
-GAP = 8  # pixels between pictures of a panel
+GAP = 8  # pixels between images of a panel
 
 
-def curves(table: Path, target: Path) -> None:
+def plot_curves(table: Path, target: Path) -> None:
     """Draw the loss, the mIoU and the accuracy of `metrics.csv` over the epochs, as a PNG."""
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -37,7 +37,7 @@ def curves(table: Path, target: Path) -> None:
     plt.close(figure)
 
 
-def confusion_figure(matrix: Confusion, classes: list[ClassInfo]) -> Figure:
+def plot_confusion_matrix(matrix: ConfusionMatrix, classes: list[ClassInfo]) -> Figure:
     """The confusion matrix, each row (a class of the truth) as shares of its pixels."""
     counts = matrix.counts.astype(np.float64)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -64,17 +64,17 @@ def confusion_figure(matrix: Confusion, classes: list[ClassInfo]) -> Figure:
     return figure
 
 
-def panel(picture: RGB, truth: Labels, answer: Labels, classes: list[ClassInfo], caption: str) -> Image.Image:
-    """The picture, its truth and the answer side by side, above a legend of the classes that occur in them."""
+def draw_panel(image: RGB, truth: Labels, answer: Labels, classes: list[ClassInfo], caption: str) -> Image.Image:
+    """The image, its truth and the answer side by side, above a legend of the classes that occur in them."""
     colours = palette(classes)
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     occurring = [label for label in np.union1d(truth, answer).tolist() if label < len(classes)]
     columns = max(1, (3 * width + 2 * GAP) // 110)
     sheet = Image.new("RGB", (3 * width + 2 * GAP, height + 20 + 18 * -(-len(occurring) // columns)), "white")
-    for place, part in enumerate((picture, blend(picture, truth, colours, 0.6), blend(picture, answer, colours, 0.6))):
+    for place, part in enumerate((image, blend(image, truth, colours, 0.6), blend(image, answer, colours, 0.6))):
         sheet.paste(Image.fromarray(part), (place * (width + GAP), 0))
     pen = ImageDraw.Draw(sheet)
-    pen.text((2, height + 4), f"picture | truth | answer    {caption}", fill="black")
+    pen.text((2, height + 4), f"image | truth | answer    {caption}", fill="black")
     for place, label in enumerate(occurring):
         x, y = place % columns * 110, height + 20 + place // columns * 18
         pen.rectangle((x + 2, y + 2, x + 14, y + 14), fill=colours[label], outline="black")

@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskserve.client import AsyncClient, BadPicture, Client, Mask
-from maskserve.client.async_client import DEFAULTS
-from maskserve.client.image_encoding import MODES, body_of
+from maskserve.client import AsyncClient, Client, InvalidImageError, Mask
+from maskserve.client.async_client import DEFAULT_PARAMS
+from maskserve.client.image_encoding import FILE_MODES, to_request_body
 from models.bundle import open_bundle
-from models.imaging.decode import decode
+from models.imaging.decode import decode_image
 from models.inference.segmenter import Segmenter
-from models.outputs import OUTPUTS
-from service.params import Wishes
+from models.outputs import OUTPUT_FORMATS
+from service.params import SegmentParams
 from service.server_process import ROOT
-from tests.fixtures_bundles import drawing
-from tests.models.imaging.test_icc import GAMMA_18, P3, matrix_profile, press_profile, profile
+from tests.fixtures_bundles import synthetic_image
+from tests.models.imaging.test_icc import GAMMA_18, P3, make_profile, matrix_profile, press_profile
 
 
 @pytest.fixture(scope="module")
@@ -39,17 +39,17 @@ def segmenter(tiny_bundle: Path) -> Segmenter:
     return Segmenter.load(open_bundle(tiny_bundle))
 
 
-def test_every_kind_of_picture(client: Client, segmenter: Segmenter, tmp_path: Path) -> None:
-    picture = drawing(150, 210)
-    path = tmp_path / "picture.png"
-    Image.fromarray(picture).save(path)
-    expected = segmenter.segment(picture).labels
-    for sent in (path, str(path), path.read_bytes(), picture, picture[:, ::-1][:, ::-1], Image.fromarray(picture)):
+def test_every_kind_of_image(client: Client, segmenter: Segmenter, tmp_path: Path) -> None:
+    image = synthetic_image(150, 210)
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    expected = segmenter.segment(image).labels
+    for sent in (path, str(path), path.read_bytes(), image, image[:, ::-1][:, ::-1], Image.fromarray(image)):
         np.testing.assert_array_equal(client.segment(sent).labels, expected)
 
 
 def test_what_a_mask_holds(client: Client, tiny_bundle: Path, tmp_path: Path) -> None:
-    mask = client.segment(drawing(40, 60))
+    mask = client.segment(synthetic_image(40, 60))
     bundle = open_bundle(tiny_bundle)
     assert mask.labels.dtype == np.uint8 and mask.labels.shape == (40, 60)
     assert mask.model == f"tiny@{bundle.hash[:12]}"
@@ -60,13 +60,13 @@ def test_what_a_mask_holds(client: Client, tiny_bundle: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(np.asarray(saved), mask.labels)
 
 
-FILES = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG"}  # of the others, TIFF
+MODE_FORMATS = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG"}  # of the others, TIFF
 
 
-def file_of_mode(mode: str, **options: Any) -> bytes:
+def encode_mode(mode: str, **options: Any) -> bytes:
     """Of all that the mode can say; transparency where it has some."""
-    picture = np.dstack([drawing(30, 50), np.linspace(0, 255, 1500).reshape(30, 50).astype(np.uint8)])
-    image = Image.fromarray(picture, "RGBA")
+    rgba = np.dstack([synthetic_image(30, 50), np.linspace(0, 255, 1500).reshape(30, 50).astype(np.uint8)])
+    image = Image.fromarray(rgba, "RGBA")
     if mode.startswith("I;16"):
         image = Image.fromarray(np.linspace(0, 65535, 1500).reshape(30, 50).astype(">u2" if mode == "I;16B" else "<u2"))
     elif mode == "I":
@@ -79,7 +79,7 @@ def file_of_mode(mode: str, **options: Any) -> bytes:
     else:
         image = image.convert(mode)
     buffer = io.BytesIO()
-    image.save(buffer, FILES.get(mode, "TIFF"), **options)
+    image.save(buffer, MODE_FORMATS.get(mode, "TIFF"), **options)
     return buffer.getvalue()
 
 
@@ -88,13 +88,13 @@ def file_of_mode(mode: str, **options: Any) -> bytes:
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"]
 )
 def test_a_pillow_image_is_read_as_the_file_that_it_is_of(mode: str, near: bool) -> None:
-    file = file_of_mode(mode)
+    file = encode_mode(mode)
     image = Image.open(io.BytesIO(file))
     assert image.mode == mode
-    expected = decode(file)
+    expected = decode_image(file)
     assert len(np.unique(expected)) > (1 if mode == "1" else 50)
-    np.testing.assert_array_equal(decode(body_of(image, near)), expected)
-    np.testing.assert_array_equal(decode(body_of(image.crop((5, 5, 40, 20)), near)), expected[5:20, 5:40])
+    np.testing.assert_array_equal(decode_image(to_request_body(image, near)), expected)
+    np.testing.assert_array_equal(decode_image(to_request_body(image.crop((5, 5, 40, 20)), near)), expected[5:20, 5:40])
 
 
 @pytest.mark.parametrize(
@@ -103,32 +103,32 @@ def test_a_pillow_image_is_read_as_the_file_that_it_is_of(mode: str, near: bool)
 )  # fmt: skip
 def test_a_mode_that_no_file_has_is_read_as_its_like(mode: str, of: str, most: int) -> None:
     """`most`: levels by which Pillow's own conversion to the mode and back changes a colour."""
-    file = file_of_mode(of)
+    file = encode_mode(of)
     image = Image.open(io.BytesIO(file))
     image = Image.frombytes(mode, image.size, image.tobytes()) if mode.startswith("I;16") else image.convert(mode)
-    assert np.abs(decode(body_of(image, near=True)).astype(int) - decode(file)).max() <= most
+    assert np.abs(decode_image(to_request_body(image, near=True)).astype(int) - decode_image(file)).max() <= most
 
 
 def test_every_mode_that_pillow_has_is_known() -> None:
-    assert set(MODES) == set(Image.MODES)
+    assert set(FILE_MODES) == set(Image.MODES)
 
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(MODES, "HSV")
+    monkeypatch.delitem(FILE_MODES, "HSV")
     with pytest.raises(ValueError, match="of the mode HSV; convert it to RGB"):
-        body_of(Image.new("HSV", (4, 4)), near=True)
+        to_request_body(Image.new("HSV", (4, 4)), near=True)
 
 
-PROFILES = {"CMYK": press_profile(), "L": profile(b"GRAY", {b"kTRC": GAMMA_18})}  # of the others, Display P3
+PROFILES = {"CMYK": press_profile(), "L": make_profile(b"GRAY", {b"kTRC": GAMMA_18})}  # of the others, Display P3
 
 
 @pytest.mark.parametrize("near", [True, False])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "YCbCr"])
 def test_a_pillow_image_keeps_its_colour_profile(mode: str, near: bool) -> None:
-    file = file_of_mode(mode, icc_profile=PROFILES.get(mode, matrix_profile(P3)))
-    expected = decode(file)
-    assert (expected != decode(file_of_mode(mode))).any()  # it says something
-    np.testing.assert_array_equal(decode(body_of(Image.open(io.BytesIO(file)), near)), expected)
+    file = encode_mode(mode, icc_profile=PROFILES.get(mode, matrix_profile(P3)))
+    expected = decode_image(file)
+    assert (expected != decode_image(encode_mode(mode))).any()  # it says something
+    np.testing.assert_array_equal(decode_image(to_request_body(Image.open(io.BytesIO(file)), near)), expected)
 
 
 def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: Segmenter) -> None:
@@ -136,7 +136,7 @@ def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: S
     exif[0x0112] = 6
     for format in ("JPEG", "PNG", "WEBP"):
         buffer = io.BytesIO()
-        Image.fromarray(drawing(30, 50)).save(buffer, format, exif=exif)
+        Image.fromarray(synthetic_image(30, 50)).save(buffer, format, exif=exif)
         image = Image.open(buffer)
         expected = segmenter.segment(np.array(image)).labels
         np.testing.assert_array_equal(client.segment(image).labels, expected)
@@ -144,36 +144,36 @@ def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: S
 
 
 def test_overlay_models_ready(client: Client) -> None:
-    assert decode(client.overlay(drawing(40, 60), alpha=0.3)).shape == (40, 60, 3)
+    assert decode_image(client.overlay(synthetic_image(40, 60), alpha=0.3)).shape == (40, 60, 3)
     assert client.models()[0]["name"] == "tiny"
-    assert client.ready()
+    assert client.is_ready()
 
 
 def test_the_confidence_comes_with_the_mask(client: Client, segmenter: Segmenter) -> None:
-    picture = drawing(90, 70)
-    prediction = segmenter.segment(picture, confidence=True)
-    mask = client.segment(picture, confidence=True)
+    image = synthetic_image(90, 70)
+    prediction = segmenter.segment(image, confidence=True)
+    mask = client.segment(image, confidence=True)
     assert prediction.confidence is not None and mask.confidence is not None
     np.testing.assert_array_equal(mask.labels, prediction.labels)
     assert mask.confidence.dtype == np.float32
     np.testing.assert_allclose(mask.confidence, prediction.confidence, atol=1 / 255)
-    assert client.segment(picture).confidence is None
+    assert client.segment(image).confidence is None
 
 
 def test_what_is_left_out_is_void(client: Client) -> None:
-    picture = drawing(90, 70)
-    mask = client.segment(picture)
-    name = next(iter(mask.shares()))
-    kept = client.segment(picture, classes=[name]).labels
+    image = synthetic_image(90, 70)
+    mask = client.segment(image)
+    name = next(iter(mask.class_fractions()))
+    kept = client.segment(image, classes=[name]).labels
     label = [entry["name"] for entry in mask.classes].index(name)
     np.testing.assert_array_equal(kept, np.where(mask.labels == label, label, 255))
-    assert (client.segment(picture, min_area=90 * 70 + 1).labels == 255).all()
-    assert (client.segment(picture, min_confidence=1).labels == 255).all()
+    assert (client.segment(image, min_area=90 * 70 + 1).labels == 255).all()
+    assert (client.segment(image, min_confidence=1).labels == 255).all()
 
 
 def test_shares_and_where_the_time_went(client: Client) -> None:
-    mask = client.segment(drawing(90, 70))
-    shares = mask.shares()
+    mask = client.segment(synthetic_image(90, 70))
+    shares = mask.class_fractions()
     assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
     for label, entry in enumerate(mask.classes):
         assert shares.get(entry["name"], 0) == np.mean(mask.labels == label)
@@ -183,39 +183,39 @@ def test_shares_and_where_the_time_went(client: Client) -> None:
 
 
 def test_a_batch_has_a_mask_or_an_error_for_each(client: Client) -> None:
-    sent = [drawing(40, 60), b"no picture", drawing(50, 30)]
+    sent = [synthetic_image(40, 60), b"no image", synthetic_image(50, 30)]
     first, bad, last = client.segment_batch(sent, confidence=True)
-    assert isinstance(bad, BadPicture) and bad.kind == "no-picture"
-    for mask, picture in ((first, sent[0]), (last, sent[2])):
-        alone = client.segment(picture, confidence=True)
-        assert isinstance(mask, Mask) and mask.confidence is not None and mask.picture is picture
+    assert isinstance(bad, InvalidImageError) and bad.kind == "unsupported-format"
+    for mask, image in ((first, sent[0]), (last, sent[2])):
+        alone = client.segment(image, confidence=True)
+        assert isinstance(mask, Mask) and mask.confidence is not None and mask.image is image
         np.testing.assert_array_equal(mask.labels, alone.labels)
         np.testing.assert_array_equal(mask.confidence, alone.confidence)
         assert (mask.classes, mask.model) == (alone.classes, alone.model)
 
 
-@pytest.mark.parametrize("format", OUTPUTS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 def test_any_format_as_it_comes(client: Client, service_url: str, format: str) -> None:
-    picture = Path(__file__).parents[3] / "docs" / "demo.png"
+    image = Path(__file__).parents[3] / "docs" / "demo.png"
     asked = {"format": format, "classes": "class 0,class 1", "alpha": 0, "masks": "polygons", "simplify": 2}
-    expected = httpx.post(f"{service_url}/v1/segment", params=asked, content=picture.read_bytes(), timeout=60)
+    expected = httpx.post(f"{service_url}/v1/segment", params=asked, content=image.read_bytes(), timeout=60)
     rest = {name: asked[name] for name in ("alpha", "masks", "simplify")}
-    assert client.encoded(picture, format, classes=("class 0", "class 1"), **rest) == expected.content
+    assert client.segment_bytes(image, format, classes=("class 0", "class 1"), **rest) == expected.content
 
 
 def test_what_is_in_it_described(client: Client) -> None:
-    picture = drawing(40, 60)
+    image = synthetic_image(40, 60)
     for masks, key in (("rle", "rle"), ("polygons", "polygons")):
-        assert all(key in entry for entry in client.described(picture, masks)["classes"])
-    told = client.described(picture, "none", confidence=True)
+        assert all(key in entry for entry in client.segment_json(image, masks)["classes"])
+    told = client.segment_json(image, "none", confidence=True)
     assert (told["height"], told["width"]) == (40, 60) and "confidence" in told
-    shares = {entry["name"]: entry["share"] for entry in told["classes"]}
-    assert shares == pytest.approx(client.segment(picture).shares())
+    shares = {entry["name"]: entry["fraction"] for entry in told["classes"]}
+    assert shares == pytest.approx(client.segment(image).class_fractions())
 
 
 def test_what_is_not_sent_is_what_the_service_takes_for_it() -> None:
-    defaults = {name: field.default for name, field in Wishes.model_fields.items()}
-    assert defaults == {**DEFAULTS, "classes": ()}
+    defaults = {name: field.default for name, field in SegmentParams.model_fields.items()}
+    assert defaults == {**DEFAULT_PARAMS, "classes": ()}
 
 
 def test_both_clients_have_the_same_calls() -> None:
@@ -227,12 +227,12 @@ def test_both_clients_have_the_same_calls() -> None:
 
 
 def test_awaited_answers_are_the_same(client: Client, service_url: str, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    Image.fromarray(drawing(40, 60)).save(path)
+    path = tmp_path / "image.png"
+    Image.fromarray(synthetic_image(40, 60)).save(path)
 
     async def ask() -> list[Mask]:
         async with AsyncClient(service_url) as waiting:
-            assert await waiting.ready() and (await waiting.model("tiny"))["name"] == "tiny"
+            assert await waiting.is_ready() and (await waiting.model("tiny"))["name"] == "tiny"
             return await asyncio.gather(*(waiting.segment(path, confidence=True) for _ in range(5)))
 
     expected = client.segment(path, confidence=True)
@@ -242,20 +242,20 @@ def test_awaited_answers_are_the_same(client: Client, service_url: str, tmp_path
 
 
 def test_threads_share_a_client(client: Client) -> None:
-    pictures = [drawing(30 + number, 50, seed=number) for number in range(12)]
+    images = [synthetic_image(30 + number, 50, seed=number) for number in range(12)]
     with ThreadPoolExecutor(6) as pool:
-        masks = list(pool.map(client.segment, pictures))
-    for picture, mask in zip(pictures, masks, strict=True):
-        np.testing.assert_array_equal(mask.labels, client.segment(picture).labels)
+        masks = list(pool.map(client.segment, images))
+    for image, mask in zip(images, masks, strict=True):
+        np.testing.assert_array_equal(mask.labels, client.segment(image).labels)
 
 
 @pytest.mark.parametrize("near", [True, False])
 def test_pixels_go_without_loss_near_and_far(near: bool) -> None:
-    small, large, long = drawing(30, 50), drawing(1700, 1700), np.zeros((1, 16384, 3), np.uint8)
+    small, large, long = synthetic_image(30, 50), synthetic_image(1700, 1700), np.zeros((1, 16384, 3), np.uint8)
     kinds = {}
-    for name, picture in (("small", small), ("large", large), ("long", long)):
-        sent = body_of(picture, near)
-        np.testing.assert_array_equal(decode(sent), picture)
+    for name, image in (("small", small), ("large", large), ("long", long)):
+        sent = to_request_body(image, near)
+        np.testing.assert_array_equal(decode_image(sent), image)
         kinds[name] = Image.open(io.BytesIO(sent)).format
     # Bytes cost nothing near, but a body has a limit.
     assert kinds == (
@@ -270,7 +270,7 @@ def test_other_arrays_are_refused_here(client: Client, array: np.ndarray) -> Non
 
 
 @pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
-def test_what_is_no_picture_at_all(client: Client, wrong: object) -> None:
+def test_what_is_no_image_at_all(client: Client, wrong: object) -> None:
     with pytest.raises(TypeError, match=f"is a {type(wrong).__name__}; send a path, bytes"):
         client.segment(wrong)  # type: ignore[arg-type]
 

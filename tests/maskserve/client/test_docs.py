@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.fixtures_bundles import drawing
+from tests.fixtures_bundles import synthetic_image
 
 ROOT = Path(__file__).parents[3]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CODE_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 EXAMPLES = [
-    (page, code) for page in ("README.md", "docs/client.md") for code in BLOCK.findall((ROOT / page).read_text())
+    (page, code) for page in ("README.md", "docs/client.md") for code in CODE_BLOCK.findall((ROOT / page).read_text())
 ]
 
 
@@ -32,7 +32,7 @@ def test_an_example_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in ("photo.jpg", "a.jpg", "b.jpg"):
-        Image.fromarray(drawing(60, 80)).save(tmp_path / name)
+        Image.fromarray(synthetic_image(60, 80)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert "http://127.0.0.1:3000" in code
     code = code.replace("http://127.0.0.1:3000", service_url).replace('"road", "car"', '"class 1", "class 2"')

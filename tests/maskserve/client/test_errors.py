@@ -12,28 +12,28 @@ from PIL import Image
 
 from maskserve import client as c
 from maskserve.client import (
-    BadAnswer,
-    BadPicture,
-    BadRequest,
+    AuthenticationError,
+    BadRequestError,
     Client,
     ClientError,
-    NoKey,
-    NotFound,
+    InvalidImageError,
+    InvalidResponseError,
+    NotFoundError,
     ServiceError,
-    Unreachable,
+    UnreachableError,
 )
-from maskserve.client.errors import BY_STATUS, TYPE, error_of_problem, retry_after
-from service.auth import new_key
+from maskserve.client.errors import ERRORS_BY_STATUS, PROBLEM_TYPE_PREFIX, error_from_problem, parse_retry_after
+from service.auth import generate_api_key
 from service.responses import ERRORS
 from service.server_process import free_port
-from tests.fixtures_bundles import drawing
-from tests.maskserve.fake_server import LOST, answer, serving
+from tests.fixtures_bundles import synthetic_image
+from tests.maskserve.fake_server import DROPPED, http_response, run_fake_server
 
 HTML = b"<html><head><title>502 Bad Gateway</title></head>\r\n<body><h1>nginx</h1></body></html>"
 
 
 def png_of(mode: str) -> bytes:
-    """A picture, and no mask."""
+    """An image, and no mask."""
     buffer = io.BytesIO()
     Image.new(mode, (4, 4)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -48,15 +48,15 @@ def client(service_url: str) -> Iterator[Client]:
 @pytest.mark.parametrize(
     ("sent", "status", "kind", "words"),
     [
-        (b"no picture", 415, "no-picture", "JPEG"),
-        (b"", 400, "empty-picture", "0 bytes"),
-        (b"\x89PNG\r\n\x1a\n", 422, "broken-picture", "header"),
+        (b"no image", 415, "unsupported-format", "JPEG"),
+        (b"", 400, "empty-image", "0 bytes"),
+        (b"\x89PNG\r\n\x1a\n", 422, "corrupt-image", "header"),
         (bytes(33 * 2**20), 413, "body-too-large", "34,603,008 bytes"),
     ],
     ids=["none", "empty", "broken", "large"],
 )
-def test_bad_pictures(client: Client, sent: bytes, status: int, kind: str, words: str) -> None:
-    with pytest.raises(BadPicture, match=words) as caught:
+def test_bad_images(client: Client, sent: bytes, status: int, kind: str, words: str) -> None:
+    with pytest.raises(InvalidImageError, match=words) as caught:
         client.segment(sent)
     error = caught.value
     assert (error.status, error.kind, error.retry_after) == (status, kind, None)
@@ -65,30 +65,30 @@ def test_bad_pictures(client: Client, sent: bytes, status: int, kind: str, words
 
 
 def test_bad_requests(client: Client) -> None:
-    with pytest.raises(BadRequest, match="alpha"):
-        client.overlay(drawing(4, 4), alpha=3)
-    with pytest.raises(BadRequest, match="nobody"):
-        client.segment(drawing(4, 4), classes=["nobody"])
-    with pytest.raises(c.UnknownModel, match="There is no model 'a/b c'; served: tiny"):
+    with pytest.raises(BadRequestError, match="alpha"):
+        client.overlay(synthetic_image(4, 4), alpha=3)
+    with pytest.raises(BadRequestError, match="nobody"):
+        client.segment(synthetic_image(4, 4), classes=["nobody"])
+    with pytest.raises(c.UnknownModelError, match="There is no model 'a/b c'; served: tiny"):
         client.model("a/b c")
-    with pytest.raises(c.UnknownModel, match="nobody"):
-        client.segment(drawing(4, 4), model="nobody")
-    with Client(f"{client.url}/elsewhere") as lost, pytest.raises(NotFound, match="/elsewhere/v1/segment"):
-        lost.segment(drawing(4, 4))
+    with pytest.raises(c.UnknownModelError, match="nobody"):
+        client.segment(synthetic_image(4, 4), model="nobody")
+    with Client(f"{client.url}/elsewhere") as lost, pytest.raises(NotFoundError, match="/elsewhere/v1/segment"):
+        lost.segment(synthetic_image(4, 4))
 
 
-def test_keys(strict_url: str, key: str) -> None:
-    with Client(strict_url, key=key) as client:
-        assert client.models()[0]["name"] == "small" and key not in repr(client)
-    for other, words in ((None, "Send one as Authorization|X-API-Key"), (new_key()[0], "does not open")):
-        with Client(strict_url, key=other) as client, pytest.raises(NoKey, match=words):
+def test_keys(strict_url: str, api_key: str) -> None:
+    with Client(strict_url, api_key=api_key) as client:
+        assert client.models()[0]["name"] == "small" and api_key not in repr(client)
+    for other, words in ((None, "Send one as Authorization|X-API-Key"), (generate_api_key()[0], "does not open")):
+        with Client(strict_url, api_key=other) as client, pytest.raises(AuthenticationError, match=words):
             client.models()
 
 
 @pytest.mark.parametrize("wrong", ["", "two words", "a key\n", "schlüssel"])
 def test_what_can_be_no_key(wrong: str) -> None:
     with pytest.raises(ValueError, match="give it as it was made") as caught:
-        Client("http://127.0.0.1:3000", key=wrong)
+        Client("http://127.0.0.1:3000", api_key=wrong)
     assert not wrong or wrong not in str(caught.value)
 
 
@@ -109,14 +109,14 @@ def test_what_is_more_than_an_address(more: str) -> None:
     """The password would take the place of the key, and the query a part of every path; neither is said again."""
     for kind in (Client, c.AsyncClient):
         with pytest.raises(ValueError, match=r"wanted is one such as http://127\.0\.0\.1:3000") as caught:
-            kind(more, key="key")
+            kind(more, api_key="key")
         assert "secret" not in str(caught.value) and caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize("call", ["ready", "models"])
 def test_a_client_that_was_closed(client: Client, call: str) -> None:
     with Client(client.url) as closed:
-        assert closed.ready()
+        assert closed.is_ready()
     with pytest.raises(ClientError, match="The client is closed; make another one"):
         getattr(closed, call)()
 
@@ -135,27 +135,27 @@ def test_a_path_that_is_not_there(client: Client) -> None:
 
 
 def test_nothing_is_there() -> None:
-    with Client(f"http://127.0.0.1:{free_port()}", patience=0) as client:
-        assert not client.ready()
+    with Client(f"http://127.0.0.1:{free_port()}", retry_timeout=0) as client:
+        assert not client.is_ready()
         with pytest.raises(
-            Unreachable, match=r"cannot be reached, asked once: .* Is the service running there"
+            UnreachableError, match=r"cannot be reached, asked once: .* Is the service running there"
         ) as caught:
             client.models()
         assert isinstance(caught.value.__cause__, httpx.ConnectError)
 
 
 @pytest.mark.parametrize(
-    "cut", [LOST, answer(200, b"[", missing=1), b"SSH-2.0-OpenSSH_9.9\r\n"], ids=["lost", "cut", "ssh"]
+    "cut", [DROPPED, http_response(200, b"[", missing=1), b"SSH-2.0-OpenSSH_9.9\r\n"], ids=["lost", "cut", "ssh"]
 )
 def test_no_whole_answer_comes(cut: bytes) -> None:
-    with serving(cut) as server, Client(server.url, patience=0) as client:
-        with pytest.raises(Unreachable, match="cannot be reached"):
+    with run_fake_server(cut) as server, Client(server.url, retry_timeout=0) as client:
+        with pytest.raises(UnreachableError, match="cannot be reached"):
             client.models()
-        assert not client.ready()
+        assert not client.is_ready()
 
 
 def test_a_proxy_answers() -> None:
-    with serving(answer(502, HTML, Content_Type="text/html")) as server, Client(server.url) as client:
+    with run_fake_server(http_response(502, HTML, Content_Type="text/html")) as server, Client(server.url) as client:
         with pytest.raises(ServiceError) as caught:
             client.models()
         sent = server.requests[0].headers["x-request-id"]
@@ -163,18 +163,22 @@ def test_a_proxy_answers() -> None:
     assert (type(caught.value), caught.value.kind) == (ServiceError, "")
 
 
-@pytest.mark.parametrize(("status", "kind"), BY_STATUS.items())
+@pytest.mark.parametrize(("status", "kind"), ERRORS_BY_STATUS.items())
 def test_a_proxys_answer_is_typed_by_its_status(status: int, kind: type[ServiceError]) -> None:
     for body in (b"", b'{"detail": "other"}', b'["problem"]'):
-        with serving(answer(status, body)) as server, Client(server.url, patience=0) as client, pytest.raises(kind):
+        with (
+            run_fake_server(http_response(status, body)) as server,
+            Client(server.url, retry_timeout=0) as client,
+            pytest.raises(kind),
+        ):
             client.models()
 
 
 def test_the_service_moved() -> None:
-    told = answer(308, b"", Location="https://other.example/")
-    with serving(told) as server, Client(server.url, key="secret") as client:
+    told = http_response(308, b"", Location="https://other.example/")
+    with run_fake_server(told) as server, Client(server.url, api_key="secret") as client:
         with pytest.raises(ServiceError, match=r"sends callers on to https://other\.example/; give the client"):
-            client.segment(b"picture")
+            client.segment(b"image")
         assert len(server.requests) == 1
 
 
@@ -182,42 +186,42 @@ def test_the_service_moved() -> None:
 @pytest.mark.parametrize("content", [HTML, b"", b"{}", b"[1]", b"null", *map(png_of, ("L", "RGB"))])
 def test_of_what_a_stranger_says_no_mask_is_made(content: bytes, model: str) -> None:
     """Where the answer names a model, something on the way has changed it."""
-    told = answer(200, content, **({"X_Model": model} if model else {}))
-    with serving(told) as server, Client(server.url) as client:
+    told = http_response(200, content, **({"X_Model": model} if model else {}))
+    with run_fake_server(told) as server, Client(server.url) as client:
         for call in (
             client.segment,
             partial(client.segment, confidence=True),
             lambda sent: client.segment_batch([sent]),
         ):
-            with pytest.raises(BadAnswer, match=r"no answer of maskserve .* is the address right"):
-                call(b"picture")
+            with pytest.raises(InvalidResponseError, match=r"no answer of maskserve .* is the address right"):
+                call(b"image")
 
 
 @pytest.mark.parametrize("content", [HTML, b"", b"[1]", b"null", b"\xff"])
 def test_what_a_stranger_says_is_no_json_object(content: bytes) -> None:
-    with serving(answer(200, content, X_Model="a@0")) as server, Client(server.url) as client:
-        for call in (lambda: client.described(b"picture"), lambda: client.model("small"), client.models):
-            with pytest.raises(BadAnswer, match="no answer of maskserve"):
+    with run_fake_server(http_response(200, content, X_Model="a@0")) as server, Client(server.url) as client:
+        for call in (lambda: client.segment_json(b"image"), lambda: client.model("small"), client.models):
+            with pytest.raises(InvalidResponseError, match="no answer of maskserve"):
                 call()
 
 
 @pytest.mark.parametrize(("status", "kind"), sorted({row[:2] for row in ERRORS.values()}))
 def test_every_error_of_the_service_has_its_type(status: int, kind: str) -> None:
-    problem = {"type": TYPE + kind, "title": "T", "status": status, "detail": "D", "request_id": "R"}
-    error = error_of_problem(problem)
+    problem = {"type": PROBLEM_TYPE_PREFIX + kind, "title": "T", "status": status, "detail": "D", "request_id": "R"}
+    error = error_from_problem(problem)
     assert type(error) is not ServiceError and (error.kind, error.status) == (kind, status)
 
 
 def test_errors_travel_between_processes() -> None:
-    error = c.Busy(429, "busy", "Too many", "Ask again.", "0a", 3.0)
+    error = c.TooManyRequestsError(429, "busy", "Too many", "Ask again.", "0a", 3.0)
     again = pickle.loads(pickle.dumps(error))
-    assert type(again) is c.Busy and str(again) == str(error) and again.retry_after == 3.0
+    assert type(again) is c.TooManyRequestsError and str(again) == str(error) and again.retry_after == 3.0
 
 
 @pytest.mark.parametrize("said", ["", "soon", "-1", "1.5", "²", "Wed, 99 Nov 2026"])
 def test_a_retry_after_that_says_nothing(said: str) -> None:
-    assert retry_after(httpx.Response(429, headers={"Retry-After": said.encode()})) is None
+    assert parse_retry_after(httpx.Response(429, headers={"Retry-After": said.encode()})) is None
 
 
 def test_a_retry_after_that_has_passed() -> None:
-    assert retry_after(httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0
+    assert parse_retry_after(httpx.Response(429, headers={"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"})) == 0

@@ -16,12 +16,12 @@ from moto.server import ThreadedMotoServer
 from s3fs.errors import translate_boto_error
 
 import maskserve.predict.manifest
-from maskserve.predict.manifest import Parts
-from maskserve.predict.outputs import Store
+from maskserve.predict.manifest import ParquetManifest
+from maskserve.predict.outputs import ObjectStore
 from models.errors import RunError
 from service.server_process import free_port
-from tests.maskserve.predict_helpers import masks, pictures, predict
-from tests.service.tiny_bundle import small_bundle
+from tests.maskserve.predict_helpers import read_masks, run_predict, write_images
+from tests.service.tiny_bundle import write_tiny_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of moto's and botocore's own
 BUCKET = "s3://bucket"
@@ -29,7 +29,7 @@ BUCKET = "s3://bucket"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_bundle(tmp_path_factory.mktemp("bundle") / "small")
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "small")
 
 
 @pytest.fixture(scope="module")
@@ -57,105 +57,107 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[s3fs.S3FileS
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def stored(store: s3fs.S3FileSystem) -> dict[str, bytes]:
+def stored_masks(store: s3fs.S3FileSystem) -> dict[str, bytes]:
     """The masks in the target, by place."""
     store.invalidate_cache()
     found = store.find("bucket/out")
     return {name.removeprefix("bucket/out/"): store.cat_file(name) for name in found if "/manifest/" not in name}
 
 
-def table(store: s3fs.S3FileSystem) -> list[dict[str, Any]]:
+def read_manifest(store: s3fs.S3FileSystem) -> list[dict[str, Any]]:
     """The manifest as others read it: all parts as one table."""
     return pq.read_table("bucket/out/manifest", filesystem=store).to_pylist()
 
 
-def upload(store: s3fs.S3FileSystem, folder: Path, count: int) -> None:
-    for file in pictures(folder, count):
+def upload_images(store: s3fs.S3FileSystem, folder: Path, count: int) -> None:
+    for file in write_images(folder, count):
         store.pipe_file(f"bucket/in/{file.relative_to(folder)}", file.read_bytes())
 
 
 def test_from_a_bucket_to_a_bucket(store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path) -> None:
-    upload(store, tmp_path / "in", 5)
-    predict(bundle, tmp_path / "in", out=tmp_path / "here")
-    done, said = predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
-    assert done and "5 of 5 pictures segmented" in said
-    assert stored(store) == masks(tmp_path / "here")
-    rows = table(store)
+    upload_images(store, tmp_path / "in", 5)
+    run_predict(bundle, tmp_path / "in", out=tmp_path / "here")
+    done, said = run_predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
+    assert done and "5 of 5 images segmented" in said
+    assert stored_masks(store) == read_masks(tmp_path / "here")
+    rows = read_manifest(store)
     assert sorted(row["path"] for row in rows) == sorted(f"s3://{name}" for name in store.find("bucket/in"))
-    done, said = predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
-    assert done and "5 of 5 pictures segmented, 5 of them before" in said
+    done, said = run_predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
+    assert done and "5 of 5 images segmented, 5 of them before" in said
 
 
 def test_globs_files_and_archives_in_a_bucket(store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path) -> None:
-    upload(store, tmp_path / "in", 4)
+    upload_images(store, tmp_path / "in", 4)
     shutil.make_archive(str(tmp_path / "in"), "zip", tmp_path / "in")
     store.put_file(str(tmp_path / "in.zip"), "bucket/some.zip")
     sources = (f"{BUCKET}/in/deep/*2.png", f"{BUCKET}/in/0001.png", f"{BUCKET}/some.zip")
-    done, _ = predict(bundle, sources[0], sources[1], out=tmp_path / "two")
-    assert done and sorted(masks(tmp_path / "two")) == ["0001.png", "0002.png"]
-    done, _ = predict(bundle, sources[2], out=tmp_path / "all")
-    assert done and sorted(masks(tmp_path / "all")) == ["0001.png", "0003.png", "deep/0000.png", "deep/0002.png"]
+    done, _ = run_predict(bundle, sources[0], sources[1], out=tmp_path / "two")
+    assert done and sorted(read_masks(tmp_path / "two")) == ["0001.png", "0002.png"]
+    done, _ = run_predict(bundle, sources[2], out=tmp_path / "all")
+    assert done and sorted(read_masks(tmp_path / "all")) == ["0001.png", "0003.png", "deep/0000.png", "deep/0002.png"]
 
 
 def test_a_run_on_a_bucket_goes_on(
     store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after some parts: what they do not list is labelled again, to the same bytes, and has one row in the end."""
-    upload(store, tmp_path / "in", 9)
+    upload_images(store, tmp_path / "in", 9)
     monkeypatch.setattr(maskserve.predict.manifest, "PART_ROWS", 2)
-    put, count = Store.put, itertools.count()
+    put, count = ObjectStore.put, itertools.count()
 
-    def dying(target: Store, place: str, data: bytes) -> None:
+    def dying(target: ObjectStore, place: str, data: bytes) -> None:
         if not place.startswith("manifest/") and next(count) >= 5:
             raise RunError("killed")
         put(target, place, data)
 
     with monkeypatch.context() as patch, pytest.raises(RunError, match="killed"):
-        patch.setattr(Store, "put", dying)
-        patch.setattr(Parts, "close", lambda manifest, complete: None)  # a kill -9 would not come here
-        predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
+        patch.setattr(ObjectStore, "put", dying)
+        patch.setattr(ParquetManifest, "close", lambda manifest, complete: None)  # a kill -9 would not come here
+        run_predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
     store.invalidate_cache()
-    before = table(store)
-    assert 0 < len(before) < 9 and len(before) <= len(stored(store)) <= 9
-    done, said = predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
-    assert done and f"9 of 9 pictures segmented, {len(before)} of them before" in said
-    predict(bundle, tmp_path / "in", out=tmp_path / "here")
-    assert stored(store) == masks(tmp_path / "here")
-    assert sorted(row["path"] for row in table(store)) == sorted(f"s3://{name}" for name in store.find("bucket/in"))
+    before = read_manifest(store)
+    assert 0 < len(before) < 9 and len(before) <= len(stored_masks(store)) <= 9
+    done, said = run_predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/out")
+    assert done and f"9 of 9 images segmented, {len(before)} of them before" in said
+    run_predict(bundle, tmp_path / "in", out=tmp_path / "here")
+    assert stored_masks(store) == read_masks(tmp_path / "here")
+    assert sorted(row["path"] for row in read_manifest(store)) == sorted(
+        f"s3://{name}" for name in store.find("bucket/in")
+    )
 
 
 def test_errors_of_a_bucket_are_tried_again(store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path) -> None:
-    upload(store, tmp_path / "in", 3)
+    upload_images(store, tmp_path / "in", 3)
     store.pipe_file("bucket/in/0001.png", b"nothing")
     asked = {"out": f"{BUCKET}/out", "format": "parquet"}
-    assert not predict(bundle, f"{BUCKET}/in", **asked)[0]
-    assert [row["path"] for row in table(store) if row["error"]] == [f"{BUCKET}/in/0001.png"]
-    upload(store, tmp_path / "in", 3)
-    assert predict(bundle, f"{BUCKET}/in", retry_errors=True, **asked)[0]
-    rows = table(store)
-    assert len(rows) == 3 and all(row["classes"][0]["rle"] for row in rows) and stored(store) == {}
+    assert not run_predict(bundle, f"{BUCKET}/in", **asked)[0]
+    assert [row["path"] for row in read_manifest(store) if row["error"]] == [f"{BUCKET}/in/0001.png"]
+    upload_images(store, tmp_path / "in", 3)
+    assert run_predict(bundle, f"{BUCKET}/in", retry_errors=True, **asked)[0]
+    rows = read_manifest(store)
+    assert len(rows) == 3 and all(row["classes"][0]["rle"] for row in rows) and stored_masks(store) == {}
 
 
 def test_what_is_not_ours_in_a_bucket_is_left_alone(store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path) -> None:
-    upload(store, tmp_path / "in", 2)
+    upload_images(store, tmp_path / "in", 2)
     with pytest.raises(RunError, match="s3://bucket/in is not empty and has no manifest/_job"):
-        predict(bundle, tmp_path / "in", out=f"{BUCKET}/in")
-    predict(bundle, tmp_path / "in", out=f"{BUCKET}/out")
+        run_predict(bundle, tmp_path / "in", out=f"{BUCKET}/in")
+    run_predict(bundle, tmp_path / "in", out=f"{BUCKET}/out")
     with pytest.raises(RunError, match="s3://bucket/out holds masks of format 'png', and now 'npy'"):
-        predict(bundle, tmp_path / "in", out=f"{BUCKET}/out", format="npy")
+        run_predict(bundle, tmp_path / "in", out=f"{BUCKET}/out", format="npy")
 
 
 def test_wrong_credentials_are_one_sentence(
     store: s3fs.S3FileSystem, server: str, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """moto answers 403 from here on, as S3 does to keys that it does not know."""
-    upload(store, tmp_path / "in", 2)
+    upload_images(store, tmp_path / "in", 2)
     httpx.post(f"{server}/moto-api/reset-auth", content=b"0").raise_for_status()
     s3fs.S3FileSystem.clear_instance_cache()
     try:
         for sources, out in (([f"{BUCKET}/in"], tmp_path / "out"), ([tmp_path / "in"], f"{BUCKET}/out")):
             with pytest.raises(RunError, match=r"s3://bucket/.*the credentials were refused or are missing") as told:
-                predict(bundle, *sources, out=out)
+                run_predict(bundle, *sources, out=out)
             assert len(str(told.value).splitlines()) == 1
         assert not (tmp_path / "out").exists()
     finally:
@@ -167,27 +169,27 @@ def test_no_credentials_and_no_bucket(
     store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RunError, match=r"s3://nowhere/in: "):
-        predict(bundle, "s3://nowhere/in", out=tmp_path / "out")
-    pictures(tmp_path / "in", 1)
+        run_predict(bundle, "s3://nowhere/in", out=tmp_path / "out")
+    write_images(tmp_path / "in", 1)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(RunError, match="the credentials were refused or are missing"):
-        predict(bundle, tmp_path / "in", out=f"{BUCKET}/out")
+        run_predict(bundle, tmp_path / "in", out=f"{BUCKET}/out")
 
 
 def test_a_target_below_its_source_is_none_of_it(store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path) -> None:
-    upload(store, tmp_path / "in", 3)
+    upload_images(store, tmp_path / "in", 3)
     for _ in range(2):
-        done, said = predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/in/masks")
-        assert done and "3 of 3 pictures segmented" in said
+        done, said = run_predict(bundle, f"{BUCKET}/in", out=f"{BUCKET}/in/masks")
+        assert done and "3 of 3 images segmented" in said
 
 
 def test_an_object_that_is_not_given_out_is_its_own_trouble(
     store: s3fs.S3FileSystem, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload(store, tmp_path / "in", 3)
+    upload_images(store, tmp_path / "in", 3)
     read = store.cat_file
 
     def guarded(path: str) -> bytes:
@@ -196,5 +198,5 @@ def test_an_object_that_is_not_given_out_is_its_own_trouble(
         return bytes(read(path))
 
     monkeypatch.setattr(store, "cat_file", guarded)
-    done, said = predict(bundle, f"{BUCKET}/in", out=tmp_path / "out")
-    assert not done and "0001.png: is not given out (AccessDenied)" in said and "2 of 3 pictures" in said
+    done, said = run_predict(bundle, f"{BUCKET}/in", out=tmp_path / "out")
+    assert not done and "0001.png: is not given out (AccessDenied)" in said and "2 of 3 images" in said

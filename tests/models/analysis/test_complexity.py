@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.analysis.complexity import gflop, parameters, receptive_field, stride
-from models.analysis.receptive_field import HEIGHT, Fields
-from models.analysis.summary import stages
+from models.analysis.complexity import count_gflops, count_parameters, logit_stride, receptive_field
+from models.analysis.receptive_field import PROBE_HEIGHT, ReceptiveFieldMode
+from models.analysis.summary import list_stages
 from models.architectures import ARCHITECTURES, build
 from models.architectures.base import Network, upsample
-from models.architectures.meta_device import on_meta
+from models.architectures.meta_device import copy_to_meta
 from models.spec import Architecture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -23,11 +23,11 @@ SIZE = (360, 480)  # padded to 384 x 512
 RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
-def network(body: nn.Module) -> Network:
+def wrap_body(body: nn.Module) -> Network:
     return Network(body, Architecture(name="of-a-test"), 5)
 
 
-def recurrence(layers: list[tuple[int, int, int]]) -> tuple[int, int]:
+def field_recurrence(layers: list[tuple[int, int, int]]) -> tuple[int, int]:
     """Field and stride of a chain of (kernel, stride, dilation): r += (k - 1) d j, j *= s (arXiv 1603.07285)."""
     field, jump = 1, 1
     for kernel, step, dilation in layers:
@@ -36,7 +36,7 @@ def recurrence(layers: list[tuple[int, int, int]]) -> tuple[int, int]:
     return field, jump
 
 
-def resnet(name: str, output_stride: int = 32) -> list[tuple[int, int, int]]:
+def resnet_layers(name: str, output_stride: int = 32) -> list[tuple[int, int, int]]:
     """The longest path: 7x7 /2, 3x3 pool /2, then basic blocks of two 3x3 or bottlenecks of one, strided in its 3x3."""
     layers, dilation, jump = [(7, 2, 1), (3, 2, 1)], 1, 4
     for stage, blocks in enumerate(RESNETS[name]):
@@ -55,26 +55,26 @@ def resnet(name: str, output_stride: int = 32) -> list[tuple[int, int, int]]:
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_field_of_resnets(name: str, output_stride: int) -> None:
     net = build("fcn", 5, encoder=name, output_stride=output_stride, head="fcn", skips="32s")
-    field, jump = recurrence([*resnet(name, output_stride), (3, 1, 1), (1, 1, 1)])
-    assert (receptive_field(net), stride(net)) == (field, jump)
+    field, jump = field_recurrence([*resnet_layers(name, output_stride), (3, 1, 1), (1, 1, 1)])
+    assert (receptive_field(net), logit_stride(net)) == (field, jump)
 
 
 def test_fields_that_the_literature_knows() -> None:
     """Araujo et al. 2019, Computing Receptive Fields of CNNs (distill.pub): 435 for ResNet-18's kin, 212 for VGG-16."""
     vgg = [(3, 1, 1)] * 2 + [(2, 2, 1)] + [(3, 1, 1)] * 2 + [(2, 2, 1)]
     vgg += ([(3, 1, 1)] * 3 + [(2, 2, 1)]) * 3
-    assert recurrence(vgg) == (212, 32)
-    assert recurrence(resnet("resnet18")) == (435, 32)
+    assert field_recurrence(vgg) == (212, 32)
+    assert field_recurrence(resnet_layers("resnet18")) == (435, 32)
     for encoder, field in (("vgg16", 212), ("resnet18", 435), ("inceptionresnetv2", 3039)):
         assert receptive_field(build("fcn", 5, encoder=encoder, head="linear", skips="32s")) == field
 
 
 def test_skips_and_heads_widen_the_field() -> None:
-    deep, _ = recurrence(resnet("resnet18"))
+    deep, _ = field_recurrence(resnet_layers("resnet18"))
     # Interpolation takes two neighbours: of stride 32, then of stride 16, and these of three of stride 32 in all.
     assert receptive_field(build("fcn", 5, head="linear", skips="16s")) == deep + 32
     assert receptive_field(build("fcn", 5, head="linear", skips="8s")) == deep + 2 * 32
-    d6, _ = recurrence([*resnet("resnet18", 8), (3, 1, 6), (3, 1, 6), (3, 1, 1)])
+    d6, _ = field_recurrence([*resnet_layers("resnet18", 8), (3, 1, 6), (3, 1, 6), (3, 1, 1)])
     assert receptive_field(build("fcn", 5, head="d6", output_stride=8)) == d6
 
 
@@ -90,18 +90,18 @@ def test_skips_and_heads_widen_the_field() -> None:
     ],
     ids=str,
 )
-def test_global_means_and_attention_see_the_whole_picture(name: str, options: dict[str, Any]) -> None:
+def test_global_means_and_attention_see_the_whole_image(name: str, options: dict[str, Any]) -> None:
     assert receptive_field(build(name, 5, **options)) is None
 
 
 def test_windowed_attention_sees_its_windows() -> None:
     """Four columns are a token, eight tokens a window, shifted by half: at the edges alone it is rolled around."""
-    body = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), Windows(), Windows(), nn.Conv2d(4, 2, 1))
-    assert receptive_field(network(body)) == 4 * 8
-    assert receptive_field(network(nn.Sequential(body, nn.Conv2d(2, 2, 3, padding=1)))) == 4 * 16
+    body = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), WindowAttention(), WindowAttention(), nn.Conv2d(4, 2, 1))
+    assert receptive_field(wrap_body(body)) == 4 * 8
+    assert receptive_field(wrap_body(nn.Sequential(body, nn.Conv2d(2, 2, 3, padding=1)))) == 4 * 16
 
 
-class Then(nn.Module):
+class Lambda(nn.Module):
     """A function as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -112,7 +112,7 @@ class Then(nn.Module):
         return self.function(maps)
 
 
-class Windows(nn.Module):
+class WindowAttention(nn.Module):
     """Attention within windows of eight columns, shifted by four, as in a Swin transformer."""
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Windows(nn.Module):
         return mixed.permute(0, 4, 1, 2, 3).reshape(count, channels, height, width).roll(4, 3)
 
 
-def written_in_place(maps: Tensor) -> Tensor:
+def add_in_place(maps: Tensor) -> Tensor:
     maps = F.conv2d(maps, torch.ones(3, 3, 1, 3, dtype=maps.dtype, device=maps.device), padding=(0, 1))
     maps[:, :1] += F.avg_pool2d(maps[:, 1:2].clone(), (1, 9), 1, (0, 4))
     return maps.mean(1, keepdim=True)
@@ -140,53 +140,53 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "a maximum": lambda: nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
     "a mean": lambda: nn.AvgPool2d(4, 3, padding=1, ceil_mode=True, count_include_pad=False),
     "a mean in cells": lambda: nn.AdaptiveAvgPool2d((3, 5)),
-    "bilinear, larger": lambda: Then(lambda maps: upsample(maps, (HEIGHT * 2, 300))),
-    "bilinear, smaller": lambda: Then(lambda maps: upsample(maps, (16, 50))),
+    "bilinear, larger": lambda: Lambda(lambda maps: upsample(maps, (PROBE_HEIGHT * 2, 300))),
+    "bilinear, smaller": lambda: Lambda(lambda maps: upsample(maps, (16, 50))),
     "bilinear on corners": lambda: nn.UpsamplingBilinear2d(scale_factor=4),
     "bicubic": lambda: nn.Upsample(scale_factor=2, mode="bicubic"),
     "nearest": lambda: nn.Sequential(nn.AvgPool2d(3, 2), nn.UpsamplingNearest2d(scale_factor=2)),
     "pixel shuffle": lambda: nn.Sequential(nn.PixelUnshuffle(4), nn.Conv2d(48, 4, 3), nn.PixelShuffle(2)),
-    "a sum of paths": lambda: Then(lambda maps: maps + F.avg_pool2d(maps, 5, 1, 2)),
-    "a stack of paths": lambda: Then(lambda maps: torch.cat([maps, F.avg_pool2d(maps, (1, 9), 1, (0, 4))], 1)),
-    "a part": lambda: Then(lambda maps: F.pad(maps[..., 3::2], (5, 1))),
-    "parts": lambda: Then(lambda maps: torch.stack(maps.chunk(3, 1)[:2]).sum(0) * 2),
-    "a global mean": lambda: Then(lambda maps: maps * maps.mean((2, 3), keepdim=True)),
-    "channels last": lambda: Then(lambda maps: F.layer_norm(maps.permute(0, 2, 3, 1), (3,)).permute(0, 3, 1, 2)),
+    "a sum of paths": lambda: Lambda(lambda maps: maps + F.avg_pool2d(maps, 5, 1, 2)),
+    "a stack of paths": lambda: Lambda(lambda maps: torch.cat([maps, F.avg_pool2d(maps, (1, 9), 1, (0, 4))], 1)),
+    "a part": lambda: Lambda(lambda maps: F.pad(maps[..., 3::2], (5, 1))),
+    "parts": lambda: Lambda(lambda maps: torch.stack(maps.chunk(3, 1)[:2]).sum(0) * 2),
+    "a global mean": lambda: Lambda(lambda maps: maps * maps.mean((2, 3), keepdim=True)),
+    "channels last": lambda: Lambda(lambda maps: F.layer_norm(maps.permute(0, 2, 3, 1), (3,)).permute(0, 3, 1, 2)),
     "an instance norm": lambda: nn.InstanceNorm2d(3),
     "a group norm": lambda: nn.GroupNorm(1, 3),
-    "a softmax": lambda: Then(lambda maps: F.softmax(F.avg_pool2d(maps, 1, 2), 3)),
-    "windows": Windows,
-    "in place": lambda: Then(written_in_place),
+    "a softmax": lambda: Lambda(lambda maps: F.softmax(F.avg_pool2d(maps, 1, 2), 3)),
+    "windows": WindowAttention,
+    "in place": lambda: Lambda(add_in_place),
 }
 
 
 # The gradient of a maximum chooses one pixel; and what a part is written into counts as seeing all that the part sees.
-CAUTIOUS = ("a maximum", "in place")
+OVERESTIMATED = ("a maximum", "in place")
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_rules_agree_with_gradients(name: str) -> None:
-    """Random weights and pictures: a gradient is zero outside of the field, and not at its ends."""
+    """Random weights and images: a gradient is zero outside of the field, and not at its ends."""
     torch.manual_seed(0)
     body, width = OPERATIONS[name]().double().eval(), 128
-    fields = Fields()
+    fields = ReceptiveFieldMode()
     with torch.no_grad():
-        picture = fields.strip(width)
+        image = fields.make_probe_image(width)
         with fields:
-            maps = on_meta(body)(picture)
+            maps = copy_to_meta(body)(image)
     reach = fields.reaches[maps].expand(maps.shape)
-    assert not fields.unknown
-    images = torch.rand(1, 3, HEIGHT, width, dtype=torch.float64, requires_grad=True)
+    assert not fields.unsupported_operations
+    images = torch.rand(1, 3, PROBE_HEIGHT, width, dtype=torch.float64, requires_grad=True)
     answers = body(images)
     row = answers.shape[2] // 2
     for column in {0, 1, answers.shape[3] // 3, answers.shape[3] // 2 + 1, answers.shape[3] - 1}:
         last, first = reach[0, :, row, column].max(), -reach[1, :, row, column].max()
-        first, last = first.clamp(min=0), last.clamp(max=width - 1)  # a cautious rule may look beyond the picture
+        first, last = first.clamp(min=0), last.clamp(max=width - 1)  # a cautious rule may look beyond the image
         # Of random channels: an even sum of all of them is what a norm makes constant.
         score = (answers[0, :, row, column] * torch.rand(answers.shape[1], dtype=torch.float64)).sum()
         (gradient,) = torch.autograd.grad(score, images, retain_graph=True)
         found = gradient.abs().amax((0, 1, 2)).nonzero().flatten()
-        if name in CAUTIOUS:
+        if name in OVERESTIMATED:
             assert first <= found.min() and found.max() <= last
         elif found.numel():
             assert (first, last) == (found.min(), found.max()), column
@@ -197,13 +197,13 @@ def test_the_rules_agree_with_gradients(name: str) -> None:
 def test_a_dilated_maximum_sees_as_its_kernel_lies() -> None:
     """The gradient of a maximum is no help, so it is lit up pixel by pixel."""
     pool = nn.MaxPool2d(3, 2, padding=1, dilation=2)
-    fields = Fields()
+    fields = ReceptiveFieldMode()
     with torch.no_grad():
-        picture = fields.strip(64)
+        image = fields.make_probe_image(64)
         with fields:
-            maps = pool(picture)
+            maps = pool(image)
     reach = fields.reaches[maps].expand(maps.shape)
-    lit = torch.eye(64).view(64, 1, 1, 64).expand(64, 1, HEIGHT, 64)
+    lit = torch.eye(64).view(64, 1, 1, 64).expand(64, 1, PROBE_HEIGHT, 64)
     seen = pool(lit)[:, 0, 16]  # by lit pixel, by answer
     for column in range(seen.shape[1]):
         found = seen[:, column].nonzero().flatten()
@@ -212,17 +212,17 @@ def test_a_dilated_maximum_sees_as_its_kernel_lies() -> None:
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_operation_of_every_architecture_has_a_rule(name: str) -> None:
-    fields = Fields()
-    body = on_meta(build(name, 5).body)
+    fields = ReceptiveFieldMode()
+    body = copy_to_meta(build(name, 5).body)
     with torch.no_grad():
-        picture = fields.strip(128)
+        image = fields.make_probe_image(128)
         with fields:
-            body(picture)
-    assert not fields.unknown
+            body(image)
+    assert not fields.unsupported_operations
 
 
 def test_an_operation_without_a_rule_sees_everything() -> None:
-    assert receptive_field(network(Then(lambda maps: maps.cumsum(3)))) is None
+    assert receptive_field(wrap_body(Lambda(lambda maps: maps.cumsum(3)))) is None
 
 
 def test_parameters_of_torchvisions_resnet18_with_an_fcn_head() -> None:
@@ -240,8 +240,8 @@ def test_parameters_of_torchvisions_resnet18_with_an_fcn_head() -> None:
     assert count == 11_689_512 - 513_000  # torchvision's own figure, without its classifier of 1000
     count += convolution(512, 128, 3) + 128 * 5 + 5
     net = build("fcn", 5, encoder="resnet18", head="fcn", skips="32s")
-    assert parameters(net) == count
-    assert parameters(build("fcn", 5, encoder="resnet18", head="fcn", skips="32s", aux=True)) > count
+    assert count_parameters(net) == count
+    assert count_parameters(build("fcn", 5, encoder="resnet18", head="fcn", skips="32s", aux=True)) > count
 
 
 def test_gflop_by_hand() -> None:
@@ -254,9 +254,9 @@ def test_gflop_by_hand() -> None:
     )
     half = 192 * 256  # positions at stride 2 of 384 x 512
     count = 2 * half * (3 * 8 * 9 + 8 * 9 + 8 * 5 + 5 * 5 * 16)
-    assert gflop(network(body), SIZE) == pytest.approx(count / 1e9)
-    assert gflop(network(body), (384, 512)) == gflop(network(body), SIZE)
-    assert stride(network(body)) == 1
+    assert count_gflops(wrap_body(body), SIZE) == pytest.approx(count / 1e9)
+    assert count_gflops(wrap_body(body), (384, 512)) == count_gflops(wrap_body(body), SIZE)
+    assert logit_stride(wrap_body(body)) == 1
 
 
 @pytest.mark.parametrize(
@@ -270,13 +270,13 @@ def test_gflop_by_hand() -> None:
     ids=str,
 )
 def test_stride(options: dict[str, Any], pixels: int) -> None:
-    assert stride(build("fcn", 5, **options)) == pixels
+    assert logit_stride(build("fcn", 5, **options)) == pixels
 
 
 def test_measuring_leaves_the_network_alone() -> None:
     net = build("fcn", 5).train()
     before = copy.deepcopy(net.state_dict())
-    measures = receptive_field(net), gflop(net, SIZE), stride(net), stages(net, SIZE)
+    measures = receptive_field(net), count_gflops(net, SIZE), logit_stride(net), list_stages(net, SIZE)
     assert net.training and all(measures)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())

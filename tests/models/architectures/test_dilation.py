@@ -13,9 +13,9 @@ from timm.layers.conv2d_same import Conv2dSame
 from torch import Tensor, nn
 
 from models.architectures import encoders
-from models.architectures.dilation import dilate
+from models.architectures.dilation import replace_strides_with_dilation
 from models.errors import ConfigError
-from tests.fixtures_networks import difference, dilation_error, pictures, settle
+from tests.fixtures_networks import calibrate_norms, dilation_error, max_relative_difference, sample_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,28 +28,28 @@ EXACT_SLOW = [
     "alexnet", "resnet50", "resnext50_32x4d", "vgg11", "vgg11_bn", "densenet121", "xception", "inceptionv4", "inceptionresnetv2",
     "dpn68", "mobileone_s0", "tu-resnet50d", "tu-res2net50_14w_8s", "tu-dla34", "tu-darknet17", "tu-repvgg_a0",
 ]  # fmt: skip
-# With squeeze-and-excitation, or a norm over the whole picture.
-MEANS = ["efficientnet-b0", "tu-regnety_002", "tu-mobilenetv3_small_050"]
-MEANS_SLOW = ["efficientnet-b3", "se_resnet50", "mobileone_s4", "tu-tf_efficientnet_b0", "tu-poolformer_s12"]
+# With squeeze-and-excitation, or a norm over the whole image.
+GLOBAL_POOLING = ["efficientnet-b0", "tu-regnety_002", "tu-mobilenetv3_small_050"]
+GLOBAL_POOLING_SLOW = ["efficientnet-b3", "se_resnet50", "mobileone_s4", "tu-tf_efficientnet_b0", "tu-poolformer_s12"]
 # With attention from everywhere to everywhere: by how much at most, with random weights.
 ATTENTION = {"tu-edgenext_xx_small": 0.01, "mit_b0": 0.05}
 
 
-def slow(names: list[str]) -> list[Any]:
+def mark_slow(names: list[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
-@pytest.mark.parametrize("name", [*EXACT, *slow(EXACT_SLOW)])
+@pytest.mark.parametrize("name", [*EXACT, *mark_slow(EXACT_SLOW)])
 def test_the_old_positions_keep_their_values(name: str, output_stride: int) -> None:
     assert dilation_error(name, output_stride, SIZE) < ROUNDING
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
-@pytest.mark.parametrize("name", [*MEANS, *slow(MEANS_SLOW)])
-def test_they_change_by_means_over_the_picture_alone(name: str, output_stride: int) -> None:
+@pytest.mark.parametrize("name", [*GLOBAL_POOLING, *mark_slow(GLOBAL_POOLING_SLOW)])
+def test_they_change_by_means_over_the_image_alone(name: str, output_stride: int) -> None:
     assert dilation_error(name, output_stride, SIZE) > ROUNDING
-    assert dilation_error(name, output_stride, SIZE, still=True) < ROUNDING
+    assert dilation_error(name, output_stride, SIZE, constant_pooling=True) < ROUNDING
 
 
 @pytest.mark.parametrize("output_stride", [16, 8])
@@ -61,17 +61,17 @@ def test_attention_changes_them_a_little(name: str, output_stride: int) -> None:
 @torch.no_grad()
 def test_smp_does_not_keep_them_and_so_ours_exists() -> None:
     torch.manual_seed(0)
-    x = (pictures(*SIZE).double().permute(0, 3, 1, 2) - 128) / 64
-    strided = settle(encoders.build("resnet50").double(), x)
+    x = (sample_images(*SIZE).double().permute(0, 3, 1, 2) - 128) / 64
+    strided = calibrate_norms(encoders.build("resnet50").double(), x)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = smp.encoders.get_encoder("resnet50", weights=None, output_stride=16).double().eval()
     nn.Module.load_state_dict(theirs, strided.state_dict())
-    assert difference(strided(x), theirs(x), 16) > 0.1
+    assert max_relative_difference(strided(x), theirs(x), 16) > 0.1
     assert dilation_error("resnet50", 16, SIZE) < ROUNDING
 
 
-class Toy(nn.Module):
+class ToyEncoder(nn.Module):
     """Five layers that halve their map, each followed by one that keeps it."""
 
     def __init__(self, halving: list[nn.Module], keeping: list[nn.Module]) -> None:
@@ -85,7 +85,7 @@ class Toy(nn.Module):
         return maps
 
 
-HALVING = {
+STRIDED_LAYERS = {
     "conv1": lambda: nn.Conv2d(3, 3, 1, stride=2),
     "conv2": lambda: nn.Conv2d(3, 3, 2, stride=2),
     "conv3": lambda: nn.Conv2d(3, 3, 3, stride=2, padding=1),
@@ -103,7 +103,7 @@ HALVING = {
     "mean3": lambda: nn.AvgPool2d(3, stride=2, padding=1),
     "mean3 of what is there": lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
 }
-KEEPING = {
+UNSTRIDED_LAYERS = {
     "conv1": lambda: nn.Conv2d(3, 3, 1),
     "conv3": lambda: nn.Conv2d(3, 3, 3, padding=1),
     "conv3 same": lambda: nn.Conv2d(3, 3, 3, padding="same"),
@@ -119,18 +119,22 @@ KEEPING = {
 
 @settings(max_examples=60, deadline=None)
 @given(
-    halving=st.lists(st.sampled_from(sorted(HALVING)), min_size=5, max_size=5),
-    keeping=st.lists(st.sampled_from(sorted(KEEPING)), min_size=5, max_size=5),
+    halving=st.lists(st.sampled_from(sorted(STRIDED_LAYERS)), min_size=5, max_size=5),
+    keeping=st.lists(st.sampled_from(sorted(UNSTRIDED_LAYERS)), min_size=5, max_size=5),
     output_stride=st.sampled_from([4, 8, 16]),
 )
 @torch.no_grad()
 def test_any_chain_of_layers_keeps_its_values(halving: list[str], keeping: list[str], output_stride: int) -> None:
     torch.manual_seed(0)
-    toy = Toy([HALVING[name]() for name in halving], [KEEPING[name]() for name in keeping]).double().eval()
+    toy = (
+        ToyEncoder([STRIDED_LAYERS[name]() for name in halving], [UNSTRIDED_LAYERS[name]() for name in keeping])
+        .double()
+        .eval()
+    )
     x = torch.randn(1, 3, *SIZE, dtype=torch.float64)
     before = toy(x)
-    dilate(toy, output_stride)
-    assert difference(before, toy(x), output_stride) < ROUNDING
+    replace_strides_with_dilation(toy, output_stride)
+    assert max_relative_difference(before, toy(x), output_stride) < ROUNDING
 
 
 def test_the_layer_that_loses_its_stride_keeps_its_dilation() -> None:
@@ -149,11 +153,11 @@ def test_the_layer_that_loses_its_stride_keeps_its_dilation() -> None:
 
 
 def test_a_stride_behind_a_pad_of_its_own_is_refused() -> None:
-    toy = Toy(
+    toy = ToyEncoder(
         [nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(3, 3, 3, stride=2)) for _ in range(5)], [nn.Identity()] * 5
     )
     with pytest.raises(ConfigError, match="have the strides"):
-        dilate(toy, 8)
+        replace_strides_with_dilation(toy, 8)
 
 
 @pytest.mark.parametrize("name", ["tu-hrnet_w18_small", "tu-swin_tiny_patch4_window7_224"])

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.architectures import build, encoders
-from models.architectures.alexnet import AlexNet, from_classifier
-from models.architectures.prune import trim
+from models.architectures.alexnet import AlexNetEncoder, convert_classifier_weights
+from models.architectures.prune import prune_unused_layers
 from models.errors import ConfigError
 from tests.fixtures_networks import CLASSES
 
@@ -23,11 +23,11 @@ SLOW = [
 ]  # fmt: skip
 
 
-def all_of_them() -> list[object]:
+def encoder_params() -> list[object]:
     return [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 
-@pytest.mark.parametrize("name", all_of_them())
+@pytest.mark.parametrize("name", encoder_params())
 @torch.no_grad()
 def test_maps_are_as_fine_and_wide_as_is_said(name: str) -> None:
     encoder = encoders.build(name).eval()
@@ -37,16 +37,16 @@ def test_maps_are_as_fine_and_wide_as_is_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("depth", [5, 4, 3])
-@pytest.mark.parametrize("name", all_of_them())
+@pytest.mark.parametrize("name", encoder_params())
 def test_trimmed_an_encoder_says_the_same_and_nothing_in_it_is_idle(name: str, depth: int) -> None:
     encoder = encoders.build(name, 2**depth, depth=depth).eval()
     if name == "alexnet" and depth < 5:  # it is one network, of one depth
         with pytest.raises(ConfigError, match="alexnet gives no feature maps that a segmentation network needs"):
-            trim(encoder, name, 2**depth)
+            prune_unused_layers(encoder, name, 2**depth)
         return
     images = torch.randn(2, 3, 64, 128)
     before = encoder(images)
-    trim(encoder, name, 2**depth)
+    prune_unused_layers(encoder, name, 2**depth)
     after = encoder(images)
     assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
     torch.stack([one.sum() for one in after]).sum().backward()
@@ -72,7 +72,7 @@ def test_a_network_can_be_built_where_nothing_is_computed() -> None:
 
 
 def test_every_name_of_smp_is_offered_once() -> None:
-    names = encoders.names()
+    names = encoders.encoder_names()
     assert len(names) == len(set(names)) > 1000
     assert {name for name in smp.encoders.encoders if not name.startswith("timm-")} < set(names)
     assert {"alexnet", "tu-resnet50", "tu-convnext_tiny"} < set(names)
@@ -106,14 +106,14 @@ def classifier() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def alexnet(classifier: nn.Module) -> AlexNet:
-    network = AlexNet().double().eval()
-    network.load_state_dict(from_classifier(classifier.state_dict()), strict=True)
+def alexnet(classifier: nn.Module) -> AlexNetEncoder:
+    network = AlexNetEncoder().double().eval()
+    network.load_state_dict(convert_classifier_weights(classifier.state_dict()), strict=True)
     return network
 
 
 @torch.no_grad()
-def test_fc6_and_fc7_are_the_classifiers_as_convolutions(classifier: nn.Module, alexnet: AlexNet) -> None:
+def test_fc6_and_fc7_are_the_classifiers_as_convolutions(classifier: nn.Module, alexnet: AlexNetEncoder) -> None:
     pooled = classifier.features(torch.randn(2, 3, 224, 224, dtype=torch.float64))
     assert pooled.shape == (2, 256, 6, 6)
     fc6 = F.relu(classifier.classifier[1](pooled.flatten(1)))
@@ -125,13 +125,13 @@ def test_fc6_and_fc7_are_the_classifiers_as_convolutions(classifier: nn.Module, 
 
 
 @torch.no_grad()
-def test_inside_a_large_picture_alexnet_says_what_the_classifier_says_of_a_window(
-    classifier: nn.Module, alexnet: AlexNet
+def test_inside_a_large_image_alexnet_says_what_the_classifier_says_of_a_window(
+    classifier: nn.Module, alexnet: AlexNetEncoder
 ) -> None:
-    picture = torch.randn(1, 3, 480, 480, dtype=torch.float64)
+    image = torch.randn(1, 3, 480, 480, dtype=torch.float64)
     # Each layer is padded to H / stride, by 1, 4, 8 and 16 pixels more than in torchvision's, which shifts the grid.
-    maps = alexnet(picture[..., 29:, 29:])
-    theirs = classifier.features(picture)
+    maps = alexnet(image[..., 29:, 29:])
+    theirs = classifier.features(image)
     for row, column in ((6, 6), (6, 7), (7, 6)):  # far from all borders: a window is 355 pixels wide
         window = theirs[..., row - 2 : row + 4, column - 2 : column + 4]
         fc7 = F.relu(classifier.classifier[4](F.relu(classifier.classifier[1](window.flatten(1)))))

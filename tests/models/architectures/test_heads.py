@@ -15,9 +15,9 @@ from models.architectures import build
 from models.architectures.base import upsample
 from models.architectures.fcn import FCN
 from models.architectures.heads import HEADS
-from models.architectures.layers import CellMeans, LearnedUpsampling, PooledContext, convolution
+from models.architectures.layers import ExportableAdaptiveAvgPool2d, LearnedUpsampling, PoolingBranch, conv_bn_relu
 from models.errors import ConfigError
-from tests.fixtures_networks import CLASSES, flop, seeded, settle, settled
+from tests.fixtures_networks import CLASSES, calibrate_norms, calibrated_network, measure_flops, seeded_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -34,7 +34,7 @@ def test_learned_upsampling_starts_as_bilinear_at_the_borders_too(factor: int, h
 def test_learned_upsampling_learns_each_class_by_itself() -> None:
     layer = LearnedUpsampling(3, 2)
     layer(torch.randn(1, 3, 4, 4))[:, 1].square().sum().backward()
-    gradient = layer.kernels.weight.grad
+    gradient = layer.transposed_conv.weight.grad
     assert gradient is not None
     assert [bool(one.any()) for one in gradient] == [False, True, False]
 
@@ -42,7 +42,7 @@ def test_learned_upsampling_learns_each_class_by_itself() -> None:
 @pytest.mark.parametrize("options", [{}, {"output_stride": 16, "skips": "16s", "head": "linear"}, {"output_stride": 8}])
 @torch.no_grad()
 def test_with_learned_upsampling_a_network_starts_as_with_bilinear(options: dict[str, Any]) -> None:
-    plain, learned = settled("fcn", **options), settled("fcn", upsampling="learned", **options)
+    plain, learned = calibrated_network("fcn", **options), calibrated_network("fcn", upsampling="learned", **options)
     assert not learned.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
     images = torch.randint(0, 256, (1, 64, 128, 3), dtype=torch.uint8)
     labels, logits = plain(images)
@@ -57,17 +57,17 @@ def test_with_learned_upsampling_a_network_starts_as_with_bilinear(options: dict
 @given(bins=st.integers(1, 6), height=st.integers(1, 50), width=st.integers(1, 50))
 def test_cells_are_those_of_adaptive_pooling(bins: int, height: int, width: int) -> None:
     maps = torch.randn(2, 3, height, width, dtype=torch.float64)
-    torch.testing.assert_close(CellMeans(bins)(maps), F.adaptive_avg_pool2d(maps, bins))
+    torch.testing.assert_close(ExportableAdaptiveAvgPool2d(bins)(maps), F.adaptive_avg_pool2d(maps, bins))
 
 
 @torch.no_grad()
 def test_context_of_one_bin_is_the_same_everywhere() -> None:
-    found = PooledContext(4, 3, bins=1)(torch.randn(1, 4, 5, 7))
+    found = PoolingBranch(4, 3, bins=1)(torch.randn(1, 4, 5, 7))
     assert found.shape == (1, 3, 5, 7)
     torch.testing.assert_close(found, found[..., :1, :1].expand_as(found))
 
 
-def taps(module: nn.Module, channels: int, side: int) -> list[int]:
+def kernel_taps(module: nn.Module, channels: int, side: int) -> list[int]:
     """The rows, relative to its own, that the middle output of a module reads."""
     maps = torch.randn(1, channels, side, side, requires_grad=True)
     module.eval()(maps)[..., side // 2, side // 2].sum().backward()
@@ -82,20 +82,20 @@ def test_aspp_looks_as_far_as_the_paper_says(stride: int, rates: list[int], sepa
     head, features = HEADS["aspp"].build(16, stride, separable)
     one, *wide, _ = head[0].branches
     assert features == 256
-    assert taps(one, 16, 81) == [0]
+    assert kernel_taps(one, 16, 81) == [0]
     for rate, branch in zip(rates, wide, strict=True):
-        assert taps(branch, 16, 81) == [-rate, 0, rate]
-    assert len(taps(head, 16, 81)) == 81  # by the mean of the picture
+        assert kernel_taps(branch, 16, 81) == [-rate, 0, rate]
+    assert len(kernel_taps(head, 16, 81)) == 81  # by the mean of the image
 
 
 @pytest.mark.parametrize("separable", [False, True])
 def test_d6_spans_27_positions(separable: bool) -> None:
     head, features = HEADS["d6"].build(64, 16, separable)
     torch.manual_seed(0)
-    settle(head, torch.randn(4, 64, 16, 16))
+    calibrate_norms(head, torch.randn(4, 64, 16, 16))
     assert features == 16
     # Two kernels of dilation 6 reach 12 both ways, and the one that joins them 1 more; between them are gaps.
-    assert taps(head, 64, 61) == [middle + side for middle in (-12, -6, 0, 6, 12) for side in (-1, 0, 1)]
+    assert kernel_taps(head, 64, 61) == [middle + side for middle in (-12, -6, 0, 6, 12) for side in (-1, 0, 1)]
 
 
 @torch.no_grad()
@@ -113,18 +113,20 @@ def test_psp_has_the_cells_of_the_paper() -> None:
 
 def test_a_separable_kernel_costs_a_ninth() -> None:
     plain, separable = (
-        flop(convolution(512, 512, separable=each), torch.empty(1, 512, 16, 16)) for each in (False, True)
+        measure_flops(conv_bn_relu(512, 512, separable=each), torch.empty(1, 512, 16, 16)) for each in (False, True)
     )
     assert plain == 2 * 9 * 512 * 512 * 16 * 16
     assert separable == 2 * (9 * 512 + 512 * 512) * 16 * 16  # 1/9 + 1/512
     for head in ("fcn", "d6", "aspp", "psp"):
         # ASPP keeps its 1x1 branches as they are.
         maps = torch.empty(1, 512, 16, 16)
-        ratio = flop(HEADS[head].build(512, 16, True)[0], maps) / flop(HEADS[head].build(512, 16, False)[0], maps)
+        ratio = measure_flops(HEADS[head].build(512, 16, True)[0], maps) / measure_flops(
+            HEADS[head].build(512, 16, False)[0], maps
+        )
         assert ratio < (0.25 if head == "aspp" else 0.15), head
 
 
-def deviations(network: FCN, part: str) -> list[tuple[float, nn.Conv2d]]:
+def kernel_deviations(network: FCN, part: str) -> list[tuple[float, nn.Conv2d]]:
     """The standard deviation of each large kernel of a part of the network."""
     layers = [layer for layer in getattr(network, part).modules() if isinstance(layer, nn.Conv2d)]
     found = [(float(layer.weight.detach().std()), layer) for layer in layers if layer.weight.numel() > 10_000]
@@ -135,9 +137,9 @@ def deviations(network: FCN, part: str) -> list[tuple[float, nn.Conv2d]]:
 @pytest.mark.parametrize("head", ["fcn", "d6", "aspp", "psp"])
 @pytest.mark.parametrize("init", ["kaiming", "xavier"])
 def test_heads_start_by_the_rule_that_was_asked_for(head: str, init: str) -> None:
-    body = seeded("fcn", head=head, init=init, aux=True).body
+    body = seeded_network("fcn", head=head, init=init, aux=True).body
     for part in ("head", "aux_head"):
-        for found, layer in deviations(body, part):
+        for found, layer in kernel_deviations(body, part):
             area = layer.kernel_size[0] * layer.kernel_size[1] / layer.groups
             fan_in, fan_out = layer.in_channels * area, layer.out_channels * area
             wanted = math.sqrt(2 / fan_in) if init == "kaiming" else math.sqrt(2 / (fan_in + fan_out))
@@ -147,24 +149,26 @@ def test_heads_start_by_the_rule_that_was_asked_for(head: str, init: str) -> Non
 
 
 def test_xavier_starts_the_encoder_too() -> None:
-    for found, layer in deviations(seeded("fcn", init="xavier").body, "encoder"):
+    for found, layer in kernel_deviations(seeded_network("fcn", init="xavier").body, "encoder"):
         area = layer.kernel_size[0] * layer.kernel_size[1]
         assert found == pytest.approx(math.sqrt(2 / (area * (layer.in_channels + layer.out_channels))), rel=0.03)
 
 
 @torch.no_grad()
 def test_dropout_drops_its_share_and_only_in_training() -> None:
-    network = settled("fcn", dropout=0.9)
+    network = calibrated_network("fcn", dropout=0.9)
     images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
     assert torch.equal(network(images)[1], network(images)[1])
     network.body.dropout.train()
     assert not torch.equal(network(images)[1], network(images)[1])
     dropped = network.body.dropout(torch.ones(1, 100, 10, 10))
     assert 0.85 < float((dropped == 0).float().mean()) < 0.95
-    assert not any(isinstance(layer, nn.Dropout) and layer.p for layer in seeded("fcn", dropout=0).body.modules())
+    assert not any(
+        isinstance(layer, nn.Dropout) and layer.p for layer in seeded_network("fcn", dropout=0).body.modules()
+    )
 
 
-def doubled(scores: np.ndarray) -> np.ndarray:
+def upsample_2x(scores: np.ndarray) -> np.ndarray:
     """C x h x w -> C x 2h x 2w: each new pixel lies a quarter of an old one off its centre; edges repeat."""
     for axis in (1, 2):
         last = scores.shape[axis] - 1
@@ -178,7 +182,7 @@ def doubled(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-def scored(layer: nn.Conv2d, features: Tensor) -> np.ndarray:
+def apply_conv1x1(layer: nn.Conv2d, features: Tensor) -> np.ndarray:
     """A 1x1 convolution, written as the matrix product that it is."""
     assert layer.bias is not None
     weight, bias = layer.weight.double().numpy()[:, :, 0, 0], layer.bias.double().numpy()
@@ -188,13 +192,13 @@ def scored(layer: nn.Conv2d, features: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("head", ["linear", "fcn"])
 @torch.no_grad()
 def test_fcn_8s_sums_as_the_paper_does(head: str) -> None:
-    body = settled("fcn", encoder="resnet18", output_stride=32, skips="8s", head=head).body
+    body = calibrated_network("fcn", encoder="resnet18", output_stride=32, skips="8s", head=head).body
     maps = body.encoder(torch.randn(1, 3, 96, 160))
     assert [one.shape[1] for one in maps[3:]] == [128, 256, 512]
     score_8, score_16 = body.skip_scores
-    expected = scored(body.score, body.head(maps[5]))
-    expected = doubled(expected) + scored(score_16, maps[4])
-    expected = doubled(expected) + scored(score_8, maps[3])
+    expected = apply_conv1x1(body.score, body.head(maps[5]))
+    expected = upsample_2x(expected) + apply_conv1x1(score_16, maps[4])
+    expected = upsample_2x(expected) + apply_conv1x1(score_8, maps[3])
     found = body.decode(maps)[0].numpy()
     assert found.shape == (CLASSES, 12, 20)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -8,36 +8,36 @@ from torch import Tensor, nn
 
 from models.architectures import build
 from models.architectures.base import Network, upsample
-from models.architectures.smp_models import NETWORKS as SMP_NETWORKS
-from models.architectures.torchvision_models import KEYS, NETWORKS
+from models.architectures.smp_models import SMP_MODELS as SMP_NETWORKS
+from models.architectures.torchvision_models import FCN_KEY_PREFIXES, MODEL_BACKBONES
 from models.errors import ConfigError, WeightsError
-from tests.fixtures_networks import flop, pictures, seeded, settle
+from tests.fixtures_networks import calibrate_norms, measure_flops, sample_images, seeded_network
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = 21
 
 
-def theirs(name: str) -> nn.Module:
+def torchvision_model(name: str) -> nn.Module:
     """torchvision's own network with random weights that answers as a trained one."""
     torch.manual_seed(0)
     network = library.get_model(name, weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=True)
     with torch.no_grad():
-        settle(network, ours().normalised(pictures(96, 128).permute(0, 3, 1, 2)))
+        calibrate_norms(network, equivalent_fcn().normalise(sample_images(96, 128).permute(0, 3, 1, 2)))
     return network
 
 
-def ours(encoder: str = "resnet18") -> Network:
+def equivalent_fcn(encoder: str = "resnet18") -> Network:
     options = {"encoder": encoder, "output_stride": 8, "skips": "32s", "aux": True}
     return build("fcn", CLASSES, **options).eval()
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """torchvision's names -> ours, each by the one key that fits."""
     found = {}
     for name, value in state.items():
-        (old,) = [each for each in KEYS if name.startswith(each)]
-        found[KEYS[old] + name.removeprefix(old)] = value
+        (old,) = [each for each in FCN_KEY_PREFIXES if name.startswith(each)]
+        found[FCN_KEY_PREFIXES[old] + name.removeprefix(old)] = value
     return found
 
 
@@ -45,11 +45,11 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize("encoder", ["resnet50", "resnet101"])
 @torch.no_grad()
 def test_torchvisions_fcn_is_ours(encoder: str, size: tuple[int, int]) -> None:
-    original, network = theirs(f"fcn_{encoder}"), ours(encoder)
-    network.body.load_state_dict(renamed(original.state_dict()), strict=True)
-    images = pictures(*size)[1:3]
+    original, network = torchvision_model(f"fcn_{encoder}"), equivalent_fcn(encoder)
+    network.body.load_state_dict(convert_keys(original.state_dict()), strict=True)
+    images = sample_images(*size)[1:3]
     # Contiguous as in the network: another memory format is another order of sums.
-    planes = network.normalised(images.permute(0, 3, 1, 2).contiguous())
+    planes = network.normalise(images.permute(0, 3, 1, 2).contiguous())
     maps, expected = original.backbone(planes), original(planes)
     scores, aux = network.body.training_logits(planes)
     for found, wanted in (
@@ -64,22 +64,22 @@ def test_torchvisions_fcn_is_ours(encoder: str, size: tuple[int, int]) -> None:
     assert len(expected["out"].argmax(dim=1).unique()) > 1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", MODEL_BACKBONES)
 def test_their_parameters_and_work_are_those_that_torchvision_tells(name: str) -> None:
     known = library.get_model_weights(name)["DEFAULT"].meta
     network = build(f"torchvision/{name}", CLASSES, aux=not name.startswith("lraspp"))
     assert sum(each.numel() for each in network.parameters()) == known["num_params"]
     # It tells pairs of a multiplication and an addition, in billions, at 520 x 520 pixels, with the auxiliary head.
-    pairs = flop(network.body, torch.empty(1, 3, 520, 520), "training_logits") / 2e9
+    pairs = measure_flops(network.body, torch.empty(1, 3, 520, 520), "training_logits") / 2e9
     assert pairs == pytest.approx(known["_ops"], rel=0.001)
 
 
 def test_ours_has_as_many_parameters_and_as_much_work() -> None:
-    network = ours("resnet50")
+    network = equivalent_fcn("resnet50")
     assert sum(each.numel() for each in network.parameters()) == 35_322_218
     plain = build("fcn", CLASSES, encoder="resnet50", output_stride=8, skips="32s")
     assert sum(each.numel() for each in plain.parameters()) == 32_957_013
-    pairs = flop(network.body, torch.empty(1, 3, 520, 520), "training_logits") / 2e9
+    pairs = measure_flops(network.body, torch.empty(1, 3, 520, 520), "training_logits") / 2e9
     assert pairs == pytest.approx(152.717, rel=0.001)
 
 
@@ -87,10 +87,10 @@ def test_ours_has_as_many_parameters_and_as_much_work() -> None:
 @torch.no_grad()
 def test_smps_networks_are_smps(name: str) -> None:
     """Where nothing is dilated, smp's weights give smp's scores; its own upsampling of them is left out."""
-    network = seeded(f"smp/{name}", encoder="resnet34")
-    original = getattr(smp, name)(encoder_name="resnet34", encoder_weights=None, classes=network.classes)
-    planes = network.normalised(pictures(64, 128).permute(0, 3, 1, 2))
-    settle(original, planes)
+    network = seeded_network(f"smp/{name}", encoder="resnet34")
+    original = getattr(smp, name)(encoder_name="resnet34", encoder_weights=None, classes=network.num_classes)
+    planes = network.normalise(sample_images(64, 128).permute(0, 3, 1, 2))
+    calibrate_norms(original, planes)
     original.segmentation_head[1] = nn.Identity()
     known = original.state_dict()
     if name == "PSPNet":  # its encoder ends at stride 8

@@ -14,15 +14,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.architectures import build
-from models.architectures.base import MEAN, STD
-from models.architectures.encoders import normalisation, pretrained
-from models.architectures.weight_files import read
+from models.architectures.base import IMAGENET_MEAN, IMAGENET_STD
+from models.architectures.encoders import fetch_pretrained, normalisation
+from models.architectures.weight_files import read_state_dict
 from models.errors import WeightsError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-class Evil:
+class MaliciousPickle:
     def __reduce__(self) -> Any:
         return os.mkdir, ("ran",)
 
@@ -34,11 +34,11 @@ def test_nothing_that_stands_in_a_file_is_run(how: str, tmp_path: Path, monkeypa
     if how == "whole module":
         torch.save(torchvision.models.alexnet(num_classes=2), file)
     elif how == "code":
-        torch.save({"state_dict": {"weight": torch.zeros(1)}, "extra": Evil()}, file)
+        torch.save({"state_dict": {"weight": torch.zeros(1)}, "extra": MaliciousPickle()}, file)
     else:
-        file.write_bytes(pickle.dumps(Evil()))
+        file.write_bytes(pickle.dumps(MaliciousPickle()))
     with pytest.raises(WeightsError, match=r"would run code.*content = torch\.load\(FILE, weights_only=False\)"):
-        read(file)
+        read_state_dict(file)
     assert not (tmp_path / "ran").exists()
 
 
@@ -59,24 +59,24 @@ def test_what_is_no_file_of_weights(name: str, content: bytes | None, words: str
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=words):
-        read(tmp_path / name)
+        read_state_dict(tmp_path / name)
 
 
 def test_a_name_says_nothing_of_a_file(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, tmp_path / "a.bin")
-    assert torch.equal(read(tmp_path / "a.bin")["weight"], torch.ones(3))
+    assert torch.equal(read_state_dict(tmp_path / "a.bin")["weight"], torch.ones(3))
     torch.save({"weight": torch.ones(3)}, tmp_path / "b.safetensors")
-    assert torch.equal(read(tmp_path / "b.safetensors")["weight"], torch.ones(3))
+    assert torch.equal(read_state_dict(tmp_path / "b.safetensors")["weight"], torch.ones(3))
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(9999)}, tmp_path / "a.pth")
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:20000])
     with pytest.raises(WeightsError, match="is damaged, or no file of weights"):
-        read(tmp_path / "a.pth")
+        read_state_dict(tmp_path / "a.pth")
     torch.save([1, 2, 3], tmp_path / "b.pth")
     with pytest.raises(WeightsError, match="holds no tensors by name"):
-        read(tmp_path / "b.pth")
+        read_state_dict(tmp_path / "b.pth")
 
 
 def test_an_archive_that_would_unfold_is_refused(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_an_archive_that_would_unfold_is_refused(tmp_path: Path) -> None:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
     with pytest.raises(WeightsError, match="compressed archive, as torch never writes"):
-        read(tmp_path / "b.pth")
+        read_state_dict(tmp_path / "b.pth")
 
 
 # pretrained weights
@@ -132,15 +132,15 @@ def test_names_of_weights() -> None:
         WeightsError,
         match="'imagenot' are no file, no bundle, and not known for resnet18, which has imagenet, ssl, swsl",
     ):
-        pretrained("resnet18", "imagenot")
+        fetch_pretrained("resnet18", "imagenot")
     with pytest.raises(WeightsError, match="not known for fcn_resnet50, which has imagenet"):
         build("torchvision/fcn_resnet50", 6, weights="coco")
 
 
 def test_the_normalisation_that_weights_expect() -> None:
-    assert normalisation("resnet50") == (MEAN, STD)
+    assert normalisation("resnet50") == (IMAGENET_MEAN, IMAGENET_STD)
     assert normalisation("efficientnet-b0", "advprop") == ((127.5,) * 3, (127.5,) * 3)
     assert normalisation("xception") == ((127.5,) * 3, (127.5,) * 3)
-    assert normalisation("tu-efficientnetv2_rw_t")[0] == pytest.approx(MEAN, abs=0.01)
+    assert normalisation("tu-efficientnetv2_rw_t")[0] == pytest.approx(IMAGENET_MEAN, abs=0.01)
     assert normalisation("tu-mobilevit_s") == ((0.0,) * 3, (255.0,) * 3)
     assert build("fcn", 6, encoder="xception").mean.flatten().tolist() == [127.5] * 3

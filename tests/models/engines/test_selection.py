@@ -11,32 +11,32 @@ import pytest
 
 from models.bundle import Bundle, open_bundle
 from models.engines import ENGINES, selection
-from models.engines.selection import choices, choose, offers
-from models.errors import EngineError, ParityError, TooLittleMemory
+from models.engines.selection import choose_engine, engine_choices, usable_precisions
+from models.errors import EngineError, InsufficientMemoryError, ParityError
 from models.inference.segmenter import Segmenter
-from models.spec import Quantised
+from models.spec import Int8Metrics
 
 ROOT = Path(__file__).parents[3]
-GOOD = {"openvino": {"f32": 1.0, "bf16": 0.998}, "onnxruntime": {"f32": 1.0}}
-COST = Quantised(miou=0.61, miou_float=0.612, pictures=100)
+GOOD_PARITY = {"openvino": {"f32": 1.0, "bf16": 0.998}, "onnxruntime": {"f32": 1.0}}
+INT8_METRICS = Int8Metrics(miou=0.61, float_miou=0.612, calibration_images=100)
 
-Has = dict[tuple[str, str], tuple[str, ...]]
-CPU: Has = {
+Machine = dict[tuple[str, str], tuple[str, ...]]
+CPU_MACHINE: Machine = {
     ("openvino", "cpu"): ("f32", "bf16"),
     ("onnxruntime", "cpu"): ("f32",),
     ("torch", "cpu"): ("f32", "bf16"),
 }
-INT8: Has = {**CPU, ("openvino", "cpu"): ("f32", "bf16", "int8")}
-OLD: Has = dict.fromkeys(CPU, ("f32",))
-GPU: Has = {**CPU, ("torch", "cuda"): ("f32", "bf16", "fp16"), ("onnxruntime", "cuda"): ("f32",)}
-PORTABLE: Has = {("onnxruntime", "cpu"): ("f32",)}
+INT8_MACHINE: Machine = {**CPU_MACHINE, ("openvino", "cpu"): ("f32", "bf16", "int8")}
+F32_ONLY_MACHINE: Machine = dict.fromkeys(CPU_MACHINE, ("f32",))
+GPU_MACHINE: Machine = {**CPU_MACHINE, ("torch", "cuda"): ("f32", "bf16", "fp16"), ("onnxruntime", "cuda"): ("f32",)}
+ONNXRUNTIME_ONLY_MACHINE: Machine = {("onnxruntime", "cpu"): ("f32",)}
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Has], None]:
+def fake_machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], None]:
     """A machine that has these number formats for an engine on a device: none other can be had here."""
 
-    def pretend(has: Has) -> None:
+    def pretend(has: Machine) -> None:
         for name, engine in ENGINES.items():
 
             def precisions(bundle: Bundle, device: str, name: str = name) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Has], None]:
     return pretend
 
 
-def bundle_with(tiny_bundle: Path, **facts: Any) -> Bundle:
+def bundle_with_spec(tiny_bundle: Path, **facts: Any) -> Bundle:
     opened = open_bundle(tiny_bundle)
     return replace(opened, spec=opened.spec.model_copy(update=facts))
 
@@ -58,98 +58,120 @@ def bundle_with(tiny_bundle: Path, **facts: Any) -> Bundle:
 @pytest.mark.parametrize(
     ("has", "facts", "taken"),
     [
-        (CPU, {"parity": GOOD}, ("openvino", "cpu", "bf16")),
-        (CPU, {"parity": {"openvino": {"f32": 1.0, "bf16": 0.99}}}, ("openvino", "cpu", "f32")),
-        (CPU, {"parity": {"openvino": {"f32": 1.0}}}, ("openvino", "cpu", "f32")),  # exported where there is no bf16
-        (CPU, {"parity": {}}, ("openvino", "cpu", "f32")),
-        (OLD, {"parity": GOOD}, ("openvino", "cpu", "f32")),
-        (INT8, {"parity": GOOD, "int8": COST}, ("openvino", "cpu", "int8")),
-        (INT8, {"parity": GOOD}, ("openvino", "cpu", "bf16")),  # an int8 graph that nobody has measured
-        (GPU, {"parity": GOOD}, ("torch", "cuda", "bf16")),  # measured in bf16 on another engine
-        (GPU, {"parity": {**GOOD, "torch/cuda": {"f32": 1.0, "bf16": 0.98}}}, ("torch", "cuda", "f32")),
-        (PORTABLE, {"parity": GOOD}, ("onnxruntime", "cpu", "f32")),
+        (CPU_MACHINE, {"parity": GOOD_PARITY}, ("openvino", "cpu", "bf16")),
+        (CPU_MACHINE, {"parity": {"openvino": {"f32": 1.0, "bf16": 0.99}}}, ("openvino", "cpu", "f32")),
+        (
+            CPU_MACHINE,
+            {"parity": {"openvino": {"f32": 1.0}}},
+            ("openvino", "cpu", "f32"),
+        ),  # exported where there is no bf16
+        (CPU_MACHINE, {"parity": {}}, ("openvino", "cpu", "f32")),
+        (F32_ONLY_MACHINE, {"parity": GOOD_PARITY}, ("openvino", "cpu", "f32")),
+        (INT8_MACHINE, {"parity": GOOD_PARITY, "int8": INT8_METRICS}, ("openvino", "cpu", "int8")),
+        (INT8_MACHINE, {"parity": GOOD_PARITY}, ("openvino", "cpu", "bf16")),  # an int8 graph that nobody has measured
+        (GPU_MACHINE, {"parity": GOOD_PARITY}, ("torch", "cuda", "bf16")),  # measured in bf16 on another engine
+        (GPU_MACHINE, {"parity": {**GOOD_PARITY, "torch/cuda": {"f32": 1.0, "bf16": 0.98}}}, ("torch", "cuda", "f32")),
+        (ONNXRUNTIME_ONLY_MACHINE, {"parity": GOOD_PARITY}, ("onnxruntime", "cpu", "f32")),
     ],
 )
 def test_what_auto_takes(
-    has: Has, facts: dict[str, Any], taken: tuple[str, str, str], machine: Any, tiny_bundle: Path
+    has: Machine, facts: dict[str, Any], taken: tuple[str, str, str], fake_machine: Any, tiny_bundle: Path
 ) -> None:
-    machine(has)
-    selection = choose(bundle_with(tiny_bundle, **facts))
+    fake_machine(has)
+    selection = choose_engine(bundle_with_spec(tiny_bundle, **facts))
     assert (selection.engine, selection.device, selection.precision) == taken
     assert (
-        selection.why.startswith(f"{taken[0]}: the first that can run it here") and f"; {taken[2]}: " in selection.why
+        selection.reason.startswith(f"{taken[0]}: the first that can run it here")
+        and f"; {taken[2]}: " in selection.reason
     )
 
 
 @pytest.mark.parametrize(
     ("has", "asked", "taken"),
     [
-        (GPU, {"device": "cpu"}, ("openvino", "cpu", "bf16")),
-        (GPU, {"engine": "onnxruntime"}, ("onnxruntime", "cuda", "f32")),
-        (GPU, {"engine": "openvino"}, ("openvino", "cpu", "bf16")),
-        (GPU, {"precision": "fp16"}, ("torch", "cuda", "fp16")),
-        (INT8, {"precision": "int8"}, ("openvino", "cpu", "int8")),
-        (CPU, {"engine": "torch"}, ("torch", "cpu", "bf16")),
-        (PORTABLE, {"precision": "f32"}, ("onnxruntime", "cpu", "f32")),
+        (GPU_MACHINE, {"device": "cpu"}, ("openvino", "cpu", "bf16")),
+        (GPU_MACHINE, {"engine": "onnxruntime"}, ("onnxruntime", "cuda", "f32")),
+        (GPU_MACHINE, {"engine": "openvino"}, ("openvino", "cpu", "bf16")),
+        (GPU_MACHINE, {"precision": "fp16"}, ("torch", "cuda", "fp16")),
+        (INT8_MACHINE, {"precision": "int8"}, ("openvino", "cpu", "int8")),
+        (CPU_MACHINE, {"engine": "torch"}, ("torch", "cpu", "bf16")),
+        (ONNXRUNTIME_ONLY_MACHINE, {"precision": "f32"}, ("onnxruntime", "cpu", "f32")),
     ],
 )
 def test_what_was_asked_for_is_taken(
-    has: Has, asked: dict[str, str], taken: tuple[str, str, str], machine: Any, tiny_bundle: Path
+    has: Machine, asked: dict[str, str], taken: tuple[str, str, str], fake_machine: Any, tiny_bundle: Path
 ) -> None:
-    machine(has)
-    selection = choose(bundle_with(tiny_bundle, parity=GOOD), **asked)
+    fake_machine(has)
+    selection = choose_engine(bundle_with_spec(tiny_bundle, parity=GOOD_PARITY), **asked)
     assert (selection.engine, selection.device, selection.precision) == taken
-    assert "as asked" in selection.why or asked == {"device": "cpu"}
+    assert "as asked" in selection.reason or asked == {"device": "cpu"}
 
 
 @pytest.mark.parametrize(
     ("has", "asked", "said"),
     [
-        (CPU, {"engine": "tensorrt"}, "The engine 'tensorrt' is not known; choose auto, openvino, onnxruntime, torch."),
-        (CPU, {"precision": "f7"}, "The precision 'f7' is not known; choose auto, f32, bf16, fp16, int8."),
-        (CPU, {"device": "abacus"}, "The device 'abacus' is not known; choose auto, cpu, cuda."),
-        (CPU, {"engine": "openvino", "precision": "int8"}, "openvino offers f32, bf16 for this bundle, not int8: "),
-        (CPU, {"device": "cuda"}, "torch is not for cuda here. onnxruntime is not for cuda here."),
-        (CPU, {"precision": "fp16"}, "openvino offers f32, bf16 for this bundle, not fp16"),
-        (GPU, {"precision": "int8", "device": "cuda"}, "torch/cuda offers f32, bf16, fp16 for this bundle, not int8"),
+        (
+            CPU_MACHINE,
+            {"engine": "tensorrt"},
+            "The engine 'tensorrt' is not known; choose auto, openvino, onnxruntime, torch.",
+        ),
+        (CPU_MACHINE, {"precision": "f7"}, "The precision 'f7' is not known; choose auto, f32, bf16, fp16, int8."),
+        (CPU_MACHINE, {"device": "abacus"}, "The device 'abacus' is not known; choose auto, cpu, cuda."),
+        (
+            CPU_MACHINE,
+            {"engine": "openvino", "precision": "int8"},
+            "openvino offers f32, bf16 for this bundle, not int8: ",
+        ),
+        (CPU_MACHINE, {"device": "cuda"}, "torch is not for cuda here. onnxruntime is not for cuda here."),
+        (CPU_MACHINE, {"precision": "fp16"}, "openvino offers f32, bf16 for this bundle, not fp16"),
+        (
+            GPU_MACHINE,
+            {"precision": "int8", "device": "cuda"},
+            "torch/cuda offers f32, bf16, fp16 for this bundle, not int8",
+        ),
         ({}, {}, "openvino is not for cpu here. onnxruntime is not for cpu here. torch is not for cpu here."),
     ],
 )
 def test_what_is_lacking_is_said_with_what_is_there(
-    has: Has, asked: dict[str, str], said: str, machine: Any, tiny_bundle: Path
+    has: Machine, asked: dict[str, str], said: str, fake_machine: Any, tiny_bundle: Path
 ) -> None:
-    machine(has)
+    fake_machine(has)
     with pytest.raises(EngineError) as caught:
-        choose(bundle_with(tiny_bundle, parity=GOOD), **asked)
+        choose_engine(bundle_with_spec(tiny_bundle, parity=GOOD_PARITY), **asked)
     assert said in str(caught.value)
 
 
-def test_a_number_format_that_the_export_found_wanting_is_not_offered(machine: Any, tiny_bundle: Path) -> None:
-    machine(INT8)
-    poor = bundle_with(tiny_bundle, parity={"openvino": {"f32": 1.0, "bf16": 0.98, "int8": 0.97}}, int8=COST)
-    assert offers(poor, "openvino", "cpu") == ("f32", "int8")  # int8 was judged by its mIoU
-    assert offers(poor, "torch", "cpu") == ("f32", "bf16")
+def test_a_number_format_that_the_export_found_wanting_is_not_offered(fake_machine: Any, tiny_bundle: Path) -> None:
+    fake_machine(INT8_MACHINE)
+    poor = bundle_with_spec(
+        tiny_bundle, parity={"openvino": {"f32": 1.0, "bf16": 0.98, "int8": 0.97}}, int8=INT8_METRICS
+    )
+    assert usable_precisions(poor, "openvino", "cpu") == ("f32", "int8")  # int8 was judged by its mIoU
+    assert usable_precisions(poor, "torch", "cpu") == ("f32", "bf16")
     with pytest.raises(EngineError, match=r"offers f32, int8 .* not bf16: at export 98\.00% .* 99\.5% must be"):
-        choose(poor, "openvino", "bf16")
+        choose_engine(poor, "openvino", "bf16")
 
 
 def test_the_segmenter_says_what_it_runs_on(tiny_bundle: Path) -> None:
     segmenter = Segmenter.load(open_bundle(tiny_bundle), "onnxruntime")
     assert segmenter.choice is not None
-    assert (segmenter.choice.name, segmenter.choice.precision) == ("onnxruntime", "f32")
-    assert segmenter.choice.why == "onnxruntime: as asked; f32: the engine has no other here"
+    assert (segmenter.choice.engine_id, segmenter.choice.precision) == ("onnxruntime", "f32")
+    assert segmenter.choice.reason == "onnxruntime: as asked; f32: the engine has no other here"
 
 
-def test_what_was_passed_over_is_told(machine: Any, tiny_bundle: Path) -> None:
-    machine({**CPU, ("tensor", "cuda"): ()})  # a GPU that no engine can use
-    assert choose(bundle_with(tiny_bundle)).why.startswith(
+def test_what_was_passed_over_is_told(fake_machine: Any, tiny_bundle: Path) -> None:
+    fake_machine({**CPU_MACHINE, ("tensor", "cuda"): ()})  # a GPU that no engine can use
+    assert choose_engine(bundle_with_spec(tiny_bundle)).reason.startswith(
         "openvino: the first that can run it here. torch is not for cuda here. onnxruntime is not for cuda here; f32: "
     )
 
 
-def test_all_that_can_run_a_bundle_stand_in_line(machine: Any, tiny_bundle: Path) -> None:
-    machine({**GPU, **INT8})
-    line = [(c.name, c.precision) for c in choices(bundle_with(tiny_bundle, parity=GOOD, int8=COST))]
+def test_all_that_can_run_a_bundle_stand_in_line(fake_machine: Any, tiny_bundle: Path) -> None:
+    fake_machine({**GPU_MACHINE, **INT8_MACHINE})
+    line = [
+        (c.engine_id, c.precision)
+        for c in engine_choices(bundle_with_spec(tiny_bundle, parity=GOOD_PARITY, int8=INT8_METRICS))
+    ]
     assert line == [
         ("torch/cuda", "bf16"), ("torch/cuda", "f32"), ("onnxruntime/cuda", "f32"),
         ("openvino", "int8"), ("openvino", "bf16"), ("openvino", "f32"), ("onnxruntime", "f32"),
@@ -158,10 +180,10 @@ def test_all_that_can_run_a_bundle_stand_in_line(machine: Any, tiny_bundle: Path
 
 
 def test_an_engine_that_fails_to_load_makes_room_for_the_next(
-    machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    fake_machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As onnxruntime-gpu, which counts its CUDA provider as there where the libraries for it are not."""
-    machine({**PORTABLE, ("openvino", "cpu"): ("f32",)})
+    fake_machine({**ONNXRUNTIME_ONLY_MACHINE, ("openvino", "cpu"): ("f32",)})
 
     def load(*arguments: Any) -> None:
         raise EngineError("libcudnn is not there.")
@@ -170,25 +192,27 @@ def test_an_engine_that_fails_to_load_makes_room_for_the_next(
     segmenter = Segmenter.load(open_bundle(tiny_bundle))
     assert segmenter.choice is not None
     assert segmenter.choice.engine == "onnxruntime"
-    assert "(not libcudnn is not there.)" in segmenter.choice.why
+    assert "(not libcudnn is not there.)" in segmenter.choice.reason
     with pytest.raises(EngineError, match="libcudnn"):
         Segmenter.load(open_bundle(tiny_bundle), "openvino")
 
 
-def test_a_network_that_memory_does_not_hold(machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_memory_does_not_hold(
+    fake_machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*arguments: Any) -> None:
         raise MemoryError("std::bad_alloc")
 
     monkeypatch.setattr(ENGINES["openvino"], "load", load)
-    with pytest.raises(TooLittleMemory, match=r"too small for this network .*bad_alloc"):
+    with pytest.raises(InsufficientMemoryError, match=r"too small for this network .*bad_alloc"):
         Segmenter.load(open_bundle(tiny_bundle), "openvino", "f32")
 
 
 def test_a_number_format_that_answers_the_probes_wrongly_is_passed_over(
-    machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    fake_machine: Any, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As int8 may on a CPU that rounds otherwise: the service then takes the next, and says so."""
-    machine(CPU)
+    fake_machine(CPU_MACHINE)
     real = ENGINES["openvino"].load
 
     def load(bundle: Bundle, device: str, precision: str, threads: int, at_once: int) -> Any:
@@ -203,13 +227,13 @@ def test_a_number_format_that_answers_the_probes_wrongly_is_passed_over(
         return wrong
 
     monkeypatch.setattr(ENGINES["openvino"], "load", load)
-    bundle = bundle_with(tiny_bundle, parity=GOOD)
-    unproved, proved = Segmenter.load(bundle), Segmenter.load(bundle, probed=True)
+    bundle = bundle_with_spec(tiny_bundle, parity=GOOD_PARITY)
+    unproved, proved = Segmenter.load(bundle), Segmenter.load(bundle, verify_probes=True)
     assert unproved.choice and unproved.choice.precision == "bf16"
     assert proved.choice and proved.choice.precision == "f32"
-    assert "of the probe's pixels get the label" in proved.choice.why
+    assert "of the probe's pixels get the label" in proved.choice.reason
     with pytest.raises(ParityError):
-        Segmenter.load(bundle, precision="bf16", engine="openvino", probed=True)
+        Segmenter.load(bundle, precision="bf16", engine="openvino", verify_probes=True)
 
 
 @pytest.mark.parametrize("probed", [False, True])

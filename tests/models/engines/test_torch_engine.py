@@ -19,10 +19,10 @@ from models.architectures.base import Network
 from models.bundle import open_bundle
 from models.engines import cuda_graphs as graphs_file
 from models.engines import torch_engine as engine
-from models.engines.cuda_graphs import GRAPHS, MET, Graphs
+from models.engines.cuda_graphs import MAX_GRAPHS, MAX_SEEN_SHAPES, CudaGraphCache
 from models.errors import EngineError
 from models.inference.segmenter import agreement
-from tests.fixtures_bundles import drawing
+from tests.fixtures_bundles import synthetic_image
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,231 +30,238 @@ OUT_OF_MEMORY = "CUDA out of memory. Tried to allocate 20.00 GiB"
 UNCAPTURABLE = "CUDA error: operation not permitted when stream is capturing"
 
 
-def batch(side: int, fill: int = 0) -> np.ndarray:
+def uniform_batch(side: int, fill: int = 0) -> np.ndarray:
     return np.full((1, side, side, 3), fill, np.uint8)
 
 
-class OnGpu:
+class SharedResult:
     """A result in the memory that all graphs share: only what was copied to the host outlives another's replay."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
 
-    def contiguous(self) -> "OnGpu":
+    def contiguous(self) -> "SharedResult":
         return self
 
     def cpu(self) -> torch.Tensor:
         return self.value.clone()
 
 
-class Gpu:
+class FakeGpu:
     """A stand-in for CUDA: it notes what is asked of it, and refuses what it is told to."""
 
     def __init__(self) -> None:
-        self.did: list[str] = []
-        self.out_of_memory: Callable[[str, Graphs], bool] = lambda what, graphs: False
+        self.calls: list[str] = []
+        self.out_of_memory: Callable[[str, CudaGraphCache], bool] = lambda what, graphs: False
         self.uncapturable = False
-        self.handles = 0
-        self.results: list[OnGpu] = []
+        self.pool_count = 0
+        self.results: list[SharedResult] = []
 
-    def graphs(self, tf32: bool = False) -> Graphs:
-        made = Graphs(lambda images: self.network("plain", images, made), tf32, "cpu")
-        made._record = lambda shape: self.record(shape, made)  # type: ignore[method-assign]
+    def new_cache(self, tf32: bool = False) -> CudaGraphCache:
+        made = CudaGraphCache(lambda images: self.network("plain", images, made), tf32, "cpu")
+        made._record_graph = lambda shape: self.record(shape, made)  # type: ignore[method-assign]
         return made
 
-    def network(self, what: str, images: torch.Tensor, graphs: Graphs) -> tuple[torch.Tensor, torch.Tensor]:
+    def network(self, what: str, images: torch.Tensor, graphs: CudaGraphCache) -> tuple[torch.Tensor, torch.Tensor]:
         """Labels are the first channel, and logits twice as much."""
-        self.did.append(f"{what} {images.shape[1]}")
+        self.calls.append(f"{what} {images.shape[1]}")
         if self.out_of_memory(what, graphs):
             raise torch.OutOfMemoryError(OUT_OF_MEMORY)
         return images[..., 0].clone(), images.permute(0, 3, 1, 2).float() * 2
 
-    def record(self, shape: tuple[int, ...], graphs: Graphs) -> tuple[Any, ...]:
+    def record(self, shape: tuple[int, ...], graphs: CudaGraphCache) -> tuple[Any, ...]:
         entry = torch.zeros(shape, dtype=torch.uint8)
-        answer = tuple(OnGpu(part) for part in self.network("record", entry, graphs))
+        answer = tuple(SharedResult(part) for part in self.network("record", entry, graphs))
         if self.uncapturable:
             raise RuntimeError(UNCAPTURABLE)
         self.results += answer
         return SimpleNamespace(replay=lambda: self.replay(entry, answer, graphs)), entry, answer
 
-    def replay(self, entry: torch.Tensor, answer: tuple[OnGpu, ...], graphs: Graphs) -> None:
+    def replay(self, entry: torch.Tensor, answer: tuple[SharedResult, ...], graphs: CudaGraphCache) -> None:
         for result in self.results:
             result.value.fill_(77)
         for result, part in zip(answer, self.network("replay", entry, graphs), strict=True):
             result.value.copy_(part)
 
-    def handle(self) -> tuple[int, int]:
-        self.handles += 1
-        return 0, self.handles
+    def new_pool(self) -> tuple[int, int]:
+        self.pool_count += 1
+        return 0, self.pool_count
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    made = Gpu()
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: made.did.append("synchronize"))
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: made.did.append("empty"))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", made.handle)
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    made = FakeGpu()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: made.calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: made.calls.append("empty"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", made.new_pool)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(
-        torch._C, "_cuda_endAllocateToPool", lambda device, pool: made.did.append(f"end {pool}"), raising=False
+        torch._C, "_cuda_endAllocateToPool", lambda device, pool: made.calls.append(f"end {pool}"), raising=False
     )
     return made
 
 
-def did(gpu: Gpu) -> list[str]:
+def take_calls(gpu: FakeGpu) -> list[str]:
     """What was done since this was last asked, without the synchronising."""
-    steps, gpu.did = [step for step in gpu.did if step != "synchronize"], []
+    steps, gpu.calls = [step for step in gpu.calls if step != "synchronize"], []
     return steps
 
 
-def ask(graphs: Graphs, side: int, fill: int = 5) -> None:
-    labels, logits = graphs(batch(side, fill), logits=True)
+def run_and_check(graphs: CudaGraphCache, side: int, fill: int = 5) -> None:
+    labels, logits = graphs(uniform_batch(side, fill), logits=True)
     assert (labels == fill).all() and labels.shape == (1, side, side)
     assert logits is not None and (logits == 2 * fill).all() and logits.shape == (1, 3, side, side)
 
 
-def test_a_size_is_captured_when_it_comes_again(gpu: Gpu) -> None:
-    graphs = gpu.graphs()
+def test_a_size_is_captured_when_it_comes_again(fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
     for fill in range(4):
-        ask(graphs, 8, fill)
-    ask(graphs, 9)
-    assert did(gpu) == ["plain 8", "record 8", "replay 8", "replay 8", "replay 8", "plain 9"]
-    assert graphs(batch(8))[1] is None  # nobody asked
+        run_and_check(graphs, 8, fill)
+    run_and_check(graphs, 9)
+    assert take_calls(fake_gpu) == ["plain 8", "record 8", "replay 8", "replay 8", "replay 8", "plain 9"]
+    assert graphs(uniform_batch(8))[1] is None  # nobody asked
 
 
-def test_an_answer_outlives_the_next_replay(gpu: Gpu) -> None:
-    graphs = gpu.graphs()
-    answers = [(fill, side, graphs(batch(side, fill), True)) for fill in range(6) for side in (8, 9)]
+def test_an_answer_outlives_the_next_replay(fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
+    answers = [(fill, side, graphs(uniform_batch(side, fill), True)) for fill in range(6) for side in (8, 9)]
     for fill, side, (labels, logits) in answers:
         assert logits is not None
         assert (labels == fill).all() and (logits == 2 * fill).all(), side
 
 
 def test_the_graph_least_asked_for_makes_room_and_must_come_twice_again(
-    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(graphs_file, "GRAPHS", 2)
-    graphs = gpu.graphs()
+    monkeypatch.setattr(graphs_file, "MAX_GRAPHS", 2)
+    graphs = fake_gpu.new_cache()
     for side in (8, 8, 9, 9, 8, 10, 10):  # 8 is asked for after 9
-        ask(graphs, side)
-    assert [shape[1] for shape in graphs.captured] == [8, 10]
-    did(gpu)
+        run_and_check(graphs, side)
+    assert [shape[1] for shape in graphs.graphs] == [8, 10]
+    take_calls(fake_gpu)
     for side in (8, 10, 9, 9):
-        ask(graphs, side)
-    assert did(gpu) == ["replay 8", "replay 10", "plain 9", "record 9", "replay 9"]
-    assert gpu.handles == 1  # one pool for all
+        run_and_check(graphs, side)
+    assert take_calls(fake_gpu) == ["replay 8", "replay 10", "plain 9", "record 9", "replay 9"]
+    assert fake_gpu.pool_count == 1  # one pool for all
 
 
-def test_few_sizes_are_kept_of_many(gpu: Gpu) -> None:
-    graphs = gpu.graphs()
-    for side in range(1, MET + 50):
-        ask(graphs, side)
-    assert len(graphs.met) == MET and not graphs.captured
-    for side in range(MET, MET + 49):
-        ask(graphs, side)
-    assert len(graphs.captured) == GRAPHS and len(graphs.met) <= MET
+def test_few_sizes_are_kept_of_many(fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
+    for side in range(1, MAX_SEEN_SHAPES + 50):
+        run_and_check(graphs, side)
+    assert len(graphs.seen_shapes) == MAX_SEEN_SHAPES and not graphs.graphs
+    for side in range(MAX_SEEN_SHAPES, MAX_SEEN_SHAPES + 49):
+        run_and_check(graphs, side)
+    assert len(graphs.graphs) == MAX_GRAPHS and len(graphs.seen_shapes) <= MAX_SEEN_SHAPES
 
 
-def test_a_network_that_cannot_be_captured_is_answered_plainly(gpu: Gpu) -> None:
-    graphs = gpu.graphs()
-    ask(graphs, 8)
-    ask(graphs, 8)
-    gpu.uncapturable = True
-    did(gpu)
+def test_a_network_that_cannot_be_captured_is_answered_plainly(fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
+    run_and_check(graphs, 8)
+    run_and_check(graphs, 8)
+    fake_gpu.uncapturable = True
+    take_calls(fake_gpu)
     for side in (9, 9, 9, 10, 10, 8):
-        ask(graphs, side)
-    assert did(gpu) == ["plain 9", "record 9", "end (0, 1)", *["plain 9"] * 2, *["plain 10"] * 2, "replay 8"]
-    assert graphs.pool == (0, 1)
+        run_and_check(graphs, side)
+    assert take_calls(fake_gpu) == [
+        "plain 9",
+        "record 9",
+        "end (0, 1)",
+        *["plain 9"] * 2,
+        *["plain 10"] * 2,
+        "replay 8",
+    ]
+    assert graphs.memory_pool == (0, 1)
 
 
-def test_a_torch_whose_failed_capture_needs_no_help(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_whose_failed_capture_needs_no_help(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*asked: object) -> None:
         raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
-    gpu.uncapturable = True
+    fake_gpu.uncapturable = True
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", refuse)
-    graphs = gpu.graphs()
-    ask(graphs, 8)
-    ask(graphs, 8)
+    graphs = fake_gpu.new_cache()
+    run_and_check(graphs, 8)
+    run_and_check(graphs, 8)
     monkeypatch.delattr(torch._C, "_cuda_endAllocateToPool")
-    graphs = gpu.graphs()
-    ask(graphs, 8)
-    ask(graphs, 8)
+    graphs = fake_gpu.new_cache()
+    run_and_check(graphs, 8)
+    run_and_check(graphs, 8)
 
 
-def test_what_a_broken_network_says_is_said(gpu: Gpu) -> None:
+def test_what_a_broken_network_says_is_said(fake_gpu: FakeGpu) -> None:
     def broken(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise RuntimeError("mismatched shapes")
 
-    graphs = Graphs(broken, False, "cpu")
+    graphs = CudaGraphCache(broken, False, "cpu")
     for _ in range(3):
         with pytest.raises(RuntimeError, match="mismatched shapes"):
-            graphs(batch(8))
-    assert not graphs.alone.locked()
-    assert gpu.did.count("synchronize") == 3
+            graphs(uniform_batch(8))
+    assert not graphs.gpu_lock.locked()
+    assert fake_gpu.calls.count("synchronize") == 3
 
 
-def test_graphs_that_leave_too_little_memory_are_dropped(gpu: Gpu) -> None:
-    graphs = gpu.graphs()
+def test_graphs_that_leave_too_little_memory_are_dropped(fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
     for side in (8, 8, 9, 9):
-        ask(graphs, side)
-    gpu.out_of_memory = lambda what, graphs: bool(graphs.captured)
-    did(gpu)
-    ask(graphs, 10)
-    assert did(gpu) == ["plain 10", "empty", "plain 10"]
-    gpu.out_of_memory = lambda what, graphs: False
+        run_and_check(graphs, side)
+    fake_gpu.out_of_memory = lambda what, graphs: bool(graphs.graphs)
+    take_calls(fake_gpu)
+    run_and_check(graphs, 10)
+    assert take_calls(fake_gpu) == ["plain 10", "empty", "plain 10"]
+    fake_gpu.out_of_memory = lambda what, graphs: False
     for side in (10, 10, 8, 8):
-        ask(graphs, side)
-    assert did(gpu) == ["record 10", "replay 10", "replay 10", "plain 8", "record 8", "replay 8"]
-    assert gpu.handles == 2  # the first pool went with its graphs
+        run_and_check(graphs, side)
+    assert take_calls(fake_gpu) == ["record 10", "replay 10", "replay 10", "plain 8", "record 8", "replay 8"]
+    assert fake_gpu.pool_count == 2  # the first pool went with its graphs
 
 
 @pytest.mark.parametrize("when", ["record", "replay"])
-def test_a_size_that_is_too_large_for_a_graph_is_not_captured_again(when: str, gpu: Gpu) -> None:
-    graphs = gpu.graphs()
-    ask(graphs, 8)
-    ask(graphs, 8)
-    ask(graphs, 9)
-    gpu.out_of_memory = lambda what, graphs: what == when
-    did(gpu)
-    ask(graphs, 9)
-    assert did(gpu)[-3:] == [f"{when} 9", "empty", "plain 9"]
-    assert not graphs.captured
-    gpu.out_of_memory = lambda what, graphs: False
+def test_a_size_that_is_too_large_for_a_graph_is_not_captured_again(when: str, fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
+    run_and_check(graphs, 8)
+    run_and_check(graphs, 8)
+    run_and_check(graphs, 9)
+    fake_gpu.out_of_memory = lambda what, graphs: what == when
+    take_calls(fake_gpu)
+    run_and_check(graphs, 9)
+    assert take_calls(fake_gpu)[-3:] == [f"{when} 9", "empty", "plain 9"]
+    assert not graphs.graphs
+    fake_gpu.out_of_memory = lambda what, graphs: False
     for side in (9, 9, 8, 8):
-        ask(graphs, side)
-    assert did(gpu) == ["plain 9", "plain 9", "plain 8", "record 8", "replay 8"]
+        run_and_check(graphs, side)
+    assert take_calls(fake_gpu) == ["plain 9", "plain 9", "plain 8", "record 8", "replay 8"]
 
 
-def test_copying_the_answer_out_may_run_out_of_memory_too(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs = gpu.graphs()
-    ask(graphs, 8)
-    ask(graphs, 8)
+def test_copying_the_answer_out_may_run_out_of_memory_too(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs = fake_gpu.new_cache()
+    run_and_check(graphs, 8)
+    run_and_check(graphs, 8)
 
-    def refuse(result: OnGpu) -> OnGpu:
+    def refuse(result: SharedResult) -> SharedResult:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
-    monkeypatch.setattr(OnGpu, "contiguous", refuse)
-    ask(graphs, 8)
-    assert did(gpu)[-2:] == ["empty", "plain 8"]
+    monkeypatch.setattr(SharedResult, "contiguous", refuse)
+    run_and_check(graphs, 8)
+    assert take_calls(fake_gpu)[-2:] == ["empty", "plain 8"]
 
 
-def test_memory_that_is_too_small_all_the_same(gpu: Gpu) -> None:
-    graphs = gpu.graphs()
-    gpu.out_of_memory = lambda what, graphs: True
+def test_memory_that_is_too_small_all_the_same(fake_gpu: FakeGpu) -> None:
+    graphs = fake_gpu.new_cache()
+    fake_gpu.out_of_memory = lambda what, graphs: True
     with pytest.raises(torch.OutOfMemoryError):
-        graphs(batch(8))
-    assert gpu.did == ["plain 8", "empty", "plain 8", "synchronize"]
-    assert not graphs.alone.locked()
-    gpu.out_of_memory = lambda what, graphs: False
-    ask(graphs, 8)
+        graphs(uniform_batch(8))
+    assert fake_gpu.calls == ["plain 8", "empty", "plain 8", "synchronize"]
+    assert not graphs.gpu_lock.locked()
+    fake_gpu.out_of_memory = lambda what, graphs: False
+    run_and_check(graphs, 8)
 
 
-def test_one_thread_at_a_time_also_of_two_networks(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_at_a_time_also_of_two_networks(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     within, most = 0, 0
-    inner = Gpu.network
+    inner = FakeGpu.network
 
-    def counted(self: Gpu, *asked: Any) -> Any:
+    def counted(self: FakeGpu, *asked: Any) -> Any:
         nonlocal within, most
         within += 1
         most = max(most, within)
@@ -262,23 +269,23 @@ def test_one_thread_at_a_time_also_of_two_networks(gpu: Gpu, monkeypatch: pytest
         within -= 1
         return inner(self, *asked)
 
-    monkeypatch.setattr(Gpu, "network", counted)
-    pair = [gpu.graphs(), gpu.graphs()]
+    monkeypatch.setattr(FakeGpu, "network", counted)
+    pair = [fake_gpu.new_cache(), fake_gpu.new_cache()]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda place: ask(pair[place % 2], 8 + place % 3, place), range(60)))
+        list(pool.map(lambda place: run_and_check(pair[place % 2], 8 + place % 3, place), range(60)))
     assert most == 1
-    assert did(gpu).count("record 8") == 2
+    assert take_calls(fake_gpu).count("record 8") == 2
 
 
-def test_the_gpu_is_idle_before_the_next_thread_comes(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_idle_before_the_next_thread_comes(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: held.append(Graphs.alone.locked()))
-    ask(gpu.graphs(), 8)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: held.append(CudaGraphCache.gpu_lock.locked()))
+    run_and_check(fake_gpu.new_cache(), 8)
     assert held == [True]
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_cudnns_settings_hold_for_the_call_alone(tf32: bool, gpu: Gpu) -> None:
+def test_cudnns_settings_hold_for_the_call_alone(tf32: bool, fake_gpu: FakeGpu) -> None:
     cudnn, seen = torch.backends.cudnn, []
 
     def settings() -> tuple[bool, bool, bool]:
@@ -289,7 +296,7 @@ def test_cudnns_settings_hold_for_the_call_alone(tf32: bool, gpu: Gpu) -> None:
         return images[..., 0], images.float()
 
     before = settings()
-    Graphs(network, tf32, "cpu")(batch(8))
+    CudaGraphCache(network, tf32, "cpu")(uniform_batch(8))
     assert seen == [(True, False, tf32)]
     assert settings() == before
     assert not torch.backends.cuda.matmul.allow_tf32  # what f32 relies on
@@ -298,103 +305,103 @@ def test_cudnns_settings_hold_for_the_call_alone(tf32: bool, gpu: Gpu) -> None:
 # The capture itself, under a CUDA that only notes what it is told.
 
 
-class Cuda:
+class FakeCuda:
     """Streams, and a capture that like torch's own stays on its stream where its end fails."""
 
     def __init__(self) -> None:
-        self.current = "main"
-        self.fails = False
-        self.did: list[str] = []
+        self.current_stream = "main"
+        self.capture_fails = False
+        self.calls: list[str] = []
         self.streams = 0
 
-    def new_stream(self) -> "Cuda.Stream":
+    def new_stream(self) -> "FakeCuda.Stream":
         self.streams += 1
         return self.Stream(self, f"side {self.streams}")
 
     class Stream:
-        def __init__(self, cuda: "Cuda", name: str) -> None:
+        def __init__(self, cuda: "FakeCuda", name: str) -> None:
             self.cuda, self.name = cuda, name
 
         def wait_stream(self, other: str) -> None:
-            self.cuda.did.append(f"{self.name} waits for {other}")
+            self.cuda.calls.append(f"{self.name} waits for {other}")
 
     @contextlib.contextmanager
-    def stream(self, stream: "Cuda.Stream") -> Iterator[None]:
-        before, self.current = self.current, stream.name
+    def stream(self, stream: "FakeCuda.Stream") -> Iterator[None]:
+        before, self.current_stream = self.current_stream, stream.name
         try:
             yield
         finally:
-            self.current = before
+            self.current_stream = before
 
     @contextlib.contextmanager
-    def graph(self, graph: object, pool: object, stream: "Cuda.Stream", capture_error_mode: str) -> Iterator[None]:
-        before, self.current = self.current, stream.name
-        self.did.append(f"capture into {pool}, {capture_error_mode}")
+    def graph(self, graph: object, pool: object, stream: "FakeCuda.Stream", capture_error_mode: str) -> Iterator[None]:
+        before, self.current_stream = self.current_stream, stream.name
+        self.calls.append(f"capture into {pool}, {capture_error_mode}")
         yield
-        if self.fails:
-            self.current = "lost"
+        if self.capture_fails:
+            self.current_stream = "lost"
             raise RuntimeError(UNCAPTURABLE)
-        self.current = before
+        self.current_stream = before
 
 
 @pytest.fixture
-def cuda(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> Cuda:
-    made = Cuda()
+def fake_cuda(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    made = FakeCuda()
     monkeypatch.setattr(torch.cuda, "Stream", made.new_stream)
     monkeypatch.setattr(torch.cuda, "stream", made.stream)
     monkeypatch.setattr(torch.cuda, "graph", made.graph)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: made.current)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: made.current_stream)
 
     class Graph:
         def replay(self) -> None:
-            made.did.append(f"replay on {made.current}")
+            made.calls.append(f"replay on {made.current_stream}")
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     return made
 
 
-def noting(cuda: Cuda) -> Graphs:
+def recording_cache(cuda: FakeCuda) -> CudaGraphCache:
     def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        cuda.did.append(f"run on {cuda.current}")
+        cuda.calls.append(f"run on {cuda.current_stream}")
         return images[..., 0], images.float()
 
-    return Graphs(network, False, "cpu")
+    return CudaGraphCache(network, False, "cpu")
 
 
-def test_capture_is_warmed_up_on_its_own_stream(cuda: Cuda) -> None:
-    graphs = noting(cuda)
+def test_capture_is_warmed_up_on_its_own_stream(fake_cuda: FakeCuda) -> None:
+    graphs = recording_cache(fake_cuda)
     for side in (8, 8, 8, 9, 9):
-        graphs(batch(side))
+        graphs(uniform_batch(side))
     captured = ["side 1 waits for main", *["run on side 1"] * 3, "capture into (0, 1), thread_local", "run on side 1"]
     replay = "replay on main"
-    assert cuda.did == ["run on main", *captured, replay, replay, "run on main", *captured, replay]
-    assert cuda.streams == 1
+    assert fake_cuda.calls == ["run on main", *captured, replay, replay, "run on main", *captured, replay]
+    assert fake_cuda.streams == 1
 
 
-def test_a_capture_that_fails_leaves_the_thread_on_its_stream(cuda: Cuda) -> None:
-    graphs = noting(cuda)
-    cuda.fails = True
+def test_a_capture_that_fails_leaves_the_thread_on_its_stream(fake_cuda: FakeCuda) -> None:
+    graphs = recording_cache(fake_cuda)
+    fake_cuda.capture_fails = True
     for _ in range(3):
-        graphs(batch(8))
-        assert cuda.current == "main"
-    assert [step for step in cuda.did if step == "run on main"] == ["run on main"] * 3
-    assert sum(step.startswith("capture") for step in cuda.did) == 1
+        graphs(uniform_batch(8))
+        assert fake_cuda.current_stream == "main"
+    assert [step for step in fake_cuda.calls if step == "run on main"] == ["run on main"] * 3
+    assert sum(step.startswith("capture") for step in fake_cuda.calls) == 1
 
 
 # What the CPU takes.
 
 
 @pytest.mark.parametrize("writeable", [True, False])
-def test_pictures_become_tensors_without_warning_or_needless_copy(writeable: bool) -> None:
-    images = batch(8, 3)
+def test_images_become_tensors_without_warning_or_needless_copy(writeable: bool) -> None:
+    images = uniform_batch(8, 3)
     images.flags.writeable = writeable
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tensor = graphs_file._tensor(images)
+        tensor = graphs_file._to_tensor(images)
     assert (tensor.numpy() == images).all()
     assert (tensor.data_ptr() == images.ctypes.data) == writeable
     turned = images[:, ::-1]
-    assert (graphs_file._tensor(turned).numpy() == turned).all()
+    assert (graphs_file._to_tensor(turned).numpy() == turned).all()
 
 
 @pytest.mark.parametrize(
@@ -443,7 +450,7 @@ def test_weights_that_the_memory_does_not_hold(tiny_bundle: Path, monkeypatch: p
 real = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
 
-def load(bundle: Path, precision: str) -> Callable[..., Any]:
+def load_engine(bundle: Path, precision: str) -> Callable[..., Any]:
     if precision not in engine.precisions(open_bundle(bundle), "cuda"):
         pytest.skip(f"this GPU has no {precision}")
     return engine.load(open_bundle(bundle), "cuda", precision, 0)
@@ -452,9 +459,9 @@ def load(bundle: Path, precision: str) -> Callable[..., Any]:
 @real
 @pytest.mark.parametrize(("precision", "least"), [("f32", 0.999), ("bf16", 0.97), ("fp16", 0.97)])
 def test_a_gpu_answers_as_the_live_network(precision: str, least: float, tiny_bundle: Path) -> None:
-    run, live = load(tiny_bundle, precision), engine.build(open_bundle(tiny_bundle))
+    run, live = load_engine(tiny_bundle, precision), engine.build_network(open_bundle(tiny_bundle))
     for count, height, width in ((2, 128, 192), (1, 320, 256)):
-        images = np.stack([drawing(height, width, seed) for seed in range(count)])
+        images = np.stack([synthetic_image(height, width, seed) for seed in range(count)])
         plain, captured, replayed = (run(images, True) for _ in range(3))
         with torch.inference_mode():
             labels, logits = (part.numpy() for part in live(torch.from_numpy(images)))
@@ -469,8 +476,8 @@ def test_a_gpu_answers_as_the_live_network(precision: str, least: float, tiny_bu
 
 @real
 def test_a_gpu_answers_two_threads(tiny_bundle: Path) -> None:
-    run = load(tiny_bundle, "f32")
-    images = [drawing(64 + 64 * (seed % 2), 64 + 64 * (seed % 3), seed)[None] for seed in range(24)]
+    run = load_engine(tiny_bundle, "f32")
+    images = [synthetic_image(64 + 64 * (seed % 2), 64 + 64 * (seed % 3), seed)[None] for seed in range(24)]
     alone = [run(image)[0] for image in images]
     with ThreadPoolExecutor(2) as pool:
         for labels, expected in zip(pool.map(lambda image: run(image)[0], images * 2), alone * 2, strict=True):
@@ -479,11 +486,11 @@ def test_a_gpu_answers_two_threads(tiny_bundle: Path) -> None:
 
 @real
 def test_a_gpus_memory_stays_bounded_over_forty_sizes(tiny_bundle: Path) -> None:
-    run = load(tiny_bundle, "f32")
+    run = load_engine(tiny_bundle, "f32")
     reserved = []
     for _ in range(3):
         for side in range(1, 41):
-            image = drawing(64 * (1 + side % 8), 64 * (1 + side // 8), side)[None]
+            image = synthetic_image(64 * (1 + side % 8), 64 * (1 + side // 8), side)[None]
             for _ in range(3):
                 run(image)
         torch.cuda.empty_cache()
@@ -497,13 +504,13 @@ def test_a_gpu_goes_on_after_a_network_that_waits_for_it() -> None:
         assert images.float().mean().item() >= 0
         return images[..., 0], images.float()
 
-    graphs, stream = Graphs(waiting, False), torch.cuda.current_stream()
+    graphs, stream = CudaGraphCache(waiting, False), torch.cuda.current_stream()
     for fill in range(4):
-        assert (graphs(batch(64, fill))[0] == fill).all()
+        assert (graphs(uniform_batch(64, fill))[0] == fill).all()
         assert torch.cuda.current_stream() == stream
     assert not graphs.capturable
     torch.cuda.empty_cache()
-    again = Graphs(lambda images: (images[..., 0] + 1, images.float()), False)
+    again = CudaGraphCache(lambda images: (images[..., 0] + 1, images.float()), False)
     for fill in range(4):
-        assert (again(batch(64, fill))[0] == fill + 1).all()
-    assert len(again.captured) == 1
+        assert (again(uniform_batch(64, fill))[0] == fill + 1).all()
+    assert len(again.graphs) == 1

@@ -5,24 +5,24 @@ import struct
 
 import pytest
 
-from models.errors import NotAnImage
-from models.imaging.decode import FORMATS, decode
-from models.imaging.detect_format import OTHERS, format_of
-from tests.fixtures_bundles import drawing
-from tests.fixtures_images import box, encoded, grey_page, tiff
+from models.errors import UnsupportedFormatError
+from models.imaging.decode import FORMATS, decode_image
+from models.imaging.detect_format import UNSUPPORTED_SIGNATURES, detect_format
+from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image, grey_page, isobmff_box, make_tiff
 
-JPEG = encoded(drawing(8, 8), "JPEG")
+JPEG = encode_image(synthetic_image(8, 8), "JPEG")
 
 
-def ftyp(major: bytes, *compatible: bytes) -> bytes:
-    return box(b"ftyp", major, bytes(4), *compatible) + bytes(100)
+def ftyp_box(major: bytes, *compatible: bytes) -> bytes:
+    return isobmff_box(b"ftyp", major, bytes(4), *compatible) + bytes(100)
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format_is_known_by_its_first_bytes(format: str) -> None:
-    data = encoded(drawing(8, 8), format)
-    assert format_of(data) == format
-    assert format_of(data[:64]) == format
+    data = encode_image(synthetic_image(8, 8), format)
+    assert detect_format(data) == format
+    assert detect_format(data[:64]) == format
 
 
 @pytest.mark.parametrize(
@@ -30,25 +30,25 @@ def test_every_format_is_known_by_its_first_bytes(format: str) -> None:
     [
         (b"II+\0\x08\0\0\0" + bytes(8), "TIFF"),
         (b"MM\0+\0\x08\0\0" + bytes(8), "TIFF"),
-        (ftyp(b"avif", b"mif1"), "AVIF"),
-        (ftyp(b"avis", b"msf1"), "AVIF"),
-        (ftyp(b"mif1", b"miaf", b"avif"), "AVIF"),
-        (ftyp(b"avif")[:12], "AVIF"),
+        (ftyp_box(b"avif", b"mif1"), "AVIF"),
+        (ftyp_box(b"avis", b"msf1"), "AVIF"),
+        (ftyp_box(b"mif1", b"miaf", b"avif"), "AVIF"),
+        (ftyp_box(b"avif")[:12], "AVIF"),
         (b"BM" + bytes(10), "BMP"),
     ],
     ids=["bigtiff", "bigtiff, other order", "avif", "sequence", "mif1", "cut avif", "cut bmp"],
 )
 def test_other_beginnings_of_known_formats(data: bytes, format: str) -> None:
-    assert format_of(data) == format
+    assert detect_format(data) == format
 
 
 # Bytes -> a word of the advice.
-STRANGERS: dict[str, tuple[bytes, str]] = {
-    "gif": (encoded(drawing(8, 8), "GIF"), "GIF; save one frame"),
-    "ico": (encoded(drawing(16, 16), "ICO"), "ICO"),
-    "eps": (encoded(drawing(8, 8), "EPS"), "PostScript"),
+UNSUPPORTED_FILES: dict[str, tuple[bytes, str]] = {
+    "gif": (encode_image(synthetic_image(8, 8), "GIF"), "GIF; save one frame"),
+    "ico": (encode_image(synthetic_image(16, 16), "ICO"), "ICO"),
+    "eps": (encode_image(synthetic_image(8, 8), "EPS"), "PostScript"),
     "eps with a preview": (b"\xc5\xd0\xd3\xc6" + bytes(30), "PostScript"),
-    "pdf": (encoded(drawing(8, 8), "PDF"), "PDF; render"),
+    "pdf": (encode_image(synthetic_image(8, 8), "PDF"), "PDF; render"),
     "psd": (b"8BPS\0\1" + bytes(30), "Photoshop"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>", "SVG"),
     "svg behind a declaration": (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a -->\n<svg/>", "SVG"),
@@ -56,28 +56,28 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     "html": (b"\n<!DOCTYPE html><html>404</html>", "HTML"),
     "hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n", "Radiance"),
     "exr": (b"\x76\x2f\x31\x01" + bytes(30), "OpenEXR"),
-    "heic": (ftyp(b"heic", b"mif1", b"heic"), "iPhone"),
-    "heif by another brand": (ftyp(b"mif1", b"heix"), "iPhone"),
-    "heic that also names avif": (ftyp(b"heic", b"mif1", b"avif"), "iPhone"),
-    "mp4": (ftyp(b"isom", b"mp42"), "video"),
-    "quicktime": (ftyp(b"qt  "), "video"),
-    "old quicktime": (box(b"moov", bytes(20)), "video"),
+    "heic": (ftyp_box(b"heic", b"mif1", b"heic"), "iPhone"),
+    "heif by another brand": (ftyp_box(b"mif1", b"heix"), "iPhone"),
+    "heic that also names avif": (ftyp_box(b"heic", b"mif1", b"avif"), "iPhone"),
+    "mp4": (ftyp_box(b"isom", b"mp42"), "video"),
+    "quicktime": (ftyp_box(b"qt  "), "video"),
+    "old quicktime": (isobmff_box(b"moov", bytes(20)), "video"),
     "webm": (b"\x1aE\xdf\xa3" + bytes(30), "video"),
     "avi": (b"RIFF\0\0\0\0AVI LIST", "video"),
     "wav": (b"RIFF\x24\0\0\0WAVEfmt ", "sound"),
-    "jpeg 2000": (encoded(drawing(8, 8), "JPEG2000"), "JPEG 2000"),
-    "jpeg 2000 stream": (encoded(drawing(8, 8), "JPEG2000", no_jp2=True), "JPEG 2000"),
+    "jpeg 2000": (encode_image(synthetic_image(8, 8), "JPEG2000"), "JPEG 2000"),
+    "jpeg 2000 stream": (encode_image(synthetic_image(8, 8), "JPEG2000", no_jp2=True), "JPEG 2000"),
     "jpeg xl": (b"\xff\x0a" + bytes(30), "JPEG XL"),
     "jpeg xl in boxes": (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(30), "JPEG XL"),
     "jpeg xr": (b"II\xbc\1" + bytes(30), "JPEG XR"),
     "canon raw": (b"II*\0\x10\0\0\0CR\2\0" + bytes(30), "camera"),
-    "dng": (tiff(grey_page(16, 8, (254, 4, [1]), (50706, 4, [0x01040000]))), "camera"),
-    "raw with its picture below": (tiff(grey_page(16, 8, (254, 4, [1]), (330, 4, [8]))), "camera"),
-    "sensor's samples": (tiff(([*grey_page(16, 8)[0][:4], (262, 3, [32803])], bytes(128))), "camera"),
-    "ppm": (encoded(drawing(8, 8), "PPM"), "PNM"),
+    "dng": (make_tiff(grey_page(16, 8, (254, 4, [1]), (50706, 4, [0x01040000]))), "camera"),
+    "raw with its image below": (make_tiff(grey_page(16, 8, (254, 4, [1]), (330, 4, [8]))), "camera"),
+    "sensor's samples": (make_tiff(([*grey_page(16, 8)[0][:4], (262, 3, [32803])], bytes(128))), "camera"),
+    "ppm": (encode_image(synthetic_image(8, 8), "PPM"), "PNM"),
     "pgm in text": (b"P2\n1 1\n255\n0\n", "PNM"),
     "pfm": (b"PF\n1 1\n-1.0\n" + bytes(12), "PNM"),
-    "tga": (encoded(drawing(8, 8), "TGA"), "TGA"),
+    "tga": (encode_image(synthetic_image(8, 8), "TGA"), "TGA"),
     "fits": (b"SIMPLE  =                    T", "FITS"),
     "dicom": (bytes(128) + b"DICM" + bytes(30), "DICOM"),
     "numpy": (b"\x93NUMPY\1\0" + bytes(30), "NumPy"),
@@ -88,33 +88,35 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     "file address": (b"file:///etc/passwd", "nothing is fetched"),
     "data url": (b"data:image/jpeg;base64," + base64.b64encode(JPEG), "data URL"),
     "base64": (base64.b64encode(JPEG), "base64"),
-    "base64 of an avif": (base64.b64encode(encoded(drawing(8, 8), "AVIF")), "base64"),
+    "base64 of an avif": (base64.b64encode(encode_image(synthetic_image(8, 8), "AVIF")), "base64"),
     "json": (b'{"image": "..."}', "JSON"),
-    "text": (b"no picture at all", "text"),
-    "text that begins like a BMP": (b"BMP pictures are uncompressed.", "text"),
+    "text": (b"no image at all", "text"),
+    "text that begins like a BMP": (b"BMP images are uncompressed.", "text"),
     "text that begins like a TIFF": (b"MMM", "text"),
-    "zeros": (bytes(1000), "no picture that is known"),
-    "one byte": (b"\xff", "no picture that is known"),
-    "two bytes of a jpeg": (b"\xff\xd8", "no picture that is known"),
-    "blanks": (b" \n\t", "no picture that is known"),
+    "zeros": (bytes(1000), "no image that is known"),
+    "one byte": (b"\xff", "no image that is known"),
+    "two bytes of a jpeg": (b"\xff\xd8", "no image that is known"),
+    "blanks": (b" \n\t", "no image that is known"),
 }
 
 
-@pytest.mark.parametrize(("data", "word"), STRANGERS.values(), ids=STRANGERS)
+@pytest.mark.parametrize(("data", "word"), UNSUPPORTED_FILES.values(), ids=UNSUPPORTED_FILES)
 def test_strangers_are_named_with_advice(data: bytes, word: str) -> None:
-    with pytest.raises(NotAnImage, match=f"^These {len(data):,} bytes are .*{word}.* Pictures are read as JPEG, PNG"):
-        decode(data)
+    with pytest.raises(
+        UnsupportedFormatError, match=f"^These {len(data):,} bytes are .*{word}.* Images are read as JPEG, PNG"
+    ):
+        decode_image(data)
 
 
-@pytest.mark.parametrize("signature", OTHERS)
+@pytest.mark.parametrize("signature", UNSUPPORTED_SIGNATURES)
 def test_every_signature_is_found(signature: bytes) -> None:
     place = {b"ustar": 257, b"DICM": 128}.get(signature, 0)
-    with pytest.raises(NotAnImage) as refused:
-        format_of(bytes(place) + signature + bytes(50))
-    assert OTHERS[signature] in str(refused.value)
+    with pytest.raises(UnsupportedFormatError) as refused:
+        detect_format(bytes(place) + signature + bytes(50))
+    assert UNSUPPORTED_SIGNATURES[signature] in str(refused.value)
 
 
 @pytest.mark.parametrize("length", [0, 1, 8, 15, 2**32 - 1])
 def test_a_brands_box_of_any_length(length: int) -> None:
-    data = struct.pack(">I", length) + ftyp(b"avif", b"mif1")[4:]
-    assert format_of(data) == "AVIF"
+    data = struct.pack(">I", length) + ftyp_box(b"avif", b"mif1")[4:]
+    assert detect_format(data) == "AVIF"

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from models.imaging import icc
-from models.imaging.decode import decode
-from tests.fixtures_bundles import drawing
+from models.imaging.decode import decode_image
+from tests.fixtures_bundles import synthetic_image
 
 # Colorants at D50, columns red, green, blue: rows X, Y, Z (the profiles of Apple and of the ICC).
 P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
@@ -19,15 +19,15 @@ SRGB = np.array([[0.43607, 0.38515, 0.14307], [0.22249, 0.71687, 0.06061], [0.01
 D50 = (0.9642, 1.0, 0.8249)
 
 
-def fixed(*values: float) -> bytes:
+def s15fixed16(*values: float) -> bytes:
     return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
 
 
-def profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ ") -> bytes:
+def make_profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: bytes = b"XYZ ") -> bytes:
     """An ICC 4.2 profile of the tags (ICC.1:2004-10, 7)."""
     tags = {
         b"desc": b"mluc\0\0\0\0" + struct.pack(">II", 0, 12),
-        b"wtpt": b"XYZ \0\0\0\0" + fixed(*D50),
+        b"wtpt": b"XYZ \0\0\0\0" + s15fixed16(*D50),
         **tags,
     }
     place, table, body = 128 + 4 + 12 * len(tags), b"", b""
@@ -36,20 +36,20 @@ def profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", pcs: 
         table += name + struct.pack(">II", place + len(body), len(content))
         body += content
     head = struct.pack(">I4sI4s4s4s", place + len(body), b"lcms", 0x04200000, kind, space, pcs) + bytes(12) + b"acsp"
-    head += bytes(28) + fixed(*D50)
+    head += bytes(28) + s15fixed16(*D50)
     return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + body
 
 
-SRGB_CURVE = b"para\0\0\0\0" + struct.pack(">HH", 3, 0) + fixed(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+SRGB_CURVE = b"para\0\0\0\0" + struct.pack(">HH", 3, 0) + s15fixed16(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 GAMMA_18 = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(1.8 * 256))
 
 
 def matrix_profile(colorants: np.ndarray, curve: bytes = SRGB_CURVE) -> bytes:
     tags = {}
     for name, column in zip((b"r", b"g", b"b"), colorants.T, strict=True):
-        tags[name + b"XYZ"] = b"XYZ \0\0\0\0" + fixed(*column)
+        tags[name + b"XYZ"] = b"XYZ \0\0\0\0" + s15fixed16(*column)
         tags[name + b"TRC"] = curve
-    return profile(b"RGB ", tags)
+    return make_profile(b"RGB ", tags)
 
 
 def press_profile() -> bytes:
@@ -59,8 +59,15 @@ def press_profile() -> bytes:
         cyan, others = corner >> 3, corner & 7
         table += bytes((0, 128, 128) if others else (102, 88, 148) if cyan else (255, 128, 128))
     straight = bytes(range(256))
-    lut = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + fixed(1, 0, 0, 0, 1, 0, 0, 0, 1) + straight * 4 + table + straight * 3
-    return profile(b"CMYK", {b"A2B0": lut}, b"prtr", b"Lab ")
+    lut = (
+        b"mft1\0\0\0\0"
+        + bytes((4, 3, 2, 0))
+        + s15fixed16(1, 0, 0, 0, 1, 0, 0, 0, 1)
+        + straight * 4
+        + table
+        + straight * 3
+    )
+    return make_profile(b"CMYK", {b"A2B0": lut}, b"prtr", b"Lab ")
 
 
 def to_linear(levels: np.ndarray) -> np.ndarray:
@@ -73,7 +80,7 @@ def from_linear(light: np.ndarray) -> np.ndarray:
     return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
+def encode_image(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -81,24 +88,26 @@ def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
 def test_a_wide_gamut_is_brought_to_srgb(format: str) -> None:
-    picture = drawing(24, 32)
+    image = synthetic_image(24, 32)
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(format, {})
-    decoded = decode(encoded(Image.fromarray(picture), format, icc_profile=matrix_profile(P3), **options))
-    stored = decode(encoded(Image.fromarray(picture), format, **options))
+    decoded = decode_image(encode_image(Image.fromarray(image), format, icc_profile=matrix_profile(P3), **options))
+    stored = decode_image(encode_image(Image.fromarray(image), format, **options))
     wanted = from_linear(to_linear(stored) @ P3.T @ np.linalg.inv(SRGB).T)
     assert np.abs(decoded - wanted).max() < 2.5
     assert np.abs(decoded.astype(int) - stored).max() > 8
 
 
 def test_transparency_and_orientation_stand_beside_a_profile() -> None:
-    picture = np.dstack([drawing(6, 4), np.full((6, 4), 255, np.uint8)])
-    picture[0, 0, 3] = 0
+    image = np.dstack([synthetic_image(6, 4), np.full((6, 4), 255, np.uint8)])
+    image[0, 0, 3] = 0
     exif = Image.Exif()
     exif[0x0112] = 6
-    data = encoded(Image.fromarray(picture), icc_profile=matrix_profile(P3), exif=exif)
-    upright = decode(encoded(Image.fromarray(picture[..., :3]), icc_profile=matrix_profile(P3), exif=exif)).copy()
+    data = encode_image(Image.fromarray(image), icc_profile=matrix_profile(P3), exif=exif)
+    upright = decode_image(
+        encode_image(Image.fromarray(image[..., :3]), icc_profile=matrix_profile(P3), exif=exif)
+    ).copy()
     upright[0, -1] = 255
-    np.testing.assert_array_equal(decode(data), upright)
+    np.testing.assert_array_equal(decode_image(data), upright)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "I;16"])
@@ -109,15 +118,15 @@ def test_grey_profiles(mode: str) -> None:
         "LA": lambda: Image.fromarray(grey).convert("LA"),
         "I;16": lambda: Image.fromarray(grey.astype(np.uint16) * 257),
     }[mode]()
-    decoded = decode(encoded(image, icc_profile=profile(b"GRAY", {b"kTRC": GAMMA_18})))
+    decoded = decode_image(encode_image(image, icc_profile=make_profile(b"GRAY", {b"kTRC": GAMMA_18})))
     assert np.abs(decoded - from_linear((grey / 255) ** 1.8)[..., None]).max() < 1.5
 
 
 def test_palettes_have_profiles_too() -> None:
     image = Image.fromarray(np.array([[0, 1]], np.uint8))
     image.putpalette([200, 60, 40, 40, 160, 60])
-    plain = decode(encoded(image.convert("RGB"), icc_profile=matrix_profile(P3)))
-    np.testing.assert_array_equal(decode(encoded(image, icc_profile=matrix_profile(P3))), plain)
+    plain = decode_image(encode_image(image.convert("RGB"), icc_profile=matrix_profile(P3)))
+    np.testing.assert_array_equal(decode_image(encode_image(image, icc_profile=matrix_profile(P3))), plain)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
@@ -126,7 +135,9 @@ def test_cmyk_is_what_its_press_prints(format: str) -> None:
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, :16, 0] = 255
     options = {"quality": 100, "subsampling": 0} if format == "JPEG" else {}
-    decoded = decode(encoded(Image.fromarray(inks, "CMYK"), format, icc_profile=press_profile(), **options)).astype(int)
+    decoded = decode_image(
+        encode_image(Image.fromarray(inks, "CMYK"), format, icc_profile=press_profile(), **options)
+    ).astype(int)
     lab = Image.new("LAB", (1, 1), (102, 88, 148))
     as_lab = ImageCms.profileToProfile(
         lab, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -139,9 +150,9 @@ def test_cmyk_is_what_its_press_prints(format: str) -> None:
 def test_the_inverted_inks_of_adobes_jpegs_are_turned_back() -> None:
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[..., 1] = 255  # magenta
-    adobe = encoded(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
+    adobe = encode_image(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
     assert b"Adobe" in adobe
-    assert np.abs(decode(adobe).astype(int) - (255, 0, 255)).max() <= 3
+    assert np.abs(decode_image(adobe).astype(int) - (255, 0, 255)).max() <= 3
 
 
 @pytest.mark.parametrize(
@@ -153,21 +164,28 @@ def test_the_inverted_inks_of_adobes_jpegs_are_turned_back() -> None:
     ids=["lcms", "by hand"],
 )
 def test_srgb_changes_no_pixel(srgb: Callable[[], bytes]) -> None:
-    picture = drawing(40, 30)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(picture), icc_profile=srgb())), picture)
+    image = synthetic_image(40, 30)
+    np.testing.assert_array_equal(decode_image(encode_image(Image.fromarray(image), icc_profile=srgb())), image)
 
 
 @pytest.mark.parametrize(
     "broken",
-    [b"no profile", b"\0" * 500, matrix_profile(P3)[:300], press_profile(), profile(b"RGB ", {}), profile(b"GRAY", {})],
+    [
+        b"no profile",
+        b"\0" * 500,
+        matrix_profile(P3)[:300],
+        press_profile(),
+        make_profile(b"RGB ", {}),
+        make_profile(b"GRAY", {}),
+    ],
     ids=["text", "zeros", "cut", "of another space", "without tags", "grey without tags"],
 )
 def test_a_profile_that_cannot_be_used_is_left_aside(broken: bytes) -> None:
-    picture = drawing(20, 30)
-    np.testing.assert_array_equal(decode(encoded(Image.fromarray(picture), icc_profile=broken)), picture)
+    image = synthetic_image(20, 30)
+    np.testing.assert_array_equal(decode_image(encode_image(Image.fromarray(image), icc_profile=broken)), image)
 
 
-def chain(elements: int) -> bytes:
+def mpet_profile(elements: int) -> bytes:
     """A floating-point chain of matrices that halve the light, and then of such as change nothing."""
     head = b"mpet\0\0\0\0" + struct.pack(">HHI", 3, 3, elements)
     matrices = [
@@ -180,42 +198,43 @@ def chain(elements: int) -> bytes:
 
 
 def test_floating_point_chains_are_followed_unless_they_are_endless() -> None:
-    picture = drawing(8, 8)
+    image = synthetic_image(8, 8)
     for elements, followed in ((3, True), (3000, False)):
-        icc = profile(b"RGB ", {b"D2B0": chain(elements)})
-        changed = decode(encoded(Image.fromarray(picture), icc_profile=icc)) != picture
+        icc = make_profile(b"RGB ", {b"D2B0": mpet_profile(elements)})
+        changed = decode_image(encode_image(Image.fromarray(image), icc_profile=icc)) != image
         assert changed.any() == followed, elements
 
 
 def test_hostile_profiles_neither_crash_nor_hang() -> None:
     random = np.random.default_rng(0)
-    picture = Image.fromarray(drawing(8, 8))
-    inks = picture.convert("CMYK")
-    for good, image, format in ((matrix_profile(P3), picture, "PNG"), (press_profile(), inks, "TIFF")):
+    image = Image.fromarray(synthetic_image(8, 8))
+    inks = image.convert("CMYK")
+    for good, source, format in ((matrix_profile(P3), image, "PNG"), (press_profile(), inks, "TIFF")):
         for _ in range(100):
             bad = np.frombuffer(good, np.uint8).copy()
             places = random.integers(0, min(len(bad), 512), random.integers(1, 9))
             bad[places] = random.integers(0, 256, len(places))
-            assert decode(encoded(image, format, icc_profile=bad.tobytes())).shape == (8, 8, 3)
+            assert decode_image(encode_image(source, format, icc_profile=bad.tobytes())).shape == (8, 8, 3)
 
 
 def test_transforms_are_kept_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(icc, "KEPT", 3)
+    monkeypatch.setattr(icc, "MAX_TRANSFORMS", 3)
     made = []
-    make = icc._make
-    monkeypatch.setattr(icc, "_make", lambda profile, mode: made.append(mode) or make(profile, mode))
+    make = icc._build_transform
+    monkeypatch.setattr(icc, "_build_transform", lambda profile, mode: made.append(mode) or make(profile, mode))
     for turn in (2.0, 2.1, 2.2, 2.3, 2.3, 2.3):
         curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(turn * 256))
-        decode(encoded(Image.fromarray(drawing(4, 4)), icc_profile=matrix_profile(P3, curve)))
+        decode_image(encode_image(Image.fromarray(synthetic_image(4, 4)), icc_profile=matrix_profile(P3, curve)))
     assert len(made) == 4
-    assert len(icc._known) == 3
+    assert len(icc._transform_cache) == 3
 
 
 def test_threads_share_a_transform() -> None:
-    data = encoded(Image.fromarray(drawing(64, 64)), icc_profile=matrix_profile(P3))
-    expected, answers = decode(data), []
+    data = encode_image(Image.fromarray(synthetic_image(64, 64)), icc_profile=matrix_profile(P3))
+    expected, answers = decode_image(data), []
     threads = [
-        threading.Thread(target=lambda: answers.extend(decode(data) for _ in range(20)), daemon=True) for _ in range(8)
+        threading.Thread(target=lambda: answers.extend(decode_image(data) for _ in range(20)), daemon=True)
+        for _ in range(8)
     ]
     for thread in threads:
         thread.start()

@@ -1,4 +1,4 @@
-"""Files of several pictures: which of them is meant, and when nothing says so."""
+"""Files of several images: which of them is meant, and when nothing says so."""
 
 import itertools
 import struct
@@ -7,63 +7,63 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from models.errors import SeveralPictures
+from models.errors import MultiFrameImageError
 from models.imaging import tiff_limits as room
-from models.imaging.decode import decode
-from tests.fixtures_bundles import drawing
-from tests.fixtures_images import encoded, grey_page, plain, tiff
+from models.imaging.decode import decode_image
+from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image, grey_page, make_tiff, uncompressed_tags
 
 
-def check(data: bytes, size: tuple[int, int]) -> None:
-    assert decode(data).shape == (*size, 3)
+def check_decodes_to(data: bytes, size: tuple[int, int]) -> None:
+    assert decode_image(data).shape == (*size, 3)
 
 
-def frames(format: str, count: int = 3) -> bytes:
-    first, *others = (Image.fromarray(drawing(16, 24, seed=seed)) for seed in range(count))
-    return encoded(first, format, save_all=True, append_images=others)
+def encode_frames(format: str, count: int = 3) -> bytes:
+    first, *others = (Image.fromarray(synthetic_image(16, 24, seed=seed)) for seed in range(count))
+    return encode_image(first, format, save_all=True, append_images=others)
 
 
-def apng(count: int, default_image: bool = False) -> bytes:
-    return encoded(
-        Image.fromarray(drawing(8, 8)), "PNG", save_all=True, default_image=default_image,
-        append_images=[Image.fromarray(drawing(8, 8, seed=seed)) for seed in range(1, count)],
+def make_apng(count: int, default_image: bool = False) -> bytes:
+    return encode_image(
+        Image.fromarray(synthetic_image(8, 8)), "PNG", save_all=True, default_image=default_image,
+        append_images=[Image.fromarray(synthetic_image(8, 8, seed=seed)) for seed in range(1, count)],
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (frames("PNG"), "animation of 3 frames"),
-        (apng(2, default_image=True), "animation of 2 frames"),
-        (frames("WEBP"), "animation of 3 frames"),
-        (frames("AVIF"), "animation of 3 frames"),
-        (frames("TIFF"), "3 full pages"),
-        (tiff(*[grey_page(16, 8)] * 2), "2 full pages"),
-        (tiff(grey_page(16, 8), grey_page(15, 8)), "2 full pages"),
-        (tiff(grey_page(16, 8), grey_page(4, 4), grey_page(16, 8)), "2 full pages"),
-        (tiff(grey_page(8, 8), grey_page(16, 16)), "2 full pages"),
-        (tiff(*[grey_page(2, 2)] * 1500), "more than 1,000 full pages"),
+        (encode_frames("PNG"), "animation of 3 frames"),
+        (make_apng(2, default_image=True), "animation of 2 frames"),
+        (encode_frames("WEBP"), "animation of 3 frames"),
+        (encode_frames("AVIF"), "animation of 3 frames"),
+        (encode_frames("TIFF"), "3 full pages"),
+        (make_tiff(*[grey_page(16, 8)] * 2), "2 full pages"),
+        (make_tiff(grey_page(16, 8), grey_page(15, 8)), "2 full pages"),
+        (make_tiff(grey_page(16, 8), grey_page(4, 4), grey_page(16, 8)), "2 full pages"),
+        (make_tiff(grey_page(8, 8), grey_page(16, 16)), "2 full pages"),
+        (make_tiff(*[grey_page(2, 2)] * 1500), "more than 1,000 full pages"),
     ],
     ids=["apng", "apng with a default", "webp", "avif", "scan", "two", "alike", "thumbnail between", "growing", "many"],
 )
-def test_several_pictures_are_refused(data: bytes, words: str) -> None:
-    with pytest.raises(SeveralPictures, match=f"{words}; .* picture|{words}; save the one"):
-        decode(data)
+def test_several_images_are_refused(data: bytes, words: str) -> None:
+    with pytest.raises(MultiFrameImageError, match=f"{words}; .* image|{words}; save the one"):
+        decode_image(data)
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        tiff(grey_page(16, 8), grey_page(4, 2)),
-        tiff(grey_page(16, 8), grey_page(16, 8, (254, 4, [1]))),
-        tiff(grey_page(16, 8), grey_page(16, 8, (254, 4, [4]))),
-        tiff(grey_page(16, 8), grey_page(8, 4, (254, 4, [1])), grey_page(8, 4, (254, 4, [5])), grey_page(4, 2)),
-        tiff(grey_page(16, 8), grey_page(16, 8, (255, 3, [2]))),
-        tiff(grey_page(4, 2, (254, 4, [1])), grey_page(16, 8)),
-        tiff(grey_page(16, 8), loop=True),
-        tiff(grey_page(16, 8), grey_page(4, 2), loop=True),
-        tiff(grey_page(16, 8))[:-128] + bytes(128),
-        tiff(grey_page(16, 8), grey_page(16, 8))[:-140],
+        make_tiff(grey_page(16, 8), grey_page(4, 2)),
+        make_tiff(grey_page(16, 8), grey_page(16, 8, (254, 4, [1]))),
+        make_tiff(grey_page(16, 8), grey_page(16, 8, (254, 4, [4]))),
+        make_tiff(grey_page(16, 8), grey_page(8, 4, (254, 4, [1])), grey_page(8, 4, (254, 4, [5])), grey_page(4, 2)),
+        make_tiff(grey_page(16, 8), grey_page(16, 8, (255, 3, [2]))),
+        make_tiff(grey_page(4, 2, (254, 4, [1])), grey_page(16, 8)),
+        make_tiff(grey_page(16, 8), loop=True),
+        make_tiff(grey_page(16, 8), grey_page(4, 2), loop=True),
+        make_tiff(grey_page(16, 8))[:-128] + bytes(128),
+        make_tiff(grey_page(16, 8), grey_page(16, 8))[:-140],
     ],
     ids=[
         "thumbnail", "reduced", "mask", "pyramid", "old flag", "thumbnail first", "loop to itself", "loop of two",
@@ -71,26 +71,26 @@ def test_several_pictures_are_refused(data: bytes, words: str) -> None:
     ],
 )  # fmt: skip
 def test_tiffs_with_one_full_page(data: bytes) -> None:
-    check(data, (8, 16))
+    check_decodes_to(data, (8, 16))
 
 
 def test_the_full_page_is_taken_where_a_thumbnail_stands_first() -> None:
-    thumbnail = (plain(4, 2, [8], 1, (254, 4, [1])), bytes([9] * 8))
-    picture = (plain(16, 8, [8], 1), bytes([200] * 128))
-    assert (decode(tiff(thumbnail, picture)) == 200).all()
+    thumbnail = (uncompressed_tags(4, 2, [8], 1, (254, 4, [1])), bytes([9] * 8))
+    image = (uncompressed_tags(16, 8, [8], 1), bytes([200] * 128))
+    assert (decode_image(make_tiff(thumbnail, image)) == 200).all()
 
 
 def test_a_loop_through_the_middle_of_a_directory_ends() -> None:
-    data = bytearray(tiff(grey_page(16, 8), grey_page(16, 8)))
+    data = bytearray(make_tiff(grey_page(16, 8), grey_page(16, 8)))
     place = 8 + 2 + 12 * 9
     data[place : place + 4] = struct.pack("<I", 8 + 12)
-    check(bytes(data), (8, 16))
+    check_decodes_to(bytes(data), (8, 16))
 
 
 def test_a_file_of_many_pages_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     read = itertools.count()
-    directory: Callable[..., object] = room._directory
-    monkeypatch.setattr(room, "_directory", lambda *given: next(read) >= 0 and directory(*given))
-    with pytest.raises(SeveralPictures):
-        decode(tiff(*[grey_page(1, 1)] * 20_000))
+    directory: Callable[..., object] = room._read_directory
+    monkeypatch.setattr(room, "_read_directory", lambda *given: next(read) >= 0 and directory(*given))
+    with pytest.raises(MultiFrameImageError):
+        decode_image(make_tiff(*[grey_page(1, 1)] * 20_000))
     assert next(read) <= room.MAX_PAGES + 1

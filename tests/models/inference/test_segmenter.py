@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.bundle import SUMS, Bundle, open_bundle, writing
-from models.errors import BundleError, Cancelled, EngineError, ParityError, TooLittleMemory
-from models.inference.geometry import BUCKET, fitted_size, resize_labels, resize_picture, to_canvas
-from models.inference.segmenter import Segmenter, agreement, check_graph
-from models.inference.tta import Augmentation
+from models.bundle import CHECKSUM_FILE, Bundle, bundle_writer, open_bundle
+from models.errors import BundleError, EngineError, InferenceCancelledError, InsufficientMemoryError, ParityError
+from models.inference.geometry import SIZE_DIVISOR, network_input_size, resize_and_pad, resize_image, resize_labels
+from models.inference.segmenter import Segmenter, agreement, check_model_outputs
+from models.inference.tta import TTAOptions
 from models.spec import InputRule
-from tests.fixtures_bundles import drawing
+from tests.fixtures_bundles import synthetic_image
 
 ROOT = Path(__file__).parents[3]
 NATIVE = InputRule(rule="native")
@@ -31,21 +31,23 @@ EXACT = InputRule(rule="exact", size=(120, 200))  # neither divides by the bucke
 sizes = st.tuples(st.integers(1, 700), st.integers(1, 700))
 
 
-def by_colour(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+def colour_engine(
+    images: NDArray[np.uint8], logits: bool = False
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """An engine that needs no weights: bright red counts 1, bright green counts 2; its logits are of stride 1."""
     labels = (images[..., 0] > 127) + np.uint8(2) * (images[..., 1] > 127)
     scores = 9 * np.eye(4, dtype=np.float32)[labels].transpose(0, 3, 1, 2) if logits else None
     return labels.astype(np.uint8), scores
 
 
-def quadrants(height: int, width: int) -> NDArray[np.uint8]:
+def quadrant_labels(height: int, width: int) -> NDArray[np.uint8]:
     """The labels 0, 1 over 2, 3, parted in the middle."""
     down, right = np.indices((height, width))
     return ((right >= width // 2) + 2 * (down >= height // 2)).astype(np.uint8)
 
 
-def coloured(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The picture that `by_colour` labels so."""
+def image_for_labels(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The image that `by_colour` labels so."""
     return np.stack([(labels & 1) * 255, (labels >> 1) * 255, labels * 0], axis=2).astype(np.uint8)
 
 
@@ -55,21 +57,21 @@ def coloured(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 @example(size=(1, 700))
 @example(size=(700, 1))
 @given(size=sizes)
-def test_labels_have_the_size_of_the_picture(rule: InputRule, size: tuple[int, int]) -> None:
-    picture = drawing(*size)
-    prediction = Segmenter(by_colour, rule).segment(picture)
+def test_labels_have_the_size_of_the_image(rule: InputRule, size: tuple[int, int]) -> None:
+    image = synthetic_image(*size)
+    prediction = Segmenter(colour_engine, rule).segment(image)
     assert prediction.labels.shape == size
     assert prediction.labels.dtype == np.uint8
     assert prediction.labels.flags.c_contiguous
-    assert prediction.picture is picture
+    assert prediction.image is image
 
 
 @pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
 def test_any_memory_layout(rule: InputRule) -> None:
-    segmenter = Segmenter(by_colour, rule)
-    picture = drawing(101, 67)
-    picture.flags.writeable = False
-    for view in (picture, picture[::-1], picture[:, ::-1], picture.swapaxes(0, 1), picture[::2, 1::3]):
+    segmenter = Segmenter(colour_engine, rule)
+    image = synthetic_image(101, 67)
+    image.flags.writeable = False
+    for view in (image, image[::-1], image[:, ::-1], image.swapaxes(0, 1), image[::2, 1::3]):
         labels = segmenter.segment(view).labels
         np.testing.assert_array_equal(labels, segmenter.segment(view.copy()).labels)
         assert labels.flags.owndata or labels.base.flags.owndata
@@ -78,19 +80,19 @@ def test_any_memory_layout(rule: InputRule) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(size=sizes)
-def test_native_pictures_keep_their_pixels(size: tuple[int, int]) -> None:
-    truth = quadrants(*size)
-    np.testing.assert_array_equal(Segmenter(by_colour, NATIVE).segment(coloured(truth)).labels, truth)
+def test_native_images_keep_their_pixels(size: tuple[int, int]) -> None:
+    truth = quadrant_labels(*size)
+    np.testing.assert_array_equal(Segmenter(colour_engine, NATIVE).segment(image_for_labels(truth)).labels, truth)
 
 
 @settings(max_examples=100, deadline=None)
 @given(size=sizes, side=st.integers(16, 400))
 def test_boundaries_return_to_their_place(size: tuple[int, int], side: int) -> None:
     rule = InputRule(rule="fit", side=side)
-    truth = quadrants(*size)
-    labels = Segmenter(by_colour, rule).segment(coloured(truth)).labels
+    truth = quadrant_labels(*size)
+    labels = Segmenter(colour_engine, rule).segment(image_for_labels(truth)).labels
     far = np.ones(size, bool)
-    for axis, (full, fitted) in enumerate(zip(size, fitted_size(size, rule), strict=True)):
+    for axis, (full, fitted) in enumerate(zip(size, network_input_size(size, rule), strict=True)):
         distance = np.abs(np.arange(full) + 0.5 - full // 2)
         clear = distance > max(1.0, full / fitted)  # one pixel of the coarser grid
         far &= clear[:, None] if axis == 0 else clear[None, :]
@@ -99,18 +101,18 @@ def test_boundaries_return_to_their_place(size: tuple[int, int], side: int) -> N
 
 @pytest.mark.parametrize("size", [(384, 384), (288, 768), (1536, 960), (96, 96), (48, 96), (64, 64), (2, 4)])
 def test_boundaries_are_exact_where_sizes_divide(size: tuple[int, int]) -> None:
-    truth = quadrants(*size)
-    np.testing.assert_array_equal(Segmenter(by_colour, FIT).segment(coloured(truth)).labels, truth)
+    truth = quadrant_labels(*size)
+    np.testing.assert_array_equal(Segmenter(colour_engine, FIT).segment(image_for_labels(truth)).labels, truth)
 
 
 @pytest.mark.parametrize("size", [(384, 384), (192, 576), (768, 512), (64, 64), (64, 48), (192, 160)])
-def test_a_mirrored_picture_has_mirrored_labels(size: tuple[int, int]) -> None:
-    segmenter = Segmenter(by_colour, FIT)
-    picture = drawing(*size)
-    labels = segmenter.segment(picture).labels
+def test_a_mirrored_image_has_mirrored_labels(size: tuple[int, int]) -> None:
+    segmenter = Segmenter(colour_engine, FIT)
+    image = synthetic_image(*size)
+    labels = segmenter.segment(image).labels
     assert len(np.unique(labels)) == 4
     for mirror in (np.s_[:, ::-1], np.s_[::-1], np.s_[::-1, ::-1]):
-        np.testing.assert_array_equal(segmenter.segment(picture[mirror]).labels, labels[mirror])
+        np.testing.assert_array_equal(segmenter.segment(image[mirror]).labels, labels[mirror])
 
 
 @settings(max_examples=100, deadline=None)
@@ -134,9 +136,9 @@ def test_labels_enlarged_by_a_whole_factor_repeat(size: tuple[int, int], factor:
 
 
 @pytest.mark.parametrize("size", [(1, 500_000), (500_000, 1), (3, 60_000)])
-def test_very_long_pictures(size: tuple[int, int]) -> None:
-    truth = quadrants(*size)
-    labels = Segmenter(by_colour, FIT).segment(coloured(truth)).labels
+def test_very_long_images(size: tuple[int, int]) -> None:
+    truth = quadrant_labels(*size)
+    labels = Segmenter(colour_engine, FIT).segment(image_for_labels(truth)).labels
     assert labels.shape == size
     assert agreement(labels[size[0] // 2 :], truth[size[0] // 2 :]) > 0.99
 
@@ -144,33 +146,31 @@ def test_very_long_pictures(size: tuple[int, int]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(size=sizes, side=st.integers(16, 400))
 def test_fitted_sizes_keep_the_aspect(size: tuple[int, int], side: int) -> None:
-    fitted = fitted_size(size, InputRule(rule="fit", side=side))
+    fitted = network_input_size(size, InputRule(rule="fit", side=side))
     assert max(fitted) == side
     for length, full in zip(fitted, size, strict=True):
         assert length >= 1
         assert abs(length - full * side / max(size)) <= 0.5 or length == 1
-    assert fitted_size(size, NATIVE) == size
+    assert network_input_size(size, NATIVE) == size
 
 
 def test_shrinking_averages() -> None:
     checkers = (np.indices((64, 64)).sum(axis=0) % 2 * np.uint8(255)).astype(np.uint8)
-    shrunk = resize_picture(np.repeat(checkers[:, :, None], 3, axis=2), (16, 16))
+    shrunk = resize_image(np.repeat(checkers[:, :, None], 3, axis=2), (16, 16))
     assert (np.abs(shrunk.astype(int) - 128) <= 1).all()
-    assert resize_picture(shrunk, (16, 16)) is shrunk
+    assert resize_image(shrunk, (16, 16)) is shrunk
 
 
 @settings(max_examples=60, deadline=None)
 @given(size=sizes)
 def test_padding_repeats_the_edge_up_to_the_bucket(size: tuple[int, int]) -> None:
-    picture = drawing(*size)
-    padded = to_canvas(picture, size)
+    image = synthetic_image(*size)
+    padded = resize_and_pad(image, size)
     height, width = padded.shape[:2]
-    assert BUCKET == 64
+    assert SIZE_DIVISOR == 64
     assert (height % 64, width % 64) == (0, 0)
     assert 0 <= height - size[0] < 64 and 0 <= width - size[1] < 64
-    np.testing.assert_array_equal(
-        padded, np.pad(picture, ((0, height - size[0]), (0, width - size[1]), (0, 0)), "edge")
-    )
+    np.testing.assert_array_equal(padded, np.pad(image, ((0, height - size[0]), (0, width - size[1]), (0, 0)), "edge"))
 
 
 def test_few_sizes_reach_the_engine() -> None:
@@ -180,7 +180,7 @@ def test_few_sizes_reach_the_engine() -> None:
         images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         met.add(images.shape)
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
     segmenter = Segmenter(watched, FIT)
     for height, width in np.random.default_rng(0).integers(1, 700, (300, 2)):
@@ -195,49 +195,49 @@ def test_one_size_reaches_a_network_that_takes_no_other() -> None:
         images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         met.add(images.shape)
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
     segmenter = Segmenter(watched, EXACT)
     for size in ((1, 1), (120, 200), (64, 64), (601, 37), (37, 601), (1200, 2000)):
-        assert fitted_size(size, EXACT) == (120, 200)
+        assert network_input_size(size, EXACT) == (120, 200)
         assert segmenter.segment(np.zeros((*size, 3), np.uint8)).labels.shape == size
     assert met == {(1, 120, 200, 3)}
 
 
 @pytest.mark.parametrize("size", [(120, 200), (240, 200), (60, 400), (360, 1000), (40, 20)])
-def test_boundaries_are_exact_where_a_picture_is_stretched_by_whole_factors(size: tuple[int, int]) -> None:
-    truth = quadrants(*size)
-    np.testing.assert_array_equal(Segmenter(by_colour, EXACT).segment(coloured(truth)).labels, truth)
+def test_boundaries_are_exact_where_an_image_is_stretched_by_whole_factors(size: tuple[int, int]) -> None:
+    truth = quadrant_labels(*size)
+    np.testing.assert_array_equal(Segmenter(colour_engine, EXACT).segment(image_for_labels(truth)).labels, truth)
 
 
-def test_a_canvas_is_the_picture_itself_where_nothing_is_to_be_done() -> None:
-    picture = drawing(128, 192)
-    assert to_canvas(picture, (128, 192)) is picture
-    assert not np.shares_memory(to_canvas(picture[::-1], (128, 192)), picture)
-    assert not np.shares_memory(to_canvas(picture, (128, 192), 256), picture)
+def test_a_canvas_is_the_image_itself_where_nothing_is_to_be_done() -> None:
+    image = synthetic_image(128, 192)
+    assert resize_and_pad(image, (128, 192)) is image
+    assert not np.shares_memory(resize_and_pad(image[::-1], (128, 192)), image)
+    assert not np.shares_memory(resize_and_pad(image, (128, 192), 256), image)
 
 
 @settings(max_examples=40, deadline=None)
 @given(size=sizes, to=sizes)
-def test_a_canvas_holds_the_resized_picture(size: tuple[int, int], to: tuple[int, int]) -> None:
-    picture = drawing(*size)
-    canvas = to_canvas(picture, to)
+def test_a_canvas_holds_the_resized_image(size: tuple[int, int], to: tuple[int, int]) -> None:
+    image = synthetic_image(*size)
+    canvas = resize_and_pad(image, to)
     assert canvas.flags.c_contiguous
-    np.testing.assert_array_equal(canvas[: to[0], : to[1]], resize_picture(picture, to))
-    np.testing.assert_array_equal(canvas, to_canvas(resize_picture(picture, to), to))
+    np.testing.assert_array_equal(canvas[: to[0], : to[1]], resize_image(image, to))
+    np.testing.assert_array_equal(canvas, resize_and_pad(resize_image(image, to), to))
 
 
 @pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
 @pytest.mark.parametrize("size", [(1, 1), (64, 64), (97, 301), (1100, 1300)])
-def test_confidence_has_the_size_of_the_picture(rule: InputRule, size: tuple[int, int]) -> None:
-    prediction = Segmenter(by_colour, rule).segment(coloured(quadrants(*size)), confidence=True)
+def test_confidence_has_the_size_of_the_image(rule: InputRule, size: tuple[int, int]) -> None:
+    prediction = Segmenter(colour_engine, rule).segment(image_for_labels(quadrant_labels(*size)), confidence=True)
     assert prediction.confidence is not None
     assert (prediction.confidence.shape, prediction.confidence.dtype) == (size, np.float32)
     assert prediction.confidence.min() >= 0.25 and prediction.confidence.max() <= 1.0
     if rule.rule == "native":
-        np.testing.assert_array_equal(prediction.labels, quadrants(*size))
+        np.testing.assert_array_equal(prediction.labels, quadrant_labels(*size))
         np.testing.assert_allclose(prediction.confidence, np.exp(9) / (np.exp(9) + 3), rtol=1e-5)
-    assert Segmenter(by_colour, rule).segment(coloured(quadrants(*size))).confidence is None
+    assert Segmenter(colour_engine, rule).segment(image_for_labels(quadrant_labels(*size))).confidence is None
 
 
 def test_what_is_larger_than_a_tile_goes_by_tiles() -> None:
@@ -247,14 +247,14 @@ def test_what_is_larger_than_a_tile_goes_by_tiles() -> None:
         images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         met.add((images.shape[1:3], logits))
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
     for size in ((1500, 1100), (1, 40_000), (1025, 1025)):
-        truth = quadrants(*size)
-        np.testing.assert_array_equal(Segmenter(watched, NATIVE).segment(coloured(truth)).labels, truth)
+        truth = quadrant_labels(*size)
+        np.testing.assert_array_equal(Segmenter(watched, NATIVE).segment(image_for_labels(truth)).labels, truth)
     assert met == {((896, 704), True), ((704, 704), True), ((64, 1024), True)}  # no larger than the overlap needs
     met.clear()
-    Segmenter(watched, NATIVE).segment(drawing(300, 3000))  # as many pixels as a tile has, or fewer
+    Segmenter(watched, NATIVE).segment(synthetic_image(300, 3000))  # as many pixels as a tile has, or fewer
     assert met == {((320, 3008), False)}
 
 
@@ -266,14 +266,14 @@ def test_memory_that_is_too_small_leads_to_smaller_tiles(limit: int) -> None:
         met.append(images.shape[1:3])
         if max(images.shape[1:3]) > limit:
             raise MemoryError("no more than that")
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
     segmenter = Segmenter(small, NATIVE)
     for size in ((900, 1000), (1400, 1300)):
-        truth = quadrants(*size)
-        np.testing.assert_array_equal(segmenter.segment(coloured(truth)).labels, truth)
+        truth = quadrant_labels(*size)
+        np.testing.assert_array_equal(segmenter.segment(image_for_labels(truth)).labels, truth)
     failed = [size for size in met if max(size) > limit]
-    assert len(failed) <= 2  # and not at every picture again
+    assert len(failed) <= 2  # and not at every image again
 
 
 def test_threads_that_lack_memory_at_once_take_the_same_smaller_tile() -> None:
@@ -283,13 +283,13 @@ def test_threads_that_lack_memory_at_once_take_the_same_smaller_tile() -> None:
         if max(images.shape[1:3]) > 600:
             together.wait()
             raise MemoryError("no more than that")
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
-    segmenter, truth = Segmenter(small, NATIVE), quadrants(1000, 1000)
+    segmenter, truth = Segmenter(small, NATIVE), quadrant_labels(1000, 1000)
     with ThreadPoolExecutor(4) as pool:
-        for answer in pool.map(segmenter.segment, [coloured(truth)] * 4):
+        for answer in pool.map(segmenter.segment, [image_for_labels(truth)] * 4):
             np.testing.assert_array_equal(answer.labels, truth)
-    assert segmenter.tile == 512
+    assert segmenter.tile_size == 512
 
 
 def test_scales_above_1_make_tiles_smaller() -> None:
@@ -299,9 +299,9 @@ def test_scales_above_1_make_tiles_smaller() -> None:
         images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         met.add(images.shape[1:3])
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
-    Segmenter(watched, NATIVE, augmentation=Augmentation.parse("1,2.5")).segment(drawing(1000, 1000))
+    Segmenter(watched, NATIVE, tta=TTAOptions.parse("1,2.5")).segment(synthetic_image(1000, 1000))
     assert max(max(size) for size in met) <= 1024
 
 
@@ -310,8 +310,8 @@ def test_memory_that_is_too_small_for_anything(rule: InputRule) -> None:
     def none(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         raise MemoryError("std::bad_alloc")
 
-    with pytest.raises(TooLittleMemory, match=r"memory is too small .*bad_alloc"):
-        Segmenter(none, rule).segment(drawing(900, 900))
+    with pytest.raises(InsufficientMemoryError, match=r"memory is too small .*bad_alloc"):
+        Segmenter(none, rule).segment(synthetic_image(900, 900))
 
 
 @pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])
@@ -322,11 +322,11 @@ def test_augmentation_asks_more_and_keeps_what_is_sure(rule: InputRule) -> None:
         images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         asked.append(images.shape)
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
-    truth = quadrants(120, 200)
+    truth = quadrant_labels(120, 200)
     scales = "flip" if rule is EXACT else "flip,0.5,1,2"
-    labels = Segmenter(watched, rule, augmentation=Augmentation.parse(scales)).segment(coloured(truth)).labels
+    labels = Segmenter(watched, rule, tta=TTAOptions.parse(scales)).segment(image_for_labels(truth)).labels
     assert len(asked) == (2 if rule is EXACT else 6)
     assert agreement(labels, truth) > 0.98
 
@@ -352,25 +352,25 @@ def test_work_ends_before_the_next_run_of_the_engine(
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         nonlocal done
         done += 1
-        return by_colour(images, logits)
+        return colour_engine(images, logits)
 
     def enough() -> bool:
         return done == most
 
-    segmenter = Segmenter(counted, rule, augmentation=Augmentation.parse(asked) if asked else None)
-    picture = coloured(quadrants(*size))
-    whole = segmenter.segment(picture, confidence)
+    segmenter = Segmenter(counted, rule, tta=TTAOptions.parse(asked) if asked else None)
+    image = image_for_labels(quadrant_labels(*size))
+    whole = segmenter.segment(image, confidence)
     assert done == runs
     for most in range(runs + 1):
         done = 0
         if most < runs:
-            with pytest.raises(Cancelled, match="asked to stop"):
-                segmenter.segment(picture, confidence, stopped=enough)
+            with pytest.raises(InferenceCancelledError, match="asked to stop"):
+                segmenter.segment(image, confidence, should_stop=enough)
         else:  # what has been answered is given
-            again = segmenter.segment(picture, confidence, stopped=enough)
+            again = segmenter.segment(image, confidence, should_stop=enough)
             np.testing.assert_array_equal(again.labels, whole.labels)
         assert done == most
-    np.testing.assert_array_equal(segmenter.segment(picture, confidence).labels, whole.labels)
+    np.testing.assert_array_equal(segmenter.segment(image, confidence).labels, whole.labels)
 
 
 def test_memory_that_is_short_does_not_forget_the_stop() -> None:
@@ -380,14 +380,14 @@ def test_memory_that_is_short_does_not_forget_the_stop() -> None:
         sides.append(max(images.shape[1:3]))
         raise MemoryError("no more than that")
 
-    with pytest.raises(Cancelled):
-        Segmenter(small, NATIVE).segment(drawing(900, 1000), stopped=lambda: len(sides) == 1)
+    with pytest.raises(InferenceCancelledError):
+        Segmenter(small, NATIVE).segment(synthetic_image(900, 1000), should_stop=lambda: len(sides) == 1)
     assert sides == [1024]
 
 
 def test_one_size_cannot_be_scaled() -> None:
     with pytest.raises(EngineError, match=r"one size alone.*flip, not scale"):
-        Segmenter(by_colour, EXACT, augmentation=Augmentation.parse("1,2"))
+        Segmenter(colour_engine, EXACT, tta=TTAOptions.parse("1,2"))
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_a_graph_that_the_spec_does_not_describe(labels: Any, logits: Any, said:
     with pytest.raises(
         BundleError, match=rf"spec\.json and its network disagree: .* 1 x 6 x h x w are wanted, not .*{said}"
     ):
-        check_graph(lambda images, **wish: (labels, logits), open_bundle(tiny_bundle))
+        check_model_outputs(lambda images, **wish: (labels, logits), open_bundle(tiny_bundle))
 
 
 def test_agreement() -> None:
@@ -415,24 +415,24 @@ def test_agreement() -> None:
 
 def test_probes_are_answered(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    assert Segmenter.load(bundle).answer_probes(bundle) >= 0.99
+    assert Segmenter.load(bundle).verify_probes(bundle) >= 0.99
 
 
 def test_altered_probes_are_found(tiny_bundle: Path, tmp_path: Path) -> None:
-    with writing(tmp_path / "altered") as new:
-        shutil.copytree(tiny_bundle, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(SUMS))
+    with bundle_writer(tmp_path / "altered") as new:
+        shutil.copytree(tiny_bundle, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKSUM_FILE))
         mask = new / "probes" / "0.labels.png"
         labels = np.array(Image.open(mask))
         labels[: len(labels) // 50 + 1] ^= 1  # a little more than the 1% that is forgiven
         Image.fromarray(labels).save(mask)
     bundle = open_bundle(tmp_path / "altered")
     with pytest.raises(ParityError, match=r"0\.png: on this machine 9\d\.\d\d% .* at least 99\.8%"):
-        Segmenter.load(bundle, precision="f32").answer_probes(bundle)
+        Segmenter.load(bundle, precision="f32").verify_probes(bundle)
 
 
 def test_a_bundle_without_probes(tiny_bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(tiny_bundle)
-    assert Segmenter(by_colour, FIT).answer_probes(Bundle(tmp_path, opened.spec, "")) == 1.0
+    assert Segmenter(colour_engine, FIT).verify_probes(Bundle(tmp_path, opened.spec, "")) == 1.0
 
 
 def test_an_unknown_engine(tiny_bundle: Path) -> None:
@@ -442,10 +442,10 @@ def test_an_unknown_engine(tiny_bundle: Path) -> None:
 
 def test_the_real_network_fits_and_returns(tiny_bundle: Path) -> None:
     segmenter = Segmenter.load(open_bundle(tiny_bundle), precision="f32")
-    picture = drawing(192, 160)
-    labels = segmenter.segment(picture).labels
+    image = synthetic_image(192, 160)
+    labels = segmenter.segment(image).labels
     assert len(np.unique(labels)) > 1
-    twice = segmenter.segment(cv2.resize(picture, (320, 384), interpolation=cv2.INTER_NEAREST)).labels
+    twice = segmenter.segment(cv2.resize(image, (320, 384), interpolation=cv2.INTER_NEAREST)).labels
     assert agreement(twice, resize_labels(labels, (384, 320))) > 0.99
 
 

@@ -10,20 +10,27 @@ from hypothesis import strategies as st
 
 import models.inference.tiling
 from models.imaging.decode import RGB, Labels
-from models.inference.geometry import to_canvas
-from models.inference.postprocess import Scores, decide, upsample
-from models.inference.tiling import Ask, cut, importance, stride_of, tiled, windows
+from models.inference.geometry import resize_and_pad
+from models.inference.postprocess import Scores, resize_scores, scores_to_labels
+from models.inference.tiling import (
+    LogitsFunction,
+    compute_windows,
+    extract_window,
+    gaussian_weights,
+    infer_output_stride,
+    predict_sliding_window,
+)
 
-sixties = st.integers(1, 12).map(lambda count: count * 64)
+multiples_of_64 = st.integers(1, 12).map(lambda count: count * 64)
 
 
-def blobs(height: int, width: int, seed: int = 0) -> RGB:
+def blob_image(height: int, width: int, seed: int = 0) -> RGB:
     """Soft patches of colour of some forty pixels."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
-def network(stride: int = 8, radius: int = 16) -> Ask:
+def colour_network(stride: int = 8, radius: int = 16) -> LogitsFunction:
     """Four classes by colour, seen through a box of 2 radius + 1 pixels: zeros stand beyond the border of a canvas, as for a
     padded convolution, so that what lies within `radius` of it comes out wrong.
     """
@@ -40,22 +47,24 @@ def network(stride: int = 8, radius: int = 16) -> Ask:
     return ask
 
 
-def untiled(ask: Ask, picture: RGB) -> Labels:
-    """One canvas for the whole picture."""
-    canvas = to_canvas(picture, picture.shape[:2])
-    return decide(ask(canvas), canvas.shape[:2])[0][: picture.shape[0], : picture.shape[1]]
+def predict_untiled(ask: LogitsFunction, image: RGB) -> Labels:
+    """One canvas for the whole image."""
+    canvas = resize_and_pad(image, image.shape[:2])
+    return scores_to_labels(ask(canvas), canvas.shape[:2])[0][: image.shape[0], : image.shape[1]]
 
 
-def blended(ask: Ask, picture: RGB, tile: int, overlap: int, stride: int) -> Scores:
+def blend_whole(ask: LogitsFunction, image: RGB, tile: int, overlap: int, stride: int) -> Scores:
     """The whole blended map at once."""
-    down, across = (windows(length, tile, overlap) for length in picture.shape[:2])
+    down, across = (compute_windows(length, tile, overlap) for length in image.shape[:2])
     scores: Scores | None = None
-    for top, row_share in zip(down.starts, down.shares(stride), strict=True):
-        for left, share in zip(across.starts, across.shares(stride), strict=True):
-            answer = ask(cut(picture, (top, left), (down.side, across.side)))
-            answer = upsample(answer, (down.side // stride, across.side // stride))
+    for top, row_share in zip(down.starts, down.weights(stride), strict=True):
+        for left, share in zip(across.starts, across.weights(stride), strict=True):
+            answer = ask(extract_window(image, (top, left), (down.side, across.side)))
+            answer = resize_scores(answer, (down.side // stride, across.side // stride))
             if scores is None:
-                scores = np.zeros((len(answer), down.canvas // stride, across.canvas // stride), np.float32)
+                scores = np.zeros(
+                    (len(answer), down.padded_length // stride, across.padded_length // stride), np.float32
+                )
             y, x = top // stride, left // stride
             scores[:, y : y + len(row_share), x : x + len(share)] += answer * np.outer(row_share, share)
     assert scores is not None
@@ -65,22 +74,22 @@ def blended(ask: Ask, picture: RGB, tile: int, overlap: int, stride: int) -> Sco
 @settings(max_examples=200, deadline=None)
 @example(length=1, tile=64, overlap=0)
 @example(length=1025, tile=1024, overlap=960)
-@given(length=st.integers(1, 9000), tile=sixties, overlap=sixties)
+@given(length=st.integers(1, 9000), tile=multiples_of_64, overlap=multiples_of_64)
 def test_windows_cover_everything_and_overlap(length: int, tile: int, overlap: int) -> None:
     overlap = min(overlap, tile - 64)
-    cover = windows(length, tile, overlap)
+    cover = compute_windows(length, tile, overlap)
     starts = np.array(cover.starts)
     assert starts[0] == 0 and not (starts % 64).any() and cover.side % 64 == 0
-    assert length <= cover.canvas < length + 64
+    assert length <= cover.padded_length < length + 64
     gaps = np.diff(starts)
     if len(gaps):
         assert cover.side <= tile
         assert gaps.min() > 0 and gaps.max() <= cover.side - overlap and gaps.max() - gaps.min() <= 64
-        assert len(starts) * (cover.side - 64) - len(gaps) * overlap < cover.canvas  # no longer than needed
-        assert len(gaps) == -(-(cover.canvas - tile) // (tile - overlap))  # none more than needed
+        assert len(starts) * (cover.side - 64) - len(gaps) * overlap < cover.padded_length  # no longer than needed
+        assert len(gaps) == -(-(cover.padded_length - tile) // (tile - overlap))  # none more than needed
     for stride in (1, 8, 64):
-        total = np.zeros(cover.canvas // stride)
-        for start, share in zip(cover.starts, cover.shares(stride), strict=True):
+        total = np.zeros(cover.padded_length // stride)
+        for start, share in zip(cover.starts, cover.weights(stride), strict=True):
             assert share.dtype == np.float32 and (share > 0).all()
             total[start // stride : start // stride + len(share)] += share
         np.testing.assert_allclose(total, 1, atol=1e-6)
@@ -88,8 +97,8 @@ def test_windows_cover_everything_and_overlap(length: int, tile: int, overlap: i
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 127, 128, 1024])
 def test_importance_is_a_gaussian_without_zeros(length: int) -> None:
-    weights = importance(length)
-    assert importance(length) is weights
+    weights = gaussian_weights(length)
+    assert gaussian_weights(length) is weights
     np.testing.assert_array_equal(weights, weights[::-1])
     assert (np.diff(weights[: (length + 1) // 2]) > 0).all()
     assert (np.float32(weights) ** 2 > 1e-8).all()
@@ -102,18 +111,20 @@ def test_importance_is_a_gaussian_without_zeros(length: int) -> None:
 @pytest.mark.parametrize("size", [(900, 1300), (257, 1024), (1024, 256), (640, 641)])
 @pytest.mark.parametrize("stride", [1, 4, 8, 32])
 def test_tiles_agree_with_the_whole(size: tuple[int, int], stride: int) -> None:
-    picture = blobs(*size)
-    labels, sure = tiled(network(stride), picture, tile=256, overlap=128)
-    whole = untiled(network(stride), picture)
+    image = blob_image(*size)
+    labels, sure = predict_sliding_window(colour_network(stride), image, tile=256, overlap=128)
+    whole = predict_untiled(colour_network(stride), image)
     assert (labels.shape, labels.dtype, sure) == (size, np.uint8, None)
     assert len(np.unique(whole)) == 4
     assert np.mean(labels == whole) >= 0.995
 
 
 def test_differences_gather_at_no_seam() -> None:
-    picture = blobs(1500, 1500)
-    wrong = tiled(network(), picture, tile=256, overlap=128)[0] != untiled(network(), picture)
-    starts = np.array(windows(1500, 256, 128).starts)
+    image = blob_image(1500, 1500)
+    wrong = predict_sliding_window(colour_network(), image, tile=256, overlap=128)[0] != predict_untiled(
+        colour_network(), image
+    )
+    starts = np.array(compute_windows(1500, 256, 128).starts)
     borders = np.concatenate([starts[1:], starts[:-1] + 256])
     seam = np.zeros(1500, bool)
     for border in borders:
@@ -124,10 +135,10 @@ def test_differences_gather_at_no_seam() -> None:
         assert by_line.max() <= 0.03
 
 
-def test_edges_of_the_picture_are_those_of_the_whole() -> None:
-    picture = blobs(700, 1001)
-    labels, _ = tiled(network(), picture, tile=256, overlap=128)
-    whole = untiled(network(), picture)
+def test_edges_of_the_image_are_those_of_the_whole() -> None:
+    image = blob_image(700, 1001)
+    labels, _ = predict_sliding_window(colour_network(), image, tile=256, overlap=128)
+    whole = predict_untiled(colour_network(), image)
     for edge in (np.s_[:32], np.s_[-32:], np.s_[:, :32], np.s_[:, -32:]):
         assert np.mean(labels[edge] == whole[edge]) >= 0.99
 
@@ -145,11 +156,11 @@ def test_edges_of_the_picture_are_those_of_the_whole() -> None:
     ],
 )
 def test_bands_leave_no_trace(stride: int, tile: int, overlap: int, size: tuple[int, int]) -> None:
-    picture = blobs(*size)
-    scores = blended(network(stride), picture, tile, overlap, stride)
+    image = blob_image(*size)
+    scores = blend_whole(colour_network(stride), image, tile, overlap, stride)
     canvas = scores.shape[1] * stride, scores.shape[2] * stride
-    labels, sure = tiled(network(stride), picture, tile, overlap, confidence=True)
-    whole, surely = decide(scores, canvas, confidence=True)
+    labels, sure = predict_sliding_window(colour_network(stride), image, tile, overlap, confidence=True)
+    whole, surely = scores_to_labels(scores, canvas, confidence=True)
     assert sure is not None and surely is not None
     np.testing.assert_array_equal(labels, whole[: size[0], : size[1]])
     np.testing.assert_allclose(sure, surely[: size[0], : size[1]], atol=1e-6)
@@ -161,40 +172,44 @@ def test_bands_leave_no_trace(stride: int, tile: int, overlap: int, size: tuple[
 @example(size=(700, 1))
 @given(size=st.tuples(st.integers(1, 700), st.integers(1, 700)))
 def test_any_size_and_any_memory_layout(size: tuple[int, int]) -> None:
-    picture = blobs(*size[::-1]).swapaxes(0, 1)[:, ::-1]
-    picture.flags.writeable = False
-    labels, sure = tiled(network(), picture, tile=128, overlap=64, confidence=True)
+    image = blob_image(*size[::-1]).swapaxes(0, 1)[:, ::-1]
+    image.flags.writeable = False
+    labels, sure = predict_sliding_window(colour_network(), image, tile=128, overlap=64, confidence=True)
     assert sure is not None
     assert labels.shape == sure.shape == size and labels.flags.c_contiguous
     assert sure.dtype == np.float32 and sure.min() > 0 and sure.max() <= 1
-    np.testing.assert_array_equal(labels, tiled(network(), picture.copy(), tile=128, overlap=64)[0])
+    np.testing.assert_array_equal(
+        labels, predict_sliding_window(colour_network(), image.copy(), tile=128, overlap=64)[0]
+    )
 
 
 @settings(max_examples=40, deadline=None)
 @given(size=st.tuples(st.integers(1, 256), st.integers(1, 256)))
-def test_a_picture_of_one_tile_is_not_tiled(size: tuple[int, int]) -> None:
+def test_an_image_of_one_tile_is_not_tiled(size: tuple[int, int]) -> None:
     met = []
 
     def ask(canvas: RGB) -> Scores:
         met.append(canvas.shape[:2])
-        return network()(canvas)
+        return colour_network()(canvas)
 
-    picture = blobs(*size)
-    np.testing.assert_array_equal(tiled(ask, picture, tile=256, overlap=64)[0], untiled(network(), picture))
-    assert met == [to_canvas(picture, picture.shape[:2]).shape[:2]]
+    image = blob_image(*size)
+    np.testing.assert_array_equal(
+        predict_sliding_window(ask, image, tile=256, overlap=64)[0], predict_untiled(colour_network(), image)
+    )
+    assert met == [resize_and_pad(image, image.shape[:2]).shape[:2]]
 
 
-def test_the_network_meets_one_size_and_the_pictures_own_pixels() -> None:
-    picture = blobs(500, 130)
+def test_the_network_meets_one_size_and_the_images_own_pixels() -> None:
+    image = blob_image(500, 130)
     met = []
 
     def ask(canvas: RGB) -> Scores:
         met.append(canvas.copy())
-        return network()(canvas)
+        return colour_network()(canvas)
 
-    tiled(ask, picture, tile=256, overlap=128)
-    padded = np.pad(picture, ((0, 12), (0, 62), (0, 0)), "edge")
-    assert windows(500, 256, 128).starts == (0, 128, 256)
+    predict_sliding_window(ask, image, tile=256, overlap=128)
+    padded = np.pad(image, ((0, 12), (0, 62), (0, 0)), "edge")
+    assert compute_windows(500, 256, 128).starts == (0, 128, 256)
     for top, canvas in zip((0, 128, 256), met, strict=True):
         np.testing.assert_array_equal(canvas, padded[top : top + 256])
 
@@ -205,7 +220,7 @@ def test_where_all_is_the_same_the_answer_is_too(stride: int) -> None:
         shape = canvas.shape[0] // stride, canvas.shape[1] // stride
         return np.stack([np.full(shape, value, np.float32) for value in (-3.3, 1.7, 1.6)])
 
-    labels, sure = tiled(ask, blobs(401, 777), tile=128, overlap=64, confidence=True)
+    labels, sure = predict_sliding_window(ask, blob_image(401, 777), tile=128, overlap=64, confidence=True)
     assert (labels == 1).all()
     np.testing.assert_allclose(sure, 1 / (1 + np.exp(-0.1) + np.exp(-5)), atol=1e-5)
 
@@ -213,12 +228,12 @@ def test_where_all_is_the_same_the_answer_is_too(stride: int) -> None:
 @pytest.mark.parametrize("grid", [(37, 41), (127, 127), (1, 1), (3, 100), (512, 512)])
 def test_grids_that_do_not_divide_the_window(grid: tuple[int, int]) -> None:
     def ask(canvas: RGB) -> Scores:
-        return upsample(network()(canvas), grid)
+        return resize_scores(colour_network()(canvas), grid)
 
-    picture = blobs(300, 400)
-    assert stride_of(ask(picture[:256, :256].copy()), (256, 256)) == 1
-    labels, _ = tiled(ask, picture, tile=256, overlap=128)
-    whole, _ = decide(blended(ask, picture, 256, 128, 1), (320, 448))
+    image = blob_image(300, 400)
+    assert infer_output_stride(ask(image[:256, :256].copy()), (256, 256)) == 1
+    labels, _ = predict_sliding_window(ask, image, tile=256, overlap=128)
+    whole, _ = scores_to_labels(blend_whole(ask, image, 256, 128, 1), (320, 448))
     np.testing.assert_array_equal(labels, whole[:300, :400])
 
 
@@ -228,7 +243,7 @@ def test_grids_that_do_not_divide_the_window(grid: tuple[int, int]) -> None:
      ((64, 64), (192, 192), 1), ((32, 16), (256, 256), 1), ((256, 256), (256, 256), 1)],
 )  # fmt: skip
 def test_strides(grid: tuple[int, int], size: tuple[int, int], stride: int) -> None:
-    assert stride_of(np.zeros((2, *grid), np.float32), size) == stride
+    assert infer_output_stride(np.zeros((2, *grid), np.float32), size) == stride
 
 
 @pytest.mark.parametrize(
@@ -236,34 +251,36 @@ def test_strides(grid: tuple[int, int], size: tuple[int, int], stride: int) -> N
 )
 def test_tiles_that_are_none(tile: int, overlap: int) -> None:
     with pytest.raises(ValueError, match=f"A tile of {tile} that overlaps by {overlap}: multiples of 64"):
-        tiled(network(), blobs(64, 64), tile, overlap)
+        predict_sliding_window(colour_network(), blob_image(64, 64), tile, overlap)
 
 
 @pytest.mark.parametrize(("size", "sides"), [((1600, 1500), [960, 512, 256]), ((700, 1600), [960, 960, 512, 256])])
 def test_tiles_shrink_where_a_row_of_them_is_too_large(
     size: tuple[int, int], sides: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.inference.tiling, "BAND_BYTES", 1000)
-    picture = blobs(*size)
+    monkeypatch.setattr(models.inference.tiling, "MAX_BAND_BYTES", 1000)
+    image = blob_image(*size)
     met = []
 
     def ask(canvas: RGB) -> Scores:
         met.append(max(canvas.shape))
-        return network()(canvas)
+        return colour_network()(canvas)
 
-    labels, _ = tiled(ask, picture)
+    labels, _ = predict_sliding_window(ask, image)
     assert list(dict.fromkeys(met)) == list(dict.fromkeys(sides))
     assert met[: len(sides)] == sides
     assert labels.flags.c_contiguous
-    assert np.mean(labels == untiled(network(), picture)) >= 0.995
+    assert np.mean(labels == predict_untiled(colour_network(), image)) >= 0.995
 
 
-def test_a_long_picture_is_tiled_along_its_shorter_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models.inference.tiling, "BAND_BYTES", 4 * 4 * (256 // 8) * (320 // 8))
-    picture = blobs(300, 1400)
-    labels, sure = tiled(network(), picture, tile=256, overlap=128, confidence=True)
+def test_a_long_image_is_tiled_along_its_shorter_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models.inference.tiling, "MAX_BAND_BYTES", 4 * 4 * (256 // 8) * (320 // 8))
+    image = blob_image(300, 1400)
+    labels, sure = predict_sliding_window(colour_network(), image, tile=256, overlap=128, confidence=True)
     assert sure is not None and labels.shape == sure.shape == (300, 1400)
-    turned, surely = tiled(network(), picture.swapaxes(0, 1), tile=256, overlap=128, confidence=True)
+    turned, surely = predict_sliding_window(
+        colour_network(), image.swapaxes(0, 1), tile=256, overlap=128, confidence=True
+    )
     assert surely is not None  # the box is summed along the other axis first: equal but for rounding
     assert np.mean(labels == turned.T) > 0.9999
     np.testing.assert_allclose(sure, surely.T, atol=1e-3)
@@ -271,13 +288,13 @@ def test_a_long_picture_is_tiled_along_its_shorter_side(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("stride", "limit"), [(8, 30e6), (1, 300e6)])
 def test_memory_is_a_row_of_tiles(stride: int, limit: float) -> None:
-    picture = np.broadcast_to(blobs(1, 4096), (2048, 4096, 3))  # one row of pixels in memory
+    image = np.broadcast_to(blob_image(1, 4096), (2048, 4096, 3))  # one row of pixels in memory
 
     def ask(canvas: RGB) -> Scores:
         return np.ones((21, canvas.shape[0] // stride, canvas.shape[1] // stride), np.float32)
 
     tracemalloc.start()
-    labels, _ = tiled(ask, picture, tile=512, overlap=128)
+    labels, _ = predict_sliding_window(ask, image, tile=512, overlap=128)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak - labels.nbytes < limit  # all at once: 11 MB of logits at stride 8, 705 MB at stride 1

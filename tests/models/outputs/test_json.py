@@ -14,43 +14,43 @@ from PIL import Image
 
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
-from models.outputs import OUTPUTS, encode
-from models.outputs.options import MASKS, Options
-from models.outputs.rle import packed, run_lengths
-from models.spec import VOID
-from tests.models.outputs.test_outputs import SPEC, prediction
-from training.data.formats.rasterize import PACKED, runs, unpacked
+from models.outputs import OUTPUT_FORMATS, encode
+from models.outputs.options import MASK_ENCODINGS, OutputOptions
+from models.outputs.rle import coco_rle_counts, pack_counts
+from models.spec import IGNORE_INDEX
+from tests.models.outputs.test_outputs import SPEC, make_prediction
+from training.data.formats.rasterize import COMPRESSED_RLE, decode_compressed_rle, region_runs
 
-MAPS = arrays.arrays(
-    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 4, VOID])
+label_masks = arrays.arrays(
+    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 4, IGNORE_INDEX])
 )
 
 
-def read(given: Prediction, options: Options) -> dict[str, Any]:
+def encode_and_parse(given: Prediction, options: OutputOptions) -> dict[str, Any]:
     answer = json.loads(encode("json", given, SPEC, options), parse_constant=pytest.fail)
     assert isinstance(answer, dict)
     return answer
 
 
-def of(labels: Labels, sure: np.ndarray | None = None) -> Prediction:
+def prediction_of(labels: Labels, sure: np.ndarray | None = None) -> Prediction:
     return Prediction(np.zeros((*labels.shape, 3), np.uint8), labels, sure)
 
 
-def unfolded(counts: str, size: tuple[int, int]) -> np.ndarray:
+def decode_counts(counts: str, size: tuple[int, int]) -> np.ndarray:
     """The mask of COCO's compressed counts, by the reader of COCO's files: bool H x W."""
     columns = np.zeros(size[0] * size[1], np.bool_)
-    for start, stop in runs(counts.encode(), PACKED, size).tolist():
+    for start, stop in region_runs(counts.encode(), COMPRESSED_RLE, size).tolist():
         columns[start:stop] = True
     return columns.reshape(size[1], size[0]).T
 
 
-@given(MAPS)
+@given(label_masks)
 @settings(deadline=None)
 def test_run_lengths_give_the_masks_back(labels: Labels) -> None:
-    counts = run_lengths(labels)
+    counts = coco_rle_counts(labels)
     assert set(counts) == set(np.unique(labels).tolist())
     for label, text in counts.items():
-        np.testing.assert_array_equal(unfolded(text, labels.shape), labels == label)
+        np.testing.assert_array_equal(decode_counts(text, labels.shape), labels == label)
 
 
 @pytest.mark.parametrize(
@@ -66,88 +66,92 @@ def test_run_lengths_give_the_masks_back(labels: Labels) -> None:
     ],
 )
 def test_run_lengths_by_hand(rows: list[list[int]], counts: str) -> None:
-    assert len(unpacked(counts.encode())) >= 2
-    assert run_lengths(np.array(rows, np.uint8))[1] == counts
+    assert len(decode_compressed_rle(counts.encode())) >= 2
+    assert coco_rle_counts(np.array(rows, np.uint8))[1] == counts
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9))
 @settings(deadline=None)
 def test_counts_of_any_length_are_packed(counts: list[int]) -> None:
-    assert unpacked(packed(np.array(counts, np.int64)).encode()).tolist() == counts
+    assert decode_compressed_rle(pack_counts(np.array(counts, np.int64)).encode()).tolist() == counts
 
 
-@given(MAPS)
+@given(label_masks)
 @settings(deadline=None)
 def test_classes_are_counted_and_boxed(labels: Labels) -> None:
     sure = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
-    answer = read(of(labels, sure), Options(masks="none"))
+    answer = encode_and_parse(prediction_of(labels, sure), OutputOptions(masks="none"))
     assert (answer["height"], answer["width"]) == labels.shape
-    assert [entry["label"] for entry in answer["classes"]] == sorted({*labels.flat} - {VOID})
+    assert [entry["label"] for entry in answer["classes"]] == sorted({*labels.flat} - {IGNORE_INDEX})
     for entry in answer["classes"]:
         mask = labels == entry["label"]
         assert entry["name"] == f"class {entry['label']}"
         assert tuple(entry["rgb"]) == SPEC.classes[entry["label"]].rgb
-        assert (entry["pixels"], entry["share"]) == (mask.sum(), mask.mean())
+        assert (entry["pixels"], entry["fraction"]) == (mask.sum(), mask.mean())
         y, x = np.nonzero(mask)
-        assert entry["box"] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
+        assert entry["bbox"] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
         assert entry["mean_confidence"] == pytest.approx(sure[mask].mean(), abs=1e-6)
-    void = labels == VOID
-    assert answer["void"] == {"pixels": void.sum(), "share": void.mean()}
+    void = labels == IGNORE_INDEX
+    assert answer["unlabeled"] == {"pixels": void.sum(), "fraction": void.mean()}
 
 
-@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("masks", MASK_ENCODINGS)
 @pytest.mark.parametrize("confidence", [False, True])
 def test_masks_come_in_the_form_of_choice_and_nothing_else_does(masks: str, confidence: bool) -> None:
-    given = prediction()
-    answer = read(given, Options(masks=masks, confidence=confidence))
-    whole = {"height", "width", "classes", "void"}
+    given = make_prediction()
+    answer = encode_and_parse(given, OutputOptions(masks=masks, confidence=confidence))
+    whole = {"height", "width", "classes", "unlabeled"}
     assert set(answer) == whole | ({"png"} if masks == "png" else set()) | ({"confidence"} if confidence else set())
-    each = {"label", "name", "rgb", "pixels", "share", "box", "mean_confidence"}
+    each = {"label", "name", "rgb", "pixels", "fraction", "bbox", "mean_confidence"}
     assert {key for entry in answer["classes"] for key in entry} == each | ({masks} & {"rle", "polygons"})
     for name in {"png", "confidence"} & set(answer):
-        assert base64.b64decode(answer[name], validate=True) == OUTPUTS[name].encode(given, SPEC, Options())
+        assert base64.b64decode(answer[name], validate=True) == OUTPUT_FORMATS[name].encode(
+            given, SPEC, OutputOptions()
+        )
 
 
 def test_rle_is_an_object_that_cocos_tools_take() -> None:
-    given = prediction()
-    for entry in read(given, Options())["classes"]:
+    given = make_prediction()
+    for entry in encode_and_parse(given, OutputOptions())["classes"]:
         assert entry["rle"]["size"] == [37, 53]
-        np.testing.assert_array_equal(unfolded(entry["rle"]["counts"], (37, 53)), given.labels == entry["label"])
+        np.testing.assert_array_equal(decode_counts(entry["rle"]["counts"], (37, 53)), given.labels == entry["label"])
 
 
 def test_polygons_are_a_geometry_of_geojson() -> None:
-    labels = np.full((5, 6), VOID, np.uint8)
+    labels = np.full((5, 6), IGNORE_INDEX, np.uint8)
     labels[1:4, 2:5] = 3
     labels[2, 3] = 1
-    first, second = read(of(labels), Options(masks="polygons"))["classes"]
+    first, second = encode_and_parse(prediction_of(labels), OutputOptions(masks="polygons"))["classes"]
     assert first["polygons"] == {"type": "MultiPolygon", "coordinates": [[[[3, 2], [4, 2], [4, 3], [3, 3], [3, 2]]]]}
     assert second["polygons"]["coordinates"] == [
         [[[2, 1], [5, 1], [5, 4], [2, 4], [2, 1]], [[3, 2], [3, 3], [4, 3], [4, 2], [3, 2]]]
     ]
-    simpler = read(of(labels), Options(masks="polygons", simplify=50))["classes"]
+    simpler = encode_and_parse(prediction_of(labels), OutputOptions(masks="polygons", simplify=50))["classes"]
     assert [entry["polygons"]["coordinates"] for entry in simpler] == [[], []]
     assert [entry["pixels"] for entry in simpler] == [1, 8]
 
 
 def test_without_a_confidence_there_is_no_mean() -> None:
-    given = Prediction(prediction().picture, prediction().labels)
-    assert all("mean_confidence" not in entry for entry in read(given, Options())["classes"])
+    given = Prediction(make_prediction().image, make_prediction().labels)
+    assert all("mean_confidence" not in entry for entry in encode_and_parse(given, OutputOptions())["classes"])
     with pytest.raises(ValueError, match="confidence=True"):
-        encode("json", given, SPEC, Options(confidence=True))
+        encode("json", given, SPEC, OutputOptions(confidence=True))
 
 
 def test_a_confidence_that_is_no_number_leaves_valid_json() -> None:
     sure = np.array([[np.nan, 0.5], [0.25, np.inf]], np.float32)
-    answer = read(of(np.array([[0, 1], [1, 2]], np.uint8), sure), Options(confidence=True))
+    answer = encode_and_parse(prediction_of(np.array([[0, 1], [1, 2]], np.uint8), sure), OutputOptions(confidence=True))
     assert [entry["mean_confidence"] for entry in answer["classes"]] == [None, 0.375, None]
     grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["confidence"]))))
     assert grey[0, 1] == 128 and grey[1, 0] == 64
 
 
-@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("masks", MASK_ENCODINGS)
 def test_labels_that_are_no_class_count_as_void(masks: str) -> None:
-    answer = read(of(np.array([[0, 6, 254, VOID]], np.uint8)), Options(masks=masks))
+    answer = encode_and_parse(
+        prediction_of(np.array([[0, 6, 254, IGNORE_INDEX]], np.uint8)), OutputOptions(masks=masks)
+    )
     assert [entry["label"] for entry in answer["classes"]] == [0]
-    assert answer["void"] == {"pixels": 3, "share": 0.75}
-    nothing = read(of(np.full((2, 3), VOID, np.uint8)), Options(masks=masks))
-    assert nothing["classes"] == [] and nothing["void"]["share"] == 1
+    assert answer["unlabeled"] == {"pixels": 3, "fraction": 0.75}
+    nothing = encode_and_parse(prediction_of(np.full((2, 3), IGNORE_INDEX, np.uint8)), OutputOptions(masks=masks))
+    assert nothing["classes"] == [] and nothing["unlabeled"]["fraction"] == 1

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import ImageTooLarge
-from models.imaging.decode import decode, read_mask
+from models.errors import ImageTooLargeError
+from models.imaging.decode import decode_image, read_mask
 from models.inference.segmenter import Prediction
-from models.outputs import OUTPUTS, confidence, npy, overlay, png
-from models.outputs.options import Options
-from models.spec import VOID, Architecture, ClassInfo, InputRule, Spec, default_rgb
-from tests.fixtures_bundles import drawing
+from models.outputs import OUTPUT_FORMATS, confidence, npy, overlay, png
+from models.outputs.options import OutputOptions
+from models.spec import IGNORE_INDEX, Architecture, BundleSpec, ClassInfo, InputRule, default_rgb
+from tests.fixtures_bundles import synthetic_image
 
-SPEC = Spec(
+SPEC = BundleSpec(
     name="drawn",
     classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(6)],
     input=InputRule(rule="native"),
@@ -24,19 +24,19 @@ SPEC = Spec(
 )
 
 
-def prediction(height: int = 37, width: int = 53) -> Prediction:
+def make_prediction(height: int = 37, width: int = 53) -> Prediction:
     """Bands of every class, and void on the right."""
     labels = np.repeat((np.arange(height) % 6).astype(np.uint8)[:, None], width, axis=1)
-    labels[:, width * 3 // 4 :] = VOID
+    labels[:, width * 3 // 4 :] = IGNORE_INDEX
     sure = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width)
-    return Prediction(drawing(height, width), labels, sure)
+    return Prediction(synthetic_image(height, width), labels, sure)
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUT_FORMATS)
 @pytest.mark.parametrize("size", [(37, 53), (1, 1), (1, 300), (64, 1), (4, 1), (1, 4), (2, 2)])
-def test_every_picture_has_the_size_of_the_prediction(name: str, size: tuple[int, int]) -> None:
-    output = OUTPUTS[name]
-    encoded = output.encode(prediction(*size), SPEC, Options())
+def test_every_image_has_the_size_of_the_prediction(name: str, size: tuple[int, int]) -> None:
+    output = OUTPUT_FORMATS[name]
+    encoded = output.encode(make_prediction(*size), SPEC, OutputOptions())
     assert isinstance(encoded, bytes)
     assert output.SUFFIX.startswith(".")
     if output.MEDIA_TYPE.startswith("image/"):
@@ -45,24 +45,26 @@ def test_every_picture_has_the_size_of_the_prediction(name: str, size: tuple[int
         assert image.size == size[::-1]
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUT_FORMATS)
 def test_encoding_alters_nothing_and_repeats(name: str) -> None:
-    given, untouched = prediction(), prediction()
-    assert OUTPUTS[name].encode(given, SPEC, Options()) == OUTPUTS[name].encode(given, SPEC, Options())
-    np.testing.assert_array_equal(given.picture, untouched.picture)
+    given, untouched = make_prediction(), make_prediction()
+    assert OUTPUT_FORMATS[name].encode(given, SPEC, OutputOptions()) == OUTPUT_FORMATS[name].encode(
+        given, SPEC, OutputOptions()
+    )
+    np.testing.assert_array_equal(given.image, untouched.image)
     np.testing.assert_array_equal(given.labels, untouched.labels)
 
 
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", OUTPUT_FORMATS)
 def test_read_only_predictions(name: str) -> None:
-    given = prediction()
-    given.picture.flags.writeable = given.labels.flags.writeable = False
-    assert OUTPUTS[name].encode(given, SPEC, Options())
+    given = make_prediction()
+    given.image.flags.writeable = given.labels.flags.writeable = False
+    assert OUTPUT_FORMATS[name].encode(given, SPEC, OutputOptions())
 
 
 def test_png_holds_the_labels_and_the_palette() -> None:
-    given = prediction()
-    image = Image.open(io.BytesIO(png.encode(given, SPEC, Options())))
+    given = make_prediction()
+    image = Image.open(io.BytesIO(png.encode(given, SPEC, OutputOptions())))
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), given.labels)
     assert image.getpalette() == [channel for colour in SPEC.palette() for channel in colour]
@@ -70,32 +72,34 @@ def test_png_holds_the_labels_and_the_palette() -> None:
 
 def test_png_holds_any_label() -> None:
     labels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    for some in (labels, labels[:1, :2], np.full((3, 3), VOID, np.uint8), labels.T, labels[::2, ::-1]):
-        image = Image.open(io.BytesIO(png.encode(Prediction(drawing(*some.shape), some), SPEC, Options())))
+    for some in (labels, labels[:1, :2], np.full((3, 3), IGNORE_INDEX, np.uint8), labels.T, labels[::2, ::-1]):
+        image = Image.open(
+            io.BytesIO(png.encode(Prediction(synthetic_image(*some.shape), some), SPEC, OutputOptions()))
+        )
         assert image.mode == "P"
         np.testing.assert_array_equal(np.asarray(image), some)
 
 
 def test_void_is_transparent_in_png_and_classes_are_not() -> None:
-    given = prediction()
-    shown = np.asarray(Image.open(io.BytesIO(png.encode(given, SPEC, Options()))).convert("RGBA"))
-    void = given.labels == VOID
+    given = make_prediction()
+    shown = np.asarray(Image.open(io.BytesIO(png.encode(given, SPEC, OutputOptions()))).convert("RGBA"))
+    void = given.labels == IGNORE_INDEX
     assert (shown[void, 3] == 0).all() and (shown[~void, 3] == 255).all()
     np.testing.assert_array_equal(shown[~void, :3], np.array(SPEC.palette(), np.uint8)[given.labels[~void]])
 
 
 def test_png_is_read_as_labels_by_the_houses_own_reader(tmp_path: Path) -> None:
-    given = prediction()
-    (tmp_path / "mask.png").write_bytes(png.encode(given, SPEC, Options()))
+    given = make_prediction()
+    (tmp_path / "mask.png").write_bytes(png.encode(given, SPEC, OutputOptions()))
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), given.labels)
 
 
 def test_other_decoders_find_nothing_wrong_with_png() -> None:
     """OpenCV's libpng checks the chunks' sums, and unfolds the palette."""
-    given = prediction(64, 48)
-    mask = cv2.imdecode(np.frombuffer(png.encode(given, SPEC, Options()), np.uint8), cv2.IMREAD_COLOR_RGB)
+    given = make_prediction(64, 48)
+    mask = cv2.imdecode(np.frombuffer(png.encode(given, SPEC, OutputOptions()), np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(mask, np.array(SPEC.palette(), np.uint8)[given.labels])
-    grey = np.frombuffer(confidence.encode(given, SPEC, Options()), np.uint8)
+    grey = np.frombuffer(confidence.encode(given, SPEC, OutputOptions()), np.uint8)
     assert given.confidence is not None
     np.testing.assert_array_equal(cv2.imdecode(grey, cv2.IMREAD_UNCHANGED), np.rint(given.confidence * 255))
 
@@ -103,44 +107,44 @@ def test_other_decoders_find_nothing_wrong_with_png() -> None:
 def test_masks_are_small() -> None:
     """By the filter, rows that repeat cost next to nothing."""
     labels = np.repeat(np.arange(640, dtype=np.uint8)[None] // 80, 480, axis=0)
-    assert len(png.encode(Prediction(drawing(480, 640), labels), SPEC, Options())) < 4000
+    assert len(png.encode(Prediction(synthetic_image(480, 640), labels), SPEC, OutputOptions())) < 4000
 
 
 def test_npy_is_the_labels_without_pickle() -> None:
-    given = prediction()
+    given = make_prediction()
     for labels in (given.labels, given.labels.T, given.labels[::2, ::-3]):
-        encoded = npy.encode(Prediction(given.picture, labels), SPEC, Options())
+        encoded = npy.encode(Prediction(given.image, labels), SPEC, OutputOptions())
         loaded = np.load(io.BytesIO(encoded), allow_pickle=False)
         assert loaded.dtype == np.uint8
         np.testing.assert_array_equal(loaded, labels)
 
 
 def test_confidence_is_rounded_to_255_levels() -> None:
-    given = prediction()
-    grey = np.asarray(Image.open(io.BytesIO(confidence.encode(given, SPEC, Options()))))
+    given = make_prediction()
+    grey = np.asarray(Image.open(io.BytesIO(confidence.encode(given, SPEC, OutputOptions()))))
     assert given.confidence is not None
     assert np.abs(grey - given.confidence * 255).max() <= 0.5 + 1e-4
     assert (grey[0, 0], grey[-1, -1]) == (0, 255)
     with pytest.raises(ValueError, match="confidence=True"):
-        confidence.encode(Prediction(given.picture, given.labels), SPEC, Options())
+        confidence.encode(Prediction(given.image, given.labels), SPEC, OutputOptions())
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.3, 0.5, 1.0])
 def test_blend_tints_classes_and_leaves_void(alpha: float) -> None:
-    given = prediction()
-    blended = overlay.blend(given.picture, given.labels, SPEC.palette(), alpha)
-    void = given.labels == VOID
-    np.testing.assert_array_equal(blended[void], given.picture[void])
+    given = make_prediction()
+    blended = overlay.blend(given.image, given.labels, SPEC.palette(), alpha)
+    void = given.labels == IGNORE_INDEX
+    np.testing.assert_array_equal(blended[void], given.image[void])
     colours = np.asarray(SPEC.palette())[given.labels]
-    expected = given.picture * (1 - alpha) + colours * alpha
+    expected = given.image * (1 - alpha) + colours * alpha
     assert np.abs(blended[~void] - expected[~void]).max() <= 0.5 + 1e-4  # of a level, from floats of 32 bits
-    assert (blended.shape, blended.dtype) == (given.picture.shape, np.uint8)
+    assert (blended.shape, blended.dtype) == (given.image.shape, np.uint8)
 
 
 def test_overlay_shows_the_blend() -> None:
-    picture, labels = np.full((64, 96, 3), 200, np.uint8), np.full((64, 96), VOID, np.uint8)
+    image, labels = np.full((64, 96, 3), 200, np.uint8), np.full((64, 96), IGNORE_INDEX, np.uint8)
     labels[:, :48] = 1  # dark red
-    shown = decode(overlay.encode(Prediction(picture, labels), SPEC, Options(alpha=0.5))).astype(int)
+    shown = decode_image(overlay.encode(Prediction(image, labels), SPEC, OutputOptions(alpha=0.5))).astype(int)
     assert np.abs(shown[:, :40] - [164, 100, 100]).max() < 12
     assert np.abs(shown[:, 56:] - 200).max() < 12
 
@@ -148,8 +152,8 @@ def test_overlay_shows_the_blend() -> None:
 def test_overlay_of_what_no_jpeg_holds() -> None:
     for size in ((1, 65_501), (65_501, 1)):
         wide = Prediction(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8))
-        with pytest.raises(ImageTooLarge, match="65,500 a side; take the format png"):
-            overlay.encode(wide, SPEC, Options())
-        assert np.asarray(Image.open(io.BytesIO(png.encode(wide, SPEC, Options())))).shape == size
+        with pytest.raises(ImageTooLargeError, match="65,500 a side; take the format png"):
+            overlay.encode(wide, SPEC, OutputOptions())
+        assert np.asarray(Image.open(io.BytesIO(png.encode(wide, SPEC, OutputOptions())))).shape == size
     longest = Prediction(np.zeros((1, 65_500, 3), np.uint8), np.zeros((1, 65_500), np.uint8))
-    assert decode(overlay.encode(longest, SPEC, Options())).shape == (1, 65_500, 3)
+    assert decode_image(overlay.encode(longest, SPEC, OutputOptions())).shape == (1, 65_500, 3)

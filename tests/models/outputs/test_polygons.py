@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from models.imaging.decode import Labels
-from models.outputs.polygons import Polygon, Ring, polygons
-from models.spec import VOID
+from models.outputs.polygons import Polygon, Ring, trace_polygons
+from models.spec import IGNORE_INDEX
 from training.data.formats.rasterize import polygon_runs
 
 CLASSES = 3
-MAPS = arrays.arrays(
-    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, VOID])
+label_masks = arrays.arrays(
+    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
 )
 
 
-def filled(rings: list[Ring], size: tuple[int, int]) -> np.ndarray:
+def fill_rings(rings: list[Ring], size: tuple[int, int]) -> np.ndarray:
     """The pixels whose centre lies inside, by the even-odd rule: bool H x W."""
     columns = np.zeros(size[0] * size[1], np.bool_)
     for ring in rings:
@@ -31,44 +31,49 @@ def filled(rings: list[Ring], size: tuple[int, int]) -> np.ndarray:
     return columns.reshape(size[1], size[0]).T
 
 
-def area(ring: Ring) -> float:
+def shoelace_area(ring: Ring) -> float:
     """By the shoelace formula, above 0 where the ring turns to the left in the plane."""
     return sum(x * y_next - x_next * y for (x, y), (x_next, y_next) in pairwise(ring)) / 2
 
 
-def regions(mask: np.ndarray) -> list[bytes]:
+def connected_regions(mask: np.ndarray) -> list[bytes]:
     count, numbers = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     return sorted((numbers == number).tobytes() for number in range(1, count))
 
 
 def check_exact(labels: Labels, traced: dict[int, list[Polygon]]) -> None:
     """The pixels of each polygon are a region, and each region has one."""
-    assert set(traced) == set(np.unique(labels).tolist()) - {VOID}
+    assert set(traced) == set(np.unique(labels).tolist()) - {IGNORE_INDEX}
     for label, found in traced.items():
-        assert sorted(filled(polygon, labels.shape).tobytes() for polygon in found) == regions(labels == label)
+        assert sorted(fill_rings(polygon, labels.shape).tobytes() for polygon in found) == connected_regions(
+            labels == label
+        )
 
 
-@given(MAPS)
+@given(label_masks)
 @settings(deadline=None)
 def test_filling_the_polygons_gives_the_regions_back(labels: Labels) -> None:
-    check_exact(labels, polygons(labels, CLASSES))
+    check_exact(labels, trace_polygons(labels, CLASSES))
 
 
-@given(MAPS)
+@given(label_masks)
 @settings(deadline=None)
 def test_rings_are_simple_and_turn_as_geojson_has_it(labels: Labels) -> None:
-    for found in polygons(labels, CLASSES).values():
+    for found in trace_polygons(labels, CLASSES).values():
         for outline, *holes in found:
-            assert area(outline) > 0
-            assert all(area(hole) < 0 for hole in holes)
-            inside = filled([outline], labels.shape)
+            assert shoelace_area(outline) > 0
+            assert all(shoelace_area(hole) < 0 for hole in holes)
+            inside = fill_rings([outline], labels.shape)
             for ring in (outline, *holes):
                 assert max(Counter(map(tuple, ring[:-1])).values()) == 1
                 steps = np.diff(np.array([*ring, ring[1]]), axis=0)
                 assert ((steps != 0).sum(axis=1) == 1).all()  # along rows and columns
                 assert ((steps[1:] != 0) != (steps[:-1] != 0)).all()  # and a turn at every corner
-                assert (inside | ~filled([ring], labels.shape)).all()
-            assert sum(map(int, map(area, holes))) + area(outline) == filled([outline, *holes], labels.shape).sum()
+                assert (inside | ~fill_rings([ring], labels.shape)).all()
+            assert (
+                sum(map(int, map(shoelace_area, holes))) + shoelace_area(outline)
+                == fill_rings([outline, *holes], labels.shape).sum()
+            )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -76,18 +81,18 @@ def test_rings_are_simple_and_turn_as_geojson_has_it(labels: Labels) -> None:
 def test_a_large_map_of_noise(seed: int, grain: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 4, (64 // grain, 96 // grain)).astype(np.uint8)
     labels = cv2.resize(noise, (96, 64), interpolation=cv2.INTER_NEAREST)
-    labels[labels == 3] = VOID
-    for label, found in polygons(labels, CLASSES).items():
+    labels[labels == 3] = IGNORE_INDEX
+    for label, found in trace_polygons(labels, CLASSES).items():
         rings = [ring for polygon in found for ring in polygon]
-        np.testing.assert_array_equal(filled(rings, labels.shape), labels == label)
-        assert len(found) == len(regions(labels == label))
+        np.testing.assert_array_equal(fill_rings(rings, labels.shape), labels == label)
+        assert len(found) == len(connected_regions(labels == label))
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         (["1"], [[[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]]),
-        # to the picture's edges
+        # to the image's edges
         (["11", "11"], [[[[0, 0], [2, 0], [2, 2], [0, 2], [0, 0]]]]),
         # what touches by a corner is two
         (["1.", ".1"], [[[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]], [[[1, 1], [2, 1], [2, 2], [1, 2], [1, 1]]]]),
@@ -96,15 +101,15 @@ def test_a_large_map_of_noise(seed: int, grain: int) -> None:
     ],
 )
 def test_small_maps_by_hand(rows: list[str], expected: list[Polygon]) -> None:
-    labels = np.array([[VOID if place == "." else int(place) for place in row] for row in rows], np.uint8)
-    assert polygons(labels, CLASSES).get(1, []) == expected
+    labels = np.array([[IGNORE_INDEX if place == "." else int(place) for place in row] for row in rows], np.uint8)
+    assert trace_polygons(labels, CLASSES).get(1, []) == expected
 
 
 def test_an_island_in_a_hole_in_an_island_in_a_hole() -> None:
     labels = np.zeros((11, 13), np.uint8)
     for inset in range(1, 5):
         labels[inset : 11 - inset, inset : 13 - inset] = inset % 2
-    traced = polygons(labels, 2)
+    traced = trace_polygons(labels, 2)
     check_exact(labels, traced)
     assert {label: [len(polygon) for polygon in found] for label, found in traced.items()} == {
         0: [2, 2, 1],
@@ -114,19 +119,19 @@ def test_an_island_in_a_hole_in_an_island_in_a_hole() -> None:
 
 def test_a_ring_that_would_touch_itself_is_cut_into_outline_and_hole() -> None:
     closing = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], np.uint8)  # the ring of ones closes by a corner alone
-    outline, hole = polygons(closing, 2)[1][0]
+    outline, hole = trace_polygons(closing, 2)[1][0]
     assert [1, 1] in hole and [2, 2] in hole and [2, 2] in outline
-    assert (area(outline), area(hole)) == (8, -1)
+    assert (shoelace_area(outline), shoelace_area(hole)) == (8, -1)
     diagonal = np.ones((4, 4), np.uint8)
     diagonal[1, 1] = diagonal[2, 2] = 0
-    assert [area(ring) for ring in polygons(diagonal, 2)[1][0]] == [16, -1, -1]
+    assert [shoelace_area(ring) for ring in trace_polygons(diagonal, 2)[1][0]] == [16, -1, -1]
 
 
 def test_labels_that_are_no_class_have_no_polygons() -> None:
-    labels = np.array([[0, 5, 254, VOID]], np.uint8)
-    assert set(polygons(labels, 5)) == {0}
-    assert set(polygons(labels, 255)) == {0, 5, 254}
-    assert polygons(np.full((3, 4), VOID, np.uint8), 255) == {}
+    labels = np.array([[0, 5, 254, IGNORE_INDEX]], np.uint8)
+    assert set(trace_polygons(labels, 5)) == {0}
+    assert set(trace_polygons(labels, 255)) == {0, 5, 254}
+    assert trace_polygons(np.full((3, 4), IGNORE_INDEX, np.uint8), 255) == {}
 
 
 def disc(radius: int) -> Labels:
@@ -137,18 +142,18 @@ def disc(radius: int) -> Labels:
 @pytest.mark.parametrize("tolerance", [1.0, 2.5])
 def test_a_simpler_outline_stays_as_near_as_was_asked(tolerance: float) -> None:
     labels = disc(40)
-    exact, simple = (polygons(labels, 2, by)[1][0][0] for by in (0.0, tolerance))
+    exact, simple = (trace_polygons(labels, 2, by)[1][0][0] for by in (0.0, tolerance))
     assert 4 < len(simple) < len(exact) / 3
-    assert area(simple) > 0
+    assert shoelace_area(simple) > 0
     outline = np.array(simple, np.int32)
     distances = [abs(cv2.pointPolygonTest(outline, (float(x), float(y)), True)) for x, y in exact]
     assert 0 < max(distances) <= tolerance
-    assert len(polygons(labels, 2, 2.5)[1][0][0]) <= len(polygons(labels, 2, 1.0)[1][0][0])
+    assert len(trace_polygons(labels, 2, 2.5)[1][0][0]) <= len(trace_polygons(labels, 2, 1.0)[1][0][0])
 
 
 def test_what_collapses_is_left_out() -> None:
     labels = disc(20)
     labels[22:25, 10:30] = 0  # a slit of three rows
     labels[2, 2] = 1  # and a speck
-    assert [len(polygon) for polygon in polygons(labels, 2)[1]] == [1, 2]
-    assert [len(polygon) for polygon in polygons(labels, 2, 8.0)[1]] == [1]
+    assert [len(polygon) for polygon in trace_polygons(labels, 2)[1]] == [1, 2]
+    assert [len(polygon) for polygon in trace_polygons(labels, 2, 8.0)[1]] == [1]

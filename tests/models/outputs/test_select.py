@@ -10,72 +10,72 @@ from hypothesis.extra import numpy as arrays
 from models.errors import ConfigError
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
-from models.outputs import OUTPUTS, encode, needs_confidence
-from models.outputs.options import Options
-from models.outputs.select import named, select, without_small
-from models.spec import VOID
-from tests.models.outputs.test_outputs import SPEC, prediction
+from models.outputs import OUTPUT_FORMATS, encode, needs_confidence
+from models.outputs.options import OutputOptions
+from models.outputs.select import class_indices, filter_prediction, remove_small_regions
+from models.spec import IGNORE_INDEX
+from tests.models.outputs.test_outputs import SPEC, make_prediction
 
-MAPS = arrays.arrays(
-    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, VOID])
+label_masks = arrays.arrays(
+    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 1, 2, IGNORE_INDEX])
 )
 
 
 def test_the_defaults_leave_the_prediction_itself() -> None:
-    given = prediction()
-    assert select(given, SPEC, Options()) is given
-    assert select(given, SPEC, Options(alpha=0.1, simplify=3, masks="png", min_area=1)) is given
+    given = make_prediction()
+    assert filter_prediction(given, SPEC, OutputOptions()) is given
+    assert filter_prediction(given, SPEC, OutputOptions(alpha=0.1, simplify=3, masks="png", min_area=1)) is given
 
 
 def test_classes_that_were_not_named_become_void() -> None:
-    given = prediction()
-    chosen = select(given, SPEC, Options(classes=("class 4", "class 1")))
+    given = make_prediction()
+    chosen = filter_prediction(given, SPEC, OutputOptions(classes=("class 4", "class 1")))
     kept = np.isin(given.labels, [1, 4])
-    assert set(np.unique(given.labels)) == {0, 1, 2, 3, 4, 5, VOID}
-    np.testing.assert_array_equal(chosen.labels, np.where(kept, given.labels, VOID))
-    assert chosen.picture is given.picture and chosen.confidence is given.confidence
+    assert set(np.unique(given.labels)) == {0, 1, 2, 3, 4, 5, IGNORE_INDEX}
+    np.testing.assert_array_equal(chosen.labels, np.where(kept, given.labels, IGNORE_INDEX))
+    assert chosen.image is given.image and chosen.confidence is given.confidence
 
 
 def test_two_classes_of_one_name_are_kept_together() -> None:
     twice = SPEC.model_copy(update={"classes": [*SPEC.classes, SPEC.classes[2]]})
-    assert named(("class 2",), twice) == [2, 6]
+    assert class_indices(("class 2",), twice) == [2, 6]
 
 
 def test_an_unknown_class_is_named_with_those_there_are() -> None:
     with pytest.raises(
         ConfigError, match=r"The class 'clas 3' is not known; did you mean 'class 3'\? Known are class 0, "
     ):
-        select(prediction(), SPEC, Options(classes=("class 1", "clas 3")))
+        filter_prediction(make_prediction(), SPEC, OutputOptions(classes=("class 1", "clas 3")))
     many = SPEC.model_copy(
         update={"classes": [SPEC.classes[0].model_copy(update={"name": f"c{n}"}) for n in range(99)]}
     )
     with pytest.raises(ConfigError, match=r"'zebra' is not known; known are c0, .*, c11 and 87 more\.$"):
-        named(("zebra",), many)
+        class_indices(("zebra",), many)
 
 
 @pytest.mark.parametrize("least", [1e-6, 0.3, 1.0])
 def test_what_is_not_sure_enough_becomes_void(least: float) -> None:
-    given = prediction()
+    given = make_prediction()
     assert given.confidence is not None
     kept = given.confidence >= np.float32(least)
     assert 0 < kept.sum() < kept.size
-    chosen = select(given, SPEC, Options(min_confidence=least))
-    np.testing.assert_array_equal(chosen.labels, np.where(kept, given.labels, VOID))
+    chosen = filter_prediction(given, SPEC, OutputOptions(min_confidence=least))
+    np.testing.assert_array_equal(chosen.labels, np.where(kept, given.labels, IGNORE_INDEX))
 
 
 def test_a_confidence_that_is_no_number_is_not_sure() -> None:
     sure = np.array([[np.nan, 0.9]], np.float32)
     given = Prediction(np.zeros((1, 2, 3), np.uint8), np.zeros((1, 2), np.uint8), sure)
-    assert select(given, SPEC, Options(min_confidence=0.1)).labels.tolist() == [[VOID, 0]]
+    assert filter_prediction(given, SPEC, OutputOptions(min_confidence=0.1)).labels.tolist() == [[IGNORE_INDEX, 0]]
 
 
 def test_min_confidence_without_a_confidence_says_how_to_get_one() -> None:
-    given = Prediction(prediction().picture, prediction().labels)
+    given = Prediction(make_prediction().image, make_prediction().labels)
     with pytest.raises(ValueError, match="confidence=True"):
-        select(given, SPEC, Options(min_confidence=0.5))
+        filter_prediction(given, SPEC, OutputOptions(min_confidence=0.5))
 
 
-@given(MAPS, st.integers(2, 12))
+@given(label_masks, st.integers(2, 12))
 @settings(deadline=None)
 def test_small_regions_become_void(labels: Labels, least: int) -> None:
     expected = labels.copy()
@@ -83,8 +83,8 @@ def test_small_regions_become_void(labels: Labels, least: int) -> None:
         count, regions, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8), connectivity=4)
         for number in range(1, count):
             if stats[number, cv2.CC_STAT_AREA] < least:
-                expected[regions == number] = VOID
-    np.testing.assert_array_equal(without_small(labels, least), expected)
+                expected[regions == number] = IGNORE_INDEX
+    np.testing.assert_array_equal(remove_small_regions(labels, least), expected)
 
 
 def test_a_region_as_long_as_a_map_can_hold_is_one() -> None:
@@ -96,13 +96,13 @@ def test_a_region_as_long_as_a_map_can_hold_is_one() -> None:
         spiral[inset + 2 : 101 - inset, inset] = 1
     pixels = int(spiral.sum())
     assert cv2.connectedComponents(spiral, connectivity=4)[0] == 2
-    np.testing.assert_array_equal(without_small(spiral, pixels)[spiral == 1], 1)
-    assert (without_small(spiral, pixels + 1)[spiral == 1] == VOID).all()
+    np.testing.assert_array_equal(remove_small_regions(spiral, pixels)[spiral == 1], 1)
+    assert (remove_small_regions(spiral, pixels + 1)[spiral == 1] == IGNORE_INDEX).all()
 
 
 def test_rows_do_not_run_into_each_other() -> None:
     labels = np.array([[0, 1], [1, 0]], np.uint8)
-    assert (without_small(labels, 2) == VOID).all()
+    assert (remove_small_regions(labels, 2) == IGNORE_INDEX).all()
 
 
 def test_areas_are_of_what_the_other_wishes_left() -> None:
@@ -110,31 +110,36 @@ def test_areas_are_of_what_the_other_wishes_left() -> None:
     sure = np.ones((4, 6), np.float32)
     sure[:, 2] = 0.1  # leaves 8 pixels on the left and 12 on the right
     given = Prediction(np.zeros((4, 6, 3), np.uint8), labels, sure)
-    chosen = select(given, SPEC, Options(min_confidence=0.5, min_area=9))
-    assert (chosen.labels[:, :3] == VOID).all() and (chosen.labels[:, 3:] == 0).all()
+    chosen = filter_prediction(given, SPEC, OutputOptions(min_confidence=0.5, min_area=9))
+    assert (chosen.labels[:, :3] == IGNORE_INDEX).all() and (chosen.labels[:, 3:] == 0).all()
     assert labels.max() == 0  # the prediction is untouched
 
 
-@pytest.mark.parametrize("format", OUTPUTS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS)
 def test_encode_is_the_format_of_what_is_left(format: str) -> None:
-    given, options = prediction(), Options(classes=("class 1",), min_confidence=0.2, min_area=5, confidence=True)
-    assert encode(format, given, SPEC, options) == OUTPUTS[format].encode(select(given, SPEC, options), SPEC, options)
-    assert encode(format, given, SPEC, Options()) == OUTPUTS[format].encode(given, SPEC, Options())
+    given, options = (
+        make_prediction(),
+        OutputOptions(classes=("class 1",), min_confidence=0.2, min_area=5, confidence=True),
+    )
+    assert encode(format, given, SPEC, options) == OUTPUT_FORMATS[format].encode(
+        filter_prediction(given, SPEC, options), SPEC, options
+    )
+    assert encode(format, given, SPEC, OutputOptions()) == OUTPUT_FORMATS[format].encode(given, SPEC, OutputOptions())
 
 
 @pytest.mark.parametrize(
     ("format", "options", "needed"),
     [
-        ("png", Options(), False),
-        ("overlay", Options(), False),
-        ("npy", Options(confidence=True), False),
-        ("json", Options(), False),
-        ("confidence", Options(), True),
-        ("json", Options(confidence=True), True),
-        *((format, Options(min_confidence=0.01), True) for format in OUTPUTS),
+        ("png", OutputOptions(), False),
+        ("overlay", OutputOptions(), False),
+        ("npy", OutputOptions(confidence=True), False),
+        ("json", OutputOptions(), False),
+        ("confidence", OutputOptions(), True),
+        ("json", OutputOptions(confidence=True), True),
+        *((format, OutputOptions(min_confidence=0.01), True) for format in OUTPUT_FORMATS),
     ],
 )
-def test_the_confidence_is_computed_where_it_is_needed(format: str, options: Options, needed: bool) -> None:
+def test_the_confidence_is_computed_where_it_is_needed(format: str, options: OutputOptions, needed: bool) -> None:
     assert needs_confidence(format, options) is needed
 
 
@@ -152,4 +157,4 @@ def test_the_confidence_is_computed_where_it_is_needed(format: str, options: Opt
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, float | str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Options(**wrong)  # type: ignore[arg-type]
+        OutputOptions(**wrong)  # type: ignore[arg-type]

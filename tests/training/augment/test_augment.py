@@ -2,28 +2,28 @@ import numpy as np
 import pytest
 
 from models.imaging.decode import RGB, Labels
-from models.spec import VOID
-from training.augment import FILL, Policy, cpu
+from models.spec import IGNORE_INDEX
+from training.augment import FILL_COLOR, AugmentPolicy, cpu
 from training.config import TrainConfig
-from training.data.synthetic import scene
+from training.data.synthetic import generate_scene
 
-STILL = TrainConfig(scale=(1, 1), flip=0, rotate=0, colour=0)
+NO_AUGMENTATION = TrainConfig(scale=(1, 1), flip=0, rotate=0, color_jitter=0)
 
 
-class Augment:
+class Augmenter:
     """Draw and apply in one call, as a worker does."""
 
     def __init__(self, config: TrainConfig, crop: tuple[int, int]) -> None:
-        self.policy = Policy(config, crop)
+        self.policy = AugmentPolicy(config, crop)
 
-    def __call__(self, picture: RGB, labels: Labels, seed: int) -> tuple[RGB, Labels]:
-        draw = self.policy.draw(labels.shape, labels, np.random.default_rng(seed))
-        return cpu.apply(picture, labels, draw, self.policy.crop)
+    def __call__(self, image: RGB, labels: Labels, seed: int) -> tuple[RGB, Labels]:
+        draw = self.policy.sample_params(labels.shape, labels, np.random.default_rng(seed))
+        return cpu.augment_image(image, labels, draw, self.policy.crop_size)
 
 
 @pytest.fixture
 def sample() -> tuple[RGB, Labels]:
-    return scene(np.random.default_rng(3))
+    return generate_scene(np.random.default_rng(3))
 
 
 @pytest.mark.parametrize("config", [TrainConfig(), TrainConfig(rotate=45), TrainConfig(scale=(0.3, 0.5))])
@@ -31,42 +31,42 @@ def sample() -> tuple[RGB, Labels]:
 def test_size_is_the_crops_and_labels_are_old_ones_or_void(
     config: TrainConfig, crop: tuple[int, int], sample: tuple[RGB, Labels]
 ) -> None:
-    augment = Augment(config, crop)
-    known = set(np.unique(sample[1]).tolist()) | {VOID}
+    augment = Augmenter(config, crop)
+    known = set(np.unique(sample[1]).tolist()) | {IGNORE_INDEX}
     for seed in range(20):
-        picture, labels = augment(*sample, seed)
-        assert picture.shape == (*crop, 3)
+        image, labels = augment(*sample, seed)
+        assert image.shape == (*crop, 3)
         assert labels.shape == crop
-        assert picture.dtype == labels.dtype == np.uint8
+        assert image.dtype == labels.dtype == np.uint8
         assert set(np.unique(labels).tolist()) <= known
 
 
 def test_what_comes_in_from_outside_is_void(sample: tuple[RGB, Labels]) -> None:
-    picture, labels = Augment(STILL, (200, 300))(*sample, 0)
-    assert (labels == VOID).sum() == 200 * 300 - 144 * 192
-    assert (picture[labels == VOID] == FILL).all()
+    image, labels = Augmenter(NO_AUGMENTATION, (200, 300))(*sample, 0)
+    assert (labels == IGNORE_INDEX).sum() == 200 * 300 - 144 * 192
+    assert (image[labels == IGNORE_INDEX] == FILL_COLOR).all()
 
 
 def test_nothing_asked_nothing_changed(sample: tuple[RGB, Labels]) -> None:
-    picture, labels = Augment(STILL, (144, 192))(*sample, 0)
-    assert (picture == sample[0]).all()
+    image, labels = Augmenter(NO_AUGMENTATION, (144, 192))(*sample, 0)
+    assert (image == sample[0]).all()
     assert (labels == sample[1]).all()
 
 
-def test_a_flip_turns_picture_and_mask_alike(sample: tuple[RGB, Labels]) -> None:
-    picture, labels = Augment(STILL.model_copy(update={"flip": 1.0}), (144, 192))(*sample, 0)
-    assert (picture == sample[0][:, ::-1]).all()
+def test_a_flip_turns_image_and_mask_alike(sample: tuple[RGB, Labels]) -> None:
+    image, labels = Augmenter(NO_AUGMENTATION.model_copy(update={"flip": 1.0}), (144, 192))(*sample, 0)
+    assert (image == sample[0][:, ::-1]).all()
     assert (labels == sample[1][:, ::-1]).all()
 
 
-def test_picture_and_mask_move_together() -> None:
-    """A picture whose red channel is its own label stays so, but at the borders between labels."""
+def test_image_and_mask_move_together() -> None:
+    """An image whose red channel is its own label stays so, but at the borders between labels."""
     labels = np.repeat(np.repeat(np.arange(12, dtype=np.uint8).reshape(3, 4), 48, axis=0), 48, axis=1)
-    picture = np.stack([labels * 20] * 3, axis=2)
-    augment = Augment(TrainConfig(colour=0, scale=(0.7, 1.6), rotate=30), (144, 192))
+    image = np.stack([labels * 20] * 3, axis=2)
+    augment = Augmenter(TrainConfig(color_jitter=0, scale=(0.7, 1.6), rotate=30), (144, 192))
     for seed in range(10):
-        moved, mask = augment(picture, labels, seed)
-        inside = mask != VOID
+        moved, mask = augment(image, labels, seed)
+        inside = mask != IGNORE_INDEX
         assert np.mean(np.abs(moved[..., 0].astype(int) - mask * 20)[inside] <= 2) > 0.93
 
 
@@ -75,11 +75,11 @@ def test_scale_place_and_flip_are_drawn_independently() -> None:
     labels = np.zeros((96, 96), np.uint8)
     labels[40:56, 20:36] = 1
     labels[40:56, 60:76] = 2
-    picture = np.stack([labels] * 3, axis=2)
-    augment = Augment(TrainConfig(colour=0, scale=(0.8, 1.2)), (96, 96))
+    image = np.stack([labels] * 3, axis=2)
+    augment = Augmenter(TrainConfig(color_jitter=0, scale=(0.8, 1.2)), (96, 96))
     scales, heights, flips = [], [], []
     for seed in range(400):
-        mask = augment(picture, labels, seed)[1]
+        mask = augment(image, labels, seed)[1]
         (rows, ones), twos = np.nonzero(mask == 1), np.nonzero(mask == 2)[1]
         if ones.size and twos.size:
             scales.append(ones.size)
@@ -91,7 +91,7 @@ def test_scale_place_and_flip_are_drawn_independently() -> None:
 
 
 def test_the_seed_decides(sample: tuple[RGB, Labels]) -> None:
-    augment = Augment(TrainConfig(), (96, 96))
+    augment = Augmenter(TrainConfig(), (96, 96))
     first, again, other = (augment(*sample, seed)[0] for seed in (7, 7, 8))
     assert (first == again).all()
     assert (first != other).any()

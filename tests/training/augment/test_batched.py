@@ -9,47 +9,66 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader
 
 from models.imaging.decode import RGB, Labels
-from models.spec import VOID
-from training.augment import FILL, Draw, Draws, Policy, batched, choose, collate, cpu, cut, stack
-from training.augment.batched_color import constant
-from training.augment.noise import noise
-from training.augment.params import gaussian
+from models.spec import IGNORE_INDEX
+from training.augment import (
+    FILL_COLOR,
+    AugmentParams,
+    AugmentPolicy,
+    BatchedAugmentParams,
+    batched,
+    choose_augment_device,
+    cpu,
+    crop_to_source_window,
+    pad_and_stack,
+    stack_params,
+)
+from training.augment.batched_color import cached_tensor
+from training.augment.noise import gaussian_noise
+from training.augment.params import gaussian_kernel
 from training.config import TrainConfig
-from training.data.synthetic import scene
+from training.data.synthetic import generate_scene
 
-EVERYTHING = TrainConfig(
-    rotate=180, vflip=0.5, elastic=0.08, colour=0.4, hue=0.1, blur=3, noise=30, scale=(0.4, 2.5), balance=0.5
+ALL_AUGMENTATIONS = TrainConfig(
+    rotate=180,
+    vflip=0.5,
+    elastic=0.08,
+    color_jitter=0.4,
+    hue=0.1,
+    blur=3,
+    noise=30,
+    scale=(0.4, 2.5),
+    class_balanced_crops=0.5,
 )
 CROP = (96, 128)
 IDENTITY = np.eye(3)[:2]
 
-Item = tuple[RGB, Labels, Draw]
+Item = tuple[RGB, Labels, AugmentParams]
 
 
-def items(count: int = 8, config: TrainConfig = EVERYTHING, mixed: bool = True) -> list[Item]:
-    """Pictures, of mixed sizes or of one, with their draws."""
-    policy, made = Policy(config, CROP), []
+def make_items(count: int = 8, config: TrainConfig = ALL_AUGMENTATIONS, mixed: bool = True) -> list[Item]:
+    """Images, of mixed sizes or of one, with their draws."""
+    policy, made = AugmentPolicy(config, CROP), []
     for seed in range(count):
         random = np.random.default_rng(seed)
         size = (100 + 17 * seed, 210 - 13 * seed) if mixed else (144, 192)
-        picture, labels = scene(random, size)
-        made.append((picture, labels, policy.draw(size, labels, random)))
+        image, labels = generate_scene(random, size)
+        made.append((image, labels, policy.sample_params(size, labels, random)))
     return made
 
 
-def applied(chosen: list[Item], crop: tuple[int, int] = CROP) -> tuple[torch.Tensor, torch.Tensor]:
-    return batched.apply(*collate(chosen, crop), crop)
+def augment_items(chosen: list[Item], crop: tuple[int, int] = CROP) -> tuple[torch.Tensor, torch.Tensor]:
+    return batched.augment_batch(*pad_and_stack(chosen, crop), crop)
 
 
-def levels(one: torch.Tensor, other: torch.Tensor) -> int:
+def max_level_difference(one: torch.Tensor, other: torch.Tensor) -> int:
     return int((one.int() - other.int()).abs().max())
 
 
 def test_a_batch_has_the_crops_size_and_is_contiguous() -> None:
-    pictures, labels = applied(items())
-    assert pictures.shape == (8, *CROP, 3) and labels.shape == (8, *CROP)
-    assert pictures.dtype == labels.dtype == torch.uint8
-    assert pictures.is_contiguous() and labels.is_contiguous()
+    images, labels = augment_items(make_items())
+    assert images.shape == (8, *CROP, 3) and labels.shape == (8, *CROP)
+    assert images.dtype == labels.dtype == torch.uint8
+    assert images.is_contiguous() and labels.is_contiguous()
 
 
 @pytest.mark.parametrize("hand", ["cpu", "batch"])
@@ -57,179 +76,188 @@ def test_albumentations_175_and_kornia_3090_no_label_is_invented(hand: str) -> N
     """Interpolated masks hold classes that lie between two neighbours' numbers."""
     random = np.random.default_rng(0)
     labels = random.choice(np.array([0, 7, 200], np.uint8), (80, 90))
-    picture = np.zeros((80, 90, 3), np.uint8)
-    policy = Policy(EVERYTHING, CROP)
+    image = np.zeros((80, 90, 3), np.uint8)
+    policy = AugmentPolicy(ALL_AUGMENTATIONS, CROP)
     for _ in range(20):
-        draw = policy.draw(labels.shape, labels, random)
-        mask = cpu.apply(picture, labels, draw, CROP)[1] if hand == "cpu" else applied([(picture, labels, draw)])[1]
-        assert set(np.unique(mask).tolist()) <= {0, 7, 200, VOID}
+        draw = policy.sample_params(labels.shape, labels, random)
+        mask = (
+            cpu.augment_image(image, labels, draw, CROP)[1]
+            if hand == "cpu"
+            else augment_items([(image, labels, draw)])[1]
+        )
+        assert set(np.unique(mask).tolist()) <= {0, 7, 200, IGNORE_INDEX}
 
 
 def test_what_comes_in_from_outside_is_void_and_fill() -> None:
-    config = TrainConfig(scale=(0.3, 0.6), rotate=90, colour=0)
-    for picture, labels, draw in items(6, config):
-        pictures, masks = applied([(picture, labels, draw)])
+    config = TrainConfig(scale=(0.3, 0.6), rotate=90, color_jitter=0)
+    for image, labels, draw in make_items(6, config):
+        images, masks = augment_items([(image, labels, draw)])
         x, y = np.tensordot(draw.matrix, np.stack([*np.meshgrid(np.arange(128), np.arange(96)), np.ones(CROP)]), axes=1)
         height, width = labels.shape
         outside = torch.from_numpy((x < -1.001) | (y < -1.001) | (x > width + 0.001) | (y > height + 0.001))
         assert outside.any()
-        assert (masks[0][outside] == VOID).all()
-        assert (pictures[0][outside] == torch.tensor(FILL, dtype=torch.uint8)).all()
+        assert (masks[0][outside] == IGNORE_INDEX).all()
+        assert (images[0][outside] == torch.tensor(FILL_COLOR, dtype=torch.uint8)).all()
 
 
 def test_ultralytics_24617_nothing_asked_nothing_shifts() -> None:
     """An identity, a mirror and a doubling are exact: positions are those of pixel centres."""
-    picture, labels, _ = items(1)[0]
+    image, labels, _ = make_items(1)[0]
     height, width = labels.shape
-    same = applied([(picture, labels, Draw(labels.shape, IDENTITY))], labels.shape)
-    assert (same[0][0].numpy() == picture).all() and (same[1][0].numpy() == labels).all()
+    same = augment_items([(image, labels, AugmentParams(labels.shape, IDENTITY))], labels.shape)
+    assert (same[0][0].numpy() == image).all() and (same[1][0].numpy() == labels).all()
     across = np.array([[-1.0, 0, width - 1], [0, 1, 0]])
-    mirrored = applied([(picture, labels, Draw(labels.shape, across))], labels.shape)
-    assert (mirrored[0][0].numpy() == picture[:, ::-1]).all() and (mirrored[1][0].numpy() == labels[:, ::-1]).all()
+    mirrored = augment_items([(image, labels, AugmentParams(labels.shape, across))], labels.shape)
+    assert (mirrored[0][0].numpy() == image[:, ::-1]).all() and (mirrored[1][0].numpy() == labels[:, ::-1]).all()
     twice = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25]])
-    doubled = applied([(picture, labels, Draw(labels.shape, twice))], (2 * height, 2 * width))
+    doubled = augment_items([(image, labels, AugmentParams(labels.shape, twice))], (2 * height, 2 * width))
     assert (doubled[1][0].numpy() == labels.repeat(2, 0).repeat(2, 1)).all()
 
 
-@pytest.mark.parametrize("config", [EVERYTHING, TrainConfig()])
+@pytest.mark.parametrize("config", [ALL_AUGMENTATIONS, TrainConfig()])
 def test_a_sample_does_not_depend_on_its_batch(config: TrainConfig) -> None:
     """Even where its neighbours alone are blurred, coloured or moved."""
-    chosen = items(8, config, mixed=False)
-    chosen[3] = (*chosen[3][:2], Draw(chosen[3][2].size, chosen[3][2].matrix))
-    pictures, labels = applied(chosen)
+    chosen = make_items(8, config, mixed=False)
+    chosen[3] = (*chosen[3][:2], AugmentParams(chosen[3][2].size, chosen[3][2].matrix))
+    images, labels = augment_items(chosen)
     for place, item in enumerate(chosen):
-        alone = applied([item])
-        assert (alone[0][0] == pictures[place]).all()
+        alone = augment_items([item])
+        assert (alone[0][0] == images[place]).all()
         assert (alone[1][0] == labels[place]).all()
 
 
 def test_sizes_may_be_mixed_and_what_lies_in_the_padding_is_not_seen() -> None:
-    chosen = items(8, EVERYTHING.model_copy(update={"colour": 0, "hue": 0}))
-    pictures, labels, draws = collate(chosen, CROP)
+    chosen = make_items(8, ALL_AUGMENTATIONS.model_copy(update={"colour": 0, "hue": 0}))
+    images, labels, draws = pad_and_stack(chosen, CROP)
     for place, (_, mask, _) in enumerate(chosen):
-        pictures[place, mask.shape[0] :], pictures[place, :, mask.shape[1] :] = 255, 255
+        images[place, mask.shape[0] :], images[place, :, mask.shape[1] :] = 255, 255
         labels[place, mask.shape[0] :], labels[place, :, mask.shape[1] :] = 3, 3
-    together = batched.apply(pictures, labels, draws, CROP)
+    together = batched.augment_batch(images, labels, draws, CROP)
     for place, item in enumerate(chosen):
-        alone = applied([item])
-        assert levels(alone[0][0], together[0][place]) <= 1
+        alone = augment_items([item])
+        assert max_level_difference(alone[0][0], together[0][place]) <= 1
         assert (alone[1][0] == together[1][place]).all()
 
 
 @pytest.mark.parametrize("elastic", [0, 0.1])
-def test_a_cut_picture_gives_what_the_whole_one_gives(elastic: float) -> None:
-    config = TrainConfig(scale=(0.8, 4), rotate=180, vflip=0.5, elastic=elastic, blur=2, colour=0)
-    policy, saved = Policy(config, CROP), []
-    picture, labels = scene(np.random.default_rng(0), (300, 401))
+def test_a_cut_image_gives_what_the_whole_one_gives(elastic: float) -> None:
+    config = TrainConfig(scale=(0.8, 4), rotate=180, vflip=0.5, elastic=elastic, blur=2, color_jitter=0)
+    policy, saved = AugmentPolicy(config, CROP), []
+    image, labels = generate_scene(np.random.default_rng(0), (300, 401))
     for seed in range(25):
         random = np.random.default_rng(seed)
-        draw = policy.draw(labels.shape, labels, random)
-        less = cut(picture, labels, draw, CROP)
-        whole, part = applied([(picture, labels, draw)]), applied([less])
+        draw = policy.sample_params(labels.shape, labels, random)
+        less = crop_to_source_window(image, labels, draw, CROP)
+        whole, part = augment_items([(image, labels, draw)]), augment_items([less])
         assert (whole[1] == part[1]).all()
-        assert levels(whole[0], part[0]) <= 1
-        assert (cpu.apply(*less, CROP)[1] == cpu.apply(picture, labels, draw, CROP)[1]).mean() > 0.999
+        assert max_level_difference(whole[0], part[0]) <= 1
+        assert (cpu.augment_image(*less, CROP)[1] == cpu.augment_image(image, labels, draw, CROP)[1]).mean() > 0.999
         saved.append(1 - less[1].size / labels.size)
     assert np.mean(saved) > 0.3
 
 
-def test_a_crop_beside_its_picture_is_cut_to_a_pixel() -> None:
-    picture, labels, _ = items(1)[0]
-    beside = Draw(labels.shape, np.array([[1.0, 0, 5000], [0, 1, -9000]]))
-    less = cut(picture, labels, beside, CROP)
+def test_a_crop_beside_its_image_is_cut_to_a_pixel() -> None:
+    image, labels, _ = make_items(1)[0]
+    beside = AugmentParams(labels.shape, np.array([[1.0, 0, 5000], [0, 1, -9000]]))
+    less = crop_to_source_window(image, labels, beside, CROP)
     assert less[1].shape == (1, 1)
-    assert (applied([less])[1] == VOID).all()
+    assert (augment_items([less])[1] == IGNORE_INDEX).all()
 
 
 def test_grids_are_float32_under_autocast() -> None:
     """bfloat16 counts to 256 in ones and further in twos."""
-    chosen = items(3)
-    expected = applied(chosen)
+    chosen = make_items(3)
+    expected = augment_items(chosen)
     with torch.autocast("cpu", torch.bfloat16):
-        found = applied(chosen)
+        found = augment_items(chosen)
     assert all((one == other).all() for one, other in zip(expected, found, strict=True))
 
 
 def test_on_a_gpu_nothing_waits_for_a_value_and_all_stays_there() -> None:
     """Tensors without memory raise where a value is asked for and where devices are mixed; no GPU is needed for them."""
-    real = collate(items(), CROP)
+    real = pad_and_stack(make_items(), CROP)
     assert all(each.numel() for each in real[2])
-    constant.cache_clear()
+    cached_tensor.cache_clear()
     try:
         with FakeTensorMode():
-            pictures, labels, *rest = (
+            images, labels, *rest = (
                 torch.empty(each.shape, dtype=each.dtype, device="cuda") for each in (*real[:2], *real[2])
             )
-            found = batched.apply(pictures, labels, Draws(*rest), CROP)
+            found = batched.augment_batch(images, labels, BatchedAugmentParams(*rest), CROP)
             assert [each.device.type for each in found] == ["cuda", "cuda"]
             with pytest.raises(Exception, match=r"item|_local_scalar_dense"):
-                pictures.max().item()
+                images.max().item()
     finally:
-        constant.cache_clear()  # it would keep tensors without memory
+        cached_tensor.cache_clear()  # it would keep tensors without memory
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
-def test_pictures_of_a_pixel(size: tuple[int, int]) -> None:
-    policy = Policy(EVERYTHING, CROP)
-    picture, labels = np.full((*size, 3), 200, np.uint8), np.full(size, 5, np.uint8)
+def test_images_of_a_pixel(size: tuple[int, int]) -> None:
+    policy = AugmentPolicy(ALL_AUGMENTATIONS, CROP)
+    image, labels = np.full((*size, 3), 200, np.uint8), np.full(size, 5, np.uint8)
     for seed in range(5):
-        draw = policy.draw(size, labels, np.random.default_rng(seed))
-        less = cut(picture, labels, draw, CROP)
-        mask = applied([less])[1]
-        assert set(mask.unique().tolist()) <= {5, VOID}
-        assert (mask[0].numpy() == cpu.apply(picture, labels, draw, CROP)[1]).mean() > 0.999
+        draw = policy.sample_params(size, labels, np.random.default_rng(seed))
+        less = crop_to_source_window(image, labels, draw, CROP)
+        mask = augment_items([less])[1]
+        assert set(mask.unique().tolist()) <= {5, IGNORE_INDEX}
+        assert (mask[0].numpy() == cpu.augment_image(image, labels, draw, CROP)[1]).mean() > 0.999
 
 
 def test_crops_of_a_pixel() -> None:
-    picture, labels, _ = items(1)[0]
-    draw = Policy(EVERYTHING, (1, 1)).draw(labels.shape, labels, np.random.default_rng(0))
-    assert applied([(picture, labels, draw)], (1, 1))[0].shape == (1, 1, 1, 3)
-    assert cpu.apply(picture, labels, draw, (1, 1))[0].shape == (1, 1, 3)
+    image, labels, _ = make_items(1)[0]
+    draw = AugmentPolicy(ALL_AUGMENTATIONS, (1, 1)).sample_params(labels.shape, labels, np.random.default_rng(0))
+    assert augment_items([(image, labels, draw)], (1, 1))[0].shape == (1, 1, 1, 3)
+    assert cpu.augment_image(image, labels, draw, (1, 1))[0].shape == (1, 1, 3)
 
 
-def test_pictures_need_not_be_contiguous() -> None:
-    picture, labels, draw = items(1)[0]
-    turned = picture[::-1, ::-1].copy()[::-1, ::-1], labels.T.copy().T
-    for one, other in zip(cpu.apply(*turned, draw, CROP), cpu.apply(picture, labels, draw, CROP), strict=True):
-        assert (one == other).all()
-    pictures, masks, draws = collate([(picture, labels, draw)], CROP)
-    strided = pictures.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), masks.mT.contiguous().mT
+def test_images_need_not_be_contiguous() -> None:
+    image, labels, draw = make_items(1)[0]
+    turned = image[::-1, ::-1].copy()[::-1, ::-1], labels.T.copy().T
     for one, other in zip(
-        batched.apply(*strided, draws, CROP), batched.apply(pictures, masks, draws, CROP), strict=True
+        cpu.augment_image(*turned, draw, CROP), cpu.augment_image(image, labels, draw, CROP), strict=True
+    ):
+        assert (one == other).all()
+    images, masks, draws = pad_and_stack([(image, labels, draw)], CROP)
+    strided = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), masks.mT.contiguous().mT
+    for one, other in zip(
+        batched.augment_batch(*strided, draws, CROP), batched.augment_batch(images, masks, draws, CROP), strict=True
     ):
         assert (one == other).all()
 
 
-class Few(torch.utils.data.Dataset[Item]):
+class SmallDataset(torch.utils.data.Dataset[Item]):
     def __len__(self) -> int:
         return 4
 
     def __getitem__(self, index: int) -> Item:
-        picture, labels, draw = items(4)[index]
-        return cut(picture, labels, draw, CROP)
+        image, labels, draw = make_items(4)[index]
+        return crop_to_source_window(image, labels, draw, CROP)
 
 
-def collate_few(chosen: list[Item]) -> tuple[torch.Tensor, torch.Tensor, Draws]:
-    return collate(chosen, CROP)
+def collate_items(chosen: list[Item]) -> tuple[torch.Tensor, torch.Tensor, BatchedAugmentParams]:
+    return pad_and_stack(chosen, CROP)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_draws_travel_through_workers(workers: int) -> None:
-    loader = DataLoader(Few(), 4, collate_fn=collate_few, num_workers=workers)
-    pictures, labels, draws = next(iter(loader))
-    assert isinstance(draws, Draws)
-    expected = applied([Few()[index] for index in range(4)])
-    assert (batched.apply(pictures, labels, draws, CROP)[0] == expected[0]).all()
-    assert len(pickle.dumps(Few()[0][2])) < 2000
+    loader = DataLoader(SmallDataset(), 4, collate_fn=collate_items, num_workers=workers)
+    images, labels, draws = next(iter(loader))
+    assert isinstance(draws, BatchedAugmentParams)
+    expected = augment_items([SmallDataset()[index] for index in range(4)])
+    assert (batched.augment_batch(images, labels, draws, CROP)[0] == expected[0]).all()
+    assert len(pickle.dumps(SmallDataset()[0][2])) < 2000
 
 
 def test_what_no_sample_asks_for_is_empty() -> None:
-    draws = stack([Draw((8, 8), IDENTITY)] * 3, CROP)
-    assert [each.numel() for each in (draws.elastic, draws.colour, draws.hue, draws.blur, draws.noise)] == [0] * 5
+    draws = stack_params([AugmentParams((8, 8), IDENTITY)] * 3, CROP)
+    assert [
+        each.numel()
+        for each in (draws.elastic_grid, draws.color_factors, draws.hue_shift, draws.blur_kernel, draws.noise_std)
+    ] == [0] * 5
 
 
 def test_noise_has_the_deviation_asked_for_and_differs_by_seed_and_channel() -> None:
-    one, other, none = noise(torch.tensor([1, 2, 3]), torch.tensor([20.0, 20.0, 0.0]), (200, 200))
+    one, other, none = gaussian_noise(torch.tensor([1, 2, 3]), torch.tensor([20.0, 20.0, 0.0]), (200, 200))
     assert abs(float(one.mean())) < 0.5 and abs(float(one.std()) - 20) < 0.3
     assert not none.any()
     looks = torch.stack(
@@ -242,10 +270,10 @@ def test_the_gaussian_is_albumentations() -> None:
     from albumentations.augmentations.blur.functional import create_gaussian_kernel_1d
 
     for sigma in (0.1, 0.5, 1.7, 8.0):
-        assert np.allclose(gaussian(sigma), create_gaussian_kernel_1d(sigma))
-    assert gaussian(0).tolist() == [1]
+        assert np.allclose(gaussian_kernel(sigma), create_gaussian_kernel_1d(sigma))
+    assert gaussian_kernel(0).tolist() == [1]
 
 
 def test_auto_takes_the_gpu_where_there_is_one_and_the_workers_elsewhere() -> None:
-    assert [choose("auto", device) for device in ("cuda", "cuda:1", "cpu")] == ["gpu", "gpu", "cpu"]
-    assert choose("gpu", "cpu") == "gpu" and choose("cpu", "cuda") == "cpu"
+    assert [choose_augment_device("auto", device) for device in ("cuda", "cuda:1", "cpu")] == ["gpu", "gpu", "cpu"]
+    assert choose_augment_device("gpu", "cpu") == "gpu" and choose_augment_device("cpu", "cuda") == "cpu"

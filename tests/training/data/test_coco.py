@@ -7,41 +7,41 @@ import numpy as np
 import pytest
 
 from models.errors import DataError
-from models.spec import VOID, default_rgb
+from models.spec import IGNORE_INDEX, default_rgb
 from tests.training.make_layouts import (
     DIAGONAL,
+    FULL_IMAGE,
     HEIGHT,
-    INSIDE,
     SQUARE,
-    WHOLE,
+    SQUARE_MASK,
     WIDTH,
-    coco,
-    coco_below_images,
-    content,
-    mask,
-    opened,
-    panoptic,
-    picture,
-    roboflow,
-    write,
+    coco_content,
+    load_coco_annotations,
+    make_coco,
+    make_coco_below_images,
+    make_panoptic,
+    make_roboflow,
+    write_image,
+    write_json,
+    write_mask,
 )
-from training.data import load
+from training.data import load_split
 from training.data.formats.coco_parser import read_categories
 from training.data.scan.scanner import scan
 
 
 def test_what_no_instance_covers_is_background_and_sparse_ids_are_labels_in_their_order(tmp_path: Path) -> None:
-    samples = opened(tmp_path, {"category_id": 90, "segmentation": [SQUARE]})
+    samples = load_coco_annotations(tmp_path, {"category_id": 90, "segmentation": [SQUARE]})
     assert [entry.name for entry in samples.classes] == ["background", "person", "toothbrush"]
     assert [entry.rgb for entry in samples.classes] == [default_rgb(label) for label in range(3)]
-    assert (samples.labels(0) == 2 * INSIDE).all()
+    assert (samples.labels(0) == 2 * SQUARE_MASK).all()
 
 
 def test_a_category_that_is_called_background_is_the_background(tmp_path: Path) -> None:
     categories = [{"id": 1, "name": "person"}, {"id": 2, "name": "Background"}]
-    samples = opened(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
+    samples = load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
     assert [entry.name for entry in samples.classes] == ["Background", "person"]
-    assert (samples.labels(0) == INSIDE).all()
+    assert (samples.labels(0) == SQUARE_MASK).all()
 
 
 def test_colours_of_the_categories_are_kept(tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_colours_of_the_categories_are_kept(tmp_path: Path) -> None:
         {"id": 2, "name": "dog", "color": "#ff0000"},
         {"id": 3, "name": "cat", "color": [1, 2, 300]},
     ]
-    classes = opened(tmp_path, {"segmentation": [SQUARE]}, categories=categories).classes
+    classes = load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, categories=categories).classes
     assert [entry.rgb for entry in classes[1:]] == [(220, 20, 60), default_rgb(2), default_rgb(3)]
 
 
@@ -59,33 +59,35 @@ def test_colours_of_the_categories_are_kept(tmp_path: Path) -> None:
 def test_smaller_regions_lie_over_larger_ones_in_whatever_order_they_come(
     told: bool, order: int, tmp_path: Path
 ) -> None:
-    regions = [{"category_id": 90, "segmentation": [WHOLE]}, {"category_id": 1, "segmentation": [SQUARE]}]
+    regions = [{"category_id": 90, "segmentation": [FULL_IMAGE]}, {"category_id": 1, "segmentation": [SQUARE]}]
     if told:
         regions = [{**region, "area": area} for region, area in zip(regions, (48, 12.0), strict=True)]
-    assert (opened(tmp_path, *regions[::order]).labels(0) == 2 - INSIDE).all()
+    assert (load_coco_annotations(tmp_path, *regions[::order]).labels(0) == 2 - SQUARE_MASK).all()
 
 
 def test_the_outlines_of_one_region_are_joined(tmp_path: Path) -> None:
-    labels = opened(tmp_path, {"segmentation": [SQUARE, [6, 0, 8, 0, 8, 6, 6, 6], [1, 1, 2, 2]]}).labels(0)
-    wanted = INSIDE.copy()
+    labels = load_coco_annotations(tmp_path, {"segmentation": [SQUARE, [6, 0, 8, 0, 8, 6, 6, 6], [1, 1, 2, 2]]}).labels(
+        0
+    )
+    wanted = SQUARE_MASK.copy()
     wanted[:, 6:] = 1
     assert (labels == wanted).all()
 
 
 def test_an_outline_without_a_list_around_it_is_read(tmp_path: Path) -> None:
-    assert (opened(tmp_path, {"segmentation": SQUARE}).labels(0) == INSIDE).all()
+    assert (load_coco_annotations(tmp_path, {"segmentation": SQUARE}).labels(0) == SQUARE_MASK).all()
 
 
 @pytest.mark.parametrize("counts", [[13, 3, 3, 3, 3, 3, 3, 3, 14], "=3300000;"])
 def test_run_lengths_are_read_plain_and_packed(counts: Any, tmp_path: Path) -> None:
-    samples = opened(tmp_path, {"segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}})
-    assert (samples.labels(0) == INSIDE).all()
+    samples = load_coco_annotations(tmp_path, {"segmentation": {"size": [HEIGHT, WIDTH], "counts": counts}})
+    assert (samples.labels(0) == SQUARE_MASK).all()
 
 
 def test_a_crowd_is_void_below_the_things_that_were_drawn_one_by_one(tmp_path: Path) -> None:
     crowd = {"iscrowd": 1, "area": 1, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 48]}}
-    samples = opened(tmp_path, {"segmentation": [SQUARE]}, crowd)
-    assert (samples.labels(0) == np.where(INSIDE, 1, VOID)).all()
+    samples = load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, crowd)
+    assert (samples.labels(0) == np.where(SQUARE_MASK, 1, IGNORE_INDEX)).all()
     assert any("1 regions marked `iscrowd` are void" in note for note in samples.notes)
 
 
@@ -95,119 +97,123 @@ def test_what_cvat_calls_a_crowd_is_a_mask_painted_by_brush(tmp_path: Path) -> N
         "segmentation": {"size": [HEIGHT, WIDTH], "counts": [0, 48]},
         "attributes": {"occluded": 0},
     }
-    samples = opened(tmp_path, brushed)
+    samples = load_coco_annotations(tmp_path, brushed)
     assert (samples.labels(0) == 1).all()
     assert samples.notes == ()
 
 
 def test_a_box_without_outline_is_void_and_told(tmp_path: Path) -> None:
-    samples = opened(
-        tmp_path, {"segmentation": [], "bbox": [0, 0, 8, 2]}, {"segmentation": [SQUARE]}, {"segmentation": [WHOLE[:4]]}
+    samples = load_coco_annotations(
+        tmp_path,
+        {"segmentation": [], "bbox": [0, 0, 8, 2]},
+        {"segmentation": [SQUARE]},
+        {"segmentation": [FULL_IMAGE[:4]]},
     )
-    wanted = INSIDE.copy()
-    wanted[:2] = VOID
+    wanted = SQUARE_MASK.copy()
+    wanted[:2] = IGNORE_INDEX
     wanted[1, 2:6] = 1
     assert (samples.labels(0) == wanted).all()
     assert any("1 boxes have no outline" in note for note in samples.notes)
 
 
-def test_a_picture_without_annotation_is_background_and_told(tmp_path: Path) -> None:
-    samples = opened(tmp_path, {"segmentation": [SQUARE]}, names=("a.jpg", "b.jpg"))
+def test_an_image_without_annotation_is_background_and_told(tmp_path: Path) -> None:
+    samples = load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, names=("a.jpg", "b.jpg"))
     assert [pair.name for pair in samples.pairs] == ["a", "b"]
     assert (samples.labels(1) == 0).all()
-    assert any("1 of 2 pictures have no annotation" in note for note in samples.notes)
+    assert any("1 of 2 images have no annotation" in note for note in samples.notes)
 
 
 def test_masks_have_the_size_that_the_file_tells(tmp_path: Path) -> None:
     images = [{"id": 100, "file_name": "a.jpg", "height": 20, "width": 10}]
-    assert opened(tmp_path, {"segmentation": [SQUARE]}, images=images).labels(0).shape == (20, 10)
+    assert load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, images=images).labels(0).shape == (20, 10)
 
 
 def test_roboflows_group_of_the_classes_is_no_class(tmp_path: Path) -> None:
-    roboflow(tmp_path)
-    samples = load(tmp_path, "val")
+    make_roboflow(tmp_path)
+    samples = load_split(tmp_path, "val")
     assert [entry.name for entry in samples.classes] == ["background", "person", "dog"]
     assert samples.pairs[0].image.parent.name == "valid"
-    assert (samples.labels(0) == INSIDE).all()
+    assert (samples.labels(0) == SQUARE_MASK).all()
 
 
 def test_what_stuff_leaves_out_is_void_and_no_class(tmp_path: Path) -> None:
-    coco_below_images(tmp_path)
-    samples = load(tmp_path, "train")
+    make_coco_below_images(tmp_path)
+    samples = load_split(tmp_path, "train")
     assert [entry.name for entry in samples.classes] == ["person", "toothbrush"]
-    assert (samples.labels(0) == np.where(INSIDE, 0, VOID)).all()
+    assert (samples.labels(0) == np.where(SQUARE_MASK, 0, IGNORE_INDEX)).all()
 
 
 def test_panoptic_segments_are_read_by_colour_and_the_rest_is_void(tmp_path: Path) -> None:
-    panoptic(tmp_path)
-    samples = load(tmp_path, "train")
+    make_panoptic(tmp_path)
+    samples = load_split(tmp_path, "train")
     assert [entry.name for entry in samples.classes] == ["person", "toothbrush"]
-    assert (samples.labels(0) == np.where(DIAGONAL, 1, VOID)).all()
+    assert (samples.labels(0) == np.where(DIAGONAL, 1, IGNORE_INDEX)).all()
     assert samples.pairs[0].mask == tmp_path / "annotations" / "panoptic_train2017" / "train_1.png"
 
 
 def test_a_panoptic_crowd_is_void(tmp_path: Path) -> None:
-    panoptic(tmp_path)
+    make_panoptic(tmp_path)
     ids = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     ids[:3, :, 0], ids[3:, :, 1] = 7, 1
-    mask(tmp_path / "annotations" / "panoptic_train2017" / "train_1.png", ids)
+    write_mask(tmp_path / "annotations" / "panoptic_train2017" / "train_1.png", ids)
     segments = [{"id": 7, "category_id": 1, "iscrowd": 0}, {"id": 256, "category_id": 90, "iscrowd": 1}]
     entry = {"image_id": 100, "file_name": "train_1.png", "segments_info": segments}
-    write(tmp_path / "annotations" / "panoptic_train2017.json", content(["train_1.jpg"], [entry]))
-    labels = load(tmp_path, "train").labels(0)
+    write_json(tmp_path / "annotations" / "panoptic_train2017.json", coco_content(["train_1.jpg"], [entry]))
+    labels = load_split(tmp_path, "train").labels(0)
     assert (labels[:3] == 0).all()
-    assert (labels[3:] == VOID).all()
+    assert (labels[3:] == IGNORE_INDEX).all()
 
 
-def test_a_panoptic_picture_without_png_is_unpaired_and_a_missing_folder_told(tmp_path: Path) -> None:
-    panoptic(tmp_path)
-    lonely = picture(tmp_path / "train2017" / "train_2.jpg")
+def test_a_panoptic_image_without_png_is_unpaired_and_a_missing_folder_told(tmp_path: Path) -> None:
+    make_panoptic(tmp_path)
+    lonely = write_image(tmp_path / "train2017" / "train_2.jpg")
     file = tmp_path / "annotations" / "panoptic_train2017.json"
     entry = {"image_id": 100, "file_name": "train_1.png", "segments_info": [{"id": 7, "category_id": 1}]}
-    write(
-        file, content(["train_1.jpg", "train_2.jpg"], [entry, {**entry, "image_id": 101, "file_name": "train_2.png"}])
+    write_json(
+        file,
+        coco_content(["train_1.jpg", "train_2.jpg"], [entry, {**entry, "image_id": 101, "file_name": "train_2.png"}]),
     )
-    assert load(tmp_path, "train").unpaired == (lonely,)
+    assert load_split(tmp_path, "train").unmatched_images == (lonely,)
     (tmp_path / "annotations" / "panoptic_train2017").rename(tmp_path / "elsewhere")
     with pytest.raises(DataError, match="panoptic_train2017 is missing"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path) -> None:
-    opened(tmp_path, {"segmentation": [SQUARE]})
+    load_coco_annotations(tmp_path, {"segmentation": [SQUARE]})
     file = tmp_path / "annotations" / "instances_val.json"
-    write(file, content(["a.jpg"], categories=[{"id": 1, "name": "person"}, {"id": 44, "name": "dog"}]))
+    write_json(file, coco_content(["a.jpg"], categories=[{"id": 1, "name": "person"}, {"id": 44, "name": "dog"}]))
     names = ["background", "person", "dog", "toothbrush"]
-    assert all([entry.name for entry in load(tmp_path, split).classes] == names for split in ("train", "val"))
-    write(file, content(["a.jpg"], categories=[{"id": 1, "name": "dog"}]))
+    assert all([entry.name for entry in load_split(tmp_path, split).classes] == names for split in ("train", "val"))
+    write_json(file, coco_content(["a.jpg"], categories=[{"id": 1, "name": "dog"}]))
     with pytest.raises(DataError, match="the category 1 is 'dog' here and 'person' before"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 def test_categories_are_found_without_reading_the_regions(tmp_path: Path) -> None:
     categories = [{"id": id, "name": f"c\u00e4t{id}" * 400} for id in range(200)]
     odd = {"info": {"categories": ["none"], "description": 'two "categories"'}, "annotations": [], "images": []}
-    file = write(tmp_path / "x.json", {**odd, "categories": categories})
+    file = write_json(tmp_path / "x.json", {**odd, "categories": categories})
     assert file.stat().st_size > 1 << 17
     file.write_text(file.read_text()[:-1] + ', "annotations": [broken')
     with pytest.raises(DataError, match="categories"):
         read_categories(file)
     odd["info"].pop("categories")
-    file = write(tmp_path / "y.json", {**odd, "categories": categories})
+    file = write_json(tmp_path / "y.json", {**odd, "categories": categories})
     file.write_text(file.read_text()[:-1] + ', "annotations": [broken')
     assert read_categories(file) == categories
 
 
 def test_a_file_that_changed_is_read_again(tmp_path: Path) -> None:
-    assert opened(tmp_path, {"segmentation": [SQUARE]}).labels(0).max() == 1
-    assert opened(tmp_path, {"segmentation": [WHOLE], "category_id": 90}).labels(0).min() == 2
+    assert load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}).labels(0).max() == 1
+    assert load_coco_annotations(tmp_path, {"segmentation": [FULL_IMAGE], "category_id": 90}).labels(0).min() == 2
 
 
-def seen(root: Path) -> list[int]:
+def scanned_labels(root: Path) -> list[int]:
     """The labels that the facts of the training split tell of, from the cache where they are known."""
     for path in root.rglob("*.*"):
         os.utime(path, (1.7e9, 1.7e9))  # what was written just now is not kept
-    (facts,) = scan(load(root, "train"))
+    (facts,) = scan(load_split(root, "train"))
     assert not facts.errors
     return facts.values.tolist()
 
@@ -216,32 +222,34 @@ def test_facts_that_were_kept_follow_the_categories_of_other_splits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    opened(tmp_path / "d", {"category_id": 90, "segmentation": [SQUARE]})
-    assert seen(tmp_path / "d") == [0, 2]
-    write(tmp_path / "d/annotations/instances_val.json", content(["a.jpg"], categories=[{"id": 44, "name": "dog"}]))
-    assert seen(tmp_path / "d") == [0, 3]
+    load_coco_annotations(tmp_path / "d", {"category_id": 90, "segmentation": [SQUARE]})
+    assert scanned_labels(tmp_path / "d") == [0, 2]
+    write_json(
+        tmp_path / "d/annotations/instances_val.json", coco_content(["a.jpg"], categories=[{"id": 44, "name": "dog"}])
+    )
+    assert scanned_labels(tmp_path / "d") == [0, 3]
 
 
 def test_facts_that_were_kept_follow_the_panoptic_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    panoptic(tmp_path / "d")
-    assert seen(tmp_path / "d") == [1, VOID]
+    make_panoptic(tmp_path / "d")
+    assert scanned_labels(tmp_path / "d") == [1, IGNORE_INDEX]
     file = tmp_path / "d/annotations/panoptic_train2017.json"
     file.write_text(file.read_text().replace('"category_id": 90', '"category_id": 1'))
-    assert seen(tmp_path / "d") == [0, VOID]
+    assert scanned_labels(tmp_path / "d") == [0, IGNORE_INDEX]
 
 
-@pytest.mark.parametrize("layout", [coco, panoptic])
+@pytest.mark.parametrize("layout", [make_coco, make_panoptic])
 def test_what_draws_the_masks_goes_to_a_worker_as_it_is(layout: Any, tmp_path: Path) -> None:
     layout(tmp_path)
-    samples = load(tmp_path, "train")
+    samples = load_split(tmp_path, "train")
     there = pickle.loads(pickle.dumps(samples))
     assert (there.labels(0) == samples.labels(0)).all()
     assert there.pairs == samples.pairs
 
 
 def test_a_region_weighs_little_more_than_its_corners(tmp_path: Path) -> None:
-    samples = opened(tmp_path, *[{"segmentation": [SQUARE]}] * 2000)
-    few = opened(tmp_path, {"segmentation": [SQUARE]})
-    per_region = (len(pickle.dumps(samples.draw)) - len(pickle.dumps(few.draw))) / 1999
+    samples = load_coco_annotations(tmp_path, *[{"segmentation": [SQUARE]}] * 2000)
+    few = load_coco_annotations(tmp_path, {"segmentation": [SQUARE]})
+    per_region = (len(pickle.dumps(samples.mask_reader)) - len(pickle.dumps(few.mask_reader))) / 1999
     assert per_region < 8 * 4 + 48  # its eight numbers, and what is known of it

@@ -7,13 +7,22 @@ import numpy as np
 import pytest
 
 from models.errors import DataError
-from tests.training.make_layouts import HEIGHT, SQUARE, WIDTH, content, opened, panoptic, picture, write
-from training.data import load
+from tests.training.make_layouts import (
+    HEIGHT,
+    SQUARE,
+    WIDTH,
+    coco_content,
+    load_coco_annotations,
+    make_panoptic,
+    write_image,
+    write_json,
+)
+from training.data import load_split
 
 
 def test_boxes_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds boxes alone"):
-        opened(tmp_path, {"segmentation": [], "bbox": [0, 0, 8, 2]})
+        load_coco_annotations(tmp_path, {"segmentation": [], "bbox": [0, 0, 8, 2]})
 
 
 @pytest.mark.parametrize(
@@ -39,13 +48,13 @@ def test_what_is_no_coco_file_is_told(text: str, told: str, tmp_path: Path) -> N
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "instances_train.json").write_text(text)
     with pytest.raises(DataError, match=rf"instances_train\.json: .*{told}"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
     ("annotation", "told"),
     [
-        ({"image_id": 7, "segmentation": [SQUARE]}, "needs the `image_id` of a picture"),
+        ({"image_id": 7, "segmentation": [SQUARE]}, "needs the `image_id` of an image"),
         ({"segmentation": ["abcdef"]}, "needs .* a `segmentation`"),
         ({"segmentation": [SQUARE[:-1]]}, "odd count"),
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "needs .* a `segmentation`"),
@@ -60,23 +69,23 @@ def test_what_is_no_coco_file_is_told(text: str, told: str, tmp_path: Path) -> N
 )
 def test_a_wrong_annotation_is_told_with_its_place(annotation: Any, told: str, tmp_path: Path) -> None:
     good = {"image_id": 100, "category_id": 1, "segmentation": [SQUARE]}
-    picture(tmp_path / "a.jpg")
+    write_image(tmp_path / "a.jpg")
     wrong = {**good, **annotation} if isinstance(annotation, dict) else annotation
-    value = content(["a.jpg"], [good])
-    write(tmp_path / "annotations" / "instances_train.json", {**value, "annotations": [good, wrong]})
+    value = coco_content(["a.jpg"], [good])
+    write_json(tmp_path / "annotations" / "instances_train.json", {**value, "annotations": [good, wrong]})
     with pytest.raises(DataError, match=rf"annotations\[1\].*{told}"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
-def test_a_region_that_is_found_wrong_when_drawn_names_file_and_picture(tmp_path: Path) -> None:
-    samples = opened(tmp_path, {"area": 9, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [40]}})
+def test_a_region_that_is_found_wrong_when_drawn_names_file_and_image(tmp_path: Path) -> None:
+    samples = load_coco_annotations(tmp_path, {"area": 9, "segmentation": {"size": [HEIGHT, WIDTH], "counts": [40]}})
     with pytest.raises(DataError, match=r"instances_train\.json: the mask of a\.jpg: run lengths cover 40"):
         samples.labels(0)
 
 
 def test_an_unknown_category_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="the category 5, which `categories` does not tell of"):
-        opened(tmp_path, {"category_id": 5, "segmentation": [SQUARE]})
+        load_coco_annotations(tmp_path, {"category_id": 5, "segmentation": [SQUARE]})
 
 
 @pytest.mark.parametrize(
@@ -89,23 +98,23 @@ def test_an_unknown_category_is_told(tmp_path: Path) -> None:
 )
 def test_categories_that_make_no_classes_are_told(categories: list[Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=told):
-        opened(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
+        load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
 
 
 JUNK = [None, True, -1, 10**30, 1e300, float("nan"), "", "\u00e9", [], {}, [1], [None], [["a"] * 6], {"counts": 5}]
 
 
-def places(value: Any) -> Iterator[tuple[Any, Any]]:
+def nested_keys(value: Any) -> Iterator[tuple[Any, Any]]:
     """Every list or object within a value, and a key of it."""
     for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
         yield value, key
-        yield from places(value[key])
+        yield from nested_keys(value[key])
 
 
 @pytest.mark.parametrize("kind", ["instances", "panoptic"])
 def test_whatever_stands_in_a_coco_file_is_read_or_told(kind: str, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    panoptic(tmp_path)
+    make_panoptic(tmp_path)
     regions: list[dict[str, Any]] = [
         {"segmentation": [SQUARE], "bbox": [1, 1, 2, 2], "area": 3},
         {"segmentation": {"size": [HEIGHT, WIDTH], "counts": [13, 3, 32]}, "iscrowd": 1},
@@ -116,14 +125,14 @@ def test_whatever_stands_in_a_coco_file_is_read_or_told(kind: str, tmp_path: Pat
     told = 0
     for number in range(400):
         folder = tmp_path if kind == "panoptic" else tmp_path / "instances"
-        value = json.loads(json.dumps(content(["train_1.jpg"], entries)))
-        inside = list(places(value))
+        value = json.loads(json.dumps(coco_content(["train_1.jpg"], entries)))
+        inside = list(nested_keys(value))
         holder, key = inside[random.integers(len(inside))]
         holder[key] = JUNK[random.integers(len(JUNK))]
-        write(folder / "annotations" / f"{kind}_train2017.json", [number, value] if number == 0 else value)
-        picture(folder / "train2017" / "train_1.jpg")
+        write_json(folder / "annotations" / f"{kind}_train2017.json", [number, value] if number == 0 else value)
+        write_image(folder / "train2017" / "train_1.jpg")
         try:
-            load(folder, "train", "coco").labels(0)
+            load_split(folder, "train", "coco").labels(0)
         except DataError:
             told += 1
     assert 100 < told < 400

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from models.errors import DataError
-from training.data import format_of, has_split, load
+from training.data import has_split, load_split, resolve_format
 from training.lint import lint
 
 CRACKS = Path(__file__).parents[3] / ".." / "shared" / "data" / "crackforest"
@@ -14,7 +14,7 @@ LABELS = np.eye(6, 8, dtype=np.uint8)
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Twenty pictures in one folder and their masks in another, in no layout that is known."""
+    """Twenty images in one folder and their masks in another, in no layout that is known."""
     for kind in ("photos", "drawn"):
         (tmp_path / kind).mkdir()
     for index in range(20):
@@ -24,25 +24,25 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def lines(root: Path, *lines: str, name: str = "list.csv") -> Path:
+def write_table(root: Path, *lines: str, name: str = "list.csv") -> Path:
     (root / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
     return root / name
 
 
-def row(split: str, index: int) -> str:
+def table_row(split: str, index: int) -> str:
     return f"{split},photos/p{index:02}.png,drawn/m{index:02}.png"
 
 
 HEAD = "split,image,mask"
-GOOD = (HEAD, row("train", 0), row("train", 1), row("val", 2), row("test", 3))
+VALID_LINES = (HEAD, table_row("train", 0), table_row("train", 1), table_row("val", 2), table_row("test", 3))
 
 
 def test_the_table_or_its_folder_is_the_data_set(root: Path) -> None:
-    file = lines(root, *GOOD)
+    file = write_table(root, *VALID_LINES)
     for data in (file, root):
-        assert format_of(data) == "table"
-        assert [pair.name for pair in load(data, "train").pairs] == ["photos/p00", "photos/p01"]
-        assert [pair.mask.name for pair in load(data, "test", "table").pairs] == ["m03.png"]
+        assert resolve_format(data) == "table"
+        assert [pair.name for pair in load_split(data, "train").pairs] == ["photos/p00", "photos/p01"]
+        assert [pair.mask.name for pair in load_split(data, "test", "table").pairs] == ["m03.png"]
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -53,10 +53,10 @@ def test_delimiters_orders_of_columns_and_byte_order_marks(delimiter: str, bom: 
         [f"drawn/m0{index}.png", '"a, b; c"', f"photos/p0{index}.png", split]
         for index, split in enumerate(["train", "Validation", "TEST"])
     ]
-    lines(root, bom + delimiter.join(table[0]), *(delimiter.join(cells) for cells in table[1:]))
+    write_table(root, bom + delimiter.join(table[0]), *(delimiter.join(cells) for cells in table[1:]))
     if delimiter == "\t":
         (root / "list.csv").rename(root / "list.tsv")
-    assert [len(load(root, split)) for split in ("train", "val", "test")] == [1, 1, 1]
+    assert [len(load_split(root, split)) for split in ("train", "val", "test")] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -64,46 +64,46 @@ def test_delimiters_orders_of_columns_and_byte_order_marks(delimiter: str, bom: 
     [("training", "train"), ("valid", "val"), ("validation", "val"), ("dev", "val"), ("Test", "test")],
 )
 def test_other_words_for_splits(word: str, split: str, root: Path) -> None:
-    lines(root, HEAD, row("train", 0), row("val", 1), row(word, 2))
-    assert any(pair.name == "photos/p02" for pair in load(root, split).pairs)
+    write_table(root, HEAD, table_row("train", 0), table_row("val", 1), table_row(word, 2))
+    assert any(pair.name == "photos/p02" for pair in load_split(root, split).pairs)
 
 
 def test_windows_paths_are_read(root: Path) -> None:
-    lines(root, HEAD, r"train,photos\p00.png,drawn\m00.png", row("val", 1))
-    assert len(load(root, "train")) == 1
+    write_table(root, HEAD, r"train,photos\p00.png,drawn\m00.png", table_row("val", 1))
+    assert len(load_split(root, "train")) == 1
 
 
 def test_without_a_split_the_hash_makes_one(root: Path) -> None:
-    lines(root, "image,mask", *(row("", index)[1:] for index in range(20)))
-    names = [pair.name for split in ("train", "val", "test") for pair in load(root, split).pairs]
+    write_table(root, "image,mask", *(table_row("", index)[1:] for index in range(20)))
+    names = [pair.name for split in ("train", "val", "test") for pair in load_split(root, split).pairs]
     assert sorted(names) == [f"photos/p{index:02}" for index in range(20)]
     assert all(has_split(root, split) for split in ("train", "val", "test"))
 
 
 def test_without_val_a_part_of_train_is_held_out(root: Path) -> None:
-    lines(root, HEAD, *(row("train", index) for index in range(19)), row("test", 19))
-    assert len(load(root, "train")) + len(load(root, "val")) == 19
+    write_table(root, HEAD, *(table_row("train", index) for index in range(19)), table_row("test", 19))
+    assert len(load_split(root, "train")) + len(load_split(root, "val")) == 19
     assert has_split(root, "val")
-    assert [pair.name for pair in load(root, "test").pairs] == ["photos/p19"]
+    assert [pair.name for pair in load_split(root, "test").pairs] == ["photos/p19"]
 
 
 def test_a_split_that_no_line_names_is_told(root: Path) -> None:
-    lines(root, *GOOD[:-1])
+    write_table(root, *VALID_LINES[:-1])
     assert not has_split(root, "test")
     with pytest.raises(DataError, match="no split test; it has train, val"):
-        load(root, "test")
+        load_split(root, "test")
 
 
-def test_a_picture_without_a_mask_is_known(root: Path) -> None:
-    lines(root, *GOOD, "train,photos/p09.png,")
-    assert [path.name for path in load(root, "train").unpaired] == ["p09.png"]
-    assert [finding.kind for finding in lint(root).errors] == ["picture without mask"]
+def test_an_image_without_a_mask_is_known(root: Path) -> None:
+    write_table(root, *VALID_LINES, "train,photos/p09.png,")
+    assert [path.name for path in load_split(root, "train").unmatched_images] == ["p09.png"]
+    assert [finding.kind for finding in lint(root).errors] == ["image without mask"]
 
 
 def test_classes_lie_beside_the_table(root: Path) -> None:
-    file = lines(root, *GOOD)
+    file = write_table(root, *VALID_LINES)
     (root / "classes.csv").write_text("name,r,g,b\nroad,1,2,3\ncrack,4,5,6\n")
-    assert [entry.name for entry in load(file, "val").classes] == ["road", "crack"]
+    assert [entry.name for entry in load_split(file, "val").classes] == ["road", "crack"]
 
 
 @pytest.mark.parametrize(
@@ -111,52 +111,52 @@ def test_classes_lie_beside_the_table(root: Path) -> None:
     [
         ("train,photos/none.png,drawn/m04.png", r"line 6: .*none\.png is not there"),
         ("train,photos/p04.png,drawn/none.png", r"line 6: .*none\.png is not there"),
-        (row("train", 1), r"lines 3 and 6: both are photos/p01"),
-        (row("tune", 4), r"line 6: the split 'tune' is not known; choose from train, val, test"),
-        (row("", 4), r"line 6: the split '' is not known"),
+        (table_row("train", 1), r"lines 3 and 6: both are photos/p01"),
+        (table_row("tune", 4), r"line 6: the split 'tune' is not known; choose from train, val, test"),
+        (table_row("", 4), r"line 6: the split '' is not known"),
         ("train,,drawn/m04.png", r"line 6: names no image"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_wrong_line_is_named_whichever_split_is_asked_for(bad: str, sentence: str, split: str, root: Path) -> None:
-    lines(root, *GOOD, bad)
+    write_table(root, *VALID_LINES, bad)
     with pytest.raises(DataError, match=sentence):
-        load(root, split)
+        load_split(root, split)
 
 
 def test_two_tables_are_not_guessed_between(root: Path) -> None:
-    lines(root, *GOOD, name="a.csv")
-    file = lines(root, *GOOD, name="b.tsv")
+    write_table(root, *VALID_LINES, name="a.csv")
+    file = write_table(root, *VALID_LINES, name="b.tsv")
     with pytest.raises(DataError, match=r"a\.csv and b\.tsv; give the one"):
-        load(root, "train")
-    file.write_text("\n".join(GOOD).replace(",", "\t"))
-    assert len(load(file, "train")) == 2
+        load_split(root, "train")
+    file.write_text("\n".join(VALID_LINES).replace(",", "\t"))
+    assert len(load_split(file, "train")) == 2
 
 
 def test_what_is_no_table(root: Path) -> None:
-    file = lines(root, "picture,labels", "a,b")
+    file = write_table(root, "image,labels", "a,b")
     with pytest.raises(DataError, match="holds no table"):
-        load(file, "train")
+        load_split(file, "train")
     with pytest.raises(DataError, match="laid out like no data set"):
-        load(root, "train")
+        load_split(root, "train")
     file.write_text(HEAD + "\n")
-    with pytest.raises(DataError, match="names no picture"):
-        load(root, "train")
+    with pytest.raises(DataError, match="names no image"):
+        load_split(root, "train")
     file.write_bytes((HEAD + "\ntrain,Stra\xdfe.png,b.png\n").encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
-        load(root, "train")
+        load_split(root, "train")
 
 
-def test_a_table_of_one_picture(root: Path) -> None:
-    lines(root, "image,mask", "photos/p00.png,drawn/m00.png")
-    assert len(load(root, "train")) == 1
-    with pytest.raises(DataError, match="one picture with a mask; wanted are two or more"):
-        load(root, "val")
+def test_a_table_of_one_image(root: Path) -> None:
+    write_table(root, "image,mask", "photos/p00.png,drawn/m00.png")
+    assert len(load_split(root, "train")) == 1
+    with pytest.raises(DataError, match="one image with a mask; wanted are two or more"):
+        load_split(root, "val")
 
 
 @pytest.mark.skipif(not CRACKS.is_dir(), reason="the folder ../shared/data/crackforest is not there")
 def test_crackforest_is_a_table() -> None:
-    assert format_of(CRACKS) == "table"
-    sizes = {split: len(load(CRACKS, split)) for split in ("train", "val", "test")}
+    assert resolve_format(CRACKS) == "table"
+    sizes = {split: len(load_split(CRACKS, split)) for split in ("train", "val", "test")}
     assert sizes == {"train": 83, "val": 12, "test": 23}
-    assert len(load(CRACKS, "test").classes) == 4
+    assert len(load_split(CRACKS, "test").classes) == 4

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.errors import ConfigError, DataError, ImageTooLarge
-from models.spec import VOID
+from models.errors import ConfigError, DataError, ImageTooLargeError
+from models.spec import IGNORE_INDEX
 from tests.training import make_layouts
-from training.data import FORMATS, has_split, load
-from training.data.splits import hashed_split, hashed_splits
-from training.data.synthetic import CLASSES, draw, scene
+from training.data import FORMATS, has_split, load_split
+from training.data.splits import assign_split, assign_splits
+from training.data.synthetic import CLASSES, generate_dataset, generate_scene
 
 ROOT = Path(__file__).parents[3]
 
 
-def put(root: Path, name: str, labels: np.ndarray | None = None, images: str = "images", masks: str = "masks") -> None:
-    """A grey picture `name` of 8 x 6 and its mask."""
+def write_pair(
+    root: Path, name: str, labels: np.ndarray | None = None, images: str = "images", masks: str = "masks"
+) -> None:
+    """A grey image `name` of 8 x 6 and its mask."""
     labels = np.eye(6, 8, dtype=np.uint8) if labels is None else labels
     for folder in (root / images, root / masks):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -25,46 +27,46 @@ def put(root: Path, name: str, labels: np.ndarray | None = None, images: str = "
     Image.fromarray(labels).save(root / masks / f"{name}.png")
 
 
-def flat(root: Path) -> None:
+def make_flat(root: Path) -> None:
     for index in range(60):
-        put(root, f"picture{index}")
+        write_pair(root, f"image{index}")
 
 
-def split_below(root: Path) -> None:
+def make_split_subfolders(root: Path) -> None:
     for split in ("train", "val", "test"):
-        put(root, f"{split}/{split}0")
+        write_pair(root, f"{split}/{split}0")
 
 
-def split_above(root: Path) -> None:
+def make_split_folders(root: Path) -> None:
     for split in ("train", "val", "test"):
-        put(root, f"{split}0", images=f"{split}/images", masks=f"{split}/masks")
+        write_pair(root, f"{split}0", images=f"{split}/images", masks=f"{split}/masks")
 
 
-def camvid(root: Path) -> None:
+def make_camvid(root: Path) -> None:
     for split in ("train", "val", "test"):
-        put(root, f"{split}0", images=split, masks=f"{split}annot")
+        write_pair(root, f"{split}0", images=split, masks=f"{split}annot")
 
 
-def table(root: Path) -> None:
+def make_table(root: Path) -> None:
     lines = ["split,image,mask"]
     for split in ("train", "val", "test"):
-        put(root, f"{split}0", images="pictures", masks="labels")
-        lines.append(f"{split},pictures/{split}0.png,labels/{split}0.png")
+        write_pair(root, f"{split}0", images="images", masks="labels")
+        lines.append(f"{split},images/{split}0.png,labels/{split}0.png")
     (root / "list.csv").write_text("\n".join(lines))
 
 
-def table_without_splits(root: Path) -> None:
+def make_table_without_splits(root: Path) -> None:
     lines = ["mask\tnumber\timage"]
     for index in range(60):
-        put(root, f"picture{index}", images="pictures", masks="pictures/masks")
-        lines.append(f"pictures/masks/picture{index}.png\t{index}\tpictures/picture{index}.png")
+        write_pair(root, f"image{index}", images="images", masks="images/masks")
+        lines.append(f"images/masks/image{index}.png\t{index}\timages/image{index}.png")
     (root / "list.tsv").write_text("\n".join(lines))
 
 
 LAYOUTS: dict[str, list[Callable[[Path], None]]] = {
-    "table": [table, table_without_splits],
-    "folder": [flat, split_below, split_above],
-    "camvid": [camvid],
+    "table": [make_table, make_table_without_splits],
+    "folder": [make_flat, make_split_subfolders, make_split_folders],
+    "camvid": [make_camvid],
     **make_layouts.LAYOUTS,
 }
 
@@ -80,9 +82,9 @@ def test_a_layout_is_recognised_and_read(
 ) -> None:
     layout(tmp_path)
     for split in ("train", "val", "test"):
-        samples = load(tmp_path, split, format if named else "auto")
+        samples = load_split(tmp_path, split, format if named else "auto")
         assert len(samples) >= 1
-        assert samples.picture(0).shape == (6, 8, 3)
+        assert samples.image(0).shape == (6, 8, 3)
         assert samples.labels(0).shape == (6, 8)
         if format in ("folder", "camvid", "voc"):  # the others name a mask otherwise, or hold many in one file
             assert all(pair.image.stem == pair.mask.stem for pair in samples.pairs)
@@ -96,59 +98,59 @@ def test_a_layout_is_recognised_by_its_own_format_alone(
     assert [name for name, module in FORMATS.items() if module.recognises(tmp_path)] == [format]
 
 
-def test_splits_share_no_picture_and_lose_none(tmp_path: Path) -> None:
-    flat(tmp_path)
-    names = [{pair.name for pair in load(tmp_path, split).pairs} for split in ("train", "val", "test")]
+def test_splits_share_no_image_and_lose_none(tmp_path: Path) -> None:
+    make_flat(tmp_path)
+    names = [{pair.name for pair in load_split(tmp_path, split).pairs} for split in ("train", "val", "test")]
     assert len(set.union(*names)) == sum(map(len, names)) == 60
 
 
-def test_a_picture_stays_in_its_split_when_others_come(tmp_path: Path) -> None:
-    flat(tmp_path)
-    before = {pair.name for pair in load(tmp_path, "train").pairs}
-    put(tmp_path, "another")
-    assert before <= {pair.name for pair in load(tmp_path, "train").pairs}
+def test_an_image_stays_in_its_split_when_others_come(tmp_path: Path) -> None:
+    make_flat(tmp_path)
+    before = {pair.name for pair in load_split(tmp_path, "train").pairs}
+    write_pair(tmp_path, "another")
+    assert before <= {pair.name for pair in load_split(tmp_path, "train").pairs}
 
 
 def test_the_hash_splits_in_the_shares_that_it_promises() -> None:
-    splits = [hashed_split(f"name{index}") for index in range(5000)]
+    splits = [assign_split(f"name{index}") for index in range(5000)]
     assert 0.78 < splits.count("train") / 5000 < 0.82
     assert 0.08 < splits.count("val") / 5000 < 0.12
 
 
 def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
     for index in range(60):
-        put(tmp_path, f"train/p{index}")
-    train, val = (load(tmp_path, split).pairs for split in ("train", "val"))
+        write_pair(tmp_path, f"train/p{index}")
+    train, val = (load_split(tmp_path, split).pairs for split in ("train", "val"))
     assert len(train) + len(val) == 60
     assert 0 < len(val) < 20
 
 
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
-    put(tmp_path, "train/a")
+    write_pair(tmp_path, "train/a")
     with pytest.raises(DataError, match=r"no split test; it has train"):
-        load(tmp_path, "test")
+        load_split(tmp_path, "test")
 
 
 def test_camvid_unlabelled_is_void(tmp_path: Path) -> None:
     labels = np.full((6, 8), 3, np.uint8)
     labels[0] = 11
     for split in ("train", "val"):
-        put(tmp_path, "a", labels, images=split, masks=f"{split}annot")
-    read = load(tmp_path, "train").labels(0)
-    assert (read[0] == VOID).all()
+        write_pair(tmp_path, "a", labels, images=split, masks=f"{split}annot")
+    read = load_split(tmp_path, "train").labels(0)
+    assert (read[0] == IGNORE_INDEX).all()
     assert (read[1:] == 3).all()
 
 
 def test_classes_are_named_by_a_file_or_numbered(tmp_path: Path) -> None:
-    flat(tmp_path)
-    assert [entry.name for entry in load(tmp_path, "train").classes] == ["class0", "class1"]
+    make_flat(tmp_path)
+    assert [entry.name for entry in load_split(tmp_path, "train").classes] == ["class0", "class1"]
     (tmp_path / "classes.csv").write_text("name,r,g,b\nroad,1,2,3\ncar,4,5,6\n")
-    assert [(entry.name, entry.rgb) for entry in load(tmp_path, "train").classes] == [
+    assert [(entry.name, entry.rgb) for entry in load_split(tmp_path, "train").classes] == [
         ("road", (1, 2, 3)),
         ("car", (4, 5, 6)),
     ]
     (tmp_path / "classes.csv").write_text("road\ncar\ntree\n")
-    assert [entry.name for entry in load(tmp_path, "train").classes] == ["road", "car", "tree"]
+    assert [entry.name for entry in load_split(tmp_path, "train").classes] == ["road", "car", "tree"]
 
 
 @pytest.mark.parametrize(
@@ -170,10 +172,10 @@ def test_classes_are_named_by_a_file_or_numbered(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_class_file_is_told_in_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
-    flat(tmp_path)
+    make_flat(tmp_path)
     (tmp_path / "classes.csv").write_text(text)
     with pytest.raises(DataError, match=rf"classes\.csv.*{sentence}"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize(
@@ -187,38 +189,40 @@ def test_a_wrong_class_file_is_told_in_one_sentence(text: str, sentence: str, tm
     ids=["semicolons", "tabs", "blanks", "a spreadsheet's empty cells"],
 )
 def test_class_files_as_people_write_them(text: str, tmp_path: Path) -> None:
-    flat(tmp_path)
+    make_flat(tmp_path)
     (tmp_path / "classes.csv").write_text(text)
-    classes = [(entry.name, entry.rgb) for entry in load(tmp_path, "train").classes]
+    classes = [(entry.name, entry.rgb) for entry in load_split(tmp_path, "train").classes]
     assert classes == [("road", (1, 2, 3)), ("car", (4, 5, 6))]
 
 
 def test_a_class_file_from_a_spreadsheet_is_read_and_a_foreign_one_named(tmp_path: Path) -> None:
-    flat(tmp_path)
+    make_flat(tmp_path)
     (tmp_path / "classes.csv").write_text("sky\nroad\n", encoding="utf-8-sig")
-    assert [entry.name for entry in load(tmp_path, "train").classes] == ["sky", "road"]
+    assert [entry.name for entry in load_split(tmp_path, "train").classes] == ["sky", "road"]
     (tmp_path / "classes.csv").write_bytes("Straße\nsky\n".encode("latin-1"))
     with pytest.raises(DataError, match="UTF-8"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
-def renamed(root: Path, picture: str, mask: str) -> Path:
+def make_renamed_pair(root: Path, image: str, mask: str) -> Path:
     """A folder of twelve good pairs, and one whose files go by these names."""
     for index in range(12):
-        put(root, f"picture{index}")
-    put(root, "odd")
-    (root / "images/odd.png").rename(root / "images" / picture)
+        write_pair(root, f"image{index}")
+    write_pair(root, "odd")
+    (root / "images/odd.png").rename(root / "images" / image)
     (root / "masks/odd.png").rename(root / "masks" / mask)
     return root
 
 
-def pairs(root: Path) -> dict[str, str]:
-    """The mask's file name by the picture's."""
-    return {pair.image.name: pair.mask.name for split in ("train", "val", "test") for pair in load(root, split).pairs}
+def mask_names_by_image(root: Path) -> dict[str, str]:
+    """The mask's file name by the image's."""
+    return {
+        pair.image.name: pair.mask.name for split in ("train", "val", "test") for pair in load_split(root, split).pairs
+    }
 
 
 @pytest.mark.parametrize(
-    ("picture", "mask"),
+    ("image", "mask"),
     [
         ("IMG_1.PNG", "img_1.png"),
         ("Stra\u00dfe.png", "STRASSE.png"),
@@ -228,37 +232,37 @@ def pairs(root: Path) -> dict[str, str]:
     ],
     ids=["case", "sharp s", "NFD and NFC", "both", "a dot"],
 )
-def test_names_that_differ_in_case_or_unicode_form_pair_up(picture: str, mask: str, tmp_path: Path) -> None:
-    assert pairs(renamed(tmp_path, picture, mask))[picture] == mask
+def test_names_that_differ_in_case_or_unicode_form_pair_up(image: str, mask: str, tmp_path: Path) -> None:
+    assert mask_names_by_image(make_renamed_pair(tmp_path, image, mask))[image] == mask
 
 
 def test_the_exact_name_goes_before_one_that_is_alike(tmp_path: Path) -> None:
-    renamed(tmp_path, "IMG.png", "IMG.png")
-    put(tmp_path, "img")
-    found = pairs(tmp_path)
+    make_renamed_pair(tmp_path, "IMG.png", "IMG.png")
+    write_pair(tmp_path, "img")
+    found = mask_names_by_image(tmp_path)
     assert (found["IMG.png"], found["img.png"]) == ("IMG.png", "img.png")
 
 
 def test_names_that_are_alike_twice_are_named(tmp_path: Path) -> None:
-    renamed(tmp_path, "Img.png", "IMG.png")
+    make_renamed_pair(tmp_path, "Img.png", "IMG.png")
     shutil.copy(tmp_path / "masks/IMG.png", tmp_path / "masks/img.png")
     with pytest.raises(DataError, match=r"IMG\.png and .*img\.png could both belong to .*Img\.png"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 @pytest.mark.parametrize("ending", ["_mask", "-mask", "_label", "_seg", "_gt", "_GT"])
 def test_usual_endings_of_mask_names_are_known_where_no_name_fits(ending: str, tmp_path: Path) -> None:
-    flat(tmp_path)
+    make_flat(tmp_path)
     for file in (tmp_path / "masks").iterdir():
         file.rename(file.with_stem(file.stem + ending))
-    found = pairs(tmp_path)
+    found = mask_names_by_image(tmp_path)
     assert len(found) == 60
-    assert found["picture7.png"] == f"picture7{ending}.png"
+    assert found["image7.png"] == f"image7{ending}.png"
 
 
 def test_an_ending_is_part_of_the_name_where_names_fit(tmp_path: Path) -> None:
-    root = renamed(tmp_path, "odd.png", "odd_mask.png")
-    unpaired = [path.name for split in ("train", "val", "test") for path in load(root, split).unpaired]
+    root = make_renamed_pair(tmp_path, "odd.png", "odd_mask.png")
+    unpaired = [path.name for split in ("train", "val", "test") for path in load_split(root, split).unmatched_images]
     assert unpaired == ["odd.png"]
 
 
@@ -268,153 +272,153 @@ def test_an_ending_is_part_of_the_name_where_names_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["", "train/", "Training/"])
 def test_other_usual_names_of_the_folders(images: str, masks: str, split: str, tmp_path: Path) -> None:
     for index in range(12):
-        put(tmp_path / "below", f"{split}p{index}", images=images, masks=masks)
-        put(tmp_path / "above", f"p{index}", images=f"{split}{images}", masks=f"{split}{masks}")
+        write_pair(tmp_path / "below", f"{split}p{index}", images=images, masks=masks)
+        write_pair(tmp_path / "above", f"p{index}", images=f"{split}{images}", masks=f"{split}{masks}")
     for root in (tmp_path / "below", tmp_path / "above"):
         there = [name for name in ("train", "val", "test") if has_split(root, name)]
-        assert sum(len(load(root, name)) for name in there) == 12
-        assert load(root, "train").labels(0).any()
+        assert sum(len(load_split(root, name)) for name in there) == 12
+        assert load_split(root, "train").labels(0).any()
 
 
 def test_folders_of_two_names_of_one_split_are_told(tmp_path: Path) -> None:
     for split in ("train", "val", "valid"):
-        put(tmp_path, f"{split}/a")
+        write_pair(tmp_path, f"{split}/a")
     with pytest.raises(DataError, match=r"val.* and .*valid both claim to be val"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 def test_labels_of_yolo_are_no_masks(tmp_path: Path) -> None:
-    put(tmp_path, "a", masks="labels")
+    write_pair(tmp_path, "a", masks="labels")
     (tmp_path / "labels/a.png").unlink()
     (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 1 1")
     with pytest.raises(DataError, match="laid out like no data set"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
-def test_masks_without_a_picture_are_known(tmp_path: Path) -> None:
-    flat(tmp_path)
-    (tmp_path / "images/picture3.png").unlink()
-    assert [path.name for path in load(tmp_path, "train").orphans] == ["picture3.png"]
+def test_masks_without_an_image_are_known(tmp_path: Path) -> None:
+    make_flat(tmp_path)
+    (tmp_path / "images/image3.png").unlink()
+    assert [path.name for path in load_split(tmp_path, "train").unmatched_masks] == ["image3.png"]
 
 
-def test_a_picture_without_a_mask_is_in_the_split_that_it_would_be_in(tmp_path: Path) -> None:
-    """Its name is the path below the pictures' folder, as a pair's is."""
+def test_an_image_without_a_mask_is_in_the_split_that_it_would_be_in(tmp_path: Path) -> None:
+    """Its name is the path below the images' folder, as a pair's is."""
     for index in range(40):
-        put(tmp_path, f"street/p{index}")
-    before = {pair.name: split for split in ("train", "val", "test") for pair in load(tmp_path, split).pairs}
+        write_pair(tmp_path, f"street/p{index}")
+    before = {pair.name: split for split in ("train", "val", "test") for pair in load_split(tmp_path, split).pairs}
     for name in ("street/p3", "street/p17", "street/p30", "street/p38"):
         (tmp_path / f"masks/{name}.png").unlink()
     after = {
         path.relative_to(tmp_path / "images").with_suffix("").as_posix(): split
         for split in ("train", "val", "test")
-        for path in load(tmp_path, split).unpaired
+        for path in load_split(tmp_path, split).unmatched_images
     }
     assert after == {name: before[name] for name in ("street/p3", "street/p17", "street/p30", "street/p38")}
 
 
 @pytest.mark.parametrize("count", range(2, 13))
-def test_few_pictures_leave_neither_train_nor_val_empty(count: int, tmp_path: Path) -> None:
+def test_few_images_leave_neither_train_nor_val_empty(count: int, tmp_path: Path) -> None:
     for trial in range(6):
-        names = [f"{trial}/picture{index}" for index in range(count)]
-        splits = hashed_splits(names)
+        names = [f"{trial}/image{index}" for index in range(count)]
+        splits = assign_splits(names)
         assert sorted(splits) == sorted(names)
         assert {"train", "val"} <= set(splits.values())
         assert count < 10 or "test" in splits.values()
-        assert set(hashed_splits(names, halves=True).values()) >= {"train", "val"}
+        assert set(assign_splits(names, train_val_only=True).values()) >= {"train", "val"}
     for index in range(count):
-        put(tmp_path, f"p{index}")
+        write_pair(tmp_path, f"p{index}")
     there = [split for split in ("train", "val", "test") if has_split(tmp_path, split)]
-    assert sum(len(load(tmp_path, split)) for split in there) == count
+    assert sum(len(load_split(tmp_path, split)) for split in there) == count
 
 
-def test_a_set_that_grows_keeps_its_pictures_where_the_hash_has_them() -> None:
-    names = [f"picture{index}" for index in range(200)]
-    assert hashed_splits(names) == {name: hashed_split(name) for name in names}
+def test_a_set_that_grows_keeps_its_images_where_the_hash_has_them() -> None:
+    names = [f"image{index}" for index in range(200)]
+    assert assign_splits(names) == {name: assign_split(name) for name in names}
     for count in range(2, 60):
-        few = hashed_splits(names[:count])
-        moved = [name for name in few if few[name] != hashed_split(name)]
+        few = assign_splits(names[:count])
+        moved = [name for name in few if few[name] != assign_split(name)]
         assert len(moved) <= 2
 
 
-def test_one_picture_is_told_to_be_too_few(tmp_path: Path) -> None:
-    put(tmp_path, "alone")
-    assert len(load(tmp_path, "train")) == 1
+def test_one_image_is_told_to_be_too_few(tmp_path: Path) -> None:
+    write_pair(tmp_path, "alone")
+    assert len(load_split(tmp_path, "train")) == 1
     assert not has_split(tmp_path, "val")
-    with pytest.raises(DataError, match="holds one picture with a mask; wanted are two or more"):
-        load(tmp_path, "val")
+    with pytest.raises(DataError, match="holds one image with a mask; wanted are two or more"):
+        load_split(tmp_path, "val")
 
 
 def test_an_empty_folder_is_told(tmp_path: Path) -> None:
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
-    with pytest.raises(DataError, match=r"images holds no picture; wanted are files ending in"):
-        load(tmp_path, "train")
+    with pytest.raises(DataError, match=r"images holds no image; wanted are files ending in"):
+        load_split(tmp_path, "train")
 
 
-def test_a_picture_of_one_pixel_and_a_huge_one_are_one_set(tmp_path: Path) -> None:
+def test_an_image_of_one_pixel_and_a_huge_one_are_one_set(tmp_path: Path) -> None:
     """20,000 x 20,000 is past the decoder's limit: it is told by name when it is read, and the set opens."""
     for index in range(12):
-        put(tmp_path, f"p{index}")
-    put(tmp_path, "one", np.ones((1, 1), np.uint8))
+        write_pair(tmp_path, f"p{index}")
+    write_pair(tmp_path, "one", np.ones((1, 1), np.uint8))
     Image.new("1", (1, 1)).save(tmp_path / "images/one.png")
     for kind in ("images", "masks"):
         Image.new("1", (20_000, 20_000)).save(tmp_path / kind / "huge.png")
-    splits = [load(tmp_path, split) for split in ("train", "val", "test")]
+    splits = [load_split(tmp_path, split) for split in ("train", "val", "test")]
     (samples,) = [samples for samples in splits if any(pair.name == "huge" for pair in samples.pairs)]
     place = [pair.name for pair in samples.pairs].index("huge")
-    with pytest.raises(ImageTooLarge, match=r"huge\.png: .*400,000,000 pixels"):
-        samples.picture(place)
+    with pytest.raises(ImageTooLargeError, match=r"huge\.png: .*400,000,000 pixels"):
+        samples.image(place)
     (samples,) = [samples for samples in splits if any(pair.name == "one" for pair in samples.pairs)]
     assert samples.labels([pair.name for pair in samples.pairs].index("one")).tolist() == [[1]]
 
 
-def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
-    flat(tmp_path)
-    shutil.copy(tmp_path / "images/picture0.png", tmp_path / "images/picture0.jpg")
+def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
+    make_flat(tmp_path)
+    shutil.copy(tmp_path / "images/image0.png", tmp_path / "images/image0.jpg")
     with pytest.raises(DataError, match="same name"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
 def test_names_that_never_meet_are_shown(tmp_path: Path) -> None:
-    put(tmp_path, "1")
+    write_pair(tmp_path, "1")
     (tmp_path / "masks/1.png").rename(tmp_path / "masks/001.png")
-    with pytest.raises(DataError, match=r"none of 1 pictures has a mask.*images/1\.png and .*masks/001\.png"):
-        load(tmp_path, "train")
+    with pytest.raises(DataError, match=r"none of 1 images has a mask.*images/1\.png and .*masks/001\.png"):
+        load_split(tmp_path, "train")
 
 
 def test_what_is_no_data_set_is_told_how_to_be_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is empty"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
     (tmp_path / "notes.txt").write_text("no data set")
     with pytest.raises(DataError, match="laid out like no data set"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
     with pytest.raises(DataError, match="is no folder"):
-        load(tmp_path / "none", "train")
+        load_split(tmp_path / "none", "train")
     with pytest.raises(ConfigError, match="folder"):
-        load(tmp_path, "train", "yolo")
+        load_split(tmp_path, "train", "yolo")
 
 
 def test_shapes_are_a_function_of_the_seed(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        draw(tmp_path / name, seed=5, counts={"train": 2, "val": 1, "test": 1})
+        generate_dataset(tmp_path / name, seed=5, counts={"train": 2, "val": 1, "test": 1})
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 9
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
-    assert (scene(np.random.default_rng(1))[0] != scene(np.random.default_rng(2))[0]).any()
+    assert (generate_scene(np.random.default_rng(1))[0] != generate_scene(np.random.default_rng(2))[0]).any()
 
 
 def test_shapes_have_every_class_and_their_masks_come_back(tmp_path: Path) -> None:
-    draw(tmp_path / "s", counts={"train": 12, "val": 1, "test": 1})
-    samples = load(tmp_path / "s", "train")
+    generate_dataset(tmp_path / "s", counts={"train": 12, "val": 1, "test": 1})
+    samples = load_split(tmp_path / "s", "train")
     assert samples.classes == CLASSES
     seen = np.unique(np.concatenate([samples.labels(index).ravel() for index in range(12)]))
     assert seen.tolist() == list(range(len(CLASSES)))
-    picture, labels = scene(np.random.default_rng((0, 0, 0)))
+    image, labels = generate_scene(np.random.default_rng((0, 0, 0)))
     assert (samples.labels(0) == labels).all()
-    assert np.abs(samples.picture(0).astype(int) - picture).mean() < 8
+    assert np.abs(samples.image(0).astype(int) - image).mean() < 8
 
 
 def test_shapes_overwrite_nothing(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(DataError, match="not empty"):
-        draw(tmp_path)
+        generate_dataset(tmp_path)

@@ -8,75 +8,75 @@ import torch
 from PIL import Image
 
 from models.errors import DataError
-from models.spec import VOID, InputRule
+from models.spec import IGNORE_INDEX, InputRule
 from training import augment
 from training.config import TrainConfig
-from training.data import load
-from training.data.dataset import Samples
+from training.data import load_split
+from training.data.dataset import SegmentationDataset
 from training.data.loader import (
-    LOOK,
-    Fitted,
-    Item,
+    MAX_VALIDATION_SIDE,
     Sample,
-    Steps,
-    middle,
-    opened,
-    pad_together,
-    training_batches,
-    validation_batches,
+    SampleIndex,
+    StepSampler,
+    TransformedDataset,
+    build_train_loader,
+    build_val_loader,
+    center_crop,
+    iterate_batches,
+    pad_and_collate,
 )
-from training.data.synthetic import draw
-from training.engine.runtime import named
+from training.data.synthetic import generate_dataset
+from training.engine.runtime import translate_errors
 
 RULE, CROP = InputRule(rule="native"), (32, 48)
 
 
 @pytest.fixture
-def few(tmp_path: Path) -> Path:
-    draw(tmp_path / "few", counts={"train": 6, "val": 3}, size=(48, 64))
+def small_dataset(tmp_path: Path) -> Path:
+    generate_dataset(tmp_path / "few", counts={"train": 6, "val": 3}, size=(48, 64))
     return tmp_path / "few"
 
 
 @pytest.fixture
-def samples(few: Path) -> Samples:
-    return load(few, "train")
+def samples(small_dataset: Path) -> SegmentationDataset:
+    return load_split(small_dataset, "train")
 
 
-def test_each_picture_comes_once_before_any_comes_twice() -> None:
-    numbers = [item for batch in Steps(10, 4, seed=1, stop=10) for item in batch]
-    assert [item.number for item in numbers] == list(range(40))
-    places = [item.place for item in numbers]
+def test_each_image_comes_once_before_any_comes_twice() -> None:
+    numbers = [item for batch in StepSampler(10, 4, seed=1, stop=10) for item in batch]
+    assert [item.sequence_number for item in numbers] == list(range(40))
+    places = [item.image_index for item in numbers]
     assert all(sorted(places[start : start + 10]) == list(range(10)) for start in range(0, 40, 10))
     assert places[:10] != places[10:20]
 
 
 def test_what_a_step_sees_depends_on_the_seed_and_the_step_alone() -> None:
-    whole = list(Steps(7, 4, seed=1, stop=9))
+    whole = list(StepSampler(7, 4, seed=1, stop=9))
     for start in range(9):
-        assert list(Steps(7, 4, seed=1, start=start, stop=9)) == whole[start:]
-    assert list(Steps(7, 4, seed=2, stop=9)) != whole
+        assert list(StepSampler(7, 4, seed=1, start=start, stop=9)) == whole[start:]
+    assert list(StepSampler(7, 4, seed=2, stop=9)) != whole
 
 
 def test_every_batch_is_full_and_of_more_than_one() -> None:
     """pytorch-semseg #214: a last batch of one breaks batch norm."""
-    assert {len(batch) for batch in Steps(9, 4, seed=0, stop=50)} == {4}
-    assert {len(batch) for batch in Steps(1, 4, seed=0, stop=5)} == {4}
+    assert {len(batch) for batch in StepSampler(9, 4, seed=0, stop=50)} == {4}
+    assert {len(batch) for batch in StepSampler(1, 4, seed=0, stop=5)} == {4}
 
 
 @pytest.mark.parametrize("where", ["cpu", "gpu"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_resume_anywhere(samples: Samples, where: str, workers: int) -> None:
+def test_batches_resume_anywhere(samples: SegmentationDataset, where: str, workers: int) -> None:
     config = TrainConfig(batch=4, workers=workers, rotate=10, blur=1, noise=5, elastic=0.05)
 
     def some(start: int, count: int) -> list[torch.Tensor]:
-        stream, found = opened(training_batches(samples, RULE, CROP, config, where, start)), []
+        stream, found = iterate_batches(build_train_loader(samples, RULE, CROP, config, where, start)), []
         for _ in range(count):
             batch = next(stream)
-            found.append(batch.pictures)
+            found.append(batch.images)
             assert len(batch.names) == 4
-            assert (batch.draws is not None) == (where == "gpu")
-            if batch.draws is not None:
-                found.append(augment.batched.apply(batch.pictures, batch.labels, batch.draws, CROP)[0])
+            assert (batch.augment_params is not None) == (where == "gpu")
+            if batch.augment_params is not None:
+                found.append(augment.batched.augment_batch(batch.images, batch.labels, batch.augment_params, CROP)[0])
         stream.close()
         return found
 
@@ -84,67 +84,69 @@ def test_batches_resume_anywhere(samples: Samples, where: str, workers: int) -> 
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(later, whole[-len(later) :], strict=True))
 
 
-def test_by_the_batch_it_is_what_a_worker_would_have_made(samples: Samples) -> None:
-    config = TrainConfig(batch=6, workers=0, rotate=20, colour=0)
+def test_by_the_batch_it_is_what_a_worker_would_have_made(samples: SegmentationDataset) -> None:
+    config = TrainConfig(batch=6, workers=0, rotate=20, color_jitter=0)
     (there,), (here,) = (
-        [next(opened(training_batches(samples, RULE, CROP, config, where)))] for where in ("gpu", "cpu")
+        [next(iterate_batches(build_train_loader(samples, RULE, CROP, config, where)))] for where in ("gpu", "cpu")
     )
-    pictures, labels = augment.batched.apply(there.pictures, there.labels, there.draws, CROP)
+    images, labels = augment.batched.augment_batch(there.images, there.labels, there.augment_params, CROP)
     assert there.names == here.names
     assert (labels == here.labels).float().mean() > 0.999
-    assert (pictures.int() - here.pictures.int()).abs().max() <= 1
+    assert (images.int() - here.images.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_in_a_worker_names_the_file_in_one_line(few: Path, workers: int) -> None:
+def test_an_error_in_a_worker_names_the_file_in_one_line(small_dataset: Path, workers: int) -> None:
     """nnU-Net #2659: a worker's true error was hidden."""
-    samples = load(few, "train")
+    samples = load_split(small_dataset, "train")
     samples.pairs[3].image.write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match=r"train_0003.jpg") as caught:
         for _, batch in zip(
-            range(3), opened(training_batches(samples, RULE, CROP, TrainConfig(workers=workers))), strict=False
+            range(3),
+            iterate_batches(build_train_loader(samples, RULE, CROP, TrainConfig(workers=workers))),
+            strict=False,
         ):
             assert batch.names
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_an_error_of_a_library_names_the_file_too(samples: Samples) -> None:
-    class Faulty(Samples):
+def test_an_error_of_a_library_names_the_file_too(samples: SegmentationDataset) -> None:
+    class Faulty(SegmentationDataset):
         def labels(self, index: int) -> np.ndarray:
             raise ZeroDivisionError("deep inside")
 
     faulty = Faulty(samples.pairs, samples.classes)
     with pytest.raises(DataError, match=r"train_000\d.jpg or its mask .*ZeroDivisionError: deep inside"):
-        next(opened(training_batches(faulty, RULE, CROP, TrainConfig(workers=0))))
+        next(iterate_batches(build_train_loader(faulty, RULE, CROP, TrainConfig(workers=0))))
 
 
-def test_a_mask_that_changed_its_size_since_the_lint_is_named(samples: Samples) -> None:
+def test_a_mask_that_changed_its_size_since_the_lint_is_named(samples: SegmentationDataset) -> None:
     Image.new("L", (5, 5)).save(samples.pairs[2].mask)
     with pytest.raises(DataError, match=r"train_0002.png has not the size"):
-        list(opened(validation_batches(samples, RULE, TrainConfig(workers=0))))
+        list(iterate_batches(build_val_loader(samples, RULE, TrainConfig(workers=0))))
 
 
-class Deadly(Samples):
-    """Its pictures kill the process that reads them, as a system that is short of memory does."""
+class CrashingSamples(SegmentationDataset):
+    """Its images kill the process that reads them, as a system that is short of memory does."""
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_worker_that_was_killed_is_a_sentence(samples: Samples) -> None:
-    deadly = Deadly(samples.pairs, samples.classes)
+def test_a_worker_that_was_killed_is_a_sentence(samples: SegmentationDataset) -> None:
+    deadly = CrashingSamples(samples.pairs, samples.classes)
     config = TrainConfig(workers=1)
-    with pytest.raises(DataError, match=r"ended from outside .*set workers=1 or 0"), named(config, CROP):
-        next(opened(training_batches(deadly, RULE, CROP, config)))
+    with pytest.raises(DataError, match=r"ended from outside .*set workers=1 or 0"), translate_errors(config, CROP):
+        next(iterate_batches(build_train_loader(deadly, RULE, CROP, config)))
 
 
-def test_each_device_validates_its_share(samples: Samples) -> None:
+def test_each_device_validates_its_share(samples: SegmentationDataset) -> None:
     parts = [
         [
             name
-            for batch in opened(validation_batches(samples, RULE, TrainConfig(workers=0), rank, 4))
+            for batch in iterate_batches(build_val_loader(samples, RULE, TrainConfig(workers=0), rank, 4))
             for name in batch.names
         ]
         for rank in range(4)
@@ -158,22 +160,22 @@ def test_validation_pads_with_void_to_the_stride() -> None:
     items = [
         Sample(np.full((h, w, 3), 9, np.uint8), np.ones((h, w), np.uint8), str(h)) for h, w in ((33, 50), (20, 70))
     ]
-    batch = pad_together(list(items))
-    assert batch.pictures.shape == (2, 64, 96, 3)
+    batch = pad_and_collate(list(items))
+    assert batch.images.shape == (2, 64, 96, 3)
     assert (batch.labels[0, :33, :50] == 1).all()
-    assert (batch.labels == VOID).sum() == 2 * 64 * 96 - 33 * 50 - 20 * 70
-    assert (batch.pictures == 9).all()
+    assert (batch.labels == IGNORE_INDEX).sum() == 2 * 64 * 96 - 33 * 50 - 20 * 70
+    assert (batch.images == 9).all()
 
 
-def test_a_picture_without_a_policy_is_as_it_is(samples: Samples) -> None:
-    sample = Fitted(samples, RULE)[Item(2, 0)]
+def test_an_image_without_a_policy_is_as_it_is(samples: SegmentationDataset) -> None:
+    sample = TransformedDataset(samples, RULE)[SampleIndex(2, 0)]
     assert isinstance(sample, Sample)
-    assert (sample.picture == samples.picture(2)).all()
+    assert (sample.image == samples.image(2)).all()
     assert (sample.labels == samples.labels(2)).all()
 
 
-def test_a_validation_looks_at_the_middle_of_a_large_picture() -> None:
-    assert middle((300, 200)) == (slice(0, LOOK), slice(0, LOOK))
-    rows, columns = middle((LOOK + 10, 3 * LOOK))
-    assert (rows.start, columns.start) == (5, LOOK)
-    assert (rows.stop - rows.start, columns.stop - columns.start) == (LOOK, LOOK)
+def test_a_validation_looks_at_the_middle_of_a_large_image() -> None:
+    assert center_crop((300, 200)) == (slice(0, MAX_VALIDATION_SIDE), slice(0, MAX_VALIDATION_SIDE))
+    rows, columns = center_crop((MAX_VALIDATION_SIDE + 10, 3 * MAX_VALIDATION_SIDE))
+    assert (rows.start, columns.start) == (5, MAX_VALIDATION_SIDE)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (MAX_VALIDATION_SIDE, MAX_VALIDATION_SIDE)

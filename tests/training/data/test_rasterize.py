@@ -5,22 +5,28 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from models.errors import DataError
-from training.data.formats.rasterize import COUNTS, PACKED, POLYGONS, runs, unpacked
+from training.data.formats.rasterize import (
+    COMPRESSED_RLE,
+    POLYGONS,
+    UNCOMPRESSED_RLE,
+    decode_compressed_rle,
+    region_runs,
+)
 
 
-def drawn(data: bytes, kind: int, size: tuple[int, int]) -> np.ndarray:
+def rasterize_part(data: bytes, kind: int, size: tuple[int, int]) -> np.ndarray:
     columns = np.zeros(size[0] * size[1], np.uint8)
-    for start, stop in runs(data, kind, size).tolist():
+    for start, stop in region_runs(data, kind, size).tolist():
         assert start <= stop
         columns[start:stop] = 1
     return columns.reshape(size[1], size[0]).T
 
 
-def polygon(*points: float, size: tuple[int, int] = (6, 8)) -> np.ndarray:
-    return drawn(np.array(points, np.float32).tobytes(), POLYGONS, size)
+def rasterize_polygon(*points: float, size: tuple[int, int] = (6, 8)) -> np.ndarray:
+    return rasterize_part(np.array(points, np.float32).tobytes(), POLYGONS, size)
 
 
-def letters(counts: list[int]) -> bytes:
+def encode_compressed_rle(counts: list[int]) -> bytes:
     """`rleToString` of maskApi.c in Python."""
     text = bytearray()
     for place, count in enumerate(counts):
@@ -33,7 +39,7 @@ def letters(counts: list[int]) -> bytes:
     return bytes(text)
 
 
-def counts_of(mask: np.ndarray) -> list[int]:
+def rle_counts(mask: np.ndarray) -> list[int]:
     flat = mask.T.ravel()
     ends = [*(np.flatnonzero(flat[1:] != flat[:-1]) + 1).tolist(), flat.size]
     counts = np.diff([0, *ends]).tolist()
@@ -43,33 +49,33 @@ def counts_of(mask: np.ndarray) -> list[int]:
 def test_a_rectangle_covers_its_area_and_no_pixel_more() -> None:
     wanted = np.zeros((6, 8), np.uint8)
     wanted[1:4, 2:6] = 1
-    assert (polygon(2, 1, 6, 1, 6, 4, 2, 4) == wanted).all()
-    assert (polygon(2, 4, 6, 4, 6, 1, 2, 1) == wanted).all()
-    assert (polygon(2.4, 1.4, 6.4, 1.4, 6.4, 4.4, 2.4, 4.4) == wanted).all()
+    assert (rasterize_polygon(2, 1, 6, 1, 6, 4, 2, 4) == wanted).all()
+    assert (rasterize_polygon(2, 4, 6, 4, 6, 1, 2, 1) == wanted).all()
+    assert (rasterize_polygon(2.4, 1.4, 6.4, 1.4, 6.4, 4.4, 2.4, 4.4) == wanted).all()
 
 
 def test_polygons_that_share_an_edge_share_no_pixel() -> None:
-    upper = polygon(0, 0, 8, 0, 0, 6)
-    lower = polygon(8, 0, 8, 6, 0, 6)
+    upper = rasterize_polygon(0, 0, 8, 0, 0, 6)
+    lower = rasterize_polygon(8, 0, 8, 6, 0, 6)
     assert (upper + lower == 1).all()
 
 
 def test_a_polygon_that_crosses_itself_is_filled_by_the_even_odd_rule() -> None:
-    bow = polygon(0, 0, 8, 8, 8, 0, 0, 8, size=(8, 8))
+    bow = rasterize_polygon(0, 0, 8, 8, 8, 0, 0, 8, size=(8, 8))
     assert bow[4, 0] == bow[4, 7] == 1
     assert bow[0, 4] == bow[7, 4] == 0
 
 
-def test_a_polygon_is_cut_at_the_edge_of_the_picture() -> None:
-    assert (polygon(-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9) == 1).all()
-    assert (polygon(-5, -5, -1, -5, -1, -1) == 0).all()
-    assert (polygon(9, 0, 20, 0, 20, 6, 9, 6) == 0).all()
+def test_a_polygon_is_cut_at_the_edge_of_the_image() -> None:
+    assert (rasterize_polygon(-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9) == 1).all()
+    assert (rasterize_polygon(-5, -5, -1, -5, -1, -1) == 0).all()
+    assert (rasterize_polygon(9, 0, 20, 0, 20, 6, 9, 6) == 0).all()
 
 
 @given(st.lists(st.tuples(st.floats(-10, 20, width=32), st.floats(-10, 20, width=32)), min_size=3, max_size=12))
 def test_any_polygon_is_filled_as_its_pixels_centres_say(points: list[tuple[float, float]]) -> None:
     corners = np.array(points, np.float64)
-    filled = polygon(*corners.ravel())
+    filled = rasterize_polygon(*corners.ravel())
     for row, column in np.ndindex(6, 8):
         inside, near = False, False
         for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -82,10 +88,10 @@ def test_any_polygon_is_filled_as_its_pixels_centres_say(points: list[tuple[floa
 
 @given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1)))
 def test_run_lengths_come_back_plain_and_packed(mask: np.ndarray) -> None:
-    counts = counts_of(mask)
-    assert unpacked(letters(counts)).tolist() == counts
-    assert (drawn(letters(counts), PACKED, mask.shape) == mask).all()
-    assert (drawn(np.array(counts, np.uint32).tobytes(), COUNTS, mask.shape) == mask).all()
+    counts = rle_counts(mask)
+    assert decode_compressed_rle(encode_compressed_rle(counts)).tolist() == counts
+    assert (rasterize_part(encode_compressed_rle(counts), COMPRESSED_RLE, mask.shape) == mask).all()
+    assert (rasterize_part(np.array(counts, np.uint32).tobytes(), UNCOMPRESSED_RLE, mask.shape) == mask).all()
 
 
 def test_a_text_of_pycocotools_is_unpacked() -> None:
@@ -97,8 +103,8 @@ def test_a_text_of_pycocotools_is_unpacked() -> None:
         b"e<i0?0M<G00000000000000lNN100000000000000000000002ON100000000000000000000002ON100000000000000000000002ON100000"
         b"000000000000000002ON100000000000000000000002S10000000000000000000000000000V;lNnE"
     )
-    assert letters(counts_of(mask)) == text
-    assert (drawn(text, PACKED, mask.shape) == mask).all()
+    assert encode_compressed_rle(rle_counts(mask)) == text
+    assert (rasterize_part(text, COMPRESSED_RLE, mask.shape) == mask).all()
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools 2.0.11 under numpy 2
@@ -113,7 +119,7 @@ def test_polygons_agree_with_pycocotools() -> None:
             [np.cos(angles), np.sin(angles)], 1
         )
         theirs = pycocotools.decode(pycocotools.frPyObjects([points.ravel().tolist()], 480, 640))[:, :, 0]
-        differing += (polygon(*points.ravel(), size=(480, 640)) != theirs).sum()
+        differing += (rasterize_polygon(*points.ravel(), size=(480, 640)) != theirs).sum()
         total += theirs.sum()
     assert differing / total < 0.005
 
@@ -121,14 +127,14 @@ def test_polygons_agree_with_pycocotools() -> None:
 @pytest.mark.parametrize("text", [b"", b"~~", b"0\x20", b"Q", "é".encode(), b"o" * 40 + b"0"])
 def test_letters_that_are_none_are_told(text: bytes) -> None:
     with pytest.raises(DataError, match="run lengths"):
-        runs(text, PACKED, (6, 8))
+        region_runs(text, COMPRESSED_RLE, (6, 8))
 
 
 def test_run_lengths_of_another_size_are_told() -> None:
-    with pytest.raises(DataError, match="cover 47 pixels, but the picture has 8 x 6"):
-        runs(np.array([40, 7], np.uint32).tobytes(), COUNTS, (6, 8))
+    with pytest.raises(DataError, match="cover 47 pixels, but the image has 8 x 6"):
+        region_runs(np.array([40, 7], np.uint32).tobytes(), UNCOMPRESSED_RLE, (6, 8))
 
 
 def test_a_corner_that_is_no_number_is_told() -> None:
     with pytest.raises(DataError, match="no finite number"):
-        polygon(0, 0, float("nan"), 1, 5, 5)
+        rasterize_polygon(0, 0, float("nan"), 1, 5, 5)

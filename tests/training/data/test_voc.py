@@ -5,120 +5,127 @@ import pytest
 from PIL import Image
 
 from models.errors import DataError
-from models.spec import VOID
-from tests.training.make_layouts import DIAGONAL, HEIGHT, WIDTH, lines, mask, picture, voc, voc_of_cvat
-from training.data import has_split, load
+from models.spec import IGNORE_INDEX
+from tests.training.make_layouts import (
+    DIAGONAL,
+    HEIGHT,
+    WIDTH,
+    make_cvat_voc,
+    make_voc,
+    write_image,
+    write_lines,
+    write_mask,
+)
+from training.data import has_split, load_split
 from training.data.formats.voc import CLASSES
-from training.data.splits import hashed_split
+from training.data.splits import assign_split
 
 LISTS = Path("ImageSets") / "Segmentation"
 
 
-def labelmap(root: Path, *rows: str) -> None:
-    lines(root / "labelmap.txt", "# label:color_rgb:parts:actions", *rows)
+def write_labelmap(root: Path, *rows: str) -> None:
+    write_lines(root / "labelmap.txt", "# label:color_rgb:parts:actions", *rows)
 
 
 def test_the_classes_are_vocs_and_the_border_is_void(tmp_path: Path) -> None:
-    voc(tmp_path)
+    make_voc(tmp_path)
     values = DIAGONAL * 15
     values[0] = 255
-    mask(tmp_path / "SegmentationClass" / "train_1.png", values)
-    samples = load(tmp_path, "train")
+    write_mask(tmp_path / "SegmentationClass" / "train_1.png", values)
+    samples = load_split(tmp_path, "train")
     assert len(CLASSES) == 21
     assert {entry.name: entry.rgb for entry in samples.classes}["person"] == (192, 128, 128)
     assert samples.labels(0)[1, 1] == 15
-    assert (samples.labels(0)[0] == VOID).all()
-    assert dict(samples.meaning.colours)[0xE0E0C0] == VOID
+    assert (samples.labels(0)[0] == IGNORE_INDEX).all()
+    assert dict(samples.mask_encoding.color_to_label)[0xE0E0C0] == IGNORE_INDEX
 
 
 def test_a_palette_mask_holds_labels(tmp_path: Path) -> None:
-    voc(tmp_path)
+    make_voc(tmp_path)
     image = Image.fromarray(DIAGONAL * 20, "P")
     image.putpalette([channel for entry in CLASSES for channel in entry.rgb])
     image.save(tmp_path / "SegmentationClass" / "train_1.png")
-    assert (load(tmp_path, "train").labels(0) == DIAGONAL * 20).all()
+    assert (load_split(tmp_path, "train").labels(0) == DIAGONAL * 20).all()
 
 
-def test_pictures_without_mask_count_only_where_a_list_names_them(tmp_path: Path) -> None:
-    voc(tmp_path)
-    picture(tmp_path / "JPEGImages" / "box_only.jpg")
-    assert load(tmp_path, "train").unpaired == ()
-    lines(tmp_path / LISTS / "train.txt", "train_1", "box_only")
-    assert load(tmp_path, "train").unpaired == (tmp_path / "JPEGImages" / "box_only.jpg",)
+def test_images_without_mask_count_only_where_a_list_names_them(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    write_image(tmp_path / "JPEGImages" / "box_only.jpg")
+    assert load_split(tmp_path, "train").unmatched_images == ()
+    write_lines(tmp_path / LISTS / "train.txt", "train_1", "box_only")
+    assert load_split(tmp_path, "train").unmatched_images == (tmp_path / "JPEGImages" / "box_only.jpg",)
 
 
 def test_a_test_list_whose_masks_are_kept_back_is_no_split(tmp_path: Path) -> None:
-    voc(tmp_path)
+    make_voc(tmp_path)
     (tmp_path / "SegmentationClass" / "test_1.png").unlink()
     assert [has_split(tmp_path, split) for split in ("train", "val", "test")] == [True, True, False]
     with pytest.raises(DataError, match="no split test; it has train, val"):
-        load(tmp_path, "test")
+        load_split(tmp_path, "test")
 
 
-def test_a_listed_name_without_picture_is_told(tmp_path: Path) -> None:
-    voc(tmp_path)
-    lines(tmp_path / LISTS / "train.txt", "train_1", "2008_000001")
-    with pytest.raises(
-        DataError, match=r"train\.txt names 1 pictures that are not in .*JPEGImages, such as 2008_000001"
-    ):
-        load(tmp_path, "train")
+def test_a_listed_name_without_image_is_told(tmp_path: Path) -> None:
+    make_voc(tmp_path)
+    write_lines(tmp_path / LISTS / "train.txt", "train_1", "2008_000001")
+    with pytest.raises(DataError, match=r"train\.txt names 1 images that are not in .*JPEGImages, such as 2008_000001"):
+        load_split(tmp_path, "train")
 
 
 def test_names_may_lie_in_folders_and_hold_blanks(tmp_path: Path) -> None:
-    voc(tmp_path)
+    make_voc(tmp_path)
     for name in ("day 1/a b", "day 2/a b"):
-        picture(tmp_path / "JPEGImages" / f"{name}.png")
-        mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
-    lines(tmp_path / LISTS / "train.txt", '"day 1/a b"', "day 2/a b", "")
-    assert [pair.name for pair in load(tmp_path, "train").pairs] == ["day 1/a b", "day 2/a b"]
+        write_image(tmp_path / "JPEGImages" / f"{name}.png")
+        write_mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
+    write_lines(tmp_path / LISTS / "train.txt", '"day 1/a b"', "day 2/a b", "")
+    assert [pair.name for pair in load_split(tmp_path, "train").pairs] == ["day 1/a b", "day 2/a b"]
 
 
 def test_without_val_a_part_of_train_is_held_out(tmp_path: Path) -> None:
     names = [f"p{index}" for index in range(60)]
     for name in names:
-        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
-        mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
-    lines(tmp_path / LISTS / "train.txt", *names)
-    lines(tmp_path / LISTS / "trainval.txt", *names)
-    train, val = ({pair.name for pair in load(tmp_path, split).pairs} for split in ("train", "val"))
-    assert val == {name for name in names if hashed_split(name) == "val"}
+        write_image(tmp_path / "JPEGImages" / f"{name}.jpg")
+        write_mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
+    write_lines(tmp_path / LISTS / "train.txt", *names)
+    write_lines(tmp_path / LISTS / "trainval.txt", *names)
+    train, val = ({pair.name for pair in load_split(tmp_path, split).pairs} for split in ("train", "val"))
+    assert val == {name for name in names if assign_split(name) == "val"}
     assert train == set(names) - val
     assert not has_split(tmp_path, "test")
 
 
 def test_a_val_without_train_is_told(tmp_path: Path) -> None:
-    voc(tmp_path)
+    make_voc(tmp_path)
     (tmp_path / LISTS / "train.txt").unlink()
     with pytest.raises(DataError, match="the splits val, test but no train"):
-        load(tmp_path, "val")
+        load_split(tmp_path, "val")
 
 
 def test_of_several_years_the_last_is_read_and_told(tmp_path: Path) -> None:
-    voc(tmp_path / "VOCdevkit" / "VOC2007")
-    voc(tmp_path / "VOCdevkit" / "VOC2012")
-    samples = load(tmp_path, "train")
+    make_voc(tmp_path / "VOCdevkit" / "VOC2007")
+    make_voc(tmp_path / "VOCdevkit" / "VOC2012")
+    samples = load_split(tmp_path, "train")
     assert samples.pairs[0].image.is_relative_to(tmp_path / "VOCdevkit" / "VOC2012")
     assert "2 years; VOC2012 was taken" in samples.notes[0]
-    assert load(tmp_path / "VOCdevkit", "train").pairs == samples.pairs
+    assert load_split(tmp_path / "VOCdevkit", "train").pairs == samples.pairs
 
 
 def test_cvats_classes_and_colours_come_from_the_labelmap(tmp_path: Path) -> None:
-    voc_of_cvat(tmp_path)
-    samples = load(tmp_path, "train")
+    make_cvat_voc(tmp_path)
+    samples = load_split(tmp_path, "train")
     assert [(entry.name, entry.rgb) for entry in samples.classes] == [
         ("background", (0, 0, 0)),
         ("road", (128, 64, 128)),
     ]
     assert (samples.labels(0) == DIAGONAL).all()
-    splits = [{pair.name for pair in load(tmp_path, split).pairs} for split in ("train", "val", "test")]
+    splits = [{pair.name for pair in load_split(tmp_path, split).pairs} for split in ("train", "val", "test")]
     assert all(splits)
     assert sum(map(len, splits)) == len(set.union(*splits)) == 60
 
 
 def test_a_labelmap_without_colours_gets_vocs(tmp_path: Path) -> None:
-    voc(tmp_path)
-    labelmap(tmp_path, "ground", "tool:::", "hand:10,20,30:finger,thumb:waving")
-    assert [entry.rgb for entry in load(tmp_path, "train").classes] == [(0, 0, 0), (128, 0, 0), (10, 20, 30)]
+    make_voc(tmp_path)
+    write_labelmap(tmp_path, "ground", "tool:::", "hand:10,20,30:finger,thumb:waving")
+    assert [entry.rgb for entry in load_split(tmp_path, "train").classes] == [(0, 0, 0), (128, 0, 0), (10, 20, 30)]
 
 
 @pytest.mark.parametrize(
@@ -131,22 +138,22 @@ def test_a_labelmap_without_colours_gets_vocs(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_labelmap_is_told(rows: list[str], told: str, tmp_path: Path) -> None:
-    voc(tmp_path)
-    labelmap(tmp_path, *rows)
+    make_voc(tmp_path)
+    write_labelmap(tmp_path, *rows)
     with pytest.raises(DataError, match=rf"labelmap\.txt.*{told}"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
-def test_an_export_without_pictures_is_told(tmp_path: Path) -> None:
-    mask(tmp_path / "SegmentationClass" / "a.png", np.zeros((HEIGHT, WIDTH), np.uint8))
-    labelmap(tmp_path, "background:0,0,0::", "road:1,2,3::")
+def test_an_export_without_images_is_told(tmp_path: Path) -> None:
+    write_mask(tmp_path / "SegmentationClass" / "a.png", np.zeros((HEIGHT, WIDTH), np.uint8))
+    write_labelmap(tmp_path, "background:0,0,0::", "road:1,2,3::")
     with pytest.raises(DataError, match="JPEGImages is missing"):
-        load(tmp_path, "train")
+        load_split(tmp_path, "train")
 
 
-def test_two_pictures_are_enough_to_train_and_to_validate_on(tmp_path: Path) -> None:
+def test_two_images_are_enough_to_train_and_to_validate_on(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
-        mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
-    lines(tmp_path / LISTS / "default.txt", "a", "b")
-    assert [len(load(tmp_path, split)) for split in ("train", "val")] == [1, 1]
+        write_image(tmp_path / "JPEGImages" / f"{name}.jpg")
+        write_mask(tmp_path / "SegmentationClass" / f"{name}.png", DIAGONAL)
+    write_lines(tmp_path / LISTS / "default.txt", "a", "b")
+    assert [len(load_split(tmp_path, split)) for split in ("train", "val")] == [1, 1]

@@ -13,26 +13,26 @@ import numpy as np
 import pytest
 import torch
 
-from training.data.loader import Steps
-from training.data.synthetic import draw
-from training.engine.checkpoint import read
-from training.run_folder import LAST
+from training.data.loader import StepSampler
+from training.data.synthetic import generate_dataset
+from training.engine.checkpoint import read_checkpoint
+from training.run_folder import LAST_CHECKPOINT
 
 ROOT = Path(__file__).parents[3]
 # Batch norms are frozen: each process would see its half of a batch, and SyncBN exists on GPUs alone.
-WORDS = [
+OVERRIDES = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "optimizer=sgd", "lr=0.01", "warmup=2", "crop=32,64",
     "freeze_norms=true", "dropout=0", "precision=f32", "deterministic=true", "tensorboard=false", "device=cpu",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of which some are mostly void, so that the processes count unequal pixels."""
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of which some are mostly void, so that the processes count unequal pixels."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("few") / "shapes"
-    draw(folder, counts={"train": 12, "val": 5}, size=(48, 64))
+    generate_dataset(folder, counts={"train": 12, "val": 5}, size=(48, 64))
     for index, mask in enumerate(sorted((folder / "masks/train").iterdir())[:6]):
         with Image.open(mask) as opened:
             labels, palette = np.array(opened), opened.getpalette()
@@ -44,33 +44,36 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(few: Path, run: Path, *words: str) -> Path:
+def train_in_subprocess(few: Path, run: Path, *words: str) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "maskserve", "train", str(few), *WORDS, *words, "--out", str(run)]
+    command = [sys.executable, "-m", "maskserve", "train", str(few), *OVERRIDES, *words, "--out", str(run)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained. Next:") == 1  # one process speaks
     return run
 
 
-def rows(run: Path) -> list[dict[str, str]]:
+def read_metrics(run: Path) -> list[dict[str, str]]:
     with (run / "metrics.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_network_of_one(few: Path, tmp_path: Path) -> None:
-    one, two = trained(few, tmp_path / "one"), trained(few, tmp_path / "two", "devices=2")
-    first, second = read(one / LAST)["network"], read(two / LAST)["network"]
+def test_two_processes_train_the_network_of_one(small_dataset: Path, tmp_path: Path) -> None:
+    one, two = (
+        train_in_subprocess(small_dataset, tmp_path / "one"),
+        train_in_subprocess(small_dataset, tmp_path / "two", "devices=2"),
+    )
+    first, second = read_checkpoint(one / LAST_CHECKPOINT)["network"], read_checkpoint(two / LAST_CHECKPOINT)["network"]
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5)
-    for mine, theirs in zip(rows(one), rows(two), strict=True):
+    for mine, theirs in zip(read_metrics(one), read_metrics(two), strict=True):
         assert float(theirs["loss"]) == pytest.approx(float(mine["loss"]), rel=1e-5)
         assert float(theirs["miou"]) == pytest.approx(float(mine["miou"]), abs=1e-3)
 
 
-def of_the_run(run: Path) -> list[int]:
+def pids_of_run(run: Path) -> list[int]:
     """Processes that have the run folder on their command line."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
@@ -83,42 +86,54 @@ def of_the_run(run: Path) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
-def test_a_stop_reaches_all_processes_and_the_run_goes_on(few: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_stop_reaches_all_processes_and_the_run_goes_on(
+    small_dataset: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "maskserve", "train", str(few), *WORDS, "devices=2", "epochs=9999", f"--out={run}"]
+    command = [
+        sys.executable,
+        "-m",
+        "maskserve",
+        "train",
+        str(small_dataset),
+        *OVERRIDES,
+        "devices=2",
+        "epochs=9999",
+        f"--out={run}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     parent = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
     )
     try:
         deadline = time.monotonic() + 200
-        while not (run / LAST).exists():
+        while not (run / LAST_CHECKPOINT).exists():
             assert parent.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.2)
-        assert len(of_the_run(run)) >= 3
+        assert len(pids_of_run(run)) >= 3
         parent.send_signal(number)
         _, errors = parent.communicate(timeout=100)
-        assert of_the_run(run) == []
+        assert pids_of_run(run) == []
     finally:
         parent.kill()
-        for pid in of_the_run(run):
+        for pid in pids_of_run(run):
             os.kill(pid, signal.SIGKILL)
     assert parent.returncode != 0
     assert errors.count("Stopped. Go on with: maskserve train") == 1
-    step = read(run / LAST)["step"]
+    step = read_checkpoint(run / LAST_CHECKPOINT)["step"]
     done = subprocess.run(
         [*command[:-2], f"epochs={step // 3 + 1}", f"--out={run}", "--resume", "--quiet"],
         cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    assert read(run / LAST)["step"] == 3 * (step // 3 + 1)
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 3 * (step // 3 + 1)
 
 
 def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
-    whole = list(Steps(10, 4, seed=3, stop=9))
-    parts = [list(Steps(10, 4, seed=3, stop=9, rank=rank, world=2)) for rank in (0, 1)]
+    whole = list(StepSampler(10, 4, seed=3, stop=9))
+    parts = [list(StepSampler(10, 4, seed=3, stop=9, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, *halves in zip(whole, *parts, strict=True):
         assert sorted(batch, key=lambda item: item.number) == sorted(
             [*halves[0], *halves[1]], key=lambda item: item.number
@@ -126,9 +141,9 @@ def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
         assert [len(half) for half in halves] == [2, 2]
 
 
-def test_torchrun_and_the_settings_must_agree(few: Path, tmp_path: Path) -> None:
+def test_torchrun_and_the_settings_must_agree(small_dataset: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command += ["maskserve", "train", str(few), *WORDS, "--out", str(tmp_path / "run")]
+    command += ["maskserve", "train", str(small_dataset), *OVERRIDES, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "several processes need one plan" in done.stderr

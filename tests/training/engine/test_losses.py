@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from models.spec import VOID
+from models.spec import IGNORE_INDEX
 from training.config import TrainConfig
 from training.engine.losses import LOSSES, Criterion
 
 CLASSES = 4
-SUMS = ["ce+dice", "0.5*ohem+lovasz", "ce+ohem+dice+focal+lovasz"]
+LOSS_SUMS = ["ce+dice", "0.5*ohem+lovasz", "ce+ohem+dice+focal+lovasz"]
 
 
 def example(seed: int = 0, size: tuple[int, int] = (12, 16)) -> tuple[Tensor, Tensor]:
@@ -26,40 +26,40 @@ def example(seed: int = 0, size: tuple[int, int] = (12, 16)) -> tuple[Tensor, Te
     chance = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(2, CLASSES, size[0] // 2, size[1] // 2, generator=chance)
     labels = torch.randint(0, CLASSES - 1, (2, *size), generator=chance).to(torch.uint8)
-    labels[torch.rand(2, *size, generator=chance) < 0.2] = VOID
+    labels[torch.rand(2, *size, generator=chance) < 0.2] = IGNORE_INDEX
     return logits, labels
 
 
 def one_hot(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and truth of the pixels that are not void, both float64 P x C."""
     full = F.interpolate(logits.double(), size=tuple(labels.shape[1:]), mode="bilinear", align_corners=False)
-    valid = labels != VOID
+    valid = labels != IGNORE_INDEX
     pixels = full.permute(0, 2, 3, 1)[valid]
     truth = labels[valid].long()[:, None] == torch.arange(pixels.shape[1])
     return pixels.softmax(dim=1), truth.double()
 
 
-def plain_ce(p: Tensor, truth: Tensor) -> Tensor:
+def reference_ce(p: Tensor, truth: Tensor) -> Tensor:
     return -(truth * p.log()).sum(dim=1).mean()
 
 
-def plain_ohem(p: Tensor, truth: Tensor) -> Tensor:
+def reference_ohem(p: Tensor, truth: Tensor) -> Tensor:
     own = (truth * p).sum(dim=1).sort().values
     least = math.ceil(len(own) / 16)
     return -own[: max(least, int((own <= 0.9).sum()))].log().mean()
 
 
-def plain_focal(p: Tensor, truth: Tensor) -> Tensor:
+def reference_focal(p: Tensor, truth: Tensor) -> Tensor:
     own = (truth * p).sum(dim=1)
     return (-((1 - own) ** 2) * own.log()).mean()
 
 
-def plain_dice(p: Tensor, truth: Tensor) -> Tensor:
+def reference_dice(p: Tensor, truth: Tensor) -> Tensor:
     present = truth.sum(dim=0) > 0
     return (1 - 2 * (p * truth).sum(dim=0) / (p + truth).sum(dim=0))[present].mean()
 
 
-def plain_lovasz(p: Tensor, truth: Tensor) -> Tensor:
+def reference_lovasz(p: Tensor, truth: Tensor) -> Tensor:
     """Algorithm 1 of arXiv 1705.08790, a prefix of the sorted errors at a time."""
     values = []
     for own, is_class in zip(p.T, truth.T, strict=True):
@@ -75,8 +75,8 @@ def plain_lovasz(p: Tensor, truth: Tensor) -> Tensor:
     return torch.stack(values).mean()
 
 
-PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": plain_ce, "ohem": plain_ohem, "dice": plain_dice, "focal": plain_focal, "lovasz": plain_lovasz,
+REFERENCE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": reference_ce, "ohem": reference_ohem, "dice": reference_dice, "focal": reference_focal, "lovasz": reference_lovasz,
 }  # fmt: skip
 
 
@@ -84,7 +84,7 @@ PLAIN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def test_value_and_gradient_are_the_plain_ones(name: str) -> None:
     logits, labels = example()
     ours, theirs = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    value, expected = Criterion(name)(ours, labels), PLAIN[name](*one_hot(theirs, labels))
+    value, expected = Criterion(name)(ours, labels), REFERENCE_LOSSES[name](*one_hot(theirs, labels))
     value.backward()
     expected.backward()
     assert value.dtype == torch.float32 and value.ndim == 0
@@ -105,7 +105,7 @@ def test_ce_is_torchs_weighted_and_smoothed_mean(seed: int, smoothing: float, we
     logits, labels = example(seed)
     weights = torch.tensor([0.3, 2.0, 0.0, 50.0]) if weighted else None
     full = F.interpolate(logits, size=(12, 16), mode="bilinear", align_corners=False)
-    expected = F.cross_entropy(full, labels.long(), weights, ignore_index=VOID, label_smoothing=smoothing)
+    expected = F.cross_entropy(full, labels.long(), weights, ignore_index=IGNORE_INDEX, label_smoothing=smoothing)
     assert Criterion("ce", weights, label_smoothing=smoothing)(logits, labels).item() == pytest.approx(
         expected.item(), rel=1e-5
     )
@@ -144,11 +144,11 @@ def test_ohem_keeps_a_share_where_all_is_easy_and_all_that_is_hard_otherwise() -
     )
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, *SUMS])
+@pytest.mark.parametrize("loss", [*LOSSES, *LOSS_SUMS])
 def test_void_alone_gives_0_and_gradients_of_0(loss: str) -> None:
     logits = example()[0].requires_grad_()
     value = Criterion(loss, torch.rand(CLASSES), label_smoothing=0.1)(
-        logits, torch.full((2, 12, 16), VOID, dtype=torch.uint8)
+        logits, torch.full((2, 12, 16), IGNORE_INDEX, dtype=torch.uint8)
     )
     value.backward()
     assert value.item() == 0 and value.ndim == 0
@@ -159,12 +159,12 @@ def test_void_alone_gives_0_and_gradients_of_0(loss: str) -> None:
 def test_what_stands_under_void_does_not_matter(loss: str) -> None:  # PaddleSeg #2270, mmsegmentation #3172
     _, labels = example()
     full = torch.randn(2, CLASSES, 12, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    other = torch.where((labels == VOID)[:, None], 30 * torch.randn(full.shape), full)
+    other = torch.where((labels == IGNORE_INDEX)[:, None], 30 * torch.randn(full.shape), full)
     criterion = Criterion(loss, label_smoothing=0.1)
     value = criterion(full, labels)
     value.backward()
     assert criterion(other, labels).item() == pytest.approx(value.item(), rel=1e-5)
-    assert full.grad is not None and not full.grad.movedim(1, -1)[labels == VOID].any()
+    assert full.grad is not None and not full.grad.movedim(1, -1)[labels == IGNORE_INDEX].any()
 
 
 def test_dice_leaves_absent_classes_out_of_the_mean() -> (
@@ -178,7 +178,7 @@ def test_dice_leaves_absent_classes_out_of_the_mean() -> (
     )
 
 
-@pytest.mark.parametrize(("loss", "kind"), list(product([*LOSSES, *SUMS], [torch.float16, torch.bfloat16])))
+@pytest.mark.parametrize(("loss", "kind"), list(product([*LOSSES, *LOSS_SUMS], [torch.float16, torch.bfloat16])))
 def test_half_precision_is_computed_in_float32(loss: str, kind: torch.dtype) -> None:
     # smp #463: more than 65504 pixels of a class overflow fp16, and smp's Dice is NaN.
     logits = torch.randn(1, 2, 36, 48, generator=torch.Generator().manual_seed(0)).to(kind).requires_grad_()
@@ -227,12 +227,12 @@ def test_a_criterion_of_settings() -> None:
     config = TrainConfig(loss="ohem", label_smoothing=0.2, ohem_threshold=0.5, ohem_keep=0.3)
     weights = torch.tensor([1.0, 2.0, 3.0, 4.0])
     written = Criterion("ohem", weights, label_smoothing=0.2, ohem_threshold=0.5, ohem_keep=0.3)
-    made = Criterion.of(config, weights)
+    made = Criterion.from_config(config, weights)
     assert made(logits, labels).item() == written(logits, labels).item()
     assert made.state_dict() == {}
 
 
-class Watched(TorchDispatchMode):
+class KernelRecorder(TorchDispatchMode):
     """Notes the kernels that run."""
 
     def __init__(self) -> None:
@@ -248,7 +248,7 @@ def test_nothing_runs_that_the_deterministic_mode_refuses_on_cuda() -> None:
     """Of torch.use_deterministic_algorithms' list; bilinear's own kernel is replaced by torch there (functional.py)."""
     logits, labels = example()
     criterion = Criterion("+".join(LOSSES), torch.rand(CLASSES), label_smoothing=0.1, ohem_keep=0.99)
-    with Watched() as watched:
+    with KernelRecorder() as watched:
         criterion(logits.requires_grad_(), labels).backward()
     assert {"gather", "scatter_add", "topk"} <= {name.rstrip("_") for name in watched.kernels}
     refused = {"median", "histc", "bincount", "put_", "cross_entropy_loss", "masked_scatter"}

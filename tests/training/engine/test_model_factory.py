@@ -8,33 +8,33 @@ import pytest
 import torch
 from rich.console import Console
 
-from models.architectures import ARCHITECTURES, build, options_of
+from models.architectures import ARCHITECTURES, build, default_options
 from models.bundle import open_bundle
 from models.errors import ConfigError, RunError, WeightsError
-from tests.fixtures_bundles import SETTINGS, SILENT
+from tests.fixtures_bundles import QUICK_TRAIN_OVERRIDES, QUIET_CONSOLE
 from training.config import TrainConfig
-from training.config_io import load_config, resumed
-from training.data.synthetic import CLASSES, draw
+from training.config_io import load_config, load_resume_config
+from training.data.synthetic import CLASSES, generate_dataset
 from training.engine.model_factory import (
     architecture_options,
-    check_batch,
+    check_batch_norm,
+    find_weights_file,
     load_network,
     make_network,
-    read_run,
-    weights_file,
+    read_run_metadata,
 )
 from training.evaluate import evaluate
 from training.export import export
 from training.train import train
 
-VARIED = {
+NON_DEFAULT_OPTIONS = {
     "encoder": "mobilenet_v2", "output_stride": 16, "head": "aspp", "skips": "16s", "upsampling": "learned",
     "aux": True, "separable": True, "dropout": 0.3, "init": "xavier",
 }  # fmt: skip
 
 
 def test_the_options_of_an_fcn_are_settings_with_the_same_defaults() -> None:
-    for option, default in options_of("fcn").items():
+    for option, default in default_options("fcn").items():
         field = TrainConfig.model_fields[option]
         assert field.default == ("none" if option == "weights" else default), option
         assert field.description, option
@@ -43,7 +43,7 @@ def test_the_options_of_an_fcn_are_settings_with_the_same_defaults() -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_architecture_can_be_trained_by_its_name(name: str) -> None:
     options = architecture_options(load_config(None, [f"architecture={name}"]))
-    assert set(options) == set(options_of(name)) - {"weights"}
+    assert set(options) == set(default_options(name)) - {"weights"}
 
 
 @pytest.mark.parametrize(
@@ -61,9 +61,9 @@ def test_every_architecture_can_be_trained_by_its_name(name: str) -> None:
     ],
     ids=str,
 )
-def test_a_wrong_name_is_told_before_a_picture_is_read(words: list[str], message: str, tmp_path: Path) -> None:
+def test_a_wrong_name_is_told_before_an_image_is_read(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=SILENT)
+        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
     assert not (tmp_path / "run").exists()
 
 
@@ -74,11 +74,13 @@ def test_a_head_that_is_not_there_is_told_with_those_that_are() -> None:
 
 @pytest.mark.slow
 def test_every_option_reaches_the_network_its_checkpoint_and_its_bundle(shapes: Path, tmp_path: Path) -> None:
-    words = [f"{key}={value}" for key, value in VARIED.items()]
-    run = train(shapes, tmp_path / "run", load_config(None, [*SETTINGS, "epochs=1", *words]), console=SILENT)
+    words = [f"{key}={value}" for key, value in NON_DEFAULT_OPTIONS.items()]
+    run = train(
+        shapes, tmp_path / "run", load_config(None, [*QUICK_TRAIN_OVERRIDES, "epochs=1", *words]), console=QUIET_CONSOLE
+    )
     network = load_network(run)
-    assert network.architecture.options == {**VARIED, "weights": None}
-    bundle = open_bundle(export(run, int8_limit=None, console=SILENT))
+    assert network.architecture.options == {**NON_DEFAULT_OPTIONS, "weights": None}
+    bundle = open_bundle(export(run, int8_limit=None, console=QUIET_CONSOLE))
     assert bundle.spec.architecture == network.architecture
     assert bundle.spec.parity["openvino"]["f32"] >= 0.999
     again = build(bundle.spec.architecture.name, len(CLASSES), **bundle.spec.architecture.options)
@@ -90,39 +92,44 @@ def test_every_option_reaches_the_network_its_checkpoint_and_its_bundle(shapes: 
     "words", [["architecture=smp/Unet"], ["architecture=torchvision/lraspp_mobilenet_v3_large"]], ids=str
 )
 def test_other_libraries_networks_go_the_whole_road(words: list[str], shapes: Path, tmp_path: Path) -> None:
-    run = train(shapes, tmp_path / "run", load_config(None, [*SETTINGS, *words]), console=SILENT)
-    metrics = evaluate(export(run, int8_limit=None, console=SILENT), shapes, "test", console=SILENT)
-    assert metrics["pictures"] == 6
+    run = train(shapes, tmp_path / "run", load_config(None, [*QUICK_TRAIN_OVERRIDES, *words]), console=QUIET_CONSOLE)
+    metrics = evaluate(export(run, int8_limit=None, console=QUIET_CONSOLE), shapes, "test", console=QUIET_CONSOLE)
+    assert metrics["images"] == 6
 
 
 # going on from weights
 
 
-def fine_tuned(data: Path, out: Path, words: list[str]) -> Path:
+def fine_tune(data: Path, out: Path, words: list[str]) -> Path:
     """One epoch at a rate so low that what was loaded can still be recognised."""
-    return train(data, out, load_config(None, [*SETTINGS, "epochs=1", "lr=1e-9", "warmup=0", *words]), console=SILENT)
+    return train(
+        data,
+        out,
+        load_config(None, [*QUICK_TRAIN_OVERRIDES, "epochs=1", "lr=1e-9", "warmup=0", *words]),
+        console=QUIET_CONSOLE,
+    )
 
 
 def test_fine_tuning_begins_where_the_bundle_ended(run: Path, bundle: Path, shapes: Path, tmp_path: Path) -> None:
-    tuned = fine_tuned(shapes, tmp_path / "tuned", [f"weights={bundle}"])
+    tuned = fine_tune(shapes, tmp_path / "tuned", [f"weights={bundle}"])
     before, after = (load_network(one).state_dict() for one in (run, tuned))
     for name, value in before.items():
         if value.is_floating_point() and "running" not in name:
             torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
-    export(tuned, int8_limit=None, console=SILENT)  # the bundle of a tuned run stands by itself
+    export(tuned, int8_limit=None, console=QUIET_CONSOLE)  # the bundle of a tuned run stands by itself
     assert str(bundle) not in (tuned / "bundle" / "spec.json").read_text()
 
 
 def test_other_classes_need_a_new_head(bundle: Path, run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    draw(other, counts={"train": 8, "val": 2, "test": 2})
+    generate_dataset(other, counts={"train": 8, "val": 2, "test": 2})
     names = (other / "classes.csv").read_text().splitlines()
     (other / "classes.csv").write_text("\n".join([*names, "comet,9,9,9"]) + "\n")
     with pytest.raises(
         WeightsError, match=rf"made for {len(CLASSES)} classes and this data set has {len(CLASSES) + 1}; --reset-head"
     ):
-        fine_tuned(other, tmp_path / "no", [f"weights={bundle}"])
-    tuned = fine_tuned(other, tmp_path / "tuned", [f"weights={bundle}", "reset_head=true"])
+        fine_tune(other, tmp_path / "no", [f"weights={bundle}"])
+    tuned = fine_tune(other, tmp_path / "tuned", [f"weights={bundle}", "reset_head=true"])
     before, after = load_network(run), load_network(tuned)
     assert after.body.score.out_channels == len(CLASSES) + 1
     torch.testing.assert_close(after.body.encoder.conv1.weight, before.body.encoder.conv1.weight, rtol=1e-4, atol=1e-6)
@@ -131,21 +138,21 @@ def test_other_classes_need_a_new_head(bundle: Path, run: Path, tmp_path: Path) 
 def test_a_resumed_run_needs_its_first_weights_no_more(bundle: Path, shapes: Path, tmp_path: Path) -> None:
     copy = bundle.rename(tmp_path / "bundle")
     try:
-        run = fine_tuned(shapes, tmp_path / "tuned", [f"weights={copy}", "epochs=2"])
+        run = fine_tune(shapes, tmp_path / "tuned", [f"weights={copy}", "epochs=2"])
     finally:
         copy.rename(bundle)
-    train(shapes, run, resumed(run, None, []), resume=True, console=SILENT)
+    train(shapes, run, load_resume_config(run, None, []), resume=True, console=QUIET_CONSOLE)
     with (run / "metrics.csv").open(newline="") as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)][-1] == "2"
 
 
 def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classes = [type("Named", (), entry) for entry in read_run(run)["classes"]]
-    make_network(load_config(None, [f"weights={bundle}"]), classes, Console(), anew=True)
+    classes = [type("Named", (), entry) for entry in read_run_metadata(run)["classes"]]
+    make_network(load_config(None, [f"weights={bundle}"]), classes, Console(), load_weights=True)
     assert f"weights of {bundle}" in "".join(capsys.readouterr().out.splitlines())
 
 
-# what is said before a picture is read
+# what is said before an image is read
 
 
 @pytest.mark.parametrize(
@@ -159,7 +166,7 @@ def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pyt
 )
 def test_weights_that_are_not_there(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=message):
-        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=SILENT)
+        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
 
 
 @pytest.mark.parametrize(
@@ -177,16 +184,16 @@ def test_weights_that_are_not_there(words: list[str], message: str, tmp_path: Pa
 )
 def test_what_does_not_go_together(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=SILENT)
+        train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
 
 
 def test_a_known_name_stands_before_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imagenet").mkdir()
-    assert weights_file(load_config(None, ["weights=imagenet"])) is None
-    assert weights_file(load_config(None, ["weights=./imagenet"])) == Path("./imagenet")
+    assert find_weights_file(load_config(None, ["weights=imagenet"])) is None
+    assert find_weights_file(load_config(None, ["weights=./imagenet"])) == Path("./imagenet")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert weights_file(load_config(None, ["weights=~/imagenet"])) == tmp_path / "imagenet"
+    assert find_weights_file(load_config(None, ["weights=~/imagenet"])) == tmp_path / "imagenet"
 
 
 @pytest.mark.parametrize(
@@ -203,15 +210,15 @@ def test_batch_norm_on_one_value_is_a_sentence(
 ) -> None:
     network = build(name, 3, **options)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with pytest.raises(ConfigError, match=r"of 1 picture of .*: set batch=2 or more, or a larger crop"):
-        check_batch(network, batch, crop)
-    check_batch(network, 2, (96, 128))
+    with pytest.raises(ConfigError, match=r"of 1 image of .*: set batch=2 or more, or a larger crop"):
+        check_batch_norm(network, batch, crop)
+    check_batch_norm(network, 2, (96, 128))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("head", ["linear", "fcn", "d6", "aspp", "psp"])
 def test_our_heads_learn_from_batches_of_one(head: str) -> None:
-    check_batch(build("fcn", 3, head=head), 1, (96, 128))
+    check_batch_norm(build("fcn", 3, head=head), 1, (96, 128))
 
 
 def test_a_run_whose_settings_were_changed_is_refused(run: Path, tmp_path: Path) -> None:

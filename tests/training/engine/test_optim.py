@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from models.architectures import ARCHITECTURES, build
 from training.config import TrainConfig
-from training.engine.optim import make_optimizer, parameter_groups, rate
+from training.engine.optim import lr_factor, make_optimizer, parameter_groups
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -62,7 +62,7 @@ def test_optimizers_are_what_was_asked() -> None:
 def test_a_scheduler_keeps_the_ratio_of_the_rates() -> None:
     config = TrainConfig(head_lr=10, warmup=0, power=1.0, lr=0.5)
     optimizer = make_optimizer(build("fcn", 3), config)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate(step / 4, step, config))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step / 4, step, config))
     optimizer.step()
     scheduler.step()
     rates = {group["name"].split(",")[0]: group["lr"] for group in optimizer.param_groups}
@@ -79,12 +79,12 @@ def test_a_scheduler_keeps_the_ratio_of_the_rates() -> None:
 )
 def test_the_schedules(schedule: str, at: list[float]) -> None:
     config = TrainConfig.model_validate({"schedule": schedule, "power": 2.0, "lr_min": 0.1, "warmup": 0})
-    assert [rate(done, 10**6, config) for done in (0, 0.25, 0.5, 1.0, 1.7)] == pytest.approx(at)
+    assert [lr_factor(done, 10**6, config) for done in (0, 0.25, 0.5, 1.0, 1.7)] == pytest.approx(at)
 
 
 def test_the_rate_warms_up() -> None:
     config = TrainConfig(warmup=10, power=1.0)
-    rates = [rate(step / 100, step, config) for step in range(101)]
+    rates = [lr_factor(step / 100, step, config) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[9]
     assert rates[50] == pytest.approx(0.5)
@@ -93,8 +93,8 @@ def test_the_rate_warms_up() -> None:
 
 def test_a_rate_of_the_minutes_ends_sooner() -> None:
     config = TrainConfig(warmup=0)
-    assert rate(1.0, 3, config) == 0
-    assert rate(0.9, 3, config) < rate(3 / 1000, 3, config)
+    assert lr_factor(1.0, 3, config) == 0
+    assert lr_factor(0.9, 3, config) < lr_factor(3 / 1000, 3, config)
 
 
 @given(
@@ -103,4 +103,4 @@ def test_a_rate_of_the_minutes_ends_sooner() -> None:
 )  # fmt: skip
 def test_the_rate_is_a_share(progress: float, step: int, lr_min: float, schedule: str) -> None:
     config = TrainConfig.model_validate({"schedule": schedule, "lr_min": lr_min, "warmup": 0})
-    assert lr_min - 1e-12 <= rate(progress, step, config) <= 1 + 1e-12
+    assert lr_min - 1e-12 <= lr_factor(progress, step, config) <= 1 + 1e-12

@@ -16,40 +16,42 @@ import torch
 
 import training.engine.trainer
 from models.errors import ConfigError, RunError
-from tests.fixtures_bundles import SILENT
+from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
-from training.config_io import load_config, resumed, save_config
-from training.data.synthetic import draw
-from training.engine.checkpoint import State, read, write
-from training.run_folder import BEST, LAST
+from training.config_io import load_config, load_resume_config, save_config
+from training.data.synthetic import generate_dataset
+from training.engine.checkpoint import TrainState, read_checkpoint, write_checkpoint
+from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from training.train import train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 6  # two epochs of three
 # All that could be forgotten: dropout, averaged weights, momentum, accumulated gradients, a worker that reads ahead.
-WORDS = [
+OVERRIDES = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2",
-    "crop=32,64", "ema=0.9", "dropout=0.5", "clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
+    "crop=32,64", "ema=0.9", "dropout=0.5", "grad_clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
 ]  # fmt: skip
 
 
-class Killed(BaseException):
+class SimulatedKill(BaseException):
     """Nothing in the house catches this."""
 
 
 @pytest.fixture(scope="module")
-def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("few") / "shapes"
-    draw(folder, counts={"train": 12, "val": 3}, size=(48, 64))
+    generate_dataset(folder, counts={"train": 12, "val": 3}, size=(48, 64))
     return folder
 
 
 @pytest.fixture(scope="module")
-def whole(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(few, tmp_path_factory.mktemp("whole") / "run", load_config(None, WORDS), console=SILENT)
+def uninterrupted_run(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(
+        small_dataset, tmp_path_factory.mktemp("whole") / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE
+    )
 
 
-def table(run: Path) -> list[dict[str, str]]:
+def read_metrics(run: Path) -> list[dict[str, str]]:
     """metrics.csv but for the clock's columns."""
     with (run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -57,78 +59,84 @@ def table(run: Path) -> list[dict[str, str]]:
 
 
 def assert_same(run: Path, other: Path) -> None:
-    assert table(run) == table(other)
-    first, second = read(run / LAST), read(other / LAST)
+    assert read_metrics(run) == read_metrics(other)
+    first, second = read_checkpoint(run / LAST_CHECKPOINT), read_checkpoint(other / LAST_CHECKPOINT)
     assert first["step"] == second["step"] == STEPS
-    for part in ("network", "average"):
+    for part in ("network", "ema_network"):
         assert first[part].keys() == second[part].keys()
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part]), part
     for place, values in first["optimizer"]["state"].items():
         assert all(torch.equal(value, second["optimizer"]["state"][place][name]) for name, value in values.items())
-    for name in ("best", "stale", "loss_sum", "loss_count"):
+    for name in ("best", "validations_since_best", "loss_sum", "loss_count"):
         assert first[name] == second[name], name
-    best, other_best = read(run / BEST), read(other / BEST)
+    best, other_best = read_checkpoint(run / BEST_CHECKPOINT), read_checkpoint(other / BEST_CHECKPOINT)
     assert best["step"] == other_best["step"]
     assert all(torch.equal(value, other_best["network"][name]) for name, value in best["network"].items())
 
 
-def go_on(few: Path, run: Path, *words: str) -> Path:
-    return train(few, run, resumed(run, None, list(words)), resume=True, console=SILENT)
+def resume_run(few: Path, run: Path, *words: str) -> Path:
+    return train(few, run, load_resume_config(run, None, list(words)), resume=True, console=QUIET_CONSOLE)
 
 
-def killed_at(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None:
+def kill_at_step(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None:
     """Let the training die before a step, or half-way through it: after the weights changed and before anything was saved."""
-    one_step = training.engine.trainer.one_step
+    one_step = training.engine.trainer.train_step
 
-    def dying(setup: Any, state: State, *rest: Any) -> Any:
+    def dying(setup: Any, state: TrainState, *rest: Any) -> Any:
         if state.step == step and not after:
-            raise Killed
+            raise SimulatedKill
         done = one_step(setup, state, *rest)
         if state.step == step:
-            raise Killed
+            raise SimulatedKill
         return done
 
-    patch.setattr(training.engine.trainer, "one_step", dying)
+    patch.setattr(training.engine.trainer, "train_step", dying)
 
 
-def test_two_runs_are_the_same_to_the_bit(few: Path, whole: Path, tmp_path: Path) -> None:
+def test_two_runs_are_the_same_to_the_bit(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
     """mmseg #255: 0.7 mIoU lay between two equal runs."""
-    assert_same(train(few, tmp_path / "run", load_config(None, WORDS), console=SILENT), whole)
+    assert_same(
+        train(small_dataset, tmp_path / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE), uninterrupted_run
+    )
 
 
 @pytest.mark.parametrize("step", range(1, STEPS))
 def test_killed_at_any_step_and_resumed_it_is_the_run_that_was_not(
-    few: Path, whole: Path, tmp_path: Path, step: int
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path, step: int
 ) -> None:
     """mmseg #1800: the learning rate jumped at a resume."""
     run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        killed_at(step, patch, after=step % 2 == 1)
-        train(few, run, load_config(None, WORDS), console=SILENT)
-    assert read(run / LAST)["step"] == step
-    assert_same(go_on(few, run), whole)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
+        kill_at_step(step, patch, after=step % 2 == 1)
+        train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == step
+    assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
-def test_killed_between_saves_the_steps_since_are_done_again(few: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_between_saves_the_steps_since_are_done_again(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    words = [word for word in WORDS if not word.startswith("save_minutes")]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        killed_at(5, patch)
-        train(few, run, load_config(None, words), console=SILENT)
-    assert read(run / LAST)["step"] == 3
-    assert_same(go_on(few, run), whole)
+    words = [word for word in OVERRIDES if not word.startswith("save_minutes")]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
+        kill_at_step(5, patch)
+        train(small_dataset, run, load_config(None, words), console=QUIET_CONSOLE)
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 3
+    assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
-def test_killed_twice(few: Path, whole: Path, tmp_path: Path) -> None:
+def test_killed_twice(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (1, 4):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            killed_at(step, patch)
-            train(few, run, load_config(None, WORDS), console=SILENT) if step == 1 else go_on(few, run)
-    assert_same(go_on(few, run), whole)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
+            kill_at_step(step, patch)
+            train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE) if step == 1 else resume_run(
+                small_dataset, run
+            )
+    assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
-def in_a_process(few: Path, run: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+def train_in_subprocess(few: Path, run: Path, code: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Train by the command line in a process of its own, after some lines of code; the settings are not planned."""
     (few / "no-plan.yaml").touch()
     script = f"{code}\nimport sys\nsys.argv[0] = 'maskserve'\nfrom maskserve.cli.app import main\nmain()"
@@ -156,25 +164,27 @@ training.engine.trainer.one_step = dying
 
 
 @pytest.mark.slow
-def test_a_real_kill_9_loses_nothing(few: Path, whole: Path, tmp_path: Path) -> None:
-    done = in_a_process(few, tmp_path / "run", SIGNAL_AT_4.format(kill="killpg", name="SIGKILL"), *WORDS)
+def test_a_real_kill_9_loses_nothing(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
+    done = train_in_subprocess(
+        small_dataset, tmp_path / "run", SIGNAL_AT_4.format(kill="killpg", name="SIGKILL"), *OVERRIDES
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not list(tmp_path.rglob("*.part"))
-    assert_same(go_on(few, tmp_path / "run"), whole)
+    assert_same(resume_run(small_dataset, tmp_path / "run"), uninterrupted_run)
 
 
 @pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("killpg", "SIGTERM"), ("kill_me", "SIGTERM")])
 @pytest.mark.slow
 def test_a_stop_ends_the_step_saves_it_and_says_how_to_go_on(
-    few: Path, whole: Path, tmp_path: Path, kill: str, name: str
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path, kill: str, name: str
 ) -> None:
     """The step that is under way counts, though no save was due. Ctrl-C reaches the workers too."""
-    words = [word for word in WORDS if not word.startswith("save_minutes")]
-    done = in_a_process(few, tmp_path / "run", SIGNAL_AT_4.format(kill=kill, name=name), *words)
+    words = [word for word in OVERRIDES if not word.startswith("save_minutes")]
+    done = train_in_subprocess(small_dataset, tmp_path / "run", SIGNAL_AT_4.format(kill=kill, name=name), *words)
     assert done.returncode == 130, done.stderr
-    assert f"Stopped. Go on with: maskserve train {few} --out {tmp_path / 'run'} --resume" in done.stderr
-    assert read(tmp_path / "run" / LAST)["step"] == 5
-    assert_same(go_on(few, tmp_path / "run"), whole)
+    assert f"Stopped. Go on with: maskserve train {small_dataset} --out {tmp_path / 'run'} --resume" in done.stderr
+    assert read_checkpoint(tmp_path / "run" / LAST_CHECKPOINT)["step"] == 5
+    assert_same(resume_run(small_dataset, tmp_path / "run"), uninterrupted_run)
 
 
 FULL_DISK = """
@@ -185,19 +195,21 @@ resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_leaves_the_checkpoint_before(few: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_leaves_the_checkpoint_before(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
     """The system refuses to write more than a megabyte: as ENOSPC does, in the middle of the file."""
     run = tmp_path / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        killed_at(2, patch)
-        train(few, run, load_config(None, WORDS), console=SILENT)
-    before = (run / LAST).read_bytes()
-    done = in_a_process(few, run, FULL_DISK.format(limit=2**20), "--resume")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
+        kill_at_step(2, patch)
+        train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+    before = (run / LAST_CHECKPOINT).read_bytes()
+    done = train_in_subprocess(small_dataset, run, FULL_DISK.format(limit=2**20), "--resume")
     assert done.returncode == 1
     assert "last.ckpt cannot be written" in done.stderr and "is kept" in done.stderr
-    assert (run / LAST).read_bytes() == before
+    assert (run / LAST_CHECKPOINT).read_bytes() == before
     assert not list(run.rglob("*.part"))
-    assert_same(go_on(few, run), whole)
+    assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
 def test_a_first_checkpoint_that_cannot_be_written_is_not_half_there(tmp_path: Path) -> None:
@@ -205,7 +217,7 @@ def test_a_first_checkpoint_that_cannot_be_written_is_not_half_there(tmp_path: P
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(RunError, match=r"x.ckpt cannot be written \(File too large\); make room"):
-            write({"weights": torch.zeros(10_000)}, tmp_path / "x.ckpt")
+            write_checkpoint({"weights": torch.zeros(10_000)}, tmp_path / "x.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
@@ -215,7 +227,7 @@ def test_a_first_checkpoint_that_cannot_be_written_is_not_half_there(tmp_path: P
 def test_a_damaged_checkpoint_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.ckpt").write_bytes(content)
     with pytest.raises(RunError, match="no checkpoint of a training, or is damaged"):
-        read(tmp_path / "x.ckpt")
+        read_checkpoint(tmp_path / "x.ckpt")
 
 
 def test_a_checkpoint_runs_no_pickle(tmp_path: Path) -> None:
@@ -225,77 +237,89 @@ def test_a_checkpoint_runs_no_pickle(tmp_path: Path) -> None:
 
     torch.save({"format": 1, "network": Evil()}, tmp_path / "x.ckpt")
     with pytest.raises(RunError):
-        read(tmp_path / "x.ckpt")
+        read_checkpoint(tmp_path / "x.ckpt")
     assert not (tmp_path / "was_here").exists()
 
 
 def test_a_run_goes_on_with_other_settings_only_where_they_may_change(tmp_path: Path) -> None:
     save_config(TrainConfig(lr=0.1), tmp_path / "config.yaml")
-    write({}, tmp_path / LAST)
-    assert resumed(tmp_path, None, ["batch=4", "accumulate=2"]).batch == 4
-    assert resumed(tmp_path, None, ["epochs=99", "workers=0", "lr=0.1"]) == TrainConfig(lr=0.1, epochs=99, workers=0)
+    write_checkpoint({}, tmp_path / LAST_CHECKPOINT)
+    assert load_resume_config(tmp_path, None, ["batch=4", "accumulate=2"]).batch == 4
+    assert load_resume_config(tmp_path, None, ["epochs=99", "workers=0", "lr=0.1"]) == TrainConfig(
+        lr=0.1, epochs=99, workers=0
+    )
     with pytest.raises(ConfigError) as caught:
-        resumed(tmp_path, None, ["lr=0.2", "crop=64,64", "workers=3"])
+        load_resume_config(tmp_path, None, ["lr=0.2", "crop=64,64", "workers=3"])
     sentence = str(caught.value)
     assert "crop from None to (64, 64), lr from 0.1 to 0.2." in sentence
     assert "workers from" not in sentence
     assert "These may change: epochs, minutes, patience" in sentence
 
 
-def test_a_run_goes_on_for_longer_where_that_is_asked(few: Path, whole: Path, tmp_path: Path) -> None:
-    run = train(few, tmp_path / "run", load_config(None, WORDS), console=SILENT)
-    go_on(few, run, "epochs=3")
-    assert [row["epoch"] for row in table(run)] == ["1", "2", "3"]
-    assert read(run / LAST)["step"] == 9
+def test_a_run_goes_on_for_longer_where_that_is_asked(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
+    run = train(small_dataset, tmp_path / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+    resume_run(small_dataset, run, "epochs=3")
+    assert [row["epoch"] for row in read_metrics(run)] == ["1", "2", "3"]
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 9
 
 
-def test_the_best_network_is_the_one_whose_miou_the_table_has(few: Path, whole: Path) -> None:
+def test_the_best_network_is_the_one_whose_miou_the_table_has(small_dataset: Path, uninterrupted_run: Path) -> None:
     """What is drawn for TensorBoard must not teach the network, as batch norms in training would."""
     from models.spec import InputRule
-    from training.data import load
-    from training.engine.model_factory import live, load_network, read_run
-    from training.metrics.confusion import Confusion
+    from training.data import load_split
+    from training.engine.model_factory import load_network, make_torch_segmenter, read_run_metadata
+    from training.metrics.confusion import ConfusionMatrix
 
-    samples = load(few, "val")
-    segmenter = live(load_network(whole), InputRule(**read_run(whole)["input"]))
-    matrix = Confusion(len(samples.classes))
+    samples = load_split(small_dataset, "val")
+    segmenter = make_torch_segmenter(
+        load_network(uninterrupted_run), InputRule(**read_run_metadata(uninterrupted_run)["input"])
+    )
+    matrix = ConfusionMatrix(len(samples.classes))
     for index in range(len(samples)):
-        matrix.add(samples.labels(index), segmenter.segment(samples.picture(index)).labels)
-    assert matrix.miou() == pytest.approx(max(float(row["miou"]) for row in table(whole)), abs=0.002)
-    assert list((whole / "tensorboard").iterdir())
+        matrix.add(samples.labels(index), segmenter.segment(samples.image(index)).labels)
+    assert matrix.miou() == pytest.approx(max(float(row["miou"]) for row in read_metrics(uninterrupted_run)), abs=0.002)
+    assert list((uninterrupted_run / "tensorboard").iterdir())
 
 
-def test_what_is_drawn_on_the_way_changes_nothing(few: Path, tmp_path: Path) -> None:
+def test_what_is_drawn_on_the_way_changes_nothing(small_dataset: Path, tmp_path: Path) -> None:
     """Without averaged weights the network that draws is the one that learns."""
-    words = [word for word in WORDS if not word.startswith("ema")]
+    words = [word for word in OVERRIDES if not word.startswith("ema")]
     drawn, plain = (
-        train(few, tmp_path / on, load_config(None, [*words, f"tensorboard={on}"]), console=SILENT)
+        train(small_dataset, tmp_path / on, load_config(None, [*words, f"tensorboard={on}"]), console=QUIET_CONSOLE)
         for on in ("true", "false")
     )
-    first, second = read(drawn / LAST)["network"], read(plain / LAST)["network"]
+    first, second = (
+        read_checkpoint(drawn / LAST_CHECKPOINT)["network"],
+        read_checkpoint(plain / LAST_CHECKPOINT)["network"],
+    )
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_a_run_that_ran_out_of_patience_does_not_go_on(few: Path, tmp_path: Path) -> None:
-    words = [word for word in WORDS if not word.startswith(("epochs", "lr="))]
+def test_a_run_that_ran_out_of_patience_does_not_go_on(small_dataset: Path, tmp_path: Path) -> None:
+    words = [word for word in OVERRIDES if not word.startswith(("epochs", "lr="))]
     run = train(
-        few, tmp_path / "run", load_config(None, [*words, "epochs=9", "lr=1e-12", "patience=1"]), console=SILENT
+        small_dataset,
+        tmp_path / "run",
+        load_config(None, [*words, "epochs=9", "lr=1e-12", "patience=1"]),
+        console=QUIET_CONSOLE,
     )
-    step = read(run / LAST)["step"]
+    step = read_checkpoint(run / LAST_CHECKPOINT)["step"]
     assert step < 27
-    go_on(few, run)
-    assert read(run / LAST)["step"] == step
+    resume_run(small_dataset, run)
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == step
 
 
-def test_a_run_keeps_to_its_pictures(few: Path, whole: Path, tmp_path: Path) -> None:
-    data = shutil.copytree(few, tmp_path / "few")
-    run = train(data, tmp_path / "run", load_config(None, WORDS), console=SILENT)
+def test_a_run_keeps_to_its_images(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(small_dataset, tmp_path / "few")
+    run = train(data, tmp_path / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE)
     (data / "images/train/train_0003.jpg").unlink()
-    with pytest.raises(RunError, match=r"other training pictures than when .* began \(12 then, 11 now\)"):
-        go_on(data, run)
+    with pytest.raises(RunError, match=r"other training images than when .* began \(12 then, 11 now\)"):
+        resume_run(data, run)
 
 
-def test_the_same_step_in_smaller_parts_may_go_on(few: Path, tmp_path: Path) -> None:
-    run = train(few, tmp_path / "run", load_config(None, WORDS), console=SILENT)
-    go_on(few, run, "batch=4", "accumulate=1", "epochs=3")
-    assert read(run / LAST)["step"] == 9
+def test_the_same_step_in_smaller_parts_may_go_on(small_dataset: Path, tmp_path: Path) -> None:
+    run = train(small_dataset, tmp_path / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+    resume_run(small_dataset, run, "batch=4", "accumulate=1", "epochs=3")
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 9

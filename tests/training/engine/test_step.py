@@ -9,20 +9,28 @@ from torch import nn
 
 from models.architectures import build
 from models.errors import ConfigError, RunError
-from tests.fixtures_bundles import SILENT
+from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
 from training.config_io import load_config
-from training.engine.checkpoint import read
+from training.engine.checkpoint import read_checkpoint
 from training.engine.losses import Criterion
-from training.engine.runtime import named
-from training.engine.step import Guard, Learner, averaged, seed_draws, update_average
-from training.run_folder import LAST
+from training.engine.runtime import translate_errors
+from training.engine.step import LossMonitor, NetworkWithLoss, make_ema_network, seed_torch, update_ema
+from training.run_folder import LAST_CHECKPOINT
 from training.train import train
 
-SMALL = ["encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "crop=64,64", "tensorboard=false", "precision=f32"]
+SMALL_RUN = [
+    "encoder=tu-lcnet_035",
+    "epochs=2",
+    "batch=4",
+    "workers=0",
+    "crop=64,64",
+    "tensorboard=false",
+    "precision=f32",
+]
 
 
-def refuses_terabytes() -> bool:
+def refuses_huge_allocations() -> bool:
     """Whether the system says no to a crop of 160 GB, as Linux does unless told otherwise."""
     policy = Path("/proc/sys/vm/overcommit_memory")
     return policy.exists() and policy.read_text().strip() != "1" and os.sysconf("SC_PHYS_PAGES") * 4096 < 100e9
@@ -31,23 +39,23 @@ def refuses_terabytes() -> bool:
 def test_the_auxiliary_head_is_learned_by_its_share() -> None:
     torch.manual_seed(0)
     network = build("fcn", 3, aux=True, dropout=0.0).eval()
-    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     labels = torch.randint(0, 3, (2, 64, 64), dtype=torch.uint8)
     criterion = Criterion()
-    main, aux = (criterion(logits, labels) for logits in network.training_logits(pictures.permute(0, 3, 1, 2)))
+    main, aux = (criterion(logits, labels) for logits in network.training_logits(images.permute(0, 3, 1, 2)))
     for share in (0.0, 0.4, 1.0):
-        total = Learner(network, criterion, TrainConfig(aux=True, aux_weight=share)).eval()(pictures, labels)
+        total = NetworkWithLoss(network, criterion, TrainConfig(aux=True, aux_weight=share)).eval()(images, labels)
         assert total.item() == pytest.approx((main + share * aux).item(), rel=1e-5)
 
 
 def test_frozen_norms_keep_their_statistics_and_the_others_do_not() -> None:
-    pictures = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     labels = torch.zeros(2, 64, 64, dtype=torch.uint8)
     for frozen in (True, False):
         network = build("fcn", 3, encoder="tu-lcnet_035")
         before = {name: value.clone() for name, value in network.named_buffers()}
-        learner = Learner(network, Criterion(), TrainConfig(freeze_norms=frozen)).train()
-        learner(pictures, labels)
+        learner = NetworkWithLoss(network, Criterion(), TrainConfig(freeze_norms=frozen)).train()
+        learner(images, labels)
         same = all(torch.equal(value, before[name]) for name, value in network.named_buffers())
         assert same == frozen
         assert network.body.dropout.training
@@ -55,7 +63,7 @@ def test_frozen_norms_keep_their_statistics_and_the_others_do_not() -> None:
 
 def test_averaged_weights_follow_the_formula() -> None:
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    average: Any = averaged(network, decay=0.5)  # type: ignore[arg-type]
+    average: Any = make_ema_network(network, decay=0.5)  # type: ignore[arg-type]
     with torch.no_grad():
         average[0].weight.fill_(7.0)
     expected, running = 7.0, torch.zeros(2)
@@ -63,7 +71,7 @@ def test_averaged_weights_follow_the_formula() -> None:
         with torch.no_grad():
             network[0].weight.fill_(step)
         network(torch.randn(4, 2))
-        update_average(average, network, 0.5, step)  # type: ignore[arg-type]
+        update_ema(average, network, 0.5, step)  # type: ignore[arg-type]
         share = 1 - min(0.5, (1 + step) / (10 + step))
         expected += share * (step - expected)
         running += share * (network[1].running_mean - running)
@@ -71,13 +79,13 @@ def test_averaged_weights_follow_the_formula() -> None:
     torch.testing.assert_close(average[1].running_mean, running)
     assert average[1].num_batches_tracked == 12
     assert not any(parameter.requires_grad for parameter in average.parameters())
-    assert averaged(network, decay=0.0) is None  # type: ignore[arg-type]
+    assert make_ema_network(network, decay=0.0) is None  # type: ignore[arg-type]
 
 
 def test_draws_are_those_of_the_place_alone() -> None:
     drawn = []
     for place in ((0, 3, 1, 0), (0, 3, 1, 0), (0, 3, 1, 1), (0, 4, 1, 0), (1, 3, 1, 0)):
-        seed_draws(*place)
+        seed_torch(*place)
         drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[1]
     assert len({tuple(values) for values in drawn}) == 4
@@ -86,12 +94,12 @@ def test_draws_are_those_of_the_place_alone() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_is_named_with_its_step_and_files(bad: float, tmp_path: Path) -> None:
     (tmp_path / "last.ckpt").touch()
-    guard = Guard(TrainConfig(lr=0.5), tmp_path / "last.ckpt")
+    guard = LossMonitor(TrainConfig(lr=0.5), tmp_path / "last.ckpt")
     for step, loss in enumerate([1.0] * 9 + [0.8, 5.0, 40.0], start=-7):
-        guard.watch(step, 0.25, ["a", "b"], torch.tensor(loss))
-    guard.watch(5, 0.25, ["street/07", "street/12"], torch.tensor(bad))
+        guard.record(step, 0.25, ["a", "b"], torch.tensor(loss))
+    guard.record(5, 0.25, ["street/07", "street/12"], torch.tensor(bad))
     with pytest.raises(RunError) as caught:
-        guard.watch(6, 0.25, ["c"], torch.tensor(1.0))
+        guard.record(6, 0.25, ["c"], torch.tensor(1.0))
     sentence = str(caught.value)
     assert f"The loss is {bad} at step 5, lr 0.25, on street/07, street/12." in sentence
     assert (
@@ -101,30 +109,28 @@ def test_a_loss_that_is_no_number_is_named_with_its_step_and_files(bad: float, t
     assert sentence.endswith("last.ckpt is from before it.")
 
 
-def test_a_loss_that_breaks_from_one_step_to_the_next_points_at_the_pictures(tmp_path: Path) -> None:
-    guard = Guard(TrainConfig(precision="bf16"), tmp_path / "none.ckpt")
+def test_a_loss_that_breaks_from_one_step_to_the_next_points_at_the_images(tmp_path: Path) -> None:
+    guard = LossMonitor(TrainConfig(precision="bf16"), tmp_path / "none.ckpt")
     for step in range(1, 12):
-        guard.watch(step, 0.1, ["a"], torch.tensor(0.7))
-    guard.watch(12, 0.1, ["b"], torch.tensor(math.nan))
-    with pytest.raises(
-        RunError, match=r"look at these pictures and masks first; else train anew with precision=f32\.$"
-    ):
-        guard.settle()
+        guard.record(step, 0.1, ["a"], torch.tensor(0.7))
+    guard.record(12, 0.1, ["b"], torch.tensor(math.nan))
+    with pytest.raises(RunError, match=r"look at these images and masks first; else train anew with precision=f32\.$"):
+        guard.flush()
 
 
 def test_a_loss_is_told_with_its_own_step(tmp_path: Path) -> None:
-    guard = Guard(TrainConfig(), tmp_path / "none.ckpt")
-    assert guard.watch(1, 0.1, ["a"], torch.tensor(2.0)) is None
-    assert guard.watch(2, 0.2, ["a"], torch.tensor(3.0)) == (1, 0.1, 2.0)
-    assert guard.settle() == (2, 0.2, 3.0)
-    assert guard.settle() is None
+    guard = LossMonitor(TrainConfig(), tmp_path / "none.ckpt")
+    assert guard.record(1, 0.1, ["a"], torch.tensor(2.0)) is None
+    assert guard.record(2, 0.2, ["a"], torch.tensor(3.0)) == (1, 0.1, 2.0)
+    assert guard.flush() == (2, 0.2, 3.0)
+    assert guard.flush() is None
 
 
 def test_a_training_that_runs_away_stops_and_keeps_its_last_good_checkpoint(shapes: Path, tmp_path: Path) -> None:
-    words = [*SMALL, "optimizer=sgd", "momentum=0", "warmup=0", "lr=1e30", "save_minutes=0"]
+    words = [*SMALL_RUN, "optimizer=sgd", "momentum=0", "warmup=0", "lr=1e30", "save_minutes=0"]
     with pytest.raises(RunError, match=r"learning rate is likely too high.*last.ckpt is from before it"):
-        train(shapes, tmp_path / "run", load_config(None, words), console=SILENT)
-    kept = read(tmp_path / "run" / LAST)
+        train(shapes, tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
+    kept = read_checkpoint(tmp_path / "run" / LAST_CHECKPOINT)
     assert kept["step"] > 0
     assert all(value.isfinite().all() for value in kept["network"].values())
 
@@ -133,15 +139,15 @@ def test_weights_that_are_no_numbers_are_never_kept() -> None:
     layer = nn.Linear(1, 1)
     nn.init.constant_(layer.weight, math.inf)
     with pytest.raises(RunError, match="Weights are no longer numbers"):
-        Guard(TrainConfig(), Path("none.ckpt")).before_a_save(layer)
+        LossMonitor(TrainConfig(), Path("none.ckpt")).check_before_save(layer)
 
 
-@pytest.mark.skipif(not refuses_terabytes(), reason="this system promises memory that it does not have")
+@pytest.mark.skipif(not refuses_huge_allocations(), reason="this system promises memory that it does not have")
 def test_out_of_memory_names_what_to_lower(shapes: Path, tmp_path: Path) -> None:
     """Refused for real by the system: a crop of 120 GB."""
     lower = r"Out of memory with batch=4 crops of 200000 x 200000 .*batch=2 accumulate=2"
     with pytest.raises(RunError, match=lower):
-        train(shapes, tmp_path / "run", load_config(None, [*SMALL, "crop=200000,200000"]), console=SILENT)
+        train(shapes, tmp_path / "run", load_config(None, [*SMALL_RUN, "crop=200000,200000"]), console=QUIET_CONSOLE)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +155,13 @@ def test_out_of_memory_names_what_to_lower(shapes: Path, tmp_path: Path) -> None
     [MemoryError("x"), torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError("can't allocate memory: 3")],
 )
 def test_each_library_has_its_word_for_no_memory(error: Exception) -> None:
-    with pytest.raises(RunError, match="lower crop=32,64"), named(TrainConfig(batch=1), (32, 64)):
+    with pytest.raises(RunError, match="lower crop=32,64"), translate_errors(TrainConfig(batch=1), (32, 64)):
         raise error
 
 
 def test_what_has_no_deterministic_kernel_names_the_setting() -> None:
     error = RuntimeError("adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set")
-    with pytest.raises(ConfigError, match="set deterministic=false"), named(TrainConfig(), (32, 64)):
+    with pytest.raises(ConfigError, match="set deterministic=false"), translate_errors(TrainConfig(), (32, 64)):
         raise error
 
 
@@ -165,14 +171,14 @@ def test_sync_batch_norm_leaves_activations_where_they_are() -> None:
 
     for encoder in ("resnet18", "tu-lcnet_035", "tu-regnetx_002"):
         network = build("fcn", 3, encoder=encoder).eval()
-        pictures = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+        images = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
         with torch.inference_mode():
-            before = network(pictures)[1]
+            before = network(images)[1]
             converted = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
             assert any(isinstance(layer, nn.SyncBatchNorm) for layer in converted.modules())
-            assert torch.equal(converted(pictures)[1], before)
+            assert torch.equal(converted(images)[1], before)
 
 
 def test_other_errors_are_not_taken_for_it() -> None:
-    with pytest.raises(RuntimeError, match="shape"), named(TrainConfig(), (32, 64)):
+    with pytest.raises(RuntimeError, match="shape"), translate_errors(TrainConfig(), (32, 64)):
         raise RuntimeError("shape mismatch")

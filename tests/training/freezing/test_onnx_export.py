@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from models.architectures.base import Network
 from models.errors import BundleError
 from models.spec import Architecture
-from training.freezing.onnx_export import write_graph
+from training.freezing.onnx_export import export_onnx
 
 
-class Moody(nn.Module):
+class DataDependentNetwork(nn.Module):
     """A network that looks at its values before it decides what to do, as no graph can."""
 
     def __init__(self) -> None:
@@ -24,8 +24,8 @@ class Moody(nn.Module):
 
 
 def test_a_network_that_no_graph_can_hold(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    network = Network(Moody(), Architecture(name="moody"), 2).eval()
+    network = Network(DataDependentNetwork(), Architecture(name="moody"), 2).eval()
     with torch.inference_mode(), pytest.raises(BundleError, match=r"moody cannot be frozen .* Train another encoder"):
-        write_graph(network, tmp_path / "model.onnx")
+        export_onnx(network, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
     assert len(capfd.readouterr().err.splitlines()) < 5

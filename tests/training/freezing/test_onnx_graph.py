@@ -19,7 +19,7 @@ from models.engines.openvino_engine import load as compile_bundle
 from models.errors import ConfigError
 from models.inference.segmenter import Segmenter, agreement
 from models.spec import InputRule
-from tests.fixtures_graphs import MEAN, STD, Drawing, alone, graph, picture, save
+from tests.fixtures_graphs import MEAN, STD, GraphBuilder, reference_labels, save_graph, scene_image, write_onnx_graph
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NATIVE = InputRule(rule="native")
@@ -82,24 +82,26 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_graph_answers_in_a_bundle_as_it_does_alone(case: str, bring: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_a_graph_answers_in_a_bundle_as_it_does_alone(
+    case: str, import_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
     made, told, read = CASES[case]
-    file = graph(tmp_path / "theirs.onnx", **made)
-    bundle = bring(file, **told)
+    file = write_onnx_graph(tmp_path / "theirs.onnx", **made)
+    bundle = import_bundle(file, **told)
     assert (bundle.spec.name, bundle.spec.input, bundle.spec.architecture.name) == ("theirs", NATIVE, "onnx")
-    assert not bundle.weights.exists()
-    segmenter, asked = Segmenter.load(bundle, precision="f32"), picture()
+    assert not bundle.weights_path.exists()
+    segmenter, asked = Segmenter.load(bundle, precision="f32"), scene_image()
     answer = segmenter.segment(asked).labels
     assert len(np.unique(answer)) > 1
-    assert agreement(answer, alone(file, asked, **read)) >= 0.999
-    assert segmenter.answer_probes(bundle) >= 0.99
+    assert agreement(answer, reference_labels(file, asked, **read)) >= 0.999
+    assert segmenter.verify_probes(bundle) >= 0.99
     assert len(bundle.probes()) == 3
-    keeps_the_contract(bundle, asked, cv2.INTER_NEAREST_EXACT if "labels" in read.values() else cv2.INTER_LINEAR)
+    check_contract(bundle, asked, cv2.INTER_NEAREST_EXACT if "labels" in read.values() else cv2.INTER_LINEAR)
 
 
-def keeps_the_contract(bundle: Bundle, asked: NDArray[np.uint8], mode: int) -> None:
+def check_contract(bundle: Bundle, asked: NDArray[np.uint8], mode: int) -> None:
     """uint8 N x H x W x 3 -> labels uint8 N x H x W == argmax(resized(logits)), logits float32 N x C x h x w."""
-    onnx.checker.check_model(onnx.load(bundle.model), full_check=True)
+    onnx.checker.check_model(onnx.load(bundle.model_path), full_check=True)
     labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(asked[None], logits=True)
     assert (labels.shape, labels.dtype, logits.dtype) == ((1, *asked.shape[:2]), np.uint8, np.float32)
     assert logits.shape[:2] == (1, len(bundle.spec.classes))
@@ -110,47 +112,47 @@ def keeps_the_contract(bundle: Bundle, asked: NDArray[np.uint8], mode: int) -> N
 # The map of (64, 32) is as high as it has channels.
 @pytest.mark.parametrize("size", [(520, 520), (120, 200), (200, 120), (64, 64), (64, 32)])
 @pytest.mark.parametrize("full", [False, True])
-def test_a_graph_of_one_size_sees_pictures_at_that(
-    size: tuple[int, int], full: bool, bring: Callable[..., Bundle], tmp_path: Path
+def test_a_graph_of_one_size_sees_images_at_that(
+    size: tuple[int, int], full: bool, import_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    file = graph(tmp_path / "fixed.onnx", dims=(1, *size), full=full)
-    bundle = bring(file)
+    file = write_onnx_graph(tmp_path / "fixed.onnx", dims=(1, *size), full=full)
+    bundle = import_bundle(file)
     assert bundle.spec.input == InputRule(rule="exact", size=size)
     segmenter = Segmenter.load(bundle, precision="f32")
-    asked = picture(*size)
-    assert agreement(segmenter.segment(asked).labels, alone(file, asked)) >= 0.999
-    assert segmenter.segment(picture(77, 133)).labels.shape == (77, 133)
-    with pytest.raises(ConfigError, match=f"takes pictures of {size[0]} x {size[1]} .* alone"):
-        bring(file, input="fit:320")
+    asked = scene_image(*size)
+    assert agreement(segmenter.segment(asked).labels, reference_labels(file, asked)) >= 0.999
+    assert segmenter.segment(scene_image(77, 133)).labels.shape == (77, 133)
+    with pytest.raises(ConfigError, match=f"takes images of {size[0]} x {size[1]} .* alone"):
+        import_bundle(file, input="fit:320")
     with pytest.raises(ConfigError, match=f"{size[0]} x {size[1]}, not 64 x 96"):
-        bring(file, input="exact:64x96")
+        import_bundle(file, input="exact:64x96")
 
 
-def test_the_input_rule_is_chosen(bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    file = graph(tmp_path / "any.onnx")
-    assert bring(file, input="fit:320").spec.input == InputRule(rule="fit", side=320)
-    half = graph(tmp_path / "half.onnx", dims=(1, 120, "W"))
+def test_the_input_rule_is_chosen(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = write_onnx_graph(tmp_path / "any.onnx")
+    assert import_bundle(file, input="fit:320").spec.input == InputRule(rule="fit", side=320)
+    half = write_onnx_graph(tmp_path / "half.onnx", dims=(1, 120, "W"))
     with pytest.raises(ConfigError, match=r"120 x any; name the free one too: --input exact:HEIGHTxWIDTH"):
-        bring(half)
+        import_bundle(half)
     for free in (file, half):
-        bundle = bring(free, input="exact:120x200")
+        bundle = import_bundle(free, input="exact:120x200")
         assert bundle.spec.input == InputRule(rule="exact", size=(120, 200))
-        asked = picture(120, 200)
+        asked = scene_image(120, 200)
         answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-        assert agreement(answer, alone(free, asked)) >= 0.999
+        assert agreement(answer, reference_labels(free, asked)) >= 0.999
     for wrong in ("exact:120", "exact:0x5", "fit:3", "fit", "stretch"):
         with pytest.raises(ConfigError, match="is not possible"):
-            bring(file, input=wrong)
+            import_bundle(file, input=wrong)
 
 
 @pytest.mark.parametrize("ending", ["logits", "sigmoid", "own sigmoid"])
-def test_one_channel_tells_two_classes_apart(ending: str, bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    file = graph(tmp_path / "binary.onnx", channels=1, ending=ending, seed=3)
-    bundle, asked = bring(file, classes=2), picture()
+def test_one_channel_tells_two_classes_apart(ending: str, import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = write_onnx_graph(tmp_path / "binary.onnx", channels=1, ending=ending, seed=3)
+    bundle, asked = import_bundle(file, classes=2), scene_image()
     answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
     assert set(np.unique(answer)) == {0, 1}
     meaning = "logit" if ending == "logits" else "probability"
-    assert agreement(answer, alone(file, asked, meaning=meaning)) >= 0.999
+    assert agreement(answer, reference_labels(file, asked, meaning=meaning)) >= 0.999
     session = onnxruntime.InferenceSession(file)
     small = session.run(None, {"x": ((asked / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)})[0][0, 0]
     _, logits = compile_bundle(bundle, "cpu", "f32", 1)(asked[None], logits=True)
@@ -159,41 +161,45 @@ def test_one_channel_tells_two_classes_apart(ending: str, bring: Callable[..., B
     assert (logits[0].argmax(axis=0) == (small > threshold))[clear].all()
 
 
-def test_probabilities_become_logits_whose_softmax_they_are(bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    plain, ended = (graph(tmp_path / f"{ending}.onnx", ending=ending) for ending in ("logits", "softmax"))
-    asked = picture()
-    scores = compile_bundle(bring(plain), "cpu", "f32", 1)(asked[None], logits=True)[1]
-    logits = compile_bundle(bring(ended), "cpu", "f32", 1)(asked[None], logits=True)[1]
+def test_probabilities_become_logits_whose_softmax_they_are(
+    import_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    plain, ended = (write_onnx_graph(tmp_path / f"{ending}.onnx", ending=ending) for ending in ("logits", "softmax"))
+    asked = scene_image()
+    scores = compile_bundle(import_bundle(plain), "cpu", "f32", 1)(asked[None], logits=True)[1]
+    logits = compile_bundle(import_bundle(ended), "cpu", "f32", 1)(asked[None], logits=True)[1]
     softmax = [torch.softmax(torch.from_numpy(values), dim=1).numpy() for values in (scores, logits)]
     np.testing.assert_allclose(softmax[0], softmax[1], atol=1e-5)
 
 
-def test_a_batch_that_is_fixed_is_freed(bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    file = graph(tmp_path / "four.onnx", dims=(4, "H", "W"))
-    bundle, asked = bring(file), picture()
+def test_a_batch_that_is_fixed_is_freed(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = write_onnx_graph(tmp_path / "four.onnx", dims=(4, "H", "W"))
+    bundle, asked = import_bundle(file), scene_image()
     answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-    assert agreement(answer, alone(file, asked, batch=4)) >= 0.999
+    assert agreement(answer, reference_labels(file, asked, batch=4)) >= 0.999
 
 
-def test_several_pictures_at_once_where_the_graph_takes_them(bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    bundle = bring(graph(tmp_path / "any.onnx"))
+def test_several_images_at_once_where_the_graph_takes_them(
+    import_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    bundle = import_bundle(write_onnx_graph(tmp_path / "any.onnx"))
     run = compile_bundle(bundle, "cpu", "f32", 1)
-    several = np.stack([picture(seed=seed) for seed in range(3)])
+    several = np.stack([scene_image(seed=seed) for seed in range(3)])
     labels = run(several)[0].copy()
     for index in range(3):
         assert agreement(labels[index], run(several[index : index + 1])[0][0]) >= 0.999
 
 
-def test_labels_say_void_as_255(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_labels_say_void_as_255(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     """-1 and 255 both; neither is a class, so no logit stands for them."""
-    drawing = Drawing()
-    shrunk = drawing.node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
-    bright = drawing.node("ReduceMean", shrunk, axes=[1], keepdims=0)
-    labels = drawing.node("Cast", drawing.node("Round", bright), to=TensorProto.INT64)
-    drawing.node("Clip", labels, drawing.weight(-1, np.int64), drawing.weight(2, np.int64), out="y")
+    drawing = GraphBuilder()
+    shrunk = drawing.add_node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
+    bright = drawing.add_node("ReduceMean", shrunk, axes=[1], keepdims=0)
+    labels = drawing.add_node("Cast", drawing.add_node("Round", bright), to=TensorProto.INT64)
+    drawing.add_node("Clip", labels, drawing.add_weight(-1, np.int64), drawing.add_weight(2, np.int64), out="y")
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     out = helper.make_tensor_value_info("y", TensorProto.INT64, ["N", "h", "w"])
-    bundle = bring(save(tmp_path / "void.onnx", drawing, entry, [out]), classes=3, mean="0.4", std="0.2")
+    bundle = import_bundle(save_graph(tmp_path / "void.onnx", drawing, entry, [out]), classes=3, mean="0.4", std="0.2")
     rising = np.repeat(np.linspace(0, 255, 192, dtype=np.uint8)[None, :, None], 128, axis=0).repeat(3, axis=2)
     labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(rising[None], logits=True)
     assert set(np.unique(labels)) == {0, 1, 2, 255}
@@ -201,11 +207,11 @@ def test_labels_say_void_as_255(bring: Callable[..., Bundle], tmp_path: Path) ->
     assert (logits[0].max(axis=0) == (small != 255)).all()
 
 
-def test_an_inner_graph_keeps_what_it_takes_from_outside(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_an_inner_graph_keeps_what_it_takes_from_outside(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     """Its weight goes by a name of ours, and a branch of an `If` alone uses it."""
-    drawing = Drawing()
-    shrunk = drawing.node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
-    weight = drawing.weight(np.random.default_rng(0).normal(0, 1, (4, 3, 1, 1)), name="labels")
+    drawing = GraphBuilder()
+    shrunk = drawing.add_node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
+    weight = drawing.add_weight(np.random.default_rng(0).normal(0, 1, (4, 3, 1, 1)), name="labels")
     branches = {
         f"{name}_branch": helper.make_graph(
             [helper.make_node("Conv", [shrunk, weight], [f"{name} out"])],
@@ -215,25 +221,25 @@ def test_an_inner_graph_keeps_what_it_takes_from_outside(bring: Callable[..., Bu
         )
         for name in ("then", "else")
     }
-    drawing.node("If", drawing.weight(True, np.bool_), out="y", **branches)
+    drawing.add_node("If", drawing.add_weight(True, np.bool_), out="y", **branches)
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "h", "w"])
-    file = save(tmp_path / "if.onnx", drawing, entry, [out])
-    asked = picture()
-    answer = Segmenter.load(bring(file), precision="f32").segment(asked).labels
-    assert agreement(answer, alone(file, asked)) >= 0.999
+    file = save_graph(tmp_path / "if.onnx", drawing, entry, [out])
+    asked = scene_image()
+    answer = Segmenter.load(import_bundle(file), precision="f32").segment(asked).labels
+    assert agreement(answer, reference_labels(file, asked)) >= 0.999
 
 
-def test_what_other_outputs_alone_need_falls_away(bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    file = graph(tmp_path / "two.onnx", also=("aux",))
+def test_what_other_outputs_alone_need_falls_away(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    file = write_onnx_graph(tmp_path / "two.onnx", also=("aux",))
     model = onnx.load(file)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((300, 300), np.float32), "heavy"))
     model.graph.node.append(helper.make_node("Add", ["heavy", "heavy"], ["unused"]))
     model.graph.output.append(helper.make_tensor_value_info("unused", TensorProto.FLOAT, [300, 300]))
     onnx.save(model, file)
-    bundle = bring(file, output="y")
-    assert bundle.model.stat().st_size < 100_000 < file.stat().st_size
-    assert "unused" not in {name for node in onnx.load(bundle.model).graph.node for name in node.output}
+    bundle = import_bundle(file, output="y")
+    assert bundle.model_path.stat().st_size < 100_000 < file.stat().st_size
+    assert "unused" not in {name for node in onnx.load(bundle.model_path).graph.node for name in node.output}
 
 
 @pytest.fixture(scope="module")
@@ -265,16 +271,16 @@ def torch_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_graphs_of_torchs_exporter(torch_graphs: Path, bring: Callable[..., Bundle]) -> None:
+def test_graphs_of_torchs_exporter(torch_graphs: Path, import_bundle: Callable[..., Bundle]) -> None:
     """The one output with as many channels as classes is taken, without being told."""
     assert (torch_graphs / "fixed.onnx.data").exists()
     for name, size, rule in (("any", (128, 192), "native"), ("fixed", (100, 150), "exact")):
-        bundle, asked = bring(torch_graphs / f"{name}.onnx"), picture(*size)
+        bundle, asked = import_bundle(torch_graphs / f"{name}.onnx"), scene_image(*size)
         assert bundle.spec.input.rule == rule
         answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-        assert agreement(answer, alone(torch_graphs / f"{name}.onnx", asked, output="out")) >= 0.999
+        assert agreement(answer, reference_labels(torch_graphs / f"{name}.onnx", asked, output="out")) >= 0.999
         assert str(Path(__file__).parent).encode() in (torch_graphs / f"{name}.onnx").read_bytes()
-        assert str(Path(__file__).parent).encode() not in bundle.model.read_bytes()
+        assert str(Path(__file__).parent).encode() not in bundle.model_path.read_bytes()
         assert sorted(path.name for path in bundle.folder.iterdir()) == [
             "SHA256SUMS",
             "model.onnx",
@@ -283,37 +289,37 @@ def test_graphs_of_torchs_exporter(torch_graphs: Path, bring: Callable[..., Bund
         ]
 
 
-def test_int8_with_quantise_and_dequantise_inside(bring: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_int8_with_quantise_and_dequantise_inside(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
-    class Pictures(CalibrationDataReader):
+    class Images(CalibrationDataReader):
         def __init__(self) -> None:
-            pictures = [(picture(seed=seed) / 255 - MEAN) / STD for seed in range(4)]
-            self.rest = iter([{"x": values.transpose(2, 0, 1)[None].astype(np.float32)} for values in pictures])
+            images = [(scene_image(seed=seed) / 255 - MEAN) / STD for seed in range(4)]
+            self.rest = iter([{"x": values.transpose(2, 0, 1)[None].astype(np.float32)} for values in images])
 
         def get_next(self) -> Any:
             return next(self.rest, None)
 
     quantize_static(
-        graph(tmp_path / "f32.onnx"), tmp_path / "int8.onnx", Pictures(), per_channel=True, reduce_range=True
+        write_onnx_graph(tmp_path / "f32.onnx"), tmp_path / "int8.onnx", Images(), per_channel=True, reduce_range=True
     )
-    asked = picture()
-    answer = Segmenter.load(bring(tmp_path / "int8.onnx"), precision="f32").segment(asked).labels
-    assert agreement(answer, alone(tmp_path / "int8.onnx", asked)) >= 0.999
+    asked = scene_image()
+    answer = Segmenter.load(import_bundle(tmp_path / "int8.onnx"), precision="f32").segment(asked).labels
+    assert agreement(answer, reference_labels(tmp_path / "int8.onnx", asked)) >= 0.999
 
 
-def test_a_graph_older_than_resize_is_brought_forward(bring: Callable[..., Bundle], tmp_path: Path) -> None:
-    drawing = Drawing()
-    first = drawing.weight(np.random.default_rng(0).normal(0, 1, (4, 3, 8, 8)))
-    drawing.node("Conv", "x", first, out="y", kernel_shape=[8, 8], strides=[8, 8])
+def test_a_graph_older_than_resize_is_brought_forward(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    drawing = GraphBuilder()
+    first = drawing.add_weight(np.random.default_rng(0).normal(0, 1, (4, 3, 8, 8)))
+    drawing.add_node("Conv", "x", first, out="y", kernel_shape=[8, 8], strides=[8, 8])
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "h", "w"])
-    file = save(tmp_path / "old.onnx", drawing, entry, [out], opset=9)
+    file = save_graph(tmp_path / "old.onnx", drawing, entry, [out], opset=9)
     model = onnx.load(file)
     model.ir_version = 3  # weights were inputs then
     model.graph.input.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, [4, 3, 8, 8]))
     onnx.checker.check_model(model)
     onnx.save(model, file)
-    asked = picture()
-    answer = Segmenter.load(bring(file), precision="f32").segment(asked).labels
-    assert agreement(answer, alone(file, asked)) >= 0.999
+    asked = scene_image()
+    answer = Segmenter.load(import_bundle(file), precision="f32").segment(asked).labels
+    assert agreement(answer, reference_labels(file, asked)) >= 0.999

@@ -14,63 +14,63 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from models.bundle import MODEL
-from models.engines.openvino_engine import core
-from models.errors import BrokenImage, BundleError, DataError, EngineError
+from models.bundle import MODEL_FILE
+from models.engines.openvino_engine import get_core
+from models.errors import BundleError, CorruptImageError, DataError, EngineError
 from models.imaging.decode import RGB
 from models.inference.segmenter import agreement
 from models.spec import ClassInfo
-from tests.fixtures_bundles import CLASSES, drawing
-from tests.test_no_telemetry import WATCH
+from tests.fixtures_bundles import CLASSES, synthetic_image
+from tests.test_no_telemetry import AUDIT_HOOK
 from training.freezing import quantise as room
-from training.freezing.quantise import paid, quantise
-from training.metrics.confusion import Confusion
+from training.freezing.quantise import miou_drop_message, quantise
+from training.metrics.confusion import ConfusionMatrix
 
 ROOT = Path(__file__).parents[3]
 NAMES = ["sky", "road", "car", "pole"]
-ENTRIES = [ClassInfo(name=name, rgb=(place, 0, 0)) for place, name in enumerate(NAMES)]
-Ask = Callable[[NDArray[np.uint8]], Any]
+CLASS_INFOS = [ClassInfo(name=name, rgb=(place, 0, 0)) for place, name in enumerate(NAMES)]
+InferFunction = Callable[[NDArray[np.uint8]], Any]
 
 
-def canvases(count: int = 4) -> Iterator[RGB]:
-    return (drawing(128, 192, seed) for seed in range(count))
+def calibration_images(count: int = 4) -> Iterator[RGB]:
+    return (synthetic_image(128, 192, seed) for seed in range(count))
 
 
-def ask(model: Path) -> Ask:
+def compile_model(model: Path) -> InferFunction:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = core().compile_model(model, "CPU", settings)
+    compiled = get_core().compile_model(model, "CPU", settings)
     return lambda images: compiled({"images": images})
 
 
 @pytest.fixture(scope="module")
-def int8(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("int8") / "model.int8.xml"
-    quantise(tiny_bundle / MODEL, canvases(), target)
+    quantise(tiny_bundle / MODEL_FILE, calibration_images(), target)
     return target
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (1, 192, 128), (3, 128, 192)])
-def test_the_ir_keeps_the_contract_at_any_size_and_batch(shape: tuple[int, int, int], int8: Path) -> None:
+def test_the_ir_keeps_the_contract_at_any_size_and_batch(shape: tuple[int, int, int], int8_model: Path) -> None:
     batch, height, width = shape
-    answer = ask(int8)(np.stack([drawing(height, width, seed) for seed in range(batch)]))
+    answer = compile_model(int8_model)(np.stack([synthetic_image(height, width, seed) for seed in range(batch)]))
 
     labels, logits = answer["labels"], answer["logits"]
     assert labels.dtype == np.uint8 and labels.shape == shape
     assert logits.dtype == np.float32 and logits.shape == (batch, CLASSES, height // 8, width // 8)
 
 
-def test_inputs_and_outputs_are_the_graphs_own(int8: Path, tiny_bundle: Path) -> None:
+def test_inputs_and_outputs_are_the_graphs_own(int8_model: Path, tiny_bundle: Path) -> None:
     def doors(path: Path) -> list[tuple[str, str, str]]:
-        graph = core().read_model(path)
+        graph = get_core().read_model(path)
         ports = [*graph.inputs, *graph.outputs]
         return [(port.any_name, str(port.element_type), str(port.partial_shape)) for port in ports]
 
-    assert doors(int8) == doors(tiny_bundle / MODEL)
+    assert doors(int8_model) == doors(tiny_bundle / MODEL_FILE)
 
 
-def test_most_labels_are_those_of_float(int8: Path, tiny_bundle: Path) -> None:
-    picture = drawing(192, 256, seed=99)[None]
-    expected, got = (ask(path)(picture) for path in (tiny_bundle / MODEL, int8))
+def test_most_labels_are_those_of_float(int8_model: Path, tiny_bundle: Path) -> None:
+    image = synthetic_image(192, 256, seed=99)[None]
+    expected, got = (compile_model(path)(image) for path in (tiny_bundle / MODEL_FILE, int8_model))
 
     # Random weights are the hard case: their scores are near each other. A trained network kept 99.8%.
     assert agreement(got["labels"][0], expected["labels"][0]) > 0.9
@@ -78,8 +78,8 @@ def test_most_labels_are_those_of_float(int8: Path, tiny_bundle: Path) -> None:
     assert float(np.abs(got["logits"] - expected["logits"]).mean()) < 0.1 * spread
 
 
-def test_every_convolution_has_8_bit_weights(int8: Path, tiny_bundle: Path) -> None:
-    nodes = core().read_model(int8).get_ops()
+def test_every_convolution_has_8_bit_weights(int8_model: Path, tiny_bundle: Path) -> None:
+    nodes = get_core().read_model(int8_model).get_ops()
     wide = [
         node.get_friendly_name()
         for node in nodes
@@ -91,33 +91,33 @@ def test_every_convolution_has_8_bit_weights(int8: Path, tiny_bundle: Path) -> N
 
     assert wide == []  # biases and scales stay float
     assert sum(node.get_element_type() == openvino.Type.i8 for node in nodes if node.get_type_name() == "Constant") > 20
-    assert int8.with_suffix(".bin").stat().st_size < 0.3 * (tiny_bundle / MODEL).stat().st_size
+    assert int8_model.with_suffix(".bin").stat().st_size < 0.3 * (tiny_bundle / MODEL_FILE).stat().st_size
 
 
-def test_the_same_pictures_give_the_same_bytes(int8: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_bytes(int8_model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.xml"
-    quantise(tiny_bundle / MODEL, canvases(), again)
+    quantise(tiny_bundle / MODEL_FILE, calibration_images(), again)
 
-    assert again.read_bytes() == int8.read_bytes()
-    assert again.with_suffix(".bin").read_bytes() == int8.with_suffix(".bin").read_bytes()
+    assert again.read_bytes() == int8_model.read_bytes()
+    assert again.with_suffix(".bin").read_bytes() == int8_model.with_suffix(".bin").read_bytes()
 
 
-def test_no_path_stands_in_the_ir(int8: Path, tiny_bundle: Path) -> None:
-    text = int8.read_text()
+def test_no_path_stands_in_the_ir(int8_model: Path, tiny_bundle: Path) -> None:
+    text = int8_model.read_text()
 
-    for folder in (tiny_bundle, int8.parent, ROOT, Path.home(), Path(sys.prefix)):
+    for folder in (tiny_bundle, int8_model.parent, ROOT, Path.home(), Path(sys.prefix)):
         assert str(folder) not in text
-    assert MODEL not in text
+    assert MODEL_FILE not in text
 
 
-def test_pictures_are_drawn_one_at_a_time_and_no_more_than_needed(
+def test_images_are_drawn_one_at_a_time_and_no_more_than_needed(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "CALIBRATION", 2)
-    pictures = canvases(5)
-    quantise(tiny_bundle / MODEL, pictures, tmp_path / "few.xml")
+    monkeypatch.setattr(room, "NUM_CALIBRATION_IMAGES", 2)
+    images = calibration_images(5)
+    quantise(tiny_bundle / MODEL_FILE, images, tmp_path / "few.xml")
 
-    assert len(list(pictures)) == 3
+    assert len(list(images)) == 3
 
 
 def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -126,11 +126,11 @@ def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, 
         "from pathlib import Path\n"
         "from training.freezing.quantise import quantise\n"
         "import numpy as np\n"
-        f"quantise(Path({str(tiny_bundle / MODEL)!r}), [np.zeros((64, 64, 3), np.uint8)], Path('model.int8.xml'))\n"
+        f"quantise(Path({str(tiny_bundle / MODEL_FILE)!r}), [np.zeros((64, 64, 3), np.uint8)], Path('model.int8.xml'))\n"
         "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
         "signal.raise_signal(signal.SIGUSR1)\n"  # two of OpenVINO's cores, closed in the wrong order, die of this
     )
-    (tmp_path / "sitecustomize.py").write_text(WATCH)
+    (tmp_path / "sitecustomize.py").write_text(AUDIT_HOOK)
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
@@ -143,18 +143,18 @@ def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, 
     assert (tmp_path / "model.int8.bin").is_file()
 
 
-def test_no_picture_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="needs pictures to calibrate on"):
-        quantise(tiny_bundle / MODEL, [], tmp_path / "none.xml")
+def test_no_image_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="needs images to calibrate on"):
+        quantise(tiny_bundle / MODEL_FILE, [], tmp_path / "none.xml")
 
 
-def test_a_picture_that_cannot_be_read_is_its_own_error(tiny_bundle: Path, tmp_path: Path) -> None:
-    def pictures() -> Iterator[RGB]:
-        yield drawing(64, 64)
-        raise BrokenImage("the second")
+def test_an_image_that_cannot_be_read_is_its_own_error(tiny_bundle: Path, tmp_path: Path) -> None:
+    def images() -> Iterator[RGB]:
+        yield synthetic_image(64, 64)
+        raise CorruptImageError("the second")
 
-    with pytest.raises(BrokenImage, match="the second"):
-        quantise(tiny_bundle / MODEL, pictures(), tmp_path / "none.xml")
+    with pytest.raises(CorruptImageError, match="the second"):
+        quantise(tiny_bundle / MODEL_FILE, images(), tmp_path / "none.xml")
 
 
 def test_a_graph_with_nothing_to_quantise_is_an_error(tmp_path: Path) -> None:
@@ -175,14 +175,14 @@ def test_a_graph_with_nothing_to_quantise_is_an_error(tmp_path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "empty.onnx")
 
     with pytest.raises(BundleError, match=r"empty\.onnx cannot be quantised to int8"):
-        quantise(tmp_path / "empty.onnx", [drawing(64, 64)], tmp_path / "empty.xml")
+        quantise(tmp_path / "empty.onnx", [synthetic_image(64, 64)], tmp_path / "empty.xml")
     assert not (tmp_path / "empty.xml").exists()
 
 
 def test_a_file_that_is_no_graph_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"no graph")
     with pytest.raises(BundleError, match=r"broken\.onnx cannot be quantised") as caught:
-        quantise(tmp_path / "broken.onnx", [drawing(64, 64)], tmp_path / "out.xml")
+        quantise(tmp_path / "broken.onnx", [synthetic_image(64, 64)], tmp_path / "out.xml")
     assert "\n" not in str(caught.value)
 
 
@@ -191,7 +191,7 @@ def test_without_nncf_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
     with pytest.raises(EngineError, match=r"int8 needs NNCF.*\[train\]"):
-        quantise(tiny_bundle / MODEL, canvases(), tmp_path / "out.xml")
+        quantise(tiny_bundle / MODEL_FILE, calibration_images(), tmp_path / "out.xml")
 
 
 def test_importing_the_room_imports_no_nncf() -> None:
@@ -199,9 +199,9 @@ def test_importing_the_room_imports_no_nncf() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-def confusion(*hits: int) -> Confusion:
+def make_matrix(*hits: int) -> ConfusionMatrix:
     """100 pixels a class, of which so many are right; the rest are void, no class's false alarm."""
-    matrix = Confusion(len(hits))
+    matrix = ConfusionMatrix(len(hits))
     for label, hit in enumerate(hits):
         answer = np.full((1, 100), 255, np.uint8)
         answer[0, :hit] = label
@@ -210,12 +210,12 @@ def confusion(*hits: int) -> Confusion:
 
 
 def test_within_the_limit_nobody_paid() -> None:
-    assert paid(confusion(90, 80, 70, 60), confusion(90, 80, 70, 59), ENTRIES, 0.5) is None
-    assert paid(confusion(50, 50, 50, 50), confusion(60, 60, 60, 60), ENTRIES, 0.0) is None
+    assert miou_drop_message(make_matrix(90, 80, 70, 60), make_matrix(90, 80, 70, 59), CLASS_INFOS, 0.5) is None
+    assert miou_drop_message(make_matrix(50, 50, 50, 50), make_matrix(60, 60, 60, 60), CLASS_INFOS, 0.0) is None
 
 
 def test_past_the_limit_the_worst_three_are_named_worst_first() -> None:
-    said = paid(confusion(90, 80, 70, 60), confusion(89, 75, 72, 20), ENTRIES, 0.5)
+    said = miou_drop_message(make_matrix(90, 80, 70, 60), make_matrix(89, 75, 72, 20), CLASS_INFOS, 0.5)
     assert said == (
         "int8 loses 11.00 points of mIoU (75.00 -> 64.00); 0.5 are allowed, so it is left out. "
         "IoU of the classes that paid most: pole 0.600 -> 0.200, road 0.800 -> 0.750, sky 0.900 -> 0.890."
@@ -223,12 +223,12 @@ def test_past_the_limit_the_worst_three_are_named_worst_first() -> None:
 
 
 def test_a_class_that_int8_alone_brings_in_has_paid() -> None:
-    before, after = confusion(100, 100, 0, 0), confusion(100, 100, 0, 0)
+    before, after = make_matrix(100, 100, 0, 0), make_matrix(100, 100, 0, 0)
     for matrix, answer in ((before, 0), (after, 3)):
-        few = Confusion(4)
-        few.pixels[:2] = confusion(100, 100, 0, 0).pixels[:2]
+        few = ConfusionMatrix(4)
+        few.full_counts[:2] = make_matrix(100, 100, 0, 0).full_counts[:2]
         few.add(np.zeros((1, 10), np.uint8), np.full((1, 10), answer, np.uint8))
-        matrix.pixels[:] = few.pixels
+        matrix.full_counts[:] = few.full_counts
 
-    said = paid(before, after, ENTRIES, 0.5)
+    said = miou_drop_message(before, after, CLASS_INFOS, 0.5)
     assert said is not None and "pole absent -> 0.000, sky 1.000 ->" in said and "car" not in said

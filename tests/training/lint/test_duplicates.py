@@ -5,48 +5,48 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.synthetic import draw
-from training.lint import Report, lint
-from training.lint.duplicates import NEAR, near_pairs
+from training.data.synthetic import generate_dataset
+from training.lint import LintReport, lint
+from training.lint.duplicates import MAX_HAMMING_DISTANCE, near_pairs
 
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    draw(tmp_path / "shapes", counts={"train": 12, "val": 6, "test": 6})
+    generate_dataset(tmp_path / "shapes", counts={"train": 12, "val": 6, "test": 6})
     return tmp_path / "shapes"
 
 
-def told(report: Report, kind: str) -> list[str]:
+def finding_details(report: LintReport, kind: str) -> list[str]:
     return [finding.detail for finding in report.findings if finding.kind == kind]
 
 
-TWINS = (
-    "same picture in two splits",
+DUPLICATE_KINDS = (
+    "same image in two splits",
     "near duplicates in two splits",
-    "same picture twice",
-    "same picture, other masks",
+    "same image twice",
+    "same image, other masks",
 )
 
 
-def test_pictures_that_differ_are_no_twins(shapes: Path) -> None:
+def test_images_that_differ_are_no_twins(shapes: Path) -> None:
     report = lint(shapes)
-    assert [told(report, kind) for kind in TWINS] == [[], [], [], []]
+    assert [finding_details(report, kind) for kind in DUPLICATE_KINDS] == [[], [], [], []]
 
 
 def test_the_same_pixels_in_two_splits_are_told_whatever_the_file(shapes: Path) -> None:
     Image.open(shapes / "images/train/train_0003.jpg").save(shapes / "images/val/val_0002.png")
     (shapes / "images/val/val_0002.jpg").unlink()
     report = lint(shapes)
-    (detail,) = told(report, "same picture in two splits")
+    (detail,) = finding_details(report, "same image in two splits")
     assert "train_0003.jpg (train)" in detail and "val_0002.png (val)" in detail
-    assert told(report, "near duplicates in two splits") == []  # told once
+    assert finding_details(report, "near duplicates in two splits") == []  # told once
 
 
-def test_a_picture_saved_anew_in_another_split_is_near(shapes: Path) -> None:
-    picture = Image.open(shapes / "images/train/train_0005.jpg").resize((150, 112))
-    picture.save(shapes / "images/test/test_0001.jpg", quality=50)
+def test_an_image_saved_anew_in_another_split_is_near(shapes: Path) -> None:
+    image = Image.open(shapes / "images/train/train_0005.jpg").resize((150, 112))
+    image.save(shapes / "images/test/test_0001.jpg", quality=50)
     Image.new("L", (150, 112)).save(shapes / "masks/test/test_0001.png")
-    (detail,) = told(lint(shapes), "near duplicates in two splits")
+    (detail,) = finding_details(lint(shapes), "near duplicates in two splits")
     assert "train_0005.jpg (train)" in detail and "test_0001.jpg (test)" in detail
 
 
@@ -55,28 +55,26 @@ def test_copies_within_train_are_told_with_masks_that_differ(shapes: Path) -> No
         shutil.copy(shapes / "images/train/train_0001.jpg", shapes / f"images/train/{copy}.jpg")
         shutil.copy(shapes / f"masks/train/{mask}.png", shapes / f"masks/train/{copy}.png")
     report = lint(shapes)
-    assert len(told(report, "same picture, other masks")) == 1
+    assert len(finding_details(report, "same image, other masks")) == 1
     (shapes / "images/train/other.jpg").unlink()
     (shapes / "masks/train/other.png").unlink()
-    assert len(told(lint(shapes), "same picture twice")) == 1
+    assert len(finding_details(lint(shapes), "same image twice")) == 1
 
 
-def test_flat_pictures_are_not_all_alike(shapes: Path) -> None:
+def test_flat_images_are_not_all_alike(shapes: Path) -> None:
     for place, file in enumerate([*(shapes / "images/train").iterdir(), *(shapes / "images/val").iterdir()]):
         Image.new("RGB", (192, 144), (place, place, place)).save(file)
     report = lint(shapes)
-    assert told(report, "near duplicates in two splits") == []
-    assert told(report, "near duplicates within a split") == []
+    assert finding_details(report, "near duplicates in two splits") == []
+    assert finding_details(report, "near duplicates within a split") == []
 
 
 def test_frames_of_a_video_within_a_split_are_one_note(shapes: Path) -> None:
     for index in (1, 2, 3):
-        picture = np.asarray(Image.open(shapes / "images/train/train_0000.jpg"))
-        Image.fromarray(np.roll(picture, index, axis=1)).save(
-            shapes / f"images/train/train_{index:04d}.jpg", quality=95
-        )
-    (detail,) = told(lint(shapes), "near duplicates within a split")
-    assert detail.startswith("4 of the 12 pictures of train")
+        image = np.asarray(Image.open(shapes / "images/train/train_0000.jpg"))
+        Image.fromarray(np.roll(image, index, axis=1)).save(shapes / f"images/train/train_{index:04d}.jpg", quality=95)
+    (detail,) = finding_details(lint(shapes), "near duplicates within a split")
+    assert detail.startswith("4 of the 12 images of train")
 
 
 def test_near_pairs_are_all_pairs_within_the_distance() -> None:
@@ -88,7 +86,7 @@ def test_near_pairs_are_all_pairs_within_the_distance() -> None:
             flipped[place] ^= np.uint64(1 << int(bit))
     values = np.unique(np.concatenate([values, flipped]))
     apart = np.bitwise_count(values[:, None] ^ values[None])
-    one, two = np.nonzero(np.triu(apart <= NEAR, 1))
+    one, two = np.nonzero(np.triu(apart <= MAX_HAMMING_DISTANCE, 1))
     pairs, bits = near_pairs(values)
     assert pairs.tolist() == np.stack([one, two], axis=1).tolist()
     assert bits.tolist() == apart[one, two].tolist()
@@ -100,5 +98,5 @@ def test_a_hundred_thousand_that_are_all_alike_end() -> None:
     values = np.unique(
         np.uint64(0x0F0F) ^ (np.uint64(1) << random.integers(0, 64, (100_000, 3), dtype=np.uint64)).sum(axis=1)
     )
-    pairs, _ = near_pairs(values, most=1000)
+    pairs, _ = near_pairs(values, max_pairs=1000)
     assert 1000 <= len(pairs) < 500_000

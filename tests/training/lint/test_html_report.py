@@ -11,42 +11,42 @@ from PIL import Image
 from rich.console import Console
 
 from models.errors import DataError
-from training.data.dataset import Samples
-from training.data.mask_decoding import Values
-from training.data.synthetic import CLASSES, draw
+from training.data.dataset import SegmentationDataset
+from training.data.mask_decoding import RawMask
+from training.data.synthetic import CLASSES, generate_dataset
 from training.lint import lint
-from training.lint.html_report import write_page
-from training.lint.stats import show_stats, stats
-from training.lint.thumbnails import SIDE, STRANGE, shown_labels
+from training.lint.html_report import write_html_report
+from training.lint.stats import dataset_stats, print_stats
+from training.lint.thumbnails import THUMBNAIL_SIDE, UNKNOWN_LABEL, thumbnail_labels
 
-EVIL = '<img src=x onerror=alert(1)>&"'
+HTML_INJECTION = '<img src=x onerror=alert(1)>&"'
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
-def bad(tmp_path: Path) -> Path:
+def broken_dataset(tmp_path: Path) -> Path:
     """A file of most kinds that is wrong."""
     root = tmp_path / "set"
-    draw(root, counts={"train": 10, "val": 4})
-    pictures, masks = root / "images/train", root / "masks/train"
-    (pictures / "train_0000.jpg").write_bytes(b"broken")
+    generate_dataset(root, counts={"train": 10, "val": 4})
+    images, masks = root / "images/train", root / "masks/train"
+    (images / "train_0000.jpg").write_bytes(b"broken")
     (masks / "train_0001.png").write_bytes(b"")
     Image.new("L", (70, 30), 1).save(masks / "train_0002.png")
     (masks / "train_0003.png").unlink()
-    (pictures / "train_0004.jpg").rename(pictures / f"{EVIL}.jpg")
+    (images / "train_0004.jpg").rename(images / f"{HTML_INJECTION}.jpg")
     (masks / "train_0004.png").unlink()
-    Image.new("L", (192, 144), 77).save(masks / f"{EVIL}.png")
-    Image.open(pictures / "train_0005.jpg").save(root / "images/val/val_0001.jpg", quality=60)
+    Image.new("L", (192, 144), 77).save(masks / f"{HTML_INJECTION}.png")
+    Image.open(images / "train_0005.jpg").save(root / "images/val/val_0001.jpg", quality=60)
     with (root / "classes.csv").open("a") as file:
         file.write("<b>bold</b>,1,2,3\n")
     return root
 
 
-class Tags(HTMLParser):
+class TagCollector(HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -55,23 +55,23 @@ class Tags(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def page(root: Path, target: Path) -> tuple[str, list[tuple[str, dict[str, str | None]]]]:
-    write_page(target, lint(root), root)
+def render_page(root: Path, target: Path) -> tuple[str, list[tuple[str, dict[str, str | None]]]]:
+    write_html_report(target, lint(root), root)
     text = target.read_text(encoding="utf-8")
-    parser = Tags()
+    parser = TagCollector()
     parser.feed(text)
     return text, parser.tags
 
 
-def test_names_of_files_and_classes_are_escaped(bad: Path, tmp_path: Path) -> None:
-    text, tags = page(bad, tmp_path / "page.html")
+def test_names_of_files_and_classes_are_escaped(broken_dataset: Path, tmp_path: Path) -> None:
+    text, tags = render_page(broken_dataset, tmp_path / "page.html")
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert not any("onerror" in attributes or attributes.get("src") == "x" for _, attributes in tags)
     assert "&lt;b&gt;bold&lt;/b&gt;" in text and "<b>bold" not in text
 
 
-def test_the_page_holds_everything_itself(bad: Path, tmp_path: Path) -> None:
-    text, tags = page(bad, tmp_path / "page.html")
+def test_the_page_holds_everything_itself(broken_dataset: Path, tmp_path: Path) -> None:
+    text, tags = render_page(broken_dataset, tmp_path / "page.html")
     addresses = [
         attributes.get("src") or attributes.get("href") or "" for tag, attributes in tags if tag in ("img", "a", "link")
     ]
@@ -81,44 +81,44 @@ def test_the_page_holds_everything_itself(bad: Path, tmp_path: Path) -> None:
     assert "default-src 'none'" in text
 
 
-def test_every_finding_is_on_the_page_and_the_links_lead_to_it(bad: Path, tmp_path: Path) -> None:
-    text, tags = page(bad, tmp_path / "page.html")
-    report = lint(bad)
-    for _, kind, findings in report.kinds():
+def test_every_finding_is_on_the_page_and_the_links_lead_to_it(broken_dataset: Path, tmp_path: Path) -> None:
+    text, tags = render_page(broken_dataset, tmp_path / "page.html")
+    report = lint(broken_dataset)
+    for _, kind, findings in report.findings_by_kind():
         assert f"{kind}: {len(findings)}" in text or f"</b> {kind}" in text
     places = {attributes.get("id") for _, attributes in tags}
     links = [str(attributes["href"])[1:] for tag, attributes in tags if tag == "a"]
     assert set(links) <= places
-    assert len(links) == len(report.kinds()) + 2
+    assert len(links) == len(report.findings_by_kind()) + 2
 
 
-def test_twins_stand_side_by_side(bad: Path, tmp_path: Path) -> None:
-    text, _ = page(bad, tmp_path / "page.html")
+def test_twins_stand_side_by_side(broken_dataset: Path, tmp_path: Path) -> None:
+    text, _ = render_page(broken_dataset, tmp_path / "page.html")
     card = text[text.index("near duplicates in two splits: 1") :].split("</figure>")[0]
     assert card.count('class="photo"') == 2
     assert "train_0005 (train)" in card and "val_0001 (val)" in card
 
 
 def test_a_good_set_says_so(tmp_path: Path) -> None:
-    draw(tmp_path / "s", counts={"train": 40, "val": 12})
+    generate_dataset(tmp_path / "s", counts={"train": 40, "val": 12})
     report = lint(tmp_path / "s")
     report.findings = []
-    write_page(tmp_path / "page.html", report, tmp_path / "s")
+    write_html_report(tmp_path / "page.html", report, tmp_path / "s")
     assert "Nothing is wrong." in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_a_page_that_cannot_be_written_is_a_sentence(bad: Path, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_a_sentence(broken_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be written"):
-        write_page(tmp_path / "none/page.html", lint(bad), bad)
+        write_html_report(tmp_path / "none/page.html", lint(broken_dataset), broken_dataset)
 
 
 def test_labels_on_the_page_are_classes_void_or_strange() -> None:
-    array = np.zeros((3, SIDE * 2), np.uint8)
-    array[:, SIDE:] = 9
+    array = np.zeros((3, THUMBNAIL_SIDE * 2), np.uint8)
+    array[:, THUMBNAIL_SIDE:] = 9
     array[0] = 255
-    labels = shown_labels(Values(array), Samples([], CLASSES))
-    assert labels.shape == (2, SIDE)
-    assert np.unique(labels).tolist() == [0, STRANGE, 255]
+    labels = thumbnail_labels(RawMask(array), SegmentationDataset([], CLASSES))
+    assert labels.shape == (2, THUMBNAIL_SIDE)
+    assert np.unique(labels).tolist() == [0, UNKNOWN_LABEL, 255]
 
 
 def test_stats_count_what_is_there(tmp_path: Path) -> None:
@@ -130,16 +130,16 @@ def test_stats_count_what_is_there(tmp_path: Path) -> None:
             array = labels if kind == "masks" else np.repeat(labels[:, :, None] * 50, 3, axis=2)
             Image.fromarray(array).save(tmp_path / "s" / split / kind / f"{index}.png")
     (tmp_path / "s/classes.csv").write_text("ground\nstripe\n")
-    told = stats(lint(tmp_path / "s", splits=("train",)))
+    told = dataset_stats(lint(tmp_path / "s", splits=("train",)))
     train = told["splits"]["train"]
-    assert train["sizes"] == {"smallest": [40, 60], "median": [40, 80], "largest": [100, 200], "different": 3}
+    assert train["sizes"] == {"smallest": [40, 60], "median": [40, 80], "largest": [100, 200], "distinct": 3}
     assert train["formats"] == {"PNG": 3} and train["masks"] == {"PNG grey": 3}
     stripe = told["classes"][1]
     assert stripe["width"] == 4.0
-    assert stripe["pictures"] == {"train": 3}
-    assert stripe["share"]["train"] == pytest.approx(4 * 180 / (2400 + 3200 + 20000), abs=1e-6)
+    assert stripe["images"] == {"train": 3}
+    assert stripe["fraction"]["train"] == pytest.approx(4 * 180 / (2400 + 3200 + 20000), abs=1e-6)
     assert json.loads(json.dumps(told)) == told
     console = Console(file=io.StringIO(), width=80)
-    show_stats(told, console)
+    print_stats(told, console)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "80 x 40" in text and "stripe" in text

@@ -12,38 +12,46 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from models.errors import BundleError, ConfigError
-from models.spec import VOID, ClassInfo
+from models.spec import IGNORE_INDEX, ClassInfo
 from training.config_io import load_config
-from training.data.synthetic import draw
-from training.engine.checkpoint import read
-from training.engine.model_factory import read_run
-from training.lint import Measure, Report, lint
+from training.data.synthetic import generate_dataset
+from training.engine.checkpoint import read_checkpoint
+from training.engine.model_factory import read_run_metadata
+from training.lint import LabelStats, LintReport, lint
 from training.plan import make_plan
 from training.plan.budget import (
-    LADDER,
-    Trials,
+    ENCODER_LADDER,
+    StepProfiler,
     choose_batch,
+    choose_caching,
+    choose_duration,
     choose_encoder,
-    choose_keeping,
-    choose_length,
     choose_workers,
-    fitting,
+    shrink_batch_to_fit,
 )
-from training.plan.fingerprint import Survey
-from training.plan.plan_io import save_plan, show_plan
-from training.plan.profiling import Machine, bytes_a_picture, free_memory, seconds_a_step
-from training.plan.rules import AREA, Plan, choose_augmentation, choose_crop, choose_loss, choose_optimiser, choose_view
-from training.run_folder import LAST
-from training.train import plan as plan_training
+from training.plan.fingerprint import DatasetFingerprint
+from training.plan.plan_io import print_plan, save_plan
+from training.plan.profiling import MachineProfile, activation_bytes_per_image, free_memory, measure_step_seconds
+from training.plan.rules import (
+    MAX_CROP_AREA,
+    Plan,
+    choose_augmentation,
+    choose_crop,
+    choose_input_rule,
+    choose_loss,
+    choose_optimiser,
+)
+from training.run_folder import LAST_CHECKPOINT
+from training.train import plan_training as plan_training
 from training.train import train
 
-CPU = Machine("cpu", "2 CPU cores", 2, 8 * 2**30, False)
-GPU = Machine("cuda", "a GPU", 16, 80 * 2**30, True)
+CPU = MachineProfile("cpu", "2 CPU cores", 2, 8 * 2**30, False)
+GPU = MachineProfile("cuda", "a GPU", 16, 80 * 2**30, True)
 SILENT = Console(quiet=True)
 SMALL = {"encoder": "tu-test_resnet", "head": "linear"}
 
 
-def measure(labels: np.ndarray) -> Measure:
+def measure_mask(labels: np.ndarray) -> LabelStats:
     """What the lint measures of a mask, in the plainest way."""
     height, width = labels.shape
     edge = np.zeros(labels.shape, bool)
@@ -55,17 +63,17 @@ def measure(labels: np.ndarray) -> Measure:
     rows, columns = (np.s_[: height // 2], np.s_[height // 2 :]), (np.s_[: width // 2], np.s_[width // 2 :])
     quarters = [[[(labels[r, c] == label).sum() for c in columns] for r in rows] for label in present]
     edges = [(edge & (labels == label)).sum() for label in present]
-    return Measure((height, width), present.astype(np.int64), np.array(quarters), np.array(edges))
+    return LabelStats((height, width), present.astype(np.int64), np.array(quarters), np.array(edges))
 
 
-def report(masks: list[np.ndarray], classes: int = 2, val: int = 4) -> Report:
-    found = Report([ClassInfo(name=f"class{label}", rgb=(label, 0, 0)) for label in range(classes)])
-    found.pictures = {"train": len(masks), "val": val}
-    found.measures = [measure(mask) for mask in masks]
+def make_report(masks: list[np.ndarray], classes: int = 2, val: int = 4) -> LintReport:
+    found = LintReport([ClassInfo(name=f"class{label}", rgb=(label, 0, 0)) for label in range(classes)])
+    found.image_counts = {"train": len(masks), "val": val}
+    found.train_label_stats = [measure_mask(mask) for mask in masks]
     return found
 
 
-def strips(size: tuple[int, int], width: int, count: int = 20, across: bool = False) -> list[np.ndarray]:
+def strip_masks(size: tuple[int, int], width: int, count: int = 20, across: bool = False) -> list[np.ndarray]:
     """Masks with one strip of class 1 each, anywhere; upright or lying."""
     random, masks = np.random.default_rng(0), []
     for _ in range(count):
@@ -76,14 +84,14 @@ def strips(size: tuple[int, int], width: int, count: int = 20, across: bool = Fa
     return masks
 
 
-def chosen(masks: list[np.ndarray], machine: Machine = CPU, classes: int = 2, **wishes: object) -> Plan:
+def plan_for_masks(masks: list[np.ndarray], machine: MachineProfile = CPU, classes: int = 2, **wishes: object) -> Plan:
     """All that is chosen without trying the machine."""
-    return chosen_for(Survey.of(report(masks, classes)), machine, **wishes)
+    return plan_for_fingerprint(DatasetFingerprint.from_report(make_report(masks, classes)), machine, **wishes)
 
 
-def chosen_for(survey: Survey, machine: Machine, **wishes: object) -> Plan:
+def plan_for_fingerprint(survey: DatasetFingerprint, machine: MachineProfile, **wishes: object) -> Plan:
     plan = Plan(dict(wishes))
-    choose_view(plan, survey, machine)
+    choose_input_rule(plan, survey, machine)
     choose_crop(plan, survey, machine)
     choose_augmentation(plan, survey)
     choose_loss(plan, survey)
@@ -94,24 +102,24 @@ def chosen_for(survey: Survey, machine: Machine, **wishes: object) -> Plan:
 
 @pytest.mark.parametrize("width", [2, 4, 9, 30])
 def test_the_width_of_strips_is_read_off_their_edges(width: int) -> None:
-    survey = Survey.of(report(strips((100, 120), width)))
-    assert survey.widths[1] == pytest.approx(width)
-    assert survey.thin == survey.typical == pytest.approx(width)
-    assert survey.shares[1] == pytest.approx(width / 120)
-    assert survey.size == (100, 120)
+    survey = DatasetFingerprint.from_report(make_report(strip_masks((100, 120), width)))
+    assert survey.class_widths[1] == pytest.approx(width)
+    assert survey.min_class_width == survey.median_class_width == pytest.approx(width)
+    assert survey.pixel_fractions[1] == pytest.approx(width / 120)
+    assert survey.median_size == (100, 120)
 
 
 def test_void_is_no_class_and_an_absent_class_has_no_width() -> None:
-    masks = strips((60, 80), 6)
+    masks = strip_masks((60, 80), 6)
     for mask in masks:
-        mask[:, :10] = VOID
-    survey = Survey.of(report(masks, classes=3))
-    assert survey.shares.sum() == pytest.approx(1)
-    assert np.isnan(survey.widths[2])
-    assert survey.held[2] == 0
+        mask[:, :10] = IGNORE_INDEX
+    survey = DatasetFingerprint.from_report(make_report(masks, classes=3))
+    assert survey.pixel_fractions.sum() == pytest.approx(1)
+    assert np.isnan(survey.class_widths[2])
+    assert survey.image_fractions[2] == 0
 
 
-def above_and_below(count: int) -> list[np.ndarray]:
+def stacked_masks(count: int) -> list[np.ndarray]:
     random = np.random.default_rng(1)
     masks = [np.zeros((60, 80), np.uint8) for _ in range(count)]
     for mask in masks:
@@ -119,49 +127,51 @@ def above_and_below(count: int) -> list[np.ndarray]:
     return masks
 
 
-def test_classes_above_and_below_make_pictures_upright() -> None:
-    assert Survey.of(report(above_and_below(20))).upright
-    assert chosen(above_and_below(20))["vflip"] == 0
-    assert chosen(above_and_below(20))["input"] == "fit"
-    scattered = strips((360, 400), 6, across=True)
-    assert not Survey.of(report(scattered)).upright
-    assert chosen(scattered)["vflip"] == 0.5
-    assert chosen(scattered)["input"] == "native"
+def test_classes_above_and_below_make_images_upright() -> None:
+    assert DatasetFingerprint.from_report(make_report(stacked_masks(20))).vertically_asymmetric
+    assert plan_for_masks(stacked_masks(20))["vflip"] == 0
+    assert plan_for_masks(stacked_masks(20))["input"] == "fit"
+    scattered = strip_masks((360, 400), 6, across=True)
+    assert not DatasetFingerprint.from_report(make_report(scattered)).vertically_asymmetric
+    assert plan_for_masks(scattered)["vflip"] == 0.5
+    assert plan_for_masks(scattered)["input"] == "native"
 
 
-def test_few_pictures_are_taken_to_be_upright() -> None:
-    plan = chosen(strips((360, 400), 6, count=2, across=True))
-    assert "too few pictures to tell" in plan.choices["input"].why
-    assert "too few pictures to tell" in plan.choices["vflip"].why
-    assert Survey.of(report(strips((60, 80), 6, count=3, across=True))).upright
+def test_few_images_are_taken_to_be_upright() -> None:
+    plan = plan_for_masks(strip_masks((360, 400), 6, count=2, across=True))
+    assert "too few images to tell" in plan.settings["input"].reason
+    assert "too few images to tell" in plan.settings["vflip"].reason
+    assert DatasetFingerprint.from_report(
+        make_report(strip_masks((60, 80), 6, count=3, across=True))
+    ).vertically_asymmetric
 
 
 def test_a_class_on_one_side_forbids_mirroring() -> None:
-    masks = [mask.T.copy() for mask in above_and_below(20)]
-    assert Survey.of(report(masks)).sided
-    plan = chosen(masks)
+    masks = [mask.T.copy() for mask in stacked_masks(20)]
+    assert DatasetFingerprint.from_report(make_report(masks)).horizontally_asymmetric
+    plan = plan_for_masks(masks)
     assert plan["flip"] == 0
-    assert "left or right" in plan.choices["flip"].why
-    assert chosen(above_and_below(20))["flip"] == 0.5
+    assert "left or right" in plan.settings["flip"].reason
+    assert plan_for_masks(stacked_masks(20))["flip"] == 0.5
 
 
 @pytest.mark.parametrize(("grows", "rule"), [(True, "fit"), (False, "native")])
-def test_things_that_grow_with_their_pictures_are_brought_to_one_scale(grows: bool, rule: str) -> None:
+def test_things_that_grow_with_their_images_are_brought_to_one_scale(grows: bool, rule: str) -> None:
     masks = []
     for factor in (1, 2, 3, 4) * 6:
-        masks += strips((60 * factor, 80 * factor), 4 * factor if grows else 6, count=1, across=True)
+        masks += strip_masks((60 * factor, 80 * factor), 4 * factor if grows else 6, count=1, across=True)
         masks[-1] = np.roll(masks[-1], len(masks) * 7 * factor, axis=0)
-    survey = Survey.of(report(masks))
-    assert survey.follows == pytest.approx(1.0 if grows else 0.0, abs=0.2)
-    assert chosen(masks)["input"] == rule
+    survey = DatasetFingerprint.from_report(make_report(masks))
+    assert survey.width_exponent == pytest.approx(1.0 if grows else 0.0, abs=0.2)
+    assert plan_for_masks(masks)["input"] == rule
 
 
-def test_small_pictures_are_enlarged_and_large_ones_fit_the_machine() -> None:
-    small, large = strips((60, 80), 6, across=True), strips((600, 2000), 5)
-    assert (chosen(small)["input"], chosen(small)["side"]) == ("fit", 160)
-    assert chosen(small, GPU)["side"] == 160
-    assert chosen(strips((200, 240), 6, across=True))["side"] == 384
-    assert (chosen(large, input="fit")["side"], chosen(large, GPU, input="fit")["side"]) == (512, 1024)
+def test_small_images_are_enlarged_and_large_ones_fit_the_machine() -> None:
+    small, large = strip_masks((60, 80), 6, across=True), strip_masks((600, 2000), 5)
+    assert (plan_for_masks(small)["input"], plan_for_masks(small)["side"]) == ("fit", 160)
+    assert plan_for_masks(small, GPU)["side"] == 160
+    assert plan_for_masks(strip_masks((200, 240), 6, across=True))["side"] == 384
+    assert (plan_for_masks(large, input="fit")["side"], plan_for_masks(large, GPU, input="fit")["side"]) == (512, 1024)
 
 
 def test_wide_things_are_seen_at_a_lower_scale() -> None:
@@ -170,26 +180,26 @@ def test_wide_things_are_seen_at_a_lower_scale() -> None:
         mask = np.zeros((1500, 2000), np.uint8)
         mask[random.integers(0, 700) :][:800, random.integers(0, 900) :][:, :1000] = 1
         masks.append(mask)
-    plan = chosen(masks)
+    plan = plan_for_masks(masks)
     assert plan["input"] == "fit"
     assert plan["side"] == 384
-    assert "thinnest class is still" in plan.choices["side"].why
+    assert "thinnest class is still" in plan.settings["side"].reason
 
 
-def test_a_rare_class_on_few_pictures_gets_crops_of_its_own() -> None:
-    often, seldom = strips((400, 600), 5), strips((400, 600), 5)
+def test_a_rare_class_on_few_images_gets_crops_of_its_own() -> None:
+    often, seldom = strip_masks((400, 600), 5), strip_masks((400, 600), 5)
     for mask in seldom[2:]:
         mask[:] = 0
-    assert chosen(often)["balance"] == 0
-    assert chosen(seldom)["balance"] > 0
-    assert "chance" in chosen(seldom).choices["balance"].why
+    assert plan_for_masks(often)["class_balanced_crops"] == 0
+    assert plan_for_masks(seldom)["class_balanced_crops"] > 0
+    assert "chance" in plan_for_masks(seldom).settings["class_balanced_crops"].reason
 
 
 def test_what_was_said_stands_and_is_built_on() -> None:
-    plan = chosen(strips((400, 600), 5), crop=[64, 96], lr=0.5, input="fit", side=320)
+    plan = plan_for_masks(strip_masks((400, 600), 5), crop=[64, 96], lr=0.5, input="fit", side=320)
     assert (plan["crop"], plan["lr"], plan["side"]) == ((64, 96), 0.5, 320)
-    assert plan.choices["lr"].why == "as you said"
-    assert chosen(strips((400, 600), 5), weights="imagenet")["head_lr"] == 10
+    assert plan.settings["lr"].reason == "as you said"
+    assert plan_for_masks(strip_masks((400, 600), 5), weights="imagenet")["head_lr"] == 10
 
 
 @given(
@@ -201,34 +211,34 @@ def test_what_was_said_stands_and_is_built_on() -> None:
 @settings(max_examples=150, deadline=None)
 def test_any_measures_make_a_valid_plan(sizes: list[tuple[int, int]], classes: int, gpu: bool, seed: int) -> None:
     random = np.random.default_rng(seed)
-    found = report([], classes)
+    found = make_report([], classes)
     for height, width in sizes:
-        labels = np.unique(random.choice([*range(classes), VOID], 3))
+        labels = np.unique(random.choice([*range(classes), IGNORE_INDEX], 3))
         quarters = random.integers(0, height * width + 1, (len(labels), 2, 2))
         edges = random.integers(0, quarters.sum(axis=(1, 2)) + 1)
-        found.measures.append(Measure((height, width), labels, quarters, edges))
-    found.pictures = {"train": len(sizes), "val": 1}
-    machine, survey = GPU if gpu else CPU, Survey.of(found)
-    plan = chosen_for(survey, machine)
-    choose_length(plan, survey, Trials(classes, machine), 0.5)
+        found.train_label_stats.append(LabelStats((height, width), labels, quarters, edges))
+    found.image_counts = {"train": len(sizes), "val": 1}
+    machine, survey = GPU if gpu else CPU, DatasetFingerprint.from_report(found)
+    plan = plan_for_fingerprint(survey, machine)
+    choose_duration(plan, survey, StepProfiler(classes, machine), 0.5)
     config = plan.config()
     assert config.crop is not None
     height, width = config.crop
     assert height % 32 == width % 32 == 0
-    assert height * width <= AREA[machine.device] or min(height, width) == 32
+    assert height * width <= MAX_CROP_AREA[machine.device] or min(height, width) == 32
     assert config.batch >= 2
-    assert all(choice.why for choice in plan.choices.values())
+    assert all(choice.reason for choice in plan.settings.values())
 
 
-class Clock(Trials):
+class FakeProfiler(StepProfiler):
     """Trials of a machine of a given speed: a rung of the ladder takes twice as long as the one before."""
 
     def __init__(self, first: float) -> None:
         super().__init__(2, CPU)
-        self.first = first
+        self.base_seconds = first
 
-    def seconds(self, plan: Plan) -> float | None:
-        return self.first * 2 ** LADDER.index(plan["encoder"])
+    def step_seconds(self, plan: Plan) -> float | None:
+        return self.base_seconds * 2 ** ENCODER_LADDER.index(plan["encoder"])
 
 
 @pytest.mark.parametrize(
@@ -236,32 +246,32 @@ class Clock(Trials):
 )
 def test_the_encoder_grows_with_what_the_time_holds(first: float, minutes: float | None, rung: int) -> None:
     plan = Plan({"minutes": minutes} if minutes else {})
-    choose_batch(plan, Survey.of(report(strips((100, 120), 5))), CPU)
-    choose_encoder(plan, Clock(first))
-    assert plan["encoder"] == LADDER[rung]
+    choose_batch(plan, DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5))), CPU)
+    choose_encoder(plan, FakeProfiler(first))
+    assert plan["encoder"] == ENCODER_LADDER[rung]
 
 
 def test_a_batch_that_memory_does_not_hold_is_halved_and_accumulated() -> None:
     plan = Plan({**SMALL, "crop": [64, 64], "precision": "f32"})
-    machine = Machine("cpu", "a small machine", 2, 0, False)
-    choose_batch(plan, Survey.of(report(strips((100, 120), 5))), machine)
-    one = bytes_a_picture(plan.config(), 2, (64, 64))
-    roomy = Machine("cpu", "a small machine", 2, int(one * 4 / 0.6) + 1000, False)
-    assert fitting(plan, Trials(2, roomy)) > 0
+    machine = MachineProfile("cpu", "a small machine", 2, 0, False)
+    choose_batch(plan, DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5))), machine)
+    one = activation_bytes_per_image(plan.config(), 2, (64, 64))
+    roomy = MachineProfile("cpu", "a small machine", 2, int(one * 4 / 0.6) + 1000, False)
+    assert shrink_batch_to_fit(plan, StepProfiler(2, roomy)) > 0
     assert (plan["batch"], plan["accumulate"]) == (4, 2)
-    assert "free memory" in plan.choices["batch"].why
+    assert "free memory" in plan.settings["batch"].reason
     with pytest.raises(ConfigError, match=r"does not fit into the 0\.0 GiB"):
-        fitting(plan, Trials(2, machine))
+        shrink_batch_to_fit(plan, StepProfiler(2, machine))
 
 
 def test_what_a_step_keeps_is_counted_as_it_is() -> None:
-    """Against the tensors that a real step of two pictures saves."""
+    """Against the tensors that a real step of two images saves."""
     import torch
 
-    from training.plan.profiling import _network
+    from training.plan.profiling import _untrained_network
 
     config = load_config(None, ["encoder=resnet18", "dropout=0"])
-    network = _network(config, 3).train()
+    network = _untrained_network(config, 3).train()
     sizes: dict[int, int] = {}
     parameters = {value.untyped_storage().data_ptr() for value in network.parameters()}
 
@@ -274,7 +284,7 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
         kept = network.training_logits(torch.zeros(2, 3, 96, 96))
     real = sum(sizes.values()) / 2
     weights = sum(value.nbytes for value in network.parameters()) / 2
-    counted = bytes_a_picture(config, 3, (96, 96)) - 16 * 3 * 96 * 96
+    counted = activation_bytes_per_image(config, 3, (96, 96)) - 16 * 3 * 96 * 96
     assert counted - weights <= real * 1.05
     assert counted >= real * 0.95
     del kept
@@ -293,87 +303,89 @@ def test_what_a_step_keeps_is_counted_as_it_is() -> None:
 )
 def test_readers_keep_ahead_of_the_steps(device: str, reading: float, kept: bool, workers: int, seconds: float) -> None:
     plan = Plan({"batch": 8})
-    trials = Trials(2, Machine(device, "a machine of 4 cores", 4, 2**33, True), reading, kept)
-    assert trials.with_reading(1.0, 8) == pytest.approx(seconds)
+    trials = StepProfiler(2, MachineProfile(device, "a machine of 4 cores", 4, 2**33, True), reading, kept)
+    assert trials.add_read_time(1.0, 8) == pytest.approx(seconds)
     choose_workers(plan, trials, seconds)
     assert plan["workers"] == workers
 
 
 def test_workers_are_of_each_device() -> None:
     plan = Plan({"batch": 64, "devices": 8})
-    choose_workers(plan, Trials(2, Machine("cuda", "eight GPUs", 16, 2**33, True), 0.1), 0.1)
+    choose_workers(plan, StepProfiler(2, MachineProfile("cuda", "eight GPUs", 16, 2**33, True), 0.1), 0.1)
     assert plan["workers"] == 1
 
 
-def test_slow_pictures_are_kept_where_the_disk_holds_them() -> None:
+def test_slow_images_are_kept_where_the_disk_holds_them() -> None:
     for reading, room, keep in ((0.0001, 10**9, False), (0.1, 10**9, True), (0.1, 10, False)):
         plan = Plan({})
-        choose_keeping(plan, 1000, lambda wanted, room=room: wanted <= room, reading)
-        assert plan["keep"] is keep
+        choose_caching(plan, 1000, lambda wanted, room=room: wanted <= room, reading)
+        assert plan["cache_decoded"] is keep
 
 
 def test_what_comes_once_is_not_kept() -> None:
-    survey = Survey.of(report(strips((100, 120), 5)))
+    survey = DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5)))
     for minutes, keep in ((0.5, True), (0.05, False)):
         plan = Plan({"minutes": minutes, "batch": 8})
-        choose_keeping(plan, 1000, lambda wanted: True, 0.1)
-        choose_length(plan, survey, Trials(2, CPU), 1.0)
-        assert plan["keep"] is keep
+        choose_caching(plan, 1000, lambda wanted: True, 0.1)
+        choose_duration(plan, survey, StepProfiler(2, CPU), 1.0)
+        assert plan["cache_decoded"] is keep
 
 
 def test_epochs_end_a_training_that_has_minutes_too() -> None:
     plan = Plan({"minutes": 60, "epochs": 3, "batch": 8})
-    choose_length(plan, Survey.of(report(strips((100, 120), 5))), Trials(2, CPU), 0.1)
+    choose_duration(
+        plan, DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5))), StepProfiler(2, CPU), 0.1
+    )
     assert plan["warmup"] == 0  # of 6 steps
     assert plan["validate_every"] == 1
-    assert "about 3.0 epochs" in plan.choices["minutes"].why
+    assert "about 3.0 epochs" in plan.settings["minutes"].reason
 
 
 def test_minutes_that_are_gone_are_not_planned_with() -> None:
-    survey = Survey.of(report(strips((100, 120), 5)))
+    survey = DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5)))
     plans = []
     for spent in (0, 600):
         plan = Plan({"minutes": 20, "batch": 8})
-        choose_length(plan, survey, Trials(2, CPU, started=time.monotonic() - spent), 0.5)
+        choose_duration(plan, survey, StepProfiler(2, CPU, start_time=time.monotonic() - spent), 0.5)
         plans.append(plan["validate_every"])
     assert plans[0] == pytest.approx(2 * plans[1], abs=2)
 
 
 def test_a_side_that_was_said_is_used_and_nothing_is_no_wish() -> None:
-    plan = chosen(strips((360, 400), 6, across=True), side=320)
+    plan = plan_for_masks(strip_masks((360, 400), 6, across=True), side=320)
     assert plan["input"] == "fit"
-    assert plan.choices["input"].why == "you said a side"
-    assert chosen(strips((360, 400), 6, across=True), side=None, crop=None)["input"] == "native"
+    assert plan.settings["input"].reason == "you said a side"
+    assert plan_for_masks(strip_masks((360, 400), 6, across=True), side=None, crop=None)["input"] == "native"
 
 
 def test_sgd_gets_its_own_rate_and_decay() -> None:
-    plan = chosen(strips((360, 400), 6), optimizer="sgd")
+    plan = plan_for_masks(strip_masks((360, 400), 6), optimizer="sgd")
     assert (plan["lr"], plan["weight_decay"]) == (0.02, 5e-4)
 
 
-def test_a_middle_picture_has_the_shape_of_some_picture() -> None:
-    masks = strips((40, 80), 6) + [np.ascontiguousarray(mask.T) for mask in strips((40, 80), 6)]
-    assert max(Survey.of(report(masks)).size) == 80
-    assert Survey.of(report(strips((40, 80), 6))).size == (40, 80)
+def test_a_middle_image_has_the_shape_of_some_image() -> None:
+    masks = strip_masks((40, 80), 6) + [np.ascontiguousarray(mask.T) for mask in strip_masks((40, 80), 6)]
+    assert max(DatasetFingerprint.from_report(make_report(masks)).median_size) == 80
+    assert DatasetFingerprint.from_report(make_report(strip_masks((40, 80), 6))).median_size == (40, 80)
 
 
-class Tight(Clock):
+class LimitedMemoryProfiler(FakeProfiler):
     """A machine whose memory holds no rung above one."""
 
     def __init__(self, first: float, largest: int) -> None:
         super().__init__(first)
         self.largest = largest
 
-    def seconds(self, plan: Plan) -> float | None:
-        return super().seconds(plan) if LADDER.index(plan["encoder"]) <= self.largest else None
+    def step_seconds(self, plan: Plan) -> float | None:
+        return super().step_seconds(plan) if ENCODER_LADDER.index(plan["encoder"]) <= self.largest else None
 
 
 def test_a_rung_that_memory_does_not_hold_is_not_climbed() -> None:
     plan = Plan({"minutes": 20})
-    choose_batch(plan, Survey.of(report(strips((100, 120), 5))), CPU)
-    choose_encoder(plan, Tight(0.001, 2))
-    assert (plan["encoder"], plan["batch"], plan["accumulate"]) == (LADDER[2], 8, 1)
-    assert "memory" in plan.choices["encoder"].why
+    choose_batch(plan, DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5))), CPU)
+    choose_encoder(plan, LimitedMemoryProfiler(0.001, 2))
+    assert (plan["encoder"], plan["batch"], plan["accumulate"]) == (ENCODER_LADDER[2], 8, 1)
+    assert "memory" in plan.settings["encoder"].reason
 
 
 def test_free_memory_is_no_more_than_there_is() -> None:
@@ -383,28 +395,28 @@ def test_free_memory_is_no_more_than_there_is() -> None:
 def test_a_step_is_timed(tmp_path: Path) -> None:
     config = load_config(None, ["encoder=tu-test_resnet", "head=linear", "batch=2"])
     begun = time.perf_counter()
-    seconds = seconds_a_step(config, 3, (64, 64), 2, "cpu", "f32")
+    seconds = measure_step_seconds(config, 3, (64, 64), 2, "cpu", "f32")
     assert seconds is not None
     assert 0 < seconds < time.perf_counter() - begun
 
 
 @pytest.fixture
-def few(tmp_path: Path) -> Path:
-    draw(tmp_path / "few", counts={"train": 12, "val": 4, "test": 2}, size=(96, 128))
+def small_dataset(tmp_path: Path) -> Path:
+    generate_dataset(tmp_path / "few", counts={"train": 12, "val": 4, "test": 2}, size=(96, 128))
     return tmp_path / "few"
 
 
-def test_the_plan_is_a_config_with_a_reason_a_line(few: Path, tmp_path: Path) -> None:
-    plan = make_plan(lint(few), {**SMALL, "minutes": 1})
+def test_the_plan_is_a_config_with_a_reason_a_line(small_dataset: Path, tmp_path: Path) -> None:
+    plan = make_plan(lint(small_dataset), {**SMALL, "minutes": 1})
     save_plan(plan, tmp_path / "new" / "plan.yaml")
     text = (tmp_path / "new" / "plan.yaml").read_text()
     assert load_config(tmp_path / "new" / "plan.yaml", []) == plan.config()
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    assert {line.split(":")[0] for line in lines} == set(yaml.safe_load(text)) == set(plan.choices)
+    assert {line.split(":")[0] for line in lines} == set(yaml.safe_load(text)) == set(plan.settings)
     assert all(len(line.split("  # ")[1]) > 5 for line in lines)
     printed = io.StringIO()
-    show_plan(plan, Console(width=100, file=printed))
-    assert all(name in printed.getvalue() for name in plan.choices)
+    print_plan(plan, Console(width=100, file=printed))
+    assert all(name in printed.getvalue() for name in plan.settings)
     decided = {
         "input",
         "encoder",
@@ -417,23 +429,25 @@ def test_the_plan_is_a_config_with_a_reason_a_line(few: Path, tmp_path: Path) ->
         "precision",
         "workers",
     }
-    assert decided <= set(plan.choices)
+    assert decided <= set(plan.settings)
 
 
-def test_a_training_without_a_config_is_planned_and_keeps_its_minutes(few: Path, tmp_path: Path) -> None:
+def test_a_training_without_a_config_is_planned_and_keeps_its_minutes(small_dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    planned = plan_training(few, out / "plan.yaml", {**SMALL, "minutes": 0.2, "tensorboard": False}, SILENT)
-    before = time.monotonic() - planned.started
-    train(few, out, planned.config, console=SILENT, log="quiet", planned=planned)
-    assert read(out / LAST)["seconds"] > before > 0  # the minutes count from the first look at the data
+    planned = plan_training(small_dataset, out / "plan.yaml", {**SMALL, "minutes": 0.2, "tensorboard": False}, SILENT)
+    before = time.monotonic() - planned.start_time
+    train(small_dataset, out, planned.config, console=SILENT, log_mode="quiet", planned_training=planned)
+    assert (
+        read_checkpoint(out / LAST_CHECKPOINT)["seconds"] > before > 0
+    )  # the minutes count from the first look at the data
     assert load_config(out / "config.yaml", []) == planned.config
-    assert tuple(read_run(out)["crop"]) == planned.config.crop
+    assert tuple(read_run_metadata(out)["crop"]) == planned.config.crop
     assert (out / "checkpoints" / "best.ckpt").exists()
 
 
-def test_a_bundle_to_begin_from_decides_the_network(bundle: Path, few: Path) -> None:
-    plan = make_plan(lint(few), {"weights": str(bundle), "epochs": 1})
-    assert plan.choices["encoder"].why == "of the bundle to begin from"
+def test_a_bundle_to_begin_from_decides_the_network(bundle: Path, small_dataset: Path) -> None:
+    plan = make_plan(lint(small_dataset), {"weights": str(bundle), "epochs": 1})
+    assert plan.settings["encoder"].reason == "of the bundle to begin from"
     with pytest.raises(BundleError):
-        (few / "spec.json").write_text("{}")
-        make_plan(lint(few), {"weights": str(few)})
+        (small_dataset / "spec.json").write_text("{}")
+        make_plan(lint(small_dataset), {"weights": str(small_dataset)})

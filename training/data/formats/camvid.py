@@ -5,9 +5,9 @@ Eleven classes, 0..10, and 11 for what is not labelled (Brostow et al. 2009; Bad
 
 from pathlib import Path
 
-from models.spec import VOID, ClassInfo
-from training.data.dataset import Samples, match
-from training.data.mask_decoding import Meaning
+from models.spec import IGNORE_INDEX, ClassInfo
+from training.data.dataset import SegmentationDataset, match_files
+from training.data.mask_decoding import MaskEncoding
 
 UNLABELLED = 11
 
@@ -36,8 +36,10 @@ def has_split(root: Path, split: str) -> bool:
     return (root / split).is_dir()
 
 
-def load(root: Path, split: str) -> Samples:
+def load(root: Path, split: str) -> SegmentationDataset:
     """Open one split. Raises: DataError where its folders are missing or empty."""
-    found = match(root / split, root / f"{split}annot")
-    meaning = Meaning(((UNLABELLED, VOID),))
-    return Samples(found.pairs, CLASSES, meaning, unpaired=found.unpaired, orphans=found.orphans)
+    found = match_files(root / split, root / f"{split}annot")
+    meaning = MaskEncoding(((UNLABELLED, IGNORE_INDEX),))
+    return SegmentationDataset(
+        found.pairs, CLASSES, meaning, unmatched_images=found.unmatched_images, unmatched_masks=found.unmatched_masks
+    )

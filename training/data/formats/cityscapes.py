@@ -1,7 +1,7 @@
 """Cityscapes: `leftImg8bit/train/CITY/NAME_leftImg8bit.png`, `gtFine/train/CITY/NAME_gtFine_labelIds.png`; val, test.
 
 The 19 classes that are evaluated, by the names, colours and ids of mcordts/cityscapesScripts, helpers/labels.py; the other
-ids are void. `labelTrainIds` are read where every picture has them, as a data set that was made to be so is its maker's
+ids are void. `labelTrainIds` are read where every image has them, as a data set that was made to be so is its maker's
 choice of classes; or else `labelIds`. `gtCoarse` is read for a split that has no `gtFine`. The masks of test are dummies
 without a class; where they hold none, there is no split test.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import DataError, MaskserveError
-from models.imaging.decode import SUFFIXES, read_mask
-from models.spec import VOID, ClassInfo
-from training.data.dataset import SPLITS, Pair, Samples
-from training.data.mask_decoding import AS_WRITTEN, Meaning
-from training.data.splits import offers, source
+from models.imaging.decode import IMAGE_SUFFIXES, read_mask
+from models.spec import IGNORE_INDEX, ClassInfo
+from training.data.dataset import SPLITS, Pair, SegmentationDataset
+from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
+from training.data.splits import is_split_available, resolve_split_source
 
-PICTURES = "leftImg8bit"
-MASKS = ("gtFine", "gtCoarse")  # the first that a split has
+IMAGE_FOLDER = "leftImg8bit"
+MASK_FOLDERS = ("gtFine", "gtCoarse")  # the first that a split has
 
 CLASSES_BY_ID = {
     7: ClassInfo(name="road", rgb=(128, 64, 128)),
@@ -43,73 +43,81 @@ CLASSES_BY_ID = {
     33: ClassInfo(name="bicycle", rgb=(119, 11, 32)),
 }
 CLASSES = list(CLASSES_BY_ID.values())
-HIGHEST = 33  # of the ids; the license plate's -1 is 255 in an 8-bit PNG
-KINDS: dict[str, Sequence[int]] = {"labelTrainIds": range(len(CLASSES)), "labelIds": tuple(CLASSES_BY_ID)}
-LABELS_BY_ID = dict.fromkeys(range(HIGHEST + 1), VOID) | {id: label for label, id in enumerate(CLASSES_BY_ID)}
+MAX_ID = 33  # of the ids; the license plate's -1 is 255 in an 8-bit PNG
+CLASS_IDS_BY_MASK_KIND: dict[str, Sequence[int]] = {
+    "labelTrainIds": range(len(CLASSES)),
+    "labelIds": tuple(CLASSES_BY_ID),
+}
+LABELS_BY_ID = dict.fromkeys(range(MAX_ID + 1), IGNORE_INDEX) | {id: label for label, id in enumerate(CLASSES_BY_ID)}
 
 
 def recognises(root: Path) -> bool:
     """Whether `leftImg8bit` lies beside `gtFine` or `gtCoarse`."""
-    return (root / PICTURES).is_dir() and any((root / name).is_dir() for name in MASKS)
+    return (root / IMAGE_FOLDER).is_dir() and any((root / name).is_dir() for name in MASK_FOLDERS)
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether the split has pictures and, if it is test, masks that hold a class."""
-    splits = _splits(root)
-    return bool(splits) and offers(splits, split)
+    """Whether the split has images and, if it is test, masks that hold a class."""
+    splits = _available_splits(root)
+    return bool(splits) and is_split_available(splits, split)
 
 
-def load(root: Path, split: str) -> Samples:
+def load(root: Path, split: str) -> SegmentationDataset:
     """Open one split. Raises: DataError."""
-    splits = _splits(root)
+    splits = _available_splits(root)
     if not splits:
-        raise DataError(f"{root / PICTURES} has no folder train; wanted is {PICTURES}/train/CITY/NAME_{PICTURES}.png.")
-    chosen = source(root, splits, split)
+        raise DataError(
+            f"{root / IMAGE_FOLDER} has no folder train; wanted is {IMAGE_FOLDER}/train/CITY/NAME_{IMAGE_FOLDER}.png."
+        )
+    chosen = resolve_split_source(root, splits, split)
     # One kind for the whole data set: the meaning of a value must not depend on the split.
-    every = [picture for name in splits for picture in _pictures(root, name)]
-    kind = "labelTrainIds" if all(_mask(root, name, path, "labelTrainIds") for name, path in every) else "labelIds"
-    masks = {name: (path, _mask(root, name, path, kind)) for name, path in _pictures(root, chosen.name)}
-    mine = chosen.among(name for name, (_, mask) in masks.items() if mask)
+    every = [image for name in splits for image in _list_images(root, name)]
+    kind = "labelTrainIds" if all(_find_mask(root, name, path, "labelTrainIds") for name, path in every) else "labelIds"
+    masks = {name: (path, _find_mask(root, name, path, kind)) for name, path in _list_images(root, chosen.name)}
+    mine = chosen.select(name for name, (_, mask) in masks.items() if mask)
     pairs = [Pair(name, path, mask) for name, (path, mask) in masks.items() if mask and name in mine]
-    unpaired = [path for name, (path, mask) in masks.items() if not mask and chosen.keeps(name)]
+    unpaired = [path for name, (path, mask) in masks.items() if not mask and chosen.contains(name)]
     if not pairs:
-        folders = " or ".join(str(root / masks / chosen.name) for masks in MASKS)
-        raise DataError(f"{folders} holds no mask of a picture; wanted is CITY/NAME_gtFine_{kind}.png.")
-    meaning = AS_WRITTEN if kind == "labelTrainIds" else Meaning(tuple(LABELS_BY_ID.items()))
-    return Samples(pairs, CLASSES, meaning, unpaired=tuple(unpaired))
+        folders = " or ".join(str(root / masks / chosen.name) for masks in MASK_FOLDERS)
+        raise DataError(f"{folders} holds no mask of an image; wanted is CITY/NAME_gtFine_{kind}.png.")
+    meaning = IDENTITY_ENCODING if kind == "labelTrainIds" else MaskEncoding(tuple(LABELS_BY_ID.items()))
+    return SegmentationDataset(pairs, CLASSES, meaning, unmatched_images=tuple(unpaired))
 
 
-def _pictures(root: Path, split: str) -> list[tuple[str, Path]]:
+def _list_images(root: Path, split: str) -> list[tuple[str, Path]]:
     """By name, `CITY/NAME`, sorted."""
-    folder = root / PICTURES / split
-    found = (path for path in folder.rglob(f"*_{PICTURES}.*") if path.suffix.lower() in SUFFIXES)
-    return sorted((path.relative_to(folder).as_posix().rsplit(f"_{PICTURES}", 1)[0], path) for path in found)
+    folder = root / IMAGE_FOLDER / split
+    found = (path for path in folder.rglob(f"*_{IMAGE_FOLDER}.*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted((path.relative_to(folder).as_posix().rsplit(f"_{IMAGE_FOLDER}", 1)[0], path) for path in found)
 
 
-def _mask(root: Path, name: str, picture: Path, kind: str) -> Path | None:
-    split = picture.relative_to(root / PICTURES).parts[0]
-    masks = next((masks for masks in MASKS if (root / masks / split).is_dir()), MASKS[0])
+def _find_mask(root: Path, name: str, image: Path, kind: str) -> Path | None:
+    split = image.relative_to(root / IMAGE_FOLDER).parts[0]
+    masks = next((masks for masks in MASK_FOLDERS if (root / masks / split).is_dir()), MASK_FOLDERS[0])
     path = root / masks / split / f"{name}_{masks}_{kind}.png"
     return path if path.is_file() else None
 
 
-def _splits(root: Path) -> list[str]:
-    splits = [split for split in SPLITS if (root / PICTURES / split).is_dir()]
-    return splits if "test" not in splits or _has_classes(root, "test") else splits[:-1]
+def _available_splits(root: Path) -> list[str]:
+    splits = [split for split in SPLITS if (root / IMAGE_FOLDER / split).is_dir()]
+    return splits if "test" not in splits or _split_has_classes(root, "test") else splits[:-1]
 
 
-def _has_classes(root: Path, split: str, most: int = 3) -> bool:
+def _split_has_classes(root: Path, split: str, most: int = 3) -> bool:
     """Whether one of the first masks of a split holds a class."""
     masks = [
         (path, kind)
-        for name, picture in _pictures(root, split)
-        for kind in KINDS
-        if (path := _mask(root, name, picture, kind))
+        for name, image in _list_images(root, split)
+        for kind in CLASS_IDS_BY_MASK_KIND
+        if (path := _find_mask(root, name, image, kind))
     ]
-    return any(_has_class(path, KINDS[kind]) for path, kind in masks[: most * len(KINDS)])
+    return any(
+        _mask_has_class(path, CLASS_IDS_BY_MASK_KIND[kind])
+        for path, kind in masks[: most * len(CLASS_IDS_BY_MASK_KIND)]
+    )
 
 
-def _has_class(mask: Path, ids: Sequence[int]) -> bool:
+def _mask_has_class(mask: Path, ids: Sequence[int]) -> bool:
     try:
         return bool(np.isin(read_mask(mask), ids).any())
     except MaskserveError:

@@ -19,31 +19,31 @@ from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.imaging.decode import MAX_PIXELS
-from training.data.formats.rasterize import COUNTS, PACKED, POLYGONS, Regions, runs
+from training.data.formats.rasterize import COMPRESSED_RLE, POLYGONS, UNCOMPRESSED_RLE, Regions, region_runs
 
-Entry = dict[str, Any]
-HIGHEST_ID = 2**31 - 1  # of a category
+JsonObject = dict[str, Any]
+MAX_CATEGORY_ID = 2**31 - 1  # of a category
 
 
 @dataclass(frozen=True)
-class Segments:
-    """One picture of a panoptic file."""
+class PanopticSegments:
+    """One image of a panoptic file."""
 
     file: str  # the PNG whose colours are ids: red + 256 green + 65536 blue
     categories: dict[int, int]  # segment id -> category id; -1 for void
 
 
 @dataclass(frozen=True, eq=False)
-class CocoFile:
-    """What a COCO file lists of N pictures: their regions, or, where it is panoptic, their segments."""
+class CocoAnnotations:
+    """What a COCO file lists of N images: their regions, or, where it is panoptic, their segments."""
 
     names: tuple[str, ...]  # N: `file_name`, as written
     regions: Regions | None
-    segments: tuple[Segments | None, ...] = ()  # N; None for a picture without annotation
+    segments: tuple[PanopticSegments | None, ...] = ()  # N; None for an image without annotation
     notes: tuple[str, ...] = ()
 
 
-def read_categories(file: Path) -> list[Entry]:
+def read_categories(file: Path) -> list[JsonObject]:
     """The `categories` alone: half a gigabyte of regions is not parsed for the names of a few classes. Raises: DataError."""
     try:
         text = file.read_bytes()
@@ -58,40 +58,40 @@ def read_categories(file: Path) -> list[Entry]:
             while True:
                 try:
                     found, _ = json.JSONDecoder().raw_decode(text[start : start + length].decode(errors="ignore"))
-                    return _checked(found, file)
+                    return _check_categories(found, file)
                 except json.JSONDecodeError:
                     if length >= len(text):
                         break
                     length *= 2
         place = text.find(b'"categories"', place + 1)
-    return _checked(_parsed(file).get("categories"), file)
+    return _check_categories(_load_json(file).get("categories"), file)
 
 
-def _checked(categories: Any, file: Path) -> list[Entry]:
-    for place, entry in enumerate(_list(categories, "categories", file)):
+def _check_categories(categories: Any, file: Path) -> list[JsonObject]:
+    for place, entry in enumerate(_require_list(categories, "categories", file)):
         id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
-        if not (isinstance(id, int) and 0 <= id <= HIGHEST_ID and isinstance(name, str) and name.strip()):
+        if not (isinstance(id, int) and 0 <= id <= MAX_CATEGORY_ID and isinstance(name, str) and name.strip()):
             raise DataError(
-                f"{file}: categories[{place}] needs an `id` (0 to {HIGHEST_ID:,}) and a `name`; export it again."
+                f"{file}: categories[{place}] needs an `id` (0 to {MAX_CATEGORY_ID:,}) and a `name`; export it again."
             )
     return list(categories)
 
 
-def read_coco(file: Path) -> CocoFile:
+def read_coco(file: Path) -> CocoAnnotations:
     """Parse a COCO file, or hand over what was parsed of it last. Raises: DataError that names the file and the place."""
     try:
         stat = file.stat()
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
-    return _read(file, stat.st_mtime_ns, stat.st_size)
+    return _parse_coco(file, stat.st_mtime_ns, stat.st_size)
 
 
 # One file may hold all three splits, and the lint opens each in turn.
 @functools.lru_cache(maxsize=1)
-def _read(file: Path, changed: int, size: int) -> CocoFile:
-    content = _parsed(file)
-    images = _list(content.get("images"), "images", file)
-    annotations = _list(content.get("annotations"), "annotations", file)
+def _parse_coco(file: Path, changed: int, size: int) -> CocoAnnotations:
+    content = _load_json(file)
+    images = _require_list(content.get("images"), "images", file)
+    annotations = _require_list(content.get("annotations"), "annotations", file)
     places: dict[Any, int] = {}
     names, sizes = [], np.zeros((len(images), 2), np.int64)
     for place, entry in enumerate(images):
@@ -107,16 +107,16 @@ def _read(file: Path, changed: int, size: int) -> CocoFile:
     if len(places) < len(images):
         raise DataError(f"{file}: two of the images have one `id`; each needs one of its own.")
     if any("segments_info" in entry for entry in annotations[:1] if isinstance(entry, dict)):
-        return CocoFile(tuple(names), None, _segments(annotations, places, file))
-    packing = _Packing(file, places, sizes)
+        return CocoAnnotations(tuple(names), None, _parse_segments(annotations, places, file))
+    packing = _RegionBuilder(file, places, sizes)
     for place, entry in enumerate(annotations):
         packing.add(place, entry)
-    return CocoFile(tuple(names), packing.packed(), notes=tuple(packing.notes()))
+    return CocoAnnotations(tuple(names), packing.build(), notes=tuple(packing.notes()))
 
 
-def _parsed(file: Path) -> Entry:
+def _load_json(file: Path) -> JsonObject:
     try:
-        content = json.loads(file.read_bytes(), object_hook=_light)
+        content = json.loads(file.read_bytes(), object_hook=_pack_numbers)
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
     except json.JSONDecodeError as error:
@@ -131,7 +131,7 @@ def _parsed(file: Path) -> Entry:
     return content
 
 
-def _light(entry: Entry) -> Entry:
+def _pack_numbers(entry: JsonObject) -> JsonObject:
     """Packs numbers as soon as they are parsed: a train file of COCO holds 20 million, and as Python's own 32 bytes each."""
     polygons, counts = entry.get("segmentation"), entry.get("counts")
     try:
@@ -144,35 +144,35 @@ def _light(entry: Entry) -> Entry:
     return entry
 
 
-def _list(value: Any, name: str, file: Path) -> list[Any]:
+def _require_list(value: Any, name: str, file: Path) -> list[Any]:
     if not isinstance(value, list):
         raise DataError(f"{file}: is no COCO file: the list `{name}` is missing; export the data set as COCO with it.")
     return value
 
 
-def _segments(annotations: list[Any], places: dict[Any, int], file: Path) -> tuple[Segments | None, ...]:
-    segments: list[Segments | None] = [None] * len(places)
+def _parse_segments(annotations: list[Any], places: dict[Any, int], file: Path) -> tuple[PanopticSegments | None, ...]:
+    segments: list[PanopticSegments | None] = [None] * len(places)
     for place, entry in enumerate(annotations):
         try:
             categories = {
                 int(segment["id"]): -1 if segment.get("iscrowd") else int(segment["category_id"])
                 for segment in entry["segments_info"]
             }
-            segments[places[entry["image_id"]]] = Segments(str(entry["file_name"]), categories)
+            segments[places[entry["image_id"]]] = PanopticSegments(str(entry["file_name"]), categories)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
-                f"{file}: annotations[{place}] needs the `image_id` of a picture, `file_name` and `segments_info` with `id` "
+                f"{file}: annotations[{place}] needs the `image_id` of an image, `file_name` and `segments_info` with `id` "
                 "and `category_id`; export it again."
             ) from error
     return tuple(segments)
 
 
 @dataclass
-class _Packing:
+class _RegionBuilder:
     """The regions as they come, to be sorted and packed at the end."""
 
     file: Path
-    pictures: dict[Any, int]  # by image id
+    image_indices: dict[Any, int]  # by image id
     sizes: NDArray[np.int64]  # N x 2
     rows: list[tuple[int, float, int, int, int, int]] = field(default_factory=list)  # see `packed`
     parts: list[bytes] = field(default_factory=list)
@@ -182,35 +182,35 @@ class _Packing:
     def add(self, place: int, entry: Any) -> None:
         """Take in one annotation. Raises: DataError that names its place."""
         try:
-            picture, category = self.pictures[entry["image_id"]], int(entry["category_id"])
-            if not 0 <= category <= HIGHEST_ID:
-                raise DataError(f"the `category_id` {category} is none; wanted is 0 to {HIGHEST_ID:,}.")
-            kind, parts = _shape(entry.get("segmentation"), self.sizes[picture].tolist())
+            image, category = self.image_indices[entry["image_id"]], int(entry["category_id"])
+            if not 0 <= category <= MAX_CATEGORY_ID:
+                raise DataError(f"the `category_id` {category} is none; wanted is 0 to {MAX_CATEGORY_ID:,}.")
+            kind, parts = _parse_segmentation(entry.get("segmentation"), self.sizes[image].tolist())
             if not parts and not entry.get("segmentation") and entry.get("bbox"):
-                kind, parts, category = POLYGONS, [_box(entry["bbox"])], -1
+                kind, parts, category = POLYGONS, [_box_polygon(entry["bbox"])], -1
                 self.boxes += 1
             elif entry.get("iscrowd") and "attributes" not in entry:
                 category = -1
                 self.crowds += 1
-            area = float(entry.get("area") or 0) or self._area(kind, parts, picture)
+            area = float(entry.get("area") or 0) or self._area(kind, parts, image)
         except DataError as error:
             raise DataError(f"{self.file}: annotations[{place}]: {error}") from error
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise DataError(
-                f"{self.file}: annotations[{place}] needs the `image_id` of a picture, a `category_id`, and a `segmentation` of "
+                f"{self.file}: annotations[{place}] needs the `image_id` of an image, a `category_id`, and a `segmentation` of "
                 f"polygons (x, y, x, y ...) or run lengths ({type(error).__name__}: {error})."
             ) from error
         first = len(self.parts)
         self.parts += parts
-        self.rows.append((picture, -np.inf if category < 0 else -area, category, kind, first, len(self.parts)))
+        self.rows.append((image, -np.inf if category < 0 else -area, category, kind, first, len(self.parts)))
 
-    def _area(self, kind: int, parts: list[bytes], picture: int) -> float:
+    def _area(self, kind: int, parts: list[bytes], image: int) -> float:
         """In pixels, of a region that does not say."""
-        height, width = self.sizes[picture].tolist()
-        return float(sum(np.diff(runs(part, kind, (height, width))).sum() for part in parts))
+        height, width = self.sizes[image].tolist()
+        return float(sum(np.diff(region_runs(part, kind, (height, width))).sum() for part in parts))
 
-    def packed(self) -> Regions:
-        """By picture; in each void first, then by falling area, so that the smaller are painted over the larger."""
+    def build(self) -> Regions:
+        """By image; in each void first, then by falling area, so that the smaller are painted over the larger."""
         table = np.array(self.rows, np.float64).reshape(-1, 6)
         table = table[np.lexsort((table[:, 1], table[:, 0]))]
         whole = table[:, [0, 2, 3, 4, 5]].astype(np.int64)
@@ -236,20 +236,20 @@ class _Packing:
             yield f"{self.file}: {self.boxes:,} boxes have no outline; each is void throughout."
         bare = len(self.sizes) - len({row[0] for row in self.rows})
         if bare:
-            yield f"{self.file}: {bare:,} of {len(self.sizes):,} pictures have no annotation; they hold no class but the ground."
+            yield f"{self.file}: {bare:,} of {len(self.sizes):,} images have no annotation; they hold no class but the ground."
 
 
-def _shape(segmentation: Any, size: list[int]) -> tuple[int, list[bytes]]:
-    """The kind of a region and its parts, in a picture of [height, width]. Raises: DataError, and what wrong types raise."""
+def _parse_segmentation(segmentation: Any, size: list[int]) -> tuple[int, list[bytes]]:
+    """The kind of a region and its parts, in an image of [height, width]. Raises: DataError, and what wrong types raise."""
     if isinstance(segmentation, dict):
         if list(segmentation.get("size", size)) != size:
             raise DataError(
-                f"its run lengths are of a picture of [height, width] {segmentation['size']}, but the image is {size}."
+                f"its run lengths are of an image of [height, width] {segmentation['size']}, but the image is {size}."
             )
         counts = segmentation["counts"]
         if isinstance(counts, str):
-            return PACKED, [counts.encode("ascii")]
-        return COUNTS, [array("I", counts).tobytes()]
+            return COMPRESSED_RLE, [counts.encode("ascii")]
+        return UNCOMPRESSED_RLE, [array("I", counts).tobytes()]
     polygons = segmentation or []
     if polygons and isinstance(polygons[0], (int, float)):  # one outline, written without the list around it
         polygons = [polygons]
@@ -258,6 +258,6 @@ def _shape(segmentation: Any, size: list[int]) -> tuple[int, list[bytes]]:
     return POLYGONS, [array("f", polygon).tobytes() for polygon in polygons if len(polygon) >= 6]
 
 
-def _box(box: Any) -> bytes:
+def _box_polygon(box: Any) -> bytes:
     x, y, width, height = box
     return array("f", (x, y, x + width, y, x + width, y + height, x, y + height)).tobytes()

@@ -14,58 +14,60 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.imaging.decode import Labels
 
-Runs = NDArray[np.int64]  # R x 2: where each run starts, and the place after its end
-POLYGONS, COUNTS, PACKED = range(3)  # how a region is written: outlines, run lengths, run lengths in COCO's letters
+PixelRuns = NDArray[np.int64]  # R x 2: where each run starts, and the place after its end
+POLYGONS, UNCOMPRESSED_RLE, COMPRESSED_RLE = range(
+    3
+)  # how a region is written: outlines, run lengths, run lengths in COCO's letters
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """The regions of N pictures in flat arrays: a million of them are handed to a worker at the cost of one copy."""
+    """The regions of N images in flat arrays: a million of them are handed to a worker at the cost of one copy."""
 
-    sizes: NDArray[np.int64]  # N x 2: (height, width) of each picture
-    firsts: NDArray[np.int64]  # N + 1: each picture's first region; R regions in all, in the order to paint them
+    sizes: NDArray[np.int64]  # N x 2: (height, width) of each image
+    region_offsets: NDArray[np.int64]  # N + 1: each image's first region; R regions in all, in the order to paint them
     categories: NDArray[np.int64]  # R: category ids, -1 for void
     kinds: NDArray[np.uint8]  # R: POLYGONS, COUNTS or PACKED
-    parts: NDArray[np.int64]  # R x 2: first part and the one after the last; P parts in all
-    places: NDArray[np.int64]  # P + 1: where each part lies among the bytes
+    part_ranges: NDArray[np.int64]  # R x 2: first part and the one after the last; P parts in all
+    byte_offsets: NDArray[np.int64]  # P + 1: where each part lies among the bytes
     data: bytes  # polygons: x, y, x, y ... as float32; counts as uint32; letters as they are
 
-    def of(self, picture: int) -> range:
-        """The regions of one picture, those to be painted last at the end."""
-        return range(int(self.firsts[picture]), int(self.firsts[picture + 1]))
+    def region_range(self, image: int) -> range:
+        """The regions of one image, those to be painted last at the end."""
+        return range(int(self.region_offsets[image]), int(self.region_offsets[image + 1]))
 
-    def paint(self, picture: int, labels: NDArray[np.uint8], ground: int) -> Labels:
-        """The mask of one picture: uint8 H x W. `labels`: R, by region; `ground`: where no region is.
+    def rasterize(self, image: int, labels: NDArray[np.uint8], ground: int) -> Labels:
+        """The mask of one image: uint8 H x W. `labels`: R, by region; `ground`: where no region is.
 
         Raises: DataError for run lengths or points that are none.
         """
-        height, width = self.sizes[picture].tolist()
+        height, width = self.sizes[image].tolist()
         columns = np.full(height * width, ground, np.uint8)
-        for region in self.of(picture):
+        for region in self.region_range(image):
             label = labels[region]
-            for part in range(*self.parts[region].tolist()):
-                data = self.data[self.places[part] : self.places[part + 1]]
-                for start, stop in runs(data, int(self.kinds[region]), (height, width)).tolist():
+            for part in range(*self.part_ranges[region].tolist()):
+                data = self.data[self.byte_offsets[part] : self.byte_offsets[part + 1]]
+                for start, stop in region_runs(data, int(self.kinds[region]), (height, width)).tolist():
                     columns[start:stop] = label
         return np.ascontiguousarray(columns.reshape(width, height).T)
 
 
-def runs(data: bytes, kind: int, size: tuple[int, int]) -> Runs:
-    """The pixels of one part of a region. Raises: DataError where it does not fit a picture of that (height, width)."""
+def region_runs(data: bytes, kind: int, size: tuple[int, int]) -> PixelRuns:
+    """The pixels of one part of a region. Raises: DataError where it does not fit an image of that (height, width)."""
     if kind == POLYGONS:
         return polygon_runs(np.frombuffer(data, np.float32).reshape(-1, 2).astype(np.float64), size)
-    counts = unpacked(data) if kind == PACKED else np.frombuffer(data, np.uint32).astype(np.int64)
+    counts = decode_compressed_rle(data) if kind == COMPRESSED_RLE else np.frombuffer(data, np.uint32).astype(np.int64)
     if counts.sum() != size[0] * size[1] or (counts < 0).any():
-        raise DataError(f"run lengths cover {counts.sum():,} pixels, but the picture has {size[1]} x {size[0]}.")
+        raise DataError(f"run lengths cover {counts.sum():,} pixels, but the image has {size[1]} x {size[0]}.")
     ends = counts.cumsum()
     stops = ends[1::2]
     return np.stack([ends[0::2][: len(stops)], stops], axis=1)
 
 
-def polygon_runs(points: NDArray[np.float64], size: tuple[int, int]) -> Runs:
+def polygon_runs(points: NDArray[np.float64], size: tuple[int, int]) -> PixelRuns:
     """The pixels whose centre lies in a polygon: K x 2 corners (x, y) in pixels, a pixel's centre is at its place + 0.5.
 
-    Corners may lie outside of the picture, (height, width). Raises: DataError for a corner that is no number.
+    Corners may lie outside of the image, (height, width). Raises: DataError for a corner that is no number.
     """
     if not np.isfinite(points).all():
         raise DataError("a polygon has a corner that is no finite number.")
@@ -84,7 +86,7 @@ def polygon_runs(points: NDArray[np.float64], size: tuple[int, int]) -> Runs:
     return np.sort(column * height + row).reshape(-1, 2)
 
 
-def unpacked(letters: bytes) -> NDArray[np.int64]:
+def decode_compressed_rle(letters: bytes) -> NDArray[np.int64]:
     """COCO's compressed run lengths to counts: `rleFrString` of cocodataset/cocoapi, common/maskApi.c.
 
     Like LEB128, but a letter carries 5 bits, the next 1 says that more follow, and 48 is added to make it printable. The

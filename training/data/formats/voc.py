@@ -13,59 +13,65 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import DataError
-from models.spec import VOID, ClassInfo, default_rgb
-from training.data.dataset import SPLITS, Pair, Samples, pair_up
-from training.data.mask_decoding import Meaning
-from training.data.splits import WORDS, offers, source
+from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
+from training.data.dataset import SPLITS, Pair, SegmentationDataset, match_images
+from training.data.mask_decoding import MaskEncoding
+from training.data.splits import SPLIT_ALIASES, is_split_available, resolve_split_source
 
-NAMES = (
+CLASS_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-CLASSES = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(NAMES)]
-BORDER = default_rgb(VOID)  # what 255 looks like in VOC's palette, (224, 224, 192)
+CLASSES = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(CLASS_NAMES)]
+BORDER_RGB = default_rgb(IGNORE_INDEX)  # what 255 looks like in VOC's palette, (224, 224, 192)
 
 
 def recognises(root: Path) -> bool:
-    """Whether `SegmentationClass` lies beside pictures or lists, here, in `VOC2012` or in `VOCdevkit/VOC2012`."""
-    return bool(_bases(root))
+    """Whether `SegmentationClass` lies beside images or lists, here, in `VOC2012` or in `VOCdevkit/VOC2012`."""
+    return bool(_voc_folders(root))
 
 
 def has_split(root: Path, split: str) -> bool:
     """Whether the split has a list, and masks; or is made by the hash."""
-    bases = _bases(root)
-    lists = _lists(bases[-1]) if bases else {}
-    return bool(bases) and offers(lists, split, lambda: load(root, split))
+    bases = _voc_folders(root)
+    lists = _lists_by_split(bases[-1]) if bases else {}
+    return bool(bases) and is_split_available(lists, split, lambda: load(root, split))
 
 
-def load(root: Path, split: str) -> Samples:
+def load(root: Path, split: str) -> SegmentationDataset:
     """Open one split. Raises: DataError."""
-    bases = _bases(root)
+    bases = _voc_folders(root)
     if not bases:
         raise DataError(f"{root} holds no VOC: wanted are the folders JPEGImages, SegmentationClass and ImageSets.")
-    base, lists = bases[-1], _lists(bases[-1])
-    chosen = source(root, lists, split)
-    classes, meaning = _classes(base)
-    pairs, unpaired = pair_up(base / "JPEGImages", base / "SegmentationClass")
+    base, lists = bases[-1], _lists_by_split(bases[-1])
+    chosen = resolve_split_source(root, lists, split)
+    classes, meaning = _read_classes(base)
+    pairs, unpaired = match_images(base / "JPEGImages", base / "SegmentationClass")
     by_name: dict[str, Pair | Path] = {pair.name: pair for pair in pairs}
     by_name |= {path.relative_to(base / "JPEGImages").with_suffix("").as_posix(): path for path in unpaired}
     # A list is asked whole, so that a wrong line is told whichever split is opened.
-    named = _named(lists[chosen.name] if chosen.name else _others(base), by_name, base)
-    # Pictures without mask have no say in how few there are, but are told with the split of their hash.
-    mine = chosen.among(name for name in named if isinstance(by_name[name], Pair))
+    named = _read_listed_names(lists[chosen.name] if chosen.name else _lists_without_split(base), by_name, base)
+    # Images without mask have no say in how few there are, but are told with the split of their hash.
+    mine = chosen.select(name for name in named if isinstance(by_name[name], Pair))
     entries = [
-        by_name[name] for name in named if name in mine or (not isinstance(by_name[name], Pair) and chosen.keeps(name))
+        by_name[name]
+        for name in named
+        if name in mine or (not isinstance(by_name[name], Pair) and chosen.contains(name))
     ]
     kept = [entry for entry in entries if isinstance(entry, Pair)]
     if not kept:
-        raise DataError(f"{base}: the split {split} holds no picture with a mask; add pictures or name them in a list.")
+        raise DataError(f"{base}: the split {split} holds no image with a mask; add images or name them in a list.")
     notes = [f"{root} holds {len(bases)} years; {base.name} was taken."] if len(bases) > 1 else []
-    return Samples(
-        kept, classes, meaning, unpaired=tuple(path for path in entries if isinstance(path, Path)), notes=tuple(notes)
+    return SegmentationDataset(
+        kept,
+        classes,
+        meaning,
+        unmatched_images=tuple(path for path in entries if isinstance(path, Path)),
+        notes=tuple(notes),
     )
 
 
-def _bases(root: Path) -> list[Path]:
+def _voc_folders(root: Path) -> list[Path]:
     """The folders that hold a VOC, by year."""
     below = sorted(path for folder in (root, root / "VOCdevkit") for path in folder.glob("VOC*") if path.is_dir())
     return [
@@ -76,44 +82,44 @@ def _bases(root: Path) -> list[Path]:
     ]
 
 
-def _lists(base: Path) -> dict[str, list[Path]]:
+def _lists_by_split(base: Path) -> dict[str, list[Path]]:
     """The lists that name a split, and have a mask at all."""
     found = {
         split: [path]
         for path in sorted((base / "ImageSets" / "Segmentation").glob("*.txt"))
-        if (split := WORDS.get(path.stem.lower())) and _has_masks(path, base)
+        if (split := SPLIT_ALIASES.get(path.stem.lower())) and _has_masks(path, base)
     }
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def _others(base: Path) -> list[Path]:
+def _lists_without_split(base: Path) -> list[Path]:
     """The lists that name no split."""
     folder = base / "ImageSets" / "Segmentation"
-    return [path for path in sorted(folder.glob("*.txt")) if path.stem.lower() not in WORDS]
+    return [path for path in sorted(folder.glob("*.txt")) if path.stem.lower() not in SPLIT_ALIASES]
 
 
 def _has_masks(file: Path, base: Path) -> bool:
-    return any((base / "SegmentationClass" / f"{name}.png").is_file() for name in _lines(file))
+    return any((base / "SegmentationClass" / f"{name}.png").is_file() for name in _read_lines(file))
 
 
-def _named(lists: list[Path], there: dict[str, Pair | Path], base: Path) -> list[str]:
-    """The names of the lists, sorted, or of all pictures where there is no list. Raises: DataError for one without picture."""
+def _read_listed_names(lists: list[Path], there: dict[str, Pair | Path], base: Path) -> list[str]:
+    """The names of the lists, sorted, or of all images where there is no list. Raises: DataError for one without image."""
     if not lists:
         return sorted(there)
     names: set[str] = set()
     for file in lists:
-        lines = _lines(file)
+        lines = _read_lines(file)
         missing = [name for name in lines if name not in there]
         if missing:
             raise DataError(
-                f"{file} names {len(missing):,} pictures that are not in {base / 'JPEGImages'}, such as {missing[0]}; "
+                f"{file} names {len(missing):,} images that are not in {base / 'JPEGImages'}, such as {missing[0]}; "
                 "add them, or take them from the list."
             )
         names.update(lines)
     return sorted(names)
 
 
-def _lines(file: Path) -> list[str]:
+def _read_lines(file: Path) -> list[str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -122,17 +128,20 @@ def _lines(file: Path) -> list[str]:
     return [name for line in text.splitlines() if (name := line.strip().strip('"'))]
 
 
-def _classes(base: Path) -> tuple[list[ClassInfo], Meaning]:
+def _read_classes(base: Path) -> tuple[list[ClassInfo], MaskEncoding]:
     file = base / "labelmap.txt"
     classes = _parse_labelmap(file) if file.is_file() else CLASSES
-    colours = {_packed(BORDER): VOID, **{_packed(entry.rgb): label for label, entry in enumerate(classes)}}
-    return classes, Meaning(colours=tuple(colours.items()))
+    colours = {
+        _pack_rgb(BORDER_RGB): IGNORE_INDEX,
+        **{_pack_rgb(entry.rgb): label for label, entry in enumerate(classes)},
+    }
+    return classes, MaskEncoding(color_to_label=tuple(colours.items()))
 
 
 def _parse_labelmap(file: Path) -> list[ClassInfo]:
     """Raises: DataError for a line that is no class, and for two that cannot be told apart."""
     classes: list[ClassInfo] = []
-    for line in _lines(file):
+    for line in _read_lines(file):
         name, *fields = (field.strip() for field in line.split(":"))
         if line.startswith("#"):
             continue
@@ -155,6 +164,6 @@ def _parse_labelmap(file: Path) -> list[ClassInfo]:
     return classes
 
 
-def _packed(rgb: tuple[int, int, int]) -> int:
+def _pack_rgb(rgb: tuple[int, int, int]) -> int:
     red, green, blue = rgb
     return red << 16 | green << 8 | blue

@@ -1,4 +1,4 @@
-"""One picture and its mask read once: what they hold, in figures that need no pixel any more."""
+"""One image and its mask read once: what they hold, in figures that need no pixel any more."""
 
 import io
 import threading
@@ -11,53 +11,53 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError, ImageError, ImageTooLarge, MaskserveError, first_line
-from models.imaging.decode import FORMATS, MAX_PIXELS, SUFFIXES, decode
-from training.data.dataset import Pair, Samples
-from training.data.mask_decoding import Kind, Values
-from training.data.scan.pixel_stats import digest, likeness, tally
+from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line
+from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from training.data.dataset import Pair, SegmentationDataset
+from training.data.mask_decoding import MaskKind, RawMask
+from training.data.scan.pixel_stats import count_values, perceptual_hash, pixel_digest
 
-ORIENTATION = 0x0112  # EXIF's tag
+ORIENTATION_TAG = 0x0112  # EXIF's tag
 # Asked for its EXIF, Pillow decodes all of a PNG, since it may stand at the end; few have any.
-PNG_SAYS_ORIENTATION = (b"eXIf", b"exif", b"rientation")
+PNG_EXIF_MARKERS = (b"eXIf", b"exif", b"rientation")
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What one picture and its mask hold. It knows no classes: a value gets its label by the data set's `Meaning`."""
+class SampleStats:
+    """What one image and its mask hold. It knows no classes: a value gets its label by the data set's `Meaning`."""
 
-    size: tuple[int, int] | None  # (height, width) of the picture, upright; None where it cannot be read
+    size: tuple[int, int] | None  # (height, width) of the image, upright; None where it cannot be read
     mask_size: tuple[int, int] | None  # of the mask
     orientation: int  # EXIF's, 1..8; 1 is upright
     image_format: str  # Pillow's name, such as JPEG
-    mask_format: str  # the same, or "" where the mask is no picture
-    kind: Kind  # of the mask's values
+    mask_format: str  # the same, or "" where the mask is no image
+    kind: MaskKind  # of the mask's values
     values: NDArray[np.int64]  # K: the values that occur (the most frequent 256), ascending
-    colours: NDArray[np.int64]  # K: for a palette file, their colours 0xRRGGBB
+    palette_colors: NDArray[np.int64]  # K: for a palette file, their colours 0xRRGGBB
     quarters: NDArray[np.int64]  # K x 2 x 2: pixels of each value in the (top, bottom) x (left, right) quarter
     edges: NDArray[np.int64]  # K: pixels of each value that have one of the 4 neighbours of another value
-    more: int  # values beyond those 256
-    digest: str  # of the picture's decoded pixels: equal for equal pictures
-    likeness: int  # 64 bits, near in Hamming distance for pictures that look alike; 0 where it is too flat to tell
+    extra_values: int  # values beyond those 256
+    digest: str  # of the image's decoded pixels: equal for equal images
+    perceptual_hash: int  # 64 bits, near in Hamming distance for images that look alike; 0 where it is too flat to tell
     errors: tuple[str, ...]  # what could not be read, a sentence each
     lossy: bool = False  # whether the mask's file keeps colours only nearly, as JPEG does
 
     @property
-    def fits(self) -> bool:
-        """Whether both could be read, and the mask has its picture's size."""
+    def is_valid(self) -> bool:
+        """Whether both could be read, and the mask has its image's size."""
         return not self.errors and self.size == self.mask_size
 
 
-class Room:
-    """Lets threads in while their pictures together have so many pixels at most; a larger one comes in alone."""
+class PixelBudget:
+    """Lets threads in while their images together have so many pixels at most; a larger one comes in alone."""
 
     def __init__(self, pixels: int) -> None:
-        self._all, self._free, self._changed = pixels, pixels, threading.Condition()
+        self._total, self._free, self._changed = pixels, pixels, threading.Condition()
 
     @contextmanager
-    def taken(self, pixels: int) -> Iterator[None]:
+    def reserve(self, pixels: int) -> Iterator[None]:
         """Wait until there is room."""
-        pixels = min(pixels, self._all)
+        pixels = min(pixels, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
@@ -70,8 +70,8 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Header:
-    """What a picture file says before it is decoded."""
+class FileHeader:
+    """What an image file says before it is decoded."""
 
     format: str = ""
     pixels: int = 0
@@ -79,40 +79,40 @@ class Header:
     lossy: bool = False
 
 
-def examine(samples: Samples, index: int, room: Room | None = None) -> Facts:
+def compute_sample_stats(samples: SegmentationDataset, index: int, budget: PixelBudget | None = None) -> SampleStats:
     """Read one pair. What cannot be read is told in `errors`; nothing is raised."""
     pair, errors = samples.pairs[index], []
-    room = room or Room(MAX_PIXELS)
+    budget = budget or PixelBudget(MAX_PIXELS)
     try:
         data = pair.image.read_bytes()
-        picture = _header(data)
-        with room.taken(picture.pixels):
-            rgb = decode(data)
-            size, name, like = (rgb.shape[0], rgb.shape[1]), digest(rgb), likeness(rgb)
+        image = _read_header(data)
+        with budget.reserve(image.pixels):
+            rgb = decode_image(data)
+            size, name, like = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
             del rgb
     except Exception as error:  # one broken file must not end the reading of all
-        errors.append(_sentence(pair.image, error))
-        picture, size, name, like = Header(), None, "", 0
+        errors.append(_error_message(pair.image, error))
+        image, size, name, like = FileHeader(), None, "", 0
     nothing = np.zeros(0, np.int64)
-    mask, mask_size = Header(), None
-    kind: Kind = "grey"
+    mask, mask_size = FileHeader(), None
+    kind: MaskKind = "grey"
     values, colours, quarters, edges, more = nothing, nothing, np.zeros((0, 2, 2), np.int64), nothing, 0
     try:
-        mask = _mask_header(pair)
-        with room.taken(mask.pixels or picture.pixels):
-            held = samples.values(index)
+        mask = _read_mask_header(pair)
+        with budget.reserve(mask.pixels or image.pixels):
+            held = samples.raw_mask(index)
             kind, mask_size = held.kind, (held.array.shape[0], held.array.shape[1])
-            values, quarters, edges, more = tally(held.array)
-            colours = _colours(held, values)
+            values, quarters, edges, more = count_values(held.array)
+            colours = _palette_colors(held, values)
     except Exception as error:
-        errors.append(_sentence(pair.mask, error))
-    return Facts(
-        size, mask_size, picture.orientation, picture.format, mask.format, kind, values, colours, quarters, edges, more,
+        errors.append(_error_message(pair.mask, error))
+    return SampleStats(
+        size, mask_size, image.orientation, image.format, mask.format, kind, values, colours, quarters, edges, more,
         name, like, tuple(errors), mask.lossy,
     )  # fmt: skip
 
 
-def _colours(held: Values, places: NDArray[np.int64]) -> NDArray[np.int64]:
+def _palette_colors(held: RawMask, places: NDArray[np.int64]) -> NDArray[np.int64]:
     """K: the colours of places in the palette; those past its end are black, as every viewer shows them."""
     if held.kind != "palette" or not held.palette:
         return np.zeros(0, np.int64)
@@ -121,36 +121,36 @@ def _colours(held: Values, places: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(padded[places])
 
 
-def _header(data: bytes) -> Header:
-    """Of a picture's bytes; nothing where they are none, which `decode` will say better."""
+def _read_header(data: bytes) -> FileHeader:
+    """Of an image's bytes; nothing where they are none, which `decode` will say better."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            says = image.format != "PNG" or any(word in data for word in PNG_SAYS_ORIENTATION)
-            return Header(image.format or "", image.width * image.height, _orientation(image) if says else 1)
+            says = image.format != "PNG" or any(word in data for word in PNG_EXIF_MARKERS)
+            return FileHeader(image.format or "", image.width * image.height, _read_orientation(image) if says else 1)
     except Exception:
-        return Header()
+        return FileHeader()
 
 
-def _orientation(image: Image.Image) -> int:
+def _read_orientation(image: Image.Image) -> int:
     try:
-        told = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a broken EXIF block: `decode` takes such a picture as upright
+        told = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # a broken EXIF block: `decode` takes such an image as upright
         return 1
     return told if told in range(1, 9) else 1
 
 
-def _mask_header(pair: Pair) -> Header:
+def _read_mask_header(pair: Pair) -> FileHeader:
     """Raises: ImageTooLarge."""
-    if pair.mask.suffix.lower() not in SUFFIXES:
-        return Header()
+    if pair.mask.suffix.lower() not in IMAGE_SUFFIXES:
+        return FileHeader()
     try:
         with pair.mask.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             pixels, lossy = image.width * image.height, _is_lossy(image, pair.mask)
-            header = Header(image.format or "", pixels, lossy=lossy)
+            header = FileHeader(image.format or "", pixels, lossy=lossy)
     except Exception:
-        return Header()
+        return FileHeader()
     if header.pixels > MAX_PIXELS:
-        raise ImageTooLarge(f"The mask has {header.pixels:,} pixels; the limit is {MAX_PIXELS:,}.")
+        raise ImageTooLargeError(f"The mask has {header.pixels:,} pixels; the limit is {MAX_PIXELS:,}.")
     return header
 
 
@@ -161,7 +161,7 @@ def _is_lossy(image: Image.Image, file: Path) -> bool:
     return image.format in ("JPEG", "AVIF") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
-def _sentence(file: Path, error: Exception) -> str:
+def _error_message(file: Path, error: Exception) -> str:
     if isinstance(error, DataError | ImageError) and str(file) in str(error):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
