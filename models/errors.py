@@ -1,28 +1,31 @@
-"""Every error that this house raises on purpose. They know no HTTP; `service/responses.py` gives them a status.
+"""Every error that maskserve raises on purpose. They know no HTTP; `service/responses.py` maps them to a status.
 
     MaskserveError
-    ├── ImageError          an image that cannot be read
-    │   ├── EmptyImage      no bytes
-    │   ├── NotAnImage      bytes in no format that the house reads
-    │   ├── BrokenImage     a known format, but truncated or corrupt
-    │   ├── SeveralImages an animation, or a document of several pages
-    │   └── ImageTooLarge   more pixels than the limit
-    ├── DataError           a data set that cannot be trained on
-    ├── ConfigError         a setting that is unknown or out of range
-    ├── WeightsError        weights that cannot be read, or that belong to another network
-    ├── RunError            a run folder that cannot be resumed or exported
-    ├── BundleError         a bundle that is missing, altered, or of a later format
-    ├── ParityError         the frozen network disagrees with the live one
-    ├── Cancelled           work that was stopped because nobody waits for it any more
-    └── EngineError         an engine or precision that this machine lacks
-        └── TooLittleMemory     even a small tile of the image is more than the memory holds
+    ├── ImageError                      an image that cannot be read
+    │   ├── EmptyImageError             no bytes
+    │   ├── UnsupportedFormatError      bytes in no known image format
+    │   ├── CorruptImageError           a known format, but truncated or corrupt
+    │   ├── MultiFrameImageError        an animation, or a document of several pages
+    │   └── ImageTooLargeError          more pixels than the limit
+    ├── DataError                       a data set that cannot be trained on
+    ├── ConfigError                     a setting that is unknown or out of range
+    ├── WeightsError                    weights that cannot be read, or that belong to another network
+    ├── RunError                        a run folder that cannot be resumed or exported
+    ├── BundleError                     a bundle that is missing, altered, or of another version
+    ├── ParityError                     the frozen network disagrees with the live one
+    ├── InferenceCancelledError         inference that was stopped because its caller has gone
+    └── EngineError                     an engine or precision that this machine lacks
+        └── InsufficientMemoryError     even a small tile of the image does not fit into memory
 
-A message is one sentence or two: what came, what was wanted, what to do.
+A message is one or two sentences: what came, what was expected, what to do.
 """
+
+import difflib
+from collections.abc import Iterable
 
 
 class MaskserveError(Exception):
-    """Root of the tree: catching it catches every error raised on purpose."""
+    """Base class: catching it catches every error that maskserve raises on purpose."""
 
 
 class ImageError(MaskserveError):
@@ -30,11 +33,11 @@ class ImageError(MaskserveError):
 
 
 class EmptyImageError(ImageError):
-    """No bytes came."""
+    """The file or body has no bytes."""
 
 
 class UnsupportedFormatError(ImageError):
-    """The bytes are in no format that the house reads."""
+    """The bytes are in no known image format."""
 
 
 class CorruptImageError(ImageError):
@@ -46,7 +49,7 @@ class MultiFrameImageError(ImageError):
 
 
 class ImageTooLargeError(ImageError):
-    """More pixels than the limit allows."""
+    """The image has more pixels than the limit."""
 
 
 class DataError(MaskserveError):
@@ -66,7 +69,7 @@ class RunError(MaskserveError):
 
 
 class BundleError(MaskserveError):
-    """A bundle that is missing, altered, or of a later format."""
+    """A bundle that is missing, altered, or of another version."""
 
 
 class ParityError(MaskserveError):
@@ -74,7 +77,7 @@ class ParityError(MaskserveError):
 
 
 class InferenceCancelledError(MaskserveError):
-    """Work that was stopped because nobody waits for it any more."""
+    """Inference that was stopped because its caller has gone."""
 
 
 class EngineError(MaskserveError):
@@ -82,14 +85,19 @@ class EngineError(MaskserveError):
 
 
 class InsufficientMemoryError(EngineError):
-    """Even a small tile of the image is more than the memory holds."""
+    """Even a small tile of the image does not fit into memory."""
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line; its kind where it says nothing."""
+    """The first line of a library's error; the name of its class where it has no text."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def last_line(error: BaseException) -> str:
-    """As `first_line`, for libraries that say where before they say what."""
+    """The last line of a library's error, for libraries that print the location first."""
     return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+
+
+def closest_names(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
+    """Up to `count` of the `known` names that resemble `name`, joined by commas, for "did you mean ...?"; "" for none."""
+    return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff))

@@ -1,4 +1,4 @@
-"""The one rule of the house: training -> models <- service."""
+"""The import rule, training -> models <- service, and the order of the folders within models/ and training/."""
 
 import ast
 import subprocess
@@ -21,37 +21,85 @@ HEAVY_MODULES = (
 )
 
 
-def imported_packages(tree: ast.AST) -> set[str]:
-    """The top-level packages that a piece of code imports, wherever the import stands in it."""
+# From the top to the bottom: a unit imports units below its own line only. Units of one line do not import each other.
+LAYERS = {
+    "models": [
+        ("models.analysis", "models.outputs"),
+        ("models.inference",),
+        ("models.engines",),
+        ("models.architectures", "models.imaging"),
+        ("models.bundle",),
+        ("models.spec",),
+        ("models.errors", "models.cpu_quota", "models.cache_dir", "models.atomic_write"),
+    ],
+    "training": [
+        ("training.train", "training.compare", "training.export", "training.import_model"),
+        ("training.evaluate",),
+        ("training.plan",),
+        ("training.lint",),
+        ("training.reports", "training.freezing"),
+        ("training.engine",),
+        ("training.data",),
+        ("training.augment",),
+        ("training.config_io", "training.metrics"),
+        ("training.config",),
+        ("training.loss_spec", "training.run_folder", "training.oom"),
+    ],
+}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """The dotted names that a file imports, at its top or inside a function."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def strip_main_block(tree: ast.Module) -> ast.Module:
-    """A module less its `if __name__ == "__main__":`, where a script goes through the front door."""
-    kept = [node for node in tree.body if not (isinstance(node, ast.If) and "__main__" in ast.unparse(node.test))]
-    return ast.Module(kept, [])
+def imported_packages(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_modules(file)}
 
 
-@pytest.mark.parametrize("room", ALLOWED_IMPORTS)
-def test_a_room_opens_only_the_doors_it_may(room: str) -> None:
-    files = sorted((ROOT / room).rglob("*.py"))
+def find_layer(module: str, package: str) -> tuple[int, str]:
+    """The index of a module's line in `LAYERS`, and its unit there."""
+    for index, units in enumerate(LAYERS[package]):
+        for unit in units:
+            if f"{module}.".startswith(f"{unit}."):
+                return index, unit
+    raise AssertionError(f"{module} belongs to no unit of LAYERS")
+
+
+@pytest.mark.parametrize("package", ALLOWED_IMPORTS)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
     assert files
     for file in files:
-        rooms = imported_packages(strip_main_block(ast.parse(file.read_text()))) & set(PACKAGES)
-        assert rooms <= ALLOWED_IMPORTS[room], f"{file} imports {rooms - ALLOWED_IMPORTS[room]}"
+        found = imported_packages(file) & set(PACKAGES)
+        assert found <= ALLOWED_IMPORTS[package], f"{file} imports {found - ALLOWED_IMPORTS[package]}"
 
 
-def test_torch_stays_in_architectures_and_its_engine() -> None:
+@pytest.mark.parametrize("package", LAYERS)
+def test_every_import_points_down(package: str) -> None:
+    for file in sorted((ROOT / package).rglob("*.py")):
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module == package:
+            continue
+        own_index, own_unit = find_layer(module, package)
+        for name in imported_modules(file):
+            if name.startswith(f"{package}."):
+                index, unit = find_layer(name, package)
+                assert unit == own_unit or index > own_index, f"{file} imports {name}"
+
+
+def test_torch_stays_where_networks_are() -> None:
+    torch_engine = {ROOT / "models" / "engines" / name for name in ("torch_engine.py", "cuda_graphs.py")}
     for file in sorted((ROOT / "models").rglob("*.py")):
-        allowed = {"torch"} if file.parent.name == "engines" and file.name in ("torch.py", "graphs.py") else set()
-        if "architectures" not in file.parts:
-            assert imported_packages(ast.parse(file.read_text())) & set(HEAVY_MODULES) <= allowed, file
+        if not {"architectures", "analysis"} & set(file.parts):
+            allowed = {"torch"} if file in torch_engine else set()
+            assert imported_packages(file) & set(HEAVY_MODULES) <= allowed, file
 
 
 def modules_loaded_by(statement: str) -> set[str]:

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from models.atomic_write import write_atomically
 from models.errors import ConfigError, RunError
 from training.config import TrainConfig
-from training.run_folder import LAST_CHECKPOINT, write_atomically
+from training.run_folder import LAST_CHECKPOINT
 
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from models.atomic_write import write_atomically
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
 from models.errors import ConfigError, DataError
 from models.imaging.decode import RGB, Labels
@@ -32,7 +33,6 @@ from training.metrics.confusion import ConfusionMatrix
 from training.reports.build import write_evaluation_report
 from training.reports.console import print_metrics
 from training.reports.latency import measure_latencies
-from training.run_folder import write_atomically
 
 METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
 # Images are read and answers counted while another image is segmented: by so many threads, so many images ahead.

@@ -31,6 +31,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from models.analysis.complexity import count_parameters
 from models.architectures import build
 from models.architectures.base import Network
+from models.atomic_write import write_atomically
 from models.errors import DataError, RunError
 from models.inference.geometry import network_input_size
 from models.spec import InputRule
@@ -74,8 +75,8 @@ from training.lint import LintReport, lint_with_progress, print_lint_report
 from training.metrics.confusion import ConfusionMatrix
 from training.plan import make_plan
 from training.plan.plan_io import print_plan, save_plan
-from training.reports.plots import draw_panel, plot_curves
-from training.run_folder import LAST_CHECKPOINT, write_atomically
+from training.reports.plots import draw_panel, plot_confusion_matrix, plot_curves
+from training.run_folder import LAST_CHECKPOINT
 
 # Defaults for large photographs, so that a first training ends on a small machine; both can be set.
 DEFAULT_MAX_SIDE, DEFAULT_MAX_CROP = 1024, 512
@@ -173,7 +174,16 @@ def train(
         watch: ProgressLogger | NullLogger = NullLogger()
         if fabric.is_global_zero:
             watch = ProgressLogger(
-                out, training.classes, span, images, state.step, console, log_mode, config.tensorboard, drawn
+                out,
+                training.classes,
+                span,
+                images,
+                state.step,
+                console,
+                log_mode,
+                config.tensorboard,
+                drawn,
+                plot_confusion_matrix,
             )
         with watch, closing(iterate_batches(batches)) as stream:
             fit(setup, state, learner, stream, validate, span, watch, out)

@@ -32,7 +32,7 @@ from training.augment import (
 from training.config import TrainConfig
 from training.data.dataset import SegmentationDataset
 from training.data.decoded_cache import DecodedCache
-from training.engine.runtime import is_out_of_memory
+from training.oom import is_out_of_memory
 
 STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple
 MAX_VALIDATION_SIDE = (

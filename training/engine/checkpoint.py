@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from models.architectures.base import Network
+from models.atomic_write import write_atomically
 from models.errors import RunError
-from training.run_folder import write_atomically
 
 CHECKPOINT_FORMAT = 2  # of a checkpoint; one of another format is refused by a sentence
 

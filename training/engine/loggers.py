@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from models.atomic_write import write_atomically
 from models.spec import ClassInfo
 from training.engine.checkpoint import TrainState
 from training.engine.schedule import TrainingDuration
 from training.engine.step import StepResult
 from training.metrics.confusion import ConfusionMatrix
-from training.reports.plots import plot_confusion_matrix
-from training.run_folder import write_atomically
 
 LogMode = Literal["bar", "quiet", "json"]
 REFRESH_SECONDS = 0.25  # seconds between looks at the bar
@@ -69,12 +69,15 @@ class ProgressLogger:
         log: LogMode = "bar",
         board: bool = False,
         samples: Callable[[], dict[str, Image.Image]] | None = None,
+        plot_confusion: Callable[[ConfusionMatrix, list[ClassInfo]], Figure] | None = None,
     ) -> None:
-        """`images`: of a step; `step`: those that are done; `samples`: draws validation images with their answers."""
+        """`images`: of a step; `step`: those that are done; `samples`: renders validation images with their predictions, and
+        `plot_confusion` the confusion matrix, for TensorBoard.
+        """
         self.metrics_path = out / METRICS_CSV
         self.classes, self.duration, self.images_per_step = classes, span, images
         self.console, self.log_mode = console, log
-        self.render_samples = samples
+        self.render_samples, self.plot_confusion = samples, plot_confusion
         self.summary_writer: Any = _open_summary_writer(out / "tensorboard", step) if board else None
         self.smoothed_loss = self.last_miou = math.nan
         self.speed_start: tuple[int, float] | None = None  # a step and when it was done: speed counts from there
@@ -163,7 +166,8 @@ class ProgressLogger:
     def on_checkpoint(self, state: TrainState, confusion: ConfusionMatrix) -> None:
         """Images for TensorBoard."""
         if self.summary_writer is not None:
-            self.summary_writer.add_figure("confusion", plot_confusion_matrix(confusion, self.classes), state.step)
+            if self.plot_confusion:
+                self.summary_writer.add_figure("confusion", self.plot_confusion(confusion, self.classes), state.step)
             for name, image in (self.render_samples() if self.render_samples else {}).items():
                 self.summary_writer.add_image(f"samples/{name}", np.asarray(image), state.step, dataformats="HWC")
         self.speed_start = state.step, time.monotonic()

@@ -14,6 +14,7 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from models.engines.openvino_engine import has_bf16
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from training.config import TrainConfig
+from training.oom import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -146,9 +147,3 @@ def out_of_memory_message(config: TrainConfig, crop: tuple[int, int], reason: st
         parts = f"batch={config.batch // 2} accumulate={config.accumulate * 2}"
         less = f"set {parts} (the same images a step, in smaller parts), or {less}"
     return f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({reason}): {less}."
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so, each library in its own words."""
-    words = ("out of memory", "allocate memory", "not enough memory", "insufficient memory", "alloc_failed")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)

@@ -4,8 +4,9 @@
 images that are there twice. `report.py` is what they found, `show.py` and `page.py` tell it, `stats.py` tells what is there.
 """
 
+from training.data.scan.label_stats import LabelStats
 from training.lint.console import lint_with_progress, print_lint_report
-from training.lint.findings import Finding, LabelStats, LintReport
+from training.lint.findings import Finding, LintReport
 from training.lint.runner import lint
 
 __all__ = ["Finding", "LabelStats", "LintReport", "lint", "lint_with_progress", "print_lint_report"]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from models.spec import ClassInfo
 from training.data.dataset import SegmentationDataset
+from training.data.scan.label_stats import LabelStats
 from training.data.scan.scanner import SampleStats
 
 LEVELS = ("error", "warning", "note")  # an error forbids training, a warning is worth a look, a note is good to know
@@ -59,16 +60,6 @@ class Finding:
     detail: str  # names the file and what it holds
     weight: float = 0.0  # of two of one kind the heavier is worse, and told first
     locations: tuple[tuple[str, int], ...] = ()  # (split, index) of the images that it speaks of, two at most
-
-
-@dataclass(frozen=True)
-class LabelStats:
-    """What one training image holds, by label."""
-
-    size: tuple[int, int]  # (height, width), upright
-    labels: NDArray[np.int64]  # K: those that occur, ascending; 255 is void
-    quarters: NDArray[np.int64]  # K x 2 x 2: pixels in the (top, bottom) x (left, right) quarter
-    edges: NDArray[np.int64]  # K: pixels with one of the 4 neighbours of another label or void
 
 
 @dataclass

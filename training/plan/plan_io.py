@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from models.atomic_write import write_atomically
 from training.config import TrainConfig
 from training.plan.rules import Plan, PlannedSetting
-from training.run_folder import write_atomically
 
 HEADER = "# Planned from the data and the machine. It is a config as any: `maskserve train DATA --config {file}`.\n"
 

@@ -20,8 +20,9 @@ from training.data import SegmentationDataset
 from training.engine.losses import Criterion
 from training.engine.model_factory import check_batch_norm, make_network
 from training.engine.optim import make_optimizer
-from training.engine.runtime import choose_device, deterministic_mode, is_out_of_memory
+from training.engine.runtime import choose_device, deterministic_mode
 from training.engine.step import NetworkWithLoss
+from training.oom import is_out_of_memory
 
 NUM_TIMED_READS = 7  # images whose reading is timed
 MAX_TIMED_STEPS, MAX_TIMED_SECONDS = 4, 4.0  # timed steps, and the seconds that they may take: the quickest counts

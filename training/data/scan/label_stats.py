@@ -8,9 +8,18 @@ from numpy.typing import NDArray
 from models.spec import IGNORE_INDEX
 from training.data.mask_decoding import MaskEncoding
 from training.data.scan.scanner import SampleStats
-from training.lint.findings import LabelStats
 
 IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class LabelStats:
+    """What one training image holds, by label."""
+
+    size: tuple[int, int]  # (height, width), upright
+    labels: NDArray[np.int64]  # K: those that occur, ascending; 255 is void
+    quarters: NDArray[np.int64]  # K x 2 x 2: pixels in the (top, bottom) x (left, right) quarter
+    edges: NDArray[np.int64]  # K: pixels with one of the 4 neighbours of another label or void
 
 
 @dataclass(frozen=True)

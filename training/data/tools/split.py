@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.atomic_write import write_atomically
 from models.errors import ConfigError, DataError
 from training.data import SegmentationDataset, has_split, load_splits, resolve_format
 from training.data.class_file import CLASS_FILE
@@ -23,7 +24,6 @@ from training.data.dataset import SPLITS, Pair
 from training.data.formats.csv_table import TABLE_SUFFIXES
 from training.data.scan.label_stats import LabelLookup
 from training.data.scan.scanner import SampleStats, scan_splits
-from training.run_folder import write_atomically
 
 TABLE_NAME = "list.tsv"
 SUPPORTED_FORMATS = ("folder", "table")  # formats whose masks mean the same when a table names them
