@@ -1,8 +1,7 @@
-"""How a prediction leaves the house: one file a format, one line here; the keys are the API's format names.
+"""Output formats of a prediction. The keys of OUTPUT_FORMATS are the format names of the API and the command line.
 
-A format is a module with `MEDIA_TYPE`, `SUFFIX`, `CONFIDENCE` (whether the prediction must hold it) and
-`encode(prediction, spec, options) -> bytes`, which takes the prediction as it is. `encode` below first leaves out what
-the options say.
+A format is a module with `MEDIA_TYPE`, `SUFFIX`, `NEEDS_CONFIDENCE` and `encode(prediction, spec, options) -> bytes`, which
+encodes the prediction as it is. `encode` below filters the prediction by the options first.
 """
 
 from types import ModuleType
@@ -25,16 +24,22 @@ OUTPUT_FORMATS: dict[str, ModuleType] = {
 
 
 def encode(format: str, prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
-    """Leave out what the options leave out, then encode: `format` is a key of OUTPUTS.
+    """Filter the prediction by the options and encode it. `format` is a key of OUTPUT_FORMATS.
 
-    Raises: ConfigError for a class that the spec has not, ImageTooLarge for what the format cannot hold, ValueError
-    where `needs_confidence` and the prediction has none.
+    Raises: ConfigError for a class that the spec does not have, ImageTooLargeError if the format cannot hold the image,
+    ValueError if `needs_confidence` is true and the prediction has no confidence.
     """
     encoded: bytes = OUTPUT_FORMATS[format].encode(filter_prediction(prediction, spec, options), spec, options)
     return encoded
 
 
-def needs_confidence(format: str, options: OutputOptions) -> bool:
-    """Whether the prediction must hold the confidence, which costs the segmenter time."""
-    needed: bool = OUTPUT_FORMATS[format].CONFIDENCE
-    return needed or options.min_confidence > 0 or (format == "json" and options.confidence)
+def needs_confidence(format: str | None, options: OutputOptions) -> bool:
+    """Whether the prediction must hold the confidence, which takes the segmenter extra time.
+
+    `format`: a key of OUTPUT_FORMATS; None for the labels alone.
+    """
+    return (
+        options.min_confidence > 0
+        or (format is not None and OUTPUT_FORMATS[format].NEEDS_CONFIDENCE)
+        or (format == "json" and options.confidence)
+    )

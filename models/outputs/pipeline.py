@@ -1,0 +1,84 @@
+"""From an image file's bytes to an encoded mask: decode, infer, encode. The HTTP service and `maskserve predict` both use it.
+
+The steps are separate methods because each caller runs them on threads of its own: the engine has its own threads, and
+decoding and encoding of other images continue meanwhile.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from models.errors import InsufficientMemoryError
+from models.imaging.decode import MAX_PIXELS, RGB, Labels, decode_image
+from models.inference.segmenter import Prediction, Segmenter, never_stop
+from models.outputs import OUTPUT_FORMATS, needs_confidence
+from models.outputs.options import OutputOptions
+from models.outputs.select import class_indices, filter_prediction
+from models.spec import BundleSpec
+
+
+class EncodedMask(NamedTuple):
+    """The result of a pipeline."""
+
+    data: bytes | None  # the mask in the pipeline's format; None where the format is None
+    labels: Labels  # uint8 H x W, filtered by the options; 255 is unlabeled
+
+
+@dataclass(frozen=True)
+class SegmentationPipeline:
+    """One bundle, one output format and its options. Methods may be called from any thread.
+
+    Raises: ConfigError if the bundle has no class of a name in `options.classes`.
+    """
+
+    segmenter: Segmenter
+    spec: BundleSpec
+    format: str | None  # a key of OUTPUT_FORMATS; None returns the filtered labels without encoding them
+    options: OutputOptions
+    max_pixels: int = MAX_PIXELS  # larger images are refused before they are decoded
+
+    def __post_init__(self) -> None:
+        class_indices(self.options.classes, self.spec)
+
+    def decode(self, data: bytes) -> RGB:
+        """Decode an image file to RGB uint8, H x W x 3. Raises: ImageError, InsufficientMemoryError."""
+        return decode_image(data, self.max_pixels)
+
+    def infer(self, image: RGB, should_stop: Callable[[], bool] = never_stop) -> Prediction:
+        """Predict the labels, and the confidence if the format or the options need it.
+
+        Raises: InsufficientMemoryError, and InferenceCancelledError once `should_stop` returns True.
+        """
+        with _translate_memory_errors():
+            return self.segmenter.segment(image, self.needs_confidence, should_stop)
+
+    def encode(self, prediction: Prediction) -> EncodedMask:
+        """Filter the labels by the options and encode them.
+
+        Raises: ImageTooLargeError if the format cannot hold the image, InsufficientMemoryError.
+        """
+        with _translate_memory_errors():
+            kept = filter_prediction(prediction, self.spec, self.options)
+            if self.format is None:
+                return EncodedMask(None, kept.labels)
+            return EncodedMask(OUTPUT_FORMATS[self.format].encode(kept, self.spec, self.options), kept.labels)
+
+    def __call__(self, data: bytes) -> EncodedMask:
+        """Run all steps on one image file. Raises: ImageError, InsufficientMemoryError."""
+        return self.encode(self.infer(self.decode(data)))
+
+    @property
+    def needs_confidence(self) -> bool:
+        """Whether `infer` computes the confidence, which takes extra time."""
+        return needs_confidence(self.format, self.options)
+
+
+@contextmanager
+def _translate_memory_errors() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise InsufficientMemoryError(
+            "There is not enough memory to segment this image and encode its mask. Use a smaller image."
+        ) from error
