@@ -1,22 +1,22 @@
-# What CI runs is what people run. `make` alone lists what there is.
+# People and CI run the same commands. `make` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-ROOMS := models training service maskserve
+PACKAGES := models training service maskserve
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-page container test-all fuzz check format bench lock clean
+.PHONY: help install demo test test-changed test-slow test-page container test-all fuzz mutation-score check format bench lock clean
 
 help:  ## list these targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
-install: $(READY)  ## make .venv with everything that is locked (the other targets do it too)
+install: $(READY)  ## create .venv with the locked requirements; the other targets do it when needed
 
-# The mark is taken away first and set last: where it is missing, an install was interrupted and the environment is
-# made anew; where it is older than the lock, the environment is brought to the lock.
+# The marker file is removed first and written last. If it is missing, an install was interrupted and the environment
+# is created again. If it is older than the lock, the environment is synchronized with the lock.
 $(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; this is %s. Name one: make PYTHON=python3.12" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "This is Python %s; 3.11 or later is required. Choose one: make PYTHON=python3.12" % sys.version.split()[0])'
 	@test -e $(READY) || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
@@ -24,40 +24,51 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $(READY)
 
-demo: $(READY)  ## the whole road: draw data, train, export, evaluate, serve, ask (5 minutes)
+demo: $(READY)  ## draw a data set, train, export, evaluate and serve a model, and query it (5 minutes)
 	@$(BIN)/maskserve demo
 
-# A process for each core, of one thread: where two processes have two threads each, these wait for each other.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
+# One process per core, each with one thread: threads of several processes on one core wait for each other. Waiting
+# OpenMP threads sleep instead of spinning, because spinning threads take the cores from the other processes.
+QUIET_THREADS := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
+# worksteal gives each process a contiguous part of the suite: few session and module fixtures are built twice. A
+# process that has finished takes tests from the end of another's part.
+PYTEST := $(QUIET_THREADS) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal --durations=10
+FAST := -m "not slow and not browser and not container"
 
-test: $(READY)  ## the test suite
-	@$(PYTEST) --dist loadfile -m "not slow and not browser and not container"
+test: $(READY)  ## run the fast tests and show the 10 slowest
+	@$(PYTEST) $(FAST)
 
-test-slow: $(READY)  ## what takes longer: trainings that are killed and go on, every encoder
-	@$(PYTEST) --dist worksteal -m slow
+test-changed: $(READY)  ## run the fast tests of files changed since BASE (default: HEAD)
+	@tests=$$($(BIN)/python -m tests.import_graph $(BASE)) && if [ -n "$$tests" ]; then $(PYTEST) $(FAST) $$tests; else echo "No test covers the changed files."; fi
 
-test-page: $(READY)  ## the web page in a real Chromium
-	@$(BIN)/python -m pytest -m browser
+test-slow: $(READY)  ## run the slow tests: interrupted trainings, every encoder, the demo
+	@$(PYTEST) -m slow
 
-container: $(READY)  ## an image, built, run and asked; needs docker or podman
+test-page: $(READY)  ## run the tests of the web page in Chromium
+	@$(QUIET_THREADS) $(BIN)/python -m pytest --durations=10 -m browser
+
+container: $(READY)  ## build, run and query a container image; needs docker or podman
 	@$(BIN)/python -m pytest -s -m container tests/deploy
 
-test-all: test test-slow test-page container  ## all of these
+test-all: test test-slow test-page container  ## run all of the tests above
 
-fuzz: $(READY)  ## 20,000 changed pictures against the decoder and the service (10 minutes)
-	@FUZZ_PICTURES=20000 $(BIN)/python -m pytest -s tests/service/test_fuzz.py
+fuzz: $(READY)  ## send 20,000 mutated images to the decoder and the service (10 minutes)
+	@$(QUIET_THREADS) FUZZ_IMAGES=20000 $(BIN)/python -m pytest -s tests/service/test_fuzz.py
 
-check: $(READY)  ## ruff, mypy and the one rule of the house
+mutation-score: $(READY)  ## count how many of 20 bugs put into the code the tests find (30 minutes)
+	@$(QUIET_THREADS) $(BIN)/python -m tests.mutation_score
+
+check: $(READY)  ## run ruff, mypy and the import rule
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy $(ROOMS)
+	@$(BIN)/mypy $(PACKAGES)
 	@$(BIN)/python -m pytest -q tests/test_layout.py
 
-format: $(READY)  ## let ruff format and mend
+format: $(READY)  ## fix and format the code with ruff
 	@$(BIN)/ruff check --fix --quiet .
 	@$(BIN)/ruff format --quiet .
 
-bench: $(READY)  ## measure training, the engines, the service beside others, its page and client, and batches (two hours)
+bench: $(READY)  ## measure training, engines, service, web page, client and batch prediction (2 hours)
 	@$(BIN)/python -m benchmarks.training
 	@$(BIN)/maskserve bench runs/demo/bundle
 	@$(BIN)/python -m benchmarks.serving
@@ -66,9 +77,9 @@ bench: $(READY)  ## measure training, the engines, the service beside others, it
 	@$(BIN)/python -m benchmarks.page
 	@$(BIN)/python -m benchmarks.batch
 
-lock: $(READY)  ## resolve the requirements again, for all platforms and Pythons
+lock: $(READY)  ## resolve both lock files again, for all platforms and Python versions
 	@$(BIN)/python -m uv pip compile --quiet --universal --upgrade --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml -o requirements.lock
 	@$(BIN)/python -m uv pip compile --quiet --universal --no-emit-index-url --python-version 3.11 --extra serve -c requirements.lock pyproject.toml -o requirements-serve.lock
 
-clean:  ## take away the environment and the caches; runs/ stays
+clean:  ## remove the environment and the caches, keep runs/
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
