@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import MODEL_FILE, Bundle
-from models.cpu_quota import quota_limited_cores
+from models.cgroup_limits import quota_limited_cores
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
 from models.errors import BundleError, EngineError, first_line, last_line
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, Bundle, file_sha256
 from models.cache_dir import user_cache_dir
-from models.cpu_quota import quota_limited_cores
+from models.cgroup_limits import quota_limited_cores
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
 from models.errors import BundleError, EngineError, last_line
 

@@ -1,10 +1,8 @@
 """What this machine can do: its memory, and the time of a training step, tried and not guessed."""
 
-import os
 import time
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +10,7 @@ from rich.console import Console
 
 from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
-from models.cpu_quota import usable_cores
+from models.cgroup_limits import free_memory, usable_cores
 from models.engines.openvino_engine import has_bf16
 from models.spec import ClassInfo, default_rgb
 from training.config import TrainConfig
@@ -48,32 +46,6 @@ class MachineProfile:
             bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
             return cls(device, torch.cuda.get_device_name(), cores, torch.cuda.mem_get_info()[0], bf16)
         return cls(device, f"{cores} CPU core{'s' * (cores > 1)}", cores, free_memory(), has_bf16())
-
-
-def free_memory() -> int:
-    """Bytes that can be had without swapping; less where a container's limit (cgroup 2 or 1) is lower.
-
-    What a container is said to use counts the files that it has read, which give way.
-    """
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 * 2**30]
-    with suppress(OSError, KeyError, ValueError):
-        found.append(int(_parse_key_values(Path("/proc/meminfo"))["MemAvailable:"]) * 1024)
-    for folder, limit, used, total in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ):
-        with suppress(OSError, KeyError, ValueError):  # not there, or the word `max`
-            most, taken = (int((Path(folder) / name).read_text()) for name in (limit, used))
-            stat = _parse_key_values(Path(folder) / "memory.stat")
-            files = sum(int(stat[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
-            found.append(most - max(0, taken - files))
-    return max(0, min(found))
-
-
-def _parse_key_values(file: Path) -> dict[str, str]:
-    """The first two words of each line."""
-    lines = (line.split() for line in file.read_text().splitlines())
-    return {words[0]: words[1] for words in lines if len(words) > 1}
 
 
 def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:

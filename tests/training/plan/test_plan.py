@@ -31,7 +31,7 @@ from training.plan.budget import (
 )
 from training.plan.fingerprint import DatasetFingerprint
 from training.plan.plan_io import print_plan, save_plan
-from training.plan.profiling import MachineProfile, activation_bytes_per_image, free_memory, measure_step_seconds
+from training.plan.profiling import MachineProfile, activation_bytes_per_image, measure_step_seconds
 from training.plan.rules import (
     MAX_CROP_AREA,
     Plan,
@@ -388,10 +388,6 @@ def test_a_rung_that_memory_does_not_hold_is_not_climbed() -> None:
     assert "memory" in plan.settings["encoder"].reason
 
 
-def test_free_memory_is_no_more_than_there_is() -> None:
-    assert 2**26 < free_memory() < 2**44
-
-
 def test_a_step_is_timed(tmp_path: Path) -> None:
     config = load_config(None, ["encoder=tu-test_resnet", "head=linear", "batch=2"])
     begun = time.perf_counter()
@@ -436,7 +432,7 @@ def test_a_training_without_a_config_is_planned_and_keeps_its_minutes(small_data
     out = tmp_path / "run"
     planned = plan_training(small_dataset, out / "plan.yaml", {**SMALL, "minutes": 0.2, "tensorboard": False}, SILENT)
     before = time.monotonic() - planned.start_time
-    train(small_dataset, out, planned.config, console=SILENT, log_mode="quiet", planned_training=planned)
+    train(small_dataset, out, planned.config, console=SILENT, log_mode="quiet", planned=planned)
     assert (
         read_checkpoint(out / LAST_CHECKPOINT)["seconds"] > before > 0
     )  # the minutes count from the first look at the data

@@ -1,4 +1,4 @@
-"""How many cores a process may use, as the kernel says, and what the engines make of them."""
+"""CPU and memory limits as read from cgroup files, and how the engines use the cores."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.bundle import open_bundle
-from models.cpu_quota import cpu_quota, threads_per_inference, usable_cores
+from models.cgroup_limits import cpu_quota, free_memory, threads_per_inference, usable_cores
 from models.engines import ENGINES, openvino_engine
 from tests.fixtures_bundles import synthetic_image
 
@@ -69,12 +69,37 @@ def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[s
 
 def test_where_the_kernel_says_nothing(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "no", tmp_path / "none") == AFFINITY_CORES
+    assert 2**26 < free_memory(tmp_path / "no", tmp_path / "none") < 2**44
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("membership", "folder", "names", "prefix"),
+    [
+        ("0::/\n", ".", ("memory.max", "memory.current"), ""),
+        ("0::/a/b\n", "a", ("memory.max", "memory.current"), ""),  # the limit of a parent
+        ("0::/not/seen/from/inside\n", ".", ("memory.max", "memory.current"), ""),
+        (CGROUP_V1_MEMBERSHIP, "memory/m", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+        (CGROUP_V1_MEMBERSHIP, "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"),
+    ],
+)
+def test_free_memory_is_what_the_group_has_left(
+    tmp_path: Path, membership: str, folder: str, names: tuple[str, str], prefix: str
+) -> None:
+    limit, usage = (f"{folder}/{name}" for name in names)
+    stat = {f"{folder}/memory.stat": f"anon 5\n{prefix}active_file {2 * MIB}\n{prefix}inactive_file {3 * MIB}"}
+    at = fake_cgroups(tmp_path, membership, {limit: str(64 * MIB), usage: str(40 * MIB), **stat})
+    assert free_memory(*at) == (64 - 40 + 2 + 3) * MIB  # cached files can be dropped
+    (at[0] / limit).write_text("max\n")
+    assert free_memory(*at) > 64 * MIB
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
 def test_a_process_that_may_use_one_core() -> None:
-    code = "import os, models.cpu_quota; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-    code += "print(models.cpu_quota.usable_cores())"
+    code = "import os, models.cgroup_limits; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += "print(models.cgroup_limits.usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 
@@ -168,7 +193,7 @@ from models.bundle import open_bundle
 from models.engines import openvino_engine as openvino
 
 bundle = open_bundle(pathlib.Path(sys.argv[1]))
-openvino.core()
+openvino.get_core()
 print("here", flush=True)
 sys.stdin.readline()
 print(openvino.load(bundle, "cpu", "f32", 1).compiled.get_property("LOADED_FROM_CACHE"))
