@@ -2,8 +2,8 @@
 
 `make test-changed` runs the printed test files: those that changed since the git commit BASE (default: HEAD) or are new,
 those that mirror a changed file (`training/export.py` is tested by `tests/training/test_export.py`), and those that reach
-a changed module over at most MAX_IMPORTS imports. Farther ones are left to `make test`: nearly every test imports nearly
-everything in the end.
+a changed module over at most MAX_IMPORTS imports, or over more if there are none. Farther ones are left to `make test`:
+in the end nearly every test imports nearly everything.
 """
 
 import ast
@@ -30,7 +30,7 @@ def imported_names(file: Path) -> set[str]:
     return names
 
 
-def imported_files(file: Path, root: Path = ROOT) -> set[Path]:
+def imported_files(file: Path, root: Path) -> set[Path]:
     """Files under `root` that a Python file imports, or names in a string such as "service.app:Maskserve".
 
     A conftest.py counts as imported by the tests of its folder.
@@ -50,23 +50,31 @@ def imported_files(file: Path, root: Path = ROOT) -> set[Path]:
 
 def changed_files(base: str) -> list[Path]:
     """Files that differ from a git commit, and new files that git does not ignore."""
-    commands = (["git", "diff", "--name-only", base], ["git", "ls-files", "--others", "--exclude-standard"])
-    listed = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True) for command in commands]
-    return [ROOT / line for done in listed for line in done.stdout.splitlines()]
+    commands = (["git", "diff", "--name-only", base, "--"], ["git", "ls-files", "--others", "--exclude-standard"])
+    results = [subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for command in commands]
+    for result in results:
+        if result.returncode:
+            raise SystemExit(f"{result.stderr.strip()}; choose a commit, for example `make test-changed BASE=HEAD~3`")
+    return [ROOT / line for result in results for line in result.stdout.splitlines()]
 
 
-def tests_of(changed: Iterable[Path], root: Path = ROOT) -> list[Path]:
+def select_tests(changed: Iterable[Path], root: Path) -> list[Path]:
     """Test files of changed files, sorted; see the top of this file. A file that is not Python stands for its folder."""
     graph = {
         file: imported_files(file, root) for folder in (*PACKAGES, "tests") for file in (root / folder).rglob("*.py")
     }
-    reached = set()
-    for file in changed:
-        reached |= {file} if file.suffix == ".py" else _nearest_modules(file, root)
-    found = {file for file in graph if file.name in {f"test_{module.name}" for module in reached}}
-    for _ in range(MAX_IMPORTS):
-        reached |= {file for file, imported in graph.items() if imported & reached}
-    return sorted(file for file in found | reached if file.name.startswith("test_") and file.is_file())
+    reached: set[Path] = set().union(
+        *({file} if file.suffix == ".py" else _nearest_modules(file, root) for file in changed)
+    )
+    mirrors = {file for file in graph if file.name in {f"test_{module.name}" for module in reached}}
+    tests: set[Path] = set()
+    for distance in range(len(graph)):
+        tests = {file for file in mirrors | reached if file.name.startswith("test_") and file in graph}
+        importers = {file for file, imported in graph.items() if imported & reached}
+        if importers <= reached or (tests and distance >= MAX_IMPORTS):
+            break
+        reached |= importers
+    return sorted(tests)
 
 
 def _module(root: Path, parts: list[str]) -> Path | None:
@@ -85,4 +93,4 @@ def _nearest_modules(file: Path, root: Path) -> set[Path]:
 
 if __name__ == "__main__":
     base = sys.argv[1] if len(sys.argv) > 1 else "HEAD"
-    print(*(file.relative_to(ROOT) for file in tests_of(changed_files(base))))
+    print(*(file.relative_to(ROOT) for file in select_tests(changed_files(base), ROOT)))

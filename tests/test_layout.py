@@ -1,27 +1,18 @@
-"""The import rule, training -> models <- service, and the order of the folders within models/ and training/."""
+"""The import rule, training -> models <- service, the order of the folders in models/ and training/, and the lock files."""
 
-import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("models", "training", "service", "maskserve")
+from tests.import_graph import PACKAGES, ROOT, imported_names
+
 ALLOWED_IMPORTS = {"models": {"models"}, "training": {"training", "models"}, "service": {"service", "models"}}
-HEAVY_MODULES = (
-    "torch",
-    "torchvision",
-    "lightning",
-    "albumentations",
-    "segmentation_models_pytorch",
-    "training",
-    "maskserve",
-)
+TRAINING_LIBRARIES = ("torch", "torchvision", "lightning", "albumentations", "segmentation_models_pytorch")
 
-
-# From the top to the bottom: a unit imports units below its own line only. Units of one line do not import each other.
+# From top to bottom. A unit imports only units of the rows below its own; units of one row do not import each other.
 LAYERS = {
     "models": [
         ("models.analysis", "models.outputs"),
@@ -47,16 +38,7 @@ LAYERS = {
     ],
 }
 
-
-def imported_modules(file: Path) -> set[str]:
-    """The dotted names that a file imports, at its top or inside a function."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+imported_modules = cache(imported_names)
 
 
 def imported_packages(file: Path) -> set[str]:
@@ -64,16 +46,16 @@ def imported_packages(file: Path) -> set[str]:
 
 
 def find_layer(module: str, package: str) -> tuple[int, str]:
-    """The index of a module's line in `LAYERS`, and its unit there."""
-    for index, units in enumerate(LAYERS[package]):
+    """Row and unit of a module in `LAYERS`."""
+    for row, units in enumerate(LAYERS[package]):
         for unit in units:
             if f"{module}.".startswith(f"{unit}."):
-                return index, unit
-    raise AssertionError(f"{module} belongs to no unit of LAYERS")
+                return row, unit
+    raise AssertionError(f"{module} is in no unit of LAYERS")
 
 
 @pytest.mark.parametrize("package", ALLOWED_IMPORTS)
-def test_packages_import_only_what_they_may(package: str) -> None:
+def test_packages_import_only_allowed_packages(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     for file in files:
@@ -87,56 +69,44 @@ def test_every_import_points_down(package: str) -> None:
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         if module == package:
             continue
-        own_index, own_unit = find_layer(module, package)
+        own_row, own_unit = find_layer(module, package)
         for name in imported_modules(file):
             if name.startswith(f"{package}."):
-                index, unit = find_layer(name, package)
-                assert unit == own_unit or index > own_index, f"{file} imports {name}"
+                row, unit = find_layer(name, package)
+                assert unit == own_unit or row > own_row, f"{file} imports {name}"
 
 
-def test_torch_stays_where_networks_are() -> None:
+def test_only_networks_import_torch() -> None:
     torch_engine = {ROOT / "models" / "engines" / name for name in ("torch_engine.py", "cuda_graphs.py")}
     for file in sorted((ROOT / "models").rglob("*.py")):
-        if not {"architectures", "analysis"} & set(file.parts):
+        if not {"architectures", "analysis"} & set(file.relative_to(ROOT).parts):
             allowed = {"torch"} if file in torch_engine else set()
-            assert imported_packages(file) & set(HEAVY_MODULES) <= allowed, file
-
-
-def modules_loaded_by(statement: str) -> set[str]:
-    """The modules of the house's heavy list that a fresh interpreter holds after a statement."""
-    code = f"import sys; {statement}; print(*(name for name in {HEAVY_MODULES} if name in sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+            assert imported_packages(file) & set(TRAINING_LIBRARIES) <= allowed, file
 
 
 @pytest.mark.parametrize(
-    "module", ["service.app", "service.server_process", "models.inference.segmenter", "models.outputs"]
+    ("statement", "loaded"),
+    [
+        ("import models.outputs, service.server_process, service.app", {"models", "service"}),
+        ("import maskserve.cli.app, maskserve.client", {"maskserve"}),
+    ],
+    ids=["the service needs no training", "the wheel needs no other package, --help neither"],
 )
-def test_serving_imports_no_torch(module: str) -> None:
-    assert modules_loaded_by(f"import {module}") == set()
+def test_loaded_packages(statement: str, loaded: set[str]) -> None:
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(result.stdout.split()) & {*PACKAGES, *TRAINING_LIBRARIES} == loaded
 
 
-def test_help_opens_no_room() -> None:
-    assert modules_loaded_by("import maskserve.cli") == {"maskserve"}
-
-
-def test_a_wheel_would_hold_the_client_alone() -> None:
-    done = modules_loaded_by("import maskserve.client")
-    assert done == {"maskserve"}
-
-
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-serve.lock"])
-def test_locks_pin_everything_and_name_no_index(lock: str) -> None:
+def pins(lock: str) -> set[str]:
+    """The requirements `name==version` of a lock file. Every requirement must have this form and name no index."""
     lines = [line for line in (ROOT / lock).read_text().splitlines() if line and not line.lstrip().startswith("#")]
-    assert len(lines) > 50
     assert all("==" in line and "://" not in line for line in lines)
+    return {line.split(";")[0].strip() for line in lines}
 
 
-def test_the_service_lock_is_the_other_ones_part_without_torch() -> None:
-    def pins(lock: str) -> set[str]:
-        lines = (ROOT / lock).read_text().splitlines()
-        return {line.split(";")[0].strip() for line in lines if line and line[0] not in "# "}
-
+def test_lock_of_the_service_is_part_of_the_full_lock_without_torch() -> None:
     serve = pins("requirements-serve.lock")
+    assert len(serve) > 50
     assert serve <= pins("requirements.lock")
-    assert not [pin for pin in serve if pin.split("==")[0] in ("torch", "torchvision", "lightning", "albumentations")]
+    assert not {pin.split("==")[0].replace("-", "_") for pin in serve} & set(TRAINING_LIBRARIES)
