@@ -1,1 +1,1 @@
-"""maskserve: the front door. `maskserve.client` is the HTTP client; `maskserve.cli` the commands."""
+"""maskserve: `maskserve.client` is the HTTP client, `maskserve.cli` the command line, `maskserve.predict` batch prediction."""

@@ -1,4 +1,4 @@
-"""`python -m maskserve` is `maskserve`."""
+"""Runs the command line as `python -m maskserve`."""
 
 from maskserve.cli.app import main
 

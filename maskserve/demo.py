@@ -1,4 +1,4 @@
-"""The whole road in one go: what every later feature widens, and the first thing that a new user sees."""
+"""The demo: every step once, from generated data to a mask over HTTP. The first thing that a new user runs."""
 
 import io
 import shutil
@@ -25,74 +25,72 @@ from training.metrics.confusion import ConfusionMatrix
 from training.train import train
 
 CONFIG_FILE = Path(__file__).resolve().parent.parent / "training" / "configs" / "demo.yaml"
-MARKER_FILE = ".maskserve-demo"  # says that a folder was made by a demo and may be made anew
-
-
-def demo(out: Path) -> None:
-    """Draw, check, train, export, evaluate, serve, ask and compare; everything lands in `out`.
-
-    Raises: DataError where `out` holds something else; ParityError where HTTP and process answer differently.
-    """
-    console = Console()
-    started = time.monotonic()
-    prepare_output_folder(out)
-    data, run, bundle = out / "shapes", out / "run", out / "bundle"
-
-    def step(title: str) -> None:
-        console.print(
-            f"\n[bold cyan]{time.monotonic() - started:4.0f} s[/]  [bold]{title}[/]", highlight=False, soft_wrap=True
-        )
-
-    step("Draw the shapes data set")
-    generate_dataset(data)
-    step("Train an FCN-8s on a ResNet-18, from scratch")
-    if not has_bf16():
-        console.print(
-            "This CPU does not compute in bfloat16: training takes two to four times as long as it would there."
-        )
-    train(data, run, load_config(CONFIG_FILE, []), console=console)
-    step("Export a bundle, if the frozen network answers as the live one")
-    export(run, bundle, console=console)
-    step("Evaluate the bundle on the test split")
-    metrics = evaluate(bundle, data, "test", out, console=console)
-    step("Serve it and ask for the mask of an image that it has never seen")
-    check_service_parity(bundle, data, out, console)
-
-    step("Done")
-    for name, what in OUTPUT_FILES.items():
-        console.print(f"  {out / name!s:28} {what}", highlight=False, soft_wrap=True)
-    console.print(f"\ntest mIoU {metrics['miou']:.3f}. Type next:", highlight=False, soft_wrap=True)
-    console.print(f"  .venv/bin/maskserve serve {bundle}", highlight=False, soft_wrap=True)
-    console.print(
-        f"  curl -F image=@{out}/image.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png",
-        highlight=False,
-        soft_wrap=True,
-    )
-
+MARKER_FILE = ".maskserve-demo"  # marks a folder that a demo created, which the next one may replace
+MIN_SERVICE_AGREEMENT = 0.999  # fraction of pixels with equal labels over HTTP and in this process
 
 OUTPUT_FILES = {
     "image.jpg": "a test image",
-    "mask.png": "its mask, as the service answered",
+    "mask.png": "its mask, from the service",
     "overlay.png": "the mask over the image",
     "metrics.json": "the bundle's mIoU on the test split, by class, with intervals",
-    "report.html": "the same to look at: confusions, the worst and the best images",
-    "bundle": "the frozen network and all that serving it needs",
-    "run": "the training: settings, curves, checkpoints",
+    "report.html": "the same as a report, with a confusion matrix and the worst and best images",
+    "bundle": "the exported network and everything that serving it needs",
+    "run": "the training run: settings, curves, checkpoints",
 }
 
 
+def demo(out: Path) -> None:
+    """Generate data, train, export, evaluate, serve and compare. All files are written to `out`.
+
+    Raises: DataError if `out` contains other files; ParityError if the service's mask differs from this process's.
+    """
+    console = Console()
+    start = time.monotonic()
+
+    def print_line(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    def print_step(title: str) -> None:
+        print_line(f"\n[bold cyan]{time.monotonic() - start:4.0f} s[/]  [bold]{title}[/]")
+
+    prepare_output_folder(out)
+    data, run, bundle = out / "shapes", out / "run", out / "bundle"
+    print_step("Generate the shapes data set")
+    generate_dataset(data)
+    print_step("Train an FCN-8s on a ResNet-18, from scratch")
+    if not has_bf16():
+        print_line("This CPU has no bfloat16 instructions: training takes two to four times as long as with them.")
+    train(data, run, load_config(CONFIG_FILE, []), console=console)
+    print_step("Export a bundle, and compare it with the trained network")
+    export(run, bundle, console=console)
+    print_step("Evaluate the bundle on the test split")
+    metrics = evaluate(bundle, data, "test", out, console=console)
+    print_step("Serve it, and request the mask of a test image")
+    check_service_parity(bundle, data, out, console)
+
+    print_step("Done")
+    for name, description in OUTPUT_FILES.items():
+        print_line(f"  {out / name!s:28} {description}")
+    print_line(f"\ntest mIoU {metrics.miou:.3f}. Next:")
+    print_line(f"  .venv/bin/maskserve serve {bundle}")
+    print_line(f"  curl -F image=@{out}/image.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png")
+
+
 def prepare_output_folder(out: Path) -> None:
-    """An empty folder, in the place of an earlier demo's. Raises: DataError where it is something else."""
+    """Create an empty folder, or replace that of an earlier demo. Raises: DataError if it contains other files."""
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER_FILE).exists():
-            raise DataError(f"{out} holds something that no demo made; choose another --out.")
+            raise DataError(f"{out} contains files that no demo created; choose another --out.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER_FILE).touch()
 
 
 def check_service_parity(bundle: Path, data: Path, out: Path, console: Console) -> None:
-    """Post a test image to a running service; compare the answer with the bundle's own and with the truth."""
+    """Post a test image to a running service; compare its mask with this process's and with the ground truth.
+
+    Writes image.jpg, mask.png and overlay.png to `out`. Raises: ParityError.
+    """
     samples = load_split(data, "test")
     image = out / "image.jpg"
     shutil.copy(samples.pairs[0].image, image)
@@ -106,16 +104,18 @@ def check_service_parity(bundle: Path, data: Path, out: Path, console: Console) 
     mask.save(out / "mask.png")
     Image.open(io.BytesIO(overlay)).save(out / "overlay.png")
 
-    opened = open_bundle(bundle)
-    own = Segmenter.load(opened).segment(read_image(image)).labels
-    equal = agreement(mask.labels, own)
-    if equal < 0.999:
-        raise ParityError(f"The service gave {equal:.2%} of the pixels the label that the bundle gives in process.")
+    expected = Segmenter.load(open_bundle(bundle)).segment(read_image(image)).labels
+    equal = agreement(mask.labels, expected)
+    if equal < MIN_SERVICE_AGREEMENT:
+        raise ParityError(
+            f"The service's mask equals this process's on {equal:.2%} of the pixels; expected at least "
+            f"{MIN_SERVICE_AGREEMENT:.1%}. This is an error in maskserve: report it."
+        )
     matrix = ConfusionMatrix(len(samples.classes))
     matrix.add(samples.labels(0), mask.labels)
     console.print(
-        f"answered in {milliseconds:.0f} ms; {equal:.2%} of the pixels as in process; "
-        f"{matrix.pixel_accuracy():.2%} right by the truth; {len(np.unique(mask.labels))} classes seen",
+        f"mask received in {milliseconds:.0f} ms; {equal:.2%} of its pixels equal those of this process, "
+        f"{matrix.pixel_accuracy():.2%} the ground truth; {len(np.unique(mask.labels))} classes occur",
         highlight=False,
         soft_wrap=True,
     )

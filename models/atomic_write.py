@@ -1,23 +1,33 @@
 """Writes files whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(file: Path, content: bytes | memoryview) -> None:
-    """Write `content` to a temporary file beside `file`, flush it to the disk, and rename it to `file`.
+    """Write `content` as in `atomic_writer`. Raises: OSError."""
+    with atomic_writer(file) as stream:
+        stream.write(content)
 
-    Where the process is killed or the disk is full, the old file stays as it was. Creates missing parent folders.
+
+@contextmanager
+def atomic_writer(file: Path) -> Iterator[BinaryIO]:
+    """A stream to a temporary file beside `file`, which is flushed to the disk and renamed to `file` when the block succeeds.
+
+    If the process is killed, the block fails or the disk is full, the old file is unchanged. Creates missing parent folders.
     Raises: OSError.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.part")
     try:
         with draft.open("wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(file)
-    except OSError:
+    except BaseException:
         draft.unlink(missing_ok=True)
         raise

@@ -1,1 +1,1 @@
-"""The command line: a file for each subcommand. `app.py` puts them together."""
+"""The command line: one file per subcommand; `app.py` combines them."""

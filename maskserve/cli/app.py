@@ -1,6 +1,6 @@
-"""The command line `maskserve`: puts the subcommands together and turns errors into one line and an exit code.
+"""The command line `maskserve`: combines the subcommands, and turns errors into one line and an exit code.
 
-Each subcommand imports what it needs when it is called, so that `--help` is quick.
+Each subcommand imports what it needs when it is called, so that `--help` is fast.
 """
 
 import signal
@@ -28,11 +28,11 @@ from maskserve.cli.predict import predict, with_ray_address
 from maskserve.cli.serve import serve
 from maskserve.cli.train import train
 
-ROOT = Path(__file__).resolve().parents[2]  # the clone; an installed wheel holds no `models` beside `maskserve`
+ROOT = Path(__file__).resolve().parents[2]  # the clone; an installed wheel has no `models` beside `maskserve`
 
 app = typer.Typer(
-    help="Image segmentation, from a folder of images to a mask over HTTP: "
-    "train a fully convolutional network, freeze it into a bundle, serve it.",
+    help="Image segmentation, from a folder of images to masks over HTTP: "
+    "train a fully convolutional network, export it as a bundle, serve it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,13 +45,13 @@ app.command()(plan)
 app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")(train)
 app.command()(export)
 app.command(
-    "import", epilog="A graph says most of it itself; what was understood is printed, with the options that change it."
+    "import", epilog="Most properties are read from the graph, and printed with the options that override them."
 )(import_model)
 app.command()(evaluate)
 app.command()(compare)
 app.command(
-    epilog="Every engine runs in a process of its own, and all are asked in turn, so that they share what else the machine "
-    "does. `first` is shorter where the engine finds its compiled network in the cache."
+    epilog="Every engine runs in its own process, and they are measured in turn, so that other load on the machine affects "
+    "all alike. `first` is shorter if the compiled network is in the cache."
 )(bench)
 app.command()(predict)
 app.command()(serve)
@@ -61,33 +61,41 @@ app.command()(containerize)
 
 @app.callback()
 def global_options(
-    debug: Annotated[bool, typer.Option("--debug", help="On an error, show the traceback (with any verb).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="On an error, show the traceback. Works with every subcommand.")
+    ] = False,
 ) -> None:
-    """`main` has taken --debug off the line already; it stands here for the help."""
+    """Declare --debug for the help; `main` has removed it from the arguments."""
 
 
 def main() -> None:
     """Run the command line.
 
-    An error that was raised on purpose is one sentence and exit code 1, or 2 where the command line is at fault.
+    An error that is raised on purpose is printed as one line, with exit code 1, or 2 for an error in the command line.
     """
     debug = "--debug" in sys.argv[1:]
     if not (ROOT / "models" / "errors.py").is_file():
         _exit_with_error(
-            "The commands are used from a clone of maskserve; this installation holds maskserve.client alone.", 2
+            "This installation contains only maskserve.client. Run the commands from a clone of maskserve.", 2
         )
-    sys.path.insert(0, str(ROOT))  # before any `models` that a PYTHONPATH or the current folder may offer
+    sys.path.insert(0, str(ROOT))  # before another `models` in PYTHONPATH or the current folder
     from maskserve.client import ClientError
     from models.errors import ConfigError, MaskserveError
 
     if not debug and not sys.warnoptions:
-        warnings.simplefilter("ignore")  # what libraries tell each other's developers
-    for name in ("SIGTERM", "SIGHUP"):  # an exit that ends children and takes away half-written folders
+        warnings.simplefilter("ignore")  # warnings of libraries, for their developers
+    for name in (
+        "SIGTERM",
+        "SIGHUP",
+    ):  # exit as from an exception, which ends children and removes half-written folders
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` has it ignored
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        app(args=with_ray_address([word for word in sys.argv[1:] if word != "--debug"]), prog_name="maskserve")
+        app(
+            args=with_ray_address([argument for argument in sys.argv[1:] if argument != "--debug"]),
+            prog_name="maskserve",
+        )
     except (MaskserveError, ClientError, OSError) as error:
         if debug:
             raise
@@ -96,7 +104,7 @@ def main() -> None:
         _exit_with_error("Stopped.", 130)
 
 
-def _exit_with_error(sentence: str, code: int) -> None:
-    mark = "" if code == 130 else "[red]error:[/] "
-    Console(stderr=True).print(mark + escape(sentence), highlight=False, soft_wrap=True)
+def _exit_with_error(message: str, code: int) -> None:
+    prefix = "" if code == 130 else "[red]error:[/] "
+    Console(stderr=True).print(prefix + escape(message), highlight=False, soft_wrap=True)
     raise SystemExit(code)

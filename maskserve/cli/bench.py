@@ -12,20 +12,20 @@ from maskserve.cli.options import BundleFolder
 def bench(
     bundle: BundleFolder,
     image: Annotated[
-        Path | None, typer.Argument(metavar="IMAGE", help="What to label (default: the bundle's probe images).")
+        Path | None, typer.Argument(metavar="IMAGE", help="Image to segment (default: the bundle's probe images).")
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option(metavar="WIDTHxHEIGHT", help="Resize the image to this, in pixels (default: as it is)."),
+        typer.Option(metavar="WIDTHxHEIGHT", help="Resize the image to this size, in pixels (default: its own)."),
     ] = None,
-    rounds: Annotated[
-        int, typer.Option(min=1, help="How often each engine has its turn of three measured answers.")
-    ] = 10,
-    threads: Annotated[int, typer.Option(min=0, help="Cores for one inference; 0 is all of them.")] = 0,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write bench.json and bench.png there.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of three timed passes per engine and precision.")] = 10,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of one inference; 0: all cores.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write bench.json and bench.png to this folder.")
+    ] = None,
 ) -> None:
-    """Measure BUNDLE here: time, memory and agreement of each engine and number format. Marks what `auto` takes."""
-    from maskserve.bench import run_bench as bench_bundle
+    """Benchmark BUNDLE on this machine: latency, memory and agreement of each engine and precision, and the choice of `auto`."""
+    from maskserve.bench import run_bench
 
-    if not bench_bundle(bundle, image, size, rounds, threads, out, Console()):
+    if not run_bench(bundle, image, size, rounds, threads, out, Console()):
         raise typer.Exit(1)

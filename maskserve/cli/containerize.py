@@ -1,6 +1,6 @@
-"""`maskserve containerize`: the service and a bundle as one image. A thin front to `bentoml build` and `bentoml containerize`.
+"""The subcommand `containerize`: builds a container image of the service and a bundle, with BentoML.
 
-What goes in is said by `bentofile.yaml`, and how the image is made by `deploy/image/Dockerfile.template`.
+`bentofile.yaml` lists the files of the image, and `deploy/image/Dockerfile.template` builds it.
 """
 
 import os
@@ -24,13 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FOLDERS = ("models", "service", "deploy/image")
 SOURCE_FILES = ("bentofile.yaml", "requirements-serve.lock")
 
-CONTAINER_ENGINES = ("docker", "podman", "nerdctl")  # each builds an image and runs it
-# CUDA and cuDNN come from PyPI as well, so that the base image needs none. Of the version that requirements.lock has of
-# the CPU's package.
+CONTAINER_ENGINES = ("docker", "podman", "nerdctl")  # in the order of preference
+# The version of onnxruntime in requirements.lock. CUDA and cuDNN come from PyPI as well: the base image needs none.
 GPU_EXTRAS = "onnxruntime-gpu[cuda,cudnn]==1.31.1"
-PROBE_SECONDS = 30
+PROBE_SECONDS = 30  # timeout of `ENGINE info`
 
-# As BentoML wants them: of what the engines take, it refuses a tag that begins with an underscore.
+# The names that BentoML accepts: the same as the engines, except for tags that begin with an underscore.
 _PART = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 _NAME = rf"(?:[a-z0-9][a-z0-9.-]*(?::[0-9]+)?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9][A-Za-z0-9_.-]{{0,127}})?"
 TAG_PATTERN, BASE_IMAGE_PATTERN = re.compile(_NAME), re.compile(rf"{_NAME}(?:@sha256:[0-9a-f]{{64}})?")
@@ -38,40 +37,45 @@ TAG_PATTERN, BASE_IMAGE_PATTERN = re.compile(_NAME), re.compile(rf"{_NAME}(?:@sh
 
 def containerize(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")],
-    gpu: Annotated[bool, typer.Option("--gpu", help="Add ONNX Runtime for CUDA: some 3 GB more.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Add ONNX Runtime for CUDA (about 3 GB).")] = False,
     tag: Annotated[
-        str | None, typer.Option(metavar="NAME:TAG", help="The image's name (default: by the bundle's name and hash).")
+        str | None,
+        typer.Option(metavar="NAME:TAG", help="Name of the image (default: from the bundle's name and hash)."),
     ] = None,
     engine: Annotated[
-        str, typer.Option(help=f"{', '.join(CONTAINER_ENGINES)}, or auto: the first of them that works.")
+        str, typer.Option(help=f"{', '.join(CONTAINER_ENGINES)}, or auto: the first that works.")
     ] = "auto",
     base: Annotated[
         str | None,
-        typer.Option(metavar="IMAGE", help="Image with a Python to build on (default: python:3.12-slim)."),
+        typer.Option(metavar="IMAGE", help="Base image, with Python (default: python:3.12-slim)."),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show what BentoML and the engine say meanwhile.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show the output of BentoML and the container engine.")
+    ] = False,
 ) -> None:
-    """Make a container image of the service with BUNDLE inside. Needs docker, podman or nerdctl; takes some minutes."""
+    """Build a container image of the service and BUNDLE. Needs docker, podman or nerdctl; takes some minutes."""
     from models.errors import ConfigError
 
     for name, value, pattern in (("--tag", tag, TAG_PATTERN), ("--base", base, BASE_IMAGE_PATTERN)):
         if value is not None and not pattern.fullmatch(value):
-            raise ConfigError(f"{name} {value!r} is no image name, such as registry.example.org/team/maskserve:1.0.")
+            raise ConfigError(
+                f"{name} is {value!r}; expected an image name such as registry.example.org/team/maskserve:1.0."
+            )
     opened = _verify_bundle(bundle)
     chosen = _choose_engine(engine)
     image = tag or f"maskserve-{_slug(opened.spec.name)}:{opened.hash[:12]}{'-gpu' if gpu else ''}"
     with Console(stderr=True).status(f"building {image} with {chosen}; this takes some minutes"):
         _build_image(opened, image, chosen, _build_options(opened, chosen, gpu, base), verbose)
     console = Console(highlight=False, soft_wrap=True)
-    held = f"{opened.spec.name}@{opened.hash[:12]}"
-    console.print(f"{image} holds the bundle {held}; {_image_size(chosen, image)}. Run it:", markup=False)
+    bundle_id = f"{opened.spec.name}@{opened.hash[:12]}"
+    console.print(f"{image} contains the bundle {bundle_id}; {_image_size(chosen, image)}. Run it:", markup=False)
     console.print(f"  {_run_command(chosen, image, gpu)}", markup=False)
     if "/" in image:
-        console.print(f"It is on this machine alone: `{chosen} push {image}` hands it to others.", markup=False)
+        console.print(f"It is only on this machine. Upload it: {chosen} push {image}", markup=False)
 
 
 def _verify_bundle(folder: Path) -> "Bundle":
-    """The bundle, every file of it looked at. Raises: BundleError."""
+    """Open the bundle and verify the checksum of every file. Raises: BundleError."""
     from models.bundle import open_bundle
 
     opened = open_bundle(folder)
@@ -80,52 +84,54 @@ def _verify_bundle(folder: Path) -> "Bundle":
     return opened
 
 
-def _choose_engine(wanted: str) -> str:
-    """The engine to build with: one that answers. Raises: ConfigError, EngineError with what each one said."""
+def _choose_engine(requested: str) -> str:
+    """The first requested engine that works. Raises: ConfigError for an unknown one; EngineError with the reason of each."""
     from models.errors import ConfigError, EngineError
 
-    if wanted not in ("auto", *CONTAINER_ENGINES):
-        raise ConfigError(f"The engine {wanted!r} is not known; choose auto, {', '.join(CONTAINER_ENGINES)}.")
-    lacking = []
-    for name in CONTAINER_ENGINES if wanted == "auto" else [wanted]:
-        reason = _engine_problem(name)
-        if reason is None:
+    if requested not in ("auto", *CONTAINER_ENGINES):
+        raise ConfigError(f"Unknown engine {requested!r}; choose one of auto, {', '.join(CONTAINER_ENGINES)}.")
+    problems = []
+    for name in CONTAINER_ENGINES if requested == "auto" else [requested]:
+        problem = _engine_problem(name)
+        if problem is None:
             return name
-        lacking.append(f"{name} {reason}")
-    raise EngineError(f"No container engine works here: {'; '.join(lacking)}.")
+        problems.append(f"{name} {problem}")
+    raise EngineError(f"No container engine works on this machine: {'; '.join(problems)}.")
 
 
 def _engine_problem(engine: str) -> str | None:
-    """Why an engine does not work here; None where it does. That its command is there says little: a daemon may be wanted."""
+    """Why an engine does not work, or None if it works. An installed command is not enough: it may need a daemon."""
     if shutil.which(engine) is None:
         return "is not installed"
     try:
-        asked = subprocess.run([engine, "info"], capture_output=True, text=True, timeout=PROBE_SECONDS)
+        done = subprocess.run([engine, "info"], capture_output=True, text=True, timeout=PROBE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"does not answer ({type(error).__name__})"
-    said = (asked.stderr + asked.stdout).strip().splitlines()
-    lost = [line.strip().rstrip(".?") for line in said if re.search("cannot connect|denied|error", line, re.IGNORECASE)]
-    if asked.returncode == 0 and "cannot connect" not in asked.stdout.lower():  # docker was seen to exit with 0 then
+        return f"does not respond ({type(error).__name__})"
+    if (
+        done.returncode == 0 and "cannot connect" not in done.stdout.lower()
+    ):  # without its daemon, docker may exit with 0
         return None
-    return f"says: {(lost or said or ['nothing'])[-1]}"
+    lines = [line.strip().rstrip(".?") for line in (done.stderr + done.stdout).strip().splitlines()]
+    errors = [line for line in lines if re.search("cannot connect|denied|error", line, re.IGNORECASE)]
+    return f"info failed: {(errors or lines or ['it printed nothing'])[-1]}"
 
 
 def _slug(name: str) -> str:
-    """A bundle's name as a part of an image's."""
+    """A bundle's name as a part of an image name."""
     return re.sub("[^a-z0-9]+", "-", name.lower()).strip("-") or "bundle"
 
 
 def _build_options(bundle: "Bundle", engine: str, gpu: bool, base: str | None) -> list[str]:
-    """What BentoML passes on to the engine."""
+    """The options that BentoML passes to the engine."""
     options = [f"label={key}={value}" for key, value in _image_labels(bundle).items()]
     options += [f"build-arg=BASE={base}"] if base else []
     options += [f"build-arg=EXTRAS={GPU_EXTRAS}"] if gpu else []
-    options += ["format=docker"] if engine == "podman" else []  # its own format holds no HEALTHCHECK
-    return [word for option in options for word in ("--opt", option)]
+    options += ["format=docker"] if engine == "podman" else []  # its own format has no HEALTHCHECK
+    return [argument for option in options for argument in ("--opt", option)]
 
 
 def _image_labels(bundle: "Bundle") -> dict[str, str]:
-    """What the Dockerfile cannot know; title and licences stand there."""
+    """The labels that depend on clone and bundle; the Dockerfile has the others."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     labels = {
         "org.opencontainers.image.version": project["version"],
@@ -138,53 +144,53 @@ def _image_labels(bundle: "Bundle") -> dict[str, str]:
 
 
 def _git_revision() -> str:
-    """The commit that goes in, with `-dirty` where what goes in differs; nothing outside a clone of ours."""
-    if _run_git("rev-parse", "--show-toplevel") != str(ROOT):  # it may lie in a repository of something else
+    """The commit of the sources, with `-dirty` if they differ from it; empty outside a clone of maskserve."""
+    if _run_git("rev-parse", "--show-toplevel") != str(ROOT):  # the folder may be inside another repository
         return ""
-    return _run_git("rev-parse", "HEAD") + (
-        "-dirty" if _run_git("status", "--porcelain", "--", *SOURCE_FOLDERS, *SOURCE_FILES) else ""
-    )
+    changed = _run_git("status", "--porcelain", "--", *SOURCE_FOLDERS, *SOURCE_FILES)
+    return _run_git("rev-parse", "HEAD") + ("-dirty" if changed else "")
 
 
-def _run_git(*words: str) -> str:
-    """What git says of the clone; nothing where there is none."""
+def _run_git(*arguments: str) -> str:
+    """The output of git in the clone; empty if git or the clone is missing."""
     try:
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True).stdout.strip()
     except OSError:
         return ""
 
 
 def _public_url(url: str) -> str:
-    """An address that anybody may read: no path of this machine, and no password."""
+    """The URL if it may be published: empty for a path of this machine or a URL with a password."""
     return url if re.fullmatch(r"https://[^@\s]+", url) else ""
 
 
 def _build_image(bundle: "Bundle", image: str, engine: str, options: list[str], verbose: bool) -> None:
-    """Lay out what goes in, and call BentoML twice. Of all that nothing is left but the image. Raises: EngineError."""
+    """Copy the sources to a temporary folder and call BentoML twice. Leaves only the image. Raises: EngineError."""
     from models import TELEMETRY_OPT_OUT
     from models.errors import EngineError
 
-    # BentoML keeps every Bento in its home; this one is thrown away. It also insists (its issue 5566) that its temporary
-    # folder lies in the current one.
+    # BentoML keeps every Bento in its home; this one is deleted. It also requires (its issue 5566) that its temporary
+    # folder is in the current one.
     with tempfile.TemporaryDirectory(prefix="maskserve-") as folder:
         scratch = Path(folder)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MASKSERVE_")}
-        environment = {**kept, **TELEMETRY_OPT_OUT, "BENTOML_HOME": str(scratch / "home"), "TMPDIR": str(scratch)}
-        environment.pop("PYTHONSAFEPATH", None)  # our rooms are found because Python puts the working directory first
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MASKSERVE_")}
+        environment = {**inherited, **TELEMETRY_OPT_OUT, "BENTOML_HOME": str(scratch / "home"), "TMPDIR": str(scratch)}
+        environment.pop("PYTHONSAFEPATH", None)  # BentoML imports `service` from the working directory
         bento = f"maskserve:{bundle.hash[:12]}"
         try:
             clone = scratch / "clone"
             _copy_sources(bundle, clone)
             (scratch / "home").mkdir()
         except OSError as error:
-            where = f"{error.strerror} in {tempfile.gettempdir()}"
-            raise EngineError(f"The image was not built: {where}; TMPDIR may name a larger disk.") from error
+            raise EngineError(
+                f"The image was not built: {error.strerror} in {tempfile.gettempdir()}. Set TMPDIR to a larger disk."
+            ) from error
         _run_bentoml(["build", "--version", bundle.hash[:12]], clone, environment, verbose)
         _run_bentoml(["containerize", bento, "--backend", engine, "-t", image, *options], scratch, environment, verbose)
 
 
 def _copy_sources(bundle: "Bundle", clone: Path) -> None:
-    """The part of the clone that bentofile.yaml speaks of, and of the bundle what it lists."""
+    """Copy the files of the clone that bentofile.yaml lists, and the files of the bundle."""
     from models.bundle import CHECKSUM_FILE
 
     files = [
@@ -198,50 +204,51 @@ def _copy_sources(bundle: "Bundle", clone: Path) -> None:
         shutil.copy(path, clone / target)
 
 
-def _run_bentoml(words: list[str], folder: Path, environment: dict[str, str], verbose: bool) -> None:
-    """Run a verb of BentoML, and end all that it started if it is cut short. Raises: EngineError with the reason."""
+def _run_bentoml(arguments: list[str], folder: Path, environment: dict[str, str], verbose: bool) -> None:
+    """Run BentoML; on an interrupt, end all processes that it started. Raises: EngineError with the reason of a failure."""
     from models.errors import EngineError
 
     with tempfile.TemporaryFile("w+", dir=folder) as log:
         out = None if verbose else log
         child = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", *words], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "bentoml", *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL,
             stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
         try:
             code = child.wait()
-        except BaseException:  # the engine is a grandchild, which goes on building
+        except BaseException:  # the engine, a grandchild, would continue to build
             os.killpg(child.pid, signal.SIGTERM)
             child.wait()
             raise
         if code:
             log.seek(0)
             raise EngineError(
-                f"The image was not built: {_failure_reason(log.read())} (--verbose shows all that was said.)"
+                f"The image was not built: {_failure_reason(log.read())} (--verbose shows the whole output.)"
             )
 
 
 def _failure_reason(log: str) -> str:
-    """Of all that was said, the line that says what went wrong."""
-    said = [line.strip() for line in log.splitlines() if line.strip()]
-    lines = [re.sub(r"^(INFO|bentoml\.exceptions\.\w+): ", "", line) for line in said]
-    full = [line for line in lines if "no space left" in line.lower()]
+    """The line of BentoML's output that states the error."""
+    output = [line.strip() for line in log.splitlines() if line.strip()]
+    lines = [re.sub(r"^(INFO|bentoml\.exceptions\.\w+): ", "", line) for line in output]
+    disk_full = [line for line in lines if "no space left" in line.lower()]
     errors = [line for line in lines if re.match(r"(\w+: )*(error|fatal)\b", line, re.IGNORECASE)]
-    why = (full or errors or lines or ["nothing was said."])[-1]
-    if code := re.search(r"exit (status|code):? \d+$", why):  # of a step of the build: what the step said stands before
-        # BuildKit says it again, between two lines of dashes, and then shows the Dockerfile.
-        end = max((place for place, line in enumerate(lines) if line == "------"), default=lines.index(why))
-        why = f"{lines[end - 1]} ({code[0]})" if end else why
-    return why[:500]
+    reason = (disk_full or errors or lines or ["BentoML printed nothing."])[-1]
+    if code := re.search(r"exit (status|code):? \d+$", reason):  # of a build step, whose own output precedes it
+        # BuildKit repeats that output between two lines of dashes, and then prints the Dockerfile.
+        dashes = [index for index, line in enumerate(lines) if line == "------"]
+        end = dashes[-1] if dashes else lines.index(reason)
+        reason = f"{lines[end - 1]} ({code[0]})" if end else reason
+    return reason[:500]
 
 
 def _image_size(engine: str, image: str) -> str:
     done = subprocess.run([engine, "image", "inspect", image, "--format", "{{.Size}}"], capture_output=True, text=True)
-    return f"{int(done.stdout) / 1e6:.0f} MB" if done.stdout.strip().isdigit() else "its size is not known"
+    return f"{int(done.stdout) / 1e6:.0f} MB" if done.stdout.strip().isdigit() else "unknown size"
 
 
 def _run_command(engine: str, image: str, gpu: bool) -> str:
-    """The command that runs it with no more rights than it needs."""
+    """The command that runs the image with the fewest privileges."""
     devices = {"docker": "--gpus all ", "podman": "--device nvidia.com/gpu=all ", "nerdctl": "--gpus all "}[engine]
     safe = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges"
     return f"{engine} run --rm {devices if gpu else ''}{safe} -p 127.0.0.1:3000:3000 {image}"

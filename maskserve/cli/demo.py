@@ -7,11 +7,11 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for all that the demo makes; made anew each time.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for all files of the demo; an earlier demo in it is replaced.")
+    ] = Path("runs/demo"),
 ) -> None:
-    """Go the whole road once: draw data, train, export, evaluate, serve, ask over HTTP, check the answer."""
+    """Run every step once: generate data, train, export, evaluate, serve, and request a mask over HTTP."""
     from maskserve.demo import demo as run_demo
 
     run_demo(out)

@@ -1,7 +1,11 @@
-"""Arguments and options that several subcommands share."""
+"""Arguments and options that several subcommands share, and `expand_options` for subcommands with many options."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,3 +28,37 @@ PrecisionOption = Annotated[
     str, typer.Option(help="f32, bf16, fp16, int8, or auto: the quickest that the export found to be right.")
 ]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """The options that select what runs the network."""
+
+    engine: EngineOption = "auto"
+    precision: PrecisionOption = "auto"
+    device: DeviceOption = "auto"
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a subcommand group its options in dataclasses: a parameter that is a dataclass becomes one option per field.
+
+    The fields are annotated as Typer parameters are. Typer sees the expanded signature and passes plain values; the command
+    gets instances of its dataclasses. Field names must be unique within the command.
+    """
+    parameters = inspect.signature(command, eval_str=True).parameters
+    annotations: dict[str, Any] = {name: parameter.annotation for name, parameter in parameters.items()}
+    groups = {name: kind for name, kind in annotations.items() if isinstance(kind, type) and is_dataclass(kind)}
+    expanded_parameters: list[inspect.Parameter] = []
+    for name, parameter in parameters.items():
+        members = inspect.signature(groups[name], eval_str=True).parameters.values() if name in groups else [parameter]
+        expanded_parameters += [member.replace(kind=inspect.Parameter.KEYWORD_ONLY) for member in members]
+
+    @wraps(command)
+    def expanded(**values: Any) -> None:
+        for name, group in groups.items():
+            values[name] = group(**{field: values.pop(field) for field in inspect.signature(group).parameters})
+        command(**values)
+
+    expanded.__signature__ = inspect.Signature(expanded_parameters)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {parameter.name: parameter.annotation for parameter in expanded_parameters}
+    return expanded

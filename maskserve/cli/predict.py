@@ -1,14 +1,108 @@
 """The subcommand `predict`."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from maskserve.cli.options import DeviceOption, EngineOption, PrecisionOption
+from maskserve.cli.options import EngineOptions, expand_options
+
+if TYPE_CHECKING:
+    from models.outputs.options import OutputOptions
+
+JSON_PANEL, RASTER_PANEL, RAY_PANEL = "Options of --format json", "Options of --format geotiff", "Options of Ray"
 
 
+@dataclass(frozen=True)
+class MaskOptions:
+    """The options of the masks, for every image."""
+
+    output_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="png (indexed mask), overlay (JPEG), confidence (gray PNG), npy, json, parquet (COCO RLE in the "
+            "manifest), or geotiff (rasters of any size).",
+        ),
+    ] = "png"
+    classes: Annotated[
+        str,
+        typer.Option(metavar="NAME,...", help="Classes to keep; pixels of the others become unlabeled (default: all)."),
+    ] = ""
+    min_confidence: Annotated[
+        float, typer.Option(metavar="0..1", help="Pixels of lower softmax probability become unlabeled.")
+    ] = 0.0
+    min_area: Annotated[
+        int, typer.Option(metavar="PIXELS", help="4-connected regions of fewer pixels become unlabeled.")
+    ] = 0
+    alpha: Annotated[float, typer.Option(metavar="0..1", help="overlay: opacity of the class colors.")] = 0.5
+    masks: Annotated[
+        str,
+        typer.Option(help="rle (COCO), polygons (GeoJSON), png (base64), or none.", rich_help_panel=JSON_PANEL),
+    ] = "rle"
+    simplify: Annotated[
+        float,
+        typer.Option(
+            metavar="PIXELS", help="How far a polygon may deviate, to have fewer corners.", rich_help_panel=JSON_PANEL
+        ),
+    ] = 0.0
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Add the confidence, as a gray PNG in base64.", rich_help_panel=JSON_PANEL),
+    ] = False
+
+    def output_options(self) -> "OutputOptions":
+        """The options as `models.outputs` takes them. Raises: ConfigError for a value out of range."""
+        from models.outputs.options import OutputOptions
+
+        classes = tuple(name.strip() for name in self.classes.split(",") if name.strip())
+        return OutputOptions(
+            self.alpha, classes, self.min_confidence, self.min_area, self.simplify, self.masks, self.confidence
+        )
+
+
+@dataclass(frozen=True)
+class RasterOptions:
+    """The options of GeoTIFF inputs."""
+
+    bands: Annotated[
+        str,
+        typer.Option(metavar="R,G,B", help="The red, green and blue bands, from 1.", rich_help_panel=RASTER_PANEL),
+    ] = "1,2,3"
+    scale: Annotated[
+        str,
+        typer.Option(
+            metavar="LOW,HIGH",
+            help="Sample values of black and white (default: the range of 8 or 16 bits).",
+            rich_help_panel=RASTER_PANEL,
+        ),
+    ] = ""
+
+
+@dataclass(frozen=True)
+class RayOptions:
+    """Whether and where to run on Ray."""
+
+    ray: Annotated[
+        str,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Run on Ray: on this machine's cores (`local`, the default), or on a cluster (auto, HOST:PORT, ray://...).",
+            rich_help_panel=RAY_PANEL,
+        ),
+    ] = ""
+    actors: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of engines, each on a core or a GPU (default: as many as there are).", show_default=False,
+            rich_help_panel=RAY_PANEL,
+        ),
+    ] = 0  # fmt: skip
+
+
+@expand_options
 def predict(
     model: Annotated[
         str,
@@ -22,108 +116,65 @@ def predict(
         typer.Argument(metavar="SOURCE...", help="Images, folders, globs, zip files, or URLs such as s3://bucket/a."),
     ],
     out: Annotated[
-        str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, named as the images.")
+        str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, which are named as the images.")
     ],
-    output_format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help="png (indexed mask), overlay (JPEG), confidence (grey PNG), npy, json, parquet (COCO RLE in the "
-            "manifest), or geotiff (rasters of any size).",
-        ),
-    ] = "png",
-    classes: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Classes to keep; the others become void (default: all are kept).")
-    ] = "",
-    min_confidence: Annotated[
-        float, typer.Option(metavar="0..1", help="Pixels whose softmax probability is below become void.")
-    ] = 0.0,
-    min_area: Annotated[
-        int, typer.Option(metavar="PIXELS", help="Regions of fewer pixels, connected by their sides, become void.")
-    ] = 0,
-    alpha: Annotated[float, typer.Option(metavar="0..1", help="overlay: of the colours over the image.")] = 0.5,
-    masks: Annotated[str, typer.Option(help="json: rle (COCO's), polygons (GeoJSON's), png (in base64), or none.")] = (
-        "rle"
-    ),
-    simplify: Annotated[
-        float, typer.Option(metavar="PIXELS", help="json: how far an outline may move for fewer corners.")
-    ] = 0.0,
-    confidence: Annotated[
-        bool, typer.Option("--confidence", help="json: add the confidence as a grey PNG in base64.")
-    ] = False,
-    bands: Annotated[
-        str, typer.Option(metavar="R,G,B", help="geotiff: the bands to see as red, green and blue, from 1.")
-    ] = "1,2,3",
-    scale: Annotated[
-        str,
-        typer.Option(metavar="LOW,HIGH", help="geotiff: samples to see as 0 and 255 (default: the type's full range)."),
-    ] = "",
+    mask_options: MaskOptions,
+    raster_options: RasterOptions,
+    ray_options: RayOptions,
+    engine_options: EngineOptions,
     retry_errors: Annotated[
-        bool, typer.Option("--retry-errors", help="Going on, try again what could not be labelled before.")
+        bool, typer.Option("--retry-errors", help="When resuming, retry the images that failed.")
     ] = False,
-    ray: Annotated[
-        str,
-        typer.Option(
-            metavar="[ADDRESS]",
-            help="Run on Ray: on this machine's cores (`local`, the default), or a cluster (auto, HOST:PORT, ray://...).",
-        ),
-    ] = "",
-    actors: Annotated[
-        int, typer.Option(min=0, help="Ray: engines at once, a core (or a GPU) each (default: all there are).")
-    ] = 0,
     key_file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Holds the service's key (default: the environment's PREDICT_KEY)."),
+        typer.Option(
+            metavar="FILE", help="File with the service's API key (default: the environment variable PREDICT_KEY)."
+        ),
     ] = None,
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "auto",
 ) -> None:
-    """Write a mask for each image, and a manifest: a row an image. Stopped or killed, the same command goes on.
+    """Write a mask for each image, and a manifest with a row per image. After a stop, the same command resumes.
 
-    An image that cannot be read stands in the manifest with the reason, and the others go on; then exit code 1.
+    An image that cannot be read gets a row with the reason; the others continue, and the exit code is 1.
 
-    What is left out becomes void: 255, transparent in png, the image itself in overlay.
+    Unlabeled pixels are 255: transparent in png, unchanged in overlay.
     """
     from maskserve.client import AuthenticationError
     from maskserve.predict.config import KEY_VARIABLE, PredictConfig, parse_numbers, read_api_key
     from maskserve.predict.runner import run
     from models.errors import RunError
-    from models.outputs.options import OutputOptions
 
-    names = tuple(name.strip() for name in classes.split(",") if name.strip())
-    job = PredictConfig(
+    config = PredictConfig(
         model=model,
         output=out.removeprefix("file://"),
-        format=output_format,
-        options=OutputOptions(alpha, names, min_confidence, min_area, simplify, masks, confidence),
-        engine=engine,
-        precision=precision,
-        device=device,
-        bands=parse_numbers(bands, "bands", 3, int),
-        scale=parse_numbers(scale, "scale", 2, float) if scale else None,
+        format=mask_options.output_format,
+        options=mask_options.output_options(),
+        engine=engine_options.engine,
+        precision=engine_options.precision,
+        device=engine_options.device,
+        bands=parse_numbers(raster_options.bands, "bands", 3, int),
+        scale=parse_numbers(raster_options.scale, "scale", 2, float) if raster_options.scale else None,
         api_key=read_api_key(key_file),
     )
     try:
-        done = run(job, sources, Console(stderr=True), retry_errors, ray, actors)
+        complete = run(config, sources, Console(stderr=True), retry_errors, ray_options.ray, ray_options.actors)
     except AuthenticationError as error:
-        what = "does not take this key" if job.api_key else "asks for a key"
+        problem = "refused the API key" if config.api_key else "requires an API key"
         raise RunError(
-            f"{job.service_address[0]} {what}: give --key-file FILE, or {KEY_VARIABLE} in the environment."
+            f"{config.service_address[0]} {problem}: pass --key-file FILE, or set the environment variable {KEY_VARIABLE}."
         ) from error
-    if not done:
+    if not complete:
         raise typer.Exit(1)
 
 
 def with_ray_address(arguments: list[str]) -> list[str]:
-    """The same with `local` behind a `--ray` that no address follows: Typer's options have a value always, or never."""
+    """Insert `local` after a `--ray` without an address: in Typer, an option's value is required or not allowed."""
     if "--ray" not in arguments:
         return arguments
     from maskserve.predict.config import RAY_ADDRESS_PATTERN, RAY_LOCAL
 
-    told: list[str] = []
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        told.append(word)
-        if word == "--ray" and not RAY_ADDRESS_PATTERN.fullmatch(following):
-            told.append(RAY_LOCAL)
-    return told
+    completed: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        completed.append(argument)
+        if argument == "--ray" and not RAY_ADDRESS_PATTERN.fullmatch(following):
+            completed.append(RAY_LOCAL)
+    return completed

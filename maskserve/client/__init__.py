@@ -1,13 +1,13 @@
-"""The HTTP client of a maskserve service. It stands on the service's /v1 routes alone, not on the other rooms.
+"""The HTTP client of a maskserve service. It depends only on the service's /v1 API, not on `models`, `training` or `service`.
 
 from maskserve.client import Client
 
 with Client("http://127.0.0.1:3000") as client:
     mask = client.segment("street.jpg")
-    print(mask.labels.shape, mask.shares())
+    print(mask.labels.shape, mask.class_fractions())
     mask.save("street.mask.png")
 
-`AsyncClient` has the same methods, to be awaited. docs/client.md tells the rest.
+`AsyncClient` has the same methods as coroutines. See docs/client.md.
 """
 
 from maskserve.client.async_client import AsyncClient

@@ -1,4 +1,4 @@
-"""The calls, written once: AsyncClient has them to be awaited, and Client by a plain call."""
+"""The client's methods, written once: AsyncClient has them as coroutines, Client as blocking calls."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -15,9 +15,9 @@ from maskserve.client.image_encoding import ImageLike, to_request_body
 from maskserve.client.mask import Mask
 from maskserve.client.transports import AsyncTransport, Transport
 
-DEFAULT_RETRY_TIMEOUT = 30.0  # seconds: three times what the service lets an image wait before it says 429
+DEFAULT_RETRY_TIMEOUT = 30.0  # seconds: three times as long as the service lets a request queue before it returns 429
 
-# What a parameter is where it is not sent.
+# The service's defaults; a parameter that equals its default is not sent.
 DEFAULT_PARAMS = {
     "format": "png", "model": None, "classes": "", "min_confidence": 0, "min_area": 0, "alpha": 0.5, "masks": "rle",
     "simplify": 0, "confidence": False,
@@ -25,111 +25,111 @@ DEFAULT_PARAMS = {
 
 
 class AsyncClient:
-    """A connection to one service, to be used as an async context manager or closed, in one event loop (asyncio)."""
+    """A client of one service, for one asyncio event loop. Use it as an async context manager, or close it."""
 
     def __init__(
         self, url: str, *, api_key: str | None = None, timeout: float = 60.0, retry_timeout: float = DEFAULT_RETRY_TIMEOUT,
         transport: Callable[..., Transport] = AsyncTransport,
     ) -> None:  # fmt: skip
-        """As of Client; `wire` is how requests travel, and the client of plain calls has its own. Raises: ValueError."""
+        """Same parameters as Client; `transport` sends the requests, and is SyncTransport in Client. Raises: ValueError."""
         self._connection = Connection(url, api_key, timeout, retry_timeout, transport)
         self._run_blocking = self._connection.transport.run_blocking
-        self._classes_by_model: dict[str, list[dict[str, Any]]] = {}  # by model
+        self._classes_by_model: dict[str, list[dict[str, Any]]] = {}  # the key is the value of X-Model
         self.url = self._connection.url
 
     async def segment(
         self, image: ImageLike, *, model: str | None = None, classes: Sequence[str] = (), min_confidence: float = 0.0,
         min_area: int = 0, confidence: bool = False,
     ) -> Mask:  # fmt: skip
-        """Label every pixel of an image. Files go as they are, arrays and Pillow images without loss.
+        """Segment an image. Files are sent unchanged, arrays and Pillow images losslessly.
 
         Args:
             image: a path, the bytes of an image file, RGB uint8 H x W x 3, or a Pillow image.
-            model: name of the model; needed where several are served.
-            classes: names of those to keep; none given keeps all. What is left out is void, 255.
-            min_confidence: pixels that are less sure become void; 0..1.
-            min_area: 4-connected regions of fewer pixels become void.
-            confidence: whether the mask also holds the confidence, of the same inference.
+            model: name of the model; required if the service serves several.
+            classes: names of the classes to keep; the pixels of all others become 255. Empty: all are kept.
+            min_confidence: pixels of lower softmax probability, 0..1, become 255.
+            min_area: 4-connected regions of fewer pixels become 255.
+            confidence: whether to return the confidence too, of the same inference.
 
-        Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for what is no image.
+        Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for an argument that is not an image.
         """
-        wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
-        answer, facts = await self._fetch_with_classes(
-            partial(self._post_image, image, **wishes, **responses.response_params(confidence))
+        params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
+        response, fields = await self._send_with_classes(
+            partial(self._post_image, image, **params, **responses.response_params(confidence))
         )
         read = responses.mask_from_json if confidence else Mask.from_png
-        with self._connection.translate_errors(answer):
-            return await self._run_blocking(partial(read, answer.content, image=image, **facts))
+        with self._connection.translate_errors(response):
+            return await self._run_blocking(partial(read, response.content, image=image, **fields))
 
     async def segment_batch(
         self, images: Sequence[ImageLike], *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, confidence: bool = False,
     ) -> list[Mask | ServiceError]:  # fmt: skip
-        """Label many images by one request: as many as the service takes in one, 64 by default.
+        """Segment several images in one request: by default, the service accepts up to 64.
 
-        Returns: for each image, in their order, its mask or the error that it met; they share their request id and timing.
-        Raises: as `segment`, for what spoils them all.
+        Returns: for each image, in the same order, its mask or its error; all share the request id and the timing.
+        Raises: as `segment`, for errors of the whole request.
         """
-        wishes = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
+        params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
         if not images:
             return []
-        near = self._connection.is_local
-        bodies = await self._run_blocking(lambda: [to_request_body(image, near) for image in images])
-        ask = partial(
+        local = self._connection.is_local
+        bodies = await self._run_blocking(lambda: [to_request_body(image, local) for image in images])
+        send = partial(
             self._connection.request, "POST", "/v1/segment/batch",
-            params=_query_params(**wishes, **responses.response_params(confidence, many=True)),
-            files=[("images", (str(place), body)) for place, body in enumerate(bodies)],
+            params=_query_params(**params, **responses.response_params(confidence, many=True)),
+            files=[("images", (str(index), body)) for index, body in enumerate(bodies)],
         )  # fmt: skip
-        answer, facts = await self._fetch_with_classes(ask)
-        with self._connection.translate_errors(answer):
-            return await self._run_blocking(partial(responses.masks_from_batch, answer.content, images, **facts))
+        response, fields = await self._send_with_classes(send)
+        with self._connection.translate_errors(response):
+            return await self._run_blocking(partial(responses.masks_from_batch, response.content, images, **fields))
 
     async def overlay(self, image: ImageLike, alpha: float = 0.5) -> bytes:
-        """A JPEG of the image under its classes' colours; `alpha` of the colours, 0..1. Raises: as `segment`."""
+        """A JPEG of the image blended with the class colors; `alpha`, 0..1, is their opacity. Raises: as `segment`."""
         return await self.segment_bytes(image, "overlay", alpha=alpha)
 
     async def segment_json(
         self, image: ImageLike, masks: str = "rle", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, simplify: float = 0.0, confidence: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """What is in the image: the service's `json`, with pixels, share, box and mask of each class.
+        """The service's `json` output: pixels, fraction, bounding box and mask of each class.
 
-        `masks`: rle (COCO's), polygons (GeoJSON's, outlines moved by `simplify` pixels at most), png or none.
+        `masks`: rle (COCO), polygons (GeoJSON; outlines deviate by up to `simplify` pixels), png or none.
         Raises: as `segment`.
         """
-        answer = await self._post_image(
+        response = await self._post_image(
             image, format="json", masks=masks, model=model, classes=classes, min_confidence=min_confidence,
             min_area=min_area, simplify=simplify, confidence=confidence,
         )  # fmt: skip
-        with self._connection.translate_errors(answer):
-            return dict(answer.json())
+        with self._connection.translate_errors(response):
+            return dict(response.json())
 
     async def segment_bytes(
         self, image: ImageLike, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, alpha: float = 0.5, masks: str = "rle", simplify: float = 0.0,
         confidence: bool = False,
     ) -> bytes:  # fmt: skip
-        """The bytes of the answer in any format of the service: png, overlay, confidence, npy, json. Raises: as `segment`."""
-        answer = await self._post_image(
+        """The response's bytes in any output format: png, overlay, confidence, npy, json. Raises: as `segment`."""
+        response = await self._post_image(
             image, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
             alpha=alpha, masks=masks, simplify=simplify, confidence=confidence,
         )  # fmt: skip
-        return answer.content
+        return response.content
 
     async def models(self) -> list[dict[str, Any]]:
-        """What is served: name, hash, spec, palette, engine and precision of each bundle. Raises: ClientError."""
-        answer = await self._connection.request("GET", "/v1/models")
-        with self._connection.translate_errors(answer):
-            return [dict(entry) for entry in answer.json()]
+        """The served bundles, each with name, hash, spec, palette, engine and precision. Raises: ClientError."""
+        response = await self._connection.request("GET", "/v1/models")
+        with self._connection.translate_errors(response):
+            return [dict(entry) for entry in response.json()]
 
     async def model(self, name: str) -> dict[str, Any]:
-        """One of them, by name. Raises: UnknownModel, ClientError."""
-        answer = await self._connection.request("GET", f"/v1/models/{quote(name, safe='')}")
-        with self._connection.translate_errors(answer):
-            return dict(answer.json())
+        """The served bundle of that name, as in `models`. Raises: UnknownModelError, ClientError."""
+        response = await self._connection.request("GET", f"/v1/models/{quote(name, safe='')}")
+        with self._connection.translate_errors(response):
+            return dict(response.json())
 
     async def is_ready(self) -> bool:
-        """Whether the service is there and ready to answer; asked once."""
+        """Whether the service is ready. Sends one request, without retries."""
         return await self._connection.get_status("/readyz") == 200
 
     async def close(self) -> None:
@@ -147,50 +147,47 @@ class AsyncClient:
     def __repr__(self) -> str:
         return f"AsyncClient({self.url!r})"
 
-    async def _post_image(self, image: ImageLike, **wishes: Any) -> httpx.Response:
-        """An image's answer. Raises: BadAnswer where no model is named: what a stranger says of an image is no mask."""
+    async def _post_image(self, image: ImageLike, **params: Any) -> httpx.Response:
+        """Post an image. Raises: InvalidResponseError for a response without X-Model: it is not from maskserve."""
         body = image
         if not isinstance(image, bytes):
             body = await self._run_blocking(partial(to_request_body, image, self._connection.is_local))
-        answer = await self._connection.request("POST", "/v1/segment", params=_query_params(**wishes), content=body)
-        with self._connection.translate_errors(answer):
-            responses.response_model_tag(answer)
-        return answer
+        response = await self._connection.request("POST", "/v1/segment", params=_query_params(**params), content=body)
+        with self._connection.translate_errors(response):
+            responses.response_model_tag(response)
+        return response
 
-    async def _fetch_with_classes(
-        self, ask: Callable[[], Awaitable[httpx.Response]]
+    async def _send_with_classes(
+        self, send: Callable[[], Awaitable[httpx.Response]]
     ) -> tuple[httpx.Response, dict[str, Any]]:
-        """A mask's answer, of a model whose classes are known, and what the mask holds beside its pixels.
+        """Send the request; returns its response and the fields of the mask beside its pixels, with the model's classes.
 
-        Where the model was exchanged between the mask and the question for its classes, the mask is asked for again: of
-        the model that is served now.
+        If the service replaced the model between the mask and the request for its classes, the request is sent once more,
+        to the model that is served now.
         """
-        answer = await ask()
-        if not await self._ensure_classes(answer):
-            answer = await ask()
-            await self._ensure_classes(answer)
-        tag = responses.response_model_tag(answer)
-        return answer, {
-            "model": tag,
-            "classes": self._classes_by_model.get(tag, []),
-            **responses.response_metadata(answer),
-        }
+        response = await send()
+        if not await self._fetch_classes(response):
+            response = await send()
+            await self._fetch_classes(response)
+        tag = responses.response_model_tag(response)
+        classes = self._classes_by_model.get(tag, [])
+        return response, {"model": tag, "classes": classes, **responses.response_metadata(response)}
 
-    async def _ensure_classes(self, answer: httpx.Response) -> bool:
-        """Whether the classes of an answer's model are known; they are asked for once a model."""
-        with self._connection.translate_errors(answer):
-            tag = responses.response_model_tag(answer)
+    async def _fetch_classes(self, response: httpx.Response) -> bool:
+        """Fetch the classes of the response's model, unless they are known. Returns: whether they are known now."""
+        with self._connection.translate_errors(response):
+            tag = responses.response_model_tag(response)
         if tag not in self._classes_by_model:
             entries = await self.models()
-            with self._connection.translate_errors(answer):
+            with self._connection.translate_errors(response):
                 self._classes_by_model |= {
                     responses.entry_model_tag(entry): entry["spec"]["classes"] for entry in entries
                 }
         return tag in self._classes_by_model
 
 
-def _query_params(**wishes: Any) -> dict[str, Any]:
-    """The parameters that are not what they are anyway."""
-    if not isinstance(wishes.get("classes", ""), str):
-        wishes["classes"] = ",".join(wishes["classes"])
-    return {name: value for name, value in wishes.items() if value != DEFAULT_PARAMS[name]}
+def _query_params(**params: Any) -> dict[str, Any]:
+    """The parameters that differ from their defaults."""
+    if not isinstance(params.get("classes", ""), str):
+        params["classes"] = ",".join(params["classes"])
+    return {name: value for name, value in params.items() if value != DEFAULT_PARAMS[name]}

@@ -1,4 +1,4 @@
-"""The client for plain calls: AsyncClient on a wire that blocks."""
+"""The blocking client: AsyncClient on a blocking transport."""
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
@@ -13,19 +13,19 @@ T = TypeVar("T")
 
 
 def _sync_method(
-    call: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
+    method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["Client", P], T]:
-    """The same call, with its signature and documentation, for a Client."""
+    """The blocking version of a method of AsyncClient, with the same signature and documentation."""
 
-    @wraps(call)
-    def plain(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return run_sync(call(client._client, *args, **kwargs))
+    @wraps(method)
+    def sync_method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run_sync(method(client._client, *args, **kwargs))
 
-    return plain
+    return sync_method
 
 
 class Client:
-    """A connection to one service, to be used as a context manager or closed; safe to share between threads."""
+    """A client of one service. Use it as a context manager, or close it. Threads may share one."""
 
     def __init__(
         self,
@@ -35,16 +35,16 @@ class Client:
         timeout: float = 60.0,
         retry_timeout: float = DEFAULT_RETRY_TIMEOUT,
     ) -> None:
-        """Nothing is sent yet.
+        """Create the client; no request is sent yet.
 
         Args:
-            url: of the service, such as http://127.0.0.1:3000.
-            key: as of `maskserve key`, where the service wants one.
-            timeout: seconds for each connect (10 at most), write or read; a read waits for the whole inference.
-            patience: seconds from the first attempt within which a request may be sent again after 429, 503 or a lost
-                connection; 0 is never. An address that has not answered this client yet is tried for 3 seconds at most.
+            url: the service's URL, such as http://127.0.0.1:3000.
+            api_key: a key made by `maskserve key`, if the service requires one.
+            timeout: seconds for each connect (10 at most), write and read; a read waits for the whole inference.
+            retry_timeout: seconds from the first attempt in which a request may be sent again after 429, 503 or a lost
+                connection; 0 disables retries. An address that has not responded yet is tried for 3 seconds at most.
 
-        Raises: ValueError for an address or a key that cannot be one.
+        Raises: ValueError for an invalid URL or key.
         """
         self._client = AsyncClient(
             url, api_key=api_key, timeout=timeout, retry_timeout=retry_timeout, transport=SyncTransport

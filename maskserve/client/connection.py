@@ -1,4 +1,4 @@
-"""A connection to one service: what is asked, how often, and what is no answer of it."""
+"""A connection to one service: sends requests with retries, and turns failures into the client's errors."""
 
 import ipaddress
 import secrets
@@ -14,107 +14,115 @@ from maskserve.client import retries
 from maskserve.client.errors import ClientError, InvalidResponseError, UnreachableError, error_from_response
 from maskserve.client.transports import Transport
 
-CONNECT_TIMEOUT = 10.0  # seconds in which a connection must come about, or less by `timeout`
+CONNECT_TIMEOUT = 10.0  # seconds to establish a connection, or `timeout` if that is less
 
-# A server closes what is idle; uvicorn, after five seconds. A request that meets that moment is lost, and asked again.
+# Connections are dropped before the server closes them: uvicorn does after five idle seconds, and a request sent at that
+# moment would be lost and retried.
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=4.0)
 
 
 class Connection:
-    """The address, the key, and the patience of a client."""
+    """The address, the key and the retry limit of a client."""
 
     def __init__(
-        self, url: str, key: str | None, timeout: float, patience: float, wire: Callable[..., Transport]
+        self,
+        url: str,
+        api_key: str | None,
+        timeout: float,
+        retry_timeout: float,
+        transport: Callable[..., Transport],
     ) -> None:
-        """As of AsyncClient. Raises: ValueError for an address or a key that cannot be one."""
+        """Same parameters as AsyncClient. Raises: ValueError for an invalid address or key."""
         self.url = url.rstrip("/")
         self.is_local = _is_loopback(self.url)
-        self._retry_timeout = patience
-        self._has_responded = False  # whether the service has ever answered
-        self.transport = wire(
+        self._retry_timeout = retry_timeout
+        self._has_responded = False  # whether the service has responded to any request
+        self.transport = transport(
             base_url=self.url, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None), limits=LIMITS,
-            headers=_auth_headers(key),
-            trust_env=not self.is_local,  # a proxy is for other machines: what is asked of this one must not leave it
+            headers=_auth_headers(api_key),
+            trust_env=not self.is_local,  # no proxy for this machine: the images must not leave it
         )  # fmt: skip
 
-    async def request(self, method: str, path: str, **rest: Any) -> httpx.Response:
-        """A good answer, asked for as often as is of use. Raises: ServiceError, Unreachable."""
-        headers = {"X-Request-ID": secrets.token_hex(8)}  # one for all attempts, and known where no answer comes
-        request = self.transport.http_client.build_request(method, path, headers=headers, **rest)
-        began, attempt = time.monotonic(), 0
+    async def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        """Send a request, with retries, and return the successful response. Raises: ServiceError, UnreachableError."""
+        headers = {"X-Request-ID": secrets.token_hex(8)}  # one for all attempts, and known if no response arrives
+        request = self.transport.http_client.build_request(method, path, headers=headers, **kwargs)
+        start, attempt = time.monotonic(), 0
         while True:
             outcome = await self._send_once(request)
             if isinstance(outcome, httpx.Response) and outcome.is_success:
                 return outcome
-            pause = retries.retry_delay(outcome, attempt)
-            if pause is None or time.monotonic() + pause > began + self._retry_window(outcome):
+            delay = retries.retry_delay(outcome, attempt)
+            if delay is None or time.monotonic() + delay > start + self._retry_window(outcome):
                 raise self._build_error(outcome, attempt + 1)
-            await self.transport.sleep(pause)
+            await self.transport.sleep(delay)
             attempt += 1
 
     async def get_status(self, path: str) -> int:
-        """The status that a GET gets, 0 where no answer comes."""
+        """The status of a GET, without retries; 0 if no response arrives."""
         outcome = await self._send_once(self.transport.http_client.build_request("GET", path))
         return outcome.status_code if isinstance(outcome, httpx.Response) else 0
 
     @contextmanager
-    def translate_errors(self, answer: httpx.Response) -> Iterator[None]:
-        """Raises: BadAnswer in place of what goes wrong in reading an answer."""
+    def translate_errors(self, response: httpx.Response) -> Iterator[None]:
+        """Turns errors of parsing `response` into one error. Raises: InvalidResponseError."""
         try:
             yield
         except ClientError:
             raise
         except (LookupError, ValueError, TypeError, SyntaxError, OSError, Image.DecompressionBombError) as error:
-            kind = answer.headers.get("Content-Type", "nothing that has a type")
+            content_type = response.headers.get("Content-Type", "no Content-Type")
             raise InvalidResponseError(
-                f"{answer.request.url} answered with {kind}, {len(answer.content):,} bytes, which is no answer of "
-                f"maskserve ({error}); is the address right?"
+                f"{response.request.url} returned {len(response.content):,} bytes ({content_type}) that are not a response "
+                f"of maskserve ({error}). Check the address."
             ) from error
 
     async def _send_once(self, request: httpx.Request) -> httpx.Response | httpx.RequestError:
         try:
-            answer = await self.transport.send(request)
+            response = await self.transport.send(request)
         except httpx.RequestError as error:
             return error
         except RuntimeError as error:
             if not self.transport.http_client.is_closed:
                 raise
-            raise ClientError("The client is closed; make another one to go on.") from error
+            raise ClientError("The client is closed. Create a new one.") from error
         self._has_responded = True
-        return answer
+        return response
 
     def _retry_window(self, outcome: httpx.Response | httpx.RequestError) -> float:
-        """Seconds from the first attempt within which there may be others."""
+        """Seconds from the first attempt in which a request may be sent again."""
         return self._retry_timeout if self._has_responded else min(self._retry_timeout, retries.FIRST_CONTACT_TIMEOUT)
 
     def _build_error(self, outcome: httpx.Response | httpx.RequestError, attempts: int) -> ClientError:
         if isinstance(outcome, httpx.Response):
             return error_from_response(outcome)
-        asked = f"{attempts} times" if attempts > 1 else "once"
+        tried = f"{attempts} attempts" if attempts > 1 else "1 attempt"
         reason = str(outcome) or type(outcome).__name__
-        advice = "Is the service running there?"
+        advice = "Is the service running?"
         if isinstance(outcome, httpx.TimeoutException):
-            asked_as = outcome.request.headers["X-Request-ID"]
-            reason = f"no answer in time ({type(outcome).__name__})"
-            advice = f"Raise `timeout`, or send less; the service's log may have the request, {asked_as}."
-        error = UnreachableError(f"{self.url} cannot be reached, asked {asked}: {reason}. {advice}")
+            request_id = outcome.request.headers["X-Request-ID"]
+            reason = f"no response in time ({type(outcome).__name__})"
+            advice = (
+                f"Increase `timeout`, or send a smaller image. The service's log may contain the request, {request_id}."
+            )
+        error = UnreachableError(f"{self.url} cannot be reached ({tried}): {reason}. {advice}")
         error.__cause__ = outcome
         return error
 
 
 def _is_loopback(url: str) -> bool:
-    """Whether an address is this machine's own. Raises: ValueError where it is none, or more than one; without its password."""
+    """Whether a URL is of this machine. Raises: ValueError for an invalid URL; the message omits its password."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError):
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
         shown = url if "@" not in url else f"...@{url.rpartition('@')[2]}"
-        raise ValueError(f"The address is {shown!r}; wanted is one such as http://127.0.0.1:3000.")
-    if parsed.userinfo or "?" in url or "#" in url:  # it would stand before the key, or within every path
+        raise ValueError(f"The address is {shown!r}; expected one such as http://127.0.0.1:3000.")
+    if parsed.userinfo or "?" in url or "#" in url:  # httpx would send it in place of the key, or with every path
         raise ValueError(
-            "The address holds a name, a password, a query or a fragment; wanted is one such as http://127.0.0.1:3000, "
-            "and the key by itself."
+            "The address contains a user name, a password, a query or a fragment; expected one such as "
+            "http://127.0.0.1:3000. Pass the key as `api_key`."
         )
     try:
         return ipaddress.ip_address(parsed.host).is_loopback
@@ -122,11 +130,12 @@ def _is_loopback(url: str) -> bool:
         return parsed.host == "localhost"
 
 
-def _auth_headers(key: str | None) -> dict[str, str]:
-    if key is None:
+def _auth_headers(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
         return {}
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise ValueError(
-            "The key is empty, or holds a space, a line's end or letters that no key has; give it as it was made."
+            "The key is empty, or contains a space, a line break or a character that no key has. "
+            "Pass it as `maskserve key` printed it."
         )
-    return {"Authorization": f"Bearer {key}"}
+    return {"Authorization": f"Bearer {api_key}"}

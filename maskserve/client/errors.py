@@ -1,19 +1,19 @@
-"""What the client raises on purpose.
+"""Every error that the client raises on purpose.
 
-ClientError             itself where the client was closed
-├── Unreachable         no answer came: nothing is there, the connection was lost, or the time was up
-├── BadAnswer           something answered that is no maskserve
-└── ServiceError        the service, or a proxy before it, answered with an error
-    ├── BadRequest      400        a parameter or a form that is not understood
-    ├── NoKey           401, 403   a key is needed, or this one does not open
-    ├── NotFound        404        nothing is at this path
-    │   └── UnknownModel           no model of that name is served
-    ├── BadImage      413, 415, 422, and 400 for an empty one: too large, none, broken, or several
-    ├── Busy            429        too many requests at once
-    ├── NotReady        503        no bundle is open, or a proxy has no service behind it
-    └── TimedOut        408, 504   the body, or the answer, took too long
+ClientError                        base class; raised itself by a closed client
+├── UnreachableError               no response: nothing listens there, the connection was lost, or a timeout
+├── InvalidResponseError           the response is not from maskserve
+└── ServiceError                   the service, or a proxy before it, returned an error
+    ├── BadRequestError            400: an invalid parameter or form
+    ├── AuthenticationError        401, 403: the key is missing or wrong
+    ├── NotFoundError              404: no such path
+    │   └── UnknownModelError      no model of that name
+    ├── InvalidImageError          413, 415, 422, and 400 for an empty image: too large, unsupported, corrupt, multi-frame
+    ├── TooManyRequestsError       429
+    ├── ServiceUnavailableError    503: no bundle is loaded, or a proxy has no service behind it
+    └── RequestTimeoutError        408, 504: the upload or the response took too long
 
-Beside these: OSError for a path that cannot be read, ValueError and TypeError for what is no image to begin with.
+Besides: OSError for a path that cannot be read; ValueError and TypeError for an argument that is not an image.
 """
 
 import re
@@ -24,31 +24,31 @@ from typing import Any
 import httpx
 
 PROBLEM_TYPE_PREFIX = "urn:problem-type:maskserve:"
-MAX_DETAIL_CHARS = 200  # characters of an answer that is none of ours
+MAX_DETAIL_CHARS = 200  # characters of a response that is not from maskserve, in the error message
 
 
 class ClientError(Exception):
-    """Root of what this client raises on purpose."""
+    """Base class of the errors that this client raises on purpose."""
 
 
 class UnreachableError(ClientError):
-    """No answer came."""
+    """No response arrived."""
 
 
 class InvalidResponseError(ClientError):
-    """Something answered that is no maskserve."""
+    """The response is not from maskserve."""
 
 
 class ServiceError(ClientError):
-    """The service, or a proxy before it, answered with an error.
+    """The service, or a proxy before it, returned an error.
 
     Attributes:
-        status: of HTTP.
-        kind: the last word of the problem's type, such as `broken-image`; empty where the answer is a proxy's.
-        title: what kind of error it is, for people.
-        detail: what came, what was wanted, and what to do.
-        request_id: by which the service's log has it.
-        retry_after: seconds after which to ask again; None where the answer says none.
+        status: the HTTP status.
+        kind: the last part of the problem's type, such as `corrupt-image`; empty for a proxy's error.
+        title: the kind of error, for people.
+        detail: what came, what was expected, and what to do.
+        request_id: the request's id in the service's log.
+        retry_after: seconds to wait before a retry; None if the response has no Retry-After.
     """
 
     def __init__(
@@ -67,38 +67,38 @@ class ServiceError(ClientError):
 
 
 class BadRequestError(ServiceError):
-    """A parameter or a form that is not understood."""
+    """A parameter or a form is invalid."""
 
 
 class AuthenticationError(ServiceError):
-    """A key is needed, or this one does not open."""
+    """The key is missing or wrong."""
 
 
 class NotFoundError(ServiceError):
-    """Nothing is at this path."""
+    """The service has no such path."""
 
 
 class UnknownModelError(NotFoundError):
-    """No model of that name is served."""
+    """The service has no model of that name."""
 
 
 class InvalidImageError(ServiceError):
-    """The image is empty, too large, none, broken, or several."""
+    """The image is empty, too large, unsupported, corrupt or multi-frame."""
 
 
 class TooManyRequestsError(ServiceError):
-    """Too many requests at once."""
+    """The service received too many requests at once."""
 
 
 class ServiceUnavailableError(ServiceError):
-    """No bundle is open, or a proxy has no service behind it."""
+    """No bundle is loaded, or a proxy has no service behind it."""
 
 
 class RequestTimeoutError(ServiceError):
-    """The body, or the answer, took too long."""
+    """The upload or the response took too long."""
 
 
-# The kind decides, and where the answer is a proxy's, the status.
+# The kind decides; for a proxy's response, which has none, the status.
 ERRORS_BY_KIND: dict[str, type[ServiceError]] = {"empty-image": InvalidImageError, "unknown-model": UnknownModelError}
 ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
     400: BadRequestError,
@@ -115,39 +115,41 @@ ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
 }
 
 
-def error_from_response(answer: httpx.Response) -> ServiceError:
-    """The error that an answer is; of a proxy's, the beginning of what it says is the detail."""
-    asked = answer.request.headers.get("X-Request-ID", "")
+def error_from_response(response: httpx.Response) -> ServiceError:
+    """The error of a response; for a proxy's, the detail is the beginning of its text."""
+    request_id = response.request.headers.get("X-Request-ID", "")
     try:
-        return error_from_problem(answer.json(), parse_retry_after(answer))
+        return error_from_problem(response.json(), parse_retry_after(response))
     except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or another service's
-        kind, title = ERRORS_BY_STATUS.get(answer.status_code, ServiceError), answer.reason_phrase or "An error"
-        return kind(answer.status_code, "", title, _response_excerpt(answer), asked, parse_retry_after(answer))
+        kind = ERRORS_BY_STATUS.get(response.status_code, ServiceError)
+        title = response.reason_phrase or "HTTP error"
+        detail, retry_after = _response_excerpt(response), parse_retry_after(response)
+        return kind(response.status_code, "", title, detail, request_id, retry_after)
 
 
-def error_from_problem(problem: dict[str, Any], after: float | None = None) -> ServiceError:
-    """The error that a problem of the service (RFC 9457) is. Raises: KeyError and the like where it is none."""
+def error_from_problem(problem: dict[str, Any], retry_after: float | None = None) -> ServiceError:
+    """The error of a problem (RFC 9457) that the service returned. Raises: KeyError, ValueError, TypeError for other JSON."""
     status, kind = int(problem["status"]), str(problem["type"]).removeprefix(PROBLEM_TYPE_PREFIX)
     error = ERRORS_BY_KIND.get(kind) or ERRORS_BY_STATUS.get(status, ServiceError)
-    return error(status, kind, problem["title"], problem["detail"], problem["request_id"], after)
+    return error(status, kind, problem["title"], problem["detail"], problem["request_id"], retry_after)
 
 
-def parse_retry_after(answer: httpx.Response) -> float | None:
-    """Seconds of the header Retry-After (RFC 9110, 10.2.3), which may be a number or a date; None where there is none."""
-    said = answer.headers.get("Retry-After", "").strip()
-    if said.isascii() and said.isdecimal():
-        return float(said)
+def parse_retry_after(response: httpx.Response) -> float | None:
+    """Seconds of the header Retry-After (RFC 9110, 10.2.3), a number or a date; None if it is missing or invalid."""
+    value = response.headers.get("Retry-After", "").strip()
+    if value.isascii() and value.isdecimal():
+        return float(value)
     try:
-        date = parsedate_to_datetime(said)
+        date = parsedate_to_datetime(value)
     except ValueError:
         return None
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _response_excerpt(answer: httpx.Response) -> str:
-    if answer.has_redirect_location:
+def _response_excerpt(response: httpx.Response) -> str:
+    if response.has_redirect_location:
         return (
-            f"{answer.request.url.host} sends callers on to {answer.headers['Location']}; give the client that address."
+            f"{response.request.url.host} redirects to {response.headers['Location']}; use that address in the client."
         )
-    words = " ".join(re.sub(r"<[^>]*>", " ", answer.text).split())
-    return words[:MAX_DETAIL_CHARS] or "no detail came."
+    text = " ".join(re.sub(r"<[^>]*>", " ", response.text).split())
+    return text[:MAX_DETAIL_CHARS] or "no detail was given."

@@ -1,4 +1,4 @@
-"""What comes back: a label for each pixel, to compute with, to write, and to look at."""
+"""The mask of an image: the class of each pixel, to compute with, to save, and to display."""
 
 import io
 from dataclasses import dataclass, field
@@ -12,69 +12,71 @@ from PIL import Image
 from maskserve.client.image_encoding import ImageLike, open_sent_image
 
 IGNORE_INDEX = 255
-NOTEBOOK_MAX_SIDE = 1024  # pixels: the longest side at which a notebook shows it
+NOTEBOOK_MAX_SIDE = 1024  # pixels: the longest side at which a notebook shows a mask
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Mask:
-    """A label for each pixel of an image. A notebook shows it over the image that was sent."""
+    """The label of each pixel of an image. A notebook shows it over the image that was sent."""
 
-    labels: NDArray[np.uint8]  # H x W of the upright image: the place of a class in `classes`, 255 is void
+    labels: NDArray[np.uint8]  # H x W of the upright image: the index in `classes`; 255 is unlabeled
     classes: list[dict[str, Any]]  # {"name": ..., "rgb": [red, green, blue]} by label
     palette: NDArray[np.uint8]  # 256 x 3 RGB by label
-    model: str  # name and short hash of the bundle that answered
-    png: bytes  # the indexed PNG as it came
-    confidence: NDArray[np.float32] | None = None  # H x W, softmax probability 0..1 of the label; where asked for
-    request_id: str = ""  # by which the service's log has it
+    model: str  # the bundle's name and the beginning of its hash
+    png: bytes  # the indexed PNG that the service returned
+    confidence: NDArray[np.float32] | None = None  # H x W, softmax probability 0..1 of the label; if requested
+    request_id: str = ""  # the request's id in the service's log
     timing: dict[str, float] = field(default_factory=dict)  # milliseconds by stage of the service
-    image: ImageLike | None = None  # what was sent, itself and not a copy
+    image: ImageLike | None = None  # the object that was sent, not a copy
 
     @classmethod
-    def from_png(cls, png: bytes, confidence: bytes | None = None, **rest: Any) -> "Mask":
-        """Of the service's two PNGs. Raises: OSError, ValueError, SyntaxError where they are none."""
+    def from_png(cls, png: bytes, confidence: bytes | None = None, **fields: Any) -> "Mask":
+        """The mask of the service's PNGs; `fields`: the other fields.
+
+        Raises: OSError, ValueError, SyntaxError for invalid PNGs.
+        """
         image = Image.open(io.BytesIO(png), formats=["PNG"])
-        held = image.getpalette()
-        if held is None:
-            raise ValueError(f"a mask has a palette, and this is {image.mode}")
-        palette = np.frombuffer(bytearray(held).ljust(256 * 3, b"\0"), np.uint8).reshape(256, 3)
-        sure = None
+        colors = image.getpalette()
+        if colors is None:
+            raise ValueError(f"expected a PNG with a palette, got mode {image.mode}")
+        palette = np.frombuffer(bytearray(colors).ljust(256 * 3, b"\0"), np.uint8).reshape(256, 3)
+        probability = None
         if confidence is not None:
-            grey = np.asarray(Image.open(io.BytesIO(confidence), formats=["PNG"]))
-            sure = np.multiply(grey, 1 / 255, dtype=np.float32)
-        return cls(labels=np.array(image), palette=palette, png=png, confidence=sure, **rest)
+            gray = np.asarray(Image.open(io.BytesIO(confidence), formats=["PNG"]))
+            probability = np.multiply(gray, 1 / 255, dtype=np.float32)
+        return cls(labels=np.array(image), palette=palette, png=png, confidence=probability, **fields)
 
     def save(self, path: Path | str) -> None:
-        """Write the indexed PNG; each of its pixels is the label."""
+        """Write the indexed PNG, whose pixels are the labels."""
         Path(path).write_bytes(self.png)
 
     def class_fractions(self) -> dict[str, float]:
-        """Share of the image, 0..1, by the name of each class that is there, the largest first; void is no class."""
+        """Fraction of the image's pixels, 0..1, by class name, the largest first. Only classes that occur; 255 is none."""
         pixels = Image.fromarray(self.labels).histogram()
-        counted = sorted(zip(pixels, self.classes, strict=False), key=lambda pair: -pair[0])
-        return {entry["name"]: count / self.labels.size for count, entry in counted if count}
+        counts = sorted(zip(pixels, self.classes, strict=False), key=lambda pair: -pair[0])
+        return {entry["name"]: count / self.labels.size for count, entry in counts if count}
 
     def overlay(self, alpha: float = 0.5) -> Image.Image:
-        """The image that was sent under its classes' colours, RGB; `alpha` of the colours, 0..1. Void stays as it is.
+        """The image that was sent, RGB, blended with the class colors; `alpha`, 0..1, is their opacity.
 
-        Made here, of the image as it is now. Raises: ValueError where that cannot be opened or has another size.
+        Unlabeled pixels are unchanged. It is made locally, from the image as it is now.
+        Raises: ValueError if the image cannot be opened or has another size than the mask.
         """
         if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha is {alpha}; wanted is a number from 0 to 1.")
-        shown = self._blend_with_image(alpha)
-        if shown is None:
-            raise ValueError(
-                "The image that was sent cannot be opened here any more, or has another size than its mask."
-            )
-        return shown
+            raise ValueError(f"alpha is {alpha}; expected a number from 0 to 1.")
+        blended = self._blend_with_image(alpha)
+        if blended is None:
+            raise ValueError("The image that was sent cannot be opened any more, or has another size than its mask.")
+        return blended
 
     def _blend_with_image(self, alpha: float, side: int | None = None) -> Image.Image | None:
         height, width = self.labels.shape
         image = open_sent_image(self.image, (width, height), side) if self.image is not None else None
         if image is None:
             return None
-        colours = self._to_palette_image().resize(image.size, Image.Resampling.NEAREST)
-        void = Image.fromarray((np.asarray(colours) == IGNORE_INDEX).astype(np.uint8) * 255)
-        return Image.composite(image, Image.blend(image, colours.convert("RGB"), alpha), void)
+        colors = self._to_palette_image().resize(image.size, Image.Resampling.NEAREST)
+        unlabeled = Image.fromarray((np.asarray(colors) == IGNORE_INDEX).astype(np.uint8) * 255)
+        return Image.composite(image, Image.blend(image, colors.convert("RGB"), alpha), unlabeled)
 
     def _to_palette_image(self) -> Image.Image:
         image = Image.fromarray(self.labels)
@@ -82,7 +84,7 @@ class Mask:
         return image
 
     def _repr_png_(self) -> bytes:
-        """For notebooks: the overlay, or the colours alone where the image cannot be had; 1024 pixels a side at most."""
+        """For notebooks: the overlay, or only the colors if the image cannot be opened; 1024 pixels a side at most."""
         shown = self._blend_with_image(0.5, NOTEBOOK_MAX_SIDE)
         if shown is None:
             shown = self._to_palette_image()
@@ -94,5 +96,5 @@ class Mask:
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
-        shares = ", ".join(f"{name} {share:.1%}" for name, share in self.class_fractions().items())
-        return f"<Mask {width} x {height} by {self.model}: {shares or 'void'}>"
+        fractions = ", ".join(f"{name} {fraction:.1%}" for name, fraction in self.class_fractions().items())
+        return f"<Mask {width} x {height} by {self.model}: {fractions or 'unlabeled'}>"

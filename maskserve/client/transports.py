@@ -1,7 +1,7 @@
-"""The two ways to send a request and to wait: for `await`, and for a plain call.
+"""The two ways to send a request and to wait: asynchronous and blocking.
 
-All else of the client is written once, as coroutines. Those of a plain call await nothing but a `Blocking` wire, which never
-lets go: such a coroutine runs from its first step to its end in one go.
+The rest of the client is written once, as coroutines. In the blocking client they await only a SyncTransport, whose
+coroutines never suspend: one `send(None)` runs such a coroutine to its end.
 """
 
 import asyncio
@@ -15,27 +15,27 @@ T = TypeVar("T")
 
 
 class Transport(Protocol):
-    """A connection pool, a clock, and a place for work that would hold up others."""
+    """An httpx client, a way to sleep, and a way to run code that would block an event loop."""
 
     @property
     def http_client(self) -> httpx.Client | httpx.AsyncClient:
-        """What builds requests."""
+        """Builds the requests."""
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        """The whole answer. Raises: httpx.RequestError."""
+        """Send a request and return the whole response. Raises: httpx.RequestError."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
 
-    async def run_blocking(self, do: Callable[[], T]) -> T:
-        """Read a file, encode or decode."""
+    async def run_blocking(self, function: Callable[[], T]) -> T:
+        """Call a function that reads a file, encodes or decodes."""
 
     async def close(self) -> None:
         """Close the connections."""
 
 
 class AsyncTransport:
-    """For an event loop: work is done in a thread."""
+    """For an event loop: blocking code runs in a thread."""
 
     def __init__(self, **settings: Any) -> None:
         self.http_client = httpx.AsyncClient(**settings)
@@ -46,15 +46,15 @@ class AsyncTransport:
     async def sleep(self, seconds: float) -> None:  # noqa: D102
         await asyncio.sleep(seconds)
 
-    async def run_blocking(self, do: Callable[[], T]) -> T:  # noqa: D102
-        return await asyncio.to_thread(do)
+    async def run_blocking(self, function: Callable[[], T]) -> T:  # noqa: D102
+        return await asyncio.to_thread(function)
 
     async def close(self) -> None:  # noqa: D102
         await self.http_client.aclose()
 
 
 class SyncTransport:
-    """For a plain call: nothing here lets go."""
+    """For blocking calls: its coroutines never suspend."""
 
     def __init__(self, **settings: Any) -> None:
         self.http_client = httpx.Client(**settings)
@@ -65,18 +65,18 @@ class SyncTransport:
     async def sleep(self, seconds: float) -> None:  # noqa: D102
         time.sleep(seconds)
 
-    async def run_blocking(self, do: Callable[[], T]) -> T:  # noqa: D102
-        return do()
+    async def run_blocking(self, function: Callable[[], T]) -> T:  # noqa: D102
+        return function()
 
     async def close(self) -> None:  # noqa: D102
         self.http_client.close()
 
 
 def run_sync(coroutine: Coroutine[Any, Any, T]) -> T:
-    """What a coroutine returns that awaits a Blocking wire alone."""
+    """Run a coroutine that awaits only a SyncTransport, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as end:
         result: T = end.value
         return result
-    raise RuntimeError("A wire that blocks has let go.")
+    raise RuntimeError("A coroutine of the blocking client has suspended.")

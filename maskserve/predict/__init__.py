@@ -1,11 +1,13 @@
-"""`maskserve predict`: masks for many images. As in `cli.py`, its rooms open when it is called.
+"""Batch prediction, `maskserve predict`: masks for many images. `maskserve.cli.predict` imports it when it is called.
 
-job.py        what is asked, and what must not change while it is done
-sources.py    which images there are, and their bytes: folders, globs, archives, object stores
-targets.py    where masks go, each whole or not at all
-manifest.py   a row an image: what is done, so that a run that was killed goes on
-work.py       from an image's bytes to its mask and its row, by a bundle or a service
-rasters.py    the same for scenes that do not fit in memory
-pipeline.py   the run: all of this together, on threads
-actors.py     the same run on Ray Data
+config.py      the options of a run, picklable, for this process and for Ray's
+inputs.py      finds the images and reads them: folders, globs, archives, object stores
+outputs.py     writes masks, each whole or not at all: folders, object stores
+manifest.py    one row per image: how a run that was stopped resumes
+parquet.py     the manifest's rows as Parquet
+backends.py    segments an image: with a bundle in this process, or through a service
+image_task.py  one image, from its address to a mask and a manifest row
+geotiff.py     the same for rasters that do not fit in memory
+runner.py      the whole run, on threads
+ray_runner.py  the whole run, on Ray Data
 """

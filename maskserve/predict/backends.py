@@ -1,4 +1,4 @@
-"""What labels an image: a bundle in this process, or a service elsewhere."""
+"""Segments an image: with a bundle in this process, or through a service."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -16,126 +16,121 @@ from PIL import Image
 from maskserve.client import Client, ClientError, ServiceError, UnreachableError
 from maskserve.predict.config import PARQUET, PredictConfig, short_model_name
 from models.bundle import open_bundle
-from models.cpu_quota import usable_cores
+from models.cgroup_limits import usable_cores
 from models.engines.selection import has_gpu
-from models.errors import ConfigError, DataError, InsufficientMemoryError, RunError, first_line
-from models.imaging.decode import Labels, decode_image
+from models.errors import ConfigError, DataError, RunError, first_line
+from models.imaging.decode import Labels
 from models.inference.segmenter import Segmenter
-from models.outputs import OUTPUT_FORMATS, needs_confidence
+from models.outputs import OUTPUT_FORMATS
+from models.outputs.pipeline import SegmentationPipeline
 from models.outputs.rle import coco_rle_counts
-from models.outputs.select import class_indices, filter_prediction
 
-MAX_IN_FLIGHT = 8  # requests to a service: enough to keep one of some workers busy, few enough for its line of 32
-RETRY_TIMEOUT = 120.0  # seconds in which a request is sent again: a service that is rolled over is back by then
-PER_IMAGE_STATUSES = (400, 413, 415, 422, 500, 504)  # what a service answers that another image may not meet
+MAX_IN_FLIGHT = 8  # requests to a service: enough for several workers, few enough for its queue of 32
+RETRY_TIMEOUT = 120.0  # seconds in which a request is retried: enough for a rolling update of the service
+PER_IMAGE_STATUSES = (400, 413, 415, 422, 500, 504)  # statuses that another image may not get
+
+Result = TypeVar("Result")
 
 
 class EncodedPrediction(NamedTuple):
-    """What a labeller says of an image."""
+    """What a backend returns for an image."""
 
-    encoded: bytes | None  # the mask's file; None where it stands in the row
-    row_fields: dict[str, Any]  # of its row: height, width, classes, milliseconds
+    encoded: bytes | None  # the mask file; None if the mask is in the manifest row
+    row_fields: dict[str, Any]  # of ManifestRow: height, width, classes, milliseconds
 
 
 class Backend(Protocol):
-    """Callable from several threads."""
+    """Segments images. May be called from several threads."""
 
-    model: str  # name and hash of the bundle behind it
-    max_in_flight: int  # from how many threads it keeps busy
-    description: str  # what runs it, and why
+    model: str  # name and hash of the bundle
+    max_in_flight: int  # number of threads that keep it busy
+    description: str  # the engine and why it was chosen, or the service
 
     def __call__(self, data: bytes) -> EncodedPrediction:
-        """Label an image. Raises: ImageError, DataError, TooLittleMemory for one that cannot be; RunError for all."""
+        """Segment an image file.
+
+        Raises: ImageError, DataError, InsufficientMemoryError if this image cannot be segmented; RunError if none can.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of threads and connections."""
+        """Stop the threads and close the connections."""
         ...
 
 
 class BundleBackend:
-    """A bundle in this process: two inferences at a time on a CPU, one on a GPU; around them others are decoded and encoded.
+    """A bundle in this process: two inferences at a time on a CPU, one on a GPU; meanwhile other images are decoded and encoded.
 
-    Two of half the cores each take longer than one after the other on all of them, but leave no core idle meanwhile: at the
+    Two inferences on half the cores each take longer than one after the other on all of them, but leave no core idle: at the
     end of each layer threads wait for each other, and between two images for Python.
     """
 
-    def __init__(self, job: PredictConfig, single: bool = False) -> None:
-        """`single`: one image at a time alone. Raises: BundleError, EngineError, ConfigError for an unknown class."""
-        self.config = job
-        self.bundle = open_bundle(Path(job.model))
-        class_indices(job.options.classes, self.bundle.spec)  # before the first image
+    def __init__(self, config: PredictConfig, single: bool = False) -> None:
+        """`single`: one inference at a time, on all cores. Raises: BundleError, EngineError; ConfigError for an unknown class."""
+        self.config = config
+        self.bundle = open_bundle(Path(config.model))
         self.model = f"{self.bundle.spec.name}@{self.bundle.hash}"
         cores = usable_cores()
-        pair = not (single or job.threads or cores < 2 or job.device == "cuda" or has_gpu())
-        streams, threads = (2, cores // 2) if pair else (1, job.threads)
+        two_streams = not (single or config.threads or cores < 2 or config.device == "cuda" or has_gpu())
+        streams, threads = (2, cores // 2) if two_streams else (1, config.threads)
         self.segmenter = Segmenter.load(
-            self.bundle, job.engine, job.precision, job.device, threads, concurrency=streams
+            self.bundle, config.engine, config.precision, config.device, threads, concurrency=streams
         )
         self.description = self.segmenter.choice.reason if self.segmenter.choice else ""
-        self.max_in_flight = (job.threads or cores) + 2
-        self._slots = threading.Semaphore(self.max_in_flight)  # for pixels; there may be more threads that read and put
-        self.with_confidence = job.format in OUTPUT_FORMATS and needs_confidence(job.format, job.options)
-        self.with_confidence |= job.options.min_confidence > 0
-        # Threads of its own: an engine holds buffers for each that calls it.
+        format = config.format if config.format in OUTPUT_FORMATS else None
+        self.pipeline = SegmentationPipeline(self.segmenter, self.bundle.spec, format, config.options)
+        self.max_in_flight = (config.threads or cores) + 2
+        self._slots = threading.Semaphore(self.max_in_flight)  # limits decoded images; more threads may read and write
+        # Inference has its own threads: an engine holds buffers for each thread that calls it.
         self._engine_pool = ThreadPoolExecutor(streams, thread_name_prefix="infer")
 
-    def run_on_engine(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Do what runs the engine by itself."""
-        return self._engine_pool.submit(work).result()
+    def run_on_engine(self, function: Callable[[], Result]) -> Result:
+        """Call a function that uses the segmenter on one of the inference threads."""
+        return self._engine_pool.submit(function).result()
 
     def __call__(self, data: bytes) -> EncodedPrediction:
-        """Decode, infer, encode. Raises: ImageError, TooLittleMemory."""
-        try:
-            with self._slots:
-                return self._predict(data)
-        except MemoryError as error:
-            raise InsufficientMemoryError("The memory is too small for this image's answer.") from error
-
-    def _predict(self, data: bytes) -> EncodedPrediction:
-        image, spec, format = decode_image(data), self.bundle.spec, self.config.format
-        prediction, milliseconds = self._engine_pool.submit(time_call, lambda: self._infer(image)).result()
-        kept = filter_prediction(prediction, spec, self.config.options)
-        facts = summarize_mask(kept.labels, [entry.name for entry in spec.classes], rle=format == PARQUET)
-        encoded = None if format == PARQUET else OUTPUT_FORMATS[format].encode(kept, spec, self.config.options)
-        return EncodedPrediction(encoded, {**facts, "milliseconds": milliseconds})
+        """Decode, infer, encode. Raises: ImageError, InsufficientMemoryError."""
+        with self._slots:
+            image = self.pipeline.decode(data)
+            prediction, milliseconds = self.run_on_engine(lambda: time_call(lambda: self.pipeline.infer(image)))
+            mask = self.pipeline.encode(prediction)
+            names = [entry.name for entry in self.bundle.spec.classes]
+            fields = summarize_mask(mask.labels, names, rle=self.config.format == PARQUET)
+            return EncodedPrediction(mask.data, {**fields, "milliseconds": milliseconds})
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """Stop the inference threads."""
         self._engine_pool.shutdown()
-
-    def _infer(self, image: Any) -> Any:
-        return self.segmenter.segment(image, self.with_confidence)
 
 
 class ServiceBackend:
-    """A service: several requests are in flight, and it decides how many are worked on."""
+    """A service: several requests are in flight, and it decides how many are processed at a time."""
 
     max_in_flight = MAX_IN_FLIGHT
 
-    def __init__(self, job: PredictConfig) -> None:
-        """Raises: ClientError; RunError where it serves several bundles and none is named."""
-        self.config = job
-        self.client = make_client(job)
+    def __init__(self, config: PredictConfig) -> None:
+        """Raises: ClientError; RunError if the service has several bundles and the URL names none."""
+        self.config = config
+        self.client = make_client(config)
         try:
-            entry = find_served_model(self.client, job)
+            entry = find_served_model(self.client, config)
         except BaseException:
             self.close()
             raise
         self.model = f"{entry['name']}@{entry['hash']}"
-        self.class_names = [one["name"] for one in entry["spec"]["classes"]]
-        self.description = f"{job.model}: {short_model_name(self.model)}"
+        self.class_names = [class_["name"] for class_ in entry["spec"]["classes"]]
+        self.description = f"{config.model}: {short_model_name(self.model)}"
 
     def __call__(self, data: bytes) -> EncodedPrediction:
-        """Ask for the mask. Raises: DataError for this image's own trouble, RunError for the service's."""
-        asked = self.config.options
-        format = "json" if self.config.format == PARQUET else self.config.format
+        """Request the mask. Raises: DataError for an error of this image, RunError for an error of the service."""
+        options, in_manifest = self.config.options, self.config.format == PARQUET
+        format = "json" if in_manifest else self.config.format
         try:
             encoded, milliseconds = time_call(
                 lambda: self.client.segment_bytes(
-                    data, format, model=short_model_name(self.model), classes=asked.classes, min_confidence=asked.min_confidence,
-                    min_area=asked.min_area, alpha=asked.alpha, masks="rle" if self.config.format == PARQUET else asked.masks,
-                    simplify=asked.simplify, confidence=asked.confidence,
+                    data, format, model=short_model_name(self.model), classes=options.classes,
+                    min_confidence=options.min_confidence, min_area=options.min_area, alpha=options.alpha,
+                    masks="rle" if in_manifest else options.masks, simplify=options.simplify, confidence=options.confidence,
                 )
             )  # fmt: skip
         except ServiceError as error:
@@ -143,34 +138,31 @@ class ServiceBackend:
                 raise DataError(str(error)) from error
             raise service_lost_error(error) from error
         except ClientError as error:
-            if (
-                isinstance(error, UnreachableError) and self.client.is_ready()
-            ):  # it is back: this image takes too long, or kills
-                raise DataError(f"the service gives no answer to it ({error})") from error
+            # If the service is ready again, this image takes too long, or crashes a worker.
+            if isinstance(error, UnreachableError) and self.client.is_ready():
+                raise DataError(f"the service did not respond to this image ({error})") from error
             raise service_lost_error(error) from error
         try:
-            facts = {**self._read_row_fields(encoded, format), "milliseconds": milliseconds}
+            fields = {**self._read_row_fields(encoded, format), "milliseconds": milliseconds}
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise service_lost_error(
-                f"{self.config.model} answered with what is no mask ({first_line(error)})."
+                f"{self.config.model} returned a response that is not a mask ({first_line(error)})."
             ) from error
-        return EncodedPrediction(None if self.config.format == PARQUET else encoded, facts)
+        return EncodedPrediction(None if in_manifest else encoded, fields)
 
     def close(self) -> None:
         """Close the connections."""
         self.client.close()
 
     def _read_row_fields(self, encoded: bytes, format: str) -> dict[str, Any]:
+        """Height, width and classes; for overlay and confidence only the size, as these do not contain the labels."""
         if format == "json":
-            answer = json.loads(encoded)
-            kept = (
-                ("label", "name", "fraction", "rle") if self.config.format == PARQUET else ("label", "name", "fraction")
-            )
-            classes = [{name: one[name] for name in kept} for one in answer["classes"]]
-            for one in classes:
-                if "rle" in one:
-                    one["rle"] = one["rle"]["counts"]
-            return {"height": answer["height"], "width": answer["width"], "classes": classes}
+            result = json.loads(encoded)
+            classes = [{name: entry[name] for name in ("label", "name", "fraction")} for entry in result["classes"]]
+            if self.config.format == PARQUET:
+                for row, entry in zip(classes, result["classes"], strict=True):
+                    row["rle"] = entry["rle"]["counts"]
+            return {"height": result["height"], "width": result["width"], "classes": classes}
         if format == "npy":
             return summarize_mask(np.load(io.BytesIO(encoded), allow_pickle=False), self.class_names)
         image = Image.open(io.BytesIO(encoded))
@@ -179,37 +171,38 @@ class ServiceBackend:
         return {"height": image.height, "width": image.width}
 
 
-def make_client(job: PredictConfig) -> Client:
-    """Raises: ConfigError for an address or a key that cannot be one."""
+def make_client(config: PredictConfig) -> Client:
+    """The client of the service. Raises: ConfigError for an invalid address or key."""
     try:
-        return Client(job.service_address[0], api_key=job.api_key or None, retry_timeout=RETRY_TIMEOUT)
+        return Client(config.service_address[0], api_key=config.api_key or None, retry_timeout=RETRY_TIMEOUT)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def find_served_model(client: Client, job: PredictConfig) -> dict[str, Any]:
-    """What a service says of the bundle that is named, or of its only one. Raises: ClientError, RunError."""
-    name = job.service_address[1]
+def find_served_model(client: Client, config: PredictConfig) -> dict[str, Any]:
+    """The entry of /v1/models of the named bundle, or of the only one. Raises: ClientError, RunError."""
+    name = config.service_address[1]
     if name is not None:
         return client.model(name)
     entries = client.models()
     if len(entries) != 1:
         names = ", ".join(entry["name"] for entry in entries)
-        raise RunError(f"{client.url} serves {names or 'no bundle'}; name one as in {client.url}/v1/models/NAME.")
+        raise RunError(
+            f"{client.url} serves {names or 'no bundle'}; name one of them in MODEL: {client.url}/v1/models/NAME."
+        )
     return entries[0]
 
 
 def service_lost_error(error: ClientError | str) -> RunError:
-    """The sentence for a service that no image would get an answer from."""
-    return RunError(
-        f"{error} What is labelled so far is kept: once that is mended, the same command goes on from here."
-    )
+    """The error that stops the run when no further image would get a response."""
+    return RunError(f"{error} Finished masks are kept: once the service works again, the same command resumes.")
 
 
 def summarize_mask(labels: Labels, names: list[str], rle: bool = False) -> dict[str, Any]:
-    """Size of a mask, uint8 H x W, and its classes as `manifest.Row` has them."""
+    """Size and classes of a mask, uint8 H x W, as ManifestRow has them."""
     height, width = labels.shape
-    pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()[: len(names)]  # NumPy's takes ten times as long
+    # NumPy's histogram takes ten times as long.
+    pixels = cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel()[: len(names)]
     counts = coco_rle_counts(labels) if rle else {}
     classes = [
         {
@@ -223,7 +216,7 @@ def summarize_mask(labels: Labels, names: list[str], rle: bool = False) -> dict[
     return {"height": height, "width": width, "classes": classes}
 
 
-def time_call(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it returns, and the milliseconds that it took."""
-    began = time.perf_counter()
-    return work(), round((time.perf_counter() - began) * 1e3, 2)
+def time_call(function: Callable[[], Result]) -> tuple[Result, float]:
+    """The function's result, and the milliseconds that it took."""
+    start = time.perf_counter()
+    return function(), round((time.perf_counter() - start) * 1e3, 2)

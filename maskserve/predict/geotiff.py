@@ -1,7 +1,7 @@
-"""Scenes that do not fit in memory: a GeoTIFF is read by windows and its mask written by rows of blocks.
+"""Segments rasters that do not fit in memory: a GeoTIFF is read in windows, and its mask written in rows of blocks.
 
-The labels are those that `Segmenter.segment` gives for the whole image. What the raster says to be no data (by a value,
-an alpha band or a mask, in all three bands; NaN in one) becomes void.
+The labels equal those of `Segmenter.segment` for the whole image. Pixels without data in the raster (by a value, an alpha band
+or a mask, in all three bands; NaN in one) become 255.
 """
 
 import time
@@ -27,120 +27,119 @@ from models.outputs.select import filter_prediction
 from models.spec import IGNORE_INDEX, BundleSpec
 
 BLOCK_SIZE = 512  # pixels a side of the mask's blocks
-GDAL_CACHE_BYTES = 64 << 20  # of GDAL, which would else take a twentieth of the memory
-MAX_STRIP_CACHE_BYTES = (
-    1 << 30
-)  # at the most, of a scene in strips over its whole width: with less than a row of windows, each window
-# unpacks them again (a scene 12,288 wide took 12 times as long)
+GDAL_CACHE_BYTES = 64 << 20  # GDAL's default is a twentieth of the memory
+# For a raster stored in strips over its whole width. If the cache holds less than a row of windows, each window unpacks the
+# strips again: a raster 12,288 pixels wide took 12 times as long.
+MAX_STRIP_CACHE_BYTES = 1 << 30
 SAMPLE_RANGES = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0)}  # as models/imaging/decode.py scales them
 EMPTY_IMAGE = np.empty((0, 0, 3), np.uint8)
 
 
 def segment_raster(
-    segmenter: Segmenter, spec: BundleSpec, source: Path, target: Path, job: PredictConfig, stopped: Callable[[], bool]
+    segmenter: Segmenter,
+    spec: BundleSpec,
+    source: Path,
+    target: Path,
+    config: PredictConfig,
+    should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Write the mask of a GeoTIFF as a GeoTIFF: one band uint8 with the classes' palette, 255 is no data.
+    """Write the mask of a GeoTIFF as a GeoTIFF: one uint8 band with the classes' palette; 255 is no data.
 
-    `stopped` is asked before each window.
-    Returns: height, width, classes and milliseconds, as in `manifest.Row`.
-    Raises: RunError where it was stopped; DataError for what is no GeoTIFF or lacks the bands; EngineError for a bundle that
-    takes whole images alone; OSError where the mask cannot be written.
+    `should_stop` is called before each window.
+    Returns: height, width, classes and milliseconds, as in ManifestRow.
+    Raises: RunError after `should_stop` returned True; DataError for a file that is not a GeoTIFF or lacks the bands;
+    EngineError for a bundle whose input rule needs whole images; OSError if the mask cannot be written.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with open_geotiff(source) as scene, rasterio.Env(GDAL_CACHEMAX=gdal_cache_bytes(scene, segmenter.tile_size)):
-            read = RasterReader(scene, job, stopped)
-            sure = job.options.min_confidence > 0
-            answers = segmenter.segment_rows(read.read_window, (scene.height, scene.width), sure)
-            kept = (_select_labels(labels, confidence, spec, job) for labels, confidence in answers)
-            pixels = _write_mask(target, scene, spec, read.mask_nodata(split_into_blocks(kept)))
+        with open_geotiff(source) as raster, rasterio.Env(GDAL_CACHEMAX=gdal_cache_bytes(raster, segmenter.tile_size)):
+            reader = RasterReader(raster, config, should_stop)
+            size = (raster.height, raster.width)
+            rows = segmenter.segment_rows(reader.read_window, size, config.options.min_confidence > 0)
+            filtered = (_filter_labels(labels, confidence, spec, config) for labels, confidence in rows)
+            pixels = _write_mask(target, raster, spec, reader.mask_nodata(split_into_blocks(filtered)))
         _verify_written(target, pixels)
     classes = [
         {"label": label, "name": entry.name, "fraction": round(int(pixels[label]) / int(pixels.sum()), 6)}
         for label, entry in enumerate(spec.classes)
         if pixels[label]
     ]
-    milliseconds = round((time.perf_counter() - began) * 1e3, 2)
-    return {
-        "height": read.dataset.height,
-        "width": read.dataset.width,
-        "classes": classes,
-        "milliseconds": milliseconds,
-    }
+    milliseconds = round((time.perf_counter() - start) * 1e3, 2)
+    return {"height": size[0], "width": size[1], "classes": classes, "milliseconds": milliseconds}
 
 
-def gdal_cache_bytes(scene: Any, tile: int) -> int:
-    """Bytes that GDAL may keep of what it has unpacked."""
-    height, width = scene.block_shapes[0]
-    if width < scene.width:
+def gdal_cache_bytes(raster: Any, tile: int) -> int:
+    """Size of GDAL's cache of unpacked blocks, in bytes, for tiles of `tile` pixels a side."""
+    height, width = raster.block_shapes[0]
+    if width < raster.width:
         return GDAL_CACHE_BYTES
-    sample = sum(np.dtype(kind).itemsize for kind in scene.dtypes)
-    return int(np.clip(scene.width * (tile + 2 * height) * sample, GDAL_CACHE_BYTES, MAX_STRIP_CACHE_BYTES))
+    pixel_bytes = sum(np.dtype(kind).itemsize for kind in raster.dtypes)
+    return int(np.clip(raster.width * (tile + 2 * height) * pixel_bytes, GDAL_CACHE_BYTES, MAX_STRIP_CACHE_BYTES))
 
 
 class RasterReader:
-    """An opened raster as an image: three of its bands, scaled to 0..255."""
+    """Reads an opened raster as an image: three of its bands, scaled to 0..255."""
 
-    def __init__(self, scene: Any, job: PredictConfig, stopped: Callable[[], bool]) -> None:
-        """Raises: DataError for bands that it has not, or samples whose range is not known."""
-        self.dataset, self.bands, self.should_stop = scene, list(job.bands), stopped
-        if max(self.bands) > scene.count:
-            raise DataError(f"it has {scene.count} bands, and --bands asks for {','.join(map(str, self.bands))}.")
-        kind = scene.dtypes[self.bands[0] - 1]
-        if job.scale is None and kind not in SAMPLE_RANGES:
-            raise DataError(f"its samples are {kind}: say with --scale LOW,HIGH which of them are black and white.")
-        self.low, self.high = job.scale or SAMPLE_RANGES[kind]
-        self.has_float_bands = any(np.issubdtype(np.dtype(scene.dtypes[band - 1]), np.floating) for band in self.bands)
+    def __init__(self, raster: Any, config: PredictConfig, should_stop: Callable[[], bool]) -> None:
+        """Raises: DataError for bands that the raster does not have, or samples of unknown range."""
+        self.raster, self.bands, self.should_stop = raster, list(config.bands), should_stop
+        if max(self.bands) > raster.count:
+            raise DataError(f"the raster has {raster.count} bands; --bands is {','.join(map(str, self.bands))}.")
+        kind = raster.dtypes[self.bands[0] - 1]
+        if config.scale is None and kind not in SAMPLE_RANGES:
+            raise DataError(f"the samples are {kind}: give the values of black and white with --scale LOW,HIGH.")
+        self.low, self.high = config.scale or SAMPLE_RANGES[kind]
+        self.has_float_bands = any(np.issubdtype(np.dtype(raster.dtypes[band - 1]), np.floating) for band in self.bands)
 
     def read_window(self, corner: tuple[int, int], size: tuple[int, int]) -> RGB:
         """The window at (top, left) of (height, width): RGB uint8 H x W x 3, contiguous. Raises: RunError, DataError."""
         if self.should_stop():
             raise RunError("The run was stopped.")
         with _translate_errors():
-            samples = self.dataset.read(self.bands, window=_window(corner, size))
+            samples = self.raster.read(self.bands, window=_window(corner, size))
         if samples.dtype != np.uint8 or (self.low, self.high) != SAMPLE_RANGES["uint8"]:
             values = np.nan_to_num(samples.astype(np.float32), nan=self.low).clip(self.low, self.high)
             samples = ((values - self.low) * (255.0 / (self.high - self.low)) + 0.5).astype(np.uint8)
         return np.ascontiguousarray(samples.transpose(1, 2, 0))
 
     def mask_nodata(self, blocks: Iterable[Labels]) -> Iterator[Labels]:
-        """Rows of labels, from the first, with no data as void."""
+        """Set pixels without data to 255. `blocks`: rows of labels, from the first."""
         top = 0
         for labels in blocks:
             window = _window((top, 0), labels.shape)
             valid = np.zeros(labels.shape, np.bool_)
             with _translate_errors():
                 for band in self.bands:
-                    valid |= self.dataset.read_masks(band, window=window) > 0
+                    valid |= self.raster.read_masks(band, window=window) > 0
                 for band in self.bands if self.has_float_bands else ():
-                    valid &= ~np.isnan(self.dataset.read(band, window=window))
+                    valid &= ~np.isnan(self.raster.read(band, window=window))
             yield np.where(valid, labels, np.uint8(IGNORE_INDEX))
             top += len(labels)
 
 
 def split_into_blocks(rows: Iterable[Labels]) -> Iterator[Labels]:
-    """The same rows, by whole rows of blocks: a compressed block that is written twice leaves its first self in the file."""
-    held: list[Labels] = []
+    """Regroup rows of labels into rows of blocks: a compressed block that is written twice stays in the file twice."""
+    pending: list[Labels] = []
     for labels in rows:
-        held.append(labels)
-        count = sum(map(len, held))
+        pending.append(labels)
+        count = sum(map(len, pending))
         if count >= BLOCK_SIZE:
-            whole = np.concatenate(held)
+            joined = np.concatenate(pending)
             for top in range(0, count - BLOCK_SIZE + 1, BLOCK_SIZE):
-                yield whole[top : top + BLOCK_SIZE]
-            held = [whole[count - count % BLOCK_SIZE :].copy()]
-    last = np.concatenate(held)
+                yield joined[top : top + BLOCK_SIZE]
+            pending = [joined[count - count % BLOCK_SIZE :].copy()]
+    last = np.concatenate(pending)
     if len(last):
         yield last
 
 
-def _select_labels(labels: Labels, sure: Confidence | None, spec: BundleSpec, job: PredictConfig) -> Labels:
-    return filter_prediction(Prediction(EMPTY_IMAGE, labels, sure), spec, job.options).labels
+def _filter_labels(labels: Labels, confidence: Confidence | None, spec: BundleSpec, config: PredictConfig) -> Labels:
+    return filter_prediction(Prediction(EMPTY_IMAGE, labels, confidence), spec, config.options).labels
 
 
-def _write_mask(target: Path, scene: Any, spec: BundleSpec, blocks: Iterable[Labels]) -> NDArray[np.int64]:
-    """The mask with the scene's georeference. Returns: pixels by label. Raises: OSError."""
+def _write_mask(target: Path, raster: Any, spec: BundleSpec, blocks: Iterable[Labels]) -> NDArray[np.int64]:
+    """Write the mask, with the raster's georeference. Returns: number of pixels by label, int64 256. Raises: OSError."""
     pixels, top = np.zeros(256, np.int64), 0
     layout = {
         "tiled": True,
@@ -150,14 +149,14 @@ def _write_mask(target: Path, scene: Any, spec: BundleSpec, blocks: Iterable[Lab
         "bigtiff": "if_safer",
     }
     with rasterio.open(
-        target, "w", driver="GTiff", width=scene.width, height=scene.height, count=1, dtype="uint8", nodata=IGNORE_INDEX,
-        crs=scene.crs, transform=scene.transform, **layout,
+        target, "w", driver="GTiff", width=raster.width, height=raster.height, count=1, dtype="uint8", nodata=IGNORE_INDEX,
+        crs=raster.crs, transform=raster.transform, **layout,
     ) as mask:  # fmt: skip
-        if scene.gcps[0]:
-            mask.gcps = scene.gcps
-        if scene.rpcs:
-            mask.rpcs = scene.rpcs
-        if point := scene.tags().get("AREA_OR_POINT"):
+        if raster.gcps[0]:
+            mask.gcps = raster.gcps
+        if raster.rpcs:
+            mask.rpcs = raster.rpcs
+        if point := raster.tags().get("AREA_OR_POINT"):
             mask.update_tags(AREA_OR_POINT=point)
         mask.write_colormap(1, {label: (*entry.rgb, 255) for label, entry in enumerate(spec.classes)})
         for labels in blocks:
@@ -168,7 +167,7 @@ def _write_mask(target: Path, scene: Any, spec: BundleSpec, blocks: Iterable[Lab
 
 
 def _verify_written(target: Path, pixels: NDArray[np.int64]) -> None:
-    """Read it again: where the disk became full, GDAL may tell nobody. Raises: OSError."""
+    """Read the mask back: GDAL may not report a full disk. Raises: OSError if its pixels differ."""
     found = np.zeros(256, np.int64)
     try:
         with rasterio.open(target, driver="GTiff") as mask:
@@ -176,9 +175,9 @@ def _verify_written(target: Path, pixels: NDArray[np.int64]) -> None:
                 size = min(BLOCK_SIZE, mask.height - top), mask.width
                 found += _count_labels(mask.read(1, window=_window((top, 0), size)))
     except RasterioError as error:
-        raise OSError(f"it cannot be read again: {first_line(error)}") from error
+        raise OSError(f"reading it back failed: {first_line(error)}") from error
     if (found != pixels).any():
-        raise OSError("it is not read as it was written: is the disk full?")
+        raise OSError("its content differs from what was written: is the disk full?")
 
 
 def _count_labels(labels: Labels) -> NDArray[np.int64]:
@@ -191,19 +190,19 @@ def _window(corner: tuple[int, int], size: tuple[int, ...]) -> Window:
 
 @contextmanager
 def open_geotiff(source: Path) -> Iterator[Any]:
-    """A GeoTIFF, by GDAL's driver for it alone: others follow addresses that a file may hold. Raises: DataError."""
+    """Open a GeoTIFF, only with GDAL's GTiff driver: other drivers follow URLs inside a file. Raises: DataError."""
     try:
-        scene = rasterio.open(source, driver="GTiff")
-    except RasterioError as error:  # it says the whole path again
-        raise DataError("this is no GeoTIFF; without --format geotiff it is read as an ordinary image.") from error
-    with scene:
-        yield scene
+        raster = rasterio.open(source, driver="GTiff")
+    except RasterioError as error:  # its message repeats the path
+        raise DataError("not a GeoTIFF. Other image formats need another --format.") from error
+    with raster:
+        yield raster
 
 
 @contextmanager
 def _translate_errors() -> Iterator[None]:
-    """What GDAL says of a file that it cannot read. Raises: DataError."""
+    """Translates GDAL's errors for a file that it cannot read. Raises: DataError."""
     try:
         yield
     except RasterioError as error:
-        raise DataError(f"this is no GeoTIFF that can be read ({first_line(error)}).") from error
+        raise DataError(f"the GeoTIFF cannot be read ({first_line(error)}).") from error

@@ -1,4 +1,4 @@
-"""What is done with each image: from its address to a mask that is put, and its row."""
+"""Processes one image: from its address to a written mask and its manifest row."""
 
 import os
 import threading
@@ -12,62 +12,62 @@ from maskserve.predict.manifest import ManifestRow
 from maskserve.predict.outputs import FolderStore, ObjectStore
 from models.errors import DataError, ImageError, InsufficientMemoryError
 
-REMOTE_EXTRA_THREADS = (
-    8  # more threads where sources or target are far: a request to a store takes some 50 ms, whatever it carries
-)
+REMOTE_EXTRA_THREADS = 8  # threads added for a remote input or output: each request to a store takes some 50 ms
 
 
 class ImageTask:
-    """What is done with each image, once the model is open."""
+    """Segments an image and writes its mask. Holds the backend and the output of the run."""
 
-    def __init__(self, job: PredictConfig, far: bool = False, single: bool = False) -> None:
-        """`far`: sources are in a store; `single`: there is one image. Raises: as the labellers."""
-        self.config = job
-        self.stop_event = threading.Event()  # once set, a scene is not labelled to its end
-        self.output = open_output(job)
+    def __init__(self, config: PredictConfig, remote: bool = False, single: bool = False) -> None:
+        """`remote`: inputs are in a store; `single`: the run has one image. Raises: as the backends."""
+        self.config = config
+        self.stop_event = threading.Event()  # once set, a raster is abandoned before its next window
+        self.output = open_output(config)
         self.backend: Backend = (
-            ServiceBackend(job) if job.uses_service else BundleBackend(job, single or job.format == GEOTIFF)
+            ServiceBackend(config) if config.uses_service else BundleBackend(config, single or config.format == GEOTIFF)
         )
-        self.threads = self.backend.max_in_flight + (
-            REMOTE_EXTRA_THREADS if far or isinstance(self.output, ObjectStore) else 0
-        )
-        if job.format == GEOTIFF:
-            self.threads = 2  # a scene is labelled by itself, and a far one is a copy on this machine's disk
+        extra = REMOTE_EXTRA_THREADS if remote or isinstance(self.output, ObjectStore) else 0
+        # Two for rasters: they are segmented one after the other, while a remote one is copied to this machine's disk.
+        self.threads = 2 if config.format == GEOTIFF else self.backend.max_in_flight + extra
 
     def __call__(self, image: InputImage) -> ManifestRow:
-        """Label it and put its mask; whoever appends the row publishes it. Raises: RunError where no image could be."""
+        """Segment the image and write its mask, which the caller publishes after it has appended the row.
+
+        Raises: RunError for an error that concerns all images.
+        """
         mask = mask_name(image, self.config)
         model = short_model_name(self.backend.model)
         try:
-            facts = self._segment(image, mask)
+            fields = self._segment(image, mask)
         except (ImageError, DataError, InsufficientMemoryError, MemoryError) as error:
-            sentence = "the memory is too small for it." if isinstance(error, MemoryError) else str(error)
-            named = sentence if sentence.startswith(image.path) else f"{image.path}: {sentence}"
-            return ManifestRow(image.path, error=named, model=model)
-        return ManifestRow(image.path, mask, model=model, **facts)
+            message = "there is not enough memory for this image." if isinstance(error, MemoryError) else str(error)
+            prefix = "" if message.startswith(image.path) else f"{image.path}: "
+            return ManifestRow(image.path, error=prefix + message, model=model)
+        return ManifestRow(image.path, mask, model=model, **fields)
 
     def _segment(self, image: InputImage, mask: str | None) -> dict[str, Any]:
+        """Write the mask. Returns: height, width, classes and milliseconds of its row."""
         if self.config.format == GEOTIFF and mask and isinstance(self.backend, BundleBackend):
             from maskserve.predict.geotiff import segment_raster
 
-            bundled = self.backend
-            with image.root.local_copy(image.name) as source, self.output.writable_path(mask) as file:
-                return bundled.run_on_engine(
+            backend, should_stop = self.backend, self.stop_event.is_set
+            with image.root.local_copy(image.name) as source, self.output.writable_path(mask) as target:
+                return backend.run_on_engine(
                     lambda: segment_raster(
-                        bundled.segmenter, bundled.bundle.spec, source, file, self.config, self.stop_event.is_set
+                        backend.segmenter, backend.bundle.spec, source, target, self.config, should_stop
                     )
                 )
-        encoded, facts = self.backend(image.root.read(image.name))
+        encoded, fields = self.backend(image.root.read(image.name))
         if mask and encoded is not None:
             self.output.put(mask, encoded)
-        return facts
+        return fields
 
 
-def open_output(job: PredictConfig) -> FolderStore | ObjectStore:
-    """Where the masks go. Raises: RunError, ConfigError for a store that cannot be reached."""
-    return ObjectStore(job.output) if "://" in job.output else FolderStore(Path(job.output).absolute())
+def open_output(config: PredictConfig) -> FolderStore | ObjectStore:
+    """The folder or store of the masks. Raises: RunError, ConfigError for a store that cannot be reached."""
+    return ObjectStore(config.output) if "://" in config.output else FolderStore(Path(config.output).absolute())
 
 
-def mask_name(image: InputImage, job: PredictConfig) -> str | None:
-    """The place of an image's mask; None where it stands in the manifest."""
-    return os.path.splitext(image.name)[0] + job.mask_suffix if job.mask_suffix else None
+def mask_name(image: InputImage, config: PredictConfig) -> str | None:
+    """The path of an image's mask below the output; None if the masks are in the manifest."""
+    return os.path.splitext(image.name)[0] + config.mask_suffix if config.mask_suffix else None

@@ -1,4 +1,4 @@
-"""Which images there are, and their bytes. What is on this machine is read without fsspec; all else through it."""
+"""Finds the images of a run and reads them. Local folders and files are read directly, everything else through fsspec."""
 
 import glob
 import os
@@ -21,7 +21,7 @@ GLOB_CHARACTERS = frozenset("*?[")
 
 @dataclass(frozen=True)
 class InputRoot:
-    """A place below which images lie: an absolute folder, or a URL for fsspec, whose chains are in order `a://x::b://y`."""
+    """A location that contains images: an absolute folder, or a URL for fsspec, possibly chained (`a://x::b://y`)."""
 
     address: str
 
@@ -31,196 +31,195 @@ class InputRoot:
         return "://" in self.address
 
     def full_address(self, name: str) -> str:
-        """The address of an image, by its name below the root."""
+        """The address of an image; `name` is its path below the root."""
         head, chain, rest = self.address.partition("::")
         return f"{head}{'' if head.endswith('/') else '/'}{name}{chain}{rest}"
 
     def read(self, name: str) -> bytes:
-        """An image's bytes. Raises: DataError where it cannot be opened; RunError where the store or folder cannot be."""
+        """Read an image. Raises: DataError if this image cannot be read; RunError if the store or folder cannot."""
         if not self.is_remote:
             try:
                 return Path(self.address, name).read_bytes()
             except OSError as error:
                 if not Path(self.address).is_dir():
                     raise RunError(
-                        f"{self.address} is not there any more; the same command goes on once it is."
+                        f"The folder {self.address} has disappeared. Once it is back, the same command resumes."
                     ) from error
                 raise DataError(f"{self.full_address(name)}: cannot be opened ({error.strerror}).") from error
-        with self._open_remote(name) as (system, place):
-            data: bytes = system.cat_file(place)
+        with self._open_remote(name) as (filesystem, path):
+            data: bytes = filesystem.cat_file(path)
             return data
 
     @contextmanager
     def local_copy(self, name: str) -> Iterator[Path]:
-        """An image as a file of this machine, for who reads parts of it. Raises: as `read`."""
+        """An image as a local file, for formats that are read in parts. Raises: as `read`."""
         if not self.is_remote:
             yield Path(self.address, name)
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name
             copy.write_bytes(b"")
-            with self._open_remote(name) as (system, place):
-                system.get_file(place, str(copy))
+            with self._open_remote(name) as (filesystem, path):
+                filesystem.get_file(path, str(copy))
             yield copy
 
     @contextmanager
     def _open_remote(self, name: str) -> Iterator[tuple[Any, str]]:
-        """The file system of an image, and its place there. Raises: DataError, RunError for what the block meets."""
+        """The file system of an image and its path there. Translates errors of the block. Raises: DataError, RunError."""
         address = self.full_address(name)
         with translate_store_errors(address):
-            system, above = open_filesystem(self.address)
+            filesystem, folder = open_filesystem(self.address)
             with translate_item_errors(address):
-                yield system, f"{above}/{name}" if above else name
+                yield filesystem, f"{folder}/{name}" if folder else name
 
 
 class InputImage(NamedTuple):
-    """One of the images: its root is shared with others, for there may be a million."""
+    """One image. Its root is shared with other images: there may be a million."""
 
     root: InputRoot
-    name: str  # below the root, with /: also the place of its mask below the target
+    name: str  # path below the root, with /; also the path of its mask below the output, but for the suffix
 
     @property
     def path(self) -> str:
-        """Its whole address, by which the manifest knows it: text also where the name is no UTF-8."""
+        """The full address, the image's key in the manifest. It is valid text even if the name is not UTF-8."""
         return self.root.full_address(self.name).encode("utf-8", "backslashreplace").decode()
 
 
-def find_images(words: Iterable[str], leave: str = "") -> Iterator[InputImage]:
-    """The images that the words name, each folder's in order; what lies below `leave`, a folder or URL, is none of them.
+def find_images(sources: Iterable[str], exclude: str = "") -> Iterator[InputImage]:
+    """The images of each source, sorted within a folder. `exclude`: a folder or URL whose content is skipped.
 
-    Raises: DataError for a word that names no image, RunError for a store that cannot be reached.
+    Raises: DataError for a source without images, RunError for a store that cannot be reached.
     """
-    for word in (word.removeprefix("file://") for word in words):
+    for source in (source.removeprefix("file://") for source in sources):
         root, names = (
-            _find_remote(word, leave) if _is_remote(word) else _find_local(word, Path(leave) if leave else None)
+            _find_remote(source, exclude)
+            if _is_remote(source)
+            else _find_local(source, Path(exclude) if exclude else None)
         )
         if not names:
-            raise DataError(f"{word} holds no image; wanted are files ending in {', '.join(sorted(IMAGE_SUFFIXES))}.")
+            raise DataError(
+                f"{source} contains no image; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+            )
         for name in names:
             if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")):
-                raise DataError(f"{word} holds a file named {name!r}, whose mask would lie outside the target.")
+                raise DataError(
+                    f"{source} contains a file named {name!r}, whose mask would be written outside the output."
+                )
             yield InputImage(root, name)
 
 
-def _is_remote(word: str) -> bool:
-    return "://" in word or "::" in word or (word.lower().endswith(ARCHIVE_SUFFIX) and Path(word).is_file())
+def _is_remote(source: str) -> bool:
+    return "://" in source or "::" in source or (source.lower().endswith(ARCHIVE_SUFFIX) and Path(source).is_file())
 
 
-def _find_local(word: str, leave: Path | None) -> tuple[InputRoot, list[str]]:
-    path = Path(os.path.abspath(word))
+def _find_local(source: str, exclude: Path | None) -> tuple[InputRoot, list[str]]:
+    path = Path(os.path.abspath(source))
     if path.is_dir():
-        return InputRoot(str(path)), [place.relative_to(path).as_posix() for place in _list_images(path, leave)]
+        return InputRoot(str(path)), [file.relative_to(path).as_posix() for file in _list_images(path, exclude)]
     if path.is_file():
         return InputRoot(str(path.parent)), [path.name]
-    if not GLOB_CHARACTERS & set(word):
-        raise DataError(f"{word} is not there; name images, folders, globs, zip files or URLs of them.")
-    top = Path(*_parts_before_glob(path.parts))
-    found = (Path(name) for name in glob.iglob(str(path), recursive=True))
-    kept = sorted(place for place in found if _is_image(place.name) and place.is_file() and not _is_below(place, leave))
-    return InputRoot(str(top)), [place.relative_to(top).as_posix() for place in kept]
+    if not GLOB_CHARACTERS & set(source):
+        raise DataError(f"{source} does not exist; expected an image, a folder, a glob, a zip file or a URL of these.")
+    folder = Path(*_parts_before_glob(path.parts))
+    files = sorted(
+        file
+        for file in map(Path, glob.iglob(str(path), recursive=True))
+        if _is_image(file.name) and file.is_file() and not (exclude and file.is_relative_to(exclude))
+    )
+    return InputRoot(str(folder)), [file.relative_to(folder).as_posix() for file in files]
 
 
-def _list_images(folder: Path, leave: Path | None) -> list[Path]:
-    found = []
-    for above, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if Path(above, name) != leave]
-        found += [Path(above, name) for name in files if _is_image(name)]
-    return sorted(found)
-
-
-def _is_below(place: Path, folder: Path | None) -> bool:
-    return folder is not None and place.is_relative_to(folder)
+def _list_images(folder: Path, exclude: Path | None) -> list[Path]:
+    images = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if Path(parent, name) != exclude]
+        images += [Path(parent, name) for name in files if _is_image(name)]
+    return sorted(images)
 
 
 def _is_image(name: str) -> bool:
-    """By its ending; what a Mac keeps beside an image has the same."""
+    """Whether a file has the suffix of an image and is not one of macOS's companion files (`._*`)."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.rpartition("/")[2].startswith("._")
 
 
-def _find_remote(word: str, leave: str) -> tuple[InputRoot, list[str]]:
-    url = word if "://" in word or "::" in word else os.path.abspath(word)
+def _find_remote(source: str, exclude: str) -> tuple[InputRoot, list[str]]:
+    url = source if "://" in source or "::" in source else os.path.abspath(source)
     if url.lower().endswith(ARCHIVE_SUFFIX) and "::" not in url:
         url = f"zip://::{url}"
-    with translate_store_errors(word):
+    with translate_store_errors(source):
         head, chain, rest = url.partition("::")
         scheme, _, path = head.partition("://")
         parts = _parts_before_glob(path.split("/"))
-        pattern = len(parts) < len(path.split("/"))
-        top = f"{scheme}://{'/'.join(parts)}"
-        system, above = open_filesystem(top + chain + rest)
-        if pattern:
-            names = system.glob(_url_path(url))
-        elif above and system.isfile(above):
-            top, above = f"{scheme}://{'/'.join(parts[:-1])}", above.rpartition("/")[0]
-            return InputRoot(top + chain + rest), [parts[-1]]
+        is_glob = len(parts) < len(path.split("/"))
+        base = f"{scheme}://{'/'.join(parts)}"
+        filesystem, folder = open_filesystem(base + chain + rest)
+        if is_glob:
+            names = filesystem.glob(open_filesystem(url)[1])
+        elif folder and filesystem.isfile(folder):
+            return InputRoot(f"{scheme}://{'/'.join(parts[:-1])}" + chain + rest), [parts[-1]]
         else:
-            names = system.find(above)
-        root = InputRoot(top + chain + rest)
-        names = [name.removeprefix(above).lstrip("/") for name in sorted(names) if _is_image(name)]
-        return root, [name for name in names if not (leave and root.full_address(name).startswith(f"{leave}/"))]
+            names = filesystem.find(folder)
+        root = InputRoot(base + chain + rest)
+        names = [name.removeprefix(folder).lstrip("/") for name in sorted(names) if _is_image(name)]
+        return root, [name for name in names if not (exclude and root.full_address(name).startswith(f"{exclude}/"))]
 
 
 def _parts_before_glob(parts: "tuple[str, ...] | list[str]") -> list[str]:
-    """A path's parts before the first that is a pattern."""
-    first = next((place for place, part in enumerate(parts) if GLOB_CHARACTERS & set(part)), len(parts))
+    """A path's parts before the first that contains a glob character."""
+    first = next((index for index, part in enumerate(parts) if GLOB_CHARACTERS & set(part)), len(parts))
     return list(parts[:first])
 
 
-def _url_path(url: str) -> str:
-    """A URL's path as its file system writes it, pattern and all."""
-    return str(open_filesystem(url)[1])
-
-
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there. Listings are not kept, but for an archive's: a run may go on for days."""
+    """The file system of a URL, and the path there. Only archives are cached: a run may take days, and stores change."""
     return _open_archive(url) if "::" in url else _open_filesystem(url)
 
 
 def _open_filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
-    system, path = fsspec.url_to_fs(url)
-    return system, path.rstrip("/")
+    filesystem, path = fsspec.url_to_fs(url)
+    return filesystem, path.rstrip("/")
 
 
-# To open an archive is to read its whole table: by each image of 50,000, that took 0.4 s. Its reads are locked.
+# Opening an archive reads its whole table: 0.4 s for each image of 50,000. fsspec locks its reads.
 _open_archive = lru_cache(maxsize=16)(_open_filesystem)
 
 
 @contextmanager
 def translate_item_errors(address: str) -> Iterator[None]:
-    """What is wrong with one object or one member of an archive alone. Raises: DataError; the rest passes."""
+    """Translates errors of a single object or archive member; lets others pass. Raises: DataError."""
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{address}: is not there any more.") from error
+        raise DataError(f"{address}: no longer exists.") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(f"{address}: cannot be unpacked ({first_line(error)}).") from error
-    except RuntimeError as error:  # zipfile's word for it
+    except RuntimeError as error:  # zipfile raises it for an encrypted member
         if "encrypted" not in str(error):
             raise
         raise DataError(f"{address}: is encrypted.") from error
-    except OSError as error:  # of S3: this object is not for us, or it is archived
+    except OSError as error:  # of S3: no access to this object, or it is in cold storage
         code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
         if code not in ("AccessDenied", "InvalidObjectState"):
             raise
-        raise DataError(f"{address}: is not given out ({code}).") from error
+        raise DataError(f"{address}: the store denied access ({code}).") from error
 
 
 @contextmanager
 def translate_store_errors(address: str) -> Iterator[None]:
-    """What a store can answer, in the house's words. Raises: ConfigError for a package that is missing, RunError."""
+    """Translates errors of a store. Raises: ConfigError for a missing package, RunError for all others."""
     try:
         yield
     except MaskserveError:
         raise
     except ImportError as error:
         raise ConfigError(
-            f"{address} needs a package that is not here ({first_line(error)}): install the extra [batch], or that package."
+            f"{address} needs a package that is not installed ({first_line(error)}): install it, or the extra [batch]."
         ) from error
     except Exception as error:  # each file system has its own
         refused = isinstance(error, PermissionError) or "credential" in type(error).__name__.lower()
-        why = "the credentials were refused or are missing" if refused else "the store cannot be reached or read"
+        problem = "credentials are missing or were refused" if refused else "the store cannot be reached or read"
         raise RunError(
-            f"{address}: {why} ({first_line(error)}). Once that is mended, the same command goes on from here."
+            f"{address}: {problem} ({first_line(error)}). Once this is fixed, the same command resumes."
         ) from error

@@ -1,8 +1,8 @@
-"""Where masks go: each is there whole or not at all, also after a kill -9 or on a full disk.
+"""Writes masks, each whole or not at all, even after a kill -9 or on a full disk.
 
-In a folder, a mask is written under `.unfinished` first and moved to its place in one step, once the manifest has its row:
-a row without its mask is then a move that is still to be made, and a file without its row was never finished. An object
-store takes an object whole or not at all by itself; there the row comes after it.
+In a folder, a mask is first written under `.unfinished`. Once the manifest has its row, it is moved to its final path in one
+step. So a row without a mask is a move that the next run completes, and a file without a row was not finished. An object store
+writes an object whole or not at all; there the row follows the mask.
 """
 
 import hashlib
@@ -21,106 +21,106 @@ STAGING_FOLDER = ".unfinished"
 
 
 class OutputStore(Protocol):
-    """What masks are written to; places are paths below it, with /."""
+    """Where masks are written. `name` is a path below it, with /."""
 
-    def put(self, place: str, data: bytes) -> None:
-        """Write a mask, not yet at its place where that can be had. Raises: RunError; nothing half-written is left."""
+    def put(self, name: str, data: bytes) -> None:
+        """Write a mask; a folder needs `publish` too. Raises: RunError, and leaves nothing half-written."""
         ...
 
-    def writable_path(self, place: str) -> AbstractContextManager[Path]:
-        """As `put`, for who writes a file in pieces: a path to write, whose content counts when the block ends well."""
+    def writable_path(self, name: str) -> AbstractContextManager[Path]:
+        """As `put`, for a file that is written in pieces: a path to write, which is kept if the block succeeds."""
         ...
 
-    def publish(self, place: str) -> None:
-        """Move a mask that was put to its place."""
+    def publish(self, name: str) -> None:
+        """Move a mask that was written to its final path."""
         ...
 
 
 class FolderStore:
-    """A folder of this machine, or one that all machines of a cluster see."""
+    """A folder of this machine, or one that all machines of a cluster share."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.staging = path / STAGING_FOLDER
 
-    def put(self, place: str, data: bytes) -> None:
-        """Write under `.unfinished`. Raises: RunError for a full disk and the like."""
-        with self.writable_path(place) as file:
+    def put(self, name: str, data: bytes) -> None:
+        """Write a mask under `.unfinished`, without flushing it to the disk. Raises: RunError, as for a full disk."""
+        with self.writable_path(name) as file:
             file.write_bytes(data)
 
     @contextmanager
-    def writable_path(self, place: str) -> Iterator[Path]:
-        """A path under `.unfinished`. Raises: RunError for a full disk and the like."""
-        file = self.staging / _staging_name(place)
+    def writable_path(self, name: str) -> Iterator[Path]:
+        """A path under `.unfinished`. Raises: RunError, as for a full disk."""
+        file = self.staging / _staging_name(name)
         try:
             yield file
         except BaseException as error:
             with suppress(OSError):
                 file.unlink()
             if isinstance(error, OSError):
-                raise write_error(str(self.path / place), error) from error
+                raise write_error(str(self.path / name), error) from error
             raise
 
-    def publish(self, place: str) -> None:
-        """Move it to its place, in one step. Raises: RunError."""
-        final = self.path / place
+    def publish(self, name: str) -> None:
+        """Move a mask to its final path in one step. Raises: RunError."""
+        target = self.path / name
         try:
             try:
-                (self.staging / _staging_name(place)).replace(final)
-            except FileNotFoundError:  # its folder is new
-                final.parent.mkdir(parents=True, exist_ok=True)
-                (self.staging / _staging_name(place)).replace(final)
+                (self.staging / _staging_name(name)).replace(target)
+            except FileNotFoundError:  # its folder does not exist yet
+                target.parent.mkdir(parents=True, exist_ok=True)
+                (self.staging / _staging_name(name)).replace(target)
         except OSError as error:
-            raise write_error(str(final), error) from error
+            raise write_error(str(target), error) from error
 
-    def recover(self, places: Iterable[str]) -> None:
-        """After a run that was killed: make the moves to these places, all in the manifest; throw away other leftovers."""
+    def recover(self, names: Iterable[str]) -> None:
+        """After a killed run: publish the masks of these names, all in the manifest, and delete other files in staging."""
         self.staging.mkdir(parents=True, exist_ok=True)
-        left = {file.name for file in self.staging.iterdir()}
-        for place in places if left else ():
-            if _staging_name(place) in left:
-                self.publish(place)
+        staged = {file.name for file in self.staging.iterdir()}
+        for name in names if staged else ():
+            if _staging_name(name) in staged:
+                self.publish(name)
         for file in self.staging.iterdir():
             file.unlink()
 
     def close(self) -> None:
-        """Nothing is under way any more."""
+        """Remove the staging folder."""
         shutil.rmtree(self.staging, ignore_errors=True)
 
 
 class ObjectStore:
-    """What fsspec writes to: S3 and its like, which take an object whole or not at all."""
+    """A store that fsspec writes to, such as S3, which writes an object whole or not at all."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         with translate_store_errors(url):
             self.fs, self.path = open_filesystem(url)
 
-    def put(self, place: str, data: bytes) -> None:
-        """Write the object. Raises: RunError."""
-        with translate_store_errors(f"{self.url}/{place}"):
-            self.fs.pipe_file(f"{self.path}/{place}", data)
+    def put(self, name: str, data: bytes) -> None:
+        """Write an object. Raises: RunError."""
+        with translate_store_errors(f"{self.url}/{name}"):
+            self.fs.pipe_file(f"{self.path}/{name}", data)
 
     @contextmanager
-    def writable_path(self, place: str) -> Iterator[Path]:
-        """A file of this machine that becomes the object. Raises: RunError."""
+    def writable_path(self, name: str) -> Iterator[Path]:
+        """A local file that is uploaded when the block succeeds. Raises: RunError."""
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "mask"
             yield file
-            with translate_store_errors(f"{self.url}/{place}"):
-                self.fs.put_file(str(file), f"{self.path}/{place}")
+            with translate_store_errors(f"{self.url}/{name}"):
+                self.fs.put_file(str(file), f"{self.path}/{name}")
 
-    def publish(self, place: str) -> None:
-        """It is at its place."""
+    def publish(self, name: str) -> None:
+        """Do nothing: an object is written to its final path."""
 
 
-def write_error(place: str, error: OSError) -> RunError:
-    """The sentence for a disk that is full, or not ours to write to."""
+def write_error(path: str, error: OSError) -> RunError:
+    """The error of a disk that is full, or a folder that cannot be written to."""
     return RunError(
-        f"{place} cannot be written ({error.strerror or error}). Once that is mended, the same command goes on from here."
+        f"{path} cannot be written ({error.strerror or error}). Once this is fixed, the same command resumes."
     )
 
 
-def _staging_name(place: str) -> str:
-    # A name of fixed length, for the whole path with its slashes may be longer than a name can be.
-    return hashlib.sha256(os.fsencode(place)).hexdigest()[:32]
+def _staging_name(name: str) -> str:
+    # Of fixed length: the whole path may be longer than a file name can be.
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""Rows of the manifest as Parquet (`manifest.py` tells what their columns are); pyarrow comes with the extra [batch]."""
+"""The manifest's rows as Parquet (`manifest.py` describes the columns). pyarrow comes with the extra [batch]."""
 
 import io
 from collections.abc import Iterable, Iterator
@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_GROUP = 10_000  # rows that are held at once
+ROWS_PER_GROUP = 10_000  # rows that are held in memory at once
 
 
 def schema() -> "pa.Schema":
-    """The columns of `manifest.Row`."""
+    """The columns, as the fields of `manifest.ManifestRow`."""
     import pyarrow as pa
 
-    entry = [("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string())]
+    class_fields = [("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string())]
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -24,7 +24,7 @@ def schema() -> "pa.Schema":
             pa.field("error", pa.string()),
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
-            pa.field("classes", pa.list_(pa.struct(entry))),
+            pa.field("classes", pa.list_(pa.struct(class_fields))),
             pa.field("milliseconds", pa.float64()),
             pa.field("model", pa.string()),
         ]
@@ -43,7 +43,7 @@ def write_parquet(file: Path | io.BytesIO, rows: Iterable[dict[str, Any]]) -> No
 
 
 def to_parquet_bytes(rows: list[dict[str, Any]]) -> bytes:
-    """The rows as a Parquet file."""
+    """The rows as the bytes of a Parquet file."""
     buffer = io.BytesIO()
     write_parquet(buffer, rows)
     return buffer.getvalue()
@@ -58,12 +58,12 @@ def read_parquet_bytes(data: bytes) -> list[dict[str, Any]]:
 
 
 def _escape_paths(row: dict[str, Any]) -> dict[str, Any]:
-    r"""With a file name that is no UTF-8 as Python shows it, `\udce9`: Parquet knows text alone."""
-    told = {name: row.get(name) for name in ("path", "mask", "error")}
-    return row | {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in told.items()}
+    r"""The row with file names that are not UTF-8 escaped as Python prints them, `\udce9`: Parquet holds only valid text."""
+    texts = {name: row.get(name) for name in ("path", "mask", "error")}
+    return row | {name: text and text.encode("utf-8", "backslashreplace").decode() for name, text in texts.items()}
 
 
 def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    left = iter(rows)
-    while group := list(islice(left, ROWS_PER_GROUP)):
+    remaining = iter(rows)
+    while group := list(islice(remaining, ROWS_PER_GROUP)):
         yield group

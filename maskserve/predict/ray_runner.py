@@ -1,8 +1,7 @@
-"""The run on Ray Data: a pool of actors with an engine each, to which the images' addresses are streamed.
+"""A run on Ray Data: the images' addresses are streamed to a pool of actors, each with its own engine.
 
-What goes through Ray is small: addresses there, rows back. Images are read and masks put by the actors, so that they
-must see sources and target as the driver does: an object store, or a folder that all machines share. The driver alone
-keeps the manifest.
+Only addresses go through Ray, and rows come back. The actors read the images and write the masks, so they must reach inputs and
+output as the driver does: in an object store, or in a folder that all machines share. Only the driver writes the manifest.
 """
 
 import json
@@ -27,78 +26,92 @@ from maskserve.predict.manifest import ManifestRow
 from models import errors
 from models.errors import MaskserveError, RunError, first_line
 
-BLOCK_SIZE = 16  # images that an actor gets at once; where it dies, Ray starts another, which gets them again
-MAX_ATTEMPTS = 3  # so often; then each of them gets an actor to itself, so often again
-MAX_LOST_BLOCKS = 32  # blocks that may be lost so until the run is stopped: by then it is not the images
-OBJECT_STORE_BYTES = 256 << 20  # of Ray's memory on this machine, of which the addresses and rows need little
-STOP_KEY = "stop"  # in place of a row: the name of an error in models/errors.py
+BLOCK_SIZE = 16  # images per block of an actor; if it dies, Ray starts another one, which gets the block again
+MAX_ATTEMPTS = 3  # attempts per block; then each of its images gets as many attempts in a block of its own
+MAX_LOST_BLOCKS = 32  # blocks that may be lost before the run stops: by then the images are not the cause
+OBJECT_STORE_BYTES = 256 << 20  # of Ray's memory on this machine; addresses and rows need little
+STOP_KEY = "stop"  # in a message in place of a row: the name of an error in models/errors.py
 RAY_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would report to its makers
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a block that is labelled again is no error
+    "RAY_USAGE_STATS_ENABLED": "0",  # disables usage reports to the makers of Ray
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # a block that is retried is not an error
 }
 
 
 class PredictActor:
-    """An engine on a core, or a GPU, of its own."""
+    """An engine with a core, or a GPU, of its own."""
 
-    def __init__(self, job: PredictConfig, far: bool, home: str) -> None:
-        """`home` of the driver's user, where credentials are, and the compiled graphs."""
+    def __init__(self, config: PredictConfig, remote: bool, home: str) -> None:
+        """`home`: the home of the driver's user, which holds credentials and the compiled networks."""
         os.environ["HOME"] = home
         self.task: ImageTask | None = None
-        self.task_args = job, far
+        self.task_args = config, remote
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
-        """Addresses -> rows as JSON, or what stops the run: raised here, it would reach the driver as a text of Ray's."""
+        """Segment a block of addresses. Returns: the rows as JSON, or the error that stops the run.
+
+        The error is returned because Ray would deliver a raised one only as text.
+        """
         try:
             return {"row": [json.dumps(asdict(row)) for row in self._process_block(block)]}
         except (MaskserveError, ClientError) as error:
-            return {"row": [json.dumps({STOP_KEY: type(error).__name__, "sentence": str(error)})]}
+            return {"row": [json.dumps({STOP_KEY: type(error).__name__, "message": str(error)})]}
 
     def _process_block(self, block: dict[str, Any]) -> list[ManifestRow]:
         self.task = self.task or ImageTask(*self.task_args)
         roots = {address: InputRoot(address) for address in set(map(str, block["root"]))}
-        places = zip(map(str, block["root"]), map(str, block["name"]), strict=True)
+        images = zip(map(str, block["root"]), map(str, block["name"]), strict=True)
         with ThreadPoolExecutor(self.task.threads) as pool:
-            return list(pool.map(self.task, [InputImage(roots[root], name) for root, name in places]))
+            return list(pool.map(self.task, [InputImage(roots[root], name) for root, name in images]))
 
 
 def run_on_ray(
-    job: PredictConfig, images: list[InputImage], took: Callable[[ManifestRow], None], address: str, actors: int = 0
+    config: PredictConfig,
+    images: list[InputImage],
+    save_row: Callable[[ManifestRow], None],
+    address: str,
+    actors: int = 0,
 ) -> None:
-    """Label the images by so many actors; `took` gets their rows in this process.
+    """Segment the images on `actors` actors (0: one per core or GPU); `save_row` gets the rows in this process.
 
-    Raises: RunError where the cluster cannot be reached, or for what stops the run.
+    Raises: RunError if the cluster cannot be reached, or for an error that stops the run.
     """
-    job = replace(job, threads=job.threads or 1, output=_absolute_path(job.output), model=_absolute_path(job.model))
-    left = {image.path: image for image in images}
+    config = replace(
+        config, threads=config.threads or 1, output=_absolute_path(config.output), model=_absolute_path(config.model)
+    )
+    remaining = {image.path: image for image in images}
     with ray_cluster(address) as ray:
-        actors = actors or max(1, int(ray.cluster_resources().get("GPU" if uses_gpu(ray, job) else "CPU", 1)))
-        # With few images, or scenes, smaller blocks: each actor has some, and rows come meanwhile.
-        block = 1 if job.format == GEOTIFF else max(1, min(BLOCK_SIZE, len(images) // (4 * actors)))
-        for together in (block, 1):
-            for row in _segment_on_actors(ray, job, list(left.values()), actors, together):
-                took(row)
-                del left[row.path]
-            if not left:
+        actors = actors or max(1, int(ray.cluster_resources().get("GPU" if uses_gpu(ray, config) else "CPU", 1)))
+        # Few images, or rasters, get smaller blocks: then each actor has some, and rows arrive meanwhile.
+        block_size = 1 if config.format == GEOTIFF else max(1, min(BLOCK_SIZE, len(images) // (4 * actors)))
+        for size in (block_size, 1):
+            for row in _segment_on_actors(ray, config, list(remaining.values()), actors, size):
+                save_row(row)
+                del remaining[row.path]
+            if not remaining:
                 return
-    for path in left:  # what is left took its actor with it, every time
-        took(ManifestRow(path, error=f"{path}: the worker that is at it dies each time: is its memory too small?"))
+    for path in remaining:
+        message = "the worker that segments this image dies each time. Does it have enough memory?"
+        save_row(ManifestRow(path, error=f"{path}: {message}"))
 
 
 def _segment_on_actors(
-    ray: Any, job: PredictConfig, images: list[InputImage], actors: int, together: int
+    ray: Any, config: PredictConfig, images: list[InputImage], actors: int, block_size: int
 ) -> Iterator[ManifestRow]:
-    """What actors make of the images, so many together; those that an actor died of are left out. Raises: RunError."""
-    gpu = uses_gpu(ray, job)
+    """The rows of the images, but for blocks whose actor died each time. Raises: RunError."""
+    gpu = uses_gpu(ray, config)
     addresses = [{"root": image.root.address, "name": image.name} for image in images]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of max_task_retries, for which 2.60 has nothing else
-        rows = ray.data.from_items(addresses, override_num_blocks=-(-len(images) // together)).map_batches(
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of max_task_retries, for which Ray 2.60 has no replacement
+        rows = ray.data.from_items(addresses, override_num_blocks=-(-len(images) // block_size)).map_batches(
             PredictActor,
-            fn_constructor_args=(job, any(image.root.is_remote for image in images), str(Path.home())),
+            fn_constructor_args=(config, any(image.root.is_remote for image in images), str(Path.home())),
             batch_size=None,
-            # One alone waits behind no other, which might take the actor with it.
-            compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1 if together == 1 else None),
+            # A single image does not queue at an actor behind another one, which might crash it.
+            compute=ray.data.ActorPoolStrategy(
+                size=actors, max_tasks_in_flight_per_actor=1 if block_size == 1 else None
+            ),
             num_cpus=0 if gpu else 1,
             num_gpus=1 if gpu else 0,
             max_task_retries=MAX_ATTEMPTS - 1,
@@ -106,23 +119,23 @@ def _segment_on_actors(
     for block in rows.iter_batches(batch_size=None):
         for row in map(json.loads, map(str, block["row"])):
             if STOP_KEY in row:
-                raise getattr(errors, row[STOP_KEY], RunError)(row["sentence"])
+                raise getattr(errors, row[STOP_KEY], RunError)(row["message"])
             yield ManifestRow(**row)
 
 
-def uses_gpu(ray: Any, job: PredictConfig) -> bool:
+def uses_gpu(ray: Any, config: PredictConfig) -> bool:
     """Whether each actor gets a GPU."""
-    there = ray.cluster_resources().get("GPU", 0) > 0
-    return job.device == "cuda" or (job.device == "auto" and there and not job.uses_service)
+    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+    return config.device == "cuda" or (config.device == "auto" and has_gpus and not config.uses_service)
 
 
 @contextmanager
 def ray_cluster(address: str) -> Iterator[Any]:
-    """Ray, connected; one that was started here ends with the block. Raises: RunError."""
+    """Connect to Ray; a local one is started, and stopped with the block. Raises: RunError."""
     os.environ.update(RAY_ENVIRONMENT)
-    if address == RAY_LOCAL:  # it listens on all interfaces, and who may call it may run what he likes
+    if address == RAY_LOCAL:  # it listens on all interfaces, and a caller may execute any code
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # once: the first is kept in the process
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray keeps the first one of a process
     import ray
     import ray.data
 
@@ -140,7 +153,7 @@ def ray_cluster(address: str) -> Iterator[Any]:
         yield ray
     except (ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
         raise RunError(
-            f"Ray ({address}) stopped the run: {first_line(error)}. What is labelled so far is kept: the same command goes on."
+            f"Ray ({address}) stopped the run: {first_line(error)}. Finished masks are kept: the same command resumes."
         ) from error
     finally:
         ray.shutdown()
@@ -148,13 +161,13 @@ def ray_cluster(address: str) -> Iterator[Any]:
 
 
 def _start_local_ray(ray: Any, home: Path) -> None:
-    """Ray on this machine, heard by nobody else.
+    """Start Ray on this machine, reachable only from it.
 
-    Where usage statistics are off, it still finds out for them in which cloud it is, by requests to the addresses of three;
-    unless a file at home tells. So its own processes get a home with such a file; the actors have ours.
+    Even with usage statistics off, Ray looks up for them which cloud it runs in, by requests to the addresses of three clouds,
+    unless a file in the home folder says so. Its own processes get a home with that file; the actors get the user's.
     """
     (home / "ray_bootstrap_config.yaml").write_text("{}")
-    ours = os.environ.get("HOME", "")
+    user_home = os.environ.get("HOME", "")
     os.environ["HOME"] = str(home)
     try:
         ray.init(
@@ -166,11 +179,14 @@ def _start_local_ray(ray: Any, home: Path) -> None:
             _node_ip_address="127.0.0.1",
         )
     finally:
-        os.environ["HOME"] = ours
+        os.environ["HOME"] = user_home
 
 
 def check_ray_reachable(address: str) -> None:
-    """Raises: RunError where nobody listens at HOST:PORT: asked in vain, Ray ends the process. `auto` is for Ray to find."""
+    """Check that something listens at HOST:PORT: without it, Ray ends the process. Ray resolves `auto` itself.
+
+    Raises: RunError.
+    """
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not port.isdigit():
         return
@@ -178,10 +194,10 @@ def check_ray_reachable(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
         raise RunError(
-            f"Ray cannot be reached at {address} ({error.strerror or error}); is the cluster running there?"
+            f"Ray cannot be reached at {address} ({error.strerror or error}). Is the cluster running?"
         ) from error
 
 
-def _absolute_path(place: str) -> str:
-    """A path that means the same in another process; a URL does."""
-    return place if "://" in place else str(Path(place).absolute())
+def _absolute_path(address: str) -> str:
+    """A path that is valid in another process; a URL is unchanged."""
+    return address if "://" in address else str(Path(address).absolute())

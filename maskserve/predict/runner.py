@@ -1,4 +1,4 @@
-"""The run: find the images, leave out those that are done, label the rest on threads, and keep the manifest."""
+"""A run: find the images, skip the finished ones, segment the others on threads, and keep the manifest."""
 
 import os
 import threading
@@ -35,185 +35,205 @@ from models.inference.segmenter import check_supports_windows
 from models.outputs.select import class_indices
 from models.spec import BundleSpec
 
-MAX_NAME_BYTES = 255  # of a file's name, nearly everywhere
-MAX_PRINTED_ERRORS = 20  # errors that are printed; the manifest has them all
-LOG_INTERVAL_SECONDS = 60.0  # from line to line where no terminal shows a bar
+MAX_NAME_BYTES = 255  # of a file name, on nearly every file system
+MAX_PRINTED_ERRORS = 20  # the manifest has all errors
+LOG_INTERVAL_SECONDS = 60.0  # between progress lines if the console is not a terminal
 
 
 def run(
-    job: PredictConfig, sources: list[str], console: Console, retry_errors: bool = False, ray: str = "", actors: int = 0
+    config: PredictConfig,
+    sources: list[str],
+    console: Console,
+    retry_errors: bool = False,
+    ray: str = "",
+    actors: int = 0,
 ) -> bool:
-    """Label what the sources name and is not in the target's manifest yet; `console` gets the progress.
+    """Segment the images of the sources that are not in the output's manifest yet. Prints the progress to `console`.
 
-    With `ray` the work is done by so many actors (0: as many as there are cores) of the cluster at that address.
-    Returns: whether every image has its mask; those that have not stand in the manifest with the reason.
-    Raises: ConfigError, BundleError, EngineError; DataError for a source that is not there or two images of one name;
-    RunError for what stops the whole run. Asked for again, it goes on from there.
+    `ray`: the address of a Ray cluster that does the work, with `actors` actors (0: one per core or GPU).
+    Returns: whether every image has a mask; the manifest has the reason for those that have none.
+    Raises: ConfigError, BundleError, EngineError; DataError for a missing source or two images of one name; RunError for an
+    error that stops the whole run, which the same call resumes later.
     """
-    check_packages(job, ray)
+    check_packages(config, ray)
     if ray and not RAY_ADDRESS_PATTERN.fullmatch(ray):
-        raise ConfigError(f"Ray's address is {ray!r}; wanted is local, auto, HOST:PORT or ray://HOST:PORT.")
+        raise ConfigError(f"--ray is {ray!r}; expected local, auto, HOST:PORT or ray://HOST:PORT.")
     if actors and not ray:
-        raise ConfigError("--actors is how many of Ray's there are: it goes with --ray.")
-    target = open_output(job)
-    images = list(find_images(sources, str(target.path) if isinstance(target, FolderStore) else target.url))
-    check_mask_names(images, job)
-    sealed = job.manifest_header(resolve_model(job))
-    manifest = open_manifest(target, sealed, {image.path for image in images} if retry_errors else set())
+        raise ConfigError("--actors is the number of Ray actors: add --ray.")
+    output = open_output(config)
+    images = list(find_images(sources, str(output.path) if isinstance(output, FolderStore) else output.url))
+    check_mask_names(images, config)
+    header = config.manifest_header(resolve_model(config))
+    manifest = open_manifest(output, header, {image.path for image in images} if retry_errors else set())
     complete = False
     try:
-        known = manifest.state
-        before, failed = len(known.paths), known.failed_count
-        todo = remaining_images(images, known, job, target)
+        state = manifest.state
+        earlier, earlier_failed = len(state.paths), state.failed_count
+        todo = remaining_images(images, state, config, output)
         with ProgressReport(console, len(todo)) as report, report_interrupt(report):
 
-            def took(row: ManifestRow) -> None:
+            def save_row(row: ManifestRow) -> None:
                 manifest.append(row)
                 if row.mask:
-                    target.publish(row.mask)
+                    output.publish(row.mask)
                 report.add_row(row)
 
-            if todo and ray:
-                from maskserve.predict.ray_runner import run_on_ray
-
-                run_on_ray(job, todo, took, ray, actors)
-            elif todo:
-                work = ImageTask(job, any(image.root.is_remote for image in todo), single=len(todo) == 1)
-                report.print_line(f"running on {work.backend.description}")
-                with closing(work.backend):
-                    run_on_threads(work, todo, took, work.threads, work.stop_event)
+            if todo:
+                _segment_images(config, todo, save_row, report, ray, actors)
         complete = True
     finally:
         manifest.close(complete)
-    done = before - failed + report.done - report.failed
-    earlier = f", {before - failed} of them before" if before else ""
-    report.print_line(f"{job.output}: {done} of {before + report.done} images segmented{earlier}")
-    if failed:
-        report.print_line(f"{failed} could not be labelled before: --retry-errors tries them again")
-    return failed + report.failed == 0
+    done = earlier - earlier_failed + report.done - report.failed
+    note = f", {earlier - earlier_failed} of them by earlier runs" if earlier else ""
+    report.print_line(f"{config.output}: {done} of {earlier + report.done} images segmented{note}")
+    if earlier_failed:
+        report.print_line(f"{earlier_failed} images failed in earlier runs: --retry-errors retries them")
+    return earlier_failed + report.failed == 0
+
+
+def _segment_images(
+    config: PredictConfig,
+    images: list[InputImage],
+    save_row: Callable[[ManifestRow], None],
+    report: "ProgressReport",
+    ray: str,
+    actors: int,
+) -> None:
+    """Segment the images in this process, or on Ray. Raises: RunError."""
+    if ray:
+        from maskserve.predict.ray_runner import run_on_ray
+
+        run_on_ray(config, images, save_row, ray, actors)
+        return
+    task = ImageTask(config, any(image.root.is_remote for image in images), single=len(images) == 1)
+    report.print_line(f"running on {task.backend.description}")
+    with closing(task.backend):
+        run_on_threads(task, images, save_row, task.threads, task.stop_event)
 
 
 @contextmanager
 def report_interrupt(report: "ProgressReport") -> Iterator[None]:
-    """Say on Ctrl-C how far it came."""
+    """On Ctrl-C, print how many images are done."""
     try:
         yield
     except KeyboardInterrupt:
-        report.print_line(
-            f"Stopped after {report.done:,} of {report.total:,} images; the same command goes on from there."
-        )
+        report.print_line(f"Stopped after {report.done:,} of {report.total:,} images; the same command resumes.")
         raise
 
 
-def check_packages(job: PredictConfig, ray: str) -> None:
-    """Raises: ConfigError for a package that is asked for and not here."""
-    if job.format == PARQUET or "://" in job.output:
+def check_packages(config: PredictConfig, ray: str) -> None:
+    """Check that the packages of the requested features are installed. Raises: ConfigError."""
+    if config.format == PARQUET or "://" in config.output:
         require_package("pyarrow", "batch", "Parquet")
-    if job.format == GEOTIFF:
+    if config.format == GEOTIFF:
         require_package("rasterio", "geo", "GeoTIFF")
     if ray:
         require_package("ray", "batch", "Ray")
 
 
-def resolve_model(job: PredictConfig) -> str:
-    """Name and hash of what will label; that it can is for later. Raises: BundleError, ConfigError, ClientError."""
-    if job.uses_service:
-        with make_client(job) as client:
-            entry = find_served_model(client, job)
-        class_indices(job.options.classes, BundleSpec.model_validate(entry["spec"]))
+def resolve_model(config: PredictConfig) -> str:
+    """Name and hash of the bundle, without loading an engine. Raises: BundleError, ConfigError, ClientError."""
+    if config.uses_service:
+        with make_client(config) as client:
+            entry = find_served_model(client, config)
+        class_indices(config.options.classes, BundleSpec.model_validate(entry["spec"]))
         return f"{entry['name']}@{entry['hash']}"
-    bundle = open_bundle(Path(job.model))
-    if job.format == GEOTIFF:
+    bundle = open_bundle(Path(config.model))
+    if config.format == GEOTIFF:
         check_supports_windows(bundle.spec.input)
-    class_indices(job.options.classes, bundle.spec)
+    class_indices(config.options.classes, bundle.spec)
     return f"{bundle.spec.name}@{bundle.hash}"
 
 
-def check_mask_names(images: list[InputImage], job: PredictConfig) -> None:
-    """Raises: DataError for two images whose masks would be one file, or for a mask that cannot be at its place."""
-    taken: dict[str, InputImage] = {}
+def check_mask_names(images: list[InputImage], config: PredictConfig) -> None:
+    """Check that each image's mask gets a file of its own. Raises: DataError."""
+    owners: dict[str, InputImage] = {}
     for image in images:
-        mask = mask_name(image, job)
+        mask = mask_name(image, config)
         if mask is None:
             continue
-        first = taken.setdefault(mask, image)
+        first = owners.setdefault(mask, image)
         if first.path != image.path:
-            raise DataError(f"{first.path} and {image.path} would both become {mask}; segment them into two folders.")
-        if (
-            mask.partition("/")[0] in (STAGING_FOLDER, MANIFEST)
-            or len(os.fsencode(mask.rpartition("/")[2])) > MAX_NAME_BYTES
-        ):
-            raise DataError(f"{image.path} would become {mask}, which cannot be: the name is kept or too long.")
-    for mask, image in taken.items():
-        for above in map(str, PurePosixPath(mask).parents):
-            if above in taken:
-                raise DataError(f"{taken[above].path} would become {above}, and {image.path} {mask} below it.")
+            raise DataError(
+                f"The masks of {first.path} and {image.path} would both be {mask}; segment them into two folders."
+            )
+        reserved = mask.partition("/")[0] in (STAGING_FOLDER, MANIFEST)
+        if reserved or len(os.fsencode(mask.rpartition("/")[2])) > MAX_NAME_BYTES:
+            reason = "a reserved name" if reserved else f"a name of more than {MAX_NAME_BYTES} bytes"
+            raise DataError(f"The mask of {image.path} would be {mask}, {reason}; rename the image.")
+    for mask, image in owners.items():
+        for parent in map(str, PurePosixPath(mask).parents):
+            if parent in owners:
+                raise DataError(
+                    f"The mask of {owners[parent].path} would be {parent}, and that of {image.path} {mask} below it; "
+                    "segment them into two folders."
+                )
 
 
 def remaining_images(
-    images: list[InputImage], known: ManifestState, job: PredictConfig, target: OutputStore
+    images: list[InputImage], state: ManifestState, config: PredictConfig, output: OutputStore
 ) -> list[InputImage]:
-    """The images that have no row yet, each once. Raises: RunError where a mask's place is taken by something else."""
-    todo = {image.path: image for image in images if image.path not in known.paths}
+    """The images that have no row yet, without duplicates. Raises: RunError if a mask would replace another file."""
+    todo = {image.path: image for image in images if image.path not in state.paths}
     for image in todo.values():
-        mask = mask_name(image, job)
-        if mask in known.masks:
+        mask = mask_name(image, config)
+        if mask in state.masks:
             raise RunError(
-                f"{image.path} would become {mask}, which is another image's; segment it into another folder."
+                f"The mask of {image.path} would be {mask}, which is another image's; segment it into another folder."
             )
-        if mask and isinstance(target, FolderStore) and os.path.lexists(target.path / mask):
+        if mask and isinstance(output, FolderStore) and os.path.lexists(output.path / mask):
             raise RunError(
-                f"{target.path / mask} is not of this run and will not be overwritten. Choose another --out, "
-                "or remove it, where a power cut has taken its row."
+                f"{output.path / mask} exists and is not in the manifest, so it will not be overwritten. Choose another "
+                "--out, or delete the file if a power failure lost its row."
             )
     return list(todo.values())
 
 
 def run_on_threads(
-    work: Callable[[InputImage], ManifestRow],
+    process: Callable[[InputImage], ManifestRow],
     images: Iterable[InputImage],
-    took: Callable[[ManifestRow], None],
+    save_row: Callable[[ManifestRow], None],
     threads: int,
-    stopped: Event,
+    stop_event: Event,
 ) -> None:
-    """Each thread takes image after image from its bytes to its row: while one waits for the engine or a disk,
-    others decode and encode, and no more images are held than there are threads.
+    """Process images on threads. Each takes one image after the other, from its bytes to its row, so that some decode and
+    encode while others wait for the engine or a disk, and at most one image per thread is held.
 
-    Raises: what `work` or `took` raised first, once `stopped` is set and every thread has ended what it was at.
+    Raises: the first error of `process` or `save_row`, after it has set `stop_event` and every thread has ended.
     """
-    turn, left = threading.Lock(), iter(images)
+    lock, remaining = threading.Lock(), iter(images)
 
-    def following() -> Iterator[InputImage]:
-        while not stopped.is_set():
-            with turn:
-                image = next(left, None)
+    def next_images() -> Iterator[InputImage]:
+        while not stop_event.is_set():
+            with lock:
+                image = next(remaining, None)
             if image is None:
                 return
             yield image
 
     def loop() -> None:
-        for image in following():
-            took(work(image))
+        for image in next_images():
+            save_row(process(image))
 
     with ThreadPoolExecutor(threads, thread_name_prefix="image") as pool:
         running = [pool.submit(loop) for _ in range(threads)]
         try:
-            for one in as_completed(running):
-                one.result()
+            for future in as_completed(running):
+                future.result()
         finally:
-            stopped.set()
+            stop_event.set()
 
 
 class RateColumn(ProgressColumn):
-    """Images a second, of late."""
+    """Recent images per second."""
 
     def render(self, task: Task) -> Text:
-        """As it is drawn."""
+        """The rate, or nothing before the first image."""
         return Text(f"{task.speed:.1f}/s" if task.speed else "")
 
 
 class ProgressReport:
-    """What a person sees of the run: a bar with the rate and what is left, or a line a minute in a log; the first errors."""
+    """Prints the first errors and the progress: on a terminal a bar with rate and remaining time, in a log a line per minute."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.done, self.failed = console, total, 0, 0
@@ -232,12 +252,12 @@ class ProgressReport:
     def __exit__(self, *error: object) -> None:
         self.progress.stop()
 
-    def print_line(self, sentence: str) -> None:
+    def print_line(self, text: str) -> None:
         """Print a line."""
-        self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def add_row(self, row: ManifestRow) -> None:
-        """Count a row; print its error. From any thread."""
+        """Count a row and print its error. May be called from any thread."""
         with self.lock:
             self.done += 1
             self.failed += row.error is not None
@@ -248,6 +268,6 @@ class ProgressReport:
         if row.error is not None and failed <= MAX_PRINTED_ERRORS:
             self.console.print(f"[red]error:[/] {escape(row.error)}", highlight=False, soft_wrap=True)
             if failed == MAX_PRINTED_ERRORS:
-                self.print_line("more errors stand in the manifest alone")
+                self.print_line("further errors are only in the manifest")
         if due:
             self.print_line(f"{done:,} of {self.total:,} images, {done / (now - self.started):.1f}/s")

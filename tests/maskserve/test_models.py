@@ -146,7 +146,7 @@ def test_sizes_are_width_first() -> None:
     assert parse_size("480x360") == (360, 480)
     assert parse_size(" 1X16384 ") == (16384, 1)
     for text in ("480", "480x", "x", "480*360", "16385x9", "-1x5", "4 80x360"):
-        with pytest.raises(ConfigError, match="is no size"):
+        with pytest.raises(ConfigError, match="expected WIDTHxHEIGHT"):
             parse_size(text)
 
 
