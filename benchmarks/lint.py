@@ -1,12 +1,12 @@
-"""Images a second that the lint reads: `python -m benchmarks.lint [DATA]`.
+"""Speed of the lint in images per second: `python -m benchmarks.lint [DATA]`.
 
 first   the lint with an empty cache
-second  the same again, with what the first kept
-plain   a loop on one thread that decodes each image and mask with Pillow and counts the mask's values by `np.unique`
+second  the lint again, with the cache of the first
+plain   a single-threaded loop that decodes each image and mask with Pillow and counts the mask's values with `np.unique`
 
-The three take turns, so that whatever else the machine does falls on each alike; the best round counts, and the ratios of first
-and second to plain are the medians of the rounds'. Files lie in the system's own cache by then. The interpreter's start and imports
-are not measured. Writes benchmarks/results/lint.json.
+The three alternate, so that other load on the machine affects all of them. Rates are from the best round; the ratios of first and
+second to plain are medians over the rounds. The files are in the page cache. The start of the interpreter and imports are not
+measured. Writes benchmarks/results/lint.json.
 """
 
 import json
@@ -37,20 +37,20 @@ def main() -> None:
     data = Path(sys.argv[1]) if len(sys.argv) > 1 else CAMVID
     pairs = [pair for split in SPLITS for pair in load_split(data, split).pairs]
     seconds: dict[str, list[float]] = {"first": [], "second": [], "plain": []}
-    busy: dict[str, list[float]] = {"first": [], "second": [], "plain": []}
+    cpu_seconds: dict[str, list[float]] = {"first": [], "second": [], "plain": []}
 
-    def turn(name: str, do: Callable[[], object]) -> None:
-        wall, processor = time.perf_counter(), time.process_time()
-        do()
+    def measure(name: str, run: Callable[[], object]) -> None:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
         seconds[name].append(time.perf_counter() - wall)
-        busy[name].append(time.process_time() - processor)
+        cpu_seconds[name].append(time.process_time() - cpu)
 
     for _ in range(ROUNDS):
         with tempfile.TemporaryDirectory() as cache:
             os.environ["XDG_CACHE_HOME"] = cache
-            turn("first", lambda: lint(data))
-            turn("second", lambda: lint(data))
-        turn("plain", lambda: decode_all(pairs))
+            measure("first", lambda: lint(data))
+            measure("second", lambda: lint(data))
+        measure("plain", lambda: decode_all(pairs))
     rates = {name: round(len(pairs) / min(each), 1) for name, each in seconds.items()}
     ratios = {
         name: round(statistics.median(b / a for a, b in zip(seconds[name], seconds["plain"], strict=True)), 2)
@@ -60,7 +60,7 @@ def main() -> None:
     result = host_info() | {"versions": {package: version(package) for package in packages}}
     result |= {
         "data": data.resolve().name, "images": len(pairs), "rounds": ROUNDS, "images_per_second": rates,
-        "processor_ms_per_image": {name: round(1000 * min(each) / len(pairs), 2) for name, each in busy.items()},
+        "processor_ms_per_image": {name: round(1000 * min(each) / len(pairs), 2) for name, each in cpu_seconds.items()},
         "to_plain": ratios,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")

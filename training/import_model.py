@@ -1,12 +1,9 @@
-"""Bring your own network: `maskserve import onnx FILE` and `maskserve import torchvision/NAME`.
+"""Import a network that was trained elsewhere: `maskserve import onnx FILE` and `maskserve import torchvision/NAME`.
 
-Reads downwards: an ONNX graph of any make, the networks of torchvision, and what both go through: the classes, the
-images, and the gate of `training/freezing/parity.py`. The frozen network must answer as the original does, or nothing is written.
+An ONNX graph is rewritten to the bundle's inputs and outputs; a network of torchvision is built and exported. Both end
+in `training/freezing/bundle_writer.py`: the frozen network must predict as the original does, or nothing is written.
 """
 
-import difflib
-import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,11 +14,14 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from models.bundle import MODEL_FILE, file_sha256
-from models.errors import ConfigError, DataError, WeightsError
+from models.errors import ConfigError, DataError, WeightsError, closest_names
 from models.inference.segmenter import Segmenter
 from models.spec import Architecture, BundleSpec, ClassInfo, InputRule, default_rgb
 from training.data.class_file import read_class_file
-from training.freezing.onnx_export import creation_info, export_network, parse_input_rule
+from training.data.formats.voc import CLASSES as VOC_CLASSES
+from training.freezing.bundle_writer import BundleSource, creation_info, write_bundle
+from training.freezing.input_rule import onnx_input_rule, parse_exact_size, parse_input_rule
+from training.freezing.onnx_export import export_network
 from training.freezing.onnx_import.graph_reader import (
     InputSpec,
     UserHints,
@@ -40,33 +40,28 @@ from training.freezing.onnx_import.reference import (
     run_trials,
 )
 from training.freezing.onnx_import.rewrite import rewrite_graph
-from training.freezing.parity import load_parity_images, write_bundle
+from training.freezing.parity import load_parity_images
 
-# PASCAL VOC's, in the order of its labels; torchvision calls the first `__background__`.
-VOC_CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
 NO_HINTS = UserHints()
-MAX_EXACT_SIDE = 4096  # pixels of a side that an image may be stretched to
 UNFAMILIAR_ADVICE = (
-    "On images unlike those that it knows a network may hang between two classes, where rounding decides: "
-    "give some that it knows, --images FOLDER."
+    "On images unlike its training data a network may hesitate between two classes, where rounding decides: "
+    "pass images that it knows, --images FOLDER."
 )
-QUANTISED_ADVICE = (
-    "It is quantised, and each engine rounds such values in its own way; bring the graph from before that."
-)
+QUANTISED_ADVICE = "It is quantised, and each engine rounds such values differently; import the graph from before that."
 
 
 def import_model(
     source: str, file: Path | None, out: Path, weights: Path | None = None, classes: str | None = None,
     hints: UserHints = NO_HINTS, input_rule: str | None = None, images: Path | None = None, console: Console | None = None,
 ) -> Path:  # fmt: skip
-    """Bring `onnx`, from `file`, or `torchvision/NAME`, with `weights` of its own. Raises: as the two below."""
+    """Import `onnx`, from `file`, or `torchvision/NAME`, with `weights` of your own, into a bundle at `out`.
+
+    Raises: ConfigError for a wrong source or option; otherwise as `import_onnx` and `import_torchvision`.
+    """
     console = console or Console()
     if source == "onnx":
         if file is None or weights:
-            raise ConfigError("A graph comes with its weights: maskserve import onnx FILE, and no --weights.")
+            raise ConfigError("An ONNX graph holds its weights: use `maskserve import onnx FILE`, and no --weights.")
         return import_onnx(file, out, classes, hints, input_rule, images, console)
     if Path(source).suffix == ".onnx":
         raise ConfigError(f"{source} is a file, not a source; did you mean `maskserve import onnx {source}`?")
@@ -75,14 +70,12 @@ def import_model(
 
     known = ["onnx", *(f"torchvision/{name}" for name in MODEL_BACKBONES)]
     if source not in known:
-        close = difflib.get_close_matches(source, known, n=3, cutoff=0.4) or known
-        raise ConfigError(f"The source {source!r} is not known; did you mean {', '.join(close)}?")
+        close = closest_names(source, known, count=3, cutoff=0.4) or ", ".join(known)
+        raise ConfigError(f"The source {source!r} is unknown; did you mean {close}?")
     if file:
-        raise ConfigError(
-            f"{file} stands where an ONNX file would; weights for {source} are named so: --weights {file}."
-        )
+        raise ConfigError(f"{source} takes no FILE; to use {file} as its weights, write --weights {file}.")
     if hints != NO_HINTS:
-        raise ConfigError(f"Options of `import onnx` are no use to {source}, which brings its own; leave them out.")
+        raise ConfigError(f"The options of `import onnx` do not apply to {source}; omit them.")
     return import_torchvision(source, out, weights, classes, input_rule, images, console)
 
 
@@ -90,208 +83,193 @@ def import_onnx(
     file: Path, out: Path, classes: str | None, hints: UserHints, input_rule: str | None = None, images: Path | None = None,
     console: Console | None = None,
 ) -> Path:  # fmt: skip
-    """Bring an ONNX graph into a bundle at `out`.
+    """Import an ONNX graph into a bundle at `out`.
 
-    `classes` is a file of them or `voc`; `input` is native, fit:SIDE or exact:HEIGHTxWIDTH (pixels).
-    Raises: WeightsError for a graph that cannot be read so, ConfigError, DataError, BundleError; ParityError, with
-    nothing written, where the graph in the bundle differs from the original under onnxruntime.
+    `classes` is a class file or `voc`; `input_rule` is native, fit:SIDE or exact:HEIGHTxWIDTH (pixels).
+    Raises: WeightsError for a graph that cannot be read or run, ConfigError, DataError, BundleError; ParityError, with
+    nothing written, if the graph in the bundle disagrees with the original under ONNX Runtime.
     """
     console = console or Console()
     if classes is None:
-        raise ConfigError(f"{file} does not name its classes; add --classes FILE (a name a line) or --classes voc.")
+        raise ConfigError(f"{file} does not name its classes; add --classes FILE (one name per line) or --classes voc.")
     entries = read_classes(classes)
-    taken = load_parity_images(images)
+    parity_images = load_parity_images(images)
     model = read_graph(file)
-    entry = resolve_input(file, model, hints, parse_exact_size(input_rule))
-    ask = open_reference(file, entry)
-    with console.status("trying the original"):
-        exit = resolve_output(
-            file, entry, hints, len(entries), partial(producing_operator, model), run_trials(ask, file, entry)
-        )
-    rule = onnx_input_rule(file, entry, input_rule)
-    print_onnx_interface(entry, exit, console)
+    input_spec = resolve_input(file, model, hints, parse_exact_size(input_rule))
+    run_graph = open_reference(file, input_spec)
+    with console.status("running the original"):
+        trials = run_trials(run_graph, file, input_spec)
+        output_spec = resolve_output(file, input_spec, hints, len(entries), partial(producing_operator, model), trials)
+    rule = onnx_input_rule(file, input_spec, input_rule)
+    print_onnx_interface(input_spec, output_spec, console)
     print_input_rule(rule, console)
-    spec = BundleSpec(
-        name=file.stem,
-        classes=entries,
-        input=rule,
-        architecture=Architecture(name="onnx"),
-        provenance={
-            **creation_info("onnx", "onnxruntime", "openvino"),
-            "source": file.name,
-            "sha256": file_sha256(file),
-            "interpretation": {"input": asdict(entry), "output": asdict(exit)},
-        },
+    source = BundleSource(
+        origin=file,
+        spec=BundleSpec(
+            name=file.stem,
+            classes=entries,
+            input=rule,
+            architecture=Architecture(name="onnx"),
+            provenance={
+                **creation_info("onnx", "onnxruntime", "openvino"),
+                "source": file.name,
+                "sha256": file_sha256(file),
+                "interpretation": {"input": asdict(input_spec), "output": asdict(output_spec)},
+            },
+        ),
+        write_graph=lambda folder: onnx.save(
+            rewrite_graph(model, input_spec, output_spec, len(entries)), folder / MODEL_FILE
+        ),
+        original=Segmenter(make_reference_run(file, run_graph, output_spec, len(entries)), rule),
+        images=parity_images,
+        parity_advice=QUANTISED_ADVICE if is_quantised(model) else UNFAMILIAR_ADVICE,
     )
-    advice = QUANTISED_ADVICE if is_quantised(model) else UNFAMILIAR_ADVICE
-
-    def write(folder: Path) -> None:
-        onnx.save(rewrite_graph(model, entry, exit, len(entries)), folder / MODEL_FILE)
-
-    live = Segmenter(make_reference_run(file, ask, exit, len(entries)), rule)
-    return write_bundle(out, spec, write, live, taken, file, advice, console)
+    write_bundle(out, source, console)
+    return out
 
 
-def onnx_input_rule(file: Path, entry: InputSpec, wish: str | None) -> InputRule:
-    """The input rule for a graph: its own size where it takes one alone. Raises: ConfigError."""
-    if entry.size is None:
-        return parse_input_rule(wish, InputRule(rule="native"))
-    if wish is not None and parse_exact_size(wish) is None:
-        raise ConfigError(
-            f"{file} takes images of {entry.size[0]} x {entry.size[1]} (height x width) alone, so --input {wish} is not "
-            "possible; leave it out."
-        )
-    return InputRule(rule="exact", size=entry.size)
-
-
-def parse_exact_size(wish: str | None) -> tuple[int, int] | None:
-    """(height, width) of `exact:HEIGHTxWIDTH`; None where something else is asked for. Raises: ConfigError."""
-    if wish is None or wish.partition(":")[0] != "exact":
-        return None
-    found = re.fullmatch(r"exact:([1-9]\d*)x([1-9]\d*)", wish)
-    if not found:
-        raise ConfigError(f"The input rule {wish!r} is not possible; wanted is exact:HEIGHTxWIDTH in pixels.")
-    height, width = int(found[1]), int(found[2])
-    if max(height, width) > MAX_EXACT_SIDE:
-        raise ConfigError(f"The input rule {wish!r} is not possible; a side has up to {MAX_EXACT_SIDE} pixels.")
-    return height, width
-
-
-def print_onnx_interface(entry: InputSpec, exit: OutputSpec, console: Console) -> None:
-    """Say how a graph was understood, and what would have it understood otherwise."""
-    mean, std = (",".join(f"{value:g}" for value in triple) for triple in (entry.mean, entry.std))
-    samples = f"(0..{entry.max_pixel_value} - {mean}) / {std} (--order --scale --mean --std)"
-    count = "" if exit.kind == "labels" else f" of {exit.channels} channel{'s' * (exit.channels > 1)}, {exit.layout}"
+def print_onnx_interface(input_spec: InputSpec, output_spec: OutputSpec, console: Console) -> None:
+    """Print how a graph's input and output are interpreted, and the options that change it."""
+    mean, std = (",".join(f"{value:g}" for value in triple) for triple in (input_spec.mean, input_spec.std))
+    normalisation = f"(0..{input_spec.max_pixel_value} - {mean}) / {std} (--order --scale --mean --std)"
+    channels = f" of {output_spec.channels} channel{'s' * (output_spec.channels > 1)}, {output_spec.layout}"
     for line in (
-        f"input {entry.name}: {entry.dtype}, {entry.layout}, {entry.order}; "
-        + (samples if entry.dtype != "uint8" else "bytes as they are"),
-        f"output {exit.name}: {exit.kind}{count} (--output --scores)",
+        f"input {input_spec.name}: {input_spec.dtype}, {input_spec.layout}, {input_spec.order}; "
+        + (normalisation if input_spec.dtype != "uint8" else "bytes, not normalised"),
+        f"output {output_spec.name}: {output_spec.kind}{'' if output_spec.kind == 'labels' else channels} "
+        "(--output --scores)",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_input_rule(rule: InputRule, console: Console) -> None:
-    """Say how an image of any size will meet the network."""
-    told = {
-        "native": "an image keeps its pixels; --input fit:SIDE brings its long side to that of the training",
-        "fit": f"the long side of an image is brought to {rule.side} pixels (--input)",
-        "exact": f"an image is stretched to {format_shape(rule.size or ())} (height x width)",
+    """Print how an image is resized for the network."""
+    description = {
+        "native": "images keep their size; --input fit:SIDE resizes the long side to that of the training",
+        "fit": f"the long side of an image is resized to {rule.side} pixels (--input)",
+        "exact": f"images are stretched to {format_shape(rule.size or ())} (height x width)",
     }
-    console.print(f"rule {rule.rule}: {told[rule.rule]}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"input rule {rule.rule}: {description[rule.rule]}", highlight=False, markup=False, soft_wrap=True)
 
 
 def import_torchvision(
     source: str, out: Path, weights: Path | None, classes: str | None, input_rule: str | None, images: Path | None,
     console: Console,
 ) -> Path:  # fmt: skip
-    """Bring a network of torchvision, with weights of a file or those that torchvision publishes.
+    """Import a network of torchvision, with weights of a file or those that torchvision publishes.
 
-    Raises: WeightsError for weights that cannot be had or read or are of another network; the rest as `bring_onnx`.
+    Raises: WeightsError for weights that cannot be fetched or read, or belong to another network; else as `import_onnx`.
     """
     from torchvision.models import get_model_weights
 
     from models.architectures import build
-    from models.architectures.weight_files import fetch_weights
-    from models.architectures.weight_files import read_state_dict as read_weights
+    from models.architectures.weight_files import fetch_weights, read_state_dict
     from training.engine.model_factory import make_torch_segmenter
 
     published = get_model_weights(source.removeprefix("torchvision/")).DEFAULT
-    taken = load_parity_images(images)
+    parity_images = load_parity_images(images)
     file = weights or fetch_weights(published.url, f"weights of {source}", "--weights ")
     if file.name == Path(published.url).name:
         check_file_hash(file)
-    # A bundle's names begin with `body.`, and it brings the normalisation that this network has anyway.
+    # In a bundle the names begin with `body.`, and it holds the normalisation, which this network has anyway.
     state = {
-        name.removeprefix("body."): value for name, value in read_weights(file).items() if name not in ("mean", "std")
+        name.removeprefix("body."): value
+        for name, value in read_state_dict(file).items()
+        if name not in ("mean", "std")
     }
     count = count_classes(source, state, file)
     entries = torchvision_classes(count, classes, file, published, console)
     network = build(source, count, **({"aux": True} if any(name.startswith("aux_") for name in state) else {})).eval()
     load_weights(network.body, state, source, file)
 
-    # The preset says how long the short side is, the rule how long the other; photographs are mostly 4:3.
+    # torchvision's preset gives the short side, the rule the long one; photographs are mostly 4:3.
     side = round(published.transforms().resize_size[0] * 4 / 3)
     rule = parse_input_rule(input_rule, InputRule(rule="fit", side=side))
-    spec = BundleSpec(
-        name=source.removeprefix("torchvision/"),
-        classes=entries,
-        input=rule,
-        architecture=network.architecture,
-        provenance={
-            **creation_info("torch", "torchvision", "onnx", "openvino"),
-            "source": source,
-            "weights": file.name,
-            "sha256": file_sha256(file),
-        },
-    )
     print_input_rule(rule, console)
-
-    def write(folder: Path) -> None:
-        export_network(network, folder)
-
-    return write_bundle(out, spec, write, make_torch_segmenter(network, rule), taken, file, UNFAMILIAR_ADVICE, console)
+    bundle_source = BundleSource(
+        origin=file,
+        spec=BundleSpec(
+            name=source.removeprefix("torchvision/"),
+            classes=entries,
+            input=rule,
+            architecture=network.architecture,
+            provenance={
+                **creation_info("torch", "torchvision", "onnx", "openvino"),
+                "source": source,
+                "weights": file.name,
+                "sha256": file_sha256(file),
+            },
+        ),
+        write_graph=lambda folder: export_network(network, folder),
+        original=make_torch_segmenter(network, rule),
+        images=parity_images,
+        parity_advice=UNFAMILIAR_ADVICE,
+    )
+    write_bundle(out, bundle_source, console)
+    return out
 
 
 def check_file_hash(file: Path) -> None:
-    """Raises: WeightsError where a file is not the one whose sha256 torchvision has put into its name."""
+    """Raises: WeightsError if a file's sha256 is not the one that torchvision puts into its name."""
     digits = file.stem.rpartition("-")[2]
     if file.is_file() and not file_sha256(file).startswith(digits):
         raise WeightsError(
-            f"{file} is damaged: its sha256 does not begin with the {digits} of its name; fetch it again."
+            f"{file} is damaged: its sha256 does not begin with {digits} as its name says; download it again."
         )
 
 
 def count_classes(source: str, state: dict[str, Tensor], file: Path) -> int:
-    """How many classes weights are for, by the network's last convolution. Raises: WeightsError."""
+    """The number of classes of some weights, from the network's last convolution. Raises: WeightsError."""
     last = "classifier.low_classifier.weight" if "lraspp" in source else "classifier.4.weight"
     if last not in state:
         some = ", ".join(sorted(state)[:3])
         raise WeightsError(
-            f"{file} holds no weights of {source}: {last} is not among its {len(state)} tensors ({some}, ...)."
+            f"{file} does not hold weights of {source}: {last} is not among its {len(state)} tensors ({some}, ...)."
         )
     return len(state[last])
 
 
-def torchvision_classes(count: int, wish: str | None, file: Path, published: Any, console: Console) -> list[ClassInfo]:
-    """The names of a network's classes: told, or else those of the weights that torchvision publishes.
+def torchvision_classes(
+    count: int, class_file: str | None, file: Path, published: Any, console: Console
+) -> list[ClassInfo]:
+    """The classes of `class_file`, or else those of the weights that torchvision publishes.
 
-    Raises: WeightsError where their number is not the network's.
+    Raises: WeightsError if their number is not the network's.
     """
-    if wish is not None:
-        entries = read_classes(wish)
+    if class_file is not None:
+        entries = read_classes(class_file)
         if len(entries) != count:
-            raise WeightsError(f"{file} has {count} classes; --classes {wish} names {len(entries)}. {CLASSES_ADVICE}")
+            raise WeightsError(
+                f"{file} has {count} classes; --classes {class_file} names {len(entries)}. {CLASSES_ADVICE}"
+            )
         return entries
-    names = [name.strip("_") for name in published.meta["categories"]]  # `__background__` is the one with bars
+    names = [name.strip("_") for name in published.meta["categories"]]  # torchvision writes `__background__`
     if len(names) != count:
         raise WeightsError(
             f"{file} has {count} classes, {published.name} has {len(names)}, so its names do not fit; add --classes FILE."
         )
-    console.print(f"{count} classes: taken as those of {published.name}; --classes says otherwise", highlight=False)
-    return make_classes(names)
+    console.print(f"{count} classes, named as in {published.name} (--classes)", highlight=False)
+    return [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(names)]
 
 
 def load_weights(body: nn.Module, state: dict[str, Tensor], source: str, file: Path) -> None:
-    """Put weights into a network, each into its place and none left over. Raises: WeightsError."""
+    """Load weights into a network; every tensor must fit and none be left over. Raises: WeightsError."""
     try:
         body.load_state_dict(state)
     except RuntimeError as error:
         own = body.state_dict()
-        wrong = [name for name in state if name in own and own[name].shape != state[name].shape]
-        groups = {"missing": own.keys() - state, "too many": state.keys() - own.keys(), "of another size": wrong}
+        mismatched = [name for name in state if name in own and own[name].shape != state[name].shape]
+        groups = {"missing": own.keys() - state, "unexpected": state.keys() - own.keys(), "of another size": mismatched}
         parts = [f"{len(names)} {kind} ({min(names)}, ...)" for kind, names in groups.items() if names]
         raise WeightsError(f"{file} holds weights of another network than {source}: {'; '.join(parts)}.") from error
 
 
-def read_classes(wish: str) -> list[ClassInfo]:
-    """The classes of a file (a line each: `name` or `name,r,g,b`), or VOC's for `voc`. Raises: DataError."""
-    if wish == "voc":
-        return make_classes(VOC_CLASSES)
-    if not Path(wish).is_file():
-        raise DataError(f"--classes {wish}: is no file; name one with a class a line, or say voc for PASCAL VOC's 21.")
-    return read_class_file(Path(wish))
-
-
-def make_classes(names: Sequence[str]) -> list[ClassInfo]:
-    """Classes of these names, in VOC's colours."""
-    return [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(names)]
+def read_classes(source: str) -> list[ClassInfo]:
+    """The classes of a file (one per line: `name` or `name,r,g,b`), or PASCAL VOC's for `voc`. Raises: DataError."""
+    if source == "voc":
+        return list(VOC_CLASSES)
+    if not Path(source).is_file():
+        raise DataError(
+            f"--classes {source}: no such file; name a file with one class per line, or voc for PASCAL VOC."
+        )
+    return read_class_file(Path(source))

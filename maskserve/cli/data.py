@@ -1,4 +1,4 @@
-"""`maskserve data`: the verbs about data sets. As in `cli.py`, each opens its room when it is called."""
+"""`maskserve data`: subcommands for data sets. As in `app.py`, each imports its modules when it runs."""
 
 import json
 from pathlib import Path
@@ -10,20 +10,20 @@ from rich.console import Console
 from maskserve.cli.options import DataFolder, DataFormat
 
 data_app = typer.Typer(
-    help="Look for what is wrong with a data set, change its labels, split it, or make one to try things on.",
+    help="Check a data set, change its labels, split it, or generate one to try things on.",
     no_args_is_help=True,
 )
 
 
 @data_app.command("shapes")
 def data_shapes(
-    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to draw into.")],
-    seed: Annotated[int, typer.Option(help="Of the drawing: the same seed gives the same images.")] = 0,
-    train: Annotated[int, typer.Option(min=1, help="Images to train on.")] = 600,
-    val: Annotated[int, typer.Option(min=1, help="Images to validate on.")] = 60,
-    test: Annotated[int, typer.Option(min=1, help="Images to test on.")] = 60,
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to write.")],
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same images.")] = 0,
+    train: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 600,
+    val: Annotated[int, typer.Option(min=1, help="Number of validation images.")] = 60,
+    test: Annotated[int, typer.Option(min=1, help="Number of test images.")] = 60,
 ) -> None:
-    """Draw the shapes data set: overlapping, textured, noisy shapes in six classes."""
+    """Generate the shapes data set: overlapping, textured, noisy shapes in six classes."""
     from training.data.synthetic import CLASSES, generate_dataset
 
     generate_dataset(target, seed, {"train": train, "val": val, "test": test})
@@ -36,18 +36,18 @@ def data_lint(
     data_format: DataFormat = "auto",
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a page as well, with small images of the worst files of each kind."),
+        typer.Option(metavar="FILE", help="Also write an HTML page with thumbnails of the worst files of each kind."),
     ] = None,
     cache: Annotated[
         bool,
-        typer.Option("--cache/--no-cache", help="Files that are as they were at the last lint are not read again."),
+        typer.Option("--cache/--no-cache", help="Reuse the results of the last lint for unchanged files."),
     ] = True,
-    max_files: Annotated[int, typer.Option(min=1, help="Files named of each kind of finding.")] = 20,
+    max_files: Annotated[int, typer.Option(min=1, help="Files to list for each kind of finding.")] = 20,
 ) -> None:
-    """Read every image and mask once and say what is wrong, and what to do; exit code 1 on errors.
+    """Read every image and mask once and report problems and how to fix them. Exit code 1 on errors.
 
-    Finds unreadable files, images without a mask, sizes that differ, masks in the camera's frame, labels out of range, lossy and
-    0/255 masks, rare and missing classes, and images that are there twice, in two splits above all.
+    Finds unreadable files, images without a mask, size mismatches, masks without the EXIF rotation of their image, labels out of
+    range, lossy and 0/255 masks, rare and absent classes, and duplicate images, above all across splits.
     """
     from training.lint import lint_with_progress, print_lint_report
 
@@ -58,15 +58,15 @@ def data_lint(
         from training.lint.html_report import write_html_report
 
         write_html_report(html, report, data)
-        console.print(f"{html} shows them.", highlight=False, markup=False)
+        console.print(f"Report: {html}", highlight=False, markup=False, soft_wrap=True)
     if errors := len(report.errors):
         console.print(
-            f"{errors} error{'s' * (errors > 1)} in {data}, to be mended before a training.",
+            f"{errors} error{'s' * (errors > 1)} in {data}; fix them before training.",
             highlight=False,
             markup=False,
         )
         raise typer.Exit(1)
-    console.print(f"no errors in {data}", highlight=False, markup=False)
+    console.print(f"No errors in {data}", highlight=False, markup=False)
 
 
 @data_app.command("stats")
@@ -75,46 +75,47 @@ def data_stats(
     data_format: DataFormat = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """What a data set is made of: sizes and formats by split, each class's share, images and width of objects."""
+    """Print image sizes and formats by split, and the pixels, images and typical width of each class."""
     from training.lint import lint_with_progress
     from training.lint.stats import dataset_stats, print_stats
 
-    console = Console(stderr=as_json)  # the progress bar must not stand in the JSON
-    told = dataset_stats(lint_with_progress(data, console, data_format))
+    console = Console(stderr=as_json)  # keeps the progress bar out of the JSON
+    stats = dataset_stats(lint_with_progress(data, console, data_format))
     if as_json:
-        typer.echo(json.dumps(told, indent=2))
+        typer.echo(json.dumps(stats, indent=2))
     else:
-        print_stats(told, console)
+        print_stats(stats, console)
 
 
 @data_app.command("split")
 def data_split(
     data: DataFolder,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Table to write (.tsv, .csv), or a folder to write list.tsv into.")
+        Path, typer.Argument(metavar="OUT", help="Table to write (.tsv, .csv), or a folder for a table list.tsv.")
     ],
-    val: Annotated[float, typer.Option(help="Share of the images to validate on, 0 to 1.")] = 0.1,
-    test: Annotated[float, typer.Option(help="Share of the images to test on, 0 to 1; 0 for none.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of the dealing: the same seed gives the same splits.")] = 0,
+    val: Annotated[float, typer.Option(help="Fraction of the images for validation, 0 to 1.")] = 0.1,
+    test: Annotated[float, typer.Option(help="Fraction of the images for testing, 0 to 1; 0 for no test split.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same splits.")] = 0,
     group: Annotated[
         str | None,
         typer.Option(
-            metavar="REGEX", help="Keep images together in whose names this finds the same, as in '^(patient\\d+)'."
+            metavar="REGEX",
+            help="Keep images in one split if this pattern finds the same text in their names, such as '^(patient\\d+)'.",
         ),
     ] = None,
     data_format: DataFormat = "auto",
 ) -> None:
-    """Deal the images anew to train, val and test: a table `split,image,mask` to train on; nothing is copied.
+    """Assign images to train, val and test: writes a table split,image,mask to train on, and copies nothing.
 
-    Equal images stay together, and rare classes are dealt by the shares too.
+    Equal images stay together. Each split gets its fraction of every class, also of rare ones.
     """
     from training.data.tools.split import split_dataset
     from training.reports.progress_bar import progress_bar
 
     console = Console()
     with progress_bar(console, "reading") as progress:
-        table, dealt = split_dataset(data, out, val, test, seed, group, data_format, progress)
-    counts = ", ".join(f"{name} {len(pairs)}" for name, pairs in dealt.items())
+        table, pairs_by_split = split_dataset(data, out, val, test, seed, group, data_format, progress)
+    counts = ", ".join(f"{split} {len(pairs)}" for split, pairs in pairs_by_split.items())
     console.print(f"{table}: {counts}", highlight=False, markup=False, soft_wrap=True)
 
 
@@ -124,28 +125,32 @@ def data_remap(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
     rules: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FROM=TO]...", help="Such as 2=void, road=0, tree,bush=plants. None: convert alone."),
+        typer.Argument(
+            metavar="[FROM=TO]...",
+            help="Such as 2=void, road=0, tree,bush=plants. Without rules, only the layout changes.",
+        ),
     ] = None,
     classes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Class file of the new data set, in which TO stands.")
+        Path | None, typer.Option(metavar="FILE", help="Class file of the new data set; TO is a class in it.")
     ] = None,
     nearest: Annotated[
-        bool, typer.Option("--nearest", help="Give values of no class that of the nearest one: mends JPEG masks.")
+        bool,
+        typer.Option("--nearest", help="Map values without a class to the nearest value with one, to fix JPEG masks."),
     ] = False,
     data_format: DataFormat = "auto",
 ) -> None:
-    """Write the data set anew as images/ and masks/ with other labels; from any layout, so that it converts as well.
+    """Write a copy of the data set with other labels, as images/ and masks/. Also converts any layout to this one.
 
-    FROM: a class or several, by name or label, or a label that no class has. TO: a class, a new name, or void. Classes that nothing
-    is left of go, and the others move up. Images are linked where the disk can.
+    FROM is a class or several, by name or label, or a label without a class. TO is a class, a new name, or void to ignore it.
+    Classes without any label left are removed, and the others are renumbered. Images are hard links if the disk allows it.
     """
     from training.data.tools.remap import describe_mapping, remap_dataset
     from training.reports.progress_bar import progress_bar
 
     console = Console()
     with progress_bar(console, "writing") as progress:
-        recipe, opened = remap_dataset(data, out, rules or [], classes, nearest, data_format, progress)
-    for line in describe_mapping(recipe, opened):
+        mapping, opened = remap_dataset(data, out, rules or [], classes, nearest, data_format, progress)
+    for line in describe_mapping(mapping, opened):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    counts = ", ".join(f"{name} {len(samples)}" for name, samples in opened.items())
+    counts = ", ".join(f"{split} {len(dataset)}" for split, dataset in opened.items())
     console.print(f"{out}: {counts}", highlight=False, markup=False, soft_wrap=True)

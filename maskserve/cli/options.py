@@ -13,21 +13,21 @@ DataFolder = Annotated[
     Path,
     typer.Argument(
         metavar="DATA",
-        help="Folder of the data set, such as images/NAME.jpg with masks/NAME.png, or a table split,image,mask (CSV, TSV).",
+        help="Data set: a folder, such as images/NAME.jpg with masks/NAME.png, or a table split,image,mask (CSV, TSV).",
     ),
 ]
 DataFormat = Annotated[
     str,
-    typer.Option("--format", help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to recognise it."),
+    typer.Option("--format", help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to detect it."),
 ]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by `maskserve export`.")]
 EngineOption = Annotated[
-    str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first that suits this machine.")
+    str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first one that this machine supports.")
 ]
 PrecisionOption = Annotated[
-    str, typer.Option(help="f32, bf16, fp16, int8, or auto: the quickest that the export found to be right.")
+    str, typer.Option(help="f32, bf16, fp16, int8, or auto: the fastest one that passed the checks of the export.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""What is wrong with a data set, found before epoch 0.
+"""The lint: finds problems in a data set before training starts.
 
-`check.py` reads it and asks the rules: `pairs.py` about one image and its mask, `whole.py` about all of them, `twins.py` about
-images that are there twice. `report.py` is what they found, `show.py` and `page.py` tell it, `stats.py` tells what is there.
+`runner.py` reads the data set and runs the rules: `sample_rules.py` for one image and its mask, `dataset_rules.py` for all of them,
+`duplicates.py` for images that occur twice. `findings.py` defines the result, `console.py` and `html_report.py` present it,
+`stats.py` computes data set statistics.
 """
 
 from training.data.scan.label_stats import LabelStats

@@ -1,4 +1,4 @@
-"""The lint's report on a terminal."""
+"""Prints the lint report in a terminal."""
 
 from pathlib import Path
 
@@ -14,33 +14,31 @@ from training.lint.runner import lint
 from training.reports.progress_bar import progress_bar
 
 LEVEL_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
-MAX_CLASS_ROWS = (
-    24  # classes in the table: more would push the findings out of sight; those left out are neither rare nor absent
-)
+MAX_CLASS_ROWS = 24  # more classes would push the findings off the screen; the table shows the largest and the rarest
 
 
 def lint_with_progress(
     root: Path, console: Console, data_format: str = "auto", splits: tuple[str, ...] = SPLITS, use_cache: bool = True
 ) -> LintReport:
-    """`lint` under a progress bar, where the console is a terminal."""
+    """`lint` with a progress bar, if the console is a terminal. Arguments and errors as for `lint`."""
     with progress_bar(console, "reading") as progress:
         return lint(root, data_format, splits, progress, use_cache)
 
 
 def print_lint_report(report: LintReport, console: Console, max_findings: int = 5) -> None:
-    """Print the splits and classes as a table, then the findings by kind: what to do, and the worst `most` of each."""
+    """Print a table of classes and splits, then the findings by kind: the worst `max_findings` of each, and the advice."""
     images = sum(report.image_counts.values())
-    console.print(f"{images:,} images; share of the pixels, and images that hold the class:", highlight=False)
+    console.print(f"{images:,} images; percentage of pixels and number of images per class:", highlight=False)
     console.print(_class_table(report))
-    if left := len(report.classes) - len(_labels_to_show(report)):
-        console.print(f"{left} more classes, which are neither the largest nor the rarest.", style="dim")
+    if hidden := len(report.classes) - len(_labels_to_show(report)):
+        console.print(f"{hidden} more classes, neither the largest nor the rarest.", style="dim")
     for level, kind, findings in report.findings_by_kind():
         console.print()
         console.print(
             Text.assemble((level, f"bold {LEVEL_STYLES[level]}"), " ", (kind, "bold"), f": {len(findings):,}")
         )
         for finding in findings[:max_findings]:
-            # Names of files stay whole, to be copied.
+            # File names are not wrapped, so that they can be copied.
             console.print(Text(f"  {finding.detail}"), soft_wrap=True, highlight=False)
         if len(findings) > max_findings:
             console.print(f"  and {len(findings) - max_findings:,} more", highlight=False)
@@ -49,7 +47,7 @@ def print_lint_report(report: LintReport, console: Console, max_findings: int = 
 
 
 def _labels_to_show(report: LintReport) -> list[int]:
-    """The labels that the table has: all, or else the largest and the rarest of train."""
+    """The labels in the table: all, or else the largest and the rarest of train."""
     labels = list(range(len(report.classes)))
     if len(labels) <= MAX_CLASS_ROWS:
         return labels
@@ -63,18 +61,18 @@ def _class_table(report: LintReport) -> Table:
     table.add_column("class", overflow="ellipsis", no_wrap=True)
     for split, count in report.image_counts.items():
         table.add_column(f"{split} ({count:,})", justify="right", no_wrap=True)
-    names = [
+    rows = [
         *((label, Text(report.classes[label].name)) for label in _labels_to_show(report)),
-        (IGNORE_INDEX, Text("void", style="dim")),
+        (IGNORE_INDEX, Text("ignored", style="dim")),
     ]
-    for label, name in names:
+    for label, name in rows:
         table.add_row(str(label), name, *(_class_cell(report, split, label) for split in report.image_counts))
     return table
 
 
 def _class_cell(report: LintReport, split: str, label: int) -> Text:
-    counts, holders = report.pixel_counts[split], report.images_with_label[split]
+    counts, images = report.pixel_counts[split], report.images_with_label[split]
     if not counts[label]:
         return Text("-", style="dim")
-    share = 100 * counts[label] / counts.sum()
-    return Text.assemble(f"{share:.2f}%" if share >= 0.01 else "<0.01%", (f" {holders[label]:>5,}", "dim"))
+    percentage = 100 * counts[label] / counts.sum()
+    return Text.assemble(f"{percentage:.2f}%" if percentage >= 0.01 else "<0.01%", (f" {images[label]:>5,}", "dim"))

@@ -1,174 +1,182 @@
-"""What may be wrong with a data set as a whole: its classes, its splits."""
+"""Rules for a data set as a whole: its classes and splits."""
 
 import numpy as np
 
 from models.spec import IGNORE_INDEX
+from training.data.mask_decoding import format_rgb
 from training.lint.findings import Finding, LintReport
 from training.lint.sample_rules import label_step
 
-MIN_CLASS_FRACTION, MIN_CLASS_IMAGES = 0.001, 5  # of the labelled pixels of train, and its images
-MIN_TRAIN_IMAGES = 8  # training images
-MAX_VOID_FRACTION = 0.5  # of a split's pixels
-MAX_NAMED_CLASSES = 12  # classes that are named one by one
+MIN_CLASS_FRACTION, MIN_CLASS_IMAGES = 0.001, 5  # of the labeled pixels of train; images of train
+MIN_TRAIN_IMAGES = 8
+MAX_IGNORED_FRACTION = 0.5  # of the pixels of a split
+MAX_NAMED_CLASSES = 12  # classes listed by name
 
 
-def check_dataset(report: LintReport, wanted: tuple[str, ...]) -> list[Finding]:
-    """The findings that no file has alone."""
+def check_dataset(report: LintReport, requested_splits: tuple[str, ...]) -> list[Finding]:
+    """The findings that no single file has."""
     return [
         *_check_notes(report),
         *_check_unmatched_files(report),
         *_check_single_class(report),
         *_check_mixed_binary(report),
         *_check_palettes(report),
-        *_check_splits(report, wanted),
+        *_check_splits(report, requested_splits),
         *_check_absent_classes(report),
         *_check_rare_classes(report),
     ]
 
 
 def _check_notes(report: LintReport) -> list[Finding]:
-    notes = dict.fromkeys(note for samples in report.datasets.values() for note in samples.notes)
-    return [Finding("warning", "understood as", note) for note in notes]
+    notes = dict.fromkeys(note for dataset in report.datasets.values() for note in dataset.notes)
+    return [Finding("warning", "assumption", note) for note in notes]
 
 
 def _check_unmatched_files(report: LintReport) -> list[Finding]:
-    """A split that is cut from another tells the same files as that."""
-    alone = dict.fromkeys(path for samples in report.datasets.values() for path in samples.unmatched_images)
-    orphans = dict.fromkeys(
-        path for samples in report.datasets.values() for path in getattr(samples, "unmatched_masks", ())
-    )
+    """Splits cut from one folder list the same files, so each file is reported once."""
+    datasets = report.datasets.values()
+    images = dict.fromkeys(path for dataset in datasets for path in dataset.unmatched_images)
+    masks = dict.fromkeys(path for dataset in datasets for path in dataset.unmatched_masks)
     return [
-        *(Finding("error", "image without mask", f"{path} has no mask of its name.") for path in alone),
-        *(Finding("warning", "mask without image", f"{path} has no image of its name.") for path in orphans),
+        *(Finding("error", "image without mask", f"{path} has no mask of the same name.") for path in images),
+        *(Finding("warning", "mask without image", f"{path} has no image of the same name.") for path in masks),
     ]
 
 
 def _check_single_class(report: LintReport) -> list[Finding]:
-    """Masks that teach one class or none, and why that may be (mmseg #1609: 0/255 masks give IoU 0 and no hint)."""
+    """Masks with one class or none, and the likely cause (mmseg #1609: 0/255 masks give IoU 0 without any hint)."""
     counts = report.pixel_counts["train"]
-    taught = np.flatnonzero(counts[:IGNORE_INDEX])
-    values = {
-        value
-        for facts in report.sample_stats.values()
-        for each in facts
-        for value in (
-            [*each.values.tolist(), -1] if each.extra_values or each.kind == "colour" else each.values.tolist()
+    present = np.flatnonzero(counts[:IGNORE_INDEX])
+    values = _all_values(report)
+    if values == {0, 255} and present.tolist() == [0] and counts[IGNORE_INDEX]:
+        fraction = counts[IGNORE_INDEX] / counts.sum()
+        detail = (
+            f"All masks have only the values 0 and 255, with 255 on {fraction:.1%} of the pixels of train; the classes are "
+            f"{_class_names(report)}."
         )
-    }
-    if values == {0, 255} and taught.tolist() == [0] and counts[IGNORE_INDEX]:
-        share = counts[IGNORE_INDEX] / counts.sum()
-        detail = f"All masks hold 0 and 255 alone, 255 on {share:.1%} of train's pixels; the classes are {_class_names(report)}."
-        return [Finding("error", "masks of 0 and 255", detail)]
-    if len(taught) >= 2:
+        return [Finding("error", "mask values 0 and 255", detail)]
+    if len(present) >= 2:
         step = label_step(sorted(values - {IGNORE_INDEX}))
-        far = step is not None and len(values) > 2 and max(values - {IGNORE_INDEX}) < len(report.classes)
-        detail = f"The masks hold {', '.join(map(str, sorted(values)[:6]))} and so on, {step} apart."
-        return [Finding("warning", "labels far apart", detail)] if far else []
-    if len(taught) == 1 and taught[0] < len(report.classes):
-        name = report.classes[taught[0]].name
-        return [
-            Finding(
-                "error", "one class alone", f"Every mask of train holds {name} (label {taught[0]}) and nothing else."
-            )
-        ]
-    if len(taught) == 0 and counts[IGNORE_INDEX]:
-        return [Finding("error", "no labels", "Every pixel of train is void.")]
+        if step is None or len(values) <= 2 or max(values - {IGNORE_INDEX}) >= len(report.classes):
+            return []
+        detail = f"The masks have the labels {', '.join(map(str, sorted(values)[:6]))} and so on, {step} apart."
+        return [Finding("warning", "labels look scaled", detail)]
+    if len(present) == 1 and present[0] < len(report.classes):
+        detail = f"All masks of train have a single class, {_class_label(report, int(present[0]))}."
+        return [Finding("error", "single class", detail)]
+    if len(present) == 0 and counts[IGNORE_INDEX]:
+        return [Finding("error", "no labeled pixels", "Every pixel of train is ignored.")]
     return []
+
+
+def _all_values(report: LintReport) -> set[int]:
+    """The values in all masks; with -1 if there are colors or further values."""
+    values: set[int] = set()
+    for split_stats in report.sample_stats.values():
+        for stats in split_stats:
+            values.update(stats.values.tolist())
+            if stats.extra_values or stats.kind == "color":
+                values.add(-1)
+    return values
 
 
 def _check_mixed_binary(report: LintReport) -> list[Finding]:
-    """Masks of two classes, some of which hold 1 and the others 255: mostly the same class, of two tools."""
-    every = [
-        each for facts in report.sample_stats.values() for each in facts if each.kind != "colour" and not each.errors
+    """Masks of two classes, some with 1 and others with 255: usually the same class, written by two tools."""
+    values_by_mask = [
+        frozenset(stats.values.tolist())
+        for split_stats in report.sample_stats.values()
+        for stats in split_stats
+        if stats.kind != "color" and not stats.errors
     ]
-    held = [frozenset(each.values.tolist()) for each in every]
-    if len(report.classes) != 2 or any(values >= {1, IGNORE_INDEX} for values in held):
+    if len(report.classes) != 2 or any(values >= {1, IGNORE_INDEX} for values in values_by_mask):
         return []
-    ones, highs = (sum(value in values for values in held) for value in (1, IGNORE_INDEX))
-    meant = dict(next(iter(report.datasets.values())).mask_encoding.gray_to_label).get(IGNORE_INDEX, IGNORE_INDEX)
-    if not ones or not highs or meant != IGNORE_INDEX:
+    ones, highs = (sum(value in values for values in values_by_mask) for value in (1, IGNORE_INDEX))
+    encoding = next(iter(report.datasets.values())).mask_encoding
+    is_mapped = dict(encoding.gray_to_label).get(IGNORE_INDEX, IGNORE_INDEX) != IGNORE_INDEX
+    if not ones or not highs or is_mapped:
         return []
-    detail = f"{ones} masks hold 1 and {highs} hold 255, and none holds both: 255 may be meant as 1, and is void."
-    return [Finding("warning", "0/1 and 0/255 mixed", detail)]
+    detail = f"{ones} masks have the value 1, {highs} have 255, and none has both: 255 may mean 1, but is ignored."
+    return [Finding("warning", "mixed 0/1 and 0/255 masks", detail)]
 
 
 def _check_palettes(report: LintReport) -> list[Finding]:
-    """One place in two colours: the file's palette was made for it alone, and its places are no labels."""
-    if any(samples.mask_encoding.use_palette_colors for samples in report.datasets.values()):
+    """One palette index with two colors: the palettes were made per file, so the indices are not labels."""
+    if any(dataset.mask_encoding.use_palette_colors for dataset in report.datasets.values()):
         return []
-    seen: dict[int, tuple[int, str, int]] = {}
-    for split, facts in report.sample_stats.items():
-        for index, each in enumerate(facts):
+    first_use: dict[int, tuple[int, str]] = {}  # by palette index: color and file
+    for split, split_stats in report.sample_stats.items():
+        for index, stats in enumerate(split_stats):
             mask = str(report.datasets[split].pairs[index].mask)
-            for value, colour in zip(each.values.tolist(), each.palette_colors.tolist(), strict=False):
-                first = seen.setdefault(value, (colour, mask, index))
-                if first[0] != colour:
-                    shown = [f"{one >> 16},{one >> 8 & 255},{one & 255}" for one in (first[0], colour)]
-                    detail = f"Palette place {value} is the colour {shown[0]} in {first[1]} and {shown[1]} in {mask}."
-                    return [Finding("warning", "palettes that differ", detail, locations=((split, index),))]
+            for value, color in zip(stats.values.tolist(), stats.palette_colors.tolist(), strict=False):
+                first_color, first_mask = first_use.setdefault(value, (color, mask))
+                if first_color != color:
+                    detail = (
+                        f"The palette index {value} is the color {format_rgb(first_color)} in {first_mask}, but "
+                        f"{format_rgb(color)} in {mask}."
+                    )
+                    return [Finding("warning", "inconsistent palettes", detail, locations=((split, index),))]
     return []
 
 
-def _check_splits(report: LintReport, wanted: tuple[str, ...]) -> list[Finding]:
+def _check_splits(report: LintReport, requested_splits: tuple[str, ...]) -> list[Finding]:
     found = []
-    if "val" in wanted and "val" not in report.image_counts:
-        found.append(Finding("warning", "no val split", f"There is {', '.join(report.image_counts)} alone."))
-    if report.image_counts["train"] < MIN_TRAIN_IMAGES:
-        told = f"train has {report.image_counts['train']} image{'s' * (report.image_counts['train'] != 1)}."
-        found.append(Finding("warning", "few images", told))
+    if "val" in requested_splits and "val" not in report.image_counts:
+        found.append(Finding("warning", "no val split", f"There is only {', '.join(report.image_counts)}."))
+    count = report.image_counts["train"]
+    if count < MIN_TRAIN_IMAGES:
+        found.append(Finding("warning", "few images", f"train has {count} image{'s' * (count != 1)}."))
     for split, counts in report.pixel_counts.items():
-        if counts.sum() and counts[IGNORE_INDEX] / counts.sum() > MAX_VOID_FRACTION:
-            share = counts[IGNORE_INDEX] / counts.sum()
-            found.append(Finding("warning", "much void", f"{share:.1%} of the pixels of {split} are void.", share))
+        fraction = counts[IGNORE_INDEX] / max(1, counts.sum())
+        if fraction > MAX_IGNORED_FRACTION:
+            detail = f"{fraction:.1%} of the pixels of {split} are ignored."
+            found.append(Finding("warning", "mostly unlabeled", detail, fraction))
     return found
 
 
 def _check_absent_classes(report: LintReport) -> list[Finding]:
+    """Classes on no pixel of a split. A class that is in no split is reported once, for train."""
     found = []
     for split, counts in report.pixel_counts.items():
         absent = [label for label in range(len(report.classes)) if counts[label] == 0]
+        elsewhere = [label for label in absent if any(other[label] for other in report.pixel_counts.values())]
         if split == "train":
-            lost = [label for label in absent if any(other[label] for other in report.pixel_counts.values())]
-            for label in lost:
-                there = ", ".join(
-                    f"{other} {held[label]:,}" for other, held in report.pixel_counts.items() if held[label]
-                )
-                detail = f"{_class_label(report, label)} is on no pixel of train, but on others ({there}), where it must be missed."
-                found.append(Finding("warning", "class only outside train", detail))
-            absent = [label for label in absent if label not in lost]
-        else:  # what is in no split is told of train
-            absent = [label for label in absent if any(other[label] for other in report.pixel_counts.values())]
-        why = "so it cannot be learned" if split == "train" else "so nothing is measured of it there"
+            found += [_missing_from_train(report, label) for label in elsewhere]
+            absent = [label for label in absent if label not in elsewhere]
+            consequence = "so it cannot be learned"
+        else:
+            absent, consequence = elsewhere, "so it is not evaluated there"
         if len(absent) > MAX_NAMED_CLASSES:
             names = ", ".join(report.classes[label].name for label in absent[:MAX_NAMED_CLASSES])
-            detail = (
-                f"{len(absent)} of {len(report.classes)} classes are on no pixel of {split}, {why}: {names} and more."
-            )
-            found.append(Finding("warning", "class that never occurs", detail, len(absent)))
-        else:
-            found += [
-                Finding(
-                    "warning",
-                    "class that never occurs",
-                    f"{_class_label(report, label)} is on no pixel of {split}, {why}.",
-                )
-                for label in absent
-            ]
+            detail = f"{len(absent)} of {len(report.classes)} classes are on no pixel of {split}, {consequence}: {names} and more."
+            found.append(Finding("warning", "absent class", detail, len(absent)))
+            continue
+        for label in absent:
+            detail = f"{_class_label(report, label)} is on no pixel of {split}, {consequence}."
+            found.append(Finding("warning", "absent class", detail))
     return found
 
 
+def _missing_from_train(report: LintReport, label: int) -> Finding:
+    images = ", ".join(
+        f"{split} {counts[label]:,}" for split, counts in report.images_with_label.items() if counts[label]
+    )
+    detail = f"{_class_label(report, label)} is on no pixel of train, so it will not be found in other splits (images: {images})."
+    return Finding("warning", "class only in val or test", detail)
+
+
 def _check_rare_classes(report: LintReport) -> list[Finding]:
-    counts, holders = report.pixel_counts["train"], report.images_with_label["train"]
+    counts, image_counts = report.pixel_counts["train"], report.images_with_label["train"]
     total = counts[:IGNORE_INDEX].sum()
+    min_images = min(MIN_CLASS_IMAGES, report.image_counts["train"] // 4)
     found = []
     for label in range(len(report.classes)):
         if not counts[label]:
             continue
-        share = counts[label] / total
-        if share < MIN_CLASS_FRACTION or holders[label] < min(MIN_CLASS_IMAGES, report.image_counts["train"] // 4):
-            times = f"{holders[label]} of {report.image_counts['train']} training images"
-            detail = f"{_class_label(report, label)} is in {times}, on {100 * share:.2g}% of the labelled pixels."
-            found.append(Finding("warning", "rare class", detail, -share))
+        fraction = counts[label] / total
+        if fraction < MIN_CLASS_FRACTION or image_counts[label] < min_images:
+            images = f"{image_counts[label]} of {report.image_counts['train']} training images"
+            detail = f"{_class_label(report, label)} is in {images}, on {100 * fraction:.2g}% of the labeled pixels."
+            found.append(Finding("warning", "rare class", detail, -fraction))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The lint: every file's facts, given labels, put before the rules."""
+"""Runs the lint: scans every file, maps values to labels, applies the rules."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,39 +23,39 @@ def lint(
     progress: Callable[[int, int], None] | None = None,
     use_cache: bool = True,
 ) -> LintReport:
-    """Read every image and mask of a data set. A split that has no folder is passed over, but train must be there.
+    """Read every image and mask of a data set. Missing splits are skipped, except train.
 
-    `progress` is called with the number of pairs done and of all. Files that are as they were at the last lint are not read again,
-    unless not `cached`.
-    Raises: DataError for a folder that is no data set at all, or a split that is laid out wrongly.
+    `progress` is called with the number of pairs done and their total. With `use_cache`, files that have not changed since the
+    last lint are not read again.
+    Raises: DataError for a folder that is not a data set, or a split with a wrong layout.
     """
-    there = ["train", *(split for split in splits if split != "train" and has_split(root, split, data_format))]
-    opened = load_splits(root, there, data_format, progress)
+    existing = ["train", *(split for split in splits if split != "train" and has_split(root, split, data_format))]
+    opened = load_splits(root, existing, data_format, progress)
     report = LintReport(opened["train"].classes)
-    for split, facts in scan_splits(opened, progress, use_cache).items():
-        _add_split(report, split, opened[split], facts)
+    for split, all_stats in scan_splits(opened, progress, use_cache).items():
+        _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)
     report.findings += check_duplicates(report)
     return report
 
 
-def _add_split(report: LintReport, split: str, samples: SegmentationDataset, scanned: list[SampleStats]) -> None:
-    """Put the facts of one split into the report, and what is wrong with its pairs."""
-    report.datasets[split], report.sample_stats[split], report.image_counts[split] = samples, scanned, len(samples)
+def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all_stats: list[SampleStats]) -> None:
+    """Add the statistics and sample findings of one split to the report."""
+    report.datasets[split], report.sample_stats[split], report.image_counts[split] = dataset, all_stats, len(dataset)
     for counts in (report.pixel_counts, report.images_with_label, report.edge_counts):
         counts[split] = np.zeros(IGNORE_INDEX + 1, np.int64)
-    labeller = LabelLookup(samples.mask_encoding, len(samples.classes))
-    for index, (pair, facts) in enumerate(zip(samples.pairs, scanned, strict=True)):
-        labelled = labeller(facts)
-        findings = check_sample(pair, facts, labelled, len(samples.classes), (split, index))
+    lookup = LabelLookup(dataset.mask_encoding, len(dataset.classes))
+    for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
+        value_labels = lookup(stats)
+        findings = check_sample(pair, stats, value_labels, len(dataset.classes), (split, index))
         report.findings += findings
-        if split == "train" and facts.size:
-            report.train_image_sizes.append(facts.size)
-        if not facts.is_valid:
+        if split == "train" and stats.size:
+            report.train_image_sizes.append(stats.size)
+        if not stats.is_valid:
             continue
-        figures = compute_label_stats(facts, labelled)
-        report.pixel_counts[split][figures.labels] += figures.quarters.sum(axis=(1, 2))
-        report.images_with_label[split][figures.labels] += 1
-        report.edge_counts[split][figures.labels] += figures.edges
+        label_stats = compute_label_stats(stats, value_labels)
+        report.pixel_counts[split][label_stats.labels] += label_stats.quarters.sum(axis=(1, 2))
+        report.images_with_label[split][label_stats.labels] += 1
+        report.edge_counts[split][label_stats.labels] += label_stats.edges
         if split == "train" and not any(finding.level == "error" for finding in findings):
-            report.train_label_stats.append(figures)
+            report.train_label_stats.append(label_stats)

@@ -1,4 +1,4 @@
-"""What a data set is made of, as figures: sizes, formats, classes."""
+"""Statistics of a data set: sizes, formats, classes."""
 
 from collections import Counter
 from typing import Any
@@ -13,7 +13,7 @@ from training.lint.findings import LintReport
 
 
 def dataset_stats(report: LintReport) -> dict[str, Any]:
-    """Plain JSON values. Sizes are (height, width) in pixels; shares are of all pixels, 0..1; a width is in pixels."""
+    """JSON-compatible statistics. Sizes are [height, width] in pixels, fractions of all pixels 0 to 1, widths in pixels."""
     return {
         "splits": {split: _split_stats(report, split) for split in report.image_counts},
         "classes": _class_stats(report),
@@ -21,22 +21,27 @@ def dataset_stats(report: LintReport) -> dict[str, Any]:
 
 
 def _split_stats(report: LintReport, split: str) -> dict[str, Any]:
-    facts = report.sample_stats[split]
-    sizes = np.array([each.size for each in facts if each.size], np.int64).reshape(-1, 2)
-    told: dict[str, Any] = {"images": len(facts), "unreadable": sum(bool(each.errors) for each in facts)}
-    told["not_counted"] = sum(not each.is_valid for each in facts)
+    all_stats = report.sample_stats[split]
+    sizes = np.array([stats.size for stats in all_stats if stats.size], np.int64).reshape(-1, 2)
+    result: dict[str, Any] = {
+        "images": len(all_stats),
+        "unreadable": sum(bool(stats.errors) for stats in all_stats),
+        "not_counted": sum(not stats.is_valid for stats in all_stats),
+    }
     if len(sizes):
         by_area = sizes[np.argsort(sizes.prod(axis=1), kind="stable")]
-        told["sizes"] = {
+        result["sizes"] = {
             "smallest": by_area[0].tolist(),
             "median": by_area[len(by_area) // 2].tolist(),
             "largest": by_area[-1].tolist(),
             "distinct": len(np.unique(sizes, axis=0)),
         }
-    told["formats"] = _count_names([each.image_format for each in facts])
-    told["masks"] = _count_names([f"{each.mask_format} {each.kind}".strip() for each in facts if each.mask_size])
-    told["rotated_by_exif"] = sum(each.orientation != 1 for each in facts)
-    return told
+    result["formats"] = _count_names([stats.image_format for stats in all_stats])
+    result["masks"] = _count_names(
+        [f"{stats.mask_format} {stats.kind}".strip() for stats in all_stats if stats.mask_size]
+    )
+    result["rotated_by_exif"] = sum(stats.orientation != 1 for stats in all_stats)
+    return result
 
 
 def _count_names(names: list[str]) -> dict[str, int]:
@@ -45,54 +50,67 @@ def _count_names(names: list[str]) -> dict[str, int]:
 
 def _class_stats(report: LintReport) -> list[dict[str, Any]]:
     found = []
-    for label, name in [*enumerate(entry.name for entry in report.classes), (IGNORE_INDEX, "void")]:
+    for label, name in [*enumerate(entry.name for entry in report.classes), (IGNORE_INDEX, "ignored")]:
         area, edge = (
-            sum(int(counts[label]) for counts in by.values()) for by in (report.pixel_counts, report.edge_counts)
+            sum(int(counts[label]) for counts in by_split.values())
+            for by_split in (report.pixel_counts, report.edge_counts)
         )
-        shares = {
+        fractions = {
             split: round(int(counts[label]) / max(1, int(counts.sum())), 6)
             for split, counts in report.pixel_counts.items()
         }
-        images = {split: int(holders[label]) for split, holders in report.images_with_label.items()}
-        # A stripe w wide has two of its pixels at an edge in each row of w.
+        images = {split: int(counts[label]) for split, counts in report.images_with_label.items()}
+        # A stripe of width w has two edge pixels in each row of w pixels.
         width = round(2 * area / edge, 1) if edge else None
-        found.append({"label": label, "name": name, "fraction": shares, "images": images, "width": width})
+        found.append({"label": label, "name": name, "fraction": fractions, "images": images, "width": width})
     return found
 
 
-def print_stats(told: dict[str, Any], console: Console) -> None:
-    """Print them as two tables."""
+def format_sizes(split_stats: dict[str, Any], missing: str = "") -> list[str]:
+    """The smallest, median and largest size of a split as "width x height"; `missing` without a readable image."""
+    sizes = split_stats.get("sizes")
+    names = ("smallest", "median", "largest")
+    return [f"{sizes[name][1]} x {sizes[name][0]}" if sizes else missing for name in names]
+
+
+def format_counts(counts: dict[str, int]) -> str:
+    """Counts by name, such as "PNG 12, JPEG 3"."""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def print_stats(stats: dict[str, Any], console: Console) -> None:
+    """Print the result of `dataset_stats` as two tables."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("split", "images", "smallest", "median", "largest", "images in", "masks in"):
+    for title in ("split", "images", "smallest", "median", "largest", "image formats", "mask formats"):
         table.add_column(title, justify="right" if title in ("images", "smallest", "median", "largest") else "left")
-    for split, each in told["splits"].items():
-        sizes = each.get("sizes", {})
-        shown = [f"{sizes[name][1]} x {sizes[name][0]}" if sizes else "-" for name in ("smallest", "median", "largest")]
-        table.add_row(split, f"{each['images']:,}", *shown, _join_counts(each["formats"]), _join_counts(each["masks"]))
+    for split, each in stats["splits"].items():
+        formats = (format_counts(each[name]) or "-" for name in ("formats", "masks"))
+        table.add_row(split, f"{each['images']:,}", *format_sizes(each, missing="-"), *formats)
     console.print("Sizes are width x height in pixels, upright.", style="dim")
     console.print(table)
     console.print()
-    splits = list(told["splits"])
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("", justify="right")
     table.add_column("class", overflow="fold")
-    for split in splits:
+    for split in stats["splits"]:
         table.add_column(split, justify="right")
-        table.add_column("in", justify="right", style="dim")
+        table.add_column("images", justify="right", style="dim")
     table.add_column("width", justify="right")
-    for each in told["classes"]:
-        cells = [cell for split in splits for cell in (f"{each['fraction'][split]:.2%}", f"{each['images'][split]:,}")]
+    for each in stats["classes"]:
+        cells = [
+            cell
+            for split in stats["splits"]
+            for cell in (f"{each['fraction'][split]:.2%}", f"{each['images'][split]:,}")
+        ]
         width = "-" if each["width"] is None else f"{each['width']:,.0f}"
         table.add_row(str(each["label"]), Text(each["name"]), *cells, width)
     console.print(table)
-    if left := sum(each["not_counted"] for each in told["splits"].values()):
-        console.print(f"Not counted: {left:,} images with errors, which `maskserve data lint` names.", style="yellow")
+    if left_out := sum(each["not_counted"] for each in stats["splits"].values()):
+        console.print(
+            f"Not counted: {left_out:,} images with errors; `maskserve data lint` lists them.", style="yellow"
+        )
     console.print(
-        "Share of the pixels, and images that hold the class; width: of its objects, typically, in pixels "
-        "(twice its pixels by those at its edges).",
+        "Percentage of pixels, and number of images with the class; width: typical width of its regions in pixels "
+        "(twice the pixels / edge pixels).",
         style="dim",
     )
-
-
-def _join_counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "-"

@@ -1,6 +1,6 @@
-"""A finding's images, small, as data in the page itself."""
+"""The images of a finding as thumbnails, embedded in the page as data URIs."""
 
-from html import escape
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,86 +14,84 @@ from training.data.mask_decoding import RawMask
 from training.lint.findings import Finding, LintReport
 from training.reports.gallery import WRONG_COLOUR, jpeg_data_uri, mask_data_uri
 
-THUMBNAIL_SIDE = 320  # pixels of the long side, at most
-UNKNOWN_LABEL = 254  # the place in the palette of what is no class: the last that no class has, but in a set of 255
+THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
+UNKNOWN_LABEL = 254  # palette index of pixels without a class; only with 255 classes it is also a class
 
 
-def render_finding(report: LintReport, finding: Finding) -> str:
-    """The image of a finding with its mask over it and the mask alone; two images side by side where it speaks of two."""
+@dataclass(frozen=True)
+class Pane:
+    """One thumbnail of a card: an image, a mask, or both; or a message about what could not be read."""
+
+    title: str
+    label: str = ""  # for screen readers
+    size: tuple[int, int] | None = None  # (height, width) of the thumbnail; None if it could not be read
+    photo: str = ""  # data URI of the image
+    mask: str = ""  # data URI of the mask
+    style: str = ""  # CSS class
+    error: str = "cannot be read"
+
+
+def finding_panes(report: LintReport, finding: Finding) -> list[Pane]:
+    """The two images of a finding; or its one image with the mask on top, and the mask alone."""
     if len(finding.locations) == 2:
-        panes = "".join(_image_pane(report.datasets[split], index, split) for split, index in finding.locations)
-    else:
-        split, index = finding.locations[0]
-        panes = _overlay_panes(report.datasets[split], index)
-    return f'<figure class="card"><div class="panes">{panes}</div><figcaption>{escape(finding.detail)}</figcaption></figure>'
+        return [_image_pane(report.datasets[split], index, split) for split, index in finding.locations]
+    split, index = finding.locations[0]
+    return _overlay_panes(report.datasets[split], index)
 
 
-def _image_pane(samples: SegmentationDataset, index: int, split: str) -> str:
-    name = f"{samples.pairs[index].name} ({split})"
+def _image_pane(dataset: SegmentationDataset, index: int, split: str) -> Pane:
+    name = f"{dataset.pairs[index].name} ({split})"
     try:
-        image = samples.image(index)
+        image = dataset.image(index)
     except (MaskserveError, OSError) as error:
-        return _placeholder(str(error), name)
+        return Pane(name, error=str(error))
     size = thumbnail_size((image.shape[0], image.shape[1]))
-    return _pane(size, name, name, photo=jpeg_data_uri(resize_image(image, size)))
+    return Pane(name, name, size, photo=jpeg_data_uri(resize_image(image, size)))
 
 
-def _overlay_panes(samples: SegmentationDataset, index: int) -> str:
-    name = samples.pairs[index].name
+def _overlay_panes(dataset: SegmentationDataset, index: int) -> list[Pane]:
+    name = dataset.pairs[index].name
     size, photo, mask_size, mask = None, "", None, ""
     try:
-        image = samples.image(index)
+        image = dataset.image(index)
         size = thumbnail_size((image.shape[0], image.shape[1]))
         photo = jpeg_data_uri(resize_image(image, size))
     except (MaskserveError, OSError):
         pass
     try:
-        labels = thumbnail_labels(samples.raw_mask(index), samples)
+        labels = thumbnail_labels(dataset.raw_mask(index), dataset)
         mask_size = (labels.shape[0], labels.shape[1])
-        colours = palette(samples.classes)
-        if len(samples.classes) <= UNKNOWN_LABEL:
-            colours[UNKNOWN_LABEL] = WRONG_COLOUR
-        mask = mask_data_uri(labels, colours)
+        colors = palette(dataset.classes)
+        if len(dataset.classes) <= UNKNOWN_LABEL:
+            colors[UNKNOWN_LABEL] = WRONG_COLOUR
+        mask = mask_data_uri(labels, colors)
     except (MaskserveError, OSError):
         pass
-    # A mask of another shape is not bent to the image: that it does not fit is what is to be seen.
+    # A mask of another shape is not stretched over the image, so that the mismatch is visible.
     fits = size and mask_size and abs(size[0] - mask_size[0]) <= 1 and abs(size[1] - mask_size[1]) <= 1
-    first = _pane(size, name, "image", photo, mask if fits else "") if size else _placeholder("", "image")
-    second = _pane(mask_size, name, "mask", mask=mask, kind="alone") if mask_size else _placeholder("", "mask")
-    return first + second
+    return [
+        Pane("image", f"{name}: image", size, photo, mask if fits else ""),
+        Pane("mask", f"{name}: mask", mask_size, mask=mask, style="alone"),
+    ]
 
 
 def thumbnail_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels on the page."""
+    """(height, width) of the thumbnail in pixels."""
     return network_input_size(size, InputRule(rule="fit", side=THUMBNAIL_SIDE)) if max(size) > THUMBNAIL_SIDE else size
 
 
-def thumbnail_labels(values: RawMask, samples: SegmentationDataset) -> Labels:
-    """uint8 H x W at the page's size, by nearest neighbour: classes, VOID, and STRANGE for what is neither."""
-    array: NDArray[np.generic] = values.array
+def thumbnail_labels(mask: RawMask, dataset: SegmentationDataset) -> Labels:
+    """Labels uint8 H x W at thumbnail size, by nearest neighbor: classes, 255 for ignored, UNKNOWN_LABEL for others."""
+    array: NDArray[np.generic] = mask.array
     height, width = thumbnail_size((array.shape[0], array.shape[1]))
     rows = (np.arange(height) + 0.5) * array.shape[0] / height
     columns = (np.arange(width) + 0.5) * array.shape[1] / width
     small = array[rows.astype(int)[:, None], columns.astype(int)[None]]
-    there, places = np.unique(small, return_inverse=True)
+    values, inverse = np.unique(small, return_inverse=True)
     labels = []
-    for value in there.tolist():
-        colour = values.palette[value] if values.kind == "palette" and value < len(values.palette) else None
-        label = samples.mask_encoding.decode_value(value, values.kind, colour)
-        known = label is not None and (label == IGNORE_INDEX or 0 <= label < len(samples.classes))
+    for value in values.tolist():
+        color = mask.palette[value] if mask.kind == "palette" and value < len(mask.palette) else None
+        label = dataset.mask_encoding.decode_value(value, mask.kind, color)
+        known = label is not None and (label == IGNORE_INDEX or 0 <= label < len(dataset.classes))
         labels.append(label if known else UNKNOWN_LABEL)
-    return np.asarray(np.array(labels, np.uint8)[places].reshape(small.shape))
-
-
-def _pane(size: tuple[int, int], name: str, title: str, photo: str = "", mask: str = "", kind: str = "") -> str:
-    drawn = f'<div class="photo" style="--photo:url({photo})"></div>' if photo else ""
-    drawn += f'<img src="{mask}" alt="">' if mask else ""
-    label = escape(name if name == title else f"{name}: {title}")
-    return (
-        f'<div class="pane {kind}" style="aspect-ratio:{size[1]}/{size[0]}" role="img" aria-label="{label}">{drawn}'
-        f"<span>{escape(title)}</span></div>"
-    )
-
-
-def _placeholder(why: str, title: str) -> str:
-    return f'<div class="pane none">{escape(why or "cannot be read")}<span>{escape(title)}</span></div>'
+    return np.asarray(np.array(labels, np.uint8)[inverse].reshape(small.shape))

@@ -29,9 +29,10 @@ from models.spec import InputRule, default_rgb
 from tests.fixtures_bundles import QUIET_CONSOLE
 from tests.fixtures_graphs import reference_labels, scene_image, write_onnx_graph
 from tests.fixtures_networks import calibrate_norms
+from training.data.formats.voc import CLASS_NAMES
 from training.freezing.onnx_import.graph_reader import UserHints
 from training.freezing.parity import load_parity_images
-from training.import_model import VOC_CLASSES, import_model, import_onnx
+from training.import_model import import_model, import_onnx
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALLEST = "lraspp_mobilenet_v3_large"
@@ -100,7 +101,7 @@ def test_a_network_of_torchvision_answers_as_in_torchvision(
 def test_its_bundle_says_what_it_is(imported_bundle: Bundle, small_model: tuple[nn.Module, Path]) -> None:
     spec, state = imported_bundle.spec, small_model[0].state_dict()
     assert (spec.name, spec.architecture.name) == (SMALLEST, f"torchvision/{SMALLEST}")
-    assert [entry.name for entry in spec.classes] == list(VOC_CLASSES)
+    assert [entry.name for entry in spec.classes] == list(CLASS_NAMES)
     assert [entry.rgb for entry in spec.classes] == [default_rgb(label) for label in range(21)]
     assert spec.provenance["weights"] == "small.pth"
     stored = load_file(imported_bundle.weights_path)
@@ -113,7 +114,7 @@ def test_a_training_begins_from_its_weights(imported_bundle: Bundle) -> None:
     from models.architectures.finetune import load_initial_weights
 
     network = build(imported_bundle.spec.architecture.name, 21, **imported_bundle.spec.architecture.options)
-    load_initial_weights(network, imported_bundle.folder, list(VOC_CLASSES))
+    load_initial_weights(network, imported_bundle.folder, list(CLASS_NAMES))
     stored = load_file(imported_bundle.weights_path)
     assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
 
@@ -122,7 +123,7 @@ def test_a_training_begins_from_its_weights(imported_bundle: Bundle) -> None:
 def test_what_torchvision_says_of_its_weights_is_what_is_taken(name: str) -> None:
     published = get_model_weights(name).DEFAULT
     assert published.name == "COCO_WITH_VOC_LABELS_V1"
-    assert ["__background__", *VOC_CLASSES[1:]] == published.meta["categories"]
+    assert ["__background__", *CLASS_NAMES[1:]] == published.meta["categories"]
     preset = published.transforms()
     np.testing.assert_allclose(np.array(preset.mean) * 255, IMAGENET_MEAN, atol=1e-3)
     np.testing.assert_allclose(np.array(preset.std) * 255, IMAGENET_STD, atol=1e-3)
@@ -250,7 +251,7 @@ def test_large_images_are_shrunk_before_the_gate(tmp_path: Path) -> None:
 
 
 def test_classes_are_named(tmp_path: Path) -> None:
-    assert [entry.name for entry in training.import_model.read_classes("voc")] == list(VOC_CLASSES)
+    assert [entry.name for entry in training.import_model.read_classes("voc")] == list(CLASS_NAMES)
     assert training.import_model.read_classes("voc")[20].rgb == (0, 64, 128)
     (tmp_path / "c.csv").write_text("name,r,g,b\nroad,1,2,3\nsky,4,5,6\n")
     assert [(entry.name, entry.rgb) for entry in training.import_model.read_classes(str(tmp_path / "c.csv"))] == [

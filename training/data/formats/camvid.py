@@ -1,6 +1,6 @@
-"""CamVid as the SegNet tutorial lays it out: `train/NAME.png` with `trainannot/NAME.png`, and val, test.
+"""CamVid in the layout of the SegNet tutorial: `train/NAME.png` with `trainannot/NAME.png`, and val, test.
 
-Eleven classes, 0..10, and 11 for what is not labelled (Brostow et al. 2009; Badrinarayanan et al. 2017).
+Eleven classes, 0 to 10; 11 is unlabeled (Brostow et al. 2009; Badrinarayanan et al. 2017).
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ from models.spec import IGNORE_INDEX, ClassInfo
 from training.data.dataset import SegmentationDataset, match_files
 from training.data.mask_decoding import MaskEncoding
 
-UNLABELLED = 11
+UNLABELED = 11
 
 CLASSES = [
     ClassInfo(name="sky", rgb=(128, 128, 128)),
@@ -26,20 +26,23 @@ CLASSES = [
 ]
 
 
-def recognises(root: Path) -> bool:
-    """Whether each of train and val has its `annot` beside it."""
+def detect(root: Path) -> bool:
+    """Whether train and val both have an `annot` folder."""
     return all((root / name).is_dir() for name in ("train", "trainannot", "val", "valannot"))
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether the split has its folder."""
+    """Whether the split has a folder."""
     return (root / split).is_dir()
 
 
 def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError where its folders are missing or empty."""
-    found = match_files(root / split, root / f"{split}annot")
-    meaning = MaskEncoding(((UNLABELLED, IGNORE_INDEX),))
+    """Open one split. Raises: DataError if its folders are missing or empty."""
+    files = match_files(root / split, root / f"{split}annot")
     return SegmentationDataset(
-        found.pairs, CLASSES, meaning, unmatched_images=found.unmatched_images, unmatched_masks=found.unmatched_masks
+        files.pairs,
+        CLASSES,
+        MaskEncoding(((UNLABELED, IGNORE_INDEX),)),
+        unmatched_images=files.unmatched_images,
+        unmatched_masks=files.unmatched_masks,
     )

@@ -1,9 +1,9 @@
 """Cityscapes: `leftImg8bit/train/CITY/NAME_leftImg8bit.png`, `gtFine/train/CITY/NAME_gtFine_labelIds.png`; val, test.
 
-The 19 classes that are evaluated, by the names, colours and ids of mcordts/cityscapesScripts, helpers/labels.py; the other
-ids are void. `labelTrainIds` are read where every image has them, as a data set that was made to be so is its maker's
-choice of classes; or else `labelIds`. `gtCoarse` is read for a split that has no `gtFine`. The masks of test are dummies
-without a class; where they hold none, there is no split test.
+The 19 evaluated classes, with the names, colors and ids of mcordts/cityscapesScripts, helpers/labels.py; other ids are
+ignored. `labelTrainIds` are read if every image has them, because a data set prepared this way has chosen its classes;
+otherwise `labelIds`. A split without `gtFine` uses `gtCoarse`. The public masks of test are dummies without a class; then there is
+no test split.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
 from training.data.splits import is_split_available, resolve_split_source
 
 IMAGE_FOLDER = "leftImg8bit"
-MASK_FOLDERS = ("gtFine", "gtCoarse")  # the first that a split has
+MASK_FOLDERS = ("gtFine", "gtCoarse")  # the first one that a split has
 
 CLASSES_BY_ID = {
     7: ClassInfo(name="road", rgb=(128, 64, 128)),
@@ -43,21 +43,22 @@ CLASSES_BY_ID = {
     33: ClassInfo(name="bicycle", rgb=(119, 11, 32)),
 }
 CLASSES = list(CLASSES_BY_ID.values())
-MAX_ID = 33  # of the ids; the license plate's -1 is 255 in an 8-bit PNG
+MAX_ID = 33  # the id -1 of the license plate is 255 in an 8-bit PNG
 CLASS_IDS_BY_MASK_KIND: dict[str, Sequence[int]] = {
     "labelTrainIds": range(len(CLASSES)),
     "labelIds": tuple(CLASSES_BY_ID),
 }
 LABELS_BY_ID = dict.fromkeys(range(MAX_ID + 1), IGNORE_INDEX) | {id: label for label, id in enumerate(CLASSES_BY_ID)}
+MAX_CHECKED_IMAGES = 3  # whose masks show whether a split has classes
 
 
-def recognises(root: Path) -> bool:
-    """Whether `leftImg8bit` lies beside `gtFine` or `gtCoarse`."""
+def detect(root: Path) -> bool:
+    """Whether there is `leftImg8bit` with `gtFine` or `gtCoarse`."""
     return (root / IMAGE_FOLDER).is_dir() and any((root / name).is_dir() for name in MASK_FOLDERS)
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether the split has images and, if it is test, masks that hold a class."""
+    """Whether the split has images and, for test, masks with classes."""
     splits = _available_splits(root)
     return bool(splits) and is_split_available(splits, split)
 
@@ -67,25 +68,27 @@ def load(root: Path, split: str) -> SegmentationDataset:
     splits = _available_splits(root)
     if not splits:
         raise DataError(
-            f"{root / IMAGE_FOLDER} has no folder train; wanted is {IMAGE_FOLDER}/train/CITY/NAME_{IMAGE_FOLDER}.png."
+            f"{root / IMAGE_FOLDER} has no folder train; expected {IMAGE_FOLDER}/train/CITY/NAME_{IMAGE_FOLDER}.png."
         )
-    chosen = resolve_split_source(root, splits, split)
-    # One kind for the whole data set: the meaning of a value must not depend on the split.
-    every = [image for name in splits for image in _list_images(root, name)]
-    kind = "labelTrainIds" if all(_find_mask(root, name, path, "labelTrainIds") for name, path in every) else "labelIds"
-    masks = {name: (path, _find_mask(root, name, path, kind)) for name, path in _list_images(root, chosen.name)}
-    mine = chosen.select(name for name, (_, mask) in masks.items() if mask)
-    pairs = [Pair(name, path, mask) for name, (path, mask) in masks.items() if mask and name in mine]
-    unpaired = [path for name, (path, mask) in masks.items() if not mask and chosen.contains(name)]
+    source = resolve_split_source(root, splits, split)
+    # One kind of mask for the whole data set: a value must mean the same in every split.
+    images = [image for name in splits for image in _list_images(root, name)]
+    kind = (
+        "labelTrainIds" if all(_find_mask(root, name, path, "labelTrainIds") for name, path in images) else "labelIds"
+    )
+    masks = {name: (path, _find_mask(root, name, path, kind)) for name, path in _list_images(root, source.name)}
+    selected = source.select(name for name, (_, mask) in masks.items() if mask)
+    pairs = [Pair(name, path, mask) for name, (path, mask) in masks.items() if mask and name in selected]
+    unmatched = [path for name, (path, mask) in masks.items() if not mask and source.contains(name)]
     if not pairs:
-        folders = " or ".join(str(root / masks / chosen.name) for masks in MASK_FOLDERS)
-        raise DataError(f"{folders} holds no mask of an image; wanted is CITY/NAME_gtFine_{kind}.png.")
-    meaning = IDENTITY_ENCODING if kind == "labelTrainIds" else MaskEncoding(tuple(LABELS_BY_ID.items()))
-    return SegmentationDataset(pairs, CLASSES, meaning, unmatched_images=tuple(unpaired))
+        folders = " or ".join(str(root / folder / source.name) for folder in MASK_FOLDERS)
+        raise DataError(f"No image has a mask in {folders}; expected CITY/NAME_gtFine_{kind}.png.")
+    encoding = IDENTITY_ENCODING if kind == "labelTrainIds" else MaskEncoding(tuple(LABELS_BY_ID.items()))
+    return SegmentationDataset(pairs, CLASSES, encoding, unmatched_images=tuple(unmatched))
 
 
 def _list_images(root: Path, split: str) -> list[tuple[str, Path]]:
-    """By name, `CITY/NAME`, sorted."""
+    """(name, file) of each image; the name is `CITY/NAME`, sorted."""
     folder = root / IMAGE_FOLDER / split
     found = (path for path in folder.rglob(f"*_{IMAGE_FOLDER}.*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted((path.relative_to(folder).as_posix().rsplit(f"_{IMAGE_FOLDER}", 1)[0], path) for path in found)
@@ -93,8 +96,8 @@ def _list_images(root: Path, split: str) -> list[tuple[str, Path]]:
 
 def _find_mask(root: Path, name: str, image: Path, kind: str) -> Path | None:
     split = image.relative_to(root / IMAGE_FOLDER).parts[0]
-    masks = next((masks for masks in MASK_FOLDERS if (root / masks / split).is_dir()), MASK_FOLDERS[0])
-    path = root / masks / split / f"{name}_{masks}_{kind}.png"
+    folder = next((folder for folder in MASK_FOLDERS if (root / folder / split).is_dir()), MASK_FOLDERS[0])
+    path = root / folder / split / f"{name}_{folder}_{kind}.png"
     return path if path.is_file() else None
 
 
@@ -103,8 +106,8 @@ def _available_splits(root: Path) -> list[str]:
     return splits if "test" not in splits or _split_has_classes(root, "test") else splits[:-1]
 
 
-def _split_has_classes(root: Path, split: str, most: int = 3) -> bool:
-    """Whether one of the first masks of a split holds a class."""
+def _split_has_classes(root: Path, split: str) -> bool:
+    """Whether one of the first masks of a split has a class."""
     masks = [
         (path, kind)
         for name, image in _list_images(root, split)
@@ -113,7 +116,7 @@ def _split_has_classes(root: Path, split: str, most: int = 3) -> bool:
     ]
     return any(
         _mask_has_class(path, CLASS_IDS_BY_MASK_KIND[kind])
-        for path, kind in masks[: most * len(CLASS_IDS_BY_MASK_KIND)]
+        for path, kind in masks[: MAX_CHECKED_IMAGES * len(CLASS_IDS_BY_MASK_KIND)]
     )
 
 
@@ -121,4 +124,4 @@ def _mask_has_class(mask: Path, ids: Sequence[int]) -> bool:
     try:
         return bool(np.isin(read_mask(mask), ids).any())
     except MaskserveError:
-        return True  # the lint will name it
+        return True  # the lint reports it

@@ -1,14 +1,14 @@
-"""COCO's JSON, as COCO, CVAT, Label Studio, Roboflow and others write it. One of:
+"""COCO JSON, as written by COCO, CVAT, Label Studio, Roboflow and others. One of:
 
     annotations/instances_train2017.json   train2017/ or images/train2017/    and val; also stuff_*, panoptic_* with its PNGs
     annotations/instances_default.json     images/                            CVAT; instances_Train.json with images/Train/
     result.json                            images/                            Label Studio; any one COCO file at the top
     train/_annotations.coco.json           train/                             Roboflow; and valid, test
 
-Without splits the hash of the name makes them, and without val a tenth of train is held out, as in `folder.py`. Of several
-kinds panoptic is read before instances, and those before stuff. Labels follow the category ids. Where instances do not cover
-a pixel it is background, class 0; where panoptic or stuff do not, it is void. Images are found by the end of their
-`file_name`. Masks are drawn at the height and width that the file tells, in whatever frame its tool drew them.
+Without splits a hash of the name assigns them, and without val a tenth of train is held out, as in `folder.py`. If there are
+several kinds of files, panoptic comes before instances, and instances before stuff. Labels follow the order of category ids.
+A pixel without an instance is background, class 0; a pixel without panoptic or stuff segment is ignored. Images are found by
+the end of their `file_name`. Masks are drawn at the height and width in the file, without applying EXIF rotation.
 """
 
 import hashlib
@@ -24,12 +24,13 @@ from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.formats.coco_discovery import CocoFiles, find_coco_files, list_coco_files
 from training.data.formats.coco_images import ImageIndex
-from training.data.formats.coco_parser import CocoAnnotations, JsonObject, read_categories, read_coco
+from training.data.formats.coco_parser import IGNORED_CATEGORY, CocoAnnotations, JsonObject, read_categories, read_coco
 from training.data.formats.rasterize import Regions
 from training.data.mask_decoding import RawMask
 from training.data.splits import SplitSource, is_split_available, resolve_split_source
 
 BACKGROUND = "background"
+BACKGROUND_CATEGORY = -2  # the id given to a background that the file does not list
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +39,13 @@ class RegionMaskReader:
 
     file: Path
     regions: Regions
-    region_labels: NDArray[np.uint8]  # by region
-    image_indices: dict[str, int]  # of the images, by name
+    region_labels: NDArray[np.uint8]  # R, by region
+    image_indices: dict[str, int]  # index of each image in the file, by name
     background_label: int
-    cache_key: str  # digest of all but the pair's own files (`cache.py`)
+    cache_key: str  # digest of everything but the pair's own files (`scan_cache.py`)
 
     def __call__(self, pair: Pair) -> RawMask:
-        """Labels, H x W. Raises: DataError."""
+        """Labels, uint8 H x W. Raises: DataError."""
         try:
             return RawMask(
                 self.regions.rasterize(self.image_indices[pair.name], self.region_labels, self.background_label)
@@ -55,13 +56,13 @@ class RegionMaskReader:
 
 @dataclass(frozen=True, eq=False)
 class PanopticMaskReader:
-    """Draws the mask of an image from the ids that are a panoptic PNG's colours."""
+    """Reads the mask of an image from a panoptic PNG, whose colors are segment ids."""
 
     segment_labels: dict[str, dict[int, int]]  # by name: segment id -> label
     cache_key: str  # as above
 
     def __call__(self, pair: Pair) -> RawMask:
-        """Labels, H x W; an id that the file does not tell of is void. Raises: DataError, ImageError."""
+        """Labels, uint8 H x W; ids that the file does not list are ignored. Raises: DataError, ImageError."""
         red, green, blue = np.moveaxis(read_image(pair.mask).astype(np.uint32), 2, 0)
         ids = red | green << 8 | blue << 16
         labels = np.full(ids.shape, IGNORE_INDEX, np.uint8)
@@ -70,85 +71,93 @@ class PanopticMaskReader:
         return RawMask(labels)
 
 
-def recognises(root: Path) -> bool:
-    """Whether there is a COCO file where one of the tools puts it, and no `masks`, which would speak for themselves."""
+def detect(root: Path) -> bool:
+    """Whether there is a COCO file in one of the usual locations, and no folder `masks`, which takes precedence."""
     return not (root / "masks").is_dir() and bool(list_coco_files(root))
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether the split has a file, or is made by the hash. Raises: DataError where two files claim one split."""
+    """Whether the split has a file, or the hash assigns it. Raises: DataError if two files claim one split."""
     return is_split_available(find_coco_files(root).splits(), split, lambda: load(root, split))
 
 
 def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError that names the file and the place in it."""
-    listed = find_coco_files(root)
-    chosen = resolve_split_source(root, listed.splits(), split)
-    file = listed.files[chosen.name]
+    """Open one split. Raises: DataError that names the file and the entry in it."""
+    coco_files = find_coco_files(root)
+    source = resolve_split_source(root, coco_files.splits(), split)
+    file = coco_files.files[source.name]
     content = read_coco(file)
-    covered = content.regions is None or listed.kind == "stuff"  # a pixel without region is one that nobody looked at
-    classes, labels = _merge_categories(listed, background=not covered)
-    found, notes = _find_images(root, file, chosen, content)
-    if listed.skipped:
-        left = ", ".join(path.relative_to(root).as_posix() for path in listed.skipped)
-        notes.append(f"{root} holds COCO files of several kinds; read are those of {listed.kind}, and not {left}.")
-    if content.regions is not None:
-        by_region = _labels_by_region(content.regions, labels, file)
-        pairs = [Pair(name, path, file) for name, path, _ in found]
-        places, ground = {name: place for name, _, place in found}, IGNORE_INDEX if covered else 0
-        draw = RegionMaskReader(file, content.regions, by_region, places, ground, _digest(labels, ground))
-        return SegmentationDataset(pairs, classes, mask_reader=draw, notes=(*content.notes, *notes))
-    return _load_panoptic(root, file, content, found, classes, labels, tuple(notes))
+    # Panoptic and stuff label every pixel, so a pixel without region was not labeled; for instances it is background.
+    labels_every_pixel = content.regions is None or coco_files.kind == "stuff"
+    classes, labels = _merge_categories(coco_files, background=not labels_every_pixel)
+    images, notes = _find_images(root, file, source, content)
+    if coco_files.skipped:
+        skipped = ", ".join(path.relative_to(root).as_posix() for path in coco_files.skipped)
+        notes.append(f"{root} has several kinds of COCO files; {coco_files.kind} is used and {skipped} is skipped.")
+    notes = [*content.notes, *notes]
+    if content.regions is None:
+        return _load_panoptic(root, file, content, images, classes, labels, notes)
+    background_label = IGNORE_INDEX if labels_every_pixel else 0
+    reader = RegionMaskReader(
+        file,
+        content.regions,
+        _labels_by_region(content.regions, labels, file),
+        {name: index for name, _, index in images},
+        background_label,
+        _digest(labels, background_label),
+    )
+    pairs = [Pair(name, path, file) for name, path, _ in images]
+    return SegmentationDataset(pairs, classes, mask_reader=reader, notes=tuple(notes))
 
 
 def _load_panoptic(
-    root: Path, file: Path, content: CocoAnnotations, found: list[tuple[str, Path, int]],
-    classes: list[ClassInfo], labels: dict[int, int], notes: tuple[str, ...],
+    root: Path, file: Path, content: CocoAnnotations, images: list[tuple[str, Path, int]],
+    classes: list[ClassInfo], labels: dict[int, int], notes: list[str],
 ) -> SegmentationDataset:  # fmt: skip
     folder = next((path for path in (file.with_suffix(""), root / file.stem) if path.is_dir()), None)
     if folder is None:
-        raise DataError(f"{file.with_suffix('')} is missing: {file.name} speaks of PNGs in it; unpack them there.")
-    pairs, drawn, unpaired = [], {}, []
-    for name, path, place in found:
-        segments = content.segments[place]
+        raise DataError(f"The folder {file.with_suffix('')} is missing; unpack the PNGs that {file.name} lists there.")
+    pairs, segment_labels, unmatched = [], {}, []
+    for name, path, index in images:
+        segments = content.segments[index]
         if segments is None or not (folder / segments.file).is_file():
-            unpaired.append(path)
+            unmatched.append(path)
             continue
         unknown = sorted(set(segments.categories.values()) - labels.keys())
         if unknown:
-            raise DataError(
-                f"{file}: {segments.file} has the category {unknown[0]}, which `categories` does not tell of."
-            )
+            raise DataError(f"{file}: {segments.file} has the category {unknown[0]}, which is not in `categories`.")
         pairs.append(Pair(name, path, folder / segments.file))
-        drawn[name] = {id: labels[category] for id, category in segments.categories.items()}
+        segment_labels[name] = {id: labels[category] for id, category in segments.categories.items()}
     if not pairs:
-        raise DataError(f"{folder} holds none of the PNGs that {file.name} speaks of; unpack them there.")
+        raise DataError(f"{folder} has none of the PNGs that {file.name} lists; unpack them there.")
     return SegmentationDataset(
         pairs,
         classes,
-        mask_reader=PanopticMaskReader(drawn, _digest(drawn)),
-        unmatched_images=tuple(unpaired),
-        notes=notes,
+        mask_reader=PanopticMaskReader(segment_labels, _digest(segment_labels)),
+        unmatched_images=tuple(unmatched),
+        notes=tuple(notes),
     )
 
 
 def _find_images(
-    root: Path, file: Path, chosen: SplitSource, content: CocoAnnotations
+    root: Path, file: Path, source: SplitSource, content: CocoAnnotations
 ) -> tuple[list[tuple[str, Path, int]], list[str]]:
-    """The name, file and place in the COCO file of each image of the split, sorted by name; and what is to be told."""
-    images = ImageIndex(root, chosen.name).resolve(content.names, file)
+    """The images of the split as (name, file, index in the COCO file), sorted by name; and notes."""
+    images = ImageIndex(root, source.name).resolve(content.names, file)
     if not images:
         raise DataError(
-            f"{file} lists {len(content.names):,} images, and none is in {root}; put them into {root}/images."
+            f"{file} lists {len(content.names):,} images, but none of them is in {root}; put them into {root}/images."
         )
     notes = []
-    missing = [name for place, name in enumerate(content.names) if place not in images]
+    missing = [name for index, name in enumerate(content.names) if index not in images]
     if missing:
-        notes.append(f"{file} lists {len(missing):,} images that are not in {root}, such as {missing[0]}; left out.")
-    mine = chosen.select(name for name, _ in images.values())
-    found = sorted((name, path, place) for place, (name, path) in images.items() if name in mine)
+        notes.append(
+            f"{file} lists {len(missing):,} images that are not in {root}, such as {missing[0]}; they are skipped."
+        )
+    selected = source.select(name for name, _ in images.values())
+    found = sorted((name, path, index) for index, (name, path) in images.items() if name in selected)
     if not found:
-        raise DataError(f"{file}: no image falls into the split by the hash of its name; add images or name splits.")
+        raise DataError(f"{file}: the hash of the names assigns no image to this split; add images, or define splits.")
     return found, notes
 
 
@@ -157,42 +166,40 @@ def _labels_by_region(regions: Regions, labels: dict[int, int], file: Path) -> N
     unknown = [id for id in ids.tolist() if id not in labels]
     if unknown:
         raise DataError(
-            f"{file}: annotations have the category {unknown[0]}, which `categories` does not tell of or, as Roboflow's id 0 "
-            "does, calls the group of the others; add it there, or give those annotations another."
+            f"{file}: annotations use the category {unknown[0]}, which is not in `categories` or, like Roboflow's id 0, is only "
+            "the group of the others; add it there, or change those annotations."
         )
     return np.array([labels[id] for id in ids.tolist()], np.uint8)[inverse]
 
 
-def _merge_categories(listed: CocoFiles, background: bool) -> tuple[list[ClassInfo], dict[int, int]]:
-    """The classes of all files, in the order of their ids, after the background; and the labels by id, void by -1."""
+def _merge_categories(coco_files: CocoFiles, background: bool) -> tuple[list[ClassInfo], dict[int, int]]:
+    """The classes of all files, background first and then by category id; and the label of each category id."""
     entries: dict[int, JsonObject] = {}
-    for file in listed.files.values():
+    for file in coco_files.files.values():
         for entry in read_categories(file):
             known = entries.setdefault(entry["id"], entry)
             if known["name"] != entry["name"]:
                 raise DataError(
-                    f"{file}: the category {entry['id']} is {entry['name']!r} here and {known['name']!r} before."
+                    f"{file}: the category {entry['id']} is {entry['name']!r} here, but {known['name']!r} in another file."
                 )
     groups = {entry.get("supercategory") for entry in entries.values()}
     if entries.get(0, {}).get("supercategory") == "none" and entries[0]["name"] in groups:
-        del entries[0]  # Roboflow's: the group that holds the classes, which no region is of
+        del entries[0]  # Roboflow: the group of the classes, which no region has
     ids = sorted(entries)
     if background:
-        ground = next((id for id in ids if entries[id]["name"].lower() == BACKGROUND), -2)
-        entries.setdefault(ground, {"name": BACKGROUND})
-        ids = [ground, *(id for id in ids if id != ground)]
-    file = next(iter(listed.files.values()))
+        first = next((id for id in ids if entries[id]["name"].lower() == BACKGROUND), BACKGROUND_CATEGORY)
+        entries.setdefault(first, {"name": BACKGROUND})
+        ids = [first, *(id for id in ids if id != first)]
+    file = next(iter(coco_files.files.values()))
     if not 2 <= len(ids) <= 255:
-        raise DataError(
-            f"{file}: {len(ids)} classes; a mask tells 2 to 255 apart (instances have the background as one)."
-        )
+        raise DataError(f"{file} has {len(ids)} classes; expected 2 to 255 (for instances, including the background).")
     if len({entries[id]["name"] for id in ids}) < len(ids):
-        raise DataError(f"{file} names a category twice; each needs a name of its own.")
+        raise DataError(f"{file} has two categories of the same name; give each its own name.")
     labels = {id: label for label, id in enumerate(ids)}
     classes = [
         ClassInfo(name=entries[id]["name"], rgb=_category_rgb(entries[id], label)) for id, label in labels.items()
     ]
-    return classes, {**labels, -1: IGNORE_INDEX}
+    return classes, {**labels, IGNORED_CATEGORY: IGNORE_INDEX}
 
 
 def _digest(*values: object) -> str:

@@ -1,4 +1,4 @@
-"""Finds the COCO files of a data set, and which split each is of."""
+"""Finds the COCO files of a data set and the split of each."""
 
 import re
 from dataclasses import dataclass
@@ -7,10 +7,10 @@ from pathlib import Path
 from models.errors import DataError
 from training.data.splits import SPLIT_ALIASES, split_from_name
 
-ANNOTATION_KINDS = ("panoptic", "instances", "stuff")  # of a file's name, the first that is there
-IGNORED_KINDS = ("captions", "keypoints", "image_info")  # COCO's that hold no region
+ANNOTATION_KINDS = ("panoptic", "instances", "stuff")  # in the file name; the first one that exists is used
+IGNORED_KINDS = ("captions", "keypoints", "image_info")  # COCO files without regions
 
-# Label Studio's own JSON begins with a list, and Segment Anything's has an `image` and no `image_id` in its annotations.
+# Label Studio's own JSON starts with a list; Segment Anything's has an `image`, and no `image_id` in its annotations.
 _COCO_HEADER = re.compile(
     rb"""(\xef\xbb\xbf)?\s*\{.*?("(images|categories)"\s*:\s*\[|"annotations"\s*:\s*\[\s*\{.{0,500}?"image_id")""",
     re.DOTALL,
@@ -21,26 +21,25 @@ _COCO_HEADER = re.compile(
 class CocoFiles:
     """The COCO files of a data set."""
 
-    files: dict[str, Path]  # by split; "" for one that names none
-    kind: str  # one of KINDS; "instances" where the name says nothing
+    files: dict[str, Path]  # by split; "" for a file without a split
+    kind: str  # one of ANNOTATION_KINDS; "instances" if the file name does not tell
     skipped: tuple[Path, ...]  # COCO files that are not read
 
     def splits(self) -> list[str]:
-        """Those that have a file."""
+        """The splits that have a file."""
         return [split for split in self.files if split]
 
 
 def find_coco_files(root: Path) -> CocoFiles:
-    """The COCO files of a data set, by split. Raises: DataError where two claim one split."""
-    group = list_coco_files(root)
-    if not group:
-        raise DataError(f"{root} holds no COCO file; wanted is, for one, {root}/annotations/instances_train.json.")
+    """The COCO files of a data set, by split. Raises: DataError if two files claim one split."""
+    candidates = list_coco_files(root)
+    if not candidates:
+        raise DataError(f"{root} has no COCO file; expected for example {root}/annotations/instances_train.json.")
     by_kind: dict[str, list[Path]] = {}
-    for file in group:
-        by_kind.setdefault(
-            next((kind for kind in ANNOTATION_KINDS if kind in file.stem.lower()), "instances"), []
-        ).append(file)
-    # The panoptic file of val alone must not hide the instances of train.
+    for file in candidates:
+        kind = next((kind for kind in ANNOTATION_KINDS if kind in file.stem.lower()), "instances")
+        by_kind.setdefault(kind, []).append(file)
+    # A panoptic file for val alone must not hide the instances of train.
     kind = max(
         by_kind,
         key=lambda kind: (
@@ -52,14 +51,14 @@ def find_coco_files(root: Path) -> CocoFiles:
     for file in by_kind[kind]:
         split = _split_of_file(root, file)
         if split in files:
-            meant = f"the split {split}" if split else "the whole data set"
+            subject = f"the split {split}" if split else "the whole data set"
             raise DataError(
-                f"{files[split]} and {file} both claim to be {meant}; leave one, or name them by their splits."
+                f"{files[split]} and {file} are both for {subject}; delete one, or name the files after their splits."
             )
         files[split] = file
     if len(files) > 1:
         files.pop("", None)
-    return CocoFiles(files, kind, tuple(file for file in group if file not in files.values()))
+    return CocoFiles(files, kind, tuple(file for file in candidates if file not in files.values()))
 
 
 def _split_of_file(root: Path, file: Path) -> str:
@@ -67,21 +66,21 @@ def _split_of_file(root: Path, file: Path) -> str:
 
 
 def list_coco_files(root: Path) -> list[Path]:
-    """The COCO files in `annotations`, or else at the top, or else in the folders of splits."""
+    """The COCO files in `annotations`, else those at the top, else those in the split folders."""
     split_folders = sorted(path for path in root.iterdir() if path.name.lower() in SPLIT_ALIASES and path.is_dir())
     for folders in ([root / "annotations"], [root], split_folders):
-        group = [
+        found = [
             file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json")) if _is_coco(file)
         ]
-        if group:
-            return group
+        if found:
+            return found
     return []
 
 
 def _is_coco(file: Path) -> bool:
-    """By its name, or else by how it begins: half a gigabyte is not parsed to know."""
+    """Decided by the name, else by the first 16 KB: parsing half a gigabyte to find out takes too long."""
     name = file.name.lower()
-    if name.startswith(".") or any(other in name for other in IGNORED_KINDS):
+    if name.startswith(".") or any(kind in name for kind in IGNORED_KINDS):
         return False
     if name.startswith(ANNOTATION_KINDS) or name.endswith(".coco.json"):
         return True

@@ -1,4 +1,4 @@
-"""Finds the images that a COCO file lists, by the end of the path that its tool wrote."""
+"""Finds the images that a COCO file lists, by the end of their path: tools write paths of their own machine."""
 
 import os
 import unicodedata
@@ -11,52 +11,52 @@ from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
 from training.data.splits import split_from_name
 
-MASK_FOLDER_PREFIXES = ("panoptic_", "annotations", "stuffthingmaps")  # folders whose PNGs are no images
+MASK_FOLDER_PREFIXES = ("panoptic_", "annotations", "stuffthingmaps")  # folders of PNGs that are not images
 
 
 class ImageIndex:
-    """The images below a folder, of one split where folders name splits."""
+    """The images below a folder, limited to one split where folders are named after splits."""
 
     def __init__(self, root: Path, split: str) -> None:
-        """`split`: images in folders of another are passed over; "" takes all."""
+        """`split`: skip images in folders of other splits; "" keeps all images."""
         self.root = root
         self.by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
-        for folder, below, files in os.walk(root):
-            below[:] = [name for name in below if not name.startswith((".", *MASK_FOLDER_PREFIXES))]
-            inside = PurePosixPath(Path(folder).relative_to(root).as_posix())
-            spoken = [word for part in inside.parts if (word := split_from_name(part))]
-            if split and spoken and spoken[-1] != split:
+        for folder, subfolders, files in os.walk(root):
+            subfolders[:] = [name for name in subfolders if not name.startswith((".", *MASK_FOLDER_PREFIXES))]
+            relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+            folder_splits = [found for part in relative.parts if (found := split_from_name(part))]
+            if split and folder_splits and folder_splits[-1] != split:
                 continue
             for name in files:
                 if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
-                    self.by_name[_normalize_name(name)].append(inside / name)
+                    self.by_name[_normalize_name(name)].append(relative / name)
 
     def resolve(self, listed: Sequence[str], file: Path) -> dict[int, tuple[str, Path]]:
-        """By place in the list: a name (the path below the folder that holds them all, less the suffix) and the file.
+        """Index in `listed` -> (name, image file). The name is the path below the common folder, without the suffix.
 
-        Images that are not there are left out. Raises: DataError where it is not clear which file is meant.
+        Missing images are left out. Raises: DataError if several files match.
         """
         found: dict[int, PurePosixPath] = {}
-        taken: dict[PurePosixPath, str] = {}
-        for place, name in enumerate(listed):
+        listed_by_path: dict[PurePosixPath, str] = {}
+        for index, name in enumerate(listed):
             path = self._find(name, file)
             if path is None:
                 continue
-            if path in taken:
+            if path in listed_by_path:
                 raise DataError(
-                    f"{file} lists {taken[path]} and {name}, but {self.root / path} alone is there for both."
+                    f"{file} lists {listed_by_path[path]} and {name}, but there is only {self.root / path} for both."
                 )
-            taken[path] = name
-            found[place] = path
+            listed_by_path[path] = name
+            found[index] = path
         if not found:
             return {}
-        common = os.path.commonpath([path.parent for path in found.values()]) if found else ""
-        shorts = {place: path.relative_to(common) for place, path in found.items()}
-        count = Counter(short.with_suffix("") for short in shorts.values())
+        common = os.path.commonpath([path.parent for path in found.values()])
+        relative = {index: path.relative_to(common) for index, path in found.items()}
+        count = Counter(path.with_suffix("") for path in relative.values())
         return {
-            # a.jpg and a.png are two images to COCO.
-            place: (str(short if count[short.with_suffix("")] > 1 else short.with_suffix("")), self.root / found[place])
-            for place, short in shorts.items()
+            # For COCO, a.jpg and a.png are two images.
+            index: (str(path if count[path.with_suffix("")] > 1 else path.with_suffix("")), self.root / found[index])
+            for index, path in relative.items()
         }
 
     def _find(self, name: str, file: Path) -> PurePosixPath | None:
@@ -69,22 +69,22 @@ class ImageIndex:
         ranked = sorted(candidates, key=lambda path: _matching_suffix_length(path, parts), reverse=True)
         if _matching_suffix_length(ranked[0], parts) == _matching_suffix_length(ranked[1], parts):
             raise DataError(
-                f"{file} lists {name}, which may be {self.root / ranked[0]} or {self.root / ranked[1]}; write its folder into "
-                "`file_name`, or take one away."
+                f"{file} lists {name}, which could be {self.root / ranked[0]} or {self.root / ranked[1]}; add the folder to "
+                "`file_name`, or delete one."
             )
         return ranked[0]
 
 
 def _normalize_name(name: str) -> str:
-    """macOS writes an accent as a letter of its own; Windows and Linux mostly do not."""
+    """NFC: macOS stores an accent as a separate character, Windows and Linux usually do not."""
     return unicodedata.normalize("NFC", name)
 
 
 def _matching_suffix_length(path: PurePosixPath, parts: list[str]) -> int:
-    """How many parts of a path, from its end, are those of another."""
+    """How many parts at the end of the path equal those of `parts`."""
     count = 0
-    for mine, theirs in zip(reversed(path.parts), reversed(parts), strict=False):
-        if _normalize_name(mine) != theirs:
+    for part, listed in zip(reversed(path.parts), reversed(parts), strict=False):
+        if _normalize_name(part) != listed:
             break
         count += 1
     return count

@@ -1,11 +1,11 @@
-"""A table of images and masks, CSV or TSV: a line an image, paths as seen from the table's folder.
+"""A table of images and masks, CSV or TSV: one image per line, with paths relative to the table.
 
     split,image,mask
     train,images/001.jpg,masks/001.png
 
-The columns may come in any order and beside others, parted by commas, semicolons or tabs. Without `split` the hash of the name
-does it, and without val a tenth of train is held out (`folder.py`). The data set is the table itself, or a folder that holds one
-such table; `classes.csv` lies beside it.
+Columns may be in any order, with others, separated by commas, semicolons or tabs. Without `split` a hash of the name assigns
+the splits, and without val a tenth of train is held out (`folder.py`). The data set is the table itself, or a folder with one
+such table; `classes.csv` is in the same folder.
 """
 
 import csv
@@ -23,51 +23,51 @@ IMAGE, MASK, SPLIT = "image", "mask", "split"
 
 
 class CsvRow(NamedTuple):
-    """A line: the split's name ("" without such a column), the image, and its mask, if it has one."""
+    """One line of the table."""
 
-    number: int
-    split: str
+    number: int  # line number in the file
+    split: str  # "" without the column
     name: str
     image: Path
     mask: Path | None
 
 
-def recognises(root: Path) -> bool:
-    """Whether the file is such a table, or the folder holds one."""
+def detect(root: Path) -> bool:
+    """Whether the file is such a table, or the folder has one."""
     return bool(_list_tables(root))
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether a line names the split; or it is cut by the hash."""
+    """Whether a line has the split, or the hash assigns it."""
     rows = _read_rows(_find_table(root))
-    there = {row.split for row in rows}
-    if there == {""}:
+    existing = {row.split for row in rows}
+    if existing == {""}:
         return split in assign_splits(row.name for row in rows if row.mask).values()
-    return split in there or (split == "val" and sum(row.split == "train" for row in rows if row.mask) > 1)
+    return split in existing or (split == "val" and sum(row.split == "train" for row in rows if row.mask) > 1)
 
 
 def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError, with the number of the line that is wrong, in whichever split that is."""
+    """Open one split. Raises: DataError that names the first wrong line, in any split."""
     file = _find_table(root)
     rows = _read_rows(file)
-    there = {row.split for row in rows}
-    chosen = SplitSource("", frozenset({split})) if there == {""} else resolve_split_source(file, there, split)
-    rows = [row for row in rows if row.split == chosen.name]
-    every = [Pair(row.name, row.image, row.mask) for row in rows if row.mask]
-    kept = chosen.select(pair.name for pair in every)
-    pairs = sorted((pair for pair in every if pair.name in kept), key=lambda pair: pair.name)
-    check_not_empty(file, split, pairs, len(every))
-    unpaired = tuple(row.image for row in rows if not row.mask and chosen.contains(row.name))
-    return SegmentationDataset(pairs, *read_dataset_classes(file.parent), unmatched_images=unpaired)
+    existing = {row.split for row in rows}
+    source = SplitSource("", frozenset({split})) if existing == {""} else resolve_split_source(file, existing, split)
+    rows = [row for row in rows if row.split == source.name]
+    candidates = [Pair(row.name, row.image, row.mask) for row in rows if row.mask]
+    selected = source.select(pair.name for pair in candidates)
+    pairs = sorted((pair for pair in candidates if pair.name in selected), key=lambda pair: pair.name)
+    check_not_empty(file, split, pairs, len(candidates))
+    unmatched = tuple(row.image for row in rows if not row.mask and source.contains(row.name))
+    return SegmentationDataset(pairs, *read_dataset_classes(file.parent), unmatched_images=unmatched)
 
 
 def _find_table(root: Path) -> Path:
-    """Raises: DataError where there is none, or more than one."""
+    """Raises: DataError if there is none, or more than one."""
     tables = _list_tables(root)
     if not tables:
-        raise DataError(f"{root} holds no table; wanted is a CSV or TSV with the head line split,image,mask.")
+        raise DataError(f"{root} has no table; expected a CSV or TSV with the header split,image,mask.")
     if len(tables) > 1:
-        raise DataError(f"{root} holds the tables {tables[0].name} and {tables[1].name}; give the one that is meant.")
+        raise DataError(f"{root} has two tables, {tables[0].name} and {tables[1].name}; give the path of one.")
     return tables[0]
 
 
@@ -92,7 +92,7 @@ def _first_line(file: Path) -> str:
 
 
 def _parse_header(line: str) -> tuple[str, list[str]] | None:
-    """The delimiter and the columns of a head line; None where it names no image and mask."""
+    """The delimiter and the columns of a header line; None if it lacks image or mask."""
     for delimiter in ",\t;":
         columns = [column.strip().strip('"').lower() for column in line.strip("\r\n").split(delimiter)]
         if IMAGE in columns and MASK in columns:
@@ -101,30 +101,32 @@ def _parse_header(line: str) -> tuple[str, list[str]] | None:
 
 
 def _read_rows(file: Path) -> list[CsvRow]:
-    """Raises: DataError for the first line that is wrong."""
+    """Raises: DataError for the first wrong line."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: is no table in UTF-8 ({error}); save it as such.") from error
+        raise DataError(f"{file}: not a table in UTF-8 ({error}); save it as UTF-8.") from error
     lines = text.splitlines()
-    head = _parse_header(lines[0]) if lines else None
-    if head is None:
-        raise DataError(f"{file}: the head line names no {IMAGE} and {MASK}; wanted is split,image,mask.")
-    delimiter, columns = head
+    header = _parse_header(lines[0]) if lines else None
+    if header is None:
+        raise DataError(f"{file}: the header has no columns {IMAGE} and {MASK}; expected split,image,mask.")
+    delimiter, columns = header
     reader = csv.reader(lines, delimiter=delimiter)
     next(reader)
     rows: list[CsvRow] = []
-    lines_of: dict[str, int] = {}
+    line_by_name: dict[str, int] = {}
     for cells in reader:
         if not any(cell.strip() for cell in cells):
             continue
         row = _parse_row(dict(zip(columns, map(str.strip, cells), strict=False)), reader.line_num, file)
-        if row.name in lines_of:
-            raise DataError(f"{file}, lines {lines_of[row.name]} and {row.number}: both are {row.name}; leave one.")
-        lines_of[row.name] = row.number
+        if row.name in line_by_name:
+            raise DataError(
+                f"{file}, lines {line_by_name[row.name]} and {row.number}: both list {row.name}; delete one of them."
+            )
+        line_by_name[row.name] = row.number
         rows.append(row)
     if not rows:
-        raise DataError(f"{file} names no image; wanted is a line each: split,image,mask.")
+        raise DataError(f"{file} lists no image; expected one per line: split,image,mask.")
     return rows
 
 
@@ -134,15 +136,17 @@ def _parse_row(cells: dict[str, str], number: int, file: Path) -> CsvRow:
     image, mask = (cells.get(column, "").replace("\\", "/") for column in (IMAGE, MASK))
     split = SPLIT_ALIASES.get(cells.get(SPLIT, "").lower(), "") if SPLIT in cells else ""
     if SPLIT in cells and not split:
-        raise DataError(f"{where}: the split {cells[SPLIT]!r} is not known; choose from {', '.join(SPLITS)}.")
+        raise DataError(f"{where}: unknown split {cells[SPLIT]!r}; choose from {', '.join(SPLITS)}.")
     if not image:
-        raise DataError(f"{where}: names no image.")
+        raise DataError(f"{where}: no image; write its path in the column {IMAGE}.")
     for path in filter(None, (image, mask)):
         if not (file.parent / path).is_file():
-            raise DataError(f"{where}: {file.parent / path} is not there; paths are as seen from the table's folder.")
+            raise DataError(
+                f"{where}: {file.parent / path} does not exist; paths are relative to the folder of the table."
+            )
     return CsvRow(number, split, _image_name(image), file.parent / image, file.parent / mask if mask else None)
 
 
 def _image_name(path: str) -> str:
-    """An image's name: its path without the suffix, and without what would lead out of a folder."""
+    """The name of an image: its path without the suffix and without parts that leave the folder."""
     return "/".join(part for part in PurePosixPath(path).with_suffix("").parts if part not in ("..", "/"))

@@ -1,103 +1,95 @@
-"""Any folder of images and masks, paired by name. One of:
+"""A folder of images and masks, paired by name. One of:
 
     images/NAME.jpg          masks/NAME.png            split by a hash of the name: 80% train, 10% val, 10% test
     images/train/NAME.jpg    masks/train/NAME.png      and val, test
     train/images/NAME.jpg    train/masks/NAME.png      and val, test
 
-The folders may have another of their usual names (`IMAGES`, `MASKS`, `WORDS`), in small or capital letters. Where there
-is a `train` and no `val`, a tenth of train is held out for it, by the same hash. A mask holds one label a pixel, 0..254, and 255
-is void; or 0 and 255 alone; or the classes' colours. `classes.csv` names the classes (`classes.py`).
+The folders may have other usual names (`IMAGE_FOLDERS`, `MASK_FOLDERS`, `SPLIT_ALIASES`), in any case. If there is a `train`
+but no `val`, the same hash holds out a tenth of train. A mask has one label per pixel, 0 to 254, with 255 ignored; or only 0 and
+255; or the class colors. `classes.csv` names the classes (`class_file.py`).
 """
 
 from pathlib import Path
 
 from models.errors import DataError
 from training.data.class_file import read_dataset_classes
-from training.data.dataset import SPLITS, MatchedFiles, Pair, SegmentationDataset, holds_image, match_files
+from training.data.dataset import SPLITS, Pair, SegmentationDataset, contains_image, match_files
 from training.data.splits import SPLIT_ALIASES, SplitSource, assign_splits, resolve_split_source
 
 IMAGE_FOLDERS = ("images", "imgs", "image", "img")
 MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label")
 
 
-def recognises(root: Path) -> bool:
-    """Whether there is an `images` beside a `masks`, at the top or in the folder of train.
+def detect(root: Path) -> bool:
+    """Whether there is `images` with `masks`, at the top or in the folder of train.
 
-    `labels` and `annotations` are also others' (YOLO, COCO), and must hold an image.
+    Other formats (YOLO, COCO) also have `labels` and `annotations`, so these must contain an image.
     """
     folders = (root, *(path for path in _subfolders(root) if SPLIT_ALIASES.get(path.name.lower()) == "train"))
-    there = ((_find_folder(folder, IMAGE_FOLDERS), _find_folder(folder, MASK_FOLDERS)) for folder in folders)
+    found = ((_find_folder(folder, IMAGE_FOLDERS), _find_folder(folder, MASK_FOLDERS)) for folder in folders)
     return any(
-        images and masks and (masks.name.lower() == MASK_FOLDERS[0] or holds_image(masks)) for images, masks in there
+        images and masks and (masks.name.lower() == MASK_FOLDERS[0] or contains_image(masks)) for images, masks in found
     )
 
 
 def has_split(root: Path, split: str) -> bool:
-    """Whether the split has a folder, or gets an image by the hash."""
-    there = _split_folders(root)
-    if not there:
-        return split in assign_splits(pair.name for pair in _match_unsplit(root).pairs).values()
-    return split in there or (split == "val" and "train" in there and len(match_files(*there["train"]).pairs) > 1)
+    """Whether the split has a folder, or the hash assigns it an image."""
+    folders = _split_folders(root)
+    if not folders:
+        pairs = match_files(*_image_and_mask_folders(root)).pairs
+        return split in assign_splits(pair.name for pair in pairs).values()
+    return split in folders or (split == "val" and "train" in folders and len(match_files(*folders["train"]).pairs) > 1)
 
 
 def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError where it holds nothing."""
-    there = _split_folders(root)
-    if there:
-        chosen = resolve_split_source(root, there, split)
-        images, found = there[chosen.name][0], match_files(*there[chosen.name])
-    else:
-        chosen = SplitSource("", frozenset({split}))
-        images, found = _image_and_mask_folders(root)[0], _match_unsplit(root)
-    if not found.pairs and found.unmatched_images and found.unmatched_masks:
+    """Open one split. Raises: DataError if it is empty."""
+    folders = _split_folders(root)
+    source = resolve_split_source(root, folders, split) if folders else SplitSource("", frozenset({split}))
+    images, masks = folders[source.name] if folders else _image_and_mask_folders(root)
+    files = match_files(images, masks)
+    if not files.pairs and files.unmatched_images and files.unmatched_masks:
         raise DataError(
-            f"{root}: none of {len(found.unmatched_images):,} images has a mask of its name; there are "
-            f"{found.unmatched_images[0]} and {found.unmatched_masks[0]}, for example. Give image and mask one name."
+            f"{root}: none of {len(files.unmatched_images):,} images has a mask of the same name; found for example "
+            f"{files.unmatched_images[0]} and {files.unmatched_masks[0]}. Give image and mask the same name."
         )
-    kept = chosen.select(pair.name for pair in found.pairs)
-    pairs = [pair for pair in found.pairs if pair.name in kept]
-    check_not_empty(root, split, pairs, len(found.pairs))
-    unpaired = tuple(path for path in found.unmatched_images if chosen.contains(relative_name(images, path)))
+    selected = source.select(pair.name for pair in files.pairs)
+    pairs = [pair for pair in files.pairs if pair.name in selected]
+    check_not_empty(root, split, pairs, len(files.pairs))
+    unmatched = tuple(
+        path for path in files.unmatched_images if source.contains(path.relative_to(images).with_suffix("").as_posix())
+    )
     return SegmentationDataset(
-        pairs, *read_dataset_classes(root), unmatched_images=unpaired, unmatched_masks=found.unmatched_masks
+        pairs, *read_dataset_classes(root), unmatched_images=unmatched, unmatched_masks=files.unmatched_masks
     )
 
 
-def check_not_empty(root: Path, split: str, pairs: list[Pair], all_: int) -> None:
-    """Raises: DataError where a split holds no pair; `all_`: the pairs that it was cut from."""
-    if all_ == 1 and not pairs:
-        raise DataError(f"{root} holds one image with a mask; wanted are two or more, to train on and to validate on.")
+def check_not_empty(root: Path, split: str, pairs: list[Pair], total: int) -> None:
+    """Check that a split has a pair, out of the `total` pairs that it was selected from. Raises: DataError."""
+    if total == 1 and not pairs:
+        raise DataError(f"{root} has one image with a mask; expected at least two, for training and validation.")
     if not pairs:
-        raise DataError(f"{root}: the split {split} holds no image with a mask; add images or make split folders.")
-
-
-def relative_name(folder: Path, path: Path) -> str:
-    """The name that an image goes by in a folder."""
-    return path.relative_to(folder).with_suffix("").as_posix()
-
-
-def _match_unsplit(root: Path) -> MatchedFiles:
-    return match_files(*_image_and_mask_folders(root))
+        raise DataError(f"{root}: the split {split} has no image with a mask; add images, or create split folders.")
 
 
 def _image_and_mask_folders(folder: Path) -> tuple[Path, Path]:
-    """The two folders; by their first names where they are not there, for `match` to miss them."""
-    return _find_folder(folder, IMAGE_FOLDERS) or folder / IMAGE_FOLDERS[0], _find_folder(
-        folder, MASK_FOLDERS
-    ) or folder / MASK_FOLDERS[0]
+    """The two folders; missing ones under their first name, so that `match_files` reports them."""
+    return (
+        _find_folder(folder, IMAGE_FOLDERS) or folder / IMAGE_FOLDERS[0],
+        _find_folder(folder, MASK_FOLDERS) or folder / MASK_FOLDERS[0],
+    )
 
 
 def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Of each split that has a folder, the images' and the masks'. Raises: DataError where two claim one split."""
+    """The image folder and the mask folder of each split on disk. Raises: DataError if two claim one split."""
     images, masks = _image_and_mask_folders(root)
     found: dict[str, tuple[Path, Path]] = {}
     for folder in (*_subfolders(images), *_subfolders(root)):
         split = SPLIT_ALIASES.get(folder.name.lower())
-        inside = folder.parent == images
+        inside = folder.parent == images  # images/train, in contrast to train/images
         if split is None or not (inside or _find_folder(folder, IMAGE_FOLDERS)):
             continue
         if split in found and (found[split][0].parent == images) == inside:
-            raise DataError(f"{found[split][0]} and {folder} both claim to be {split}; leave one.")
+            raise DataError(f"{found[split][0]} and {folder} are both for the split {split}; delete or rename one.")
         if split not in found:
             found[split] = (
                 (folder, _find_folder(masks, (folder.name,)) or masks / folder.name)
@@ -108,9 +100,9 @@ def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _find_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The folder in a folder that goes by the first of some names."""
-    there = {path.name.lower(): path for path in _subfolders(folder)}
-    return next((there[name.lower()] for name in names if name.lower() in there), None)
+    """The subfolder with the first of these names that exists, ignoring case."""
+    found = {path.name.lower(): path for path in _subfolders(folder)}
+    return next((found[name.lower()] for name in names if name.lower() in found), None)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What is counted on the pixels of an image and its mask, in a few quick passes."""
+"""Pixel counts of a mask, and digest and perceptual hash of an image, in a few fast passes."""
 
 import hashlib
 
@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from models.imaging.decode import RGB
 
-MAX_VALUES = 256  # values kept of a mask: more than 255 classes there are none
-MAX_EXACT_COUNT = 1 << 24  # pixels at a time: OpenCV counts in float32
-MIN_CONTRAST = 2.0  # grey levels: an image that varies less at 32 x 32 looks like every other such one
+MAX_VALUES = 256  # values kept per mask; there are at most 255 classes
+MAX_EXACT_COUNT = 1 << 24  # pixels per call: OpenCV counts in float32
+MIN_CONTRAST = 2.0  # gray levels, standard deviation; flatter images all have similar hashes
 HASH_SIDE, HASH_FREQUENCIES = 32, 8
 
 MaskArray = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
@@ -18,31 +18,32 @@ ValueCounts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int
 
 
 def count_values(mask: MaskArray) -> ValueCounts:
-    """Of a mask H x W: the values that occur, K ascending, at most the 256 most frequent ones; their pixels by quarter,
-    K x (top, bottom) x (left, right); their pixels at an edge, K; and how many values more there are.
+    """Count the pixels of each value in a mask H x W.
 
+    Returns: the values, K ascending, at most the 256 most frequent ones; their pixels by quarter,
+    K x (top, bottom) x (left, right); their pixels at an edge, K; and the number of values that were dropped.
     The middle row and column of an odd size belong to the bottom and the right.
     """
-    places, values = _index_values(mask)
-    height, width = places.shape
+    indices, values = _index_values(mask)
+    height, width = indices.shape
     rows, columns = (slice(height // 2), slice(height // 2, None)), (slice(width // 2), slice(width // 2, None))
-    quarters = np.stack([np.stack([histogram(places[row, column]) for column in columns]) for row in rows])
-    edges = histogram(places, edge_mask(mask))
-    if len(values) > MAX_VALUES:  # the last place counts all that is not kept
+    quarters = np.stack([np.stack([histogram(indices[row, column]) for column in columns]) for row in rows])
+    edges = histogram(indices, edge_mask(mask))
+    if len(values) > MAX_VALUES:  # the last bin counts all dropped values
         quarters, edges = quarters[..., :MAX_VALUES], edges[:MAX_VALUES]
-    there = np.flatnonzero(quarters.any(axis=(0, 1)))
+    present = np.flatnonzero(quarters.any(axis=(0, 1)))
     return (
-        values[there],
-        np.moveaxis(quarters[..., there], -1, 0).copy(),
-        edges[there],
+        values[present],
+        np.moveaxis(quarters[..., present], -1, 0).copy(),
+        edges[present],
         max(0, len(values) - MAX_VALUES),
     )
 
 
 def _index_values(mask: MaskArray) -> tuple[NDArray[np.uint8] | NDArray[np.uint16], NDArray[np.int64]]:
-    """Each pixel's place among the values, H x W, and the values: the kept ones ascending, then the others.
+    """Each pixel's index into the values, H x W, and the values: the kept ones ascending, then the dropped ones.
 
-    Values are sorted by runs, not by pixels: a mask has few of them, also in 24-bit colours.
+    Sorts runs of equal values instead of pixels: a mask has few runs, even with 24-bit colors.
     """
     if mask.dtype == np.uint8:
         return mask.view(np.uint8), np.arange(256, dtype=np.int64)
@@ -53,15 +54,15 @@ def _index_values(mask: MaskArray) -> tuple[NDArray[np.uint8] | NDArray[np.uint1
     if len(values) > MAX_VALUES:
         pixels = np.bincount(runs, weights=lengths)
         kept = np.sort(np.argsort(-pixels, kind="stable")[:MAX_VALUES])
-        place = np.full(len(values), MAX_VALUES, np.uint16)
-        place[kept] = np.arange(MAX_VALUES)
+        index = np.full(len(values), MAX_VALUES, np.uint16)
+        index[kept] = np.arange(MAX_VALUES)
         values = np.concatenate([values[kept], np.delete(values, kept)])
-        return np.repeat(place[runs], lengths).reshape(mask.shape), values.astype(np.int64)
+        return np.repeat(index[runs], lengths).reshape(mask.shape), values.astype(np.int64)
     return np.repeat(runs.astype(np.uint8), lengths).reshape(mask.shape), values.astype(np.int64)
 
 
 def edge_mask(mask: MaskArray) -> NDArray[np.bool_]:
-    """Whether a pixel has one of its 4 neighbours of another value; H x W."""
+    """Whether one of the 4 neighbors of a pixel has another value; bool H x W."""
     edge = np.zeros(mask.shape, np.bool_)
     down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
     edge[1:] |= down
@@ -72,23 +73,23 @@ def edge_mask(mask: MaskArray) -> NDArray[np.bool_]:
 
 
 def histogram(
-    places: NDArray[np.uint8] | NDArray[np.uint16], where: NDArray[np.bool_] | None = None
+    indices: NDArray[np.uint8] | NDArray[np.uint16], where: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """Pixels at each place, 257; of those that `where` names."""
+    """Pixel counts of the indices 0 to 256, limited to the pixels in `where`; 257."""
     counts = np.zeros(MAX_VALUES + 1, np.int64)
-    height, width = places.shape
+    height, width = indices.shape
     rows = max(1, MAX_EXACT_COUNT // max(1, width))
     for top in range(0, height if width else 0, rows):
-        chosen = None if where is None else where[top : top + rows].view(np.uint8)
-        found = cv2.calcHist([places[top : top + rows]], [0], chosen, [MAX_VALUES + 1], [0, MAX_VALUES + 1])
+        selected = None if where is None else where[top : top + rows].view(np.uint8)
+        found = cv2.calcHist([indices[top : top + rows]], [0], selected, [MAX_VALUES + 1], [0, MAX_VALUES + 1])
         counts += found.ravel().astype(np.int64)
     return counts
 
 
 def pixel_digest(image: RGB) -> str:
-    """A name for an image's pixels, whatever file they came from: SHA-256 of size and samples, its first 128 bits.
+    """Digest of an image's pixels, independent of its file: the first 128 bits of SHA-256 over size and samples, as hex.
 
-    Processors have it in hardware: it took half the time of BLAKE2b, and no two images share one by chance.
+    Processors have SHA-256 in hardware: it took half the time of BLAKE2b.
     """
     hashed = hashlib.sha256(repr(image.shape).encode())
     hashed.update(np.ascontiguousarray(image).data)
@@ -96,14 +97,16 @@ def pixel_digest(image: RGB) -> str:
 
 
 def perceptual_hash(image: RGB) -> int:
-    """64 bits that differ in few places for images that look alike: the signs of the 8 x 8 slowest waves of a cosine
-    transform of 32 x 32 grey levels, against their median (pHash, Zauner 2010). 0 is an image too flat to tell.
+    """64-bit hash that differs in few bits for similar images; 0 for an image with too little contrast.
+
+    pHash (Zauner 2010): whether each of the 8 x 8 lowest frequencies of the cosine transform of 32 x 32 gray levels is above
+    their median.
     """
-    some = image[:: max(1, image.shape[0] // (HASH_SIDE * 4))]  # four rows for each are enough, and much quicker
-    small = cv2.resize(some, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
-    grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
-    if cv2.meanStdDev(grey)[1].item() < MIN_CONTRAST:
+    rows = image[:: max(1, image.shape[0] // (HASH_SIDE * 4))]  # four rows per output row are enough, and much faster
+    small = cv2.resize(rows, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
+    gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+    if cv2.meanStdDev(gray)[1].item() < MIN_CONTRAST:
         return 0
-    waves = cv2.dct(grey.astype(np.float32))[:HASH_FREQUENCIES, :HASH_FREQUENCIES].ravel()
-    bits = waves > np.median(waves)
+    frequencies = cv2.dct(gray.astype(np.float32))[:HASH_FREQUENCIES, :HASH_FREQUENCIES].ravel()
+    bits = frequencies > np.median(frequencies)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -1,9 +1,9 @@
-"""One image and its mask read once: what they hold, in figures that need no pixel any more."""
+"""Reads an image and its mask once and computes statistics that replace the pixels."""
 
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,50 +13,50 @@ from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line
 from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from models.imaging.orientation import read_orientation
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.pixel_stats import count_values, perceptual_hash, pixel_digest
 
-ORIENTATION_TAG = 0x0112  # EXIF's tag
-# Asked for its EXIF, Pillow decodes all of a PNG, since it may stand at the end; few have any.
-PNG_EXIF_MARKERS = (b"eXIf", b"exif", b"rientation")
+# A PNG must be decoded to find its orientation, which may come after the pixels; few PNGs have one.
+PNG_ORIENTATION_MARKERS = (b"eXIf", b"exif", b"rientation")
 
 
 @dataclass(frozen=True)
 class SampleStats:
-    """What one image and its mask hold. It knows no classes: a value gets its label by the data set's `Meaning`."""
+    """Statistics of one image and its mask. Independent of the classes: a `MaskEncoding` maps values to labels."""
 
-    size: tuple[int, int] | None  # (height, width) of the image, upright; None where it cannot be read
+    size: tuple[int, int] | None  # (height, width) of the image, upright; None if it cannot be read
     mask_size: tuple[int, int] | None  # of the mask
-    orientation: int  # EXIF's, 1..8; 1 is upright
+    orientation: int  # EXIF orientation, 1 to 8; 1 is upright
     image_format: str  # Pillow's name, such as JPEG
-    mask_format: str  # the same, or "" where the mask is no image
+    mask_format: str  # the same, or "" if the mask is not an image
     kind: MaskKind  # of the mask's values
     values: NDArray[np.int64]  # K: the values that occur (the most frequent 256), ascending
-    palette_colors: NDArray[np.int64]  # K: for a palette file, their colours 0xRRGGBB
+    palette_colors: NDArray[np.int64]  # K: for a palette file, their colors 0xRRGGBB
     quarters: NDArray[np.int64]  # K x 2 x 2: pixels of each value in the (top, bottom) x (left, right) quarter
-    edges: NDArray[np.int64]  # K: pixels of each value that have one of the 4 neighbours of another value
-    extra_values: int  # values beyond those 256
+    edges: NDArray[np.int64]  # K: pixels of each value with one of the 4 neighbors of another value
+    extra_values: int  # number of values beyond those 256
     digest: str  # of the image's decoded pixels: equal for equal images
-    perceptual_hash: int  # 64 bits, near in Hamming distance for images that look alike; 0 where it is too flat to tell
-    errors: tuple[str, ...]  # what could not be read, a sentence each
-    lossy: bool = False  # whether the mask's file keeps colours only nearly, as JPEG does
+    perceptual_hash: int  # 64 bits, close in Hamming distance for similar images; 0 with too little contrast
+    errors: tuple[str, ...]  # error messages about files that could not be read
+    lossy: bool = False  # whether the mask's file has lossy compression, as JPEG
 
     @property
     def is_valid(self) -> bool:
-        """Whether both could be read, and the mask has its image's size."""
+        """Whether both could be read, and the mask has the size of its image."""
         return not self.errors and self.size == self.mask_size
 
 
 class PixelBudget:
-    """Lets threads in while their images together have so many pixels at most; a larger one comes in alone."""
+    """Limits the pixels that threads decode at the same time; a larger image waits until it is alone."""
 
     def __init__(self, pixels: int) -> None:
         self._total, self._free, self._changed = pixels, pixels, threading.Condition()
 
     @contextmanager
     def reserve(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room."""
+        """Wait until the budget has this many pixels, and hold them during the block."""
         pixels = min(pixels, self._total)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
@@ -71,7 +71,7 @@ class PixelBudget:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What an image file says before it is decoded."""
+    """The header of an image file, read without decoding it."""
 
     format: str = ""
     pixels: int = 0
@@ -79,68 +79,75 @@ class FileHeader:
     lossy: bool = False
 
 
-def compute_sample_stats(samples: SegmentationDataset, index: int, budget: PixelBudget | None = None) -> SampleStats:
-    """Read one pair. What cannot be read is told in `errors`; nothing is raised."""
-    pair, errors = samples.pairs[index], []
+def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: PixelBudget | None = None) -> SampleStats:
+    """Read one pair. Raises nothing: problems are in `errors`."""
+    pair, errors = dataset.pairs[index], []
     budget = budget or PixelBudget(MAX_PIXELS)
     try:
         data = pair.image.read_bytes()
         image = _read_header(data)
         with budget.reserve(image.pixels):
             rgb = decode_image(data)
-            size, name, like = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
+            size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
             del rgb
-    except Exception as error:  # one broken file must not end the reading of all
+    except Exception as error:  # one broken file must not stop the scan
         errors.append(_error_message(pair.image, error))
-        image, size, name, like = FileHeader(), None, "", 0
-    nothing = np.zeros(0, np.int64)
+        image, size, digest, image_hash = FileHeader(), None, "", 0
     mask, mask_size = FileHeader(), None
-    kind: MaskKind = "grey"
-    values, colours, quarters, edges, more = nothing, nothing, np.zeros((0, 2, 2), np.int64), nothing, 0
+    kind: MaskKind = "gray"
+    values = palette_colors = edges = np.zeros(0, np.int64)
+    quarters, extra_values = np.zeros((0, 2, 2), np.int64), 0
     try:
         mask = _read_mask_header(pair)
         with budget.reserve(mask.pixels or image.pixels):
-            held = samples.raw_mask(index)
-            kind, mask_size = held.kind, (held.array.shape[0], held.array.shape[1])
-            values, quarters, edges, more = count_values(held.array)
-            colours = _palette_colors(held, values)
+            raw = dataset.raw_mask(index)
+            kind, mask_size = raw.kind, (raw.array.shape[0], raw.array.shape[1])
+            values, quarters, edges, extra_values = count_values(raw.array)
+            palette_colors = _palette_colors(raw, values)
     except Exception as error:
         errors.append(_error_message(pair.mask, error))
     return SampleStats(
-        size, mask_size, image.orientation, image.format, mask.format, kind, values, colours, quarters, edges, more,
-        name, like, tuple(errors), mask.lossy,
-    )  # fmt: skip
+        size=size,
+        mask_size=mask_size,
+        orientation=image.orientation,
+        image_format=image.format,
+        mask_format=mask.format,
+        kind=kind,
+        values=values,
+        palette_colors=palette_colors,
+        quarters=quarters,
+        edges=edges,
+        extra_values=extra_values,
+        digest=digest,
+        perceptual_hash=image_hash,
+        errors=tuple(errors),
+        lossy=mask.lossy,
+    )
 
 
-def _palette_colors(held: RawMask, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """K: the colours of places in the palette; those past its end are black, as every viewer shows them."""
-    if held.kind != "palette" or not held.palette:
+def _palette_colors(mask: RawMask, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """K: the colors of palette indices; those past the end of the palette are black, as in image viewers."""
+    if mask.kind != "palette" or not mask.palette:
         return np.zeros(0, np.int64)
     padded = np.zeros(256, np.int64)
-    padded[: len(held.palette)] = held.palette
-    return np.asarray(padded[places])
+    padded[: len(mask.palette)] = mask.palette
+    return np.asarray(padded[indices])
 
 
 def _read_header(data: bytes) -> FileHeader:
-    """Of an image's bytes; nothing where they are none, which `decode` will say better."""
+    """The header in an image's bytes; empty if it is invalid, which `decode_image` reports better."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            says = image.format != "PNG" or any(word in data for word in PNG_EXIF_MARKERS)
-            return FileHeader(image.format or "", image.width * image.height, _read_orientation(image) if says else 1)
+            if image.format == "PNG" and any(marker in data for marker in PNG_ORIENTATION_MARKERS):
+                with suppress(Exception):  # corrupt pixels, which `decode_image` reports
+                    image.load()
+            return FileHeader(image.format or "", image.width * image.height, read_orientation(image))
     except Exception:
         return FileHeader()
 
 
-def _read_orientation(image: Image.Image) -> int:
-    try:
-        told = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block: `decode` takes such an image as upright
-        return 1
-    return told if told in range(1, 9) else 1
-
-
 def _read_mask_header(pair: Pair) -> FileHeader:
-    """Raises: ImageTooLarge."""
+    """Raises: ImageTooLargeError."""
     if pair.mask.suffix.lower() not in IMAGE_SUFFIXES:
         return FileHeader()
     try:
@@ -155,7 +162,7 @@ def _read_mask_header(pair: Pair) -> FileHeader:
 
 
 def _is_lossy(image: Image.Image, file: Path) -> bool:
-    """Whether the pixels are only nearly what was saved. AVIF can be exact, but its colours pass through YUV."""
+    """Whether the file is lossy. AVIF can be lossless, but its colors pass through YUV."""
     if image.format == "WEBP":
         return b"VP8L" not in file.read_bytes()[:64]
     return image.format in ("JPEG", "AVIF") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
@@ -167,5 +174,5 @@ def _error_message(file: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{file}: cannot be opened ({error.strerror})."
     if isinstance(error, MemoryError):
-        return f"{file}: is larger than the free memory; make it smaller."
+        return f"{file}: not enough free memory to decode it; make it smaller."
     return f"{file}: {error if isinstance(error, MaskserveError) else f'cannot be read ({first_line(error)!r}).'}"

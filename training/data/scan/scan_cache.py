@@ -1,13 +1,12 @@
-"""Facts kept from one lint to the next: a file a data set's folder, in the user's cache folder.
+"""Caches scan results between runs: one file per data set folder, in the user's cache folder.
 
-An entry is good as long as image and mask have the size and the time they had. A cache that is broken, cannot be written, or
-was written by two at once costs the time to read the images again, and nothing else.
+An entry is valid while image and mask keep their size and modification time. If the cache is broken, cannot be written, or is
+written by two processes at once, images are read again; nothing else is lost.
 """
 
 import contextlib
 import functools
 import hashlib
-import io
 import json
 import os
 import tempfile
@@ -26,11 +25,11 @@ from training.data.dataset import Pair
 from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.sample_stats import SampleStats
 
-CACHE_VERSION = 2  # of what `reading.py` counts and of how it is written here: another one reads everything anew
-MAX_CACHE_FILES = 64  # data sets whose facts are kept, the last used ones
-# A file written twice within the clock's tick keeps its time (git's "racy" entries); FAT's tick is 2 s.
+CACHE_VERSION = 2  # of `SampleStats` and of the file layout; files of other versions are not read
+MAX_CACHE_FILES = 64  # data sets; the least recently used are deleted
+# A file written twice within one tick of the clock keeps its time (git's "racy" entries); FAT's tick is 2 s.
 MIN_FILE_AGE_NS = 2_000_000_000  # nanoseconds
-MASK_KINDS: tuple[MaskKind, ...] = ("grey", "palette", "colour")
+MASK_KINDS: tuple[MaskKind, ...] = ("gray", "palette", "color")
 CACHE_ERRORS = (
     OSError,
     RuntimeError,
@@ -42,73 +41,71 @@ CACHE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
-FileStamp = tuple[int, int, int, int]  # size in bytes and time of change in ns, of image and mask
+FileStamp = tuple[int, int, int, int]  # size in bytes and modification time in ns, of image and mask
+CacheEntries = dict[str, tuple[FileStamp, SampleStats]]
 
 
 class ScanCache:
-    """The facts known of some pairs."""
+    """The cached statistics of some pairs."""
 
-    def __init__(self, pairs: list[Pair], draw: Callable[[Pair], RawMask]) -> None:
+    def __init__(self, pairs: list[Pair], mask_reader: Callable[[Pair], RawMask]) -> None:
         self._now = time.time_ns()
-        drawn = _reader_name(draw)
+        reader = _reader_name(mask_reader)
         self._keys = [
-            f"{os.path.abspath(pair.image)}\n{os.path.abspath(pair.mask)}\n{pair.name}\n{drawn}" for pair in pairs
+            f"{os.path.abspath(pair.image)}\n{os.path.abspath(pair.mask)}\n{pair.name}\n{reader}" for pair in pairs
         ]
         self._stamps = _file_stamps(pairs)
         self._file = _cache_file(pairs)
 
     def load(self) -> list[SampleStats | None]:
-        """What is known of each pair, in order."""
-        there = _load_entries(self._file)
-        entries = [there.get(key) for key in self._keys]
+        """The statistics of each pair, in order; None if they are not cached."""
+        cached = _load_entries(self._file)
+        entries = [cached.get(key) for key in self._keys]
         return [
             entry[1] if entry and entry[0] == stamp else None
             for entry, stamp in zip(entries, self._stamps, strict=True)
         ]
 
     def save(self, found: list[SampleStats | None]) -> None:
-        """Write the facts of all pairs, None where there are none yet, beside those of other images of the folder."""
+        """Write the statistics of all pairs, None for missing ones; keep the entries of other images in the folder."""
         if self._file is None:
             return
-        mine = set(self._keys)
+        own_keys = set(self._keys)
         entries = {
             key: entry
             for key, entry in _load_entries(self._file).items()
-            if key not in mine and os.path.exists(key.split("\n", 1)[0])
+            if key not in own_keys and os.path.exists(key.split("\n", 1)[0])
         }
-        for key, stamp, facts in zip(self._keys, self._stamps, found, strict=True):
-            # What could not be read may be readable next time, by other rights or more memory.
-            if stamp and facts and not facts.errors and max(stamp[1], stamp[3]) < self._now - MIN_FILE_AGE_NS:
-                entries[key] = (stamp, facts)
+        for key, stamp, stats in zip(self._keys, self._stamps, found, strict=True):
+            # An unreadable file may be readable next time, with other permissions or more memory.
+            if stamp and stats and not stats.errors and max(stamp[1], stamp[3]) < self._now - MIN_FILE_AGE_NS:
+                entries[key] = (stamp, stats)
         with contextlib.suppress(*CACHE_ERRORS):
             _write_archive(self._file, _to_columns(entries))
             for old in sorted(self._file.parent.glob("*.npz"), key=os.path.getmtime, reverse=True)[MAX_CACHE_FILES:]:
                 old.unlink()
 
 
-CacheEntries = dict[str, tuple[FileStamp, SampleStats]]
+def _reader_name(mask_reader: Callable[[Pair], RawMask]) -> str:
+    """Name of the function that reads the masks: another reader gives other values for the same file.
 
-
-def _reader_name(draw: Callable[[Pair], RawMask]) -> str:
-    """What draws the masks, by name: the same file drawn otherwise has other values.
-
-    One that goes by more than the pair's two files, as the other splits' categories, says so by `cache_key`.
+    A reader that depends on more than the pair's two files, such as the categories of other splits, has a `cache_key`.
     """
-    while isinstance(draw, functools.partial):
-        draw = draw.func
-    draw = getattr(draw, "__func__", draw)
-    name = f"{draw.__module__}.{getattr(draw, '__qualname__', type(draw).__qualname__)}"
-    return f"{name} {getattr(draw, 'cache_key', '')}".strip()
+    while isinstance(mask_reader, functools.partial):
+        mask_reader = mask_reader.func
+    mask_reader = getattr(mask_reader, "__func__", mask_reader)
+    name = f"{mask_reader.__module__}.{getattr(mask_reader, '__qualname__', type(mask_reader).__qualname__)}"
+    return f"{name} {getattr(mask_reader, 'cache_key', '')}".strip()
 
 
 def _file_stamps(pairs: list[Pair]) -> list[FileStamp | None]:
-    of_masks: dict[Path, os.stat_result] = {}  # COCO's are one file
+    mask_stats: dict[Path, os.stat_result] = {}  # all masks of a COCO data set are in one file
     stamps: list[FileStamp | None] = []
     for pair in pairs:
         try:
-            if pair.mask not in of_masks:
-                of_masks[pair.mask] = os.stat(pair.mask)
-            image, mask = os.stat(pair.image), of_masks[pair.mask]
+            if pair.mask not in mask_stats:
+                mask_stats[pair.mask] = os.stat(pair.mask)
+            image, mask = os.stat(pair.image), mask_stats[pair.mask]
             stamps.append((image.st_size, image.st_mtime_ns, mask.st_size, mask.st_mtime_ns))
         except OSError:
             stamps.append(None)
@@ -116,58 +113,60 @@ def _file_stamps(pairs: list[Pair]) -> list[FileStamp | None]:
 
 
 def _cache_file(pairs: list[Pair]) -> Path | None:
-    """Where the facts of a folder of images are kept; None where nothing can be."""
+    """The cache file for the common folder of the images; None if there cannot be one."""
     if not pairs:
         return None
     try:
-        home = user_cache_dir("facts")
+        cache = user_cache_dir("scan")
         folder = os.path.commonpath({os.path.abspath(pair.image.parent) for pair in pairs})
-        home.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # a read-only container, a user without a home, two drives
         return None
-    return home / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}-{CACHE_VERSION}.npz"
+    return cache / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}-{CACHE_VERSION}.npz"
 
 
 def _write_archive(file: Path, columns: dict[str, NDArray[Any]]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **columns)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
+    # Two scans may write at once. `write_atomically` has one temporary name per file, so it does not fit here.
+    handle, draft = tempfile.mkstemp(dir=file.parent, prefix=file.stem)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(buffer.getbuffer())
-        os.replace(name, file)
+            np.savez_compressed(stream, allow_pickle=False, **columns)
+        os.replace(draft, file)
     except BaseException:
-        os.unlink(name)
+        os.unlink(draft)
         raise
 
 
 def _to_columns(entries: CacheEntries) -> dict[str, NDArray[Any]]:
-    """As columns: an array holds what all entries have of a kind, so that a hundred thousand load at once."""
-    stamps, facts = [stamp for stamp, _ in entries.values()], [each for _, each in entries.values()]
-    text = {"keys": list(entries), "formats": [[each.image_format, each.mask_format, each.digest] for each in facts]}
+    """One array per field over all entries, so that a hundred thousand entries load fast."""
+    stamps, all_stats = [stamp for stamp, _ in entries.values()], [stats for _, stats in entries.values()]
+    text = {
+        "keys": list(entries),
+        "formats": [[stats.image_format, stats.mask_format, stats.digest] for stats in all_stats],
+    }
     numbers = [
         (
-            *(each.size or (0, 0)),
-            *(each.mask_size or (0, 0)),
-            each.orientation,
-            MASK_KINDS.index(each.kind),
-            each.extra_values,
-            each.lossy,
-            len(each.values),
-            len(each.palette_colors),
+            *(stats.size or (0, 0)),
+            *(stats.mask_size or (0, 0)),
+            stats.orientation,
+            MASK_KINDS.index(stats.kind),
+            stats.extra_values,
+            stats.lossy,
+            len(stats.values),
+            len(stats.palette_colors),
         )
-        for each in facts
+        for stats in all_stats
     ]
 
     def column(name: str, *shape: int) -> NDArray[np.uint32]:  # an image has fewer pixels than 2^32
-        parts = [getattr(each, name).astype(np.uint32) for each in facts]
+        parts = [getattr(stats, name).astype(np.uint32) for stats in all_stats]
         return np.concatenate([np.zeros((0, *shape), np.uint32), *parts])
 
     return {
         "text": np.frombuffer(json.dumps(text).encode(), np.uint8),
         "stamps": np.array(stamps, np.int64).reshape(-1, 4),
         "numbers": np.array(numbers, np.int64).reshape(-1, 10),
-        "perceptual_hash": np.array([each.perceptual_hash for each in facts], np.uint64),
+        "perceptual_hash": np.array([stats.perceptual_hash for stats in all_stats], np.uint64),
         "values": column("values"),
         "palette_colors": column("palette_colors"),
         "quarters": column("quarters", 2, 2),
@@ -176,14 +175,12 @@ def _to_columns(entries: CacheEntries) -> dict[str, NDArray[Any]]:
 
 
 def _load_entries(file: Path | None) -> CacheEntries:
-    """Empty where there is none, or a broken one."""
+    """Empty if the file is missing or broken."""
     if file is None:
         return {}
     try:
-        with (
-            file.open("rb") as stream,
-            np.load(stream, allow_pickle=False) as archive,
-        ):  # numpy leaves a broken one open
+        # np.load(path) would leave a broken file open.
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             return _from_columns({name: archive[name] for name in archive.files})
     except CACHE_ERRORS:
         return {}
@@ -191,22 +188,34 @@ def _load_entries(file: Path | None) -> CacheEntries:
 
 def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
     text = json.loads(columns["text"].tobytes())
-    counted = {name: columns[name].astype(np.int64) for name in ("values", "palette_colors", "quarters", "edges")}
+    arrays = {name: columns[name].astype(np.int64) for name in ("values", "palette_colors", "quarters", "edges")}
     entries: CacheEntries = {}
-    at = of_colours = 0
-    for key, (image_format, mask_format, digest), stamp, numbers, likeness in zip(
+    start = color_start = 0
+    for key, (image_format, mask_format, digest), stamp, numbers, image_hash in zip(
         text["keys"], text["formats"], columns["stamps"].tolist(), columns["numbers"].tolist(),
         columns["perceptual_hash"].tolist(), strict=True,
     ):  # fmt: skip
-        height, width, mask_height, mask_width, orientation, kind, more, lossy, count, colours = numbers
-        mine = slice(at, at + count)
-        facts = SampleStats(
-            (height, width), (mask_height, mask_width), orientation, image_format, mask_format, MASK_KINDS[kind],
-            counted["values"][mine], counted["palette_colors"][of_colours : of_colours + colours], counted["quarters"][mine],
-            counted["edges"][mine], more, digest, likeness, (), bool(lossy),
-        )  # fmt: skip
-        entries[key] = ((stamp[0], stamp[1], stamp[2], stamp[3]), facts)
-        at, of_colours = at + count, of_colours + colours
-    if at != len(counted["edges"]):
-        raise ValueError("the columns do not belong together")
+        height, width, mask_height, mask_width, orientation, kind, extra_values, lossy, count, color_count = numbers
+        rows = slice(start, start + count)
+        stats = SampleStats(
+            size=(height, width),
+            mask_size=(mask_height, mask_width),
+            orientation=orientation,
+            image_format=image_format,
+            mask_format=mask_format,
+            kind=MASK_KINDS[kind],
+            values=arrays["values"][rows],
+            palette_colors=arrays["palette_colors"][color_start : color_start + color_count],
+            quarters=arrays["quarters"][rows],
+            edges=arrays["edges"][rows],
+            extra_values=extra_values,
+            digest=digest,
+            perceptual_hash=image_hash,
+            errors=(),
+            lossy=bool(lossy),
+        )
+        entries[key] = ((stamp[0], stamp[1], stamp[2], stamp[3]), stats)
+        start, color_start = start + count, color_start + color_count
+    if start != len(arrays["edges"]):
+        raise ValueError("the columns have different lengths")
     return entries

@@ -1,9 +1,9 @@
-"""`data remap`: the same images in a new data set whose masks hold other labels; from any format to the `folder` layout.
+"""`data remap`: writes a new data set with the same images and other labels; from any format to the `folder` layout.
 
-A rule is `FROM=TO`. FROM is a class, by name or label, or several with commas between them, or a label that no class has; TO is a
-class by name or label, the name of a new class, or `void`. What no rule names stays what it is. Classes that nothing is left of
-go, and the others are numbered anew in their old order. With a class file of its own TO is a class of that file, and
-a class that no rule names goes to the class of its name.
+A rule is `FROM=TO`. FROM is a class, by name or label, or several separated by commas, or a label without a class; TO is a class by
+name or label, the name of a new class, or `void` (ignored). Labels without a rule stay the same. Classes without any remaining
+label are removed, and the others are renumbered in their old order. With a class file, TO is a class of that file, and a class
+without a rule maps to the class of the same name.
 """
 
 import csv
@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.cpu_quota import usable_cores
-from models.errors import ConfigError, DataError
+from models.cgroup_limits import usable_cores
+from models.errors import ConfigError, DataError, closest_names
 from models.imaging.decode import Labels
 from models.outputs.png import to_palette_image
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data import SegmentationDataset, has_split, load_splits
-from training.data.class_file import CLASS_FILE, read_class_file
+from training.data.class_file import CLASS_FILE, class_table, read_class_file
 from training.data.dataset import SPLITS, Pair
 from training.data.mask_decoding import MaskEncoding, MaskKind, RawMask
 
@@ -36,10 +36,10 @@ VOID_NAMES = ("void", str(IGNORE_INDEX))
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """From old labels to new ones."""
+    """Maps old labels to new ones."""
 
     classes: list[ClassInfo]
-    lookup_table: NDArray[np.int16]  # 256, by old label; -1 for one that is no class, and that no rule names
+    lookup_table: NDArray[np.int16]  # 256, by old label; -1 for labels without a class or a rule
 
 
 def remap_dataset(
@@ -51,53 +51,57 @@ def remap_dataset(
     data_format: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> tuple[LabelMapping, dict[str, SegmentationDataset]]:
-    """Write the new data set, whole or not at all: images as links where the disk can, masks as PNG with a palette.
+    """Write the new data set, completely or not at all: images as hard links if possible, masks as palette PNGs.
 
-    `nearest` gives a value without a class that of the nearest one: for masks that were saved as JPEG.
-    Returns: what became of the labels, and what there was, by split.
-    Raises: DataError, ConfigError for a rule that says nothing.
+    `nearest` maps a value without a class to the nearest value with one: for masks that were saved as JPEG.
+    Returns: the mapping, and the old data set by split.
+    Raises: DataError; ConfigError for an invalid rule.
     """
     if out.exists():
-        raise DataError(f"{out} is there already; give a new folder, or take that one away first.")
-    there = [split for split in SPLITS if split == "train" or has_split(root, split, data_format)]
-    opened = load_splits(root, there, data_format, progress)
-    recipe = parse_rules(rules, opened["train"].classes, read_class_file(classes) if classes else None)
+        raise DataError(f"{out} already exists; choose a new folder, or delete it first.")
+    splits = [split for split in SPLITS if split == "train" or has_split(root, split, data_format)]
+    opened = load_splits(root, splits, data_format, progress)
+    mapping = parse_rules(rules, opened["train"].classes, read_class_file(classes) if classes else None)
     out.parent.mkdir(parents=True, exist_ok=True)
-    around = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        draft = around / out.name
+        draft = temporary / out.name
         draft.mkdir()
-        _write_dataset(draft, opened, recipe, nearest, progress)
+        _write_dataset(draft, opened, mapping, nearest, progress)
         draft.rename(out)
     finally:
-        shutil.rmtree(around, ignore_errors=True)
-    return recipe, opened
+        shutil.rmtree(temporary, ignore_errors=True)
+    return mapping, opened
 
 
-def describe_mapping(recipe: LabelMapping, opened: dict[str, SegmentationDataset]) -> list[str]:
-    """What became of each class, a line each, and what was left behind."""
-    old = [entry.name for entry in opened["train"].classes]
-    new = {IGNORE_INDEX: f"void ({IGNORE_INDEX})"} | {
-        label: f"{entry.name} ({label})" for label, entry in enumerate(recipe.classes)
+def describe_mapping(mapping: LabelMapping, opened: dict[str, SegmentationDataset]) -> list[str]:
+    """One line per old class with its new class, and one about images that were left out."""
+    new_names = {IGNORE_INDEX: f"void ({IGNORE_INDEX})"} | {
+        label: f"{entry.name} ({label})" for label, entry in enumerate(mapping.classes)
     }
-    lines = [f"{name} ({label}) -> {new[int(recipe.lookup_table[label])]}" for label, name in enumerate(old)]
-    alone = sum(len(samples.unmatched_images) for samples in opened.values())
-    return [*lines, *([f"{alone} images without a mask were left out"] if alone else [])]
+    lines = [
+        f"{entry.name} ({label}) -> {new_names[int(mapping.lookup_table[label])]}"
+        for label, entry in enumerate(opened["train"].classes)
+    ]
+    unmatched = sum(len(dataset.unmatched_images) for dataset in opened.values())
+    return [*lines, *([f"Left out {unmatched} images without a mask"] if unmatched else [])]
 
 
-def parse_rules(rules: Sequence[str], classes: list[ClassInfo], wanted: list[ClassInfo] | None = None) -> LabelMapping:
-    """What rules say of the labels of these classes; `wanted`: the new classes. Raises: ConfigError."""
-    goes: dict[int, str] = {}
+def parse_rules(
+    rules: Sequence[str], classes: list[ClassInfo], new_classes: list[ClassInfo] | None = None
+) -> LabelMapping:
+    """The mapping that rules define for `classes`; to `new_classes`, if given. Raises: ConfigError."""
+    targets: dict[int, str] = {}
+    names = [entry.name for entry in classes]
     for rule in rules:
-        before, equals, after = rule.rpartition("=")
-        if not (equals and before.strip() and after.strip()):
-            raise ConfigError(f"{rule!r} is no rule; wanted is FROM=TO, such as 2=void, road=0 or tree,bush=plants.")
-        names = [entry.name for entry in classes]
-        for word in [before] if before.strip() in names else before.split(","):
-            label = _parse_label(word.strip(), names, rule)
-            if goes.setdefault(label, after.strip()) != after.strip():
-                raise ConfigError(f"{rule!r}: {word.strip()} goes to {goes[label]} already; leave one of the two.")
-    return _map_to_class_file(goes, classes, wanted) if wanted else _map_within_classes(goes, classes)
+        source, equals, target = (part.strip() for part in rule.rpartition("="))
+        if not (equals and source and target):
+            raise ConfigError(f"Invalid rule {rule!r}; expected FROM=TO, such as 2=void, road=0 or tree,bush=plants.")
+        for word in [source] if source in names else map(str.strip, source.split(",")):
+            label = _parse_label(word, names, rule)
+            if targets.setdefault(label, target) != target:
+                raise ConfigError(f"{rule!r}: another rule maps {word} to {targets[label]}; delete one of the two.")
+    return _map_to_class_file(targets, classes, new_classes) if new_classes else _map_within_classes(targets, classes)
 
 
 def _parse_label(word: str, names: list[str], rule: str) -> int:
@@ -107,86 +111,87 @@ def _parse_label(word: str, names: list[str], rule: str) -> int:
         return IGNORE_INDEX
     if word.isdecimal() and int(word) < IGNORE_INDEX:
         return int(word)
-    raise ConfigError(f"{rule!r}: {word!r} is no class and no label; the classes are {', '.join(names)}.")
+    similar = closest_names(word, names)
+    hint = f"; did you mean {similar}?" if similar else "."
+    raise ConfigError(f"{rule!r}: {word!r} is neither a class nor a label; the classes are {', '.join(names)}{hint}")
 
 
-def _map_to_class_file(goes: dict[int, str], classes: list[ClassInfo], wanted: list[ClassInfo]) -> LabelMapping:
-    """To the classes of a file."""
-    names = [entry.name for entry in wanted]
+def _map_to_class_file(targets: dict[int, str], classes: list[ClassInfo], new_classes: list[ClassInfo]) -> LabelMapping:
+    """The mapping to the classes of a class file."""
+    names = [entry.name for entry in new_classes]
     table = np.full(IGNORE_INDEX + 1, UNMAPPED, np.int16)
     table[IGNORE_INDEX] = IGNORE_INDEX
     for label, entry in enumerate(classes):
-        if label not in goes and entry.name not in names:
+        if label not in targets and entry.name not in names:
             raise ConfigError(
-                f"The new class file has no {entry.name}; say where it goes, {entry.name}=NAME or {entry.name}=void."
+                f"The class file has no class {entry.name}; add a rule {entry.name}=NAME or {entry.name}=void."
             )
-        table[label] = IGNORE_INDEX if label in goes else names.index(entry.name)
-    for label, after in goes.items():
-        number = int(after) if after.isdecimal() and int(after) < len(names) else None
-        if after not in (*names, *VOID_NAMES) and number is None:
-            raise ConfigError(f"{after!r} is no class of the new class file; it has {', '.join(names)}.")
-        table[label] = names.index(after) if after in names else IGNORE_INDEX if number is None else number
-    return LabelMapping(wanted, table)
+        table[label] = IGNORE_INDEX if label in targets else names.index(entry.name)
+    for label, target in targets.items():
+        number = int(target) if target.isdecimal() and int(target) < len(names) else None
+        if target not in (*names, *VOID_NAMES) and number is None:
+            raise ConfigError(f"{target!r} is not in the class file; its classes are {', '.join(names)}.")
+        table[label] = names.index(target) if target in names else IGNORE_INDEX if number is None else number
+    return LabelMapping(new_classes, table)
 
 
-def _map_within_classes(goes: dict[int, str], classes: list[ClassInfo]) -> LabelMapping:
-    """To one another, and to new names."""
+def _map_within_classes(targets: dict[int, str], classes: list[ClassInfo]) -> LabelMapping:
+    """The mapping to existing classes and new names."""
     names = [entry.name for entry in classes]
-    aims: dict[int, int | str] = {label: label for label in (*range(len(classes)), IGNORE_INDEX)}
-    for label, after in goes.items():
-        if after in names:
-            aims[label] = names.index(after)
-        elif after in VOID_NAMES or not after.isdecimal():
-            aims[label] = IGNORE_INDEX if after in VOID_NAMES else after
-        elif int(after) < len(classes):
-            aims[label] = int(after)
+    # Old label -> old label that it becomes, or the name of a new class.
+    merged: dict[int, int | str] = {label: label for label in (*range(len(classes)), IGNORE_INDEX)}
+    for label, target in targets.items():
+        if target in names:
+            merged[label] = names.index(target)
+        elif target in VOID_NAMES or not target.isdecimal():
+            merged[label] = IGNORE_INDEX if target in VOID_NAMES else target
+        elif int(target) < len(classes):
+            merged[label] = int(target)
         else:
-            raise ConfigError(f"There is no class {after}; give a label below {len(classes)}, void, or a new name.")
-    first: dict[int | str, int] = {}  # of each class that is left, its place in the old order
-    for label, aim in sorted(aims.items()):
-        first.setdefault(aim, label if isinstance(aim, str) else aim)
-    first.pop(IGNORE_INDEX, None)
-    order = sorted(first, key=lambda aim: (first[aim], isinstance(aim, str)))
+            raise ConfigError(f"There is no class {target}; use a label below {len(classes)}, void, or a new name.")
+    first_label: dict[int | str, int] = {}  # the old label that determines the position of a remaining class
+    for label, new in sorted(merged.items()):
+        first_label.setdefault(new, label if isinstance(new, str) else new)
+    first_label.pop(IGNORE_INDEX, None)
+    order = sorted(first_label, key=lambda new: (first_label[new], isinstance(new, str)))
     if not 2 <= len(order) <= IGNORE_INDEX:
-        raise ConfigError(f"These rules leave {len(order)} classes; wanted are 2 to {IGNORE_INDEX}.")
-    kept: list[ClassInfo] = []
-    for aim in order:
-        entry = classes[first[aim]] if first[aim] < len(classes) else None
-        taken = {other.rgb for other in kept} | {classes[other].rgb for other in order if isinstance(other, int)}
-        if isinstance(aim, int):
-            kept.append(classes[aim])
-        elif entry and entry.rgb not in taken:
-            kept.append(ClassInfo(name=aim, rgb=entry.rgb))
+        raise ConfigError(f"These rules leave {len(order)} classes; expected 2 to {IGNORE_INDEX}.")
+    new_classes: list[ClassInfo] = []
+    for new in order:
+        entry = classes[first_label[new]] if first_label[new] < len(classes) else None
+        used = {other.rgb for other in new_classes} | {classes[other].rgb for other in order if isinstance(other, int)}
+        if isinstance(new, int):
+            new_classes.append(classes[new])
+        elif entry and entry.rgb not in used:
+            new_classes.append(ClassInfo(name=new, rgb=entry.rgb))
         else:
-            free = next(rgb for rgb in map(default_rgb, range(1, IGNORE_INDEX)) if rgb not in taken)
-            kept.append(ClassInfo(name=aim, rgb=free))
+            free = next(rgb for rgb in map(default_rgb, range(1, IGNORE_INDEX)) if rgb not in used)
+            new_classes.append(ClassInfo(name=new, rgb=free))
     table = np.full(IGNORE_INDEX + 1, UNMAPPED, np.int16)
-    for label, aim in aims.items():
-        table[label] = IGNORE_INDEX if aim == IGNORE_INDEX else order.index(aim)
-    return LabelMapping(kept, table)
+    for label, new in merged.items():
+        table[label] = IGNORE_INDEX if new == IGNORE_INDEX else order.index(new)
+    return LabelMapping(new_classes, table)
 
 
 def _write_dataset(
     draft: Path,
     opened: dict[str, SegmentationDataset],
-    recipe: LabelMapping,
+    mapping: LabelMapping,
     nearest: bool,
     progress: ProgressCallback | None,
 ) -> None:
     total, done = sum(map(len, opened.values())), 0
     table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(
-        [("name", "r", "g", "b"), *((entry.name, *entry.rgb) for entry in recipe.classes)]
-    )
+    csv.writer(table, lineterminator="\n").writerows(class_table(mapping.classes))
     (draft / CLASS_FILE).write_text(table.getvalue(), encoding="utf-8")
-    # Names may all begin with one folder, a table's `images/` say.
-    folders = [os.path.dirname(pair.name) for samples in opened.values() for pair in samples.pairs]
-    shared = os.path.commonpath(folders) if all(folders) else ""
+    # If all names start with the same folder, such as `images/` in a table, drop it.
+    folders = [os.path.dirname(pair.name) for dataset in opened.values() for pair in dataset.pairs]
+    common = os.path.commonpath(folders) if all(folders) else ""
     with ThreadPoolExecutor(usable_cores()) as pool:
-        for split, samples in opened.items():
-            names = [os.path.relpath(pair.name, shared) if shared else pair.name for pair in samples.pairs]
+        for split, dataset in opened.items():
+            names = [os.path.relpath(pair.name, common) if common else pair.name for pair in dataset.pairs]
             jobs = [
-                pool.submit(_write_pair, draft, f"{split}/{name}", samples, index, recipe, nearest)
+                pool.submit(_write_pair, draft, f"{split}/{name}", dataset, index, mapping, nearest)
                 for index, name in enumerate(names)
             ]
             try:
@@ -201,68 +206,64 @@ def _write_dataset(
 
 
 def _write_pair(
-    draft: Path, name: str, samples: SegmentationDataset, index: int, recipe: LabelMapping, nearest: bool
+    draft: Path, name: str, dataset: SegmentationDataset, index: int, mapping: LabelMapping, nearest: bool
 ) -> None:
-    pair = samples.pairs[index]
-    values = samples.raw_mask(index)
-    meaning = samples.mask_encoding
-    labels = nearest_labels(values, meaning, len(samples.classes)) if nearest else meaning.decode(values, pair.mask)
+    pair, encoding = dataset.pairs[index], dataset.mask_encoding
+    raw = dataset.raw_mask(index)
+    labels = nearest_labels(raw, encoding, len(dataset.classes)) if nearest else encoding.decode(raw, pair.mask)
     image, mask = draft / "images" / f"{name}{pair.image.suffix.lower()}", draft / "masks" / f"{name}.png"
     for path in (image, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
     _link_or_copy(pair.image, image)
-    to_palette_image(_apply_mapping(labels, recipe, pair), recipe.classes).save(mask)
+    to_palette_image(_apply_mapping(labels, mapping, pair), mapping.classes).save(mask)
 
 
-def _apply_mapping(labels: Labels, recipe: LabelMapping, pair: Pair) -> Labels:
-    new = np.take(recipe.lookup_table, labels)
+def _apply_mapping(labels: Labels, mapping: LabelMapping, pair: Pair) -> Labels:
+    new = np.take(mapping.lookup_table, labels)
     if new.min(initial=0) < 0:
         label = int(labels[new < 0][0])
-        raise DataError(
-            f"{pair.mask}: holds the label {label}, which no class has; say where it goes, such as {label}=void."
-        )
+        raise DataError(f"{pair.mask}: the label {label} belongs to no class; add a rule for it, such as {label}=void.")
     return new.astype(np.uint8)
 
 
 def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
-    except OSError:  # another disk, or one without links
+    except OSError:  # another disk, or a file system without hard links
         shutil.copyfile(source, target)
 
 
-def nearest_labels(values: RawMask, meaning: MaskEncoding, classes: int) -> Labels:
-    """The labels of a mask whose values are only nearly right; uint8 H x W.
-
-    Nearest by the difference of grey values, or by the distance of colours in RGB.
-    """
-    array, kind = values.array, values.kind
-    if kind == "palette" and meaning.use_palette_colors:
-        array, kind = np.array(values.palette + (0,) * 256, np.uint32)[array], "colour"
-    elif kind == "colour" and meaning.accept_gray_rgb:
-        array, kind = (array >> 8 & 255).astype(np.uint8), "grey"
-    known = _labels_by_value(meaning, classes, kind)
-    wanted = _as_vectors(np.array(list(known), np.int64), kind)
-    there, places = np.unique(array, return_inverse=True)
-    chosen = np.concatenate([
-        ((_as_vectors(part, kind)[:, None] - wanted[None]) ** 2).sum(axis=-1).argmin(axis=1)
-        for part in np.array_split(there.astype(np.int64), len(there) // 4096 + 1)
+def nearest_labels(mask: RawMask, encoding: MaskEncoding, num_classes: int) -> Labels:
+    """The labels of a mask with inexact values, uint8 H x W: those of the nearest gray value, or of the nearest color in RGB."""
+    array, kind = mask.array, mask.kind
+    if kind == "palette" and encoding.use_palette_colors:
+        array, kind = np.array(mask.palette + (0,) * 256, np.uint32)[array], "color"
+    elif kind == "color" and encoding.accept_gray_rgb:
+        array, kind = (array >> 8 & 255).astype(np.uint8), "gray"
+    label_by_value = _labels_by_value(encoding, num_classes, kind)
+    known = _as_vectors(np.array(list(label_by_value), np.int64), kind)
+    values, inverse = np.unique(array, return_inverse=True)
+    nearest = np.concatenate([
+        ((_as_vectors(part, kind)[:, None] - known[None]) ** 2).sum(axis=-1).argmin(axis=1)
+        for part in np.array_split(values.astype(np.int64), len(values) // 4096 + 1)
     ])  # fmt: skip
-    labels = np.array(list(known.values()), np.uint8)[chosen]
-    return np.take(labels, places).reshape(array.shape)
+    labels = np.array(list(label_by_value.values()), np.uint8)[nearest]
+    return np.take(labels, inverse).reshape(array.shape)
 
 
-def _labels_by_value(meaning: MaskEncoding, classes: int, kind: MaskKind) -> dict[int, int]:
-    """The values that mean something, with their labels."""
-    if kind == "colour":
-        return dict(meaning.color_to_label)
-    told = dict(meaning.gray_to_label)
-    own = {
-        label: label for label in (*range(classes), IGNORE_INDEX) if label not in told and label not in told.values()
+def _labels_by_value(encoding: MaskEncoding, num_classes: int, kind: MaskKind) -> dict[int, int]:
+    """The values that have a label, with their labels."""
+    if kind == "color":
+        return dict(encoding.color_to_label)
+    mapped = dict(encoding.gray_to_label)
+    unmapped = {
+        label: label
+        for label in (*range(num_classes), IGNORE_INDEX)
+        if label not in mapped and label not in mapped.values()
     }
-    return own | told
+    return unmapped | mapped
 
 
 def _as_vectors(values: NDArray[np.int64], kind: MaskKind) -> NDArray[np.int64]:
-    """K x 1 grey values, or K x 3 colours."""
-    return np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1) if kind == "colour" else values[:, None]
+    """K x 1 gray values, or K x 3 colors."""
+    return np.stack([values >> 16, values >> 8 & 255, values & 255], axis=-1) if kind == "color" else values[:, None]

@@ -1,7 +1,7 @@
-"""`data split`: which images are to train on, to validate on and to test on, written as a table; nothing is copied.
+"""`data split`: assigns images to train, val and test and writes a table; it copies no images.
 
-Images of one group (a sequence, a patient) and images that are equal pixel by pixel stay together. The classes, the rarest
-first, are dealt to the splits by the splits' shares, as far as the groups allow (iterative stratification, Sechidis et al. 2011).
+Images of one group (a sequence, a patient) and images with equal pixels stay together. The classes, rarest first, are
+distributed in proportion to the split fractions as far as the groups allow (iterative stratification, Sechidis et al. 2011).
 """
 
 import csv
@@ -26,15 +26,15 @@ from training.data.scan.label_stats import LabelLookup
 from training.data.scan.scanner import SampleStats, scan_splits
 
 TABLE_NAME = "list.tsv"
-SUPPORTED_FORMATS = ("folder", "table")  # formats whose masks mean the same when a table names them
+SUPPORTED_FORMATS = ("folder", "table")  # formats whose masks mean the same when a table lists them
 
 
 @dataclass(frozen=True)
 class ImageGroup:
     """Images that stay together."""
 
-    indices: tuple[int, ...]  # among all pairs
-    class_counts: NDArray[np.int64]  # C: how many of them hold each class
+    indices: tuple[int, ...]  # into the list of all pairs
+    class_counts: NDArray[np.int64]  # C: number of its images with each class
 
 
 def split_dataset(
@@ -47,147 +47,146 @@ def split_dataset(
     data_format: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, dict[str, list[Pair]]]:
-    """Write the table `out` (.tsv, .csv), or `list.tsv` into the folder `out`; and the class file beside it.
+    """Write the table `out` (.tsv, .csv), or `list.tsv` into the folder `out`; and the class file in the same folder.
 
-    `val` and `test` are shares of all images, 0..1; `group` is a regular expression whose first group, found in an image's
-    name, names the image's group.
+    `val` and `test` are fractions of all images, 0 to 1. `group_pattern` is a regular expression, searched in the image name;
+    its first group, or else its match, names the group of the image.
     Returns: the table, and the pairs by split.
-    Raises: DataError, ConfigError for shares or an expression that make no split.
+    Raises: DataError; ConfigError for invalid fractions or an invalid pattern.
     """
     if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
         raise ConfigError(
-            f"val={val:g} and test={test:g} leave no split; wanted are shares such as 0.1, below 1 together."
+            f"val={val:g} and test={test:g} are invalid; expected fractions such as 0.1, below 1 in total."
         )
     table = out if out.suffix.lower() in TABLE_SUFFIXES else out / TABLE_NAME
     if table.exists():
-        raise DataError(f"{table} is there already; name another, or take that one away first.")
-    name = resolve_format(root, data_format)
-    if name not in SUPPORTED_FORMATS:
+        raise DataError(f"{table} already exists; choose another name, or delete it first.")
+    format_name = resolve_format(root, data_format)
+    if format_name not in SUPPORTED_FORMATS:
         raise DataError(
-            f"{root} is laid out as {name}, whose masks a table cannot explain; write it as a folder first, "
-            f"with `maskserve data remap {root} OUT`, and split that."
+            f"{root} has the format {format_name}, whose masks cannot be listed in a table. Convert it first with "
+            f"`maskserve data remap {root} OUT`, and split OUT."
         )
     opened = load_splits(
-        root, [each for each in SPLITS if each == "train" or has_split(root, each, data_format)], data_format
+        root, [split for split in SPLITS if split == "train" or has_split(root, split, data_format)], data_format
     )
-    pairs = [pair for samples in opened.values() for pair in samples.pairs]
-    facts = [each for split in scan_splits(opened, progress).values() for each in split]
-    shares = {each: share for each, share in (("train", 1 - val - test), ("val", val), ("test", test)) if share}
-    units = _build_groups(pairs, facts, opened["train"], group_pattern)
-    if len(units) < len(shares):
+    pairs = [pair for dataset in opened.values() for pair in dataset.pairs]
+    all_stats = [stats for split_stats in scan_splits(opened, progress).values() for stats in split_stats]
+    fractions = {
+        name: fraction for name, fraction in (("train", 1 - val - test), ("val", val), ("test", test)) if fraction
+    }
+    groups = _build_groups(pairs, all_stats, opened["train"], group_pattern)
+    if len(groups) < len(fractions):
         raise DataError(
-            f"{root}: {len(pairs)} images in {len(units)} groups cannot fill {len(shares)} splits; "
-            "add images, or group them otherwise."
+            f"{root}: {len(pairs)} images in {len(groups)} groups cannot fill {len(fractions)} splits; "
+            "add images, or use smaller groups."
         )
-    dealt = stratified_split(units, shares, seed)
-    chosen = {
-        each: sorted((pairs[place] for unit in dealt[each] for place in unit.indices), key=lambda pair: pair.name)
-        for each in shares
+    assigned = stratified_split(groups, fractions, seed)
+    pairs_by_split = {
+        name: sorted((pairs[index] for group in assigned[name] for index in group.indices), key=lambda pair: pair.name)
+        for name in fractions
     }
     _copy_class_file(root, table)
-    _write_table(table, chosen)
-    return table, chosen
+    _write_table(table, pairs_by_split)
+    return table, pairs_by_split
 
 
 def _build_groups(
-    pairs: list[Pair], facts: list[SampleStats], samples: SegmentationDataset, group: str | None
+    pairs: list[Pair], all_stats: list[SampleStats], dataset: SegmentationDataset, pattern: str | None
 ) -> list[ImageGroup]:
-    """What stays together: groups by name, joined where they share an image."""
-    parents = list(range(len(pairs)))
+    """Groups by name, merged if they share an image; sorted by their first name."""
+    parents = list(range(len(pairs)))  # union-find
 
-    def root_of(place: int) -> int:
-        while parents[place] != place:
-            parents[place] = parents[parents[place]]
-            place = parents[place]
-        return place
+    def find_root(index: int) -> int:
+        while parents[index] != index:
+            parents[index] = parents[parents[index]]
+            index = parents[index]
+        return index
 
-    first: dict[tuple[str, str], int] = {}
-    for place, (pair, each) in enumerate(zip(pairs, facts, strict=True)):
-        for key in (("group", _group_key(pair.name, group)), ("pixels", each.digest)):
+    first_index: dict[tuple[str, str], int] = {}
+    for index, (pair, stats) in enumerate(zip(pairs, all_stats, strict=True)):
+        for key in (("group", _group_key(pair.name, pattern)), ("pixels", stats.digest)):
             if key[1]:
-                parents[root_of(place)] = root_of(first.setdefault(key, place))
-    together: dict[int, list[int]] = defaultdict(list)
-    for place in range(len(pairs)):
-        together[root_of(place)].append(place)
-    labeller, held = (
-        LabelLookup(samples.mask_encoding, len(samples.classes)),
-        np.zeros((len(pairs), len(samples.classes)), np.int64),
-    )
-    for place, each in enumerate(facts):
-        labels = labeller(each).present_labels
-        held[place, labels[labels < held.shape[1]]] = 1
-    units = [ImageGroup(tuple(places), held[places].sum(axis=0)) for places in together.values()]
-    return sorted(units, key=lambda unit: pairs[unit.indices[0]].name)
+                parents[find_root(index)] = find_root(first_index.setdefault(key, index))
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in range(len(pairs)):
+        members[find_root(index)].append(index)
+    lookup = LabelLookup(dataset.mask_encoding, len(dataset.classes))
+    has_class = np.zeros((len(pairs), len(dataset.classes)), np.int64)
+    for index, stats in enumerate(all_stats):
+        labels = lookup(stats).present_labels
+        has_class[index, labels[labels < has_class.shape[1]]] = 1
+    groups = [ImageGroup(tuple(indices), has_class[indices].sum(axis=0)) for indices in members.values()]
+    return sorted(groups, key=lambda group: pairs[group.indices[0]].name)
 
 
-def _group_key(name: str, expression: str | None) -> str:
-    """Raises: ConfigError where the expression is none, or finds nothing in the name."""
-    if expression is None:
+def _group_key(name: str, pattern: str | None) -> str:
+    """Raises: ConfigError if the pattern is invalid, or does not match the name."""
+    if pattern is None:
         return ""
     try:
-        found = re.search(expression, name)
+        found = re.search(pattern, name)
     except re.error as error:
-        raise ConfigError(f"--group {expression!r} is no regular expression ({error}).") from error
+        raise ConfigError(f"--group {pattern!r} is not a valid regular expression ({error}).") from error
     if not found:
-        raise ConfigError(f"--group {expression!r} finds nothing in the image name {name!r}; each needs its group.")
+        raise ConfigError(f"--group {pattern!r} does not match the image name {name!r}; it must match every name.")
     return found.group(1 if found.re.groups else 0) or ""
 
 
-def stratified_split(units: list[ImageGroup], shares: dict[str, float], seed: int) -> dict[str, list[ImageGroup]]:
-    """The units of each split, so that it has its share of the images and of the images with each class; none is empty."""
-    order = np.random.default_rng(seed).permutation(len(units))
-    left = sorted((units[place] for place in order), key=lambda unit: -len(unit.places))
-    names = list(shares)
-    share = np.array([shares[name] for name in names])
-    images = share * sum(len(unit.indices) for unit in units)  # S: those that a split still wants
-    classes = share[:, None] * np.sum([unit.class_counts for unit in units], axis=0)  # S x C: the same, with each class
-    dealt: dict[str, list[ImageGroup]] = {name: [] for name in names}
-    while left:
-        counts = np.sum([unit.holders for unit in left], axis=0)
-        there = np.flatnonzero(counts)
-        rarest = int(there[np.argmin(counts[there])]) if len(there) else None
-        now = [unit for unit in left if rarest is None or unit.holders[rarest]]
-        left = [unit for unit in left if rarest is not None and not unit.holders[rarest]]
-        for place, unit in enumerate(now):
-            wishes = [(0.0 if rarest is None else classes[s, rarest], images[s]) for s in range(len(names))]
-            # The last units with a class go where there is none of it yet: whole groups overshoot their shares.
-            lacking = [s for s in range(len(names)) if not any(_has_class(other, rarest) for other in dealt[names[s]])]
-            s = max(lacking if 0 < len(now) - place <= len(lacking) else range(len(names)), key=wishes.__getitem__)
-            dealt[names[s]].append(unit)
-            images[s] -= len(unit.places)
-            classes[s] -= unit.holders
+def stratified_split(groups: list[ImageGroup], fractions: dict[str, float], seed: int) -> dict[str, list[ImageGroup]]:
+    """The groups of each split, with its fraction of the images and of the images with each class; no split is empty."""
+    order = np.random.default_rng(seed).permutation(len(groups))
+    remaining = sorted((groups[index] for index in order), key=lambda group: -len(group.indices))
+    names = list(fractions)
+    fraction = np.array([fractions[name] for name in names])
+    images = fraction * sum(len(group.indices) for group in groups)  # S: images that a split still needs
+    classes = fraction[:, None] * np.sum([group.class_counts for group in groups], axis=0)  # S x C: the same, by class
+    assigned: dict[str, list[ImageGroup]] = {name: [] for name in names}
+    while remaining:
+        counts = np.sum([group.class_counts for group in remaining], axis=0)
+        present = np.flatnonzero(counts)
+        rarest = int(present[np.argmin(counts[present])]) if len(present) else None
+        current = [group for group in remaining if rarest is None or group.class_counts[rarest]]
+        remaining = [group for group in remaining if rarest is not None and not group.class_counts[rarest]]
+        for position, group in enumerate(current):
+            need = [(0.0 if rarest is None else classes[s, rarest], images[s]) for s in range(len(names))]
+            # The last groups with a class go to splits that lack it: whole groups overshoot the fractions.
+            lacking = [
+                s for s in range(len(names)) if not any(_has_class(other, rarest) for other in assigned[names[s]])
+            ]
+            is_last_chance = 0 < len(current) - position <= len(lacking)
+            s = max(lacking if is_last_chance else range(len(names)), key=need.__getitem__)
+            assigned[names[s]].append(group)
+            images[s] -= len(group.indices)
+            classes[s] -= group.class_counts
     for name in names:
-        if not dealt[name]:
-            richest = max(dealt.values(), key=len)
-            dealt[name].append(richest.pop(min(range(len(richest)), key=lambda place: len(richest[place].indices))))
-    return dealt
+        if not assigned[name]:
+            largest = max(assigned.values(), key=len)
+            assigned[name].append(largest.pop(min(range(len(largest)), key=lambda i: len(largest[i].indices))))
+    return assigned
 
 
-def _has_class(unit: ImageGroup, label: int | None) -> bool:
-    return label is None or bool(unit.class_counts[label])
+def _has_class(group: ImageGroup, label: int | None) -> bool:
+    return label is None or bool(group.class_counts[label])
 
 
 def _copy_class_file(root: Path, table: Path) -> None:
-    """The class file belongs beside the table. Raises: DataError where another lies there."""
+    """Copy the class file into the folder of the table. Raises: DataError if there is a different one."""
     source = (root if root.is_dir() else root.parent) / CLASS_FILE
     target = table.parent / CLASS_FILE
     if not source.is_file() or (target.exists() and target.samefile(source)):
         return
     if target.exists() and target.read_bytes() != source.read_bytes():
-        raise DataError(f"{target} names other classes than {source}; write the table elsewhere.")
+        raise DataError(f"{target} has other classes than {source}; write the table to another folder.")
     write_atomically(target, source.read_bytes())
 
 
-def _write_table(table: Path, chosen: dict[str, list[Pair]]) -> None:
+def _write_table(table: Path, pairs_by_split: dict[str, list[Pair]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, delimiter="," if table.suffix.lower() == ".csv" else "\t", lineterminator="\n")
     writer.writerow(("split", "image", "mask"))
-    for name, pairs in chosen.items():
-        writer.writerows(
-            (name, *(_relative_path(path, table.parent) for path in (pair.image, pair.mask))) for pair in pairs
-        )
+    for split, pairs in pairs_by_split.items():
+        for pair in pairs:
+            paths = (Path(os.path.relpath(path, table.parent)).as_posix() for path in (pair.image, pair.mask))
+            writer.writerow((split, *paths))
     write_atomically(table, text.getvalue().encode())
-
-
-def _relative_path(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path, folder)).as_posix()
