@@ -17,7 +17,7 @@ from rich.console import Console
 
 from maskserve.host_info import host_info
 from training.config_io import load_config
-from training.engine.loggers import METRICS_CSV
+from training.run_folder import METRICS_CSV
 from training.train import train
 
 BASE_OVERRIDES = [

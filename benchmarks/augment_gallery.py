@@ -19,11 +19,11 @@ from training.data.synthetic import generate_scene
 
 OUTPUT_FILE = Path(__file__).parents[1] / "docs" / "augment.png"
 COLUMNS, CROP = 4, (144, 192)
-NO_AUGMENTATION = {"scale": (1, 1), "flip": 0, "colour": 0}
+NO_AUGMENTATION = {"scale": (1, 1), "flip": 0, "color_jitter": 0}
 ROWS = [
     TrainConfig(color_jitter=0, rotate=30),
     TrainConfig(**NO_AUGMENTATION | {"elastic": 0.1}),
-    TrainConfig(**NO_AUGMENTATION | {"colour": 0.4, "hue": 0.1}),
+    TrainConfig(**NO_AUGMENTATION | {"color_jitter": 0.4, "hue": 0.1}),
     TrainConfig(**NO_AUGMENTATION | {"blur": 2.5, "noise": 25}),
     TrainConfig(rotate=30, elastic=0.05, hue=0.05, blur=1.5, noise=15),
 ]

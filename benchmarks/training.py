@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torchvision.transforms.v2 as T
@@ -27,19 +27,18 @@ from torchvision import tv_tensors
 from maskserve.host_info import host_info
 from models.architectures import build
 from models.spec import InputRule
-from training import augment
+from training.augment import choose_augment_device
 from training.config import TrainConfig
 from training.data import load_split
 from training.data.dataset import SegmentationDataset
 from training.data.loader import build_train_loader, iterate_batches
 from training.data.synthetic import generate_dataset
-from training.engine.checkpoint import TrainState
 from training.engine.losses import Criterion
 from training.engine.model_factory import architecture_options
-from training.engine.optim import make_optimizer
 from training.engine.runtime import choose_device, choose_precision
-from training.engine.step import NetworkWithLoss
-from training.engine.trainer import ComputeContext, train_step
+from training.engine.schedule import TrainingDuration
+from training.engine.trainer import Trainer
+from training.run_folder import ImageList, RunMetadata
 
 SIZE = (360, 480)  # (height, width) of the images
 
@@ -104,25 +103,27 @@ def make_reference_step(
 
 
 def make_product_step(
-    network: Any, samples: SegmentationDataset, config: TrainConfig, device: str, precision: str
+    network: Any, samples: SegmentationDataset, config: TrainConfig, device: str, precision: Literal["f32", "bf16"]
 ) -> Callable[[], None]:
     """The product's loader and step."""
     assert config.crop is not None
     crop, rule = config.crop, InputRule(rule="native")
-    fabric = Fabric(accelerator=device, devices=1)
+    run = RunMetadata(
+        data=Path(),
+        classes=samples.classes,
+        input=rule,
+        crop=crop,
+        precision=precision,
+        images=ImageList(count=len(samples), sha256=""),
+    )
     network = network.to(memory_format=torch.channels_last)
-    learner = fabric.setup_module(NetworkWithLoss(network, Criterion.from_config(config), config))
-    state = TrainState(network, make_optimizer(network, config))
-    where = augment.choose_augment_device(config.augment, device)
-    batches = iterate_batches(build_train_loader(samples, rule, crop, config, where))
-    setup = ComputeContext(fabric, config, crop, torch.bfloat16 if precision == "bf16" else None)
-    learner.train()
-
-    def step() -> None:
-        train_step(setup, state, learner, batches)
-        state.step += 1
-
-    return step
+    duration = TrainingDuration(len(samples), 1, config)
+    fabric = Fabric(accelerator=device, devices=1)
+    trainer = Trainer(fabric, config, run, network, Criterion.from_config(config), duration, Path())
+    augment_on = choose_augment_device(config.augment, device)
+    batches = iterate_batches(build_train_loader(samples, rule, crop, config, augment_on))
+    trainer.learner.train()
+    return lambda: (trainer.train_step(batches), None)[1]
 
 
 class UnnormalizedNetwork(nn.Module):

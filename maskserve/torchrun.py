@@ -1,4 +1,4 @@
-"""A training on several devices: torchrun starts the script once for each."""
+"""Training on several devices: torchrun starts one process per device."""
 
 import os
 import subprocess
@@ -9,16 +9,16 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def exec_torchrun(devices: int, words: list[str]) -> NoReturn:
-    """Become torchrun, which runs `python -m maskserve train` with these words once for each device of this machine.
+def exec_torchrun(devices: int, arguments: list[str]) -> NoReturn:
+    """Replace this process by torchrun, which runs `python -m maskserve train ARGUMENTS` once per device of this machine.
 
-    In its place, not under it: whoever stops this process stops torchrun itself, which tells its children and waits for
-    them. A parent that is killed would leave them on the GPUs.
+    A replacement, not a child: a signal to this process then reaches torchrun, which stops its children and waits for
+    them. A killed parent would leave them on the GPUs.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    command += ["-m", "maskserve", "train", *words]
+    command += ["-m", "maskserve", "train", *arguments]
     path = os.environ.get("PYTHONPATH")
-    threads = max(1, (os.cpu_count() or 1) // devices)  # of each process; torchrun's own choice is 1, and a warning
+    threads = max(1, (os.cpu_count() or 1) // devices)  # per process; torchrun's default is 1, with a warning
     environment = {
         "OMP_NUM_THREADS": str(threads),
         **os.environ,

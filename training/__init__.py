@@ -1,3 +1,3 @@
-"""From a folder of images and masks to a bundle. Stands on `models/`, knows nothing of `service/`."""
+"""Training: from a folder of images and masks to a bundle. Imports `models/`, never `service/`."""
 
-import models as models  # first of all: it tells the libraries that call home not to
+import models as models  # first: it turns off the telemetry of other libraries

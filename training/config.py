@@ -1,6 +1,6 @@
-"""What a training run can be told: one flat, frozen model. `training/config_io.py` reads and writes it."""
+"""The settings of a training run: one flat, frozen model. `training/config_io.py` reads and writes it."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -8,103 +8,121 @@ from training.loss_spec import parse_loss
 
 
 class TrainConfig(BaseModel):
-    """Every setting of a run, with its unit; `runs/<name>/config.yaml` holds them as run."""
+    """Every setting of a run, with its unit; `config.yaml` in the run folder holds them as run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # the network
     architecture: str = Field("fcn", description="fcn, smp/NAME, torchvision/NAME: `maskserve models` lists them")
     encoder: str = Field(
-        "resnet18", description="of segmentation-models-pytorch, timm (tu-NAME), or alexnet (arXiv 1411.4038)"
+        "resnet18",
+        description="encoder of segmentation-models-pytorch, of timm (tu-NAME), or alexnet (arXiv 1411.4038)",
     )
     weights: str = Field(
-        "none", description="start from scratch, from pretrained ones (imagenet), or from a FILE or BUNDLE to fine-tune"
+        "none", description="initial weights: none (random), pretrained (imagenet), or a FILE or BUNDLE to fine-tune"
     )
     reset_head: bool = Field(
-        False, description="of a FILE's or BUNDLE's weights keep all but the head: for other classes"
+        False, description="do not load the head of the FILE or BUNDLE in weights: for other classes"
     )
     head: Literal["linear", "fcn", "d6", "aspp", "psp"] = Field(
         "fcn",
-        description="1x1 alone (arXiv 1411.4038); 3x3 then 1x1; FCN-D6 (mmsegmentation); ASPP (arXiv 1706.05587); "
+        description="1x1 only (arXiv 1411.4038); 3x3 then 1x1; FCN-D6 (mmsegmentation); ASPP (arXiv 1706.05587); "
         "pyramid pooling (arXiv 1612.01105)",
     )
     output_stride: Literal[8, 16, 32] | None = Field(
-        None, description="of the encoder, 16 and 8 by dilation (arXiv 1511.07122); default: as in the head's paper"
+        None,
+        description="stride of the encoder, 16 and 8 by dilation (arXiv 1511.07122); default: that of the head's paper",
     )
     skips: Literal["32s", "16s", "8s"] | None = Field(
         None,
-        description="finer maps added to the scores (arXiv 1411.4038); default: 8s for linear and fcn, else none, 32s",
+        description="finer maps added to the scores (arXiv 1411.4038); default: 8s for linear and fcn, otherwise 32s (none)",
     )
     upsampling: Literal["bilinear", "learned"] = Field(
-        "bilinear", description="learned: transposed convolutions that start as bilinear (arXiv 1411.4038)"
+        "bilinear", description="learned: transposed convolutions, initialized to bilinear (arXiv 1411.4038)"
     )
-    aux: bool = Field(False, description="train a second head on the map of stride 16 as well (arXiv 1612.01105)")
-    aux_weight: float = Field(0.4, ge=0, le=1, description="of the second head's loss")
-    separable: bool = Field(False, description="3x3 kernels of the heads a channel at a time (arXiv 1610.02357)")
+    aux: bool = Field(False, description="also train an auxiliary head on the map of stride 16 (arXiv 1612.01105)")
+    aux_weight: float = Field(0.4, ge=0, le=1, description="weight of the auxiliary head's loss")
+    separable: bool = Field(False, description="depthwise separable 3x3 convolutions in the heads (arXiv 1610.02357)")
     dropout: float = Field(
         0.1,
         ge=0,
         lt=1,
-        description="share of the values before the 1x1 classifier that are dropped (Srivastava et al. 2014)",
+        description="dropout rate before the 1x1 classifier (Srivastava et al. 2014)",
     )
     init: Literal["kaiming", "xavier"] = Field(
-        "kaiming", description="of what starts from scratch: arXiv 1502.01852, or Glorot and Bengio 2010"
+        "kaiming", description="initialization of random weights: arXiv 1502.01852, or Glorot and Bengio 2010"
     )
 
     # the images
-    format: str = Field("auto", description="of the data set: a name in training/data, or auto to recognise it")
-    input: Literal["fit", "native"] = Field("fit", description="bring images to one scale, or keep their pixels")
+    format: str = Field(
+        "auto", description="format of the data set: a name in training/data/formats, or auto to detect it"
+    )
+    input: Literal["fit", "native"] = Field(
+        "fit", description="fit: resize images to one long side; native: keep their size"
+    )
     side: int | None = Field(
-        None, ge=32, description="long side in pixels for fit; default: the training images' median, at most 1024"
+        None, ge=32, description="long side for fit, pixels; default: the median of the training images, at most 1024"
     )
     crop: tuple[int, int] | None = Field(
-        None, description="height,width of the training crop; default: the fitted image, at most 512, multiples of 32"
+        None,
+        description="height,width of the training crop, pixels; default: the resized image, at most 512, multiples of 32",
     )
-    scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest random enlargement")
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 where left and right differ")
-    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip: microscopes, satellites")
+    scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest factor of the random scaling")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 if left and right differ")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip: for microscopes and satellites")
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
     elastic: float = Field(
         0.0,
         ge=0,
         le=0.1,
-        description="largest displacement of an elastic change, as a share of the crop's shorter side (arXiv 1505.04597)",
+        description="largest elastic displacement, as a fraction of the crop's shorter side (arXiv 1505.04597)",
     )
     color_jitter: float = Field(
         0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off"
     )
-    hue: float = Field(0.0, ge=0, le=0.5, description="largest random shift of hue, as a share of the colour circle")
+    hue: float = Field(0.0, ge=0, le=0.5, description="largest random shift of hue, as a fraction of the color circle")
     blur: float = Field(0.0, ge=0, le=10, description="largest sigma of a random Gaussian blur, pixels")
     noise: float = Field(0.0, ge=0, le=100, description="largest standard deviation of random noise, levels of 0..255")
     class_balanced_crops: float = Field(
-        0.0, ge=0, le=1, description="probability that a crop is laid on a class drawn evenly from its image's"
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that a crop contains a pixel of a class sampled uniformly from those of its image",
+    )
+    transforms: list[dict[str, Any]] = Field(
+        [], description="albumentations transforms, applied before the above: [{name: RandomFog, p: 0.1}]"
     )
     augment: Literal["auto", "cpu", "gpu"] = Field(
-        "auto", description="where: in the workers, or on whole batches on the training's device"
+        "auto",
+        description="cpu: augment in the workers; gpu: whole batches on the training device; auto: gpu with a GPU",
     )
 
-    # the optimisation
+    # the optimization
     epochs: int | None = Field(
-        None, ge=1, description="passes over the training images; default: 40, or what the minutes hold"
+        None, ge=1, description="passes over the training images; default: 40, or as many as the minutes allow"
     )
     minutes: float | None = Field(
         None,
         gt=0,
-        description="of wall clock, over all starts of the run; the schedule ends with them, and so does the training",
+        description="time limit, over all starts of the run; the schedule is shortened to end with it",
     )
-    batch: int = Field(8, ge=1, description="images at a time, over all devices")
-    accumulate: int = Field(1, ge=1, description="batches whose mean gradients make one step")
-    optimizer: Literal["sgd", "adamw"] = Field("sgd", description="with Nesterov momentum, or AdamW (arXiv 1711.05101)")
-    lr: float = Field(0.02, gt=0, description="peak learning rate, at the batch size given")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(5e-4, ge=0, description="on kernels; none on norms and biases")
-    head_lr: float = Field(1.0, gt=0, description="times lr, for what stands on the encoder; 10 suits a pretrained one")
-    warmup: int = Field(100, ge=0, description="steps of linear rise to the learning rate")
+    batch: int = Field(8, ge=1, description="images per batch, over all devices")
+    accumulate: int = Field(1, ge=1, description="batches per optimizer step; their gradients are averaged")
+    optimizer: Literal["sgd", "adamw"] = Field(
+        "sgd", description="SGD with Nesterov momentum, or AdamW (arXiv 1711.05101)"
+    )
+    lr: float = Field(0.02, gt=0, description="peak learning rate; not scaled with the batch size")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of SGD")
+    weight_decay: float = Field(5e-4, ge=0, description="of kernels; none on norms and biases")
+    head_lr: float = Field(1.0, gt=0, description="factor on lr for all but the encoder; 10 suits a pretrained encoder")
+    warmup: int = Field(100, ge=0, description="steps over which the learning rate rises linearly")
     schedule: Literal["poly", "cosine", "constant"] = Field(
-        "poly", description="(1 - done)^power (arXiv 1506.04579); half a cosine (arXiv 1608.03983); or no decay"
+        "poly", description="decay: (1 - progress)^power (arXiv 1506.04579), half a cosine (arXiv 1608.03983), or none"
     )
-    power: float = Field(0.9, gt=0, description="of the polynomial decay")
-    lr_min: float = Field(0.0, ge=0, le=1, description="share of the peak that poly and cosine end at")
+    power: float = Field(0.9, gt=0, description="exponent of the polynomial decay")
+    lr_min: float = Field(
+        0.0, ge=0, le=1, description="fraction of the peak learning rate at which poly and cosine end"
+    )
     loss: str = Field(
         "ce",
         description="ce (cross-entropy), ohem (arXiv 1604.03540), focal (arXiv 1708.02002), dice (arXiv 1606.04797), "
@@ -112,58 +130,72 @@ class TrainConfig(BaseModel):
     )
     class_weights: Literal["none", "median", "enet"] = Field(
         "none",
-        description="of ce, ohem and focal: alike, median frequency over the class's (arXiv 1411.4734), "
+        description="in ce, ohem and focal: equal, median frequency / frequency (arXiv 1411.4734), "
         "1 / ln(1.02 + frequency) (arXiv 1606.02147)",
     )
     label_smoothing: float = Field(
-        0.0, ge=0, lt=1, description="of ce and ohem: share of the truth dealt to all classes (arXiv 1512.00567)"
+        0.0, ge=0, lt=1, description="in ce and ohem: fraction of the target spread over all classes (arXiv 1512.00567)"
     )
     ohem_threshold: float = Field(
-        0.9, gt=0, le=1, description="of ohem: pixels whose own class has this probability or less are kept"
+        0.9, gt=0, le=1, description="in ohem: keep pixels whose true class has at most this probability"
     )
     ohem_keep: float = Field(
-        1 / 16, ge=0, le=1, description="of ohem: the least share of the labelled pixels kept, the hardest"
+        1 / 16, ge=0, le=1, description="in ohem: keep at least this fraction of the labeled pixels, the hardest"
     )
 
-    grad_clip: float | None = Field(None, gt=0, description="largest norm of a step's gradient (arXiv 1211.5063); none")
+    grad_clip: float | None = Field(
+        None, gt=0, description="largest gradient norm of a step (arXiv 1211.5063); default: no limit"
+    )
     ema: float = Field(
-        0.0, ge=0, lt=1, description="decay by step of averaged weights, which are then the result (arXiv 1803.05407)"
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per step of averaged weights, which are then the result (arXiv 1803.05407); 0: off",
     )
     freeze_norms: bool = Field(
-        False, description="batch norms keep the statistics that they begin with: fine-tuning by small batches"
+        False, description="keep the initial statistics of batch norms: for fine-tuning with small batches"
     )
-    validate_every: int = Field(1, ge=1, description="epochs from one validation to the next")
-    patience: int | None = Field(None, ge=1, description="stop after so many validations without a better mIoU")
+    validate_every: int = Field(1, ge=1, description="epochs between validations")
+    patience: int | None = Field(None, ge=1, description="stop after this many validations without a better mIoU")
 
     # the machine
-    precision: Literal["auto", "f32", "bf16"] = Field(
-        "auto", description="auto: bf16 where it is quicker on this machine"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where torch sees one")
-    devices: int = Field(1, ge=1, description="GPUs (or processes on a CPU) to share each batch among")
+    precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 if it is faster on this machine")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU if torch finds one")
+    devices: int = Field(1, ge=1, description="GPUs (or processes on a CPU) that share each batch")
     cache_decoded: bool = Field(
-        False, description="read each image once, and keep it uncompressed in the run folder until the training ends"
+        False, description="decode each image once, and keep it uncompressed in the run folder until the training ends"
     )
-    workers: int = Field(2, ge=0, description="processes that read and augment images, for each device")
-    deterministic: bool = Field(False, description="the same bits on each run on the same machine, a little slower")
-    save_minutes: float = Field(10.0, ge=0, description="between saves of last.ckpt within an epoch; 0: at every step")
-    tensorboard: bool = Field(True, description="also write curves, sample masks and the confusion matrix for it")
-    seed: int = Field(0, ge=0, lt=2**32, description="of weights, order and augmentation")
+    workers: int = Field(2, ge=0, description="processes per device that read and augment images")
+    deterministic: bool = Field(False, description="the same bits in each run on the same machine; a little slower")
+    save_minutes: float = Field(
+        10.0, ge=0, description="minutes between saves of last.ckpt within an epoch; 0: after every step"
+    )
+    tensorboard: bool = Field(
+        True, description="also write curves, sample masks and the confusion matrix for TensorBoard"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, order and augmentation")
 
     @field_validator("loss")
     @classmethod
-    def _is_a_loss(cls, loss: str) -> str:
+    def _check_loss(cls, loss: str) -> str:
         parse_loss(loss)
         return loss
 
+    @field_validator("transforms")
+    @classmethod
+    def _check_transforms(cls, transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if not all(isinstance(entry.get("name"), str) for entry in transforms):
+            raise ValueError("each transform is a name and its arguments, such as {name: RandomFog, p: 0.1}")
+        return transforms
+
     @model_validator(mode="after")
-    def _in_range(self) -> Self:
+    def _check_ranges(self) -> Self:
         if self.crop is not None and min(self.crop) < 32:
-            raise ValueError("crop is height,width, each of 32 pixels or more")
+            raise ValueError("crop is height,width, each at least 32 pixels")
         if self.batch % self.devices:
             raise ValueError(
-                f"each of {self.devices} devices takes an equal part of the batch, and {self.batch} has none"
+                f"batch={self.batch} cannot be divided among devices={self.devices}; set a multiple of {self.devices}"
             )
         if not 0.05 <= self.scale[0] <= self.scale[1] <= 20:
-            raise ValueError("scale is smallest,largest, between 0.05 and 20")
+            raise ValueError("scale is smallest,largest, both between 0.05 and 20")
         return self

@@ -1,52 +1,49 @@
-"""The word that a loss is chosen by: `ce`, `ce+dice`, `0.5*ohem+lovasz`. No torch here, so that settings are read at once."""
+"""Parser for loss expressions such as `ce`, `ce+dice` and `0.5*ohem+lovasz`. Imports no torch, so that configs load fast."""
 
-import difflib
 import math
 from dataclasses import dataclass
 
-from models.errors import ConfigError
+from models.errors import ConfigError, closest_names
 
 LOSS_NAMES = ("ce", "ohem", "dice", "focal", "lovasz")  # the keys of `training.engine.losses.LOSSES`
-SYNTAX_HINT = "write names with + between, each with a share before it where that is not 1, such as 0.5*ohem+lovasz"
+SYNTAX_HINT = "write names joined by +, each with an optional weight, such as 0.5*ohem+lovasz"
 
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One loss of a sum, and the share that it is counted with."""
+    """One loss of a sum, and its weight."""
 
     weight: float
     name: str
 
 
 def parse_loss(text: str) -> tuple[LossTerm, ...]:
-    """The terms of a sum of losses, in order. Raises: ConfigError naming what is wrong and what there is."""
-    terms = tuple(_parse_term(word, text) for word in text.split("+"))
+    """The terms of a sum of losses, in order. Raises: ConfigError."""
+    terms = tuple(_parse_term(term, text) for term in text.split("+"))
     names = [term.name for term in terms]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"The loss {text!r} has {name} twice; give it once, with a share such as 2*{name}.")
+            raise ConfigError(f"The loss {text!r} has {name} twice; write it once, with a weight such as 2*{name}.")
     return terms
 
 
-def _parse_term(word: str, text: str) -> LossTerm:
-    share, star, name = word.rpartition("*")
+def _parse_term(term: str, text: str) -> LossTerm:
+    weight, star, name = term.rpartition("*")
     name = name.strip()
     if not name:
         raise ConfigError(f"The loss {text!r} lacks a name; {SYNTAX_HINT}.")
     if name not in LOSS_NAMES:
-        close = difflib.get_close_matches(name, LOSS_NAMES, n=1)
-        hint = f"did you mean {close[0]}? There" if close else "there"
-        raise ConfigError(
-            f"The loss {name!r} is not known; {hint} is {', '.join(LOSS_NAMES)}, and sums: {SYNTAX_HINT}."
-        )
-    return LossTerm(_parse_weight(share, text) if star else 1.0, name)
+        close = closest_names(name, LOSS_NAMES)
+        hint = f"; did you mean {close}?" if close else "."
+        raise ConfigError(f"The loss {name!r} is not known{hint} Losses are {', '.join(LOSS_NAMES)}; {SYNTAX_HINT}.")
+    return LossTerm(_parse_weight(weight.strip(), text) if star else 1.0, name)
 
 
-def _parse_weight(word: str, text: str) -> float:
+def _parse_weight(number: str, text: str) -> float:
     try:
-        share = float(word)
+        weight = float(number)
     except ValueError:
-        raise ConfigError(f"The share {word.strip()!r} in the loss {text!r} is no number; {SYNTAX_HINT}.") from None
-    if not 0 < share < math.inf:
-        raise ConfigError(f"The share {word.strip()!r} in the loss {text!r} is not above 0; leave the term away.")
-    return share
+        raise ConfigError(f"The weight {number!r} in the loss {text!r} is not a number; {SYNTAX_HINT}.") from None
+    if not 0 < weight < math.inf:
+        raise ConfigError(f"The weight {number!r} in the loss {text!r} is not above 0; remove the term.")
+    return weight

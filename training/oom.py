@@ -4,6 +4,8 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so, each library in its own words."""
-    words = ("out of memory", "allocate memory", "not enough memory", "insufficient memory", "alloc_failed")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
+    """Whether an error means out of memory; each library words it differently."""
+    phrases = ("out of memory", "allocate memory", "not enough memory", "insufficient memory", "alloc_failed")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        phrase in str(error).lower() for phrase in phrases
+    )

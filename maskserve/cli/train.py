@@ -1,54 +1,53 @@
-"""`maskserve train` and `maskserve plan`. As in `cli.py`, each opens its room when it is called."""
+"""The subcommand `train`. torch is imported only after the settings are checked."""
 
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from training.engine.loggers import LogMode
 
 
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(metavar="DATA", help="Folder of the data set (`data lint --help` tells the layouts)."),
+        typer.Argument(metavar="DATA", help="Folder of the data set (`maskserve data lint --help` lists the layouts)."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=20 encoder=resnet50.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make (default: runs/NAME-OF-DATA).")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to create (default: runs/NAME-OF-DATA).")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings, in place of the plan; KEY=VALUE stands over it.")
+        Path | None, typer.Option(help="YAML file of settings, used instead of a plan; KEY=VALUE overrides it.")
     ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option("--resume", help="Go on from the run's last checkpoint, as if it had not been stopped."),
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the last checkpoint.")] = False,
     minutes: Annotated[
         float | None,
-        typer.Option(metavar="MINUTES", help="Train for so long, over all starts; the schedule ends with it."),
+        typer.Option(metavar="MINUTES", help="Time limit over all starts; the schedule is shortened to fit."),
     ] = None,
     reset_head: Annotated[
         bool,
-        typer.Option("--reset-head", help="With weights=FILE or BUNDLE: keep all but the head, for other classes."),
+        typer.Option("--reset-head", help="With weights=FILE or BUNDLE: load all but the head, for other classes."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only errors.")] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="For programs: an object a line for each validation; the rest to stderr.")
+        bool, typer.Option("--json", help="Print a JSON object per validation to stdout, and the rest to stderr.")
     ] = False,
     list_settings: Annotated[
-        bool, typer.Option("--settings", help="List every setting with its default, and stop.")
+        bool, typer.Option("--settings", help="List all settings with defaults, and exit.")
     ] = False,
 ) -> None:
     """Train a network on DATA: lint, plan, train with a progress bar, keep the best and the last checkpoint.
 
-    Without --config, settings follow from the data and the machine, and are left as plan.yaml; KEY=VALUE stands over them.
+    Without --config, settings are planned from the data and the machine and written to plan.yaml; KEY=VALUE overrides them.
     On several devices: devices=N, or torchrun ... -m maskserve train DATA devices=N.
     """
-    from training.config_io import check_no_run, load_config, load_resume_config, parse_overrides, print_settings
-    from training.run_folder import LAST_CHECKPOINT
+    from training.config_io import print_settings
 
     if list_settings:
         print_settings(Console())
@@ -56,54 +55,61 @@ def train(
     if data is None:
         raise typer.BadParameter("name the folder of the data set, as in `maskserve train DATA`")
     if quiet and as_json:
-        raise typer.BadParameter("--quiet and --json do not go together")
+        raise typer.BadParameter("--quiet and --json exclude each other")
     run = out or Path("runs") / (data.stem if data.is_file() else data.resolve().name)
-    words = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
-    words += [f"minutes={minutes}"] if minutes is not None else []
+    overrides = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
+    overrides += [f"minutes={minutes}"] if minutes is not None else []
+    _train(data, run, config, overrides, resume, "quiet" if quiet else "json" if as_json else "bar")
+
+
+def _train(
+    data: Path, run: Path, config_file: Path | None, overrides: list[str], resume: bool, log_mode: "LogMode"
+) -> None:
+    """Check the settings, plan if there is no config, start torchrun for several devices, and train."""
+    from training.config_io import check_no_run, load_config, load_resume_config, parse_overrides
+    from training.run_folder import LAST_CHECKPOINT
+
     if not resume:
         check_no_run(run)
-    parsed = load_resume_config(run, config, words) if resume else load_config(config, words)
-    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes one speaks
-    console = Console(quiet=quiet or not first, stderr=as_json)
+    config = load_resume_config(run, config_file, overrides) if resume else load_config(config_file, overrides)
+    first_process = os.environ.get("RANK", "0") == "0"  # under torchrun only the first prints
+    console = Console(quiet=log_mode == "quiet" or not first_process, stderr=log_mode == "json")
 
-    from training.train import (
-        plan_training as plan_training,
-    )  # torch comes in here, after the settings were found to be right
-    from training.train import train as train_run
+    from training.train import plan_training, train
 
     planned = None
-    if not resume and config is None and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise typer.BadParameter(
-            "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
-        )
-    if not resume and config is None:
-        config = run / "plan.yaml"
-        planned = plan_training(data, config, parse_overrides(words), console)
-        parsed = planned.config
-    if parsed.devices > 1 and "LOCAL_RANK" not in os.environ:
+    if not resume and config_file is None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise typer.BadParameter(
+                "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
+            )
+        config_file = run / "plan.yaml"
+        planned = plan_training(data, config_file, parse_overrides(overrides), console)
+        config = planned.config
+    if config.devices > 1 and "LOCAL_RANK" not in os.environ:
         from maskserve.torchrun import exec_torchrun
 
-        if planned and parsed.minutes:  # less what the plan took of them
-            words.append(f"minutes={max(0.1, parsed.minutes - (time.monotonic() - planned.start_time) / 60):.2f}")
+        if planned and config.minutes:  # minus the time that planning took
+            left = config.minutes - (time.monotonic() - planned.start_time) / 60
+            overrides = [*overrides, f"minutes={max(0.1, left):.2f}"]
         flags = {
             "--resume": resume,
-            "--quiet": quiet,
-            "--json": as_json,
+            "--quiet": log_mode == "quiet",
+            "--json": log_mode == "json",
             "--debug": "--debug" in sys.argv,
-            f"--config={config}": config is not None,
+            f"--config={config_file}": config_file is not None,
         }
-        exec_torchrun(parsed.devices, [str(data), *words, f"--out={run}", *(flag for flag, on in flags.items() if on)])
+        arguments = [str(data), *overrides, f"--out={run}", *(flag for flag, is_set in flags.items() if is_set)]
+        exec_torchrun(config.devices, arguments)
 
     try:
-        train_run(data, run, parsed, resume, console, "quiet" if quiet else "json" if as_json else "bar", planned)
+        train(data, run, config, resume, console, log_mode, planned)
     except KeyboardInterrupt:
-        kept = (run / LAST_CHECKPOINT).exists()
-        if first:
-            typer.echo(
-                f"Stopped. Go on with: maskserve train {data} --out {run} --resume"
-                if kept
-                else "Stopped before the first step ended.",
-                err=True,
-            )
+        if first_process:
+            saved = (run / LAST_CHECKPOINT).exists()
+            resume_command = f"Stopped. To resume: maskserve train {data} --out {run} --resume"
+            typer.echo(resume_command if saved else "Stopped before the end of the first step.", err=True)
         raise typer.Exit(130) from None
-    console.print(f"{run}: trained. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"{run}: training finished. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True
+    )

@@ -1,7 +1,6 @@
 """Train, resume, export, evaluate: the real thing in small, once a run, and what must be refused on the way."""
 
 import csv
-import json
 import shutil
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.results import EvaluationMetrics
 from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from training.train import train
 
@@ -39,7 +39,7 @@ def test_a_run_leaves_what_it_promises(run: Path) -> None:
         "config.yaml",
         "run.json",
         "metrics.csv",
-        "curves.png",
+        "curves.html",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
     ):
@@ -77,7 +77,7 @@ def test_last_is_the_last_epoch_also_where_an_earlier_one_was_better(shapes: Pat
 
 def test_a_run_goes_on_with_its_own_data_alone(run: Path, shapes: Path, tmp_path: Path) -> None:
     other = shutil.copytree(shapes, tmp_path / "other")
-    with pytest.raises(RunError, match="began on"):
+    with pytest.raises(RunError, match="was trained on"):
         train(other, run, load_config(None, []), resume=True, console=QUIET_CONSOLE)
 
 
@@ -169,7 +169,7 @@ def test_export_refuses_and_writes_nothing_where_frozen_and_live_differ(
         freeze(other, target)
 
     monkeypatch.setattr(training.export, "export_network", freeze_another)
-    with pytest.raises(ParityError, match=r"99\.9% is wanted"):
+    with pytest.raises(ParityError, match=r"99\.9% are required"):
         export(run, tmp_path / "bundle", console=QUIET_CONSOLE)
     assert list(tmp_path.iterdir()) == []
 
@@ -197,7 +197,7 @@ def test_the_input_rule_is_chosen_at_export(run: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_run_is_not_exported(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no finished run"):
+    with pytest.raises(RunError, match="not a finished run"):
         export(tmp_path, console=QUIET_CONSOLE)
 
 
@@ -207,16 +207,16 @@ def test_evaluation_is_the_segmenters_answers_at_full_size(bundle: Path, shapes:
     matrix = ConfusionMatrix(len(samples.classes))
     for index in range(len(samples)):
         matrix.add(samples.labels(index), segmenter.segment(samples.image(index)).labels)
-    assert metrics["miou"] == pytest.approx(matrix.miou(), abs=1e-6)
-    assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
-    assert set(metrics["per_class_iou"]) == {entry.name for entry in samples.classes}
+    assert metrics.miou == pytest.approx(matrix.miou(), abs=1e-6)
+    assert EvaluationMetrics.load(tmp_path / "metrics.json") == metrics
+    assert set(metrics.per_class_iou) == {entry.name for entry in samples.classes}
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
 def test_evaluation_needs_the_bundles_classes(bundle: Path, shapes: Path, tmp_path: Path) -> None:
     other = shutil.copytree(shapes, tmp_path / "other")
     (other / "classes.csv").write_text("a\nb\nc\nd\ne\nf\n")
-    with pytest.raises(DataError, match="was trained on ground"):
+    with pytest.raises(DataError, match="the bundle ground"):
         evaluate(bundle, other, console=QUIET_CONSOLE)
 
 
@@ -252,7 +252,7 @@ def test_camvid_in_small(tmp_path: Path) -> None:
         train(small, tmp_path / "run", config, console=QUIET_CONSOLE), int8_limit=None, console=QUIET_CONSOLE
     )
     metrics = evaluate(bundle, small, console=QUIET_CONSOLE)
-    assert metrics["per_class_iou"]["road"] > 0.4
+    assert metrics.per_class_iou["road"] > 0.4
     source = sorted((small / "test").iterdir())[0]
     large = Image.open(source).resize((2880, 2160))
     own = Segmenter.load(open_bundle(bundle))

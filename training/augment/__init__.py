@@ -1,16 +1,16 @@
-"""Augmentation: a new crop of each image at each epoch, drawn once and laid on where it costs least.
+"""Augmentation: a random crop of each image at each epoch. Parameters are sampled once, and applied on the CPU or the GPU.
 
-    Policy(config, crop).draw(size, labels, random) -> Draw     policy.py   what the config allows, drawn as plain numbers
-    cpu.apply(image, labels, draw, crop)                      cpu.py      one image, by albumentations and cv2
-    batched.apply(images, labels, draws, crop)                  batch.py    a whole batch, by torch, where its tensors lie
-    cut(...), collate(...)                                      draw.py     what a worker sends of an image to a GPU
+    UserTransforms(settings)(image, labels, seed)             user_transforms.py  the user's albumentations transforms
+    AugmentPolicy(config, crop).sample_params(size, labels, generator)  policy.py  samples the parameters as plain numbers
+    cpu.augment_image(image, labels, params, crop)            cpu.py      one image, by albumentations' functions and cv2
+    batched.augment_batch(images, labels, params, crop)       batched.py  a whole batch, by torch, on its device
+    crop_to_source_window(...), pad_and_stack(...)            params.py   the part of an image that a worker sends to a GPU
 
-The two ways agree: for one draw masks are equal, but for pixels that are read within 1e-4 of the middle between two others,
-and each kind of change gives images within a level (`tests/training/augment/test_parity.py`, which holds both to
-albumentations' own transforms); where all kinds come together, colours draw a rounded level further apart at 1 pixel in
-1,000. Geometry is one warp, whatever it is made of, so that an image is
-interpolated once. Masks move by nearest neighbour, and what comes in from outside is void, never a class: no label is
-invented (albumentations #175, kornia #3090).
+With equal parameters both give equal masks, except for pixels within 1e-4 of the midpoint between two source pixels, and each
+kind of change gives images within one level (`tests/training/augment/test_parity.py`, which also compares both with
+albumentations' own transforms); with all kinds together, 1 pixel in 1,000 differs by one more rounded level. All geometry
+is one warp, so that an image is interpolated once. Masks move by nearest neighbor, and the area from outside the image is
+ignored, so that no label is invented (albumentations #175, kornia #3090).
 """
 
 from typing import Literal
@@ -41,10 +41,10 @@ __all__ = [
 
 
 def choose_augment_device(setting: Literal["auto", "cpu", "gpu"], device: str) -> Literal["cpu", "gpu"]:
-    """Where images are augmented: "cpu" is by the workers, "gpu" on whole batches on `device`, "cuda" or "cpu".
+    """Where images are augmented: "cpu" is in the workers, "gpu" is whole batches on `device`, "cuda" or "cpu".
 
-    `auto` leaves them to the workers where there is no GPU: on one thread of a CPU, crops of 360 x 480 in batches of 8, cv2
-    augmented 268 images a second and torch 25 (`benchmarks/augment.py`).
+    `auto` is "gpu" only with a GPU: on one thread of a CPU, with crops of 360 x 480 in batches of 8, cv2 augmented 268
+    images/s and torch 25 (`benchmarks/augment.py`).
     """
     if setting != "auto":
         return setting

@@ -1,4 +1,4 @@
-"""Colours and blur of a batch, each step rounded to whole levels as albumentations and cv2 round it on uint8 images."""
+"""Color and blur of a batch. Each step is rounded to whole levels as albumentations and cv2 round uint8 images."""
 
 from functools import cache
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 @cache
 def cached_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """float32, brought to a device once: a copy at each batch would make it wait for the host."""
+    """A float32 constant on a device, copied once: a copy per batch would make a GPU wait for the host."""
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
@@ -18,23 +18,23 @@ def adjust_color(images: Tensor, factors: Tensor) -> Tensor:
     Takes and returns whole levels, float32 N x 3 x h x w, RGB, 0..255; `factors` is float64 N x 3, and 1 changes nothing.
     """
     brightness, contrast, saturation = factors.to(torch.float32)[..., None, None, None].unbind(1)
-    images = (images * brightness).clamp_(0, 255).floor_()  # in place from here on: memory is what this waits for
+    images = (images * brightness).clamp_(0, 255).floor_()  # in place from here on: memory bandwidth is the bottleneck
     mean = to_grayscale(images).mean((1, 2, 3), dtype=torch.float64)
-    lift = (mean * (1 - factors[:, 1])).to(torch.float32)[:, None, None, None]
-    images.mul_(contrast).add_(lift).clamp_(0, 255).floor_()
-    rest = (1 - factors[:, 2]).to(torch.float32)[:, None, None, None]
-    lift = to_grayscale(images) * rest
-    return images.mul_(saturation).add_(lift).clamp_(0, 255).round_()
+    offset = (mean * (1 - factors[:, 1])).to(torch.float32)[:, None, None, None]
+    images.mul_(contrast).add_(offset).clamp_(0, 255).floor_()
+    gray_weight = (1 - factors[:, 2]).to(torch.float32)[:, None, None, None]
+    offset = to_grayscale(images) * gray_weight
+    return images.mul_(saturation).add_(offset).clamp_(0, 255).round_()
 
 
 def to_grayscale(images: Tensor) -> Tensor:
-    """Whole levels N x 1 x h x w: cv2's RGB2GRAY, whose weights are 15-bit integers; float32 holds all sums exactly."""
+    """Whole levels N x 1 x h x w: cv2's RGB2GRAY, with 15-bit integer weights; all sums are exact in float32."""
     red, green, blue = images.unbind(1)
     return (red * 9798).add_(green, alpha=19235).add_(blue, alpha=3735).add_(16384).div_(32768).floor_()[:, None]
 
 
 def shift_hue(images: Tensor, hue: Tensor) -> Tensor:
-    """Hues turned by a share of the circle, float32 N; values and saturations stay (HSV, Smith 1978).
+    """Shift hues by a fraction of the color circle, float32 N; value and saturation stay (HSV, Smith 1978).
 
     Takes and returns whole levels, float32 N x 3 x h x w, RGB, 0..255.
     """
@@ -47,33 +47,33 @@ def shift_hue(images: Tensor, hue: Tensor) -> Tensor:
         (green - blue) / safe,
         torch.where(largest == green, (blue - red) / safe + 2, (red - green) / safe + 4),
     )
-    # Each channel falls from the largest to the smallest value and back as the hue goes round.
+    # Each channel goes from the largest to the smallest value and back as the hue goes around the circle.
     along = (
         sixths + 6 * hue[:, None, None, None] + cached_tensor((5.0, 3.0, 1.0), images.device).view(3, 1, 1)
     ).remainder(6)
-    share = torch.minimum(along, 4 - along).clamp_(0, 1)
-    return (largest - share.mul_(span)).round_()
+    fraction = torch.minimum(along, 4 - along).clamp_(0, 1)
+    return (largest - fraction.mul_(span)).round_()
 
 
 def gaussian_blur(images: Tensor, weights: Tensor) -> Tensor:
-    """A Gaussian a sample, images mirrored at their edges: whole levels, float32 N x 3 x h x w.
+    """Blur each sample by its own Gaussian, mirrored at the edges: whole levels, float32 N x 3 x h x w.
 
-    `weights` is float32 N x R from the centre outwards. They are added in this order, so that the zeros at the end, where
-    another sample of the batch is blurred more, leave a sample's sum as it is, to the last bit.
+    `weights` is float32 N x R from the center outwards. They are added in this order, so that trailing zeros, from another
+    sample of the batch with a larger kernel, do not change a sample's sum, to the last bit.
     """
     for axis in (2, 3):
-        length, reach = images.shape[axis], weights.shape[1] - 1
-        mirrored = images.index_select(axis, reflect_indices(length, reach, images.device))
+        length, radius = images.shape[axis], weights.shape[1] - 1
+        mirrored = images.index_select(axis, reflect_indices(length, radius, images.device))
         total = images * weights[:, 0, None, None, None]
-        for away in range(1, reach + 1):
-            pair = mirrored.narrow(axis, reach - away, length) + mirrored.narrow(axis, reach + away, length)
-            total += pair.mul_(weights[:, away, None, None, None])
+        for distance in range(1, radius + 1):
+            pair = mirrored.narrow(axis, radius - distance, length) + mirrored.narrow(axis, radius + distance, length)
+            total += pair.mul_(weights[:, distance, None, None, None])
         images = total
     return images.round_().clamp_(0, 255)
 
 
-def reflect_indices(length: int, reach: int, device: torch.device) -> Tensor:
-    """int64 length + 2 reach: indices that mirror at the first and the last pixel, not doubling them, however often."""
+def reflect_indices(length: int, radius: int, device: torch.device) -> Tensor:
+    """int64, length + 2 * radius: indices mirrored at the first and the last pixel, repeatedly, without doubling them."""
     period = max(2 * (length - 1), 1)
-    place = torch.arange(-reach, length + reach, device=device).remainder(period)
-    return torch.minimum(place, period - place) if length > 1 else torch.zeros_like(place)
+    index = torch.arange(-radius, length + radius, device=device).remainder(period)
+    return torch.minimum(index, period - index) if length > 1 else torch.zeros_like(index)

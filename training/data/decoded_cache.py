@@ -1,7 +1,7 @@
-"""Images and labels as the network sees them, kept uncompressed while a training lasts.
+"""A cache of decoded and resized images and labels on disk, uncompressed, for the time of a training.
 
-Decoding a photograph and fitting it costs more than all that follows: 86 ms of a core for 3 megapixels, where a step takes 6 ms a
-crop. Kept as they come out of that, images are read by the page, and only the pages that a crop needs.
+Decoding and resizing a photograph costs more than all later steps: 86 ms of a core for 3 megapixels, when a training step takes
+6 ms per crop. Cached images are memory-mapped, so that only the pages of the crop are read.
 """
 
 import contextlib
@@ -16,37 +16,37 @@ from models.imaging.decode import RGB, Labels
 from models.inference.geometry import network_input_size
 from models.spec import InputRule
 
-SIZE_DTYPE = np.dtype("<u4")  # height and width stand before the pixels
-MAX_DISK_FRACTION = 0.5  # of the free disk that may be taken
+SIZE_DTYPE = np.dtype("<u4")  # of height and width, which precede the pixels
+MAX_DISK_FRACTION = 0.5  # of the free disk space that the cache may use
 
 
 class DecodedCache:
-    """A folder of images by their place in the split. Any process may write one; all would write the same."""
+    """A folder of images by index in the split. Any process may write one; all write the same bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.full = False
 
-    def get(self, place: int) -> tuple[RGB, Labels] | None:
-        """RGB uint8 H x W x 3 and labels uint8 H x W, not to be written to; None where they are not kept."""
+    def get(self, index: int) -> tuple[RGB, Labels] | None:
+        """RGB uint8 H x W x 3 and labels uint8 H x W, both read-only; None if they are not cached."""
         try:
-            held = np.asarray(np.memmap(self.folder / str(place), np.uint8, "r"))
-            height, width = held[:8].view(SIZE_DTYPE).tolist()
+            content = np.asarray(np.memmap(self.folder / str(index), np.uint8, "r"))
+            height, width = content[:8].view(SIZE_DTYPE).tolist()
             end = 8 + 3 * height * width
-            return held[8:end].reshape(height, width, 3), held[end:].reshape(height, width)
-        except (OSError, ValueError):  # not there, or cut short
+            return content[8:end].reshape(height, width, 3), content[end:].reshape(height, width)
+        except (OSError, ValueError):  # missing, or truncated
             return None
 
-    def put(self, place: int, image: RGB, labels: Labels) -> None:
-        """Keep them, whole or not at all. A disk that is full or lost is no error: they are read again next time."""
+    def put(self, index: int, image: RGB, labels: Labels) -> None:
+        """Write them whole or not at all. A full or lost disk is not an error: the images are then decoded each time."""
         if self.full:
             return
-        unfinished = self.folder / f"{place}.{uuid.uuid4().hex}"
+        unfinished = self.folder / f"{index}.{uuid.uuid4().hex}"
         try:
             with unfinished.open("wb") as file:
                 for part in (np.array(labels.shape, SIZE_DTYPE), image, labels):
                     file.write(np.ascontiguousarray(part).data)
-            unfinished.replace(self.folder / str(place))
+            unfinished.replace(self.folder / str(index))
         except OSError:
             self.full = True
             with contextlib.suppress(OSError):
@@ -54,19 +54,19 @@ class DecodedCache:
 
 
 def decoded_bytes(sizes: list[tuple[int, int]], rule: InputRule) -> int:
-    """Bytes that images of these (height, width) take when they are kept."""
-    fitted = (network_input_size(size, rule) for size in sizes)
-    return sum(4 * height * width + 8 for height, width in fitted)
+    """Bytes that the cache needs for images of these (height, width)."""
+    resized = (network_input_size(size, rule) for size in sizes)
+    return sum(4 * height * width + 8 for height, width in resized)
 
 
-def fits_on_disk(folder: Path, wanted: int) -> bool:
-    """Whether a folder's disk holds so many bytes beside as many again."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    return wanted <= MAX_DISK_FRACTION * shutil.disk_usage(there).free
+def fits_on_disk(folder: Path, size: int) -> bool:
+    """Whether `size` bytes are at most half of the free space on the disk of `folder`, which need not exist."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return size <= MAX_DISK_FRACTION * shutil.disk_usage(existing).free
 
 
 def create_cache_folder(folder: Path) -> Path:
-    """The folder made anew, with one for each split."""
+    """Create the folder, empty, with a subfolder per split."""
     remove_cache_folder(folder)
     for split in ("train", "val"):
         (folder / split).mkdir(parents=True)
@@ -74,13 +74,13 @@ def create_cache_folder(folder: Path) -> Path:
 
 
 def remove_cache_folder(folder: Path) -> None:
-    """What is kept there, or was left by a training that was killed."""
+    """Delete the folder, also one that a killed training left."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def removed_on_exit(folder: Path | None) -> Iterator[None]:
-    """Ends with the folder gone."""
+    """Delete the folder at the end of the context."""
     try:
         yield
     finally:

@@ -1,13 +1,13 @@
-"""Samples to batches: fitted, augmented, in an order that depends on the seed and the step alone.
+"""Samples to batches: resized, augmented, in an order that depends only on the seed and the step.
 
-Training knows no epochs here: one permutation of the images follows another, and a batch may span two. So every batch
-is full, and what the step `n` sees is a function of (seed, n), from wherever a run begins or is resumed.
+Training has no epochs here: one permutation of the images follows another, and a batch may span two. So every batch
+is full, and the batch of step `n` is a function of (seed, n), wherever a run starts or resumes.
 """
 
 import functools
 import signal
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,54 +29,51 @@ from training.augment import (
     crop_to_source_window,
     pad_and_stack,
 )
+from training.augment.user_transforms import UserTransforms
 from training.config import TrainConfig
 from training.data.dataset import SegmentationDataset
 from training.data.decoded_cache import DecodedCache
 from training.oom import is_out_of_memory
 
-STRIDE = 32  # the deepest feature map's; a validation batch is padded to its multiple
-MAX_VALIDATION_SIDE = (
-    1536  # pixels, the longest side of what a validation sees; `maskserve evaluate` sees all, by tiles
-)
-ORDER_STREAM, AUGMENT_STREAM = 0, 1  # what a seed is for: the two draw from streams of their own
+STRIDE = 32  # of the deepest feature map; a validation batch is padded to a multiple of it
+MAX_VALIDATION_SIDE = 1536  # pixels: validation sees the center of larger images; `maskserve evaluate` sees all, tiled
+ORDER_STREAM, AUGMENT_STREAM, TRANSFORM_STREAM = 0, 1, 2  # separate random streams of one seed
 
 
 class Batch(NamedTuple):
-    """Images uint8 N x H x W x 3 RGB and labels uint8 N x H x W, 255 is void; whose they are, by name."""
+    """Images uint8 N x H x W x 3 RGB, labels uint8 N x H x W (255 is ignored), and the images' names."""
 
     images: Tensor
     labels: Tensor
     names: list[str]
-    augment_params: BatchedAugmentParams | None = (
-        None  # of what is still to be augmented, where that is done by the batch
-    )
+    augment_params: BatchedAugmentParams | None = None  # to apply on the device, with `augment=gpu`
 
 
 class Sample(NamedTuple):
-    """What a worker hands over: RGB uint8 H x W x 3, labels uint8 H x W, the name; and the draw, if it is still to be laid on."""
+    """A worker's result: RGB uint8 H x W x 3, labels uint8 H x W, and the image's name."""
 
     image: RGB
     labels: Labels
     name: str
-    augment_params: AugmentParams | None = None
+    augment_params: AugmentParams | None = None  # to apply on the device, with `augment=gpu`
 
 
 class SampleIndex(NamedTuple):
-    """What a worker is asked for: an image's place in the split, and its number in the training, which seeds its draw."""
+    """The key of a sample: the image's index in the split, and the sample's number in the training, which seeds it."""
 
     image_index: int
     sequence_number: int
 
 
 class SampleFailure(NamedTuple):
-    """An error in a worker, as text: raised there, it would arrive as a page of another process's traceback."""
+    """A worker's error as text: an exception would arrive with the other process's traceback as its message."""
 
     message: str
     out_of_memory: bool = False
 
 
 class TransformedDataset(Dataset[Any]):
-    """One split, each image at the scale that the network sees; augmented where a policy is given."""
+    """One split, each image resized by the input rule; augmented if a policy is given."""
 
     def __init__(
         self,
@@ -86,66 +83,70 @@ class TransformedDataset(Dataset[Any]):
         seed: int = 0,
         augment_on: str = "cpu",
         decoded_cache: DecodedCache | None = None,
+        transforms: UserTransforms | None = None,
     ) -> None:
-        """`where`: "cpu" to augment here, "gpu" to draw here what will be done by the batch; `kept`: to read an image once."""
+        """`augment_on`: "cpu" augments here; "gpu" only samples the parameters. `transforms` are applied before, here."""
         self.dataset = dataset
         self.rule = rule
         self.policy = policy
         self.seed = seed
         self.augment_on = augment_on
         self.decoded_cache = decoded_cache
+        self.transforms = transforms
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, item: SampleIndex) -> Sample | SampleFailure:
-        """One image, ready for its batch."""
+        """Load one image and its mask, ready to collate."""
         pair = self.dataset.pairs[item.image_index]
         try:
             return self._load_sample(item, pair.name)
         except MaskserveError as error:
             return SampleFailure(str(error))
-        except Exception as error:  # a library's own, which would not say for which of ten thousand files
-            sentence = f"{pair.image} or its mask {pair.mask}: {type(error).__name__}: {first_line(error)}"
-            return SampleFailure(sentence, is_out_of_memory(error))
+        except Exception as error:  # a library's own error, which does not name the file
+            message = f"{pair.image} or its mask {pair.mask}: {type(error).__name__}: {first_line(error)}"
+            return SampleFailure(message, is_out_of_memory(error))
 
     def _load_sample(self, item: SampleIndex, name: str) -> Sample:
         image, labels = self._load_resized(item.image_index)
         if self.policy is None:
-            look = center_crop(labels.shape)
-            return Sample(np.array(image[look]), np.array(labels[look]), name)
-        draw = self.policy.sample_params(
-            (labels.shape[0], labels.shape[1]),
-            labels,
-            np.random.default_rng((self.seed, AUGMENT_STREAM, item.sequence_number)),
-        )
+            center = center_crop(labels.shape)
+            return Sample(np.array(image[center]), np.array(labels[center]), name)
+        if self.transforms:
+            image, labels = self.transforms(image, labels, (self.seed, TRANSFORM_STREAM, item.sequence_number))
+        generator = np.random.default_rng((self.seed, AUGMENT_STREAM, item.sequence_number))
+        params = self.policy.sample_params((labels.shape[0], labels.shape[1]), labels, generator)
         if self.augment_on == "gpu":
-            window, mask, draw = crop_to_source_window(image, labels, draw, self.policy.crop_size)
-            return Sample(np.ascontiguousarray(window), np.ascontiguousarray(mask), name, draw)
-        return Sample(*cpu.augment_image(image, labels, draw, self.policy.crop_size), name)
+            image, labels, params = crop_to_source_window(image, labels, params, self.policy.crop_size)
+            return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), name, params)
+        return Sample(*cpu.augment_image(image, labels, params, self.policy.crop_size), name)
 
-    def _load_resized(self, place: int) -> tuple[RGB, Labels]:
+    def _load_resized(self, index: int) -> tuple[RGB, Labels]:
         """An image and its labels at the network's scale."""
-        if self.decoded_cache and (kept := self.decoded_cache.get(place)):
-            return kept
-        image, labels = self.dataset.image(place), self.dataset.labels(place)
+        if self.decoded_cache and (cached := self.decoded_cache.get(index)):
+            return cached
+        image, labels = self.dataset.image(index), self.dataset.labels(index)
         if image.shape[:2] != labels.shape:
-            raise DataError(f"{self.dataset.pairs[place].mask} has not the size of its image.")
+            (rows, columns), (height, width) = labels.shape, image.shape[:2]
+            raise DataError(
+                f"{self.dataset.pairs[index].mask} is {columns} x {rows} and its image is {width} x {height}; they must be equal."
+            )
         size = network_input_size(labels.shape, self.rule)
         image, labels = resize_image(image, size), resize_labels(labels, size)
         if self.decoded_cache:
-            self.decoded_cache.put(place, image, labels)
+            self.decoded_cache.put(index, image, labels)
         return image, labels
 
 
 def center_crop(shape: tuple[int, ...]) -> tuple[slice, slice]:
-    """What a validation looks at of an image H x W: a large one's middle, since it goes through the network in one piece."""
+    """The part of an image H x W that validation sees: the center of a large one, because it is not tiled here."""
     starts = [max(0, (length - MAX_VALIDATION_SIDE) // 2) for length in shape]
     return slice(starts[0], starts[0] + MAX_VALIDATION_SIDE), slice(starts[1], starts[1] + MAX_VALIDATION_SIDE)
 
 
 class StepSampler(Sampler[list[SampleIndex]]):
-    """The batches of the steps from `start` to before `stop`, or without end; each device takes its part of each."""
+    """Yields the batches from `start` to before `stop`, or without end; each process takes its part of each."""
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class StepSampler(Sampler[list[SampleIndex]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        """`length`: images in the split; `batch`: images at a time, over all `world` devices."""
+        """`batch_size`: of all `world_size` processes together."""
         self.dataset_size, self.batch_size, self.seed = dataset_size, batch_size, seed
         self.start, self.stop = start, stop
         self.rank, self.world_size = rank, world_size
@@ -171,7 +172,7 @@ class StepSampler(Sampler[list[SampleIndex]]):
             step += 1
 
     def _image_index(self, number: int) -> int:
-        """Which image comes as the `number`-th of the whole training."""
+        """The index of the image of sample `number` of the training."""
         epoch, index = divmod(number, self.dataset_size)
         if self._epoch != epoch:
             self._epoch = epoch
@@ -180,121 +181,130 @@ class StepSampler(Sampler[list[SampleIndex]]):
 
 
 def build_train_loader(
-    samples: SegmentationDataset, rule: InputRule, crop: tuple[int, int], config: TrainConfig, augment_on: str = "cpu",
-    start: int = 0, rank: int = 0, world_size: int = 1, cache_folder: Path | None = None,
-) -> DataLoader[Batch]:  # fmt: skip
-    """Batches without end, from the batch number `start`: augmented, or with the draws to do it by (`where`, as in Fitted).
+    dataset: SegmentationDataset,
+    rule: InputRule,
+    crop: tuple[int, int],
+    config: TrainConfig,
+    augment_on: str = "cpu",
+    start: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    cache_folder: Path | None = None,
+) -> DataLoader[Batch]:
+    """Batches without end, from batch number `start`; augmented, or with the parameters to do so on the device.
 
-    kept: a folder to keep images in (`kept.py`).
+    `crop`: (height, width); `shard`: (rank, number of processes); `cache_folder`: for decoded images.
     """
     return _build_loader(
         TransformedDataset(
-            samples,
+            dataset,
             rule,
             AugmentPolicy(config, crop),
             config.seed,
             augment_on,
             DecodedCache(cache_folder / "train") if cache_folder else None,
+            UserTransforms(config.transforms) if config.transforms else None,
         ),
         config,
-        batch_sampler=StepSampler(len(samples), config.batch, config.seed, start, rank=rank, world_size=world_size),
-        collate_fn=functools.partial(collate, crop=crop),
+        StepSampler(len(dataset), config.batch, config.seed, start, rank=shard[0], world_size=shard[1]),
+        functools.partial(collate, crop=crop),
     )
 
 
 def build_val_loader(
-    samples: SegmentationDataset,
+    dataset: SegmentationDataset,
     rule: InputRule,
     config: TrainConfig,
-    rank: int = 0,
-    world_size: int = 1,
+    shard: tuple[int, int] = (0, 1),
     cache_folder: Path | None = None,
 ) -> DataLoader[Batch]:
-    """Images in order, of large ones the middle, padded with void to a common size; each device takes every `world`-th."""
-    mine = [SampleIndex(place, place) for place in range(rank, len(samples), world_size)]
+    """Images in order, of large ones the center, padded to a common size; each process reads every `shard[1]`-th."""
+    rank, world_size = shard
+    indices = [SampleIndex(index, index) for index in range(rank, len(dataset), world_size)]
     size = max(1, config.batch // world_size)
     return _build_loader(
-        TransformedDataset(samples, rule, decoded_cache=DecodedCache(cache_folder / "val") if cache_folder else None),
+        TransformedDataset(dataset, rule, decoded_cache=DecodedCache(cache_folder / "val") if cache_folder else None),
         config,
-        batch_sampler=[mine[start : start + size] for start in range(0, len(mine), size)],
-        collate_fn=pad_and_collate,
+        [indices[start : start + size] for start in range(0, len(indices), size)],
+        pad_and_collate,
     )
 
 
-def _build_loader(data: TransformedDataset, config: TrainConfig, **how: Any) -> DataLoader[Batch]:
+def _build_loader(
+    dataset: TransformedDataset,
+    config: TrainConfig,
+    batch_sampler: Iterable[list[SampleIndex]],
+    collate_fn: Callable[[list[Sample | SampleFailure]], Batch | SampleFailure],
+) -> DataLoader[Batch]:
     with suppress_worker_warning():
         return DataLoader(
-            data,
+            dataset,
+            batch_sampler=batch_sampler,
+            collate_fn=collate_fn,
             num_workers=config.workers,
             worker_init_fn=ignore_stop_signals,
-            pin_memory=use_pinned_memory(config),
-            **how,
+            # Only with a GPU: in a training on the CPU, pinning would create a CUDA context.
+            pin_memory=config.device != "cpu" and torch.cuda.is_available(),
         )
-
-
-def use_pinned_memory(config: TrainConfig) -> bool:
-    """Whether batches lie in memory that a GPU copies from by itself; asking for it costs a training on the CPU a context."""
-    return config.device != "cpu" and torch.cuda.is_available()
 
 
 @contextmanager
 def suppress_worker_warning() -> Iterator[None]:
-    """Few cores on purpose: torch's own threads compute while the workers read. Torch warns of it when it counts them."""
+    """Silence torch's warning about more workers than cores: on small machines that is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         yield
 
 
 def ignore_stop_signals(worker: int) -> None:
-    """A stop is told to every process of a group (Ctrl-C, torchrun, a scheduler): a worker reads on for the last step.
+    """Let a worker read on for the last step: Ctrl-C, torchrun and schedulers signal every process of the group.
 
-    It ends with its loader, or when the training's process is gone.
+    A worker ends with its loader, or when the training process is gone.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def collate(items: list[Sample | SampleFailure], crop: tuple[int, int]) -> Batch | SampleFailure:
-    """A batch of items; a failure among them is the batch. `crop` is (height, width) of what is still to be augmented."""
-    good, failures = _separate_failures(items)
+    """Stack samples to a batch; returns the first failure if there is one. `crop`: (height, width) for the parameters."""
+    samples, failures = _separate_failures(items)
     if failures:
         return failures[0]
-    names = [item.name for item in good]
-    drawn = [(item.image, item.labels, item.augment_params) for item in good if item.augment_params is not None]
-    if drawn:
-        images, labels, draws = pad_and_stack(drawn, crop)
-        return Batch(images, labels, names, draws)
+    names = [sample.name for sample in samples]
+    unaugmented = [(one.image, one.labels, one.augment_params) for one in samples if one.augment_params is not None]
+    if unaugmented:
+        images, labels, params = pad_and_stack(unaugmented, crop)
+        return Batch(images, labels, names, params)
     return Batch(
-        torch.from_numpy(np.stack([item.image for item in good])),
-        torch.from_numpy(np.stack([item.labels for item in good])),
+        torch.from_numpy(np.stack([sample.image for sample in samples])),
+        torch.from_numpy(np.stack([sample.labels for sample in samples])),
         names,
     )
 
 
 def pad_and_collate(items: list[Sample | SampleFailure]) -> Batch | SampleFailure:
-    """Repeat each image's last row and column up to the largest height and width, rounded up to the stride."""
-    good, failures = _separate_failures(items)
+    """Pad to the largest height and width, rounded up to the stride: images by their last row and column, masks by 255."""
+    samples, failures = _separate_failures(items)
     if failures:
         return failures[0]
-    height, width = (max(item.labels.shape[axis] for item in good) for axis in (0, 1))
+    height, width = (max(sample.labels.shape[axis] for sample in samples) for axis in (0, 1))
     height, width = height + -height % STRIDE, width + -width % STRIDE
     padded: list[Sample | SampleFailure] = []
-    for item in good:
-        margins = ((0, height - item.labels.shape[0]), (0, width - item.labels.shape[1]))
-        image = np.pad(item.image, (*margins, (0, 0)), mode="edge")
-        padded.append(Sample(image, np.pad(item.labels, margins, constant_values=IGNORE_INDEX), item.name))
+    for sample in samples:
+        margins = ((0, height - sample.labels.shape[0]), (0, width - sample.labels.shape[1]))
+        image = np.pad(sample.image, (*margins, (0, 0)), mode="edge")
+        padded.append(Sample(image, np.pad(sample.labels, margins, constant_values=IGNORE_INDEX), sample.name))
     return collate(padded, (height, width))
 
 
 def _separate_failures(items: list[Sample | SampleFailure]) -> tuple[list[Sample], list[SampleFailure]]:
-    good = [item for item in items if isinstance(item, Sample)]
-    return good, [item for item in items if isinstance(item, SampleFailure)]
+    samples = [item for item in items if isinstance(item, Sample)]
+    return samples, [item for item in items if isinstance(item, SampleFailure)]
 
 
 def iterate_batches(loader: DataLoader[Batch]) -> Generator[Batch]:
-    """The loader's batches; close it, and its processes end.
+    """The loader's batches; closing the generator ends the worker processes.
 
-    Raises: DataError with the name of the file that a worker could not read; MemoryError.
+    Raises: DataError that names the file that a worker failed to read; MemoryError.
     """
     with suppress_worker_warning():
         batches = iter(loader)
@@ -304,4 +314,4 @@ def iterate_batches(loader: DataLoader[Batch]) -> Generator[Batch]:
                 raise MemoryError(batch.message) if batch.out_of_memory else DataError(batch.message)
             yield batch
     finally:
-        del batches  # its processes end with it, also where an error keeps this frame
+        del batches  # ends the workers, even if a traceback keeps this frame alive

@@ -1,4 +1,4 @@
-"""Sums over the processes of a distributed training, so that a loss is that of the whole batch on every one of them."""
+"""Sums over the processes of a distributed training, so that each process has the loss of the whole batch."""
 
 from typing import Any, cast
 
@@ -8,17 +8,16 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """How many train together; 1 outside torch.distributed."""
+    """The number of processes; 1 outside torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def all_reduce_sum(sums: Tensor) -> Tensor:
-    """The sum of `sums` over all processes, on each; as it is where there is one. Every process must call it.
+    """The sum of `sums` over all processes, on each of them. Every process must call it.
 
-    A loss made of such sums has the whole batch's value on every process. Its gradient there is of the process's own
-    pixels, times the number of processes, for DistributedDataParallel averages gradients: the average is then what one
-    process would have had at the same batch. (A mean taken a process at a time weighs pixels by how few of the others
-    on their process are labelled.)
+    A loss of such sums has the whole batch's value on every process. Its gradient is that of the process's own pixels
+    times the number of processes, because DistributedDataParallel averages gradients: the average is then that of one
+    process with the same batch. (With a mean per process, a pixel would weigh more if its process has few labeled ones.)
     """
     if world_size() == 1:
         return sums
@@ -26,31 +25,33 @@ def all_reduce_sum(sums: Tensor) -> Tensor:
 
 
 def all_reduce_kth_smallest(values: Tensor, count: int) -> Tensor:
-    """The `count`-th smallest of the `values` (one axis) of all processes, 0 axes; they hold `count` or more together."""
-    held = min(count, len(values))
-    mine = values.detach().topk(held, largest=False).values
+    """The `count`-th smallest of the `values` (one axis) of all processes, 0 axes. All together have at least `count`."""
+    own_count = min(count, len(values))
+    smallest = values.detach().topk(own_count, largest=False).values
     if world_size() > 1:
-        padded = mine.new_full((count,), torch.inf)
-        padded[:held] = mine
-        everyone = [torch.empty_like(padded) for _ in range(world_size())]
-        dist.all_gather(everyone, padded)
-        mine = torch.cat(everyone).topk(count, largest=False).values
-    return mine.max()
+        padded = smallest.new_full((count,), torch.inf)
+        padded[:own_count] = smallest
+        gathered = [torch.empty_like(padded) for _ in range(world_size())]
+        dist.all_gather(gathered, padded)
+        smallest = torch.cat(gathered).topk(count, largest=False).values
+    return smallest.max()
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """Written out because torch.distributed.nn's all_reduce is deprecated in torch 2.14, and what follows it has no
-    gradient in 2.11; and because theirs sums the gradients over the processes once more, which DDP does already.
+    """An all_reduce with a gradient.
+
+    torch.distributed.nn's is deprecated in torch 2.14, and its successor has no gradient in 2.11; and theirs also sums the
+    gradients over the processes, which DDP already does.
     """
 
     @staticmethod
     def forward(ctx: Any, sums: Tensor) -> Tensor:
-        """Sum."""
+        """The sum over all processes."""
         total = sums.detach().clone()
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """See `over_processes`."""
+        """See `all_reduce_sum`."""
         return gradient * world_size()

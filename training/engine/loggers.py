@@ -1,4 +1,4 @@
-"""What a person, a log and TensorBoard see of a training, and the table that is left of it."""
+"""Loggers of a training: a progress bar, `metrics.csv`, JSON lines and TensorBoard."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -22,68 +22,97 @@ from training.engine.checkpoint import TrainState
 from training.engine.schedule import TrainingDuration
 from training.engine.step import StepResult
 from training.metrics.confusion import ConfusionMatrix
+from training.run_folder import METRICS_CSV
 
 LogMode = Literal["bar", "quiet", "json"]
-REFRESH_SECONDS = 0.25  # seconds between looks at the bar
-METRICS_CSV = "metrics.csv"
+REFRESH_SECONDS = 0.25  # seconds between updates of the bar
 
 
-class NullLogger:
-    """Watches in the processes that are not the first: one of them speaks and writes."""
+class TrainingLogger:
+    """What the trainer calls as it goes. This base class does nothing: processes other than the first use it."""
 
-    def __enter__(self) -> "NullLogger":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def on_step(self, state: TrainState) -> None:
-        """See `Watch`."""
+        """After each step."""
 
-    def on_loss(self, settled: StepResult) -> None:
-        """See `Watch`."""
+    def on_loss(self, result: StepResult) -> None:
+        """Once a step's loss is known, which is after the next step has started."""
 
     def on_validation(
         self, state: TrainState, confusion: ConfusionMatrix, loss: float, lr: float, better: bool
     ) -> None:
-        """See `Watch`."""
+        """After a validation, before its checkpoints are written. `loss`: mean since the validation before."""
 
     def on_checkpoint(self, state: TrainState, confusion: ConfusionMatrix) -> None:
-        """See `Watch`."""
+        """After the checkpoints of a validation are written; may take long, and may leave the network in eval mode."""
 
 
-class ProgressLogger:
-    """A progress bar (epoch, loss, mIoU, images/s, time left), a line a validation, `metrics.csv` and TensorBoard's files.
+class TensorBoardWriter:
+    """Writes TensorBoard's files: curves, the confusion matrix and sample predictions."""
 
-    `log`: `bar` for people; `quiet` for nobody; `json` for programs, an object a line on standard output.
+    def __init__(
+        self,
+        folder: Path,
+        start_step: int,
+        render_samples: Callable[[], dict[str, Image.Image]],
+        plot_confusion: Callable[[ConfusionMatrix, list[ClassInfo]], Figure],
+    ) -> None:
+        """`start_step`: of a resumed run; TensorBoard then drops the events of later steps."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # tensorboard's own deprecated calls
+            from torch.utils.tensorboard import SummaryWriter  # takes seconds to import
+
+        self.events: Any = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+        self.render_samples, self.plot_confusion = render_samples, plot_confusion
+
+    def write_loss(self, result: StepResult) -> None:
+        """Loss and learning rate of a step."""
+        self.events.add_scalar("loss/step", result.loss, result.step)
+        self.events.add_scalar("lr", result.lr, result.step)
+
+    def write_metrics(self, row: dict[str, Any]) -> None:
+        """A row of metrics.csv."""
+        for name, value in row.items():
+            if name not in ("step", "lr", "minutes") and value is not None:
+                self.events.add_scalar("loss/epoch" if name == "loss" else f"validation/{name}", value, row["step"])
+
+    def write_images(self, confusion: ConfusionMatrix, classes: list[ClassInfo], step: int) -> None:
+        """The confusion matrix and the sample predictions."""
+        self.events.add_figure("confusion", self.plot_confusion(confusion, classes), step)
+        for name, image in self.render_samples().items():
+            self.events.add_image(f"samples/{name}", np.asarray(image), step, dataformats="HWC")
+
+
+class ProgressLogger(TrainingLogger):
+    """A progress bar (epoch, loss, mIoU, images/s, time left), a line per validation, `metrics.csv` and TensorBoard.
+
+    `log_mode`: `bar` for people, `quiet` prints nothing, `json` prints an object per line to standard output.
     """
 
     def __init__(
         self,
         out: Path,
         classes: list[ClassInfo],
-        span: TrainingDuration,
-        images: int,
-        step: int,
+        duration: TrainingDuration,
+        start_step: int,
         console: Console,
-        log: LogMode = "bar",
-        board: bool = False,
-        samples: Callable[[], dict[str, Image.Image]] | None = None,
-        plot_confusion: Callable[[ConfusionMatrix, list[ClassInfo]], Figure] | None = None,
+        log_mode: LogMode = "bar",
+        tensorboard: TensorBoardWriter | None = None,
     ) -> None:
-        """`images`: of a step; `step`: those that are done; `samples`: renders validation images with their predictions, and
-        `plot_confusion` the confusion matrix, for TensorBoard.
-        """
+        """`start_step`: steps done before this start."""
         self.metrics_path = out / METRICS_CSV
-        self.classes, self.duration, self.images_per_step = classes, span, images
-        self.console, self.log_mode = console, log
-        self.render_samples, self.plot_confusion = samples, plot_confusion
-        self.summary_writer: Any = _open_summary_writer(out / "tensorboard", step) if board else None
+        self.classes, self.duration = classes, duration
+        self.console, self.log_mode, self.tensorboard = console, log_mode, tensorboard
         self.smoothed_loss = self.last_miou = math.nan
-        self.speed_start: tuple[int, float] | None = None  # a step and when it was done: speed counts from there
-        self.images_per_second = 0.0  # images a second since then, reading and augmentation included
+        self.speed_start: tuple[int, float] | None = None  # (step, time): the speed is measured from there
+        self.images_per_second = 0.0  # since then, loading and augmentation included
         self.last_refresh = 0.0
-        self._write_rows(self._read_rows(before=step + 1))  # a resumed run will come by the later ones again
+        self._write_rows(self._read_rows(before=start_step + 1))  # a resumed run writes the later rows again
         self.progress_bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -94,37 +123,34 @@ class ProgressLogger:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=log != "bar" or not console.is_terminal,
+            disable=log_mode != "bar" or not console.is_terminal,
         )
         self.task_id = self.progress_bar.add_task("training", total=1.0, loss="-", miou="-", speed=0.0)
 
-    def __enter__(self) -> "ProgressLogger":
+    def __enter__(self) -> Self:
         self.progress_bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress_bar.stop()
-        if self.summary_writer is not None:
-            self.summary_writer.close()
+        if self.tensorboard:
+            self.tensorboard.events.close()
 
-    def on_loss(self, settled: StepResult) -> None:
+    def on_loss(self, result: StepResult) -> None:
         """Smooth the loss for the bar."""
-        self.smoothed_loss = (
-            settled.loss if math.isnan(self.smoothed_loss) else 0.95 * self.smoothed_loss + 0.05 * settled.loss
-        )
-        if self.summary_writer is not None:
-            self.summary_writer.add_scalar("loss/step", settled.loss, settled.step)
-            self.summary_writer.add_scalar("lr", settled.lr, settled.step)
+        first = math.isnan(self.smoothed_loss)
+        self.smoothed_loss = result.loss if first else 0.95 * self.smoothed_loss + 0.05 * result.loss
+        if self.tensorboard:
+            self.tensorboard.write_loss(result)
 
     def on_step(self, state: TrainState) -> None:
-        """Move the bar on."""
+        """Update the bar."""
         now = time.monotonic()
         if self.speed_start is None:  # the first step waits for workers to start
             self.speed_start = state.step, now
         elif state.step > self.speed_start[0]:
-            self.images_per_second = (
-                (state.step - self.speed_start[0]) * self.images_per_step / (now - self.speed_start[1])
-            )
+            images = (state.step - self.speed_start[0]) * self.duration.images_per_step
+            self.images_per_second = images / (now - self.speed_start[1])
         if now - self.last_refresh > REFRESH_SECONDS:
             self.last_refresh = now
             self.progress_bar.update(
@@ -139,7 +165,7 @@ class ProgressLogger:
     def on_validation(
         self, state: TrainState, confusion: ConfusionMatrix, loss: float, lr: float, better: bool
     ) -> None:
-        """A line for people, and a row for the table."""
+        """Print a line, and add a row to metrics.csv."""
         summary = confusion.summary(self.classes)
         self.last_miou = math.nan if summary["miou"] is None else summary["miou"]
         epoch = round(self.duration.epochs_done(state.step), 3)
@@ -156,20 +182,13 @@ class ProgressLogger:
         }
         self._write_rows([*self._read_rows(before=state.step), row])
         self._print_validation(row, better)
-        if self.summary_writer is not None:
-            for name, value in row.items():
-                if name not in ("step", "lr", "minutes") and value is not None:
-                    self.summary_writer.add_scalar(
-                        f"validation/{name}" if name != "loss" else "loss/epoch", value, state.step
-                    )
+        if self.tensorboard:
+            self.tensorboard.write_metrics(row)
 
     def on_checkpoint(self, state: TrainState, confusion: ConfusionMatrix) -> None:
-        """Images for TensorBoard."""
-        if self.summary_writer is not None:
-            if self.plot_confusion:
-                self.summary_writer.add_figure("confusion", self.plot_confusion(confusion, self.classes), state.step)
-            for name, image in (self.render_samples() if self.render_samples else {}).items():
-                self.summary_writer.add_image(f"samples/{name}", np.asarray(image), state.step, dataformats="HWC")
+        """Write images for TensorBoard, and measure the speed anew."""
+        if self.tensorboard:
+            self.tensorboard.write_images(confusion, self.classes, state.step)
         self.speed_start = state.step, time.monotonic()
 
     def _epoch_total(self) -> str:
@@ -202,15 +221,6 @@ class ProgressLogger:
         write_atomically(self.metrics_path, text.getvalue().encode())
 
 
-def _open_summary_writer(folder: Path, step: int) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # tensorboard's own deprecated calls
-        from torch.utils.tensorboard import SummaryWriter  # seconds, for those who want it
-
-    # What a resumed run does again stands there once.
-    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)
-
-
 def format_metric(value: float) -> str:
-    """A loss or mIoU for people; a dash where there is none yet."""
+    """A loss or mIoU with three digits; a dash for NaN, before there is one."""
     return "-" if math.isnan(value) else f"{value:.3f}"

@@ -1,6 +1,5 @@
-"""The network of a run: from its settings when it begins, from its checkpoint when it has ended."""
+"""Builds the network of a run: from the settings to train it, from the best checkpoint afterwards."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,35 @@ from models.spec import ClassInfo, InputRule
 from training.config import TrainConfig
 from training.config_io import load_config
 from training.engine.checkpoint import read_checkpoint
-from training.run_folder import BEST_CHECKPOINT
+from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, read_run_metadata
 
 
 def make_network(config: TrainConfig, classes: list[ClassInfo], console: Console, load_weights: bool) -> Network:
-    """The network that the settings describe; `anew` with the weights that a training begins from."""
+    """The network that the settings describe; `load_weights` loads its initial weights (not needed for a resume)."""
     options = architecture_options(config)
     file = find_weights_file(config) if load_weights else None
     if file is None:
         hub = config.weights if load_weights and config.weights != "none" else None
         return build(config.architecture, len(classes), **options, weights=hub)
     network = build(config.architecture, len(classes), **options)
-    taken = load_initial_weights(network, file, [entry.name for entry in classes], config.reset_head)
-    console.print(taken, highlight=False, markup=False)
+    message = load_initial_weights(network, file, [entry.name for entry in classes], config.reset_head)
+    console.print(message, highlight=False, markup=False)
     return network
 
 
 def find_weights_file(config: TrainConfig) -> Path | None:
-    """The file or bundle that a training begins from; None for no weights, or pretrained ones by name.
+    """The file or bundle in the setting `weights`; None for none, or for pretrained weights by name.
 
-    A name that is known stands before a file that happens to be called so; `./imagenet` is the file.
-    Raises: WeightsError where there is neither.
+    A known name takes precedence over a file of that name; `./imagenet` is the file.
+    Raises: WeightsError if it is neither; ConfigError.
     """
     known = ["none", *pretrained_names(config.architecture, config.encoder)]
     file = Path(os.path.expanduser(config.weights))
     if config.weights in known:
         if config.reset_head:
-            raise ConfigError("There is no head to reset: set weights=FILE or weights=BUNDLE too.")
+            raise ConfigError(
+                f"reset_head=true has no effect with weights={config.weights}: set weights=FILE or BUNDLE too."
+            )
         return None
     if not file.exists():
         raise unknown_weights_error(config.weights, "this encoder", known)
@@ -53,7 +54,7 @@ def find_weights_file(config: TrainConfig) -> Path | None:
 
 
 def check_batch_norm(network: Network, batch: int, crop: tuple[int, int]) -> None:
-    """Raises: ConfigError where batch norm would meet a single value, as behind a global mean in a batch of one."""
+    """Raises: ConfigError if a batch norm would get one value per channel, as after a global mean in a batch of one."""
     shadow = copy_to_meta(network).train()
     try:
         shadow.training_logits(torch.empty(batch, 3, *crop, device="meta"))
@@ -61,56 +62,47 @@ def check_batch_norm(network: Network, batch: int, crop: tuple[int, int]) -> Non
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            f"Batch norm needs more than the one value a channel that this network has of {batch} image of "
-            f"{crop[1]} x {crop[0]}: set batch=2 or more, or a larger crop."
+            f"A batch norm of this network gets only one value per channel from {batch} image of {crop[1]} x {crop[0]}: "
+            "set batch=2 or more, or a larger crop."
         ) from error
 
 
 def architecture_options(config: TrainConfig) -> dict[str, Any]:
-    """The settings that are options of the architecture; they travel in the bundle's spec.
+    """The settings that are options of the architecture; the bundle's spec keeps them.
 
-    Raises: ConfigError for an architecture that is not known, or a setting that it does not have.
+    Raises: ConfigError for an unknown architecture, or a setting that it does not have.
     """
     known = default_options(config.architecture)
     for name in sorted(set(default_options("fcn")) - set(known)):
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             raise ConfigError(
-                f"The setting {name}={getattr(config, name)} is not one of {config.architecture}, which has {', '.join(known)}."
+                f"{config.architecture} has no setting {name}={getattr(config, name)}; it has {', '.join(known)}."
             )
     return {name: getattr(config, name) for name in known if name != "weights"}
 
 
 def load_network(run: Path) -> Network:
     """The best network of a run, for inference in float32. Raises: RunError."""
-    best, settings = run / BEST_CHECKPOINT, run / "config.yaml"
+    best, settings = run / BEST_CHECKPOINT, run / CONFIG_FILE
     if not best.exists() or not settings.exists():
         raise RunError(
-            f"{run} is no finished run: {best.relative_to(run)} or {settings.name} is missing. Train one with `maskserve train`."
+            f"{run} is not a finished run: {best.relative_to(run)} or {settings.name} is missing. Train one with `maskserve train`."
         )
     config = load_config(settings, [])
     state = read_checkpoint(best)["network"]
-    classes = len(read_run_metadata(run)["classes"])
+    classes = len(read_run_metadata(run).classes)
     network = build(config.architecture, classes, **architecture_options(config))
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise RunError(
-            f"{best} is not of the network that {settings} describes: one of the two was changed."
+            f"{best} holds another network than {settings} describes; restore the file that was changed, or train again."
         ) from error
     return network.eval()
 
 
-def read_run_metadata(run: Path) -> dict[str, Any]:
-    """What `describe` wrote. Raises: RunError."""
-    try:
-        content: dict[str, Any] = json.loads((run / "run.json").read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run}/run.json cannot be read ({error}); train anew.") from error
-    return content
-
-
 def make_torch_segmenter(network: Network, rule: InputRule) -> Segmenter:
-    """A Segmenter around the live network, wherever it lies, for comparison with the frozen one."""
+    """A Segmenter that runs the PyTorch network on its own device, for comparison with the exported one."""
 
     def run(images: Any, logits: bool = False) -> Any:
         with torch.inference_mode():

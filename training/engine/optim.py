@@ -1,4 +1,4 @@
-"""The optimiser of a network, and the course of its learning rate."""
+"""The optimizer, its parameter groups, and the learning rate schedule."""
 
 import math
 from typing import Any
@@ -11,9 +11,9 @@ from training.config import TrainConfig
 
 
 def find_encoder(network: Network) -> nn.Module:
-    """The part that pretrained weights fill: `encoder` in ours and smp's networks, `backbone` in torchvision's.
+    """The part that has pretrained weights: `encoder` in ours and smp's networks, `backbone` in torchvision's.
 
-    The whole body where there is neither, as nothing is then known of its parts.
+    The whole body if it has neither.
     """
     body = network.body
     part: nn.Module = getattr(body, "encoder", None) or getattr(body, "backbone", None) or body
@@ -21,10 +21,10 @@ def find_encoder(network: Network) -> nn.Module:
 
 
 def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, Any]]:
-    """Every parameter that learns, once: the encoder's and the others', each with and without decay; no group is empty.
+    """Parameter groups for the optimizer: encoder and head, each with and without weight decay; no group is empty.
 
-    Kernels decay; biases and the scales of norms (the parameters of one axis or none) do not. What stands on the
-    encoder learns at `head_lr` times its rate.
+    Kernels decay; biases and norm scales (parameters of at most one axis) do not. All parameters outside the encoder have
+    `head_lr` times its learning rate. Frozen parameters are left out.
     """
     pretrained = {id(parameter) for parameter in find_encoder(network).parameters()}
     groups: dict[tuple[str, bool], dict[str, Any]] = {
@@ -41,12 +41,12 @@ def parameter_groups(network: Network, config: TrainConfig) -> list[dict[str, An
         if parameter.requires_grad:
             part = "encoder" if id(parameter) in pretrained else "head"
             groups[part, parameter.ndim > 1]["params"].append(parameter)
-    # The peak, of which `lr` becomes a share with each step; by the name that torch's own schedules use.
+    # The peak learning rate, under the name that torch's own schedulers use.
     return [{**group, "initial_lr": group["lr"]} for group in groups.values() if group["params"]]
 
 
 def make_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum (plain where the momentum is 0), or AdamW, at the peak of each group's rate."""
+    """SGD with Nesterov momentum (plain SGD if momentum is 0), or AdamW, at the peak learning rate of each group."""
     groups = parameter_groups(network, config)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
@@ -54,10 +54,10 @@ def make_optimizer(network: Network, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def lr_factor(progress: float, step: int, config: TrainConfig) -> float:
-    """The share of the peak learning rate, 0..1, before the step of that number (from 0).
+    """The factor on the peak learning rate, 0..1, for step number `step` (from 0).
 
-    progress: how much of the run is done, 0..1, by its steps or by its minutes, whichever is further; what is beyond 1
-    counts as 1. The rise of `warmup` steps lies over the decay, it does not put it off.
+    `progress`: the fraction of the run that is done, by steps or by minutes, whichever is further; clipped to 0..1. The
+    warmup multiplies the decay, it does not delay it.
     """
     left = 1 - min(1.0, max(0.0, progress))
     warm = min(1.0, (step + 1) / max(1, config.warmup))

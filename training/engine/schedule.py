@@ -1,4 +1,4 @@
-"""How long a training lasts, how far it is, and what all processes must know of it alike."""
+"""The length of a training, its progress, and the status that all processes share after each step."""
 
 import functools
 import time
@@ -10,27 +10,27 @@ from lightning.fabric import Fabric
 from training.config import TrainConfig
 from training.engine.checkpoint import TrainState
 
-DEFAULT_EPOCHS = 40  # where neither epochs nor minutes are given
-MIN_TIMED_STEPS = 5  # steps of a start before their time says anything: workers and kernels get going
+DEFAULT_EPOCHS = 40  # if neither epochs nor minutes are set
+MIN_TIMED_STEPS = 5  # steps before a mean time is reported: workers and kernels start up
 
 
 class TrainingDuration:
-    """How long a training lasts, in steps or minutes, and where in it a step lies."""
+    """The length of a training in steps or seconds, and the progress at a step."""
 
-    def __init__(self, images: int, held_out: int, config: TrainConfig) -> None:
-        """`images` to train on, `held_out` to validate on."""
-        self.steps_per_epoch = max(1, round(images / (config.batch * config.accumulate)))
+    def __init__(self, train_images: int, val_images: int, config: TrainConfig) -> None:
+        self.images_per_step = config.batch * config.accumulate
+        self.steps_per_epoch = max(1, round(train_images / self.images_per_step))
         epochs = config.epochs or (None if config.minutes else DEFAULT_EPOCHS)
         self.max_steps = epochs and epochs * self.steps_per_epoch
         self.max_seconds = config.minutes and 60 * config.minutes
-        self.validation_interval = config.validate_every * self.steps_per_epoch
-        # In steps: a validation is worth half of as many images, for nothing is learned from them.
-        self.validation_cost = held_out / (config.batch * config.accumulate) / 2
+        self.validation_interval = config.validate_every * self.steps_per_epoch  # steps
+        # In steps, before one was timed: without gradients an image costs half as much.
+        self.validation_cost = val_images / self.images_per_step / 2
 
     def progress(self, step: int, seconds: float, reserve: float) -> float:
-        """The share that is done, 0..1: a limit in minutes shortens the schedule, so that it still ends.
+        """The fraction of the training that is done, 0..1. A limit in minutes shortens the schedule to its end.
 
-        reserve: seconds that the last validation will take; they are counted up to half of the limit.
+        `reserve`: seconds for the last validation; at most half of the limit is reserved.
         """
         by_steps = step / self.max_steps if self.max_steps else 0.0
         if not self.max_seconds:
@@ -38,56 +38,56 @@ class TrainingDuration:
         return min(1.0, max(by_steps, seconds / (self.max_seconds - min(reserve, self.max_seconds / 2))))
 
     def epochs_done(self, step: int) -> float:
-        """Passes over the images that are done."""
+        """Passes over the training images so far."""
         return step / self.steps_per_epoch
 
 
 class SharedStatus(NamedTuple):
-    """What all processes must know alike after a step: learning rates by clocks of their own would drift apart."""
+    """The status after a step, equal in all processes: with clocks of their own, learning rates would drift apart."""
 
-    progress: float  # share of the training that is done, 0..1
-    skip_validation: bool  # whether another validation before the last one would overrun the limit
-    stop_requested: bool  # whether any process was asked to stop: they leave together, or wait for each other for ever
+    progress: float  # fraction of the training that is done, 0..1
+    skip_validation: bool  # another validation before the last would exceed the limit in minutes
+    stop_requested: bool  # any process received a stop signal: all stop together, or they wait for each other forever
 
 
 class StepTimer:
-    """How long a step of this start takes."""
+    """The mean time of the steps since this start."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.first_time = self.last_time = 0.0
 
     def tick(self) -> None:
-        """A step is done."""
+        """Record the end of a step."""
         self.steps, self.last_time = self.steps + 1, time.monotonic()
         self.first_time = self.first_time or self.last_time
 
     def mean_step_seconds(self) -> float:
-        """The mean; 0 while it says nothing yet."""
+        """The mean; 0 after fewer than `MIN_TIMED_STEPS` steps."""
         return (self.last_time - self.first_time) / (self.steps - 1) if self.steps > MIN_TIMED_STEPS else 0.0
 
 
 def sync_status(
-    fabric: Fabric, span: TrainingDuration, state: TrainState, clock: StepTimer, stopped: bool
+    fabric: Fabric, duration: TrainingDuration, state: TrainState, timer: StepTimer, stop_requested: bool
 ) -> SharedStatus:
-    """The first process's clock, and any process's stop, for all. The group is of CPUs, so that no GPU waits."""
+    """Combine the first process's clock with any process's stop request. By gloo on the CPU, so that no GPU waits."""
     reserve = (
-        span.validation_cost * clock.mean_step_seconds()
+        duration.validation_cost * timer.mean_step_seconds()
         if state.validation_seconds is None
         else state.validation_seconds
     )
     seconds = state.elapsed_seconds()
-    progress = span.progress(state.step, seconds, reserve)
-    hurry = bool(span.max_seconds) and seconds + 2 * reserve > float(span.max_seconds or 0)
+    progress = duration.progress(state.step, seconds, reserve)
+    skip = bool(duration.max_seconds) and seconds + 2 * reserve > float(duration.max_seconds or 0)
     if fabric.world_size > 1:
-        mine = [progress, float(hurry)] if fabric.is_global_zero else [0.0, 0.0]
-        told = torch.tensor([*mine, float(stopped)], dtype=torch.float64)
-        torch.distributed.all_reduce(told, group=gloo_group())
-        progress, hurry, stopped = told[0].item(), bool(told[1]), bool(told[2])
-    return SharedStatus(progress, hurry, stopped)
+        own = [progress, float(skip)] if fabric.is_global_zero else [0.0, 0.0]
+        total = torch.tensor([*own, float(stop_requested)], dtype=torch.float64)
+        torch.distributed.all_reduce(total, group=gloo_group())
+        progress, skip, stop_requested = total[0].item(), bool(total[1]), bool(total[2])
+    return SharedStatus(progress, skip, stop_requested)
 
 
 @functools.cache
 def gloo_group() -> Any:
-    """Every process, by gloo."""
+    """A process group of all processes, by gloo."""
     return torch.distributed.new_group(backend="gloo")

@@ -1,4 +1,4 @@
-"""One step of training: from a batch to a loss, and what is random in between."""
+"""The parts of a training step: network and loss as one module, averaged weights, seeds, and a check of the loss."""
 
 import copy
 import math
@@ -15,14 +15,12 @@ from models.errors import RunError
 from training.config import TrainConfig
 from training.engine.losses import Criterion
 
-LOSS_HISTORY_LENGTH = 50  # losses that are looked at to tell why one became NaN
-MIN_LOSS_HISTORY = (
-    10  # losses; a run that fails before has no past to judge by, and then it is mostly the learning rate
-)
+LOSS_HISTORY_LENGTH = 50  # losses kept to explain a NaN
+MIN_LOSS_HISTORY = 10  # losses; a run that fails earlier has most likely too high a learning rate
 
 
 class NetworkWithLoss(nn.Module):
-    """A network and its loss as one module, because DDP averages the gradients of what is called."""
+    """A network and its loss as one module, because DDP averages the gradients of the module that is called."""
 
     def __init__(self, network: Network, criterion: Criterion, config: TrainConfig) -> None:
         super().__init__()
@@ -32,16 +30,16 @@ class NetworkWithLoss(nn.Module):
         self.freeze_norms = config.freeze_norms
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss, a float32 scalar, of images uint8 N x H x W x 3 RGB and labels uint8 N x H x W."""
-        # N x H x W x 3 seen as N x 3 x H x W is channels_last already, the layout that convolutions are quickest in.
+        """The loss, float32 of 0 axes, of images uint8 N x H x W x 3 RGB and labels uint8 N x H x W."""
+        # N x H x W x 3 permuted to N x 3 x H x W is already channels_last, the fastest layout for convolutions.
         logits, *auxiliary = self.network.training_logits(images.permute(0, 3, 1, 2))
         total: Tensor = self.criterion(logits, labels)
-        for one in auxiliary:
-            total = total + self.aux_weight * self.criterion(one, labels)
+        for aux_logits in auxiliary:
+            total = total + self.aux_weight * self.criterion(aux_logits, labels)
         return total
 
     def train(self, mode: bool = True) -> "NetworkWithLoss":
-        """As `nn.Module.train`, but batch norms stay as they are where they are frozen."""
+        """As `nn.Module.train`, but frozen batch norms stay in eval mode."""
         super().train(mode)
         if self.freeze_norms:
             for layer in self.modules():
@@ -51,32 +49,32 @@ class NetworkWithLoss(nn.Module):
 
 
 def make_ema_network(network: Network, decay: float) -> Network | None:
-    """A copy of the network for running averages of its weights (arXiv 1803.05407); None for a decay of 0."""
+    """A copy of the network for averaged weights (arXiv 1803.05407); None for a decay of 0."""
     return copy.deepcopy(network).eval().requires_grad_(False) if decay else None
 
 
 @torch.no_grad()
 def update_ema(average: Network, network: Network, decay: float, step: int) -> None:
-    """Take in the weights, and batch norms' statistics, after the step of that number (from 0).
+    """Add the weights and batch norm statistics after step number `step` (from 0) to the average.
 
-    The first steps are forgotten sooner: the decay is at most (1 + step) / (10 + step). Not torch's AveragedModel: it counts
-    on the CPU what it multiplies on the GPU, which waits for it, and multiplies tensor by tensor.
+    The first steps are forgotten faster: the decay is at most (1 + step) / (10 + step). Not torch's AveragedModel, whose
+    counter on the CPU makes the GPU wait, and which multiplies tensor by tensor.
     """
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    old, new = ([*one.parameters(), *one.buffers()] for one in (average, network))
-    floats = [place for place, value in enumerate(new) if value.is_floating_point()]
-    torch._foreach_lerp_([old[place] for place in floats], [new[place] for place in floats], share)
-    for place in set(range(len(new))) - set(floats):
-        old[place].copy_(new[place])  # batch norms count their batches
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    old, new = ([*module.parameters(), *module.buffers()] for module in (average, network))
+    floats = [index for index, value in enumerate(new) if value.is_floating_point()]
+    torch._foreach_lerp_([old[index] for index in floats], [new[index] for index in floats], weight)
+    for index in set(range(len(new))) - set(floats):
+        old[index].copy_(new[index])  # the batch counters of batch norms
 
 
-def seed_torch(*place: int) -> None:
-    """Make what is drawn next (dropout) a function of these numbers alone, so that a resumed run draws it again."""
-    torch.manual_seed(hash(place) % 2**63)  # a tuple of integers hashes alike everywhere
+def seed_torch(*numbers: int) -> None:
+    """Seed torch (for dropout) by these numbers only, so that a resumed run repeats it."""
+    torch.manual_seed(hash(numbers) % 2**63)  # the hash of a tuple of integers is the same on every machine
 
 
 class StepResult(NamedTuple):
-    """A step's loss, once it is known."""
+    """The loss of a step."""
 
     step: int
     lr: float
@@ -84,24 +82,24 @@ class StepResult(NamedTuple):
 
 
 class LossMonitor:
-    """Notices a loss that is no number. It looks at a step's loss after the next has begun, so that a GPU need not wait."""
+    """Stops the training if the loss becomes NaN or infinite. Reads a loss after the next step has started: no GPU waits."""
 
-    def __init__(self, config: TrainConfig, kept: Path, begun: int = 0) -> None:
-        """`kept`: the checkpoint that an error speaks of, if it is there; `begun`: steps before this start."""
+    def __init__(self, config: TrainConfig, checkpoint: Path, start_step: int = 0) -> None:
+        """`checkpoint`: named in errors, if it exists; `start_step`: steps done before this start."""
         self.config = config
-        self.checkpoint = kept
-        self.start_step = begun
+        self.checkpoint = checkpoint
+        self.start_step = start_step
         self.pending: tuple[int, float, list[str], Tensor] | None = None
         self.recent_losses: deque[float] = deque(maxlen=LOSS_HISTORY_LENGTH)
 
     def record(self, step: int, lr: float, names: list[str], loss: Tensor) -> StepResult | None:
-        """Take a step's loss, and give that of the step before. Raises: RunError."""
-        before = self.flush()
+        """Keep a step's loss for later, and return that of the step before. Raises: RunError."""
+        result = self.flush()
         self.pending = (step, lr, names, loss)
-        return before
+        return result
 
     def flush(self) -> StepResult | None:
-        """Look at the loss that is still waiting. Raises: RunError where it is NaN or infinite."""
+        """Read the pending loss. Raises: RunError if it is NaN or infinite."""
         if self.pending is None:
             return None
         (step, lr, names, tensor), self.pending = self.pending, None
@@ -112,25 +110,25 @@ class LossMonitor:
         return StepResult(step, lr, loss)
 
     def check_before_save(self, network: nn.Module) -> StepResult | None:
-        """As `settle`, and look at the weights too: what is kept must be good. Raises: RunError."""
-        settled = self.flush()
+        """As `flush`, and check that all weights are finite. Raises: RunError."""
+        result = self.flush()
         if not all(parameter.isfinite().all() for parameter in network.parameters()):
-            raise self._error("Weights are no longer numbers.")
-        return settled
+            raise self._error("A weight of the network is NaN or infinite.")
+        return result
 
-    def _error(self, what: str) -> RunError:
-        kept = f" {self.checkpoint} is from before it." if self.checkpoint.exists() else ""
-        return RunError(f"{what} {self._explain()}{kept}")
+    def _error(self, problem: str) -> RunError:
+        kept = f" {self.checkpoint} was saved before this step." if self.checkpoint.exists() else ""
+        return RunError(f"{problem} {self._explain()}{kept}")
 
     def _explain(self) -> str:
         config, recent = self.config, self.recent_losses
         if self.start_step + len(recent) < MIN_LOSS_HISTORY or (recent and recent[-1] > 2 * min(recent) + 1):
-            climb = f"It had gone from {min(recent):.3g} to {recent[-1]:.3g}: the" if recent else "The"
+            rise = f"The loss rose from {min(recent):.3g} to {recent[-1]:.3g} before. " if recent else ""
             clip = "" if config.grad_clip else ", or set grad_clip=1"
             return (
-                f"{climb} learning rate is likely too high: train anew with a lower lr than {config.lr:g} or more warmup "
-                f"than {config.warmup}{clip}."
+                f"{rise}The learning rate is probably too high: train again with lr below {config.lr:g} or warmup above "
+                f"{config.warmup}{clip}."
             )
-        cure = "grad_clip=1" if config.precision == "f32" else "precision=f32"
-        before = f"It was {recent[-1]:.3g} the step before" if recent else "It was a number until this start"
-        return f"{before}, so look at these images and masks first; else train anew with {cure}."
+        setting = "grad_clip=1" if config.precision == "f32" else "precision=f32"
+        before = f"It was {recent[-1]:.3g} one step before" if recent else "It was finite until this start"
+        return f"{before}, so check these images and masks first; otherwise train again with {setting}."

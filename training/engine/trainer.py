@@ -1,227 +1,241 @@
-"""The training loop, from a step to the next: what an epoch, a limit in minutes, Ctrl-C and a crash mean to it."""
+"""The trainer: steps, validations, checkpoints, and the end by epochs, minutes, patience or a stop signal."""
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from models.architectures.base import Network, upsample
-from training.augment import BatchedAugmentParams
-from training.augment import batched as augment
+from training.augment import BatchedAugmentParams, batched
 from training.config import TrainConfig
-from training.data.loader import Batch
+from training.data.loader import Batch, iterate_batches
 from training.engine.checkpoint import TrainState
 from training.engine.distributed import all_reduce_sum
-from training.engine.optim import lr_factor
-from training.engine.schedule import StepTimer, TrainingDuration, sync_status
-from training.engine.step import LossMonitor, StepResult, seed_torch, update_ema
+from training.engine.loggers import TrainingLogger
+from training.engine.losses import Criterion
+from training.engine.optim import lr_factor, make_optimizer
+from training.engine.schedule import SharedStatus, StepTimer, TrainingDuration, sync_status
+from training.engine.step import LossMonitor, NetworkWithLoss, StepResult, make_ema_network, seed_torch, update_ema
 from training.metrics.confusion import ConfusionMatrix
-from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RunMetadata
 
 
-class TrainingLogger(Protocol):
-    """Who is told how it goes; `training/engine/loggers.py` has the one for people and files."""
+class Trainer:
+    """Trains a network and writes `best.ckpt` and `last.ckpt` to the run folder `out`.
 
-    def on_step(self, state: TrainState) -> None:
-        """A step is done."""
+    In a distributed training every process has one; they share each batch and leave `fit` after the same step.
+    """
 
-    def on_loss(self, settled: StepResult) -> None:
-        """A step's loss is known."""
-
-    def on_validation(
-        self, state: TrainState, confusion: ConfusionMatrix, loss: float, lr: float, better: bool
+    def __init__(
+        self,
+        fabric: Fabric,
+        config: TrainConfig,
+        run: RunMetadata,
+        network: Network,
+        criterion: Criterion,
+        duration: TrainingDuration,
+        out: Path,
+        start_time: float | None = None,
     ) -> None:
-        """A validation is done, at the end of an epoch or of the time; the checkpoints of it come next."""
+        """Move `network` to the device. `start_time`: when the run started, by the monotonic clock; default: now."""
+        self.fabric, self.config, self.run, self.duration, self.out = fabric, config, run, duration, out
+        self.learner: Any = fabric.setup_module(NetworkWithLoss(network, criterion, config))
+        self.state = TrainState(
+            network,
+            # Not set up by Fabric: its wrapper copies the optimizer, and a checkpoint loaded into the copy is lost.
+            make_optimizer(network, config),
+            make_ema_network(network, config.ema),
+            start_time=time.monotonic() if start_time is None else start_time,
+        )
+        self.loss_monitor = LossMonitor(config, out / LAST_CHECKPOINT)
+        self.step_timer = StepTimer()
+        self.last_save = time.monotonic()
+        self.logger = TrainingLogger()
 
-    def on_checkpoint(self, state: TrainState, confusion: ConfusionMatrix) -> None:
-        """The checkpoints are written. What is done here may take its time, and may leave the network in eval mode."""
+    def resume(self) -> None:
+        """Continue from `last.ckpt`. Raises: RunError."""
+        self.state.load(self.out / LAST_CHECKPOINT)
+        self.loss_monitor.start_step = self.state.step
 
+    def fit(
+        self, train_loader: DataLoader[Batch], val_loader: DataLoader[Batch], logger: TrainingLogger | None = None
+    ) -> None:
+        """Train from the state's step to the end of the duration, or until patience runs out.
 
-@dataclass(frozen=True)
-class ComputeContext:
-    """What steps and validations are computed with."""
+        Raises: RunError if the loss becomes NaN or the disk is full; KeyboardInterrupt after a stop signal, with the
+        step in progress finished and saved.
+        """
+        state, self.logger = self.state, logger or TrainingLogger()
+        self.last_save = time.monotonic()
+        self.learner.train()
+        with catch_stop_signals() as signals, closing(iterate_batches(train_loader)) as batches:
+            status = self._sync_status(signals)
+            while (status.progress < 1 or state.step == 0) and not self._out_of_patience():
+                lr = self._set_learning_rate(status.progress)
+                names, loss = self.train_step(batches)
+                self.step_timer.tick()
+                self._log_loss(self.loss_monitor.record(state.step, lr, names, loss))
+                self.logger.on_step(state)
 
-    fabric: Fabric
-    config: TrainConfig
-    crop_size: tuple[int, int]  # (height, width) in pixels
-    autocast_dtype: torch.dtype | None  # number format of convolutions; None for float32
+                status = self._sync_status(signals)
+                end_of_interval = state.step % self.duration.validation_interval == 0
+                if status.progress >= 1 or (end_of_interval and not status.skip_validation):
+                    self._validate_and_save(val_loader, lr)
+                    status = self._sync_status(signals)
+                elif status.stop_requested or self._save_is_due():
+                    self.save()
+                if status.stop_requested:
+                    raise KeyboardInterrupt
 
-    def autocast_context(self) -> Any:
-        """Convolutions in `autocast`, the rest as torch has it."""
+    def train_step(self, batches: Iterator[Batch]) -> tuple[list[str], Tensor]:
+        """One optimizer step on `accumulate` batches. Returns the names of the images, and the mean loss (0 axes)."""
+        config, state = self.config, self.state
+        names: list[str] = []
+        total = torch.zeros((), device=self.fabric.device)
+        for part in range(1, config.accumulate + 1):
+            batch = next(batches)
+            names += batch.names
+            images, labels = self._move_to_device(batch)
+            # After `next`: a loader that starts draws from torch's generator, and a resumed run starts it elsewhere.
+            seed_torch(config.seed, state.step, part, self.fabric.global_rank)
+            with self.fabric.no_backward_sync(self.learner, enabled=part < config.accumulate):
+                with self._autocast():
+                    loss = self.learner(images, labels) / config.accumulate
+                self.fabric.backward(loss)
+            total += loss.detach()
+        if config.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.learner.parameters(), config.grad_clip)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.ema_network is not None:
+            update_ema(state.ema_network, state.network, config.ema, state.step)
+        state.step += 1
+        return names, total
+
+    def validate(self, val_loader: DataLoader[Batch]) -> ConfusionMatrix:
+        """The confusion matrix of the network (with `ema`, of the averaged one) over what all processes read.
+
+        Leaves the network in eval mode.
+        """
+        fabric, network = self.fabric, self.state.eval_network
+        confusion = ConfusionMatrix(network.num_classes)
+        network.eval()
+        if fabric.world_size > 1:  # batch norm statistics differ between processes: use those of the first
+            for buffer in network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        # Images differ in size here: cuDNN would benchmark its convolutions for each.
+        with (
+            torch.inference_mode(),
+            self._autocast(),
+            torch.backends.cudnn.flags(benchmark=False),
+            closing(iterate_batches(val_loader)) as batches,
+        ):
+            for batch in batches:
+                images = batch.images.to(fabric.device, non_blocking=True)
+                logits = network.logits(images.permute(0, 3, 1, 2))
+                predictions = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)
+                confusion.add(batch.labels.numpy(), predictions.cpu().numpy())
+        counts = torch.from_numpy(confusion.full_counts).to(fabric.device)
+        confusion.full_counts[:] = all_reduce_sum(counts).cpu().numpy()
+        return confusion
+
+    def save(self, best: bool = False) -> None:
+        """Write `last.ckpt`, and with `best` also `best.ckpt`. Only the first process writes.
+
+        Raises: RunError if a weight or the last loss is not finite, or the disk is full; the old files are kept.
+        """
+        self._log_loss(self.loss_monitor.check_before_save(self.state.network))
+        if self.fabric.is_global_zero:
+            if best:
+                self.state.save_eval_network(self.out / BEST_CHECKPOINT)
+            self.state.save(self.out / LAST_CHECKPOINT)
+        self.last_save = time.monotonic()
+
+    def _validate_and_save(self, val_loader: DataLoader[Batch], lr: float) -> None:
+        state = self.state
+        self._log_loss(self.loss_monitor.check_before_save(state.network))
+        start = time.monotonic()
+        confusion = self.validate(val_loader)
+        state.validation_seconds = max(state.validation_seconds or 0.0, time.monotonic() - start)
+        miou = confusion.miou()
+        miou = 0.0 if math.isnan(miou) else miou  # a split without a single labeled pixel
+        better = miou > state.best_miou
+        state.best_miou = max(state.best_miou, miou)
+        state.validations_since_best = 0 if better else state.validations_since_best + 1
+        mean_loss = state.loss_sum / max(1, state.loss_count)
+        state.loss_sum, state.loss_count = 0.0, 0
+        self.logger.on_validation(state, confusion, mean_loss, lr, better)
+        self.save(best=better)
+        self.logger.on_checkpoint(state, confusion)
+        self.learner.train()
+        self.last_save = time.monotonic()
+
+    def _move_to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Copy a batch while the device still computes the one before, and augment it there with `augment=gpu`."""
+        device = self.fabric.device
+        images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        if batch.augment_params is None:
+            return images, labels
+        params = BatchedAugmentParams(*(part.to(device, non_blocking=True) for part in batch.augment_params))
+        return batched.augment_batch(images, labels, params, self.run.crop)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Convolutions in bfloat16, if the run's precision is bf16."""
         return (
-            nullcontext()
-            if self.autocast_dtype is None
-            else torch.autocast(self.fabric.device.type, self.autocast_dtype)
+            torch.autocast(self.fabric.device.type, torch.bfloat16) if self.run.precision == "bf16" else nullcontext()
         )
 
+    def _set_learning_rate(self, progress: float) -> float:
+        """Set each group's learning rate for the next step; returns that of a group whose peak is `lr`."""
+        factor = lr_factor(progress, self.state.step, self.config)
+        for group in self.state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        return self.config.lr * factor
 
-def fit(
-    setup: ComputeContext,
-    state: TrainState,
-    learner: Any,
-    batches: Iterator[Batch],
-    validate: Callable[[Network], ConfusionMatrix],
-    span: TrainingDuration,
-    watcher: TrainingLogger,
-    out: Path,
-) -> None:
-    """Train from the state's step to the end of the span; leaves `best.ckpt` and `last.ckpt` under `out`.
+    def _sync_status(self, signals: list[int]) -> SharedStatus:
+        return sync_status(self.fabric, self.duration, self.state, self.step_timer, bool(signals))
 
-    `learner`: as Fabric has set it up. `validate`: gives the whole split's confusion matrix in every process.
-    Raises: RunError where the loss is no number or the disk is full; KeyboardInterrupt once a stop was asked for and
-    the step is saved.
-    """
-    fabric, config = setup.fabric, setup.config
-    guard, saved, clock = LossMonitor(config, out / LAST_CHECKPOINT, state.step), time.monotonic(), StepTimer()
-    pace = sync_status(fabric, span, state, clock, stopped=False)
-    learner.train()
-    with catch_stop_signals() as stopped:
-        while (pace.progress < 1 or state.step == 0) and not patience_exhausted(state, config):
-            lr = config.lr * set_learning_rate(state.optimizer, lr_factor(pace.progress, state.step, config))
-            names, loss = train_step(setup, state, learner, batches)
-            state.step += 1
-            clock.tick()
-            record_loss(state, watcher, guard.record(state.step, lr, names, loss))
-            watcher.on_step(state)
+    def _log_loss(self, result: StepResult | None) -> None:
+        """Add a step's loss, once it is known, to the mean since the last validation."""
+        if result is not None:
+            self.state.loss_sum += result.loss
+            self.state.loss_count += 1
+            self.logger.on_loss(result)
 
-            pace = sync_status(fabric, span, state, clock, bool(stopped))
-            if pace.progress >= 1 or (state.step % span.validation_interval == 0 and not pace.skip_validation):
-                record_loss(state, watcher, guard.check_before_save(state.network))
-                begun = time.monotonic()
-                confusion = validate(state.eval_network)
-                state.validation_seconds = max(state.validation_seconds or 0.0, time.monotonic() - begun)
-                better, mean_loss = update_best(state, confusion), state.loss_sum / max(1, state.loss_count)
-                state.loss_sum, state.loss_count = 0.0, 0
-                watcher.on_validation(state, confusion, mean_loss, lr, better)
-                if fabric.is_global_zero:
-                    if better:
-                        state.save_eval_network(out / BEST_CHECKPOINT)
-                    state.save(out / LAST_CHECKPOINT)
-                watcher.on_checkpoint(state, confusion)
-                learner.train()
-                saved, pace = time.monotonic(), sync_status(fabric, span, state, clock, bool(stopped))
-            elif fabric.is_global_zero and time.monotonic() - saved >= 60 * config.save_minutes:
-                record_loss(state, watcher, guard.check_before_save(state.network))
-                state.save(out / LAST_CHECKPOINT)
-                saved = time.monotonic()
-            if pace.stop_requested:
-                record_loss(state, watcher, guard.check_before_save(state.network))
-                if fabric.is_global_zero:
-                    state.save(out / LAST_CHECKPOINT)
-                raise KeyboardInterrupt
+    def _save_is_due(self) -> bool:
+        return time.monotonic() - self.last_save >= 60 * self.config.save_minutes
 
-
-def train_step(
-    setup: ComputeContext, state: TrainState, learner: Any, batches: Iterator[Batch]
-) -> tuple[list[str], Tensor]:
-    """Gradients of `accumulate` batches, one step of the optimiser; returns the images' names and the mean loss."""
-    fabric, config = setup.fabric, setup.config
-    names, total = [], torch.zeros((), device=fabric.device)
-    for part in range(1, config.accumulate + 1):
-        batch = next(batches)
-        names += batch.names
-        images, labels = prepare_batch(batch, fabric.device, setup.crop_size)
-        # Only now: a loader that begins draws from torch's generator, and a resumed run begins elsewhere.
-        seed_torch(config.seed, state.step, part, fabric.global_rank)
-        with fabric.no_backward_sync(learner, enabled=part < config.accumulate):
-            with setup.autocast_context():
-                loss = learner(images, labels) / config.accumulate
-            fabric.backward(loss)
-        total += loss.detach()
-    if config.grad_clip:
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), config.grad_clip)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.ema_network is not None:
-        update_ema(state.ema_network, state.network, config.ema, state.step)
-    return names, total
-
-
-def compute_confusion(
-    setup: ComputeContext, network: Network, batches: Iterator[Batch], classes: int
-) -> ConfusionMatrix:
-    """The confusion matrix of a network at the scale that it sees, over what all processes read; leaves it in eval mode."""
-    fabric, confusion = setup.fabric, ConfusionMatrix(classes)
-    network.eval()
-    if fabric.world_size > 1:  # batch norms have met other images in each process; the first one's are kept
-        for buffer in network.buffers():
-            torch.distributed.broadcast(buffer, 0)
-    # Images differ in size here, and cuDNN would look for the quickest convolution of each.
-    with torch.inference_mode(), setup.autocast_context(), torch.backends.cudnn.flags(benchmark=False):
-        for batch in batches:
-            images = batch.images.to(fabric.device, non_blocking=True)
-            logits = network.logits(images.permute(0, 3, 1, 2))
-            answers = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)
-            confusion.add(batch.labels.numpy(), answers.cpu().numpy())
-    confusion.full_counts[:] = all_reduce_sum(torch.from_numpy(confusion.full_counts).to(fabric.device)).cpu().numpy()
-    return confusion
-
-
-def prepare_batch(batch: Batch, device: torch.device, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Images and labels, moved while the device is still busy with the batch before, and augmented there if asked for."""
-    images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-    if batch.augment_params is None:
-        return images, labels
-    draws = BatchedAugmentParams(*(part.to(device, non_blocking=True) for part in batch.augment_params))
-    return augment.augment_batch(images, labels, draws, crop)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, share: float) -> float:
-    """Set each group's learning rate to its share of the group's peak; returns the share."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * share
-    return share
-
-
-def record_loss(state: TrainState, watcher: TrainingLogger, settled: StepResult | None) -> None:
-    """Count a loss, once it is known, into the mean of the epoch, and tell of it."""
-    if settled is not None:
-        state.loss_sum += settled.loss
-        state.loss_count += 1
-        watcher.on_loss(settled)
-
-
-def update_best(state: TrainState, confusion: ConfusionMatrix) -> bool:
-    """Whether the validation is the best so far. A split without a single labelled pixel counts as 0."""
-    miou = confusion.miou()
-    miou = 0.0 if math.isnan(miou) else miou
-    better = miou > state.best_miou
-    state.best_miou = max(state.best_miou, miou)
-    state.validations_since_best = 0 if better else state.validations_since_best + 1
-    return better
-
-
-def patience_exhausted(state: TrainState, config: TrainConfig) -> bool:
-    """Whether it has been too long without a better validation; of a run that is resumed, too."""
-    return config.patience is not None and state.validations_since_best >= config.patience
+    def _out_of_patience(self) -> bool:
+        patience = self.config.patience
+        return patience is not None and self.state.validations_since_best >= patience
 
 
 @contextmanager
 def catch_stop_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the training after the step that is under way; Ctrl-C again ends it at once."""
-    stopped: list[int] = []
+    """Collect SIGINT and SIGTERM, so that the step in progress ends first; a second Ctrl-C ends it at once."""
+    received: list[int] = []
 
-    def stop(number: int, frame: Any) -> None:
-        if stopped and number == signal.SIGINT:
+    def handle(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stopped.append(number)
+        received.append(number)
 
-    before = {}
+    previous = {}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
-            before[number] = signal.signal(number, stop)
-        except ValueError:  # not in the main thread, as in a notebook's: the caller's own way to stop stays
+            previous[number] = signal.signal(number, handle)
+        except ValueError:  # not in the main thread, as in some notebooks: the caller's handlers stay
             break
     try:
-        yield stopped
+        yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: set by no Python code
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set from Python

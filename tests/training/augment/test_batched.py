@@ -127,7 +127,7 @@ def test_a_sample_does_not_depend_on_its_batch(config: TrainConfig) -> None:
 
 
 def test_sizes_may_be_mixed_and_what_lies_in_the_padding_is_not_seen() -> None:
-    chosen = make_items(8, ALL_AUGMENTATIONS.model_copy(update={"colour": 0, "hue": 0}))
+    chosen = make_items(8, ALL_AUGMENTATIONS.model_copy(update={"color_jitter": 0, "hue": 0}))
     images, labels, draws = pad_and_stack(chosen, CROP)
     for place, (_, mask, _) in enumerate(chosen):
         images[place, mask.shape[0] :], images[place, :, mask.shape[1] :] = 255, 255

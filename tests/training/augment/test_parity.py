@@ -28,7 +28,7 @@ ALL_AUGMENTATIONS = TrainConfig(
     scale=(0.4, 2.5),
     class_balanced_crops=0.5,
 )
-GEOMETRY_ONLY = ALL_AUGMENTATIONS.model_copy(update={"elastic": 0, "colour": 0, "hue": 0, "blur": 0, "noise": 0})
+GEOMETRY_ONLY = ALL_AUGMENTATIONS.model_copy(update={"elastic": 0, "color_jitter": 0, "hue": 0, "blur": 0, "noise": 0})
 NO_AUGMENTATION = TrainConfig(scale=(1, 1), flip=0, color_jitter=0)
 MAX_LEVEL_DIFFERENCE, MIN_EQUAL_FRACTION = (
     1,
@@ -67,7 +67,7 @@ def differences(one: tuple[RGB, Labels], other: tuple[RGB, Labels]) -> tuple[int
     "config",
     [
         pytest.param(GEOMETRY_ONLY, id="affine, crop and flip"),
-        pytest.param(NO_AUGMENTATION.model_copy(update={"colour": 0.8}), id="colour"),
+        pytest.param(NO_AUGMENTATION.model_copy(update={"color_jitter": 0.8}), id="color"),
         pytest.param(NO_AUGMENTATION.model_copy(update={"hue": 0.5}), id="hue"),
         pytest.param(NO_AUGMENTATION.model_copy(update={"elastic": 0.08}), id="elastic"),
         pytest.param(NO_AUGMENTATION.model_copy(update={"blur": 4}), id="blur"),

@@ -100,5 +100,5 @@ def test_a_small_disk_is_told_of_and_nothing_is_kept(
     said, out = StringIO(), tmp_path / "run"
     config = load_config(None, [*OVERRIDES, "cache_decoded=true", "epochs=1"])
     train(small_dataset, out, config, console=Console(file=said, width=200), log_mode="quiet")
-    assert "no room to keep" in said.getvalue()
+    assert "cache_decoded is off: it needs" in said.getvalue()
     assert os.listdir(out / "checkpoints")

@@ -49,7 +49,7 @@ def train_in_subprocess(few: Path, run: Path, *words: str) -> Path:
     command = [sys.executable, "-m", "maskserve", "train", str(few), *OVERRIDES, *words, "--out", str(run)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained. Next:") == 1  # one process speaks
+    assert done.stdout.count("training finished. Next:") == 1  # only one process prints
     return run
 
 
@@ -120,7 +120,7 @@ def test_a_stop_reaches_all_processes_and_the_run_goes_on(
         for pid in pids_of_run(run):
             os.kill(pid, signal.SIGKILL)
     assert parent.returncode != 0
-    assert errors.count("Stopped. Go on with: maskserve train") == 1
+    assert errors.count("Stopped. To resume: maskserve train") == 1
     step = read_checkpoint(run / LAST_CHECKPOINT)["step"]
     done = subprocess.run(
         [*command[:-2], f"epochs={step // 3 + 1}", f"--out={run}", "--resume", "--quiet"],
@@ -135,8 +135,8 @@ def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
     whole = list(StepSampler(10, 4, seed=3, stop=9))
     parts = [list(StepSampler(10, 4, seed=3, stop=9, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, *halves in zip(whole, *parts, strict=True):
-        assert sorted(batch, key=lambda item: item.number) == sorted(
-            [*halves[0], *halves[1]], key=lambda item: item.number
+        assert sorted(batch, key=lambda item: item.sequence_number) == sorted(
+            [*halves[0], *halves[1]], key=lambda item: item.sequence_number
         )
         assert [len(half) for half in halves] == [2, 2]
 
@@ -151,4 +151,4 @@ def test_torchrun_and_the_settings_must_agree(small_dataset: Path, tmp_path: Pat
     command.append(f"--config={tmp_path / 'config.yaml'}")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
-    assert "devices=1 and torchrun's 2 processes do not agree" in done.stderr
+    assert "devices=1 differs from torchrun's 2 processes" in done.stderr

@@ -21,10 +21,10 @@ from training.engine.model_factory import (
     find_weights_file,
     load_network,
     make_network,
-    read_run_metadata,
 )
 from training.evaluate import evaluate
 from training.export import export
+from training.run_folder import read_run_metadata
 from training.train import train
 
 NON_DEFAULT_OPTIONS = {
@@ -53,9 +53,12 @@ def test_every_architecture_can_be_trained_by_its_name(name: str) -> None:
         (["architecture=fnc"], r"did you mean fcn"),
         (
             ["architecture=smp/Unet", "head=d6"],
-            r"head=d6 is not one of smp/Unet, which has encoder, weights, output_stride",
+            r"smp/Unet has no setting head=d6; it has encoder, weights, output_stride",
         ),
-        (["architecture=torchvision/fcn_resnet50", "encoder=resnet50"], r"encoder=resnet50 is not one of torchvision/"),
+        (
+            ["architecture=torchvision/fcn_resnet50", "encoder=resnet50"],
+            r"torchvision/fcn_resnet50 has no setting encoder=resnet50",
+        ),
         (["encoder=resnet81"], r"'resnet81' is not known .* did you mean resnet18"),
         (["encoder=tu-resnet18q"], r"did you mean tu-resnet18"),
     ],
@@ -94,7 +97,7 @@ def test_every_option_reaches_the_network_its_checkpoint_and_its_bundle(shapes: 
 def test_other_libraries_networks_go_the_whole_road(words: list[str], shapes: Path, tmp_path: Path) -> None:
     run = train(shapes, tmp_path / "run", load_config(None, [*QUICK_TRAIN_OVERRIDES, *words]), console=QUIET_CONSOLE)
     metrics = evaluate(export(run, int8_limit=None, console=QUIET_CONSOLE), shapes, "test", console=QUIET_CONSOLE)
-    assert metrics["images"] == 6
+    assert metrics.images == 6
 
 
 # going on from weights
@@ -126,7 +129,7 @@ def test_other_classes_need_a_new_head(bundle: Path, run: Path, tmp_path: Path) 
     names = (other / "classes.csv").read_text().splitlines()
     (other / "classes.csv").write_text("\n".join([*names, "comet,9,9,9"]) + "\n")
     with pytest.raises(
-        WeightsError, match=rf"made for {len(CLASSES)} classes and this data set has {len(CLASSES) + 1}; --reset-head"
+        WeightsError, match=rf"{len(CLASSES)} classes and this data set has {len(CLASSES) + 1}; pass --reset-head"
     ):
         fine_tune(other, tmp_path / "no", [f"weights={bundle}"])
     tuned = fine_tune(other, tmp_path / "tuned", [f"weights={bundle}", "reset_head=true"])
@@ -147,7 +150,7 @@ def test_a_resumed_run_needs_its_first_weights_no_more(bundle: Path, shapes: Pat
 
 
 def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    classes = [type("Named", (), entry) for entry in read_run_metadata(run)["classes"]]
+    classes = read_run_metadata(run).classes
     make_network(load_config(None, [f"weights={bundle}"]), classes, Console(), load_weights=True)
     assert f"weights of {bundle}" in "".join(capsys.readouterr().out.splitlines())
 
@@ -158,9 +161,9 @@ def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["weights=nothing.pth"], r"'nothing.pth' are no file, no bundle, and not known .* none, imagenet, ssl, swsl"),
-        (["weights=~nosuch/x.pth"], r"are no file, no bundle"),
-        (["architecture=torchvision/fcn_resnet50", "weights=coco"], r"not known .* which has none, imagenet"),
+        (["weights=nothing.pth"], r"'nothing.pth' are neither a file or bundle nor known .* none, imagenet, ssl, swsl"),
+        (["weights=~nosuch/x.pth"], r"are neither a file or bundle"),
+        (["architecture=torchvision/fcn_resnet50", "weights=coco"], r"nor known .* choose from none, imagenet"),
     ],
     ids=str,
 )
@@ -172,8 +175,8 @@ def test_weights_that_are_not_there(words: list[str], message: str, tmp_path: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["reset_head=true"], r"no head to reset: set weights=FILE"),
-        (["reset_head=true", "weights=imagenet"], r"no head to reset"),
+        (["reset_head=true"], r"reset_head=true has no effect with weights=none: set weights=FILE or BUNDLE"),
+        (["reset_head=true", "weights=imagenet"], r"no effect with weights=imagenet"),
         (["architecture=smp/FPN", "output_stride=16"], r"cannot have the output stride 16; it has 32"),
         (["architecture=smp/FPN", "encoder=alexnet"], r"alexnet is for the architecture fcn alone"),
         (["encoder=tu-swin_tiny_patch4_window7_224", "head=aspp"], r"cannot be dilated .* set output_stride=32"),
@@ -210,7 +213,7 @@ def test_batch_norm_on_one_value_is_a_sentence(
 ) -> None:
     network = build(name, 3, **options)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with pytest.raises(ConfigError, match=r"of 1 image of .*: set batch=2 or more, or a larger crop"):
+    with pytest.raises(ConfigError, match=r"from 1 image of .*: set batch=2 or more, or a larger crop"):
         check_batch_norm(network, batch, crop)
     check_batch_norm(network, 2, (96, 128))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
@@ -225,5 +228,5 @@ def test_a_run_whose_settings_were_changed_is_refused(run: Path, tmp_path: Path)
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("bundle"))
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("head: fcn", "head: aspp"))
-    with pytest.raises(RunError, match=r"best.ckpt is not of the network that .*config.yaml describes"):
+    with pytest.raises(RunError, match=r"best.ckpt holds another network than .*config.yaml describes"):
         load_network(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""A run that is stopped, killed or starved anywhere goes on as if nothing had been."""
+"""A run that is stopped, killed or out of disk space anywhere resumes to the same bits."""
 
 import csv
 import os
@@ -7,26 +7,30 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import training.engine.trainer
 from models.errors import ConfigError, RunError
 from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
 from training.config_io import load_config, load_resume_config, save_config
+from training.data import load_split
+from training.data.loader import Batch
 from training.data.synthetic import generate_dataset
-from training.engine.checkpoint import TrainState, read_checkpoint, write_checkpoint
-from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from training.engine.checkpoint import read_checkpoint, write_checkpoint
+from training.engine.model_factory import load_network, make_torch_segmenter
+from training.engine.trainer import Trainer
+from training.metrics.confusion import ConfusionMatrix
+from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, read_run_metadata
 from training.train import train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 6  # two epochs of three
-# All that could be forgotten: dropout, averaged weights, momentum, accumulated gradients, a worker that reads ahead.
+# Everything that a resume could forget: dropout, averaged weights, momentum, accumulation, a worker that reads ahead.
 OVERRIDES = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2",
     "crop=32,64", "ema=0.9", "dropout=0.5", "grad_clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
@@ -34,7 +38,7 @@ OVERRIDES = [
 
 
 class SimulatedKill(BaseException):
-    """Nothing in the house catches this."""
+    """Caught by no product code, as a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def uninterrupted_run(small_dataset: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
-    """metrics.csv but for the clock's columns."""
+    """metrics.csv without the columns of measured time."""
     with (run / "metrics.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     return [{key: value for key, value in row.items() if key not in ("images_per_second", "minutes")} for row in rows]
@@ -65,32 +69,33 @@ def assert_same(run: Path, other: Path) -> None:
     for part in ("network", "ema_network"):
         assert first[part].keys() == second[part].keys()
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part]), part
-    for place, values in first["optimizer"]["state"].items():
-        assert all(torch.equal(value, second["optimizer"]["state"][place][name]) for name, value in values.items())
-    for name in ("best", "validations_since_best", "loss_sum", "loss_count"):
+    for index, values in first["optimizer"]["state"].items():
+        assert all(torch.equal(value, second["optimizer"]["state"][index][name]) for name, value in values.items())
+    for name in ("best_miou", "validations_since_best", "loss_sum", "loss_count"):
         assert first[name] == second[name], name
     best, other_best = read_checkpoint(run / BEST_CHECKPOINT), read_checkpoint(other / BEST_CHECKPOINT)
     assert best["step"] == other_best["step"]
     assert all(torch.equal(value, other_best["network"][name]) for name, value in best["network"].items())
 
 
-def resume_run(few: Path, run: Path, *words: str) -> Path:
-    return train(few, run, load_resume_config(run, None, list(words)), resume=True, console=QUIET_CONSOLE)
+def resume_run(data: Path, run: Path, *overrides: str) -> Path:
+    return train(data, run, load_resume_config(run, None, list(overrides)), resume=True, console=QUIET_CONSOLE)
 
 
 def kill_at_step(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None:
-    """Let the training die before a step, or half-way through it: after the weights changed and before anything was saved."""
-    one_step = training.engine.trainer.train_step
+    """Kill the training before step number `step`, or `after` it changed the weights and before anything is saved."""
+    train_step = Trainer.train_step
 
-    def dying(setup: Any, state: TrainState, *rest: Any) -> Any:
-        if state.step == step and not after:
+    def killed_step(trainer: Trainer, batches: Iterator[Batch]) -> Any:
+        is_last = trainer.state.step == step
+        if is_last and not after:
             raise SimulatedKill
-        done = one_step(setup, state, *rest)
-        if state.step == step:
+        result = train_step(trainer, batches)
+        if is_last:
             raise SimulatedKill
-        return done
+        return result
 
-    patch.setattr(training.engine.trainer, "train_step", dying)
+    patch.setattr(Trainer, "train_step", killed_step)
 
 
 def test_two_runs_are_the_same_to_the_bit(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
@@ -152,14 +157,17 @@ def train_in_subprocess(few: Path, run: Path, code: str, *words: str) -> subproc
 
 
 SIGNAL_AT_4 = """
-import os, signal, training.engine.trainer
-os.kill_me = lambda _, number: os.kill(os.getpid(), number)
-one_step = training.engine.trainer.one_step
-def dying(setup, state, *rest):
-    if state.step == 4:
+import os, signal
+from training.engine.model_factory import load_network, make_torch_segmenter
+from training.engine.trainer import Trainer
+from training.metrics.confusion import ConfusionMatrix
+os.kill_self = lambda _, number: os.kill(os.getpid(), number)
+train_step = Trainer.train_step
+def killed_step(trainer, batches):
+    if trainer.state.step == 4:
         os.{kill}(0, signal.{name})
-    return one_step(setup, state, *rest)
-training.engine.trainer.one_step = dying
+    return train_step(trainer, batches)
+Trainer.train_step = killed_step
 """
 
 
@@ -173,7 +181,7 @@ def test_a_real_kill_9_loses_nothing(small_dataset: Path, uninterrupted_run: Pat
     assert_same(resume_run(small_dataset, tmp_path / "run"), uninterrupted_run)
 
 
-@pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("killpg", "SIGTERM"), ("kill_me", "SIGTERM")])
+@pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("killpg", "SIGTERM"), ("kill_self", "SIGTERM")])
 @pytest.mark.slow
 def test_a_stop_ends_the_step_saves_it_and_says_how_to_go_on(
     small_dataset: Path, uninterrupted_run: Path, tmp_path: Path, kill: str, name: str
@@ -182,7 +190,7 @@ def test_a_stop_ends_the_step_saves_it_and_says_how_to_go_on(
     words = [word for word in OVERRIDES if not word.startswith("save_minutes")]
     done = train_in_subprocess(small_dataset, tmp_path / "run", SIGNAL_AT_4.format(kill=kill, name=name), *words)
     assert done.returncode == 130, done.stderr
-    assert f"Stopped. Go on with: maskserve train {small_dataset} --out {tmp_path / 'run'} --resume" in done.stderr
+    assert f"Stopped. To resume: maskserve train {small_dataset} --out {tmp_path / 'run'} --resume" in done.stderr
     assert read_checkpoint(tmp_path / "run" / LAST_CHECKPOINT)["step"] == 5
     assert_same(resume_run(small_dataset, tmp_path / "run"), uninterrupted_run)
 
@@ -216,7 +224,7 @@ def test_a_first_checkpoint_that_cannot_be_written_is_not_half_there(tmp_path: P
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(RunError, match=r"x.ckpt cannot be written \(File too large\); make room"):
+        with pytest.raises(RunError, match=r"x.ckpt cannot be written \(File too large\)\. Free disk space"):
             write_checkpoint({"weights": torch.zeros(10_000)}, tmp_path / "x.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -226,7 +234,7 @@ def test_a_first_checkpoint_that_cannot_be_written_is_not_half_there(tmp_path: P
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"no checkpoint at all"])
 def test_a_damaged_checkpoint_is_a_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.ckpt").write_bytes(content)
-    with pytest.raises(RunError, match="no checkpoint of a training, or is damaged"):
+    with pytest.raises(RunError, match="is damaged, or not a checkpoint"):
         read_checkpoint(tmp_path / "x.ckpt")
 
 
@@ -253,7 +261,7 @@ def test_a_run_goes_on_with_other_settings_only_where_they_may_change(tmp_path: 
     sentence = str(caught.value)
     assert "crop from None to (64, 64), lr from 0.1 to 0.2." in sentence
     assert "workers from" not in sentence
-    assert "These may change: epochs, minutes, patience" in sentence
+    assert "Only these may change: epochs, minutes, patience" in sentence
 
 
 def test_a_run_goes_on_for_longer_where_that_is_asked(
@@ -267,15 +275,8 @@ def test_a_run_goes_on_for_longer_where_that_is_asked(
 
 def test_the_best_network_is_the_one_whose_miou_the_table_has(small_dataset: Path, uninterrupted_run: Path) -> None:
     """What is drawn for TensorBoard must not teach the network, as batch norms in training would."""
-    from models.spec import InputRule
-    from training.data import load_split
-    from training.engine.model_factory import load_network, make_torch_segmenter, read_run_metadata
-    from training.metrics.confusion import ConfusionMatrix
-
     samples = load_split(small_dataset, "val")
-    segmenter = make_torch_segmenter(
-        load_network(uninterrupted_run), InputRule(**read_run_metadata(uninterrupted_run)["input"])
-    )
+    segmenter = make_torch_segmenter(load_network(uninterrupted_run), read_run_metadata(uninterrupted_run).input)
     matrix = ConfusionMatrix(len(samples.classes))
     for index in range(len(samples)):
         matrix.add(samples.labels(index), segmenter.segment(samples.image(index)).labels)
@@ -315,7 +316,7 @@ def test_a_run_keeps_to_its_images(small_dataset: Path, uninterrupted_run: Path,
     data = shutil.copytree(small_dataset, tmp_path / "few")
     run = train(data, tmp_path / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE)
     (data / "images/train/train_0003.jpg").unlink()
-    with pytest.raises(RunError, match=r"other training images than when .* began \(12 then, 11 now\)"):
+    with pytest.raises(RunError, match=r"training images of .* have changed since .* \(12 then, 11 now\)"):
         resume_run(data, run)
 
 

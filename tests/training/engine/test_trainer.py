@@ -140,5 +140,5 @@ def test_scale_follows_from_the_images(
 
 
 def test_a_batch_that_devices_cannot_share_is_refused() -> None:
-    with pytest.raises(ConfigError, match="each of 3 devices takes an equal part of the batch"):
+    with pytest.raises(ConfigError, match="batch=8 cannot be divided among devices=3"):
         load_config(None, ["devices=3", "batch=8"])
