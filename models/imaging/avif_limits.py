@@ -1,7 +1,7 @@
-"""AVIF's boxes and AV1's sequence headers: the sizes that the file claims, read before libavif is asked.
+"""Limits on the sizes that an AVIF declares in its boxes and AV1 sequence headers, checked before libavif reads it.
 
-libavif refuses images of more than 16384 x 16384 pixels as if they were broken, and decodes up to that size whatever
-the file says outside (`ispe`) where the coded image itself says another.
+libavif reports images of more than 16384 x 16384 pixels as corrupt. Up to that size it decodes the size of the coded
+image, even if the container (`ispe`) declares a smaller one.
 References: ISO/IEC 14496-12 (boxes), 23008-12 (items), AV1 specification 5.5.1 (sequence header).
 """
 
@@ -13,37 +13,39 @@ from dataclasses import dataclass, field
 from models.errors import CorruptImageError
 from models.imaging.header_limits import MAX_EXIF_BYTES, check_size
 
-MAX_BOXES = 10_000  # a grid of 256 tiles has some thousand
+MAX_BOXES = 10_000  # a grid of 256 tiles has about a thousand
+# Boxes that contain boxes -> bytes before the first of them.
 CONTAINER_BOXES = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
-OBU_SEQUENCE_HEADER, MAX_OBUS = 1, 64  # AV1's unit type; a sequence header stands among the first units of an image
+OBU_SEQUENCE_HEADER, MAX_OBUS = 1, 64  # AV1's unit type; a sequence header is among the first units of an image
 
 
 @dataclass
 class BoxContents:
-    """What the boxes say that matters here."""
+    """The facts that `check_avif` collects from the boxes."""
 
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
-    item_types: dict[int, bytes] = field(default_factory=dict)  # of an item: av01, Exif, ...
-    item_extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # of an item: (from, to) in the file
-    sample_offsets: list[int] = field(default_factory=list)  # where tracks have their first frame
+    item_types: dict[int, bytes] = field(default_factory=dict)  # item -> av01, Exif, ...
+    item_extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # item -> (start, end) in the file
+    sample_offsets: list[int] = field(default_factory=list)  # of the first frame of each track
     box_count: int = 0
 
 
 def check_avif(data: bytes, max_pixels: int) -> None:
-    """Raises: ImageTooLarge where any size that the file claims is; BrokenImage for what no encoder writes."""
+    """Raises: ImageTooLargeError if any declared size is too large, CorruptImageError for what no encoder writes."""
     found = BoxContents()
-    with suppress(struct.error, IndexError):  # what is cut off, libavif says better
+    with suppress(struct.error, IndexError):  # truncated: libavif reports it better
         _walk_boxes(data, 0, len(data), found)
     for width, height in found.sizes:
         check_size(width, height, max_pixels)
     for item, kind in found.item_types.items():
-        places = found.item_extents.get(item, [])
-        if kind == b"Exif" and sum(end - start for start, end in places) > MAX_EXIF_BYTES:
+        extents = found.item_extents.get(item, [])
+        exif_bytes = sum(end - start for start, end in extents) if kind == b"Exif" else 0
+        if exif_bytes > MAX_EXIF_BYTES:
             raise CorruptImageError(
-                f"The AVIF holds more than {MAX_EXIF_BYTES:,} bytes of EXIF, which no program writes."
+                f"The AVIF has {exif_bytes:,} bytes of EXIF; the limit is {MAX_EXIF_BYTES:,}. Save it again."
             )
-        if kind == b"av01" and places:
-            check_size(*_coded_size(b"".join(data[start:end] for start, end in places)), max_pixels)
+        if kind == b"av01" and extents:
+            check_size(*_coded_size(b"".join(data[start:end] for start, end in extents)), max_pixels)
     for start in found.sample_offsets:
         check_size(*_coded_size(data[start:]), max_pixels)
 
@@ -70,7 +72,7 @@ def _walk_boxes(data: bytes, start: int, end: int, found: BoxContents) -> None:
 
 
 def _iterate_boxes(data: bytes, start: int, end: int, found: BoxContents) -> Iterator[tuple[bytes, int, int]]:
-    """Each box's kind, where its content begins, and where it ends."""
+    """Yield each box's kind, and the offsets of its content's start and end."""
     while start + 8 <= end:
         length, kind = struct.unpack_from(">I4s", data, start)
         inside = start + 8
@@ -80,70 +82,67 @@ def _iterate_boxes(data: bytes, start: int, end: int, found: BoxContents) -> Ite
         after = end if length == 0 else min(start + length, end)
         found.box_count += 1
         if found.box_count > MAX_BOXES:
-            raise CorruptImageError(
-                f"The AVIF holds more than {MAX_BOXES:,} boxes, which no program writes; save it again."
-            )
+            raise CorruptImageError(f"The AVIF has more than {MAX_BOXES:,} boxes. Save it again.")
         if after < inside:
             return
         yield kind, inside, after
         start = after
 
 
-def _read_item_locations(data: bytes, place: int, end: int, idat: int, found: BoxContents) -> None:
-    """The item locations (`iloc`, ISO/IEC 14496-12, 8.11.3)."""
-    version, sizes = data[place], data[place + 4 : place + 6]
-    wide = {"offset": sizes[0] >> 4, "length": sizes[0] & 15, "base": sizes[1] >> 4, "index": sizes[1] & 15}
-    place += 6
+def _read_item_locations(data: bytes, offset: int, end: int, idat: int, found: BoxContents) -> None:
+    """Read the item locations (`iloc`, ISO/IEC 14496-12, 8.11.3)."""
+    version, sizes = data[offset], data[offset + 4 : offset + 6]
+    width = {"offset": sizes[0] >> 4, "length": sizes[0] & 15, "base": sizes[1] >> 4, "index": sizes[1] & 15}  # bytes
+    offset += 6
 
     def take(count: int) -> int:
-        nonlocal place
-        place += count
-        if place > end:
+        nonlocal offset
+        offset += count
+        if offset > end:
             raise IndexError
         found.box_count += 1
-        return int.from_bytes(data[place - count : place], "big")
+        return int.from_bytes(data[offset - count : offset], "big")
 
     for _ in range(take(4 if version == 2 else 2)):
         item = take(4 if version == 2 else 2)
         within_idat = version > 0 and take(2) & 15 == 1
-        take(2)  # of which file
-        base = take(wide["base"]) + (idat if within_idat else 0)
+        take(2)  # index of the file
+        base = take(width["base"]) + (idat if within_idat else 0)
         for _ in range(take(2)):
             if version > 0:
-                take(wide["index"])
-            start, length = base + take(wide["offset"]), take(wide["length"])
+                take(width["index"])
+            start, length = base + take(width["offset"]), take(width["length"])
             found.item_extents.setdefault(item, []).append((start, start + length if length else len(data)))
             if found.box_count > 10 * MAX_BOXES:
-                raise CorruptImageError("The AVIF lies in more pieces than any program writes; save it again.")
+                raise CorruptImageError(f"The AVIF has more than {10 * MAX_BOXES:,} item extents. Save it again.")
 
 
 def _coded_size(units: bytes) -> tuple[int, int]:
-    """(width, height) of the largest sequence header among the first units; (0, 0) where there is none."""
-    place, largest = 0, (0, 0)
+    """(width, height) of the largest sequence header among the first units; (0, 0) if there is none."""
+    offset, largest = 0, (0, 0)
     for _ in range(MAX_OBUS):
-        if place + 1 >= len(units):
+        if offset + 1 >= len(units):
             break
-        head = units[place]
-        place += 2 if head & 4 else 1
-        length, shift = len(units) - place, 0
-        if head & 2:  # it says its length, seven bits a byte
+        head = units[offset]
+        offset += 2 if head & 4 else 1
+        length, shift = len(units) - offset, 0
+        if head & 2:  # the unit states its length, seven bits per byte
             length = 0
-            while place < len(units) and shift < 56:
-                length |= (units[place] & 127) << shift
+            while offset < len(units) and shift < 56:
+                length |= (units[offset] & 127) << shift
                 shift += 7
-                place += 1
-                if units[place - 1] < 128:
+                offset += 1
+                if units[offset - 1] < 128:
                     break
         if head >> 3 & 15 == OBU_SEQUENCE_HEADER:
-            largest = max(
-                largest, _sequence_size(units[place : place + min(length, 256)]), key=lambda size: size[0] * size[1]
-            )
-        place += length
+            size = _sequence_size(units[offset : offset + min(length, 256)])
+            largest = max(largest, size, key=lambda size: size[0] * size[1])
+        offset += length
     return largest
 
 
 def _sequence_size(header: bytes) -> tuple[int, int]:
-    """(width, height) that a sequence header allows for (AV1, 5.5.1)."""
+    """The maximum (width, height) in a sequence header (AV1, 5.5.1)."""
     bits, left = int.from_bytes(header, "big"), 8 * len(header)
 
     def take(count: int) -> int:
@@ -152,7 +151,7 @@ def _sequence_size(header: bytes) -> tuple[int, int]:
         return bits >> left & (1 << count) - 1 if left >= 0 else 0
 
     take(4)  # profile, still image
-    if take(1):  # a reduced header
+    if take(1):  # reduced header
         take(5)
     else:
         delay = -1
@@ -175,5 +174,5 @@ def _sequence_size(header: bytes) -> tuple[int, int]:
                 take(2 * (delay + 1) + 1)
             if shown and take(1):
                 take(4)
-    wide, high = take(4) + 1, take(4) + 1
-    return take(wide) + 1, take(high) + 1
+    width_bits, height_bits = take(4) + 1, take(4) + 1
+    return take(width_bits) + 1, take(height_bits) + 1

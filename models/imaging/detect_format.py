@@ -1,6 +1,6 @@
-"""What bytes are, by how they begin: one of the formats that the house reads, or something else, named with advice.
+"""Detects the format of an image from its first bytes, and names other formats with advice.
 
-Pillow knows some fifty formats and many are attack surface, so nothing reaches a library before it has passed here.
+Pillow reads some fifty formats and many are attack surface, so nothing reaches a library before this check.
 """
 
 import re
@@ -10,7 +10,7 @@ from models.errors import UnsupportedFormatError
 
 READABLE_FORMATS = "JPEG, PNG, WebP, TIFF, BMP or AVIF"
 
-# How those formats begin. WebP and AVIF say their name inside a container that others use too.
+# First bytes of the readable formats. WebP and AVIF are named inside a container that other formats use too.
 SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG": "PNG",
@@ -19,23 +19,23 @@ SIGNATURES = {
     b"II+\0": "TIFF",  # BigTIFF, of more than 4 GB
     b"MM\0+": "TIFF",
 }
-BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; `BM` alone also begins a text
+BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; a text may begin with `BM` too
 
-# Signature -> what it is, and what to do. A key is found at the place where its format has it: 0, where none is said.
-SIGNATURE_OFFSETS = {b"ustar": 257, b"DICM": 128}
+# Signature -> what it is, and what to do. Signatures are at the start of the file unless listed here.
+SIGNATURE_OFFSETS = {b"ustar": 257, b"DICM": 128}  # bytes
 UNSUPPORTED_SIGNATURES = {
     b"GIF8": "a GIF; save one frame of it as PNG",
     b"\0\0\1\0": "an icon (ICO); save its largest image as PNG",
     b"\0\0\2\0": "a cursor (CUR) or a TGA; save it as PNG",
     b"icns": "an icon (ICNS); save its largest image as PNG",
-    b"%!PS": "PostScript (EPS), a drawing and no pixels; render it to PNG",
-    b"\xc5\xd0\xd3\xc6": "PostScript (EPS), a drawing and no pixels; render it to PNG",
+    b"%!PS": "PostScript (EPS), a vector format; render it to PNG",
+    b"\xc5\xd0\xd3\xc6": "PostScript (EPS), a vector format; render it to PNG",
     b"%PDF": "a PDF; render the page that you want to PNG",
     b"8BPS": "a Photoshop document (PSD); export it as PNG or TIFF",
     b"gimp xcf": "a GIMP document (XCF); export it as PNG or TIFF",
-    b"#?RADIANCE": "a Radiance HDR, of light and not of colours; map its tones and save it as PNG or 16-bit TIFF",
-    b"#?RGBE": "a Radiance HDR, of light and not of colours; map its tones and save it as PNG or 16-bit TIFF",
-    b"\x76\x2f\x31\x01": "an OpenEXR, of light and not of colours; map its tones and save it as PNG or 16-bit TIFF",
+    b"#?RADIANCE": "a Radiance HDR image; tone-map it and save it as PNG or 16-bit TIFF",
+    b"#?RGBE": "a Radiance HDR image; tone-map it and save it as PNG or 16-bit TIFF",
+    b"\x76\x2f\x31\x01": "an OpenEXR image; tone-map it and save it as PNG or 16-bit TIFF",
     b"\0\0\0\x0cjP  ": "a JPEG 2000; save it as JPEG, PNG or TIFF",
     b"\xff\x4f\xff\x51": "a JPEG 2000; save it as JPEG, PNG or TIFF",
     b"\xff\x0a": "a JPEG XL; save it as JPEG or PNG",
@@ -50,7 +50,7 @@ UNSUPPORTED_SIGNATURES = {
     b"DICM": "a DICOM; export the slice as PNG or TIFF",
     b"\x89HDF": "an HDF5; export the image in it as PNG or TIFF",
     b"\x93NUMPY": "a NumPy array; save it as PNG or TIFF",
-    b"\xd7\xcd\xc6\x9a": "a Windows metafile (WMF), a drawing and no pixels; render it to PNG",
+    b"\xd7\xcd\xc6\x9a": "a Windows metafile (WMF), a vector format; render it to PNG",
     b"\x1aE\xdf\xa3": "a video (WebM or Matroska); send one frame of it as JPEG or PNG",
     b"\0\0\1\xba": "a video (MPEG); send one frame of it as JPEG or PNG",
     b"\0\0\1\xb3": "a video (MPEG); send one frame of it as JPEG or PNG",
@@ -71,7 +71,7 @@ UNSUPPORTED_SIGNATURES = {
     b"MZ": "a program; send an image",
 }
 
-# What a file of ISO boxes (`ftyp`) is, by its brands.
+# Brands of files of ISO boxes (`ftyp`).
 AVIF_BRANDS = {b"avif", b"avis"}
 HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs"}
 HEIC_ADVICE = (
@@ -80,31 +80,33 @@ HEIC_ADVICE = (
 )
 VIDEO_ADVICE = "a video (MP4 or QuickTime); send one frame of it as JPEG or PNG"
 
-# What a text is, by how it begins once blanks are taken away, in lower case.
+# Kinds of text, by the first characters in lower case, without leading white space.
 TEXT_PATTERNS = [
-    (rb"<(\?xml|!--|!doctype svg|svg)[\s\S]*<svg|<svg", "an SVG, a drawing and no pixels; render it to PNG"),
-    (rb"<!doctype html|<html|<head|<body", "a page of HTML, perhaps an error that was saved as an image; look into it"),
+    (rb"<(\?xml|!--|!doctype svg|svg)[\s\S]*<svg|<svg", "an SVG, a vector format; render it to PNG"),
+    (rb"<!doctype html|<html|<head|<body", "an HTML page, perhaps an error page saved as an image; open it in an editor"),
     (rb"<", "XML; send an image"),
     (rb"data:image/[^,]{0,99},", "a data URL; decode its base64 and send the bytes"),
-    (rb"(https?|ftp|file|s3|gs)://\S", "an address; nothing is fetched from it, send the image's own bytes"),
+    (rb"(https?|ftp|file|s3|gs)://\S", "a URL, which is not fetched; send the bytes of the image"),
     (rb"/9j/|ivborw0kgg|r0lgod|uklgr|sukq|tu0a|aaaa..z0ex", "an image as base64 text; decode it and send the bytes"),
-    (rb"[{\[]", "JSON; send the image's own bytes"),
+    (rb"[{\[]", "JSON; send the bytes of the image"),
     (rb"p[1-7f]\s", "a PNM (PPM, PGM, PBM, PFM); save it as PNG"),
     (rb"/\* xpm", "an XPM; save it as PNG"),
     (rb"#define \w+_width", "an XBM; save it as PNG"),
 ]  # fmt: skip
-MAX_TEXT_BYTES = 4096  # bytes of a text
+MAX_TEXT_BYTES = 4096  # bytes of a text that are read
 
 
 def detect_format(data: bytes) -> str:
     """Pillow's name of the format that the bytes begin like: JPEG, PNG, WEBP, TIFF, BMP or AVIF.
 
-    They may be broken behind that. Raises: NotAnImage for anything else, saying what it is and what to do.
+    The rest of the file may be corrupt. Raises: UnsupportedFormatError for other formats; it names them, with advice.
     """
     head = data[:16]
     for first, name in SIGNATURES.items():
         if head.startswith(first):
-            return _reject_canon_raw(data, name)
+            if name == "TIFF" and data[8:11] == b"CR\2":  # Canon's raw files begin like a TIFF that holds a thumbnail
+                raise unsupported_format_error(data, camera_raw_advice("CR2"))
+            return name
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[:2] == b"BM" and (len(data) < 18 or (data[14] in BMP_HEADER_SIZES and data[15:18] == b"\0\0\0")):
@@ -113,22 +115,18 @@ def detect_format(data: bytes) -> str:
         brands = _brands(data)
         if AVIF_BRANDS & set(brands) and brands[0] not in HEIC_BRANDS:
             return "AVIF"
-    raise UnsupportedFormatError(
-        f"These {len(data):,} bytes are {_describe_unsupported(data)}. Images are read as {READABLE_FORMATS}."
+    raise unsupported_format_error(data, _describe_unsupported(data))
+
+
+def unsupported_format_error(data: bytes, description: str) -> UnsupportedFormatError:
+    """The error for bytes in another format: `description` names it and says what to do."""
+    return UnsupportedFormatError(
+        f"These {len(data):,} bytes are {description}. Supported formats are {READABLE_FORMATS}."
     )
 
 
-def _reject_canon_raw(data: bytes, name: str) -> str:
-    """Many cameras' raw files begin like a TIFF, whose first image is a thumbnail; most of them say what they are."""
-    if name == "TIFF" and data[8:11] == b"CR\2":
-        raise UnsupportedFormatError(
-            f"These {len(data):,} bytes are {camera_raw_advice('CR2')}. Images are read as {READABLE_FORMATS}."
-        )
-    return name
-
-
 def camera_raw_advice(kind: str) -> str:
-    """A camera's raw file, with advice."""
+    """The description of a camera's raw file, with advice."""
     return f"a camera's raw file ({kind}); develop it and export a JPEG or a TIFF"
 
 
@@ -136,7 +134,7 @@ def _brands(data: bytes) -> list[bytes]:
     """The major brand and the compatible ones of the `ftyp` box that the bytes begin with (ISO/IEC 14496-12, 4.3)."""
     (length,) = struct.unpack(">I", data[:4])
     box = data[8 : min(length, MAX_TEXT_BYTES)] if length >= 16 else data[8:12]
-    return [box[place : place + 4] for place in range(0, len(box) - 3, 4) if place != 4]  # 4: the version
+    return [box[offset : offset + 4] for offset in range(0, len(box) - 3, 4) if offset != 4]  # 4: the version
 
 
 def _describe_unsupported(data: bytes) -> str:
@@ -156,4 +154,4 @@ def _describe_unsupported(data: bytes) -> str:
             return what
     if text and not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f-\xff]", text):
         return "text; send an image"
-    return "no image that is known here (or a TGA, which says nothing of itself); save it as PNG"
+    return "not an image in a known format (or a TGA, which has no signature); save it as PNG"

@@ -1,7 +1,7 @@
-"""libtiff writes what is wrong with an image to the process's stderr; here that is switched off.
+"""Stops libtiff and Pillow from writing about corrupt TIFFs to stderr and the log.
 
-Pillow switches off its warnings alone, and anyone's broken TIFF would be a line in the service's log. What went wrong
-still reaches the caller, as an exception.
+Pillow turns off only libtiff's warnings, so that any user's corrupt TIFF would be a line in the service's log. The caller
+still gets the error, as an exception.
 """
 
 import ctypes
@@ -13,9 +13,13 @@ from PIL import features
 
 
 def silence_libtiff() -> None:
-    """Take away libtiff's error handler, in the library that Pillow brings with it, and Pillow's own lines on TIFFs."""
+    """Remove the error handler of the libtiff that Pillow brings with it, and raise the level of Pillow's TIFF logger."""
     logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
-    folder = Path(PIL.__file__).parent
-    beside = [folder.parent / "pillow.libs", folder.parent / "PIL" / ".dylibs"]  # where its wheels keep libraries
-    for path in [path for place in beside for path in place.glob("libtiff*")] if features.check("libtiff") else []:
-        ctypes.CDLL(str(path)).TIFFSetErrorHandler(None)
+    site_packages = Path(PIL.__file__).parent.parent
+    library_folders = [
+        site_packages / "pillow.libs",
+        site_packages / "PIL" / ".dylibs",
+    ]  # in wheels for Linux and macOS
+    if features.check("libtiff"):
+        for path in [path for folder in library_folders for path in folder.glob("libtiff*")]:
+            ctypes.CDLL(str(path)).TIFFSetErrorHandler(None)

@@ -1,15 +1,15 @@
-"""TIFF's directories, read before any library does: how many pages there are, and whether their tags are sane.
+"""Limits on TIFF directories, checked before any library reads the file: the number of pages and the size of the tags.
 
-Pillow makes Python objects of every number and every strip that a directory names, before it can be asked for the
-size: a file of 32 MB so fills gigabytes. EXIF blocks are such directories too; their orientation is read here.
+Pillow creates Python objects for every number and every strip of a directory before it knows the size of the image, so
+that a file of 32 MB fills gigabytes. EXIF blocks are TIFF directories too; `orientation.py` reads them with this parser.
 """
 
 import struct
 from dataclasses import dataclass
 from typing import Literal
 
-from models.errors import CorruptImageError, ImageTooLargeError, MultiFrameImageError, UnsupportedFormatError
-from models.imaging.detect_format import READABLE_FORMATS, camera_raw_advice
+from models.errors import CorruptImageError, ImageTooLargeError, MultiFrameImageError
+from models.imaging.detect_format import camera_raw_advice, unsupported_format_error
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 254, 255, 256, 257, 322, 323
 COMPRESSION, PLANAR_CONFIGURATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_OFFSETS, TILE_OFFSETS = (
@@ -21,76 +21,76 @@ COMPRESSION, PLANAR_CONFIGURATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_OFFS
     324,
 )
 PHOTOMETRIC, ORIENTATION, SUB_IFDS, DNG_VERSION = 262, 274, 330, 50706
-NESTED_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability: Pillow loads their directories with the image's
+NESTED_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability: Pillow loads these directories with the image's own
 REDUCED, MASK = 1, 4  # bits of SUBFILE
-COLOUR_FILTER_ARRAY = 32803  # of PHOTOMETRIC: what the sensor saw
+COLOR_FILTER_ARRAY = 32803  # value of PHOTOMETRIC: raw data of a camera's sensor
 
-# Bytes of a number, by TIFF's type (TIFF 6.0, and BigTIFF's 16 to 18).
+# Bytes per value, by TIFF type (TIFF 6.0, and BigTIFF's 16 to 18).
 TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 INTEGER_FORMATS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-BYTE_TYPES = (1, 2, 6, 7)  # types that are kept as one string, not as a number each
+BYTE_TYPES = (1, 2, 6, 7)  # types whose values Pillow keeps as one string, not as one object each
 
-# Far above what is in use: a scan of a strip a row, 65,535 rows high, names 131,070 numbers in some 20 tags.
-MAX_IFD_VALUES = 400_000  # of one directory
-MAX_ENTRIES = 2_000  # of one directory
-MAX_PAGES = 1_000  # looked at
-SMALL_TILE_PIXELS = 1 << 22  # pixels: a tile may be larger than a small image
+# Far above what programs write: a scan with one strip per row and 65,535 rows has 131,070 values in some 20 tags.
+MAX_IFD_VALUES = 400_000  # per directory
+MAX_ENTRIES = 2_000  # per directory
+MAX_PAGES = 1_000  # later pages are not read
+SMALL_TILE_PIXELS = 1 << 22  # allowed under every pixel limit, because a tile may be larger than a small image
 
 
 @dataclass(frozen=True)
 class TiffEncoding:
-    """How a file's numbers are written."""
+    """How a file stores its numbers."""
 
     byte_order: Literal["<", ">"]
-    is_bigtiff: bool  # BigTIFF: places of 64 bits
+    is_bigtiff: bool  # BigTIFF has offsets of 64 bits
 
 
 @dataclass(frozen=True)
 class ImageFileDirectory:
-    """One page's tags: tag -> (type, count, where in the file its numbers stand)."""
+    """The tags of one page. Offsets are bytes from the start of the file."""
 
-    data: bytes
+    data: bytes  # the whole file
     encoding: TiffEncoding
     offset: int
-    tags: dict[int, tuple[int, int, int]]
+    tags: dict[int, tuple[int, int, int]]  # tag -> (type, count, offset of its values)
     entry_count: int
-    byte_length: int  # bytes
-    next_offset: int  # where the next one stands; 0 is none
+    byte_length: int
+    next_offset: int  # of the next directory; 0 for none
 
     def first_value(self, tag: int, default: int = 0) -> int:
-        """The first number of a tag of whole numbers."""
-        kind, count, place = self.tags.get(tag, (0, 0, 0))
-        if kind not in INTEGER_FORMATS or not count or place + TYPE_SIZES[kind] > len(self.data):
+        """The first value of a tag of integers; `default` if it has none."""
+        kind, count, offset = self.tags.get(tag, (0, 0, 0))
+        if kind not in INTEGER_FORMATS or not count or offset + TYPE_SIZES[kind] > len(self.data):
             return default
-        return int(struct.unpack_from(self.encoding.byte_order + INTEGER_FORMATS[kind], self.data, place)[0])
+        return int(struct.unpack_from(self.encoding.byte_order + INTEGER_FORMATS[kind], self.data, offset)[0])
 
     @property
     def pixel_count(self) -> int:
-        """The image's."""
+        """Width times height of the page's image."""
         return self.first_value(WIDTH) * self.first_value(HEIGHT)
 
     @property
     def is_auxiliary(self) -> bool:
-        """Whether it says of itself that it is a thumbnail, a level of a pyramid, or a mask."""
+        """Whether the page declares itself a thumbnail, a level of a pyramid, or a mask."""
         return bool(self.first_value(NEW_SUBFILE_TYPE) & (REDUCED | MASK)) or self.first_value(SUBFILE_TYPE) == 2
 
 
 def check_tiff(data: bytes, max_pixels: int) -> int:
-    """Which page of a TIFF is the image: the only full one, mostly the first.
+    """Return the index of the page that holds the image: the only full-size one, usually the first.
 
-    Raises: BrokenImage, SeveralImages, ImageTooLarge; NotAnImage for a camera's raw file.
+    Raises: CorruptImageError, MultiFrameImageError, ImageTooLargeError; UnsupportedFormatError for a camera's raw file.
     """
-    pages, more = _read_pages(data)
+    pages, has_more = _read_pages(data)
     full = [
-        number
-        for number, page in enumerate(pages)
+        index
+        for index, page in enumerate(pages)
         if not page.is_auxiliary and page.pixel_count * 2 > pages[0].pixel_count
     ]
     _reject_camera_raw(data, pages[0], bool(full))
     if len(full) > 1:
-        count = f"more than {len(full):,}" if more else f"{len(full):,}"
+        count = f"more than {len(full):,}" if has_more else f"{len(full):,}"
         raise MultiFrameImageError(
-            f"The TIFF holds {count} full pages; save the one that you want as a file of its own."
+            f"The TIFF has {count} full-size pages; expected one. Save the page that you want as a separate file."
         )
     chosen = full[0] if full else 0
     page = pages[chosen]
@@ -98,61 +98,54 @@ def check_tiff(data: bytes, max_pixels: int) -> int:
     _check_strip_count(page)
     tile = page.first_value(TILE_WIDTH) * page.first_value(TILE_HEIGHT)
     if tile > max(max_pixels, SMALL_TILE_PIXELS):
-        raise ImageTooLargeError(f"The TIFF has tiles of {tile:,} pixels; the limit is {max_pixels:,}.")
+        raise ImageTooLargeError(
+            f"The TIFF has tiles of {tile:,} pixels; the limit is {max_pixels:,}. Save it with smaller tiles."
+        )
     return chosen
 
 
-def exif_orientation(exif: bytes) -> int:
-    """EXIF's orientation, 1..8; 0 where the block is broken or says nothing."""
-    while exif.startswith(b"Exif\0\0"):
-        exif = exif[6:]
-    try:
-        told = _read_first_directory(exif).first_value(ORIENTATION)
-    except CorruptImageError:
-        return 0
-    return told if 1 <= told <= 8 else 0
-
-
-def _read_first_directory(data: bytes) -> ImageFileDirectory:
-    """Raises: BrokenImage."""
+def read_first_directory(data: bytes) -> ImageFileDirectory:
+    """Read the first directory of a TIFF file or an EXIF block. Raises: CorruptImageError."""
     order: Literal["<", ">"] = ">" if data[:2] == b"MM" else "<"
-    form = TiffEncoding(order, data[2:4] in (b"+\0", b"\0+"))
-    place = data[8:16] if form.is_bigtiff else data[4:8]
-    if len(place) < (8 if form.is_bigtiff else 4):
-        raise CorruptImageError("The TIFF is truncated in its header.")
-    return _read_directory(data, form, struct.unpack(order + ("Q" if form.is_bigtiff else "I"), place)[0])
+    encoding = TiffEncoding(order, data[2:4] in (b"+\0", b"\0+"))
+    offset = data[8:16] if encoding.is_bigtiff else data[4:8]
+    if len(offset) < (8 if encoding.is_bigtiff else 4):
+        raise CorruptImageError("The TIFF is truncated in its header. Save it again.")
+    return _read_directory(data, encoding, struct.unpack(order + ("Q" if encoding.is_bigtiff else "I"), offset)[0])
 
 
-def _read_directory(data: bytes, form: TiffEncoding, place: int) -> ImageFileDirectory:
-    """Raises: BrokenImage where the file ends before it does."""
-    count, entry, link = ("Q", "HHQ8s", "Q") if form.is_bigtiff else ("H", "HHI4s", "I")
-    wide = struct.calcsize("<" + entry)
-    start = place + struct.calcsize("<" + count)
-    if place < 1 or start > len(data):
-        raise CorruptImageError("The TIFF is truncated: it names a directory beyond its end.")
-    (entries,) = struct.unpack_from(form.byte_order + count, data, place)
-    end = start + entries * wide
+def _read_directory(data: bytes, encoding: TiffEncoding, offset: int) -> ImageFileDirectory:
+    """Raises: CorruptImageError if the directory is not entirely within the file."""
+    count_format, entry_format, offset_format = ("Q", "HHQ8s", "Q") if encoding.is_bigtiff else ("H", "HHI4s", "I")
+    entry_size = struct.calcsize("<" + entry_format)
+    start = offset + struct.calcsize("<" + count_format)
+    if offset < 1 or start > len(data):
+        raise CorruptImageError("The TIFF is truncated: a directory begins after the end of the file. Save it again.")
+    (entries,) = struct.unpack_from(encoding.byte_order + count_format, data, offset)
+    end = start + entries * entry_size
     if end > len(data):
-        raise CorruptImageError("The TIFF is truncated in a directory.")
+        raise CorruptImageError("The TIFF is truncated in a directory. Save it again.")
     tags: dict[int, tuple[int, int, int]] = {}
-    inline = 8 if form.is_bigtiff else 4
-    for number, (tag, kind, many, value) in enumerate(struct.iter_unpack(form.byte_order + entry, data[start:end])):
-        if kind not in TYPE_SIZES or tag in tags:  # of two the first counts, as everywhere
+    inline = 8 if encoding.is_bigtiff else 4  # bytes of values that fit into an entry
+    rows = struct.iter_unpack(encoding.byte_order + entry_format, data[start:end])
+    for index, (tag, kind, count, value) in enumerate(rows):
+        if kind not in TYPE_SIZES or tag in tags:  # the first of two equal tags counts, as in other readers
             continue
-        within = start + number * wide + wide - inline
-        outside = many * TYPE_SIZES[kind] > inline
-        tags[tag] = (kind, many, struct.unpack(form.byte_order + link, value)[0] if outside else within)
+        values_at = start + (index + 1) * entry_size - inline
+        if count * TYPE_SIZES[kind] > inline:
+            values_at = struct.unpack(encoding.byte_order + offset_format, value)[0]
+        tags[tag] = (kind, count, values_at)
     after = data[end : end + inline]
-    following = struct.unpack(form.byte_order + link, after)[0] if len(after) == inline else 0
-    return ImageFileDirectory(data, form, place, tags, entries, end - place, following)
+    next_offset = struct.unpack(encoding.byte_order + offset_format, after)[0] if len(after) == inline else 0
+    return ImageFileDirectory(data, encoding, offset, tags, entries, end - offset, next_offset)
 
 
 def _read_pages(data: bytes) -> tuple[list[ImageFileDirectory], bool]:
-    """The chain of directories, and whether there are more than were looked at.
+    """The chain of directories, and whether it continues after those that were read.
 
     A chain may be a loop, or cross itself in the middle of a directory; that of a real file is no longer than the file.
     """
-    pages = [_read_first_directory(data)]
+    pages = [read_first_directory(data)]
     seen, length = {pages[0].offset}, pages[0].byte_length
     while pages[-1].next_offset and pages[-1].next_offset not in seen:
         if len(pages) == MAX_PAGES or length > len(data):
@@ -160,54 +153,53 @@ def _read_pages(data: bytes) -> tuple[list[ImageFileDirectory], bool]:
         seen.add(pages[-1].next_offset)
         try:
             pages.append(_read_directory(data, pages[-1].encoding, pages[-1].next_offset))
-        except CorruptImageError:  # the pages before it are whole
+        except CorruptImageError:  # the pages before it are complete
             break
         length += pages[-1].byte_length
     return pages, False
 
 
 def _reject_camera_raw(data: bytes, first: ImageFileDirectory, has_full: bool) -> None:
-    """A raw file's first page is a thumbnail, and its image, what the sensor saw, stands in a directory below."""
-    below = SUB_IFDS in first.tags and not has_full
-    if DNG_VERSION in first.tags or below or first.first_value(PHOTOMETRIC) == COLOUR_FILTER_ARRAY:
-        kind = "DNG" if DNG_VERSION in first.tags else "such as NEF or ARW"
-        raise UnsupportedFormatError(
-            f"These {len(data):,} bytes are {camera_raw_advice(kind)}. Images are read as {READABLE_FORMATS}."
+    """Raises: UnsupportedFormatError for a raw file: a thumbnail, with the sensor's data in a directory below it."""
+    has_nested_image = SUB_IFDS in first.tags and not has_full
+    if DNG_VERSION in first.tags or has_nested_image or first.first_value(PHOTOMETRIC) == COLOR_FILTER_ARRAY:
+        raise unsupported_format_error(
+            data, camera_raw_advice("DNG" if DNG_VERSION in first.tags else "such as NEF or ARW")
         )
 
 
 def _check_strip_count(page: ImageFileDirectory) -> None:
-    """Pillow leaves black what no strip or tile of an uncompressed image covers."""
+    """Raises: CorruptImageError if strips or tiles of an uncompressed image are missing: Pillow leaves them black."""
     width, height, planes = page.first_value(WIDTH), page.first_value(HEIGHT), 1
     if page.first_value(PLANAR_CONFIGURATION) == 2:
         planes = page.first_value(SAMPLES_PER_PIXEL, 1)
     if STRIP_OFFSETS in page.tags:
-        named, wanted = (
-            page.tags[STRIP_OFFSETS][1],
-            -(-height // max(1, page.first_value(ROWS_PER_STRIP, height))) * planes,
-        )
+        found = page.tags[STRIP_OFFSETS][1]
+        expected = -(-height // max(1, page.first_value(ROWS_PER_STRIP, height))) * planes
     elif TILE_OFFSETS in page.tags:
-        across = -(-width // max(1, page.first_value(TILE_WIDTH, width)))
-        named = page.tags[TILE_OFFSETS][1]
-        wanted = across * -(-height // max(1, page.first_value(TILE_HEIGHT, height))) * planes
+        columns = -(-width // max(1, page.first_value(TILE_WIDTH, width)))
+        found = page.tags[TILE_OFFSETS][1]
+        expected = columns * -(-height // max(1, page.first_value(TILE_HEIGHT, height))) * planes
     else:
         return
-    if page.first_value(COMPRESSION, 1) == 1 and named < wanted:
-        raise CorruptImageError(f"The TIFF is truncated: it names {named:,} strips or tiles of {wanted:,}.")
+    if page.first_value(COMPRESSION, 1) == 1 and found < expected:
+        raise CorruptImageError(
+            f"The TIFF is truncated: it has {found:,} of {expected:,} strips or tiles. Save it again."
+        )
 
 
 def _check_tags(page: ImageFileDirectory, depth: int = 0) -> None:
-    """Whether the tags of a page, and of the directories that Pillow reads with it, can be read in no time."""
-    numbers = sum(count for kind, count, _ in page.tags.values() if kind not in BYTE_TYPES)
-    if numbers > MAX_IFD_VALUES or page.entry_count > MAX_ENTRIES:
+    """Check the size of a page's tags, and of the directories that Pillow reads with it. Raises: CorruptImageError."""
+    values = sum(count for kind, count, _ in page.tags.values() if kind not in BYTE_TYPES)
+    if values > MAX_IFD_VALUES or page.entry_count > MAX_ENTRIES:
         raise CorruptImageError(
-            f"The TIFF has a directory of {page.entry_count:,} tags with {numbers:,} numbers, which no program writes; "
-            "save it again, with larger strips or tiles."
+            f"The TIFF has a directory of {page.entry_count:,} tags with {values:,} values; the limits are {MAX_ENTRIES:,} "
+            f"and {MAX_IFD_VALUES:,}. Save it again, with larger strips or tiles."
         )
     for tag in NESTED_IFDS:
         if tag in page.tags and depth < 3:
             try:
                 nested = _read_directory(page.data, page.encoding, page.first_value(tag))
-            except CorruptImageError:  # its EXIF is left aside
+            except CorruptImageError:  # corrupt EXIF is ignored
                 continue
             _check_tags(nested, depth + 1)

@@ -1,11 +1,8 @@
-"""The decoder, on images made here by Pillow and on the odd ones of other projects' test suites."""
+"""The decoder, on images encoded here by Pillow. test_hostile.py has malformed ones."""
 
 import contextlib
 import io
 import resource
-import struct
-import subprocess
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,17 +22,17 @@ from models.errors import (
     UnsupportedFormatError,
 )
 from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, decode_image, read_image, read_mask
+from models.imaging.orientation import read_orientation
 from tests.fixtures_bundles import synthetic_image
-
-ROOT = Path(__file__).parents[3]
+from tests.fixtures_images import encode_image, png_chunk, png_header
 
 LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True}, "TIFF": {}, "BMP": {}}
 SAMPLES_16_BIT = np.random.default_rng(0).integers(0, 65536, (7, 5), dtype=np.uint16)
 
-# Outside pytest the room itself sees to it.
+# Outside pytest, models/imaging/decode.py filters these warnings.
 IGNORE_PIL_WARNINGS = pytest.mark.filterwarnings(r"ignore:::PIL\.")
 
-# From the stored pixels to the upright ones, by EXIF orientation.
+# EXIF orientation -> function from the stored pixels to the upright ones.
 APPLY_ORIENTATION: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda stored: stored,
     2: lambda stored: stored[:, ::-1],
@@ -48,25 +45,10 @@ APPLY_ORIENTATION: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def encode_image(image: Image.Image | np.ndarray, format: str, **options: object) -> bytes:
-    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 def exif_with_orientation(orientation: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = orientation
     return exif
-
-
-def png_chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def png_header(width: int, height: int) -> bytes:
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
 
 
 def check_rgb(image: np.ndarray, size: tuple[int, int]) -> None:
@@ -87,7 +69,7 @@ def test_every_format_decodes(format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_one_pixel(format: str) -> None:
+def test_image_of_one_pixel(format: str) -> None:
     check_rgb(decode_image(encode_image(synthetic_image(1, 1), format)), (1, 1))
 
 
@@ -101,6 +83,15 @@ def test_images_are_turned_upright(format: str, orientation: int) -> None:
     check_rgb(np.ascontiguousarray(turned), (24, 40) if orientation < 5 else (40, 24))
 
 
+@pytest.mark.parametrize("format", sorted(set(FORMATS) - {"BMP"}))
+def test_orientation_is_read_from_the_header(format: str) -> None:
+    data = encode_image(synthetic_image(4, 6), format, exif=exif_with_orientation(6))
+    with Image.open(io.BytesIO(data)) as image:
+        assert read_orientation(image) == 6
+    with Image.open(io.BytesIO(encode_image(synthetic_image(4, 6), format))) as image:
+        assert read_orientation(image) == 1
+
+
 @pytest.mark.parametrize("orientation", APPLY_ORIENTATION)
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_16_bit_images_are_turned_upright(format: str, orientation: int) -> None:
@@ -109,7 +100,7 @@ def test_16_bit_images_are_turned_upright(format: str, orientation: int) -> None
     np.testing.assert_array_equal(decoded[:, :, 0], APPLY_ORIENTATION[orientation](grey))
 
 
-def test_transparency_is_composed_on_white() -> None:
+def test_transparency_is_blended_with_white() -> None:
     rgba = np.zeros((2, 3, 4), np.uint8)
     rgba[:, :, 0] = 200
     rgba[:, 1, 3] = 128
@@ -136,7 +127,7 @@ def test_grey_with_transparency() -> None:
     ],
     ids=["palette", "half a palette", "rgb", "grey"],
 )
-def test_a_transparent_colour(mode: str, transparency: object, expected: list[int]) -> None:
+def test_transparent_color_becomes_white(mode: str, transparency: object, expected: list[int]) -> None:
     image = Image.fromarray(np.array([[[200, 0, 0], [0, 200, 0]]], np.uint8)).convert(
         mode, palette=Image.Palette.ADAPTIVE
     )
@@ -148,7 +139,7 @@ def test_a_transparent_colour(mode: str, transparency: object, expected: list[in
     assert second.tolist() == np.asarray(image.convert("RGB"))[0, 1].tolist()
 
 
-def test_a_transparent_16_bit_grey() -> None:
+def test_transparent_16_bit_grey_becomes_white() -> None:
     decoded = decode_image(encode_image(SAMPLES_16_BIT, "PNG", transparency=int(SAMPLES_16_BIT[2, 3])))
     assert decoded[2, 3].tolist() == [255, 255, 255]
     assert decoded[0, 0, 0] == round(SAMPLES_16_BIT[0, 0] / 257)
@@ -210,54 +201,26 @@ def test_1_bit(format: str) -> None:
     np.testing.assert_array_equal(decoded[:, :, 1], bits * np.uint8(255))
 
 
-def test_of_a_phones_jpeg_the_first_image_is_taken() -> None:
+def test_the_first_image_of_a_phones_jpeg_is_decoded() -> None:
     first = synthetic_image(16, 24)
     both = encode_image(first, "MPO", save_all=True, append_images=[Image.fromarray(synthetic_image(16, 24, seed=1))])
     np.testing.assert_array_equal(decode_image(both), decode_image(encode_image(first, "JPEG")))
 
 
 @IGNORE_PIL_WARNINGS
-def test_a_broken_exif_block() -> None:
+def test_corrupt_exif_is_no_error() -> None:
     image = synthetic_image(16, 24)
     whole = exif_with_orientation(6).tobytes()
     stored = decode_image(encode_image(image, "JPEG"))
     for exif in (whole[:10], whole[:-4], b"Exif\0\0" + b"\xff" * 40, b"Exif\0\0MM\0*\xff\xff\xff\xff"):
         decoded = decode_image(encode_image(image, "JPEG", exif=exif))
         assert any(np.array_equal(decoded, turned(stored)) for turned in APPLY_ORIENTATION.values())
+    assert decode_image(encode_image(image, "JPEG", exif=whole[:-4])).shape == (24, 16, 3)
 
 
-def test_broken_exif_leaves_the_log_alone() -> None:
-    code = "import sys; from models.imaging.decode import decode; print(decode(sys.stdin.buffer.read()).shape)"
-    data = encode_image(synthetic_image(16, 24), "JPEG", exif=exif_with_orientation(6).tobytes()[:-4])
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, input=data, capture_output=True, check=True)
-    assert (done.stdout.strip(), done.stderr) == (b"(24, 16, 3)", b"")
-
-
-def test_empty() -> None:
+def test_empty_bytes() -> None:
     with pytest.raises(EmptyImageError, match="0 bytes"):
         decode_image(b"")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"no image at all",
-        b"MMM",
-        b"RIFF\x24\0\0\0WAVEfmt " + bytes(100),
-        b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>",
-        encode_image(synthetic_image(8, 8), "GIF"),
-        encode_image(synthetic_image(16, 16), "ICO"),
-        encode_image(synthetic_image(8, 8), "PPM"),
-        encode_image(synthetic_image(8, 8), "JPEG2000"),
-        encode_image(synthetic_image(8, 8), "PDF"),
-        b"\0\0\0\x18ftypheic" + bytes(100),
-        bytes(1000),
-    ],
-    ids=["text", "MM", "wav", "svg", "gif", "ico", "ppm", "jp2", "pdf", "heic", "zeros"],
-)
-def test_what_is_no_image(data: bytes) -> None:
-    with pytest.raises(UnsupportedFormatError, match=f"{len(data):,} bytes.*JPEG, PNG"):
-        decode_image(data)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -266,13 +229,13 @@ def test_truncated_at_every_length(format: str) -> None:
     for length in range(1, 12):
         with pytest.raises((CorruptImageError, UnsupportedFormatError)):
             decode_image(data[:length])
-    ending = 21 if format == "PNG" else 0  # bytes: the checksums and the last chunk; the pixels stand before them
+    ending = 21 if format == "PNG" else 0  # bytes after the pixels: the checksums and the last chunk
     for length in range(12, len(data) - ending):
         with pytest.raises(CorruptImageError):
             decode_image(data[:length])
 
 
-def test_a_png_without_its_ending_is_whole() -> None:
+def test_a_png_without_its_last_chunk_is_complete() -> None:
     data = encode_image(synthetic_image(20, 24), "PNG")
     np.testing.assert_array_equal(decode_image(data[:-12]), synthetic_image(20, 24))
 
@@ -281,20 +244,20 @@ def test_a_png_without_its_ending_is_whole() -> None:
 @pytest.mark.parametrize("options", [{}, {"progressive": True, "optimize": True}], ids=["plain", "progressive"])
 def test_truncated_photographs(format: str, options: dict[str, bool]) -> None:
     data = encode_image(synthetic_image(240, 320), format, **options)
-    for length in range(16, len(data) - 12, max(1, len(data) // 100)):
+    for length in range(16, len(data) - 12, max(1, len(data) // 25)):
         with pytest.raises(CorruptImageError, match="truncated or corrupt"):
             decode_image(data[:length])
 
 
 @settings(max_examples=60, deadline=None)
-@given(place=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), format=st.sampled_from(FORMATS))
-def test_a_flipped_byte(place: float, value: int, format: str) -> None:
+@given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), format=st.sampled_from(FORMATS))
+def test_a_flipped_byte_raises_only_image_errors(position: float, value: int, format: str) -> None:
     data = bytearray(
         encode_image(synthetic_image(20, 24), format, exif=exif_with_orientation(6))
         if format != "BMP"
         else encode_image(synthetic_image(20, 24), format)
     )
-    data[int(place * len(data))] ^= value
+    data[int(position * len(data))] ^= value
     try:
         decoded = decode_image(bytes(data), max_pixels=10_000)
     except ImageError:
@@ -309,7 +272,7 @@ def test_a_flipped_byte(place: float, value: int, format: str) -> None:
         [b"", b"\xff\xd8\xff\xe0", b"BM", b"II*\0", b"RIFF\0\0\0\0WEBP", b"\0\0\0\x1cftypavif", png_header(4, 4)]
     ),
 )
-def test_random_bytes(data: bytes, head: bytes) -> None:
+def test_random_bytes_raise_only_image_errors(data: bytes, head: bytes) -> None:
     with contextlib.suppress(ImageError):
         decode_image(head + data, max_pixels=10_000)
 
@@ -320,7 +283,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
         decode_image(png_header(60000, 60000) + png_chunk(b"IDAT", zlib.compress(bytes(1000))))
     with pytest.raises(ImageTooLargeError, match="20000 x 20000 = 400,000,000 pixels; the limit is 100,000,000"):
         decode_image(png_header(20000, 20000) + png_chunk(b"IDAT", zlib.compress(bytes(1000))))
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; decoded they are 1 GB and more
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; decoded they have over 1 GB
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -331,7 +294,7 @@ def test_the_pixel_limit(format: str) -> None:
         decode_image(data, max_pixels=599)
 
 
-def test_reading_names_the_file(tmp_path: Path) -> None:
+def test_read_errors_name_the_file(tmp_path: Path) -> None:
     path = tmp_path / "street.png"
     Image.fromarray(synthetic_image(9, 7)).save(path)
     np.testing.assert_array_equal(read_image(path), synthetic_image(9, 7))
@@ -346,11 +309,11 @@ def test_reading_names_the_file(tmp_path: Path) -> None:
         with pytest.raises(error, match=r"street\.png: "):
             read_image(path)
     for missing in (tmp_path / "nowhere.png", tmp_path):
-        with pytest.raises(DataError, match=f"{missing}: cannot be opened"):
+        with pytest.raises(DataError, match=f"{missing}: cannot open the file"):
             read_image(missing)
 
 
-def test_a_name_decides_nothing(tmp_path: Path) -> None:
+def test_the_file_name_does_not_decide_the_format(tmp_path: Path) -> None:
     path = tmp_path / "image.jpg"
     path.write_bytes(encode_image(synthetic_image(9, 7), "PNG"))
     np.testing.assert_array_equal(read_image(path), synthetic_image(9, 7))
@@ -400,14 +363,14 @@ def test_deep_masks_within_range(dtype: type, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("value", "dtype"), [(256, np.uint16), (65535, np.uint16), (70000, np.int32), (-1, np.int32)])
 def test_labels_out_of_range(value: int, dtype: type, tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 1, value]], dtype)).save(tmp_path / "mask.tif")
-    with pytest.raises(DataError, match=rf"mask\.tif: .* label {value}, but labels go from 0"):
+    with pytest.raises(DataError, match=rf"mask\.tif: .* label {value}; expected labels from 0"):
         read_mask(tmp_path / "mask.tif")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F", "CMYK"])
-def test_colour_masks_are_refused(mode: str, tmp_path: Path) -> None:
+def test_color_masks_are_refused(mode: str, tmp_path: Path) -> None:
     Image.new(mode, (3, 2)).save(tmp_path / "mask.tif")
-    with pytest.raises(DataError, match=rf"mask\.tif: the mask is in {mode} colours"):
+    with pytest.raises(DataError, match=rf"mask\.tif: the mask has {mode} colors"):
         read_mask(tmp_path / "mask.tif")
 
 
@@ -422,5 +385,5 @@ def test_unreadable_masks(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(error, match=r"mask\.png: "):
             read_mask(path)
-    with pytest.raises(DataError, match=r"none\.png: cannot be opened"):
+    with pytest.raises(DataError, match=r"none\.png: cannot open the file"):
         read_mask(tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""What bytes are, by how they begin."""
+"""Format detection, and the advice for formats that are not supported."""
 
 import base64
 import struct
@@ -19,7 +19,7 @@ def ftyp_box(major: bytes, *compatible: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_format_is_known_by_its_first_bytes(format: str) -> None:
+def test_every_format_is_detected_by_its_first_bytes(format: str) -> None:
     data = encode_image(synthetic_image(8, 8), format)
     assert detect_format(data) == format
     assert detect_format(data[:64]) == format
@@ -38,11 +38,11 @@ def test_every_format_is_known_by_its_first_bytes(format: str) -> None:
     ],
     ids=["bigtiff", "bigtiff, other order", "avif", "sequence", "mif1", "cut avif", "cut bmp"],
 )
-def test_other_beginnings_of_known_formats(data: bytes, format: str) -> None:
+def test_other_signatures_of_supported_formats(data: bytes, format: str) -> None:
     assert detect_format(data) == format
 
 
-# Bytes -> a word of the advice.
+# Name -> bytes, and a word of the advice.
 UNSUPPORTED_FILES: dict[str, tuple[bytes, str]] = {
     "gif": (encode_image(synthetic_image(8, 8), "GIF"), "GIF; save one frame"),
     "ico": (encode_image(synthetic_image(16, 16), "ICO"), "ICO"),
@@ -51,7 +51,7 @@ UNSUPPORTED_FILES: dict[str, tuple[bytes, str]] = {
     "pdf": (encode_image(synthetic_image(8, 8), "PDF"), "PDF; render"),
     "psd": (b"8BPS\0\1" + bytes(30), "Photoshop"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='1' height='1'/>", "SVG"),
-    "svg behind a declaration": (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a -->\n<svg/>", "SVG"),
+    "svg after a declaration": (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- a -->\n<svg/>", "SVG"),
     "xml": (b"<?xml version='1.0'?><annotation/>", "XML"),
     "html": (b"\n<!DOCTYPE html><html>404</html>", "HTML"),
     "hdr": (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n", "Radiance"),
@@ -84,8 +84,8 @@ UNSUPPORTED_FILES: dict[str, tuple[bytes, str]] = {
     "zip": (b"PK\3\4" + bytes(30), "ZIP"),
     "tar": (bytes(257) + b"ustar\0" + bytes(300), "tar"),
     "gzip": (b"\x1f\x8b\x08" + JPEG, "gzip"),
-    "address": (b"http://example.org/a.jpg", "nothing is fetched"),
-    "file address": (b"file:///etc/passwd", "nothing is fetched"),
+    "url": (b"http://example.org/a.jpg", "not fetched"),
+    "file url": (b"file:///etc/passwd", "not fetched"),
     "data url": (b"data:image/jpeg;base64," + base64.b64encode(JPEG), "data URL"),
     "base64": (base64.b64encode(JPEG), "base64"),
     "base64 of an avif": (base64.b64encode(encode_image(synthetic_image(8, 8), "AVIF")), "base64"),
@@ -93,26 +93,26 @@ UNSUPPORTED_FILES: dict[str, tuple[bytes, str]] = {
     "text": (b"no image at all", "text"),
     "text that begins like a BMP": (b"BMP images are uncompressed.", "text"),
     "text that begins like a TIFF": (b"MMM", "text"),
-    "zeros": (bytes(1000), "no image that is known"),
-    "one byte": (b"\xff", "no image that is known"),
-    "two bytes of a jpeg": (b"\xff\xd8", "no image that is known"),
-    "blanks": (b" \n\t", "no image that is known"),
+    "zeros": (bytes(1000), "not an image in a known format"),
+    "one byte": (b"\xff", "not an image in a known format"),
+    "two bytes of a jpeg": (b"\xff\xd8", "not an image in a known format"),
+    "white space": (b" \n\t", "not an image in a known format"),
 }
 
 
 @pytest.mark.parametrize(("data", "word"), UNSUPPORTED_FILES.values(), ids=UNSUPPORTED_FILES)
-def test_strangers_are_named_with_advice(data: bytes, word: str) -> None:
+def test_unsupported_formats_are_named_with_advice(data: bytes, word: str) -> None:
     with pytest.raises(
-        UnsupportedFormatError, match=f"^These {len(data):,} bytes are .*{word}.* Images are read as JPEG, PNG"
+        UnsupportedFormatError, match=f"^These {len(data):,} bytes are .*{word}.* Supported formats are JPEG, PNG"
     ):
         decode_image(data)
 
 
 @pytest.mark.parametrize("signature", UNSUPPORTED_SIGNATURES)
 def test_every_signature_is_found(signature: bytes) -> None:
-    place = {b"ustar": 257, b"DICM": 128}.get(signature, 0)
+    offset = {b"ustar": 257, b"DICM": 128}.get(signature, 0)
     with pytest.raises(UnsupportedFormatError) as refused:
-        detect_format(bytes(place) + signature + bytes(50))
+        detect_format(bytes(offset) + signature + bytes(50))
     assert UNSUPPORTED_SIGNATURES[signature] in str(refused.value)
 
 

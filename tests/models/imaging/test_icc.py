@@ -1,6 +1,5 @@
-"""ICC profiles: made here byte by byte, so that what they say is known."""
+"""ICC profiles, built byte by byte, so that their content is known."""
 
-import io
 import struct
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from PIL import Image, ImageCms
 from models.imaging import icc
 from models.imaging.decode import decode_image
 from tests.fixtures_bundles import synthetic_image
+from tests.fixtures_images import encode_image
 
 # Colorants at D50, columns red, green, blue: rows X, Y, Z (the profiles of Apple and of the ICC).
 P3 = np.array([[0.51512, 0.29198, 0.15710], [0.24120, 0.69225, 0.06657], [-0.00105, 0.04189, 0.78407]])
@@ -30,12 +30,12 @@ def make_profile(space: bytes, tags: dict[bytes, bytes], kind: bytes = b"mntr", 
         b"wtpt": b"XYZ \0\0\0\0" + s15fixed16(*D50),
         **tags,
     }
-    place, table, body = 128 + 4 + 12 * len(tags), b"", b""
+    offset, table, body = 128 + 4 + 12 * len(tags), b"", b""
     for name, content in tags.items():
         content += b"\0" * (-len(content) % 4)
-        table += name + struct.pack(">II", place + len(body), len(content))
+        table += name + struct.pack(">II", offset + len(body), len(content))
         body += content
-    head = struct.pack(">I4sI4s4s4s", place + len(body), b"lcms", 0x04200000, kind, space, pcs) + bytes(12) + b"acsp"
+    head = struct.pack(">I4sI4s4s4s", offset + len(body), b"lcms", 0x04200000, kind, space, pcs) + bytes(12) + b"acsp"
     head += bytes(28) + s15fixed16(*D50)
     return head + bytes(128 - len(head)) + struct.pack(">I", len(tags)) + table + body
 
@@ -53,26 +53,26 @@ def matrix_profile(colorants: np.ndarray, curve: bytes = SRGB_CURVE) -> bytes:
 
 
 def press_profile() -> bytes:
-    """Of a press whose cyan is a dark green, (40, -40, 20) in Lab, and whose other inks are black."""
+    """The profile of a press whose cyan is a dark green, (40, -40, 20) in Lab, and whose other inks are black."""
     table = bytearray()
     for corner in range(16):  # cyan changes slowest, black fastest
         cyan, others = corner >> 3, corner & 7
         table += bytes((0, 128, 128) if others else (102, 88, 148) if cyan else (255, 128, 128))
-    straight = bytes(range(256))
+    identity = bytes(range(256))
     lut = (
         b"mft1\0\0\0\0"
         + bytes((4, 3, 2, 0))
         + s15fixed16(1, 0, 0, 0, 1, 0, 0, 0, 1)
-        + straight * 4
+        + identity * 4
         + table
-        + straight * 3
+        + identity * 3
     )
     return make_profile(b"CMYK", {b"A2B0": lut}, b"prtr", b"Lab ")
 
 
 def to_linear(levels: np.ndarray) -> np.ndarray:
-    share = levels / 255
-    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    values = levels / 255
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 
 def from_linear(light: np.ndarray) -> np.ndarray:
@@ -80,24 +80,18 @@ def from_linear(light: np.ndarray) -> np.ndarray:
     return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
 
 
-def encode_image(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG"])
-def test_a_wide_gamut_is_brought_to_srgb(format: str) -> None:
+def test_wide_gamut_is_converted_to_srgb(format: str) -> None:
     image = synthetic_image(24, 32)
     options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(format, {})
     decoded = decode_image(encode_image(Image.fromarray(image), format, icc_profile=matrix_profile(P3), **options))
     stored = decode_image(encode_image(Image.fromarray(image), format, **options))
-    wanted = from_linear(to_linear(stored) @ P3.T @ np.linalg.inv(SRGB).T)
-    assert np.abs(decoded - wanted).max() < 2.5
+    expected = from_linear(to_linear(stored) @ P3.T @ np.linalg.inv(SRGB).T)
+    assert np.abs(decoded - expected).max() < 2.5
     assert np.abs(decoded.astype(int) - stored).max() > 8
 
 
-def test_transparency_and_orientation_stand_beside_a_profile() -> None:
+def test_a_profile_with_transparency_and_orientation() -> None:
     image = np.dstack([synthetic_image(6, 4), np.full((6, 4), 255, np.uint8)])
     image[0, 0, 3] = 0
     exif = Image.Exif()
@@ -130,7 +124,7 @@ def test_palettes_have_profiles_too() -> None:
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
-def test_cmyk_is_what_its_press_prints(format: str) -> None:
+def test_cmyk_is_converted_by_its_profile(format: str) -> None:
     """JPEG's CMYK is Adobe's, which is stored inverted."""
     inks = np.zeros((16, 32, 4), np.uint8)
     inks[:, :16, 0] = 255
@@ -147,7 +141,7 @@ def test_cmyk_is_what_its_press_prints(format: str) -> None:
     assert decoded[8, 4, 1] > decoded[8, 4, 0] + 50
 
 
-def test_the_inverted_inks_of_adobes_jpegs_are_turned_back() -> None:
+def test_adobes_inverted_cmyk_jpegs_are_inverted_back() -> None:
     inks = np.zeros((16, 16, 4), np.uint8)
     inks[..., 1] = 255  # magenta
     adobe = encode_image(Image.fromarray(inks, "CMYK"), "JPEG", quality=100)
@@ -169,7 +163,7 @@ def test_srgb_changes_no_pixel(srgb: Callable[[], bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken",
+    "unusable",
     [
         b"no profile",
         b"\0" * 500,
@@ -180,24 +174,24 @@ def test_srgb_changes_no_pixel(srgb: Callable[[], bytes]) -> None:
     ],
     ids=["text", "zeros", "cut", "of another space", "without tags", "grey without tags"],
 )
-def test_a_profile_that_cannot_be_used_is_left_aside(broken: bytes) -> None:
+def test_an_unusable_profile_is_ignored(unusable: bytes) -> None:
     image = synthetic_image(20, 30)
-    np.testing.assert_array_equal(decode_image(encode_image(Image.fromarray(image), icc_profile=broken)), image)
+    np.testing.assert_array_equal(decode_image(encode_image(Image.fromarray(image), icc_profile=unusable)), image)
 
 
 def mpet_profile(elements: int) -> bytes:
-    """A floating-point chain of matrices that halve the light, and then of such as change nothing."""
+    """A floating-point chain of a matrix that halves the light, and identity matrices."""
     head = b"mpet\0\0\0\0" + struct.pack(">HHI", 3, 3, elements)
     matrices = [
-        b"matf\0\0\0\0" + struct.pack(">HH12f", 3, 3, share, 0, 0, 0, share, 0, 0, 0, share, 0, 0, 0)
-        for share in [0.5] + [1.0] * (elements - 1)
+        b"matf\0\0\0\0" + struct.pack(">HH12f", 3, 3, scale, 0, 0, 0, scale, 0, 0, 0, scale, 0, 0, 0)
+        for scale in [0.5] + [1.0] * (elements - 1)
     ]
     start = len(head) + 8 * elements
-    places = [struct.pack(">II", start + number * 60, 60) for number in range(elements)]
-    return head + b"".join(places) + b"".join(matrices)
+    table = [struct.pack(">II", start + index * 60, 60) for index in range(elements)]
+    return head + b"".join(table) + b"".join(matrices)
 
 
-def test_floating_point_chains_are_followed_unless_they_are_endless() -> None:
+def test_floating_point_chains_are_applied_up_to_a_limit() -> None:
     image = synthetic_image(8, 8)
     for elements, followed in ((3, True), (3000, False)):
         icc = make_profile(b"RGB ", {b"D2B0": mpet_profile(elements)})
@@ -210,20 +204,20 @@ def test_hostile_profiles_neither_crash_nor_hang() -> None:
     image = Image.fromarray(synthetic_image(8, 8))
     inks = image.convert("CMYK")
     for good, source, format in ((matrix_profile(P3), image, "PNG"), (press_profile(), inks, "TIFF")):
-        for _ in range(100):
+        for _ in range(25):
             bad = np.frombuffer(good, np.uint8).copy()
-            places = random.integers(0, min(len(bad), 512), random.integers(1, 9))
-            bad[places] = random.integers(0, 256, len(places))
+            positions = random.integers(0, min(len(bad), 512), random.integers(1, 9))
+            bad[positions] = random.integers(0, 256, len(positions))
             assert decode_image(encode_image(source, format, icc_profile=bad.tobytes())).shape == (8, 8, 3)
 
 
-def test_transforms_are_kept_and_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_transforms_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(icc, "MAX_TRANSFORMS", 3)
     made = []
     make = icc._build_transform
     monkeypatch.setattr(icc, "_build_transform", lambda profile, mode: made.append(mode) or make(profile, mode))
-    for turn in (2.0, 2.1, 2.2, 2.3, 2.3, 2.3):
-        curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(turn * 256))
+    for gamma in (2.0, 2.1, 2.2, 2.3, 2.3, 2.3):
+        curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
         decode_image(encode_image(Image.fromarray(synthetic_image(4, 4)), icc_profile=matrix_profile(P3, curve)))
     assert len(made) == 4
     assert len(icc._transform_cache) == 3
@@ -231,14 +225,14 @@ def test_transforms_are_kept_and_not_without_end(monkeypatch: pytest.MonkeyPatch
 
 def test_threads_share_a_transform() -> None:
     data = encode_image(Image.fromarray(synthetic_image(64, 64)), icc_profile=matrix_profile(P3))
-    expected, answers = decode_image(data), []
+    expected, results = decode_image(data), []
     threads = [
-        threading.Thread(target=lambda: answers.extend(decode_image(data) for _ in range(20)), daemon=True)
+        threading.Thread(target=lambda: results.extend(decode_image(data) for _ in range(20)), daemon=True)
         for _ in range(8)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert len(answers) == 160
-    assert all((answer == expected).all() for answer in answers)
+    assert len(results) == 160
+    assert all((result == expected).all() for result in results)

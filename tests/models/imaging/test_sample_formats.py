@@ -1,4 +1,4 @@
-"""Images of rare samples, thin ones, and those that are turned by what stands beside their pixels."""
+"""Images with rare sample formats, thin images, and orientation in EXIF and XMP."""
 
 import struct
 
@@ -27,7 +27,7 @@ def xmp_with_orientation(orientation: int) -> bytes:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "WEBP", "PNG", "TIFF"])
-def test_xmp_turns_an_image_too(format: str, orientation: int) -> None:
+def test_xmp_orientation_is_applied(format: str, orientation: int) -> None:
     image = synthetic_image(24, 40)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -42,24 +42,24 @@ def test_xmp_turns_an_image_too(format: str, orientation: int) -> None:
     np.testing.assert_array_equal(decode_image(data), decode_image(encode_image(image, format, exif=exif)))
 
 
-def test_exif_stands_over_xmp() -> None:
+def test_exif_overrides_xmp() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     data = encode_image(synthetic_image(24, 40), "JPEG", exif=exif, xmp=xmp_with_orientation(6))
     assert decode_image(data).shape == (24, 40, 3)
 
 
-@pytest.mark.parametrize("told", [0, 9, 65535])
-def test_an_orientation_that_is_none_turns_nothing(told: int) -> None:
+@pytest.mark.parametrize("invalid", [0, 9, 65535])
+def test_an_invalid_orientation_is_ignored(invalid: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = told
+    exif[0x0112] = invalid
     np.testing.assert_array_equal(
         decode_image(encode_image(synthetic_image(24, 40), "JPEG", exif=exif)),
         decode_image(encode_image(synthetic_image(24, 40), "JPEG")),
     )
 
 
-def test_a_png_may_say_its_orientation_behind_its_pixels() -> None:
+def test_a_png_may_state_its_orientation_after_its_pixels() -> None:
     data = encode_image(synthetic_image(24, 40), "PNG")
     turned = data[:-12] + png_chunk(b"eXIf", make_tiff([(0x0112, 3, [6])])) + data[-12:]
     assert decode_image(turned).shape == (40, 24, 3)
@@ -69,7 +69,7 @@ def pack_uint16(order: str, *samples: int) -> bytes:
     return struct.pack(f"{order}{len(samples)}H", *samples)
 
 
-# A name -> the bytes and the pixels that must come, within one level.
+# Name -> bytes, and the expected pixels, within one level.
 RARE_SAMPLES: dict[str, tuple[bytes, list[list[int]]]] = {
     "png rgb of 16 bits": (
         make_png((2, 1), 16, 2, b"\0" + pack_uint16(">", 65535, 32768, 257, 0, 128, 1000)),
