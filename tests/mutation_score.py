@@ -206,7 +206,7 @@ def copy_tree(root: Path, folder: Path) -> Path:
     return tree
 
 
-def run_tests(tree: Path, tests: Iterable[str]) -> tuple[bool, str]:
+def run_tests(tree: Path, tests: Iterable[str], max_seconds: float = MAX_SECONDS) -> tuple[bool, str]:
     """Run test files up to the first failure. Returns: whether all passed, and the first failure or the last line."""
     # PYTHONPATH comes before an editable install of another tree, also in processes that tests start. Without bytecode, a
     # change of the same size within a second is seen.
@@ -222,11 +222,11 @@ def run_tests(tree: Path, tests: Iterable[str]) -> tuple[bool, str]:
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=MAX_SECONDS)
+        output, _ = process.communicate(timeout=max_seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # its own session: pytest and what it started
         process.communicate()
-        return False, f"no end after {MAX_SECONDS} s"
+        return False, f"no end after {max_seconds} s"
     if process.returncode not in (0, 1, 2):  # 2: a test file cannot be imported
         raise SystemExit(f"pytest ended with {process.returncode}:\n{output}")
     failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
@@ -245,7 +245,8 @@ def measure_score(root: Path, mutations: Sequence[Mutation]) -> float:
         raise SystemExit(2)
     with tempfile.TemporaryDirectory(prefix="mutation-score-") as folder:
         tree = copy_tree(root, Path(folder))
-        passed, detail = run_tests(tree, sorted({test for mutation in mutations for test in mutation.tests}))
+        all_tests = sorted({test for mutation in mutations for test in mutation.tests})
+        passed, detail = run_tests(tree, all_tests, max_seconds=len(all_tests) * MAX_SECONDS)
         if not passed:
             print(f"The tests fail without any bug: {detail}", file=sys.stderr)
             raise SystemExit(2)
