@@ -1,8 +1,8 @@
-"""Takes out of a virtual environment what serving never opens, in the step of the image's build that fills it.
+"""Removes files that serving does not need from a virtual environment, in the build step that fills it.
 
 python slim.py /app/venv
 
-A pattern that finds nothing is named, for the package may have changed; on another processor some are not there.
+Prints each pattern without a match: the package may have changed. On other processors some files do not exist.
 """
 
 import shutil
@@ -35,18 +35,18 @@ UNUSED_PATTERNS = (
 
 
 def remove_unused(venv: Path) -> None:
-    """Take it out, and say how much it was."""
+    """Delete the files and print their total size."""
     (site,) = venv.glob("lib/python3*/site-packages")
     total = 0
     for pattern in UNUSED_PATTERNS:
-        found = list(site.glob(pattern))
-        if not found:
-            print(f"slim.py: nothing is called {pattern}")
-        for path in found:
+        paths = list(site.glob(pattern))
+        if not paths:
+            print(f"slim.py: no file matches {pattern}")
+        for path in paths:
             files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
             total += sum(file.stat().st_size for file in files)
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    print(f"slim.py: {total / 1e6:.0f} MB taken out")
+    print(f"slim.py: {total / 1e6:.0f} MB removed")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A container engine that runs, the image of a bundle, and containers of it."""
+"""Finds a container engine that works, and runs containers of the image under test."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 from maskserve.cli.containerize import CONTAINER_ENGINES
 from service.server_process import free_port
 
-# .ci/container makes one where there is no registry.
+# Without a registry, .ci/container builds one.
 BASE_IMAGE = os.environ.get("CONTAINER_BASE", "docker.io/library/python:3.12-slim")
 CONTAINER_REQUIRED = os.environ.get("REQUIRE_CONTAINER") == "1"
 HARDENING_FLAGS = (
@@ -27,17 +27,17 @@ READY_SECONDS = 120.0
 
 
 def find_engine() -> str:
-    """The first engine that runs a container; that one is installed says little. None: skipped, or failed where it must be."""
-    lacking = []
+    """The first engine that can run a container. Without one the test is skipped, or fails with REQUIRE_CONTAINER=1."""
+    problems = []
     for name in CONTAINER_ENGINES:
         if shutil.which(name) is None:
-            lacking.append(f"{name} is not installed")
+            problems.append(f"{name} is not installed")
             continue
-        tried = run_engine(name, "run", "--rm", BASE_IMAGE, "python3", "-V", check=False)
-        if tried.returncode == 0:
+        done = run_engine(name, "run", "--rm", BASE_IMAGE, "python3", "-V", check=False)
+        if done.returncode == 0:
             return name
-        lacking.append(f"{name} does not run {BASE_IMAGE}: {(tried.stderr.strip().splitlines() or [''])[-1][:200]}")
-    reason = "no container engine runs here: " + "; ".join(lacking)
+        problems.append(f"{name} cannot run {BASE_IMAGE}: {(done.stderr.strip().splitlines() or [''])[-1][:200]}")
+    reason = "no container engine works on this machine: " + "; ".join(problems)
     if CONTAINER_REQUIRED:
         pytest.fail(reason + " (REQUIRE_CONTAINER=1)")
     pytest.skip(reason)
@@ -45,7 +45,7 @@ def find_engine() -> str:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """What `maskserve containerize` made."""
+    """The image that `maskserve containerize` built."""
 
     engine: str
     tag: str
@@ -57,15 +57,15 @@ class BuiltImage:
 
 @dataclass(frozen=True)
 class Container:
-    """One that was started."""
+    """A container that was started."""
 
     engine: str
     name: str
     url: str
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command inside, as the container's own user."""
-        return run_engine(self.engine, "exec", self.name, *words, check=False)
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, as the container's own user."""
+        return run_engine(self.engine, "exec", self.name, *command, check=False)
 
     def state(self) -> dict[str, Any]:
         return dict(json.loads(run_engine(self.engine, "inspect", self.name).stdout)[0]["State"])
@@ -75,27 +75,27 @@ class Container:
         return done.stdout + done.stderr
 
     def wait_until_ready(self) -> float:
-        """Seconds from now until it is ready."""
-        begun = time.monotonic()
-        while time.monotonic() - begun < READY_SECONDS:
+        """Wait for /readyz. Returns: the seconds that it took."""
+        start = time.monotonic()
+        while time.monotonic() - start < READY_SECONDS:
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=5.0).status_code == 200:
-                    return time.monotonic() - begun
+                    return time.monotonic() - start
             except httpx.TransportError:
                 assert self.state()["Status"] == "running", self.logs()
             time.sleep(0.1)
         raise AssertionError(f"not ready after {READY_SECONDS} s: {self.logs()}")
 
 
-def run_engine(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=600)
+def run_engine(*command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 or not check, done.stderr
     return done
 
 
 @contextmanager
 def run_container(image: BuiltImage, *options: str) -> Iterator[Container]:
-    """Run the image with no more rights than it needs; it is taken away at the end."""
+    """Run the image with the fewest privileges while the block runs."""
     port = free_port()
     name = f"maskserve-test-{port}"
     run_engine(

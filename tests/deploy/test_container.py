@@ -1,4 +1,4 @@
-"""The image, built and run for real: `make container`."""
+"""Builds the image and runs containers of it: `make container`."""
 
 import json
 import os
@@ -40,12 +40,12 @@ from tests.service.tiny_bundle import write_tiny_bundle
 pytestmark = pytest.mark.container
 
 ROOT = Path(__file__).parents[2]
-MAX_IMAGE_BYTES = 750e6  # bytes, of the image without its bundle
+MAX_IMAGE_BYTES = 750e6  # of the image without its bundle
 TAG = "maskserve-test:1"
 
 
-def run_containerize(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "maskserve", "containerize", *words]
+def run_containerize(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "maskserve", "containerize", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
@@ -56,10 +56,10 @@ def engine() -> str:
 
 @pytest.fixture(scope="module")
 def image(engine: str, tiny_bundle: Path) -> Iterator[BuiltImage]:
-    begun = time.monotonic()
+    start = time.monotonic()
     built = run_containerize(tiny_bundle, "--engine", engine, "--base", BASE_IMAGE, "--tag", TAG)
     assert built.returncode == 0, built.stderr
-    print(f"\n{built.stdout}built in {time.monotonic() - begun:.0f} s")
+    print(f"\n{built.stdout}built in {time.monotonic() - start:.0f} s")
     yield BuiltImage(engine, TAG, built.stdout)
     run_engine(engine, "rmi", "--force", TAG, check=False)
 
@@ -67,7 +67,7 @@ def image(engine: str, tiny_bundle: Path) -> Iterator[BuiltImage]:
 @pytest.fixture(scope="module")
 def running_container(image: BuiltImage) -> Iterator[Container]:
     with run_container(image) as container:
-        print(f"\nready {container.wait_until_ready():.1f} s after `{image.engine} run` came back")
+        print(f"\nready {container.wait_until_ready():.1f} s after `{image.engine} run` returned")
         yield container
 
 
@@ -77,28 +77,26 @@ def http_client(running_container: Container) -> Iterator[httpx.Client]:
         yield client
 
 
-def test_the_masks_are_the_segmenters(http_client: httpx.Client, tiny_bundle: Path) -> None:
+def test_the_masks_equal_the_segmenters(http_client: httpx.Client, tiny_bundle: Path) -> None:
     segmenter = Segmenter.load(open_bundle(tiny_bundle))
     for data in (JPEG, PNG, exif_rotated_jpeg()):
         expected = segmenter.segment(decode_image(data)).labels
         np.testing.assert_array_equal(decode_mask(http_client.post("/v1/segment", content=data)), expected)
 
 
-def test_every_format_is_answered(http_client: httpx.Client) -> None:
+def test_every_format_is_supported(http_client: httpx.Client) -> None:
     for query in ("overlay", "confidence", "npy", "json", "json&masks=polygons&simplify=2", "json&masks=png"):
-        answer = http_client.post(f"/v1/segment?format={query}", content=JPEG)
-        assert answer.status_code == 200, answer.text
+        response = http_client.post(f"/v1/segment?format={query}", content=JPEG)
+        assert response.status_code == 200, response.text
     assert http_client.post("/v1/segment/batch", files=[("images", JPEG), ("images", PNG)]).status_code == 200
-    assert (
-        http_client.get("/v1/docs").status_code == http_client.get("/").status_code == 200
-    )  # pages that are files, not code
+    assert http_client.get("/v1/docs").status_code == http_client.get("/").status_code == 200  # these are data files
 
 
 @pytest.mark.parametrize(
     ("data", "status"),
     [
         (b"", 400),
-        (b"no image at all", 415),
+        (b"not an image", 415),
         (os.urandom(5000), 415),
         (JPEG[: len(JPEG) // 2], 422),
         (decompression_bomb(), 413),
@@ -109,25 +107,25 @@ def test_bad_images(http_client: httpx.Client, data: bytes, status: int) -> None
     check_problem(http_client.post("/v1/segment", content=data), status)
 
 
-@pytest.mark.skipif(not HOSTILE_FOLDER.is_dir(), reason=f"the hostile images are not at {HOSTILE_FOLDER}")
+@pytest.mark.skipif(not HOSTILE_FOLDER.is_dir(), reason=f"{HOSTILE_FOLDER} does not exist")
 def test_hostile_images(http_client: httpx.Client, running_container: Container) -> None:
     for name, outcome in EXPECTED_OUTCOMES.items():
-        answer = http_client.post("/v1/segment", content=(HOSTILE_FOLDER / "files" / name).read_bytes())
+        response = http_client.post("/v1/segment", content=(HOSTILE_FOLDER / "files" / name).read_bytes())
         if isinstance(outcome, tuple):
-            assert decode_mask(answer).shape == outcome, name
+            assert decode_mask(response).shape == outcome, name
         else:
-            check_problem(answer, responses.ERRORS[outcome][0])
+            check_problem(response, responses.ERRORS[outcome][0])
     assert http_client.get("/readyz").status_code == 200
     assert "Traceback" not in running_container.logs()
 
 
-def test_the_bundle_is_known_by_its_hash(http_client: httpx.Client, tiny_bundle: Path) -> None:
+def test_the_model_has_the_hash_of_the_bundle(http_client: httpx.Client, tiny_bundle: Path) -> None:
     (model,) = http_client.get("/v1/models").json()
     assert (model["name"], model["hash"]) == ("tiny", open_bundle(tiny_bundle).hash)
     assert (model["engine"], model["device"]) == ("openvino", "cpu")
 
 
-def test_it_has_no_rights(running_container: Container) -> None:
+def test_the_container_has_no_privileges(running_container: Container) -> None:
     lines = running_container.run("cat", "/proc/1/status").stdout.splitlines()
     status = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     assert status["Uid"].split() == status["Gid"].split() == ["1034"] * 4
@@ -137,23 +135,23 @@ def test_it_has_no_rights(running_container: Container) -> None:
         assert running_container.run("touch", f"{folder}/here").returncode != 0, folder
     assert running_container.run("touch", "/tmp/here").returncode == 0
     assert running_container.run("find", "/tmp/cache", "-name", "*.blob").stdout.strip(), (
-        "the compiled network is not kept"
+        "the compiled network is not cached"
     )
 
 
-def test_nothing_of_the_image_is_writable_by_its_user(running_container: Container) -> None:
-    """Also where somebody runs it without --read-only."""
+def test_no_file_of_the_image_is_writable_by_its_user(running_container: Container) -> None:
+    """For containers without --read-only."""
     owned = ["(", "-user", "1034", "-o", "-group", "1034", "-o", "-perm", "-o+w", "!", "-type", "l", ")"]
     assert running_container.run("find", "/app", "/bundle", *owned).stdout == ""
 
 
-def test_only_what_serving_needs_is_inside(running_container: Container) -> None:
-    left = running_container.run("find", "/app/bento", "/bundle", "-type", "f").stdout.split()
-    rooms = {path.split("/")[4] for path in left if path.startswith("/app/bento/src/")}
-    assert rooms == {"models", "service", "bentofile.yaml"}
-    assert "/bundle/model.onnx" in left
-    assert not [path for path in left if "architectures" in path or "test" in path]
-    for name in ("uv", "gcc", "cc", "make", "git", "curl"):  # the environment is the first on the PATH
+def test_the_image_contains_only_what_serving_needs(running_container: Container) -> None:
+    files = running_container.run("find", "/app/bento", "/bundle", "-type", "f").stdout.split()
+    sources = {path.split("/")[4] for path in files if path.startswith("/app/bento/src/")}
+    assert sources == {"models", "service", "bentofile.yaml"}
+    assert "/bundle/model.onnx" in files
+    assert not [path for path in files if "architectures" in path or "test" in path]
+    for name in ("uv", "gcc", "cc", "make", "git", "curl"):  # the first folder of PATH is the virtual environment
         assert running_container.run("sh", "-c", f"command -v {name}").stdout == "", name
     absent = "torch", "training", "albumentations", "onnxruntime", "pytest"
     code = f"import importlib.util as u; print([n for n in {absent} if u.find_spec(n)])"
@@ -188,16 +186,18 @@ def test_labels(image: BuiltImage, tiny_bundle: Path) -> None:
     assert labels["maskserve.bundle.hash"] == open_bundle(tiny_bundle).hash
 
 
-def test_health_check_tells_ready_from_not(image: BuiltImage, running_container: Container) -> None:
-    told = image.inspect()
-    kind, *command = (told.get("HealthCheck") or told.get("Healthcheck") or told["Config"]["Healthcheck"])["Test"]
+def test_the_health_check_fails_without_a_service(image: BuiltImage, running_container: Container) -> None:
+    details = image.inspect()
+    kind, *command = (details.get("HealthCheck") or details.get("Healthcheck") or details["Config"]["Healthcheck"])[
+        "Test"
+    ]
     assert kind == "CMD"
     assert running_container.run(*command).returncode == 0
-    other = [word.replace(":3000", ":3001") for word in command]  # nothing listens there
+    other = [part.replace(":3000", ":3001") for part in command]  # nothing listens there
     assert running_container.run(*other).returncode != 0
 
 
-def test_what_was_printed_runs_it(image: BuiltImage) -> None:
+def test_the_printed_command_runs_the_image(image: BuiltImage) -> None:
     (line,) = (line.strip() for line in image.output.splitlines() if line.startswith("  "))
     assert "--read-only" in line and "--cap-drop ALL" in line
     port = free_port()
@@ -212,7 +212,7 @@ def test_what_was_printed_runs_it(image: BuiltImage) -> None:
         run_engine(image.engine, "stop", name, check=False)
 
 
-def test_a_worker_that_dies_is_started_again(image: BuiltImage) -> None:
+def test_a_worker_that_dies_is_restarted(image: BuiltImage) -> None:
     with run_container(image, "-e", "MASKSERVE_WORKERS=2") as container:
         container.wait_until_ready()
         before = worker_pids(container)
@@ -226,27 +226,27 @@ def test_a_worker_that_dies_is_started_again(image: BuiltImage) -> None:
 
 
 def worker_pids(container: Container) -> list[str]:
-    """Their process ids inside. In the pattern the brackets keep the search from finding itself."""
-    found = container.run("sh", "-c", "grep -la 'worker-i[d]' /proc/[0-9]*/cmdline").stdout
-    return sorted(line.split("/")[2] for line in found.split())
+    """The workers' process ids inside. The brackets in the pattern keep the search from matching itself."""
+    paths = container.run("sh", "-c", "grep -la 'worker-i[d]' /proc/[0-9]*/cmdline").stdout
+    return sorted(path.split("/")[2] for path in paths.split())
 
 
-def test_a_stop_lets_what_is_under_way_end(image: BuiltImage) -> None:
+def test_a_stop_completes_accepted_requests(image: BuiltImage) -> None:
     with run_container(image) as container:
         container.wait_until_ready()
         host, port = container.url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=60) as client:
             head = f"POST /v1/segment HTTP/1.1\r\nHost: {host}\r\nContent-Length: {len(JPEG)}\r\n\r\n"
             client.sendall(head.encode() + JPEG[:1000])
-            time.sleep(0.5)  # it has been accepted now
+            time.sleep(0.5)  # long enough to be accepted
             run_engine(image.engine, "kill", "--signal", "TERM", container.name)
             time.sleep(1.0)
             assert container.state()["Status"] == "running"
             client.sendall(JPEG[1000:])
             assert client.recv(2**16).startswith(b"HTTP/1.1 200")
-        begun = time.monotonic()
+        start = time.monotonic()
         code = run_engine(image.engine, "wait", container.name).stdout.strip()
-        print(f"\nended {time.monotonic() - begun:.1f} s after its last answer")
+        print(f"\nended {time.monotonic() - start:.1f} s after its last response")
         assert code == "0", container.logs()
         assert "Traceback" not in container.logs()
 
@@ -257,45 +257,45 @@ def test_other_settings_and_a_bundle_on_a_volume(image: BuiltImage, tmp_path: Pa
     tmp_path.chmod(0o755)
     for path in tmp_path.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    key, hashed = generate_api_key()
-    settings = {"API_KEYS": hashed, "DEFAULT_MODEL": "two", "WORKERS": "2"}
-    options = [word for name, value in settings.items() for word in ("-e", f"MASKSERVE_{name}={value}")]
+    key, key_hash = generate_api_key()
+    settings = {"API_KEYS": key_hash, "DEFAULT_MODEL": "two", "WORKERS": "2"}
+    options = [part for name, value in settings.items() for part in ("-e", f"MASKSERVE_{name}={value}")]
     with run_container(image, "-v", f"{tmp_path / 'bundles'}:/bundle:ro", *options) as container:
         container.wait_until_ready()
         check_problem(httpx.post(f"{container.url}/v1/segment", content=JPEG), 401)
-        answer = httpx.post(f"{container.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60)
-        assert answer.status_code == 200 and answer.headers["x-model"].startswith("two@")
+        response = httpx.post(f"{container.url}/v1/segment", content=JPEG, headers={"X-API-Key": key}, timeout=60)
+        assert response.status_code == 200 and response.headers["x-model"].startswith("two@")
         commands = container.run("sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
         assert "--worker-id 1" in commands and "--worker-id 2" in commands
 
 
-def test_a_full_disk_is_no_reason_not_to_serve(image: BuiltImage) -> None:
+def test_serving_continues_on_a_full_disk(image: BuiltImage) -> None:
     with run_container(image, "--tmpfs", "/tmp/cache:size=4k") as container:
         container.wait_until_ready()
         decode_mask(httpx.post(f"{container.url}/v1/segment", content=JPEG, timeout=60))
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [
         (["-e", "MASKSERVE_THREDS=2"], "did you mean MASKSERVE_THREADS?"),
         (["-e", "MASKSERVE_API_KEYS=put-the-hash-here"], "MASKSERVE_API_KEYS is set to something else"),
     ],
 )
-def test_wrong_settings_end_it(image: BuiltImage, options: list[str], words: str) -> None:
+def test_invalid_settings_end_the_container(image: BuiltImage, options: list[str], message: str) -> None:
     with run_container(image, *options) as container:
         assert run_engine(image.engine, "wait", container.name).stdout.strip() == "1"
-        assert words in container.logs() and "Traceback" not in container.logs()
+        assert message in container.logs() and "Traceback" not in container.logs()
 
 
-def test_a_base_that_is_not_there_is_said(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_base_image_is_named(engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
     bundle = write_tiny_bundle(tmp_path / "bundle")
-    absent = ("--base", "localhost/nobody-made-this:1")
+    absent = ("--base", "localhost/missing-image:1")
     failed = run_containerize(bundle, "--engine", engine, "--tag", "maskserve-none:1", *absent)
     assert failed.returncode == 1
-    assert "The image was not built" in failed.stderr and "nobody-made-this" in failed.stderr
+    assert "The image was not built" in failed.stderr and "missing-image" in failed.stderr
     assert "Traceback" not in failed.stderr and len(failed.stderr.splitlines()) < 4
     assert not list((tmp_path / "scratch").iterdir())
     assert run_engine(engine, "image", "inspect", "maskserve-none:1", check=False).returncode != 0
@@ -303,21 +303,21 @@ def test_a_base_that_is_not_there_is_said(engine: str, tmp_path: Path, monkeypat
 
 def test_the_manifests_run_as_a_pod(image: BuiltImage, tmp_path: Path) -> None:
     if image.engine != "podman":
-        pytest.skip("`podman play kube` is podman's")
-    key, hashed = generate_api_key()
-    found = render_overlay("overlays/cpu")
-    secret, deployment = found["Secret"], found["Deployment"]
-    secret["stringData"] = {"MASKSERVE_API_KEYS": hashed}
-    (described,) = deployment["spec"]["template"]["spec"]["containers"]
-    described["image"] = f"localhost/{TAG}"
-    described["ports"][0]["hostPort"] = port = free_port()
-    # Names of its own: where the manifests' are in use, they stay as they are.
-    secret["metadata"]["name"] = described["envFrom"][0]["secretRef"]["name"] = "maskserve-test-keys"
+        pytest.skip("only podman has `podman play kube`")
+    key, key_hash = generate_api_key()
+    manifests = render_overlay("overlays/cpu")
+    secret, deployment = manifests["Secret"], manifests["Deployment"]
+    secret["stringData"] = {"MASKSERVE_API_KEYS": key_hash}
+    (spec,) = deployment["spec"]["template"]["spec"]["containers"]
+    spec["image"] = f"localhost/{TAG}"
+    spec["ports"][0]["hostPort"] = port = free_port()
+    # Other names than the manifests', which may be in use on this machine.
+    secret["metadata"]["name"] = spec["envFrom"][0]["secretRef"]["name"] = "maskserve-test-keys"
     deployment["metadata"]["name"] = "maskserve-test"
     manifest = tmp_path / "pod.yaml"
     manifest.write_text(yaml.safe_dump_all([secret, deployment]))
     played = run_engine("podman", "play", "kube", manifest, check=False)
-    if "is not valid JSON" in played.stderr:  # podman 4.3 cannot read the Secrets that it has itself stored
+    if "is not valid JSON" in played.stderr:  # podman 4.3 cannot read the Secrets that it has stored
         run_engine("podman", "play", "kube", "--down", manifest, check=False)
         run_engine("podman", "secret", "rm", "maskserve-test-keys", check=False)
         as_json = {name: b64encode(value.encode()).decode() for name, value in secret["stringData"].items()}
@@ -338,12 +338,14 @@ def test_the_manifests_run_as_a_pod(image: BuiltImage, tmp_path: Path) -> None:
         run_engine("podman", "secret", "rm", "maskserve-test-keys", check=False)
 
 
-def test_compose_runs_it(image: BuiltImage) -> None:
+def test_compose_runs_the_image(image: BuiltImage) -> None:
     if image.engine != "podman" or shutil.which("podman-compose") is None:
-        (pytest.fail if image.engine == "podman" and CONTAINER_REQUIRED else pytest.skip)("podman-compose is not here")
+        (pytest.fail if image.engine == "podman" and CONTAINER_REQUIRED else pytest.skip)(
+            "podman-compose is not installed"
+        )
     port = free_port()
-    key, hashed = generate_api_key()
-    environment = {**os.environ, "IMAGE": f"localhost/{TAG}", "PORT": str(port), "MASKSERVE_API_KEYS": hashed}
+    key, key_hash = generate_api_key()
+    environment = {**os.environ, "IMAGE": f"localhost/{TAG}", "PORT": str(port), "MASKSERVE_API_KEYS": key_hash}
     command = ["podman-compose", "-p", "maskserve-test", "-f", str(ROOT / "deploy" / "compose.yaml")]
     up = subprocess.run([*command, "up", "--detach"], env=environment, capture_output=True, text=True, timeout=300)
     try:

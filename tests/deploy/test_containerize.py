@@ -1,4 +1,4 @@
-"""`maskserve containerize` as far as it goes without an engine, and what a plain `bentoml build` takes."""
+"""`maskserve containerize` without a container engine, and a plain `bentoml build`."""
 
 import os
 import re
@@ -13,7 +13,7 @@ import yaml
 from maskserve.cli import containerize
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, EngineError
-from tests.maskserve.test_cli import assert_fails, run_maskserve
+from tests.maskserve.command_line import assert_fails, run_maskserve
 from tests.service.tiny_bundle import write_tiny_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is the whole PATH: what is put there is all that is installed."""
+    """A folder that is the whole PATH, and empty."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path / "bin"
@@ -37,8 +37,8 @@ def write_script(folder: Path, name: str, script: str) -> None:
     (folder / name).chmod(0o755)
 
 
-def test_a_bad_bundle_is_refused_before_an_engine_is_looked_for(bundle: Path, fake_path: Path, tmp_path: Path) -> None:
-    assert_fails(run_maskserve("containerize", tmp_path, cwd=tmp_path), 1, "is no bundle")
+def test_a_bad_bundle_is_refused_before_an_engine_is_searched(bundle: Path, fake_path: Path, tmp_path: Path) -> None:
+    assert_fails(run_maskserve("containerize", tmp_path, cwd=tmp_path), 1, "is not a bundle")
     altered = tmp_path / "altered"
     shutil.copytree(bundle, altered)
     (altered / "probes" / "0.png").write_bytes(b"something else")
@@ -64,43 +64,43 @@ INVALID_TAGS = (
 
 
 @pytest.mark.parametrize("tag", INVALID_TAGS)
-def test_a_tag_that_is_none(bundle: Path, tag: str) -> None:
+def test_an_invalid_tag_is_refused(bundle: Path, tag: str) -> None:
     for name in ("tag", "base"):
-        with pytest.raises(ConfigError, match=f"--{name} {re.escape(repr(tag))} is no image name"):
+        with pytest.raises(ConfigError, match=f"--{name} is {re.escape(repr(tag))}; expected an image name"):
             containerize.containerize(bundle, **{name: tag})
 
 
 @pytest.mark.parametrize("tag", ["x", "x:1", "a/b", "localhost:5000/a.b_c/d--e:V1.0-x_y", "registry.example.org/a/b"])
-def test_tags_that_are_good(tag: str) -> None:
+def test_valid_tags(tag: str) -> None:
     assert containerize.TAG_PATTERN.fullmatch(tag) and containerize.BASE_IMAGE_PATTERN.fullmatch(tag)
     assert containerize.BASE_IMAGE_PATTERN.fullmatch(f"{tag}@sha256:{'0f' * 32}")
 
 
 @pytest.mark.parametrize("name", ["road signs v2", "Straße", "--", "日本", "a/b:c"])
-def test_every_bundles_name_makes_a_tag(name: str) -> None:
+def test_every_bundle_name_becomes_a_valid_tag(name: str) -> None:
     assert containerize.TAG_PATTERN.fullmatch(f"maskserve-{containerize._slug(name)}:0123456789ab")
 
 
-def test_no_engine(bundle: Path, fake_path: Path, tmp_path: Path) -> None:
-    found = run_maskserve("containerize", bundle, cwd=tmp_path)
-    assert_fails(found, 1, "docker is not installed; podman is not installed; nerdctl is not installed")
-    with pytest.raises(ConfigError, match="'moby' is not known; choose auto, docker, podman"):
+def test_without_an_engine_each_one_is_named(bundle: Path, fake_path: Path, tmp_path: Path) -> None:
+    done = run_maskserve("containerize", bundle, cwd=tmp_path)
+    assert_fails(done, 1, "docker is not installed; podman is not installed; nerdctl is not installed")
+    with pytest.raises(ConfigError, match="Unknown engine 'moby'; choose one of auto, docker, podman"):
         containerize._choose_engine("moby")
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "message"),
     [
         ("echo 'permission denied while trying to connect to the daemon' >&2; exit 1", "permission denied"),
         ("echo Server:; echo 'Cannot connect to the Docker daemon at unix:///x. Is it running?'", "Cannot connect"),
-        ("exit 1", "nothing"),
+        ("exit 1", "it printed nothing"),
     ],
     ids=["no permission", "no daemon, and yet exit code 0", "silence"],
 )
-def test_an_engine_that_does_not_work(fake_path: Path, script: str, words: str) -> None:
-    """As docker was seen to answer."""
+def test_an_engine_that_does_not_work(fake_path: Path, script: str, message: str) -> None:
+    """Outputs that docker was seen to print."""
     write_script(fake_path, "docker", script)
-    with pytest.raises(EngineError, match=f"^No container engine works here: docker says: {words}"):
+    with pytest.raises(EngineError, match=f"^No container engine works on this machine: docker info failed: {message}"):
         containerize._choose_engine("docker")
 
 
@@ -117,26 +117,26 @@ def test_the_first_engine_that_works_is_taken(fake_path: Path) -> None:
         ("INFO: write /app: No space left on device\nINFO: Error: exit status 1\nTraceback", "No space left"),
         ("Traceback:\n  File x\nModuleNotFoundError: No module named 'y'\n", "No module named 'y'"),
         (
-            'STEP 1/9\nensurepip is not there\nError: building at STEP "RUN x": exit status 1\nTraceback\nX: exit 1',
-            "ensurepip is not there (exit status 1)",
+            'STEP 1/9\nensurepip is missing\nError: building at STEP "RUN x": exit status 1\nTraceback\nX: exit 1',
+            "ensurepip is missing (exit status 1)",
         ),
         (
-            "#8 0.5 ensurepip\n------\n > [build 3/6] RUN x:\n0.5 ensurepip is not there\n------\nDockerfile:15\n"
+            "#8 0.5 ensurepip\n------\n > [build 3/6] RUN x:\n0.5 ensurepip is missing\n------\nDockerfile:15\n"
             '  15 | >>> RUN x\nERROR: failed to solve: process "x" did not complete successfully: exit code: 1\n',
-            "ensurepip is not there (exit code: 1)",
+            "ensurepip is missing (exit code: 1)",
         ),
-        ("", "nothing was said"),
+        ("", "printed nothing"),
     ],
 )
-def test_what_went_wrong_is_found_in_the_log(log: str, line: str) -> None:
+def test_the_error_is_found_in_the_log(log: str, line: str) -> None:
     assert line in containerize._failure_reason(log)
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_message_and_leaves_no_files(bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys, tempfile; from pathlib import Path; from maskserve.cli import containerize as c\n"
         "from models.bundle import open_bundle; from models.errors import EngineError\n"
-        "try: c._build(open_bundle(Path(sys.argv[1])), 'x', 'podman', [], False)\n"
+        "try: c._build_image(open_bundle(Path(sys.argv[1])), 'x', 'podman', [], False)\n"
         "except EngineError as error: print(error, list(Path(tempfile.gettempdir()).iterdir()))"
     )
     mounted = f'mount -t tmpfs -o size=64k none {tmp_path} && TMPDIR={tmp_path} exec "$0" -c "$1" "$2"'
@@ -145,12 +145,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(bundle: Path, tmp_path: 
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     if "unshare" in done.stderr or "mount" in done.stderr:
-        pytest.skip(f"no small disk can be made here: {done.stderr.strip()}")
+        pytest.skip(f"a small disk cannot be mounted: {done.stderr.strip()}")
     assert f"No space left on device in {tmp_path}" in done.stdout, done.stderr
     assert done.stdout.strip().endswith("[]")
 
 
-def test_labels_name_the_bundle_and_the_clone(bundle: Path) -> None:
+def test_the_labels_name_the_bundle_and_the_commit(bundle: Path) -> None:
     labels = containerize._image_labels(open_bundle(bundle))
     assert labels["maskserve.bundle.hash"] == open_bundle(bundle).hash
     assert labels["org.opencontainers.image.version"] == "0.1.0"
@@ -158,28 +158,28 @@ def test_labels_name_the_bundle_and_the_clone(bundle: Path) -> None:
     assert containerize._public_url("https://me:secret@example.org/a") == containerize._public_url("/home/me/a") == ""
 
 
-def test_the_revision_is_of_what_goes_in(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_revision_is_that_of_the_sources(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containerize, "ROOT", tmp_path / "clone")
     (tmp_path / "clone" / "service").mkdir(parents=True)
     (tmp_path / "clone" / "service" / "app.py").write_text("")
 
-    def git(*words: str) -> None:
-        who = "-c", "user.name=a", "-c", "user.email=a@example.org"
-        subprocess.run(["git", *who, *words], cwd=tmp_path / "clone", check=True, capture_output=True)
+    def git(*arguments: str) -> None:
+        user = "-c", "user.name=a", "-c", "user.email=a@example.org"
+        subprocess.run(["git", *user, *arguments], cwd=tmp_path / "clone", check=True, capture_output=True)
 
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
-    assert containerize._git_revision() == ""  # an unpacked archive in somebody's own repository
+    assert containerize._git_revision() == ""  # an unpacked archive inside another repository
     git("init", "--quiet")
     git("add", ".")
     git("commit", "--message", "all")
     assert re.fullmatch("[0-9a-f]{40}", containerize._git_revision())
-    (tmp_path / "clone" / "notes").write_text("they do not go in")
+    (tmp_path / "clone" / "notes").write_text("not a source file")
     assert not containerize._git_revision().endswith("-dirty")
     (tmp_path / "clone" / "service" / "more.py").write_text("")
     assert containerize._git_revision().endswith("-dirty")
 
 
-def test_the_gpus_package_is_of_the_locked_version() -> None:
+def test_the_gpu_package_has_the_locked_version() -> None:
     locked = re.search(r"^onnxruntime==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M)
     assert locked and containerize.GPU_EXTRAS.endswith(f"=={locked[1]}")
 
@@ -191,38 +191,41 @@ def run_bentoml_build(clone: Path, home: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_a_plain_build_takes_the_bundle_that_lies_there(bundle: Path, tmp_path: Path) -> None:
+def test_a_plain_build_includes_the_bundle_folder(bundle: Path, tmp_path: Path) -> None:
     opened = open_bundle(bundle)
     containerize._copy_sources(opened, tmp_path / "clone")
     for stray in ("training/x.py", "tests/x.py", "models/architectures/x.py", "bundle/.DS_Store", "runs/x"):
         (tmp_path / "clone" / stray).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "clone" / stray).write_text("")
-    told = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
-    assert f"maskserve: the bundle small@{opened.hash[:12]} goes in." in told.stderr, told.stderr
+    built = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
+    assert f"maskserve: the bundle small@{opened.hash[:12]} is included." in built.stderr, built.stderr
     source = tmp_path / "home" / "bentos" / "maskserve" / "test" / "src"
-    held = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
-    rooms = {name for name in held if name.startswith(("models/", "service/"))}
-    listed = {f"bundle/{name}" for name in (*opened.checksums, "SHA256SUMS")}
-    assert held - rooms == {*listed, "bentofile.yaml", "deploy/image/slim.py"}
-    assert {"models/inference/segmenter.py", "service/app.py", "service/static/index.html"} <= rooms
-    assert not [name for name in rooms if "architectures" in name or name.endswith(".pyc")]
+    files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    sources = {name for name in files if name.startswith(("models/", "service/"))}
+    bundle_files = {f"bundle/{name}" for name in (*opened.checksums, "SHA256SUMS")}
+    assert files - sources == {*bundle_files, "bentofile.yaml", "deploy/image/slim.py"}
+    assert {"models/inference/segmenter.py", "service/app.py", "service/static/index.html"} <= sources
+    assert not [name for name in sources if "architectures" in name or name.endswith(".pyc")]
     assert yaml.safe_load((source.parent / "bento.yaml").read_text())["service"] == "service.bento_entry:Maskserve"
     requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
     assert "openvino==" in requirements and "torch==" not in requirements
 
 
-def test_a_plain_build_without_a_bundle_says_so(bundle: Path, tmp_path: Path) -> None:
-    containerize._copy_sources(open_bundle(bundle), tmp_path / "clone")
-    (tmp_path / "clone" / "bundle" / "model.onnx").write_bytes(b"altered")
-    refused = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
-    assert refused.returncode != 0 and "model.onnx is not the file that was exported" in refused.stderr
-    shutil.rmtree(tmp_path / "clone" / "bundle")
-    told = run_bentoml_build(tmp_path / "clone", tmp_path / "home")
-    assert told.returncode == 0 and "maskserve: no bundle goes in" in told.stderr
+def test_a_plain_build_without_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    """`bentoml build` imports the entry point in the clone, as here."""
+    clone = tmp_path / "clone"
+    containerize._copy_sources(open_bundle(bundle), clone)
+    command = [sys.executable, "-W", "ignore", "-c", "import service.bento_entry"]
+    (clone / "bundle" / "model.onnx").write_bytes(b"altered")
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert done.returncode != 0 and "model.onnx" in done.stderr and "Traceback" not in done.stderr
+    shutil.rmtree(clone / "bundle")
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
+    assert done.returncode == 0 and "maskserve: no bundle is included" in done.stderr
 
 
-def test_a_build_that_fails_leaves_nothing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine that says it works, and does not."""
+def test_a_failed_build_leaves_no_files(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine passes its check, and fails to build."""
     (tmp_path / "scratch").mkdir()
     (tmp_path / "bin").mkdir()
     write_script(

@@ -1,6 +1,5 @@
-"""What deploy/ promises a cluster, against Kubernetes' and Compose's schemas and against the service's own settings."""
+"""The files in deploy/, checked against the schemas of Kubernetes and Compose and against the service's settings."""
 
-import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,8 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
+from service.app import PROBE_PATHS
+from service.segmentation import STARTUP_WAIT_SECONDS
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -25,32 +26,32 @@ def load_kustomization(name: str) -> dict[str, Any]:
 
 
 def render_overlay(name: str, *components: str) -> dict[str, Any]:
-    """The manifests of an overlay by kind, its patches applied. kustomize itself is not asked: CI has none."""
-    told, found = load_kustomization(name), {}
-    for entry in told["resources"]:
+    """The manifests of an overlay by kind, with its patches. Does not use kustomize, which CI does not have."""
+    kustomization, manifests = load_kustomization(name), {}
+    for entry in kustomization["resources"]:
         path = KUBERNETES / name / entry
         if path.is_dir():
-            found |= render_overlay(str(path.resolve().relative_to(KUBERNETES)))
+            manifests |= render_overlay(str(path.resolve().relative_to(KUBERNETES)))
         else:
             manifest = yaml.safe_load(path.read_text())
-            found[manifest["kind"]] = manifest
-    for secret in told.get("secretGenerator", []):
-        found["Secret"] = render_secret(KUBERNETES / name, **secret)
+            manifests[manifest["kind"]] = manifest
+    for secret in kustomization.get("secretGenerator", []):
+        manifests["Secret"] = render_secret(KUBERNETES / name, **secret)
     for component in components:
-        found |= render_overlay(component) if "resources" in load_kustomization(component) else {}
+        manifests |= render_overlay(component) if "resources" in load_kustomization(component) else {}
     patches = [(name, patch) for name in (name, *components) for patch in load_kustomization(name).get("patches", [])]
-    for where, patch in patches:
-        target = found.get(patch["target"]["kind"])
-        if target is None:  # a component's own resources are read before what it patches
+    for folder, patch in patches:
+        target = manifests.get(patch["target"]["kind"])
+        if target is None:  # it is in the base, which the overlay adds later
             continue
         assert target["metadata"]["name"] == patch["target"]["name"]
-        for step in yaml.safe_load((KUBERNETES / where / patch["path"]).read_text()):
+        for step in yaml.safe_load((KUBERNETES / folder / patch["path"]).read_text()):
             apply_patch(target, **step)
-    return found
+    return manifests
 
 
 def render_secret(folder: Path, name: str, namespace: str, envs: list[str]) -> dict[str, Any]:
-    """The Secret, under the name that it has before kustomize adds a hash to it, there and where it is referred to."""
+    """The Secret. kustomize would append a hash to its name, here and in references to it."""
     lines = [line for env in envs for line in (folder / env).read_text().splitlines() if line and line[0] != "#"]
     return {
         "apiVersion": "v1",
@@ -61,7 +62,7 @@ def render_secret(folder: Path, name: str, namespace: str, envs: list[str]) -> d
 
 
 def apply_patch(manifest: Any, op: str, path: str, value: Any) -> None:
-    """One step of a JSON patch (RFC 6902): `add` to what is there, or `replace` what is there."""
+    """Apply one operation, `add` or `replace`, of a JSON patch (RFC 6902)."""
     *parents, last = [part.replace("~1", "/").replace("~0", "~") for part in path.split("/")[1:]]
     for part in parents:
         manifest = manifest[int(part)] if isinstance(manifest, list) else manifest[part]
@@ -73,12 +74,6 @@ def apply_patch(manifest: Any, op: str, path: str, value: Any) -> None:
         manifest[last] = value
 
 
-def app_constant(name: str) -> Any:
-    """Of service/app.py, which is not imported: BentoML warns when it is."""
-    (found,) = re.findall(rf"^{name} = (.+)$", (ROOT / "service" / "app.py").read_text(), re.M)
-    return ast.literal_eval(found)
-
-
 OVERLAYS = {
     "cpu": ("overlays/cpu",),
     "gpu": ("overlays/gpu",),
@@ -86,42 +81,42 @@ OVERLAYS = {
 }
 
 
-def find_container(found: dict[str, Any]) -> dict[str, Any]:
-    (only,) = found["Deployment"]["spec"]["template"]["spec"]["containers"]
-    return dict(only)
+def find_container(manifests: dict[str, Any]) -> dict[str, Any]:
+    (container,) = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return dict(container)
 
 
-def container_environment(found: dict[str, Any]) -> dict[str, str]:
-    return {each["name"]: each["value"] for each in find_container(found)["env"]}
+def container_environment(manifests: dict[str, Any]) -> dict[str, str]:
+    return {variable["name"]: variable["value"] for variable in find_container(manifests)["env"]}
 
 
 @pytest.mark.parametrize("release", KUBERNETES_VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_every_manifest_fits_the_schema(overlay: str, release: str) -> None:
-    found = render_overlay(*OVERLAYS[overlay])
-    assert len(found) >= 7
-    for manifest in found.values():
+def test_every_manifest_matches_the_schema(overlay: str, release: str) -> None:
+    manifests = render_overlay(*OVERLAYS[overlay])
+    assert len(manifests) >= 7
+    for manifest in manifests.values():
         kubernetes_validate.validate(manifest, release, strict=True)
 
 
-def test_a_typing_mistake_would_be_seen() -> None:
-    found = render_overlay("overlays/cpu")
-    find_container(found)["readinessProbe"]["httpGet"]["pfad"] = "/readyz"
+def test_a_typing_error_does_not_match_the_schema() -> None:
+    manifests = render_overlay("overlays/cpu")
+    find_container(manifests)["readinessProbe"]["httpGet"]["pfad"] = "/readyz"
     with pytest.raises(kubernetes_validate.ValidationError, match="pfad"):
-        kubernetes_validate.validate(found["Deployment"], KUBERNETES_VERSIONS[-1], strict=True)
+        kubernetes_validate.validate(manifests["Deployment"], KUBERNETES_VERSIONS[-1], strict=True)
     with pytest.raises(BaseException, match="read_onyl"):
         PyCompose.from_yaml(load_compose("compose.yaml").replace("read_only", "read_onyl"))
 
 
 def test_every_file_belongs_to_a_kustomization() -> None:
-    named = set()
+    referenced = set()
     for file in KUBERNETES.rglob("kustomization.yaml"):
-        told = yaml.safe_load(file.read_text())
-        paths = [*told["resources"], *(patch["path"] for patch in told.get("patches", []))]
+        kustomization = yaml.safe_load(file.read_text())
+        paths = [*kustomization["resources"], *(patch["path"] for patch in kustomization.get("patches", []))]
         assert all((file.parent / path).exists() for path in paths), file
-        paths += [env for secret in told.get("secretGenerator", []) for env in secret["envs"]]
-        named |= {(file.parent / path).resolve() for path in paths} | {file}
-    assert {path for path in KUBERNETES.rglob("*") if path.is_file()} <= named
+        paths += [env for secret in kustomization.get("secretGenerator", []) for env in secret["envs"]]
+        referenced |= {(file.parent / path).resolve() for path in paths} | {file}
+    assert {path for path in KUBERNETES.rglob("*") if path.is_file()} <= referenced
 
 
 def manifest_texts() -> Iterator[tuple[Path, str]]:
@@ -131,16 +126,16 @@ def manifest_texts() -> Iterator[tuple[Path, str]]:
     yield ROOT / "docs" / "deploy.md", (ROOT / "docs" / "deploy.md").read_text()
 
 
-def test_every_setting_that_is_named_exists() -> None:
+def test_every_setting_exists() -> None:
     known = {f"MASKSERVE_{name.upper()}" for name in Settings.model_fields}
     named = {(file.name, name) for file, text in manifest_texts() for name in re.findall(r"MASKSERVE_[A-Z_]+", text)}
     assert len({name for _, name in named}) > 5
-    service_links = {"MASKSERVE_PORT"}  # Kubernetes' own, in the comment that explains why they are off
+    service_links = {"MASKSERVE_PORT"}  # set by Kubernetes, in a comment
     assert not [(file, name) for file, name in named if name not in known | service_links]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_settings_can_be_read(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_settings_are_valid(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in container_environment(render_overlay(*OVERLAYS[overlay])).items():
         monkeypatch.setenv(name, value)
     settings = Settings.model_validate({"bundle": Path("/bundle")})
@@ -148,33 +143,36 @@ def test_the_settings_can_be_read(overlay: str, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_threads_are_the_cores_that_are_granted(overlay: str) -> None:
-    found = render_overlay(*OVERLAYS[overlay])
-    granted = find_container(found)["resources"]
-    assert granted["limits"]["cpu"] == granted["requests"]["cpu"] == container_environment(found)["MASKSERVE_THREADS"]
+def test_threads_equal_the_cores_of_the_container(overlay: str) -> None:
+    manifests = render_overlay(*OVERLAYS[overlay])
+    resources = find_container(manifests)["resources"]
+    threads = container_environment(manifests)["MASKSERVE_THREADS"]
+    assert resources["limits"]["cpu"] == resources["requests"]["cpu"] == threads
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_probes_ask_paths_that_need_no_key(overlay: str) -> None:
-    probed = find_container(render_overlay(*OVERLAYS[overlay]))
-    paths = {kind: probed[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
+def test_probes_use_paths_without_a_key(overlay: str) -> None:
+    container = find_container(render_overlay(*OVERLAYS[overlay]))
+    paths = {kind: container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
     assert paths == {"startup": "/livez", "readiness": "/readyz", "liveness": "/livez"}
-    assert set(paths.values()) <= set(app_constant("PROBES"))
-    startup = probed["startupProbe"]
-    assert startup["periodSeconds"] * startup["failureThreshold"] > app_constant("PATIENCE_SECONDS")
+    assert set(paths.values()) <= set(PROBE_PATHS)
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] > STARTUP_WAIT_SECONDS
 
 
 DRAIN_SECONDS = int(re.search(r'"--timeout-graceful-shutdown", "(\d+)"', TEMPLATE)[1])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_stop_waits_for_all_that_was_accepted(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = render_overlay(*OVERLAYS[overlay])
-    for name, value in container_environment(found).items():
+def test_a_stop_waits_for_accepted_requests(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests = render_overlay(*OVERLAYS[overlay])
+    for name, value in container_environment(manifests).items():
         monkeypatch.setenv(name, value)
     assert Settings.model_validate({"bundle": Path("/bundle")}).stop_seconds <= DRAIN_SECONDS
-    wait = int(find_container(found)["lifecycle"]["preStop"]["exec"]["command"][-1])
-    assert found["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > wait + DRAIN_SECONDS
+    pre_stop = int(find_container(manifests)["lifecycle"]["preStop"]["exec"]["command"][-1])
+    assert (
+        manifests["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] > pre_stop + DRAIN_SECONDS
+    )
     grace = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["maskserve"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > DRAIN_SECONDS
 
@@ -187,53 +185,55 @@ def parse_gib(text: str) -> float:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_memory_and_disk_hold_what_the_settings_let_in(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = render_overlay(*OVERLAYS[overlay])
-    for name, value in container_environment(found).items():
+def test_memory_and_disk_suffice_for_the_settings(overlay: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifests = render_overlay(*OVERLAYS[overlay])
+    for name, value in container_environment(manifests).items():
         monkeypatch.setenv(name, value)
     settings = Settings.model_validate({"bundle": Path("/bundle")})
     cores = settings.threads
     bodies = (settings.queue + settings.max_uploads + 1 + cores) * settings.max_body_bytes
     images = (1 + cores) * settings.max_pixels * 8  # RGB, a label, a float32 of confidence
-    granted = find_container(found)["resources"]
-    assert parse_gib(granted["limits"]["memory"]) * 2**30 > bodies + images + 200e6 + 600e6  # Python, an FCN-ResNet-50
-    (tmp,) = (v for v in found["Deployment"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "tmp")
+    resources = find_container(manifests)["resources"]
+    assert (
+        parse_gib(resources["limits"]["memory"]) * 2**30 > bodies + images + 200e6 + 600e6
+    )  # Python, an FCN-ResNet-50
+    (tmp,) = (v for v in manifests["Deployment"]["spec"]["template"]["spec"]["volumes"] if v["name"] == "tmp")
     assert parse_gib(tmp["emptyDir"]["sizeLimit"]) < parse_gib(
-        granted["limits"]["ephemeral-storage"]
-    )  # logs count there as well
-    for kind, amount in granted["requests"].items():
-        assert kind == "cpu" or parse_gib(amount) <= parse_gib(granted["limits"][kind])
+        resources["limits"]["ephemeral-storage"]
+    )  # which includes the logs
+    for kind, amount in resources["requests"].items():
+        assert kind == "cpu" or parse_gib(amount) <= parse_gib(resources["limits"][kind])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_are_few_enough(overlay: str) -> None:
+def test_the_number_of_pods_has_limits(overlay: str) -> None:
     pods = render_overlay(*OVERLAYS[overlay])["HorizontalPodAutoscaler"]["spec"]
     assert 1 <= pods["minReplicas"] <= pods["maxReplicas"]
 
 
-def test_user_and_port_are_the_images() -> None:
+def test_user_and_port_equal_the_images() -> None:
     user, port = re.search(r"^USER (\d+):\1$", TEMPLATE, re.M), re.search(r"^EXPOSE (\d+)$", TEMPLATE, re.M)
     pod = render_overlay("overlays/cpu")["Deployment"]["spec"]["template"]["spec"]
     assert user and pod["securityContext"]["runAsUser"] == int(user[1])
     assert port and pod["containers"][0]["ports"] == [{"name": "http", "containerPort": int(port[1])}]
 
 
-def test_nothing_goes_out() -> None:
+def test_outgoing_traffic_is_forbidden() -> None:
     policy = render_overlay("overlays/cpu")["NetworkPolicy"]["spec"]
     assert policy["egress"] == [] and set(policy["policyTypes"]) == {"Ingress", "Egress"}
 
 
 def load_compose(name: str) -> str:
-    """A compose file as it is once the variables are filled in: the ones with a default by that."""
+    """A compose file with its variables replaced, by their defaults if they have one."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (DEPLOY / name).read_text())
     return re.sub(r"\$\{IMAGE:[^}]*\}", "maskserve:1", text)
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
-def test_compose_files_fit_the_schema(name: str) -> None:
+def test_compose_files_match_the_schema(name: str) -> None:
     assert PyCompose.from_yaml(load_compose(name)).service_names() == ["maskserve"]
 
 
-def test_compose_grants_the_threads_it_names() -> None:
+def test_compose_has_as_many_cores_as_threads() -> None:
     service = yaml.safe_load(load_compose("compose.yaml"))["services"]["maskserve"]
     assert float(service["environment"]["MASKSERVE_THREADS"]) == service["cpus"]
