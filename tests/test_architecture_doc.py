@@ -88,7 +88,7 @@ def names_used(file: str, name: str) -> frozenset[str]:
     return frozenset(used)
 
 
-def is_used_by(step: Step, name: str, earlier: list[Step]) -> bool:
+def is_used_by(name: str, earlier: list[Step]) -> bool:
     """Whether an earlier step refers to a name; a special method or `forward` is referred to by its class."""
     owner, _, method = name.rpartition(".")
     word = owner if owner and (method.startswith("__") or method == "forward") else method
@@ -121,6 +121,16 @@ def test_every_step_is_used_by_an_earlier_one(path: str) -> None:
         f"{step.file}: {name}"
         for index, step in enumerate(steps)
         for name in step.names
-        if index and not is_used_by(step, name, steps[:index])
+        if index and not is_used_by(name, steps[:index])
     ]
     assert not unused, f"no earlier step in docs/architecture.md refers to {unused}"
+
+
+def test_untrue_steps_are_found() -> None:
+    text = "## Path\n\n1. `models/bundle.py`: `open_bundle` - text\n2. `training/export.py`: `export`, `gone` - text\n"
+    (first, second), *_ = read_paths(text).values()
+    assert not is_used_by("export", [first])
+    assert is_used_by("Bundle", [first])
+    assert "gone" not in definitions(second.file)
+    with pytest.raises(AssertionError, match="not of the form"):
+        read_paths("1. models/bundle.py: open_bundle - text")

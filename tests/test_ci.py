@@ -1,6 +1,7 @@
 """The commands that people and CI run: Makefile, .ci/run, the workflow, and the documents that name them."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -28,7 +29,16 @@ def test_workflow_runs_every_step() -> None:
 def test_documented_targets_exist() -> None:
     files = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / ".ci" / "run", *(ROOT / ".github").rglob("*.*")]
     named = {
-        target for file in files for target in re.findall(r"(?:`|^ *|m )make ([a-z][a-z-]*)", file.read_text(), re.MULTILINE)
+        target
+        for file in files
+        for target in re.findall(r"(?:`|^ *|m )make ([a-z][a-z-]*)", file.read_text(), re.MULTILINE)
     }
     assert {"test", "check", "container"} <= named
     assert named <= TARGETS
+
+
+def test_unknown_step_is_refused() -> None:
+    result = subprocess.run([ROOT / ".ci" / "run", "check", "tests"], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr == f"Unknown step 'tests'. Choose from: {' '.join(STEPS)}.\n"
+    assert result.stdout == ""
