@@ -1,13 +1,13 @@
-"""Many images: `python -m benchmarks.batch [rate] [many] [scene]`; each part alone, or all (an hour).
+"""Batch prediction: `python -m benchmarks.batch [rate] [many] [scene]`, some parts or all (an hour).
 
-rate   an FCN-8s on a ResNet-18 and random weights, 320x240 JPEGs in, PNGs out: images a second of the bare engine
-       (Segmenter.segment over decoded images), of `maskserve predict` in one process, and on Ray with two actors of a
-       core each; asked in turn, round by round. What opens an engine or starts Ray is not counted
+rate   images per second of an FCN-8s on a ResNet-18 with random weights, from 320x240 JPEGs to PNGs: of the bare engine
+       (Segmenter.segment on decoded images), of `maskserve predict` in one process, and on Ray with two actors of a core
+       each; measured in turn, round by round. Loading the engine and starting Ray are not counted
 many   100,000 small images through a network that takes a millisecond: resident memory at each quarter, a kill -9 in the
-       middle, and whether all masks and rows are there, each once
+       middle, and whether every image has one row and one mask in the end
 scene  a raster of 4096, 8192 and 16384 pixels a side: peak resident memory and seconds
 
-Writes benchmarks/results/batch.json. Linux, whose /proc knows a process's memory.
+Writes benchmarks/results/batch.json. Linux only: it reads a process's memory from /proc.
 """
 
 import json
@@ -20,116 +20,110 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from maskserve.host_info import host_info
+from maskserve.predict.backends import BundleBackend
+from maskserve.predict.config import PredictConfig
+from maskserve.predict.image_task import ImageTask
+from maskserve.predict.inputs import InputImage, find_images
+from maskserve.predict.manifest import JsonlManifest, ManifestRow
+from maskserve.predict.outputs import FolderStore
+from maskserve.predict.runner import run_on_threads
 from models.imaging.decode import RGB, decode_image
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"
 ROOT = Path(__file__).parent.parent
-IMAGES, SIZE, ROUNDS = 192, (240, 320), 4  # of a round; SIZE is (height, width) in pixels
+IMAGES, SIZE, ROUNDS = 192, (240, 320), 4  # images per round; SIZE is (height, width) in pixels
 MANY_COUNT, SMALL_SIZE, FOLDERS = 100_000, (48, 64), 100
 RASTER_SIDES = (4096, 8192, 16384)
-QUIET_CONSOLE = Console(quiet=True)
 
 
 def main(parts: list[str]) -> None:
     known = {"rate": measure_rate, "many": measure_many, "scene": measure_raster}
     for name in parts or list(known):
         with tempfile.TemporaryDirectory() as folder:
-            found = {"machine": host_info(), **known[name](Path(folder))}
-        print(json.dumps(found, indent=2), flush=True)
-        result = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), name: found}
+            measured = {"machine": host_info(), **known[name](Path(folder))}
+        print(json.dumps(measured, indent=2), flush=True)
+        result = {**(json.loads(RESULTS.read_text()) if RESULTS.exists() else {}), name: measured}
         RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def measure_rate(folder: Path) -> dict[str, Any]:
-    """Images a second, and the shares that must be reached."""
-    from maskserve.predict.backends import BundleBackend
-    from maskserve.predict.config import PredictConfig
-    from maskserve.predict.image_task import ImageTask
-    from maskserve.predict.inputs import find_images
-
+    """Images per second of the three ways, and their ratios."""
     write_images(folder / "images", IMAGES, SIZE)
-    job = PredictConfig(str(write_random_bundle(folder / "bundle")), str(folder / "unused"))
+    config = PredictConfig(str(write_random_bundle(folder / "bundle")), str(folder / "unused"))
     images = list(find_images([str(folder / "images")]))
-    decoded = [decode_image(one.root.read(one.name)) for one in images]
-    work = ImageTask(job)
-    engine = BundleBackend(job, single=True)
-    ways = {
-        "engine": lambda place: engine_rate(engine, decoded),
-        "one process": lambda place: threads_rate(work, images, place),
-        "ray": lambda place: ray_rate(job, images, place),
+    decoded = [decode_image(image.root.read(image.name)) for image in images]
+    task, backend = ImageTask(config), BundleBackend(config, single=True)
+    ways: dict[str, Callable[[Path], float]] = {
+        "engine": lambda output: engine_rate(backend, decoded),
+        "one process": lambda output: threads_rate(task, images, output),
+        "ray": lambda output: ray_rate(config, images, output),
     }
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(ROUNDS + 1):
         for name in random.Random(turn).sample(list(ways), len(ways)):
-            speed = ways[name](folder / f"{name} {turn}")
-            if turn:  # the first warms up
-                found[name].append(round(speed, 2))
-            print(f"round {turn}  {name:12} {speed:7.2f} images/s", flush=True)
-    shares = {
-        "one process of the engine": median_ratio(found["one process"], found["engine"]),
-        "ray of one process": median_ratio(found["ray"], found["one process"]),
+            rate = ways[name](folder / f"{name} {turn}")
+            if turn:  # the first is the warm-up
+                rates[name].append(round(rate, 2))
+            print(f"round {turn}  {name:12} {rate:7.2f} images/s", flush=True)
+    ratios = {
+        "one process to engine": median_ratio(rates["one process"], rates["engine"]),
+        "ray to one process": median_ratio(rates["ray"], rates["one process"]),
     }
-    return {"images": IMAGES, "size": f"{SIZE[1]}x{SIZE[0]}", "images_s": found, "shares": shares}
+    return {"images": IMAGES, "size": f"{SIZE[1]}x{SIZE[0]}", "images_per_second": rates, "ratios": ratios}
 
 
-def engine_rate(labeller: Any, images: list[RGB]) -> float:
-    """The engine alone, an image at a time on all cores."""
+def engine_rate(backend: BundleBackend, images: list[RGB]) -> float:
+    """The engine alone, one image at a time on all cores."""
 
-    def all_of_them() -> dict[str, Any]:
-        began = time.perf_counter()
+    def segment_all() -> float:
+        start = time.perf_counter()
         for image in images:
-            labeller.segmenter.segment(image)
-        return {"rate": len(images) / (time.perf_counter() - began)}
+            backend.segmenter.segment(image)
+        return len(images) / (time.perf_counter() - start)
 
-    return float(labeller.alone(all_of_them)["rate"])
+    return backend.run_on_engine(segment_all)
 
 
-def threads_rate(work: Any, images: list[Any], place: Path) -> float:
-    """The run in one process, from files to files and manifest."""
-    from maskserve.predict.manifest import JsonlManifest, ManifestRow
-    from maskserve.predict.outputs import FolderStore
-    from maskserve.predict.runner import run_on_threads
+def threads_rate(task: ImageTask, images: list[InputImage], output: Path) -> float:
+    """A run in one process, from image files to masks and manifest."""
+    store = FolderStore(output)
+    task.output = store
+    manifest = JsonlManifest(store, {"benchmark": True})
 
-    work.target = FolderStore(place)
-    manifest = JsonlManifest(work.target, {"benchmark": True})
-
-    def took(row: ManifestRow) -> None:
+    def save_row(row: ManifestRow) -> None:
         manifest.append(row)
-        work.target.publish(row.mask)
+        store.publish(str(row.mask))
 
-    began = time.perf_counter()
-    run_on_threads(work, images, took, work.threads, threading.Event())
-    return len(images) / (time.perf_counter() - began)
+    start = time.perf_counter()
+    run_on_threads(task, images, save_row, task.threads, threading.Event())
+    return len(images) / (time.perf_counter() - start)
 
 
-def ray_rate(job: Any, images: list[Any], place: Path) -> float:
-    """The same on Ray, from the first row of each of the two actors on."""
-    from dataclasses import replace
-
-    from maskserve.predict.manifest import JsonlManifest, ManifestRow
-    from maskserve.predict.outputs import FolderStore
+def ray_rate(config: PredictConfig, images: list[InputImage], output: Path) -> float:
+    """The same on Ray, while both actors work."""
     from maskserve.predict.ray_runner import BLOCK_SIZE, run_on_ray
 
-    target = FolderStore(place)
-    manifest = JsonlManifest(target, {"benchmark": True})
+    store = FolderStore(output)
+    manifest = JsonlManifest(store, {"benchmark": True})
     times: list[float] = []
 
-    def took(row: ManifestRow) -> None:
+    def save_row(row: ManifestRow) -> None:
         manifest.append(row)
-        target.publish(str(row.mask))
+        store.publish(str(row.mask))
         times.append(time.perf_counter())
 
-    run_on_ray(replace(job, target=str(place)), images, took, "local", 2)
-    # Rows come by blocks. Of a long run count neither the beginning, until both actors are open, nor the end, where one of
-    # them has nothing left.
+    run_on_ray(replace(config, output=str(output)), images, save_row, "local", 2)
+    # Rows arrive in blocks. In a long run, neither the start, until both actors are loaded, nor the end, when one of them has
+    # no image left, would matter.
     first, last = 2 * BLOCK_SIZE, len(times) - BLOCK_SIZE
     return (last - first) / (times[last - 1] - times[first - 1])
 
@@ -139,12 +133,12 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 
 def measure_many(folder: Path) -> dict[str, Any]:
-    """Label them by the command line, kill it in the middle, go on, and count."""
+    """Segment them with the command, kill it in the middle, resume, and count rows and masks."""
     from tests.service.tiny_bundle import write_tiny_bundle
 
     write_tiny_bundle(folder / "bundle")
     write_images(folder / "images", MANY_COUNT, SMALL_SIZE)
-    words = [
+    command = [
         sys.executable,
         "-m",
         "maskserve",
@@ -157,13 +151,12 @@ def measure_many(folder: Path) -> dict[str, Any]:
         "openvino",
     ]
     manifest = folder / "masks" / "manifest.jsonl"
-    marks = [round(MANY_COUNT * share) for share in (0.02, 0.25, 0.5)]
-    first, began = run_and_watch(words, folder, manifest, marks, kill=True), time.perf_counter()
+    marks = [round(MANY_COUNT * fraction) for fraction in (0.02, 0.25, 0.5)]
+    first, start = run_and_watch(command, folder, manifest, marks, kill=True), time.perf_counter()
     killed_at = len(manifest.read_text().splitlines()) - 1
-    second = run_and_watch(
-        words, folder, manifest, [round(MANY_COUNT * share) for share in (0.55, 0.75, 0.9)], kill=False
-    )
-    seconds = time.perf_counter() - began
+    marks = [round(MANY_COUNT * fraction) for fraction in (0.55, 0.75, 0.9)]
+    second = run_and_watch(command, folder, manifest, marks, kill=False)
+    seconds = time.perf_counter() - start
     rows = [json.loads(line) for line in manifest.read_text().splitlines()[1:]]
     paths = {row["path"] for row in rows}
     masks = {path.relative_to(folder / "masks").as_posix() for path in (folder / "masks").rglob("*.png")}
@@ -171,35 +164,35 @@ def measure_many(folder: Path) -> dict[str, Any]:
         "images": MANY_COUNT,
         "resident_mb": {**first, **second},
         "killed_at": killed_at,
-        "images_s": round((MANY_COUNT - killed_at) / seconds, 1),
+        "images_per_second": round((MANY_COUNT - killed_at) / seconds, 1),
         "rows": len(rows),
         "images_with_a_row": len(paths),
         "masks_without_a_row": len(masks - {row["mask"] for row in rows}),
         "rows_without_a_mask": len({row["mask"] for row in rows} - masks),
-        "left_over": sorted(path.name for path in (folder / "masks").iterdir() if path.name.startswith(".")),
+        "leftover_files": sorted(path.name for path in (folder / "masks").iterdir() if path.name.startswith(".")),
     }
 
 
-def run_and_watch(words: list[str], folder: Path, manifest: Path, marks: list[int], kill: bool) -> dict[str, int]:
-    """Run a command until its end, or until the last mark and kill -9; its memory in MB at each mark of rows."""
+def run_and_watch(command: list[str], folder: Path, manifest: Path, marks: list[int], kill: bool) -> dict[str, int]:
+    """Run a command to its end, or kill it at the last mark. Returns: its memory in MB at each mark, a number of rows."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    child = subprocess.Popen(words, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
-    found: dict[str, int] = {}
+    child = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+    memory: dict[str, int] = {}
     try:
         for mark in marks:
             while count_rows(manifest) < mark and child.poll() is None:
                 time.sleep(0.2)
-            found[f"{mark:,}"] = resident_mb(child.pid)
+            memory[f"{mark:,}"] = resident_mb(child.pid)
         if kill:
             child.send_signal(signal.SIGKILL)
         child.wait()
     finally:
         child.kill()
-    return found
+    return memory
 
 
 def count_rows(manifest: Path) -> int:
-    """Rows, by the length of the first hundred: counting a file of 40 MB five times a second would be felt."""
+    """The estimated number of rows, from the length of the first hundred: reading 40 MB five times a second would take too long."""
     if not manifest.exists():
         return 0
     head = manifest.open("rb").readlines(30_000)[1:]
@@ -208,16 +201,16 @@ def count_rows(manifest: Path) -> int:
 
 def resident_mb(pid: int) -> int:
     status = Path(f"/proc/{pid}/status")
-    found = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")] if status.exists() else []
-    return round(int(found[0].split()[1]) * 1024 / 1e6) if found else 0
+    lines = [line for line in status.read_text().splitlines() if line.startswith("VmRSS")] if status.exists() else []
+    return round(int(lines[0].split()[1]) * 1024 / 1e6) if lines else 0
 
 
 def measure_raster(folder: Path) -> dict[str, Any]:
-    """The command line on scenes of 1, 4 and 16 times the pixels."""
+    """Peak memory and seconds of the command for rasters of 1, 4 and 16 times the pixels."""
     from tests.service.tiny_bundle import write_tiny_bundle
 
     write_tiny_bundle(folder / "small")
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name, bundle in {
         "small": folder / "small",
         "FCN-8s, ResNet-18": write_random_bundle(folder / "resnet18"),
@@ -226,34 +219,37 @@ def measure_raster(folder: Path) -> dict[str, Any]:
             raster = folder / f"{side}.tif"
             if not raster.exists():
                 write_raster(raster, side)
-            began = time.perf_counter()
-            words = ["-m", "maskserve", "predict", str(bundle), str(raster), "--out", f"{name} {side}"]
+            start = time.perf_counter()
+            arguments = ["maskserve", "predict", str(bundle), str(raster), "--out", f"{name} {side}"]
             code = "import sys, runpy\nfrom benchmarks.memory import memory_mb\nsys.argv = sys.argv[1:]\n"
             code += "try: runpy.run_module('maskserve', run_name='__main__')\nfinally: print(memory_mb('VmHWM'))"
             done = subprocess.run(
-                [sys.executable, "-c", code, *words[1:], "--format", "geotiff"],
+                [sys.executable, "-c", code, *arguments, "--format", "geotiff"],
                 cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
             )  # fmt: skip
             peak = int(done.stdout.split()[-1])
-            found[f"{name}, {side}x{side}"] = {"peak_mb": peak, "seconds": round(time.perf_counter() - began, 1)}
-            print(name, side, found[f"{name}, {side}x{side}"], flush=True)
-    return found
+            figures = {"peak_mb": peak, "seconds": round(time.perf_counter() - start, 1)}
+            measured[f"{name}, {side}x{side}"] = figures
+            print(name, side, figures, flush=True)
+    return measured
 
 
 def write_random_bundle(target: Path) -> Path:
-    """A bundle of an FCN-8s on a ResNet-18 with random weights, as `maskserve export` would write it."""
+    """A bundle of an FCN-8s on a ResNet-18 with random weights, as `maskserve export` writes it."""
     import torch
 
     from models import architectures
     from models.bundle import SPEC_FILE, bundle_writer
     from models.spec import BundleSpec, ClassInfo, InputRule, default_rgb
     from tests.fixtures_networks import calibrate_norms
-    from training.data.synthetic import generate_scene as drawn
+    from training.data.synthetic import generate_scene
     from training.freezing.onnx_export import export_network
 
     torch.manual_seed(0)
     net = architectures.build("fcn", 21, encoder="resnet18").eval()
-    calibrate_norms(net, torch.from_numpy(np.stack([drawn(np.random.default_rng(seed), SIZE)[0] for seed in range(4)])))
+    calibrate_norms(
+        net, torch.from_numpy(np.stack([generate_scene(np.random.default_rng(seed), SIZE)[0] for seed in range(4)]))
+    )
     classes = [ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(21)]
     spec = BundleSpec(
         name="resnet18", classes=classes, input=InputRule(rule="native"), architecture=net.architecture,
@@ -266,14 +262,14 @@ def write_random_bundle(target: Path) -> Path:
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int]) -> None:
-    """JPEGs of scenes; a few of them, again and again, for drawing takes longer than labelling."""
-    from training.data.synthetic import generate_scene as drawn
+    """Write JPEGs of up to 50 different scenes: generating one takes longer than segmenting it."""
+    from training.data.synthetic import generate_scene
 
-    images = [Image.fromarray(drawn(np.random.default_rng(seed), size)[0]) for seed in range(min(count, 50))]
-    for place in range(count):
-        file = folder / f"{place % FOLDERS:02}" / f"{place:06}.jpg"
+    images = [Image.fromarray(generate_scene(np.random.default_rng(seed), size)[0]) for seed in range(min(count, 50))]
+    for index in range(count):
+        file = folder / f"{index % FOLDERS:02}" / f"{index:06}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
-        images[place % len(images)].save(file, quality=90)
+        images[index % len(images)].save(file, quality=90)
 
 
 def write_raster(file: Path, side: int) -> None:

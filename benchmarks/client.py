@@ -1,12 +1,12 @@
-"""What maskserve.client adds to a request: `python -m benchmarks.client`.
+"""The overhead of maskserve.client: `python -m benchmarks.client`.
 
-calls     a call of the client less the same request over a bare socket (http.client, one connection kept), at 640x480; the
-          service, on the small network of the tests, is the same for both, and they are asked in turn
-pixels    an array on its way: milliseconds to encode it, the whole time over loopback, and bytes, by encoding
-pieces    core-milliseconds of what is done to a mask beside
+calls      a call of the client minus the same request over a bare socket (http.client, one kept connection), at 640x480, in
+           turn; both use the same service, with the small network of the tests
+encodings  an array in each encoding: milliseconds to encode it, to encode and send it over loopback, and its bytes
+pieces     core-milliseconds of other operations on a mask
 
-Medians, of paired differences where something is `added`; `core` is processor time of this process, which another busy
-process lengthens less. The client has one core and the service another. Writes benchmarks/results/client.json.
+Figures are medians; `added` ones are of paired differences. `core` is CPU time of this process, which other load affects less.
+The client runs on one core and the service on another. Writes benchmarks/results/client.json.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from tests.service.tiny_bundle import write_tiny_bundle
 
 RESULTS = Path(__file__).parent / "results" / "client.json"
 WIDTH, HEIGHT = 640, 480
-ROUNDS, WARMUP_ROUNDS = 150, 20  # the first are not counted
+ROUNDS, WARMUP_ROUNDS = 150, 20  # WARMUP_ROUNDS are not counted
 ENCODINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "BMP": ("BMP", {}), "PNG, level 1": ("PNG", {"compress_level": 1}), "PNG, level 0": ("PNG", {"compress_level": 0}),
     "TIFF": ("TIFF", {}), "TIFF, LZW": ("TIFF", {"compression": "tiff_lzw"}),
@@ -58,67 +58,69 @@ def main() -> None:
             os.sched_setaffinity(server.pid, cores[1:] or cores)
             os.sched_setaffinity(0, cores[:1])
         url = server.url.removesuffix("/v1/segment")
-        wire, file = RawConnection(url), Path(folder) / "a.jpg"
+        socket, file = RawConnection(url), Path(folder) / "a.jpg"
         file.write_bytes(jpeg)
         with Client(url) as client, httpx.Client(base_url=url, trust_env=False) as bare:
             calls = {
-                "segment(jpeg bytes)": measure_overhead(lambda: client.segment(jpeg), lambda: wire.post(jpeg)),
-                "segment(path)": measure_overhead(lambda: client.segment(file), lambda: wire.post(jpeg)),
-                "segment(array)": measure_overhead(lambda: client.segment(rgb), lambda: wire.post(bmp)),
+                "segment(jpeg bytes)": measure_overhead(lambda: client.segment(jpeg), lambda: socket.post(jpeg)),
+                "segment(path)": measure_overhead(lambda: client.segment(file), lambda: socket.post(jpeg)),
+                "segment(array)": measure_overhead(lambda: client.segment(rgb), lambda: socket.post(bmp)),
                 "segment(jpeg bytes, confidence=True)": measure_overhead(
-                    lambda: client.segment(jpeg, confidence=True), lambda: wire.post(jpeg, CONFIDENCE_PATH)
+                    lambda: client.segment(jpeg, confidence=True), lambda: socket.post(jpeg, CONFIDENCE_PATH)
                 ),
-                "encoded(jpeg bytes)": measure_overhead(lambda: client.segment_bytes(jpeg), lambda: wire.post(jpeg)),
+                "segment_bytes(jpeg bytes)": measure_overhead(
+                    lambda: client.segment_bytes(jpeg), lambda: socket.post(jpeg)
+                ),
                 "httpx alone": measure_overhead(
-                    lambda: bare.post("/v1/segment", content=jpeg), lambda: wire.post(jpeg)
+                    lambda: bare.post("/v1/segment", content=jpeg), lambda: socket.post(jpeg)
                 ),
             }
-            png, sure = client.segment_bytes(jpeg), client.segment_bytes(jpeg, "confidence")
+            png, confidence = client.segment_bytes(jpeg), client.segment_bytes(jpeg, "confidence")
             mask = client.segment(jpeg)
-        calls |= asyncio.run(measure_async_overhead(url, jpeg, wire))
-        pixels = measure_encodings(rgb, wire)
+        calls |= asyncio.run(measure_async_overhead(url, jpeg, socket))
+        encodings = measure_encodings(rgb, socket)
     pieces = {
-        "Mask.read(png)": core_ms(lambda: Mask.from_png(png, classes=[], model="")),
-        "Mask.read(png, confidence)": core_ms(lambda: Mask.from_png(png, sure, classes=[], model="")),
-        "a notebook's overlay": core_ms(mask._repr_png_), "shares()": core_ms(mask.class_fractions),
+        "Mask.from_png(png)": core_ms(lambda: Mask.from_png(png, classes=[], model="")),
+        "Mask.from_png(png, confidence)": core_ms(lambda: Mask.from_png(png, confidence, classes=[], model="")),
+        "a notebook's overlay": core_ms(mask._repr_png_), "class_fractions()": core_ms(mask.class_fractions),
     }  # fmt: skip
     packages = ("httpx", "httpcore", "pillow", "numpy")
     result = host_info() | {"versions": {package: version(package) for package in packages}}
     result |= {
-        "pixels_of_image": [WIDTH, HEIGHT], "jpeg_bytes": len(jpeg), "rounds": ROUNDS, "calls": calls,
-        "encodings": pixels, "pieces_core_ms": pieces,
+        "image_size": [WIDTH, HEIGHT], "jpeg_bytes": len(jpeg), "rounds": ROUNDS, "calls": calls,
+        "encodings": encodings, "pieces_core_ms": pieces,
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    for name, told in {**calls, **pixels}.items():
-        print(f"{name:45}", "  ".join(f"{key} {value:,}" for key, value in told.items()))
+    for name, figures in {**calls, **encodings}.items():
+        print(f"{name:45}", "  ".join(f"{key} {value:,}" for key, value in figures.items()))
     print(pieces)
 
 
 class RawConnection:
-    """One connection, and no more than a request needs."""
+    """One connection with the least work per request."""
 
     def __init__(self, url: str) -> None:
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc)
 
     def post(self, body: bytes, path: str = "/v1/segment") -> bytes:
         self.connection.request("POST", path, body)
-        answer = self.connection.getresponse()
-        content = answer.read()
-        if answer.status != 200:
+        response = self.connection.getresponse()
+        content = response.read()
+        if response.status != 200:
             raise RuntimeError(content.decode())
         return content
 
 
-Times = tuple[float, float]  # seconds by the clock and of the processor
+Times = tuple[float, float]  # wall-clock and CPU seconds
 
 
-def measure_overhead(call: Callable[[], object], wire: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds that a call takes, that the wire takes, and that the call adds."""
-    return summarize([(time_call(call), time_call(wire)) for _ in range(WARMUP_ROUNDS + ROUNDS)])
+def measure_overhead(call: Callable[[], object], socket: Callable[[], object]) -> dict[str, float]:
+    """Milliseconds of a call, of the same request over a bare socket, and of their difference."""
+    return summarize([(time_call(call), time_call(socket)) for _ in range(WARMUP_ROUNDS + ROUNDS)])
 
 
-async def measure_async_overhead(url: str, jpeg: bytes, wire: RawConnection) -> dict[str, dict[str, float]]:
-    """The same of what is awaited, in turn."""
+async def measure_async_overhead(url: str, jpeg: bytes, socket: RawConnection) -> dict[str, dict[str, float]]:
+    """The same for the async client, in turn."""
     async with AsyncClient(url) as client, httpx.AsyncClient(base_url=url, trust_env=False) as bare:
         calls: dict[str, tuple[Callable[[], Awaitable[object]], str]] = {
             "await segment(jpeg bytes)": (lambda: client.segment(jpeg), "/v1/segment"),
@@ -133,34 +135,34 @@ async def measure_async_overhead(url: str, jpeg: bytes, wire: RawConnection) -> 
             for name, (call, path) in calls.items():
                 start = read_clocks()
                 await call()
-                pairs[name].append((elapsed(start), time_call(partial(wire.post, jpeg, path))))
+                pairs[name].append((elapsed(start), time_call(partial(socket.post, jpeg, path))))
     return {name: summarize(of) for name, of in pairs.items()}
 
 
 def summarize(pairs: list[tuple[Times, Times]]) -> dict[str, float]:
     counted = pairs[WARMUP_ROUNDS:]
     columns = {
-        "call_ms": [call[0] for call, _ in counted], "wire_ms": [wire[0] for _, wire in counted],
-        "added_ms": [call[0] - wire[0] for call, wire in counted],
-        "added_core_ms": [call[1] - wire[1] for call, wire in counted],
+        "call_ms": [call[0] for call, _ in counted], "socket_ms": [socket[0] for _, socket in counted],
+        "added_ms": [call[0] - socket[0] for call, socket in counted],
+        "added_core_ms": [call[1] - socket[1] for call, socket in counted],
     }  # fmt: skip
     return {name: round(1000 * statistics.median(values), 2) for name, values in columns.items()}
 
 
-def measure_encodings(rgb: RGB, wire: RawConnection) -> dict[str, dict[str, float]]:
-    """An array in each encoding, in turn: to make it, to make and send it, and how much it is."""
-    makes = {name: partial(encode, rgb, format, **options) for name, (format, options) in ENCODINGS.items()}
-    times: dict[str, list[tuple[Times, Times]]] = {name: [] for name in makes}
+def measure_encodings(rgb: RGB, socket: RawConnection) -> dict[str, dict[str, float]]:
+    """An array in each encoding, in turn: milliseconds to encode it, to encode and send it, and its bytes."""
+    encoders = {name: partial(encode, rgb, format, **options) for name, (format, options) in ENCODINGS.items()}
+    times: dict[str, list[tuple[Times, Times]]] = {name: [] for name in encoders}
     for _ in range(ROUNDS // 5):
-        for name, make in makes.items():
-            times[name].append((time_call(make), time_call(lambda make=make: wire.post(make()))))  # type: ignore[misc]
+        for name, encoder in encoders.items():
+            times[name].append((time_call(encoder), time_call(lambda encoder=encoder: socket.post(encoder()))))  # type: ignore[misc]
     return {
         name: {
-            "encode_core_ms": median_ms(one[0][1] for one in times[name]),
-            "whole_ms": median_ms(one[1][0] for one in times[name]),
-            "bytes": len(make()),
+            "encode_core_ms": median_ms(encode_times[1] for encode_times, _ in times[name]),
+            "whole_ms": median_ms(whole_times[0] for _, whole_times in times[name]),
+            "bytes": len(encoder()),
         }
-        for name, make in makes.items()
+        for name, encoder in encoders.items()
     }
 
 
@@ -174,14 +176,14 @@ def median_ms(seconds: Iterable[float]) -> float:
     return round(1000 * statistics.median(seconds), 2)
 
 
-def core_ms(do: Callable[[], object]) -> float:
-    """Core-milliseconds of something."""
-    return median_ms([time_call(do)[1] for _ in range(WARMUP_ROUNDS + ROUNDS)][WARMUP_ROUNDS:])
+def core_ms(function: Callable[[], object]) -> float:
+    """Core-milliseconds of a function."""
+    return median_ms([time_call(function)[1] for _ in range(WARMUP_ROUNDS + ROUNDS)][WARMUP_ROUNDS:])
 
 
-def time_call(do: Callable[[], object]) -> Times:
+def time_call(function: Callable[[], object]) -> Times:
     start = read_clocks()
-    do()
+    function()
     return elapsed(start)
 
 

@@ -1,7 +1,8 @@
-"""A service that asks for a key and lets nobody wait, for what clients meet of both."""
+"""Fixtures of the tests of clients and batch prediction."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -13,19 +14,25 @@ KEY, HASH = generate_api_key()
 
 
 @pytest.fixture(scope="session")
-def strict_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real service with a key, no places to wait, and one for bodies that come in."""
-    with ExitStack() as started:
-        with pytest.MonkeyPatch.context() as patch:  # until it has started: other tests start services without a key
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a network that takes a millisecond."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "small")
+
+
+@pytest.fixture(scope="session")
+def strict_url(small_bundle: Path) -> Iterator[str]:
+    """The URL of a service that requires an API key, has no queue, and accepts one upload at a time."""
+    with ExitStack() as stack:
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # only until it has started: other tests start services without a key
             for name, value in {"API_KEYS": HASH, "QUEUE": "0", "MAX_UPLOADS": "1"}.items():
                 patch.setenv(f"MASKSERVE_{name}", value)
-            url = started.enter_context(
-                background_server(write_tiny_bundle(tmp_path_factory.mktemp("strict") / "small"))
-            )
+            url = stack.enter_context(background_server(small_bundle))
         yield url
 
 
 @pytest.fixture(scope="session")
 def api_key() -> str:
-    """What opens it."""
+    """The key of `strict_url`."""
     return KEY

@@ -1,4 +1,4 @@
-"""A server that answers by a script: what a client of it meets is on the wire, byte for byte."""
+"""A server that sends a list of prepared responses, byte for byte."""
 
 import socket
 import time
@@ -7,19 +7,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from threading import Thread
 
-DROPPED = b""  # the connection ends without an answer
+DROPPED = b""  # closes the connection without a response
 
 
 def http_response(status: int, body: bytes = b"", missing: int = 0, **headers: str) -> bytes:
-    """An answer as it stands on the wire; `_` of a header's name is `-`, and `missing` bytes of the body never come."""
-    lines = [f"HTTP/1.1 {status} Said", f"Content-Length: {len(body) + missing}", "Connection: close"]
+    """The bytes of a response. `_` in a header's name becomes `-`; `missing` bytes of the body are not sent."""
+    lines = [f"HTTP/1.1 {status} Reason", f"Content-Length: {len(body) + missing}", "Connection: close"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
 
 
 @dataclass
 class ReceivedRequest:
-    """What came."""
+    """A request that arrived."""
 
     line: str
     headers: dict[str, str]
@@ -28,7 +28,7 @@ class ReceivedRequest:
 
 @dataclass
 class FakeServer:
-    """The answers still to give, the last one again and again; a number is the seconds until the next one."""
+    """Sends the responses in order, and the last one again and again; a number is a delay in seconds."""
 
     responses: list[bytes | float]
     port: int = 0
@@ -38,10 +38,10 @@ class FakeServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def serve(self, listening: socket.socket) -> None:
-        with suppress(OSError):  # of the end of the test
+    def serve(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # when the test ends
             while True:
-                connection = listening.accept()[0]
+                connection = listener.accept()[0]
                 with connection, suppress(ConnectionError):
                     self._handle_connection(connection)
 
@@ -54,22 +54,22 @@ class FakeServer:
             headers = {name.lower(): value for name, _, value in (pair.partition(": ") for pair in pairs)}
             body = lines.read(int(headers.get("content-length", 0)))
         self.requests.append(ReceivedRequest(line.decode().strip(), headers, body))
-        told = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
-        if isinstance(told, float):
-            time.sleep(told)
+        response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+        if isinstance(response, float):
+            time.sleep(response)
         else:
-            connection.sendall(told)
+            connection.sendall(response)
 
 
 @contextmanager
-def run_fake_server(*script: bytes | float, port: int = 0) -> Iterator[FakeServer]:
-    """Answer on the loopback address while the block runs."""
-    with socket.create_server(("127.0.0.1", port)) as listening:
-        server = FakeServer(list(script), listening.getsockname()[1])
-        thread = Thread(target=server.serve, args=(listening,))
+def run_fake_server(*responses: bytes | float, port: int = 0) -> Iterator[FakeServer]:
+    """Serve the responses on the loopback address while the block runs."""
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        server = FakeServer(list(responses), listener.getsockname()[1])
+        thread = Thread(target=server.serve, args=(listener,))
         thread.start()
         try:
             yield server
         finally:
-            listening.shutdown(socket.SHUT_RDWR)  # accept() would not notice that the socket is closed
+            listener.shutdown(socket.SHUT_RDWR)  # accept() does not notice that the socket is closed
             thread.join()

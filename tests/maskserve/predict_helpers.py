@@ -1,4 +1,4 @@
-"""What the tests of `maskserve predict` share: a run in this process, and what it left."""
+"""Helpers of the tests of `maskserve predict`: a run in this process, and its output."""
 
 import io
 import json
@@ -14,35 +14,34 @@ from tests.fixtures_bundles import synthetic_image
 
 
 def write_images(folder: Path, count: int, size: tuple[int, int] = (60, 90)) -> list[Path]:
-    """So many PNGs of (height, width), some of them in a folder below."""
-    made = []
-    for place in range(count):
-        file = folder / ("" if place % 2 else "deep") / f"{place:04}.png"
+    """Write `count` PNGs of (height, width); those with an even number into a subfolder."""
+    files = []
+    for index in range(count):
+        file = folder / ("" if index % 2 else "deep") / f"{index:04}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(synthetic_image(*size, place)).save(file, compress_level=1)
-        made.append(file)
-    return made
+        Image.fromarray(synthetic_image(*size, index)).save(file, compress_level=1)
+        files.append(file)
+    return files
 
 
 def run_predict(
     model: Path | str, *sources: Path | str, out: Path | str, retry_errors: bool = False, ray: str = "", actors: int = 0,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[bool, str]:  # fmt: skip
-    """Whether all is done, and what was said; `asked` are fields of `Job`."""
-    said = io.StringIO()
-    console = Console(file=said, width=400)
-    done = run(
-        PredictConfig(str(model), str(out), **asked), [str(one) for one in sources], console, retry_errors, ray, actors
-    )
-    return done, said.getvalue()
+    """Run. Returns: whether all images have masks, and the printed text. `options`: fields of PredictConfig."""
+    printed = io.StringIO()
+    console = Console(file=printed, width=400)
+    config = PredictConfig(str(model), str(out), **options)
+    complete = run(config, list(map(str, sources)), console, retry_errors, ray, actors)
+    return complete, printed.getvalue()
 
 
-def read_rows(target: Path) -> list[dict[str, Any]]:
-    """The rows of a folder's manifest, without its seal."""
-    return [json.loads(line) for line in (target / "manifest.jsonl").read_text().splitlines()[1:]]
+def read_rows(output: Path) -> list[dict[str, Any]]:
+    """The rows of a folder's manifest, without its header."""
+    return [json.loads(line) for line in (output / "manifest.jsonl").read_text().splitlines()[1:]]
 
 
-def read_masks(target: Path) -> dict[str, bytes]:
-    """What was written, by place, but for the manifest."""
-    files = [file for file in target.rglob("*") if file.is_file() and not file.name.startswith("manifest.")]
-    return {file.relative_to(target).as_posix(): file.read_bytes() for file in files}
+def read_masks(output: Path) -> dict[str, bytes]:
+    """The files of a folder by relative path, without the manifest."""
+    files = [file for file in output.rglob("*") if file.is_file() and not file.name.startswith("manifest.")]
+    return {file.relative_to(output).as_posix(): file.read_bytes() for file in files}

@@ -1,9 +1,7 @@
-"""`maskserve bench`: what it measures, what it says, and what it does with ways that fail."""
+"""`maskserve bench`: its measurements, its output, and configurations that fail."""
 
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,28 +16,28 @@ from models.engines.openvino_engine import has_bf16
 from models.engines.selection import choose_engine, usable_precisions
 from models.errors import BundleError, ConfigError
 from tests.fixtures_bundles import synthetic_image
+from tests.maskserve.command_line import assert_fails, run_maskserve
 
-MASKSERVE = Path(sys.executable).with_name("maskserve")
 OPENVINO = EngineConfig("openvino", "cpu", "f32")
-KILLED, TIRING = (EngineConfig("openvino", "cpu", name, f"broken:{name}") for name in ("killed", "tiring"))
+KILLED, FAILING = (EngineConfig("openvino", "cpu", name, f"broken:{name}") for name in ("killed", "failing"))
 
 
-# Ways that fail. A file of their own, for a worker that imported this one would import torch.
+# Factories that fail. In a file of their own: a worker that imported this one would import torch.
 BROKEN = """
 import os, signal
 
-def killed(folder, way, threads):
-    os.kill(os.getpid(), signal.SIGKILL)  # as the system does for want of memory
+def killed(folder, config, threads):
+    os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory is short
 
-def tiring(folder, way, threads):
-    asked = []
-    def ask(image):
-        print("a library's chatter")
-        asked.append(image)
-        if len(asked) > 1:
+def failing(folder, config, threads):
+    calls = []
+    def predict(image):
+        print("output of a library")
+        calls.append(image)
+        if len(calls) > 1:
             raise MemoryError("3 of 2 GB")
         return image[:, :, 0]
-    return ask
+    return predict
 """
 
 
@@ -52,163 +50,159 @@ def broken_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def run_bench(
     bundle: Path, source: Path | None = None, size: str | None = None, out: Path | None = None, width: int = 80
 ) -> tuple[bool, str]:
-    """Whether anything could be measured, and what was printed."""
+    """Whether any configuration could be measured, and the printed text."""
     console = Console(width=width)
     with console.capture() as captured:
-        good = bench.run_bench(bundle, source, size, rounds=1, threads=1, out=out, console=console)
-    return good, captured.get()
+        measured = bench.run_bench(bundle, source, size, rounds=1, threads=1, out=out, console=console)
+    return measured, captured.get()
 
 
 @pytest.fixture(scope="module")
 def tiny_bench(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """What is printed of the tiny bundle, and the folder of its files."""
+    """The printed text for the tiny bundle, and the folder of the written files."""
     out = tmp_path_factory.mktemp("out") / "new"
-    good, printed = run_bench(tiny_bundle, out=out)
-    assert good
+    measured, printed = run_bench(tiny_bundle, out=out)
+    assert measured
     return printed, out
 
 
-def test_everything_offered_has_a_row(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
+def test_every_usable_engine_and_precision_has_a_row(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
     printed, out = tiny_bench
     report, bundle = json.loads((out / "bench.json").read_text()), open_bundle(tiny_bundle)
     rows = {(row["engine"], row["precision"]): row for row in report["rows"] if "/" not in row["engine"]}
-    wanted = {
+    expected = {
         (engine, precision)
         for engine in ("openvino", "onnxruntime", "torch")
         for precision in usable_precisions(bundle, engine, "cpu")
     }
-    assert set(rows) == wanted
-    assert all(row["ms"] > 0 and row["p95"] >= row["ms"] and row["first_s"] > 0 for row in rows.values())
-    assert all(row["memory_mb"] > 50 and row["equal"] > 0.9 and not row["error"] for row in rows.values())
-    assert rows["openvino", "f32"]["equal"] == 1.0 and report["reference"] == "openvino f32"
-    assert [row["memory_mb"] for row in rows.values()] != [rows["openvino", "f32"]["memory_mb"]] * len(rows)
+    assert set(rows) == expected
+    for row in rows.values():
+        assert not row["error"]
+        assert row["ms"] > 0 and row["p95"] >= row["ms"] and row["first_prediction_s"] > 0
+        assert row["memory_mb"] > 50 and row["agreement"] > 0.9
+    assert rows["openvino", "f32"]["agreement"] == 1.0 and report["reference"] == "openvino f32"
+    assert len({row["memory_mb"] for row in rows.values()}) > 1
     lines = [line.split()[:2] for line in printed.splitlines()]
-    assert all(list(way) in lines for way in wanted)
+    assert all(list(pair) in lines for pair in expected)
 
 
-def test_auto_is_marked_and_explained(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
+def test_the_choice_of_auto_is_marked_and_explained(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
     printed, out = tiny_bench
     choice, report = choose_engine(open_bundle(tiny_bundle)), json.loads((out / "bench.json").read_text())
     marked = [(row["engine"], row["precision"]) for row in report["rows"] if row["auto"]]
     assert marked == [(choice.engine_id, choice.precision)]
     assert [line.split()[:2] for line in printed.splitlines() if line.endswith("auto")] == [[*marked[0]]]
-    assert f"auto takes {choice.engine_id} {choice.precision} ({choice.reason})" in printed
+    assert f"auto chooses {choice.engine_id} {choice.precision} ({choice.reason})" in printed
     assert report["auto"]["reason"] == choice.reason
 
 
-def test_the_report_says_where_and_on_what(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
+def test_the_report_names_machine_bundle_and_images(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
     printed, out = tiny_bench
     report, bundle = json.loads((out / "bench.json").read_text()), open_bundle(tiny_bundle)
     assert report["bundle"] == {"name": "tiny", "hash": bundle.hash, "input": bundle.spec.input.model_dump()}
     assert {"cpu", "cores", "flags", "gpu", "load"} == set(report["machine"])
     assert report["images"] == ["160x120"] and (report["rounds"], report["threads"]) == (1, 1)
     assert "tiny, its probe at 160x120" in printed
-    with Image.open(out / "bench.png") as drawn:
-        drawn.load()
-        assert drawn.width == 900
+    with Image.open(out / "bench.png") as plot:
+        plot.load()
+        assert plot.width == 900
 
 
 def test_the_table_fits_eighty_columns(tiny_bench: tuple[str, Path]) -> None:
-    table = tiny_bench[0][tiny_bench[0].index("engine") : tiny_bench[0].index("auto takes")]
+    table = tiny_bench[0][tiny_bench[0].index("engine") : tiny_bench[0].index("auto chooses")]
     assert max(len(line.rstrip()) for line in table.splitlines()) <= 80
+    assert "…" not in table
 
 
 @pytest.mark.usefixtures("broken_module")
-def test_what_fails_is_a_row_and_spoils_no_other(
+def test_a_failure_is_a_row_and_affects_no_other(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ways = [KILLED, TIRING, OPENVINO, EngineConfig("openvino", "cpu", "int8")]
-    monkeypatch.setattr(bench, "list_engine_configs", lambda bundle: (ways, {"torch": "It is on holiday."}))
-    good, printed = run_bench(tiny_bundle, out=tmp_path)
-    assert good
+    configs = [KILLED, FAILING, OPENVINO, EngineConfig("openvino", "cpu", "int8")]
+    monkeypatch.setattr(bench, "list_engine_configs", lambda bundle: (configs, {"torch": "torch is not installed."}))
+    measured, printed = run_bench(tiny_bundle, out=tmp_path)
+    assert measured
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     assert [bool(row["error"]) for row in rows] == [True, True, False, True]
-    assert "ended by SIGKILL; the memory may be too small" in rows[0]["error"]
-    assert rows[1]["error"] == "The memory is too small for it (3 of 2 GB)."
-    assert "not int8" in rows[3]["error"]
+    assert "ended by SIGKILL; there may be too little memory" in rows[0]["error"]
+    assert rows[1]["error"] == "There is not enough memory (3 of 2 GB)."
+    assert "int8" in rows[3]["error"]
     assert "failed: openvino killed: Its process" in printed
-    assert "not here: torch: It is on holiday." in printed
+    assert "unavailable: torch: torch is not installed." in printed
     assert re.search(r"openvino +f32 +[\d.]+", printed) and re.search(r"openvino +killed +- +-", printed)
 
 
 @pytest.mark.usefixtures("broken_module")
-def test_nothing_that_works(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_all_fail_bench_exits_with_1(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "list_engine_configs", lambda bundle: ([KILLED], {}))
-    good, printed = run_bench(tiny_bundle)
-    assert not good and "failed: openvino killed" in printed
+    done = run_maskserve("bench", tiny_bundle, "--rounds", "1", cwd=tmp_path)
+    assert done.returncode == 1 and "failed: openvino killed" in done.stdout
 
 
-def test_a_stop_ends_every_worker(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_every_worker(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bench_workers.BenchWorker] = []
 
-    class Known(bench_workers.BenchWorker):
+    class RecordedWorker(bench_workers.BenchWorker):
         def __init__(self) -> None:
             super().__init__()
             started.append(self)
 
-    def stop(what: str, done: int, total: int) -> None:
-        if what == "warming up":
+    def interrupt(step: str, done: int, total: int) -> None:
+        if len(started) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench_workers, "BenchWorker", Known)
+    monkeypatch.setattr(bench_workers, "BenchWorker", RecordedWorker)
     with pytest.raises(KeyboardInterrupt):
-        benchmark_engines(tiny_bundle, [OPENVINO, OPENVINO], [synthetic_image(64, 64)], 1, 1, stop)
+        benchmark_engines(tiny_bundle, [OPENVINO, OPENVINO], [synthetic_image(64, 64)], 1, 1, interrupt)
     assert len(started) == 2
     assert all(worker.process.returncode is not None for worker in started)
 
 
-def test_what_is_not_here_says_why(tiny_bundle: Path) -> None:
+def test_an_unavailable_engine_has_a_reason(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    without = replace(
-        bundle, checksums={name: digest for name, digest in bundle.checksums.items() if name != WEIGHTS_FILE}
-    )
-    ways, absent = bench.list_engine_configs(without)
-    assert "torch" not in {way.engine for way in ways}
-    assert "holds no weights.safetensors" in absent["torch"]
+    checksums = {name: digest for name, digest in bundle.checksums.items() if name != WEIGHTS_FILE}
+    configs, unavailable = bench.list_engine_configs(replace(bundle, checksums=checksums))
+    assert "torch" not in {config.engine for config in configs}
+    assert "weights.safetensors" in unavailable["torch"]
 
 
 @pytest.mark.skipif(not has_bf16(), reason="this CPU has no bf16")
-def test_a_format_that_the_export_refused_says_why(tiny_bundle: Path) -> None:
+def test_a_precision_that_the_export_refused_has_a_reason(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
-    far = replace(bundle, spec=bundle.spec.model_copy(update={"parity": {"openvino": {"f32": 1.0, "bf16": 0.9}}}))
-    ways, absent = bench.list_engine_configs(far)
-    assert EngineConfig("openvino", "cpu", "bf16") not in ways
-    assert "90.00% of an image's labels" in absent["openvino bf16"]
+    inexact = replace(bundle, spec=bundle.spec.model_copy(update={"parity": {"openvino": {"f32": 1.0, "bf16": 0.9}}}))
+    configs, unavailable = bench.list_engine_configs(inexact)
+    assert EngineConfig("openvino", "cpu", "bf16") not in configs
+    assert "90.00%" in unavailable["openvino bf16"]
 
 
 def test_an_image_is_resized(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.fromarray(synthetic_image(40, 50)).save(tmp_path / "mine.png")
     monkeypatch.setattr(bench, "list_engine_configs", lambda bundle: ([OPENVINO], {}))
-    assert "tiny, mine.png at 70x60" in run_bench(tiny_bundle, tmp_path / "mine.png", "70x60")[1]
+    measured, printed = run_bench(tiny_bundle, tmp_path / "mine.png", "70x60")
+    assert measured and "tiny, mine.png at 70x60" in printed
 
 
-def test_what_is_wrong_is_one_sentence(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_bad_arguments_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is no size"):
+    with pytest.raises(ConfigError, match="expected WIDTHxHEIGHT"):
         run_bench(tiny_bundle, size="640")
     for out in (tiny_bundle, tiny_bundle / "bench"):
-        with pytest.raises(ConfigError, match="is in a bundle, and its files are sealed"):
+        with pytest.raises(ConfigError, match="is in a bundle, whose files must not change"):
             run_bench(tiny_bundle, out=out)
-    with pytest.raises(ConfigError, match="is a file; name a folder"):
+    with pytest.raises(ConfigError, match="is a file; expected a folder"):
         run_bench(tiny_bundle, out=tmp_path / "file")
-    with pytest.raises(ConfigError, match="is a folder; name one image"):
+    with pytest.raises(ConfigError, match="is a folder; expected one image"):
         run_bench(tiny_bundle, tmp_path)
-    with pytest.raises(BundleError, match="holds no probe images"):
+    with pytest.raises(BundleError, match="contains no probe images"):
         bench.load_images(Bundle(tmp_path, open_bundle(tiny_bundle).spec), None)
+    assert_fails(run_maskserve("bench", tiny_bundle, "--size", "9", cwd=tmp_path), 2, "expected WIDTHxHEIGHT")
 
 
-def test_a_folder_with_models_of_its_own_does_no_harm(
+def test_packages_in_the_current_folder_are_not_imported(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong room')\n")
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert benchmark_engines(tiny_bundle, [OPENVINO], [synthetic_image(64, 64)], 1, 1)[0].error == ""
-
-
-def test_the_command_line(tiny_bundle: Path) -> None:
-    done = subprocess.run([MASKSERVE, "bench", tiny_bundle, "--size", "9"], capture_output=True, text=True)
-    assert done.returncode == 2 and "is no size" in done.stderr and "Traceback" not in done.stderr
-    listed = subprocess.run([MASKSERVE, "bench", "--help"], capture_output=True, text=True).stdout
-    assert all(option in listed for option in ("--size", "--rounds", "--threads", "--out"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from service.auth import hash_api_key
 from service.settings import Settings
-from tests.maskserve.test_cli import run_maskserve
+from tests.maskserve.command_line import run_maskserve
 
 
 def test_every_setting_is_listed(tmp_path: Path) -> None:
@@ -24,8 +24,8 @@ def test_what_cannot_be_served_is_said(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for words, sentence in (
         (["serve"], "Name the folder of a bundle"),
-        (["serve", str(tmp_path / "empty")], "is no bundle"),
-        (["serve", str(tmp_path / "nothing")], "is no bundle"),
+        (["serve", str(tmp_path / "empty")], "is not a bundle"),
+        (["serve", str(tmp_path / "nothing")], "is not a bundle"),
     ):
         refused = run_maskserve(*words, cwd=tmp_path)
         assert refused.returncode in (1, 2)

@@ -1,4 +1,4 @@
-"""The client against the real service: what it sends, and what it makes of the answers."""
+"""The client against a real service: the encoding of images, and the parsing of responses."""
 
 import asyncio
 import inspect
@@ -22,7 +22,7 @@ from models.bundle import open_bundle
 from models.imaging.decode import decode_image
 from models.inference.segmenter import Segmenter
 from models.outputs import OUTPUT_FORMATS
-from service.params import SegmentParams
+from service.request_parsing import SegmentParams
 from service.server_process import ROOT
 from tests.fixtures_bundles import synthetic_image
 from tests.models.imaging.test_icc import GAMMA_18, P3, make_profile, matrix_profile, press_profile
@@ -39,7 +39,7 @@ def segmenter(tiny_bundle: Path) -> Segmenter:
     return Segmenter.load(open_bundle(tiny_bundle))
 
 
-def test_every_kind_of_image(client: Client, segmenter: Segmenter, tmp_path: Path) -> None:
+def test_every_kind_of_image_can_be_sent(client: Client, segmenter: Segmenter, tmp_path: Path) -> None:
     image = synthetic_image(150, 210)
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
@@ -48,7 +48,7 @@ def test_every_kind_of_image(client: Client, segmenter: Segmenter, tmp_path: Pat
         np.testing.assert_array_equal(client.segment(sent).labels, expected)
 
 
-def test_what_a_mask_holds(client: Client, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_the_fields_of_a_mask(client: Client, tiny_bundle: Path, tmp_path: Path) -> None:
     mask = client.segment(synthetic_image(40, 60))
     bundle = open_bundle(tiny_bundle)
     assert mask.labels.dtype == np.uint8 and mask.labels.shape == (40, 60)
@@ -60,11 +60,11 @@ def test_what_a_mask_holds(client: Client, tiny_bundle: Path, tmp_path: Path) ->
         np.testing.assert_array_equal(np.asarray(saved), mask.labels)
 
 
-MODE_FORMATS = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG"}  # of the others, TIFF
+MODE_FORMATS = {"1": "PNG", "L": "PNG", "LA": "PNG", "P": "PNG", "RGB": "PNG", "RGBA": "PNG"}  # the others: TIFF
 
 
 def encode_mode(mode: str, **options: Any) -> bytes:
-    """Of all that the mode can say; transparency where it has some."""
+    """An image file of a mode, with many values of each channel, transparency included."""
     rgba = np.dstack([synthetic_image(30, 50), np.linspace(0, 255, 1500).reshape(30, 50).astype(np.uint8)])
     image = Image.fromarray(rgba, "RGBA")
     if mode.startswith("I;16"):
@@ -83,55 +83,57 @@ def encode_mode(mode: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I", "F", "I;16", "I;16B"]
 )
-def test_a_pillow_image_is_read_as_the_file_that_it_is_of(mode: str, near: bool) -> None:
+def test_a_pillow_image_is_decoded_as_its_file(mode: str, local: bool) -> None:
     file = encode_mode(mode)
     image = Image.open(io.BytesIO(file))
     assert image.mode == mode
     expected = decode_image(file)
     assert len(np.unique(expected)) > (1 if mode == "1" else 50)
-    np.testing.assert_array_equal(decode_image(to_request_body(image, near)), expected)
-    np.testing.assert_array_equal(decode_image(to_request_body(image.crop((5, 5, 40, 20)), near)), expected[5:20, 5:40])
+    np.testing.assert_array_equal(decode_image(to_request_body(image, local)), expected)
+    np.testing.assert_array_equal(
+        decode_image(to_request_body(image.crop((5, 5, 40, 20)), local)), expected[5:20, 5:40]
+    )
 
 
 @pytest.mark.parametrize(
-    ("mode", "of", "most"),
+    ("mode", "file_mode", "tolerance"),
     [("La", "LA", 1), ("RGBa", "RGBA", 1), ("RGBX", "RGB", 0), ("HSV", "RGB", 8), ("I;16L", "I;16", 0), ("I;16N", "I;16", 0)],
 )  # fmt: skip
-def test_a_mode_that_no_file_has_is_read_as_its_like(mode: str, of: str, most: int) -> None:
-    """`most`: levels by which Pillow's own conversion to the mode and back changes a colour."""
-    file = encode_mode(of)
+def test_a_mode_without_a_file_format_is_converted(mode: str, file_mode: str, tolerance: int) -> None:
+    """`tolerance`: levels by which Pillow's conversion to the mode and back changes a color."""
+    file = encode_mode(file_mode)
     image = Image.open(io.BytesIO(file))
     image = Image.frombytes(mode, image.size, image.tobytes()) if mode.startswith("I;16") else image.convert(mode)
-    assert np.abs(decode_image(to_request_body(image, near=True)).astype(int) - decode_image(file)).max() <= most
+    assert np.abs(decode_image(to_request_body(image, local=True)).astype(int) - decode_image(file)).max() <= tolerance
 
 
-def test_every_mode_that_pillow_has_is_known() -> None:
+def test_every_mode_of_pillow_is_supported() -> None:
     assert set(FILE_MODES) == set(Image.MODES)
 
 
 def test_an_unknown_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(FILE_MODES, "HSV")
-    with pytest.raises(ValueError, match="of the mode HSV; convert it to RGB"):
-        to_request_body(Image.new("HSV", (4, 4)), near=True)
+    with pytest.raises(ValueError, match=r"mode HSV, which is not supported. Convert it to RGB"):
+        to_request_body(Image.new("HSV", (4, 4)), local=True)
 
 
-PROFILES = {"CMYK": press_profile(), "L": make_profile(b"GRAY", {b"kTRC": GAMMA_18})}  # of the others, Display P3
+PROFILES = {"CMYK": press_profile(), "L": make_profile(b"GRAY", {b"kTRC": GAMMA_18})}  # the others: Display P3
 
 
-@pytest.mark.parametrize("near", [True, False])
+@pytest.mark.parametrize("local", [True, False])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "YCbCr"])
-def test_a_pillow_image_keeps_its_colour_profile(mode: str, near: bool) -> None:
+def test_a_pillow_image_keeps_its_color_profile(mode: str, local: bool) -> None:
     file = encode_mode(mode, icc_profile=PROFILES.get(mode, matrix_profile(P3)))
     expected = decode_image(file)
-    assert (expected != decode_image(encode_mode(mode))).any()  # it says something
-    np.testing.assert_array_equal(decode_image(to_request_body(Image.open(io.BytesIO(file)), near)), expected)
+    assert (expected != decode_image(encode_mode(mode))).any()  # the profile changes the pixels
+    np.testing.assert_array_equal(decode_image(to_request_body(Image.open(io.BytesIO(file)), local)), expected)
 
 
-def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: Segmenter) -> None:
+def test_the_orientation_of_a_pillow_image_is_not_sent(client: Client, segmenter: Segmenter) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for format in ("JPEG", "PNG", "WEBP"):
@@ -140,16 +142,16 @@ def test_a_pillow_image_is_sent_as_its_pixels_stand(client: Client, segmenter: S
         image = Image.open(buffer)
         expected = segmenter.segment(np.array(image)).labels
         np.testing.assert_array_equal(client.segment(image).labels, expected)
-        assert client.segment(buffer.getvalue()).labels.shape == (50, 30)  # a file is turned upright
+        assert client.segment(buffer.getvalue()).labels.shape == (50, 30)  # a file is rotated upright
 
 
-def test_overlay_models_ready(client: Client) -> None:
+def test_overlay_models_and_is_ready(client: Client) -> None:
     assert decode_image(client.overlay(synthetic_image(40, 60), alpha=0.3)).shape == (40, 60, 3)
     assert client.models()[0]["name"] == "tiny"
     assert client.is_ready()
 
 
-def test_the_confidence_comes_with_the_mask(client: Client, segmenter: Segmenter) -> None:
+def test_the_confidence_is_in_the_mask(client: Client, segmenter: Segmenter) -> None:
     image = synthetic_image(90, 70)
     prediction = segmenter.segment(image, confidence=True)
     mask = client.segment(image, confidence=True)
@@ -160,7 +162,7 @@ def test_the_confidence_comes_with_the_mask(client: Client, segmenter: Segmenter
     assert client.segment(image).confidence is None
 
 
-def test_what_is_left_out_is_void(client: Client) -> None:
+def test_excluded_pixels_are_unlabeled(client: Client) -> None:
     image = synthetic_image(90, 70)
     mask = client.segment(image)
     name = next(iter(mask.class_fractions()))
@@ -171,13 +173,14 @@ def test_what_is_left_out_is_void(client: Client) -> None:
     assert (client.segment(image, min_confidence=1).labels == 255).all()
 
 
-def test_shares_and_where_the_time_went(client: Client) -> None:
+def test_fractions_and_timing(client: Client) -> None:
     mask = client.segment(synthetic_image(90, 70))
-    shares = mask.class_fractions()
-    assert sum(shares.values()) == pytest.approx(1) and list(shares.values()) == sorted(shares.values(), reverse=True)
+    fractions = mask.class_fractions()
+    assert sum(fractions.values()) == pytest.approx(1)
+    assert list(fractions.values()) == sorted(fractions.values(), reverse=True)
     for label, entry in enumerate(mask.classes):
-        assert shares.get(entry["name"], 0) == np.mean(mask.labels == label)
-    assert f"70 x 90 by {mask.model}: {next(iter(shares))}" in repr(mask)
+        assert fractions.get(entry["name"], 0) == np.mean(mask.labels == label)
+    assert f"70 x 90 by {mask.model}: {next(iter(fractions))}" in repr(mask)
     assert list(mask.timing) == ["read", "queue", "decode", "infer", "encode"] and mask.timing["infer"] > 0
     assert len(mask.request_id) == 16
 
@@ -187,95 +190,101 @@ def test_a_batch_has_a_mask_or_an_error_for_each(client: Client) -> None:
     first, bad, last = client.segment_batch(sent, confidence=True)
     assert isinstance(bad, InvalidImageError) and bad.kind == "unsupported-format"
     for mask, image in ((first, sent[0]), (last, sent[2])):
-        alone = client.segment(image, confidence=True)
+        expected = client.segment(image, confidence=True)
         assert isinstance(mask, Mask) and mask.confidence is not None and mask.image is image
-        np.testing.assert_array_equal(mask.labels, alone.labels)
-        np.testing.assert_array_equal(mask.confidence, alone.confidence)
-        assert (mask.classes, mask.model) == (alone.classes, alone.model)
+        np.testing.assert_array_equal(mask.labels, expected.labels)
+        np.testing.assert_array_equal(mask.confidence, expected.confidence)
+        assert (mask.classes, mask.model) == (expected.classes, expected.model)
 
 
 @pytest.mark.parametrize("format", OUTPUT_FORMATS)
-def test_any_format_as_it_comes(client: Client, service_url: str, format: str) -> None:
+def test_segment_bytes_returns_the_response(client: Client, service_url: str, format: str) -> None:
     image = Path(__file__).parents[3] / "docs" / "demo.png"
-    asked = {"format": format, "classes": "class 0,class 1", "alpha": 0, "masks": "polygons", "simplify": 2}
-    expected = httpx.post(f"{service_url}/v1/segment", params=asked, content=image.read_bytes(), timeout=60)
-    rest = {name: asked[name] for name in ("alpha", "masks", "simplify")}
-    assert client.segment_bytes(image, format, classes=("class 0", "class 1"), **rest) == expected.content
+    params: dict[str, Any] = {
+        "format": format,
+        "classes": "class 0,class 1",
+        "alpha": 0,
+        "masks": "polygons",
+        "simplify": 2,
+    }
+    expected = httpx.post(f"{service_url}/v1/segment", params=params, content=image.read_bytes(), timeout=60)
+    options = {name: params[name] for name in ("alpha", "masks", "simplify")}
+    assert client.segment_bytes(image, format, classes=("class 0", "class 1"), **options) == expected.content
 
 
-def test_what_is_in_it_described(client: Client) -> None:
+def test_segment_json(client: Client) -> None:
     image = synthetic_image(40, 60)
     for masks, key in (("rle", "rle"), ("polygons", "polygons")):
         assert all(key in entry for entry in client.segment_json(image, masks)["classes"])
-    told = client.segment_json(image, "none", confidence=True)
-    assert (told["height"], told["width"]) == (40, 60) and "confidence" in told
-    shares = {entry["name"]: entry["fraction"] for entry in told["classes"]}
-    assert shares == pytest.approx(client.segment(image).class_fractions())
+    result = client.segment_json(image, "none", confidence=True)
+    assert (result["height"], result["width"]) == (40, 60) and "confidence" in result
+    fractions = {entry["name"]: entry["fraction"] for entry in result["classes"]}
+    assert fractions == pytest.approx(client.segment(image).class_fractions())
 
 
-def test_what_is_not_sent_is_what_the_service_takes_for_it() -> None:
+def test_the_defaults_are_the_services() -> None:
     defaults = {name: field.default for name, field in SegmentParams.model_fields.items()}
     assert defaults == {**DEFAULT_PARAMS, "classes": ()}
 
 
-def test_both_clients_have_the_same_calls() -> None:
-    def calls(kind: type) -> dict[str, inspect.Signature]:
-        named = {name: each for name, each in vars(kind).items() if inspect.isfunction(each) and name[0] != "_"}
-        return {name: inspect.signature(each) for name, each in named.items()}
+def test_both_clients_have_the_same_methods() -> None:
+    def signatures(client: type) -> dict[str, inspect.Signature]:
+        methods = {name: value for name, value in vars(client).items() if inspect.isfunction(value) and name[0] != "_"}
+        return {name: inspect.signature(method) for name, method in methods.items()}
 
-    assert calls(Client) == calls(AsyncClient) and len(calls(Client)) == 9
+    assert signatures(Client) == signatures(AsyncClient) and len(signatures(Client)) == 9
 
 
-def test_awaited_answers_are_the_same(client: Client, service_url: str, tmp_path: Path) -> None:
+def test_the_async_client_returns_the_same(client: Client, service_url: str, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(synthetic_image(40, 60)).save(path)
 
-    async def ask() -> list[Mask]:
-        async with AsyncClient(service_url) as waiting:
-            assert await waiting.is_ready() and (await waiting.model("tiny"))["name"] == "tiny"
-            return await asyncio.gather(*(waiting.segment(path, confidence=True) for _ in range(5)))
+    async def segment() -> list[Mask]:
+        async with AsyncClient(service_url) as async_client:
+            assert await async_client.is_ready() and (await async_client.model("tiny"))["name"] == "tiny"
+            return await asyncio.gather(*(async_client.segment(path, confidence=True) for _ in range(3)))
 
     expected = client.segment(path, confidence=True)
-    for mask in asyncio.run(ask()):
+    for mask in asyncio.run(segment()):
         np.testing.assert_array_equal(mask.labels, expected.labels)
         np.testing.assert_array_equal(mask.confidence, expected.confidence)
 
 
 def test_threads_share_a_client(client: Client) -> None:
-    images = [synthetic_image(30 + number, 50, seed=number) for number in range(12)]
-    with ThreadPoolExecutor(6) as pool:
+    images = [synthetic_image(30 + number, 50, seed=number) for number in range(6)]
+    with ThreadPoolExecutor(3) as pool:
         masks = list(pool.map(client.segment, images))
     for image, mask in zip(images, masks, strict=True):
         np.testing.assert_array_equal(mask.labels, client.segment(image).labels)
 
 
-@pytest.mark.parametrize("near", [True, False])
-def test_pixels_go_without_loss_near_and_far(near: bool) -> None:
+@pytest.mark.parametrize("local", [True, False])
+def test_pixels_are_sent_losslessly(local: bool) -> None:
     small, large, long = synthetic_image(30, 50), synthetic_image(1700, 1700), np.zeros((1, 16384, 3), np.uint8)
     kinds = {}
     for name, image in (("small", small), ("large", large), ("long", long)):
-        sent = to_request_body(image, near)
+        sent = to_request_body(image, local)
         np.testing.assert_array_equal(decode_image(sent), image)
         kinds[name] = Image.open(io.BytesIO(sent)).format
-    # Bytes cost nothing near, but a body has a limit.
+    # To this machine bytes cost nothing, but the service limits a body.
     assert kinds == (
-        {"small": "BMP", "large": "WEBP", "long": "BMP"} if near else {"small": "WEBP", "large": "WEBP", "long": "PNG"}
+        {"small": "BMP", "large": "WEBP", "long": "BMP"} if local else {"small": "WEBP", "large": "WEBP", "long": "PNG"}
     )
 
 
 @pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
-def test_other_arrays_are_refused_here(client: Client, array: np.ndarray) -> None:
+def test_other_arrays_are_refused(client: Client, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="send uint8 of H x W x 3, RGB"):
         client.segment(array)
 
 
 @pytest.mark.parametrize("wrong", [None, 7, ["a.jpg"]])
-def test_what_is_no_image_at_all(client: Client, wrong: object) -> None:
+def test_other_types_are_refused(client: Client, wrong: object) -> None:
     with pytest.raises(TypeError, match=f"is a {type(wrong).__name__}; send a path, bytes"):
         client.segment(wrong)  # type: ignore[arg-type]
 
 
-def test_the_client_stands_alone() -> None:
+def test_the_client_imports_no_other_package() -> None:
     check = (
         "import sys, maskserve.client; sys.exit(bool({'models', 'service', 'training', 'pydantic'} & set(sys.modules)))"
     )

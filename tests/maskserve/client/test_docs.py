@@ -1,4 +1,4 @@
-"""The documentation's Python, run as it stands against a real service; only the address and the class names differ."""
+"""Runs the Python examples of the documentation against a real service, with its address and class names."""
 
 import re
 from pathlib import Path
@@ -16,12 +16,12 @@ EXAMPLES = [
 ]
 
 
-def test_there_are_examples() -> None:
+def test_all_examples_are_found() -> None:
     assert len(EXAMPLES) == 4
 
 
 @pytest.mark.parametrize(
-    ("page", "code"), EXAMPLES, ids=[f"{page} {place}" for place, (page, _) in enumerate(EXAMPLES)]
+    ("page", "code"), EXAMPLES, ids=[f"{page} {index}" for index, (page, _) in enumerate(EXAMPLES)]
 )
 def test_an_example_runs(
     page: str,

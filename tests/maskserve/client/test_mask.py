@@ -1,4 +1,4 @@
-"""What people see of a mask: the overlay that is made here, and what a notebook shows."""
+"""How a mask is displayed: the local overlay, and the image for notebooks."""
 
 import io
 from pathlib import Path
@@ -21,14 +21,14 @@ def encode_image(image: np.ndarray, format: str = "PNG", **options: object) -> b
 
 
 def encode_rotated(format: str = "JPEG", orientation: int = 6, image: np.ndarray | None = None) -> bytes:
-    """120 x 160 pixels that EXIF orientations from 5 on turn to 160 x 120."""
+    """An image of 120 x 160 pixels; EXIF orientations from 5 on rotate it to 160 x 120."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encode_image(synthetic_image(120, 160) if image is None else image, format, exif=exif)
 
 
 def make_mask(image: ImageLike | None, height: int, width: int) -> Mask:
-    """Stripes of three classes and of void."""
+    """Stripes of three classes and of unlabeled pixels."""
     labels = np.repeat(np.array([0, 1, 2, 255], np.uint8), -(-width // 4))[None, :width].repeat(height, 0)
     palette = np.zeros((256, 3), np.uint8)
     palette[:3] = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -60,34 +60,34 @@ def grey16() -> np.ndarray:
     ids=[
         "png",
         "jpeg",
-        "turned jpeg",
-        "turned png",
-        "turned webp",
+        "rotated jpeg",
+        "rotated png",
+        "rotated webp",
         "16 bits",
-        "turned 16 bits",
+        "rotated 16 bits",
         *(f"tiff {orientation}" for orientation in range(1, 9)),
     ],
 )
-def test_the_overlay_is_the_services(sent: bytes, alpha: float) -> None:
+def test_the_overlay_equals_the_services(sent: bytes, alpha: float) -> None:
     image = decode_image(sent)
     mask = make_mask(sent, *image.shape[:2])
-    expected = blend(image, mask.labels, [tuple(colour) for colour in mask.palette.tolist()], alpha)
+    expected = blend(image, mask.labels, [tuple(color) for color in mask.palette.tolist()], alpha)
     assert np.abs(np.asarray(mask.overlay(alpha)).astype(int) - expected).max() <= 1
 
 
-def test_every_kind_of_image_is_opened_again(tmp_path: Path) -> None:
+def test_every_kind_of_image_is_displayed(tmp_path: Path) -> None:
     image = synthetic_image(120, 160)
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     expected = np.asarray(make_mask(image, 120, 160).overlay())
     content = path.read_bytes()
     for sent in (path, str(path), content, bytearray(content), memoryview(content), Image.fromarray(image)):
-        assert notebook_image(make_mask(sent, 120, 160)).mode == "RGB"  # alone, the colours are a palette's
+        assert notebook_image(make_mask(sent, 120, 160)).mode == "RGB"  # without the image it would be P
         np.testing.assert_array_equal(np.asarray(make_mask(sent, 120, 160).overlay()), expected)
 
 
 @pytest.mark.parametrize("mode", sorted(FILE_MODES))
-def test_every_mode_of_a_pillow_image_is_shown(mode: str) -> None:
+def test_every_mode_of_a_pillow_image_is_displayed(mode: str) -> None:
     image = Image.new(mode, (160, 120))
     assert (
         make_mask(image, 120, 160).overlay(0).getcolors() is not None
@@ -95,7 +95,7 @@ def test_every_mode_of_a_pillow_image_is_shown(mode: str) -> None:
     )
 
 
-def test_a_big_endian_image_is_shown_scaled() -> None:
+def test_a_big_endian_image_is_displayed_scaled() -> None:
     grey = grey16()
     sent = [Image.fromarray(grey.astype(order)) for order in ("<u2", ">u2")]
     assert [image.mode for image in sent] == ["I;16", "I;16B"]
@@ -104,28 +104,28 @@ def test_a_big_endian_image_is_shown_scaled() -> None:
     np.testing.assert_array_equal(big[..., 0], synthetic_image(120, 160)[..., 0])
 
 
-def test_transparent_is_white() -> None:
+def test_transparency_is_displayed_as_white() -> None:
     clear = Image.new("RGBA", (160, 120), (9, 9, 9, 0))
     assert make_mask(clear, 120, 160).overlay(0).getcolors() == [(120 * 160, (255, 255, 255))]
 
 
-def test_a_pillow_image_is_shown_as_its_pixels_stand() -> None:
-    image = Image.open(io.BytesIO(encode_rotated()))  # it was sent like that, see test_client.py
+def test_a_pillow_image_is_displayed_without_its_orientation() -> None:
+    image = Image.open(io.BytesIO(encode_rotated()))  # as it was sent, see test_client.py
     assert make_mask(image, 120, 160).overlay().size == (160, 120)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_a_large_image_is_shown_reduced(format: str) -> None:
+def test_a_large_image_is_displayed_reduced(format: str) -> None:
     sent = np.zeros((1500, 4000, 3), np.uint8)
     image = notebook_image(make_mask(encode_image(sent, format), 1500, 4000))
     assert image.size == (1024, 384)
-    colours = [image.getpixel((x, 200)) for x in (128, 384, 640, 896)]
-    assert colours == [(128, 0, 0), (0, 128, 0), (0, 0, 128), (0, 0, 0)] or colours == [
+    colors = [image.getpixel((x, 200)) for x in (128, 384, 640, 896)]
+    assert colors == [(128, 0, 0), (0, 128, 0), (0, 0, 128), (0, 0, 0)] or colors == [
         (127, 0, 0), (0, 127, 0), (0, 0, 127), (0, 0, 0),
     ]  # fmt: skip
 
 
-def test_a_large_image_that_is_turned() -> None:
+def test_a_large_rotated_image() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     sent = encode_image(np.zeros((1500, 4000, 3), np.uint8), "JPEG", exif=exif)
@@ -143,26 +143,26 @@ def test_a_large_image_that_is_turned() -> None:
         Image.new("F", (60, 40)),
         encode_image(synthetic_image(120, 160))[:900],
     ],
-    ids=["nothing", "text", "gone", "other size", "other array", "other image", "cut"],
+    ids=["none", "text", "missing", "other size", "other array", "other image", "truncated"],
 )
-def test_the_colours_alone_where_the_image_cannot_be_had(sent: ImageLike | None) -> None:
+def test_without_the_image_only_the_colors_are_displayed(sent: ImageLike | None) -> None:
     mask = make_mask(sent, 120, 160)
     image = notebook_image(mask).convert("RGBA")
     assert image.size == (160, 120)
     assert [image.getpixel((x, 60)) for x in (20, 60, 100, 140)] == [
         (255, 0, 0, 255), (0, 255, 0, 255), (0, 0, 255, 255), (0, 0, 0, 0),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="cannot be opened here any more"):
+    with pytest.raises(ValueError, match="cannot be opened any more"):
         mask.overlay()
 
 
-def test_a_large_mask_alone_is_reduced_without_new_labels() -> None:
+def test_a_large_mask_is_reduced_without_new_labels() -> None:
     image = notebook_image(make_mask(None, 1500, 4000))
     assert image.mode == "P" and image.size == (1024, 384)
     assert {label for _, label in image.getcolors()} == {0, 1, 2, 255}
 
 
-def test_what_was_sent_is_held_and_not_copied(service_url: str) -> None:
+def test_the_sent_image_is_kept_and_not_copied(service_url: str) -> None:
     image = synthetic_image(40, 60)
     with Client(service_url) as client:
         mask = client.segment(image)
@@ -171,6 +171,6 @@ def test_what_was_sent_is_held_and_not_copied(service_url: str) -> None:
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
-def test_alpha_is_a_share(alpha: float) -> None:
+def test_alpha_must_be_from_0_to_1(alpha: float) -> None:
     with pytest.raises(ValueError, match="from 0 to 1"):
         make_mask(synthetic_image(120, 160), 120, 160).overlay(alpha)

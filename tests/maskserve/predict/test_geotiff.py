@@ -1,4 +1,4 @@
-"""GeoTIFF in, GeoTIFF out, by windows: the same labels as of the whole image."""
+"""GeoTIFFs, segmented in windows: the same labels as for the whole image."""
 
 from pathlib import Path
 from typing import Any
@@ -24,27 +24,21 @@ from models.spec import BundleSpec, InputRule
 from tests.fixtures_bundles import synthetic_image
 from tests.maskserve.predict.test_resume import limit_file_size
 from tests.maskserve.predict_helpers import read_rows, run_predict, write_images
-from tests.service.tiny_bundle import write_tiny_bundle
 
 TRANSFORM = rasterio.Affine(10, 0, 500_000, 0, -10, 5_400_000)
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "small")
-
-
-def write_raster(file: Path, bands: np.ndarray, **told: Any) -> Path:
-    """A raster of bands B x H x W, in UTM 33."""
+def write_raster(file: Path, bands: np.ndarray, **options: Any) -> Path:
+    """Write a raster of bands B x H x W, in UTM 33."""
     count, height, width = bands.shape
-    told = {"crs": "EPSG:32633", "transform": TRANSFORM, **told}
-    with rasterio.open(file, "w", "GTiff", width, height, count, dtype=bands.dtype, **told) as raster:
+    options = {"crs": "EPSG:32633", "transform": TRANSFORM, **options}
+    with rasterio.open(file, "w", "GTiff", width, height, count, dtype=bands.dtype, **options) as raster:
         raster.write(bands)
     return file
 
 
-def read_mask(target: Path, name: str = "scene") -> Labels:
-    with rasterio.open(target / f"{name}.tif") as raster:
+def read_mask(folder: Path, name: str = "scene") -> Labels:
+    with rasterio.open(folder / f"{name}.tif") as raster:
         return np.asarray(raster.read(1))
 
 
@@ -52,21 +46,22 @@ def segment_whole(bundle: Path, image: np.ndarray, confidence: bool = False) -> 
     return Segmenter.load(open_bundle(bundle)).segment(np.ascontiguousarray(image), confidence)
 
 
-@pytest.mark.parametrize("size", [(300, 500), (1100, 1500), (2050, 700), (600, 2500)])
-def test_windows_give_what_the_whole_gives(size: tuple[int, int], bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [(300, 500), (1100, 1500), (600, 2500)])
+def test_the_labels_equal_those_of_the_whole_image(size: tuple[int, int], bundle: Path, tmp_path: Path) -> None:
     image = synthetic_image(*size)
     write_raster(tmp_path / "scene.tif", image.transpose(2, 0, 1))
-    done, _ = run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
-    assert done
-    wanted = segment_whole(bundle, image).labels
-    assert (read_mask(tmp_path / "out") == wanted).all()
+    complete, _ = run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
+    assert complete
+    expected = segment_whole(bundle, image).labels
+    assert (read_mask(tmp_path / "out") == expected).all()
     (row,) = read_rows(tmp_path / "out")
     assert (row["height"], row["width"], row["mask"]) == (*size, "scene.tif")
-    shares = {entry["label"]: entry["fraction"] for entry in row["classes"]}
-    assert shares == {label: pytest.approx((wanted == label).mean(), abs=1e-6) for label in np.unique(wanted).tolist()}
+    fractions = {entry["label"]: entry["fraction"] for entry in row["classes"]}
+    labels = np.unique(expected).tolist()
+    assert fractions == {label: pytest.approx((expected == label).mean(), abs=1e-6) for label in labels}
 
 
-def test_the_mask_lies_where_the_scene_does(bundle: Path, tmp_path: Path) -> None:
+def test_the_mask_has_the_georeference_of_the_raster(bundle: Path, tmp_path: Path) -> None:
     write_raster(tmp_path / "scene.tif", synthetic_image(700, 900).transpose(2, 0, 1))
     run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
     with rasterio.open(tmp_path / "out" / "scene.tif") as raster:
@@ -79,32 +74,32 @@ def test_the_mask_lies_where_the_scene_does(bundle: Path, tmp_path: Path) -> Non
 
 
 def test_bands_scale_and_no_data(bundle: Path, tmp_path: Path) -> None:
-    """As Sentinel-2's: near infrared first, reflectance times 10,000, 0 where nothing was seen."""
+    """As in Sentinel-2: near infrared first, reflectance times 10,000, 0 is no data."""
     image = synthetic_image(900, 1300)
     bands = np.concatenate([np.full((1, 900, 1300), 7), image.transpose(2, 0, 1)[::-1].astype(int) * 40 + 1])
     bands[:, 100:300, 200:500] = 0
-    bands[1, 400, 400] = 0  # black in one band is a colour
+    bands[1, 400, 400] = 0  # 0 in a single band is a value
     write_raster(tmp_path / "scene.tif", bands.astype(np.uint16), nodata=0)
-    asked: dict[str, Any] = {"format": "geotiff", "bands": (4, 3, 2), "scale": (0.0, 10201.0)}
-    run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", **asked)
-    seen = (bands[[3, 2, 1]].clip(0, 10201) * (255 / 10201) + 0.5).astype(np.uint8).transpose(1, 2, 0)
-    wanted = segment_whole(bundle, seen).labels
-    wanted[100:300, 200:500] = 255
-    found = read_mask(tmp_path / "out")
-    assert (found == 255).sum() == 200 * 300
-    assert (found == wanted).mean() > 0.9999  # float32 and float64 round a sample in a million otherwise
-    seal = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0]
-    assert '"bands":[4,3,2],"scale":[0.0,10201.0]' in seal
-    with pytest.raises(RunError, match=r"holds masks of bands 4,3,2, and now 1,2,3"):
+    options: dict[str, Any] = {"format": "geotiff", "bands": (4, 3, 2), "scale": (0.0, 10201.0)}
+    run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", **options)
+    image = (bands[[3, 2, 1]].clip(0, 10201) * (255 / 10201) + 0.5).astype(np.uint8).transpose(1, 2, 0)
+    expected = segment_whole(bundle, image).labels
+    expected[100:300, 200:500] = 255
+    labels = read_mask(tmp_path / "out")
+    assert (labels == 255).sum() == 200 * 300
+    assert (labels == expected).mean() > 0.9999  # float32 and float64 round a sample in a million differently
+    header = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0]
+    assert '"bands":[4,3,2],"scale":[0.0,10201.0]' in header
+    with pytest.raises(RunError, match=r"contains masks with bands 4,3,2; this run has 1,2,3"):
         run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff", scale=(0.0, 10201.0))
 
 
-def test_sixteen_bits_are_scaled_as_in_ordinary_images(bundle: Path, tmp_path: Path) -> None:
+def test_16_bits_are_scaled_as_in_other_images(bundle: Path, tmp_path: Path) -> None:
     bands = synthetic_image(200, 300).transpose(2, 0, 1).astype(np.uint16) * 200
     write_raster(tmp_path / "scene.tif", bands)
     run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
-    seen = (bands * np.float32(255 / 65535) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0)
-    assert (read_mask(tmp_path / "out") == segment_whole(bundle, seen).labels).mean() > 0.9999
+    image = (bands * np.float32(255 / 65535) + np.float32(0.5)).astype(np.uint8).transpose(1, 2, 0)
+    assert (read_mask(tmp_path / "out") == segment_whole(bundle, image).labels).mean() > 0.9999
 
 
 def test_nan_and_alpha_are_no_data(bundle: Path, tmp_path: Path) -> None:
@@ -114,17 +109,17 @@ def test_nan_and_alpha_are_no_data(bundle: Path, tmp_path: Path) -> None:
     write_raster(tmp_path / "floats.tif", floats)
     alpha = np.full((1, 150, 200), 255, np.uint8)
     alpha[:, 20:40, 30:60] = 0
-    told = {"photometric": "rgb", "alpha": "yes"}
-    write_raster(tmp_path / "alpha.tif", np.concatenate([image.transpose(2, 0, 1), alpha]), **told)
-    asked: dict[str, Any] = {"format": "geotiff", "scale": (0.0, 255.0)}
-    assert run_predict(bundle, tmp_path / "floats.tif", tmp_path / "alpha.tif", out=tmp_path / "out", **asked)[0]
-    void = np.zeros((150, 200), np.bool_)
-    void[20:40, 30:60] = True
+    layout = {"photometric": "rgb", "alpha": "yes"}
+    write_raster(tmp_path / "alpha.tif", np.concatenate([image.transpose(2, 0, 1), alpha]), **layout)
+    options: dict[str, Any] = {"format": "geotiff", "scale": (0.0, 255.0)}
+    assert run_predict(bundle, tmp_path / "floats.tif", tmp_path / "alpha.tif", out=tmp_path / "out", **options)[0]
+    nodata = np.zeros((150, 200), np.bool_)
+    nodata[20:40, 30:60] = True
     for name in ("floats", "alpha"):
-        assert ((read_mask(tmp_path / "out", name) == 255) == void).all(), name
+        assert ((read_mask(tmp_path / "out", name) == 255) == nodata).all(), name
 
 
-def test_classes_and_confidence_are_left_out_as_in_images(bundle: Path, tmp_path: Path) -> None:
+def test_classes_and_confidence_are_filtered_as_in_images(bundle: Path, tmp_path: Path) -> None:
     image = synthetic_image(1100, 1200)
     write_raster(tmp_path / "scene.tif", image.transpose(2, 0, 1))
     options = OutputOptions(classes=("class 1", "class 2"), min_confidence=0.6)
@@ -135,30 +130,30 @@ def test_classes_and_confidence_are_left_out_as_in_images(bundle: Path, tmp_path
     assert ((read_mask(tmp_path / "out") == np.where(kept, prediction.labels, 255)).mean()) > 0.9999
 
 
-def test_what_is_no_raster_has_its_reason(bundle: Path, tmp_path: Path) -> None:
+def test_an_unusable_raster_gets_a_row_with_the_reason(bundle: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 1)
     write_raster(tmp_path / "in" / "two.tif", np.zeros((2, 30, 30), np.uint8))
     write_raster(tmp_path / "in" / "signed.tif", np.zeros((3, 30, 30), np.int16))
     write_raster(tmp_path / "in" / "good.tif", synthetic_image(30, 40).transpose(2, 0, 1))
     (tmp_path / "in" / "cut.tif").write_bytes((tmp_path / "in" / "good.tif").read_bytes()[:-900])
-    done, _ = run_predict(bundle, tmp_path / "in", out=tmp_path / "out", format="geotiff")
-    assert not done
+    complete, _ = run_predict(bundle, tmp_path / "in", out=tmp_path / "out", format="geotiff")
+    assert not complete
     reasons = {Path(row["path"]).name: row.get("error", "") for row in read_rows(tmp_path / "out")}
-    assert "0000.png: this is no GeoTIFF; without --format geotiff" in reasons["0000.png"]
-    assert "this is no GeoTIFF that can be read" in reasons["cut.tif"]
-    assert "it has 2 bands, and --bands asks for 1,2,3." in reasons["two.tif"]
-    assert "its samples are int16: say with --scale LOW,HIGH" in reasons["signed.tif"]
+    assert "0000.png: not a GeoTIFF. Other image formats need another --format." in reasons["0000.png"]
+    assert "the GeoTIFF cannot be read" in reasons["cut.tif"]
+    assert "the raster has 2 bands; --bands is 1,2,3." in reasons["two.tif"]
+    assert "the samples are int16: give the values of black and white with --scale LOW,HIGH" in reasons["signed.tif"]
     assert not reasons["good.tif"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["good.tif"]
 
 
-def test_what_a_raster_cannot_be_asked(bundle: Path, tmp_path: Path) -> None:
+def test_options_that_rasters_do_not_support(bundle: Path, tmp_path: Path) -> None:
     write_raster(tmp_path / "scene.tif", synthetic_image(30, 40).transpose(2, 0, 1))
-    with pytest.raises(ConfigError, match="leave --min-area out"):
+    with pytest.raises(ConfigError, match="omit --min-area"):
         run_predict(
             bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff", options=OutputOptions(min_area=9)
         )
-    with pytest.raises(ConfigError, match="a service takes whole images alone"):
+    with pytest.raises(ConfigError, match="a service accepts only whole images"):
         run_predict("http://127.0.0.1:1", tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
     spec = open_bundle(bundle).spec
     with bundle_writer(tmp_path / "fit") as new:
@@ -166,7 +161,7 @@ def test_what_a_raster_cannot_be_asked(bundle: Path, tmp_path: Path) -> None:
             (new / file).write_bytes((bundle / file).read_bytes())
         fit = BundleSpec(**{**spec.model_dump(), "input": InputRule(rule="fit", side=64)})
         (new / SPEC_FILE).write_text(fit.model_dump_json())
-    with pytest.raises(EngineError, match="windows of a raster need a bundle of the rule 'native'"):
+    with pytest.raises(EngineError, match="'native'"):
         run_predict(tmp_path / "fit", tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
     assert not (tmp_path / "out").exists()
 
@@ -176,7 +171,7 @@ def test_a_full_disk_leaves_no_raster(bundle: Path, tmp_path: Path) -> None:
     write_raster(tmp_path / "scene.tif", noise)
     with (
         limit_file_size(20_000),
-        pytest.raises(RunError, match=r"scene.tif cannot be written .*the same command goes on"),
+        pytest.raises(RunError, match=r"scene.tif cannot be written .*the same command resumes"),
     ):
         run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff")
     assert not (tmp_path / "out").exists()
@@ -184,30 +179,32 @@ def test_a_full_disk_leaves_no_raster(bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("heights", [[1], [512], [700, 324, 1], [100] * 11, [1500]])
-def test_rows_become_rows_of_blocks(heights: list[int]) -> None:
+def test_rows_are_regrouped_into_blocks(heights: list[int]) -> None:
     whole = np.arange(sum(heights) * 3).reshape(-1, 3).astype(np.uint8)
-    given = np.split(whole, np.cumsum(heights)[:-1])
-    blocks = list(split_into_blocks(given))
+    rows = np.split(whole, np.cumsum(heights)[:-1])
+    blocks = list(split_into_blocks(rows))
     assert all(len(block) == 512 for block in blocks[:-1]) and len(blocks[-1]) <= 512
     assert (np.concatenate(blocks) == whole).all()
 
 
-def test_a_stop_does_not_wait_for_the_end_of_a_scene(bundle: Path, tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_the_whole_raster(bundle: Path, tmp_path: Path) -> None:
     write_raster(tmp_path / "scene.tif", synthetic_image(1500, 2500).transpose(2, 0, 1))
-    asked: list[int] = []
+    calls: list[int] = []
 
-    def stopped() -> bool:
-        asked.append(1)
-        return len(asked) > 1
+    def should_stop() -> bool:
+        calls.append(1)
+        return len(calls) > 1
 
     opened = open_bundle(bundle)
-    job = PredictConfig(str(bundle), str(tmp_path / "out"), format="geotiff")
+    config = PredictConfig(str(bundle), str(tmp_path / "out"), format="geotiff")
     with pytest.raises(RunError, match="stopped"):
-        segment_raster(Segmenter.load(opened), opened.spec, tmp_path / "scene.tif", tmp_path / "mask.tif", job, stopped)
-    assert len(asked) == 2  # windows
+        segment_raster(
+            Segmenter.load(opened), opened.spec, tmp_path / "scene.tif", tmp_path / "mask.tif", config, should_stop
+        )
+    assert len(calls) == 2  # windows
 
 
-def test_gdal_keeps_a_row_of_windows_of_strips(tmp_path: Path) -> None:
+def test_gdal_caches_a_row_of_windows_of_strips(tmp_path: Path) -> None:
     bands = np.zeros((3, 64, 20_000), np.uint16)
     strips = write_raster(tmp_path / "strips.tif", bands, blockysize=16)
     tiles = write_raster(tmp_path / "tiles.tif", bands, tiled=True, blockxsize=256, blockysize=256)

@@ -1,4 +1,4 @@
-"""Which images the words name, and how they are read."""
+"""Finding the images of a source, and reading them."""
 
 import shutil
 import zipfile
@@ -15,40 +15,40 @@ from tests.maskserve.predict_helpers import write_images
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     write_images(tmp_path / "in", 4)
-    (tmp_path / "in" / "notes.txt").write_text("no image")
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
     return tmp_path / "in"
 
 
-def find_names(*words: Path | str, leave: Path | None = None) -> list[str]:
-    return [image.name for image in find_images(map(str, words), str(leave or ""))]
+def find_names(*sources: Path | str, exclude: Path | None = None) -> list[str]:
+    return [image.name for image in find_images(map(str, sources), str(exclude or ""))]
 
 
-def test_folders_keep_their_order_and_places(folder: Path) -> None:
+def test_folders_are_sorted_and_names_are_relative(folder: Path) -> None:
     assert find_names(folder) == ["0001.png", "0003.png", "deep/0000.png", "deep/0002.png"]
     assert find_names(folder / "0001.png", folder / "deep") == ["0001.png", "0000.png", "0002.png"]
 
 
-def test_a_target_among_the_sources_is_none_of_them(folder: Path) -> None:
-    assert find_names(folder, leave=folder / "deep") == ["0001.png", "0003.png"]
-    assert find_names(folder / "*" / "*.png", folder, leave=folder / "deep" / "x")[:2] == [
+def test_the_output_folder_is_excluded(folder: Path) -> None:
+    assert find_names(folder, exclude=folder / "deep") == ["0001.png", "0003.png"]
+    assert find_names(folder / "*" / "*.png", folder, exclude=folder / "deep" / "x")[:2] == [
         "deep/0000.png",
         "deep/0002.png",
     ]
 
 
-def test_globs_keep_what_is_behind_their_fixed_part(folder: Path) -> None:
+def test_names_are_relative_to_the_fixed_part_of_a_glob(folder: Path) -> None:
     assert find_names(folder / "**" / "*0[02].png") == ["deep/0000.png", "deep/0002.png"]
     assert find_names(folder / "*.*") == ["0001.png", "0003.png"]
-    with pytest.raises(DataError, match=r"\*\.bmp holds no image"):
+    with pytest.raises(DataError, match=r"\*\.bmp contains no image"):
         find_names(folder / "*.bmp")
 
 
-def test_a_name_that_looks_like_a_pattern_is_itself(tmp_path: Path) -> None:
+def test_an_existing_file_is_not_a_glob(tmp_path: Path) -> None:
     (file,) = write_images(tmp_path / "a[1]", 1)
     assert find_names(file, tmp_path / "a[1]") == ["0000.png", "deep/0000.png"]
 
 
-def test_archives_are_folders(folder: Path, tmp_path: Path) -> None:
+def test_archives_are_read_like_folders(folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for file in folder.rglob("*.*"):
             archive.write(file, file.relative_to(tmp_path))
@@ -60,14 +60,14 @@ def test_archives_are_folders(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png"])
-def test_an_archive_cannot_lead_a_mask_out_of_the_target(name: str, folder: Path, tmp_path: Path) -> None:
+def test_an_archive_cannot_write_outside_the_output(name: str, folder: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "evil.zip", "w") as archive:
         archive.writestr(name, (folder / "0001.png").read_bytes())
-    with pytest.raises(DataError, match="whose mask would lie outside the target"):
+    with pytest.raises(DataError, match="whose mask would be written outside the output"):
         find_names(tmp_path / "evil.zip")
 
 
-def test_what_fsspec_knows_is_read(folder: Path) -> None:
+def test_images_are_read_through_fsspec(folder: Path) -> None:
     import fsspec
 
     memory = fsspec.filesystem("memory")
@@ -82,35 +82,39 @@ def test_what_fsspec_knows_is_read(folder: Path) -> None:
         with image.root.local_copy(image.name) as copy:
             assert copy.read_bytes() == (folder / "0003.png").read_bytes()
         memory.rm("/sources/0003.png")
-        with pytest.raises(DataError, match="is not there any more"):
+        with pytest.raises(DataError, match="no longer exists"):
             image.root.read(image.name)
     finally:
         memory.rm("/sources", recursive=True)
 
 
-def test_a_file_url_is_a_path(folder: Path) -> None:
+def test_a_file_url_is_read_as_a_path(folder: Path) -> None:
     (image,) = find_images([f"file://{folder}/0001.png"])
     assert image.path == f"{folder}/0001.png"
 
 
 @pytest.mark.parametrize(
-    ("word", "error", "sentence"),
+    ("source", "error", "message"),
     [
-        ("none.png", DataError, "none.png is not there; name images, folders, globs, zip files or URLs of them."),
-        (".", DataError, r"\. holds no image; wanted are files ending in \.avif"),
+        (
+            "none.png",
+            DataError,
+            "none.png does not exist; expected an image, a folder, a glob, a zip file or a URL of these.",
+        ),
+        (".", DataError, r"\. contains no image; expected files ending in \.avif"),
         ("abacus://a/b.png", RunError, "abacus://a/b.png: .*Protocol not known: abacus"),
-        ("gs://bucket/a", ConfigError, "gs://bucket/a needs a package that is not here .*gcsfs.* extra .batch."),
+        ("gs://bucket/a", ConfigError, "gs://bucket/a needs a package that is not installed .*gcsfs.* extra .batch."),
     ],
 )
-def test_what_is_not_there_is_one_sentence(
-    word: str, error: type[Exception], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_missing_source_is_refused(
+    source: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(error, match=sentence):
-        find_names(word)
+    with pytest.raises(error, match=message):
+        find_names(source)
 
 
-def test_a_source_that_vanishes_is_named(folder: Path) -> None:
+def test_an_image_that_disappears_is_named(folder: Path) -> None:
     (image,) = find_images([str(folder / "0001.png")])
     (folder / "0001.png").unlink()
     with pytest.raises(DataError, match=r"0001.png: cannot be opened \(No such file or directory\)"):
@@ -118,7 +122,7 @@ def test_a_source_that_vanishes_is_named(folder: Path) -> None:
 
 
 def test_an_archive_is_opened_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To open it is to read the table of all its members: done for each image, that took 0.4 s of 50,000."""
+    """Opening it reads the table of all members: 0.4 s for each image of 50,000."""
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
         for file in folder.rglob("*.png"):
             archive.write(file, file.name)
@@ -126,35 +130,35 @@ def test_an_archive_is_opened_once(folder: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(zipfile.ZipFile, "_RealGetContents", lambda archive: (tables.append(1), read(archive)))
     found = list(find_images([str(tmp_path / "in.zip")]))
     with ThreadPoolExecutor(4) as pool:
-        held = list(pool.map(lambda image: image.root.read(image.name), found * 5))
-    assert held == [next(folder.rglob(image.name)).read_bytes() for image in found] * 5
-    assert 1 <= len(tables) <= 3  # of the listing, and of the archive that is kept
+        contents = list(pool.map(lambda image: image.root.read(image.name), found * 5))
+    assert contents == [next(folder.rglob(image.name)).read_bytes() for image in found] * 5
+    assert 1 <= len(tables) <= 3  # one for the listing, and one for the cached archive
 
 
-def test_what_is_wrong_with_one_member_is_its_own(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_member_affects_no_other(folder: Path, tmp_path: Path) -> None:
     good = (folder / "0001.png").read_bytes()
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-        for name in ("good.png", "torn.png", "__MACOSX/._good.png"):
+        for name in ("good.png", "damaged.png", "__MACOSX/._good.png"):
             archive.writestr(name, good)
-        place = archive.getinfo("torn.png").header_offset + 200
+        offset = archive.getinfo("damaged.png").header_offset + 200
     damaged = bytearray((tmp_path / "in.zip").read_bytes())
-    damaged[place] ^= 255
+    damaged[offset] ^= 255
     (tmp_path / "in.zip").write_bytes(damaged)
-    first, torn = find_images([str(tmp_path / "in.zip")])
+    first, second = find_images([str(tmp_path / "in.zip")])
     assert first.root.read(first.name) == good
-    with pytest.raises(DataError, match=r"torn.png::.*: cannot be unpacked \(Bad CRC-32"):
-        torn.root.read(torn.name)
-    with pytest.raises(DataError, match=r"gone.png::.*: is not there any more"), torn.root.local_copy("gone.png"):
+    with pytest.raises(DataError, match=r"damaged.png::.*: cannot be unpacked \(Bad CRC-32"):
+        second.root.read(second.name)
+    with pytest.raises(DataError, match=r"gone.png::.*: no longer exists"), second.root.local_copy("gone.png"):
         pass
 
 
-def test_what_a_mac_keeps_beside_images_is_none(folder: Path) -> None:
+def test_companion_files_of_macos_are_skipped(folder: Path) -> None:
     (folder / "._0001.png").write_bytes(b"\x00\x05\x16\x07")
     assert "._0001.png" not in find_names(folder)
 
 
-def test_a_folder_that_goes_away_stops_the_run(folder: Path) -> None:
+def test_a_folder_that_disappears_stops_the_run(folder: Path) -> None:
     (image,) = find_images([str(folder / "0001.png")])
     shutil.rmtree(folder)
-    with pytest.raises(RunError, match="in is not there any more; the same command goes on once it is"):
+    with pytest.raises(RunError, match=r"in has disappeared. Once it is back, the same command resumes"):
         image.root.read(image.name)

@@ -1,10 +1,8 @@
-"""A service in place of a bundle: the same masks, by several requests in flight."""
+"""Segmenting with a service: the same masks as with its bundle, with several requests in flight."""
 
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,29 +16,23 @@ import pytest
 import maskserve.predict.backends
 from benchmarks.processes import process_tree
 from maskserve.client import AuthenticationError, Client, UnknownModelError, UnreachableError
-from maskserve.predict.backends import ServiceBackend
+from maskserve.predict.backends import EncodedPrediction, ServiceBackend
 from maskserve.predict.config import KEY_VARIABLE, PredictConfig
 from models.errors import ConfigError, RunError
 from models.outputs.options import OutputOptions
 from service.auth import generate_api_key
 from service.server_process import LOOPBACK, background_server, free_port, launch_server
+from tests.maskserve.command_line import assert_fails, run_maskserve
 from tests.maskserve.predict_helpers import read_masks, read_rows, run_predict, write_images
-from tests.maskserve.test_cli import assert_fails
-from tests.maskserve.test_cli import run_maskserve as maskserve_command
 from tests.service.tiny_bundle import write_tiny_bundle
 
-KEY, HASHED = generate_api_key()
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "small")
+KEY, HASH = generate_api_key()
 
 
 @pytest.fixture(scope="module")
 def url(bundle: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASKSERVE_API_KEYS", HASHED)
+        patch.setenv("MASKSERVE_API_KEYS", HASH)
         with background_server(bundle) as url:
             yield url
 
@@ -50,95 +42,97 @@ def without_fields(row: dict[str, object], *names: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("format", ["png", "overlay", "confidence", "npy", "json", "parquet"])
-def test_a_service_gives_what_its_bundle_gives(format: str, url: str, bundle: Path, tmp_path: Path) -> None:
-    write_images(tmp_path / "in", 4)
+def test_a_service_gives_the_masks_of_its_bundle(format: str, url: str, bundle: Path, tmp_path: Path) -> None:
+    write_images(tmp_path / "in", 3)
     options = OutputOptions(classes=("class 1", "class 2"), min_area=4)
-    assert run_predict(bundle, tmp_path / "in", out=tmp_path / "here", format=format, options=options)[0]
-    done, said = run_predict(url, tmp_path / "in", out=tmp_path / "there", format=format, options=options, key=KEY)
-    assert done and f"running on {url}: small@" in said
-    assert read_masks(tmp_path / "there") == read_masks(tmp_path / "here")
-    here, there = ({row["path"]: row for row in read_rows(tmp_path / place)} for place in ("here", "there"))
-    for path, row in there.items():
-        if format in ("overlay", "confidence"):  # these do not tell
+    assert run_predict(bundle, tmp_path / "in", out=tmp_path / "local", format=format, options=options)[0]
+    complete, printed = run_predict(
+        url, tmp_path / "in", out=tmp_path / "remote", format=format, options=options, api_key=KEY
+    )
+    assert complete and f"running on {url}: small@" in printed
+    assert read_masks(tmp_path / "remote") == read_masks(tmp_path / "local")
+    local, remote = ({row["path"]: row for row in read_rows(tmp_path / name)} for name in ("local", "remote"))
+    for path, row in remote.items():
+        if format in ("overlay", "confidence"):  # these do not contain the labels
             assert "classes" not in row
-            assert without_fields(row, "milliseconds") == without_fields(here[path], "milliseconds", "classes")
+            assert without_fields(row, "milliseconds") == without_fields(local[path], "milliseconds", "classes")
             continue
-        for mine, theirs in zip(here[path]["classes"], row["classes"], strict=True):
-            assert mine["fraction"] == pytest.approx(theirs["fraction"], abs=1e-6)
-            assert without_fields(mine, "fraction") == without_fields(theirs, "fraction")
-        assert without_fields(row, "milliseconds", "classes") == without_fields(here[path], "milliseconds", "classes")
+        for expected, entry in zip(local[path]["classes"], row["classes"], strict=True):
+            assert entry["fraction"] == pytest.approx(expected["fraction"], abs=1e-6)
+            assert without_fields(entry, "fraction") == without_fields(expected, "fraction")
+        assert without_fields(row, "milliseconds", "classes") == without_fields(local[path], "milliseconds", "classes")
 
 
-def test_of_several_models_one_is_named(bundle: Path, tmp_path: Path) -> None:
+def test_one_of_several_models_must_be_named(bundle: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
-    write_tiny_bundle(tmp_path / "shelf" / "other one", "other one")
-    shutil.copytree(bundle, tmp_path / "shelf" / "small")
-    with background_server(tmp_path / "shelf") as url:
-        with pytest.raises(RunError, match=f"serves other one, small; name one as in {url}/v1/models/NAME"):
-            run_predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY)
+    write_tiny_bundle(tmp_path / "bundles" / "other one", "other one")
+    shutil.copytree(bundle, tmp_path / "bundles" / "small")
+    with background_server(tmp_path / "bundles") as url:
+        with pytest.raises(RunError, match=f"serves other one, small; name one of them in MODEL: {url}/v1/models/NAME"):
+            run_predict(url, tmp_path / "in", out=tmp_path / "out", api_key=KEY)
         with pytest.raises(UnknownModelError):
-            run_predict(f"{url}/v1/models/none", tmp_path / "in", out=tmp_path / "out", key=KEY)
+            run_predict(f"{url}/v1/models/none", tmp_path / "in", out=tmp_path / "out", api_key=KEY)
         assert not (tmp_path / "out").exists()
         for name in ("other one", "small"):
             address = f"{url}/v1/models/{quote(name)}"
-            assert run_predict(address, tmp_path / "in", out=tmp_path / name, key=KEY)[0]
+            assert run_predict(address, tmp_path / "in", out=tmp_path / name, api_key=KEY)[0]
             assert {row["model"].partition("@")[0] for row in read_rows(tmp_path / name)} == {name}
-    run_predict(bundle, tmp_path / "in", out=tmp_path / "here")
-    assert read_masks(tmp_path / "small") == read_masks(tmp_path / "here")
+    run_predict(bundle, tmp_path / "in", out=tmp_path / "local")
+    assert read_masks(tmp_path / "small") == read_masks(tmp_path / "local")
 
 
-def test_a_model_that_is_exchanged_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replaced_model_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MASKSERVE_RELOAD_SECONDS", "0.2")
     image = write_images(tmp_path / "in", 1)[0].read_bytes()
     with background_server(write_tiny_bundle(tmp_path / "small")) as url:
-        labeller = ServiceBackend(PredictConfig(url, str(tmp_path / "out"), api_key=KEY))
+        backend = ServiceBackend(PredictConfig(url, str(tmp_path / "out"), api_key=KEY))
         try:
-            assert labeller(image).encoded
+            assert backend(image).encoded
             shutil.rmtree(tmp_path / "small")
             write_tiny_bundle(tmp_path / "small", classes=5)
-            end = time.monotonic() + 60
-            while labeller.client.models()[0]["hash"] == labeller.model.partition("@")[2]:
-                assert time.monotonic() < end
+            deadline = time.monotonic() + 60
+            while backend.client.models()[0]["hash"] == backend.model.partition("@")[2]:
+                assert time.monotonic() < deadline
                 time.sleep(0.1)
-            with pytest.raises(RunError, match="is not served any more: it was exchanged"):
-                labeller(image)
+            with pytest.raises(RunError, match=r"small@.*the same command resumes"):
+                backend(image)
         finally:
-            labeller.close()
+            backend.close()
 
 
-def test_a_class_that_is_not_known_stops_before_the_first_image(url: str, tmp_path: Path) -> None:
+def test_an_unknown_class_stops_before_the_first_image(url: str, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 1)
-    with pytest.raises(ConfigError, match="The class 'zebra' is not known"):
-        run_predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY, options=OutputOptions(classes=("zebra",)))
+    with pytest.raises(ConfigError, match="'zebra'"):
+        run_predict(url, tmp_path / "in", out=tmp_path / "out", api_key=KEY, options=OutputOptions(classes=("zebra",)))
     assert not (tmp_path / "out").exists()
 
 
-def test_an_image_that_gets_no_answer_is_its_own_trouble(
+def test_an_image_without_a_response_affects_no_other(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "in", 3)
     lost = (tmp_path / "in" / "0001.png").read_bytes()
-    encoded = Client.segment_bytes
+    original = Client.segment_bytes
 
-    def lossy(client: Client, data: bytes, *words: Any, **more: Any) -> bytes:
+    def lossy(client: Client, data: bytes, *arguments: Any, **options: Any) -> bytes:
         if data == lost:
-            raise UnreachableError("No answer came in 60 s.")
-        return encoded(client, data, *words, **more)
+            raise UnreachableError("No response in 60 s.")
+        return original(client, data, *arguments, **options)
 
     monkeypatch.setattr(Client, "segment_bytes", lossy)
-    done, said = run_predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY)
-    assert not done and "0001.png: the service gives no answer to it (No answer came" in said
-    monkeypatch.setattr(Client, "segment_bytes", lambda *words, **more: b"<html>")
+    complete, printed = run_predict(url, tmp_path / "in", out=tmp_path / "out", api_key=KEY)
+    assert not complete and "0001.png: the service did not respond to this image (No response" in printed
+    monkeypatch.setattr(Client, "segment_bytes", lambda *arguments, **options: b"<html>")
     for format in ("png", "parquet"):
-        with pytest.raises(RunError, match=f"{url} answered with what is no mask"):
-            run_predict(url, tmp_path / "in", out=tmp_path / format, key=KEY, format=format)
+        with pytest.raises(RunError, match=f"{url} returned a response that is not a mask"):
+            run_predict(url, tmp_path / "in", out=tmp_path / format, api_key=KEY, format=format)
 
 
-def test_a_bad_image_is_its_own_trouble(url: str, tmp_path: Path) -> None:
+def test_a_bad_image_affects_no_other(url: str, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 3)
     (tmp_path / "in" / "0001.png").write_bytes(b"nothing")
-    done, said = run_predict(url, tmp_path / "in", out=tmp_path / "out", key=KEY)
-    assert not done and "2 of 3 images segmented" in said
+    complete, printed = run_predict(url, tmp_path / "in", out=tmp_path / "out", api_key=KEY)
+    assert not complete and "2 of 3 images segmented" in printed
     (failed,) = [row for row in read_rows(tmp_path / "out") if "error" in row]
     assert failed["path"].endswith("0001.png") and "415" in failed["error"]
 
@@ -147,7 +141,7 @@ def test_a_wrong_key_stops_before_the_first_image(url: str, tmp_path: Path) -> N
     write_images(tmp_path / "in", 1)
     for key in ("", "wrong"):
         with pytest.raises(AuthenticationError):
-            run_predict(url, tmp_path / "in", out=tmp_path / "out", key=key)
+            run_predict(url, tmp_path / "in", out=tmp_path / "out", api_key=key)
     assert not (tmp_path / "out").exists()
 
 
@@ -163,21 +157,22 @@ def test_the_key_comes_from_a_file_or_the_environment(
     assert read_api_key(None) == KEY
 
 
-def test_what_a_person_is_told_of_keys_and_of_what_the_service_decides(url: str, tmp_path: Path) -> None:
+def test_errors_of_keys_and_engine_options(url: str, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 1)
     (tmp_path / "wrong").write_text("wrong")
-    for words, code, sentence in (
-        ([], 1, f"{url} asks for a key: give --key-file FILE, or PREDICT_KEY in the environment."),
-        (["--key-file", "wrong"], 1, f"{url} does not take this key"),
+    for arguments, code, message in (
+        ([], 1, f"{url} requires an API key: pass --key-file FILE, or set the environment variable PREDICT_KEY."),
+        (["--key-file", "wrong"], 1, f"{url} refused the API key"),
         (["--key-file", "none"], 2, "The --key-file none cannot be read (No such file or directory)."),
-        (["--precision", "f32"], 2, "leave --engine, --precision, --device out"),
+        (["--precision", "f32"], 2, "omit --engine, --precision and --device"),
     ):
-        assert_fails(maskserve_command("predict", url, "in", "--out", "out", *words, cwd=tmp_path), code, sentence)
+        assert_fails(run_maskserve("predict", url, "in", "--out", "out", *arguments, cwd=tmp_path), code, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_service(tmp_path: Path) -> None:
+def test_an_address_without_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path / "in", 1)
+    monkeypatch.setattr("maskserve.client.retries.FIRST_CONTACT_TIMEOUT", 0.2)
     with pytest.raises(UnreachableError):
         run_predict(f"http://127.0.0.1:{free_port()}", tmp_path / "in", out=tmp_path / "out")
     with pytest.raises(ConfigError, match="The address is 'http:'"):
@@ -185,53 +180,49 @@ def test_what_is_no_service(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_service_that_goes_away_stops_the_run_which_goes_on(
+def test_a_run_resumes_after_the_service_was_killed(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "in", 40)
     monkeypatch.setattr(maskserve.predict.backends, "RETRY_TIMEOUT", 0.5)
-    out, failed = tmp_path / "out", []
+    out, errors = tmp_path / "out", []
 
-    def asked(url: str) -> None:
+    def run_until_error(url: str) -> None:
         try:
-            run_predict(url, tmp_path / "in", out=out, key=KEY)
+            run_predict(url, tmp_path / "in", out=out, api_key=KEY)
         except RunError as error:
-            failed.append(str(error))
+            errors.append(str(error))
 
-    slow = maskserve.predict.backends.ServiceBackend.__call__
+    original = ServiceBackend.__call__
 
-    def slower(
-        labeller: maskserve.predict.backends.ServiceBackend, data: bytes
-    ) -> maskserve.predict.backends.EncodedPrediction:
-        time.sleep(0.2)  # so that the service is gone before the images are through
-        return slow(labeller, data)
+    def slow(backend: ServiceBackend, data: bytes) -> EncodedPrediction:
+        time.sleep(0.2)  # so that the service is killed before the last image
+        return original(backend, data)
 
     with monkeypatch.context() as patch, TemporaryFile() as log:
-        patch.setattr(maskserve.predict.backends.ServiceBackend, "__call__", slower)
+        patch.setattr(ServiceBackend, "__call__", slow)
         with launch_server(bundle, LOOPBACK, free_port(), log) as server:
             with Client(server.url, api_key=KEY) as client:
                 while not client.is_ready():
                     time.sleep(0.05)
-            thread = threading.Thread(target=asked, args=(server.url,))
+            thread = threading.Thread(target=run_until_error, args=(server.url,))
             thread.start()
             while thread.is_alive() and (not (out / "manifest.jsonl").exists() or len(read_rows(out)) < 3):
                 time.sleep(0.02)
             for pid in process_tree(server.process.pid):
                 os.kill(pid, signal.SIGKILL)
             thread.join()
-    assert len(failed) == 1 and "the same command goes on from here" in failed[0]
+    assert len(errors) == 1 and "the same command resumes" in errors[0]
     before = read_rows(out)
     assert 3 <= len(before) < 40 and not [row for row in before if "error" in row]
     with background_server(bundle) as url:
-        done, said = run_predict(url, tmp_path / "in", out=out, key=KEY)
-    assert done and f"40 of 40 images segmented, {len(before)} of them before" in said
+        complete, printed = run_predict(url, tmp_path / "in", out=out, api_key=KEY)
+    assert complete and f"40 of 40 images segmented, {len(before)} of them by earlier runs" in printed
 
 
-def test_a_service_as_a_person_types_it(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_with_a_service(url: str, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 2)
     (tmp_path / "key").write_text(KEY)
-    words = [sys.executable, "-m", "maskserve", "predict", url, "in/*.png", "--out", "out", "--key-file", "key"]
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    done = run_maskserve("predict", url, "in/*.png", "--out", "out", "--key-file", "key", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(read_masks(tmp_path / "out")) == ["0001.png"]
