@@ -1,8 +1,8 @@
-"""Put evaluations side by side: `maskserve compare RUN RUN ...`.
+"""Compare evaluations side by side: `maskserve compare RUN RUN ...`.
 
-Two intervals that overlap say little: both runs met the same easy and hard images. So a difference is resampled itself,
-image by image of both runs at once (a paired bootstrap); where its interval holds 0, no difference is shown.
-It is of these networks on these images: what another seed would have done is not in it.
+Two intervals that overlap prove little, because both runs had the same easy and hard images. So the difference itself is
+resampled, image by image of both runs at once (a paired bootstrap); if its interval contains 0, it is not significant.
+It holds for these networks on these images; the effect of another seed is not in it.
 """
 
 import hashlib
@@ -13,49 +13,77 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from models.bundle import CHECKSUM_FILE
 from models.errors import ConfigError, RunError
-from training.evaluate import METRICS_FILE, evaluation_folder
-from training.metrics.bootstrap import MIN_IMAGES, PerImageCounts, bootstrap_metrics, images_per_class, interval_to_list
-from training.metrics.bootstrap import percentile_interval as middle
+from training.evaluate import evaluation_folder
+from training.metrics.bootstrap import (
+    MIN_IMAGES,
+    PerImageCounts,
+    bootstrap_metrics,
+    images_per_class,
+    interval_to_list,
+    percentile_interval,
+)
 from training.metrics.confusion import round_or_none
+from training.metrics.results import METRICS_FILE, EvaluationMetrics, Interval, Rate
 from training.reports.console import HEADLINE_METRICS, format_interval, format_rate
+from training.run_folder import METADATA_FILE, read_run_metadata
 
 NOT_SIGNIFICANT = "not significant"
 
 
+class Difference(BaseModel):
+    """The difference of a metric to the first run; None if the metric is absent or rests on too few images."""
+
+    value: Rate = None
+    interval: Interval = None  # paired, 95%
+    significant: bool = False  # whether the interval leaves out 0
+
+
+class Differences(BaseModel):
+    """The differences of all metrics to the first run."""
+
+    miou: Difference
+    boundary_iou: Difference
+    mean_dice: Difference
+    mean_accuracy: Difference
+    pixel_accuracy: Difference
+    mean_image_miou: Difference
+    per_class_iou: dict[str, Difference]  # by class name
+
+
 @dataclass
 class Evaluation:
-    """A run's evaluation, read back."""
+    """The evaluation of a run."""
 
     name: str
     file: Path
-    metrics: dict[str, Any]
+    metrics: EvaluationMetrics
     per_image: PerImageCounts
-    # To the first run, by metric (of classes: by name too): value, interval, shown; None where it is not paired.
-    difference: dict[str, Any] | None = None
+    differences: Differences | None = None  # to the first run; None if the two cannot be paired
 
 
 def compare(runs: list[Path], as_json: bool, console: Console) -> None:
     """Print the evaluations of two or more runs side by side, as a table or as JSON.
 
-    A run is a run folder, a bundle, an evaluation's folder, or its metrics.json.
-    Raises: ConfigError for fewer than two; RunError where one has no evaluation, or where they do not belong together.
+    A run is a run folder, a bundle, an evaluation folder, or its metrics.json.
+    Raises: ConfigError for fewer than two runs; RunError for a run without an evaluation, or if they do not belong together.
     """
     if len(runs) < 2:
-        raise ConfigError(
-            "One run has nothing to be compared with; name two or more, as in `maskserve compare RUN RUN`."
-        )
-    found = assign_names(runs, [read_evaluation(run) for run in runs])
+        raise ConfigError(f"compare needs two or more runs, and got {len(runs)}: `maskserve compare RUN RUN`.")
+    found = [read_evaluation(run) for run in runs]
+    assign_names(runs, found)
     first, *others = found
     for other in others:
         check_comparable(first, other)
         if align_images(first, other):
-            other.difference = paired_differences(first, other)
+            other.differences = paired_differences(first, other)
     if as_json:
         print(json.dumps(as_dict(found), indent=2))
     else:
@@ -63,70 +91,52 @@ def compare(runs: list[Path], as_json: bool, console: Console) -> None:
 
 
 def read_evaluation(run: Path) -> Evaluation:
-    """The evaluation that a run has. Raises: RunError."""
-    places = [run] if run.is_file() else [run / METRICS_FILE, run / "evaluation" / METRICS_FILE]
+    """Read the evaluation of a run. Raises: RunError if there is none, or it is of another version or another bundle."""
+    candidates = [run] if run.is_file() else [run / METRICS_FILE, run / "evaluation" / METRICS_FILE]
     if (run / CHECKSUM_FILE).is_file():
-        places.append(evaluation_folder(run) / METRICS_FILE)
-    file = next((place for place in places if place.is_file()), None)
+        candidates.append(evaluation_folder(run) / METRICS_FILE)
+    file = next((path for path in candidates if path.is_file()), None)
     if file is None:
-        raise RunError(
-            f"{run} has no evaluation{'' if run.exists() else ', for it is not there'}; {_evaluate_command(run)}"
-        )
-    try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
-        check_up_to_date(run, file, metrics)
-        tally = PerImageCounts.from_rows(metrics["per_image"], len(metrics["per_class_iou"]))
-        missing = [
-            name
-            for name in (*HEADLINE_METRICS, "per_class_iou")
-            if name not in metrics or name not in metrics["intervals"]
-        ]
-        if missing:
-            raise KeyError(*missing)
-        return Evaluation("", file, metrics, tally)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise RunError(f"{file} is no evaluation that this maskserve wrote; evaluate the bundle again.") from error
-
-
-def check_up_to_date(run: Path, file: Path, metrics: dict[str, Any]) -> None:
-    """Raises: RunError where the run's bundle is another by now than the one that was evaluated."""
+        problem = "has no evaluation" if run.exists() else "does not exist"
+        raise RunError(f"{run} {problem}; run: {_evaluate_command(run)}")
+    metrics = EvaluationMetrics.load(file)
     for bundle in (run, run / "bundle"):
         sums = bundle / CHECKSUM_FILE
-        if sums.is_file() and hashlib.sha256(sums.read_bytes()).hexdigest() != metrics["bundle"]["hash"]:
-            raise RunError(f"{file} is of another bundle than {bundle} holds now; {_evaluate_command(run)}")
+        if sums.is_file() and hashlib.sha256(sums.read_bytes()).hexdigest() != metrics.bundle.hash:
+            raise RunError(
+                f"{file} is of another bundle than {bundle}, which changed since; run: {_evaluate_command(run)}"
+            )
+    try:
+        per_image = PerImageCounts.from_rows(metrics.per_image, len(metrics.per_class_iou))
+    except IndexError as error:
+        raise RunError(f"{file} was changed: it counts pixels of a class that it does not list.") from error
+    return Evaluation("", file, metrics, per_image)
 
 
 def _evaluate_command(run: Path) -> str:
-    """The command to type, with the data set where the run knows it."""
+    """The command that evaluates a run, with its data set if the run knows it."""
     data = "DATA"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # it is no run, or a broken one
-        data = json.loads((run / "run.json").read_text(encoding="utf-8"))["data"]
+    with suppress(RunError):  # it is not a run, or a broken one
+        data = str(read_run_metadata(run).data)
     bundle = run if (run / CHECKSUM_FILE).is_file() else run / "bundle"
-    export = (
-        ""
-        if (bundle / CHECKSUM_FILE).is_file() or not (run / "run.json").is_file()
-        else f"maskserve export {run}, then "
-    )
-    return f"type: {export}maskserve evaluate {bundle} {data}"
+    exported = (bundle / CHECKSUM_FILE).is_file() or not (run / METADATA_FILE).is_file()
+    return f"{'' if exported else f'maskserve export {run}, then '}maskserve evaluate {bundle} {data}"
 
 
-def assign_names(runs: list[Path], found: list[Evaluation]) -> list[Evaluation]:
-    """The same with a name for each: its folder's, or all that was typed where folders go by the same name."""
-    short = [
-        (one.file.parent.parent if one.file.parent.name.startswith("evaluation") else one.file.parent).resolve().name
-        for one in found
-    ]
+def assign_names(runs: list[Path], found: list[Evaluation]) -> None:
+    """Name each evaluation by its run's folder, or by the path that was typed if folders have the same name."""
+    folders = [one.file.parent for one in found]
+    short = [(folder.parent if folder.name.startswith("evaluation") else folder).resolve().name for folder in folders]
     names = short if len(set(short)) == len(short) else [str(run) for run in runs]
-    for place, (one, name) in enumerate(zip(found, names, strict=True), start=1):
-        one.name = name if names.count(name) == 1 else f"{name} ({place})"
-    return found
+    for number, (one, name) in enumerate(zip(found, names, strict=True), start=1):
+        one.name = name if names.count(name) == 1 else f"{name} ({number})"
 
 
 def check_comparable(first: Evaluation, other: Evaluation) -> None:
-    """Raises: RunError where two were asked different things."""
+    """Raises: RunError if two evaluations differ in split or classes."""
     for what, one, two in (
-        ("split", first.metrics.get("split"), other.metrics.get("split")),
-        ("classes", ", ".join(first.metrics["per_class_iou"]), ", ".join(other.metrics["per_class_iou"])),
+        ("split", first.metrics.split, other.metrics.split),
+        ("classes", ", ".join(first.metrics.per_class_iou), ", ".join(other.metrics.per_class_iou)),
     ):
         if one != two:
             raise RunError(
@@ -136,104 +146,99 @@ def check_comparable(first: Evaluation, other: Evaluation) -> None:
 
 
 def align_images(first: Evaluation, other: Evaluation) -> bool:
-    """Whether two were asked about the same images with the same truth."""
+    """Bring `other` into the image order of `first`; returns whether both have the same images and masks."""
     if sorted(first.per_image.names) != sorted(other.per_image.names):
         return False
     other.per_image = other.per_image.reorder(first.per_image.names)
     return bool((first.per_image.counts[:, 0, 1] == other.per_image.counts[:, 0, 1]).all())
 
 
-def paired_differences(first: Evaluation, other: Evaluation) -> dict[str, Any]:
-    """`other` less `first`, each metric with its paired 95% interval, and whether that leaves 0 out."""
+def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
+    """The metrics of `other` minus those of `first`, each with its paired 95% interval."""
     before, after = bootstrap_metrics(first.per_image), bootstrap_metrics(other.per_image)
-    told: dict[str, Any] = {}
-    for name in HEADLINE_METRICS:
-        told[name] = _metric_difference(
-            first.metrics[name], other.metrics[name], after[name] - before[name], len(first.per_image)
+    headline: dict[str, Any] = {
+        name: _metric_difference(
+            getattr(first.metrics, name), getattr(other.metrics, name), after[name] - before[name], len(first.per_image)
         )
-    seen = np.maximum(images_per_class(first.per_image), images_per_class(other.per_image)).tolist()
-    draws = after["per_class_iou"] - before["per_class_iou"]
-    told["per_class_iou"] = {
-        label: _metric_difference(was, other.metrics["per_class_iou"][label], draws[:, place], seen[place])
-        for place, (label, was) in enumerate(first.metrics["per_class_iou"].items())
+        for name in HEADLINE_METRICS
     }
-    return told
+    images = np.maximum(images_per_class(first.per_image), images_per_class(other.per_image)).tolist()
+    resampled = after["per_class_iou"] - before["per_class_iou"]
+    per_class = {
+        name: _metric_difference(old, other.metrics.per_class_iou[name], resampled[:, label], images[label])
+        for label, (name, old) in enumerate(first.metrics.per_class_iou.items())
+    }
+    return Differences(**headline, per_class_iou=per_class)
 
 
-def _metric_difference(
-    was: float | None, now: float | None, draws: np.ndarray[Any, np.dtype[np.float64]], images: int
-) -> dict[str, Any]:
-    """`images`: how many the metric rests on."""
-    if was is None or now is None:
-        return {"value": None, "interval": None, "significant": False}
+def _metric_difference(old: Rate, new: Rate, resampled: NDArray[np.float64], images: int) -> Difference:
+    """`resampled`: the difference in each resample, R; `images`: the number of images that the metric rests on."""
+    if old is None or new is None:
+        return Difference()
+    value = round_or_none(new - old)
     if images < MIN_IMAGES:
-        return {"value": round_or_none(now - was), "interval": None, "significant": False}
-    low, high = middle(draws)
-    return {
-        "value": round_or_none(now - was),
-        "interval": interval_to_list(np.array([low, high])),
-        "significant": bool(low > 0 or high < 0),
-    }
+        return Difference(value=value)
+    low, high = ends = percentile_interval(resampled)
+    interval = interval_to_list(ends)
+    return Difference(
+        value=value, interval=interval and (interval[0], interval[1]), significant=bool(low > 0 or high < 0)
+    )
 
 
 def as_dict(found: list[Evaluation]) -> dict[str, Any]:
-    """Everything as plain JSON values, the images' own counts left out."""
+    """The comparison as plain JSON values, without the counts of each image."""
     runs = [
         {
             "name": one.name,
             "file": str(one.file),
-            **{name: value for name, value in one.metrics.items() if name != "per_image"},
-            "difference": one.difference,
+            **one.metrics.model_dump(mode="json", exclude={"per_image"}),
+            "difference": one.differences and one.differences.model_dump(mode="json"),
         }
         for one in found
     ]
-    return {"split": found[0].metrics["split"], "runs": runs}
+    return {"split": found[0].metrics.split, "runs": runs}
 
 
 def print_comparison(found: list[Evaluation], console: Console) -> None:
-    """Print what each run has, the best in bold, and then the differences to the first."""
+    """Print the metrics of each run, the best in bold, and then the differences to the first."""
     first, *others = found
-    table = _make_table(f"{first.metrics['split']}, {first.metrics['images']} images", [one.name for one in found])
+    table = _make_table(f"{first.metrics.split}, {first.metrics.images} images", [one.name for one in found])
     for name, title in HEADLINE_METRICS.items():
+        rates: list[Rate] = [getattr(one.metrics, name) for one in found]
         cells = [
-            f"{format_rate(one.metrics[name], 4)} {_bracket(one.metrics['intervals'][name])}".strip() for one in found
+            f"{format_rate(rate, 4)} {_bracket(getattr(one.metrics.intervals, name))}".strip()
+            for rate, one in zip(rates, found, strict=True)
         ]
-        table.add_row(title, *_bold_best(cells, [one.metrics[name] for one in found]))
-    for label in first.metrics["per_class_iou"]:
-        values = [one.metrics["per_class_iou"][label] for one in found]
-        cells = ["absent" if value is None else format_rate(value) for value in values]
-        table.add_row(Text(f"IoU {label}"), *_bold_best(cells, values))
+        table.add_row(title, *_bold_best(cells, rates))
+    for name in first.metrics.per_class_iou:
+        rates = [one.metrics.per_class_iou[name] for one in found]
+        cells = ["absent" if rate is None else format_rate(rate) for rate in rates]
+        table.add_row(Text(f"IoU {name}"), *_bold_best(cells, rates))
     console.print(table)
-    paired = [one for one in others if one.difference is not None]
+    paired = {one.name: one.differences for one in others if one.differences is not None}
     if paired:
         console.print()
-        console.print(difference_table(first, paired))
+        console.print(difference_table(first.name, paired))
         console.print()
-        console.print(
-            "Intervals hold 95% of the resamples; of differences, image by image.", style="dim", highlight=False
-        )
+        note = "Intervals hold 95% of the bootstrap resamples; those of differences are paired by image."
+        console.print(note, style="dim", highlight=False)
     for one in others:
-        if one.difference is None:
-            told = f"{one.name} met other images, or other masks, than {first.name}: their difference is not judged."
-            console.print(told, markup=False, highlight=False, soft_wrap=True)
-
-
-def difference_table(first: Evaluation, paired: list[Evaluation]) -> Table:
-    """The differences to the first run, and whether they are shown."""
-    table = _make_table(f"less {first.name}", [one.name for one in paired])
-    for name, title in (
-        *HEADLINE_METRICS.items(),
-        *((label, f"IoU {label}") for label in first.metrics["per_class_iou"]),
-    ):
-        cells = []
-        for one in paired:
-            assert one.difference is not None  # it is paired
-            cells.append(
-                _format_difference(
-                    (one.difference if name in HEADLINE_METRICS else one.difference["per_class_iou"])[name]
-                )
+        if one.differences is None:
+            console.print(
+                f"{one.name} was evaluated on different images or masks than {first.name}: no paired comparison.",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
             )
-        table.add_row(Text(title), *cells)
+
+
+def difference_table(first: str, paired: dict[str, Differences]) -> Table:
+    """The differences to the run `first`, by run name."""
+    table = _make_table(f"Difference from {first}", list(paired))
+    for name, title in HEADLINE_METRICS.items():
+        table.add_row(title, *(_format_difference(getattr(each, name)) for each in paired.values()))
+    for name in next(iter(paired.values())).per_class_iou:
+        table.add_row(Text(f"IoU {name}"), *(_format_difference(each.per_class_iou[name]) for each in paired.values()))
     return table
 
 
@@ -245,25 +250,24 @@ def _make_table(title: str, names: list[str]) -> Table:
     return table
 
 
-def _bold_best(cells: list[str], values: list[float | None]) -> list[Text]:
-    """The best in bold, unless all are equal."""
-    there = [value for value in values if value is not None]
-    best = max(there, default=None) if len(set(there)) > 1 else None
+def _bold_best(cells: list[str], rates: list[Rate]) -> list[Text]:
+    """The cells, the best in bold unless all are equal."""
+    known = {rate for rate in rates if rate is not None}
+    best = max(known) if len(known) > 1 else None
     return [
-        Text(cell, "bold" if value is not None and value == best else "")
-        for cell, value in zip(cells, values, strict=True)
+        Text(cell, "bold" if rate is not None and rate == best else "") for cell, rate in zip(cells, rates, strict=True)
     ]
 
 
-def _format_difference(one: dict[str, Any]) -> Text:
-    if one["value"] is None:
+def _format_difference(difference: Difference) -> Text:
+    if difference.value is None:
         return Text("-")
-    ends = one["interval"]
-    span = "" if ends is None else f" [{ends[0]:+.4f}..{ends[1]:+.4f}]"
-    if not one["significant"]:
-        return Text(f"{one['value']:+.4f}{span} {NOT_SIGNIFICANT}", "dim")
-    return Text(f"{one['value']:+.4f}{span}", "green" if one["value"] > 0 else "red")
+    interval = difference.interval
+    bracket = "" if interval is None else f" [{interval[0]:+.4f}..{interval[1]:+.4f}]"
+    if not difference.significant:
+        return Text(f"{difference.value:+.4f}{bracket} {NOT_SIGNIFICANT}", "dim")
+    return Text(f"{difference.value:+.4f}{bracket}", "green" if difference.value > 0 else "red")
 
 
-def _bracket(ends: list[float] | None) -> str:
-    return f"[{format_interval(ends)}]" if ends else ""
+def _bracket(interval: Interval) -> str:
+    return f"[{format_interval(interval)}]" if interval else ""

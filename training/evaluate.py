@@ -1,25 +1,23 @@
 """Evaluate a bundle on a data set: `maskserve evaluate BUNDLE DATA`.
 
-The bundle itself answers, through the Segmenter that the service calls, and its answers are compared with the masks
-at the images' own size: the mIoU reported is the mIoU served. Images come and go one by one; what is kept of each is
-six counts a class (`training/metrics/bootstrap.py`). Left behind are `metrics.json` and one page to look at, `report.html`.
+The bundle predicts through the Segmenter that the service uses, and its predictions are compared with the masks at the
+images' own size: the mIoU reported is the mIoU served. Images are streamed; of each, only six counts per class are kept
+(`training/metrics/bootstrap.py`). Writes `metrics.json` and `report.html`.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from models.atomic_write import write_atomically
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
 from models.errors import ConfigError, DataError
 from models.imaging.decode import RGB, Labels
@@ -30,13 +28,15 @@ from training.data import SegmentationDataset, load_split
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.boundary_iou import boundary_counts
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.results import METRICS_FILE, EvaluatedBundle, EvaluationMetrics
 from training.reports.build import write_evaluation_report
 from training.reports.console import print_metrics
 from training.reports.latency import measure_latencies
 
-METRICS_FILE, REPORT_FILE = "metrics.json", "report.html"
-# Images are read and answers counted while another image is segmented: by so many threads, so many images ahead.
+REPORT_FILE = "report.html"
+# While one image is segmented, this many threads read and count others, up to PREFETCH images ahead.
 NUM_THREADS, PREFETCH = 2, 3
+NUM_TIMED_IMAGES = 3
 
 T = TypeVar("T")
 
@@ -45,72 +45,72 @@ def evaluate(
     bundle: Path, data: Path, split: str = "test", out: Path | None = None, data_format: str = "auto", tta: str | None = None,
     engine: str = "auto", precision: str = "auto", device: str = "auto", console: Console | None = None,
     speed: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Measure a bundle on a split; with `out`, leave `metrics.json` and `report.html` there.
+) -> EvaluationMetrics:  # fmt: skip
+    """Measure a bundle on a split; with `out`, write `metrics.json` and `report.html` there.
 
-    `tta` asks for test-time augmentation, as in `flip,0.75,1,1.25`; the service answers without it. `speed` has the
-    report say how quick each engine is here, which takes some seconds.
+    `tta` is test-time augmentation, as in `flip,0.75,1,1.25`; the service uses none. With `speed` the report also shows
+    how fast each engine is on this machine, which takes some seconds.
 
-    Returns: what stands in metrics.json: `miou` and other metrics (0..1, None where a class is absent), their 95%
-    `intervals`, the counts `per_image`, and what was measured.
-    Raises: BundleError, DataError, EngineError; ConfigError for an `out` that cannot be.
+    Returns: the content of metrics.json.
+    Raises: BundleError, DataError, EngineError; ConfigError for an `out` that cannot be written.
     """
     console = console or Console()
     opened = open_bundle(bundle)
     create_output_folder(out)
     samples = load_split(data, split, data_format)
     if not samples:
-        raise DataError(f"{data}: the split {split} holds no image with a mask; run `maskserve data lint {data}`.")
+        raise DataError(f"{data}: the split {split} has no image with a mask; run `maskserve data lint {data}`.")
     check_same_classes(opened, samples, data)
     augmentation = TTAOptions.parse(tta) if tta else None
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
     assert segmenter.choice is not None  # `load` made it
-    console.print(f"running on {segmenter.choice.reason}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Engine: {segmenter.choice.reason}", highlight=False, markup=False, soft_wrap=True)
     matrix, tally = evaluate_split(segmenter, samples, console)
-    metrics = {
-        **compute_metrics(tally, samples.classes),
-        "split": split,
-        "images": len(samples),
-        "images_without_mask": len(samples.unmatched_images),
-        "ignored_pixels": matrix.ignored_pixels,
-        "data": data.resolve().name,
-        "tta": tta,
-        "bundle": {"name": opened.spec.name, "hash": opened.hash, **asdict(segmenter.choice)},
-        "per_image": tally.to_rows(),
-    }
+    metrics = EvaluationMetrics(
+        **dict(compute_metrics(tally, samples.classes)),
+        split=split,
+        images=len(samples),
+        images_without_mask=len(samples.unmatched_images),
+        ignored_pixels=matrix.ignored_pixels,
+        data=data.resolve().name,
+        tta=tta,
+        bundle=EvaluatedBundle(name=opened.spec.name, hash=opened.hash, **asdict(segmenter.choice)),
+        per_image=tally.to_rows(),
+    )
     print_metrics(metrics, matrix, console)
     if out:
-        write_metrics(metrics, out / METRICS_FILE)
-        with console.status("drawing the report"):
-            engines = (
-                measure_latencies(opened, [samples.image(index) for index in range(min(3, len(samples)))])
-                if speed
-                else []
-            )
-            write_evaluation_report(out / REPORT_FILE, metrics, opened, segmenter, samples, matrix, tally, engines)
+        metrics.save(out / METRICS_FILE)
+        with console.status("writing the report"):
+            timed = [samples.image(index) for index in range(min(NUM_TIMED_IMAGES, len(samples)))] if speed else []
+            latencies = measure_latencies(opened, timed) if timed else []
+            write_evaluation_report(out / REPORT_FILE, metrics, opened, segmenter, samples, matrix, tally, latencies)
         console.print(f"{out}: {METRICS_FILE}, {REPORT_FILE}", highlight=False, markup=False, soft_wrap=True)
     return metrics
 
 
 def evaluation_folder(bundle: Path) -> Path:
-    """Where an evaluation goes that was told no place: `evaluation` beside the run's `bundle`, `evaluation-NAME` beside
-    one of another name, for such bundles may stand side by side."""
+    """Default folder of an evaluation: `evaluation` beside a run's `bundle`, `evaluation-NAME` beside another bundle.
+
+    Bundles of other names may lie side by side, so each gets a folder of its own.
+    """
     bundle = bundle.resolve()
     return bundle.with_name("evaluation" if bundle.name == "bundle" else f"evaluation-{bundle.name}")
 
 
 def create_output_folder(out: Path | None) -> None:
-    """Make `out`, before minutes of measuring. Raises: ConfigError where that cannot be."""
+    """Create `out` before minutes of measuring. Raises: ConfigError if that is not possible."""
     if out is None:
         return
     if out.exists() and not out.is_dir():
         raise ConfigError(f"--out {out} is a file; name a folder.")
     if any((folder / CHECKSUM_FILE).exists() for folder in (out.resolve(), *out.resolve().parents)):
-        raise ConfigError(f"--out {out} is in a bundle, and its files are sealed; choose another folder.")
+        raise ConfigError(
+            f"--out {out} is inside a bundle, whose files are sealed by checksums; choose another folder."
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{out} cannot be made ({error.strerror}); name another folder by --out.") from error
+        raise ConfigError(f"--out {out} cannot be created ({error.strerror}); name another folder.") from error
 
 
 def evaluate_split(
@@ -118,16 +118,16 @@ def evaluate_split(
 ) -> tuple[ConfusionMatrix, PerImageCounts]:
     """Segment every image; returns the confusion matrix of the split and the counts of each image.
 
-    Memory holds a few images at a time, whatever their number. Raises: DataError for a mask that does not fit.
+    Memory holds a few images at a time, whatever their number. Raises: DataError for a mask that does not fit its image.
     """
     classes, number = len(samples.classes), len(samples)
     total, tally = ConfusionMatrix(classes), PerImageCounts(classes)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
-        # This thread segments, as `ahead` asks for the next image to be counted.
-        answered = (partial(count_pixels, truth, segmenter.segment(image).labels, classes) for image, truth in pairs)
+        # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
+        counting = (partial(count_pixels, target, segmenter.segment(image).labels, classes) for image, target in pairs)
         counted = track(
-            prefetch(pool, answered),
+            prefetch(pool, counting),
             "evaluating",
             number,
             console=console,
@@ -141,7 +141,7 @@ def evaluate_split(
 
 
 def prefetch(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """What each call returns, in order; a pool is at most AHEAD of them ahead, so that memory stays bounded."""
+    """The result of each call, in order; the pool is at most PREFETCH calls ahead, so that memory stays bounded."""
     waiting = deque[Future[T]]()
     for call in calls:
         waiting.append(pool.submit(call))
@@ -151,34 +151,36 @@ def prefetch(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iter
         yield waiting.popleft().result()
 
 
-def count_pixels(truth: Labels, answer: Labels, classes: int) -> tuple[ConfusionMatrix, NDArray[np.int64]]:
+def count_pixels(target: Labels, prediction: Labels, classes: int) -> tuple[ConfusionMatrix, NDArray[np.int64]]:
     """The confusion matrix of one image, and its boundary pixels by class, 3 x C; masks are uint8 H x W."""
     single = ConfusionMatrix(classes)
-    single.add(truth, answer)
-    return single, boundary_counts(truth, answer, classes)
+    single.add(target, prediction)
+    return single, boundary_counts(target, prediction, classes)
 
 
 def read_pair(samples: SegmentationDataset, index: int) -> tuple[RGB, Labels]:
-    """An image and its mask. Raises: DataError where one does not fit the other, or the classes."""
-    image, truth = samples.image(index), samples.labels(index)
+    """An image, RGB uint8 H x W x 3, and its mask, uint8 H x W. Raises: DataError if they do not fit, or not the classes."""
+    image, target = samples.image(index), samples.labels(index)
     mask = samples.pairs[index].mask
-    if image.shape[:2] != truth.shape:
-        raise DataError(f"{mask} has not the size of its image; run `maskserve data lint` on the data set.")
-    strange = truth[(truth >= len(samples.classes)) & (truth != IGNORE_INDEX)]
-    if strange.size:
-        raise DataError(f"{mask} holds the label {strange[0]}, which is no class; run `maskserve data lint`.")
-    return image, truth
+    if image.shape[:2] != target.shape:
+        raise DataError(
+            f"{mask} is {target.shape[1]} x {target.shape[0]} pixels, its image {image.shape[1]} x {image.shape[0]}; "
+            "run `maskserve data lint` on the data set."
+        )
+    unknown = target[(target >= len(samples.classes)) & (target != IGNORE_INDEX)]
+    if unknown.size:
+        raise DataError(
+            f"{mask} holds the label {unknown[0]}, but the data set has {len(samples.classes)} classes; "
+            "run `maskserve data lint` on it."
+        )
+    return image, target
 
 
 def check_same_classes(bundle: Bundle, samples: SegmentationDataset, data: Path) -> None:
-    """Raises: DataError where the data set's classes are not the bundle's."""
-    names, wanted = ([entry.name for entry in classes] for classes in (samples.classes, bundle.spec.classes))
-    if names != wanted:
-        raise DataError(f"{data} has the classes {', '.join(names)}; the bundle was trained on {', '.join(wanted)}.")
-
-
-def write_metrics(metrics: dict[str, Any], file: Path) -> None:
-    """As JSON, an image a line."""
-    rows = ",\n".join(f"    {json.dumps(row)}" for row in metrics["per_image"])
-    head = json.dumps({name: value for name, value in metrics.items() if name != "per_image"}, indent=2)
-    write_atomically(file, f'{head[:-2]},\n  "per_image": [\n{rows}\n  ]\n}}\n'.encode())
+    """Raises: DataError if the data set's classes are not the bundle's."""
+    names, expected = ([entry.name for entry in classes] for classes in (samples.classes, bundle.spec.classes))
+    if names != expected:
+        raise DataError(
+            f"{data} has the classes {', '.join(names)}, the bundle {', '.join(expected)}; evaluate on data of the "
+            "bundle's classes, in their order."
+        )

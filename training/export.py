@@ -1,134 +1,126 @@
 """Freeze a run into a bundle: `maskserve export RUN`.
 
-The network becomes an ONNX graph. Before anything is written in its place, the frozen graph and the live network label
-real images of several odd sizes, both through the Segmenter; where they disagree, export refuses. An int8 graph is made
-from the frozen one and kept where it costs next to nothing. `training/freezing/onnx_export.py`, `training/freezing/parity.py` and
-`training/freezing/quantise.py` hold these steps.
+The best network becomes an ONNX graph. The frozen graph and the PyTorch network predict real images of several odd sizes,
+both through the Segmenter; if they disagree, export writes nothing (`training/freezing/bundle_writer.py`). An int8 graph
+is made from the frozen one and kept if it costs next to no accuracy.
 """
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, SPEC_FILE, Bundle, bundle_writer
+from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, Bundle
 from models.errors import BundleError, EngineError
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import network_input_size, resize_and_pad, resize_image
 from models.inference.segmenter import TILE_SIZE, Segmenter
-from models.spec import BundleSpec, ClassInfo, InputRule, Int8Metrics
-from training.config import TrainConfig
+from models.spec import BundleSpec, InputRule, Int8Metrics
 from training.config_io import load_config
 from training.data import SegmentationDataset, load_split
-from training.engine.model_factory import load_network, make_torch_segmenter, read_run_metadata
+from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate_split
-from training.freezing.onnx_export import creation_info, describe_bundle, export_network, parse_input_rule
-from training.freezing.parity import (
-    NUM_PROBES,
-    make_parity_images,
-    measure_parity,
-    reference_segmenter,
-    segment_all,
-    worst_agreement,
-    write_probes,
-)
+from training.freezing.bundle_writer import NUM_PROBES, BundleSource, creation_info, write_bundle
+from training.freezing.input_rule import parse_input_rule
+from training.freezing.onnx_export import export_network
+from training.freezing.parity import make_parity_images, worst_agreement
 from training.freezing.quantise import MAX_MIOU_DROP, NUM_CALIBRATION_IMAGES, miou_drop_message, quantise
 from training.metrics.confusion import ConfusionMatrix
 from training.reports.plots import draw_panel
+from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, METRICS_CSV, read_run_metadata
 
-PARITY_ADVICE = "This is a fault of the exporter or the engine; please report it with the run's config.yaml."
+PARITY_ADVICE = "This is a bug of the exporter or the engine; please report it with the run's config.yaml."
 
 
 def export(
     run: Path, out: Path | None = None, input_rule: str | None = None, int8_limit: float | None = MAX_MIOU_DROP,
     console: Console | None = None,
 ) -> Path:  # fmt: skip
-    """Freeze the best network of a run into a bundle at `out` (default: `RUN/bundle`).
+    """Freeze the best network of a run into a bundle at `out` (default: `RUN/bundle`); returns its folder.
 
-    `input` overrides the run's input rule: `native`, `fit`, or `fit:SIDE` with the long side in pixels. `int8_limit` is
-    how many points of validation mIoU int8 may cost; None goes without int8.
-    Raises: RunError, DataError, ConfigError, BundleError; ParityError, with nothing written, where frozen and live differ.
+    `input_rule` overrides the run's: `native`, `fit`, or `fit:SIDE` with the long side in pixels. `int8_limit` is how many
+    points of validation mIoU int8 may lose; None makes no int8 graph.
+    Raises: RunError, DataError, ConfigError, BundleError, WeightsError; ParityError, with nothing written, if the frozen
+    network disagrees with the PyTorch one.
     """
-    console = console or Console()
+    console, target = console or Console(), out or run / "bundle"
     network = load_network(run)
-    config, facts = load_config(run / "config.yaml", []), read_run_metadata(run)
-    classes = [ClassInfo(**entry) for entry in facts["classes"]]
-    rule = parse_input_rule(input_rule, InputRule(**facts["input"]))
-    samples = load_split(Path(facts["data"]), "val", config.format)
-    images = make_parity_images(samples.image, len(samples))
+    config, metadata = load_config(run / CONFIG_FILE, []), read_run_metadata(run)
+    rule = parse_input_rule(input_rule, metadata.input)
+    validation = load_split(metadata.data, "val", config.format)
+    images = make_parity_images(validation.image, len(validation))
+    spec = BundleSpec(
+        name=run.resolve().name,
+        classes=metadata.classes,
+        input=rule,
+        architecture=network.architecture,
+        provenance={
+            **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
+            "data": metadata.data.name,
+            "config": {**config.model_dump(mode="json"), "weights": Path(config.weights).name},
+        },
+    )
 
-    target = out or run / "bundle"
-    with bundle_writer(target) as folder:
-        with console.status("freezing the network"):
-            export_network(network, folder)
-        spec = BundleSpec(
-            name=run.resolve().name,
-            classes=classes,
-            input=rule,
-            architecture=network.architecture,
-            provenance=provenance(config, facts),
-        )
-        draft = Bundle(folder, spec)
-        with console.status("comparing frozen and live"):
-            expected = segment_all(make_torch_segmenter(network, rule), images)
-            spec = spec.model_copy(update={"parity": measure_parity(draft, images, expected, console, PARITY_ADVICE)})
-        matrix, _ = evaluate_split(Segmenter.load(Bundle(folder, spec)), samples, console)
+    def complete(draft: Bundle, expected: list[Labels]) -> BundleSpec:
+        """Add int8, the validation metrics of what is served by default, and the report."""
+        matrix, _ = evaluate_split(Segmenter.load(draft), validation, console)
         if int8_limit is not None:
-            training = load_split(Path(facts["data"]), "train", config.format)
-            spec, matrix = add_int8(
-                Bundle(folder, spec), matrix, training, samples, int8_limit, images, expected, console
-            )
-        spec = spec.model_copy(update={"metrics": {"val": matrix.summary(classes)}})
-        write_probes(folder / "probes", reference_segmenter(draft), images, classes)
-        write_report(folder / "report", Segmenter.load(Bundle(folder, spec)), samples, run)
-        (folder / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
-    console.print(f"{describe_bundle(target)}, validation mIoU {matrix.miou():.4f}", highlight=False, markup=False)
+            training = load_split(metadata.data, "train", config.format)
+            quantised = add_int8(draft, matrix, training, validation, int8_limit, console)
+            if quantised:
+                segmenter, matrix, int8 = quantised
+                worst = worst_agreement(segmenter, "openvino", "int8", images, expected, console)
+                parity = {**draft.spec.parity, "openvino": {**draft.spec.parity["openvino"], "int8": worst}}
+                draft = Bundle(draft.folder, draft.spec.model_copy(update={"int8": int8, "parity": parity}))
+        console.print(f"Validation mIoU {matrix.miou():.4f}", highlight=False)
+        write_report(draft.folder / "report", Segmenter.load(draft), validation, run)
+        return draft.spec.model_copy(update={"metrics": {"val": matrix.summary(metadata.classes)}})
+
+    source = BundleSource(
+        origin=run / BEST_CHECKPOINT,
+        spec=spec,
+        write_graph=lambda folder: export_network(network, folder),
+        original=make_torch_segmenter(network, rule),
+        images=images,
+        parity_advice=PARITY_ADVICE,
+        complete=complete,
+    )
+    write_bundle(target, source, console)
     return target
 
 
 def add_int8(
     draft: Bundle, before: ConfusionMatrix, training: SegmentationDataset, validation: SegmentationDataset, limit: float,
-    images: list[RGB], expected: list[Labels], console: Console,
-) -> tuple[BundleSpec, ConfusionMatrix]:  # fmt: skip
-    """Make the int8 graph, and take it away again where it loses more than `limit` points of mIoU.
+    console: Console,
+) -> tuple[Segmenter, ConfusionMatrix, Int8Metrics] | None:  # fmt: skip
+    """Add the int8 graph to a draft, and remove it again if it loses more than `limit` points of mIoU.
 
-    Returns: the spec, and the confusion matrix on the validation split, of what is served by default.
+    `before`: the confusion matrix of the float graph on the validation split.
+    Returns: the int8 network, its confusion matrix and its entry in the spec; None if there is no int8, which it prints.
     """
-    spec, files = draft.spec, [draft.folder / name for name in (INT8_MODEL_FILE, INT8_WEIGHTS_FILE)]
+    files = [draft.folder / name for name in (INT8_MODEL_FILE, INT8_WEIGHTS_FILE)]
     chosen = training.evenly_spaced_indices(NUM_CALIBRATION_IMAGES)
     try:
         with console.status("calibrating int8 on training images"):
-            quantise(
-                draft.model_path, (calibration_input(training.image(index), spec.input) for index in chosen), files[0]
-            )
-        frozen = Segmenter.load(draft, "openvino", "int8", "cpu")
-    except (BundleError, EngineError) as error:  # it can be done without
-        console.print(f"no int8: {error}", highlight=False, markup=False, soft_wrap=True)
-        return discard_int8(spec, before, files)
-    after, _ = evaluate_split(frozen, validation, console)
-    loss = miou_drop_message(before, after, spec.classes, limit)
-    if loss is not None:
-        console.print(loss, highlight=False, markup=False, soft_wrap=True)
-        return discard_int8(spec, before, files)
-    cost = Int8Metrics(miou=after.miou(), float_miou=before.miou(), calibration_images=len(chosen))
-    console.print(
-        f"int8: validation mIoU {after.miou():.4f}, and {before.miou():.4f} in float", highlight=False, soft_wrap=True
-    )
-    share = worst_agreement(lambda: frozen, "openvino", "int8", images, expected, console)
-    shares = {**spec.parity, "openvino": {**spec.parity["openvino"], "int8": share}}
-    return spec.model_copy(update={"int8": cost, "parity": shares}), after
-
-
-def discard_int8(spec: BundleSpec, before: ConfusionMatrix, files: list[Path]) -> tuple[BundleSpec, ConfusionMatrix]:
-    """The bundle as it was before int8 was tried."""
-    for file in files:
-        file.unlink(missing_ok=True)
-    return spec, before
+            canvases = (calibration_input(training.image(index), draft.spec.input) for index in chosen)
+            quantise(draft.model_path, canvases, files[0])
+        segmenter = Segmenter.load(draft, "openvino", "int8", "cpu")
+        after, _ = evaluate_split(segmenter, validation, console)
+        rejection = miou_drop_message(before, after, draft.spec.classes, limit)
+    except (BundleError, EngineError) as error:  # int8 is optional
+        rejection = f"No int8 graph: {error}"
+    if rejection is not None:
+        console.print(rejection, highlight=False, markup=False, soft_wrap=True)
+        for file in files:
+            file.unlink(missing_ok=True)
+        return None
+    console.print(f"int8: validation mIoU {after.miou():.4f} (float {before.miou():.4f})", highlight=False)
+    int8 = Int8Metrics(miou=after.miou(), float_miou=before.miou(), calibration_images=len(chosen))
+    return segmenter, after, int8
 
 
 def calibration_input(image: RGB, rule: InputRule) -> RGB:
-    """An image as the network meets it in service, RGB uint8 H x W x 3; of what goes by tiles, one from the middle."""
+    """An image as the network gets it in the service, RGB uint8 H x W x 3; of a tiled image, one tile from the middle."""
     size = network_input_size((image.shape[0], image.shape[1]), rule)
     fitted = resize_image(image, size)
     top, left = (max(0, side - TILE_SIZE) // 2 for side in size)
@@ -136,24 +128,13 @@ def calibration_input(image: RGB, rule: InputRule) -> RGB:
     return resize_and_pad(middle, (middle.shape[0], middle.shape[1]))
 
 
-def provenance(config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
-    """When, from what, and by which versions."""
-    return {
-        **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
-        "data": Path(facts["data"]).name,
-        "config": {**config.model_dump(mode="json"), "weights": Path(config.weights).name},
-    }
-
-
 def write_report(folder: Path, segmenter: Segmenter, samples: SegmentationDataset, run: Path) -> None:
-    """Some validation images with their truth and the frozen network's answer, and the training's curves."""
+    """Write some validation images with ground truth and prediction, and copy the training curves."""
     folder.mkdir()
-    for place in samples.evenly_spaced_indices(NUM_PROBES):
-        image, truth = samples.image(place), samples.labels(place)
-        sheet = draw_panel(
-            image, truth, segmenter.segment(image).labels, samples.classes, Path(samples.pairs[place].name).name
-        )
-        sheet.save(folder / f"val_{place}.png")
-    for name in ("curves.png", "metrics.csv"):  # the table is what report.html draws its curves from
-        if (run / name).exists():
-            shutil.copy(run / name, folder / name)
+    for index in samples.evenly_spaced_indices(NUM_PROBES):
+        image, target = samples.image(index), samples.labels(index)
+        prediction = segmenter.segment(image).labels
+        caption = Path(samples.pairs[index].name).name
+        draw_panel(image, target, prediction, samples.classes, caption).save(folder / f"val_{index}.png")
+    if (run / METRICS_CSV).exists():  # report.html draws its curves from it
+        shutil.copy(run / METRICS_CSV, folder / METRICS_CSV)

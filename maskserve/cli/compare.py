@@ -10,11 +10,11 @@ from rich.console import Console
 def compare(
     runs: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN", help="Run folders, evaluation folders or metrics.json files; two or more."),
+        typer.Argument(metavar="RUN", help="Two or more run folders, evaluation folders or metrics.json files."),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of the table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
-    """Put evaluations side by side, with 95% intervals, and say which differences from the first one are shown by them."""
+    """Compare evaluations side by side, with 95% intervals; says which differences from the first one are significant."""
     from training.compare import compare as compare_runs
 
     compare_runs(runs, as_json, Console())

@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from maskserve.cli.options import BundleFolder, DataFolder, DataFormat, DeviceOption, EngineOption, PrecisionOption
+from maskserve.cli.options import BundleFolder, DataFolder, DataFormat, EngineOptions, expand_options
 
 
+@expand_options
 def evaluate(
     bundle: BundleFolder,
     data: DataFolder,
+    engine_options: EngineOptions,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     out: Annotated[
         Path | None,
@@ -21,19 +23,18 @@ def evaluate(
         str | None,
         typer.Option(metavar="flip,SCALE,...", help="Test-time augmentation, as in flip,0.75,1,1.25 (default: none)."),
     ] = None,
-    engine: EngineOption = "auto",
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "auto",
     speed: Annotated[
-        bool, typer.Option("--speed/--no-speed", help="Also time every engine, for the report: some ten seconds.")
+        bool,
+        typer.Option("--speed/--no-speed", help="Also measure every engine's speed, which takes about 10 seconds."),
     ] = True,
 ) -> None:
     """Measure a bundle on a split of DATA, at the images' own size: mIoU, Dice, boundary IoU, with 95% intervals.
 
-    Leaves metrics.json, and report.html to look at. An earlier evaluation in the same folder is written over.
+    Writes metrics.json and report.html. An earlier evaluation in the same folder is overwritten.
     """
     from training.evaluate import evaluate as evaluate_bundle
     from training.evaluate import evaluation_folder
 
+    engine, precision, device = engine_options.engine, engine_options.precision, engine_options.device
     target = out or evaluation_folder(bundle)
     evaluate_bundle(bundle, data, split, target, data_format, tta, engine, precision, device, speed=speed)

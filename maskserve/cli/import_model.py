@@ -1,66 +1,98 @@
 """The subcommand `import`."""
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from maskserve.cli.options import expand_options
 
+ONNX_PANEL = "Options of onnx"
+
+
+@dataclass(frozen=True)
+class OnnxOptions:
+    """How the input and the output of an ONNX graph are to be read; see `UserHints`."""
+
+    mean: Annotated[
+        str | None,
+        typer.Option(
+            metavar="R,G,B", help="Subtracted from the pixels (default: ImageNet's).", rich_help_panel=ONNX_PANEL
+        ),
+    ] = None
+    std: Annotated[
+        str | None,
+        typer.Option(metavar="R,G,B", help="Divisor after that (default: ImageNet's).", rich_help_panel=ONNX_PANEL),
+    ] = None
+    scale: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1|255",
+            help="Value of white in the input (default: 1 if mean and std are at most 1).",
+            rich_help_panel=ONNX_PANEL,
+        ),
+    ] = None
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="Channel order of input, mean and std: rgb or bgr (default: rgb).", rich_help_panel=ONNX_PANEL
+        ),
+    ] = None
+    layout: Annotated[
+        str | None,
+        typer.Option(help="Layout of the input: nchw or nhwc (default: from its shape).", rich_help_panel=ONNX_PANEL),
+    ] = None
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The output to read, if there are several.", rich_help_panel=ONNX_PANEL),
+    ] = None
+    output_layout: Annotated[
+        str | None,
+        typer.Option(help="Layout of the output: nchw or nhwc (default: from its shape).", rich_help_panel=ONNX_PANEL),
+    ] = None
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Kind of the output: logits or probabilities (default: from the last operator).",
+            rich_help_panel=ONNX_PANEL,
+        ),
+    ] = None
+
+
+@expand_options
 def import_model(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="onnx, or torchvision/NAME.")],
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle folder to write.")],
-    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="For onnx: the graph's file.")] = None,
+    onnx: OnnxOptions,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="For onnx: the ONNX file.")] = None,
     classes: Annotated[
-        str | None, typer.Option(metavar="FILE", help="A class a line, `name` or `name,r,g,b`; or `voc` for VOC's 21.")
+        str | None,
+        typer.Option(
+            metavar="FILE", help="File with one class per line, `name` or `name,r,g,b`; or voc for PASCAL VOC."
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Weights for torchvision/NAME (default: torchvision's, fetched)."),
+        typer.Option(metavar="FILE", help="Weights for torchvision/NAME (default: torchvision's, downloaded)."),
     ] = None,
     input_rule: Annotated[
         str | None,
         typer.Option(
             "--input",
-            help="How images meet the network: native, fit:SIDE, exact:HEIGHTxWIDTH (default: by the network).",
+            help="Resize rule for input images: native, fit:SIDE or exact:HEIGHTxWIDTH (default: from the network).",
         ),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Images to compare on (default: drawn ones).")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(metavar="R,G,B", help="onnx: subtracted from the samples (default: ImageNet's).")
-    ] = None,
-    std: Annotated[str | None, typer.Option(metavar="R,G,B", help="onnx: what they are divided by then.")] = None,
-    scale: Annotated[
-        int | None,
-        typer.Option(metavar="1|255", help="onnx: what white is before (default: 1 where mean and std are at most 1)."),
-    ] = None,
-    order: Annotated[str | None, typer.Option(help="onnx: rgb or bgr, the network's, also of mean and std.")] = None,
-    layout: Annotated[
-        str | None, typer.Option(help="onnx: nchw or nhwc, of the input (default: by its shape).")
-    ] = None,
-    output: Annotated[str | None, typer.Option(metavar="NAME", help="onnx: the output to read.")] = None,
-    output_layout: Annotated[
-        str | None, typer.Option(help="onnx: nchw or nhwc, of that (default: by its shape).")
-    ] = None,
-    scores: Annotated[
-        str | None, typer.Option(help="onnx: logits or probabilities (default: by the graph's end).")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Images for the parity check (default: synthetic ones)."),
     ] = None,
 ) -> None:
-    """Bring a network that was trained elsewhere into a bundle, if it answers there as the original does."""
+    """Import a network that was trained elsewhere into a bundle, if it predicts there as the original does."""
     from training.freezing.onnx_import.graph_reader import UserHints
-    from training.import_model import import_model
+    from training.import_model import import_model as import_into_bundle
 
-    told = UserHints.parse(
-        mean=mean,
-        std=std,
-        scale=scale,
-        order=order,
-        layout=layout,
-        output=output,
-        output_layout=output_layout,
-        scores=scores,
-    )
-    target = import_model(source, file, out, weights, classes, told, input_rule, images)
+    hints = UserHints.parse(**asdict(onnx))
+    target = import_into_bundle(source, file, out, weights, classes, hints, input_rule, images)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)

@@ -12,7 +12,7 @@ from models.spec import IGNORE_INDEX, InputRule, palette
 from training.data.dataset import SegmentationDataset
 from training.data.mask_decoding import RawMask
 from training.lint.findings import Finding, LintReport
-from training.reports.gallery import WRONG_COLOUR, jpeg_data_uri, mask_data_uri
+from training.reports.gallery import WRONG_COLOR, jpeg_data_uri, mask_data_uri
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
 UNKNOWN_LABEL = 254  # palette index of pixels without a class; only with 255 classes it is also a class
@@ -63,7 +63,7 @@ def _overlay_panes(dataset: SegmentationDataset, index: int) -> list[Pane]:
         mask_size = (labels.shape[0], labels.shape[1])
         colors = palette(dataset.classes)
         if len(dataset.classes) <= UNKNOWN_LABEL:
-            colors[UNKNOWN_LABEL] = WRONG_COLOUR
+            colors[UNKNOWN_LABEL] = WRONG_COLOR
         mask = mask_data_uri(labels, colors)
     except (MaskserveError, OSError):
         pass

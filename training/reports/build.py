@@ -1,89 +1,88 @@
-"""`report.html`: an evaluation to look at, in one file that opens without a network.
+"""Writes `report.html`: an evaluation as one page that opens offline.
 
-`page.html` is the order of its sections, which the other files of this folder draw; `frame.py` puts them into a page.
+`templates/page.html` holds the order of its sections; `confusion_matrix`, `gallery`, `line_chart` and `latency` render
+theirs.
 """
 
-from html import escape
 from pathlib import Path
-from string import Template
-from typing import Any
 
 from models.bundle import Bundle
 from models.inference.segmenter import Segmenter
 from training.data import SegmentationDataset
 from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.results import EvaluationMetrics
 from training.reports.confusion_matrix import confusion_section
-from training.reports.console import metric_warnings
+from training.reports.console import HEADLINE_METRICS, metric_warnings
 from training.reports.gallery import gallery_section
 from training.reports.latency import EngineLatency, engines_section
-from training.reports.layout import render_page
+from training.reports.layout import render, render_page
 from training.reports.line_chart import curves_section
-from training.reports.metrics_table import class_table, headline_section
 
-TEMPLATE_FOLDER = Path(__file__).parent / "templates"
-NAV = (
-    '<a href="#classes">Classes</a> <a href="#confusion">Confusion</a> <a href="#images">Images</a> '
-    '<a href="#training">Training</a> <a href="#engines">Engines</a> <a href="#facts">How it was measured</a>'
-)
 CURVES_FILE = "report/metrics.csv"  # in a bundle
 
 
 def write_evaluation_report(
     target: Path,
-    metrics: dict[str, Any],
+    metrics: EvaluationMetrics,
     bundle: Bundle,
     segmenter: Segmenter,
     samples: SegmentationDataset,
     matrix: ConfusionMatrix,
     tally: PerImageCounts,
-    speeds: list[EngineLatency],
+    latencies: list[EngineLatency],
 ) -> None:
-    """Write the page of an evaluation; a few images are segmented again to be drawn."""
-    choice = metrics["bundle"]
-    subtitle = (
-        f"{metrics['images']:,} images of {metrics['data']}, split {metrics['split']}, "
-        f"{len(samples.classes)} classes, labelled by {choice['engine']} in {choice['precision']} on {choice['device']}"
+    """Write the page of an evaluation; segments a few images again to show them. Raises: OSError."""
+    evaluated = metrics.bundle
+    pixels = tally.counts[:, 0, 1].sum(axis=0).tolist()
+    used = (segmenter.choice.engine_id, evaluated.precision) if segmenter.choice else ("", "")
+    main = render(
+        "page.html",
+        metrics=metrics,
+        headline_metrics=HEADLINE_METRICS,
+        warnings=metric_warnings(metrics, matrix),
+        classes=list(zip(samples.classes, pixels, strict=True)),
+        total_pixels=sum(pixels),
+        confusion=confusion_section(matrix, samples.classes),
+        gallery=gallery_section(segmenter, samples, tally),
+        curves=curves_section(find_training_curves(bundle)),
+        engines=engines_section(bundle, latencies, used),
+        method=describe_method(metrics, matrix),
     )
-    sections = {
-        "headline": headline_section(metrics),
-        "hints": "".join(f'<p class="hint">{escape(sentence)}</p>' for sentence in metric_warnings(metrics, matrix)),
-        "classes": class_table(metrics, samples.classes, tally),
-        "confusion": confusion_section(matrix, samples.classes),
-        "images": gallery_section(segmenter, samples, tally),
-        "training": curves_section(find_training_curves(bundle)),
-        "engines": engines_section(
-            bundle, speeds, (segmenter.choice.engine_id, choice["precision"]) if segmenter.choice else ("", "")
-        ),
-        "facts": method_section(metrics, matrix),
-    }
-    main = Template((TEMPLATE_FOLDER / "page.html").read_text(encoding="utf-8")).substitute(sections)
-    title = f"{choice['name']} on {metrics['data']} ({metrics['split']})"
-    page = render_page(title, "maskserve evaluation", choice["name"], subtitle, NAV, main)
+    page = render_page(
+        title=f"{evaluated.name} on {metrics.data} ({metrics.split})",
+        eyebrow="maskserve evaluation",
+        name=evaluated.name,
+        subtitle=f"{metrics.images:,} images of {metrics.data}, split {metrics.split}, {len(samples.classes)} classes; "
+        f"{evaluated.engine} {evaluated.precision} on {evaluated.device}",
+        nav=render("nav.html"),
+        main=main,
+    )
     target.write_text(page, encoding="utf-8")
 
 
 def find_training_curves(bundle: Bundle) -> Path | None:
-    """The table of the training that made a bundle: its own, or else that of the run that it lies in."""
+    """The metrics.csv of the training of a bundle: in the bundle, or else in the run that holds it."""
     if bundle.has_file(CURVES_FILE):
         return bundle.folder / CURVES_FILE
     beside = bundle.folder.resolve().parent / "metrics.csv"
     return beside if beside.is_file() else None
 
 
-def method_section(metrics: dict[str, Any], matrix: ConfusionMatrix) -> str:
-    """What the figures mean, and of what they are."""
+def describe_method(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list[str]:
+    """Sentences on how the figures were measured and what they mean."""
     counted = int(matrix.class_counts[1].sum())
-    void = matrix.ignored_pixels / (matrix.ignored_pixels + counted) if matrix.ignored_pixels + counted else 0.0
-    sentences = [
-        f"The bundle {metrics['bundle']['name']} ({metrics['bundle']['hash'][:12]}) labelled every image at its own size, "
-        "through the code that serves it, and each pixel was compared with the mask.",
-        f"Test-time augmentation: {metrics['tta'] or 'none'}. Engine: {metrics['bundle']['why']}.",
-        f"{counted:,} pixels counted; {void:.1%} of all are void in the truth and count nowhere. "
-        "An answer that is no class is a miss.",
-        f"Intervals hold {CONFIDENCE_LEVEL:.0%} of {NUM_RESAMPLES:,} bootstrap resamples of the images, drawn with replacement.",
-        "A mean over classes takes those that occur in the truth or the answers, accuracy those in the truth; what is "
-        "absent has no figure, not 0.",
+    total = matrix.ignored_pixels + counted
+    ignored = matrix.ignored_pixels / total if total else 0.0
+    bundle = metrics.bundle
+    return [
+        f"The bundle {bundle.name} ({bundle.hash[:12]}) segmented every image with the code that serves it, and each "
+        "pixel was compared with the mask at the image's own size.",
+        f"Test-time augmentation: {metrics.tta or 'none'}. Engine: {bundle.reason}.",
+        f"{counted:,} pixels were counted; {ignored:.1%} of all are ignored in the ground truth. A prediction that is no "
+        "class is a miss.",
+        f"Intervals hold {CONFIDENCE_LEVEL:.0%} of {NUM_RESAMPLES:,} bootstrap resamples of the images, with replacement.",
+        "A mean over classes uses those that occur in the ground truth or the prediction, accuracy those in the ground "
+        "truth; an absent class has no figure instead of 0.",
         "Boundary IoU compares only the pixels within 2% of the image's diagonal from a contour (Cheng et al. 2021).",
     ]
-    return "".join(f'<p class="note">{escape(sentence)}</p>' for sentence in sentences)

@@ -1,92 +1,122 @@
-"""The confusion matrix as an SVG: a row a class of the truth, shaded by the share of its pixels."""
+"""The confusion matrix as an SVG: a row per class of the ground truth, shaded by the fraction of its pixels.
 
-from html import escape
+TensorBoard takes only raster images, so its confusion matrix is drawn by matplotlib (`training/reports/plots.py`).
+"""
+
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from models.spec import ClassInfo
 from training.metrics.confusion import ConfusionMatrix
+from training.reports.layout import render
 
-CELL_SIZES = {12: 44, 24: 30, 60: 17, 255: 10}  # pixels a side, by the largest number of classes that they are for
-MIN_TEXT_CELL = 30  # pixels a side from which on a cell has its share written into it
-MAX_COLUMNS_BESIDE_LIST = 24  # columns that leave room for the list beside them
-MAX_CELLS_PER_ROW = 40  # cells of a row that are drawn, the largest: 200 classes would else be 40,000 of them
-MAX_NAME_LENGTH = 22  # letters of a name before it is cut
-NUM_LISTED = 10  # confusions in words
+CELL_SIZES = {12: 44, 24: 30, 60: 17, 255: 10}  # pixels per side, by the largest number of classes that they are for
+MIN_TEXT_CELL = 30  # pixels per side from which a cell shows its percentage
+MAX_COLUMNS_BESIDE_LIST = 24  # with more columns, the list goes below the matrix
+MAX_CELLS_PER_ROW = 40  # only the largest cells of a row are drawn: 200 classes would otherwise give 40,000
+MAX_NAME_LENGTH = 22  # characters
+NUM_LISTED = 10  # confusions listed as text
 
 
-def confusion_section(matrix: ConfusionMatrix, classes: list[ClassInfo]) -> str:
-    """The matrix, and its largest confusions in words."""
+def confusion_section(matrix: ConfusionMatrix, classes: list[ClassInfo]) -> Markup:
+    """The matrix, and a list of its largest confusions."""
     names = [entry.name for entry in classes]
-    truth = matrix.class_counts[1]
-    lost = truth - matrix.counts.sum(axis=1)
-    counts = np.column_stack([matrix.counts, lost]) if lost.any() else matrix.counts
+    target = matrix.class_counts[1]
+    no_class = target - matrix.counts.sum(axis=1)  # predictions of 255
+    counts = np.column_stack([matrix.counts, no_class]) if no_class.any() else matrix.counts
     columns = [*names, "no class"][: counts.shape[1]]
-    few = f" Of a row the {MAX_CELLS_PER_ROW} largest are drawn." if len(columns) > MAX_CELLS_PER_ROW else ""
-    beside = ' class="split"' if len(columns) <= MAX_COLUMNS_BESIDE_LIST else ""
-    return (
-        '<p class="note">Each row is a class of the truth, and its cells say what its pixels were answered as, in percent of the '
-        f"row. Blue is right, red is wrong. Point at a cell for the count.{few}</p>"
-        f'<div{beside}><div><div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix">'
-        f'{_draw_matrix(counts, truth, names, columns)}</div><output id="cell" aria-live="polite"></output></div>'
-        f"<div><h3>Largest confusions</h3>{_largest_confusions(counts, truth, names, columns)}</div></div>"
+    return render(
+        "confusion.html",
+        num_columns=len(columns),
+        max_cells=MAX_CELLS_PER_ROW,
+        max_columns_beside_list=MAX_COLUMNS_BESIDE_LIST,
+        largest=_largest_confusions(counts, target, names, columns),
+        **_matrix_geometry(counts, target, names, columns),
     )
 
 
-def _draw_matrix(counts: NDArray[np.int64], truth: NDArray[np.int64], names: list[str], columns: list[str]) -> str:
+def _matrix_geometry(
+    counts: NDArray[np.int64], target: NDArray[np.int64], names: list[str], columns: list[str]
+) -> dict[str, Any]:
+    """Positions in pixels of the SVG's labels and cells."""
     side = next(pixels for most, pixels in CELL_SIZES.items() if len(names) <= most)
-    letter = min(13, max(9, side - 3))
-    room = 14 + round(0.6 * letter * min(MAX_NAME_LENGTH, max(map(len, columns))))  # for the longest name
+    font_size = min(13, max(9, side - 3))
+    margin = 14 + round(0.6 * font_size * min(MAX_NAME_LENGTH, max(map(len, columns))))  # for the longest name
     tilt = -50 if side >= MIN_TEXT_CELL else -90
-    width, height = room + side * len(columns) + (room * 2 // 3 if tilt > -90 else 4), room + side * len(names) + 4
-    parts = []
-    for place, name in enumerate(columns):
-        at = f"translate({room + side * (place + 0.5) + letter / 3:.0f} {room - 6}) rotate({tilt})"
-        parts.append(f'<text transform="{at}" font-size="{letter}">{_truncate(name)}</text>')
-    for row, name in enumerate(names):
-        y = room + side * row
-        at = f'x="{room - 7}" y="{y + side / 2 + letter / 3:.1f}" text-anchor="end" font-size="{letter}"'
-        parts.append(f"<text {at}>{_truncate(name)}</text>")
-        parts.append(f'<path class="grid" d="M{room} {y}h{side * len(columns)}"/>')
-        for column in np.argsort(-counts[row])[:MAX_CELLS_PER_ROW]:
-            if counts[row, column]:
-                told = f"{name} answered as {columns[column]}"
-                parts.append(
-                    _draw_cell(room + side * int(column), y, side, counts[row, column], truth[row], row == column, told)
-                )
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return f'<svg class="heat" {size} role="img" aria-label="Confusion matrix, truth by answer">{"".join(parts)}</svg>'
+    cells = [
+        _cell(margin + side * int(column), margin + side * row, side, counts[row, column], target[row], row == column)
+        | {"title": _cell_title(name, columns[column], counts[row, column], target[row])}
+        for row, name in enumerate(names)
+        for column in np.argsort(-counts[row])[:MAX_CELLS_PER_ROW]
+        if counts[row, column]
+    ]
+    return {
+        "font_size": font_size,
+        "width": margin + side * len(columns) + (margin * 2 // 3 if tilt > -90 else 4),
+        "height": margin + side * len(names) + 4,
+        "columns": [
+            {
+                "x": f"{margin + side * (index + 0.5) + font_size / 3:.0f}",
+                "y": margin - 6,
+                "tilt": tilt,
+                "name": _truncate(name),
+            }
+            for index, name in enumerate(columns)
+        ],
+        "rows": [
+            {
+                "x": margin,
+                "y": margin + side * row,
+                "width": side * len(columns),
+                "text_x": margin - 7,
+                "text_y": f"{margin + side * row + side / 2 + font_size / 3:.1f}",
+                "name": _truncate(name),
+            }
+            for row, name in enumerate(names)
+        ],
+        "cells": cells,
+    }
 
 
-def _draw_cell(x: int, y: int, side: int, count: int, total: int, right: bool, told: str) -> str:
-    share = count / total
-    title = f"<title>{escape(told)}: {count:,} pixels, {share:.2%} of the class</title>"
-    shade = f'class="{"hit" if right else "miss"}" fill-opacity="{max(0.04, share):.2f}"'
-    cell = f'<rect x="{x + 1}" y="{y + 1}" width="{side - 2}" height="{side - 2}" {shade}>{title}</rect>'
-    if side >= MIN_TEXT_CELL and share >= 0.005:
-        kind = " class=on" if share > 0.55 else ""
-        at = f'x="{x + side / 2:.0f}" y="{y + side / 2 + 4:.0f}" text-anchor="middle" pointer-events="none"'
-        cell += f"<text{kind} {at}>{100 * share:.0f}</text>"
-    return cell
+def _cell(x: int, y: int, side: int, count: int, total: int, correct: bool) -> dict[str, Any]:
+    fraction = count / total
+    return {
+        "x": x + 1,
+        "y": y + 1,
+        "side": side - 2,
+        "correct": correct,
+        "opacity": f"{max(0.04, fraction):.2f}",
+        "percent": f"{100 * fraction:.0f}" if side >= MIN_TEXT_CELL and fraction >= 0.005 else None,
+        "dark": fraction > 0.55,  # the text must contrast with the cell
+        "text_x": f"{x + side / 2:.0f}",
+        "text_y": f"{y + side / 2 + 4:.0f}",
+    }
+
+
+def _cell_title(target: str, prediction: str, count: int, total: int) -> str:
+    return f"{target} predicted as {prediction}: {count:,} pixels, {count / total:.2%} of the class"
 
 
 def _largest_confusions(
-    counts: NDArray[np.int64], truth: NDArray[np.int64], names: list[str], columns: list[str]
-) -> str:
+    counts: NDArray[np.int64], target: NDArray[np.int64], names: list[str], columns: list[str]
+) -> list[dict[str, Any]]:
     wrong = counts.copy()
     np.fill_diagonal(wrong, 0)
-    lines = []
-    for place in np.argsort(-wrong, axis=None)[:NUM_LISTED]:
-        row, column = divmod(int(place), len(columns))
-        if wrong[row, column]:
-            share = wrong[row, column] / truth[row]
-            lines.append(
-                f"<li>{escape(names[row])} answered as {escape(columns[column])}: {share:.1%} of {escape(names[row])}, "
-                f'<span class="muted">{wrong[row, column]:,} pixels</span></li>'
-            )
-    return f"<ol>{''.join(lines)}</ol>" if lines else "<p>None: every pixel that counts is right.</p>"
+    largest = (divmod(int(index), len(columns)) for index in np.argsort(-wrong, axis=None)[:NUM_LISTED])
+    return [
+        {
+            "target": names[row],
+            "prediction": columns[column],
+            "fraction": wrong[row, column] / target[row],
+            "pixels": int(wrong[row, column]),
+        }
+        for row, column in largest
+        if wrong[row, column]
+    ]
 
 
 def _truncate(name: str) -> str:
-    return escape(name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…")
+    return name if len(name) <= MAX_NAME_LENGTH else name[: MAX_NAME_LENGTH - 1] + "…"

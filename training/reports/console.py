@@ -1,38 +1,13 @@
-"""What `maskserve evaluate` prints."""
-
-from typing import Any
+"""Console output of `maskserve evaluate`."""
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.results import EvaluationMetrics, Interval, Rate
 
 ABSENT = "absent from this split"
-
-
-def print_metrics(metrics: dict[str, Any], matrix: ConfusionMatrix, console: Console) -> None:
-    """Print the metrics as a table, with 95% intervals, and what people should know of them."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("class")
-    for name in ("IoU", "95%", "Dice", "accuracy", "boundary IoU"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, value in metrics["per_class_iou"].items():
-        if value is None:
-            table.add_row(Text(name), Text(ABSENT, style="dim"))
-            continue
-        others = [metrics[f"per_class_{kind}"][name] for kind in ("dice", "accuracy", "boundary_iou")]
-        span = format_interval(metrics["intervals"]["per_class_iou"][name])
-        table.add_row(Text(name), format_rate(value), span, *map(format_rate, others))
-    console.print(table)
-    console.print(f"\n{metrics['split']}, {metrics['images']} images", highlight=False, markup=False)
-    for name, title in HEADLINE_METRICS.items():
-        span = format_interval(metrics["intervals"][name])
-        console.print(f"  {title:24} {format_rate(metrics[name], 4)}  {span}", highlight=False, markup=False)
-    for sentence in metric_warnings(metrics, matrix):
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-
 HEADLINE_METRICS = {
     "miou": "mIoU",
     "boundary_iou": "boundary IoU",
@@ -43,38 +18,60 @@ HEADLINE_METRICS = {
 }
 
 
-def metric_warnings(metrics: dict[str, Any], matrix: ConfusionMatrix) -> list[str]:
-    """Sentences on what the figures alone do not say: what is absent, what was never answered, what looks wrong."""
-    names, told = list(metrics["per_class_iou"]), []
-    _, truth, answer = matrix.class_counts.tolist()
-    if metrics.get("images_without_mask"):
-        told.append(
-            f"Images without a mask, which were left out: {metrics['images_without_mask']}; `maskserve data lint` names them."
+def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: Console) -> None:
+    """Print the metrics as a table, with 95% intervals and warnings."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("class")
+    for title in ("IoU", "95%", "Dice", "accuracy", "boundary IoU"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for name, value in metrics.per_class_iou.items():
+        if value is None:
+            table.add_row(Text(name), Text(ABSENT, style="dim"))
+            continue
+        others = (metrics.per_class_dice, metrics.per_class_accuracy, metrics.per_class_boundary_iou)
+        interval = format_interval(metrics.intervals.per_class_iou[name])
+        table.add_row(Text(name), format_rate(value), interval, *(format_rate(other[name]) for other in others))
+    console.print(table)
+    console.print(f"\n{metrics.split}, {metrics.images} images", highlight=False, markup=False)
+    for name, title in HEADLINE_METRICS.items():
+        interval = format_interval(getattr(metrics.intervals, name))
+        console.print(
+            f"  {title:24} {format_rate(getattr(metrics, name), 4)}  {interval}", highlight=False, markup=False
         )
-    absent = metrics["absent"]
-    if absent:
-        told.append(f"Absent from this split, and in no mean unless answered: {', '.join(absent)}.")
-    wrong = [name for name, there, said in zip(names, truth, answer, strict=True) if said and not there]
-    if wrong:
-        told.append(f"Answered though absent, which counts as IoU 0: {', '.join(wrong)}.")
-    never = [name for name, there, said in zip(names, truth, answer, strict=True) if there and not said]
-    if never:
-        told.append(f"Never answered: {', '.join(never)}.")
-    if len(absent) == len(names) - 1 and matrix.ignored_pixels:
-        share = matrix.ignored_pixels / (matrix.ignored_pixels + sum(truth))
-        only = next(name for name in names if name not in absent)
-        told.append(
-            f"The masks hold {only} and void (255, {share:.0%} of the pixels) alone. If 255 stands for a class in them, "
-            "nothing of it was counted: write its label, as `maskserve data lint` tells."
-        )
-    return told
+    for warning in metric_warnings(metrics, matrix):
+        console.print(warning, highlight=False, markup=False, soft_wrap=True)
 
 
-def format_rate(value: float | None, digits: int = 3) -> str:
-    """A rate for people; a dash where there is none."""
+def metric_warnings(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list[str]:
+    """Sentences on what the figures do not show: absent classes, classes never predicted, masks that look wrong."""
+    names, warnings = list(metrics.per_class_iou), []
+    _, target, predicted = matrix.class_counts.tolist()
+    by_class = list(zip(names, target, predicted, strict=True))
+    if metrics.images_without_mask:
+        warnings.append(
+            f"Left out, because they have no mask: {metrics.images_without_mask} images; `maskserve data lint` lists them."
+        )
+    if metrics.absent:
+        warnings.append(f"Absent from this split, and in no mean unless predicted: {', '.join(metrics.absent)}.")
+    if wrong := [name for name, in_target, in_prediction in by_class if in_prediction and not in_target]:
+        warnings.append(f"Predicted though absent, which counts as IoU 0: {', '.join(wrong)}.")
+    if never := [name for name, in_target, in_prediction in by_class if in_target and not in_prediction]:
+        warnings.append(f"Never predicted: {', '.join(never)}.")
+    if len(metrics.absent) == len(names) - 1 and matrix.ignored_pixels:
+        ignored = matrix.ignored_pixels / (matrix.ignored_pixels + sum(target))
+        only = next(name for name in names if name not in metrics.absent)
+        warnings.append(
+            f"The masks hold only {only} and ignored pixels (255, {ignored:.0%}). If 255 is meant as a class, none of it was "
+            "counted: replace it by the class's label; `maskserve data lint` says how."
+        )
+    return warnings
+
+
+def format_rate(value: Rate, digits: int = 3) -> str:
+    """A rate as text; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def format_interval(ends: list[float] | None) -> str:
-    """An interval for people."""
-    return "" if ends is None else f"{ends[0]:.3f}..{ends[1]:.3f}"
+def format_interval(interval: Interval) -> str:
+    """An interval as text; empty for None."""
+    return "" if interval is None else f"{interval[0]:.3f}..{interval[1]:.3f}"

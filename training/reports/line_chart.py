@@ -1,37 +1,48 @@
-"""The training's curves as SVG, from the `metrics.csv` that a run leaves and a bundle carries."""
+"""Training curves as SVG, from the `metrics.csv` that a run writes and a bundle contains."""
 
 import csv
 import math
-from html import escape
 from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from training.reports.layout import render, render_page
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 28  # pixels around the plot
+LINE_STYLES = ("one", "two")  # classes of page.css
+MAX_LARGE_DOTS = 60  # epochs; more get smaller dots
 
-Series = list[tuple[float, float]]  # epoch and value; NaN where an epoch has none
+Series = list[tuple[float, float]]  # epoch and value; NaN if an epoch has none
 
 
-def curves_section(table: Path | None) -> str:
-    """Loss, validation mIoU with pixel accuracy, and learning rate over the epochs; a sentence where there is no table."""
+def write_curves_page(table: Path, target: Path) -> None:
+    """Write the training curves of a run as an HTML page that opens offline. Raises: OSError."""
+    run = table.resolve().parent.name
+    main = Markup("<section>{}</section>").format(curves_section(table))
+    target.write_text(
+        render_page(f"Training of {run}", "maskserve train", run, "Training curves", "", main), encoding="utf-8"
+    )
+
+
+def curves_section(table: Path | None) -> Markup:
+    """Charts of loss, validation mIoU with pixel accuracy, and learning rate; a sentence if there is no table."""
     rows = read_rows(table) if table else []
-    if not rows:
-        return "<p>There is no metrics.csv with the bundle, so there are no curves of its training.</p>"
     charts = []
-    for title, names in (
-        ("training loss", {"loss": "loss"}),
-        ("validation", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}),
-        ("learning rate", {"lr": "learning rate"}),
+    for title, columns, top in (
+        ("training loss", {"loss": "loss"}, None),
+        ("validation", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}, 1.0),
+        ("learning rate", {"lr": "learning rate"}, None),
     ):
-        lines = {shown: line for name, shown in names.items() if (line := read_series(rows, name))}
+        lines = {name: series for column, name in columns.items() if (series := read_series(rows, column))}
         if lines:
-            charts.append(
-                f"<figure><figcaption>{title}</figcaption>{line_chart(title, lines, top=1.0 if len(names) > 1 else None)}</figure>"
-            )
-    return f'<div class="charts">{"".join(charts)}</div>'
+            charts.append({"title": title, **chart_geometry(lines, top)})
+    return render("curves.html", charts=charts)
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file; none where it cannot be read as one."""
+    """The rows of a CSV file that have an epoch; none if it cannot be read."""
     try:
         with table.open(newline="", encoding="utf-8") as stream:
             return [row for row in csv.DictReader(stream) if not math.isnan(parse_cell(row, "epoch"))]
@@ -39,75 +50,66 @@ def read_rows(table: Path) -> list[dict[str, str]]:
         return []
 
 
-def parse_cell(row: dict[str, str], name: str) -> float:
-    """A cell's number; NaN where it holds none."""
+def parse_cell(row: dict[str, str], column: str) -> float:
+    """A cell's number; NaN if it has none."""
     try:
-        value = float(row.get(name) or "nan")
+        value = float(row.get(column) or "nan")
     except (ValueError, TypeError):
         return math.nan
     return value if math.isfinite(value) else math.nan
 
 
-def read_series(rows: list[dict[str, str]], name: str) -> Series:
-    """A column over the epochs; empty where it holds no number at all."""
-    line = [(parse_cell(row, "epoch"), parse_cell(row, name)) for row in rows]
-    return line if any(not math.isnan(value) for _, value in line) else []
+def read_series(rows: list[dict[str, str]], column: str) -> Series:
+    """A column over the epochs; empty if it has no number at all."""
+    series = [(parse_cell(row, "epoch"), parse_cell(row, column)) for row in rows]
+    return series if any(not math.isnan(value) for _, value in series) else []
 
 
-def line_chart(title: str, lines: dict[str, Series], top: float | None = None) -> str:
-    """One plot from 0 to `top`, or to a little over the largest value."""
-    values = [value for line in lines.values() for _, value in line if not math.isnan(value)]
+def chart_geometry(lines: dict[str, Series], top: float | None = None) -> dict[str, Any]:
+    """Positions in pixels of a plot from 0 to `top`, or to a little above the largest value."""
+    values = [value for series in lines.values() for _, value in series if not math.isnan(value)]
     step = nice_step((top or max(values) or 1.0) / 5)
     high = top or step * math.ceil(max(values) / step) or step
-    epochs = [epoch for line in lines.values() for epoch, _ in line]
+    epochs = [epoch for series in lines.values() for epoch, _ in series]
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
 
-    def at(epoch: float, value: float) -> tuple[float, float]:
-        x = LEFT + (epoch - first) / (last - first) * (WIDTH - LEFT - RIGHT)
-        return x, HEIGHT - BOTTOM - max(0.0, value) / high * (HEIGHT - TOP - BOTTOM)
+    def x_of(epoch: float) -> float:
+        return LEFT + (epoch - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
-    parts = []
-    for place in range(round(high / step) + 1):
-        _, y = at(first, place * step)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{place * step:.3g}</text>')
+    def y_of(value: float) -> float:
+        return HEIGHT - BOTTOM - max(0.0, value) / high * (HEIGHT - TOP - BOTTOM)
+
+    def line(name: str, series: Series, style: str) -> dict[str, Any]:
+        path, gap, dots = "", True, []
+        for epoch, value in series:
+            if math.isnan(value):
+                gap = True  # no line through an epoch without a value
+                continue
+            x, y = f"{x_of(epoch):.1f}", f"{y_of(value):.1f}"
+            path += f"{'M' if gap else 'L'}{x} {y}"
+            gap = False
+            dots.append({"x": x, "y": y, "title": f"epoch {epoch:g}: {name} {value:.4g}"})
+        radius = 3 if len(series) <= MAX_LARGE_DOTS else 1.5
+        return {"name": name, "style": style, "path": path, "dots": dots, "radius": radius}
+
+    heights = [index * step for index in range(round(high / step) + 1)]
     stride = max(1, round(nice_step((last - first) / 5)))
-    for epoch in range(math.ceil(first / stride) * stride, math.floor(last) + 1, stride):
-        x, _ = at(epoch, 0)
-        parts.append(f'<text class="axis" x="{x:.1f}" y="{HEIGHT - 9}" text-anchor="middle">{epoch}</text>')
-    for (name, line), kind in zip(lines.items(), ("one", "two"), strict=False):
-        parts.append(_draw_series(name, line, kind, at))
-    box = f'viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)} by epoch"'
-    return f"<svg {box}>{''.join(parts)}</svg>{_legend(lines) if len(lines) > 1 else ''}"
-
-
-def _draw_series(name: str, line: Series, kind: str, at: object) -> str:
-    assert callable(at)
-    path, broken, dots = "", True, []
-    for epoch, value in line:
-        if math.isnan(value):
-            broken = True  # an epoch without a value is a gap, not a line through it
-            continue
-        x, y = at(epoch, value)
-        path += f"{'M' if broken else 'L'}{x:.1f} {y:.1f}"
-        broken = False
-        dots.append(
-            f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{3 if len(line) <= 60 else 1.5}">'
-            f"<title>epoch {epoch:g}: {escape(name)} {value:.4g}</title></circle>"
-        )
-    return f'<g class="{kind}"><path class="line" d="{path}"/>{"".join(dots)}</g>'
-
-
-def _legend(lines: dict[str, Series]) -> str:
-    items = [
-        f'<li><svg class="key {kind}" width="22" height="10" aria-hidden="true"><path class="line" d="M1 5h20"/></svg>'
-        f" {escape(name)}</li>"
-        for name, kind in zip(lines, ("one", "two"), strict=False)
-    ]
-    return f'<ul class="legend">{"".join(items)}</ul>'
+    ticks = range(math.ceil(first / stride) * stride, math.floor(last) + 1, stride)
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "left": LEFT,
+        "right": WIDTH - RIGHT,
+        "y_ticks": [
+            {"y": f"{y_of(value):.1f}", "text_y": f"{y_of(value) + 4:.1f}", "label": f"{value:.3g}"}
+            for value in heights
+        ],
+        "x_ticks": [{"x": f"{x_of(epoch):.1f}", "label": epoch} for epoch in ticks],
+        "lines": [line(name, series, style) for (name, series), style in zip(lines.items(), LINE_STYLES, strict=False)],
+    }
 
 
 def nice_step(step: float) -> float:
-    """The next of 1, 2, 5, 10, ... times a power of ten that is not below a step."""
+    """The smallest of 1, 2, 5, 10 times a power of ten that is not below `step`."""
     power = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1.0, 2.0, 5.0, 10.0) if factor * power >= step * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""A bar for what counts images: gone when it is done, and nowhere but on a terminal."""
+"""A progress bar that disappears when the work is done, and is shown only on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,8 +8,8 @@ from rich.progress import Progress
 
 
 @contextmanager
-def progress_bar(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
-    """Gives what is to be called with the number done and of all; `what` stands before the bar."""
+def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function to call with the number done and the total."""
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what)
+        task = bar.add_task(title)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""What an export decides by: every engine's parity, and int8 by what it costs."""
+"""`export`: parity in every engine, and int8 only if it costs little."""
 
 import io
 import shutil
@@ -14,36 +14,63 @@ from rich.console import Console
 import training.export
 from models.architectures import build
 from models.architectures.finetune import load_initial_weights
-from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, open_bundle
+from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, Bundle, open_bundle
 from models.engines import ENGINES
 from models.engines.selection import choose_engine, usable_precisions
 from models.errors import BundleError, EngineError, ParityError
 from models.inference.segmenter import Segmenter
 from models.spec import InputRule
-from training.data import load_split
+from tests.fixtures_bundles import QUIET_CONSOLE
+from training.data import SegmentationDataset, load_split
+from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate, evaluate_split
-from training.export import calibration_input, export
+from training.export import add_int8, calibration_input, export
+from training.freezing.parity import make_parity_images, measure_parity
 from training.freezing.quantise import NUM_CALIBRATION_IMAGES
+from training.metrics.bootstrap import PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
 
 
-def export_output(run: Path, out: Path, limit: float | None) -> str:
-    """Export, and what was said."""
-    said = io.StringIO()
-    export(run, out, int8_limit=limit, console=Console(file=said, width=1000))
-    return said.getvalue()
+@pytest.fixture
+def draft(bundle: Path, tmp_path: Path) -> Bundle:
+    """The graph of the session's bundle as a draft: not sealed, without parity and int8."""
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    shutil.copy(bundle / MODEL_FILE, folder)
+    shutil.copy(bundle / "weights.safetensors", folder)
+    return Bundle(folder, open_bundle(bundle).spec.model_copy(update={"parity": {}, "int8": None}))
 
 
-def test_parity_is_measured_on_every_engine_that_is_here(bundle: Path) -> None:
+def parity_output(draft: Bundle, run: Path, shapes: Path) -> tuple[str, dict[str, dict[str, float]]]:
+    """What the parity check of a draft prints, and what it measures."""
+    stream, validation = io.StringIO(), load_split(shapes, "val")
+    images = make_parity_images(validation.image, len(validation))[:2]
+    original = make_torch_segmenter(load_network(run), draft.spec.input)
+    expected = [original.segment(image).labels for image in images]
+    parity = measure_parity(draft, images, expected, Console(file=stream, width=1000), "Advice.")
+    return stream.getvalue(), parity
+
+
+def int8_output(draft: Bundle, shapes: Path) -> str:
+    """What `add_int8` prints when it adds no int8."""
+    stream, validation = io.StringIO(), load_split(shapes, "val")
+    before, _ = evaluate_split(Segmenter.load(draft, "openvino", "f32"), validation, QUIET_CONSOLE)
+    added = add_int8(draft, before, load_split(shapes, "train"), validation, 0.5, Console(file=stream, width=1000))
+    assert added is None
+    assert not draft.has_file(INT8_MODEL_FILE) and not draft.has_file(INT8_WEIGHTS_FILE)
+    return stream.getvalue()
+
+
+def test_parity_is_measured_in_every_installed_engine(bundle: Path) -> None:
     opened = open_bundle(bundle)
     assert opened.spec.parity.keys() >= ENGINES.keys()
     for engine in ENGINES:
         assert opened.spec.parity[engine].keys() == set(ENGINES[engine].precisions(opened, "cpu"))
         assert opened.spec.parity[engine]["f32"] >= 0.999
-    assert all(0.5 < share <= 1 for shares in opened.spec.parity.values() for share in shares.values())
+    assert all(0.5 < worst <= 1 for by_precision in opened.spec.parity.values() for worst in by_precision.values())
 
 
-def test_int8_is_kept_where_it_costs_little(bundle: Path, shapes: Path) -> None:
+def test_int8_is_kept_if_it_costs_little(bundle: Path, shapes: Path) -> None:
     opened = open_bundle(bundle)
     assert opened.spec.int8 is not None
     assert opened.spec.int8.calibration_images == min(NUM_CALIBRATION_IMAGES, len(load_split(shapes, "train")))
@@ -53,147 +80,144 @@ def test_int8_is_kept_where_it_costs_little(bundle: Path, shapes: Path) -> None:
     choice = choose_engine(opened, "openvino")
     assert choice.precision == "int8" and f"{opened.spec.int8.miou:.4f}" in choice.reason
 
-    validation, silent = load_split(shapes, "val"), Console(quiet=True)
-    for precision, miou in (("int8", opened.spec.int8.miou), ("f32", None)):
-        matrix, _ = evaluate_split(Segmenter.load(opened, "openvino", precision), validation, silent)
-        assert miou is None or matrix.miou() == pytest.approx(miou, abs=1e-6)
-    assert opened.spec.metrics["val"]["miou"] == pytest.approx(opened.spec.int8.miou, abs=1e-5)  # of what is served
+    matrix, _ = evaluate_split(Segmenter.load(opened, "openvino", "int8"), load_split(shapes, "val"), QUIET_CONSOLE)
+    assert matrix.miou() == pytest.approx(opened.spec.int8.miou, abs=1e-6)
+    assert opened.spec.metrics["val"]["miou"] == pytest.approx(opened.spec.int8.miou, abs=1e-5)  # of the default
     assert Segmenter.load(opened, precision="int8").verify_probes(opened) > 0.5
 
 
-def test_int8_that_costs_too_much_is_left_out_and_said(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_that_costs_too_much_is_left_out(draft: Bundle, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = training.export.evaluate_split
 
-    def poor(segmenter: Segmenter, samples: Any, console: Console) -> tuple[ConfusionMatrix, list[float]]:
-        """As `measure`, but int8 calls every pixel the first class."""
+    def evaluate_poorly(
+        segmenter: Segmenter, samples: SegmentationDataset, console: Console
+    ) -> tuple[ConfusionMatrix, PerImageCounts]:
+        """As `evaluate_split`, but int8 predicts the first class everywhere."""
         if segmenter.choice and segmenter.choice.precision == "int8":
-            answer = segmenter.run
-            segmenter.run = lambda images, logits=False: (answer(images)[0] * 0, None)
+            predict = segmenter.run
+            segmenter.run = lambda images, logits=False: (predict(images)[0] * 0, None)
         return real(segmenter, samples, console)
 
-    monkeypatch.setattr(training.export, "evaluate_split", poor)
-    said = export_output(run, tmp_path / "b", 0.5)
-    assert "int8 loses " in said and "points of mIoU" in said and "0.5 are allowed" in said and "paid most" in said
-    opened = open_bundle(tmp_path / "b")
-    assert opened.spec.int8 is None and "int8" not in opened.spec.parity["openvino"]
-    assert not opened.has_file(INT8_MODEL_FILE) and not (tmp_path / "b" / INT8_WEIGHTS_FILE).exists()
-    assert choose_engine(opened).precision != "int8"
-    assert Segmenter.load(opened, verify_probes=True).choice
+    monkeypatch.setattr(training.export, "evaluate_split", evaluate_poorly)
+    output = int8_output(draft, shapes)
+    assert "int8 is left out: it loses " in output and "at most 0.5 are allowed" in output
+    assert "Largest losses of IoU: " in output
 
 
-def test_without_int8(run: Path, tmp_path: Path) -> None:
-    assert "int8:" not in export_output(run, tmp_path / "b", None)
-    opened = open_bundle(tmp_path / "b")
-    assert opened.spec.int8 is None and not opened.has_file(INT8_MODEL_FILE)
-    with pytest.raises(EngineError, match="not int8: the bundle holds no int8 graph for it"):
+def test_export_without_int8(run: Path, tmp_path: Path) -> None:
+    """Also prints parity, the validation mIoU and the written folder."""
+    stream = io.StringIO()
+    export(run, tmp_path / "b", int8_limit=None, console=Console(file=stream, width=1000))
+    output, opened = stream.getvalue(), open_bundle(tmp_path / "b")
+    assert "int8" not in output and opened.spec.int8 is None and not opened.has_file(INT8_MODEL_FILE)
+    assert "openvino f32: agreement with the original network, worst image: " in output
+    assert f"Validation mIoU {opened.spec.metrics['val']['miou']:.4f}" in output
+    assert f"{tmp_path / 'b'}: " in output and opened.hash[:12] in output
+    assert {file.parent.name for file in map(Path, opened.checksums)} == {"", "probes", "report"}
+    with pytest.raises(EngineError, match="int8"):
         Segmenter.load(opened, "openvino", "int8")
 
 
-def test_an_export_goes_on_without_nncf(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_is_left_out_without_nncf(draft: Bundle, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    said = export_output(run, tmp_path / "b", 0.5)
-    assert "no int8: int8 needs NNCF" in said
-    assert open_bundle(tmp_path / "b").spec.int8 is None
+    assert "No int8 graph: int8 needs NNCF" in int8_output(draft, shapes)
 
 
-def test_a_number_format_that_is_far_from_the_live_network_is_not_offered(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_precision_far_from_the_original_is_not_offered(
+    draft: Bundle, run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine whose bf16 is wrong on some pixels; f32 stays right."""
+    """An engine whose bf16 is wrong on 2% of the pixels, and whose f32 is right."""
     real = ENGINES["openvino"].load
 
-    def load(bundle: Any, device: str, precision: str, threads: int, at_once: int) -> Any:
-        answer = real(bundle, device, "f32", threads)
+    def load(bundle: Any, device: str, precision: str, *rest: Any) -> Any:
+        predict = real(bundle, device, "f32", *rest)
 
         def run(images: Any, logits: bool = False) -> Any:
-            labels, scores = answer(images, logits)
+            labels, scores = predict(images, logits)
             labels = labels.copy()
             if precision != "f32":
-                labels[:, ::50] ^= 1  # 2% of the pixels
+                labels[:, ::50] ^= 1
             return labels, scores
 
         return run
 
     monkeypatch.setattr(ENGINES["openvino"], "load", load)
     monkeypatch.setattr(ENGINES["openvino"], "precisions", lambda bundle, device: ("f32", "bf16"))
-    said = export_output(run, tmp_path / "b", None)
-    assert "parity openvino bf16: at least 9" in said and "< 99.5%: not offered" in said
-    opened = open_bundle(tmp_path / "b")
-    assert 0.96 < opened.spec.parity["openvino"]["bf16"] < 0.995
-    assert usable_precisions(opened, "openvino", "cpu") == ("f32",)
-    with pytest.raises(EngineError, match=r"not bf16: at export 9\d\.\d\d% of an image's labels"):
-        Segmenter.load(opened, "openvino", "bf16")
+    output, parity = parity_output(draft, run, shapes)
+    assert "openvino bf16: agreement with the original network, worst image: 9" in output
+    assert "below 99.5%: not used" in output
+    assert 0.96 < parity["openvino"]["bf16"] < 0.995
+    measured = Bundle(draft.folder, draft.spec.model_copy(update={"parity": parity}))
+    assert usable_precisions(measured, "openvino", "cpu") == ("f32",)
+    with pytest.raises(EngineError, match=r"not bf16: .*9\d\.\d\d%"):
+        Segmenter.load(measured, "openvino", "bf16")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_stands_behind_the_gate(
-    engine: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_disagreement_of_any_engine_is_an_error(
+    engine: str, draft: Bundle, run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = ENGINES[engine].load
 
     def load(*arguments: Any) -> Any:
-        answer = real(*arguments)
-        return lambda images, logits=False: (answer(images)[0] ^ 1, answer(images, True)[1])
+        predict = real(*arguments)
+        return lambda images, logits=False: (predict(images)[0] ^ 1, predict(images, True)[1])
 
     monkeypatch.setattr(ENGINES[engine], "load", load)
-    with pytest.raises(ParityError, match=rf"the live one's label \({engine}\); 99\.9% is wanted"):
-        export_output(run, tmp_path / "b", None)
-    assert not (tmp_path / "b").exists()
+    with pytest.raises(ParityError, match=rf"pixels \({engine} f32\); 99\.9% are required.* Advice\."):
+        parity_output(draft, run, shapes)
 
 
-def test_an_engine_that_turns_out_not_to_run_here_is_passed_over(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_engine_that_fails_to_load_is_skipped(
+    draft: Bundle, run: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*arguments: Any) -> Any:
-        raise EngineError("libcudnn is not there.")
+        raise EngineError("libcudnn is missing.")
 
     monkeypatch.setattr(ENGINES["onnxruntime"], "load", load)
-    said = export_output(run, tmp_path / "b", None)
-    assert "parity onnxruntime f32: not used: libcudnn is not there." in said
-    assert "onnxruntime" not in open_bundle(tmp_path / "b").spec.parity
+    output, parity = parity_output(draft, run, shapes)
+    assert "onnxruntime f32: not used: libcudnn is missing." in output
+    assert "onnxruntime" not in parity and "openvino" in parity
 
 
 @pytest.mark.parametrize("size", [(90, 130), (1500, 70), (3000, 2000), (1, 1)])
-def test_calibration_sees_what_service_sees(size: tuple[int, int]) -> None:
-    """The canvas that the Segmenter shows the network, and no larger one than a tile."""
-    seen = []
+def test_calibration_input_is_what_the_segmenter_passes_to_the_network(size: tuple[int, int]) -> None:
+    passed = []
 
-    def watched(images: Any, logits: bool = False) -> Any:
-        seen.append(images[0].copy())
+    def record(images: Any, logits: bool = False) -> Any:
+        passed.append(images[0].copy())
         labels = np.zeros(images.shape[:3], np.uint8)
         return labels, np.zeros((1, 2, *images.shape[1:3]), np.float32) if logits else None
 
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for rule in (InputRule(rule="native"), InputRule(rule="fit", side=200)):
-        seen.clear()
-        Segmenter(watched, rule).segment(image)
+        passed.clear()
+        Segmenter(record, rule).segment(image)
         canvas = calibration_input(image, rule)
         assert max(canvas.shape[:2]) <= 1024 and canvas.shape[0] % 64 == canvas.shape[1] % 64 == 0
-        if len(seen) == 1 and max(seen[0].shape[:2]) <= 1024:
-            np.testing.assert_array_equal(canvas, seen[0])
+        if len(passed) == 1 and max(passed[0].shape[:2]) <= 1024:
+            np.testing.assert_array_equal(canvas, passed[0])
 
 
-def test_evaluation_with_augmentation_asks_more_and_says_so(bundle: Path, shapes: Path, tmp_path: Path) -> None:
-    plain = evaluate(bundle, shapes, "test", console=Console(quiet=True), engine="openvino", precision="f32")
-    more = evaluate(
-        bundle, shapes, "test", tmp_path, tta="flip,0.75,1,1.25", engine="openvino", precision="f32", console=Console(quiet=True)
-    )  # fmt: skip
-    assert (plain["tta"], more["tta"]) == (None, "flip,0.75,1,1.25")
-    assert plain["miou"] != more["miou"] and abs(plain["miou"] - more["miou"]) < 0.2
-    assert more["bundle"]["engine"] == "openvino" and more["bundle"]["precision"] == "f32" and more["bundle"]["reason"]
-    segmenter = Segmenter.load(open_bundle(bundle), "openvino", "f32")
-    assert segmenter.tta is None
+def test_evaluation_with_test_time_augmentation(bundle: Path, shapes: Path) -> None:
+    plain, augmented = (
+        evaluate(bundle, shapes, "test", tta=tta, engine="openvino", precision="f32", console=QUIET_CONSOLE)
+        for tta in (None, "flip,0.75,1,1.25")
+    )
+    assert (plain.tta, augmented.tta) == (None, "flip,0.75,1,1.25")
+    assert plain.miou is not None and augmented.miou is not None
+    assert plain.miou != augmented.miou and abs(plain.miou - augmented.miou) < 0.2
+    assert (augmented.bundle.engine, augmented.bundle.precision) == ("openvino", "f32") and augmented.bundle.reason
+    assert Segmenter.load(open_bundle(bundle), "openvino", "f32").tta is None
 
 
-def test_fine_tuning_takes_no_altered_weights(bundle: Path, tmp_path: Path) -> None:
+def test_altered_weights_are_not_used_for_fine_tuning(bundle: Path, tmp_path: Path) -> None:
     altered = shutil.copytree(bundle, tmp_path / "altered")
     file = altered / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-4] + b"\x00\x00\x80?")
     spec = open_bundle(altered).spec
     network = build(spec.architecture.name, len(spec.classes), **spec.architecture.options)
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.raises(BundleError, match=r"weights\.safetensors is not the file that was exported"):
+    with pytest.raises(BundleError, match=r"weights\.safetensors"):
         load_initial_weights(network, altered, [entry.name for entry in spec.classes])
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

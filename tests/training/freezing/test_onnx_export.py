@@ -1,4 +1,4 @@
-"""What cannot be frozen is said in a sentence."""
+"""A network that cannot be exported is a clear error."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from training.freezing.onnx_export import export_onnx
 
 
 class DataDependentNetwork(nn.Module):
-    """A network that looks at its values before it decides what to do, as no graph can."""
+    """A network whose control flow depends on its values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,9 +23,12 @@ class DataDependentNetwork(nn.Module):
         return self.score(images if images.sum() > 0 else -images)
 
 
-def test_a_network_that_no_graph_can_hold(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    network = Network(DataDependentNetwork(), Architecture(name="moody"), 2).eval()
-    with torch.inference_mode(), pytest.raises(BundleError, match=r"moody cannot be frozen .* Train another encoder"):
+def test_network_with_data_dependent_control_flow(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    network = Network(DataDependentNetwork(), Architecture(name="branching"), 2).eval()
+    with (
+        torch.inference_mode(),
+        pytest.raises(BundleError, match=r"branching cannot be exported .* Train another encoder"),
+    ):
         export_onnx(network, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
     assert len(capfd.readouterr().err.splitlines()) < 5

@@ -1,4 +1,4 @@
-"""ONNX graphs of every make come into a bundle and answer there as they do alone."""
+"""Imported ONNX graphs of many kinds predict in a bundle as they do under ONNX Runtime."""
 
 import logging
 from collections.abc import Callable
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 NATIVE = InputRule(rule="native")
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
-    # what the graph is; what is told; how it is read alone
+    # options of the graph; hints; how the reference reads it
     "of any size": ({}, {}, {}),
     "one at a time": ({"dims": (1, "H", "W")}, {}, {}),
     "with names of ours": ({"names": ("labels", "images")}, {}, {}),
@@ -82,106 +82,104 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_graph_answers_in_a_bundle_as_it_does_alone(
+def test_imported_graph_predicts_as_the_original(
     case: str, import_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    made, told, read = CASES[case]
-    file = write_onnx_graph(tmp_path / "theirs.onnx", **made)
-    bundle = import_bundle(file, **told)
+    options, hints, reference = CASES[case]
+    file = write_onnx_graph(tmp_path / "theirs.onnx", **options)
+    bundle = import_bundle(file, **hints)
     assert (bundle.spec.name, bundle.spec.input, bundle.spec.architecture.name) == ("theirs", NATIVE, "onnx")
     assert not bundle.weights_path.exists()
-    segmenter, asked = Segmenter.load(bundle, precision="f32"), scene_image()
-    answer = segmenter.segment(asked).labels
-    assert len(np.unique(answer)) > 1
-    assert agreement(answer, reference_labels(file, asked, **read)) >= 0.999
+    segmenter, image = Segmenter.load(bundle, precision="f32"), scene_image()
+    labels = segmenter.segment(image).labels
+    assert len(np.unique(labels)) > 1
+    assert agreement(labels, reference_labels(file, image, **reference)) >= 0.999
     assert segmenter.verify_probes(bundle) >= 0.99
     assert len(bundle.probes()) == 3
-    check_contract(bundle, asked, cv2.INTER_NEAREST_EXACT if "labels" in read.values() else cv2.INTER_LINEAR)
+    check_contract(bundle, image, cv2.INTER_NEAREST_EXACT if "labels" in reference.values() else cv2.INTER_LINEAR)
 
 
-def check_contract(bundle: Bundle, asked: NDArray[np.uint8], mode: int) -> None:
+def check_contract(bundle: Bundle, image: NDArray[np.uint8], mode: int) -> None:
     """uint8 N x H x W x 3 -> labels uint8 N x H x W == argmax(resized(logits)), logits float32 N x C x h x w."""
     onnx.checker.check_model(onnx.load(bundle.model_path), full_check=True)
-    labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(asked[None], logits=True)
-    assert (labels.shape, labels.dtype, logits.dtype) == ((1, *asked.shape[:2]), np.uint8, np.float32)
+    labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(image[None], logits=True)
+    assert (labels.shape, labels.dtype, logits.dtype) == ((1, *image.shape[:2]), np.uint8, np.float32)
     assert logits.shape[:2] == (1, len(bundle.spec.classes))
-    large = cv2.resize(logits[0].transpose(1, 2, 0), asked.shape[1::-1], interpolation=mode)
+    large = cv2.resize(logits[0].transpose(1, 2, 0), image.shape[1::-1], interpolation=mode)
     assert agreement(labels[0], large.argmax(axis=2)) >= 0.999
 
 
 # The map of (64, 32) is as high as it has channels.
 @pytest.mark.parametrize("size", [(520, 520), (120, 200), (200, 120), (64, 64), (64, 32)])
 @pytest.mark.parametrize("full", [False, True])
-def test_a_graph_of_one_size_sees_images_at_that(
+def test_graph_of_one_size_gets_the_rule_exact(
     size: tuple[int, int], full: bool, import_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     file = write_onnx_graph(tmp_path / "fixed.onnx", dims=(1, *size), full=full)
     bundle = import_bundle(file)
     assert bundle.spec.input == InputRule(rule="exact", size=size)
     segmenter = Segmenter.load(bundle, precision="f32")
-    asked = scene_image(*size)
-    assert agreement(segmenter.segment(asked).labels, reference_labels(file, asked)) >= 0.999
+    image = scene_image(*size)
+    assert agreement(segmenter.segment(image).labels, reference_labels(file, image)) >= 0.999
     assert segmenter.segment(scene_image(77, 133)).labels.shape == (77, 133)
-    with pytest.raises(ConfigError, match=f"takes images of {size[0]} x {size[1]} .* alone"):
+    with pytest.raises(ConfigError, match=f"takes only images of {size[0]} x {size[1]} "):
         import_bundle(file, input="fit:320")
     with pytest.raises(ConfigError, match=f"{size[0]} x {size[1]}, not 64 x 96"):
         import_bundle(file, input="exact:64x96")
 
 
-def test_the_input_rule_is_chosen(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_input_rule_can_be_chosen(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     file = write_onnx_graph(tmp_path / "any.onnx")
     assert import_bundle(file, input="fit:320").spec.input == InputRule(rule="fit", side=320)
     half = write_onnx_graph(tmp_path / "half.onnx", dims=(1, 120, "W"))
-    with pytest.raises(ConfigError, match=r"120 x any; name the free one too: --input exact:HEIGHTxWIDTH"):
+    with pytest.raises(ConfigError, match=r"120 x any; add the size of the free side: --input exact:HEIGHTxWIDTH"):
         import_bundle(half)
     for free in (file, half):
         bundle = import_bundle(free, input="exact:120x200")
         assert bundle.spec.input == InputRule(rule="exact", size=(120, 200))
-        asked = scene_image(120, 200)
-        answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-        assert agreement(answer, reference_labels(free, asked)) >= 0.999
+        image = scene_image(120, 200)
+        labels = Segmenter.load(bundle, precision="f32").segment(image).labels
+        assert agreement(labels, reference_labels(free, image)) >= 0.999
     for wrong in ("exact:120", "exact:0x5", "fit:3", "fit", "stretch"):
         with pytest.raises(ConfigError, match="is not possible"):
             import_bundle(file, input=wrong)
 
 
 @pytest.mark.parametrize("ending", ["logits", "sigmoid", "own sigmoid"])
-def test_one_channel_tells_two_classes_apart(ending: str, import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_one_channel_is_the_score_of_the_second_of_two_classes(
+    ending: str, import_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
     file = write_onnx_graph(tmp_path / "binary.onnx", channels=1, ending=ending, seed=3)
-    bundle, asked = import_bundle(file, classes=2), scene_image()
-    answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-    assert set(np.unique(answer)) == {0, 1}
+    bundle, image = import_bundle(file, classes=2), scene_image()
+    labels = Segmenter.load(bundle, precision="f32").segment(image).labels
+    assert set(np.unique(labels)) == {0, 1}
     meaning = "logit" if ending == "logits" else "probability"
-    assert agreement(answer, reference_labels(file, asked, meaning=meaning)) >= 0.999
+    assert agreement(labels, reference_labels(file, image, meaning=meaning)) >= 0.999
     session = onnxruntime.InferenceSession(file)
-    small = session.run(None, {"x": ((asked / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)})[0][0, 0]
-    _, logits = compile_bundle(bundle, "cpu", "f32", 1)(asked[None], logits=True)
+    small = session.run(None, {"x": ((image / 255 - MEAN) / STD).transpose(2, 0, 1)[None].astype(np.float32)})[0][0, 0]
+    _, logits = compile_bundle(bundle, "cpu", "f32", 1)(image[None], logits=True)
     clear = abs(small - (0 if ending == "logits" else 0.5)) > 1e-4
     threshold = 0 if ending == "logits" else 0.5
     assert (logits[0].argmax(axis=0) == (small > threshold))[clear].all()
 
 
-def test_probabilities_become_logits_whose_softmax_they_are(
-    import_bundle: Callable[..., Bundle], tmp_path: Path
-) -> None:
+def test_probabilities_become_their_logarithms(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     plain, ended = (write_onnx_graph(tmp_path / f"{ending}.onnx", ending=ending) for ending in ("logits", "softmax"))
-    asked = scene_image()
-    scores = compile_bundle(import_bundle(plain), "cpu", "f32", 1)(asked[None], logits=True)[1]
-    logits = compile_bundle(import_bundle(ended), "cpu", "f32", 1)(asked[None], logits=True)[1]
+    image = scene_image()
+    scores = compile_bundle(import_bundle(plain), "cpu", "f32", 1)(image[None], logits=True)[1]
+    logits = compile_bundle(import_bundle(ended), "cpu", "f32", 1)(image[None], logits=True)[1]
     softmax = [torch.softmax(torch.from_numpy(values), dim=1).numpy() for values in (scores, logits)]
     np.testing.assert_allclose(softmax[0], softmax[1], atol=1e-5)
 
 
-def test_a_batch_that_is_fixed_is_freed(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_fixed_batch_size_of_the_original(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     file = write_onnx_graph(tmp_path / "four.onnx", dims=(4, "H", "W"))
-    bundle, asked = import_bundle(file), scene_image()
-    answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-    assert agreement(answer, reference_labels(file, asked, batch=4)) >= 0.999
+    bundle, image = import_bundle(file), scene_image()
+    labels = Segmenter.load(bundle, precision="f32").segment(image).labels
+    assert agreement(labels, reference_labels(file, image, batch=4)) >= 0.999
 
 
-def test_several_images_at_once_where_the_graph_takes_them(
-    import_bundle: Callable[..., Bundle], tmp_path: Path
-) -> None:
+def test_batches_of_any_size(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     bundle = import_bundle(write_onnx_graph(tmp_path / "any.onnx"))
     run = compile_bundle(bundle, "cpu", "f32", 1)
     several = np.stack([scene_image(seed=seed) for seed in range(3)])
@@ -190,8 +188,8 @@ def test_several_images_at_once_where_the_graph_takes_them(
         assert agreement(labels[index], run(several[index : index + 1])[0][0]) >= 0.999
 
 
-def test_labels_say_void_as_255(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
-    """-1 and 255 both; neither is a class, so no logit stands for them."""
+def test_labels_of_minus_1_and_255_are_ignored(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    """Neither is a class, so all logits of such a pixel are 0."""
     drawing = GraphBuilder()
     shrunk = drawing.add_node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
     bright = drawing.add_node("ReduceMean", shrunk, axes=[1], keepdims=0)
@@ -200,15 +198,15 @@ def test_labels_say_void_as_255(import_bundle: Callable[..., Bundle], tmp_path: 
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     out = helper.make_tensor_value_info("y", TensorProto.INT64, ["N", "h", "w"])
     bundle = import_bundle(save_graph(tmp_path / "void.onnx", drawing, entry, [out]), classes=3, mean="0.4", std="0.2")
-    rising = np.repeat(np.linspace(0, 255, 192, dtype=np.uint8)[None, :, None], 128, axis=0).repeat(3, axis=2)
-    labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(rising[None], logits=True)
+    gradient = np.repeat(np.linspace(0, 255, 192, dtype=np.uint8)[None, :, None], 128, axis=0).repeat(3, axis=2)
+    labels, logits = compile_bundle(bundle, "cpu", "f32", 1)(gradient[None], logits=True)
     assert set(np.unique(labels)) == {0, 1, 2, 255}
     small = labels[0, 4::8, 4::8]
     assert (logits[0].max(axis=0) == (small != 255)).all()
 
 
-def test_an_inner_graph_keeps_what_it_takes_from_outside(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
-    """Its weight goes by a name of ours, and a branch of an `If` alone uses it."""
+def test_inner_graph_keeps_values_from_outside(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    """The weight has one of our reserved names, and only a branch of an `If` uses it."""
     drawing = GraphBuilder()
     shrunk = drawing.add_node("AveragePool", "x", kernel_shape=[8, 8], strides=[8, 8])
     weight = drawing.add_weight(np.random.default_rng(0).normal(0, 1, (4, 3, 1, 1)), name="labels")
@@ -225,12 +223,12 @@ def test_an_inner_graph_keeps_what_it_takes_from_outside(import_bundle: Callable
     entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "h", "w"])
     file = save_graph(tmp_path / "if.onnx", drawing, entry, [out])
-    asked = scene_image()
-    answer = Segmenter.load(import_bundle(file), precision="f32").segment(asked).labels
-    assert agreement(answer, reference_labels(file, asked)) >= 0.999
+    image = scene_image()
+    labels = Segmenter.load(import_bundle(file), precision="f32").segment(image).labels
+    assert agreement(labels, reference_labels(file, image)) >= 0.999
 
 
-def test_what_other_outputs_alone_need_falls_away(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_nodes_of_unread_outputs_are_removed(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     file = write_onnx_graph(tmp_path / "two.onnx", also=("aux",))
     model = onnx.load(file)
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((300, 300), np.float32), "heavy"))
@@ -244,7 +242,7 @@ def test_what_other_outputs_alone_need_falls_away(import_bundle: Callable[..., B
 
 @pytest.fixture(scope="module")
 def torch_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What torch's own exporter writes: any size with functions inside, and one size with its weights in a second file."""
+    """Two graphs by torch's exporter: any size with functions inside, and one size with external weights."""
 
     class Small(torch.nn.Module):
         def __init__(self) -> None:
@@ -271,14 +269,14 @@ def torch_graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_graphs_of_torchs_exporter(torch_graphs: Path, import_bundle: Callable[..., Bundle]) -> None:
-    """The one output with as many channels as classes is taken, without being told."""
+def test_graphs_by_torchs_exporter(torch_graphs: Path, import_bundle: Callable[..., Bundle]) -> None:
+    """The one output with as many channels as classes is read, without a hint."""
     assert (torch_graphs / "fixed.onnx.data").exists()
     for name, size, rule in (("any", (128, 192), "native"), ("fixed", (100, 150), "exact")):
-        bundle, asked = import_bundle(torch_graphs / f"{name}.onnx"), scene_image(*size)
+        bundle, image = import_bundle(torch_graphs / f"{name}.onnx"), scene_image(*size)
         assert bundle.spec.input.rule == rule
-        answer = Segmenter.load(bundle, precision="f32").segment(asked).labels
-        assert agreement(answer, reference_labels(torch_graphs / f"{name}.onnx", asked, output="out")) >= 0.999
+        labels = Segmenter.load(bundle, precision="f32").segment(image).labels
+        assert agreement(labels, reference_labels(torch_graphs / f"{name}.onnx", image, output="out")) >= 0.999
         assert str(Path(__file__).parent).encode() in (torch_graphs / f"{name}.onnx").read_bytes()
         assert str(Path(__file__).parent).encode() not in bundle.model_path.read_bytes()
         assert sorted(path.name for path in bundle.folder.iterdir()) == [
@@ -289,7 +287,7 @@ def test_graphs_of_torchs_exporter(torch_graphs: Path, import_bundle: Callable[.
         ]
 
 
-def test_int8_with_quantise_and_dequantise_inside(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_quantised_graph(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Images(CalibrationDataReader):
@@ -303,12 +301,12 @@ def test_int8_with_quantise_and_dequantise_inside(import_bundle: Callable[..., B
     quantize_static(
         write_onnx_graph(tmp_path / "f32.onnx"), tmp_path / "int8.onnx", Images(), per_channel=True, reduce_range=True
     )
-    asked = scene_image()
-    answer = Segmenter.load(import_bundle(tmp_path / "int8.onnx"), precision="f32").segment(asked).labels
-    assert agreement(answer, reference_labels(tmp_path / "int8.onnx", asked)) >= 0.999
+    image = scene_image()
+    labels = Segmenter.load(import_bundle(tmp_path / "int8.onnx"), precision="f32").segment(image).labels
+    assert agreement(labels, reference_labels(tmp_path / "int8.onnx", image)) >= 0.999
 
 
-def test_a_graph_older_than_resize_is_brought_forward(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+def test_old_opset_is_upgraded(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     drawing = GraphBuilder()
     first = drawing.add_weight(np.random.default_rng(0).normal(0, 1, (4, 3, 8, 8)))
     drawing.add_node("Conv", "x", first, out="y", kernel_shape=[8, 8], strides=[8, 8])
@@ -316,10 +314,10 @@ def test_a_graph_older_than_resize_is_brought_forward(import_bundle: Callable[..
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "h", "w"])
     file = save_graph(tmp_path / "old.onnx", drawing, entry, [out], opset=9)
     model = onnx.load(file)
-    model.ir_version = 3  # weights were inputs then
+    model.ir_version = 3  # weights had to be inputs
     model.graph.input.append(helper.make_tensor_value_info(first, TensorProto.FLOAT, [4, 3, 8, 8]))
     onnx.checker.check_model(model)
     onnx.save(model, file)
-    asked = scene_image()
-    answer = Segmenter.load(import_bundle(file), precision="f32").segment(asked).labels
-    assert agreement(answer, reference_labels(file, asked)) >= 0.999
+    image = scene_image()
+    labels = Segmenter.load(import_bundle(file), precision="f32").segment(image).labels
+    assert agreement(labels, reference_labels(file, image)) >= 0.999

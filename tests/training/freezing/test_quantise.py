@@ -1,4 +1,4 @@
-"""int8: the IR is the same network by the same contract, and making it is quiet, repeatable and refused in sentences."""
+"""int8: the IR has the same inputs and outputs, and making it is quiet and repeatable, with clear errors."""
 
 import os
 import subprocess
@@ -22,13 +22,13 @@ from models.inference.segmenter import agreement
 from models.spec import ClassInfo
 from tests.fixtures_bundles import CLASSES, synthetic_image
 from tests.test_no_telemetry import AUDIT_HOOK
-from training.freezing import quantise as room
+from training.freezing import quantise as quantise_module
 from training.freezing.quantise import miou_drop_message, quantise
 from training.metrics.confusion import ConfusionMatrix
 
 ROOT = Path(__file__).parents[3]
 NAMES = ["sky", "road", "car", "pole"]
-CLASS_INFOS = [ClassInfo(name=name, rgb=(place, 0, 0)) for place, name in enumerate(NAMES)]
+CLASS_INFOS = [ClassInfo(name=name, rgb=(label, 0, 0)) for label, name in enumerate(NAMES)]
 InferFunction = Callable[[NDArray[np.uint8]], Any]
 
 
@@ -50,35 +50,35 @@ def int8_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64), (1, 192, 128), (3, 128, 192)])
-def test_the_ir_keeps_the_contract_at_any_size_and_batch(shape: tuple[int, int, int], int8_model: Path) -> None:
+def test_ir_runs_at_any_size_and_batch(shape: tuple[int, int, int], int8_model: Path) -> None:
     batch, height, width = shape
-    answer = compile_model(int8_model)(np.stack([synthetic_image(height, width, seed) for seed in range(batch)]))
+    outputs = compile_model(int8_model)(np.stack([synthetic_image(height, width, seed) for seed in range(batch)]))
 
-    labels, logits = answer["labels"], answer["logits"]
+    labels, logits = outputs["labels"], outputs["logits"]
     assert labels.dtype == np.uint8 and labels.shape == shape
     assert logits.dtype == np.float32 and logits.shape == (batch, CLASSES, height // 8, width // 8)
 
 
-def test_inputs_and_outputs_are_the_graphs_own(int8_model: Path, tiny_bundle: Path) -> None:
-    def doors(path: Path) -> list[tuple[str, str, str]]:
+def test_inputs_and_outputs_equal_those_of_the_float_graph(int8_model: Path, tiny_bundle: Path) -> None:
+    def ports(path: Path) -> list[tuple[str, str, str]]:
         graph = get_core().read_model(path)
-        ports = [*graph.inputs, *graph.outputs]
-        return [(port.any_name, str(port.element_type), str(port.partial_shape)) for port in ports]
+        tensors = [*graph.inputs, *graph.outputs]
+        return [(tensor.any_name, str(tensor.element_type), str(tensor.partial_shape)) for tensor in tensors]
 
-    assert doors(int8_model) == doors(tiny_bundle / MODEL_FILE)
+    assert ports(int8_model) == ports(tiny_bundle / MODEL_FILE)
 
 
-def test_most_labels_are_those_of_float(int8_model: Path, tiny_bundle: Path) -> None:
+def test_most_labels_equal_those_of_float(int8_model: Path, tiny_bundle: Path) -> None:
     image = synthetic_image(192, 256, seed=99)[None]
     expected, got = (compile_model(path)(image) for path in (tiny_bundle / MODEL_FILE, int8_model))
 
-    # Random weights are the hard case: their scores are near each other. A trained network kept 99.8%.
+    # Random weights are the hard case, because their scores are close to each other. A trained network kept 99.8%.
     assert agreement(got["labels"][0], expected["labels"][0]) > 0.9
     spread = float(np.std(expected["logits"]))
     assert float(np.abs(got["logits"] - expected["logits"]).mean()) < 0.1 * spread
 
 
-def test_every_convolution_has_8_bit_weights(int8_model: Path, tiny_bundle: Path) -> None:
+def test_convolutions_have_8_bit_weights(int8_model: Path, tiny_bundle: Path) -> None:
     nodes = get_core().read_model(int8_model).get_ops()
     wide = [
         node.get_friendly_name()
@@ -94,7 +94,7 @@ def test_every_convolution_has_8_bit_weights(int8_model: Path, tiny_bundle: Path
     assert int8_model.with_suffix(".bin").stat().st_size < 0.3 * (tiny_bundle / MODEL_FILE).stat().st_size
 
 
-def test_the_same_images_give_the_same_bytes(int8_model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_same_images_give_the_same_bytes(int8_model: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.xml"
     quantise(tiny_bundle / MODEL_FILE, calibration_images(), again)
 
@@ -102,7 +102,7 @@ def test_the_same_images_give_the_same_bytes(int8_model: Path, tiny_bundle: Path
     assert again.with_suffix(".bin").read_bytes() == int8_model.with_suffix(".bin").read_bytes()
 
 
-def test_no_path_stands_in_the_ir(int8_model: Path, tiny_bundle: Path) -> None:
+def test_ir_contains_no_path(int8_model: Path, tiny_bundle: Path) -> None:
     text = int8_model.read_text()
 
     for folder in (tiny_bundle, int8_model.parent, ROOT, Path.home(), Path(sys.prefix)):
@@ -110,17 +110,15 @@ def test_no_path_stands_in_the_ir(int8_model: Path, tiny_bundle: Path) -> None:
     assert MODEL_FILE not in text
 
 
-def test_images_are_drawn_one_at_a_time_and_no_more_than_needed(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "NUM_CALIBRATION_IMAGES", 2)
+def test_only_the_needed_images_are_read(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantise_module, "NUM_CALIBRATION_IMAGES", 2)
     images = calibration_images(5)
     quantise(tiny_bundle / MODEL_FILE, images, tmp_path / "few.xml")
 
     assert len(list(images)) == 3
 
 
-def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_quantising_is_silent_and_survives_signals(tiny_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import signal\n"
         "from pathlib import Path\n"
@@ -128,7 +126,7 @@ def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, 
         "import numpy as np\n"
         f"quantise(Path({str(tiny_bundle / MODEL_FILE)!r}), [np.zeros((64, 64, 3), np.uint8)], Path('model.int8.xml'))\n"
         "signal.signal(signal.SIGUSR1, lambda *_: None)\n"
-        "signal.raise_signal(signal.SIGUSR1)\n"  # two of OpenVINO's cores, closed in the wrong order, die of this
+        "signal.raise_signal(signal.SIGUSR1)\n"  # kills a process that closed two of OpenVINO's cores in the wrong order
     )
     (tmp_path / "sitecustomize.py").write_text(AUDIT_HOOK)
     done = subprocess.run(
@@ -143,12 +141,12 @@ def test_nothing_is_called_or_printed_and_signals_do_no_harm(tiny_bundle: Path, 
     assert (tmp_path / "model.int8.bin").is_file()
 
 
-def test_no_image_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_no_calibration_image_is_an_error(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="needs images to calibrate on"):
         quantise(tiny_bundle / MODEL_FILE, [], tmp_path / "none.xml")
 
 
-def test_an_image_that_cannot_be_read_is_its_own_error(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_error_of_an_image_is_passed_on(tiny_bundle: Path, tmp_path: Path) -> None:
     def images() -> Iterator[RGB]:
         yield synthetic_image(64, 64)
         raise CorruptImageError("the second")
@@ -157,7 +155,7 @@ def test_an_image_that_cannot_be_read_is_its_own_error(tiny_bundle: Path, tmp_pa
         quantise(tiny_bundle / MODEL_FILE, images(), tmp_path / "none.xml")
 
 
-def test_a_graph_with_nothing_to_quantise_is_an_error(tmp_path: Path) -> None:
+def test_graph_with_nothing_to_quantise_is_an_error(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["images"], ["logits"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMax", ["images"], ["labels"], axes=[3], keepdims=0),
@@ -179,14 +177,14 @@ def test_a_graph_with_nothing_to_quantise_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "empty.xml").exists()
 
 
-def test_a_file_that_is_no_graph_is_an_error_of_one_line(tmp_path: Path) -> None:
-    (tmp_path / "broken.onnx").write_bytes(b"no graph")
+def test_broken_graph_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"not a graph")
     with pytest.raises(BundleError, match=r"broken\.onnx cannot be quantised") as caught:
         quantise(tmp_path / "broken.onnx", [synthetic_image(64, 64)], tmp_path / "out.xml")
     assert "\n" not in str(caught.value)
 
 
-def test_without_nncf_the_error_says_what_to_install(
+def test_error_without_nncf_says_what_to_install(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
@@ -194,41 +192,41 @@ def test_without_nncf_the_error_says_what_to_install(
         quantise(tiny_bundle / MODEL_FILE, calibration_images(), tmp_path / "out.xml")
 
 
-def test_importing_the_room_imports_no_nncf() -> None:
+def test_nncf_is_imported_late() -> None:
     code = "import sys, training.freezing.quantise\nassert 'nncf' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
 def make_matrix(*hits: int) -> ConfusionMatrix:
-    """100 pixels a class, of which so many are right; the rest are void, no class's false alarm."""
+    """100 pixels per class, of which `hits` are right; the others are predicted as no class."""
     matrix = ConfusionMatrix(len(hits))
     for label, hit in enumerate(hits):
-        answer = np.full((1, 100), 255, np.uint8)
-        answer[0, :hit] = label
-        matrix.add(np.full((1, 100), label, np.uint8), answer)
+        prediction = np.full((1, 100), 255, np.uint8)
+        prediction[0, :hit] = label
+        matrix.add(np.full((1, 100), label, np.uint8), prediction)
     return matrix
 
 
-def test_within_the_limit_nobody_paid() -> None:
+def test_drop_within_the_limit_has_no_message() -> None:
     assert miou_drop_message(make_matrix(90, 80, 70, 60), make_matrix(90, 80, 70, 59), CLASS_INFOS, 0.5) is None
     assert miou_drop_message(make_matrix(50, 50, 50, 50), make_matrix(60, 60, 60, 60), CLASS_INFOS, 0.0) is None
 
 
-def test_past_the_limit_the_worst_three_are_named_worst_first() -> None:
-    said = miou_drop_message(make_matrix(90, 80, 70, 60), make_matrix(89, 75, 72, 20), CLASS_INFOS, 0.5)
-    assert said == (
-        "int8 loses 11.00 points of mIoU (75.00 -> 64.00); 0.5 are allowed, so it is left out. "
-        "IoU of the classes that paid most: pole 0.600 -> 0.200, road 0.800 -> 0.750, sky 0.900 -> 0.890."
+def test_drop_above_the_limit_names_the_three_worst_classes() -> None:
+    message = miou_drop_message(make_matrix(90, 80, 70, 60), make_matrix(89, 75, 72, 20), CLASS_INFOS, 0.5)
+    assert message == (
+        "int8 is left out: it loses 11.00 points of mIoU (75.00 -> 64.00), and at most 0.5 are allowed. "
+        "Largest losses of IoU: pole 0.600 -> 0.200, road 0.800 -> 0.750, sky 0.900 -> 0.890."
     )
 
 
-def test_a_class_that_int8_alone_brings_in_has_paid() -> None:
+def test_class_that_only_int8_predicts_is_a_loss() -> None:
     before, after = make_matrix(100, 100, 0, 0), make_matrix(100, 100, 0, 0)
-    for matrix, answer in ((before, 0), (after, 3)):
+    for matrix, prediction in ((before, 0), (after, 3)):
         few = ConfusionMatrix(4)
         few.full_counts[:2] = make_matrix(100, 100, 0, 0).full_counts[:2]
-        few.add(np.zeros((1, 10), np.uint8), np.full((1, 10), answer, np.uint8))
+        few.add(np.zeros((1, 10), np.uint8), np.full((1, 10), prediction, np.uint8))
         matrix.full_counts[:] = few.full_counts
 
-    said = miou_drop_message(before, after, CLASS_INFOS, 0.5)
-    assert said is not None and "pole absent -> 0.000, sky 1.000 ->" in said and "car" not in said
+    message = miou_drop_message(before, after, CLASS_INFOS, 0.5)
+    assert message is not None and "pole absent -> 0.000, sky 1.000 ->" in message and "car" not in message

@@ -1,1 +1,1 @@
-"""ONNX graphs that were made elsewhere: what they say of themselves, how they run, how they come into a bundle."""
+"""Import of ONNX graphs: reading, running the original, rewriting to a bundle's inputs and outputs."""

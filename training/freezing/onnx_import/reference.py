@@ -1,6 +1,6 @@
-"""A foreign ONNX file as its owner runs it: by onnxruntime, with the steps around it in numpy and torch.
+"""Runs an imported ONNX file as its owner does: with ONNX Runtime, pre- and postprocessing in numpy and torch.
 
-It is what the frozen graph (`training/freezing/onnx_import/rewrite.py`) must agree with, so nothing here is shared with that.
+The frozen graph (`training/freezing/onnx_import/rewrite.py`) must agree with it, so the two share no code.
 """
 
 from collections.abc import Callable
@@ -29,223 +29,228 @@ from training.freezing.onnx_import.graph_reader import (
     shorten_error,
 )
 
-# (height, width) of the trial images for a graph that says that it takes any: multiples of the Segmenter's bucket, the
-# smallest that it sends among them.
+# (height, width) of the trial images for a graph that declares any size: multiples of the Segmenter's size bucket,
+# including its smallest.
 TRIAL_SIZES = ((64, 64), (256, 384), (320, 192))
-CLASSES_ADVICE = "Wanted is a line for each of the graph's classes, in its order."
-MIN_PROBABILITY = 1e-7  # a probability below counts as this one, so that its logarithm is a number
+CLASSES_ADVICE = "The class file needs one line for each class of the network, in its order."
+MIN_PROBABILITY = 1e-7  # lower probabilities count as this one, so that the logarithm is finite
 
 Array = NDArray[Any]
-Outputs = dict[str, Array]  # what a graph gives for one image, by the outputs' names
+Outputs = dict[str, Array]  # a graph's outputs for one image, by name
 GraphRunner = Callable[[RGB], Outputs]
-TrialOutputs = list[tuple[tuple[int, int], Outputs]]  # (height, width) of an image, and what the graph gave for it
+TrialOutputs = list[tuple[tuple[int, int], Outputs]]  # (height, width) of an image, and the outputs for it
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """The output that is read, and how."""
+    """The output that is read, and how to read it."""
 
     name: str
     kind: ScoreKind | Literal["labels"]
     layout: Layout
-    has_batch_axis: bool  # whether the axis of the batch is there
-    channels: int  # as many as classes; 1: of the second of two classes; 1 for labels
+    has_batch_axis: bool  # whether there is a batch axis
+    channels: int  # the number of classes; 1: score of the second of two classes, or labels
     full_size: bool  # whether it has a value for each pixel of the input
 
 
-def open_reference(file: Path, intake: InputSpec) -> GraphRunner:
-    """Open the file with onnxruntime. Raises: WeightsError, as does the answer where an image cannot be run."""
+def open_reference(file: Path, input_spec: InputSpec) -> GraphRunner:
+    """Open the file with ONNX Runtime; returns a function that runs it on an image. Both raise WeightsError."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong comes as an error
+    options.log_severity_level = 4  # errors are raised as exceptions
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    onnxruntime.disable_telemetry_events()  # Windows' build has some
+    onnxruntime.disable_telemetry_events()  # the Windows build sends some
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's errors have no root of their own
-        raise WeightsError(f"{file}: onnxruntime cannot load it: {shorten_error(error)}") from error
+    except Exception as error:  # ONNX Runtime's errors have no common base class
+        raise WeightsError(f"{file}: ONNX Runtime cannot load it: {shorten_error(error)}") from error
     names = [output.name for output in session.get_outputs()]
 
-    def ask(image: RGB) -> Outputs:
+    def run_graph(image: RGB) -> Outputs:
         try:
-            return dict(zip(names, session.run(names, {intake.name: preprocess(image, intake)}), strict=True))
+            return dict(zip(names, session.run(names, {input_spec.name: preprocess(image, input_spec)}), strict=True))
         except Exception as error:
             height, width = image.shape[:2]
             raise WeightsError(
-                f"{file}: onnxruntime cannot run it on an image of {height} x {width} (height x width): {shorten_error(error)}"
+                f"{file}: ONNX Runtime cannot run it on an image of {height} x {width} (height x width): {shorten_error(error)}"
             ) from error
 
-    return ask
+    return run_graph
 
 
-def preprocess(image: RGB, intake: InputSpec) -> Array:
-    """An image, RGB uint8 H x W x 3, as the graph takes it; repeated where it takes only several at a time."""
-    values: Array = image[:, :, ::-1] if intake.order == "bgr" else image
-    if intake.dtype != "uint8":
-        values = values.astype(np.float32) / np.float32(255 / intake.max_pixel_value)
-        values = (values - np.array(intake.mean, np.float32)) / np.array(intake.std, np.float32)
-    if intake.layout == "nchw":
+def preprocess(image: RGB, input_spec: InputSpec) -> Array:
+    """An image, RGB uint8 H x W x 3, in the graph's input format; repeated if the graph has a fixed batch size."""
+    values: Array = image[:, :, ::-1] if input_spec.order == "bgr" else image
+    if input_spec.dtype != "uint8":
+        values = values.astype(np.float32) / np.float32(255 / input_spec.max_pixel_value)
+        values = (values - np.array(input_spec.mean, np.float32)) / np.array(input_spec.std, np.float32)
+    if input_spec.layout == "nchw":
         values = values.transpose(2, 0, 1)
-    return np.repeat(np.ascontiguousarray(values, dtype=intake.dtype)[None], intake.batch or 1, axis=0)
+    return np.repeat(np.ascontiguousarray(values, dtype=input_spec.dtype)[None], input_spec.batch or 1, axis=0)
 
 
-def run_trials(ask: GraphRunner, file: Path, intake: InputSpec) -> TrialOutputs:
-    """Ask about drawn images. Raises: WeightsError."""
-    answers = []
-    for size in [intake.size] if intake.size else TRIAL_SIZES:
+def run_trials(run_graph: GraphRunner, file: Path, input_spec: InputSpec) -> TrialOutputs:
+    """Run the graph on synthetic images. Raises: WeightsError."""
+    trials = []
+    for size in [input_spec.size] if input_spec.size else TRIAL_SIZES:
         image, _ = generate_scene(np.random.default_rng(size), size)
         try:
-            answers.append((size, ask(image)))
+            trials.append((size, run_graph(image)))
         except WeightsError as error:
-            if intake.size:
+            if input_spec.size:
                 raise
             raise WeightsError(
-                f"{error} It says that it takes any; if it takes one size in truth, name that: --input exact:HEIGHTxWIDTH."
+                f"{error} It declares that it takes any size; if it takes only one, pass it: --input exact:HEIGHTxWIDTH."
             ) from error
-    return answers
+    return trials
 
 
 def resolve_output(
-    file: Path, intake: InputSpec, told: UserHints, classes: int, ending: Callable[[str], str],
-    answers: TrialOutputs,
+    file: Path, input_spec: InputSpec, hints: UserHints, classes: int, producer: Callable[[str], str],
+    trials: TrialOutputs,
 ) -> OutputSpec:  # fmt: skip
-    """Choose the output that gives the classes, from what the graph gave for the trial images.
+    """Choose the output that holds the classes, from the outputs for the trial images.
 
-    `ending(name)` names the operator that made an output's values.
-    Raises: WeightsError naming both counts where the classes are not the graph's; ConfigError for what must be told.
+    `producer(name)` names the operator that computes an output's values.
+    Raises: WeightsError with both counts if the graph has another number of classes; ConfigError if a hint is needed.
     """
-    first = answers[0][1]
+    first = trials[0][1]
     listed = "; ".join(f"{name} ({values.dtype} {format_shape(values.shape)})" for name, values in first.items())
-    if told.output and told.output not in first:
-        raise ConfigError(f"{file} has no output {told.output!r}; it has {listed}.")
-    names = [told.output] if told.output else list(first)
-    found = [(name, *reading) for name in names if (reading := _interpret_output(name, intake, told, classes, answers))]
-    # Scores tell more than labels, and a score for each class more than one for the second of two.
+    if hints.output and hints.output not in first:
+        raise ConfigError(f"{file} has no output {hints.output!r}; it has {listed}.")
+    names = [hints.output] if hints.output else list(first)
+    found = [
+        (name, *reading) for name in names if (reading := _interpret_output(name, input_spec, hints, classes, trials))
+    ]
+    # Scores are preferred to labels, and a score for each class to one for the second of two.
     for channels in (classes, 1, 0):
         chosen = [entry for entry in found if entry[3] == channels]
         if len(chosen) > 1:
-            raise ConfigError(f"{file} has several outputs that could be meant: {listed}. Name one: --output NAME.")
+            raise ConfigError(f"{file} has several outputs that fit: {listed}. Choose one: --output NAME.")
         if chosen:
-            name, layout, batched, _ = chosen[0]
-            full = all(_spatial_size(given[name], layout, batched) == size for size, given in answers)
-            kind = _infer_score_kind(name, channels, told, ending(name), answers)
-            return OutputSpec(name, kind, layout, batched, channels or 1, full)
+            name, layout, has_batch, _ = chosen[0]
+            full = all(_spatial_size(given[name], layout, has_batch) == size for size, given in trials)
+            kind = _infer_score_kind(name, channels, hints, producer(name), trials)
+            return OutputSpec(name, kind, layout, has_batch, channels or 1, full)
     if len(names) == 1:
         values = first[names[0]]
         raise WeightsError(
             f"{file}: the output {names[0]!r} is {values.dtype} {format_shape(values.shape)}, "
-            f"{_describe_channels(names[0], intake, told, answers)}; --classes names {classes}. {CLASSES_ADVICE}"
+            f"{_describe_channels(names[0], input_spec, hints, trials)}; --classes names {classes}. {CLASSES_ADVICE}"
         )
     raise WeightsError(f"{file} has no output with scores for the {classes} classes of --classes; it has {listed}.")
 
 
-def make_reference_run(file: Path, ask: GraphRunner, outlet: OutputSpec, classes: int) -> InferenceFunction:
-    """The original as the Segmenter runs a network: one image at a time. Raises, when run: WeightsError."""
+def make_reference_run(file: Path, run_graph: GraphRunner, output_spec: OutputSpec, classes: int) -> InferenceFunction:
+    """The original graph as an inference function for the Segmenter, one image at a time. Raises, when run: WeightsError."""
 
     def run(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        values = torch.from_numpy(np.asarray(ask(images[0])[outlet.name]))
-        values = values[:1] if outlet.has_batch_axis else values[None]
+        values = torch.from_numpy(np.asarray(run_graph(images[0])[output_spec.name]))
+        values = values[:1] if output_spec.has_batch_axis else values[None]
         size = (images.shape[1], images.shape[2])
         return (
-            _postprocess_labels(values, outlet, size, file, classes)
-            if outlet.kind == "labels"
-            else _postprocess_scores(values, outlet, size)
+            _postprocess_labels(values, output_spec, size, file, classes)
+            if output_spec.kind == "labels"
+            else _postprocess_scores(values, output_spec, size)
         )
 
     return run
 
 
 def _postprocess_scores(
-    values: torch.Tensor, outlet: OutputSpec, size: tuple[int, int]
+    values: torch.Tensor, output_spec: OutputSpec, size: tuple[int, int]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    maps = (values.permute(0, 3, 1, 2) if outlet.layout == "nhwc" else values).float()
-    if outlet.kind == "probabilities":
-        both = torch.cat([1 - maps, maps], dim=1) if outlet.channels == 1 else maps
+    maps = (values.permute(0, 3, 1, 2) if output_spec.layout == "nhwc" else values).float()
+    if output_spec.kind == "probabilities":
+        both = torch.cat([1 - maps, maps], dim=1) if output_spec.channels == 1 else maps
         maps = both.clamp(min=MIN_PROBABILITY).log()
-    elif outlet.channels == 1:
+    elif output_spec.channels == 1:
         maps = torch.cat([torch.zeros_like(maps), maps], dim=1)
     labels = F.interpolate(maps, size, mode="bilinear", align_corners=False).argmax(dim=1)
     return labels.to(torch.uint8).numpy(), maps.numpy()
 
 
 def _postprocess_labels(
-    values: torch.Tensor, outlet: OutputSpec, size: tuple[int, int], file: Path, classes: int
+    values: torch.Tensor, output_spec: OutputSpec, size: tuple[int, int], file: Path, classes: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     if values.ndim == 4:
-        values = values[:, 0] if outlet.layout == "nchw" else values[..., 0]
+        values = values[:, 0] if output_spec.layout == "nchw" else values[..., 0]
     given = values[0].numpy()
-    highest = int(given[given != IGNORE_INDEX].max(initial=0))  # before the cast, under which 256 would be 0
-    plane = values[0].to(torch.uint8).numpy()
+    highest = int(given[given != IGNORE_INDEX].max(initial=0))  # before the cast, which would turn 256 into 0
+    labels = values[0].to(torch.uint8).numpy()
     if highest >= classes:
         raise WeightsError(
-            f"{file}: the output {outlet.name!r} gives the label {highest}, so {highest + 1} classes or more; --classes "
+            f"{file}: the output {output_spec.name!r} holds the label {highest}, so {highest + 1} classes or more; --classes "
             f"names {classes}. {CLASSES_ADVICE}"
         )
-    one_hot = np.stack([plane == label for label in range(classes)]).astype(np.float32)
-    return resize_labels(plane, size)[None], one_hot[None]
+    one_hot = np.stack([labels == label for label in range(classes)]).astype(np.float32)
+    return resize_labels(labels, size)[None], one_hot[None]
 
 
 def _interpret_output(
-    name: str, intake: InputSpec, told: UserHints, classes: int, answers: TrialOutputs
+    name: str, input_spec: InputSpec, hints: UserHints, classes: int, trials: TrialOutputs
 ) -> tuple[Layout, bool, int] | None:
-    """How an output can be read: its layout, whether its batch is there, its channels (0 for labels); None if not."""
-    values = answers[0][1][name]
+    """How an output can be read: its layout, whether it has a batch axis, its channels (0 for labels); None if it cannot."""
+    values = trials[0][1][name]
     scores = np.issubdtype(values.dtype, np.floating)
     if not scores and values.ndim in (2, 3):
-        batched = values.ndim == 3
-        return ("nchw", batched, 0) if not batched or len(values) == (intake.batch or 1) else None
-    batched = values.ndim == 4
+        has_batch = values.ndim == 3
+        return ("nchw", has_batch, 0) if not has_batch or len(values) == (input_spec.batch or 1) else None
+    has_batch = values.ndim == 4
     if values.ndim not in (3, 4):
         return None
-    layouts = _rank_layouts(name, batched, intake, told, answers)
+    layouts = _rank_layouts(name, has_batch, input_spec, hints, trials)
     for channels in (classes, 1):
         for layout in layouts:
             there = values.shape[-3 if layout == "nchw" else -1] == channels
             if there and (channels == classes or not scores or classes == 2):
-                return layout, batched, channels if scores or channels == classes else 0
+                return layout, has_batch, channels if scores or channels == classes else 0
     return None
 
 
-def _rank_layouts(name: str, batched: bool, intake: InputSpec, told: UserHints, answers: TrialOutputs) -> list[Layout]:
-    """The layouts that an output may have, the likelier first: the proportions of the images, then the input's."""
-    layouts: list[Layout] = [told.output_layout] if told.output_layout else ["nchw", "nhwc"]
+def _rank_layouts(
+    name: str, has_batch: bool, input_spec: InputSpec, hints: UserHints, trials: TrialOutputs
+) -> list[Layout]:
+    """The possible layouts of an output, the likelier first: that with the images' proportions, then the input's."""
+    layouts: list[Layout] = [hints.output_layout] if hints.output_layout else ["nchw", "nhwc"]
     return sorted(
-        layouts, key=lambda layout: (not _matches_proportions(name, layout, batched, answers), layout != intake.layout)
+        layouts,
+        key=lambda layout: (not _matches_proportions(name, layout, has_batch, trials), layout != input_spec.layout),
     )
 
 
-def _matches_proportions(name: str, layout: Layout, batched: bool, answers: TrialOutputs) -> bool:
-    """Whether an output, read in this layout, has the proportions of each image."""
-    planes = [(size, _spatial_size(given[name], layout, batched)) for size, given in answers]
+def _matches_proportions(name: str, layout: Layout, has_batch: bool, trials: TrialOutputs) -> bool:
+    """Whether an output, read in this layout, has each image's proportions."""
+    planes = [(size, _spatial_size(given[name], layout, has_batch)) for size, given in trials]
     return all(abs(high / size[0] - wide / size[1]) <= 1 / min(size) for size, (high, wide) in planes)
 
 
-def _spatial_size(values: Array, layout: Layout, batched: bool) -> tuple[int, int]:
-    shape = values.shape[1:] if batched else values.shape
+def _spatial_size(values: Array, layout: Layout, has_batch: bool) -> tuple[int, int]:
+    shape = values.shape[1:] if has_batch else values.shape
     if len(shape) == 2:
         return shape[0], shape[1]
     return (shape[1], shape[2]) if layout == "nchw" else (shape[0], shape[1])
 
 
 def _infer_score_kind(
-    name: str, channels: int, told: UserHints, ending: str, answers: TrialOutputs
+    name: str, channels: int, hints: UserHints, producer: str, trials: TrialOutputs
 ) -> ScoreKind | Literal["labels"]:
-    """What the values are: told, or by the operator that made them, or all between 0 and 1."""
+    """The kind of the values: from the hints, or the operator that computes them, or whether all are between 0 and 1."""
     if not channels:
         return "labels"
-    if told.scores:
-        return told.scores
-    values = np.concatenate([given[name].ravel() for _, given in answers])
+    if hints.scores:
+        return hints.scores
+    values = np.concatenate([given[name].ravel() for _, given in trials])
     if not np.issubdtype(values.dtype, np.floating):  # quantised
         return "logits"
-    if ending in ("Softmax", "Sigmoid", "HardSigmoid"):
+    if producer in ("Softmax", "Sigmoid", "HardSigmoid"):
         return "probabilities"
     return "probabilities" if values.min() >= 0 and values.max() <= 1 and values.any() else "logits"
 
 
-def _describe_channels(name: str, intake: InputSpec, told: UserHints, answers: TrialOutputs) -> str:
-    values = answers[0][1][name]
+def _describe_channels(name: str, input_spec: InputSpec, hints: UserHints, trials: TrialOutputs) -> str:
+    values = trials[0][1][name]
     if values.ndim not in (3, 4):
-        return "no map of scores"
-    layout = _rank_layouts(name, values.ndim == 4, intake, told, answers)[0]
+        return "not a map of scores"
+    layout = _rank_layouts(name, values.ndim == 4, input_spec, hints, trials)[0]
     count = values.shape[-3 if layout == "nchw" else -1]
     return f"{count} {'class' if count == 1 else 'classes'} as {layout}"

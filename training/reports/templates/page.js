@@ -1,6 +1,6 @@
 "use strict";
 
-// The masks' opacity, of all pictures at once.
+// The opacity of all masks.
 const slider = document.getElementById("opacity");
 if (slider) {
   const shown = document.getElementById("opacity-shown");
@@ -12,13 +12,13 @@ if (slider) {
   apply();
 }
 
-// A click on a column's head sorts by it, a second one the other way round; what is absent stays below.
+// A click on a column's head sorts by it, a second click reverses the order; absent values stay at the bottom.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
     const head = button.closest("th");
     const body = head.closest("table").tBodies[0];
-    const falls = head.getAttribute("aria-sort") !== "descending";
-    const sign = falls ? -1 : 1;
+    const descending = head.getAttribute("aria-sort") !== "descending";
+    const sign = descending ? -1 : 1;
     const value = (row) => row.cells[head.cellIndex].dataset.value;
     const rows = [...body.rows].sort((one, other) => {
       const [a, b] = [value(one), value(other)];
@@ -26,19 +26,19 @@ for (const button of document.querySelectorAll("th button")) {
       return sign * (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
     });
     for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", falls ? "descending" : "ascending");
+    head.setAttribute("aria-sort", descending ? "descending" : "ascending");
     body.append(...rows);
   });
 }
 
-// What a cell of the confusion matrix says, also where a finger cannot hover.
+// The text of a cell of the confusion matrix, also on touch screens, where nothing hovers.
 const heat = document.querySelector(".heat");
 if (heat) {
-  const told = document.getElementById("cell");
-  const tell = (event) => {
+  const output = document.getElementById("cell");
+  const show = (event) => {
     const title = event.target.closest("rect")?.querySelector("title");
-    if (title) told.textContent = title.textContent;
+    if (title) output.textContent = title.textContent;
   };
-  heat.addEventListener("pointerover", tell);
-  heat.addEventListener("click", tell);
+  heat.addEventListener("pointerover", show);
+  heat.addEventListener("click", show);
 }

@@ -1,0 +1,107 @@
+"""Writes a bundle: graph, parity check, probes, spec and checksums. Both `export` and `import` end here."""
+
+import datetime
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
+from models.errors import BundleError, WeightsError
+from models.imaging.decode import RGB, Labels
+from models.inference.segmenter import Segmenter
+from models.outputs.png import to_palette_image
+from models.spec import BundleSpec, ClassInfo
+from training.freezing.onnx_import.graph_reader import shorten_error
+from training.freezing.parity import measure_parity
+
+NUM_PROBES = 3
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """What a bundle is made from."""
+
+    origin: Path  # file of the original network, for error messages
+    spec: BundleSpec  # without parity, int8 and metrics
+    write_graph: Callable[[Path], object]  # writes the graph, and the weights, into a folder
+    original: Segmenter  # the network that the frozen graph must agree with
+    images: list[RGB]  # parity images, RGB uint8 H x W x 3
+    parity_advice: str  # what to do if the parity check fails
+    # Adds to a draft of measured parity, given the original's labels of `images`; returns the final spec.
+    complete: Callable[[Bundle, list[Labels]], BundleSpec] | None = None
+
+
+def write_bundle(target: Path, source: BundleSource, console: Console) -> Bundle:
+    """Write a bundle at `target`, whole or not at all.
+
+    Raises: ParityError if the frozen graph disagrees with the original; WeightsError if no engine can run it;
+    BundleError if `target` is something other than a bundle or an empty folder.
+    """
+    with bundle_writer(target) as folder:
+        with console.status("freezing the network"):
+            source.write_graph(folder)
+        draft = Bundle(folder, source.spec)
+        try:
+            with console.status("comparing the frozen network with the original"):
+                expected = [source.original.segment(image).labels for image in source.images]
+                parity = measure_parity(draft, source.images, expected, console, source.parity_advice)
+            draft = Bundle(folder, source.spec.model_copy(update={"parity": parity}))
+            # The reference of the probes: f32 in the engine that every machine has.
+            reference = Segmenter.load(draft, "openvino", "f32", "cpu")
+            occurring = write_probes(folder / "probes", reference, source.images, source.spec.classes)
+        except BundleError as error:  # it names a file in a folder that will be removed
+            raise WeightsError(str(error).replace(str(draft.model_path), str(source.origin))) from error
+        except RuntimeError as error:  # OpenVINO's own, for a graph that compiles but does not run
+            raise WeightsError(f"{source.origin}: OpenVINO cannot run it: {shorten_error(error)}") from error
+        spec = source.complete(draft, expected) if source.complete else draft.spec
+        (folder / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n")
+    print_probe_classes(spec.classes, occurring, console)
+    written = open_bundle(target)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    console.print(f"{target}: {size / 1e6:.1f} MB, {written.hash[:12]}", highlight=False, markup=False, soft_wrap=True)
+    return written
+
+
+def write_probes(folder: Path, segmenter: Segmenter, images: list[RGB], classes: list[ClassInfo]) -> set[int]:
+    """Write some images, lossless, with the labels that this network predicts; returns the labels that occur."""
+    folder.mkdir()
+    occurring: set[int] = set()
+    for index, image in enumerate(images[:NUM_PROBES]):
+        labels = segmenter.segment(image).labels
+        Image.fromarray(image).save(folder / f"{index}.png")
+        to_palette_image(labels, classes).save(folder / f"{index}.labels.png")
+        occurring.update(np.unique(labels).tolist())
+    return occurring
+
+
+def print_probe_classes(classes: list[ClassInfo], occurring: set[int], console: Console) -> None:
+    """Print which classes the probes show; probes of a single class prove little."""
+    names = [entry.name for label, entry in enumerate(classes) if label in occurring]
+    listed = ", ".join(names[:6]) + ", ..." * (len(names) > 6)
+    console.print(
+        f"The probes show {len(names)} of {len(classes)} classes: {listed}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    if len(occurring) < 2:
+        console.print(
+            "Parity on one class proves little; use images that show more of the classes (import: --images FOLDER).",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def creation_info(*packages: str) -> dict[str, Any]:
+    """When a bundle is made, and with which versions: the beginning of its provenance."""
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }

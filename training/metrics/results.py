@@ -1,0 +1,120 @@
+"""Pydantic models of an evaluation's results: the file `metrics.json`.
+
+Every rate is 0..1 with six digits; None where there is nothing to count (an absent class).
+"""
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from models.atomic_write import write_atomically
+from models.errors import RunError
+
+METRICS_FILE = "metrics.json"
+
+Rate = float | None
+Interval = tuple[float, float] | None  # lower and upper end; None where the class is absent or on too few images
+RateByClass = dict[str, Rate]  # by class name
+IntervalByClass = dict[str, Interval]
+
+
+class _Strict(BaseModel):
+    """Unknown and missing keys are errors: they mean that the file is of another version."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Intervals(_Strict):
+    """Bootstrap intervals of the metrics of the same names."""
+
+    level: float  # 0.95
+    resamples: int
+    seed: int
+    min_images: int  # fewer images give no interval
+    miou: Interval
+    pixel_accuracy: Interval
+    mean_dice: Interval
+    mean_accuracy: Interval
+    boundary_iou: Interval
+    mean_image_miou: Interval
+    per_class_iou: IntervalByClass
+    per_class_dice: IntervalByClass
+    per_class_accuracy: IntervalByClass
+    per_class_boundary_iou: IntervalByClass
+
+
+class SplitMetrics(_Strict):
+    """The metrics of a split."""
+
+    miou: Rate  # mean over the classes that occur
+    pixel_accuracy: Rate
+    mean_dice: Rate
+    mean_accuracy: Rate  # mean of the classes' recalls
+    boundary_iou: Rate
+    mean_image_miou: Rate  # mean of the images' mIoU
+    per_class_iou: RateByClass
+    per_class_dice: RateByClass
+    per_class_accuracy: RateByClass
+    per_class_boundary_iou: RateByClass
+    absent: list[str]  # classes without a pixel in the ground truth
+    intervals: Intervals
+
+
+class EvaluatedBundle(_Strict):
+    """The bundle that was evaluated, and what ran it."""
+
+    name: str
+    hash: str
+    engine: str
+    device: str
+    precision: str
+    reason: str  # why this engine
+
+
+class ImageResult(_Strict):
+    """One image; `counts` has a row for each class that occurs: label, then the six counts of `PerImageCounts`."""
+
+    name: str
+    miou: Rate
+    counts: list[tuple[int, int, int, int, int, int, int]]
+
+
+class EvaluationMetrics(SplitMetrics):
+    """The content of `metrics.json`."""
+
+    split: str
+    images: int
+    images_without_mask: int
+    ignored_pixels: int
+    data: str  # name of the data set's folder
+    tta: str | None  # test-time augmentation, as in `flip,0.75,1,1.25`
+    bundle: EvaluatedBundle
+    per_image: list[ImageResult]
+
+    def save(self, file: Path) -> None:
+        """Write as JSON, with one line per image. Raises: OSError, with the file as it was."""
+        rows = ",\n".join(f"    {json.dumps(row.model_dump(mode='json'))}" for row in self.per_image)
+        head = json.dumps(self.model_dump(mode="json", exclude={"per_image"}), indent=2)
+        write_atomically(file, f'{head[:-2]},\n  "per_image": [\n{rows}\n  ]\n}}\n'.encode())
+
+    @classmethod
+    def load(cls, file: Path) -> "EvaluationMetrics":
+        """Read a `metrics.json`. Raises: RunError for any other file, also for one of an older maskserve."""
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            raise RunError(
+                f"{file} is no evaluation by this version of maskserve: {_reason(error)}. Evaluate the bundle again."
+            ) from error
+
+
+def _reason(error: OSError | ValidationError) -> str:
+    """The first thing that is wrong with a file, in a few words."""
+    if isinstance(error, OSError):
+        return error.strerror or "it cannot be read"
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    return {"missing": f"{key} is missing", "extra_forbidden": f"{key} is unknown"}.get(
+        first["type"], f"{key}: {first['msg']}" if key else "it is not JSON"
+    )
