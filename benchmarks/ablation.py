@@ -1,9 +1,9 @@
-"""What each training choice buys: `python -m benchmarks.ablation CAMVID [--hold-out 0006R0] [--rows NAME ...] [--seeds 0 1]`.
+"""The effect of each training setting: `python -m benchmarks.ablation CAMVID [--hold-out 0006R0] [--rows NAME ...] [--seeds 0 1]`.
 
-Each row is the base with some settings changed, trained for the same number of epochs; the figure is the validation mIoU at
-the end, in percent. CamVid's validation images are of a sequence that it also trains on, so a choice that is learned
-by heart looks good there: `--hold-out PREFIX` takes the training images of one sequence out and validates on
-them. The test split is never looked at. Rows that stand in benchmarks/results/ablation.json already are not run again.
+Each row is the base with some settings changed, trained for the same number of epochs; the result is the validation mIoU at
+the end, in percent. CamVid's validation images belong to a sequence that is also in the training split, so a setting that
+memorizes looks good there: `--hold-out PREFIX` validates on the training images of one sequence instead, and does not
+train on them. The test split is not used. Rows that are already in benchmarks/results/ablation.json are not run again.
 """
 
 import argparse
@@ -38,7 +38,7 @@ ROWS = {
     "balanced crops": ["class_balanced_crops=0.5"],
     "label smoothing 0.1": ["label_smoothing=0.1"],
     "weight decay 0.2": ["weight_decay=0.2"],
-    "colour 0.6, hue, blur, noise": ["color_jitter=0.6", "hue=0.05", "blur=1.5", "noise=10"],
+    "color 0.6, hue, blur, noise": ["color_jitter=0.6", "hue=0.05", "blur=1.5", "noise=10"],
     "scale 0.5 to 2": ["scale=0.5,2"],
     "rotation by 10 degrees": ["rotate=10"],
     "output stride 16": ["output_stride=16"],
@@ -53,7 +53,7 @@ RESULTS = Path(__file__).parent / "results" / "ablation.json"
 
 
 def make_held_out_split(data: Path, prefix: str, target: Path) -> Path:
-    """CamVid as links, with the training images whose names begin so for a validation split."""
+    """CamVid as links, with the training images whose names start with `prefix` as the validation split."""
     for image in sorted((data / "train").iterdir()):
         split = "val" if image.name.startswith(prefix) else "train"
         mask = data / "trainannot" / f"{image.stem}.png"
@@ -63,10 +63,10 @@ def make_held_out_split(data: Path, prefix: str, target: Path) -> Path:
     return target
 
 
-def train_and_score(data: Path, words: list[str], seed: int, epochs: int, folder: Path) -> dict[str, float]:
-    """Train and read the last row of the table."""
+def train_and_score(data: Path, overrides: list[str], seed: int, epochs: int, folder: Path) -> dict[str, float]:
+    """Train, and return the last row of metrics.csv."""
     config = load_config(
-        None, [*BASE_OVERRIDES, f"epochs={epochs}", f"validate_every={epochs}", *words, f"seed={seed}"]
+        None, [*BASE_OVERRIDES, f"epochs={epochs}", f"validate_every={epochs}", *overrides, f"seed={seed}"]
     )
     run = train(data, folder / "run", config, console=Console(stderr=True))
     with (run / METRICS_CSV).open(newline="") as stream:
@@ -81,22 +81,26 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=list(ROWS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=14)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
-        data = make_held_out_split(asked.data, asked.hold_out, Path(folder) / "data") if asked.hold_out else asked.data
-        name = f"{f'held out {asked.hold_out}' if asked.hold_out else 'validation split'}, {asked.epochs} epochs"
+        data = (
+            make_held_out_split(arguments.data, arguments.hold_out, Path(folder) / "data")
+            if arguments.hold_out
+            else arguments.data
+        )
+        name = f"{f'held out {arguments.hold_out}' if arguments.hold_out else 'validation split'}, {arguments.epochs} epochs"
         table = results.setdefault(
             name, {"machine": host_info(), "torch": torch.__version__, "base": BASE_OVERRIDES, "rows": {}}
         )
-        for seed in asked.seeds:
-            for row in asked.rows:
-                found = table["rows"].setdefault(row, {})
-                if str(seed) not in found:
+        for seed in arguments.seeds:
+            for row in arguments.rows:
+                scores = table["rows"].setdefault(row, {})
+                if str(seed) not in scores:
                     with tempfile.TemporaryDirectory() as scratch:
-                        found[str(seed)] = train_and_score(data, ROWS[row], seed, asked.epochs, Path(scratch))
+                        scores[str(seed)] = train_and_score(data, ROWS[row], seed, arguments.epochs, Path(scratch))
                     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-                print(f"{100 * found[str(seed)]['miou']:6.2f}  {row}, seed {seed}")
+                print(f"{100 * scores[str(seed)]['miou']:6.2f}  {row}, seed {seed}")
 
 
 if __name__ == "__main__":

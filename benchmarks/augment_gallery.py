@@ -1,7 +1,7 @@
-"""What augmentation does, for the eye: `python -m benchmarks.augment_gallery [IMAGE MASK] [TARGET]` draws docs/augment.png.
+"""A gallery of augmented images: `python -m benchmarks.augment_gallery [IMAGE MASK] [TARGET]` writes docs/augment.png.
 
-Each row shows one kind of change on one image, the borders of its mask over it: they must lie on the borders of what is
-seen, and what comes in from outside must have none within. Without an image one of the *shapes* data set is drawn.
+Each row shows one kind of change on one image, with the outlines of its mask: they must follow the objects, and the
+area from outside the image must have none. Without an image, one of the *shapes* data set is generated.
 """
 
 import sys
@@ -50,14 +50,14 @@ def make_row(config: TrainConfig, image: RGB, labels: Labels, seed: int) -> RGB:
 
 
 def draw_outlines(image: torch.Tensor, labels: torch.Tensor) -> RGB:
-    """White where a pixel's label differs from its right or lower neighbour's, black where the neighbour is void."""
+    """White if a pixel's label differs from that of its right or lower neighbor, black if one of the two is ignored."""
     drawn, mask = image.numpy().copy(), labels.numpy()
-    edge, void = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
-    for here, there in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
-        edge[here] |= mask[here] != mask[there]
-        void[here] |= (mask[here] == IGNORE_INDEX) != (mask[there] == IGNORE_INDEX)
+    edge, border = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
+    for first, second in ((np.s_[:, :-1], np.s_[:, 1:]), (np.s_[:-1], np.s_[1:])):
+        edge[first] |= mask[first] != mask[second]
+        border[first] |= (mask[first] == IGNORE_INDEX) != (mask[second] == IGNORE_INDEX)
     drawn[edge] = 255
-    drawn[void] = 0
+    drawn[border] = 0
     return np.asarray(np.pad(drawn[:-4, :-4], ((0, 4), (0, 4), (0, 0)), constant_values=255))
 
 

@@ -1,8 +1,8 @@
-"""Images a second in training, beside torchvision's reference loop: `python -m benchmarks.training [--encoder NAME] ...`.
+"""Training speed in images/s, compared with torchvision's reference loop: `python -m benchmarks.training [--encoder NAME] ...`.
 
-The same network (torchvision's FCN-ResNet-50, or `fcn` on another encoder), the same images, crops and batch, in
-turn in one run. The reference is torchvision's `references/segmentation` written plainly: float32 eager, its transforms on
-the CPU, SGD, a poly schedule. Ours is the product's own loader and step. Then a profile says where our step goes.
+The same network (torchvision's FCN-ResNet-50, or `fcn` on another encoder), images, crops and batch, alternating in one run. The
+reference is torchvision's `references/segmentation` in a simple form: float32 eager, its transforms on the CPU, SGD, a poly
+schedule. Ours is the product's own loader and training step, which is then profiled.
 Results: benchmarks/results/training.json, with the machine.
 """
 
@@ -44,7 +44,7 @@ SIZE = (360, 480)  # (height, width) of the images
 
 
 class ReferenceDataset(Dataset[Any]):
-    """torchvision's SegmentationPresetTrain: resize at random, flip, crop, to float, normalise."""
+    """torchvision's SegmentationPresetTrain: random resize, flip, crop, to float, normalize."""
 
     def __init__(self, samples: SegmentationDataset, crop: tuple[int, int]) -> None:
         self.samples = samples
@@ -76,7 +76,7 @@ def cycle_batches(loader: DataLoader[Any]) -> Iterator[Any]:
 def make_reference_step(
     network: nn.Module, samples: SegmentationDataset, config: TrainConfig, device: str
 ) -> Callable[[], None]:
-    """torchvision's train_one_epoch, a step a call, on NCHW float32."""
+    """torchvision's train_one_epoch, one step per call, on NCHW float32."""
     assert config.crop is not None
     network = network.to(device).train()
     data = ReferenceDataset(samples, config.crop)
@@ -89,15 +89,15 @@ def make_reference_step(
         images, target = (part.to(device) for part in next(batches))
         logits, *auxiliary = network(images)
         losses = [
-            F.cross_entropy(F.interpolate(one, target.shape[1:], mode="bilinear"), target.squeeze(1), ignore_index=255)
-            for one in (logits, *auxiliary)
+            F.cross_entropy(F.interpolate(each, target.shape[1:], mode="bilinear"), target.squeeze(1), ignore_index=255)
+            for each in (logits, *auxiliary)
         ]
-        loss = losses[0] + sum(0.5 * one for one in losses[1:])
+        loss = losses[0] + sum(0.5 * each for each in losses[1:])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         schedule.step()
-        loss.item()  # its MetricLogger does
+        loss.item()  # as its MetricLogger does
 
     return step
 
@@ -105,7 +105,7 @@ def make_reference_step(
 def make_product_step(
     network: Any, samples: SegmentationDataset, config: TrainConfig, device: str, precision: Literal["f32", "bf16"]
 ) -> Callable[[], None]:
-    """The product's loader and step."""
+    """The product's loader and training step."""
     assert config.crop is not None
     crop, rule = config.crop, InputRule(rule="native")
     run = RunMetadata(
@@ -127,7 +127,7 @@ def make_product_step(
 
 
 class UnnormalizedNetwork(nn.Module):
-    """Our network less its normalisation, which torchvision's loop has among its transforms."""
+    """Our network without its normalization, which torchvision's loop has among its transforms."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
@@ -143,38 +143,38 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def time_steps(ways: dict[str, Callable[[], None]], rounds: int, steps: int, device: str) -> dict[str, float]:
-    """Median seconds of a step of each way; they take turns of `steps`, after two turns that do not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(2 + rounds):
-        for name, way in ways.items():
+def time_steps(loops: dict[str, Callable[[], None]], rounds: int, steps: int, device: str) -> dict[str, float]:
+    """Median seconds per step of each loop. They alternate every `steps` steps; the first two rounds do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for round_number in range(2 + rounds):
+        for name, step in loops.items():
             synchronize(device)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             for _ in range(steps):
-                way()
+                step()
             synchronize(device)
-            if turn >= 2:
-                seconds[name].append((time.perf_counter() - begun) / steps)
+            if round_number >= 2:
+                seconds[name].append((time.perf_counter() - start) / steps)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def profile_step(step: Callable[[], None], device: str, steps: int = 5) -> dict[str, Any]:
-    """Where the time of our step goes: shares by kind of operation, and on a GPU the share that it is busy."""
+    """The time of our step by operation, and on a GPU the fraction of time that it is busy."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     synchronize(device)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     with torch.profiler.profile(activities=activities) as profile:
         for _ in range(steps):
             step()
         synchronize(device)
-    wall = time.perf_counter() - begun
+    wall = time.perf_counter() - start
     rows = profile.key_averages()
     attribute = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     costs = sorted(((getattr(row, attribute) / 1e6, row.key) for row in rows), reverse=True)
-    told = {key: round(cost / wall, 3) for cost, key in costs[:15]}
-    return {"share_of_wall": told, "busy": round(sum(cost for cost, _ in costs) / wall, 3)}
+    fractions = {key: round(cost / wall, 3) for cost, key in costs[:15]}
+    return {"fraction_of_wall": fractions, "busy": round(sum(cost for cost, _ in costs) / wall, 3)}
 
 
 def main() -> None:
@@ -183,12 +183,18 @@ def main() -> None:
     parser.add_argument("--crop", default="240,320", help="height,width")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--steps", type=int, default=2, help="of a turn")
-    asked = parser.parse_args()
-    height, width = (int(side) for side in asked.crop.split(","))
-    torchvision_like = {"output_stride": 8, "skips": "32s", "aux": True} if asked.encoder == "resnet50" else {}
+    parser.add_argument("--steps", type=int, default=2, help="steps per turn")
+    arguments = parser.parse_args()
+    height, width = (int(side) for side in arguments.crop.split(","))
+    torchvision_like = {"output_stride": 8, "skips": "32s", "aux": True} if arguments.encoder == "resnet50" else {}
     config = TrainConfig.model_validate(
-        {"encoder": asked.encoder, "crop": (height, width), "batch": asked.batch, "lr": 0.01, **torchvision_like}
+        {
+            "encoder": arguments.encoder,
+            "crop": (height, width),
+            "batch": arguments.batch,
+            "lr": 0.01,
+            **torchvision_like,
+        }
     )
     device = choose_device(config)
     precision = choose_precision(config, device)
@@ -197,16 +203,16 @@ def main() -> None:
         generate_dataset(Path(folder) / "shapes", counts={"train": 64, "val": 1}, size=SIZE)
         samples = load_split(Path(folder) / "shapes", "train")
         options = architecture_options(config)
-        mine = build(config.architecture, 6, **options)
+        bf16 = build(config.architecture, 6, **options)
         f32 = build(config.architecture, 6, **options)
-        theirs = build(config.architecture, 6, **options)
-        ways = {
-            "torchvision's loop, f32": make_reference_step(UnnormalizedNetwork(theirs), samples, config, device),
+        reference = build(config.architecture, 6, **options)
+        loops = {
+            "torchvision's loop, f32": make_reference_step(UnnormalizedNetwork(reference), samples, config, device),
             "ours, f32": make_product_step(f32, samples, config, device, "f32"),
-            f"ours, {precision}": make_product_step(mine, samples, config, device, precision),
+            f"ours, {precision}": make_product_step(bf16, samples, config, device, precision),
         }
-        medians = time_steps(ways, asked.rounds, asked.steps, device)
-        profile = profile_step(ways[f"ours, {precision}"], device)
+        medians = time_steps(loops, arguments.rounds, arguments.steps, device)
+        profile = profile_step(loops[f"ours, {precision}"], device)
     base = medians["torchvision's loop, f32"]
     rows = {
         name: {"images_per_second": round(config.batch / value, 2), "times_reference": round(base / value, 2)}
@@ -216,14 +222,14 @@ def main() -> None:
         print(f"{row['images_per_second']:8.2f} images/s  {row['times_reference']:5.2f}x  {name}")
     print(
         f"busy {profile['busy']:.0%}:",
-        ", ".join(f"{key} {share:.0%}" for key, share in profile["share_of_wall"].items()),
+        ", ".join(f"{key} {fraction:.0%}" for key, fraction in profile["fraction_of_wall"].items()),
     )
-    asked_for = {"encoder": asked.encoder, "crop": [height, width], "batch": config.batch, "workers": config.workers}
+    settings = {"encoder": arguments.encoder, "crop": [height, width], "batch": config.batch, "workers": config.workers}
     target = Path(__file__).parent / "results" / "training.json"
     results = json.loads(target.read_text()) if target.exists() else {}
-    name = f"fcn on {asked.encoder}, {width}x{height}, batch {config.batch}, {device}"
+    name = f"fcn on {arguments.encoder}, {width}x{height}, batch {config.batch}, {device}"
     versions = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    results[name] = {**host_info(), **versions, **asked_for, "rows": rows, "profile": profile}
+    results[name] = {**host_info(), **versions, **settings, "rows": rows, "profile": profile}
     target.write_text(json.dumps(results, indent=2) + "\n")
 
 

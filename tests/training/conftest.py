@@ -1,4 +1,4 @@
-"""A data set, a run on it, and its bundle: the real thing in small, made once a session. And a way in for ONNX graphs."""
+"""A small data set, a run on it and its bundle, made once per session; and a function that imports ONNX graphs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ def bundle(run: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of two small images, so that the gate is quick."""
+    """A folder of two small images, so that the parity check is fast."""
     folder = tmp_path_factory.mktemp("images")
     generate_dataset(folder / "shapes", counts={"train": 2}, size=(96, 128))
     return folder / "shapes" / "images"
@@ -48,13 +48,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def import_bundle(images: Path, tmp_path: Path) -> Callable[..., Bundle]:
-    """Bring a graph into a bundle and open that."""
+    """Import an ONNX graph into a bundle, and open it."""
 
-    def bring(file: Path, classes: int = 4, input: str | None = None, **told: Any) -> Bundle:
+    def import_graph(file: Path, classes: int = 4, input: str | None = None, **hints: Any) -> Bundle:
         names = tmp_path / "classes.csv"
         names.write_text("".join(f"class {label}\n" for label in range(classes)))
         return open_bundle(
-            import_onnx(file, tmp_path / "b", str(names), UserHints.parse(**told), input, images, QUIET_CONSOLE)
+            import_onnx(file, tmp_path / "b", str(names), UserHints.parse(**hints), input, images, QUIET_CONSOLE)
         )
 
-    return bring
+    return import_graph

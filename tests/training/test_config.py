@@ -10,30 +10,30 @@ CONFIGS = sorted((Path(__file__).parents[2] / "training" / "configs").glob("*.ya
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_every_config_that_ships_is_read(file: Path) -> None:
+def test_shipped_configs_load(file: Path) -> None:
     assert load_config(file, []) != TrainConfig()
 
 
-def test_words_stand_over_the_file(tmp_path: Path) -> None:
+def test_overrides_take_precedence_over_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("epochs: 3\nlr: 0.5\n")
     config = load_config(file, ["epochs=7", "crop=96,128", "scale=0.9,1.1", "encoder=resnet34", "side=null"])
     assert (config.epochs, config.lr, config.crop, config.scale) == (7, 0.5, (96, 128), (0.9, 1.1))
 
 
-def test_a_saved_config_is_the_same(tmp_path: Path) -> None:
+def test_saved_config_loads_unchanged(tmp_path: Path) -> None:
     config = load_config(None, ["epochs=7", "crop=96,128"])
     save_config(config, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml", []) == config
 
 
-def test_every_setting_is_explained_or_says_its_choices() -> None:
+def test_every_setting_has_a_description_or_choices() -> None:
     for name, field in TrainConfig.model_fields.items():
         assert field.description or "Literal" in str(field.annotation), name
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
         (["epoch=3"], "did you mean epochs"),
         (["xyzzy=3"], "--settings"),
@@ -44,21 +44,21 @@ def test_every_setting_is_explained_or_says_its_choices() -> None:
         (["crop=96"], "crop"),
     ],
 )
-def test_a_wrong_setting_is_named(words: list[str], message: str) -> None:
+def test_wrong_setting_is_named(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load_config(None, words)
+        load_config(None, overrides)
 
 
 @pytest.mark.parametrize(
     ("text", "message"), [("- a\n- b\n", "list"), ("a: [", "is not YAML"), ("lr: fast", "lr='fast'"), ("1: 2", "'1'")]
 )
-def test_a_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
+def test_wrong_file_is_named(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(file, [])
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be opened"):
         load_config(tmp_path / "none.yaml", [])

@@ -1,4 +1,4 @@
-"""What a batch promises whatever it is compared with: no invented labels, no effect of neighbours, of padding, of a cut."""
+"""Batched augmentation: no invented labels, and no effect of other samples, padding or the source window."""
 
 import pickle
 
@@ -46,7 +46,7 @@ Item = tuple[RGB, Labels, AugmentParams]
 
 
 def make_items(count: int = 8, config: TrainConfig = ALL_AUGMENTATIONS, mixed: bool = True) -> list[Item]:
-    """Images, of mixed sizes or of one, with their draws."""
+    """Images of mixed sizes or of one size, with parameters."""
     policy, made = AugmentPolicy(config, CROP), []
     for seed in range(count):
         random = np.random.default_rng(seed)
@@ -56,43 +56,45 @@ def make_items(count: int = 8, config: TrainConfig = ALL_AUGMENTATIONS, mixed: b
     return made
 
 
-def augment_items(chosen: list[Item], crop: tuple[int, int] = CROP) -> tuple[torch.Tensor, torch.Tensor]:
-    return batched.augment_batch(*pad_and_stack(chosen, crop), crop)
+def augment_items(items: list[Item], crop: tuple[int, int] = CROP) -> tuple[torch.Tensor, torch.Tensor]:
+    return batched.augment_batch(*pad_and_stack(items, crop), crop)
 
 
 def max_level_difference(one: torch.Tensor, other: torch.Tensor) -> int:
     return int((one.int() - other.int()).abs().max())
 
 
-def test_a_batch_has_the_crops_size_and_is_contiguous() -> None:
+def test_batch_has_the_crops_size_and_is_contiguous() -> None:
     images, labels = augment_items(make_items())
     assert images.shape == (8, *CROP, 3) and labels.shape == (8, *CROP)
     assert images.dtype == labels.dtype == torch.uint8
     assert images.is_contiguous() and labels.is_contiguous()
 
 
-@pytest.mark.parametrize("hand", ["cpu", "batch"])
-def test_albumentations_175_and_kornia_3090_no_label_is_invented(hand: str) -> None:
-    """Interpolated masks hold classes that lie between two neighbours' numbers."""
+@pytest.mark.parametrize("implementation", ["cpu", "batched"])
+def test_no_label_is_invented(implementation: str) -> None:
+    """albumentations #175, kornia #3090: interpolated masks have labels between those of two neighbors."""
     random = np.random.default_rng(0)
     labels = random.choice(np.array([0, 7, 200], np.uint8), (80, 90))
     image = np.zeros((80, 90, 3), np.uint8)
     policy = AugmentPolicy(ALL_AUGMENTATIONS, CROP)
     for _ in range(20):
-        draw = policy.sample_params(labels.shape, labels, random)
+        params = policy.sample_params(labels.shape, labels, random)
         mask = (
-            cpu.augment_image(image, labels, draw, CROP)[1]
-            if hand == "cpu"
-            else augment_items([(image, labels, draw)])[1]
+            cpu.augment_image(image, labels, params, CROP)[1]
+            if implementation == "cpu"
+            else augment_items([(image, labels, params)])[1]
         )
         assert set(np.unique(mask).tolist()) <= {0, 7, 200, IGNORE_INDEX}
 
 
-def test_what_comes_in_from_outside_is_void_and_fill() -> None:
+def test_area_outside_the_image_is_ignored_and_filled() -> None:
     config = TrainConfig(scale=(0.3, 0.6), rotate=90, color_jitter=0)
-    for image, labels, draw in make_items(6, config):
-        images, masks = augment_items([(image, labels, draw)])
-        x, y = np.tensordot(draw.matrix, np.stack([*np.meshgrid(np.arange(128), np.arange(96)), np.ones(CROP)]), axes=1)
+    for image, labels, params in make_items(6, config):
+        images, masks = augment_items([(image, labels, params)])
+        x, y = np.tensordot(
+            params.matrix, np.stack([*np.meshgrid(np.arange(128), np.arange(96)), np.ones(CROP)]), axes=1
+        )
         height, width = labels.shape
         outside = torch.from_numpy((x < -1.001) | (y < -1.001) | (x > width + 0.001) | (y > height + 0.001))
         assert outside.any()
@@ -100,8 +102,8 @@ def test_what_comes_in_from_outside_is_void_and_fill() -> None:
         assert (images[0][outside] == torch.tensor(FILL_COLOR, dtype=torch.uint8)).all()
 
 
-def test_ultralytics_24617_nothing_asked_nothing_shifts() -> None:
-    """An identity, a mirror and a doubling are exact: positions are those of pixel centres."""
+def test_identity_mirror_and_doubling_are_exact() -> None:
+    """Ultralytics #24617: coordinates are those of pixel centers."""
     image, labels, _ = make_items(1)[0]
     height, width = labels.shape
     same = augment_items([(image, labels, AugmentParams(labels.shape, IDENTITY))], labels.shape)
@@ -115,66 +117,66 @@ def test_ultralytics_24617_nothing_asked_nothing_shifts() -> None:
 
 
 @pytest.mark.parametrize("config", [ALL_AUGMENTATIONS, TrainConfig()])
-def test_a_sample_does_not_depend_on_its_batch(config: TrainConfig) -> None:
-    """Even where its neighbours alone are blurred, coloured or moved."""
-    chosen = make_items(8, config, mixed=False)
-    chosen[3] = (*chosen[3][:2], AugmentParams(chosen[3][2].size, chosen[3][2].matrix))
-    images, labels = augment_items(chosen)
-    for place, item in enumerate(chosen):
+def test_sample_does_not_depend_on_its_batch(config: TrainConfig) -> None:
+    """Even if only the other samples are blurred, colored or moved."""
+    items = make_items(8, config, mixed=False)
+    items[3] = (*items[3][:2], AugmentParams(items[3][2].size, items[3][2].matrix))
+    images, labels = augment_items(items)
+    for index, item in enumerate(items):
         alone = augment_items([item])
-        assert (alone[0][0] == images[place]).all()
-        assert (alone[1][0] == labels[place]).all()
+        assert (alone[0][0] == images[index]).all()
+        assert (alone[1][0] == labels[index]).all()
 
 
-def test_sizes_may_be_mixed_and_what_lies_in_the_padding_is_not_seen() -> None:
-    chosen = make_items(8, ALL_AUGMENTATIONS.model_copy(update={"color_jitter": 0, "hue": 0}))
-    images, labels, draws = pad_and_stack(chosen, CROP)
-    for place, (_, mask, _) in enumerate(chosen):
-        images[place, mask.shape[0] :], images[place, :, mask.shape[1] :] = 255, 255
-        labels[place, mask.shape[0] :], labels[place, :, mask.shape[1] :] = 3, 3
-    together = batched.augment_batch(images, labels, draws, CROP)
-    for place, item in enumerate(chosen):
+def test_sizes_may_be_mixed_and_padding_is_not_read() -> None:
+    items = make_items(8, ALL_AUGMENTATIONS.model_copy(update={"color_jitter": 0, "hue": 0}))
+    images, labels, params = pad_and_stack(items, CROP)
+    for index, (_, mask, _) in enumerate(items):
+        images[index, mask.shape[0] :], images[index, :, mask.shape[1] :] = 255, 255
+        labels[index, mask.shape[0] :], labels[index, :, mask.shape[1] :] = 3, 3
+    batch = batched.augment_batch(images, labels, params, CROP)
+    for index, item in enumerate(items):
         alone = augment_items([item])
-        assert max_level_difference(alone[0][0], together[0][place]) <= 1
-        assert (alone[1][0] == together[1][place]).all()
+        assert max_level_difference(alone[0][0], batch[0][index]) <= 1
+        assert (alone[1][0] == batch[1][index]).all()
 
 
 @pytest.mark.parametrize("elastic", [0, 0.1])
-def test_a_cut_image_gives_what_the_whole_one_gives(elastic: float) -> None:
+def test_source_window_gives_the_result_of_the_whole_image(elastic: float) -> None:
     config = TrainConfig(scale=(0.8, 4), rotate=180, vflip=0.5, elastic=elastic, blur=2, color_jitter=0)
     policy, saved = AugmentPolicy(config, CROP), []
     image, labels = generate_scene(np.random.default_rng(0), (300, 401))
-    for seed in range(25):
+    for seed in range(12):
         random = np.random.default_rng(seed)
-        draw = policy.sample_params(labels.shape, labels, random)
-        less = crop_to_source_window(image, labels, draw, CROP)
-        whole, part = augment_items([(image, labels, draw)]), augment_items([less])
+        params = policy.sample_params(labels.shape, labels, random)
+        window = crop_to_source_window(image, labels, params, CROP)
+        whole, part = augment_items([(image, labels, params)]), augment_items([window])
         assert (whole[1] == part[1]).all()
         assert max_level_difference(whole[0], part[0]) <= 1
-        assert (cpu.augment_image(*less, CROP)[1] == cpu.augment_image(image, labels, draw, CROP)[1]).mean() > 0.999
-        saved.append(1 - less[1].size / labels.size)
+        assert (cpu.augment_image(*window, CROP)[1] == cpu.augment_image(image, labels, params, CROP)[1]).mean() > 0.999
+        saved.append(1 - window[1].size / labels.size)
     assert np.mean(saved) > 0.3
 
 
-def test_a_crop_beside_its_image_is_cut_to_a_pixel() -> None:
+def test_window_of_a_crop_outside_the_image_is_a_pixel() -> None:
     image, labels, _ = make_items(1)[0]
-    beside = AugmentParams(labels.shape, np.array([[1.0, 0, 5000], [0, 1, -9000]]))
-    less = crop_to_source_window(image, labels, beside, CROP)
-    assert less[1].shape == (1, 1)
-    assert (augment_items([less])[1] == IGNORE_INDEX).all()
+    outside = AugmentParams(labels.shape, np.array([[1.0, 0, 5000], [0, 1, -9000]]))
+    window = crop_to_source_window(image, labels, outside, CROP)
+    assert window[1].shape == (1, 1)
+    assert (augment_items([window])[1] == IGNORE_INDEX).all()
 
 
-def test_grids_are_float32_under_autocast() -> None:
-    """bfloat16 counts to 256 in ones and further in twos."""
-    chosen = make_items(3)
-    expected = augment_items(chosen)
+def test_coordinates_are_float32_under_autocast() -> None:
+    """bfloat16 has no odd numbers above 256."""
+    items = make_items(3)
+    expected = augment_items(items)
     with torch.autocast("cpu", torch.bfloat16):
-        found = augment_items(chosen)
+        found = augment_items(items)
     assert all((one == other).all() for one, other in zip(expected, found, strict=True))
 
 
-def test_on_a_gpu_nothing_waits_for_a_value_and_all_stays_there() -> None:
-    """Tensors without memory raise where a value is asked for and where devices are mixed; no GPU is needed for them."""
+def test_gpu_never_waits_for_a_value() -> None:
+    """Fake tensors raise when a value is read or devices are mixed, and need no GPU."""
     real = pad_and_stack(make_items(), CROP)
     assert all(each.numel() for each in real[2])
     cached_tensor.cache_clear()
@@ -188,39 +190,39 @@ def test_on_a_gpu_nothing_waits_for_a_value_and_all_stays_there() -> None:
             with pytest.raises(Exception, match=r"item|_local_scalar_dense"):
                 images.max().item()
     finally:
-        cached_tensor.cache_clear()  # it would keep tensors without memory
+        cached_tensor.cache_clear()  # it would keep fake tensors
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
-def test_images_of_a_pixel(size: tuple[int, int]) -> None:
+def test_images_of_one_pixel(size: tuple[int, int]) -> None:
     policy = AugmentPolicy(ALL_AUGMENTATIONS, CROP)
     image, labels = np.full((*size, 3), 200, np.uint8), np.full(size, 5, np.uint8)
     for seed in range(5):
-        draw = policy.sample_params(size, labels, np.random.default_rng(seed))
-        less = crop_to_source_window(image, labels, draw, CROP)
-        mask = augment_items([less])[1]
+        params = policy.sample_params(size, labels, np.random.default_rng(seed))
+        window = crop_to_source_window(image, labels, params, CROP)
+        mask = augment_items([window])[1]
         assert set(mask.unique().tolist()) <= {5, IGNORE_INDEX}
-        assert (mask[0].numpy() == cpu.augment_image(image, labels, draw, CROP)[1]).mean() > 0.999
+        assert (mask[0].numpy() == cpu.augment_image(image, labels, params, CROP)[1]).mean() > 0.999
 
 
-def test_crops_of_a_pixel() -> None:
+def test_crop_of_one_pixel() -> None:
     image, labels, _ = make_items(1)[0]
-    draw = AugmentPolicy(ALL_AUGMENTATIONS, (1, 1)).sample_params(labels.shape, labels, np.random.default_rng(0))
-    assert augment_items([(image, labels, draw)], (1, 1))[0].shape == (1, 1, 1, 3)
-    assert cpu.augment_image(image, labels, draw, (1, 1))[0].shape == (1, 1, 3)
+    params = AugmentPolicy(ALL_AUGMENTATIONS, (1, 1)).sample_params(labels.shape, labels, np.random.default_rng(0))
+    assert augment_items([(image, labels, params)], (1, 1))[0].shape == (1, 1, 1, 3)
+    assert cpu.augment_image(image, labels, params, (1, 1))[0].shape == (1, 1, 3)
 
 
 def test_images_need_not_be_contiguous() -> None:
-    image, labels, draw = make_items(1)[0]
-    turned = image[::-1, ::-1].copy()[::-1, ::-1], labels.T.copy().T
+    image, labels, params = make_items(1)[0]
+    strided_inputs = image[::-1, ::-1].copy()[::-1, ::-1], labels.T.copy().T
     for one, other in zip(
-        cpu.augment_image(*turned, draw, CROP), cpu.augment_image(image, labels, draw, CROP), strict=True
+        cpu.augment_image(*strided_inputs, params, CROP), cpu.augment_image(image, labels, params, CROP), strict=True
     ):
         assert (one == other).all()
-    images, masks, draws = pad_and_stack([(image, labels, draw)], CROP)
+    images, masks, params = pad_and_stack([(image, labels, params)], CROP)
     strided = images.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), masks.mT.contiguous().mT
     for one, other in zip(
-        batched.augment_batch(*strided, draws, CROP), batched.augment_batch(images, masks, draws, CROP), strict=True
+        batched.augment_batch(*strided, params, CROP), batched.augment_batch(images, masks, params, CROP), strict=True
     ):
         assert (one == other).all()
 
@@ -230,43 +232,43 @@ class SmallDataset(torch.utils.data.Dataset[Item]):
         return 4
 
     def __getitem__(self, index: int) -> Item:
-        image, labels, draw = make_items(4)[index]
-        return crop_to_source_window(image, labels, draw, CROP)
+        image, labels, params = make_items(4)[index]
+        return crop_to_source_window(image, labels, params, CROP)
 
 
-def collate_items(chosen: list[Item]) -> tuple[torch.Tensor, torch.Tensor, BatchedAugmentParams]:
-    return pad_and_stack(chosen, CROP)
+def collate_items(items: list[Item]) -> tuple[torch.Tensor, torch.Tensor, BatchedAugmentParams]:
+    return pad_and_stack(items, CROP)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_draws_travel_through_workers(workers: int) -> None:
+def test_parameters_pass_through_workers(workers: int) -> None:
     loader = DataLoader(SmallDataset(), 4, collate_fn=collate_items, num_workers=workers)
-    images, labels, draws = next(iter(loader))
-    assert isinstance(draws, BatchedAugmentParams)
+    images, labels, params = next(iter(loader))
+    assert isinstance(params, BatchedAugmentParams)
     expected = augment_items([SmallDataset()[index] for index in range(4)])
-    assert (batched.augment_batch(images, labels, draws, CROP)[0] == expected[0]).all()
+    assert (batched.augment_batch(images, labels, params, CROP)[0] == expected[0]).all()
     assert len(pickle.dumps(SmallDataset()[0][2])) < 2000
 
 
 def test_what_no_sample_asks_for_is_empty() -> None:
-    draws = stack_params([AugmentParams((8, 8), IDENTITY)] * 3, CROP)
+    params = stack_params([AugmentParams((8, 8), IDENTITY)] * 3, CROP)
     assert [
         each.numel()
-        for each in (draws.elastic_grid, draws.color_factors, draws.hue_shift, draws.blur_kernel, draws.noise_std)
+        for each in (params.elastic_grid, params.color_factors, params.hue_shift, params.blur_kernel, params.noise_std)
     ] == [0] * 5
 
 
-def test_noise_has_the_deviation_asked_for_and_differs_by_seed_and_channel() -> None:
+def test_noise_has_the_right_deviation_and_differs_by_seed_and_channel() -> None:
     one, other, none = gaussian_noise(torch.tensor([1, 2, 3]), torch.tensor([20.0, 20.0, 0.0]), (200, 200))
     assert abs(float(one.mean())) < 0.5 and abs(float(one.std()) - 20) < 0.3
     assert not none.any()
-    looks = torch.stack(
+    variants = torch.stack(
         [one[..., 0].flatten(), one[..., 1].flatten(), other[..., 0].flatten(), one[..., 0].roll(1).flatten()]
     )
-    assert (torch.corrcoef(looks) - torch.eye(4)).abs().max() < 0.02
+    assert (torch.corrcoef(variants) - torch.eye(4)).abs().max() < 0.02
 
 
-def test_the_gaussian_is_albumentations() -> None:
+def test_gaussian_kernel_equals_albumentations() -> None:
     from albumentations.augmentations.blur.functional import create_gaussian_kernel_1d
 
     for sigma in (0.1, 0.5, 1.7, 8.0):
@@ -274,6 +276,6 @@ def test_the_gaussian_is_albumentations() -> None:
     assert gaussian_kernel(0).tolist() == [1]
 
 
-def test_auto_takes_the_gpu_where_there_is_one_and_the_workers_elsewhere() -> None:
+def test_auto_augments_on_the_gpu_if_there_is_one() -> None:
     assert [choose_augment_device("auto", device) for device in ("cuda", "cuda:1", "cpu")] == ["gpu", "gpu", "cpu"]
     assert choose_augment_device("gpu", "cpu") == "gpu" and choose_augment_device("cpu", "cuda") == "cpu"

@@ -1,4 +1,4 @@
-"""Images that are read once and kept while a training lasts."""
+"""The cache of decoded images."""
 
 import os
 import shutil
@@ -37,68 +37,68 @@ def small_dataset(tmp_path: Path) -> Path:
     return tmp_path / "few"
 
 
-def test_what_is_kept_is_what_was_read(small_dataset: Path, tmp_path: Path) -> None:
-    samples, kept = load_split(small_dataset, "train"), DecodedCache(create_cache_folder(tmp_path / "kept") / "train")
-    plain, keeping = TransformedDataset(samples, RULE), TransformedDataset(samples, RULE, decoded_cache=kept)
-    for place in range(len(samples)):
-        assert kept.get(place) is None
+def test_cached_images_equal_decoded_ones(small_dataset: Path, tmp_path: Path) -> None:
+    samples, cache = load_split(small_dataset, "train"), DecodedCache(create_cache_folder(tmp_path / "cache") / "train")
+    plain, cached = TransformedDataset(samples, RULE), TransformedDataset(samples, RULE, decoded_cache=cache)
+    for index in range(len(samples)):
+        assert cache.get(index) is None
         for _ in range(2):
-            wanted, given = plain[SampleIndex(place, 0)], keeping[SampleIndex(place, 0)]
-            np.testing.assert_array_equal(wanted.image, given.image)
-            np.testing.assert_array_equal(wanted.labels, given.labels)
-        assert kept.get(place) is not None
-    assert sum(file.stat().st_size for file in kept.folder.iterdir()) == decoded_bytes([(48, 64)] * 6, RULE)
+            expected, found = plain[SampleIndex(index, 0)], cached[SampleIndex(index, 0)]
+            np.testing.assert_array_equal(expected.image, found.image)
+            np.testing.assert_array_equal(expected.labels, found.labels)
+        assert cache.get(index) is not None
+    assert sum(file.stat().st_size for file in cache.folder.iterdir()) == decoded_bytes([(48, 64)] * 6, RULE)
 
 
-def test_a_kept_image_is_not_decoded_again(small_dataset: Path, tmp_path: Path) -> None:
+def test_cached_image_is_not_decoded_again(small_dataset: Path, tmp_path: Path) -> None:
     samples = load_split(small_dataset, "train")
-    keeping = TransformedDataset(
-        samples, RULE, decoded_cache=DecodedCache(create_cache_folder(tmp_path / "kept") / "train")
+    cached = TransformedDataset(
+        samples, RULE, decoded_cache=DecodedCache(create_cache_folder(tmp_path / "cache") / "train")
     )
-    before = keeping[SampleIndex(3, 0)].image
+    before = cached[SampleIndex(3, 0)].image
     samples.pairs[3].image.unlink()
-    np.testing.assert_array_equal(keeping[SampleIndex(3, 0)].image, before)
+    np.testing.assert_array_equal(cached[SampleIndex(3, 0)].image, before)
 
 
-def test_a_training_that_keeps_is_the_training_that_does_not(small_dataset: Path, tmp_path: Path) -> None:
+def test_cache_does_not_change_the_training(small_dataset: Path, tmp_path: Path) -> None:
     results = []
-    for keep in ("true", "false"):
-        out = tmp_path / keep
-        config = load_config(None, [*OVERRIDES, f"cache_decoded={keep}", "deterministic=true"])
+    for enabled in ("true", "false"):
+        out = tmp_path / enabled
+        config = load_config(None, [*OVERRIDES, f"cache_decoded={enabled}", "deterministic=true"])
         train(small_dataset, out, config, console=Console(quiet=True), log_mode="quiet")
         results.append(torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["network"])
         assert not (out / "images").exists()
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[1])
 
 
-def test_what_a_training_kept_goes_when_it_fails(tmp_path: Path) -> None:
-    left = create_cache_folder(tmp_path / "images")
-    (left / "train" / "7").write_bytes(b"of a killed training")
-    assert not list((create_cache_folder(left) / "train").iterdir())
-    with pytest.raises(RuntimeError), removed_on_exit(left):
+def test_cache_is_removed_when_a_training_fails(tmp_path: Path) -> None:
+    folder = create_cache_folder(tmp_path / "images")
+    (folder / "train" / "7").write_bytes(b"of a killed training")
+    assert not list((create_cache_folder(folder) / "train").iterdir())
+    with pytest.raises(RuntimeError), removed_on_exit(folder):
         raise RuntimeError
-    assert not left.exists()
+    assert not folder.exists()
 
 
-def test_a_folder_that_is_gone_or_full_costs_reading_anew(small_dataset: Path, tmp_path: Path) -> None:
-    samples, folder = load_split(small_dataset, "train"), create_cache_folder(tmp_path / "kept") / "train"
-    keeping = TransformedDataset(samples, RULE, decoded_cache=DecodedCache(folder))
+def test_lost_cache_folder_is_not_an_error(small_dataset: Path, tmp_path: Path) -> None:
+    samples, folder = load_split(small_dataset, "train"), create_cache_folder(tmp_path / "cache") / "train"
+    cached = TransformedDataset(samples, RULE, decoded_cache=DecodedCache(folder))
     shutil.rmtree(folder)
     for _ in range(2):
-        assert keeping[SampleIndex(0, 0)].image.shape == (30, 40, 3)
-    assert keeping.decoded_cache is not None
-    assert keeping.decoded_cache.full
+        assert cached[SampleIndex(0, 0)].image.shape == (30, 40, 3)
+    assert cached.decoded_cache is not None
+    assert cached.decoded_cache.full
 
 
-def test_a_small_disk_is_told_of_and_nothing_is_kept(
+def test_small_disk_turns_the_cache_off_with_a_message(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 0, 10))
     assert not fits_on_disk(tmp_path / "not" / "there", 6)
     assert fits_on_disk(tmp_path, 5)
-    said, out = StringIO(), tmp_path / "run"
+    output, out = StringIO(), tmp_path / "run"
     config = load_config(None, [*OVERRIDES, "cache_decoded=true", "epochs=1"])
-    train(small_dataset, out, config, console=Console(file=said, width=200), log_mode="quiet")
-    assert "cache_decoded is off: it needs" in said.getvalue()
+    train(small_dataset, out, config, console=Console(file=output, width=200), log_mode="quiet")
+    assert "cache_decoded is off: it needs" in output.getvalue()
     assert os.listdir(out / "checkpoints")

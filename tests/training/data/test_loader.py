@@ -43,61 +43,62 @@ def samples(small_dataset: Path) -> SegmentationDataset:
 
 
 def test_each_image_comes_once_before_any_comes_twice() -> None:
-    numbers = [item for batch in StepSampler(10, 4, seed=1, stop=10) for item in batch]
-    assert [item.sequence_number for item in numbers] == list(range(40))
-    places = [item.image_index for item in numbers]
-    assert all(sorted(places[start : start + 10]) == list(range(10)) for start in range(0, 40, 10))
-    assert places[:10] != places[10:20]
+    items = [item for batch in StepSampler(10, 4, seed=1, stop=10) for item in batch]
+    assert [item.sequence_number for item in items] == list(range(40))
+    indices = [item.image_index for item in items]
+    assert all(sorted(indices[start : start + 10]) == list(range(10)) for start in range(0, 40, 10))
+    assert indices[:10] != indices[10:20]
 
 
-def test_what_a_step_sees_depends_on_the_seed_and_the_step_alone() -> None:
+def test_batch_of_a_step_depends_only_on_seed_and_step() -> None:
     whole = list(StepSampler(7, 4, seed=1, stop=9))
     for start in range(9):
         assert list(StepSampler(7, 4, seed=1, start=start, stop=9)) == whole[start:]
     assert list(StepSampler(7, 4, seed=2, stop=9)) != whole
 
 
-def test_every_batch_is_full_and_of_more_than_one() -> None:
+def test_every_batch_is_full() -> None:
     """pytorch-semseg #214: a last batch of one breaks batch norm."""
     assert {len(batch) for batch in StepSampler(9, 4, seed=0, stop=50)} == {4}
     assert {len(batch) for batch in StepSampler(1, 4, seed=0, stop=5)} == {4}
 
 
-@pytest.mark.parametrize("where", ["cpu", "gpu"])
+@pytest.mark.parametrize("augment_on", ["cpu", "gpu"])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_batches_resume_anywhere(samples: SegmentationDataset, where: str, workers: int) -> None:
+def test_batches_resume_anywhere(samples: SegmentationDataset, augment_on: str, workers: int) -> None:
     config = TrainConfig(batch=4, workers=workers, rotate=10, blur=1, noise=5, elastic=0.05)
 
-    def some(start: int, count: int) -> list[torch.Tensor]:
-        stream, found = iterate_batches(build_train_loader(samples, RULE, CROP, config, where, start)), []
+    def read_images(start: int, count: int) -> list[torch.Tensor]:
+        stream, found = iterate_batches(build_train_loader(samples, RULE, CROP, config, augment_on, start)), []
         for _ in range(count):
             batch = next(stream)
             found.append(batch.images)
             assert len(batch.names) == 4
-            assert (batch.augment_params is not None) == (where == "gpu")
+            assert (batch.augment_params is not None) == (augment_on == "gpu")
             if batch.augment_params is not None:
                 found.append(augment.batched.augment_batch(batch.images, batch.labels, batch.augment_params, CROP)[0])
         stream.close()
         return found
 
-    whole, later = some(0, 4), some(2, 2)
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(later, whole[-len(later) :], strict=True))
+    whole, later = read_images(0, 4), read_images(2, 2)
+    assert all(torch.equal(one, other) for one, other in zip(later, whole[-len(later) :], strict=True))
 
 
-def test_by_the_batch_it_is_what_a_worker_would_have_made(samples: SegmentationDataset) -> None:
+def test_augmentation_on_the_device_equals_that_in_a_worker(samples: SegmentationDataset) -> None:
     config = TrainConfig(batch=6, workers=0, rotate=20, color_jitter=0)
-    (there,), (here,) = (
-        [next(iterate_batches(build_train_loader(samples, RULE, CROP, config, where)))] for where in ("gpu", "cpu")
+    raw, expected = (
+        next(iterate_batches(build_train_loader(samples, RULE, CROP, config, device))) for device in ("gpu", "cpu")
     )
-    images, labels = augment.batched.augment_batch(there.images, there.labels, there.augment_params, CROP)
-    assert there.names == here.names
-    assert (labels == here.labels).float().mean() > 0.999
-    assert (images.int() - here.images.int()).abs().max() <= 1
+    assert raw.augment_params is not None
+    images, labels = augment.batched.augment_batch(raw.images, raw.labels, raw.augment_params, CROP)
+    assert raw.names == expected.names
+    assert (labels == expected.labels).float().mean() > 0.999
+    assert (images.int() - expected.images.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_in_a_worker_names_the_file_in_one_line(small_dataset: Path, workers: int) -> None:
-    """nnU-Net #2659: a worker's true error was hidden."""
+def test_error_in_a_worker_names_the_file_in_one_line(small_dataset: Path, workers: int) -> None:
+    """nnU-Net #2659: the cause in a worker was hidden."""
     samples = load_split(small_dataset, "train")
     samples.pairs[3].image.write_bytes(b"\xff\xd8\xff broken")
     with pytest.raises(DataError, match=r"train_0003.jpg") as caught:
@@ -110,7 +111,7 @@ def test_an_error_in_a_worker_names_the_file_in_one_line(small_dataset: Path, wo
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
 
-def test_an_error_of_a_library_names_the_file_too(samples: SegmentationDataset) -> None:
+def test_error_of_a_library_names_the_file(samples: SegmentationDataset) -> None:
     class Faulty(SegmentationDataset):
         def labels(self, index: int) -> np.ndarray:
             raise ZeroDivisionError("deep inside")
@@ -120,14 +121,14 @@ def test_an_error_of_a_library_names_the_file_too(samples: SegmentationDataset) 
         next(iterate_batches(build_train_loader(faulty, RULE, CROP, TrainConfig(workers=0))))
 
 
-def test_a_mask_that_changed_its_size_since_the_lint_is_named(samples: SegmentationDataset) -> None:
+def test_mask_of_another_size_is_named(samples: SegmentationDataset) -> None:
     Image.new("L", (5, 5)).save(samples.pairs[2].mask)
     with pytest.raises(DataError, match=r"train_0002.png is 5 x 5 and its image is 64 x 48"):
         list(iterate_batches(build_val_loader(samples, RULE, TrainConfig(workers=0))))
 
 
 class CrashingSamples(SegmentationDataset):
-    """Its images kill the process that reads them, as a system that is short of memory does."""
+    """Kills the process that reads an image, as a system without memory does."""
 
     def image(self, index: int) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -135,14 +136,14 @@ class CrashingSamples(SegmentationDataset):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_worker_that_was_killed_is_a_sentence(samples: SegmentationDataset) -> None:
-    deadly = CrashingSamples(samples.pairs, samples.classes)
+def test_killed_worker_is_reported(samples: SegmentationDataset) -> None:
+    crashing = CrashingSamples(samples.pairs, samples.classes)
     config = TrainConfig(workers=1)
     with pytest.raises(DataError, match=r"was killed .*set workers=1 or workers=0"), translate_errors(config, CROP):
-        next(iterate_batches(build_train_loader(deadly, RULE, CROP, config)))
+        next(iterate_batches(build_train_loader(crashing, RULE, CROP, config)))
 
 
-def test_each_device_validates_its_share(samples: SegmentationDataset) -> None:
+def test_each_process_validates_its_part(samples: SegmentationDataset) -> None:
     parts = [
         [
             name
@@ -155,8 +156,8 @@ def test_each_device_validates_its_share(samples: SegmentationDataset) -> None:
     assert [len(part) for part in parts] == [2, 2, 1, 1]
 
 
-def test_validation_pads_with_void_to_the_stride() -> None:
-    """smp #146: a size that the stride does not divide."""
+def test_validation_pads_masks_with_ignored_pixels_to_the_stride() -> None:
+    """smp #146: a size that is not a multiple of the stride."""
     items = [
         Sample(np.full((h, w, 3), 9, np.uint8), np.ones((h, w), np.uint8), str(h)) for h, w in ((33, 50), (20, 70))
     ]
@@ -167,14 +168,14 @@ def test_validation_pads_with_void_to_the_stride() -> None:
     assert (batch.images == 9).all()
 
 
-def test_an_image_without_a_policy_is_as_it_is(samples: SegmentationDataset) -> None:
+def test_image_without_a_policy_is_unchanged(samples: SegmentationDataset) -> None:
     sample = TransformedDataset(samples, RULE)[SampleIndex(2, 0)]
     assert isinstance(sample, Sample)
     assert (sample.image == samples.image(2)).all()
     assert (sample.labels == samples.labels(2)).all()
 
 
-def test_a_validation_looks_at_the_middle_of_a_large_image() -> None:
+def test_validation_uses_the_center_of_a_large_image() -> None:
     assert center_crop((300, 200)) == (slice(0, MAX_VALIDATION_SIDE), slice(0, MAX_VALIDATION_SIDE))
     rows, columns = center_crop((MAX_VALIDATION_SIDE + 10, 3 * MAX_VALIDATION_SIDE))
     assert (rows.start, columns.start) == (5, MAX_VALIDATION_SIDE)

@@ -1,4 +1,4 @@
-"""Two processes train as one does: by torchrun and gloo, on the CPU."""
+"""Two processes train the same network as one: by torchrun and gloo, on the CPU."""
 
 import csv
 import os
@@ -19,7 +19,7 @@ from training.engine.checkpoint import read_checkpoint
 from training.run_folder import LAST_CHECKPOINT
 
 ROOT = Path(__file__).parents[3]
-# Batch norms are frozen: each process would see its half of a batch, and SyncBN exists on GPUs alone.
+# Batch norms are frozen, because each process sees half of a batch, and SyncBN needs GPUs.
 OVERRIDES = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=4", "workers=0", "optimizer=sgd", "lr=0.01", "warmup=2", "crop=32,64",
     "freeze_norms=true", "dropout=0", "precision=f32", "deterministic=true", "tensorboard=false", "device=cpu",
@@ -28,7 +28,7 @@ OVERRIDES = [
 
 @pytest.fixture(scope="module")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of which some are mostly void, so that the processes count unequal pixels."""
+    """Some images are mostly ignored, so that the processes have unequal pixel counts."""
     from PIL import Image
 
     folder = tmp_path_factory.mktemp("few") / "shapes"
@@ -37,16 +37,16 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with Image.open(mask) as opened:
             labels, palette = np.array(opened), opened.getpalette()
         labels[: 8 * index] = 255
-        void = Image.fromarray(labels).convert("P")
-        void.putdata(labels.ravel().tolist())
-        void.putpalette(palette or [])
-        void.save(mask)
+        new_mask = Image.fromarray(labels).convert("P")
+        new_mask.putdata(labels.ravel().tolist())
+        new_mask.putpalette(palette or [])
+        new_mask.save(mask)
     return folder
 
 
-def train_in_subprocess(few: Path, run: Path, *words: str) -> Path:
+def train_in_subprocess(data: Path, run: Path, *overrides: str) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "maskserve", "train", str(few), *OVERRIDES, *words, "--out", str(run)]
+    command = [sys.executable, "-m", "maskserve", "train", str(data), *OVERRIDES, *overrides, "--out", str(run)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("training finished. Next:") == 1  # only one process prints
@@ -68,9 +68,9 @@ def test_two_processes_train_the_network_of_one(small_dataset: Path, tmp_path: P
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-4, atol=1e-5)
-    for mine, theirs in zip(read_metrics(one), read_metrics(two), strict=True):
-        assert float(theirs["loss"]) == pytest.approx(float(mine["loss"]), rel=1e-5)
-        assert float(theirs["miou"]) == pytest.approx(float(mine["miou"]), abs=1e-3)
+    for expected, row in zip(read_metrics(one), read_metrics(two), strict=True):
+        assert float(row["loss"]) == pytest.approx(float(expected["loss"]), rel=1e-5)
+        assert float(row["miou"]) == pytest.approx(float(expected["miou"]), abs=1e-3)
 
 
 def pids_of_run(run: Path) -> list[int]:
@@ -83,10 +83,10 @@ def pids_of_run(run: Path) -> list[int]:
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are looked for in /proc")
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to list processes")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
-def test_a_stop_reaches_all_processes_and_the_run_goes_on(
+def test_stop_signal_reaches_all_processes_and_the_run_resumes(
     small_dataset: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     run = tmp_path / "run"
@@ -131,7 +131,7 @@ def test_a_stop_reaches_all_processes_and_the_run_goes_on(
     assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 3 * (step // 3 + 1)
 
 
-def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
+def test_parts_of_all_processes_are_the_batch_of_one() -> None:
     whole = list(StepSampler(10, 4, seed=3, stop=9))
     parts = [list(StepSampler(10, 4, seed=3, stop=9, rank=rank, world_size=2)) for rank in (0, 1)]
     for batch, *halves in zip(whole, *parts, strict=True):
@@ -141,7 +141,7 @@ def test_the_parts_of_all_processes_are_the_batch_of_one() -> None:
         assert [len(half) for half in halves] == [2, 2]
 
 
-def test_torchrun_and_the_settings_must_agree(small_dataset: Path, tmp_path: Path) -> None:
+def test_torchrun_and_devices_must_agree(small_dataset: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["maskserve", "train", str(small_dataset), *OVERRIDES, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

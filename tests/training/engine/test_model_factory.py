@@ -1,4 +1,4 @@
-"""The settings that make the network: they are the architecture's options, and weights are gone on from."""
+"""The settings of the network: the architecture's options, and initial weights."""
 
 import csv
 import shutil
@@ -33,7 +33,7 @@ NON_DEFAULT_OPTIONS = {
 }  # fmt: skip
 
 
-def test_the_options_of_an_fcn_are_settings_with_the_same_defaults() -> None:
+def test_options_of_fcn_are_settings_with_the_same_defaults() -> None:
     for option, default in default_options("fcn").items():
         field = TrainConfig.model_fields[option]
         assert field.default == ("none" if option == "weights" else default), option
@@ -41,7 +41,7 @@ def test_the_options_of_an_fcn_are_settings_with_the_same_defaults() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_architecture_can_be_trained_by_its_name(name: str) -> None:
+def test_every_architecture_can_be_set_by_name(name: str) -> None:
     options = architecture_options(load_config(None, [f"architecture={name}"]))
     assert set(options) == set(default_options(name)) - {"weights"}
 
@@ -57,26 +57,26 @@ def test_every_architecture_can_be_trained_by_its_name(name: str) -> None:
         ),
         (
             ["architecture=torchvision/fcn_resnet50", "encoder=resnet50"],
-            r"torchvision/fcn_resnet50 has no setting encoder=resnet50",
+            r"fcn_resnet50 has no setting encoder=resnet50",
         ),
         (["encoder=resnet81"], r"'resnet81' is not known .* did you mean resnet18"),
         (["encoder=tu-resnet18q"], r"did you mean tu-resnet18"),
     ],
     ids=str,
 )
-def test_a_wrong_name_is_told_before_an_image_is_read(words: list[str], message: str, tmp_path: Path) -> None:
+def test_wrong_name_is_refused_before_the_data_is_read(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_head_that_is_not_there_is_told_with_those_that_are() -> None:
+def test_unknown_head_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"head='asp' is not possible: .*'linear', 'fcn', 'd6', 'aspp' or 'psp'"):
         load_config(None, ["head=asp"])
 
 
 @pytest.mark.slow
-def test_every_option_reaches_the_network_its_checkpoint_and_its_bundle(shapes: Path, tmp_path: Path) -> None:
+def test_every_option_reaches_network_checkpoint_and_bundle(shapes: Path, tmp_path: Path) -> None:
     words = [f"{key}={value}" for key, value in NON_DEFAULT_OPTIONS.items()]
     run = train(
         shapes, tmp_path / "run", load_config(None, [*QUICK_TRAIN_OVERRIDES, "epochs=1", *words]), console=QUIET_CONSOLE
@@ -94,32 +94,39 @@ def test_every_option_reaches_the_network_its_checkpoint_and_its_bundle(shapes: 
 @pytest.mark.parametrize(
     "words", [["architecture=smp/Unet"], ["architecture=torchvision/lraspp_mobilenet_v3_large"]], ids=str
 )
-def test_other_libraries_networks_go_the_whole_road(words: list[str], shapes: Path, tmp_path: Path) -> None:
+def test_networks_of_other_libraries_train_export_and_evaluate(words: list[str], shapes: Path, tmp_path: Path) -> None:
     run = train(shapes, tmp_path / "run", load_config(None, [*QUICK_TRAIN_OVERRIDES, *words]), console=QUIET_CONSOLE)
     metrics = evaluate(export(run, int8_limit=None, console=QUIET_CONSOLE), shapes, "test", console=QUIET_CONSOLE)
     assert metrics.images == 6
 
 
-# going on from weights
+# initial weights
 
 
-def fine_tune(data: Path, out: Path, words: list[str]) -> Path:
-    """One epoch at a rate so low that what was loaded can still be recognised."""
+def fine_tune(data: Path, out: Path, overrides: list[str]) -> Path:
+    """One epoch at so low a learning rate that the loaded weights stay recognizable."""
     return train(
         data,
         out,
-        load_config(None, [*QUICK_TRAIN_OVERRIDES, "epochs=1", "lr=1e-9", "warmup=0", *words]),
+        load_config(None, [*QUICK_TRAIN_OVERRIDES, "epochs=1", "lr=1e-9", "warmup=0", *overrides]),
         console=QUIET_CONSOLE,
     )
 
 
-def test_fine_tuning_begins_where_the_bundle_ended(run: Path, bundle: Path, shapes: Path, tmp_path: Path) -> None:
+def test_fine_tuning_starts_from_the_weights_of_the_bundle(
+    run: Path, bundle: Path, shapes: Path, tmp_path: Path
+) -> None:
     tuned = fine_tune(shapes, tmp_path / "tuned", [f"weights={bundle}"])
     before, after = (load_network(one).state_dict() for one in (run, tuned))
     for name, value in before.items():
         if value.is_floating_point() and "running" not in name:
             torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-6)
-    export(tuned, int8_limit=None, console=QUIET_CONSOLE)  # the bundle of a tuned run stands by itself
+
+
+@pytest.mark.slow
+def test_bundle_of_a_fine_tuned_run_does_not_name_the_first(bundle: Path, shapes: Path, tmp_path: Path) -> None:
+    tuned = fine_tune(shapes, tmp_path / "tuned", [f"weights={bundle}"])
+    export(tuned, int8_limit=None, console=QUIET_CONSOLE)
     assert str(bundle) not in (tuned / "bundle" / "spec.json").read_text()
 
 
@@ -138,7 +145,7 @@ def test_other_classes_need_a_new_head(bundle: Path, run: Path, tmp_path: Path) 
     torch.testing.assert_close(after.body.encoder.conv1.weight, before.body.encoder.conv1.weight, rtol=1e-4, atol=1e-6)
 
 
-def test_a_resumed_run_needs_its_first_weights_no_more(bundle: Path, shapes: Path, tmp_path: Path) -> None:
+def test_resume_does_not_need_the_initial_weights(bundle: Path, shapes: Path, tmp_path: Path) -> None:
     copy = bundle.rename(tmp_path / "bundle")
     try:
         run = fine_tune(shapes, tmp_path / "tuned", [f"weights={copy}", "epochs=2"])
@@ -149,13 +156,13 @@ def test_a_resumed_run_needs_its_first_weights_no_more(bundle: Path, shapes: Pat
         assert [row["epoch"] for row in csv.DictReader(stream)][-1] == "2"
 
 
-def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_prints_its_initial_weights(bundle: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes = read_run_metadata(run).classes
     make_network(load_config(None, [f"weights={bundle}"]), classes, Console(), load_weights=True)
     assert f"weights of {bundle}" in "".join(capsys.readouterr().out.splitlines())
 
 
-# what is said before an image is read
+# errors before the data is read
 
 
 @pytest.mark.parametrize(
@@ -167,7 +174,7 @@ def test_a_training_says_what_it_began_with(bundle: Path, run: Path, capsys: pyt
     ],
     ids=str,
 )
-def test_weights_that_are_not_there(words: list[str], message: str, tmp_path: Path) -> None:
+def test_missing_weights_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=message):
         train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
 
@@ -185,12 +192,12 @@ def test_weights_that_are_not_there(words: list[str], message: str, tmp_path: Pa
     ],
     ids=str,
 )
-def test_what_does_not_go_together(words: list[str], message: str, tmp_path: Path) -> None:
+def test_incompatible_settings_are_refused(words: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
 
 
-def test_a_known_name_stands_before_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_name_takes_precedence_over_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "imagenet").mkdir()
     assert find_weights_file(load_config(None, ["weights=imagenet"])) is None
@@ -208,7 +215,7 @@ def test_a_known_name_stands_before_a_folder(tmp_path: Path, monkeypatch: pytest
     ],
     ids=str,
 )
-def test_batch_norm_on_one_value_is_a_sentence(
+def test_batch_norm_on_one_value_is_refused(
     name: str, options: dict[str, object], batch: int, crop: tuple[int, int]
 ) -> None:
     network = build(name, 3, **options)
@@ -220,11 +227,11 @@ def test_batch_norm_on_one_value_is_a_sentence(
 
 
 @pytest.mark.parametrize("head", ["linear", "fcn", "d6", "aspp", "psp"])
-def test_our_heads_learn_from_batches_of_one(head: str) -> None:
+def test_own_heads_accept_batches_of_one(head: str) -> None:
     check_batch_norm(build("fcn", 3, head=head), 1, (96, 128))
 
 
-def test_a_run_whose_settings_were_changed_is_refused(run: Path, tmp_path: Path) -> None:
+def test_run_with_a_changed_config_is_refused(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("bundle"))
     file = tmp_path / "run" / "config.yaml"
     file.write_text(file.read_text().replace("head: fcn", "head: aspp"))
