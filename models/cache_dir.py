@@ -1,12 +1,12 @@
-"""Where what can be made again is kept for the next time."""
+"""The user's cache folder."""
 
 import os
 from pathlib import Path
 
 
-def user_cache_dir(part: str) -> Path:
-    """The user's cache folder for a part of the house, by the XDG Base Directory Specification; it may not be there.
+def user_cache_dir(name: str) -> Path:
+    """The folder `name` in the user's cache of maskserve, by the XDG Base Directory Specification; it may not exist.
 
-    Raises: RuntimeError for a user without a home.
+    Raises: RuntimeError for a user without a home folder.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / part
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "maskserve" / name

@@ -1,11 +1,11 @@
-"""What a bundle says of itself: everything that is needed to read its masks and to trust them."""
+"""The content of a bundle's spec.json: classes, input rule, architecture, and what the export measured."""
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 2  # 2: `parity` is by engine, and `int8` came
-IGNORE_INDEX = 255  # the label of a pixel that belongs to no class: never trained on, never counted
+FORMAT_VERSION = 3  # 2: `parity` is by engine, `int8` was added; 3: names of settings and metrics changed
+IGNORE_INDEX = 255  # label of pixels that belong to no class; they are ignored in training and metrics
 
 
 _Channel = Annotated[int, Field(ge=0, le=255)]
@@ -17,48 +17,50 @@ class _FrozenModel(BaseModel):
 
 
 class ClassInfo(_FrozenModel):
-    """A class: its place in the list is its label."""
+    """A class. Its index in the list is its label."""
 
     name: str
-    rgb: tuple[_Channel, _Channel, _Channel] = Field(description="colour in masks and overlays, 0..255")
+    rgb: tuple[_Channel, _Channel, _Channel] = Field(description="color in masks and overlays, 0..255")
 
 
 class InputRule(_FrozenModel):
-    """How an image of any size meets a network that was trained at one scale.
+    """Resize rule for input images.
 
-    `native`: the image keeps its pixels (microscopes, satellites). `fit`: its long side is brought to `side`
-    pixels (photographs). `exact`: it is stretched to `size`, for an imported network that takes no other. Under the
-    last two the labels return to the image's size by nearest neighbour.
+    `native` keeps the pixels (microscopes, satellites). `fit` resizes the long side to `side` pixels (photographs).
+    `exact` resizes to `size`, for an imported network that takes only that size. With `fit` and `exact`, labels are
+    resized to the image's size by nearest neighbor.
     """
 
     rule: Literal["native", "fit", "exact"]
-    side: int | None = Field(default=None, ge=16, description="long side in pixels; set for `fit` alone")
+    side: int | None = Field(default=None, ge=16, description="long side in pixels; only for `fit`")
     size: tuple[_Pixels, _Pixels] | None = Field(
-        default=None, description="(height, width) in pixels; set for `exact` alone"
+        default=None, description="(height, width) in pixels; only for `exact`"
     )
 
     @model_validator(mode="after")
-    def _measures_belong_to_their_rule(self) -> Self:
+    def _check_sizes(self) -> Self:
         if (self.rule == "fit") != (self.side is not None):
-            raise ValueError("the rule `fit` needs a side in pixels, and the others have none")
+            raise ValueError("`side`, in pixels, is required with the rule `fit` and not allowed with others")
         if (self.rule == "exact") != (self.size is not None):
-            raise ValueError("the rule `exact` needs a size, height and width in pixels, and the others have none")
+            raise ValueError(
+                "`size`, height and width in pixels, is required with the rule `exact` and not allowed with others"
+            )
         return self
 
 
 class Architecture(_FrozenModel):
-    """Enough to build the network again around `weights.safetensors`."""
+    """The name and options that build the network for `weights.safetensors`."""
 
     name: str
     options: dict[str, Any] = {}
 
 
 class Int8Metrics(_FrozenModel):
-    """What the int8 graph cost: both on the validation split, 0..1."""
+    """mIoU of the int8 graph and of the float graph on the validation split, 0..1."""
 
     miou: float
-    float_miou: float = Field(description="of the float format that `auto` takes: bf16 where it is offered")
-    calibration_images: int = Field(ge=1, description="training images that it was calibrated on")
+    float_miou: float = Field(description="in the float precision that `auto` uses: bf16 if available")
+    calibration_images: int = Field(ge=1, description="number of training images used for calibration")
 
 
 class BundleSpec(_FrozenModel):
@@ -72,29 +74,29 @@ class BundleSpec(_FrozenModel):
     architecture: Architecture
     parity: dict[str, dict[str, float]] = Field(
         default={},
-        description="lowest share of an image's pixels on which an engine gives the live network's label, by engine "
-        "(`openvino`, `torch/cuda`) and number format",
+        description="agreement with PyTorch: lowest fraction of an image's pixels with equal labels, by engine "
+        "(`openvino`, `torch/cuda`) and precision",
     )
-    int8: Int8Metrics | None = Field(default=None, description="of the int8 graph; None where the bundle holds none")
+    int8: Int8Metrics | None = Field(default=None, description="metrics of the int8 graph; None without one")
     metrics: dict[str, Any] = Field(default={}, description="of this bundle on the validation split, by name")
-    provenance: dict[str, Any] = Field(default={}, description="when, from what data and settings, by which versions")
+    provenance: dict[str, Any] = Field(default={}, description="date, data, settings and versions of the training")
 
     def palette(self) -> list[tuple[int, int, int]]:
-        """256 RGB colours by label; what is no class is black."""
+        """256 RGB colors by label; labels without a class are black."""
         return palette(self.classes)
 
 
 def palette(classes: list[ClassInfo]) -> list[tuple[int, int, int]]:
-    """256 RGB colours by label; what is no class is black."""
+    """256 RGB colors by label; labels without a class are black."""
     return [entry.rgb for entry in classes] + [(0, 0, 0)] * (256 - len(classes))
 
 
 def default_rgb(label: int) -> tuple[int, int, int]:
-    """The colour of a label in the PASCAL VOC palette: the label's bits, dealt to red, green, blue, highest first."""
+    """The color of a label in the PASCAL VOC palette: red, green and blue take the label's bits in turn, highest first."""
     red = green = blue = 0
-    for place in range(7, -1, -1):
-        red |= (label & 1) << place
-        green |= (label >> 1 & 1) << place
-        blue |= (label >> 2 & 1) << place
+    for bit in range(7, -1, -1):
+        red |= (label & 1) << bit
+        green |= (label >> 1 & 1) << bit
+        blue |= (label >> 2 & 1) << bit
         label >>= 3
     return red, green, blue

@@ -1,4 +1,4 @@
-"""What runs a frozen network: one file an engine, one line here; `contract.py` tells what such a file must have."""
+"""Engines that run a frozen network: one module each. `base.py` states what such a module must define."""
 
 from types import ModuleType
 

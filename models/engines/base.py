@@ -1,10 +1,15 @@
-"""What an engine is: the contract that every file of this folder keeps.
+"""The interface of an engine, which every engine module in this folder implements.
 
-An engine is a module with two functions. `precisions(bundle, device)` says which number formats this machine offers for
-a bundle, the most exact first, and raises EngineError, with the reason, where it has none. `load(bundle, device,
-precision, threads, at_once)` opens the bundle with one of these and returns a `Run`; the bundle's files are verified as
-they are opened. Devices are `cpu` and `cuda`. `threads` are those of one answer, `threads=0` leaves their number to the
-engine; `at_once` (1) is from how many threads it will be called at the same time: more may call, and wait.
+An engine is a module with two functions:
+
+- `precisions(bundle, device)` returns the precisions that this machine supports for a bundle, the most exact first.
+  Raises EngineError, with the reason, if there are none.
+- `load(bundle, device, precision, threads, concurrency)` opens the bundle in one of these precisions, verifies the files
+  that it reads, and returns an `InferenceFunction`.
+
+Devices are `cpu` and `cuda`. `threads` is the number of CPU threads per inference; 0 leaves it to the engine.
+`concurrency` (default 1) is the number of threads that will call the function at the same time; further threads may call
+it, and wait.
 """
 
 from typing import Protocol
@@ -14,26 +19,26 @@ from numpy.typing import NDArray
 
 
 class InferenceFunction(Protocol):
-    """The network: callable from several threads at once.
+    """Runs the network. May be called from several threads at once.
 
-    Raises: MemoryError where the images are more than the memory holds, and smaller ones may then succeed; RuntimeError
-    for images that the network does not take.
+    Raises: MemoryError if there is not enough memory for the images (smaller ones may still succeed), RuntimeError for
+    images of a size that the network does not accept.
     """
 
     def __call__(
         self, images: NDArray[np.uint8], logits: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W and, if asked for, logits float32 N x C x h x w.
+        """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W and, if requested, logits float32 N x C x h x w.
 
-        Both may lie in the engine's own memory: they hold until the same thread calls again. In bf16 a graph also
-        upsamples in it, and one label in some hundred to some thousand, where two classes are as good as equal, is not
-        the argmax of the upsampled logits.
+        Both may be in the engine's own memory, and are valid until the same thread calls again. In bf16, the graph also
+        upsamples in bf16: one label in some hundred to some thousand, where two classes score almost equally, is not the
+        argmax of the upsampled logits.
         """
         ...
 
 
 def is_engine_out_of_memory(error: Exception) -> bool:
-    """Whether an engine's RuntimeError says that memory was too small; none of them has a kind of its own for it."""
+    """Whether an engine's RuntimeError means out of memory; no engine has an exception class for it."""
     text = str(error).lower()
     return any(
         sign in text for sign in ("bad_alloc", "out of memory", "allocate memory", "failed to allocate", "alloc_failed")

@@ -1,6 +1,6 @@
-"""CUDA graphs: a captured run costs one launch in place of some hundred.
+"""CUDA graphs: a captured run takes one launch instead of some hundred.
 
-These are most of the time of a small network at batch 1.
+The launches are most of the time of a small network at batch 1.
 """
 
 import contextlib
@@ -23,39 +23,39 @@ if TYPE_CHECKING:
 EngineOutput = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 Shape = tuple[int, ...]
 
-MAX_GRAPHS = 32  # captured graphs that are kept: images fitted into 480 pixels have some 15 sizes, others dozens
-MAX_SEEN_SHAPES = 256  # sizes that are remembered as having come before
+MAX_GRAPHS = 32  # in the cache: images resized to fit 480 pixels have some 15 sizes, others dozens
+MAX_SEEN_SHAPES = 256  # shapes that are remembered
 
 
 class CudaGraphCache:
-    """A network on a GPU: a size of batch is answered plainly when it first comes, and captured when it comes again.
+    """A network on a GPU. A batch shape runs eagerly the first time, and is captured the second time.
 
-    The graphs share one pool of memory, which grows to about the largest of them and not to their sum, though each one
-    writes over the others' results: one thread at a time replays, the input lies outside of the pool, and the answer is
-    on the host before the next replay.
+    The graphs share one memory pool, which grows to about the size of the largest graph instead of their sum, but each
+    graph overwrites the results of the others: only one thread at a time replays, the input is outside the pool, and the
+    result is copied to the host before the next replay.
     """
 
-    # The process has one, not each network: captures must not overlap, and cuDNN's settings are everyone's.
+    # One lock per process, not per network: captures must not overlap, and cuDNN's settings are global.
     gpu_lock = threading.Lock()
 
     def __init__(self, network: "NetworkFunction", tf32: bool, device: str = "cuda") -> None:
         """`tf32`: whether convolutions of float32 may round to 10 bits."""
         self.network, self.tf32, self.device = network, tf32, device
         self.graphs: OrderedDict[Shape, tuple[Any, ...]] = OrderedDict()
-        self.seen_shapes: OrderedDict[Shape, bool] = OrderedDict()  # whether a size is captured when it comes next
+        self.seen_shapes: OrderedDict[Shape, bool] = OrderedDict()  # shape -> whether its next batch is captured
         self.capturable = True
         self.capture_stream: Any = None
         self.memory_pool: Any = None
 
     def __call__(self, images: NDArray[np.uint8], logits: bool = False) -> EngineOutput:
-        """As `models/engines/base.py` tells, but where the memory ends too: Raises: RuntimeError."""
+        """As `InferenceFunction`, but raises RuntimeError also if memory runs out."""
         with self._exclusive_gpu():
             try:
                 return self._run(images, logits)
             except RuntimeError as error:
                 if not is_engine_out_of_memory(error):
                     raise
-            # Once more without the graphs; not in `except`, where the error holds what was reached before it.
+            # Retry without the graphs. Not in `except`, where the traceback keeps tensors alive.
             self._release_memory(images.shape)
             return run_eager(self.network, images, logits, self.device)
 
@@ -63,13 +63,13 @@ class CudaGraphCache:
     def _exclusive_gpu(self) -> Iterator[None]:
         import torch
 
-        # Convolutions in float32 are TF32 by default; matrix products are not. No `benchmark`: its search among kernels
-        # takes seconds for each new size of image.
+        # float32 convolutions use TF32 by default; matrix products do not. No `benchmark`: its search for kernels takes
+        # seconds for each new image size.
         with self.gpu_lock, torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=self.tf32):
             try:
                 yield
             finally:
-                torch.cuda.synchronize()  # after an error too, so that nothing runs on beside the next call
+                torch.cuda.synchronize()  # also after an error, so that nothing runs during the next call
 
     def _run(self, images: NDArray[np.uint8], logits: bool) -> EngineOutput:
         shape = images.shape
@@ -78,35 +78,35 @@ class CudaGraphCache:
         if shape not in self.graphs:
             return run_eager(self.network, images, logits, self.device)
         self.graphs.move_to_end(shape)
-        graph, entry, answer = self.graphs[shape]
-        entry.copy_(_to_tensor(images))
+        graph, input_tensor, outputs = self.graphs[shape]
+        input_tensor.copy_(_to_tensor(images))
         graph.replay()
-        return _to_host(answer, logits)
+        return _to_host(outputs, logits)
 
     def _should_capture(self, shape: Shape) -> bool:
-        """Whether this is the time to capture; where that runs out of memory, there is no other."""
-        came = self.seen_shapes.pop(shape, None)
-        self.seen_shapes[shape] = came is None
+        """Whether to capture now: on a shape's second batch. A capture that runs out of memory is not tried again."""
+        capture_next = self.seen_shapes.pop(shape, None)
+        self.seen_shapes[shape] = capture_next is None
         if len(self.seen_shapes) > MAX_SEEN_SHAPES:
             self.seen_shapes.popitem(last=False)
-        return bool(came) and self.capturable
+        return bool(capture_next) and self.capturable
 
     def _capture(self, shape: Shape) -> None:
-        """Keep a graph of this shape, if the network can be captured at all; the oldest makes room."""
+        """Add a graph of this shape, if the network can be captured; drops the least recently used one if full."""
         import torch
 
         if len(self.graphs) >= MAX_GRAPHS:
             self.seen_shapes.pop(self.graphs.popitem(last=False)[0], None)
-        if not self.graphs:  # torch refuses a pool whose graphs are all gone
+        if not self.graphs:  # torch refuses a pool whose graphs were all deleted
             self.memory_pool = torch.cuda.graph_pool_handle()
         try:
             self.graphs[shape] = self._record_graph(shape)
             return
-        except RuntimeError as error:  # an operation that waits for the GPU, say; another size would have it too
+        except RuntimeError as error:  # for example an operation that synchronizes, which other shapes have too
             if is_engine_out_of_memory(error):
                 raise
         self.capturable = False
-        # Before 2.14 torch may believe that the capture goes on, and free no memory (pytorch/pytorch#180395).
+        # Before 2.14 torch may treat the capture as still running, and free no memory (pytorch/pytorch#180395).
         with contextlib.suppress(AttributeError, RuntimeError):
             torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.memory_pool)
 
@@ -114,24 +114,23 @@ class CudaGraphCache:
         """A graph, its input and its two outputs."""
         import torch
 
-        # One stream for all of them: torch shares memory, and keeps workspaces for cuBLAS, by stream.
+        # One stream for all graphs: torch shares memory, and keeps cuBLAS workspaces, by stream.
         self.capture_stream = self.capture_stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        entry = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        input_tensor = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         graph = torch.cuda.CUDAGraph()
         self.capture_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(
-            self.capture_stream
-        ):  # where a capture fails, torch.cuda.graph does not leave its stream
-            for _ in range(3):  # cuDNN plans its kernels and cuBLAS allocates, neither of which a capture can hold
-                self.network(entry)
+        # If a capture fails, torch.cuda.graph does not leave its stream; this context does.
+        with torch.cuda.stream(self.capture_stream):
+            for _ in range(3):  # cuDNN chooses its kernels and cuBLAS allocates, which must not happen in a capture
+                self.network(input_tensor)
             with torch.cuda.graph(
                 graph, pool=self.memory_pool, stream=self.capture_stream, capture_error_mode="thread_local"
             ):
-                answer = self.network(entry)
-        return graph, entry, answer
+                outputs = self.network(input_tensor)
+        return graph, input_tensor, outputs
 
     def _release_memory(self, shape: Shape) -> None:
-        """Give all memory back; all but the shape that asked for too much may be captured anew."""
+        """Free all graphs; every shape but this one, which needed too much memory, may be captured again."""
         import torch
 
         for other in self.graphs.keys() - {shape}:
@@ -141,17 +140,17 @@ class CudaGraphCache:
 
 
 def run_eager(network: "NetworkFunction", images: NDArray[np.uint8], logits: bool, device: str) -> EngineOutput:
-    """What a network on a device says of images on the host, without a graph."""
+    """Run a network on a device without a graph; images and results are on the host."""
     return _to_host(network(_to_tensor(images).to(device)), logits)
 
 
 def _to_tensor(images: NDArray[np.uint8]) -> "Tensor":
-    """The same memory as a tensor; a copy of what may not be written to, of which torch would warn."""
+    """A tensor that shares the array's memory; a copy if the array is read-only, because torch would warn."""
     import torch
 
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
-def _to_host(answer: "tuple[Tensor, Tensor]", logits: bool) -> EngineOutput:
-    labels, scores = answer
+def _to_host(outputs: "tuple[Tensor, Tensor]", logits: bool) -> EngineOutput:
+    labels, scores = outputs
     return labels.cpu().numpy(), scores.contiguous().cpu().numpy() if logits else None

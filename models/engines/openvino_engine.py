@@ -19,26 +19,23 @@ from models.cgroup_limits import quota_limited_cores
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
 from models.errors import BundleError, EngineError, last_line
 
-if TYPE_CHECKING:  # the other engines do without
+if TYPE_CHECKING:  # imported only if this engine is used
     import openvino
 
-# Kernels that OpenVINO keeps, about 30 for each size of image. By default it keeps 5,000; with 512 the memory of a
-# ResNet-18 over 600 random sizes was 260 MB in place of 333, at the same speed.
+# Kernels in OpenVINO's cache, about 30 for each image size. Its default is 5,000; with 512, a ResNet-18 over 600 random
+# sizes used 260 MB instead of 333, at the same speed.
 KERNEL_CACHE_CAPACITY = 512
-MAX_CACHED_BUNDLES, MAX_CACHED_SETTINGS = (
-    5,
-    4,
-)  # whose compiled graphs stay on disk: of so many bundles, in so many settings of each
+MAX_CACHED_BUNDLES, MAX_CACHED_SETTINGS = 5, 4  # compiled graphs on disk: bundles, and settings of each bundle
 
 _CORE_LOCK = threading.Lock()
 
 
 def get_core() -> "openvino.Core":
-    """OpenVINO's entry, one for the life of the process.
+    """The one `openvino.Core` of the process.
 
-    Its CPU plugin gives the thread that opens it an alternate signal stack and takes it back when it is closed. Where
-    two are open and the older one closes first, the younger later puts back a stack that is gone, and the next signal
-    (a child's end, say) kills the process with a segmentation fault.
+    The CPU plugin sets an alternate signal stack for the thread that opens a Core, and restores the previous one when the
+    Core is closed. If two are open and the older one closes first, the younger restores a stack that was freed, and the
+    next signal (SIGCHLD, for example) kills the process with a segmentation fault.
     """
     with _CORE_LOCK:
         return _create_core()
@@ -48,8 +45,8 @@ def get_core() -> "openvino.Core":
 def _create_core() -> "openvino.Core":
     import openvino
 
-    # The first array that its binding meets, it must meet alone: of two threads one was seen (2026.4) to hold Python's
-    # lock and wait for the other, which wanted that lock. The process then stands still for ever.
+    # The binding must convert its first array in one thread only: with two threads, 2026.4 deadlocked, one holding the GIL
+    # and waiting for the other, which waited for the GIL.
     openvino.Tensor(np.zeros(1, np.uint8), shared_memory=True)
     return openvino.Core()
 
@@ -60,7 +57,7 @@ def has_bf16() -> bool:
 
 
 def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
-    """f32; bf16 where the CPU computes in it; int8 where the bundle holds such a graph."""
+    """f32; bf16 if the CPU supports it; int8 if the bundle contains such a graph."""
     if importlib.util.find_spec("openvino") is None:
         raise EngineError("The engine openvino is not installed: `pip install openvino`.")
     if device != "cpu":
@@ -69,28 +66,23 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
 
 
 def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency: int = 1) -> InferenceFunction:
-    """Compile the bundle's graph; `models/engines/base.py` tells the rest.
-
-    Raises: BundleError, MemoryError.
-    """
+    """Compile the bundle's graph. Raises: BundleError, MemoryError. See `models/engines/base.py`."""
     graph = bundle.verify_file(INT8_MODEL_FILE if precision == "int8" else MODEL_FILE)
     if precision == "int8":
         bundle.verify_file(INT8_WEIGHTS_FILE)
-    granted = quota_limited_cores()
-    total = threads * concurrency or (max(granted, concurrency) if granted else 0)
+    limited_cores = quota_limited_cores()
+    total = threads * concurrency or (max(limited_cores, concurrency) if limited_cores else 0)
     settings: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
-        # Of all that are answered at once. Left to itself it takes all cores in sight, also where a container may not use them.
+        # Of all concurrent inferences. By default it uses all visible cores, even if a container may not use them.
         "INFERENCE_NUM_THREADS": total,
-        # Each process pins its threads to the same cores, the first ones: two workers of a thread each were half as fast.
+        # Every process would pin its threads to the same first cores: two workers of one thread each were half as fast.
         "ENABLE_CPU_PINNING": False,
-        # What an int8 graph leaves in float is computed in bf16 where the CPU can.
+        # Layers that an int8 graph leaves in float are computed in bf16 if the CPU supports it.
         "INFERENCE_PRECISION_HINT": "f32" if precision == "f32" or not has_bf16() else "bf16",
         "CPU_RUNTIME_CACHE_CAPACITY": KERNEL_CACHE_CAPACITY,
     }
-    if (
-        concurrency > 1
-    ):  # by its own choice it has one stream, and who calls meanwhile waits for it, whatever the threads
+    if concurrency > 1:  # by default there is one stream, and concurrent calls wait for it, whatever the threads
         settings["NUM_STREAMS"] = concurrency
     return _ThreadSafeModel(
         functools.partial(_compile, graph, settings, _cache_folder(bundle, f"{precision}-{total}x{concurrency}"))
@@ -98,7 +90,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency:
 
 
 class _ThreadSafeModel:
-    """A compiled graph, and a request for each thread that calls: a request holds its own buffers."""
+    """A compiled graph with one inference request per calling thread, because a request has its own buffers."""
 
     def __init__(self, compile: "Callable[[], openvino.CompiledModel]") -> None:
         self.compile_model = compile
@@ -115,20 +107,20 @@ class _ThreadSafeModel:
             self.local.request, self.local.compiled = compiled.create_infer_request(), compiled
         request = self.local.request
         try:
-            # Not `infer`: where memory ran out, that was seen (2026.4) to return the answer before, without a word.
+            # Not `infer`: when memory ran out, 2026.4 returned the previous result from it, without an error.
             request.start_async({"images": images}, share_inputs=True)
             request.wait()
         except RuntimeError as error:
             if not is_engine_out_of_memory(error):
                 raise
-            self.compiled = self.local.compiled = None  # it was seen to go on asking for what it was refused
+            self.compiled = self.local.compiled = None  # else it keeps requesting the memory that it did not get
             del request, self.local.request
             raise MemoryError(f"OpenVINO: {last_line(error)}") from error
         return request.get_tensor("labels").data, request.get_tensor("logits").data if logits else None
 
 
 def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> "openvino.CompiledModel":
-    """Compile a graph, or take it from the cache, and put it there. Raises: BundleError, MemoryError."""
+    """Load a compiled graph from the cache, or compile it into the cache. Raises: BundleError, MemoryError."""
     if cache is not None:
         with _exclusive_lock(cache):
             if _verify_cache(cache):
@@ -136,7 +128,10 @@ def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> "open
                     compiled = get_core().compile_model(graph, "CPU", {**settings, "CACHE_DIR": str(cache)})
                     _write_checksum(cache)
                     return compiled
-                except (RuntimeError, OSError) as error:  # a full disk, or another OpenVINO's: the graph may be good
+                except (
+                    RuntimeError,
+                    OSError,
+                ) as error:  # a full disk, or another version's cache: the graph may be valid
                     if not is_engine_out_of_memory(error):
                         shutil.rmtree(cache, ignore_errors=True)
     try:
@@ -147,33 +142,33 @@ def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> "open
         raise BundleError(f"{graph}: OpenVINO cannot compile it: {last_line(error)}") from error
 
 
-def _cache_folder(bundle: Bundle, way: str) -> Path | None:
-    """The folder for this bundle's compiled graphs; None for a draft, or where nothing can be written.
+def _cache_folder(bundle: Bundle, settings_name: str) -> Path | None:
+    """The cache folder for a bundle's compiled graph; None for a draft, or if it cannot be written.
 
-    It is named by the bundle's hash: OpenVINO knows a graph by its path, size and time, and was seen to answer with the
-    old network where another was put into its place with these three unchanged.
+    Its name is the bundle's hash: OpenVINO identifies a graph by its path, size and time, and used the old network when
+    another one replaced it with these three unchanged.
     """
     if not bundle.hash:
         return None
     try:
-        home = user_cache_dir("openvino")
-        folder = home / bundle.hash / way
+        root = user_cache_dir("openvino")
+        folder = root / bundle.hash / settings_name
         folder.mkdir(parents=True, exist_ok=True)
-        for used, kept in ((home / bundle.hash, MAX_CACHED_BUNDLES), (folder, MAX_CACHED_SETTINGS)):
+        for used, limit in ((root / bundle.hash, MAX_CACHED_BUNDLES), (folder, MAX_CACHED_SETTINGS)):
             os.utime(used)
-            for old in _newest_first(used.parent.iterdir())[kept:]:
+            for old in _newest_first(used.parent.iterdir())[limit:]:
                 shutil.rmtree(old, ignore_errors=True)
-    except (OSError, RuntimeError):  # a read-only container, or a user without a home
+    except (OSError, RuntimeError):  # a read-only container, or a user without home folder
         return None
     return folder if os.access(folder, os.W_OK) else None
 
 
 @contextlib.contextmanager
 def _exclusive_lock(cache: Path) -> Iterator[None]:
-    """Keep other processes away meanwhile, where the system can: workers open the same bundle at the same time.
+    """Lock the cache against other processes, if the system supports it: workers open the same bundle at the same time.
 
-    One then compiles for all. Without, each would, and write the file anew under those that have it mapped into memory;
-    a process dies (SIGBUS) where such a file is cut.
+    One of them compiles, the others read the cache. Without a lock, each would rewrite a file that others have mapped into
+    memory; truncating such a file kills those processes (SIGBUS).
     """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(ImportError, OSError):  # Windows, or a file system without locks
@@ -189,23 +184,23 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def _verify_cache(cache: Path) -> bool:
-    """Whether what lies in the cache is what was put there; what is not is taken away.
+    """Delete altered files from the cache; False if the cache cannot be read.
 
-    OpenVINO opens a file with some bytes changed, and answers wrongly.
+    OpenVINO loads a file with changed bytes, and computes wrong labels.
     """
     try:
         for blob in cache.glob("*.blob"):
-            summed = blob.with_suffix(".sha256")
-            if not summed.exists() or summed.read_text() != file_sha256(blob):
+            checksum_file = blob.with_suffix(".sha256")
+            if not checksum_file.exists() or checksum_file.read_text() != file_sha256(blob):
                 blob.unlink(missing_ok=True)
-                summed.unlink(missing_ok=True)
+                checksum_file.unlink(missing_ok=True)
     except OSError:
         return False
     return True
 
 
 def _write_checksum(cache: Path) -> None:
-    """Note the sha256 of what OpenVINO has put there; of several files (the bundle was moved) the newest stays."""
+    """Write the sha256 of OpenVINO's file; of several files (the bundle was moved) only the newest is kept."""
     blobs = _newest_first(cache.glob("*.blob"))
     for old in blobs[1:]:
         old.unlink(missing_ok=True)

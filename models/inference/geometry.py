@@ -1,4 +1,4 @@
-"""Sizes, and the steps between them: from an image to the canvas that a network sees, and from its labels back.
+"""Resizing and padding: from an image to the network's input, and from its labels back to the image's size.
 
 Sizes are (height, width) in pixels.
 """
@@ -9,14 +9,14 @@ import numpy as np
 from models.imaging.decode import RGB, Labels
 from models.spec import InputRule
 
-# Engines plan memory and kernels anew for each size that they meet: 35 ms instead of 8 an image and a heap that
-# grows without end over random sizes. Padded to multiples of this, few sizes are left. It is also a multiple of
-# the deepest stride, 32, so that every feature map divides evenly.
+# Inputs are padded to multiples of this, because engines plan memory and kernels for each new size: over random sizes, an
+# image takes 35 ms instead of 8 and the heap keeps growing. It is also a multiple of the deepest stride, 32, so that
+# every feature map divides evenly.
 SIZE_DIVISOR = 64
 
 
 def network_input_size(size: tuple[int, int], rule: InputRule) -> tuple[int, int]:
-    """The (height, width) at which the network sees an image of this size."""
+    """The (height, width) to which the input rule resizes an image of this size."""
     if rule.size is not None:
         return rule.size
     if rule.side is None:
@@ -26,7 +26,7 @@ def network_input_size(size: tuple[int, int], rule: InputRule) -> tuple[int, int
 
 
 def resize_image(image: RGB, size: tuple[int, int], into: RGB | None = None) -> RGB:
-    """Resize RGB uint8 H x W x 3, `into` an array of that size: by area where it shrinks (no aliasing), else bilinear."""
+    """Resize RGB uint8 H x W x 3, optionally into an array: by area when shrinking (no aliasing), else bilinear."""
     if image.shape[:2] == size:
         return image
     shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
@@ -35,9 +35,9 @@ def resize_image(image: RGB, size: tuple[int, int], into: RGB | None = None) -> 
 
 
 def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
-    """Resize uint8 H x W by nearest neighbour; the result owns its memory.
+    """Resize uint8 H x W by nearest neighbor; the result owns its memory.
 
-    cv2's plain INTER_NEAREST takes the pixel left of the centre and shifts the mask by up to half a pixel.
+    cv2's plain INTER_NEAREST uses the pixel left of the center and shifts the mask by up to half a pixel.
     """
     if labels.shape == size:
         return labels.copy()
@@ -46,15 +46,15 @@ def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
 
 
 def resize_and_pad(image: RGB, size: tuple[int, int], size_divisor: int = SIZE_DIVISOR) -> RGB:
-    """The image at `size` on a canvas whose height and width divide by `bucket`, its last row and column repeated.
+    """Resize an image to `size`, and pad height and width to multiples of `size_divisor` by repeating the last row and column.
 
-    RGB uint8 H x W x 3, contiguous: copied once, or not at all where nothing is to be done.
+    Returns: RGB uint8 H x W x 3, contiguous; the image itself if there is nothing to do.
     """
     height, width = size
-    whole = round_up(height, size_divisor), round_up(width, size_divisor)
-    if image.shape[:2] == size == whole and image.flags.c_contiguous and image.flags.writeable:
+    padded = round_up(height, size_divisor), round_up(width, size_divisor)
+    if image.shape[:2] == size == padded and image.flags.c_contiguous and image.flags.writeable:
         return image
-    canvas = np.empty((*whole, 3), np.uint8)
+    canvas = np.empty((*padded, 3), np.uint8)
     inside = canvas[:height, :width]
     if image.shape[:2] == size:
         inside[:] = image
@@ -66,5 +66,5 @@ def resize_and_pad(image: RGB, size: tuple[int, int], size_divisor: int = SIZE_D
 
 
 def round_up(length: int, multiple: int) -> int:
-    """The smallest multiple that is not below a length."""
+    """The smallest multiple of `multiple` that is not below `length`."""
     return -(-length // multiple) * multiple

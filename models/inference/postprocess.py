@@ -1,8 +1,8 @@
-"""From a network's scores to labels: the one place outside the graph where logits are upsampled.
+"""Upsampling of logits to labels, outside the graph: for confidence, tiles and test-time augmentation.
 
 Scores are logits, finite float32, C x h x w with 2 <= C <= 255, on a grid that covers the image evenly. Upsampling is
-bilinear with half-pixel centres and clamped edges (torch's `align_corners=False`). It goes by strips of rows, because 21
-classes of an image of 12 megapixels would be a float volume of a gigabyte.
+bilinear with half-pixel centers and clamped edges (torch's `align_corners=False`). It works on strips of rows, because
+the upsampled logits of 21 classes for 12 megapixels take a gigabyte.
 """
 
 from typing import NamedTuple
@@ -16,124 +16,124 @@ from models.imaging.decode import Labels
 Scores = NDArray[np.float32]  # C x h x w, logits
 Confidence = NDArray[np.float32]  # H x W, softmax probability of the label, 0..1
 
-# The upsampled floats of a strip: small enough for a CPU's cache, where 32 MB took a third longer.
+# Bytes of the upsampled floats of a strip: small enough for a CPU's cache; with 32 MB it took a third longer.
 STRIP_BYTES = 2**22
 
-# A class so many logits below the winner adds less than e^-20 = 2e-9 to the softmax's sum.
+# A class that is this many logits below the highest adds less than e^-20 = 2e-9 to the softmax's sum.
 SOFTMAX_CUTOFF = 20.0
 
 
 class InterpolationTaps(NamedTuple):
-    """For each sample on an axis, the two rows (or columns) of a grid that it lies between."""
+    """For each sample on an axis, the two rows (or columns) of the grid between which it is interpolated."""
 
     above: NDArray[np.intp]
     below: NDArray[np.intp]
-    weight: NDArray[np.float32]  # the share of `below`, 0..1; `above` has the rest
+    weight: NDArray[np.float32]  # of `below`, 0..1; `above` has the rest
 
     def section(self, start: int, stop: int, first: int = 0) -> "InterpolationTaps":
-        """The samples from `start` to before `stop`, for a grid whose first row at hand is `first`."""
+        """The samples `start` to `stop` (exclusive), for an array that begins at the grid's row `first`."""
         return InterpolationTaps(
             self.above[start:stop] - first, self.below[start:stop] - first, self.weight[start:stop]
         )
 
     def count_ready(self, rows: int) -> int:
-        """How many samples, counted from the first, need none but the grid's first `rows` rows."""
+        """The number of leading samples that need only the grid's first `rows` rows."""
         return int(np.searchsorted(self.below, rows))
 
 
-def pixel_centres(length: int, grid: float) -> NDArray[np.float64]:
-    """Where the centres of `length` pixels lie on a grid that has `grid` rows over them, in rows from the first."""
+def pixel_centers(length: int, grid: float) -> NDArray[np.float64]:
+    """Positions of the centers of `length` pixels on a grid of `grid` rows that covers them, in rows."""
     return (2 * np.arange(length) + 1) * grid / (2 * length) - 0.5
 
 
 def interpolation_taps(positions: NDArray[np.float64], grid: int) -> InterpolationTaps:
-    """What to read from a grid of `grid` rows for samples at `positions`; beyond its edges the edge is repeated."""
+    """The rows of a grid of `grid` rows, and their weights, for samples at `positions`; edges are repeated."""
     inside = positions.clip(0, grid - 1)
     above = np.floor(inside).astype(np.intp)
     weight = (inside - above).astype(np.float32)
     return InterpolationTaps(above, above + (weight > 0), weight)
 
 
-def interpolate_rows(scores: Scores, at: InterpolationTaps) -> Scores:
-    """Scores C x h x w at other rows, C x len(at) x w; the scores themselves where the rows are theirs already."""
-    if not at.weight.any():
-        start, stop = at.above[0], at.above[-1] + 1
-        return scores[:, start:stop] if stop - start == len(at.above) else scores[:, at.above]
-    # Not `a + (b - a) * t`: this form is monotone in floats too, so that a class behind at both rows stays behind.
-    weight = at.weight[:, None]
-    rows = scores[:, at.above] * (1 - weight)
-    rows += scores[:, at.below] * weight
+def interpolate_rows(scores: Scores, taps: InterpolationTaps) -> Scores:
+    """Interpolate scores C x h x w along rows to C x len(taps) x w; a view if no sample is between two rows."""
+    if not taps.weight.any():
+        start, stop = taps.above[0], taps.above[-1] + 1
+        return scores[:, start:stop] if stop - start == len(taps.above) else scores[:, taps.above]
+    # Not `a + (b - a) * t`: this form is monotone in floats too, so that a class that is lower at both rows stays lower.
+    weight = taps.weight[:, None]
+    rows = scores[:, taps.above] * (1 - weight)
+    rows += scores[:, taps.below] * weight
     return rows
 
 
 def resize_scores(scores: Scores, size: tuple[int, int]) -> Scores:
-    """Scores C x h x w at another (height, width), larger or smaller, bilinear."""
-    return _resize_columns(
-        interpolate_rows(scores, interpolation_taps(pixel_centres(size[0], scores.shape[1]), scores.shape[1])), size[1]
-    )
+    """Resize scores C x h x w to another (height, width), larger or smaller, bilinear."""
+    taps = interpolation_taps(pixel_centers(size[0], scores.shape[1]), scores.shape[1])
+    return _resize_columns(interpolate_rows(scores, taps), size[1])
 
 
 def scores_to_labels(
     scores: Scores, size: tuple[int, int], confidence: bool = False
 ) -> tuple[Labels, Confidence | None]:
-    """The label of each pixel of an image of `size` (height, width), and on request how probable it is.
+    """Upsample scores to an image of `size` (height, width) and take the argmax.
 
-    Returns: argmax of the upsampled scores, uint8 H x W (of equals the lowest class), and the softmax probability of
-    that label, float32 H x W in 0..1, or None.
+    Returns: labels, uint8 H x W (the lowest class if scores are equal), and if `confidence` their softmax probabilities,
+    float32 H x W in 0..1, else None.
     """
     labels = np.empty(size, np.uint8)
-    sure = np.empty(size, np.float32) if confidence else None
+    probabilities = np.empty(size, np.float32) if confidence else None
     grid = scores.shape[1]
-    write_label_rows(scores, interpolation_taps(pixel_centres(size[0], grid), grid), size[1], labels, sure)
-    return labels, sure
+    write_label_rows(scores, interpolation_taps(pixel_centers(size[0], grid), grid), size[1], labels, probabilities)
+    return labels, probabilities
 
 
 def write_label_rows(
-    scores: Scores, at: InterpolationTaps, width: int, labels: Labels, sure: Confidence | None
+    scores: Scores, taps: InterpolationTaps, width: int, labels: Labels, confidence: Confidence | None
 ) -> None:
-    """Decide some rows of an image from the rows of the grid that are at hand.
+    """Compute the labels of some rows of an image from the rows of the grid that they need.
 
-    Labels are those of the whole image decided in one go, bit for bit; confidence is within 1e-6 of that.
+    Labels are bit for bit those of the whole image computed at once; confidence is within 1e-6 of that.
 
     Args:
         scores: rows of the grid, C x n x w.
-        at: for each of the image's rows, where it lies between these n rows.
-        width: to how many columns w is upsampled.
-        labels: len(at) x at most `width`, where the labels go; the columns beyond its width are left out.
-        sure: of the same shape, where the confidence goes; None where nobody asked.
+        taps: for each row of the image, its position between these n rows.
+        width: the number of columns to which w is upsampled.
+        labels: output, len(taps) x at most `width`; further columns are dropped.
+        confidence: output of the same shape, or None.
     """
     classes, _, columns = scores.shape
     height = max(1, STRIP_BYTES // (4 * classes * (width + 3 * columns)))
     for start in range(0, len(labels), height):
         stop = min(start + height, len(labels))
-        first, last = at.above[start], at.below[stop - 1]
+        first, last = taps.above[start], taps.below[stop - 1]
         rows = scores[:, first : last + 1]
-        named = _candidate_classes(rows, width, sure is not None)
-        rows = rows if named is None else rows[named]
-        floats = _resize_columns(interpolate_rows(rows, at.section(start, stop, first)), width)[:, :, : labels.shape[1]]
-        best = _write_argmax(floats, labels[start:stop], named)
-        if sure is not None:
-            _write_confidence(floats, best, sure[start:stop])
+        candidates = _candidate_classes(rows, width, confidence is not None)
+        rows = rows if candidates is None else rows[candidates]
+        upsampled = _resize_columns(interpolate_rows(rows, taps.section(start, stop, first)), width)
+        upsampled = upsampled[:, :, : labels.shape[1]]
+        highest = _write_argmax(upsampled, labels[start:stop], candidates)
+        if confidence is not None:
+            _write_confidence(upsampled, highest, confidence[start:stop])
 
 
 def _resize_columns(rows: Scores, width: int) -> Scores:
-    # One call for all classes and rows, along x alone: what comes out of a row depends on no other row, bit for bit.
+    # One call for all classes and rows, along x only: the result of a row depends on no other row, bit for bit.
     classes, height, columns = rows.shape
     if columns == width:
         return rows
     flat = np.ascontiguousarray(rows).reshape(classes * height, columns)
-    wide = cv2.resize(flat, (width, classes * height), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(wide, dtype=np.float32).reshape(classes, height, width)
+    resized = cv2.resize(flat, (width, classes * height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(resized, dtype=np.float32).reshape(classes, height, width)
 
 
 def _candidate_classes(grid: Scores, width: int, softmax: bool) -> NDArray[np.intp] | None:
-    """The classes that can win a pixel (or that count in its softmax) between these rows of the grid; None is all.
+    """The classes that can be the label of a pixel (or count in its softmax) between these rows of the grid; None for all.
 
-    An interpolated score stays within those of the four samples around it: a class whose highest of four is below
-    another's lowest is out. Images hold few of a network's classes at a time.
+    An interpolated score is within the range of the four samples around it: a class whose highest of the four is below
+    the lowest of another cannot be the label. An image contains few of a network's classes.
     """
     classes, _, columns = grid.shape
-    if classes == 2 or width < 4 * columns:  # looking costs as much as upsampling there
+    if classes == 2 or width < 4 * columns:  # the check would cost as much as the upsampling
         return None
     lowest, highest = grid, grid
     if grid.shape[1] > 1:
@@ -141,36 +141,38 @@ def _candidate_classes(grid: Scores, width: int, softmax: bool) -> NDArray[np.in
     if columns > 1:
         lowest = np.minimum(lowest[:, :, 1:], lowest[:, :, :-1])
         highest = np.maximum(highest[:, :, 1:], highest[:, :, :-1])
-    bar = lowest.max(axis=0)
-    # Rounding may make equals of neighbours: the slack keeps classes apart by more than that.
-    slack = max(1e-5 * float(np.abs(bar).max()), SOFTMAX_CUTOFF if softmax else 0.0)
-    bar -= slack
-    named = np.flatnonzero((highest >= bar).any(axis=(1, 2)))
-    return None if len(named) in (0, classes) else named
+    threshold = lowest.max(axis=0)
+    # The margin exceeds rounding errors, which may make neighboring scores equal.
+    threshold -= max(1e-5 * float(np.abs(threshold).max()), SOFTMAX_CUTOFF if softmax else 0.0)
+    candidates = np.flatnonzero((highest >= threshold).any(axis=(1, 2)))
+    return None if len(candidates) in (0, classes) else candidates
 
 
-def _write_argmax(scores: Scores, labels: Labels, named: NDArray[np.intp] | None) -> Scores:
-    """Write the label of the highest plane into `labels`, H x W; returns that highest score, float32 H x W."""
-    names = range(len(scores)) if named is None else named.tolist()
-    best: Scores = scores[0].copy()
-    winner = np.full(best.shape, names[0], np.uint8)
-    higher = np.empty(best.shape, np.uint8)
-    for plane, name in zip(scores[1:], names[1:], strict=True):
-        # Names rise, so that the larger of the old winner and a new one is the new one: no branch, no gather.
-        np.greater(plane, best, out=higher.view(np.bool_))
-        np.multiply(higher, np.uint8(name), out=higher)
-        np.maximum(winner, higher, out=winner)
-        np.maximum(best, plane, out=best)
+def _write_argmax(scores: Scores, labels: Labels, classes: NDArray[np.intp] | None) -> Scores:
+    """Write the class of the highest plane into `labels`, H x W; returns the highest score, float32 H x W.
+
+    `classes`: the classes of the planes, ascending; None for all.
+    """
+    indices = range(len(scores)) if classes is None else classes.tolist()
+    highest: Scores = scores[0].copy()
+    winner = np.full(highest.shape, indices[0], np.uint8)
+    is_higher = np.empty(highest.shape, np.uint8)
+    for plane, index in zip(scores[1:], indices[1:], strict=True):
+        # Indices ascend, so that the maximum of the old winner and a new one is the new one: no branch, no gather.
+        np.greater(plane, highest, out=is_higher.view(np.bool_))
+        np.multiply(is_higher, np.uint8(index), out=is_higher)
+        np.maximum(winner, is_higher, out=winner)
+        np.maximum(highest, plane, out=highest)
     labels[:] = winner
-    return best
+    return highest
 
 
-def _write_confidence(scores: Scores, best: Scores, sure: Confidence) -> None:
-    """Write the softmax probability of the highest score, 1 / sum(exp(score - best)), into `sure`, H x W."""
-    total = np.zeros_like(best)
-    rest = np.empty_like(best)
+def _write_confidence(scores: Scores, highest: Scores, confidence: Confidence) -> None:
+    """Write the softmax probability of the highest score, 1 / sum(exp(score - highest)), into `confidence`, H x W."""
+    total = np.zeros_like(highest)
+    difference = np.empty_like(highest)
     for plane in scores:
-        np.subtract(plane, best, out=rest)
-        np.exp(rest, out=rest)
-        total += rest
-    np.reciprocal(total, out=sure)
+        np.subtract(plane, highest, out=difference)
+        np.exp(difference, out=difference)
+        total += difference
+    np.reciprocal(total, out=confidence)

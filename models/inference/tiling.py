@@ -1,11 +1,13 @@
-"""Images larger than a tile: overlapping windows, blended in logit space at the network's own stride.
+"""Sliding-window prediction for images larger than a tile: logits of overlapping windows are blended at the network's stride.
 
-Windows go by rows. Of all that they say no more is held than one row of windows: what no later window reaches is decided
-(`models/inference/postprocess.py`) and forgotten. The labels are those of the whole blended map decided in one go, bit for bit.
+Windows are processed row by row, and only the logits of one row of windows are kept: pixels that no later window covers
+get their labels (`models/inference/postprocess.py`) and their logits are dropped. The labels are bit for bit those of the
+argmax over the whole blended map.
 
-As in nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z) a window counts by a Gaussian around its centre,
-because a network sees least at the border; unlike there it is applied an axis at a time, with the shares of the windows
-brought to a sum of 1 beforehand: they form a lattice, so that the sum of products is the product of sums.
+As in nnU-Net (Isensee et al. 2021, doi:10.1038/s41592-020-01008-z), a window is weighted by a Gaussian around its center,
+because a network has least context at the border. Unlike there, the Gaussian is applied along each axis separately, with
+the weights normalized to a sum of 1 in advance: the windows form a lattice, so that the sum of products is the product
+of sums.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,34 +25,34 @@ from models.inference.postprocess import (
     InterpolationTaps,
     Scores,
     interpolation_taps,
-    pixel_centres,
+    pixel_centers,
     resize_scores,
     write_label_rows,
 )
 
-# The part of an image at (top, left) of (height, width), all of it inside: RGB uint8 height x width x 3.
+# Reads the window of an image at (top, left) of (height, width), entirely inside it: RGB uint8 height x width x 3.
 WindowReader = Callable[[tuple[int, int], tuple[int, int]], RGB]
 
 # A contiguous canvas, RGB uint8 H x W x 3 with H and W multiples of 64 -> logits, float32 C x h x w.
 LogitsFunction = Callable[[RGB], Scores]
 
-MIN_TILE_SIZE = 256  # pixels; less is mostly border
-MAX_BAND_BYTES = 2**28  # the logits of a row of windows: beyond it tiles are made smaller
+MIN_TILE_SIZE = 256  # pixels a side; smaller tiles are mostly border
+MAX_BAND_BYTES = 2**28  # of the logits of a row of windows; tiles are made smaller to stay below
 
 
 class AxisWindows(NamedTuple):
-    """The windows along one axis, in pixels: all of one length, the last one ending where the canvas does."""
+    """The windows along one axis, in pixels: all of one length; the last one ends at the end of the padded image."""
 
     starts: tuple[int, ...]
     side: int
 
     @property
     def padded_length(self) -> int:
-        """The image's length, brought up to the next bucket."""
+        """The image's length, rounded up to a multiple of SIZE_DIVISOR."""
         return self.starts[-1] + self.side
 
     def weights(self, stride: int) -> list[NDArray[np.float32]]:
-        """How much each window counts at each of its grid's rows: float32 > 0; at each row of the canvas the sum is 1."""
+        """The weight of each window at each of its rows of the grid, float32 > 0; the windows' weights sum to 1 everywhere."""
         weights = gaussian_weights(self.side // stride)
         parts = [slice(start // stride, start // stride + len(weights)) for start in self.starts]
         total = np.zeros(self.padded_length // stride)
@@ -60,160 +62,168 @@ class AxisWindows(NamedTuple):
 
 
 def predict_sliding_window(
-    ask: LogitsFunction, image: RGB, tile: int = 1024, overlap: int = 256, confidence: bool = False
+    predict_logits: LogitsFunction, image: RGB, tile: int = 1024, overlap: int = 256, confidence: bool = False
 ) -> tuple[Labels, Confidence | None]:
-    """Label every pixel of an image of any size by windows of at most `tile` x `tile` pixels.
+    """Predict labels for an image of any size in windows of at most `tile` x `tile` pixels.
 
     Args:
-        ask: the network; every call of one image gets a canvas of one size.
+        predict_logits: the network; every call for one image gets a canvas of the same size.
         image: RGB uint8, H x W x 3, H and W >= 1, in any memory layout.
-        tile: side of a window; halved, to 256 at the least, while the logits of a row of windows are too large.
-        overlap: the least that neighbours share; half a tile where that was halved below it.
+        tile: side of a window; halved, down to 256, while the logits of a row of windows are too large.
+        overlap: minimum overlap of neighbors; at most half a tile if the tile was halved.
         confidence: whether to return the softmax probabilities of the labels.
 
-    Returns: labels uint8 H x W, and their probabilities float32 H x W in 0..1 or None. An image that fits into one
-    window gets exactly what it gets untiled.
-    Raises: ValueError where tile or overlap are no multiples of 64, or overlap is not below tile.
+    Returns: labels uint8 H x W, and their probabilities float32 H x W in 0..1 or None. For an image that fits into one
+    window, they are exactly those without tiling.
+    Raises: ValueError if tile or overlap are not multiples of 64, or overlap is not below tile.
     """
     if tile % SIZE_DIVISOR or overlap % SIZE_DIVISOR or not 0 <= overlap < tile:
         raise ValueError(
-            f"A tile of {tile} that overlaps by {overlap}: multiples of {SIZE_DIVISOR} with overlap < tile, please."
+            f"Got tile {tile} and overlap {overlap}; expected multiples of {SIZE_DIVISOR} with 0 <= overlap < tile."
         )
     size = image.shape[:2]
     labels = np.empty(size, np.uint8)
-    sure = np.empty(size, np.float32) if confidence else None
-    _predict_into(ask, image, tile, overlap, labels, sure)
-    return labels, sure
+    probabilities = np.empty(size, np.float32) if confidence else None
+    _predict_into(predict_logits, image, tile, overlap, labels, probabilities)
+    return labels, probabilities
 
 
 def _predict_into(
-    ask: LogitsFunction, image: RGB, tile: int, overlap: int, labels: Labels, sure: Confidence | None
+    predict_logits: LogitsFunction,
+    image: RGB,
+    tile: int,
+    overlap: int,
+    labels: Labels,
+    confidence: Confidence | None,
 ) -> None:
-    down, across = (compute_windows(length, tile, overlap) for length in image.shape[:2])
-    answer = ask(extract_window(image, (0, 0), (down.side, across.side)))
-    if len(down.starts) == len(across.starts) == 1:
-        rows = interpolation_taps(pixel_centres(down.padded_length, answer.shape[1]), answer.shape[1]).section(
-            0, len(labels)
-        )
-        write_label_rows(answer, rows, across.padded_length, labels, sure)
+    """Write labels, and confidence if given, for a whole image."""
+    rows, columns = (compute_windows(length, tile, overlap) for length in image.shape[:2])
+    window_size = rows.side, columns.side
+    first = predict_logits(extract_window(image, (0, 0), window_size))
+    if len(rows.starts) == len(columns.starts) == 1:
+        grid = first.shape[1]
+        taps = interpolation_taps(pixel_centers(rows.padded_length, grid), grid).section(0, len(labels))
+        write_label_rows(first, taps, columns.padded_length, labels, confidence)
         return
-    stride, classes = infer_output_stride(answer, (down.side, across.side)), len(answer)
-    too_large = 4 * classes * down.side * across.padded_length / stride**2 > MAX_BAND_BYTES
-    wide = labels.shape[1] > labels.shape[0]
-    if too_large and (wide or tile > MIN_TILE_SIZE):
-        del answer
-        if wide:  # bands along the shorter side are shorter
-            _predict_into(
-                _transposed_network(ask),
-                image.swapaxes(0, 1),
-                tile,
-                overlap,
-                labels.T,
-                None if sure is None else sure.T,
-            )
-        else:
-            tile = max(MIN_TILE_SIZE, _round_down(tile // 2))
-            _predict_into(ask, image, tile, min(overlap, _round_down(tile // 2)), labels, sure)
+    stride, classes = infer_output_stride(first, window_size), len(first)
+    too_large = 4 * classes * rows.side * columns.padded_length / stride**2 > MAX_BAND_BYTES
+    is_wide = labels.shape[1] > labels.shape[0]
+    if too_large and is_wide:  # transposed, because rows of windows along the shorter side have fewer logits
+        del first
+        transposed_confidence = None if confidence is None else confidence.T
+        transposed = _transposed_network(predict_logits)
+        _predict_into(transposed, image.swapaxes(0, 1), tile, overlap, labels.T, transposed_confidence)
         return
-    corners = [(top, left) for top in down.starts for left in across.starts]
-    others = (ask(extract_window(image, corner, (down.side, across.side))) for corner in corners[1:])
-    answers = chain(iter([answer]), others)
-    del answer  # at stride 1 it is 88 MB: what is blended is let go
-    for done, band, part in _blend_windows(answers, classes, stride, (down, across), len(labels)):
-        write_label_rows(band, part, across.padded_length, labels[done], None if sure is None else sure[done])
+    if too_large and tile > MIN_TILE_SIZE:
+        del first
+        tile, overlap = _halve_tile(tile, overlap)
+        _predict_into(predict_logits, image, tile, overlap, labels, confidence)
+        return
+    corners = [(top, left) for top in rows.starts for left in columns.starts]
+    others = (predict_logits(extract_window(image, corner, window_size)) for corner in corners[1:])
+    logits = chain(iter([first]), others)
+    del first  # at stride 1 a window has 88 MB, which are freed once it is blended
+    for ready, band, taps in _blend_windows(logits, classes, stride, (rows, columns), len(labels)):
+        part = None if confidence is None else confidence[ready]
+        write_label_rows(band, taps, columns.padded_length, labels[ready], part)
 
 
 def predict_sliding_window_rows(
-    ask: LogitsFunction,
+    predict_logits: LogitsFunction,
     window: WindowReader,
     size: tuple[int, int],
     tile: int = 1024,
     overlap: int = 256,
     confidence: bool = False,
 ) -> Iterator[tuple[Labels, Confidence | None]]:
-    """As `tiled`, for an image of (height, width) that is read by windows because it does not fit in memory.
+    """As `predict_sliding_window`, for an image of (height, width) that is read in windows to save memory.
 
-    Yields: labels and probabilities of some rows, over the whole width, from the first row to the last. They are what
-    `tiled` gives, unless a row of windows is too large for memory and the image wider than high: it is not turned here.
+    Yields: labels and probabilities of consecutive rows over the whole width, from the first to the last. They equal those
+    of `predict_sliding_window`, unless a row of windows is too large for memory and the image is wider than high: it is
+    not transposed here.
     """
     height, width = size
-    down, across = (compute_windows(length, tile, overlap) for length in size)
+    rows, columns = (compute_windows(length, tile, overlap) for length in size)
 
-    def asked(top: int, left: int) -> Scores:
-        part = window((top, left), (min(down.side, height - top), min(across.side, width - left)))
-        return ask(resize_and_pad(part, (part.shape[0], part.shape[1])))
+    def predict_window(top: int, left: int) -> Scores:
+        part = window((top, left), (min(rows.side, height - top), min(columns.side, width - left)))
+        return predict_logits(resize_and_pad(part, (part.shape[0], part.shape[1])))
 
-    answer = asked(0, 0)
-    stride, classes = infer_output_stride(answer, (down.side, across.side)), len(answer)
-    if 4 * classes * down.side * across.padded_length / stride**2 > MAX_BAND_BYTES and tile > MIN_TILE_SIZE:
-        del answer
-        tile = max(MIN_TILE_SIZE, _round_down(tile // 2))
-        yield from predict_sliding_window_rows(
-            ask, window, size, tile, min(overlap, _round_down(tile // 2)), confidence
-        )
+    first = predict_window(0, 0)
+    stride, classes = infer_output_stride(first, (rows.side, columns.side)), len(first)
+    if 4 * classes * rows.side * columns.padded_length / stride**2 > MAX_BAND_BYTES and tile > MIN_TILE_SIZE:
+        del first
+        tile, overlap = _halve_tile(tile, overlap)
+        yield from predict_sliding_window_rows(predict_logits, window, size, tile, overlap, confidence)
         return
-    corners = [(top, left) for top in down.starts for left in across.starts]
-    answers = chain(iter([answer]), (asked(*corner) for corner in corners[1:]))
-    del answer
-    for done, band, part in _blend_windows(answers, classes, stride, (down, across), height):
-        labels = np.empty((done.stop - done.start, width), np.uint8)
-        sure = np.empty(labels.shape, np.float32) if confidence else None
-        write_label_rows(band, part, across.padded_length, labels, sure)
-        yield labels, sure
+    corners = [(top, left) for top in rows.starts for left in columns.starts]
+    logits = chain(iter([first]), (predict_window(*corner) for corner in corners[1:]))
+    del first
+    for ready, band, taps in _blend_windows(logits, classes, stride, (rows, columns), height):
+        labels = np.empty((ready.stop - ready.start, width), np.uint8)
+        probabilities = np.empty(labels.shape, np.float32) if confidence else None
+        write_label_rows(band, taps, columns.padded_length, labels, probabilities)
+        yield labels, probabilities
+
+
+def _halve_tile(tile: int, overlap: int) -> tuple[int, int]:
+    """Half the tile, at least MIN_TILE_SIZE, and the overlap, at most half the new tile; multiples of SIZE_DIVISOR."""
+    tile = max(MIN_TILE_SIZE, _round_down(tile // 2))
+    return tile, min(overlap, _round_down(tile // 2))
 
 
 def _blend_windows(
-    answers: Iterator[Scores], classes: int, stride: int, lattice: tuple[AxisWindows, AxisWindows], rows: int
+    logits: Iterator[Scores], classes: int, stride: int, lattice: tuple[AxisWindows, AxisWindows], image_rows: int
 ) -> Iterator[tuple[slice, Scores, InterpolationTaps]]:
-    """Blend what is answered of the windows, row by row.
+    """Blend the logits of the windows, one row of windows at a time.
 
-    Yields: which of the image's `rows` have become final, and what `decide_rows` takes to decide them. The scores hold
-    until the next are asked for.
+    Yields: the rows of the image whose blended logits are final, and the arguments for `write_label_rows`: the logits,
+    valid until the next item, and the taps.
     """
-    down, across = lattice
-    side, height = down.side // stride, down.padded_length // stride
-    at = interpolation_taps(pixel_centres(down.padded_length, height), height).section(0, rows)
-    # The row above the windows' stays until the pixels between it and theirs are decided.
-    band = np.zeros((classes, 1 + side, across.padded_length // stride), np.float32)
-    first, decided = 0, 0  # the grid's row that is the band's first, and how many rows of the image are done
-    ends = [*down.starts[1:], down.padded_length]
-    for top, end, row_share in zip(down.starts, ends, down.weights(stride), strict=True):
-        place = slice(top // stride - first, top // stride - first + side)
-        for left, share in zip(across.starts, across.weights(stride), strict=True):
-            columns = slice(left // stride, left // stride + len(share))
-            _accumulate(next(answers), np.outer(row_share, share), band[:, place, columns])
-        known = at.count_ready(end // stride)
-        yield slice(decided, known), band, at.section(decided, known, first)
+    rows, columns = lattice
+    side, grid = rows.side // stride, rows.padded_length // stride
+    taps = interpolation_taps(pixel_centers(rows.padded_length, grid), grid).section(0, image_rows)
+    # The band keeps one row of the grid above the windows, until the pixels between that row and theirs have labels.
+    band = np.zeros((classes, 1 + side, columns.padded_length // stride), np.float32)
+    first, done = 0, 0  # the row of the grid at the top of the band, and the rows of the image that have labels
+    ends = [*rows.starts[1:], rows.padded_length]
+    for top, end, row_weights in zip(rows.starts, ends, rows.weights(stride), strict=True):
+        band_rows = slice(top // stride - first, top // stride - first + side)
+        for left, column_weights in zip(columns.starts, columns.weights(stride), strict=True):
+            band_columns = slice(left // stride, left // stride + len(column_weights))
+            _accumulate(next(logits), np.outer(row_weights, column_weights), band[:, band_rows, band_columns])
+        ready = taps.count_ready(end // stride)
+        yield slice(done, ready), band, taps.section(done, ready, first)
         _shift_rows_up(band, end // stride - 1 - first)
-        first, decided = end // stride - 1, known
+        first, done = end // stride - 1, ready
 
 
-def _accumulate(answer: Scores, weights: NDArray[np.float32], band: Scores) -> None:
-    # A plane at a time: at stride 1 a window of 21 classes is 88 MB.
-    for total, plane in zip(band, answer, strict=True):
-        fitting = plane if plane.shape == weights.shape else resize_scores(plane[None], total.shape)[0]
-        total += fitting * weights
+def _accumulate(logits: Scores, weights: NDArray[np.float32], band: Scores) -> None:
+    # One plane at a time, because at stride 1 a window of 21 classes has 88 MB.
+    for total, plane in zip(band, logits, strict=True):
+        resized = plane if plane.shape == weights.shape else resize_scores(plane[None], total.shape)[0]
+        total += resized * weights
 
 
 def _shift_rows_up(band: Scores, rows: int) -> None:
-    """Move each plane up by `rows` >= 0 rows; zeros come in from below."""
+    """Move each plane up by `rows` >= 0 rows, and fill the rest with zeros."""
     kept = band.shape[1] - rows
     for plane in band:
         plane[:kept] = plane[rows:]
         plane[kept:] = 0
 
 
-def _transposed_network(ask: LogitsFunction) -> LogitsFunction:
-    """The same network for images whose x and y have changed places."""
-    return lambda canvas: ask(np.ascontiguousarray(canvas.swapaxes(0, 1))).swapaxes(1, 2)
+def _transposed_network(predict_logits: LogitsFunction) -> LogitsFunction:
+    """The network for transposed images."""
+    return lambda canvas: predict_logits(np.ascontiguousarray(canvas.swapaxes(0, 1))).swapaxes(1, 2)
 
 
 def compute_windows(length: int, tile: int, overlap: int) -> AxisWindows:
-    """As few windows as cover `length` pixels with this overlap, no longer than that needs, evenly spread over 64s.
+    """The fewest windows that cover `length` pixels with at least this overlap, evenly spread, in multiples of 64.
 
-    A canvas that is a little longer than a tile would else cost two whole ones. Evenly, because then all neighbours share
-    about as much; flush with the end only the last two would. Never wider apart than side - overlap: whole steps divided
-    evenly and rounded down keep that.
+    Windows are as short as their number allows: else an image slightly longer than a tile would take two whole ones. They
+    are spread evenly, so that all neighbors overlap about equally; with the last window flush to the end, only the last
+    two would overlap more. They are never farther apart than side - overlap, because the steps are rounded down.
     """
     canvas = round_up(length, SIZE_DIVISOR)
     if canvas <= tile:
@@ -227,26 +237,26 @@ def compute_windows(length: int, tile: int, overlap: int) -> AxisWindows:
 
 @cache
 def gaussian_weights(length: int) -> NDArray[np.float64]:
-    """A Gaussian over `length` rows of a grid, 1 at the centre, sigma length / 8: e^-8 at the ends, never zero."""
+    """A Gaussian over `length` rows of a grid, 1 at the center, sigma length / 8: e^-8 at the ends, never zero."""
     distance = np.arange(length) - (length - 1) / 2
     weights = np.exp(-0.5 * (distance * 8 / length) ** 2)
-    weights.flags.writeable = False  # the cache's own
+    weights.flags.writeable = False  # it is in the cache
     return weights
 
 
-def infer_output_stride(answer: Scores, size: tuple[int, int]) -> int:
-    """Pixels from sample to sample of a network's answer, C x h x w, to a canvas of this (height, width).
+def infer_output_stride(logits: Scores, size: tuple[int, int]) -> int:
+    """The stride, in pixels, of a network's logits, C x h x w, for a canvas of this (height, width).
 
-    1 where that is no whole number, or none on whose grid all windows begin: such answers are upsampled one by one.
+    1 if the stride is not a whole number or does not divide 64: such logits are upsampled window by window.
     """
-    height, width = answer.shape[1:]
+    height, width = logits.shape[1:]
     stride = size[0] // height
     fits = stride > 0 and SIZE_DIVISOR % stride == 0 and (height * stride, width * stride) == size
     return stride if fits else 1
 
 
 def extract_window(image: RGB, corner: tuple[int, int], size: tuple[int, int]) -> RGB:
-    """The window of this (height, width) at (top, left), contiguous; beyond the image its edge is repeated."""
+    """The window of this (height, width) at (top, left), contiguous; outside the image its edge is repeated."""
     top, left = corner
     window = image[top : top + size[0], left : left + size[1]]
     return resize_and_pad(window, (window.shape[0], window.shape[1]))

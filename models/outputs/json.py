@@ -1,17 +1,17 @@
-"""What is in the mask, as JSON: for each class how much of it there is and where, and its mask in a form of choice.
+"""The format `json`: area, bounding box and mask of each class.
 
     {"height": 360, "width": 480,                        pixels
      "classes": [{"label": 3, "name": "road", "rgb": [128, 64, 128],
                   "pixels": 51200, "fraction": 0.296,       of all the image's pixels
-                  "bbox": [0, 170, 480, 190],             COCO's [x, y, width, height], so that no edge is in doubt
-                  "mean_confidence": 0.93,               where the confidence is at hand
+                  "bbox": [0, 170, 480, 190],             COCO's [x, y, width, height]
+                  "mean_confidence": 0.93,                if the prediction has a confidence
                   "rle": {"size": [360, 480], "counts": "..."},                     masks=rle: COCO's
                   "polygons": {"type": "MultiPolygon", "coordinates": [...]}}],     masks=polygons: GeoJSON's, in pixels
-     "unlabeled": {"pixels": 0, "fraction": 0.0},                what belongs to no class, or was left out
+     "unlabeled": {"pixels": 0, "fraction": 0.0},         pixels of no class, and those that the options leave out
      "png": "...",                                       masks=png: the format `png` in base64
      "confidence": "..."}                                on request: the format `confidence` in base64
 
-`classes` holds those that are present, by label.
+`classes` lists the classes that are present, by label.
 """
 
 import base64
@@ -37,7 +37,7 @@ NEEDS_CONFIDENCE = False
 
 
 def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
-    """Encode as above, in UTF-8. Raises: ValueError where `options.confidence` and the prediction has none."""
+    """Encode as above, in UTF-8. Raises: ValueError for `options.confidence` if the prediction has no confidence."""
     labels = prediction.labels
     height, width = labels.shape
     classes = [
@@ -53,22 +53,25 @@ def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> 
         outlines = trace_polygons(labels, len(spec.classes), options.simplify)
         for entry in classes:
             entry["polygons"] = {"type": "MultiPolygon", "coordinates": outlines.get(entry["label"], [])}
-    void = labels.size - sum(entry["pixels"] for entry in classes)
-    answer: dict[str, Any] = {
+    unlabeled = labels.size - sum(entry["pixels"] for entry in classes)
+    content: dict[str, Any] = {
         "height": height,
         "width": width,
         "classes": classes,
-        "unlabeled": {"pixels": void, "fraction": void / labels.size},
+        "unlabeled": {"pixels": unlabeled, "fraction": unlabeled / labels.size},
     }
     if options.masks == "png":
-        answer["png"] = base64.b64encode(png.encode(prediction, spec, options)).decode()
+        content["png"] = base64.b64encode(png.encode(prediction, spec, options)).decode()
     if options.confidence:
-        answer["confidence"] = base64.b64encode(confidence.encode(prediction, spec, options)).decode()
-    return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode()
+        content["confidence"] = base64.b64encode(confidence.encode(prediction, spec, options)).decode()
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
-def class_statistics(labels: Labels, sure: Confidence | None) -> dict[int, dict[str, Any]]:
-    """By label, void too: `pixels`, `share`, `box`, and `mean_confidence` where `sure`, float32 H x W, is given."""
+def class_statistics(labels: Labels, probabilities: Confidence | None) -> dict[int, dict[str, Any]]:
+    """Statistics by label, 255 included: `pixels`, `fraction`, `bbox`, and `mean_confidence` if probabilities are given.
+
+    labels: uint8 H x W; probabilities: float32 H x W.
+    """
     width = labels.shape[1]
     found = find_runs(labels)
     lengths = found.stops - found.starts
@@ -78,8 +81,9 @@ def class_statistics(labels: Labels, sure: Confidence | None) -> dict[int, dict[
     for axis, (low, high) in enumerate(((left, left + lengths), (rows, rows + 1))):
         np.minimum.at(lowest[axis], found.labels, low)
         np.maximum.at(highest[axis], found.labels, high)
-    if sure is not None:
-        total = np.bincount(found.labels, np.add.reduceat(np.ascontiguousarray(sure).ravel(), found.starts))
+    if probabilities is not None:
+        sums = np.add.reduceat(np.ascontiguousarray(probabilities).ravel(), found.starts)
+        total = np.bincount(found.labels, sums)
     facts = {}
     for label in np.flatnonzero(pixels).tolist():
         corner, end = lowest[:, label], highest[:, label]
@@ -88,7 +92,7 @@ def class_statistics(labels: Labels, sure: Confidence | None) -> dict[int, dict[
             "fraction": pixels[label] / labels.size,
             "bbox": [*corner.tolist(), *(end - corner).tolist()],
         }
-        if sure is not None:
+        if probabilities is not None:
             mean = float(total[label] / pixels[label])
             fact["mean_confidence"] = mean if math.isfinite(mean) else None
         facts[label] = fact

@@ -1,4 +1,4 @@
-"""The mask as a NumPy file: the labels as an array, for programs that read no images."""
+"""The format `npy`: the labels as a NumPy array, for programs that do not read images."""
 
 import io
 
@@ -8,7 +8,7 @@ from models.inference.segmenter import Prediction
 from models.outputs.options import OutputOptions
 from models.spec import BundleSpec
 
-# None is registered for .npy. An octet stream would leave the reader guessing; this is the name that is in use.
+# No media type is registered for .npy; this one is in common use.
 MEDIA_TYPE = "application/x-npy"
 SUFFIX = ".npy"
 NEEDS_CONFIDENCE = False

@@ -1,4 +1,4 @@
-"""The classes' colours laid over the image, as a JPEG for people to look at."""
+"""The format `overlay`: the image with the classes' colors blended over it, as a JPEG for people."""
 
 import cv2
 import numpy as np
@@ -13,24 +13,24 @@ MEDIA_TYPE = "image/jpeg"
 SUFFIX = ".jpg"
 NEEDS_CONFIDENCE = False
 
-MAX_JPEG_SIDE = 65_500  # pixels a side: all that libjpeg writes
+MAX_JPEG_SIDE = 65_500  # pixels, the limit of libjpeg
 
 
 def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
-    """Blend the colours over the image by `options.alpha`; a JPEG of the image's size. Raises: ImageTooLarge."""
+    """Blend the colors over the image with `options.alpha`; a JPEG of the image's size. Raises: ImageTooLargeError."""
     height, width = prediction.labels.shape
     if max(height, width) > MAX_JPEG_SIDE:
         raise ImageTooLargeError(
-            f"The image has {width} x {height} pixels, and an overlay has at most {MAX_JPEG_SIDE:,} a side; take the format png."
+            f"The image has {width} x {height} pixels; an overlay is limited to {MAX_JPEG_SIDE:,} a side. Use the format png."
         )
     blended = blend(prediction.image, prediction.labels, spec.palette(), options.alpha)
-    # The same bytes as Pillow's, sooner.
+    # The same bytes as Pillow's encoder, in less time.
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(blended, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
     return encoded.tobytes()
 
 
 def blend(image: RGB, labels: Labels, palette: list[tuple[int, int, int]], alpha: float) -> RGB:
-    """RGB uint8 H x W x 3: the image with each pixel tinted by its label's of 256 colours; void stays as it is."""
-    colours = cv2.LUT(cv2.merge([labels] * 3), np.array([palette], np.uint8))
-    blended = cv2.addWeighted(image, 1 - alpha, colours, alpha, 0)
+    """Blend the color of each pixel's label, from 256 colors, into the image, RGB uint8 H x W x 3. 255 is left as it is."""
+    colors = cv2.LUT(cv2.merge([labels] * 3), np.array([palette], np.uint8))
+    blended = cv2.addWeighted(image, 1 - alpha, colors, alpha, 0)
     return np.asarray(cv2.copyTo(image, (labels == IGNORE_INDEX).view(np.uint8), blended), np.uint8)

@@ -1,9 +1,9 @@
-"""Outlines along the pixels' edges: filling them by the pixels' centres gives the mask back, pixel by pixel.
+"""Polygons along the edges of pixels: filling them by the centers of pixels restores the mask exactly.
 
-A corner (x, y) is a place between pixels: (0, 0) is the top left one of the image, x grows to the right and y down. All
-classes are traced in one pass, by their turns: the corners where an outline does not go straight on. Along a row of
-corners each odd turn of a class begins a piece of outline that the next one ends; along a column it is the same. So a
-turn's neighbours on its ring are the next ones of two sorted lists, and no pixel is ever walked.
+A corner (x, y) lies between pixels: (0, 0) is the top left corner of the image, x increases to the right and y down. All
+classes are traced in one pass over their vertices, the corners where an outline turns. Along a row of corners, vertices
+1 and 2 of a class, 3 and 4, and so on, are the ends of an edge of the outline; the same holds along a column. The
+neighbors of a vertex on its ring are therefore found by sorting twice, and no outline is followed pixel by pixel.
 """
 
 from collections import defaultdict
@@ -21,79 +21,80 @@ from models.spec import IGNORE_INDEX
 
 Corners = NDArray[np.int32]  # K x 2: (x, y)
 Ring = list[list[int]]  # corners [x, y]; the last is the first again
-Polygon = list[Ring]  # its outline, then its holes
+Polygon = list[Ring]  # the outline, then the holes
 
-# Corners of all outlines. A mask of a photograph has some ten thousand; in noise nearly every pixel has its own, and their
-# polygons would take a minute and gigabytes.
+# Corners of all outlines. The mask of a photograph has some ten thousand; in noise nearly every pixel has its own corners,
+# and their polygons would take a minute and gigabytes.
 MAX_CORNERS = 500_000
 
-# Of the four pixels around a corner, above left 1, above right 2, below left 4, below right 8: which are of the class.
+# Patterns: which of the four pixels around a corner belong to the class. Bits: above left 1, above right 2, below left 4,
+# below right 8.
 STRAIGHT_PATTERNS = [0, 3, 5, 10, 12, 15]  # an outline along a row or a column, or none
-DIAGONAL_PATTERNS = [6, 9]  # two pixels that touch by this corner alone
-# With the class on the right hand, an outline leaves these turns along the row, and the others along the column.
+DIAGONAL_PATTERNS = [6, 9]  # two pixels that touch only at this corner
+# With the class to its right, an outline leaves these vertices along the row, and the others along the column.
 ROW_EXIT_PATTERNS = [1, 8, 9, 11, 13]
 
 
 class Vertices(NamedTuple):
-    """T turns of all classes' outlines."""
+    """T vertices of all classes' outlines."""
 
     corners: Corners  # T x 2
-    pixels: PixelIndices  # T: a pixel of the class that lies at it, counted along the rows
-    next_vertex: NDArray[np.int64]  # T: the next turn of its ring, with the class on the right hand
-    twins: dict[int, int]  # the other turn at the same corner, of those that have one
+    pixels: PixelIndices  # T: a pixel of the class at the vertex, row-major
+    next_vertex: NDArray[np.int64]  # T: the next vertex of the ring, with the class to the right
+    twins: dict[int, int]  # vertex -> the other vertex at the same corner, for those that have one
 
 
 def trace_polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[int, list[Polygon]]:
-    """The polygons of each class that is there, one a region: GeoJSON's coordinates of a MultiPolygon (RFC 7946).
+    """The polygons of each class that is present, one per region: coordinates of a GeoJSON MultiPolygon (RFC 7946).
 
-    Regions are connected by their pixels' sides; what touches by a corner is two. No ring meets a corner twice. With x
-    and y as the axes of a plane, outlines turn to the left and holes to the right, as the RFC has it; on a screen, where y
-    goes down, outlines go with the clock.
+    Regions are 4-connected: pixels that touch only at a corner are in two regions. No ring passes a corner twice. With y
+    pointing up, outlines run counterclockwise and holes clockwise, as RFC 7946 requires; on a screen, with y pointing
+    down, outlines run clockwise.
 
     Args:
-        labels: uint8 H x W; those from `classes` on belong to no class.
-        classes: how many there are.
-        simplify: how far, in pixels, an outline may move for having fewer corners (Douglas-Peucker, each ring for
-            itself: neighbours may part or overlap by as much). Rings that collapse are left out.
+        labels: uint8 H x W; labels >= `classes` belong to no class.
+        classes: the number of classes.
+        simplify: maximum distance, in pixels, by which an outline may move to have fewer corners (Douglas-Peucker, for
+            each ring separately: neighbors may separate or overlap by as much). Rings that collapse are left out.
 
-    Raises: ImageTooLarge for outlines of more than half a million corners.
+    Raises: ImageTooLargeError for more than MAX_CORNERS corners.
     """
     found = find_vertices(labels, classes)
     every = list(trace_rings(found))
     if not every:
         return {}
-    ground = find_runs(labels)
-    region = connected_components(ground, labels.shape[1])
+    runs = find_runs(labels)
+    region = connected_components(runs, labels.shape[1])
     order = np.concatenate(every)
     corners = np.split(found.corners[order], np.cumsum([len(ring) for ring in every[:-1]]))
-    firsts = region[ground.run_containing(found.pixels[[ring[0] for ring in every]])].tolist()
+    firsts = region[runs.run_containing(found.pixels[[ring[0] for ring in every]])].tolist()
 
     outlines: dict[int, Ring] = {}
     holes: defaultdict[int, list[Ring]] = defaultdict(list)
     for first, ring in zip(firsts, corners, strict=True):
-        outer = signed_area(ring) > 0
+        is_outline = signed_area(ring) > 0
         if simplify > 0:
             ring = np.asarray(cv2.approxPolyDP(ring, simplify, closed=True), np.int32)[:, 0]
-            if signed_area(ring) == 0 or (signed_area(ring) > 0) != outer:
+            if signed_area(ring) == 0 or (signed_area(ring) > 0) != is_outline:
                 continue
         closed = [*ring.tolist(), ring[0].tolist()]
-        if outer:
+        if is_outline:
             outlines[first] = closed
         else:
             holes[first].append(closed)
-    answer: defaultdict[int, list[Polygon]] = defaultdict(list)
+    polygons: defaultdict[int, list[Polygon]] = defaultdict(list)
     for first, outline in sorted(outlines.items()):
-        answer[int(ground.labels[first])].append([outline, *holes[first]])
-    return dict(answer)
+        polygons[int(runs.labels[first])].append([outline, *holes[first]])
+    return dict(polygons)
 
 
 def signed_area(ring: Corners) -> float:
-    """What a ring encloses, in pixels; below 0 for one that turns to the right in the plane (a hole)."""
+    """The area of a ring, in pixels; negative for a hole."""
     return cv2.contourArea(ring, oriented=True)
 
 
 def find_vertices(labels: Labels, classes: int) -> Vertices:
-    """The turns of the outlines of the labels below `classes`, in a map uint8 H x W. Raises: ImageTooLarge."""
+    """The vertices of the outlines of labels < `classes`, in labels uint8 H x W. Raises: ImageTooLargeError."""
     height, width = labels.shape
     padded = np.pad(labels, 1, constant_values=IGNORE_INDEX)
     beside, below = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
@@ -101,14 +102,14 @@ def find_vertices(labels: Labels, classes: int) -> Vertices:
     bends = np.flatnonzero(bends)
     if len(bends) > MAX_CORNERS:
         raise ImageTooLargeError(
-            f"The outlines of this mask have {len(bends):,} corners; polygons go to {MAX_CORNERS:,}. Ask for rle or png, or leave "
-            "small regions out by min_area."
+            f"The outlines of this mask have {len(bends):,} corners; the limit for polygons is {MAX_CORNERS:,}. Use masks=rle "
+            "or masks=png, or remove small regions with min_area."
         )
     y, x = np.divmod(bends, width + 1)
     around = np.stack([padded[y, x], padded[y, x + 1], padded[y + 1, x], padded[y + 1, x + 1]], axis=1)
 
-    # Each of the four pixels may be of another class, with a turn of its own here. Pixels of one class share the turn,
-    # which is the first one's; only those that touch by the corner alone have one each.
+    # Each of the four pixels may belong to another class, which has a vertex here. Pixels of the same class share a vertex,
+    # that of the first one; only those that touch at this corner alone have one each.
     same = (around[:, :, None] == around[:, None, :]) * np.array([1, 2, 4, 8], np.uint8)
     pattern = same.sum(axis=2, dtype=np.uint8)
     own = (pattern & np.array([0, 1, 3, 7], np.uint8) == 0) | np.isin(pattern, DIAGONAL_PATTERNS)
@@ -116,7 +117,8 @@ def find_vertices(labels: Labels, classes: int) -> Vertices:
     label = around[corner, pixel].astype(np.int64)
     pattern, x, y = pattern[corner, pixel], x[corner], y[corner]
 
-    # Of two turns at one corner, the left pixel's ends the piece of row from the left, the upper one's the one from above.
+    # Of two vertices at one corner, that of the left pixel ends the edge from the left, that of the upper pixel the one
+    # from above.
     order = np.argsort(((label * (height + 1) + y) * (width + 1) + x) * 2 + pixel % 2)
     label, pixel, pattern, x, y = label[order], pixel[order], pattern[order], x[order], y[order]
     row_end = np.arange(len(x)) ^ 1
@@ -134,16 +136,16 @@ def find_vertices(labels: Labels, classes: int) -> Vertices:
 
 
 def trace_rings(found: Vertices) -> Iterator[list[int]]:
-    """Each ring as its turns. One that would meet a corner twice is cut there in two, for GeoJSON's rings are simple."""
-    after = found.next_vertex.tolist()
-    passed = bytearray(len(after))
-    for first in range(len(after)):
+    """Yield each ring as vertices. A ring that passes a corner twice is split there, because GeoJSON's rings are simple."""
+    next_vertex = found.next_vertex.tolist()
+    visited = bytearray(len(next_vertex))
+    for first in range(len(next_vertex)):
         ring: list[int] = []
-        turn = first
-        while not passed[turn]:
-            passed[turn] = 1
-            ring.append(turn)
-            turn = after[turn]
+        vertex = first
+        while not visited[vertex]:
+            visited[vertex] = 1
+            ring.append(vertex)
+            vertex = next_vertex[vertex]
         if ring and not found.twins.keys().isdisjoint(ring):
             yield from split_ring(ring, found.twins)
         elif ring:
@@ -151,16 +153,16 @@ def trace_rings(found: Vertices) -> Iterator[list[int]]:
 
 
 def split_ring(ring: list[int], twins: dict[int, int]) -> Iterator[list[int]]:
-    """Cut a ring wherever it comes back to a corner."""
+    """Split a ring wherever it returns to a corner."""
     path: list[int] = []
-    places: dict[int, int] = {}
-    for turn in ring:
-        start = places.get(twins.get(turn, -1))
+    positions: dict[int, int] = {}  # vertex -> index in the path
+    for vertex in ring:
+        start = positions.get(twins.get(vertex, -1))
         if start is not None:
             yield path[start:]
-            for cut in path[start:]:
-                del places[cut]
+            for removed in path[start:]:
+                del positions[removed]
             del path[start:]
-        places[turn] = len(path)
-        path.append(turn)
+        positions[vertex] = len(path)
+        path.append(vertex)
     yield path

@@ -1,6 +1,6 @@
-"""COCO's compressed run lengths: a class's pixels, counted down the columns, as a short text for pycocotools and others.
+"""COCO's compressed run-length encoding of a class's mask, column by column, as read by pycocotools.
 
-`rleToString` and `rleEncode` of cocodataset/cocoapi, common/maskApi.c. Exact: the mask comes back pixel by pixel.
+Equals `rleEncode` and `rleToString` of cocodataset/cocoapi, common/maskApi.c. Lossless.
 """
 
 import cv2
@@ -12,13 +12,13 @@ from models.outputs.runs import find_runs
 
 
 def coco_rle_counts(labels: Labels) -> dict[int, str]:
-    """COCO's `counts` of each label that is there (void too), all from one pass over the map, uint8 H x W."""
-    found = find_runs(np.asarray(cv2.transpose(labels), np.uint8), wrap_rows=True)  # NumPy's takes ten times as long
+    """COCO's `counts` of each label that is present, 255 included, in one pass over labels uint8 H x W."""
+    found = find_runs(np.asarray(cv2.transpose(labels), np.uint8), wrap_rows=True)  # NumPy takes ten times as long
     order = np.argsort(found.labels, kind="stable")
     present, firsts = np.unique(found.labels[order], return_index=True)
     counts = {}
-    for label, mine in zip(present.tolist(), np.split(order, firsts[1:]), strict=True):
-        edges = np.stack([found.starts[mine], found.stops[mine]], axis=1).ravel()
+    for label, runs in zip(present.tolist(), np.split(order, firsts[1:]), strict=True):
+        edges = np.stack([found.starts[runs], found.stops[runs]], axis=1).ravel()
         if edges[-1] < labels.size:
             edges = np.append(edges, labels.size)
         counts[label] = pack_counts(np.diff(edges, prepend=0))
@@ -26,9 +26,10 @@ def coco_rle_counts(labels: Labels) -> dict[int, str]:
 
 
 def pack_counts(counts: NDArray[np.int64]) -> str:
-    """Run lengths as letters, off and on in turn: 5 bits a letter, the lowest first, 32 where more follow, and 48 on top.
+    """Encode run lengths, alternately off and on, as characters of 5 bits, the lowest first: +32 if more follow, and +48.
 
-    From the fourth on each is the difference to the one two before. As in LEB128, the highest bit of the last is the sign.
+    From the fourth on, each count is stored as the difference from the one two before. As in LEB128, the highest bit of
+    the last character is the sign.
     """
     values = counts.copy()
     values[3:] -= counts[1:-2]

@@ -1,6 +1,6 @@
-"""A label map as runs of equal pixels: few, where the map has millions of pixels, and all that regions need.
+"""Run-length encoding of a label map, and its connected components. A map of millions of pixels has few runs.
 
-A run is a piece of one row. Regions are connected by their pixels' sides (4-connectivity), of one label each.
+A run is a sequence of equal pixels in one row. Regions have one label each and are 4-connected.
 """
 
 from typing import NamedTuple
@@ -10,23 +10,23 @@ from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
 
-PixelIndices = NDArray[np.int64]  # pixels counted along the rows, from the top left one, which is 0
+PixelIndices = NDArray[np.int64]  # row-major indices of pixels, from 0 at the top left
 
 
 class Runs(NamedTuple):
-    """R runs in the order of their places."""
+    """R runs in the order of their pixels."""
 
     starts: PixelIndices  # R: the first pixel
-    stops: PixelIndices  # R: the one after the last
+    stops: PixelIndices  # R: the pixel after the last
     labels: NDArray[np.uint8]  # R
 
-    def run_containing(self, places: PixelIndices) -> NDArray[np.int64]:
-        """The run that holds each of these pixels; rising places are found soonest."""
-        return np.searchsorted(self.starts, places, side="right") - 1
+    def run_containing(self, pixels: PixelIndices) -> NDArray[np.int64]:
+        """The index of the run that contains each of these pixels; fastest if they ascend."""
+        return np.searchsorted(self.starts, pixels, side="right") - 1
 
 
 def find_runs(labels: Labels, wrap_rows: bool = False) -> Runs:
-    """The runs of a label map, uint8 H x W; `across`: a run goes on where the next row begins with its label."""
+    """The runs of a label map, uint8 H x W. With `wrap_rows`, a run continues if the next row begins with its label."""
     flat = np.ascontiguousarray(labels).ravel()
     changes = np.empty(flat.size, np.bool_)
     changes[0] = True
@@ -38,26 +38,28 @@ def find_runs(labels: Labels, wrap_rows: bool = False) -> Runs:
 
 
 def connected_components(found: Runs, width: int) -> NDArray[np.int64]:
-    """The region of each run, as the number of the region's first run, for a map that is `width` pixels wide.
+    """The region of each run, as the index of the region's first run, for a map that is `width` pixels wide.
 
-    `cv2.connectedComponents` knows one class at a time: at 12 megapixels this is as quick for all as that is for one.
+    `cv2.connectedComponents` handles one class at a time: at 12 megapixels, this takes as long for all classes as that
+    does for one.
     """
-    # Where two runs of neighbouring rows touch, one of them begins at or over the other.
+    # If two runs of neighboring rows touch, the first pixel of one is directly above or below a pixel of the other.
     pairs = []
     for step in (-width, width):
-        there = found.starts + step
-        run = np.flatnonzero((there >= 0) & (there < found.stops[-1]))
-        other = found.run_containing(there[run])
-        alike = found.labels[run] == found.labels[other]
-        pairs.append((run[alike], other[alike]))
+        neighbor = found.starts + step
+        run = np.flatnonzero((neighbor >= 0) & (neighbor < found.stops[-1]))
+        other = found.run_containing(neighbor[run])
+        same_label = found.labels[run] == found.labels[other]
+        pairs.append((run[same_label], other[same_label]))
     one, two = (np.concatenate(side) for side in zip(*pairs, strict=True))
     root = np.arange(len(found.starts))
     while len(one):
-        # The later of two roots goes under the earlier; where it has several such, any will do, the others come next.
+        # Union: the later of two roots gets the earlier as its parent. If there are several, any of them is set, and the
+        # next round merges the others.
         root[np.maximum(one, two)] = np.minimum(one, two)
-        while not np.array_equal(above := root[root], root):
-            root = above
+        while not np.array_equal(parent := root[root], root):
+            root = parent
         one, two = root[one], root[two]
-        apart = one != two
-        one, two = one[apart], two[apart]
+        separate = one != two
+        one, two = one[separate], two[separate]
     return root

@@ -1,12 +1,11 @@
-"""What a caller wants left out of a mask: it becomes void, in every format alike."""
+"""Filters a prediction by the output options: pixels that are left out become IGNORE_INDEX, in every format alike."""
 
-import difflib
 from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from models.errors import ConfigError
+from models.errors import ConfigError, closest_names
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
 from models.outputs.options import OutputOptions
@@ -17,15 +16,16 @@ MAX_LISTED_CLASSES = 12  # classes that an error names
 
 
 def filter_prediction(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> Prediction:
-    """The prediction with what the options leave out as void; the prediction itself where they leave out nothing.
+    """Set the pixels that the options leave out to IGNORE_INDEX; the prediction itself if they leave out nothing.
 
-    First goes what is not sure enough, then other classes, then what is too small of the rest. The confidence stays: it
-    is of the label that the network gave. Raises: ConfigError for a class that the spec has not.
+    In this order: pixels below the minimum confidence, other classes, small regions of the rest. The confidence is not
+    changed: it belongs to the label that the network predicted.
+    Raises: ConfigError for a class that the spec does not have, ValueError for a minimum confidence without confidence.
     """
     labels = prediction.labels
     if options.min_confidence > 0:
         if prediction.confidence is None:
-            raise ValueError("the prediction has no confidence: Segmenter.segment(image, confidence=True) gives one")
+            raise ValueError("The prediction has no confidence. Call Segmenter.segment(image, confidence=True).")
         labels = np.where(prediction.confidence >= options.min_confidence, labels, np.uint8(IGNORE_INDEX))
     if options.classes:
         table = np.full(256, IGNORE_INDEX, np.uint8)
@@ -38,23 +38,23 @@ def filter_prediction(prediction: Prediction, spec: BundleSpec, options: OutputO
 
 
 def class_indices(names: tuple[str, ...], spec: BundleSpec) -> list[int]:
-    """The labels of the classes of these names. Raises: ConfigError, naming the one that is not known."""
+    """The labels of the classes with these names. Raises: ConfigError for an unknown name."""
     known = [entry.name for entry in spec.classes]
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {close[0]!r}? Known are" if close else "known are"
+            close = closest_names(name, known)
+            hint = f"did you mean {close}? " if close else ""
             rest = f" and {len(known) - MAX_LISTED_CLASSES} more" if len(known) > MAX_LISTED_CLASSES else ""
             raise ConfigError(
-                f"The class {name[:80]!r} is not known; {hint} {', '.join(known[:MAX_LISTED_CLASSES])}{rest}."
+                f"The class {name[:80]!r} is not known; {hint}the bundle has {', '.join(known[:MAX_LISTED_CLASSES])}{rest}."
             )
     return [label for label, name in enumerate(known) if name in names]
 
 
 def remove_small_regions(labels: Labels, pixels: int) -> Labels:
-    """The labels, uint8 H x W, with each connected region of fewer pixels as void.
+    """Set each connected region of fewer than `pixels` pixels to IGNORE_INDEX; labels are uint8 H x W.
 
-    Connected by their sides, as the polygons are: no polygon of an answer is smaller than what was asked for.
+    Pixels are connected by their sides, as in the polygons, so that no polygon is smaller than requested.
     """
     found = find_runs(labels)
     region = connected_components(found, labels.shape[1])

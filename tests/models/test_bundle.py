@@ -1,4 +1,4 @@
-"""The folder into which a network is frozen: written whole or not at all, and opened only unaltered."""
+"""Bundles are written completely or not at all, and altered files are refused."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def write_bundle_files(folder: Path, model: bytes = b"a graph") -> None:
 
 
 def rewrite_checksums(folder: Path) -> None:
-    """Sum the files of a bundle again, as someone who alters it knowingly would."""
+    """Write the checksums of a changed bundle again."""
     with bundle_writer(folder.with_name("resealed")) as new:
         shutil.copytree(folder, new, dirs_exist_ok=True)
     shutil.rmtree(folder)
@@ -48,7 +48,7 @@ def rewrite_checksums(folder: Path) -> None:
 
 
 def interrupt_writing(target: Path, error: type[BaseException]) -> None:
-    """Fail when all but the rename is done."""
+    """Fail when everything but the rename is done."""
     with bundle_writer(target) as new:
         write_bundle_files(new, b"another graph")
         raise error
@@ -72,7 +72,7 @@ def test_round_trip(bundle: Path) -> None:
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
-def test_sha256sum_reads_the_sums(bundle: Path) -> None:
+def test_sha256sum_reads_the_checksums(bundle: Path) -> None:
     done = subprocess.run(
         ["sha256sum", "--check", "--strict", CHECKSUM_FILE], cwd=bundle, capture_output=True, text=True
     )
@@ -80,18 +80,18 @@ def test_sha256sum_reads_the_sums(bundle: Path) -> None:
     assert len(done.stdout.splitlines()) == 7
 
 
-def test_the_real_one_opens(tiny_bundle: Path) -> None:
+def test_an_exported_bundle_opens(tiny_bundle: Path) -> None:
     opened = open_bundle(tiny_bundle)
     assert opened.spec.name == "tiny"
     assert len(opened.probes()) == 1
 
 
 @pytest.mark.parametrize("name", [MODEL_FILE, WEIGHTS_FILE, "probes/0.png"])
-@pytest.mark.parametrize("harm", [b"another graph", b"", None], ids=["altered", "emptied", "longer"])
-def test_an_altered_file_is_refused_by_whoever_opens_it(name: str, harm: bytes | None, bundle: Path) -> None:
+@pytest.mark.parametrize("content", [b"another graph", b"", None], ids=["altered", "emptied", "longer"])
+def test_an_altered_file_is_refused_when_it_is_opened(name: str, content: bytes | None, bundle: Path) -> None:
     file = bundle / name
-    file.write_bytes(file.read_bytes() + b" " if harm is None else harm)
-    opened = open_bundle(bundle)  # the others can be used: an engine opens no more than it needs
+    file.write_bytes(file.read_bytes() + b" " if content is None else content)
+    opened = open_bundle(bundle)  # the other files can be used: an engine opens no more than it needs
     with pytest.raises(BundleError, match=f"{name} is not the file that was exported"):
         opened.verify_file(name)
     for other in {MODEL_FILE, WEIGHTS_FILE, "probes/0.png"} - {name}:
@@ -111,18 +111,18 @@ def test_altered_probes(bundle: Path) -> None:
         open_bundle(bundle).probes()
 
 
-def test_a_probe_that_nobody_summed(bundle: Path) -> None:
+def test_a_probe_without_checksum(bundle: Path) -> None:
     for name in ("2.png", "2.labels.png"):
         (bundle / "probes" / name).write_bytes(b"added")
-    with pytest.raises(BundleError, match=r"lists no probes/2\.png"):
+    with pytest.raises(BundleError, match=r"does not list probes/2\.png"):
         open_bundle(bundle).probes()
 
 
-def test_what_belongs_to_a_bundle(bundle: Path) -> None:
-    (bundle / INT8_MODEL_FILE).write_text("put there by somebody")
+def test_a_bundle_contains_the_files_that_it_lists(bundle: Path) -> None:
+    (bundle / INT8_MODEL_FILE).write_text("added by a user")
     opened = open_bundle(bundle)
     assert opened.has_file(MODEL_FILE) and opened.has_file(WEIGHTS_FILE) and not opened.has_file(INT8_MODEL_FILE)
-    with pytest.raises(BundleError, match=f"lists no {INT8_MODEL_FILE}"):
+    with pytest.raises(BundleError, match=f"does not list {INT8_MODEL_FILE}"):
         opened.verify_file(INT8_MODEL_FILE)
     draft = Bundle(bundle, TINY_SPEC)
     assert draft.has_file(INT8_MODEL_FILE) and draft.verify_file(INT8_MODEL_FILE) == bundle / INT8_MODEL_FILE
@@ -139,7 +139,7 @@ def test_a_missing_file(name: str, bundle: Path) -> None:
 def test_an_unlisted_file(name: str, bundle: Path) -> None:
     lines = (bundle / CHECKSUM_FILE).read_text().splitlines(keepends=True)
     (bundle / CHECKSUM_FILE).write_text("".join(line for line in lines if not line.endswith(f"  {name}\n")))
-    with pytest.raises(BundleError, match=f"lists no {name}"):
+    with pytest.raises(BundleError, match=f"does not list {name}"):
         open_bundle(bundle)
 
 
@@ -156,37 +156,36 @@ def test_an_unlisted_file(name: str, bundle: Path) -> None:
         b"\xff\xfe\x00",
     ],
 )
-def test_a_line_that_is_no_sum(line: bytes, bundle: Path) -> None:
+def test_an_invalid_line_of_checksums(line: bytes, bundle: Path) -> None:
     (bundle.parent / "outside").write_text("secret")
     with (bundle / CHECKSUM_FILE).open("ab") as file:
         file.write(line + b"\n")
-    with pytest.raises(BundleError, match=f"{CHECKSUM_FILE}: the line .* is no sha256 and file name"):
+    with pytest.raises(BundleError, match=f"{CHECKSUM_FILE}: the line .* is not a sha256 and a file name"):
         open_bundle(bundle)
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "a file", "nothing"])
-def test_what_is_no_bundle(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_other_paths_are_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "x")
-    with pytest.raises(BundleError, match=r"x is no bundle.*maskserve export"):
+    with pytest.raises(BundleError, match=r"x is not a bundle.*maskserve export"):
         open_bundle(tmp_path / "x")
 
 
-def test_a_run_is_told_from_its_bundle(bundle: Path, tmp_path: Path) -> None:
+def test_the_error_for_a_run_folder_names_its_bundle(bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(bundle, tmp_path / "run" / "bundle")
-    with pytest.raises(BundleError, match=r"run is no bundle, but a run: its bundle is .*run/bundle\.$"):
+    with pytest.raises(BundleError, match=r"run is a run folder, not a bundle\. Use its bundle: .*run/bundle\.$"):
         open_bundle(tmp_path / "run")
 
 
-@pytest.mark.parametrize("version", [1, 0, -1, None])
-def test_an_earlier_format(version: int | None, bundle: Path) -> None:
+@pytest.mark.parametrize("version", [FORMAT_VERSION - 1, 1, 0, -1, None])
+def test_an_earlier_format_must_be_exported_again(version: int | None, bundle: Path) -> None:
     content = TINY_SPEC.model_dump() | {"format_version": version, "parity": {"f32": 1.0}}
     if version is None:
         del content["format_version"]
     (bundle / SPEC_FILE).write_text(json.dumps(content))
     rewrite_checksums(bundle)
-    with pytest.raises(
-        BundleError, match=rf"{SPEC_FILE}: its format is {version or 0}, of an earlier maskserve\. Export"
-    ):
+    expected = rf"{SPEC_FILE}: the bundle has format {version or 0} of an earlier maskserve; .*: export again\.$"
+    with pytest.raises(BundleError, match=expected):
         open_bundle(bundle)
 
 
@@ -195,7 +194,7 @@ def test_a_later_format(version: float, bundle: Path) -> None:
     content = TINY_SPEC.model_dump() | {"format_version": version, "added_later": True}
     (bundle / SPEC_FILE).write_text(json.dumps(content))
     rewrite_checksums(bundle)
-    with pytest.raises(BundleError, match=rf"{SPEC_FILE}: its format is {version}, .* up to {FORMAT_VERSION}"):
+    with pytest.raises(BundleError, match=rf"{SPEC_FILE}: the bundle has format {version}; .* format {FORMAT_VERSION}\. Update"):
         open_bundle(bundle)
 
 
@@ -208,22 +207,22 @@ def test_a_later_format(version: float, bundle: Path) -> None:
         b"null",
         b"\xff\xfe",
         b"{}",
-        b'{"format_version": "2"}',
+        b'{"format_version": "3"}',
         b'{"format_version": null}',
         json.dumps(TINY_SPEC.model_dump() | {"colour": 1}).encode(),
         json.dumps(TINY_SPEC.model_dump() | {"classes": []}).encode(),
         json.dumps(TINY_SPEC.model_dump() | {"input": {"rule": "fit"}}).encode(),
     ],
 )
-def test_a_broken_spec(content: bytes, bundle: Path) -> None:
+def test_an_invalid_spec(content: bytes, bundle: Path) -> None:
     (bundle / SPEC_FILE).write_bytes(content)
     rewrite_checksums(bundle)
-    with pytest.raises(BundleError, match=rf"{SPEC_FILE}.*Export the bundle again") as raised:
+    with pytest.raises(BundleError, match=rf"{SPEC_FILE}.*[Ee]xport (the bundle )?again") as raised:
         open_bundle(bundle)
     assert "\n" not in str(raised.value)
 
 
-def test_an_error_leaves_the_old_bundle(bundle: Path) -> None:
+def test_an_error_keeps_the_old_bundle(bundle: Path) -> None:
     before = open_bundle(bundle).hash
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error):
@@ -238,7 +237,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_replaces_a_bundle_whole(bundle: Path) -> None:
+def test_a_new_bundle_replaces_the_old_one_completely(bundle: Path) -> None:
     with bundle_writer(bundle) as new:
         assert list(new.iterdir()) == []
         write_bundle_files(new, b"another graph")
@@ -250,17 +249,17 @@ def test_other_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").touch()
     for target in (tmp_path / "photos", tmp_path / "photos" / "cat.jpg"):
-        with pytest.raises(BundleError, match=f"{target} exists and is no bundle"), bundle_writer(target):
-            pytest.fail("it was opened")
+        with pytest.raises(BundleError, match=f"{target} exists and is not a bundle"), bundle_writer(target):
+            pytest.fail("the folder was opened")
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "cat.jpg"]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "report/notes.txt"])
-def test_a_bundle_with_files_of_others_is_not_overwritten(name: str, bundle: Path) -> None:
+def test_a_bundle_with_other_files_is_not_overwritten(name: str, bundle: Path) -> None:
     (bundle / "report").mkdir()
     (bundle / name).write_text("mine")
-    with pytest.raises(BundleError, match="will not be overwritten"), bundle_writer(bundle):
-        pytest.fail("it was opened")
+    with pytest.raises(BundleError, match="is not overwritten"), bundle_writer(bundle):
+        pytest.fail("the folder was opened")
     assert (bundle / name).read_text() == "mine"
 
 
@@ -279,7 +278,7 @@ def test_an_interrupt_between_the_renames_keeps_the_old_bundle(bundle: Path, mon
     assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
 
 
-def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_can_be_written_into_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     with bundle_writer(Path()) as new:
@@ -287,13 +286,13 @@ def test_an_empty_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert open_bundle(tmp_path / "empty").spec == TINY_SPEC
 
 
-def test_folders_above_are_made(tmp_path: Path) -> None:
+def test_parent_folders_are_created(tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "a" / "b" / "bundle") as new:
         write_bundle_files(new)
     assert open_bundle(tmp_path / "a" / "b" / "bundle").spec == TINY_SPEC
 
 
-def test_a_copied_bundle_is_summed_anew(bundle: Path) -> None:
+def test_the_hash_depends_on_the_content_only(bundle: Path) -> None:
     before = open_bundle(bundle).hash
     rewrite_checksums(bundle)
     assert open_bundle(bundle).hash == before
@@ -309,7 +308,7 @@ def test_the_hash_changes_with_any_file(name: str, bundle: Path) -> None:
     assert open_bundle(bundle).hash != before
 
 
-def test_names_are_summed_too(bundle: Path) -> None:
+def test_the_hash_changes_with_file_names(bundle: Path) -> None:
     before = open_bundle(bundle).hash
     (bundle / "probes" / "0.png").rename(bundle / "probes" / "größe.png")
     rewrite_checksums(bundle)

@@ -1,4 +1,4 @@
-"""What a bundle says of itself."""
+"""Validation of spec.json."""
 
 from typing import Any
 
@@ -64,7 +64,7 @@ def test_input_rules(fields: dict[str, Any]) -> None:
         {"rule": "native", "sides": 480},
     ],
 )
-def test_impossible_input_rules(fields: dict[str, Any]) -> None:
+def test_invalid_input_rules(fields: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         InputRule(**fields)
 
@@ -77,12 +77,12 @@ def test_unknown_keys_are_refused() -> None:
         (BundleSpec, make_spec().model_dump()),
     ):
         assert kind.model_validate(fields)
-        with pytest.raises(ValidationError, match="colour"):
-            kind.model_validate(fields | {"colour": "red"})
+        with pytest.raises(ValidationError, match="color"):
+            kind.model_validate(fields | {"color": "red"})
 
 
 @pytest.mark.parametrize("rgb", [(256, 0, 0), (0, -1, 0), (0, 0), (0, 0, 0, 0), (0.5, 0, 0), "red"])
-def test_impossible_colours(rgb: object) -> None:
+def test_invalid_colors(rgb: object) -> None:
     with pytest.raises(ValidationError, match="rgb"):
         ClassInfo.model_validate({"name": "a", "rgb": rgb})
 
@@ -94,22 +94,22 @@ def test_2_to_255_classes(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [2, 21, 255])
-def test_a_palette_has_256_colours(count: int) -> None:
+def test_a_palette_has_256_colors(count: int) -> None:
     classes = [ClassInfo(name=str(label), rgb=default_rgb(label)) for label in range(count)]
-    colours = palette(classes)
-    assert colours == make_spec(classes=classes).palette()
-    assert len(colours) == 256
-    assert colours[:count] == [default_rgb(label) for label in range(count)]
-    assert set(colours[count:]) == {(0, 0, 0)}
+    colors = palette(classes)
+    assert colors == make_spec(classes=classes).palette()
+    assert len(colors) == 256
+    assert colors[:count] == [default_rgb(label) for label in range(count)]
+    assert set(colors[count:]) == {(0, 0, 0)}
 
 
-def test_default_colours_are_those_of_voc() -> None:
+def test_default_colors_are_those_of_voc() -> None:
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192)}
     assert {label: default_rgb(label) for label in known} == known
     assert len({default_rgb(label) for label in range(256)}) == 256
 
 
-def test_a_spec_is_frozen_and_returns_from_json() -> None:
+def test_a_spec_is_frozen_and_round_trips_through_json() -> None:
     first = make_spec(
         input=InputRule(rule="fit", side=480), metrics={"val": {"miou": 0.5}}, parity={"openvino": {"f32": 1.0}}
     )
