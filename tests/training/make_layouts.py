@@ -1,6 +1,8 @@
-"""Data sets in small, laid out as the tools lay them out: images of 8 x 6, the class 1 on a diagonal or in a square."""
+"""Writes tiny data sets in the layout of each tool: images of 8 x 6 pixels, with class 1 on a diagonal or in a square."""
 
 import json
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +17,48 @@ WIDTH, HEIGHT = 8, 6
 DIAGONAL = np.eye(HEIGHT, WIDTH, dtype=np.uint8)
 SQUARE = [2.0, 1.0, 6.0, 1.0, 6.0, 4.0, 2.0, 4.0]  # columns 2 to 5, rows 1 to 3
 FULL_IMAGE = [0, 0, WIDTH, 0, WIDTH, HEIGHT, 0, HEIGHT]
-SQUARE_MASK = np.zeros((HEIGHT, WIDTH), np.uint8)  # where the square is
+SQUARE_MASK = np.zeros((HEIGHT, WIDTH), np.uint8)  # 1 in the square
 SQUARE_MASK[1:4, 2:6] = 1
 SPLITS = ("train", "val", "test")
+UNSPLIT_COUNT = 12  # images of a data set without splits; from 10 on the hash fills all three
 
 
 def write_image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
-    """A grey image of a size (width, height)."""
+    """Write a gray image; `size` is (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, "grey").save(path)
+    Image.new("RGB", size, "gray").save(path)
     return path
 
 
 def write_mask(path: Path, values: np.ndarray) -> None:
-    """A grey mask of H x W values, or one in colours, H x W x 3."""
+    """Write a gray mask, uint8 H x W, or a color mask, uint8 H x W x 3."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(values).save(path)
+
+
+def write_pair(
+    root: Path, name: str, labels: np.ndarray = DIAGONAL, images: str = "images", masks: str = "masks"
+) -> None:
+    """Write a gray image NAME.png and its mask."""
+    write_image(root / images / f"{name}.png")
+    write_mask(root / masks / f"{name}.png", labels)
+
+
+def encode_gray_png(bits: int, size: tuple[int, int], rows: Sequence[bytes]) -> bytes:
+    """A gray PNG with this many bits per sample; `size` is (width, height). Rows may be missing."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", *size, bits, 0, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def write_huge_image(path: Path) -> None:
+    """Write the header of a PNG of 20,000 x 20,000 pixels, over the limit of the decoder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode_gray_png(1, (20_000, 20_000), []))
 
 
 def write_lines(path: Path, *names: str) -> None:
@@ -50,8 +78,8 @@ def make_voc_devkit(root: Path) -> None:
 
 
 def make_cvat_voc(root: Path) -> None:
-    """As CVAT exports a task: colours, and no splits."""
-    names = [f"frame_{number:06}" for number in range(60)]
+    """CVAT's export of a task: colors, no splits."""
+    names = [f"frame_{number:06}" for number in range(UNSPLIT_COUNT)]
     (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:0,0,0::\nroad:128,64,128::\n")
     for name in names:
         write_image(root / "JPEGImages" / f"{name}.jpg")
@@ -74,16 +102,16 @@ def make_cityscapes_train_ids(root: Path) -> None:
 def coco_content(
     names: Sequence[str], annotations: Sequence[dict[str, Any]] | None = None, **more: Any
 ) -> dict[str, list[dict[str, Any]]]:
-    """A COCO file of images; on each the square, where no annotations are given."""
-    drawn = [{"image_id": 100 + place, "category_id": 1, "segmentation": [SQUARE]} for place in range(len(names))]
+    """The content of a COCO file; without `annotations`, each image has the square."""
+    squares = [{"image_id": 100 + index, "category_id": 1, "segmentation": [SQUARE]} for index in range(len(names))]
     return {
         "images": [
-            {"id": 100 + place, "file_name": name, "height": HEIGHT, "width": WIDTH} for place, name in enumerate(names)
+            {"id": 100 + index, "file_name": name, "height": HEIGHT, "width": WIDTH} for index, name in enumerate(names)
         ],
         "categories": [{"id": 1, "name": "person"}, {"id": 90, "name": "toothbrush"}],
         "annotations": [
-            {"id": place, "iscrowd": 0, **entry}
-            for place, entry in enumerate(drawn if annotations is None else annotations)
+            {"id": index, "iscrowd": 0, **entry}
+            for index, entry in enumerate(squares if annotations is None else annotations)
         ],
         **more,
     }
@@ -96,7 +124,7 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def make_coco(root: Path) -> None:
-    """As COCO has it, where captions and keypoints lie beside."""
+    """The layout of COCO, with captions and keypoints in the same folder."""
     for split in SPLITS:
         write_image(root / f"{split}2017" / f"{split}_1.jpg")
         write_json(root / "annotations" / f"instances_{split}2017.json", coco_content([f"{split}_1.jpg"]))
@@ -121,7 +149,7 @@ def make_panoptic(root: Path) -> None:
 
 
 def make_cvat_coco(root: Path) -> None:
-    names = [f"frame_{number:06}.jpg" for number in range(60)]
+    names = [f"frame_{number:06}.jpg" for number in range(UNSPLIT_COUNT)]
     for name in names:
         write_image(root / "images" / name)
     write_json(root / "annotations" / "instances_default.json", coco_content(names))
@@ -134,7 +162,7 @@ def make_cvat_coco_project(root: Path) -> None:
 
 
 def make_label_studio(root: Path) -> None:
-    names = [f"{number:08x}-shot.jpg" for number in range(60)]
+    names = [f"{number:08x}-shot.jpg" for number in range(UNSPLIT_COUNT)]
     for name in names:
         write_image(root / "images" / name)
     write_json(
@@ -153,7 +181,7 @@ def make_roboflow(root: Path) -> None:
 def load_coco_annotations(
     root: Path, *annotations: dict[str, Any], names: tuple[str, ...] = ("a.jpg",), **more: Any
 ) -> SegmentationDataset:
-    """The training split of a data set of these annotations, on the image 100 where they do not say."""
+    """Write a data set with these annotations, by default on image 100, and load its training split."""
     for name in names:
         write_image(root / "images" / name)
     entries = [{"image_id": 100, "category_id": 1, **entry} for entry in annotations]

@@ -17,7 +17,7 @@ from models.errors import ConfigError, DataError
 from training.data.dataset import SPLITS, SegmentationDataset, read_pair_mask
 from training.data.formats import camvid, cityscapes, coco, csv_table, folder, voc
 from training.data.infer_classes import infer_classes, mask_values_from_scan, sample_mask_values
-from training.data.scan.scanner import scan
+from training.data.scan.scanner import scan_split
 
 __all__ = ["FORMATS", "SegmentationDataset", "has_split", "load_split", "load_splits", "resolve_format"]
 
@@ -40,7 +40,7 @@ def load_split(
     """Open one split of a data set.
 
     If the classes must be inferred from the training masks, `progress` is called with the number of masks read and their
-    total; `scan` caches the result, so the masks are read once.
+    total; `scan_split` caches the result, so the masks are read once.
 
     Raises: DataError; ConfigError for an unknown format.
     """
@@ -63,7 +63,7 @@ def load_splits(
     masks = (
         sample_mask_values(train)
         if len(train.classes) > 2
-        else list(filter(None, map(mask_values_from_scan, scan(train, progress))))
+        else list(filter(None, map(mask_values_from_scan, scan_split(train, progress))))
     )
     inferred = infer_classes(train, masks, root)
     return {split: inferred.apply_to(dataset) for split, dataset in opened.items()}

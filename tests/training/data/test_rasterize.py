@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -29,8 +29,8 @@ def rasterize_polygon(*points: float, size: tuple[int, int] = (6, 8)) -> np.ndar
 def encode_compressed_rle(counts: list[int]) -> bytes:
     """`rleToString` of maskApi.c in Python."""
     text = bytearray()
-    for place, count in enumerate(counts):
-        value = count - (counts[place - 2] if place > 2 else 0)
+    for index, count in enumerate(counts):
+        value = count - (counts[index - 2] if index > 2 else 0)
         more = True
         while more:
             five, value = value & 0x1F, value >> 5
@@ -46,55 +46,58 @@ def rle_counts(mask: np.ndarray) -> list[int]:
     return counts if flat[0] == 0 else [0, *counts]
 
 
-def test_a_rectangle_covers_its_area_and_no_pixel_more() -> None:
-    wanted = np.zeros((6, 8), np.uint8)
-    wanted[1:4, 2:6] = 1
-    assert (rasterize_polygon(2, 1, 6, 1, 6, 4, 2, 4) == wanted).all()
-    assert (rasterize_polygon(2, 4, 6, 4, 6, 1, 2, 1) == wanted).all()
-    assert (rasterize_polygon(2.4, 1.4, 6.4, 1.4, 6.4, 4.4, 2.4, 4.4) == wanted).all()
+def test_a_rectangle_covers_exactly_its_pixels() -> None:
+    expected = np.zeros((6, 8), np.uint8)
+    expected[1:4, 2:6] = 1
+    assert (rasterize_polygon(2, 1, 6, 1, 6, 4, 2, 4) == expected).all()
+    assert (rasterize_polygon(2, 4, 6, 4, 6, 1, 2, 1) == expected).all()
+    assert (rasterize_polygon(2.4, 1.4, 6.4, 1.4, 6.4, 4.4, 2.4, 4.4) == expected).all()
 
 
-def test_polygons_that_share_an_edge_share_no_pixel() -> None:
+def test_polygons_with_a_common_edge_do_not_overlap() -> None:
     upper = rasterize_polygon(0, 0, 8, 0, 0, 6)
     lower = rasterize_polygon(8, 0, 8, 6, 0, 6)
     assert (upper + lower == 1).all()
 
 
-def test_a_polygon_that_crosses_itself_is_filled_by_the_even_odd_rule() -> None:
+def test_self_intersecting_polygons_use_the_even_odd_rule() -> None:
     bow = rasterize_polygon(0, 0, 8, 8, 8, 0, 0, 8, size=(8, 8))
     assert bow[4, 0] == bow[4, 7] == 1
     assert bow[0, 4] == bow[7, 4] == 0
 
 
-def test_a_polygon_is_cut_at_the_edge_of_the_image() -> None:
+def test_polygons_are_clipped_to_the_image() -> None:
     assert (rasterize_polygon(-1e9, -1e9, 1e9, -1e9, 1e9, 1e9, -1e9, 1e9) == 1).all()
     assert (rasterize_polygon(-5, -5, -1, -5, -1, -1) == 0).all()
     assert (rasterize_polygon(9, 0, 20, 0, 20, 6, 9, 6) == 0).all()
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.floats(-10, 20, width=32), st.floats(-10, 20, width=32)), min_size=3, max_size=12))
-def test_any_polygon_is_filled_as_its_pixels_centres_say(points: list[tuple[float, float]]) -> None:
+def test_a_polygon_covers_the_pixels_whose_center_is_inside(points: list[tuple[float, float]]) -> None:
     corners = np.array(points, np.float64)
-    filled = rasterize_polygon(*corners.ravel())
-    for row, column in np.ndindex(6, 8):
-        inside, near = False, False
-        for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-            if (x1 <= column + 0.5) != (x2 <= column + 0.5):
-                y = y1 + (column + 0.5 - x1) * (y2 - y1) / (x2 - x1)
-                near |= abs(y - row - 0.5) < 1e-6
-                inside ^= y > row + 0.5
-        assert near or filled[row, column] == inside
+    inside, on_edge = np.zeros((6, 8), bool), np.zeros((6, 8), bool)
+    rows, columns = np.mgrid[:6, :8] + 0.5
+    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        if x1 == x2:
+            continue
+        crosses = (x1 <= columns) != (x2 <= columns)
+        y = y1 + (columns - x1) * (y2 - y1) / (x2 - x1)
+        on_edge |= crosses & (np.abs(y - rows) < 1e-6)
+        inside ^= crosses & (y > rows)
+    assert ((rasterize_polygon(*corners.ravel()) == inside) | on_edge).all()
 
 
+@settings(max_examples=40, deadline=None)
 @given(arrays(np.uint8, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.integers(0, 1)))
-def test_run_lengths_come_back_plain_and_packed(mask: np.ndarray) -> None:
+def test_run_lengths_round_trip(mask: np.ndarray) -> None:
     counts = rle_counts(mask)
     assert decode_compressed_rle(encode_compressed_rle(counts)).tolist() == counts
     assert (rasterize_part(encode_compressed_rle(counts), COMPRESSED_RLE, mask.shape) == mask).all()
     assert (rasterize_part(np.array(counts, np.uint32).tobytes(), UNCOMPRESSED_RLE, mask.shape) == mask).all()
 
 
-def test_a_text_of_pycocotools_is_unpacked() -> None:
+def test_run_lengths_of_pycocotools_are_decoded() -> None:
     mask = np.zeros((40, 50), np.uint8)
     mask[5:30, 10:12] = mask[2:39, 12:40] = mask[0, 49] = 1
     mask[::3, 20:25] = 0
@@ -125,16 +128,16 @@ def test_polygons_agree_with_pycocotools() -> None:
 
 
 @pytest.mark.parametrize("text", [b"", b"~~", b"0\x20", b"Q", "é".encode(), b"o" * 40 + b"0"])
-def test_letters_that_are_none_are_told(text: bytes) -> None:
+def test_invalid_letters_are_an_error(text: bytes) -> None:
     with pytest.raises(DataError, match="run lengths"):
         region_runs(text, COMPRESSED_RLE, (6, 8))
 
 
-def test_run_lengths_of_another_size_are_told() -> None:
+def test_run_lengths_for_another_size_are_an_error() -> None:
     with pytest.raises(DataError, match="cover 47 pixels, but the image has 8 x 6"):
         region_runs(np.array([40, 7], np.uint32).tobytes(), UNCOMPRESSED_RLE, (6, 8))
 
 
-def test_a_corner_that_is_no_number_is_told() -> None:
-    with pytest.raises(DataError, match="no finite number"):
+def test_a_corner_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(DataError, match="not a finite number"):
         rasterize_polygon(0, 0, float("nan"), 1, 5, 5)

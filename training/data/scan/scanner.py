@@ -10,12 +10,12 @@ from training.data.dataset import SegmentationDataset
 from training.data.scan.sample_stats import PixelBudget, SampleStats, compute_sample_stats
 from training.data.scan.scan_cache import ScanCache
 
-__all__ = ["SampleStats", "scan", "scan_splits"]
+__all__ = ["SampleStats", "scan_split", "scan_splits"]
 
 CHUNK_SIZE = 8  # pairs per thread task
 
 
-def scan(
+def scan_split(
     dataset: SegmentationDataset, progress: Callable[[int, int], None] | None = None, use_cache: bool = True
 ) -> list[SampleStats]:
     """The statistics of each pair, in order. `progress` is called with the number of pairs done and their total.
@@ -43,11 +43,11 @@ def scan(
 def scan_splits(
     opened: dict[str, SegmentationDataset], progress: Callable[[int, int], None] | None = None, use_cache: bool = True
 ) -> dict[str, list[SampleStats]]:
-    """`scan` several splits; `progress` counts the pairs of all splits."""
+    """`scan_split` several splits; `progress` counts the pairs of all splits."""
     total, before, found = sum(map(len, opened.values())), 0, dict[str, list[SampleStats]]()
     for split, dataset in opened.items():
         split_progress = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        found[split] = scan(dataset, split_progress, use_cache)
+        found[split] = scan_split(dataset, split_progress, use_cache)
         before += len(dataset)
     return found
 
