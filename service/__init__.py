@@ -1,3 +1,3 @@
-"""The service: a bundle behind HTTP, on BentoML. Nothing here imports torch, albumentations or `training/`."""
+"""The HTTP service, on BentoML. It imports neither torch nor albumentations nor `training/`."""
 
-import models as models  # first of all: it switches off what the libraries would report to an outside address
+import models as models  # first: it disables the telemetry of the libraries

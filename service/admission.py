@@ -1,28 +1,85 @@
-"""The line before the engine: who may come in, who waits, and who is sent away at once.
+"""Admission control: rejects with 429 early instead of queueing without limit.
 
-An overloaded service that lets everybody wait answers nobody in time. Here a request is refused before its body is read
-if, at the pace of the images before it, it would wait longer than the limit; the few whose turn comes later than
-foreseen leave when the limit has passed.
+A service that queues every request answers none of them in time once it is overloaded. A request is therefore rejected
+before its body is read if its expected wait, from the time of recent inferences, is longer than the limit. The few
+requests whose wait turns out longer than expected are rejected when the limit has passed.
+
+    upload      request bodies that are being received
+    queue       images that are processed or wait; checked, like uploads, without waiting
+    image       images that hold decoded pixels: decode, infer, encode. Other images wait with their compressed bytes, about
+                a hundredth of that
+    inference   inferences that run
 """
 
 import asyncio
 import math
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor, Future
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Literal, TypeVar
 
 from service.errors import OverloadedError
 
-# How much of the pace the last image decides. The pace is foreseen from some ten images: enough for one large one not to
-# close the door, and few enough to notice that all have become large.
+Stage = Literal["upload", "queue", "image", "inference"]
+Result = TypeVar("Result")
+
+# Weight of the latest inference in the moving average: about ten images decide, few enough to notice that all images have
+# become large, and enough for one large image not to cause rejections.
 EMA_WEIGHT = 0.15
 
-# Of the time that one may wait, what may be foreseen: images differ, and a promise that just fails costs both sides.
+# Fraction of the wait limit that an expected wait may reach: images differ, and a request that waits and is then rejected
+# costs both sides.
 WAIT_SAFETY_FACTOR = 0.9
 
 
+class Slot:
+    """Capacity that is held by one request, and by the work that it started, until both have ended."""
+
+    def __init__(self, waited_seconds: float) -> None:
+        self.waited_seconds = waited_seconds
+        self.work_seconds = 0.0  # of the last work that ended without an error
+        self._cancelled = threading.Event()
+        self._abandoned_work: Future[Any] | None = None
+
+    def is_cancelled(self) -> bool:
+        """Whether the request has ended before its work. May be called from any thread."""
+        return self._cancelled.is_set()
+
+    async def run(self, pool: Executor, work: Callable[[], Result]) -> Result:
+        """Run `work` on a thread of `pool`. If the request is cancelled meanwhile, the slot is held until the thread is done."""
+
+        def timed() -> Result:
+            start = time.perf_counter()
+            result = work()
+            self.work_seconds = time.perf_counter() - start
+            return result
+
+        future = pool.submit(timed)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:  # this has also cancelled the future, unless its thread has begun
+            self._cancelled.set()
+            self._abandoned_work = None if future.cancelled() else future
+            raise
+
+    def call_when_done(self, release: Callable[[], None]) -> None:
+        """Call `release` in the event loop as soon as no work of this slot runs."""
+        loop = asyncio.get_running_loop()
+
+        def call_release(work: object) -> None:
+            with suppress(RuntimeError):  # the loop was closed before the thread ended
+                loop.call_soon_threadsafe(release)
+
+        if self._abandoned_work is None:
+            release()
+        else:
+            self._abandoned_work.add_done_callback(call_release)
+
+
 class AdmissionController:
-    """Who waits for an inference in this process. To be used from one event loop."""
+    """Limits what one process does at once. Use it from one event loop."""
 
     def __init__(
         self, inference_slots: int, image_slots: int, queue_size: int, max_uploads: int, queue_timeout_seconds: float
@@ -30,78 +87,92 @@ class AdmissionController:
         """Set the limits.
 
         Args:
-            turns: inferences at once.
-            rooms: images that hold their pixels at once: those that infer, and those that are decoded or encoded
-                meanwhile. Others wait with their compressed bytes, a hundredth of that.
-            places: images that may wait beside those.
-            uploads: bodies that may come in at once.
-            seconds: that an image may wait, in all.
+            inference_slots: concurrent inferences.
+            image_slots: images with decoded pixels: those in inference, and those that are decoded or encoded meanwhile.
+            queue_size: images that may wait, beside those.
+            max_uploads: request bodies that may be received at once.
+            queue_timeout_seconds: longest wait of an image, in all.
         """
-        self.inference_slots = asyncio.Semaphore(inference_slots)
-        self.image_slots = asyncio.Semaphore(image_slots)
         self.queue_timeout_seconds = queue_timeout_seconds
         self._concurrency = inference_slots
         self._max_in_flight = image_slots + queue_size
         self._free_uploads = max_uploads
         self._in_flight = 0
-        self._inference_seconds = 0.0  # seconds of an inference; 0 before the first
+        self._semaphores = {"image": asyncio.Semaphore(image_slots), "inference": asyncio.Semaphore(inference_slots)}
+        self._inference_seconds = 0.0  # moving average; 0 before the first inference
 
     def check_capacity(self) -> None:
-        """Raises: Busy where a request that came now would be refused later."""
-        if self._in_flight >= self._max_in_flight:
-            raise self._overloaded_error(f"{self._in_flight} images are being answered or wait already")
-        if self.expected_wait_seconds > WAIT_SAFETY_FACTOR * self.queue_timeout_seconds:
-            raise self._overloaded_error(
-                f"an image that came now would wait for some {self.expected_wait_seconds:.0f} seconds"
-            )
+        """Check whether a request that arrives now would be processed in time. Raises: OverloadedError."""
+        self._check_queue()
+        wait = self.expected_wait_seconds
+        if wait > WAIT_SAFETY_FACTOR * self.queue_timeout_seconds:
+            raise self._overloaded_error(f"an image would wait about {wait:.0f} seconds")
         if self._free_uploads <= 0:
-            raise self._overloaded_error("as many bodies as may are coming in already")
+            raise self._overloaded_error("too many request bodies are being uploaded")
 
     @property
     def expected_wait_seconds(self) -> float:
-        """The seconds that an image would wait that came now."""
+        """Expected wait of an image that arrives now, in seconds."""
         return max(0, self._in_flight + 1 - self._concurrency) * self._inference_seconds / self._concurrency
 
-    @contextmanager
-    def upload_slot(self) -> Iterator[None]:
-        """Hold one of the places for bodies that come in. Raises: Busy."""
-        self.check_capacity()
-        self._free_uploads -= 1
-        try:
-            yield
-        finally:
-            self._free_uploads += 1
+    @asynccontextmanager
+    async def acquire(self, stage: Stage, timeout: float = 0.0, count: int = 1) -> AsyncIterator[Slot]:
+        """Hold a slot of `stage` while the block runs, and until work that it has started has ended.
 
-    @contextmanager
-    def queue_slot(self, images: int = 1) -> Iterator[None]:
-        """Hold places in the line, for so many at once. Raises: Busy, where others were quicker to send their bodies."""
-        if self._in_flight >= self._max_in_flight:
-            raise self._overloaded_error(f"{self._in_flight} images are being answered or wait already")
-        self._in_flight += images
+        Args:
+            stage: see the module.
+            timeout: seconds to wait for an image or inference slot, first come, first served; may be infinite.
+            count: images, for the queue. One free place admits them all.
+
+        Raises: OverloadedError if no slot is free in time.
+        """
+        waited = 0.0
+        if stage == "upload":
+            self.check_capacity()
+            self._free_uploads -= 1
+        elif stage == "queue":
+            self._check_queue()  # other requests may have received their bodies faster
+            self._in_flight += count
+        else:
+            waited = await self._wait(self._semaphores[stage], timeout)
+        slot = Slot(waited)
         try:
-            yield
+            yield slot
         finally:
-            self._in_flight -= images
+            slot.call_when_done(lambda: self._release(stage, count, slot))
 
     def record_inference_time(self, seconds: float) -> None:
-        """Learn how long an inference took."""
+        """Update the moving average that predicts waits."""
         self._inference_seconds += (seconds - self._inference_seconds) * (EMA_WEIGHT if self._inference_seconds else 1)
 
-    async def acquire(self, what: asyncio.Semaphore, patience: float) -> float:
-        """Wait for a room or a turn; first come, first served. Returns: the seconds of patience that are left. Raises: Busy."""
-        if not what.locked():
-            await what.acquire()
-            return patience
-        began = time.monotonic()
+    async def _wait(self, semaphore: asyncio.Semaphore, timeout: float) -> float:
+        start = time.monotonic()
+        if not semaphore.locked():
+            await semaphore.acquire()
+            return 0.0
         try:
-            async with asyncio.timeout(None if math.isinf(patience) else patience):
-                await what.acquire()
+            async with asyncio.timeout(None if math.isinf(timeout) else timeout):
+                await semaphore.acquire()
         except TimeoutError as error:
             raise self._overloaded_error(
-                f"the image has waited for the {self.queue_timeout_seconds:g} seconds that it may"
+                f"the image has waited for the limit of {self.queue_timeout_seconds:g} seconds"
             ) from error
-        return max(0.0, patience - (time.monotonic() - began))
+        return time.monotonic() - start
+
+    def _release(self, stage: Stage, count: int, slot: Slot) -> None:
+        if stage == "upload":
+            self._free_uploads += 1
+        elif stage == "queue":
+            self._in_flight -= count
+        else:
+            self._semaphores[stage].release()
+        if stage == "inference" and slot.work_seconds:  # an inference that was cancelled says nothing about the time
+            self.record_inference_time(slot.work_seconds)
+
+    def _check_queue(self) -> None:
+        if self._in_flight >= self._max_in_flight:
+            raise self._overloaded_error(f"{self._in_flight} images are processed or wait already")
 
     def _overloaded_error(self, reason: str) -> OverloadedError:
         after = max(1, math.ceil(min(self.expected_wait_seconds, self.queue_timeout_seconds)))
-        return OverloadedError(f"The service is busy: {reason}. Ask again in {after} s.", after)
+        return OverloadedError(f"The service is busy: {reason}. Retry in {after} s.", after)

@@ -1,4 +1,4 @@
-"""API keys: the service knows only their hashes, so that a leaked configuration opens nothing."""
+"""API keys. The service stores only their hashes, so that a leaked configuration gives no access."""
 
 import hashlib
 import hmac
@@ -7,15 +7,14 @@ import secrets
 from collections.abc import Collection
 
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import UnauthorizedError
 
 
 def generate_api_key() -> tuple[str, str]:
-    """A new key of 256 random bits, and its hash.
+    """Generate a key of 256 random bits. Returns: the key and its hash.
 
-    A key that nobody can guess needs no slow hash: those are for passwords that people choose.
+    A key that cannot be guessed needs no slow hash: those are for passwords that people choose.
     """
     key = f"msk_{secrets.token_urlsafe(32)}"
     return key, hash_api_key(key)
@@ -31,32 +30,19 @@ def is_key_hash(text: str) -> bool:
     return re.fullmatch(r"[0-9a-fA-F]{64}", text, re.ASCII) is not None
 
 
-def key_from_headers(headers: Headers) -> str:
-    """The key that a request brings, as `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`; empty for none."""
+def check_api_key(headers: Headers, hashes: Collection[str]) -> None:
+    """Check the key of a request: `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`.
+
+    `hashes`: of the valid keys, as 64 lower-case hexadecimal digits.
+    Raises: UnauthorizedError if there is no key, or none of these.
+    """
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    return (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key", "").strip()
-
-
-class ApiKeyMiddleware:
-    """Lets requests through that bring a key whose hash is known, and those for the paths that are open to all."""
-
-    def __init__(self, app: ASGIApp, hashes: Collection[str], open_paths: Collection[str]) -> None:
-        """`hashes`: of the keys, as 64 lower hexadecimal digits; where there is none, all is open."""
-        self.app = app
-        self.hashes = tuple(hashes)
-        self.public_paths = frozenset(open_paths)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: NoKey."""
-        if self.hashes and scope["method"] != "OPTIONS" and scope["path"] not in self.public_paths:
-            self._check_key(Headers(scope=scope))
-        await self.app(scope, receive, send)
-
-    def _check_key(self, headers: Headers) -> None:
-        key = key_from_headers(headers)
-        if not key:
-            raise UnauthorizedError("A key is needed here: send it as `Authorization: Bearer KEY` or `X-API-Key: KEY`.")
-        sent = hash_api_key(key)
-        # All are compared, and each in constant time: how long it takes tells nothing of which is near.
-        if not sum(hmac.compare_digest(sent, known) for known in self.hashes):
-            raise UnauthorizedError("This key does not open the service; ask whoever runs it for another.")
+    key = (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key", "").strip()
+    if not key:
+        raise UnauthorizedError(
+            "The request has no API key. Send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`."
+        )
+    key_hash = hash_api_key(key)
+    # Compare with all of them, each in constant time: the time must not reveal which hash is similar.
+    if not sum(hmac.compare_digest(key_hash, known) for known in hashes):
+        raise UnauthorizedError("The API key is not valid. Ask the operator of this service for a key.")

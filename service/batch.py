@@ -1,4 +1,4 @@
-"""Many images in one request: each has its own answer, and a bad one spoils no other."""
+"""Many images in one request: each gets its own result, and an invalid image does not affect the others."""
 
 import asyncio
 import io
@@ -12,66 +12,66 @@ from service.responses import Problem, to_problem
 
 ZIP_MEDIA_TYPE = "application/zip"
 
-# One is decoded while another is inferred. With more, a batch would push aside those who ask for one image.
+# One image is decoded while another is in inference. With more, a batch would delay requests for single images.
 BATCH_CONCURRENCY = 2
 
 Outcome = bytes | Problem
 
 
 async def segment_all(
-    images: list[bytes | MalformedRequestError], label: Callable[[bytes], Awaitable[bytes]], max_bytes: int
+    images: list[bytes | MalformedRequestError], segment: Callable[[bytes], Awaitable[bytes]], max_bytes: int
 ) -> list[Outcome]:
-    """The answer to each image in their order, or the problem that it met; of all answers some `most` bytes."""
-    room, left = asyncio.Semaphore(BATCH_CONCURRENCY), max_bytes
+    """The encoded mask of each image, in their order, or its problem. The masks have about `max_bytes` in all."""
+    slots, bytes_left = asyncio.Semaphore(BATCH_CONCURRENCY), max_bytes
 
-    async def one(image: bytes | MalformedRequestError) -> Outcome:
-        nonlocal left
-        async with room:
+    async def segment_one(image: bytes | MalformedRequestError) -> Outcome:
+        nonlocal bytes_left
+        async with slots:
             try:
-                if left <= 0:
+                if bytes_left <= 0:
                     raise ResponseTooLargeError(
-                        f"The answers before this one have {max_bytes:,} bytes already; send fewer images."
+                        f"The masks of the images before this one have {max_bytes:,} bytes already. Send fewer images."
                     )
                 if isinstance(image, MalformedRequestError):
                     raise image
-                answer = await label(image)
-                left -= len(answer)
-                return answer
-            except Exception as error:  # every kind has its problem, and what is none of ours is logged there
+                mask = await segment(image)
+                bytes_left -= len(mask)
+                return mask
+            except Exception as error:  # every kind has a problem; unexpected errors are logged there
                 return to_problem(error)[0]
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(image)) for image in images]
+        tasks = [group.create_task(segment_one(image)) for image in images]
     return [task.result() for task in tasks]
 
 
 def pack(outcomes: list[Outcome], format: str) -> tuple[bytes, str]:
-    """All of them as one body, and its media type."""
+    """Pack all outcomes into one body. Returns: the body and its media type."""
     if format == "json":
         return as_json(outcomes), OUTPUT_FORMATS[format].MEDIA_TYPE
     return as_zip(outcomes, OUTPUT_FORMATS[format].SUFFIX), ZIP_MEDIA_TYPE
 
 
 def as_zip(outcomes: list[Outcome], suffix: str) -> bytes:
-    """A zip with a file for each image, named by its place: `007.png`, or `007.problem.json`."""
-    width, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
-    # Stored, for the masks are compressed already.
+    """A zip with a file per image, named by its index: `007.png`, or `007.problem.json`."""
+    digits, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
+    # Stored without compression: the masks are compressed already.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for place, outcome in enumerate(outcomes):
+        for index, outcome in enumerate(outcomes):
             if isinstance(outcome, bytes):
-                archive.writestr(f"{place:0{width}}{suffix}", outcome)
+                archive.writestr(f"{index:0{digits}}{suffix}", outcome)
             else:
-                archive.writestr(f"{place:0{width}}.problem.json", outcome.model_dump_json(indent=2))
+                archive.writestr(f"{index:0{digits}}.problem.json", outcome.model_dump_json(indent=2))
     return buffer.getvalue()
 
 
 def as_json(outcomes: list[Outcome]) -> bytes:
-    """A JSON array of {"index", "status", and "result" or "problem"}; the outcomes are JSON documents already."""
+    """A JSON array of {"index", "status", and "result" or "problem"}; the masks are JSON documents already."""
     entries = []
-    for place, outcome in enumerate(outcomes):
+    for index, outcome in enumerate(outcomes):
         if isinstance(outcome, bytes):
-            entries.append(b'{"index":%d,"status":200,"result":%s}' % (place, outcome))
+            entries.append(b'{"index":%d,"status":200,"result":%s}' % (index, outcome))
         else:
-            entry = {"index": place, "status": outcome.status, "problem": outcome.model_dump()}
+            entry = {"index": index, "status": outcome.status, "problem": outcome.model_dump()}
             entries.append(json.dumps(entry).encode())
     return b"[" + b",".join(entries) + b"]"

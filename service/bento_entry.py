@@ -1,7 +1,7 @@
-"""The door of a Bento: `bentofile.yaml` names it. It is the service, with the bundle that lies beside it in `bundle/`.
+"""The entry point of a Bento, named in `bentofile.yaml`: the service, with the bundle in the folder `bundle/` beside it.
 
-`bentoml build` imports it from the clone, and it says in a line which bundle goes in; the finished Bento imports it from
-its own copy, and it is that bundle which is served where MASKSERVE_BUNDLE names no other.
+`bentoml build` imports it from the clone; then it prints which bundle is included. The finished Bento imports it from its own
+copy; then it serves that bundle unless MASKSERVE_BUNDLE is set.
 """
 
 import os
@@ -16,9 +16,9 @@ BUNDLE_FOLDER = ROOT / "bundle"
 
 
 def verify_bundle(bundle: Path) -> None:
-    """Tell which bundle goes in; one that is altered ends the build here."""
+    """Print which bundle is included. An altered bundle ends the build here."""
     if not bundle.exists():
-        print("maskserve: no bundle goes in, for there is no folder bundle/ in the clone.", file=sys.stderr)
+        print("maskserve: no bundle is included, because the clone has no folder bundle/.", file=sys.stderr)
         return
     try:
         opened = open_bundle(bundle)
@@ -26,7 +26,7 @@ def verify_bundle(bundle: Path) -> None:
             opened.verify_file(name)
     except BundleError as error:
         sys.exit(f"maskserve: {error}")
-    print(f"maskserve: the bundle {opened.spec.name}@{opened.hash[:12]} goes in.", file=sys.stderr)
+    print(f"maskserve: the bundle {opened.spec.name}@{opened.hash[:12]} is included.", file=sys.stderr)
 
 
 if (ROOT.parent / "bento.yaml").exists():
@@ -35,4 +35,4 @@ if (ROOT.parent / "bento.yaml").exists():
 else:
     verify_bundle(BUNDLE_FOLDER)
 
-from service.app import Maskserve as Maskserve  # noqa: E402  # it looks at the settings when it is imported
+from service.bento_service import Maskserve as Maskserve  # noqa: E402  # it reads the settings when it is imported

@@ -1,4 +1,4 @@
-"""Whether a bundle's folder has changed, from outside and cheaply."""
+"""Detects cheaply whether the folder of a bundle has changed."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ from models.bundle import CHECKSUM_FILE
 
 
 class BundleStat(NamedTuple):
-    """What a folder looks like from outside: any copy, edit or switched link changes it."""
+    """The state of a folder: any copy, edit or switched link changes it."""
 
-    files: tuple[tuple[str, int, int], ...]  # name, bytes, time of change in ns; -1 for what is just going
-    sums: bytes  # SHA256SUMS: links may lead to another bundle whose files have the same sizes and times
+    files: tuple[tuple[str, int, int], ...]  # name, bytes, modification time in ns; -1 for a file that is being deleted
+    sums: bytes  # content of SHA256SUMS: a link may be switched to a bundle whose files have the same sizes and times
 
 
 def stat_bundle(folder: Path) -> BundleStat | None:
-    """What a folder looks like now; None where there is none."""
+    """The current state of a folder; None if it does not exist."""
     try:
         if not folder.is_dir():
             return None
@@ -23,7 +23,9 @@ def stat_bundle(folder: Path) -> BundleStat | None:
         return None
     files = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]  # what Kubernetes keeps behind its links
+        folders[:] = [
+            name for name in folders if not name.startswith(".")
+        ]  # Kubernetes keeps its versions there, behind links
         for name in names:
             path = Path(parent, name)
             try:

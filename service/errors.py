@@ -1,57 +1,57 @@
-"""The errors that only a service knows; `service/responses.py` gives each its status.
+"""Errors that only the service raises; `service/responses.py` maps each to an HTTP status.
 
 MaskserveError
-├── BadRequest      a request that is not understood
-├── NoKey           no key came where one is needed, or one that opens nothing
-├── UnknownModel    a model that is not served
-├── NotFound        a path at which nothing is
-├── SlowBody        a body that did not come in time
-├── BodyTooLarge    more bytes than the limit
-├── AnswerTooLarge  more bytes than the limit, of a batch's answer
-├── Unread          an answer that nobody takes
-├── Busy            more requests than can be answered in time
-├── TimedOut        an answer that took longer than the limit
-├── NotReady        the bundle is not open yet, or could not be opened
-└── StartError      the server process did not start, or died
+├── MalformedRequestError     400   a request that cannot be parsed
+├── UnauthorizedError         401   no API key, or an invalid one
+├── UnknownPathError          404   a path that does not exist
+├── ModelNotServedError       404   a model that is not served
+├── BodyTimeoutError          408   a request body that did not arrive in time
+├── BodyTooLargeError         413   a request body with more bytes than the limit
+├── ResponseTooLargeError     413   a batch response with more bytes than the limit
+├── OverloadedError           429   more requests than can be processed in time
+├── NotReadyError             503   no bundle is loaded yet, or none can be loaded
+├── DeadlineExceededError     504   processing that took longer than the limit
+├── SendTimeoutError          -     a caller that does not receive its response
+└── ServerStartError          -     the server process did not start, or died
 """
 
 from models.errors import MaskserveError
 
 
 class MalformedRequestError(MaskserveError):
-    """A request that is not understood."""
+    """A request that cannot be parsed."""
 
 
 class UnauthorizedError(MaskserveError):
-    """No key came where one is needed, or one that opens nothing."""
+    """No API key, or an invalid one."""
+
+
+class UnknownPathError(MaskserveError):
+    """A path that does not exist."""
 
 
 class ModelNotServedError(MaskserveError):
     """A model that is not served."""
 
 
-class UnknownPathError(MaskserveError):
-    """A path at which nothing is."""
-
-
 class BodyTimeoutError(MaskserveError):
-    """A body that did not come in time."""
+    """A request body that did not arrive in time."""
 
 
 class BodyTooLargeError(MaskserveError):
-    """More bytes than the limit."""
+    """A request body with more bytes than the limit."""
 
 
 class ResponseTooLargeError(MaskserveError):
-    """More bytes than the limit, of a batch's answer."""
+    """A batch response with more bytes than the limit."""
 
 
 class SendTimeoutError(MaskserveError):
-    """An answer that nobody takes."""
+    """A caller that does not receive its response."""
 
 
 class OverloadedError(MaskserveError):
-    """More requests than can be answered in time; `retry_after` seconds may help."""
+    """More requests than can be processed in time. Retry after `retry_after` seconds."""
 
     def __init__(self, reason: str, retry_after: int) -> None:
         super().__init__(reason)
@@ -59,11 +59,11 @@ class OverloadedError(MaskserveError):
 
 
 class DeadlineExceededError(MaskserveError):
-    """An answer that took longer than the limit."""
+    """Processing that took longer than the limit."""
 
 
 class NotReadyError(MaskserveError):
-    """The bundle is not open yet (`retry_after` seconds may help), or could not be opened (None: they will not)."""
+    """No bundle is loaded yet (retry after `retry_after` seconds), or none can be loaded (None: a retry does not help)."""
 
     def __init__(self, reason: str, retry_after: int | None) -> None:
         super().__init__(reason)

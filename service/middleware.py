@@ -1,56 +1,111 @@
-"""What stands before the routes, as plain ASGI: checks of the path, the limits on bodies, and the last net for errors."""
+"""ASGI middleware before the routes: access log, errors, checks of a request's head, limits on bodies.
+
+`service/app.py` puts them in order. All expect HTTP requests only.
+"""
 
 import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import responses
-from service.access_log import request_id
+from service.access_log import current_entry, new_entry, request_id, write_access_log
+from service.auth import check_api_key
 from service.errors import BodyTimeoutError, BodyTooLargeError, SendTimeoutError, UnknownPathError
+from service.segmentation import SegmentationService
 
 logger = logging.getLogger("maskserve")
 
-# How long a refused sender is listened to. Closing at once would reset the connection while it still sends, and many
-# clients then report the reset instead of the answer.
+# How long the rest of a rejected body is read. If the connection were closed at once, it would be reset while the caller
+# still sends, and many clients then report the reset instead of the response.
 LINGER_SECONDS = 2.0
+MAX_DRAIN_BYTES = 2**20  # longer bodies of rejected requests are not read to their end; their connection is closed
+SEND_CHUNK_BYTES = 2**18  # bytes of a response that are given to the server at once
 BODY_STATE_KEY = "maskserve.body"  # in a request's scope: whether its body has been read
 
-# A longer body of a refused request is not read to its end for the sake of keeping the connection.
-MAX_DRAIN_BYTES = 2**20  # bytes
-SEND_CHUNK_BYTES = 2**18  # bytes of an answer that are given to the server at once
+
+API_PREFIX = "/v1"
+MODELS_PREFIX = f"{API_PREFIX}/models/"
+DOCUMENTED_ROUTES = ("/metrics", "/v1/docs", "/v1/models", "/v1/models/NAME", "/v1/segment", "/v1/segment/batch")
+
+
+@dataclass(frozen=True)
+class RouteTable:
+    """The paths of the service, except those of single models."""
+
+    methods: Mapping[str, str]  # the allowed method of each path; admission control checks requests with POST
+    public_paths: frozenset[str]  # paths that need no API key
+
+    def label(self, path: str) -> str:
+        """The path as a label of metrics: one of a limited number."""
+        if path.startswith(MODELS_PREFIX):
+            return f"{MODELS_PREFIX}NAME"
+        return path if path in self.methods else "other"
+
+
+class AccessLogMiddleware:
+    """Assigns the request id (the caller's X-Request-ID if it is valid), logs and counts the request."""
+
+    def __init__(self, app: ASGIApp, log: bool, count: Callable[[str, int, float], None]) -> None:
+        """`log`: whether to write a line per request. `count`: called with path, status and seconds of each request."""
+        self.app = app
+        self.log = log
+        self.count = count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Process the request."""
+        entry = new_entry(Headers(scope=scope).get("x-request-id", ""))
+        token = current_entry.set(entry)
+        start, status, sent = time.perf_counter(), 0, 0
+
+        async def send_recorded(message: Message) -> None:
+            nonlocal status, sent
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", entry.request_id.encode())]}
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_recorded)
+        finally:
+            seconds = time.perf_counter() - start
+            self.count(scope["path"], status, seconds)
+            if self.log:
+                write_access_log(scope, status, seconds, sent, entry)
+            current_entry.reset(token)
 
 
 class ErrorMiddleware:
-    """Answers whatever is raised behind it as a problem."""
+    """Turns every exception into a response of `application/problem+json`."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the request through, or answer in its place."""
-        if scope["type"] != "http":  # it also stands around the routes, which BentoML starts and stops
-            await self.app(scope, receive, send)
-            return
+        """Process the request, or respond with the error."""
         started = False
 
-        async def noted(message: Message) -> None:
+        async def send_noted(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
-        except ClientDisconnect:  # nobody is there; the log has a status of 0
+            await self.app(scope, receive, send_noted)
+        except ClientDisconnect:  # nobody receives a response; the log has status 0
             pass
-        except SendTimeoutError as error:  # nobody is there: the server closes what is left unfinished
+        except SendTimeoutError as error:  # nobody receives the rest; the server closes an unfinished response
             logger.warning("request %s: %s", request_id(), error)
-        except Exception as error:  # what leaves here would reach the caller as BentoML's own 500
+        except Exception as error:  # without this, the caller would get BentoML's own 500
             if started:
                 raise
             unread = not scope.get(BODY_STATE_KEY, {}).get("read", False)
@@ -61,54 +116,76 @@ class ErrorMiddleware:
 
 
 class RequestCheckMiddleware:
-    """Refuses requests by method and path alone, before anything that costs more looks at them."""
+    """Rejects requests by their head: 401, 404, 405 and, before the body is read, 429.
 
-    def __init__(self, app: ASGIApp, check: Callable[[str, str], None]) -> None:
-        """`check` is given them, and raises what is to be answered."""
+    Unknown paths must not get past it, because BentoML makes each path a label of its metrics. And at twenty times the load
+    that can be served, rejections must be cheap.
+    """
+
+    def __init__(self, app: ASGIApp, segmentation: SegmentationService, routes: RouteTable) -> None:
+        """`segmentation`: knows the API keys, the models and the load."""
         self.app = app
-        self.check = check
+        self.segmentation = segmentation
+        self.routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: what the check raises."""
-        self.check(scope["method"], scope["path"])
+        """Process the request.
+
+        Raises: UnauthorizedError, UnknownPathError, HTTPException (405), ModelNotServedError, NotReadyError, OverloadedError.
+        """
+        method, path = scope["method"], scope["path"]
+        hashes = self.segmentation.settings.api_keys
+        if hashes and method != "OPTIONS" and path not in self.routes.public_paths:
+            check_api_key(Headers(scope=scope), hashes)
+        is_model = path.startswith(MODELS_PREFIX)
+        allowed = "GET" if is_model else self.routes.methods.get(path)
+        if allowed is None:
+            raise UnknownPathError(f"There is no route {path[:200]!r}. The routes are {', '.join(DOCUMENTED_ROUTES)}.")
+        if method != allowed:
+            raise HTTPException(405, f"{method[:20]} is not allowed here. Use {allowed}.", {"Allow": allowed})
+        if is_model:
+            self.segmentation.registry.get(path.removeprefix(MODELS_PREFIX))
+        if allowed == "POST":
+            self.segmentation.admission.check_capacity()
         await self.app(scope, receive, send)
 
 
 class BodyLimitMiddleware:
-    """Holds bodies to their limits: of bytes, announced or not, and of the time in which they come and are taken."""
+    """Limits the bytes of a request's body, announced or not, and the time in which it arrives and the response is received."""
 
-    def __init__(self, app: ASGIApp, limit: int, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_seconds: float) -> None:
         """Set the limits.
 
         Args:
-            app: what stands behind.
-            limit: the largest body in bytes.
-            seconds: in which a request's body must come, from when it is first asked for, and each piece of an answer's
-                be taken.
+            app: the next app.
+            max_bytes: the largest body.
+            timeout_seconds: in which a body must arrive, counted from when it is first read, and the caller must receive each
+                chunk of a response.
         """
         self.app = app
-        self.max_bytes = limit
-        self.timeout_seconds = seconds
+        self.max_bytes = max_bytes
+        self.timeout_seconds = timeout_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises: BodyTooLarge, SlowBody, Unread; also out of `receive` and `send`, into whatever calls them."""
+        """Raises: BodyTooLargeError, BodyTimeoutError, SendTimeoutError; also from `receive` and `send`."""
         announced = content_length(scope)
         if announced > self.max_bytes:
             raise self._body_too_large_error("far too many" if math.isinf(announced) else f"{announced:,}")
         received, deadline, body = 0, 0.0, {"read": False}
 
-        async def counted() -> Message:
+        async def receive_limited() -> Message:
             nonlocal received, deadline
-            if body["read"]:  # what is waited for now is that the caller goes
+            if body["read"]:  # the only message to come is that the caller has disconnected
                 return await receive()
             deadline = deadline or time.monotonic() + self.timeout_seconds
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     message = await receive()
             except TimeoutError as error:
-                body["read"] = True  # and what still comes is for whoever refuses it
+                body["read"] = True  # ErrorMiddleware reads what still arrives
                 raise BodyTimeoutError(
-                    f"The body did not come within {self.timeout_seconds:g} seconds; {received:,} bytes of it did."
+                    f"The request body did not arrive within {self.timeout_seconds:g} seconds; {received:,} bytes of it "
+                    "did. Send a smaller image, or use a faster connection."
                 ) from error
             received += len(message.get("body", b""))
             body["read"] = received > self.max_bytes or not message.get("more_body", False)
@@ -116,32 +193,34 @@ class BodyLimitMiddleware:
                 raise self._body_too_large_error(f"more than {self.max_bytes:,}")
             return message
 
-        async def paced(message: Message) -> None:
-            """In pieces, so that no more than one lies in the server's buffer where the caller takes none."""
+        async def send_in_chunks(message: Message) -> None:
+            """Give the server no more than a chunk at a time: it buffers what the caller does not receive."""
             rest = message.get("body", b"")
             while len(rest) > SEND_CHUNK_BYTES:
                 await self._with_timeout(send({**message, "body": rest[:SEND_CHUNK_BYTES], "more_body": True}))
                 rest = rest[SEND_CHUNK_BYTES:]
             await self._with_timeout(send({**message, "body": rest} if rest else message))
 
-        await self.app({**scope, BODY_STATE_KEY: body}, counted, paced)
+        await self.app({**scope, BODY_STATE_KEY: body}, receive_limited, send_in_chunks)
 
-    async def _with_timeout(self, sent: Awaitable[None]) -> None:
+    async def _with_timeout(self, sending: Awaitable[None]) -> None:
         try:
             async with asyncio.timeout(self.timeout_seconds):
-                await sent
+                await sending
         except TimeoutError as error:
-            raise SendTimeoutError(f"For {self.timeout_seconds:g} seconds nothing was taken of the answer.") from error
+            raise SendTimeoutError(
+                f"The caller received nothing of the response for {self.timeout_seconds:g} seconds."
+            ) from error
 
-    def _body_too_large_error(self, came: str) -> BodyTooLargeError:
+    def _body_too_large_error(self, size: str) -> BodyTooLargeError:
         return BodyTooLargeError(
-            f"The body has {came} bytes; the limit is {self.max_bytes:,}. "
-            "Send a smaller image or let the service be started with a larger MASKSERVE_MAX_BODY_BYTES."
+            f"The request body has {size} bytes; the limit is {self.max_bytes:,}. "
+            "Send a smaller image, or start the service with a larger MASKSERVE_MAX_BODY_BYTES."
         )
 
 
 def content_length(scope: Scope) -> float:
-    """The size of the body by the request's head: 0 where it says none, infinite for a number of more than 18 digits."""
+    """The size of the body from the request's head: 0 if it is not there, infinite for a number of more than 18 digits."""
     digits = Headers(scope=scope).get("content-length", "").lstrip("0")
     if not digits.isdecimal() or not digits.isascii():
         return 0
@@ -149,17 +228,12 @@ def content_length(scope: Scope) -> float:
 
 
 def _has_long_body(scope: Scope) -> bool:
-    """Whether the body is long, or of a length that nobody has said."""
+    """Whether the body is long, or of unknown length."""
     return content_length(scope) > MAX_DRAIN_BYTES or "transfer-encoding" in Headers(scope=scope)
 
 
-def unknown_path_error(path: str, known: list[str]) -> UnknownPathError:
-    """The error for a path at which nothing is."""
-    return UnknownPathError(f"Nothing is at {path[:200]!r}; the routes are {', '.join(known)}.")
-
-
 async def _respond_and_drain(error: Exception, receive: Receive, send: Send) -> None:
-    """Answer in full at once, then drop what still comes for a while, then close."""
+    """Send the whole response at once, then read and drop what still arrives for a while, then close the connection."""
     response = responses.problem_response(error)
     response.headers["Connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})

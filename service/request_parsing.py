@@ -1,52 +1,133 @@
-"""From a request to the bytes of its images: a raw body, or the files of a form with their parameters beside them."""
+"""Parses a request: its parameters, and the bytes of its images from a raw body or a form."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from models.outputs import MASK_ENCODINGS, OUTPUT_FORMATS
+from models.outputs.options import OutputOptions
 from service.errors import MalformedRequestError
-from service.params import SegmentParams
 
 IMAGE_FIELD, IMAGES_FIELD = "image", "images"
 
-
-@dataclass(frozen=True)
-class ParsedRequest:
-    """What a request brought."""
-
-    images: list[bytes | MalformedRequestError]
-    parameters: list[tuple[str, str]] = field(default_factory=list)  # of the form
+Parameters = list[tuple[str, str]]  # name and value, as in a query or a form
+UnitFloat = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_DEFAULTS = OutputOptions()
 
 
-async def parse_image_request(request: Request, limit: int) -> tuple[bytes, list[tuple[str, str]]]:
-    """The bytes of the image that the request brings, and the parameters of its form.
+class SegmentParams(BaseModel):
+    """The parameters of /v1/segment and /v1/segment/batch, in the query or in the form."""
 
-    Only a form says so by its content type; of everything else the bytes decide, never a type or a file name.
-    `limit` is the largest body in bytes. Raises: BadRequest for a form that is broken or holds anything but one image.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str = Field("png", json_schema_extra={"enum": list(OUTPUT_FORMATS)}, description="output format")
+    model: str | None = Field(
+        None,
+        max_length=200,
+        description="name of the model, required if several are served; or NAME@HASH as in X-Model: 404 once it is replaced",
+    )
+    classes: tuple[str, ...] = Field(
+        (),
+        description="names of the classes to keep, separated by commas; all others become unlabeled. Empty: all are kept",
+    )
+    min_confidence: UnitFloat = Field(
+        _DEFAULTS.min_confidence, description="pixels with a lower confidence become unlabeled; 0..1"
+    )
+    min_area: int = Field(
+        _DEFAULTS.min_area, ge=0, le=2**31, description="connected regions of fewer pixels become unlabeled"
+    )
+    alpha: UnitFloat = Field(_DEFAULTS.alpha, description="opacity of the colors in an `overlay`; 0..1")
+    masks: str = Field(
+        _DEFAULTS.masks, json_schema_extra={"enum": list(MASK_ENCODINGS)}, description="encoding of the mask in `json`"
+    )
+    simplify: float = Field(
+        _DEFAULTS.simplify,
+        ge=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="pixels by which an outline of `polygons` may move",
+    )
+    confidence: bool = Field(
+        _DEFAULTS.confidence, description="whether `json` also holds the confidence, as a PNG in base64"
+    )
+
+    @field_validator("format", "masks")
+    @classmethod
+    def _validate_choice(cls, name: str, info: Any) -> str:
+        known = OUTPUT_FORMATS if info.field_name == "format" else MASK_ENCODINGS
+        if name not in known:
+            raise ValueError(f"choose from {', '.join(known)}")
+        return name
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(name for name in value.split(",") if name) if isinstance(value, str) else value
+
+    @classmethod
+    def parse(cls, query: Iterable[tuple[str, str]], form: Iterable[tuple[str, str]] = ()) -> Self:
+        """Parse the parameters of query and form together. Raises: MalformedRequestError that names the first invalid one."""
+        values: dict[str, str] = {}
+        for name, value in [*query, *form]:
+            if name in values:
+                raise MalformedRequestError(f"The parameter {name[:80]!r} was given twice. Give it once.")
+            values[name] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = str(first["loc"][0])[:80]
+            if first["type"] == "extra_forbidden":
+                known = ", ".join(cls.model_fields)
+                raise MalformedRequestError(f"Unknown parameter {name!r}. Available: {known}.") from error
+            reason = first["msg"].removeprefix("Value error, ")
+            value = str(first["input"])[:80]
+            raise MalformedRequestError(f"Invalid value {value!r} for the parameter {name!r}: {reason}.") from error
+
+    def output_options(self) -> OutputOptions:
+        """The options of the output format."""
+        return OutputOptions(
+            alpha=self.alpha, classes=self.classes, min_confidence=self.min_confidence, min_area=self.min_area,
+            simplify=self.simplify, masks=self.masks, confidence=self.confidence,
+        )  # fmt: skip
+
+
+async def parse_image_request(request: Request, max_body_bytes: int) -> tuple[bytes, Parameters]:
+    """Read the image of a request, and the parameters of its form.
+
+    Only the content type of a form is used. For everything else the image's bytes decide, never a type or a file name.
+    Raises: MalformedRequestError for a form that is malformed or does not hold exactly one image.
     """
     if not _is_form(request):
         return await request.body(), []
-    sent = await _parse_form(request, IMAGE_FIELD, limit, max_files=2)
-    if len(sent.images) > 1:
+    images, parameters = await _parse_form(request, IMAGE_FIELD, max_body_bytes, max_files=2)
+    if len(images) > 1:
         raise MalformedRequestError(
-            f"The form has several fields `{IMAGE_FIELD}`; send one image, or many to /v1/segment/batch."
+            f"The form has several fields `{IMAGE_FIELD}`. Send one image, or many to /v1/segment/batch."
         )
-    image = sent.images[0]
-    if isinstance(image, MalformedRequestError):
-        raise image
-    return image, sent.parameters
+    if isinstance(images[0], MalformedRequestError):
+        raise images[0]
+    return images[0], parameters
 
 
-async def parse_batch_request(request: Request, limit: int, most: int) -> ParsedRequest:
-    """The images of a form with up to `most` files `images`, in their order. Raises: BadRequest."""
+async def parse_batch_request(
+    request: Request, max_body_bytes: int, max_images: int
+) -> tuple[list[bytes | MalformedRequestError], Parameters]:
+    """Read the files `images` of a form, in their order, and its parameters.
+
+    Returns: for each image its bytes, or an error if the field holds text; and the parameters.
+    Raises: MalformedRequestError for a form that is malformed or has no or too many images.
+    """
     if not _is_form(request):
         raise MalformedRequestError(
-            f"A batch is a form (multipart/form-data) with a file `{IMAGES_FIELD}` for each image."
+            f"The body is not a form. Send a form (multipart/form-data) with a file `{IMAGES_FIELD}` for each image."
         )
-    return await _parse_form(request, IMAGES_FIELD, limit, most)
+    return await _parse_form(request, IMAGES_FIELD, max_body_bytes, max_images)
 
 
 def _is_form(request: Request) -> bool:
@@ -57,41 +138,46 @@ def _content_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
     return parse_options_header(request.headers.get("content-type", ""))
 
 
-async def _parse_form(request: Request, name: str, limit: int, max_files: int) -> ParsedRequest:
-    advice = f"Send {'one file' if name == IMAGE_FIELD else 'files'} in the field `{name}`."
-    # Text fields too may be called `images`; the parser counts files and text apart.
-    # It is told the boundary alone: it decodes text by whatever charset it is told, and some of Python's codecs take minutes.
+async def _parse_form(
+    request: Request, field: str, max_body_bytes: int, max_files: int
+) -> tuple[list[bytes | MalformedRequestError], Parameters]:
+    advice = f"Send {'one file' if field == IMAGE_FIELD else 'files'} in the field `{field}`."
+    # The parser gets the boundary only: with a charset it would decode text by it, and some of Python's codecs take minutes.
     boundary = _content_type(request)[1].get(b"boundary", b"").decode("latin-1")
     headers = Headers({"content-type": f'multipart/form-data; boundary="{boundary}"' if boundary else ""})
+    # Text fields may be called `images` too; the parser counts files and text separately.
     parser = MultiPartParser(
         headers, request.stream(), max_files=max_files, max_fields=max_files + len(SegmentParams.model_fields)
     )
-    parser.spool_max_size = limit + 1  # in memory: nothing of an image is ever written to a disk
+    parser.spool_max_size = max_body_bytes + 1  # in memory: no image is ever written to a disk
     try:
         form = await parser.parse()
-    except (MultiPartException, ValueError) as error:  # the parser's own are ValueErrors, as are a codec's
-        raise MalformedRequestError(f"The form cannot be read: {error} {advice}") from error
+    except (MultiPartException, ValueError) as error:  # the parser's own errors are ValueErrors, and so are a codec's
+        raise MalformedRequestError(f"The form is malformed: {error} {advice}") from error
+    images: list[bytes | MalformedRequestError] = []
+    parameters: Parameters = []
     try:
-        sent = ParsedRequest([])
         for key, value in form.multi_items():
-            if key == name:
-                sent.images.append(await value.read() if isinstance(value, UploadFile) else _text_field_error(name))
+            if key == field:
+                images.append(await value.read() if isinstance(value, UploadFile) else _text_field_error(field))
             elif isinstance(value, UploadFile):
-                raise MalformedRequestError(f"The form holds a file in the field {key[:80]!r}. {advice}")
+                raise MalformedRequestError(f"The form has a file in the field {key[:80]!r}. {advice}")
             elif key in SegmentParams.model_fields:
-                sent.parameters.append((key, value))
+                parameters.append((key, value))
             else:
-                known = ", ".join([name, *SegmentParams.model_fields])
-                raise MalformedRequestError(f"The form field {key[:80]!r} is not known; known are {known}.")
-        if not sent.images:
-            raise MalformedRequestError(
-                f"The form has no whole field `{name}`; send the image's file in it, and the form to its end."
-            )
-        return sent
+                known = ", ".join([field, *SegmentParams.model_fields])
+                raise MalformedRequestError(f"Unknown form field {key[:80]!r}. Available: {known}.")
     finally:
         await form.close()
+    if not images:
+        raise MalformedRequestError(
+            f"The form has no complete field `{field}`. Send the image file in it, and the form to its end."
+        )
+    return images, parameters
 
 
-def _text_field_error(name: str) -> MalformedRequestError:
-    """Many services take an address there and fetch it; this one fetches nothing."""
-    return MalformedRequestError(f"The field `{name}` holds text; send the image's bytes as a file, with a file name.")
+def _text_field_error(field: str) -> MalformedRequestError:
+    """For callers who send a URL, which many services fetch."""
+    return MalformedRequestError(
+        f"The field `{field}` holds text, but no URLs are fetched. Send the image's bytes as a file, with a file name."
+    )

@@ -1,6 +1,6 @@
-"""Starts the service as a process of its own: for the command line (`serve`) and for demos and tests (`running`).
+"""Starts the service as a separate process: for the command line (`serve`), and for demos and tests (`background_server`).
 
-Needs neither bentoml nor FastAPI in the caller's process.
+The caller's process imports neither bentoml nor FastAPI.
 """
 
 import ipaddress
@@ -30,37 +30,35 @@ from service.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
-READY_TIMEOUT_SECONDS = (
-    180.0  # a bundle of some hundred MB is summed, compiled and probed on two slow cores in a third of that
-)
-LOG_TAIL_CHARS = 4000  # characters
+READY_TIMEOUT_SECONDS = 180.0  # three times what a bundle of a few hundred MB takes on two slow cores
+LOG_TAIL_CHARS = 4000
 
 
 def serve(bundle: Path, host: str, port: int) -> int:
-    """Serve a bundle, or a folder of bundles, until Ctrl-C or SIGTERM; prints what runs it, and the address, once it is ready.
+    """Serve a bundle, or a folder of bundles, until Ctrl-C or SIGTERM. Prints engine and address once it is ready.
 
-    What was accepted is answered before it ends; a second Ctrl-C or SIGTERM does not wait for that.
-    Returns: the exit code, 0 after a stop that was asked for.
-    Raises: BundleError, ConfigError, StartError: each says in a sentence why nothing is served.
+    Accepted requests are completed before the end; a second Ctrl-C or SIGTERM does not wait for them.
+    Returns: the exit code, 0 after a requested stop.
+    Raises: BundleError, ConfigError, ServerStartError.
     """
     check_bundle_folder(bundle)
     stop = False
     with launch_server(bundle, host, port, log=None) as server:
 
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        def request_stop(number: int, frame: FrameType | None) -> None:
             nonlocal stop
             if stop:
                 _kill(server.process)
             stop = True
             server.process.terminate()
 
-        previous = {number: signal.signal(number, ask_to_stop) for number in _stop_signals()}
+        previous = {number: signal.signal(number, request_stop) for number in _stop_signals()}
         try:
             _wait_until_ready(server)
             if not stop:
                 for line in _describe_engines(server):
                     print(line)
-                print(f"maskserve answers at {server.url} (Ctrl-C stops it)", flush=True)
+                print(f"Serving at {server.url} (Ctrl-C to stop)", flush=True)
             code = server.process.wait()
         except ServerStartError:
             if not stop:
@@ -74,9 +72,9 @@ def serve(bundle: Path, host: str, port: int) -> int:
 
 @contextmanager
 def background_server(bundle: Path, port: int | None = None) -> Iterator[str]:
-    """Serve a bundle on the loopback address while the block runs; yields the URL once the service is ready.
+    """Serve a bundle on the loopback address while the block runs. Yields the URL once the service is ready.
 
-    Raises: BundleError, ConfigError, StartError with the end of the log where the process dies or cannot get ready.
+    Raises: BundleError, ConfigError; ServerStartError, with the end of the log, if the process dies or does not get ready.
     """
     check_bundle_folder(bundle)
     with tempfile.TemporaryFile() as log, launch_server(bundle, LOOPBACK, port or free_port(), log) as server:
@@ -85,7 +83,7 @@ def background_server(bundle: Path, port: int | None = None) -> Iterator[str]:
 
 
 def check_bundle_folder(folder: Path) -> None:
-    """Raises: BundleError where there is neither a bundle nor a folder that holds one: here it costs a sentence."""
+    """Check before the start of a process. Raises: BundleError if there is neither a bundle nor a folder with one."""
     inside = [path for path in folder.iterdir() if (path / CHECKSUM_FILE).is_file()] if folder.is_dir() else []
     if not inside or (folder / CHECKSUM_FILE).exists():
         open_bundle(folder)
@@ -93,14 +91,14 @@ def check_bundle_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class ServiceProcess:
-    """A server process that was started; it need not be ready."""
+    """A server process that was started; it may not be ready yet."""
 
     process: subprocess.Popen[bytes]
     url: str
     log: IO[bytes] | None
 
     def log_tail(self) -> str:
-        """The end of what the process has written, where it writes into a file of ours."""
+        """The end of its log; empty if it writes to the caller's output."""
         if self.log is None:
             return ""
         end = self.log.seek(0, os.SEEK_END)
@@ -110,18 +108,27 @@ class ServiceProcess:
 
 @contextmanager
 def launch_server(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> Iterator[ServiceProcess]:
-    """Start the server and yield at once; at the end of the block it and all its children are stopped.
+    """Start the server and yield immediately. At the end of the block the server and all its children are stopped.
 
-    `log` takes what it writes; None is the caller's own output. Raises: ConfigError, StartError.
+    `log`: the file for its output; None is the caller's own output. Raises: ConfigError, ServerStartError.
     """
-    settings = read_settings(bundle)  # here it costs a sentence; in the child, an exit code and a log
+    settings = read_settings(bundle)  # checked here: from the child, an error would be an exit code and a log
     address = _parse_address(host)
     _check_port_free(address, port)
-    home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there; the caller's home stays as it is
+    home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there, not into the caller's home
     environment = {"BENTOML_HOME": home, **os.environ, **TELEMETRY_OPT_OUT, "MASKSERVE_BUNDLE": str(bundle.resolve())}
-    environment.pop("PYTHONSAFEPATH", None)  # our rooms are found because Python puts the working directory first
-    # Quiet takes away BentoML's chatter and a line for each request; errors come through.
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Maskserve", "--working-dir", str(ROOT), "--quiet"]
+    environment.pop("PYTHONSAFEPATH", None)  # our packages are found because Python puts the working directory first
+    # --quiet drops BentoML's banner and its line per request, but not errors.
+    command = [
+        sys.executable,
+        "-m",
+        "bentoml",
+        "serve",
+        "service.bento_service:Maskserve",
+        "--working-dir",
+        str(ROOT),
+        "--quiet",
+    ]
     command += ["--host", address, "--port", str(port), "--timeout-graceful-shutdown", str(settings.stop_seconds)]
     child = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -134,7 +141,7 @@ def launch_server(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> 
 
 
 def free_port() -> int:
-    """A port on the loopback address that nothing listens to."""
+    """A port on the loopback address that is not in use."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
@@ -142,24 +149,21 @@ def free_port() -> int:
 
 def _wait_until_ready(server: ServiceProcess) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_SECONDS
-    reason = "it did not answer"
+    reason = "no response"
     with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
         while time.monotonic() < deadline:
             if server.process.poll() is not None:
-                raise ServerStartError(
-                    _append_log_tail(
-                        f"The server stopped with code {server.process.returncode} before it was ready", server
-                    )
-                )
+                message = f"The server exited with code {server.process.returncode} before it was ready"
+                raise ServerStartError(_append_log_tail(message, server))
             try:
-                answer = client.get("/readyz")
+                response = client.get("/readyz")
             except httpx.TransportError:
                 time.sleep(0.05)
                 continue
-            if answer.status_code == 200:
+            if response.status_code == 200:
                 return
-            reason = answer.text.strip()
-            if "retry-after" not in answer.headers:
+            reason = response.text.strip()
+            if "retry-after" not in response.headers:
                 raise ServerStartError(f"The bundle cannot be served: {reason}")
             time.sleep(0.05)
     raise ServerStartError(
@@ -168,33 +172,33 @@ def _wait_until_ready(server: ServiceProcess) -> None:
 
 
 def _describe_engines(server: ServiceProcess) -> list[str]:
-    """What the service says that it runs on, and why; nothing where it asks for a key."""
+    """A line about each model: engine, device, precision and why. None if the service requires an API key."""
     with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
-        answer = client.get("/v1/models")
-    served = answer.json() if answer.status_code == 200 else []
-    return [f"{model['name']} runs on {model['why']}" for model in served]
+        response = client.get("/v1/models")
+    models = response.json() if response.status_code == 200 else []
+    return [f"{model['name']}: {model['reason']}" for model in models]
 
 
 def _stop_signals() -> list[signal.Signals]:
-    """The signals that ask for a stop: a closed terminal's too, unless `nohup` has it ignored."""
-    asked = [signal.SIGINT, signal.SIGTERM]
+    """The signals that request a stop, including that of a closed terminal, unless `nohup` makes the process ignore it."""
+    numbers = [signal.SIGINT, signal.SIGTERM]
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        asked.append(signal.SIGHUP)
-    return asked
+        numbers.append(signal.SIGHUP)
+    return numbers
 
 
-def _append_log_tail(sentence: str, server: ServiceProcess) -> str:
+def _append_log_tail(message: str, server: ServiceProcess) -> str:
     tail = server.log_tail()
-    return f"{sentence}; its log ends:\n{tail}" if tail else f"{sentence}."
+    return f"{message}. The end of its log:\n{tail}" if tail else f"{message}."
 
 
 def _parse_address(host: str) -> str:
-    """BentoML binds to addresses alone."""
+    """BentoML binds to addresses only, not to names."""
     try:
         return str(ipaddress.ip_address(LOOPBACK if host == "localhost" else host))
     except ValueError as error:
         raise ConfigError(
-            f"The host {host!r} is no IP address; use 127.0.0.1, or 0.0.0.0 for every interface."
+            f"The host {host!r} is not an IP address. Use 127.0.0.1, or 0.0.0.0 for every interface."
         ) from error
 
 
@@ -213,25 +217,25 @@ def _check_port_free(address: str, port: int) -> None:
             probe.bind((address, port))
         except (OSError, OverflowError) as error:
             raise ServerStartError(
-                f"Port {port} of {address} cannot be had ({error}); choose another --port."
+                f"Port {port} of {address} is not available ({error}). Choose another --port."
             ) from error
 
 
-def _stop(child: subprocess.Popen[bytes], patience: int) -> None:
-    """End the process and its workers: by asking, and after so many seconds by force."""
+def _stop(child: subprocess.Popen[bytes], timeout_seconds: int) -> None:
+    """Terminate the process and its workers, and kill them after a timeout."""
     if child.poll() is None:
         child.terminate()
     try:
-        child.wait(patience + 5)
+        child.wait(timeout_seconds + 5)
     except subprocess.TimeoutExpired:
         _kill(child)
         child.wait()
 
 
 def _kill(child: subprocess.Popen[bytes]) -> None:
-    """End it and its workers, which are in sessions of their own, at once."""
+    """Kill the process and its workers, which are in sessions of their own."""
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(child.pid)
-        for one in (parent, *parent.children(recursive=True)):  # the parent first: it would start others
+        for process in (parent, *parent.children(recursive=True)):  # the parent first: it would restart workers
             with suppress(psutil.NoSuchProcess):
-                one.kill()
+                process.kill()

@@ -1,6 +1,5 @@
-"""What the environment may say to the service: one `MASKSERVE_*` variable a field. Unknown ones stop the start."""
+"""The settings of the service, from the environment: one `MASKSERVE_*` variable per field. Unknown ones prevent the start."""
 
-import difflib
 import math
 import os
 import re
@@ -12,46 +11,46 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.engines import ENGINES
 from models.engines.selection import DEVICES, PRECISIONS
-from models.errors import ConfigError
+from models.errors import ConfigError, closest_names
 from service.auth import is_key_hash
 
 ENV_PREFIX = "MASKSERVE_"
 
-# Kubernetes sets these in every pod beside a Service that is named maskserve ("service links"); they are not ours.
+# Kubernetes sets these in every pod if a Service is named maskserve ("service links"); they are not settings.
 _SERVICE_LINKS = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
 
-CommaSeparated = Annotated[tuple[str, ...], NoDecode]  # separated by commas; without NoDecode it would have to be JSON
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]  # without NoDecode, pydantic-settings expects JSON
 
 
 class Settings(BaseSettings):
-    """The settings of one service. What is not said to be shared or divided holds in each worker."""
+    """The settings of one service. Limits apply to each worker unless described as divided or shared."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_ignore_empty=True, frozen=True)
 
     bundle: Path = Field(description="folder of the bundle to serve, or of several such folders; required")
     default_model: str | None = Field(
         default=None,
-        description="name of the bundle that answers where none is named; needed with several bundles alone",
+        description="name of the bundle for requests that name none; needed only with several bundles",
     )
     reload_seconds: float = Field(
-        default=5, ge=0, le=3600, description="seconds between looks for new and changed bundles; 0 is never"
+        default=5, ge=0, le=3600, description="seconds between checks for new and changed bundles; 0 is never"
     )
     engine: Literal["auto", *ENGINES] = Field(  # type: ignore[valid-type]
-        default="auto", description=f"what runs the network: auto, {', '.join(ENGINES)}"
+        default="auto", description=f"inference engine: auto, {', '.join(ENGINES)}"
     )
     precision: Literal["auto", *PRECISIONS] = Field(  # type: ignore[valid-type]
-        default="auto", description=f"number format of the inference: auto, {', '.join(PRECISIONS)}"
+        default="auto", description=f"precision of the inference: auto, {', '.join(PRECISIONS)}"
     )
     device: Literal["auto", *DEVICES] = Field(  # type: ignore[valid-type]
-        default="auto", description=f"what the inference runs on: auto, {', '.join(DEVICES)}"
+        default="auto", description=f"device of the inference: auto, {', '.join(DEVICES)}"
     )
     workers: int = Field(
-        default=1, ge=1, le=256, description="processes, each with the bundles open; they share the port"
+        default=1, ge=1, le=256, description="processes, each with all bundles loaded; they share the port"
     )
     threads: int = Field(
         default=0, ge=0, description="cores for one inference; 0 divides all among the inferences of all workers"
     )
-    concurrency: int = Field(default=1, ge=1, le=256, description="inferences at once in each worker")
+    concurrency: int = Field(default=1, ge=1, le=256, description="concurrent inferences in each worker")
     queue: int = Field(
         default=32,
         ge=0,
@@ -61,82 +60,86 @@ class Settings(BaseSettings):
         default=10, gt=0, le=600, description="seconds that an image may wait for its inference; else 429"
     )
     timeout_seconds: float = Field(
-        default=60, gt=0, le=3600, description="seconds from a request's whole body to its answer; then 504"
+        default=60, gt=0, le=3600, description="seconds from a request's whole body to its response; then 504"
     )
     body_seconds: float = Field(
         default=20,
         gt=0,
         le=3600,
-        description="seconds in which a body must come (else 408), and a quarter of a MiB of an answer be taken",
+        description="seconds in which a body must arrive (else 408), and a quarter of a MiB of a response be received",
     )
     max_uploads: int = Field(
-        default=32, ge=1, description="bodies that may come in at once; divided among the workers, rounded up"
+        default=32, ge=1, description="bodies that may be uploaded at once; divided among the workers, rounded up"
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     max_pixels: int = Field(default=50_000_000, ge=1, description="largest image, in pixels (width x height)")
     max_images: int = Field(default=64, ge=1, le=1000, description="images in one request to /v1/segment/batch")
     api_keys: CommaSeparated = Field(
         default=(),
-        description="sha256 of each key that opens the service, separated by commas (`maskserve key` makes one); none: open",
+        description="sha256 of each accepted key, separated by commas (`maskserve key` makes one); none: no key needed",
     )
     cors_origins: CommaSeparated = Field(
         default=(), description="origins whose web pages may call, separated by commas, as in https://a.org; * is any"
     )
-    page: bool = Field(default=True, description="whether the web page is at /; `off` takes it away")
+    page: bool = Field(default=True, description="whether the web page is at /; `off` disables it")
     access_log: bool = Field(
-        default=True, description="whether each request leaves a line of JSON on the standard output"
+        default=True, description="whether each request writes a line of JSON to the standard output"
     )
 
     @field_validator("api_keys", "cors_origins", mode="before")
     @classmethod
-    def _separated(cls, value: Any) -> Any:
-        return tuple(word.strip() for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+    def _split_commas(cls, value: Any) -> Any:
+        return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
 
     @field_validator("api_keys")
     @classmethod
-    def _hashed(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+    def _validate_hashes(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
         if not all(is_key_hash(key) for key in keys):
-            raise ValueError("each must be 64 hexadecimal digits, the sha256 of a key; `maskserve key` makes both")
+            raise ValueError(
+                "each must be 64 hexadecimal digits, the sha256 of a key; `maskserve key` makes a key and its hash"
+            )
         return tuple(key.lower() for key in keys)
 
     @field_validator("cors_origins")
     @classmethod
-    def _origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+    def _validate_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
         for origin in origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
-                raise ValueError(f"{origin!r} is no origin, such as https://example.org or http://localhost:8080")
+                raise ValueError(
+                    f"{origin!r} is not an origin; use a form such as https://example.org or http://localhost:8080"
+                )
         return origins
 
     @property
     def stop_seconds(self) -> int:
-        """How long a request that was accepted may take to end, and a stop therefore to wait for it."""
+        """Longest time that an accepted request may take, and that a stop therefore waits, in seconds."""
         return math.ceil(self.body_seconds + self.timeout_seconds)
 
-    def share(self, total: int) -> int:
-        """What one worker has of a limit that is divided among all."""
+    def per_worker(self, total: int) -> int:
+        """One worker's part of a limit that is divided among all, rounded up."""
         return -(-total // self.workers)
 
 
 def read_settings(bundle: Path | None = None) -> Settings:
-    """The settings from the environment; `bundle` stands over the one that is named there.
+    """Read the settings from the environment; `bundle` overrides MASKSERVE_BUNDLE.
 
-    Raises: ConfigError naming the variable that is unknown, missing or wrong.
+    Raises: ConfigError that names the variable that is unknown, missing or invalid.
     """
     known = [field.upper() for field in Settings.model_fields]
     for variable in sorted(os.environ):
         name = variable.upper().removeprefix(ENV_PREFIX)
         if not variable.upper().startswith(ENV_PREFIX) or name in known or _SERVICE_LINKS.fullmatch(name):
             continue
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean {ENV_PREFIX}{close[0]}?" if close else f"known are {ENV_PREFIX}{', '.join(known)}."
-        raise ConfigError(f"The environment variable {variable} is not known; {hint}")
+        closest = closest_names(name, known, cutoff=0.5)
+        hint = f"Did you mean {ENV_PREFIX}{closest}?" if closest else f"Available: {ENV_PREFIX}{', '.join(known)}."
+        raise ConfigError(f"Unknown environment variable {variable}. {hint}")
     try:
         return Settings.model_validate({} if bundle is None else {"bundle": bundle})
     except ValidationError as error:
         first = error.errors()[0]
         variable = ENV_PREFIX + str(first["loc"][0]).upper()
         if first["type"] == "missing":
-            raise ConfigError(f"{variable} is not set; it names the folder of the bundle to serve.") from error
+            raise ConfigError(f"{variable} is not set. Set it to the folder of the bundle to serve.") from error
         reason = first["msg"].removeprefix("Value error, ")
-        shown = "set to something else" if first["loc"][0] == "api_keys" else repr(first["input"])  # it may be the key
-        raise ConfigError(f"{variable} is {shown}: {reason}.") from error
+        shown = "" if first["loc"][0] == "api_keys" else f" {first['input']!r}"  # do not repeat what may be the key
+        raise ConfigError(f"Invalid value{shown} for {variable}: {reason}.") from error

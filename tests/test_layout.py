@@ -87,7 +87,7 @@ def test_only_networks_import_torch() -> None:
 @pytest.mark.parametrize(
     ("statement", "loaded"),
     [
-        ("import models.outputs, service.server_process, service.app", {"models", "service"}),
+        ("import models.outputs, service.server_process, service.bento_service", {"models", "service"}),
         ("import maskserve.cli.app, maskserve.client", {"maskserve"}),
     ],
     ids=["the service needs no training", "the wheel needs no other package, --help neither"],

@@ -32,7 +32,7 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 """
-IMPORT_SERVICE = "import service.app"
+IMPORT_SERVICE = "import service.bento_service"
 IMPORT_ONNX_MODEL = """
 from pathlib import Path
 import training.train, training.export, training.augment

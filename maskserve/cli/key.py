@@ -4,15 +4,15 @@ from rich.console import Console
 
 
 def key() -> None:
-    """Make an API key, and the hash of it that MASKSERVE_API_KEYS takes."""
+    """Generate an API key and its hash for MASKSERVE_API_KEYS."""
     from service.auth import generate_api_key
 
-    made, hashed = generate_api_key()
+    api_key, key_hash = generate_api_key()
     console = Console()
-    console.print(f"key   {made}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"hash  {hashed}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"key   {api_key}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"hash  {key_hash}", highlight=False, markup=False, soft_wrap=True)
     console.print(
-        "Give the key to whoever calls, who sends it as `Authorization: Bearer KEY`; it is not kept here. Set the hash in\n"
-        "MASKSERVE_API_KEYS, after a comma where there are others.",
+        "Give the key to the caller, who sends it as `Authorization: Bearer KEY`; it is not stored. Set MASKSERVE_API_KEYS to\n"
+        "the hash, after a comma if it has other hashes.",
         highlight=False, markup=False, style="dim", soft_wrap=True,
     )  # fmt: skip

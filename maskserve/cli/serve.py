@@ -1,4 +1,4 @@
-"""The verbs about the service: `serve` answers over HTTP, `key` makes what opens it."""
+"""The subcommand `serve`."""
 
 import os
 from pathlib import Path
@@ -12,22 +12,24 @@ from rich.table import Table
 def serve(
     bundle: Annotated[
         Path | None,
-        typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote, or a folder of such folders."),
+        typer.Argument(metavar="BUNDLE", help="Bundle that `maskserve export` wrote, or a folder of bundles."),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Processes that share port and cores (default: MASKSERVE_WORKERS, or 1)."),
+        typer.Option(
+            min=1, max=256, help="Worker processes; they share port and cores (default: MASKSERVE_WORKERS, or 1)."
+        ),
     ] = None,
     list_settings: Annotated[
-        bool, typer.Option("--settings", help="List the environment's MASKSERVE_* settings, and stop.")
+        bool, typer.Option("--settings", help="List the MASKSERVE_* environment variables and exit.")
     ] = False,
 ) -> None:
-    """Answer POST /v1/segment with masks until Ctrl-C; bundles that change or come are taken up meanwhile.
+    """Start the HTTP server. Reloads changed bundles.
 
-    Limits, keys, CORS, engine and log are set by MASKSERVE_* variables: --settings lists them. /v1/docs explains the
-    interface.
+    MASKSERVE_* environment variables set limits, API keys, CORS, engine and log: --settings lists them. The API is
+    documented at /v1/docs.
     """
     from models.errors import ConfigError
     from service.server_process import serve as serve_bundle
@@ -36,7 +38,7 @@ def serve(
         _print_settings(Console())
         return
     if bundle is None:
-        raise ConfigError("Name the folder of a bundle, as in `maskserve serve runs/mydata/bundle`.")
+        raise ConfigError("No bundle given. Name its folder, as in `maskserve serve runs/mydata/bundle`.")
     if workers is not None:
         os.environ["MASKSERVE_WORKERS"] = str(workers)
     raise typer.Exit(serve_bundle(bundle, host, port))
@@ -45,7 +47,7 @@ def serve(
 def _print_settings(console: Console) -> None:
     from service.settings import ENV_PREFIX, Settings
 
-    table = Table("variable", "default", "what it sets", box=None, pad_edge=False, header_style="bold")
+    table = Table("variable", "default", "description", box=None, pad_edge=False, header_style="bold")
     for name, field in Settings.model_fields.items():
         default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
         table.add_row(ENV_PREFIX + name.upper(), default, field.description)

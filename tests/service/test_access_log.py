@@ -1,4 +1,4 @@
-"""What is noted of a request: its id, its line in the log, its figures."""
+"""What is recorded of a request: its id, its line in the log, its metrics."""
 
 import asyncio
 import json
@@ -8,9 +8,9 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from service.access_log import AccessLogMiddleware, add_log_fields, request_id
+from service.access_log import add_log_fields, request_id
 from service.errors import OverloadedError
-from service.middleware import ErrorMiddleware
+from service.middleware import AccessLogMiddleware, ErrorMiddleware
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,54 +24,54 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 def send_requests(
     paths: list[str], headers: dict[str, str] | None = None, log: bool = True
 ) -> tuple[list[httpx.Response], list]:
-    """The answers to requests that are sent together, and what was counted."""
+    """Send requests concurrently. Returns: the responses, and the calls of `count`."""
     counted: list[tuple[str, int, float]] = []
 
     async def send() -> list[httpx.Response]:
-        recorded = AccessLogMiddleware(ErrorMiddleware(app), log, lambda *figures: counted.append(figures))
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(recorded), base_url="http://record") as client:
+        logged = AccessLogMiddleware(ErrorMiddleware(app), log, lambda *call: counted.append(call))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(logged), base_url="http://log") as client:
             return await asyncio.gather(*(client.get(path, headers=headers) for path in paths))
 
     return asyncio.run(send()), counted
 
 
-def test_each_request_has_its_own_id_also_among_others() -> None:
-    answers, _ = send_requests(["/a"] * 20)
-    ids = [answer.headers["x-request-id"] for answer in answers]
+def test_concurrent_requests_have_different_ids() -> None:
+    responses, _ = send_requests(["/a"] * 20)
+    ids = [response.headers["x-request-id"] for response in responses]
     assert len(set(ids)) == 20
-    assert [answer.text for answer in answers] == ids
+    assert [response.text for response in responses] == ids
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"),
+    ("caller_id", "is_used"),
     [("trace-1:2/3", True), ("x" * 128, True), ("x" * 129, False), ("a b", False), ('"};{"', False), ("", False)],
 )
-def test_a_callers_id_is_taken_if_it_can_stand_in_a_log(given: str, taken: bool) -> None:
-    (answer,), _ = send_requests(["/a"], {"X-Request-ID": given})
-    assert (answer.headers["x-request-id"] == given) == taken
+def test_id_of_the_caller_is_used_if_it_is_safe_in_a_log(caller_id: str, is_used: bool) -> None:
+    (response,), _ = send_requests(["/a"], {"X-Request-ID": caller_id})
+    assert (response.headers["x-request-id"] == caller_id) == is_used
 
 
-def test_a_line_of_json_for_each_request(capsys: pytest.CaptureFixture[str]) -> None:
-    (fine, busy), counted = send_requests(["/a", "/busy"])
+def test_each_request_writes_a_line_of_json(capsys: pytest.CaptureFixture[str]) -> None:
+    (success, busy), counted = send_requests(["/a", "/busy"])
     lines = {line["path"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
     assert lines["/a"]["status"] == 200 and lines["/busy"]["status"] == 429
-    assert lines["/a"]["request_id"] == fine.headers["x-request-id"] == fine.text
+    assert lines["/a"]["request_id"] == success.headers["x-request-id"] == success.text
     assert lines["/a"]["model"] == "tiny@abc" and lines["/a"]["stages"] == {"infer": 1.5}
-    assert lines["/a"]["bytes"] == len(fine.content) and lines["/a"]["ms"] >= 1
+    assert lines["/a"]["bytes"] == len(success.content) and lines["/a"]["ms"] >= 1
     assert "model" not in lines["/busy"]
     assert busy.json()["request_id"] == busy.headers["x-request-id"] == lines["/busy"]["request_id"]
     assert busy.headers["retry-after"] == "3"
     assert sorted((path, status) for path, status, _ in counted) == [("/a", 200), ("/busy", 429)]
 
 
-def test_probes_leave_no_line_and_a_log_can_be_off(capsys: pytest.CaptureFixture[str]) -> None:
-    send_requests(["/readyz", "/metrics"])
+def test_probes_write_no_line_and_the_log_can_be_off(capsys: pytest.CaptureFixture[str]) -> None:
+    send_requests(["/readyz", "/metrics", "/static/main.js"])
     _, counted = send_requests(["/a"], log=False)
     assert capsys.readouterr().out == ""
     assert len(counted) == 1
 
 
-def test_a_line_cannot_be_forged_by_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+def test_path_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     send_requests(['/a%0A{"status":200}'])
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["path"] == '/a\n{"status":200}'

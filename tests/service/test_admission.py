@@ -1,8 +1,11 @@
-"""The line before the engine: first come, first served, and who would wait too long is told at once."""
+"""Admission control: first come, first served; requests that would wait too long are rejected immediately."""
 
 import asyncio
 import math
+import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -25,121 +28,192 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def test_places_are_rooms_and_those_who_wait() -> None:
-    full = make_admission(image_slots=2, queue_size=1)
-    with full.queue_slot(), full.queue_slot(), full.queue_slot():
-        with pytest.raises(OverloadedError, match="3 images are being answered or wait"):
-            full.check_capacity()
-        with pytest.raises(OverloadedError), full.queue_slot():
-            pass
-    full.check_capacity()
+def test_queue_admits_image_slots_and_waiting_images() -> None:
+    async def work() -> None:
+        admission = make_admission(image_slots=2, queue_size=1)
+        async with AsyncExitStack() as held:
+            for _ in range(3):
+                await held.enter_async_context(admission.acquire("queue"))
+            with pytest.raises(OverloadedError, match="3 images are processed or wait"):
+                admission.check_capacity()
+            with pytest.raises(OverloadedError):
+                await held.enter_async_context(admission.acquire("queue"))
+        admission.check_capacity()
+
+    run(work())
 
 
-def test_a_batch_counts_for_as_many_as_it_has_in_work() -> None:
-    slow = make_admission(inference_slots=1, image_slots=3, queue_size=30, queue_timeout_seconds=5)
-    slow.record_inference_time(1.0)
-    with slow.queue_slot(2):
-        assert slow.expected_wait_seconds == 2
-    assert slow.expected_wait_seconds == 0
+def test_batch_counts_for_the_images_that_it_processes_at_once() -> None:
+    async def work() -> None:
+        admission = make_admission(inference_slots=1, image_slots=3, queue_size=30, queue_timeout_seconds=5)
+        admission.record_inference_time(1.0)
+        async with admission.acquire("queue", count=2):
+            assert admission.expected_wait_seconds == 2
+        assert admission.expected_wait_seconds == 0
+
+    run(work())
 
 
-def test_a_place_is_given_back_after_an_error() -> None:
-    full = make_admission(image_slots=1, queue_size=0)
-    with pytest.raises(ValueError, match="broken"), full.queue_slot():
-        raise ValueError("broken")
-    full.check_capacity()
+@pytest.mark.parametrize("stage", ["upload", "queue", "image", "inference"])
+def test_slot_is_released_after_an_error(stage: Any) -> None:
+    async def work() -> None:
+        admission = make_admission(image_slots=1, queue_size=0, max_uploads=1)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="broken"):
+                async with admission.acquire(stage):
+                    raise ValueError("broken")
+        admission.check_capacity()
+
+    run(work())
 
 
-def test_uploads_have_places_of_their_own() -> None:
-    few = make_admission(max_uploads=1)
-    with few.upload_slot():
-        with pytest.raises(OverloadedError, match="bodies"):
-            few.check_capacity()
-        with few.queue_slot():  # who has sent a body does not wait for those who still send
-            pass
-    few.check_capacity()
+def test_uploads_have_their_own_limit() -> None:
+    async def work() -> None:
+        admission = make_admission(max_uploads=1)
+        async with admission.acquire("upload"):
+            with pytest.raises(OverloadedError, match="bodies"):
+                admission.check_capacity()
+            async with admission.acquire("queue"):  # a complete request does not wait for uploads
+                pass
+        admission.check_capacity()
+
+    run(work())
 
 
-def test_who_would_wait_too_long_is_refused_at_once() -> None:
-    slow = make_admission(inference_slots=1, image_slots=3, queue_size=30, queue_timeout_seconds=5)
-    slow.record_inference_time(1.0)
-    held = [slow.queue_slot() for _ in range(6)]
-    for place in held[:4]:
-        place.__enter__()
-    slow.check_capacity()  # the fifth would wait for 4 s, of 4.5 that may be foreseen
-    held[4].__enter__()
-    with pytest.raises(OverloadedError, match="would wait for some 5 seconds") as caught:
-        slow.check_capacity()
-    assert caught.value.retry_after == 5
-    assert slow.expected_wait_seconds == 5
+def test_request_that_would_wait_too_long_is_rejected_immediately() -> None:
+    async def work() -> None:
+        admission = make_admission(inference_slots=1, image_slots=3, queue_size=30, queue_timeout_seconds=5)
+        admission.record_inference_time(1.0)
+        async with AsyncExitStack() as held:
+            for _ in range(4):
+                await held.enter_async_context(admission.acquire("queue"))
+            admission.check_capacity()  # the fifth would wait 4 s; 4.5 s are allowed
+            await held.enter_async_context(admission.acquire("queue"))
+            with pytest.raises(OverloadedError, match="would wait about 5 seconds") as caught:
+                admission.check_capacity()
+            assert caught.value.retry_after == 5
+            assert admission.expected_wait_seconds == 5
+
+    run(work())
 
 
-def test_more_turns_shorten_the_wait() -> None:
-    wide = make_admission(inference_slots=4, image_slots=8, queue_size=30)
-    wide.record_inference_time(1.0)
-    held = [wide.queue_slot() for _ in range(7)]
-    for place in held:
-        place.__enter__()
-    assert wide.expected_wait_seconds == 1.0
+def test_concurrent_inferences_shorten_the_wait() -> None:
+    async def work() -> None:
+        admission = make_admission(inference_slots=4, image_slots=8, queue_size=30)
+        admission.record_inference_time(1.0)
+        async with admission.acquire("queue", count=7):
+            assert admission.expected_wait_seconds == 1.0
+
+    run(work())
 
 
-def test_the_pace_follows_the_images_but_not_one_of_them() -> None:
-    changing = make_admission(inference_slots=1, image_slots=1, queue_size=9)
-    with changing.queue_slot():
-        changing.record_inference_time(0.1)
-        changing.record_inference_time(10.0)
-        assert changing.expected_wait_seconds < 2
-        for _ in range(30):
-            changing.record_inference_time(10.0)
-        assert changing.expected_wait_seconds > 9
+def test_expected_wait_follows_recent_images_but_not_a_single_one() -> None:
+    async def work() -> None:
+        admission = make_admission(inference_slots=1, image_slots=1, queue_size=9)
+        async with admission.acquire("queue"):
+            admission.record_inference_time(0.1)
+            admission.record_inference_time(10.0)
+            assert admission.expected_wait_seconds < 2
+            for _ in range(30):
+                admission.record_inference_time(10.0)
+            assert admission.expected_wait_seconds > 9
+
+    run(work())
 
 
 def test_first_come_first_served() -> None:
     async def work() -> list[int]:
-        queue, order = make_admission(), []
+        admission, order = make_admission(), []
 
-        async def one(number: int) -> None:
-            await queue.acquire(queue.inference_slots, 5.0)
-            order.append(number)
-            await asyncio.sleep(0.001)
-            queue.inference_slots.release()
+        async def process(number: int) -> None:
+            async with admission.acquire("inference", 5.0):
+                order.append(number)
+                await asyncio.sleep(0.001)
 
-        await asyncio.gather(*(one(number) for number in range(8)))
+        await asyncio.gather(*(process(number) for number in range(8)))
         return order
 
     assert run(work()) == list(range(8))
 
 
-def test_patience_is_one_for_all_waits() -> None:
+async def hold(admission: AdmissionController, seconds: float) -> None:
+    async with admission.acquire("inference"):
+        await asyncio.sleep(seconds)
+
+
+def test_slot_tells_how_long_the_request_waited() -> None:
     async def work() -> tuple[float, float]:
-        queue = make_admission()
-        untouched = await queue.acquire(queue.inference_slots, 0.5)
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.05, queue.inference_slots.release)
-        return untouched, await queue.acquire(queue.inference_slots, 0.5)
+        admission = make_admission()
+        async with admission.acquire("inference", 0.5) as first:
+            pass
+        holder = asyncio.create_task(hold(admission, 0.05))
+        await asyncio.sleep(0)
+        async with admission.acquire("inference", 0.5) as second:
+            await holder
+            return first.waited_seconds, second.waited_seconds
 
-    untouched, left = run(work())
-    assert untouched == 0.5
-    assert 0 < left <= 0.45
+    first, second = run(work())
+    assert first == 0
+    assert 0.04 <= second < 0.5
 
 
-def test_patience_ends_and_the_turn_is_not_lost() -> None:
+def test_wait_times_out_and_the_slot_is_not_lost() -> None:
     async def work() -> None:
-        queue = make_admission(queue_timeout_seconds=0.02)
-        await queue.acquire(queue.inference_slots, 1)
-        with pytest.raises(OverloadedError, match=r"waited for the 0\.02 seconds"):
-            await queue.acquire(queue.inference_slots, 0.02)
-        queue.inference_slots.release()
-        await asyncio.wait_for(queue.acquire(queue.inference_slots, math.inf), 1)
+        admission = make_admission(queue_timeout_seconds=0.02)
+        holder = asyncio.create_task(hold(admission, 0.1))
+        await asyncio.sleep(0)
+        with pytest.raises(OverloadedError, match=r"waited for the limit of 0\.02 seconds"):
+            async with admission.acquire("inference", 0.02):
+                pass
+        async with admission.acquire("inference", math.inf) as slot:
+            assert slot.waited_seconds > 0.05
+        await holder
 
     run(work())
 
 
-def test_infinite_patience_waits() -> None:
-    async def work() -> float:
-        queue = make_admission(queue_timeout_seconds=0.01)
-        await queue.acquire(queue.inference_slots, 1)
-        asyncio.get_running_loop().call_later(0.1, queue.inference_slots.release)
-        return await queue.acquire(queue.inference_slots, math.inf)
+def test_cancelled_request_holds_its_slot_until_its_thread_is_done() -> None:
+    def block(is_cancelled: Any) -> None:
+        while not is_cancelled():
+            time.sleep(0.001)
+        time.sleep(0.05)
 
-    assert run(work()) == math.inf
+    async def work() -> None:
+        admission = make_admission()
+        with ThreadPoolExecutor(1) as pool:
+
+            async def infer() -> None:
+                async with admission.acquire("inference") as slot:
+                    await slot.run(pool, lambda: block(slot.is_cancelled))
+
+            task = asyncio.create_task(infer())
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            async with admission.acquire("inference", 5.0) as slot:
+                assert slot.waited_seconds > 0.02
+
+    run(work())
+
+
+def test_times_of_inferences_are_recorded_but_not_of_failed_ones() -> None:
+    def fail() -> None:
+        raise ValueError("broken")
+
+    async def work() -> None:
+        admission = make_admission(inference_slots=1, image_slots=1)
+        with ThreadPoolExecutor(1) as pool:
+            async with admission.acquire("queue"):
+                for stage, function, expected in (
+                    ("inference", fail, False), ("image", lambda: time.sleep(0.01), False),
+                    ("inference", lambda: time.sleep(0.01), True),
+                ):  # fmt: skip
+                    try:
+                        async with admission.acquire(stage) as slot:
+                            await slot.run(pool, function)
+                    except ValueError:
+                        pass
+                    assert (admission.expected_wait_seconds >= 0.01) == expected
+
+    run(work())

@@ -1,7 +1,6 @@
-"""Changed images against the decoder and against the real service: never a 5xx, never a hang, memory bounded.
+"""Mutated images sent to the decoder and to the real service: no 5xx, no hang, bounded memory.
 
-FUZZ_IMAGES says how many (`make fuzz`: 20,000), FUZZ_START with which number to begin; FUZZ_START=n FUZZ_IMAGES=1
-plays one again.
+FUZZ_IMAGES is their number (`make fuzz`: 20,000), FUZZ_START the first. FUZZ_START=n FUZZ_IMAGES=1 repeats image n.
 """
 
 import os
@@ -18,21 +17,21 @@ from tests.image_mutations import make_mutation
 
 START, COUNT = int(os.environ.get("FUZZ_START", "0")), int(os.environ.get("FUZZ_IMAGES", "300"))
 IMAGES = range(START, START + COUNT)
-TIMEOUT_SECONDS = 60.0  # seconds: the slowest of them takes less than one on an idle machine
-MAX_GROWTH_BYTES = 400 << 20  # bytes that the service may hold more after an image than it held after the first ones
-WARMUP_COUNT, CHECK_INTERVAL = 50, 50  # images: before memory is first looked at, and between looks
+TIMEOUT_SECONDS = 60.0  # the slowest image takes less than one second on an idle machine
+MAX_GROWTH_BYTES = 400 << 20  # by which the memory of the service may grow after the first images
+WARMUP_COUNT, CHECK_INTERVAL = 50, 50  # images before the first measurement of memory, and between measurements
 ALLOWED_STATUSES = {200, 400, 413, 415, 422}
 
-pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")  # as the decoder's room has it, outside pytest
+pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL\.")  # as models/imaging does outside pytest
 
 
-def fail_with_file(number: int, data: bytes, folder: Path, what: object) -> NoReturn:
+def fail_with_file(number: int, data: bytes, folder: Path, reason: object) -> NoReturn:
     path = folder / f"{number}.image"
     path.write_bytes(data)
-    pytest.fail(f"image {number}: {what}; it is {path}, and FUZZ_START={number} FUZZ_IMAGES=1 makes it again")
+    pytest.fail(f"image {number}: {reason}; written to {path}. FUZZ_START={number} FUZZ_IMAGES=1 repeats it.")
 
 
-def test_the_decoder_raises_only_what_it_says(tmp_path: Path) -> None:
+def test_decoder_raises_only_documented_errors(tmp_path: Path) -> None:
     outcomes: Counter[str] = Counter()
     for number in IMAGES:
         data = make_mutation(number)
@@ -44,34 +43,36 @@ def test_the_decoder_raises_only_what_it_says(tmp_path: Path) -> None:
         except BaseException as error:
             fail_with_file(number, data, tmp_path, repr(error))
     print(dict(outcomes))
-    assert COUNT < 300 or min(outcomes["decoded"], outcomes["BrokenImage"], outcomes["NotAnImage"]) > 10
+    assert (
+        COUNT < 300 or min(outcomes["decoded"], outcomes["CorruptImageError"], outcomes["UnsupportedFormatError"]) > 10
+    )
 
 
-def test_the_service_answers_every_image(service_url: str, tmp_path: Path) -> None:
+def test_service_responds_to_every_image(service_url: str, tmp_path: Path) -> None:
     outcomes: Counter[int] = Counter()
     first = largest = 0
     with httpx.Client(base_url=service_url, timeout=TIMEOUT_SECONDS) as client:
         for count, number in enumerate(IMAGES):
             data = make_mutation(number)
             try:
-                answer = client.post("/v1/segment", content=data)
+                response = client.post("/v1/segment", content=data)
             except httpx.HTTPError as error:
                 fail_with_file(number, data, tmp_path, repr(error))
-            outcomes[answer.status_code] += 1
-            if answer.status_code not in ALLOWED_STATUSES:
-                fail_with_file(number, data, tmp_path, f"{answer.status_code} {answer.text[:500]}")
+            outcomes[response.status_code] += 1
+            if response.status_code not in ALLOWED_STATUSES:
+                fail_with_file(number, data, tmp_path, f"{response.status_code} {response.text[:500]}")
             if count >= WARMUP_COUNT and count % CHECK_INTERVAL == 0:
-                held = resident_bytes(httpx.URL(service_url).port)
-                first, largest = first or held, max(largest, held)
-                if held - first > MAX_GROWTH_BYTES:
-                    fail_with_file(number, data, tmp_path, f"the service grew from {first:,} to {held:,} bytes")
+                resident = resident_bytes(httpx.URL(service_url).port)
+                first, largest = first or resident, max(largest, resident)
+                if resident - first > MAX_GROWTH_BYTES:
+                    fail_with_file(number, data, tmp_path, f"the service grew from {first:,} to {resident:,} bytes")
         assert client.get("/readyz").status_code == 200
     print(dict(outcomes), f"memory {first >> 20} MiB after {WARMUP_COUNT} images, {largest >> 20} MiB at most")
     assert COUNT < 300 or min(outcomes[200], outcomes[415], outcomes[422]) > 10
 
 
 def resident_bytes(port: int | None) -> int:
-    """Bytes that the service's processes hold in memory: the one that has the port, and all that it has started."""
+    """Resident bytes of the service: the process with this port, and all its descendants."""
     processes = list(Path("/proc").glob("[0-9]*"))
     parents = {path.name: _parent_pid(path) for path in processes}
     family = {path.name for path in processes if f"--port\0{port}".encode() in _read_file(path / "cmdline")}

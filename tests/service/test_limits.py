@@ -1,115 +1,152 @@
-"""A real service with keys, small limits and a page of its own that may call it: each limit and what it answers."""
+"""A service with API keys, small limits and CORS, in process: each limit and its response."""
 
-import socket
+import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Awaitable, Iterator
 
-import httpx
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
+from starlette.types import ASGIApp, Message
 
+from service import middleware
 from service.auth import generate_api_key
-from service.server_process import background_server
-from tests.service.test_app import JPEG, check_problem, decode_mask, encode_image
+from tests.fixtures_images import encode_image
+from tests.service.in_process import start_app
+from tests.service.test_app import JPEG, check_problem, decode_mask
+from tests.service.tiny_bundle import write_tiny_bundle
 
 KEY, HASH = generate_api_key()
 ORIGIN = "https://page.example"
-LIMITS = {
-    "API_KEYS": HASH, "CORS_ORIGINS": ORIGIN, "MAX_BODY_BYTES": "100000", "MAX_PIXELS": "100000", "BODY_SECONDS": "0.5",
-    "MAX_IMAGES": "3", "MAX_UPLOADS": "2",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def url(tiny_bundle: Path) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in LIMITS.items():
-            patch.setenv(f"MASKSERVE_{name}", value)
-        with background_server(tiny_bundle) as url:
-            yield url
-
-
-@pytest.fixture(scope="module")
-def http(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60.0, headers={"Authorization": f"Bearer {KEY}"}) as client:
+def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """A client without a key."""
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("limits") / "small")
+    with pytest.MonkeyPatch.context() as patch, start_app(
+        bundle, api_keys=(HASH,), cors_origins=(ORIGIN,), max_body_bytes=100_000, max_pixels=100_000, body_seconds=0.5,
+        max_images=3, max_uploads=2,
+    ) as client:  # fmt: skip
+        patch.setattr(middleware, "LINGER_SECONDS", 0.1)
         yield client
 
 
-def test_no_key_no_answer_but_for_probes_and_the_documentation(url: str) -> None:
-    with httpx.Client(base_url=url) as stranger:
-        for request in (
-            ("POST", "/v1/segment"),
-            ("GET", "/v1/models"),
-            ("GET", "/metrics"),
-            ("GET", "/v1/models/tiny"),
-            ("GET", "/v1/models/nobody"),
-        ):
-            answer = stranger.request(*request)
-            check_problem(answer, 401, "Authorization: Bearer", "X-API-Key")
-            assert answer.headers["www-authenticate"] == 'Bearer realm="maskserve"'
-        for path in ("/livez", "/readyz", "/v1/docs", "/v1/openapi.json", "/", "/static/main.js"):
-            assert stranger.get(path).status_code == 200, path
-        check_problem(stranger.get("/v1/models", headers={"X-API-Key": "wrong"}), 401, "does not open")
-        assert stranger.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200
+@pytest.fixture(scope="module")
+def http(visitor: TestClient) -> TestClient:
+    """A client with a key."""
+    client = TestClient(visitor.app, base_url="http://service", headers={"Authorization": f"Bearer {KEY}"})
+    client.portal = visitor.portal  # the event loop in which the service has started
+    return client
 
 
-def test_a_stranger_is_refused_before_the_body_is_read(url: str) -> None:
-    """Only the head of a request is sent: an answer can come of that alone."""
-    with _open_partial_request(url, 50_000) as connection:
-        assert connection.recv(4000).startswith(b"HTTP/1.1 401")
+def test_only_probes_page_and_documentation_need_no_key(visitor: TestClient) -> None:
+    for request in (
+        ("POST", "/v1/segment"),
+        ("GET", "/v1/models"),
+        ("GET", "/metrics"),
+        ("GET", "/v1/models/small"),
+        ("GET", "/v1/models/nobody"),
+        ("GET", "/nothing"),
+    ):
+        response = visitor.request(*request)
+        check_problem(response, 401, "Authorization: Bearer", "X-API-Key")
+        assert response.headers["www-authenticate"] == 'Bearer realm="maskserve"'
+    for path in ("/readyz", "/v1/docs", "/v1/openapi.json", "/", "/static/main.js"):
+        assert visitor.get(path).status_code == 200, path
+    check_problem(visitor.get("/v1/models", headers={"X-API-Key": "wrong"}), 401, "not valid")
+    assert visitor.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200
 
 
-def test_pages_of_one_origin_may_call(url: str) -> None:
-    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-request-id"}
-    allowed = httpx.options(f"{url}/v1/segment", headers={"Origin": ORIGIN, **asked})
+def test_page_of_the_allowed_origin_may_call(visitor: TestClient) -> None:
+    preflight = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,x-request-id",
+    }
+    allowed = visitor.options("/v1/segment", headers={"Origin": ORIGIN, **preflight})
     assert (allowed.status_code, allowed.headers["access-control-allow-origin"]) == (200, ORIGIN)
-    other = httpx.options(f"{url}/v1/segment", headers={"Origin": "https://other.example", **asked})
+    other = visitor.options("/v1/segment", headers={"Origin": "https://other.example", **preflight})
     assert "access-control-allow-origin" not in other.headers
-    refused = httpx.post(f"{url}/v1/segment", headers={"Origin": ORIGIN}, content=JPEG)  # without the key
-    assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == ORIGIN
-    assert "X-Request-ID" in refused.headers["access-control-expose-headers"]
+    rejected = visitor.post("/v1/segment", headers={"Origin": ORIGIN}, content=JPEG)  # without a key
+    assert rejected.status_code == 401 and rejected.headers["access-control-allow-origin"] == ORIGIN
+    assert "X-Request-ID" in rejected.headers["access-control-expose-headers"]
 
 
-def test_bytes_and_pixels(http: httpx.Client) -> None:
+def test_bytes_and_pixels(http: TestClient) -> None:
     decode_mask(http.post("/v1/segment", content=JPEG))
     check_problem(http.post("/v1/segment", content=JPEG + bytes(100_001 - len(JPEG))), 413, "100,001", "100,000")
-    check_problem(http.post("/v1/segment", content=(bytes(50_000) for _ in range(3))), 413, "more than 100,000")
-    noisy = encode_image(_blank_image(400, 251), "PNG")
-    check_problem(http.post("/v1/segment", content=noisy), 413, "251 x 400 = 100,400", "100,000")
-    decode_mask(http.post("/v1/segment", content=encode_image(_blank_image(400, 250), "PNG")))
+    check_problem(
+        http.post("/v1/segment", content=encode_image(blank_image(400, 251), "PNG")),
+        413, "251 x 400 = 100,400", "100,000",
+    )  # fmt: skip
+    decode_mask(http.post("/v1/segment", content=encode_image(blank_image(400, 250), "PNG")))
 
 
-def test_images_of_a_batch(http: httpx.Client) -> None:
-    small = [("images", encode_image(_blank_image(4, 4), "PNG"))]
+def test_images_of_a_batch(http: TestClient) -> None:
+    small = [("images", encode_image(blank_image(4, 4), "PNG"))]
     assert http.post("/v1/segment/batch", files=small * 3).status_code == 200
     check_problem(http.post("/v1/segment/batch", files=small * 4), 400, "Maximum number of files is 3")
 
 
-def test_a_body_that_does_not_come(url: str) -> None:
-    with _open_partial_request(url, 50_000, KEY) as connection:
-        answer = b"".join(iter(lambda: connection.recv(4000), b""))  # until it is closed
-        assert answer.startswith(b"HTTP/1.1 408") and b"0.5 seconds" in answer
+class SlowUpload:
+    """A request with a key whose body does not arrive completely."""
+
+    def __init__(self, client: TestClient, chunks: list[bytes], key: str = KEY) -> None:
+        self.sent: list[Message] = []
+        self._chunks = iter(chunks)
+        assert client.portal is not None
+        self._task = client.portal.start_task_soon(self._run, client.app, key)
+
+    async def _run(self, app: ASGIApp, key: str) -> None:
+        headers = [(b"x-api-key", key.encode()), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/segment", "query_string": b"", "headers": headers}
+        await app(scope, self._receive, self._send)
+
+    async def _receive(self) -> Message:
+        for chunk in self._chunks:
+            return {"type": "http.request", "body": chunk, "more_body": True}
+        await asyncio.sleep(60)
+        return {"type": "http.disconnect"}
+
+    def _send(self, message: Message) -> Awaitable[None]:
+        self.sent.append(message)
+        return asyncio.sleep(0)
+
+    def response(self) -> tuple[int, bytes]:
+        """Wait for the status and the body of the response."""
+        self._task.result(30)
+        return self.sent[0]["status"], b"".join(message.get("body", b"") for message in self.sent)
 
 
-def test_many_slow_bodies_do_not_hold_up_others_for_long(http: httpx.Client, url: str) -> None:
-    """Two bodies may come in at once: a third is told to come again, and does when they were given up."""
-    with _open_partial_request(url, 50_000, KEY), _open_partial_request(url, 50_000, KEY):
-        time.sleep(0.1)
-        busy = http.post("/v1/segment", content=JPEG)
-        check_problem(busy, 429, "bodies")
-        assert int(busy.headers["retry-after"]) >= 1
-        time.sleep(0.8)
-        decode_mask(http.post("/v1/segment", content=JPEG))
+def test_request_without_a_key_is_rejected_before_its_body_is_read(visitor: TestClient) -> None:
+    start = time.monotonic()
+    upload = SlowUpload(visitor, [], key="")
+    while len(upload.sent) < 2:
+        assert time.monotonic() < start + 30
+        time.sleep(0.001)
+    assert upload.sent[0]["status"] == 401
 
 
-def _open_partial_request(url: str, length: int, key: str = "") -> socket.socket:
-    """A connection on which the head of a request and a little of its body were sent."""
-    connection = socket.create_connection(("127.0.0.1", httpx.URL(url).port or 80), timeout=10)
-    head = f"POST /v1/segment HTTP/1.1\r\nHost: here\r\nX-API-Key: {key}\r\nContent-Length: {length}\r\n\r\nsome"
-    connection.sendall(head.encode())
-    return connection
+def test_body_that_is_too_long_without_saying_so(http: TestClient) -> None:
+    status, body = SlowUpload(http, [bytes(50_000)] * 3).response()
+    assert status == 413 and b"more than 100,000" in body
 
 
-def _blank_image(height: int, width: int) -> np.ndarray:
+def test_body_that_does_not_arrive(http: TestClient) -> None:
+    status, body = SlowUpload(http, [b"some"]).response()
+    assert status == 408 and b"0.5 seconds" in body
+
+
+def test_slow_uploads_block_others_only_for_a_while(http: TestClient) -> None:
+    """Two bodies may arrive at once: a third request is rejected, and succeeds after the two have timed out."""
+    uploads = [SlowUpload(http, [b"some"]) for _ in range(2)]
+    time.sleep(0.1)
+    busy = http.post("/v1/segment", content=JPEG)
+    check_problem(busy, 429, "bodies")
+    assert int(busy.headers["retry-after"]) >= 1
+    assert [upload.response()[0] for upload in uploads] == [408, 408]
+    decode_mask(http.post("/v1/segment", content=JPEG))
+
+
+def blank_image(height: int, width: int) -> np.ndarray:
     return np.zeros((height, width, 3), np.uint8)

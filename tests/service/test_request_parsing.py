@@ -1,4 +1,4 @@
-"""From a request to its images, without a server around it."""
+"""Parsing of request bodies, without a server."""
 
 import asyncio
 import tempfile
@@ -30,25 +30,25 @@ def make_form(**parts: object) -> httpx.Request:
     return httpx.Request("POST", "http://here/", **parts)  # type: ignore[arg-type]
 
 
-def test_nothing_of_an_image_is_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_never_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a temporary file was opened")
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # what a spooled file turns into when it is large
-    data = bytes(range(256)) * 2**14  # 4 MiB; Starlette alone keeps one in memory
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)  # a spooled file becomes one when it is large
+    data = bytes(range(256)) * 2**14  # 4 MiB; Starlette keeps 1 MiB in memory by default
     image, _ = asyncio.run(request_parsing.parse_image_request(make_request(make_form(files={"image": data})), LIMIT))
     assert image == data
-    sent = asyncio.run(
+    images, _ = asyncio.run(
         request_parsing.parse_batch_request(make_request(make_form(files=[("images", data)] * 2)), 2 * LIMIT, 3)
     )
-    assert sent.images == [data, data]
+    assert images == [data, data]
 
 
 @pytest.mark.parametrize("charset", ["undefined", "utf-7", "idna", "no-such", "x" * 500, "rot13"])
-def test_text_is_utf_8_whatever_the_sender_says(charset: str) -> None:
-    """`undefined` is a codec that refuses everything, and `idna` one that took 23 seconds for a megabyte."""
+def test_charset_of_the_caller_is_ignored(charset: str) -> None:
+    """`undefined` is a codec that rejects everything, and `idna` one that took 23 seconds for a megabyte."""
     model = "xn--" + "é" * 20_000
-    asked = make_form(files={"image": b"bytes"}, data={"model": model})
-    asked.headers["content-type"] += f"; charset={charset}"
-    image, parameters = asyncio.run(request_parsing.parse_image_request(make_request(asked), LIMIT))
+    form = make_form(files={"image": b"bytes"}, data={"model": model})
+    form.headers["content-type"] += f"; charset={charset}"
+    image, parameters = asyncio.run(request_parsing.parse_image_request(make_request(form), LIMIT))
     assert image == b"bytes" and parameters == [("model", model)]

@@ -1,11 +1,10 @@
-"""The labeller with a real bundle: time-outs and callers that go give their turn back, and the work ends."""
+"""SegmentationService with a real bundle: requests that time out or are cancelled give their slots back, and their work ends."""
 
 import asyncio
 import io
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,102 +14,104 @@ from PIL import Image
 from models.errors import CorruptImageError
 from models.imaging.decode import decode_image
 from models.outputs.options import OutputOptions
+from models.outputs.pipeline import SegmentationPipeline
 from service.errors import DeadlineExceededError, OverloadedError
 from service.segmentation import SegmentationService, StageTimer
 from service.settings import Settings
 from tests.fixtures_bundles import synthetic_image
-from tests.service.test_app import encode_image
+from tests.fixtures_images import encode_image
+from tests.service.tiny_bundle import write_tiny_bundle
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 IMAGE = encode_image(synthetic_image(60, 80), "PNG")
-LARGE = encode_image(synthetic_image(3000, 3000))  # by decoding alone it takes longer than the time-outs here
+LARGE = encode_image(synthetic_image(3000, 3000), "JPEG")  # decoding alone takes longer than the time-outs here
 
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
-    """One event loop for all: a line belongs to the loop that first waits in it."""
+    """One event loop for all tests: a semaphore belongs to the loop that first waits for it."""
     with asyncio.Runner() as runner:
         yield runner.run
 
 
 @pytest.fixture(scope="module")
-def segmentation(tiny_bundle: Path) -> Iterator[SegmentationService]:
-    labeller = SegmentationService(Settings(bundle=tiny_bundle, queue_seconds=0.5, concurrency=2))
-    labeller.start()
+def segmentation(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[SegmentationService]:
+    bundle = write_tiny_bundle(tmp_path_factory.mktemp("segmentation") / "small")
+    service = SegmentationService(Settings(bundle=bundle, queue_seconds=0.5, concurrency=2))
+    run(service.start())
     deadline = time.monotonic() + 180
-    while not labeller.registry.loaded_models() and time.monotonic() < deadline:
+    while not service.registry.loaded_models() and time.monotonic() < deadline:
         time.sleep(0.05)
-    yield labeller
-    labeller.stop()
+    yield service
+    service.stop()
 
 
 async def segment(
-    labeller: SegmentationService, data: bytes = IMAGE, seconds: float = 60, ignore_queue_timeout: bool = False
+    service: SegmentationService,
+    data: bytes = IMAGE,
+    seconds: float = 60,
+    ignore_queue_timeout: bool = False,
+    timer: StageTimer | None = None,
 ) -> bytes:
+    model = service.registry.get()
+    pipeline = SegmentationPipeline(model.segmenter, model.bundle.spec, "png", OutputOptions())
     deadline = asyncio.get_running_loop().time() + seconds
-    with labeller.admission.queue_slot():
-        served = labeller.registry.get()
-        return await labeller.segment(
-            data, "png", OutputOptions(), served, StageTimer(), deadline, ignore_queue_timeout
-        )
+    async with service.admission.acquire("queue"):
+        return await service.segment(data, pipeline, timer or StageTimer(), deadline, ignore_queue_timeout)
 
 
-def free_slots(labeller: SegmentationService) -> tuple[int, int]:
-    return labeller.admission.inference_slots._value, labeller.admission.image_slots._value
+def free_slots(service: SegmentationService) -> dict[str, int]:
+    return {stage: semaphore._value for stage, semaphore in service.admission._semaphores.items()}
 
 
-def test_an_image_goes_its_way_and_is_timed(segmentation: SegmentationService, run: Run) -> None:
-    async def work() -> tuple[bytes, StageTimer]:
-        clock, served = StageTimer(), segmentation.registry.get()
-        deadline = asyncio.get_running_loop().time() + 60
-        return await segmentation.segment(IMAGE, "png", OutputOptions(), served, clock, deadline), clock
-
-    body, clock = run(work())
-    expected = segmentation.registry.get().segmenter.segment(decode_image(IMAGE)).labels
-    np.testing.assert_array_equal(decode_mask(body), expected)
-    assert list(clock.laps) == ["queue", "decode", "infer", "encode"]
+async def wait_for_free_slots(service: SegmentationService, expected: dict[str, int]) -> None:
+    for _ in range(600):
+        if free_slots(service) == expected:
+            break
+        await asyncio.sleep(0.05)
+    assert free_slots(service) == expected
 
 
 def decode_mask(body: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(body)))
 
 
-def test_a_time_out_gives_the_turn_back_when_the_work_has_ended(segmentation: SegmentationService, run: Run) -> None:
+def test_stages_are_timed(segmentation: SegmentationService, run: Run) -> None:
+    timer = StageTimer()
+    body = run(segment(segmentation, timer=timer))
+    expected = segmentation.registry.get().segmenter.segment(decode_image(IMAGE)).labels
+    np.testing.assert_array_equal(decode_mask(body), expected)
+    assert list(timer.milliseconds) == ["queue", "decode", "infer", "encode"]
+
+
+def test_timeout_gives_the_slots_back_when_the_work_has_ended(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
         free = free_slots(segmentation)
         for seconds in (-1.0, 0.0, 0.001, 0.02):
             with pytest.raises(DeadlineExceededError, match="60 seconds"):
                 await segment(segmentation, LARGE, seconds)
-        for _ in range(600):
-            if free_slots(segmentation) == free:
-                break
-            await asyncio.sleep(0.05)
-        assert free_slots(segmentation) == free
+        await wait_for_free_slots(segmentation, free)
         assert decode_mask(await segment(segmentation)).shape == (60, 80)
 
     run(work())
 
 
-def test_a_caller_that_goes_leaves_nothing_behind(segmentation: SegmentationService, run: Run) -> None:
+def test_cancelled_requests_give_their_slots_back(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
         free = free_slots(segmentation)
-        tasks = [asyncio.create_task(segment(segmentation, ignore_queue_timeout=True)) for _ in range(4)]
+        tasks = [asyncio.create_task(segment(segmentation, LARGE, ignore_queue_timeout=True)) for _ in range(4)]
         await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
-        ended = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(end, asyncio.CancelledError) for end in ended[2:]), ended  # the first two may be done
-        for _ in range(600):
-            if free_slots(segmentation) == free:
-                break
-            await asyncio.sleep(0.05)
-        assert free_slots(segmentation) == free
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results), results
+        await wait_for_free_slots(segmentation, free)
         await segment(segmentation)
 
     run(work())
 
 
-def test_errors_give_their_places_back(segmentation: SegmentationService, run: Run) -> None:
+def test_errors_give_the_slots_back(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
         free = free_slots(segmentation)
         for _ in range(20):
@@ -121,24 +122,21 @@ def test_errors_give_their_places_back(segmentation: SegmentationService, run: R
     run(work())
 
 
-def test_who_waits_longer_than_may_be_is_sent_away_but_not_a_batch(segmentation: SegmentationService, run: Run) -> None:
+def test_request_that_waits_too_long_is_rejected_but_not_a_batch(segmentation: SegmentationService, run: Run) -> None:
     async def work() -> None:
-        line = segmentation.admission
-        for _ in range(2):
-            await line.acquire(line.inference_slots, math.inf)
-        patient = asyncio.create_task(segment(segmentation, ignore_queue_timeout=True))
-        with pytest.raises(OverloadedError, match=r"waited for the 0\.5 seconds"):
-            await segment(segmentation)
-        assert not patient.done()
-        line.inference_slots.release()
-        line.inference_slots.release()
-        await patient
+        admission = segmentation.admission
+        async with admission.acquire("inference", math.inf), admission.acquire("inference", math.inf):
+            batch = asyncio.create_task(segment(segmentation, ignore_queue_timeout=True))
+            with pytest.raises(OverloadedError, match=r"waited for the limit of 0\.5 seconds"):
+                await segment(segmentation)
+            assert not batch.done()
+        await batch
 
     run(work())
 
 
-def test_images_answered_together_are_answered_right(segmentation: SegmentationService, run: Run) -> None:
-    images = [encode_image(synthetic_image(40 + 10 * place, 90, seed=place), "PNG") for place in range(12)]
+def test_concurrent_requests_get_their_own_masks(segmentation: SegmentationService, run: Run) -> None:
+    images = [encode_image(synthetic_image(40 + 10 * index, 90, seed=index), "PNG") for index in range(12)]
 
     async def work() -> list[bytes]:
         return await asyncio.gather(*(segment(segmentation, image, ignore_queue_timeout=True) for image in images))

@@ -123,7 +123,7 @@ def test_unknown_setting_stops_the_server_itself(tiny_bundle: Path, tmp_path: Pa
         "MASKSERVE_FOO": "1",
         "BENTOML_HOME": str(tmp_path),
     }
-    command = [sys.executable, "-m", "bentoml", "serve", "service.app:Maskserve", "--port", str(free_port())]
+    command = [sys.executable, "-m", "bentoml", "serve", "service.bento_service:Maskserve", "--port", str(free_port())]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "maskserve: The environment variable MASKSERVE_FOO is not known" in ended.stderr
@@ -132,7 +132,7 @@ def test_unknown_setting_stops_the_server_itself(tiny_bundle: Path, tmp_path: Pa
 
 def test_import_brings_no_training(tmp_path: Path) -> None:
     check = (
-        "import sys, service.app, service.server_process, maskserve.client\n"
+        "import sys, service.bento_service, service.server_process, maskserve.client\n"
         "wrong = {'torch', 'albumentations', 'training', 'models.architectures'} & set(sys.modules)\n"
         "sys.exit(f'imported: {wrong}' if wrong else 0)"
     )
@@ -169,7 +169,7 @@ def test_serve_runs_from_anywhere_and_stops_clean(tiny_bundle: Path, tmp_path: P
         try:
             assert caller.stdout is not None and caller.stderr is not None
             told, line = caller.stdout.readline(), caller.stdout.readline()
-            assert told.startswith("tiny runs on openvino: the first that can run it here; f32: ")
+            assert told.startswith("tiny runs on openvino: first available engine; f32: ")
             assert line == f"maskserve answers at http://{LOOPBACK}:{port} (Ctrl-C stops it)\n"
             assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
             caller.send_signal(number)

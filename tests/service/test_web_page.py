@@ -1,4 +1,4 @@
-"""The page as the service sends it; what it does in a browser is in tests/page/."""
+"""The files of the web page as the service sends them; tests/page/ runs it in a browser."""
 
 import asyncio
 import hashlib
@@ -7,15 +7,14 @@ from base64 import b64encode
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.routing import Router
 from starlette.types import ASGIApp
 
-from service.middleware import ErrorMiddleware
 from service.settings import read_settings
-from service.web_page import MEDIA_TYPES, STATIC_FOLDER, WebPageMiddleware, load_static_files
+from service.web_page import MEDIA_TYPES, STATIC_FOLDER, load_static_files, page_routes
 
-APP = ErrorMiddleware(WebPageMiddleware(PlainTextResponse("behind")))
-LIMIT = 60_000  # bytes of the whole page
+APP = Router(page_routes())
+MAX_BYTES = 60_000  # of all files
 
 
 def send_request(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> httpx.Response:
@@ -26,13 +25,13 @@ def send_request(path: str, method: str = "GET", app: ASGIApp = APP, **headers: 
     return asyncio.run(send())
 
 
-def test_every_file_is_served_and_nothing_else() -> None:
+def test_only_the_files_of_the_page_are_served() -> None:
     for path in STATIC_FOLDER.iterdir():
         if path.suffix == ".css":
-            continue  # it is set into the page
-        answer = send_request("/" if path.name == "index.html" else f"/static/{path.name}")
-        assert answer.status_code == 200 and (answer.content == path.read_bytes() or path.name == "index.html")
-        assert answer.headers["content-type"].startswith(MEDIA_TYPES[path.suffix])
+            continue  # inlined into the page
+        response = send_request("/" if path.name == "index.html" else f"/static/{path.name}")
+        assert response.status_code == 200 and (response.content == path.read_bytes() or path.name == "index.html")
+        assert response.headers["content-type"].startswith(MEDIA_TYPES[path.suffix])
     for path in (
         "/static/",
         "/static/page.css",
@@ -41,25 +40,27 @@ def test_every_file_is_served_and_nothing_else() -> None:
         "/static/%2e%2e/settings.py",
         "/index.html",
     ):
-        assert send_request(path).text == "behind"
+        assert send_request(path).status_code == 404
 
 
-def test_no_file_loads_anything_from_elsewhere() -> None:
+def test_files_load_nothing_from_other_hosts() -> None:
     policy = send_request("/").headers["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "*" not in policy and "http" not in policy
     for name, file in load_static_files().items():
         addresses = set(re.findall(rb"https?://[^\s\"']+", file.body))
         assert addresses <= {b"http://www.w3.org/2000/svg"}, name
-        assert send_request(name).headers["content-security-policy"] == policy  # a worker goes by its own file's
+        assert (
+            send_request(name).headers["content-security-policy"] == policy
+        )  # the policy of a worker is that of its own file
     page = load_static_files()["/"].body.decode()
-    assert not re.search(r"\son\w+=|\sstyle=|<script(?![^>]*src=)", page)  # the policy would drop them silently
+    assert not re.search(r"\son\w+=|\sstyle=|<script(?![^>]*src=)", page)  # the policy would block them silently
     (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
     assert style == (STATIC_FOLDER / "page.css").read_text()
     assert f"'sha256-{b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
     assert "<!--" not in page and "<h1><svg" in page
 
 
-def test_what_the_page_names_is_there() -> None:
+def test_files_that_the_page_refers_to_exist() -> None:
     known = load_static_files()
     for name in re.findall(r'(?:src|href)="(static/[^"]+)"', known["/"].body.decode()):
         assert f"/{name}" in known
@@ -69,24 +70,19 @@ def test_what_the_page_names_is_there() -> None:
                 assert f"/static/{name}" in known, (path, name)
 
 
-def test_the_whole_page_is_small() -> None:
-    assert sum(len(file.body) for file in load_static_files().values()) < LIMIT
+def test_page_is_small() -> None:
+    assert sum(len(file.body) for file in load_static_files().values()) < MAX_BYTES
 
 
-def test_what_is_known_is_not_sent_again() -> None:
+def test_cached_file_is_not_sent_again() -> None:
     tag = send_request("/").headers["etag"]
     again = send_request("/", if_none_match=tag)
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
     assert send_request("/", if_none_match='"another"').status_code == 200
 
 
-def test_it_is_there_to_be_read_alone() -> None:
-    answer = send_request("/", "POST")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
-
-
-@pytest.mark.parametrize(("word", "there"), [("off", False), ("0", False), ("on", True), ("", True)])
-def test_the_setting(monkeypatch: pytest.MonkeyPatch, word: str, there: bool) -> None:
-    monkeypatch.setenv("MASKSERVE_PAGE", word)
+@pytest.mark.parametrize(("value", "expected"), [("off", False), ("0", False), ("on", True), ("", True)])
+def test_setting(monkeypatch: pytest.MonkeyPatch, value: str, expected: bool) -> None:
+    monkeypatch.setenv("MASKSERVE_PAGE", value)
     monkeypatch.setenv("MASKSERVE_BUNDLE", ".")
-    assert read_settings().page is there
+    assert read_settings().page is expected

@@ -1,0 +1,128 @@
+"""The OpenAPI document: what FastAPI cannot derive, because the routes parse their own parameters and bodies."""
+
+import http
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+
+from models.outputs import OUTPUT_FORMATS
+from service import responses
+from service.batch import ZIP_MEDIA_TYPE
+from service.request_parsing import IMAGE_FIELD, IMAGES_FIELD, SegmentParams
+
+BINARY_SCHEMA: dict[str, Any] = {"type": "string", "format": "binary"}
+IMAGE_SCHEMA = {**BINARY_SCHEMA, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
+COMMON_ERROR_STATUSES = (400, 401, 408, 413, 429, 500, 503, 504)
+
+
+def openapi_parameters() -> list[dict[str, Any]]:
+    """The parameters of a request, as OpenAPI describes them in a query."""
+    schema = SegmentParams.model_json_schema()["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": entry.pop("description"),
+            "schema": {"type": "string"} if name in ("classes", "model") else entry,
+        }
+        for name, entry in schema.items()
+    ]
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The error responses of a route."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        rows = [*responses.ERRORS.values(), responses.INTERNAL_ERROR]
+        titles = dict.fromkeys(title for row_status, _, title in rows if row_status == status)
+        described[status] = {
+            "description": "; ".join(titles) or http.HTTPStatus(status).phrase,
+            "content": {responses.PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        if status in (429, 503):
+            described[status]["headers"] = {
+                "Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer"}}
+            }
+    return described
+
+
+_PARAMETERS = openapi_parameters()
+
+
+def _form_schema(field: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A form with images, and the parameters beside them."""
+    parameters = {entry["name"]: {**entry["schema"], "description": entry["description"]} for entry in _PARAMETERS}
+    return {"schema": {"type": "object", "properties": {field: schema, **parameters}, "required": [field]}}
+
+
+def _request_schema(content: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": content}}
+
+
+# Arguments of the FastAPI routes.
+SEGMENT_ROUTE: dict[str, Any] = {
+    "tags": ["images"],
+    "summary": "Segment an image",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "A mask of the size of the upright image. Filtered pixels are unlabeled: label 255, transparent.\n"
+            "- `png`: an indexed PNG, each pixel its label\n- `overlay`: the class colors over the image, a JPEG\n"
+            "- `confidence`: a gray PNG, 255 for a softmax probability of 1\n- `npy`: uint8 H x W for numpy.load\n"
+            "- `json`: the classes that are present, with pixels, fraction, box and mask",
+            "content": {output.MEDIA_TYPE: {} for output in OUTPUT_FORMATS.values()},
+        },
+        **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
+    },
+    "openapi_extra": _request_schema(
+        {"multipart/form-data": _form_schema(IMAGE_FIELD, IMAGE_SCHEMA), "image/*": {"schema": BINARY_SCHEMA}}
+    ),
+}
+BATCH_ROUTE: dict[str, Any] = {
+    "tags": ["images"],
+    "summary": "Segment several images",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "One entry per image, in their order. An invalid image gets a problem and does not affect the others.\n"
+            "- for `format=json`: an array of {index, status, result or problem}\n"
+            "- otherwise a zip: `0.png` (or the suffix of the format), or `0.problem.json`",
+            "content": {ZIP_MEDIA_TYPE: {}, "application/json": {}},
+        },
+        **error_responses(*COMMON_ERROR_STATUSES, 404),
+    },
+    "openapi_extra": _request_schema(
+        {"multipart/form-data": _form_schema(IMAGES_FIELD, {"type": "array", "items": IMAGE_SCHEMA})}
+    ),
+}
+MODELS_ROUTE: dict[str, Any] = {
+    "tags": ["models"],
+    "summary": "List the served models",
+    "responses": error_responses(401, 500, 503),
+}
+MODEL_ROUTE: dict[str, Any] = {
+    "tags": ["models"],
+    "summary": "Get one model",
+    "responses": error_responses(401, 404, 500, 503),
+}
+
+
+def openapi_schema(api: FastAPI) -> dict[str, Any]:
+    """FastAPI's document, with problems and API keys, which are the same for all routes."""
+    schema = get_openapi(
+        title=api.title, version=api.version, description=api.description, routes=api.routes, servers=[{"url": "/v1"}]
+    )
+    # FastAPI adds an error of its own wherever there is a parameter; here an invalid parameter is a problem.
+    del schema["paths"]["/models/{name}"]["get"]["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        del schema["components"]["schemas"][name]
+    schema["components"]["schemas"]["Problem"] = responses.Problem.model_json_schema()
+    schema["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    schema["security"] = [{}, {"bearer": []}, {"header": []}]  # {}: a service without keys needs none
+    return schema
