@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from maskserve.cli.options import BundleFolder
+
 if TYPE_CHECKING:
     from models.bundle import Bundle
 
@@ -36,7 +38,7 @@ TAG_PATTERN, BASE_IMAGE_PATTERN = re.compile(_NAME), re.compile(rf"{_NAME}(?:@sh
 
 
 def containerize(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `maskserve export` wrote.")],
+    bundle: BundleFolder,
     gpu: Annotated[bool, typer.Option("--gpu", help="Add ONNX Runtime for CUDA (about 3 GB).")] = False,
     tag: Annotated[
         str | None,

@@ -134,9 +134,8 @@ def predict(
 ) -> None:
     """Write a mask for each image, and a manifest with a row per image. After a stop, the same command resumes.
 
-    An image that cannot be read gets a row with the reason; the others continue, and the exit code is 1.
-
-    Unlabeled pixels are 255: transparent in png, unchanged in overlay.
+    An image that cannot be read gets a row with the reason; the others continue, and the exit code is 1. Unlabeled pixels are
+    255: transparent in png, unchanged in overlay.
     """
     from maskserve.client import AuthenticationError
     from maskserve.predict.config import KEY_VARIABLE, PredictConfig, parse_numbers, read_api_key

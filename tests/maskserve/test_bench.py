@@ -139,6 +139,7 @@ def test_if_all_fail_bench_exits_with_1(tiny_bundle: Path, tmp_path: Path, monke
     assert done.returncode == 1 and "failed: openvino killed" in done.stdout
 
 
+@pytest.mark.usefixtures("broken_module")
 def test_an_interrupt_ends_every_worker(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bench_workers.BenchWorker] = []
 
@@ -153,7 +154,7 @@ def test_an_interrupt_ends_every_worker(tiny_bundle: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(bench_workers, "BenchWorker", RecordedWorker)
     with pytest.raises(KeyboardInterrupt):
-        benchmark_engines(tiny_bundle, [OPENVINO, OPENVINO], [synthetic_image(64, 64)], 1, 1, interrupt)
+        benchmark_engines(tiny_bundle, [FAILING, FAILING], [synthetic_image(64, 64)], 1, 1, interrupt)
     assert len(started) == 2
     assert all(worker.process.returncode is not None for worker in started)
 

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -63,41 +64,33 @@ def test_a_service_gives_the_masks_of_its_bundle(format: str, url: str, bundle: 
         assert without_fields(row, "milliseconds", "classes") == without_fields(local[path], "milliseconds", "classes")
 
 
-def test_one_of_several_models_must_be_named(bundle: Path, tmp_path: Path) -> None:
-    write_images(tmp_path / "in", 2)
+def test_several_models_and_a_replaced_one(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKSERVE_RELOAD_SECONDS", "0.2")
+    images = write_images(tmp_path / "in", 2)
     write_tiny_bundle(tmp_path / "bundles" / "other one", "other one")
     shutil.copytree(bundle, tmp_path / "bundles" / "small")
     with background_server(tmp_path / "bundles") as url:
         with pytest.raises(RunError, match=f"serves other one, small; name one of them in MODEL: {url}/v1/models/NAME"):
-            run_predict(url, tmp_path / "in", out=tmp_path / "out", api_key=KEY)
+            run_predict(url, tmp_path / "in", out=tmp_path / "out")
         with pytest.raises(UnknownModelError):
-            run_predict(f"{url}/v1/models/none", tmp_path / "in", out=tmp_path / "out", api_key=KEY)
+            run_predict(f"{url}/v1/models/none", tmp_path / "in", out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
         for name in ("other one", "small"):
-            address = f"{url}/v1/models/{quote(name)}"
-            assert run_predict(address, tmp_path / "in", out=tmp_path / name, api_key=KEY)[0]
+            assert run_predict(f"{url}/v1/models/{quote(name)}", tmp_path / "in", out=tmp_path / name)[0]
             assert {row["model"].partition("@")[0] for row in read_rows(tmp_path / name)} == {name}
-    run_predict(bundle, tmp_path / "in", out=tmp_path / "local")
-    assert read_masks(tmp_path / "small") == read_masks(tmp_path / "local")
+        run_predict(bundle, tmp_path / "in", out=tmp_path / "local")
+        assert read_masks(tmp_path / "small") == read_masks(tmp_path / "local")
 
-
-def test_a_replaced_model_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKSERVE_RELOAD_SECONDS", "0.2")
-    image = write_images(tmp_path / "in", 1)[0].read_bytes()
-    with background_server(write_tiny_bundle(tmp_path / "small")) as url:
-        backend = ServiceBackend(PredictConfig(url, str(tmp_path / "out"), api_key=KEY))
-        try:
-            assert backend(image).encoded
-            shutil.rmtree(tmp_path / "small")
-            write_tiny_bundle(tmp_path / "small", classes=5)
+        backend = ServiceBackend(PredictConfig(f"{url}/v1/models/small", str(tmp_path / "out")))
+        with closing(backend):
+            shutil.rmtree(tmp_path / "bundles" / "small")
+            write_tiny_bundle(tmp_path / "bundles" / "small", classes=5)
             deadline = time.monotonic() + 60
-            while backend.client.models()[0]["hash"] == backend.model.partition("@")[2]:
+            while backend.client.model("small")["hash"] == backend.model.partition("@")[2]:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             with pytest.raises(RunError, match=r"small@.*the same command resumes"):
-                backend(image)
-        finally:
-            backend.close()
+                backend(images[0].read_bytes())
 
 
 def test_an_unknown_class_stops_before_the_first_image(url: str, tmp_path: Path) -> None:
@@ -180,16 +173,16 @@ def test_an_address_without_a_service(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_resumes_after_the_service_was_killed(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_resumes_on_another_service_after_one_was_killed(
+    bundle: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_images(tmp_path / "in", 40)
     monkeypatch.setattr(maskserve.predict.backends, "RETRY_TIMEOUT", 0.5)
     out, errors = tmp_path / "out", []
 
-    def run_until_error(url: str) -> None:
+    def run_until_error(killed_url: str) -> None:
         try:
-            run_predict(url, tmp_path / "in", out=out, api_key=KEY)
+            run_predict(killed_url, tmp_path / "in", out=out)
         except RunError as error:
             errors.append(str(error))
 
@@ -202,7 +195,7 @@ def test_a_run_resumes_after_the_service_was_killed(
     with monkeypatch.context() as patch, TemporaryFile() as log:
         patch.setattr(ServiceBackend, "__call__", slow)
         with launch_server(bundle, LOOPBACK, free_port(), log) as server:
-            with Client(server.url, api_key=KEY) as client:
+            with Client(server.url) as client:
                 while not client.is_ready():
                     time.sleep(0.05)
             thread = threading.Thread(target=run_until_error, args=(server.url,))
@@ -215,8 +208,7 @@ def test_a_run_resumes_after_the_service_was_killed(
     assert len(errors) == 1 and "the same command resumes" in errors[0]
     before = read_rows(out)
     assert 3 <= len(before) < 40 and not [row for row in before if "error" in row]
-    with background_server(bundle) as url:
-        complete, printed = run_predict(url, tmp_path / "in", out=out, api_key=KEY)
+    complete, printed = run_predict(url, tmp_path / "in", out=out, api_key=KEY)
     assert complete and f"40 of 40 images segmented, {len(before)} of them by earlier runs" in printed
 
 
