@@ -1,7 +1,7 @@
-"""Settings that follow from the data and the machine, as nnU-Net plans for volumes (doi 10.1038/s41592-020-01008-z).
+"""Chooses the training settings from the data and the machine, as nnU-Net does for volumes (doi 10.1038/s41592-020-01008-z).
 
-Reads downwards: what the lint measured is surveyed, choices are made one after another, what depends on the machine is
-tried there, and the result is a plain config, `plan.yaml`, with the reason of each value.
+The lint report becomes a fingerprint of the data set, rules choose one setting after another, training steps are timed on
+this machine, and the result is a plain config, `plan.yaml`, with a reason for each value.
 """
 
 import functools
@@ -38,27 +38,29 @@ __all__ = ["Plan", "make_plan"]
 def make_plan(
     report: LintReport, overrides: dict[str, Any], out: Path | None = None, start_time: float | None = None
 ) -> Plan:
-    """A plan for the data of a lint's report that holds no errors; `wishes` are settings that stand as they are.
+    """Make a plan from a lint report without errors; takes some seconds, because it times training steps.
 
-    out: the run folder to be, on whose disk images may be kept; default: the current folder's disk.
-    started: when the minutes began to count, by the monotonic clock; default: now.
-    Takes some seconds: steps are tried on this machine. Raises: ConfigError, WeightsError, BundleError; DataError for a
-    image that is gone.
+    overrides: settings that the plan keeps as they are.
+    out: the future run folder, whose disk may cache images; default: the current folder.
+    start_time: when the minutes began to count, by the monotonic clock; default: now.
+    Raises: ConfigError, WeightsError, BundleError; DataError for an image that has been removed.
     """
-    plan, survey = Plan(dict(overrides)), DatasetFingerprint.from_report(report)
+    plan, fingerprint = Plan(dict(overrides)), DatasetFingerprint.from_report(report)
     machine = MachineProfile.detect(plan.config())
     choose_architecture(plan)
-    choose_input_rule(plan, survey, machine)
-    choose_crop(plan, survey, machine)
-    choose_augmentation(plan, survey)
-    choose_loss(plan, survey)
-    choose_batch(plan, survey, machine)
-    reading = measure_read_seconds(report.datasets.get("train"))
-    wanted = decoded_bytes(report.all_image_sizes(), planned_input_rule(plan))
-    choose_caching(plan, wanted, functools.partial(fits_on_disk, out or Path()), reading)
-    trials = StepProfiler(len(report.classes), machine, reading, plan["cache_decoded"], start_time or time.monotonic())
-    seconds = choose_encoder(plan, trials)
-    choose_workers(plan, trials, seconds)
+    choose_input_rule(plan, fingerprint, machine)
+    choose_crop(plan, fingerprint, machine)
+    choose_augmentation(plan, fingerprint)
+    choose_loss(plan, fingerprint)
+    choose_batch(plan, fingerprint, machine)
+    read_seconds = measure_read_seconds(report.datasets.get("train"))
+    cache_bytes = decoded_bytes(report.all_image_sizes(), planned_input_rule(plan))
+    choose_caching(plan, cache_bytes, functools.partial(fits_on_disk, out or Path()), read_seconds)
+    profiler = StepProfiler(
+        len(report.classes), machine, read_seconds, plan["cache_decoded"], start_time or time.monotonic()
+    )
+    seconds = choose_encoder(plan, profiler)
+    choose_workers(plan, profiler, seconds)
     choose_optimiser(plan)
-    choose_duration(plan, survey, trials, seconds)
+    choose_duration(plan, fingerprint, profiler, seconds)
     return plan

@@ -1,4 +1,4 @@
-"""What this machine can do: its memory, and the time of a training step, tried and not guessed."""
+"""Measures this machine: free memory, and the time of a training step."""
 
 import time
 from contextlib import nullcontext
@@ -23,23 +23,26 @@ from training.engine.step import NetworkWithLoss
 from training.oom import is_out_of_memory
 
 NUM_TIMED_READS = 7  # images whose reading is timed
-MAX_TIMED_STEPS, MAX_TIMED_SECONDS = 4, 4.0  # timed steps, and the seconds that they may take: the quickest counts
+MAX_TIMED_STEPS, MAX_TIMED_SECONDS = (
+    4,
+    4.0,
+)  # timed steps, of which the fastest counts, and the seconds that they may take
 QUIET = Console(quiet=True)
 
 
 @dataclass(frozen=True)
 class MachineProfile:
-    """What a training has here."""
+    """The hardware that a training uses."""
 
     device: str  # cpu or cuda
     name: str  # for people
-    cores: int  # that this process may use
-    free_bytes: int  # bytes free: of the GPU, or of the computer
-    bf16: bool  # whether it computes in bfloat16 by itself
+    cores: int  # usable by this process
+    free_bytes: int  # of the GPU, or of the computer
+    bf16: bool  # whether it has bfloat16 instructions
 
     @classmethod
     def detect(cls, config: TrainConfig) -> "MachineProfile":
-        """As the settings ask for it. Raises: ConfigError where a GPU is asked for and none is there."""
+        """The device of the settings. Raises: ConfigError if it is a GPU and there is none."""
         device = choose_device(config)
         cores = usable_cores()
         if device == "cuda":
@@ -49,7 +52,7 @@ class MachineProfile:
 
 
 def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
-    """What a step keeps of one image of `crop` (height, width) for its way back, float32: counted without computing it."""
+    """Bytes that a step keeps for the backward pass per image of `crop` (height, width), float32, without computing it."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -59,7 +62,7 @@ def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[in
     network = copy_to_meta(_untrained_network(config, classes)).train().requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network.training_logits(torch.empty(2, 3, *crop, device="meta"))
-    # The loss looks at the scores of every pixel: logits, their softmax, its logarithm, and the gradient of them.
+    # The loss holds four values per pixel and class: logits, softmax, its logarithm, and their gradient.
     loss = 4 * 4 * classes * crop[0] * crop[1]
     return sum(kept.values()) // 2 + loss
 
@@ -67,7 +70,7 @@ def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[in
 def measure_step_seconds(
     config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str
 ) -> float | None:
-    """The quickest of some steps on `batch` images of noise; None where the memory does not hold it.
+    """Seconds of the fastest of some steps on `batch` images of noise; None if it does not fit into memory.
 
     crop: (height, width) in pixels; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
     """
@@ -90,42 +93,42 @@ def _fastest_step(
 ) -> float:
     """Seconds of a step on images of `shape` = N x H x W."""
     network = network.to(torch.device(device)).to(memory_format=torch.channels_last)
-    learner = NetworkWithLoss(network, Criterion.from_config(config), config).train()
+    model = NetworkWithLoss(network, Criterion.from_config(config), config).train()
     optimizer = make_optimizer(network, config)
     images = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
     labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
     half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
     times: list[float] = []
     while len(times) < 2 or (len(times) < MAX_TIMED_STEPS and sum(times[1:]) < MAX_TIMED_SECONDS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with half:
-            loss = learner(images, labels)
+            loss = model(images, labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         loss.item()
-        times.append(time.perf_counter() - begun)
-        if times[0] > 2 * MAX_TIMED_SECONDS:  # so long that getting going hardly counts
+        times.append(time.perf_counter() - start)
+        if times[0] > 2 * MAX_TIMED_SECONDS:  # so long that the warmup hardly matters
             return times[0]
     return min(times[1:])
 
 
 def measure_read_seconds(samples: SegmentationDataset | None) -> float:
-    """Of decoding an image and its mask on one core, the middle of some spread over the split; 0 where there is none."""
+    """Median seconds to decode an image and its mask on one core, from some of the split; 0 without a split."""
     if not samples:
         return 0.0
     times = []
     for index in samples.evenly_spaced_indices(NUM_TIMED_READS):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         samples.image(index)
         samples.labels(index)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return float(np.median(times))
 
 
 def _untrained_network(config: TrainConfig, classes: int) -> Network:
-    """As the settings have it; pretrained weights are as large and as quick as any."""
-    named = [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(classes)]
+    """The network of the settings with random weights, which are as large and as fast as pretrained ones."""
+    class_infos = [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(classes)]
     return make_network(
-        config.model_copy(update={"weights": "none", "reset_head": False}), named, QUIET, load_weights=False
+        config.model_copy(update={"weights": "none", "reset_head": False}), class_infos, QUIET, load_weights=False
     )
