@@ -161,8 +161,8 @@ MUTATIONS = [
     Mutation(
         "changed files of a bundle are accepted",
         "models/bundle.py",
-        "file_sha256(path) != sums[name]",
-        "not sums[name]",
+        "file_sha256(path) != checksums[name]",
+        "not checksums[name]",
         ["tests/models/test_bundle.py"],
     ),
     Mutation(

@@ -1,9 +1,9 @@
-"""The paths in docs/architecture.md are true: every listed function exists, and a step above it refers to it.
+"""The paths in docs/architecture.md are true: every listed function exists, and an earlier step uses it.
 
 A step is a numbered line that begins with a file and a name: "1. `training/export.py`: `export` - text" or
 "... `service/app.py`: `Maskserve.start`, `Maskserve.stop` - text". A name is a function, a class, a constant or `Class.method`.
-The steps of one list are in the order of their calls: every step but the first is used by a function of an earlier step,
-directly or through other functions of that step's file.
+The steps of one list are in the order of their calls: every name but the first is used by an earlier one, directly or through
+other definitions of that one's file.
 """
 
 import ast
@@ -85,14 +85,16 @@ def names_used(file: str, name: str) -> frozenset[str]:
                 word = node.id if isinstance(node, ast.Name) else node.attr
                 used.add(aliases.get(word, word))
                 pending |= {word} - visited
+            elif isinstance(node, ast.Constant) and (match := re.fullmatch(r"[\w.]+:(\w+)", str(node.value))):
+                used.add(match[1])  # such as "service.app:app", for a process that is started
     return frozenset(used)
 
 
-def is_used_by(name: str, earlier: list[Step]) -> bool:
-    """Whether an earlier step refers to a name; a special method or `forward` is referred to by its class."""
+def is_used(name: str, earlier: list[tuple[str, str]]) -> bool:
+    """Whether an earlier (file, name) refers to a name; a special method or `forward` is referred to by its class."""
     owner, _, method = name.rpartition(".")
     word = owner if owner and (method.startswith("__") or method == "forward") else method
-    return any(word in names_used(other.file, used) for other in earlier for used in other.names)
+    return any(word in names_used(*one) for one in earlier)
 
 
 PATHS = read_paths(DOCUMENT.read_text())
@@ -116,12 +118,9 @@ def test_listed_functions_exist(path: str) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_step_is_used_by_an_earlier_one(path: str) -> None:
-    steps = [step for step in PATHS[path] if (ROOT / step.file).is_file()]
+    listed = [(step.file, name) for step in PATHS[path] for name in step.names if (ROOT / step.file).is_file()]
     unused = [
-        f"{step.file}: {name}"
-        for index, step in enumerate(steps)
-        for name in step.names
-        if index and not is_used_by(name, steps[:index])
+        f"{file}: {name}" for index, (file, name) in enumerate(listed) if index and not is_used(name, listed[:index])
     ]
     assert not unused, f"no earlier step in docs/architecture.md refers to {unused}"
 
@@ -129,8 +128,9 @@ def test_every_step_is_used_by_an_earlier_one(path: str) -> None:
 def test_untrue_steps_are_found() -> None:
     text = "## Path\n\n1. `models/bundle.py`: `open_bundle` - text\n2. `training/export.py`: `export`, `gone` - text\n"
     (first, second), *_ = read_paths(text).values()
-    assert not is_used_by("export", [first])
-    assert is_used_by("Bundle", [first])
+    opener = (first.file, first.names[0])
+    assert not is_used("export", [opener])
+    assert is_used("Bundle", [opener])
     assert "gone" not in definitions(second.file)
     with pytest.raises(AssertionError, match="not of the form"):
         read_paths("1. models/bundle.py: open_bundle - text")
