@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric import Fabric
 from PIL import Image
 from rich.console import Console
 from timm.layers.norm_act import convert_sync_batchnorm
@@ -122,18 +123,12 @@ def train(
     )
     train_set, val_set = report.datasets["train"], report.datasets["val"]
 
-    fabric.seed_everything(config.seed, verbose=False)
-    network = make_network(config, train_set.classes, console, load_weights=not resume)
+    network = prepare_network(fabric, config, run, console, load_weights=not resume)
     console.print(
         f"{describe_network(network, config)}; {len(train_set)} images to train on, {len(val_set)} to validate; crops of "
         f"{run.crop[1]} x {run.crop[0]}; {run.precision} on {device}" + f" x {config.devices}" * (config.devices > 1),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
-    check_batch_norm(network, max(1, config.batch // config.devices), run.crop)
-    network.to(memory_format=torch.channels_last)
-    if device == "cuda" and config.devices > 1:
-        # timm's, because torch's own drops the activations inside timm's norm layers.
-        network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     pixel_counts = report.pixel_counts["train"][: len(train_set.classes)]
     criterion = Criterion.from_config(config, compute_class_weights(config.class_weights, pixel_counts))
     duration = TrainingDuration(len(train_set), len(val_set), config)
@@ -240,6 +235,20 @@ def check_model_settings(config: TrainConfig) -> None:
     build(config.architecture, 2, **architecture_options(config))
     find_weights_file(config)
     UserTransforms(config.transforms).check()
+
+
+def prepare_network(
+    fabric: Fabric, config: TrainConfig, run: RunMetadata, console: Console, load_weights: bool
+) -> Network:
+    """Seed everything, and build the network for this device. Raises: ConfigError, WeightsError."""
+    fabric.seed_everything(config.seed, verbose=False)
+    network = make_network(config, run.classes, console, load_weights)
+    check_batch_norm(network, max(1, config.batch // config.devices), run.crop)
+    network.to(memory_format=torch.channels_last)
+    if fabric.device.type == "cuda" and fabric.world_size > 1:
+        # timm's, because torch's own drops the activations inside timm's norm layers.
+        network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return network
 
 
 def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[InputRule, tuple[int, int]]:
