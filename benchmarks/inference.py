@@ -1,11 +1,11 @@
-"""How quick each engine and number format is, against PyTorch itself: `python -m benchmarks.inference [BUNDLE...]`.
+"""Speed of each engine and precision, compared with plain PyTorch: `python -m benchmarks.inference [BUNDLE...]`.
 
-Three networks with random weights of a fixed seed, their norms settled on drawn images, are frozen into bundles. They
-label a drawn 640x480 image on two threads: each engine and number format through the Segmenter, and the plain network
-in torch eager float32, all asked in turn in one run. Of the first network also what the Segmenter adds to the bare
-engine, and how long it takes to open. Each BUNDLE, a trained one with the input rule `native`, is measured in the same
-way on its first probe, brought to 640x480: the agreement of bf16 and int8 means something there alone.
-Writes benchmarks/results/inference.json and .png. It takes some minutes, of a quiet machine.
+Exports three networks with random weights of a fixed seed, their norms calibrated on synthetic images. They segment a
+synthetic 640x480 image on two threads: each engine and precision through the Segmenter, and the plain network in torch
+eager float32, in turn in one run. For the first network it also measures the overhead of the Segmenter over the engine,
+and the time to load. Each BUNDLE, a trained one with the input rule `native`, is measured in the same way on its first
+probe, resized to 640x480: only there, the agreement of bf16 and int8 is meaningful.
+Writes benchmarks/results/inference.json and .png. Takes some minutes on a quiet machine.
 """
 
 import json
@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # processes that are measured import this module: what it opens late is not counted as theirs
+if TYPE_CHECKING:  # measured processes import this module, so that heavy imports are inside functions
     from maskserve.bench_workers import EngineConfig
     from models.imaging.decode import RGB, Labels
 
@@ -34,13 +34,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "FCN-8s, ResNet-18": {"encoder": "resnet18"},
     "ASPP, MobileNetV2": {"encoder": "mobilenet_v2", "head": "aspp", "separable": True},
 }
-COLOURS = {"torch eager": "#b0b0b0", "openvino": "#1f5fa8", "onnxruntime": "#7fa8d6", "torch": "#d9a05b"}
+COLORS = {"torch eager": "#b0b0b0", "openvino": "#1f5fa8", "onnxruntime": "#7fa8d6", "torch": "#d9a05b"}
 NOTE = (
-    "Where weights are random, times and memory are those of trained ones, but labels lie closer together, and the "
-    "agreement of bf16 and above all of int8 says little. Ratio: the milliseconds of the plain network in torch eager "
-    "float32, in the quicker memory layout (reference), over this one's. Equal: labels that are those of the live network "
-    "in float32 (engine torch) on the same canvas; torch eager sees the image without the padding to a multiple of 64, "
-    "which heads that pool the whole image notice."
+    "Networks with random weights take the time and memory of trained ones, but their classes score almost equally, so that "
+    "the agreement of bf16 and above all of int8 says little. Ratio: milliseconds of the plain network in torch eager "
+    "float32, in the faster memory layout (reference), divided by those of this row. Agreement: fraction of labels equal to "
+    "those of PyTorch in float32 (engine torch) on the same input; torch eager gets the image without the padding to a "
+    "multiple of 64, which changes the result of heads that pool the whole image."
 )
 
 
@@ -67,7 +67,7 @@ def main(folder: Path, trained: list[Path]) -> None:
 
 
 def make_bundle(target: Path, options: dict[str, Any]) -> None:
-    """A bundle as `maskserve export` writes it, but for a training and what is measured on its data."""
+    """Write a bundle as `maskserve export` does, but without a training and metrics."""
     import numpy as np
     import torch
 
@@ -109,21 +109,21 @@ def draw_image(seed: int) -> "RGB":
 
 
 def open_trained_bundle(bundle: Path) -> tuple[str, dict[str, Any], "RGB"]:
-    """A trained bundle's name and options, and its first probe at the size of the benchmark."""
+    """The name and options of a trained bundle, and its first probe at the size of the benchmark."""
     from models.bundle import open_bundle
     from models.imaging.decode import read_image
     from models.inference.geometry import resize_image
 
     opened = open_bundle(bundle)
-    made = opened.spec.architecture
-    name = f"{made.name} on {made.options.get('encoder', '')}, trained: {opened.spec.name}"
+    architecture = opened.spec.architecture
+    name = f"{architecture.name} on {architecture.options.get('encoder', '')}, trained: {opened.spec.name}"
     if opened.spec.input.rule != "native":
-        sys.exit(f"{bundle}: export it with --input native, or the images are brought to another size.")
-    return name, made.options, resize_image(read_image(opened.probes()[0][0]), SIZE)
+        sys.exit(f"{bundle} has the input rule {opened.spec.input.rule!r}; export it with --input native.")
+    return name, architecture.options, resize_image(read_image(opened.probes()[0][0]), SIZE)
 
 
-def benchmark_bundle(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
-    """All ways in one run: each one's ratio to the quicker layout of torch eager, and its share of equal labels."""
+def benchmark_bundle(name: str, bundle: Path, image: "RGB") -> dict[str, Any]:
+    """Measure all engines in one run: the ratio to the faster layout of torch eager, and the agreement of the labels."""
     from maskserve.bench import list_engine_configs, make_row
     from maskserve.bench_workers import EngineConfig, benchmark_engines
     from models.bundle import open_bundle
@@ -132,28 +132,28 @@ def benchmark_bundle(name: str, bundle: Path, asked: "RGB") -> dict[str, Any]:
         EngineConfig("torch eager", "cpu", f"f32 {layout}", "benchmarks.inference:open_eager")
         for layout in ("NCHW", "NHWC")
     ]
-    ways, _ = list_engine_configs(open_bundle(bundle))
+    configs, _ = list_engine_configs(open_bundle(bundle))
     load = os.getloadavg()[0]
-    found = benchmark_engines(bundle, [*eager, *ways], [asked], ROUNDS, THREADS, progress_printer(name))
-    quicker = min(found[:2], key=lambda one: statistics.median(one.times_ms))
-    live = next(one for one in found if (one.config.engine, one.config.precision) == ("torch", "f32"))
-    rows = [asdict(make_row(full_engine_name(one.config), one, live)) for one in found]
-    for each in rows:
-        each["ratio"] = each["ms"] and round(statistics.median(quicker.times_ms) / each["ms"], 2)
+    results = benchmark_engines(bundle, [*eager, *configs], [image], ROUNDS, THREADS, progress_printer(name))
+    reference = min(results[:2], key=lambda result: statistics.median(result.times_ms))
+    pytorch = next(one for one in results if (one.config.engine, one.config.precision) == ("torch", "f32"))
+    rows = [asdict(make_row(full_engine_name(result.config), result, pytorch)) for result in results]
+    for row in rows:
+        row["ratio"] = row["ms"] and round(statistics.median(reference.times_ms) / row["ms"], 2)
         print(
-            *(each[key] for key in ("engine", "precision", "ms", "ratio", "agreement", "memory_mb", "error")), sep="  "
+            *(row[key] for key in ("engine", "precision", "ms", "ratio", "agreement", "memory_mb", "error")), sep="  "
         )
-    return {"reference": quicker.config.precision, "load": load, "rows": rows}
+    return {"reference": reference.config.precision, "load": load, "rows": rows}
 
 
-def full_engine_name(way: "EngineConfig") -> str:
+def full_engine_name(config: "EngineConfig") -> str:
     from models.engines.selection import engine_id
 
-    return engine_id(way.engine, way.device)
+    return engine_id(config.engine, config.device)
 
 
-def open_eager(folder: Path, way: "EngineConfig", threads: int) -> Callable[["RGB"], "Labels"]:
-    """The plain network in PyTorch: no bundle's graph, no Segmenter, no padding; in a worker's process."""
+def open_eager(folder: Path, config: "EngineConfig", threads: int) -> Callable[["RGB"], "Labels"]:
+    """The plain network in PyTorch, without graph, Segmenter and padding; runs in a worker process."""
     import torch
 
     from models.bundle import open_bundle
@@ -161,53 +161,53 @@ def open_eager(folder: Path, way: "EngineConfig", threads: int) -> Callable[["RG
 
     torch.set_num_threads(threads)
     network = build_network(open_bundle(folder))
-    if way.precision.endswith("NHWC"):
+    if config.precision.endswith("NHWC"):
         network.to(memory_format=torch.channels_last)
 
-    def ask(image: "RGB") -> "Labels":
+    def predict(image: "RGB") -> "Labels":
         with torch.inference_mode():
             return network(torch.from_numpy(image)[None])[0][0].numpy()
 
-    return ask
+    return predict
 
 
 def segmenter_overhead(bundle: Path) -> dict[str, dict[str, float]]:
-    """What Segmenter.segment takes above the engine that is given the padded canvas, in ms and as a share."""
+    """The time of Segmenter.segment beyond that of the engine for the padded image, in ms and percent."""
     from models.bundle import open_bundle
     from models.engines.openvino_engine import precisions
     from models.inference.geometry import SIZE_DIVISOR, resize_and_pad
     from models.inference.segmenter import Segmenter
 
-    opened, asked, found = open_bundle(bundle), draw_image(SEED), {}
-    canvas = resize_and_pad(asked, SIZE, SIZE_DIVISOR)[None].copy()
+    opened, image, found = open_bundle(bundle), draw_image(SEED), {}
+    canvas = resize_and_pad(image, SIZE, SIZE_DIVISOR)[None].copy()
     for precision in precisions(opened, "cpu"):
         segmenter = Segmenter.load(opened, "openvino", precision, "cpu", THREADS)
-        bare, whole = time_alternately(lambda: segmenter.run(canvas), lambda: segmenter.segment(asked))  # noqa: B023
+        engine, total = time_alternately(lambda: segmenter.run(canvas), lambda: segmenter.segment(image))  # noqa: B023
         found[precision] = {
-            "bare_ms": round(bare, 2), "segment_ms": round(whole, 2), "more_ms": round(whole - bare, 2),
-            "more_percent": round(100 * (whole / bare - 1), 2),
+            "engine_ms": round(engine, 2), "segment_ms": round(total, 2), "overhead_ms": round(total - engine, 2),
+            "overhead_percent": round(100 * (total / engine - 1), 2),
         }  # fmt: skip
         print("segmenter", precision, found[precision])
     return found
 
 
 def time_alternately(first: Callable[[], object], second: Callable[[], object]) -> tuple[float, float]:
-    """Milliseconds of two that are asked in turn: the median of the first, and that plus the median difference."""
+    """Milliseconds of two functions called in turn: the median of the first, and that plus the median difference."""
     pairs = []
-    for turn in range(4 + 5 * ROUNDS):
-        took = {}
-        for one in (first, second) if turn % 2 else (second, first):
+    for repetition in range(4 + 5 * ROUNDS):
+        elapsed = {}
+        for function in (first, second) if repetition % 2 else (second, first):
             start = time.perf_counter()
-            one()
-            took[one] = 1000 * (time.perf_counter() - start)
-        pairs.append((took[first], took[second]))
-    counted = pairs[4:]
-    base = statistics.median(bare for bare, _ in counted)
-    return base, base + statistics.median(whole - bare for bare, whole in counted)
+            function()
+            elapsed[function] = 1000 * (time.perf_counter() - start)
+        pairs.append((elapsed[first], elapsed[second]))
+    pairs = pairs[4:]  # without warm-up
+    base = statistics.median(one for one, _ in pairs)
+    return base, base + statistics.median(two - one for one, two in pairs)
 
 
 def startup_times(bundle: Path) -> dict[str, dict[str, float]]:
-    """Seconds from before the imports to the first answer, without compiled graphs on disk and with."""
+    """Seconds from before the imports to the first prediction, without and with compiled graphs on disk."""
     from maskserve.bench_workers import BenchWorker, EngineConfig
     from models.bundle import open_bundle
     from models.engines.openvino_engine import precisions
@@ -224,13 +224,13 @@ def startup_times(bundle: Path) -> dict[str, dict[str, float]]:
                 finally:
                     worker.stop()
         found[precision] = {"cold_s": round(seconds[0], 2), "warm_s": round(statistics.median(seconds[1:]), 2)}
-        print("opening", precision, found[precision])
+        print("startup", precision, found[precision])
     return found
 
 
 @contextmanager
 def temporary_cache() -> Iterator[None]:
-    """Compiled graphs go into a folder that begins empty, also those of child processes."""
+    """Cache compiled graphs in a new folder, also in child processes."""
     before = os.environ.get("XDG_CACHE_HOME")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
@@ -250,7 +250,7 @@ def progress_printer(name: str) -> Callable[[str, int, int], None]:
 
 
 def plot_results(result: dict[str, Any], target: Path) -> None:
-    """For each model, bars of how many times the speed of torch eager float32 each way has."""
+    """For each model, bars of the speed of each engine relative to torch eager float32."""
     from matplotlib.figure import Figure
 
     from maskserve.bench import format_number
@@ -261,17 +261,17 @@ def plot_results(result: dict[str, Any], target: Path) -> None:
     panels = figure.subplots(len(models), height_ratios=counts, sharex=True, squeeze=False)[:, 0]
     longest = max(row["ratio"] or 0 for model in models.values() for row in model["rows"])
     for axes, (name, model) in zip(panels, models.items(), strict=True):
-        for place, row in enumerate(model["rows"]):
-            ours = row["engine"] != "torch eager"
-            axes.barh(place, row["ratio"] or 0, height=0.66, color=COLOURS[row["engine"]])
-            told = (
+        for index, row in enumerate(model["rows"]):
+            axes.barh(index, row["ratio"] or 0, height=0.66, color=COLORS[row["engine"]])
+            label = (
                 f"{row['ratio']:.1f}x   {format_number(row['ms'])} ms   {row['memory_mb']:,} MB"
                 if row["ms"]
                 else "failed"
             )
-            told += f"   {100 * row['equal']:.2f}% equal" if ours and row["ms"] and "trained" in model else ""
-            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            axes.text((row["ratio"] or 0) + longest / 100, place, told, va="center", fontsize=9, bbox=ground)
+            if row["engine"] != "torch eager" and row["ms"] and "trained" in model:
+                label += f"   {100 * row['agreement']:.2f}% agreement"
+            background = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axes.text((row["ratio"] or 0) + longest / 100, index, label, va="center", fontsize=9, bbox=background)
         axes.set_yticks(range(len(model["rows"])), [f"{row['engine']} {row['precision']}" for row in model["rows"]])
         axes.invert_yaxis()
         axes.set_title(name, loc="left", fontsize=10, weight="bold")
@@ -281,7 +281,7 @@ def plot_results(result: dict[str, Any], target: Path) -> None:
     host = result["machine"]
     panels[-1].set_xlim(0, 1.6 * longest)
     panels[-1].set_xlabel(
-        f"times the speed of torch eager float32, {result['image']}, {THREADS} threads\n"
+        f"speed relative to torch eager float32, {result['image']}, {THREADS} threads\n"
         f"{host['cpu']}: {', '.join(host['flags'])}", loc="left", fontsize=9, color="#666666",
     )  # fmt: skip
     figure.savefig(target)
@@ -289,4 +289,4 @@ def plot_results(result: dict[str, Any], target: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        main(Path(scratch), [Path(word) for word in sys.argv[1:]])
+        main(Path(scratch), [Path(argument) for argument in sys.argv[1:]])

@@ -1,12 +1,12 @@
 """Images larger than the network's scale: `python -m benchmarks.large BUNDLE DATA [IMAGES]`.
 
-Four questions about a trained bundle and the test split of its data set, answered on the CPU and written to
+Four measurements of a trained bundle on the test split of its data set, on the CPU, written to
 benchmarks/results/large.json:
 
-scales    the images enlarged 1, 2, 4 and 8 times: mIoU under the input rules `fit` and `native`
-tiles     images set together to mosaics of 3 x 3, kept at the network's scale: by tiles against in one go
-8192      8192 x 8192 pixels by tiles: peak resident memory and seconds, of this bundle and of an FCN-ResNet-50, stride 8
-sizes     1,000 images of random sizes: resident memory on the way, with the segmenter's buckets and without
+scales    images enlarged 1, 2, 4 and 8 times: mIoU with the input rules `fit` and `native`
+tiles     mosaics of 3 x 3 images at the network's scale: in tiles, compared with untiled
+8192      8192 x 8192 pixels in tiles: peak resident memory and seconds, of this bundle and of an FCN-ResNet-50, stride 8
+sizes     1,000 images of random sizes: resident memory, with the segmenter's padding and without
 """
 
 import json
@@ -43,8 +43,8 @@ def main(folder: Path, data: Path, count: int) -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         resnet50 = write_random_resnet50(Path(scratch) / "resnet50")
-        places = {bundle.spec.name: folder, "FCN-ResNet-50, stride 8": resnet50}
-        result["8192"] = {name: run_isolated("huge", place) for name, place in places.items()}
+        bundles = {bundle.spec.name: folder, "FCN-ResNet-50, stride 8": resnet50}
+        result["8192"] = {name: run_isolated("huge", path) for name, path in bundles.items()}
     result["sizes"] = {
         "buckets": run_isolated("sizes", folder, "buckets"),
         "none": run_isolated("sizes", folder, "none"),
@@ -54,7 +54,7 @@ def main(folder: Path, data: Path, count: int) -> None:
 
 
 def measure_scales(bundle: Bundle, samples: SegmentationDataset, chosen: list[int]) -> dict[str, dict[str, float]]:
-    """mIoU by input rule and enlargement; the truth is enlarged by nearest neighbour."""
+    """mIoU by input rule and enlargement; the ground truth is enlarged by nearest neighbor."""
     found: dict[str, dict[str, float]] = {}
     for rule in (bundle.spec.input, InputRule(rule="native")):
         segmenter = Segmenter.load(bundle, precision="f32")
@@ -62,53 +62,53 @@ def measure_scales(bundle: Bundle, samples: SegmentationDataset, chosen: list[in
         for scale in SCALES:
             matrix = ConfusionMatrix(len(samples.classes))
             for index in chosen:
-                image, truth = samples.image(index), samples.labels(index)
-                height, width = truth.shape[0] * scale, truth.shape[1] * scale
+                image, target = samples.image(index), samples.labels(index)
+                height, width = target.shape[0] * scale, target.shape[1] * scale
                 larger = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-                matrix.add(resize_labels(truth, (height, width)), segmenter.segment(larger).labels)
+                matrix.add(resize_labels(target, (height, width)), segmenter.segment(larger).labels)
             found.setdefault(rule.rule, {})[str(scale)] = round(matrix.miou(), 4)
             print(f"{rule.rule:8} x{scale}  mIoU {matrix.miou():.4f}", flush=True)
     return found
 
 
 def measure_tiles(bundle: Bundle, samples: SegmentationDataset, chosen: list[int]) -> dict[str, dict[str, float]]:
-    """Mosaics at the network's scale, in one go and by tiles of several sizes: mIoU and share of equal labels."""
+    """Mosaics at the network's scale, untiled and in tiles of several sizes: mIoU and agreement with untiled labels."""
     segmenter = Segmenter.load(bundle, precision="f32")
     segmenter.rule = InputRule(rule="native")
     each = MOSAIC_SIDE**2
     groups = [chosen[start : start + each] for start in range(0, len(chosen) - each + 1, each)]
     found: dict[str, dict[str, float]] = {}
-    whole: list[Labels] = []
+    untiled: list[Labels] = []
     for tile in (8192, 1024, 768, 512, 384):
         segmenter.tile_size = tile
-        matrix, equal = ConfusionMatrix(len(samples.classes)), []
-        for place, group in enumerate(groups):
-            answer = segmenter.segment(make_mosaic([samples.image(index) for index in group])).labels
+        matrix, agreements = ConfusionMatrix(len(samples.classes)), []
+        for number, group in enumerate(groups):
+            labels = segmenter.segment(make_mosaic([samples.image(index) for index in group])).labels
             if tile == 8192:
-                whole.append(answer)
-            matrix.add(make_mosaic([samples.labels(index) for index in group]), answer)
-            equal.append(agreement(answer, whole[place]))
-        name = "in one go" if tile == 8192 else f"tiles of {tile}"
-        found[name] = {"miou": round(matrix.miou(), 4), "equal": round(float(np.mean(equal)), 5)}
-        print(f"{name:16} mIoU {matrix.miou():.4f}  equal {np.mean(equal):.3%}", flush=True)
+                untiled.append(labels)
+            matrix.add(make_mosaic([samples.labels(index) for index in group]), labels)
+            agreements.append(agreement(labels, untiled[number]))
+        name = "untiled" if tile == 8192 else f"tiles of {tile}"
+        found[name] = {"miou": round(matrix.miou(), 4), "agreement": round(float(np.mean(agreements)), 5)}
+        print(f"{name:16} mIoU {matrix.miou():.4f}  agreement {np.mean(agreements):.3%}", flush=True)
     return found
 
 
 def make_mosaic(parts: list[Any]) -> Any:
-    """Nine images, or nine masks, of one size as one."""
+    """Join nine images, or nine masks, of one size."""
     return np.vstack([np.hstack(parts[row : row + MOSAIC_SIDE]) for row in range(0, len(parts), MOSAIC_SIDE)])
 
 
-def run_isolated(task: str, *words: str | Path) -> Any:
-    """Ask benchmarks/memory.py in a process of its own, which holds what a service holds, and no torch."""
-    command = [sys.executable, "-m", "benchmarks.memory", task, *map(str, words)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    print(task, *words, answer, flush=True)
-    return answer
+def run_isolated(task: str, *arguments: str | Path) -> Any:
+    """Run benchmarks/memory.py in a separate process, which imports what a service imports, and no torch."""
+    command = [sys.executable, "-m", "benchmarks.memory", task, *map(str, arguments)]
+    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(task, *arguments, result, flush=True)
+    return result
 
 
 def write_random_resnet50(target: Path) -> Path:
-    """A bundle of FCN-ResNet-50 at stride 8 with 21 classes; what its memory is does not depend on its weights."""
+    """Write a bundle of FCN-ResNet-50 at stride 8 with 21 classes; its memory does not depend on its weights."""
     import torch
 
     from models.architectures import build
@@ -117,7 +117,7 @@ def write_random_resnet50(target: Path) -> Path:
     torch.manual_seed(0)
     network = build("fcn", 21, encoder="resnet50", output_stride=8, skips="32s", head="fcn").eval()
     classes = [ClassInfo(name=str(label), rgb=default_rgb(label)) for label in range(21)]
-    # bf16 is what a trained one is served in where the CPU has it.
+    # A trained one is served in bf16 if the CPU supports it.
     spec = BundleSpec(
         name="resnet50", classes=classes, input=InputRule(rule="native"), architecture=network.architecture,
         parity={"openvino": {"f32": 1.0, "bf16": 1.0}},

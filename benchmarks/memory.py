@@ -1,10 +1,10 @@
-"""What a bundle's Segmenter holds in memory, in this process alone: `python -m benchmarks.memory TASK BUNDLE [HOW]`.
+"""Memory of a bundle's Segmenter in this process: `python -m benchmarks.memory TASK BUNDLE [PADDING]`.
 
-huge     an image of 8192 x 8192 by tiles: seconds, and megabytes resident before and at the peak
-sizes    megabytes resident after each hundred of 1,000 images of random sizes; HOW is `buckets`, as the Segmenter does
-         it, or `none`, as they come
+huge     an image of 8192 x 8192 in tiles: seconds, and resident megabytes before and at the peak
+sizes    resident megabytes after each hundred of 1,000 images of random sizes; PADDING is `buckets`, as the Segmenter
+         pads, or `none`
 
-The answer is printed as JSON; `benchmarks/large.py` asks. Linux, whose /proc knows a process's own peak.
+Prints JSON for `benchmarks/large.py`. Linux only, because /proc provides the peak.
 """
 
 import json
@@ -35,30 +35,30 @@ def measure_large_image(folder: Path) -> dict[str, float]:
     return {"seconds": round(seconds, 1), "opened_mb": opened, "peak_mb": memory_mb("VmHWM")}
 
 
-def measure_random_sizes(folder: Path, how: str) -> list[int]:
+def measure_random_sizes(folder: Path, padding: str) -> list[int]:
     segmenter = Segmenter.load(open_bundle(folder), "openvino", threads=1)
     segmenter.rule = InputRule(rule="native")
     random, found = np.random.default_rng(0), [memory_mb("VmRSS")]
-    for place in range(1, IMAGE_COUNT + 1):
+    for count in range(1, IMAGE_COUNT + 1):
         height, width = random.integers(32, MAX_SIDE, 2).tolist()
         image = np.zeros((height, width, 3), np.uint8)
-        if how == "buckets":
+        if padding == "buckets":
             segmenter.segment(image)
         else:
             segmenter.run(image[None])
-        if place % 100 == 0:
+        if count % 100 == 0:
             found.append(memory_mb("VmRSS"))
     return found
 
 
-def memory_mb(what: str) -> int:
-    """`VmRSS`, what is resident now, or `VmHWM`, the most that was; of this process."""
+def memory_mb(field: str) -> int:
+    """Resident megabytes of this process: `VmRSS` now, `VmHWM` at the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return round(int(next(line for line in lines if line.startswith(what)).split()[1]) * 1024 / 1e6)
+    return round(int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6)
 
 
 def draw_image(height: int, width: int) -> RGB:
-    """An image with soft shapes, made in place: what making it takes would else count as the Segmenter's."""
+    """An image with soft shapes, made without copies, because its memory would count as the Segmenter's."""
     coarse = np.random.default_rng(0).integers(0, 256, (height // 128, width // 128, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 

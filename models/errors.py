@@ -89,7 +89,7 @@ class InsufficientMemoryError(EngineError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's error; the name of its class where it has no text."""
+    """The first line of a library's error; the name of its class if it has no text."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 

@@ -1,4 +1,4 @@
-"""Builds a small real bundle: random weights of a fixed seed, exported and labelled as a trained one would be."""
+"""A small bundle with random weights of a fixed seed, exported like a trained one."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from models.inference.segmenter import Segmenter
 from models.spec import BundleSpec, ClassInfo, InputRule, default_rgb
 from training.freezing.onnx_export import export_network
 
-INPUT_SIDE = 192  # pixels: the long side at which the network sees an image
+INPUT_SIDE = 192  # long side of the network's input, in pixels
 CLASSES = 6
 
-# Of a training that takes seconds, and a console for what nobody reads.
+# Overrides for a training that takes seconds, and a console without output.
 QUICK_TRAIN_OVERRIDES = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
 QUIET_CONSOLE = Console(quiet=True)
 
 
 def tiny_bundle(folder: Path) -> Path:
-    """Write the bundle into `folder/tiny` and return that path; it takes some ten seconds."""
+    """Write the bundle into `folder/tiny` and return that path; takes about ten seconds."""
     torch.manual_seed(0)
     network = architectures.build("fcn", CLASSES).eval()
     spec = BundleSpec(
@@ -40,7 +40,7 @@ def tiny_bundle(folder: Path) -> Path:
 
 
 def synthetic_image(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """An image with soft shapes, RGB uint8 H x W x 3: unlike noise, it keeps its labels under rounding."""
+    """An image with soft shapes, RGB uint8 H x W x 3. Unlike noise, its labels do not change by rounding."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 

@@ -1,4 +1,4 @@
-"""Small real ONNX graphs, as other people's tools write them, and their answers without a bundle."""
+"""Small ONNX graphs in the forms that other tools write, and their labels computed without a bundle."""
 
 from pathlib import Path
 from typing import Any
@@ -27,20 +27,20 @@ OUTPUT_KINDS = (
 
 
 class GraphBuilder:
-    """Nodes and weights, drawn one after another."""
+    """Collects nodes and weights."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.weights: list[onnx.TensorProto] = []
 
     def add_node(self, operator: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """A node and its output's name."""
+        """Add a node and return the name of its output."""
         out = out or f"value{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [out], **attributes))
         return out
 
     def add_weight(self, values: Any, kind: Any = np.float32, name: str = "") -> str:
-        """A constant tensor."""
+        """Add a constant tensor and return its name."""
         name = name or f"weight{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(values, kind), name))
         return name
@@ -62,9 +62,9 @@ def write_onnx_graph(
     opset: int = 17,
     seed: int = 0,
 ) -> Path:
-    """Write two convolutions with an output of an eighth of the input's sides, or of its size where `full`.
+    """Write two convolutions whose output has an eighth of the input's height and width, or its size if `full`.
 
-    `dims`: batch, height, width; `also`: further outputs of the same scores; `squeezed`: the batch's axis is dropped.
+    `dims`: batch, height, width; `also`: further outputs of the same scores; `squeezed`: without the batch axis.
     """
     assert ending in OUTPUT_KINDS
     random, drawing = np.random.default_rng(seed), GraphBuilder()
@@ -101,7 +101,7 @@ def write_onnx_graph(
 def save_graph(
     file: Path, drawing: GraphBuilder, entry: onnx.ValueInfoProto, outputs: list[onnx.ValueInfoProto], opset: int = 17
 ) -> Path:
-    """Write a drawing as an ONNX file that is right."""
+    """Write a valid ONNX file."""
     made = helper.make_graph(drawing.nodes, "foreign", [entry], outputs, drawing.weights)
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     onnx.checker.check_model(model)
@@ -133,21 +133,21 @@ def reference_labels(
     layout: str = "nchw", kind: str = "float32", gives: str = "nchw", output: str | None = None, meaning: str = "logits",
     squeezed: bool = False, batch: int = 1,
 ) -> NDArray[np.uint8]:  # fmt: skip
-    """The labels that a graph's owner would get: onnxruntime, and numpy and OpenCV around it."""
+    """The labels that the author of a graph would get, with onnxruntime, NumPy and OpenCV."""
     session = onnxruntime.InferenceSession(file)
     values = image.astype(np.float64) if order == "rgb" else image[..., ::-1].astype(np.float64)
     if kind != "uint8":
         values = (values * white / 255 - np.array(mean)) / np.array(std)
     values = values.transpose(2, 0, 1) if layout == "nchw" else values
     entry = session.get_inputs()[0].name
-    answer = session.run([output or session.get_outputs()[-1].name], {entry: np.stack([values] * batch).astype(kind)})[
+    result = session.run([output or session.get_outputs()[-1].name], {entry: np.stack([values] * batch).astype(kind)})[
         0
     ]
-    answer = answer if squeezed else answer[0]
+    result = result if squeezed else result[0]
     if meaning == "labels":
-        plane = answer.reshape([side for side in answer.shape if side > 1]).astype(np.uint8)
+        plane = result.reshape([side for side in result.shape if side > 1]).astype(np.uint8)
         return cv2.resize(plane, image.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    scores = (answer.transpose(1, 2, 0) if gives == "nchw" else answer).astype(np.float32)
+    scores = (result.transpose(1, 2, 0) if gives == "nchw" else result).astype(np.float32)
     if meaning == "probability":  # of the second of two classes
         scores = np.concatenate([1 - scores, scores], axis=2)
     if meaning.startswith("probabilit"):
@@ -159,5 +159,5 @@ def reference_labels(
 
 
 def scene_image(height: int = 128, width: int = 192, seed: int = 7) -> NDArray[np.uint8]:
-    """A drawn image, RGB uint8 H x W x 3."""
+    """A synthetic image, RGB uint8 H x W x 3."""
     return generate_scene(np.random.default_rng(seed), (height, width))[0]

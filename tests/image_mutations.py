@@ -1,4 +1,4 @@
-"""Real images, changed: the same number makes the same image, so that a failure can be played again."""
+"""Mutations of real images. A seed always gives the same image, so that failures can be reproduced."""
 
 import io
 import struct
@@ -13,9 +13,9 @@ from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image, grey_page, make_png, make_tiff, png_chunk
 
 HOSTILE_FOLDER = Path(__file__).parents[2] / "shared" / "data" / "hostile" / "files"
-MAX_SEED_BYTES = 120_000  # bytes of a hostile image: mutations are meant to meet headers
+MAX_SEED_BYTES = 120_000  # of a hostile image: in larger ones, mutations rarely change a header
 
-# Numbers that programs get wrong.
+# Numbers that programs handle incorrectly.
 EDGE_VALUES = (
     0,
     1,
@@ -38,7 +38,7 @@ EDGE_VALUES = (
 )
 
 
-# How lengths are written, where from the names of what they measure, and those names.
+# Length fields: struct format, offset from a name, and the names.
 LENGTH_FIELDS = (
     (">I", -4, (b"IHDR", b"IDAT", b"iCCP", b"eXIf", b"tRNS", b"PLTE")),
     (">I", -4, (b"meta", b"iloc", b"iinf", b"ispe", b"av1C", b"mdat")),
@@ -61,59 +61,59 @@ def _encode_multi_frame(format: str) -> bytes:
 
 @cache
 def seed_images() -> tuple[bytes, ...]:
-    """One image of every kind that the house reads, some that it does not, and the hostile ones where they are."""
+    """One image of every supported kind, some of unsupported ones, and the hostile images if they are available."""
     photo, deep = Image.fromarray(synthetic_image(60, 80)), np.arange(48 * 64, dtype=np.uint16).reshape(48, 64) * 21
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     clear = Image.fromarray(np.dstack([synthetic_image(48, 64), deep.astype(np.uint8)]))
-    made: list[bytes] = [
+    images: list[bytes] = [
         encode_image(photo, format) for format in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF", "GIF")
     ]
-    made += [encode_image(photo, "JPEG", progressive=True, exif=_exif_with_orientation(6), icc_profile=profile)]
-    made += [encode_image(photo.convert(mode), "JPEG") for mode in ("L", "CMYK")]
-    made += [_encode_multi_frame("MPO")]
-    made += [
+    images += [encode_image(photo, "JPEG", progressive=True, exif=_exif_with_orientation(6), icc_profile=profile)]
+    images += [encode_image(photo.convert(mode), "JPEG") for mode in ("L", "CMYK")]
+    images += [_encode_multi_frame("MPO")]
+    images += [
         encode_image(photo.convert("P"), "PNG", transparency=3),
         encode_image(deep, "PNG"),
         encode_image(clear, "PNG", exif=_exif_with_orientation(3)),
     ]
-    made += [encode_image(photo, "PNG", icc_profile=profile), make_png((8, 1), 16, 6, b"\0" + bytes(64))]
-    made += [
+    images += [encode_image(photo, "PNG", icc_profile=profile), make_png((8, 1), 16, 6, b"\0" + bytes(64))]
+    images += [
         encode_image(clear, "WEBP", lossless=True, exif=_exif_with_orientation(8)),
         encode_image(clear, "AVIF"),
         encode_image(photo, "AVIF", exif=_exif_with_orientation(5)),
     ]
-    made += [
+    images += [
         encode_image(photo, "TIFF", compression=name)
         for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "zstd")
     ]
-    made += [
+    images += [
         encode_image(deep, "TIFF"),
         encode_image(photo.convert("LAB"), "TIFF"),
         encode_image(photo.convert("CMYK"), "TIFF"),
     ]
-    made += [
+    images += [
         encode_image(photo.convert("1"), "TIFF", compression="group4"),
         make_tiff(grey_page(16, 8), grey_page(4, 2)),
     ]
-    made += [_encode_multi_frame(format) for format in ("PNG", "WEBP", "TIFF", "AVIF")]
+    images += [_encode_multi_frame(format) for format in ("PNG", "WEBP", "TIFF", "AVIF")]
     hostile = sorted(HOSTILE_FOLDER.iterdir()) if HOSTILE_FOLDER.is_dir() else []
-    return (*made, *(path.read_bytes() for path in hostile if path.stat().st_size <= MAX_SEED_BYTES))
+    return (*images, *(path.read_bytes() for path in hostile if path.stat().st_size <= MAX_SEED_BYTES))
 
 
-def make_mutation(number: int) -> bytes:
-    """The image of that number: a seed, changed in one to three ways."""
-    random = np.random.default_rng(number)
+def make_mutation(seed: int) -> bytes:
+    """A seed image with one to three mutations."""
+    random = np.random.default_rng(seed)
     data = bytearray(seed_images()[random.integers(len(seed_images()))])
     for _ in range(random.integers(1, 4)):
         if len(data) > 16:
             MUTATIONS[random.integers(len(MUTATIONS))](data, random)
-    if data.startswith(b"\x89PNG") and random.random() < 0.7:  # else its sums would stop nearly every change
+    if data.startswith(b"\x89PNG") and random.random() < 0.7:  # else its checksums would reveal nearly every change
         return _fix_png_checksums(bytes(data))
     return bytes(data)
 
 
 def _random_offset(data: bytearray, random: np.random.Generator, width: int = 1) -> int:
-    """Anywhere, but in half of the cases in the first 300 bytes, where headers are."""
+    """A random offset, in half of the cases within the first 300 bytes, where headers are."""
     end = max(1, len(data) - width)
     return int(random.integers(0, min(end, 300) if random.random() < 0.5 else end))
 
@@ -128,46 +128,46 @@ def truncate(data: bytearray, random: np.random.Generator) -> None:
 
 
 def delete_bytes(data: bytearray, random: np.random.Generator) -> None:
-    place = _random_offset(data, random)
-    del data[place : place + int(random.integers(1, 200))]
+    offset = _random_offset(data, random)
+    del data[offset : offset + int(random.integers(1, 200))]
 
 
 def repeat_bytes(data: bytearray, random: np.random.Generator) -> None:
-    place = _random_offset(data, random)
-    piece = bytes(data[place : place + int(random.integers(1, 200))])
-    data[place:place] = piece * int(random.integers(1, 50))
+    offset = _random_offset(data, random)
+    piece = bytes(data[offset : offset + int(random.integers(1, 200))])
+    data[offset:offset] = piece * int(random.integers(1, 50))
 
 
 def splice(data: bytearray, random: np.random.Generator) -> None:
     other = seed_images()[random.integers(len(seed_images()))]
     start = int(random.integers(len(other)))
-    place = _random_offset(data, random)
-    data[place:] = other[start:] if random.random() < 0.5 else other[start : start + 400] + bytes(data[place:])
+    offset = _random_offset(data, random)
+    data[offset:] = other[start:] if random.random() < 0.5 else other[start : start + 400] + bytes(data[offset:])
 
 
 def randomize_bytes(data: bytearray, random: np.random.Generator) -> None:
-    place = _random_offset(data, random)
-    count = min(int(random.integers(1, 64)), len(data) - place)
-    data[place : place + count] = random.integers(0, 256, count, dtype=np.uint8).tobytes()
+    offset = _random_offset(data, random)
+    count = min(int(random.integers(1, 64)), len(data) - offset)
+    data[offset : offset + count] = random.integers(0, 256, count, dtype=np.uint8).tobytes()
 
 
 def write_edge_value(data: bytearray, random: np.random.Generator) -> None:
-    """A number of 16 or 32 bits in a header's place: a width, a count, an offset."""
-    wide = "HI"[random.integers(2)]
+    """Overwrite 16 or 32 bits, such as a width, a count or an offset in a header."""
+    format = "HI"[random.integers(2)]
     order = "<>"[random.integers(2)]
-    size = struct.calcsize(wide)
+    size = struct.calcsize(format)
     value = EDGE_VALUES[random.integers(len(EDGE_VALUES))] & (1 << 8 * size) - 1
-    place = _random_offset(data, random, size)
-    data[place : place + size] = struct.pack(order + wide, value)
+    offset = _random_offset(data, random, size)
+    data[offset : offset + size] = struct.pack(order + format, value)
 
 
 def write_wrong_length(data: bytearray, random: np.random.Generator) -> None:
-    """Of a chunk, a segment or a box: the number before a name, or behind a marker."""
-    shape, before, names = LENGTH_FIELDS[random.integers(len(LENGTH_FIELDS))]
-    places = [data.find(name) for name in names]
-    at = max(places, default=-1) + before
-    if max(places) >= 4 and at + struct.calcsize(shape) <= len(data):
-        struct.pack_into(shape, data, at, int(random.integers(0, 1 << (16 if shape == ">H" else 20))))
+    """Overwrite the length of a chunk, a segment or a box."""
+    format, shift, names = LENGTH_FIELDS[random.integers(len(LENGTH_FIELDS))]
+    positions = [data.find(name) for name in names]
+    offset = max(positions, default=-1) + shift
+    if max(positions) >= 4 and offset + struct.calcsize(format) <= len(data):
+        struct.pack_into(format, data, offset, int(random.integers(0, 1 << (16 if format == ">H" else 20))))
 
 
 MUTATIONS: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
@@ -184,13 +184,13 @@ MUTATIONS: tuple[Callable[[bytearray, np.random.Generator], None], ...] = (
 
 
 def _fix_png_checksums(data: bytes) -> bytes:
-    out, place = io.BytesIO(), 8
+    out, offset = io.BytesIO(), 8
     out.write(data[:8])
-    while place + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        if place + 12 + length > len(data):
+    while offset + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        if offset + 12 + length > len(data):
             break
-        out.write(png_chunk(kind, data[place + 8 : place + 8 + length]))
-        place += 12 + length
-    out.write(data[place:])
+        out.write(png_chunk(kind, data[offset + 8 : offset + 8 + length]))
+        offset += 12 + length
+    out.write(data[offset:])
     return out.getvalue()

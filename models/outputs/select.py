@@ -43,10 +43,10 @@ def class_indices(names: tuple[str, ...], spec: BundleSpec) -> list[int]:
     for name in names:
         if name not in known:
             close = closest_names(name, known)
-            hint = f"did you mean {close}? " if close else ""
+            hint = f"did you mean {close}? The" if close else "the"
             rest = f" and {len(known) - MAX_LISTED_CLASSES} more" if len(known) > MAX_LISTED_CLASSES else ""
             raise ConfigError(
-                f"The class {name[:80]!r} is not known; {hint}the bundle has {', '.join(known[:MAX_LISTED_CLASSES])}{rest}."
+                f"The class {name[:80]!r} is not known; {hint} bundle has {', '.join(known[:MAX_LISTED_CLASSES])}{rest}."
             )
     return [label for label, name in enumerate(known) if name in names]
 

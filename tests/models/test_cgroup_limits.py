@@ -19,7 +19,7 @@ AFFINITY_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity"
 
 
 def fake_cgroups(folder: Path, membership: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """Files as the kernel shows them: the root of the control groups, and the process's memberships."""
+    """Files as the kernel provides them: the root of the control groups, and the process's memberships."""
     for name, text in files.items():
         (folder / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "cgroup" / name).write_text(text + "\n")
@@ -61,13 +61,13 @@ CGROUP_V1_MEMBERSHIP = "9:name=systemd:/\n4:memory:/m\n1:cpu,cpuacct:/docker/ab\
         ("", {"cpu.max": "200000 100000"}, None),
     ],
 )
-def test_the_quota_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], cores: float | None) -> None:
+def test_cpu_quota_of_a_container(tmp_path: Path, membership: str, files: dict[str, str], cores: float | None) -> None:
     at = fake_cgroups(tmp_path, membership, files)
     assert cpu_quota(*at) == cores
     assert usable_cores(*at) == (AFFINITY_CORES if cores is None else max(1, min(AFFINITY_CORES, -(-cores // 1))))
 
 
-def test_where_the_kernel_says_nothing(tmp_path: Path) -> None:
+def test_limits_without_cgroups(tmp_path: Path) -> None:
     assert usable_cores(tmp_path / "no", tmp_path / "none") == AFFINITY_CORES
     assert 2**26 < free_memory(tmp_path / "no", tmp_path / "none") < 2**44
 
@@ -97,7 +97,7 @@ def test_free_memory_is_what_the_group_has_left(
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process")
-def test_a_process_that_may_use_one_core() -> None:
+def test_usable_cores_of_a_process_pinned_to_one_core() -> None:
     code = "import os, models.cgroup_limits; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
     code += "print(models.cgroup_limits.usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -113,40 +113,42 @@ def test_inferences_share_the_cores(workers: int, concurrency: int, cores: int, 
     assert threads * workers * concurrency <= max(cores, workers * concurrency)
 
 
-def test_all_cores_for_one() -> None:
+def test_one_inference_uses_all_cores() -> None:
     assert threads_per_inference(1, 1) == usable_cores()
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("threads", "at_once"), [(0, 2), (1, 2), (2, 2)])
-def test_answers_at_once_are_those_one_by_one(engine: str, threads: int, at_once: int, tiny_bundle: Path) -> None:
+@pytest.mark.parametrize(("threads", "concurrency"), [(0, 2), (1, 2), (2, 2)])
+def test_concurrent_inferences_equal_sequential_ones(
+    engine: str, threads: int, concurrency: int, tiny_bundle: Path
+) -> None:
     bundle, images = (
         open_bundle(tiny_bundle),
         [synthetic_image(64, 64 + 64 * (seed % 2), seed)[None] for seed in range(8)],
     )
     alone = ENGINES[engine].load(bundle, "cpu", "f32", 1)
     expected = [alone(image)[0].copy() for image in images]
-    run = ENGINES[engine].load(bundle, "cpu", "f32", threads, at_once)
-    with ThreadPoolExecutor(at_once + 1) as pool:  # one more than was said
+    run = ENGINES[engine].load(bundle, "cpu", "f32", threads, concurrency)
+    with ThreadPoolExecutor(concurrency + 1) as pool:  # one more than the concurrency
         for one, labels in zip(pool.map(lambda image: run(image)[0].copy(), images), expected, strict=True):
             assert np.mean(one == labels) > 0.999
 
 
 @pytest.mark.skipif(usable_cores() < 2, reason="OpenVINO has no more threads than there are cores")
 @pytest.mark.parametrize(
-    ("threads", "at_once", "found"), [(1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (2, 2)), (2, 2, (4, 2))]
+    ("threads", "concurrency", "expected"), [(1, 1, (1, 1)), (2, 1, (2, 1)), (1, 2, (2, 2)), (2, 2, (4, 2))]
 )
-def test_openvino_has_a_stream_for_each_answer(
-    threads: int, at_once: int, found: tuple[int, int], tiny_bundle: Path
+def test_openvino_has_a_stream_for_each_concurrent_inference(
+    threads: int, concurrency: int, expected: tuple[int, int], tiny_bundle: Path
 ) -> None:
-    run = openvino_engine.load(open_bundle(tiny_bundle), "cpu", "f32", threads, at_once)
+    run = openvino_engine.load(open_bundle(tiny_bundle), "cpu", "f32", threads, concurrency)
     assert isinstance(run, openvino_engine._ThreadSafeModel) and run.compiled is not None
-    got = tuple(run.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
-    assert got == (min(found[0], os.cpu_count() or 1), found[1]) or got == found
+    found = tuple(run.compiled.get_property(name) for name in ("INFERENCE_NUM_THREADS", "NUM_STREAMS"))
+    assert found == (min(expected[0], os.cpu_count() or 1), expected[1]) or found == expected
 
 
-# A process of its own that answers until it has seen on which cores its threads may run meanwhile.
+# A process that runs inferences and meanwhile prints the cores on which its threads may run.
 AFFINITY_SCRIPT = """
 import pathlib, re, sys, threading
 
@@ -159,11 +161,11 @@ run = openvino.load(open_bundle(pathlib.Path(sys.argv[1])), "cpu", "f32", 1)
 image, done = np.zeros((1, 256, 256, 3), np.uint8), threading.Event()
 run(image)
 
-def answer():
+def infer():
     while not done.is_set():
         run(image)
 
-caller = threading.Thread(target=answer)
+caller = threading.Thread(target=infer)
 caller.start()
 seen = set()
 for _ in range(40):
@@ -179,12 +181,12 @@ print(*sorted(seen))
 @pytest.mark.skipif(
     not Path("/proc/self/task").exists() or (AFFINITY_CORES or 1) < 2, reason="needs Linux and two cores"
 )
-def test_no_worker_takes_a_core_for_itself(tiny_bundle: Path) -> None:
-    """Each would take the same one: they do not know of each other."""
+def test_threads_are_not_pinned_to_cores(tiny_bundle: Path) -> None:
+    """Workers would all pin their threads to the same core."""
     command = [sys.executable, "-c", AFFINITY_SCRIPT, str(tiny_bundle)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    here = next(line for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line)
-    assert done.stdout.split() == [here.split()[1]]
+    allowed = next(line for line in Path("/proc/self/status").read_text().splitlines() if "Cpus_allowed_list" in line)
+    assert done.stdout.split() == [allowed.split()[1]]
 
 
 COMPILE_SCRIPT = """
@@ -194,13 +196,13 @@ from models.engines import openvino_engine as openvino
 
 bundle = open_bundle(pathlib.Path(sys.argv[1]))
 openvino.get_core()
-print("here", flush=True)
+print("ready", flush=True)
 sys.stdin.readline()
 print(openvino.load(bundle, "cpu", "f32", 1).compiled.get_property("LOADED_FROM_CACHE"))
 """
 
 
-def test_of_workers_that_open_a_bundle_at_once_one_compiles(
+def test_one_of_several_workers_compiles_a_bundle(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -208,9 +210,9 @@ def test_of_workers_that_open_a_bundle_at_once_one_compiles(
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]  # type: ignore[call-overload]
     for worker in workers:
-        assert worker.stdout.readline() == "here\n"
+        assert worker.stdout.readline() == "ready\n"
     for worker in workers:
         worker.stdin.write("\n")
         worker.stdin.flush()
-    answers = [worker.communicate()[0] for worker in workers]
-    assert sorted(answers) == ["False\n", "True\n", "True\n"]
+    outputs = [worker.communicate()[0] for worker in workers]
+    assert sorted(outputs) == ["False\n", "True\n", "True\n"]

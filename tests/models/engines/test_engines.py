@@ -1,4 +1,4 @@
-"""Every engine runs the frozen network as the live one would, and says what it lacks."""
+"""Every engine gives the results of PyTorch, and reports what it does not support."""
 
 import importlib.util
 import os
@@ -51,7 +51,7 @@ def bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundl
 
 @pytest.fixture(scope="module")
 def live_network(bundle: Bundle) -> Network:
-    """The network in torch, built again around the bundle's weights."""
+    """The network in torch, built with the bundle's weights."""
     return torch_engine.build_network(bundle)
 
 
@@ -66,7 +66,7 @@ def synthetic_batch(count: int, height: int, width: int) -> np.ndarray:
 
 
 def engine_precisions() -> list[tuple[str, str]]:
-    """Each engine with each number format that this machine has for it on the CPU."""
+    """Each engine with each precision that it may support on a CPU."""
     offered = {"openvino": ["f32", "bf16", "int8"], "onnxruntime": ["f32"], "torch": ["f32", "bf16"]}
     assert offered.keys() == ENGINES.keys()
     return [(engine, precision) for engine, precisions in offered.items() for precision in precisions]
@@ -81,9 +81,7 @@ def load_or_skip(engine: str, precision: str, bundle: Bundle, threads: int = 0) 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("shape", [(1, 64, 64), (2, 128, 192), (3, 131, 97), (1, 37, 213), (5, 65, 63)])
-def test_f32_equals_the_live_network(
-    engine: str, shape: tuple[int, int, int], bundle: Bundle, live_network: Network
-) -> None:
+def test_f32_equals_pytorch(engine: str, shape: tuple[int, int, int], bundle: Bundle, live_network: Network) -> None:
     images = synthetic_batch(*shape)
     labels, logits = load_or_skip(engine, "f32", bundle)(images, logits=True)
     live_labels, live_logits = run_network(live_network, images)
@@ -96,7 +94,7 @@ def test_f32_equals_the_live_network(
 
 
 @pytest.mark.parametrize(("engine", "precision"), engine_precisions())
-def test_every_number_format_is_near_the_live_network(
+def test_every_precision_is_close_to_pytorch(
     engine: str, precision: str, bundle: Bundle, live_network: Network
 ) -> None:
     images = synthetic_batch(2, 128, 192)
@@ -107,8 +105,8 @@ def test_every_number_format_is_near_the_live_network(
     assert agreement(labels, expected) > (0.97 if precision != "int8" else 0.9)
     noise = np.abs(logits - scores).mean() / scores.std()
     assert noise < {"f32": 1e-4, "bf16": 0.02, "int8": 0.1}[precision]
-    assert precision == "f32" or noise > 1e-5  # it is computed in another format indeed
-    assert run(images)[1] is None  # nobody asked
+    assert precision == "f32" or noise > 1e-5  # another precision is actually used
+    assert run(images)[1] is None  # no logits were requested
 
 
 @pytest.mark.parametrize(("engine", "precision"), engine_precisions())
@@ -116,23 +114,23 @@ def test_labels_are_the_argmax_of_the_logits(engine: str, precision: str, bundle
     images = synthetic_batch(1, 128, 192)
     labels, logits = load_or_skip(engine, precision, bundle)(images, logits=True)
     maps = torch.nn.functional.interpolate(torch.from_numpy(np.array(logits)), size=(128, 192), mode="bilinear")
-    # In bf16 the graph also upsamples in it, and where two classes are as good as equal they change places.
+    # In bf16 the graph also upsamples in bf16, and labels change where two classes are almost equal.
     assert agreement(labels, maps.argmax(1).numpy()) > (0.999 if precision == "f32" or engine != "openvino" else 0.99)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("threads", [0, 1])  # for torch it is one number for the whole process
-def test_four_threads_at_once(engine: str, threads: int, bundle: Bundle) -> None:
+@pytest.mark.parametrize("threads", [0, 1])  # torch has one number of threads per process
+def test_four_concurrent_threads(engine: str, threads: int, bundle: Bundle) -> None:
     run = load_or_skip(engine, "f32", bundle, threads)
     images = [synthetic_image(64 + 64 * (seed % 2), 64 + 64 * (seed % 3), seed)[None] for seed in range(24)]
 
-    def kept(image: np.ndarray) -> tuple[np.ndarray, ...]:
+    def run_and_copy(image: np.ndarray) -> tuple[np.ndarray, ...]:
         return tuple(np.array(part) for part in run(image, logits=True))
 
-    alone = [kept(image) for image in images]
+    sequential = [run_and_copy(image) for image in images]
     with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(kept, images))
-    for (labels, logits), (expected, scores) in zip(together, alone, strict=True):
+        concurrent = list(pool.map(run_and_copy, images))
+    for (labels, logits), (expected, scores) in zip(concurrent, sequential, strict=True):
         assert agreement(labels, expected) >= 0.999
         np.testing.assert_allclose(logits, scores, rtol=1e-3, atol=1e-3 * np.abs(scores).max())
 
@@ -140,19 +138,19 @@ def test_four_threads_at_once(engine: str, threads: int, bundle: Bundle) -> None
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("confidence", [False, True])
 @pytest.mark.parametrize("size", [(144, 192), (150, 180)], ids=["fits already", "is resized"])
-def test_what_an_engine_answers_outlives_the_next_question(
+def test_a_prediction_is_not_overwritten_by_the_next(
     engine: str, confidence: bool, size: tuple[int, int], bundle: Bundle
 ) -> None:
     segmenter = Segmenter.load(bundle, engine, "f32", "cpu")
     first = segmenter.segment(synthetic_image(*size, 1), confidence)
-    kept = first.labels.copy(), np.array(first.confidence)
-    assert agreement(segmenter.segment(synthetic_image(*size, 2), confidence).labels, kept[0]) < 1
-    np.testing.assert_array_equal(first.labels, kept[0])
-    np.testing.assert_array_equal(first.confidence, kept[1])
+    copies = first.labels.copy(), np.array(first.confidence)
+    assert agreement(segmenter.segment(synthetic_image(*size, 2), confidence).labels, copies[0]) < 1
+    np.testing.assert_array_equal(first.labels, copies[0])
+    np.testing.assert_array_equal(first.confidence, copies[1])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_images_that_may_not_be_written_to(engine: str, bundle: Bundle) -> None:
+def test_read_only_images(engine: str, bundle: Bundle) -> None:
     segmenter = Segmenter.load(bundle, engine, "f32", "cpu")
     image = synthetic_image(144, 192)
     labels = segmenter.segment(image).labels
@@ -161,15 +159,15 @@ def test_images_that_may_not_be_written_to(engine: str, bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_device_that_the_machine_lacks(engine: str, bundle: Bundle) -> None:
+def test_an_unknown_device(engine: str, bundle: Bundle) -> None:
     with pytest.raises(EngineError, match=r"'abacus'"):
         ENGINES[engine].precisions(bundle, "abacus")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there(engine: str, bundle: Bundle) -> None:
-    with pytest.raises(EngineError, match=r"openvino runs on the cpu|CUDAExecutionProvider|sees no GPU"):
+def test_a_missing_gpu(engine: str, bundle: Bundle) -> None:
+    with pytest.raises(EngineError, match=r"openvino runs on the cpu|CUDAExecutionProvider|finds no GPU"):
         ENGINES[engine].precisions(bundle, "cuda")
 
 
@@ -183,40 +181,41 @@ def test_a_gpu_that_is_not_there(engine: str, bundle: Bundle) -> None:
         ("torch", "f32", WEIGHTS_FILE),
     ],
 )
-@pytest.mark.parametrize("harm", ["altered", "cut", "sealed again"])
-def test_files_that_are_not_what_they_were(
-    engine: str, precision: str, name: str, harm: str, bundle: Bundle, tmp_path: Path
+@pytest.mark.parametrize("change", ["altered", "cut", "checksums updated"])
+def test_altered_files_are_refused(
+    engine: str, precision: str, name: str, change: str, bundle: Bundle, tmp_path: Path
 ) -> None:
-    with bundle_writer(tmp_path / "harmed") as new:
+    with bundle_writer(tmp_path / "changed") as new:
         shutil.copytree(bundle.folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKSUM_FILE))
-        if harm == "sealed again":
-            (new / name).write_bytes(b"no network")
-    file = tmp_path / "harmed" / name
-    if harm == "altered":
+        if change == "checksums updated":
+            (new / name).write_bytes(b"not a network")
+    file = tmp_path / "changed" / name
+    if change == "altered":
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    if harm == "cut":
+    if change == "cut":
         os.truncate(file, file.stat().st_size // 2)
-    opened = open_bundle(tmp_path / "harmed")
-    with pytest.raises(BundleError, match=name.removesuffix(".bin") if harm == "sealed again" else name) as caught:
+    opened = open_bundle(tmp_path / "changed")
+    expected = name.removesuffix(".bin") if change == "checksums updated" else name
+    with pytest.raises(BundleError, match=expected) as caught:
         ENGINES[engine].load(opened, "cpu", precision, 0)
-    assert ("is not the file that was exported" in str(caught.value)) == (harm != "sealed again")
+    assert ("is not the file that was exported" in str(caught.value)) == (change != "checksums updated")
     assert "\n" not in str(caught.value)
 
 
 def test_weights_of_another_network(bundle: Bundle, tmp_path: Path) -> None:
-    made = bundle.spec.architecture
-    for architecture, said in (
-        (replace_options(made, encoder="resnet34"), "weights.safetensors does not hold the network"),
-        (made.model_copy(update={"name": "fcn2"}), "describes no network .* 'fcn2' is not known"),
-        (made.model_copy(update={"options": {**made.options, "dilate": True}}), "no option 'dilate'"),
+    original = bundle.spec.architecture
+    for architecture, message in (
+        (replace_options(original, encoder="resnet34"), "weights.safetensors does not match the network"),
+        (original.model_copy(update={"name": "fcn2"}), "has no network as described .*fcn2"),
+        (replace_options(original, dilate=True), "no option 'dilate'"),
     ):
         wrong = replace(bundle, spec=bundle.spec.model_copy(update={"architecture": architecture}))
-        with pytest.raises(BundleError, match=said):
+        with pytest.raises(BundleError, match=message):
             ENGINES["torch"].load(wrong, "cpu", "f32", 0)
 
 
-def replace_options(made: Architecture, **options: object) -> Architecture:
-    return made.model_copy(update={"options": {**made.options, **options}})
+def replace_options(architecture: Architecture, **options: object) -> Architecture:
+    return architecture.model_copy(update={"options": {**architecture.options, **options}})
 
 
 def test_an_imported_graph_has_no_torch_engine(bundle: Bundle, tmp_path: Path) -> None:
@@ -225,13 +224,13 @@ def test_an_imported_graph_has_no_torch_engine(bundle: Bundle, tmp_path: Path) -
             bundle.folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKSUM_FILE, WEIGHTS_FILE)
         )
     imported = open_bundle(tmp_path / "imported")
-    with pytest.raises(EngineError, match=r"no engine torch: it came from an ONNX graph.*take openvino"):
+    with pytest.raises(EngineError, match=r"engine torch cannot run .* made from an ONNX graph.*Choose openvino"):
         Segmenter.load(imported, "torch")
     assert Segmenter.load(imported).choice
 
 
 @pytest.mark.parametrize(("engine", "next_one"), [("openvino", "onnxruntime"), ("onnxruntime", None), ("torch", None)])
-def test_an_engine_that_is_not_installed(
+def test_an_engine_that_is_not_installed_is_skipped(
     engine: str, next_one: str | None, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -245,45 +244,45 @@ def test_an_engine_that_is_not_installed(
 # The cache of compiled graphs.
 
 
-def test_another_bundle_in_the_same_place_is_not_answered_from_the_cache(
+def test_the_cache_is_not_used_for_another_bundle_at_the_same_path(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """OpenVINO alone knows a cached graph by path, size and time, and would take the old one."""
+    """OpenVINO identifies a cached graph by path, size and time, and would use the old one."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    place, image = tmp_path / "served", synthetic_image(100, 140)
-    shutil.copytree(bundle.folder, place)
-    times = (place / MODEL_FILE).stat()
-    before = Segmenter.load(open_bundle(place), "openvino", "f32").segment(image).labels
-    again = Segmenter.load(open_bundle(place), "openvino", "f32").segment(image).labels
+    folder, image = tmp_path / "served", synthetic_image(100, 140)
+    shutil.copytree(bundle.folder, folder)
+    times = (folder / MODEL_FILE).stat()
+    before = Segmenter.load(open_bundle(folder), "openvino", "f32").segment(image).labels
+    again = Segmenter.load(open_bundle(folder), "openvino", "f32").segment(image).labels
     np.testing.assert_array_equal(again, before)
 
-    graph = (place / MODEL_FILE).read_bytes()
+    graph = (folder / MODEL_FILE).read_bytes()
     network = torch_engine.build_network(bundle)
     bias = network.body.score.bias.detach().numpy().tobytes()
     assert graph.count(bias) == 1
     shifted = np.frombuffer(bias, np.float32) + np.float32(100) * (np.arange(6) == 3)
-    (place / MODEL_FILE).write_bytes(graph.replace(bias, shifted.astype(np.float32).tobytes()))
-    os.utime(place / MODEL_FILE, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert (place / MODEL_FILE).stat().st_size == times.st_size
+    (folder / MODEL_FILE).write_bytes(graph.replace(bias, shifted.astype(np.float32).tobytes()))
+    os.utime(folder / MODEL_FILE, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (folder / MODEL_FILE).stat().st_size == times.st_size
     with pytest.raises(BundleError, match="is not the file"):
-        Segmenter.load(open_bundle(place), "openvino", "f32")
-    sums = (place / CHECKSUM_FILE).read_text().splitlines()
-    (place / CHECKSUM_FILE).write_text(
-        "".join(f"{file_sha256(place / line.split()[1])}  {line.split()[1]}\n" for line in sums)  # as an export would
+        Segmenter.load(open_bundle(folder), "openvino", "f32")
+    sums = (folder / CHECKSUM_FILE).read_text().splitlines()
+    (folder / CHECKSUM_FILE).write_text(
+        "".join(f"{file_sha256(folder / line.split()[1])}  {line.split()[1]}\n" for line in sums)  # as an export would
     )
-    after = Segmenter.load(open_bundle(place), "openvino", "f32").segment(image).labels
+    after = Segmenter.load(open_bundle(folder), "openvino", "f32").segment(image).labels
     assert (after == 3).all() and not (before == 3).all()
     assert len(list((tmp_path / "cache" / "maskserve" / "openvino").iterdir())) == 2
 
 
-def test_a_damaged_cache_is_made_anew(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cache_is_rebuilt(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     image = synthetic_image(100, 140)
     labels = Segmenter.load(bundle, "openvino", "f32").segment(image).labels
     blobs = list(tmp_path.rglob("*.blob"))
     assert blobs
     middle = len(blobs[0].read_bytes()) // 2
-    for harm in (
+    for change in (
         lambda data: data[:middle],
         lambda data: b"",
         lambda data: b"?" * len(data),
@@ -293,26 +292,26 @@ def test_a_damaged_cache_is_made_anew(bundle: Bundle, tmp_path: Path, monkeypatc
     ):
         for blob in tmp_path.rglob("*.blob"):
             blob.chmod(0o644)
-            blob.write_bytes(harm(blob.read_bytes()))
+            blob.write_bytes(change(blob.read_bytes()))
         np.testing.assert_array_equal(Segmenter.load(bundle, "openvino", "f32").segment(image).labels, labels)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_no_cache_is_used_if_it_cannot_be_written(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "maskserve").write_text("a file where a folder is wanted")
+    (tmp_path / "maskserve").write_text("a file instead of a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert Segmenter.load(bundle, "openvino", "f32").segment(synthetic_image(50, 60)).labels.shape == (50, 60)
 
 
-def test_a_bundle_that_moves_leaves_one_graph_for_each_setting(
+def test_a_moved_bundle_keeps_one_graph_per_setting(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for place in ("here", "there"):
-        shutil.copytree(bundle.folder, tmp_path / place)
+    for name in ("old", "new"):
+        shutil.copytree(bundle.folder, tmp_path / name)
         for threads in (1, 2):
-            Segmenter.load(open_bundle(tmp_path / place), "openvino", "f32", threads=threads)
+            Segmenter.load(open_bundle(tmp_path / name), "openvino", "f32", threads=threads)
     blobs = list((tmp_path / "cache").rglob("*.blob"))
     assert {blob.parent.name for blob in blobs} == {"f32-1x1", "f32-2x1"} and len(blobs) == 2
     for threads in range(3, 7):
@@ -320,14 +319,16 @@ def test_a_bundle_that_moves_leaves_one_graph_for_each_setting(
     assert {blob.parent.name for blob in (tmp_path / "cache").rglob("*.blob")} == {f"f32-{n}x1" for n in range(3, 7)}
 
 
-def test_old_bundles_leave_the_cache(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_bundles_are_removed_from_the_cache(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    home = tmp_path / "maskserve" / "openvino"
+    cache = tmp_path / "maskserve" / "openvino"
     for age in range(8):
-        (home / str(age)).mkdir(parents=True)
-        os.utime(home / str(age), (age, age))
+        (cache / str(age)).mkdir(parents=True)
+        os.utime(cache / str(age), (age, age))
     Segmenter.load(bundle, "openvino", "f32")
-    assert sorted(path.name for path in home.iterdir()) == sorted([bundle.hash, "4", "5", "6", "7"])
+    assert sorted(path.name for path in cache.iterdir()) == sorted([bundle.hash, "4", "5", "6", "7"])
 
 
 # Memory.
@@ -348,9 +349,9 @@ def test_memory_stays_flat_over_a_thousand_sizes(engine: str, precision: str, bu
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return int(next(line for line in lines if line.startswith('VmRSS')).split()[1]) / 1024\n"
         "sizes = np.random.default_rng(0).integers(1, 400, (1000, 2))\n"
-        "for place, (height, width) in enumerate(sizes, start=1):\n"
+        "for count, (height, width) in enumerate(sizes, start=1):\n"
         "    segmenter.segment(np.zeros((height, width, 3), np.uint8))\n"
-        "    if place % 250 == 0: print(round(megabytes()))\n"
+        "    if count % 250 == 0: print(round(megabytes()))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(bundle.folder), engine, precision],
@@ -364,8 +365,8 @@ def test_memory_stays_flat_over_a_thousand_sizes(engine: str, precision: str, bu
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
 @pytest.mark.parametrize("engine", ENGINES)
-def test_memory_that_is_too_small_is_told_as_such(engine: str, bundle: Bundle) -> None:
-    """An image of 100 megapixels under a limit that holds the network, asked of the bare engine."""
+def test_out_of_memory_raises_memory_error(engine: str, bundle: Bundle) -> None:
+    """The engine runs an image of 67 megapixels under a memory limit that is enough for the network."""
     code = (
         "import sys, resource, numpy as np, pathlib\n"
         "from models.bundle import open_bundle\n"
@@ -386,7 +387,7 @@ def test_memory_that_is_too_small_is_told_as_such(engine: str, bundle: Bundle) -
     assert done.stdout.startswith("MemoryError")
 
 
-def test_openvino_recovers_where_even_compiling_again_lacks_memory(
+def test_openvino_recovers_after_compiling_ran_out_of_memory(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -402,12 +403,12 @@ def test_openvino_recovers_where_even_compiling_again_lacks_memory(
         run.compiled = None  # type: ignore[attr-defined]  # as after an image that was too large
         with pytest.raises(MemoryError, match="bad_alloc"):
             run(synthetic_batch(1, 64, 64))
-    assert sorted(tmp_path.rglob("*.blob")) == blobs  # it is not the cache's fault
+    assert sorted(tmp_path.rglob("*.blob")) == blobs  # the cache is kept
     assert run(synthetic_batch(1, 64, 64))[0].shape == (1, 64, 64)
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-def test_a_graph_that_takes_other_images_is_a_sentence(engine: str, bundle: Bundle, tmp_path: Path) -> None:
+def test_the_error_for_a_graph_with_another_input(engine: str, bundle: Bundle, tmp_path: Path) -> None:
     with bundle_writer(tmp_path / "wrong") as new:
         shutil.copytree(bundle.folder, new, dirs_exist_ok=True, ignore=shutil.ignore_patterns(CHECKSUM_FILE))
         model = onnx.load(new / MODEL_FILE)
@@ -415,20 +416,20 @@ def test_a_graph_that_takes_other_images_is_a_sentence(engine: str, bundle: Bund
             axis.dim_value = length
         onnx.save(model, new / MODEL_FILE)
     with pytest.raises(
-        BundleError, match=r"wrong: (its network cannot be run|spec\.json and its network disagree)"
+        BundleError, match=r"wrong: (its network cannot be run|the network does not match spec\.json)"
     ) as caught:
         Segmenter.load(open_bundle(tmp_path / "wrong"), engine, "f32")
     assert "\n" not in str(caught.value)
 
 
-def test_signs_of_too_little_memory() -> None:
+def test_is_engine_out_of_memory() -> None:
     assert is_engine_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"))
     assert not is_engine_out_of_memory(RuntimeError("no kernel image is available"))
     assert not is_engine_out_of_memory(ValueError("mismatched shapes"))
 
 
 def test_openvino_keeps_few_kernels(bundle: Bundle) -> None:
-    """The setting is not among OpenVINO's documented ones; a release that drops it must be noticed."""
+    """OpenVINO does not document the setting; this fails if a release drops it."""
     network = openvino_engine.get_core().compile_model(
         bundle.model_path,
         "CPU",

@@ -131,7 +131,11 @@ def test_requested_engine_device_or_precision(
             {"precision": "int8", "device": "cuda"},
             "torch/cuda offers f32, bf16, fp16 for this bundle, not int8",
         ),
-        ({}, {}, "openvino does not run on cpu here. onnxruntime does not run on cpu here. torch does not run on cpu here."),
+        (
+            {},
+            {},
+            "openvino does not run on cpu here. onnxruntime does not run on cpu here. torch does not run on cpu here.",
+        ),
     ],
 )
 def test_errors_state_what_is_available(

@@ -1,4 +1,4 @@
-"""What the torch engine does on a GPU, told by stand-ins for CUDA; the last part asks a real one where there is one."""
+"""The torch engine on a GPU, tested with fakes for CUDA; the last part uses a real GPU if there is one."""
 
 import contextlib
 import sys
@@ -17,7 +17,7 @@ import torch
 import models
 from models.architectures.base import Network
 from models.bundle import open_bundle
-from models.engines import cuda_graphs as graphs_file
+from models.engines import cuda_graphs
 from models.engines import torch_engine as engine
 from models.engines.cuda_graphs import MAX_GRAPHS, MAX_SEEN_SHAPES, CudaGraphCache
 from models.errors import EngineError
@@ -35,7 +35,7 @@ def uniform_batch(side: int, fill: int = 0) -> np.ndarray:
 
 
 class SharedResult:
-    """A result in the memory that all graphs share: only what was copied to the host outlives another's replay."""
+    """A result in the memory that all graphs share: the next replay overwrites it unless it was copied to the host."""
 
     def __init__(self, value: torch.Tensor) -> None:
         self.value = value
@@ -48,7 +48,7 @@ class SharedResult:
 
 
 class FakeGpu:
-    """A stand-in for CUDA: it notes what is asked of it, and refuses what it is told to."""
+    """A fake for CUDA that records its calls, and fails on request."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -71,16 +71,16 @@ class FakeGpu:
 
     def record(self, shape: tuple[int, ...], graphs: CudaGraphCache) -> tuple[Any, ...]:
         entry = torch.zeros(shape, dtype=torch.uint8)
-        answer = tuple(SharedResult(part) for part in self.network("record", entry, graphs))
+        outputs = tuple(SharedResult(part) for part in self.network("record", entry, graphs))
         if self.uncapturable:
             raise RuntimeError(UNCAPTURABLE)
-        self.results += answer
-        return SimpleNamespace(replay=lambda: self.replay(entry, answer, graphs)), entry, answer
+        self.results += outputs
+        return SimpleNamespace(replay=lambda: self.replay(entry, outputs, graphs)), entry, outputs
 
-    def replay(self, entry: torch.Tensor, answer: tuple[SharedResult, ...], graphs: CudaGraphCache) -> None:
+    def replay(self, entry: torch.Tensor, outputs: tuple[SharedResult, ...], graphs: CudaGraphCache) -> None:
         for result in self.results:
             result.value.fill_(77)
-        for result, part in zip(answer, self.network("replay", entry, graphs), strict=True):
+        for result, part in zip(outputs, self.network("replay", entry, graphs), strict=True):
             result.value.copy_(part)
 
     def new_pool(self) -> tuple[int, int]:
@@ -102,7 +102,7 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
 
 
 def take_calls(gpu: FakeGpu) -> list[str]:
-    """What was done since this was last asked, without the synchronising."""
+    """Return and clear the recorded calls, without the synchronizations."""
     steps, gpu.calls = [step for step in gpu.calls if step != "synchronize"], []
     return steps
 
@@ -113,29 +113,27 @@ def run_and_check(graphs: CudaGraphCache, side: int, fill: int = 5) -> None:
     assert logits is not None and (logits == 2 * fill).all() and logits.shape == (1, 3, side, side)
 
 
-def test_a_size_is_captured_when_it_comes_again(fake_gpu: FakeGpu) -> None:
+def test_a_shape_is_captured_the_second_time(fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
     for fill in range(4):
         run_and_check(graphs, 8, fill)
     run_and_check(graphs, 9)
     assert take_calls(fake_gpu) == ["plain 8", "record 8", "replay 8", "replay 8", "replay 8", "plain 9"]
-    assert graphs(uniform_batch(8))[1] is None  # nobody asked
+    assert graphs(uniform_batch(8))[1] is None  # no logits were requested
 
 
-def test_an_answer_outlives_the_next_replay(fake_gpu: FakeGpu) -> None:
+def test_results_are_not_overwritten_by_the_next_replay(fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
-    answers = [(fill, side, graphs(uniform_batch(side, fill), True)) for fill in range(6) for side in (8, 9)]
-    for fill, side, (labels, logits) in answers:
+    results = [(fill, side, graphs(uniform_batch(side, fill), True)) for fill in range(6) for side in (8, 9)]
+    for fill, side, (labels, logits) in results:
         assert logits is not None
         assert (labels == fill).all() and (logits == 2 * fill).all(), side
 
 
-def test_the_graph_least_asked_for_makes_room_and_must_come_twice_again(
-    fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(graphs_file, "MAX_GRAPHS", 2)
+def test_the_least_recently_used_graph_is_dropped(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_graphs, "MAX_GRAPHS", 2)
     graphs = fake_gpu.new_cache()
-    for side in (8, 8, 9, 9, 8, 10, 10):  # 8 is asked for after 9
+    for side in (8, 8, 9, 9, 8, 10, 10):  # 8 is used after 9
         run_and_check(graphs, side)
     assert [shape[1] for shape in graphs.graphs] == [8, 10]
     take_calls(fake_gpu)
@@ -145,7 +143,7 @@ def test_the_graph_least_asked_for_makes_room_and_must_come_twice_again(
     assert fake_gpu.pool_count == 1  # one pool for all
 
 
-def test_few_sizes_are_kept_of_many(fake_gpu: FakeGpu) -> None:
+def test_the_number_of_graphs_and_shapes_is_bounded(fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
     for side in range(1, MAX_SEEN_SHAPES + 50):
         run_and_check(graphs, side)
@@ -155,7 +153,7 @@ def test_few_sizes_are_kept_of_many(fake_gpu: FakeGpu) -> None:
     assert len(graphs.graphs) == MAX_GRAPHS and len(graphs.seen_shapes) <= MAX_SEEN_SHAPES
 
 
-def test_a_network_that_cannot_be_captured_is_answered_plainly(fake_gpu: FakeGpu) -> None:
+def test_a_network_that_cannot_be_captured_runs_eagerly(fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
     run_and_check(graphs, 8)
     run_and_check(graphs, 8)
@@ -174,8 +172,8 @@ def test_a_network_that_cannot_be_captured_is_answered_plainly(fake_gpu: FakeGpu
     assert graphs.memory_pool == (0, 1)
 
 
-def test_a_torch_whose_failed_capture_needs_no_help(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*asked: object) -> None:
+def test_a_failed_capture_without_the_workaround(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
         raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
 
     fake_gpu.uncapturable = True
@@ -189,7 +187,7 @@ def test_a_torch_whose_failed_capture_needs_no_help(fake_gpu: FakeGpu, monkeypat
     run_and_check(graphs, 8)
 
 
-def test_what_a_broken_network_says_is_said(fake_gpu: FakeGpu) -> None:
+def test_errors_of_the_network_are_raised(fake_gpu: FakeGpu) -> None:
     def broken(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise RuntimeError("mismatched shapes")
 
@@ -201,7 +199,7 @@ def test_what_a_broken_network_says_is_said(fake_gpu: FakeGpu) -> None:
     assert fake_gpu.calls.count("synchronize") == 3
 
 
-def test_graphs_that_leave_too_little_memory_are_dropped(fake_gpu: FakeGpu) -> None:
+def test_graphs_are_dropped_if_memory_runs_out(fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
     for side in (8, 8, 9, 9):
         run_and_check(graphs, side)
@@ -213,11 +211,11 @@ def test_graphs_that_leave_too_little_memory_are_dropped(fake_gpu: FakeGpu) -> N
     for side in (10, 10, 8, 8):
         run_and_check(graphs, side)
     assert take_calls(fake_gpu) == ["record 10", "replay 10", "replay 10", "plain 8", "record 8", "replay 8"]
-    assert fake_gpu.pool_count == 2  # the first pool went with its graphs
+    assert fake_gpu.pool_count == 2  # the first pool was released with its graphs
 
 
 @pytest.mark.parametrize("when", ["record", "replay"])
-def test_a_size_that_is_too_large_for_a_graph_is_not_captured_again(when: str, fake_gpu: FakeGpu) -> None:
+def test_a_shape_that_is_too_large_for_a_graph_is_not_captured_again(when: str, fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
     run_and_check(graphs, 8)
     run_and_check(graphs, 8)
@@ -233,7 +231,7 @@ def test_a_size_that_is_too_large_for_a_graph_is_not_captured_again(when: str, f
     assert take_calls(fake_gpu) == ["plain 9", "plain 9", "plain 8", "record 8", "replay 8"]
 
 
-def test_copying_the_answer_out_may_run_out_of_memory_too(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copying_the_result_may_run_out_of_memory(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     graphs = fake_gpu.new_cache()
     run_and_check(graphs, 8)
     run_and_check(graphs, 8)
@@ -246,7 +244,7 @@ def test_copying_the_answer_out_may_run_out_of_memory_too(fake_gpu: FakeGpu, mon
     assert take_calls(fake_gpu)[-2:] == ["empty", "plain 8"]
 
 
-def test_memory_that_is_too_small_all_the_same(fake_gpu: FakeGpu) -> None:
+def test_memory_error_without_graphs(fake_gpu: FakeGpu) -> None:
     graphs = fake_gpu.new_cache()
     fake_gpu.out_of_memory = lambda what, graphs: True
     with pytest.raises(torch.OutOfMemoryError):
@@ -257,27 +255,27 @@ def test_memory_that_is_too_small_all_the_same(fake_gpu: FakeGpu) -> None:
     run_and_check(graphs, 8)
 
 
-def test_one_thread_at_a_time_also_of_two_networks(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    within, most = 0, 0
+def test_two_networks_never_run_at_the_same_time(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, maximum = 0, 0
     inner = FakeGpu.network
 
-    def counted(self: FakeGpu, *asked: Any) -> Any:
-        nonlocal within, most
-        within += 1
-        most = max(most, within)
+    def counted(self: FakeGpu, *args: Any) -> Any:
+        nonlocal running, maximum
+        running += 1
+        maximum = max(maximum, running)
         time.sleep(0.001)
-        within -= 1
-        return inner(self, *asked)
+        running -= 1
+        return inner(self, *args)
 
     monkeypatch.setattr(FakeGpu, "network", counted)
     pair = [fake_gpu.new_cache(), fake_gpu.new_cache()]
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda place: run_and_check(pair[place % 2], 8 + place % 3, place), range(60)))
-    assert most == 1
+        list(pool.map(lambda index: run_and_check(pair[index % 2], 8 + index % 3, index), range(60)))
+    assert maximum == 1
     assert take_calls(fake_gpu).count("record 8") == 2
 
 
-def test_the_gpu_is_idle_before_the_next_thread_comes(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_is_idle_before_the_next_thread_runs(fake_gpu: FakeGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     held = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: held.append(CudaGraphCache.gpu_lock.locked()))
     run_and_check(fake_gpu.new_cache(), 8)
@@ -285,7 +283,7 @@ def test_the_gpu_is_idle_before_the_next_thread_comes(fake_gpu: FakeGpu, monkeyp
 
 
 @pytest.mark.parametrize("tf32", [False, True])
-def test_cudnns_settings_hold_for_the_call_alone(tf32: bool, fake_gpu: FakeGpu) -> None:
+def test_cudnn_settings_are_restored_after_the_call(tf32: bool, fake_gpu: FakeGpu) -> None:
     cudnn, seen = torch.backends.cudnn, []
 
     def settings() -> tuple[bool, bool, bool]:
@@ -299,14 +297,14 @@ def test_cudnns_settings_hold_for_the_call_alone(tf32: bool, fake_gpu: FakeGpu) 
     CudaGraphCache(network, tf32, "cpu")(uniform_batch(8))
     assert seen == [(True, False, tf32)]
     assert settings() == before
-    assert not torch.backends.cuda.matmul.allow_tf32  # what f32 relies on
+    assert not torch.backends.cuda.matmul.allow_tf32  # f32 depends on it
 
 
-# The capture itself, under a CUDA that only notes what it is told.
+# The capture itself, with a CUDA that only records its calls.
 
 
 class FakeCuda:
-    """Streams, and a capture that like torch's own stays on its stream where its end fails."""
+    """Streams, and a capture that, like torch's, stays on its stream if its end fails."""
 
     def __init__(self) -> None:
         self.current_stream = "main"
@@ -368,7 +366,7 @@ def recording_cache(cuda: FakeCuda) -> CudaGraphCache:
     return CudaGraphCache(network, False, "cpu")
 
 
-def test_capture_is_warmed_up_on_its_own_stream(fake_cuda: FakeCuda) -> None:
+def test_a_capture_is_warmed_up_on_its_own_stream(fake_cuda: FakeCuda) -> None:
     graphs = recording_cache(fake_cuda)
     for side in (8, 8, 8, 9, 9):
         graphs(uniform_batch(side))
@@ -378,7 +376,7 @@ def test_capture_is_warmed_up_on_its_own_stream(fake_cuda: FakeCuda) -> None:
     assert fake_cuda.streams == 1
 
 
-def test_a_capture_that_fails_leaves_the_thread_on_its_stream(fake_cuda: FakeCuda) -> None:
+def test_a_failed_capture_restores_the_stream(fake_cuda: FakeCuda) -> None:
     graphs = recording_cache(fake_cuda)
     fake_cuda.capture_fails = True
     for _ in range(3):
@@ -388,24 +386,24 @@ def test_a_capture_that_fails_leaves_the_thread_on_its_stream(fake_cuda: FakeCud
     assert sum(step.startswith("capture") for step in fake_cuda.calls) == 1
 
 
-# What the CPU takes.
+# On the CPU.
 
 
 @pytest.mark.parametrize("writeable", [True, False])
-def test_images_become_tensors_without_warning_or_needless_copy(writeable: bool) -> None:
+def test_images_become_tensors_without_warning_or_copy(writeable: bool) -> None:
     images = uniform_batch(8, 3)
     images.flags.writeable = writeable
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tensor = graphs_file._to_tensor(images)
+        tensor = cuda_graphs._to_tensor(images)
     assert (tensor.numpy() == images).all()
     assert (tensor.data_ptr() == images.ctypes.data) == writeable
     turned = images[:, ::-1]
-    assert (graphs_file._to_tensor(turned).numpy() == turned).all()
+    assert (cuda_graphs._to_tensor(turned).numpy() == turned).all()
 
 
 @pytest.mark.parametrize(
-    ("lacks", "offered"),
+    ("missing", "supported"),
     [
         ((), ("f32", "bf16")),
         (("_is_amx_tile_supported",), ("f32", "bf16")),
@@ -413,31 +411,37 @@ def test_images_become_tensors_without_warning_or_needless_copy(writeable: bool)
         (("_is_avx512_bf16_supported", "_is_amx_tile_supported"), ("f32",)),
     ],
 )
-@pytest.mark.parametrize("gone", [True, False])
-def test_bf16_where_the_cpu_computes_in_it(
-    lacks: tuple[str, ...], gone: bool, offered: tuple[str, ...], tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("removed", [True, False])
+def test_bf16_if_the_cpu_supports_it(
+    missing: tuple[str, ...],
+    removed: bool,
+    supported: tuple[str, ...],
+    tiny_bundle: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda has=name not in lacks: has, raising=False)
-        if gone and name in lacks:
+        monkeypatch.setattr(torch.cpu, name, lambda has=name not in missing: has, raising=False)
+        if removed and name in missing:
             monkeypatch.delattr(torch.cpu, name)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     bundle = open_bundle(tiny_bundle)
-    assert engine.precisions(bundle, "cpu") == offered
+    assert engine.precisions(bundle, "cpu") == supported
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert engine.precisions(bundle, "cpu") == ("f32",)
 
 
 @pytest.mark.parametrize("package", ["safetensors", "models.architectures"])
-def test_torch_without_the_rest_of_its_extra(package: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_without_the_other_packages_of_its_extra(
+    package: str, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr(models, "architectures", raising=False)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(EngineError, match=r"The engine torch is not installed here.*" + package):
+    with pytest.raises(EngineError, match=r"The engine torch is not installed.*" + package):
         engine.load(open_bundle(tiny_bundle), "cpu", "f32", 0)
 
 
-def test_weights_that_the_memory_does_not_hold(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*asked: object) -> None:
+def test_weights_that_do_not_fit_into_memory(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
         raise torch.OutOfMemoryError(OUT_OF_MEMORY)
 
     monkeypatch.setattr(Network, "to", refuse)
@@ -458,7 +462,7 @@ def load_engine(bundle: Path, precision: str) -> Callable[..., Any]:
 
 @real
 @pytest.mark.parametrize(("precision", "least"), [("f32", 0.999), ("bf16", 0.97), ("fp16", 0.97)])
-def test_a_gpu_answers_as_the_live_network(precision: str, least: float, tiny_bundle: Path) -> None:
+def test_a_gpu_agrees_with_pytorch(precision: str, least: float, tiny_bundle: Path) -> None:
     run, live = load_engine(tiny_bundle, precision), engine.build_network(open_bundle(tiny_bundle))
     for count, height, width in ((2, 128, 192), (1, 320, 256)):
         images = np.stack([synthetic_image(height, width, seed) for seed in range(count)])
@@ -475,7 +479,7 @@ def test_a_gpu_answers_as_the_live_network(precision: str, least: float, tiny_bu
 
 
 @real
-def test_a_gpu_answers_two_threads(tiny_bundle: Path) -> None:
+def test_two_threads_on_a_gpu(tiny_bundle: Path) -> None:
     run = load_engine(tiny_bundle, "f32")
     images = [synthetic_image(64 + 64 * (seed % 2), 64 + 64 * (seed % 3), seed)[None] for seed in range(24)]
     alone = [run(image)[0] for image in images]
@@ -485,7 +489,7 @@ def test_a_gpu_answers_two_threads(tiny_bundle: Path) -> None:
 
 
 @real
-def test_a_gpus_memory_stays_bounded_over_forty_sizes(tiny_bundle: Path) -> None:
+def test_gpu_memory_is_bounded_over_forty_sizes(tiny_bundle: Path) -> None:
     run = load_engine(tiny_bundle, "f32")
     reserved = []
     for _ in range(3):
@@ -499,7 +503,7 @@ def test_a_gpus_memory_stays_bounded_over_forty_sizes(tiny_bundle: Path) -> None
 
 
 @real
-def test_a_gpu_goes_on_after_a_network_that_waits_for_it() -> None:
+def test_a_gpu_works_after_a_network_that_synchronizes() -> None:
     def waiting(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         assert images.float().mean().item() >= 0
         return images[..., 0], images.float()

@@ -249,7 +249,7 @@ def test_truncated_photographs(format: str, options: dict[str, bool]) -> None:
             decode_image(data[:length])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(1, 255), format=st.sampled_from(FORMATS))
 def test_a_flipped_byte_raises_only_image_errors(position: float, value: int, format: str) -> None:
     data = bytearray(
@@ -265,7 +265,7 @@ def test_a_flipped_byte_raises_only_image_errors(position: float, value: int, fo
     check_rgb(np.ascontiguousarray(decoded), decoded.shape[:2])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.binary(max_size=400),
     st.sampled_from(

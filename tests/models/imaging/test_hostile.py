@@ -214,7 +214,7 @@ CRAFTED_CASES: dict[str, tuple[bytes, Outcome]] = {
     "png of 2^31 columns": (make_png((2**31 - 1, 1), 8, 0, b""), ImageTooLargeError),
     "png without width": (make_png((0, 5), 8, 2, b""), CorruptImageError),
     "png of impossible bits": (make_png((5, 5), 3, 2, ROWS), CorruptImageError),
-    "png whose data goes on after the image": (make_png((8, 8), 8, 2, bytes(1 << 20)), (8, 8)),
+    "png whose data continues after the image": (make_png((8, 8), 8, 2, bytes(1 << 20)), (8, 8)),
     "png with too little data": (make_png((8, 9), 8, 2, ROWS), CorruptImageError),
     "png with a wrong sum": (PNG.replace(b"IHDR\0\0\0\x08", b"IHDR\0\0\0\x09"), CorruptImageError),
     "png in text mode": (PNG.replace(b"\r\n", b"\n"), CorruptImageError),

@@ -1,4 +1,4 @@
-"""The JSON of a mask, read by other eyes than those that wrote it."""
+"""The format json, read by independent decoders."""
 
 import base64
 import io
@@ -27,17 +27,17 @@ label_masks = arrays.arrays(
 
 
 def encode_and_parse(given: Prediction, options: OutputOptions) -> dict[str, Any]:
-    answer = json.loads(encode("json", given, SPEC, options), parse_constant=pytest.fail)
-    assert isinstance(answer, dict)
-    return answer
+    content = json.loads(encode("json", given, SPEC, options), parse_constant=pytest.fail)
+    assert isinstance(content, dict)
+    return content
 
 
-def prediction_of(labels: Labels, sure: np.ndarray | None = None) -> Prediction:
-    return Prediction(np.zeros((*labels.shape, 3), np.uint8), labels, sure)
+def prediction_of(labels: Labels, probabilities: np.ndarray | None = None) -> Prediction:
+    return Prediction(np.zeros((*labels.shape, 3), np.uint8), labels, probabilities)
 
 
 def decode_counts(counts: str, size: tuple[int, int]) -> np.ndarray:
-    """The mask of COCO's compressed counts, by the reader of COCO's files: bool H x W."""
+    """Decode COCO's compressed counts with the reader of COCO data sets: bool H x W."""
     columns = np.zeros(size[0] * size[1], np.bool_)
     for start, stop in region_runs(counts.encode(), COMPRESSED_RLE, size).tolist():
         columns[start:stop] = True
@@ -45,8 +45,8 @@ def decode_counts(counts: str, size: tuple[int, int]) -> np.ndarray:
 
 
 @given(label_masks)
-@settings(deadline=None)
-def test_run_lengths_give_the_masks_back(labels: Labels) -> None:
+@settings(deadline=None, max_examples=40)
+def test_run_lengths_decode_to_the_masks(labels: Labels) -> None:
     counts = coco_rle_counts(labels)
     assert set(counts) == set(np.unique(labels).tolist())
     for label, text in counts.items():
@@ -65,59 +65,59 @@ def test_run_lengths_give_the_masks_back(labels: Labels) -> None:
         ([[0] * 100 + [1] * 40 + [0] * 3 + [1, 0]], "T3X13iNN"),
     ],
 )
-def test_run_lengths_by_hand(rows: list[list[int]], counts: str) -> None:
+def test_run_lengths_of_small_masks(rows: list[list[int]], counts: str) -> None:
     assert len(decode_compressed_rle(counts.encode())) >= 2
     assert coco_rle_counts(np.array(rows, np.uint8))[1] == counts
 
 
 @given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9))
-@settings(deadline=None)
-def test_counts_of_any_length_are_packed(counts: list[int]) -> None:
+@settings(deadline=None, max_examples=40)
+def test_counts_of_any_size(counts: list[int]) -> None:
     assert decode_compressed_rle(pack_counts(np.array(counts, np.int64)).encode()).tolist() == counts
 
 
 @given(label_masks)
-@settings(deadline=None)
-def test_classes_are_counted_and_boxed(labels: Labels) -> None:
-    sure = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
-    answer = encode_and_parse(prediction_of(labels, sure), OutputOptions(masks="none"))
-    assert (answer["height"], answer["width"]) == labels.shape
-    assert [entry["label"] for entry in answer["classes"]] == sorted({*labels.flat} - {IGNORE_INDEX})
-    for entry in answer["classes"]:
+@settings(deadline=None, max_examples=40)
+def test_class_statistics(labels: Labels) -> None:
+    probabilities = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
+    content = encode_and_parse(prediction_of(labels, probabilities), OutputOptions(masks="none"))
+    assert (content["height"], content["width"]) == labels.shape
+    assert [entry["label"] for entry in content["classes"]] == sorted({*labels.flat} - {IGNORE_INDEX})
+    for entry in content["classes"]:
         mask = labels == entry["label"]
         assert entry["name"] == f"class {entry['label']}"
         assert tuple(entry["rgb"]) == SPEC.classes[entry["label"]].rgb
         assert (entry["pixels"], entry["fraction"]) == (mask.sum(), mask.mean())
         y, x = np.nonzero(mask)
         assert entry["bbox"] == [x.min(), y.min(), x.max() - x.min() + 1, y.max() - y.min() + 1]
-        assert entry["mean_confidence"] == pytest.approx(sure[mask].mean(), abs=1e-6)
-    void = labels == IGNORE_INDEX
-    assert answer["unlabeled"] == {"pixels": void.sum(), "fraction": void.mean()}
+        assert entry["mean_confidence"] == pytest.approx(probabilities[mask].mean(), abs=1e-6)
+    unlabeled = labels == IGNORE_INDEX
+    assert content["unlabeled"] == {"pixels": unlabeled.sum(), "fraction": unlabeled.mean()}
 
 
 @pytest.mark.parametrize("masks", MASK_ENCODINGS)
 @pytest.mark.parametrize("confidence", [False, True])
-def test_masks_come_in_the_form_of_choice_and_nothing_else_does(masks: str, confidence: bool) -> None:
+def test_only_the_requested_mask_encoding_is_included(masks: str, confidence: bool) -> None:
     given = make_prediction()
-    answer = encode_and_parse(given, OutputOptions(masks=masks, confidence=confidence))
+    content = encode_and_parse(given, OutputOptions(masks=masks, confidence=confidence))
     whole = {"height", "width", "classes", "unlabeled"}
-    assert set(answer) == whole | ({"png"} if masks == "png" else set()) | ({"confidence"} if confidence else set())
+    assert set(content) == whole | ({"png"} if masks == "png" else set()) | ({"confidence"} if confidence else set())
     each = {"label", "name", "rgb", "pixels", "fraction", "bbox", "mean_confidence"}
-    assert {key for entry in answer["classes"] for key in entry} == each | ({masks} & {"rle", "polygons"})
-    for name in {"png", "confidence"} & set(answer):
-        assert base64.b64decode(answer[name], validate=True) == OUTPUT_FORMATS[name].encode(
+    assert {key for entry in content["classes"] for key in entry} == each | ({masks} & {"rle", "polygons"})
+    for name in {"png", "confidence"} & set(content):
+        assert base64.b64decode(content[name], validate=True) == OUTPUT_FORMATS[name].encode(
             given, SPEC, OutputOptions()
         )
 
 
-def test_rle_is_an_object_that_cocos_tools_take() -> None:
+def test_rle_has_the_form_of_coco() -> None:
     given = make_prediction()
     for entry in encode_and_parse(given, OutputOptions())["classes"]:
         assert entry["rle"]["size"] == [37, 53]
         np.testing.assert_array_equal(decode_counts(entry["rle"]["counts"], (37, 53)), given.labels == entry["label"])
 
 
-def test_polygons_are_a_geometry_of_geojson() -> None:
+def test_polygons_are_a_geojson_geometry() -> None:
     labels = np.full((5, 6), IGNORE_INDEX, np.uint8)
     labels[1:4, 2:5] = 3
     labels[2, 3] = 1
@@ -131,27 +131,29 @@ def test_polygons_are_a_geometry_of_geojson() -> None:
     assert [entry["pixels"] for entry in simpler] == [1, 8]
 
 
-def test_without_a_confidence_there_is_no_mean() -> None:
+def test_no_mean_confidence_without_confidence() -> None:
     given = Prediction(make_prediction().image, make_prediction().labels)
     assert all("mean_confidence" not in entry for entry in encode_and_parse(given, OutputOptions())["classes"])
     with pytest.raises(ValueError, match="confidence=True"):
         encode("json", given, SPEC, OutputOptions(confidence=True))
 
 
-def test_a_confidence_that_is_no_number_leaves_valid_json() -> None:
-    sure = np.array([[np.nan, 0.5], [0.25, np.inf]], np.float32)
-    answer = encode_and_parse(prediction_of(np.array([[0, 1], [1, 2]], np.uint8), sure), OutputOptions(confidence=True))
-    assert [entry["mean_confidence"] for entry in answer["classes"]] == [None, 0.375, None]
-    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["confidence"]))))
+def test_nan_confidence_is_valid_json() -> None:
+    probabilities = np.array([[np.nan, 0.5], [0.25, np.inf]], np.float32)
+    content = encode_and_parse(
+        prediction_of(np.array([[0, 1], [1, 2]], np.uint8), probabilities), OutputOptions(confidence=True)
+    )
+    assert [entry["mean_confidence"] for entry in content["classes"]] == [None, 0.375, None]
+    grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(content["confidence"]))))
     assert grey[0, 1] == 128 and grey[1, 0] == 64
 
 
 @pytest.mark.parametrize("masks", MASK_ENCODINGS)
-def test_labels_that_are_no_class_count_as_void(masks: str) -> None:
-    answer = encode_and_parse(
+def test_labels_without_class_count_as_unlabeled(masks: str) -> None:
+    content = encode_and_parse(
         prediction_of(np.array([[0, 6, 254, IGNORE_INDEX]], np.uint8)), OutputOptions(masks=masks)
     )
-    assert [entry["label"] for entry in answer["classes"]] == [0]
-    assert answer["unlabeled"] == {"pixels": 3, "fraction": 0.75}
+    assert [entry["label"] for entry in content["classes"]] == [0]
+    assert content["unlabeled"] == {"pixels": 3, "fraction": 0.75}
     nothing = encode_and_parse(prediction_of(np.full((2, 3), IGNORE_INDEX, np.uint8)), OutputOptions(masks=masks))
     assert nothing["classes"] == [] and nothing["unlabeled"]["fraction"] == 1

@@ -1,4 +1,4 @@
-"""Every way in which a prediction leaves the house."""
+"""The output formats of a prediction."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ from models.spec import IGNORE_INDEX, Architecture, BundleSpec, ClassInfo, Input
 from tests.fixtures_bundles import synthetic_image
 
 SPEC = BundleSpec(
-    name="drawn",
+    name="synthetic",
     classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(6)],
     input=InputRule(rule="native"),
     architecture=Architecture(name="fcn"),
@@ -25,11 +25,11 @@ SPEC = BundleSpec(
 
 
 def make_prediction(height: int = 37, width: int = 53) -> Prediction:
-    """Bands of every class, and void on the right."""
+    """Rows of every class, and unlabeled pixels on the right."""
     labels = np.repeat((np.arange(height) % 6).astype(np.uint8)[:, None], width, axis=1)
     labels[:, width * 3 // 4 :] = IGNORE_INDEX
-    sure = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width)
-    return Prediction(synthetic_image(height, width), labels, sure)
+    probabilities = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width)
+    return Prediction(synthetic_image(height, width), labels, probabilities)
 
 
 @pytest.mark.parametrize("name", OUTPUT_FORMATS)
@@ -46,7 +46,7 @@ def test_every_image_has_the_size_of_the_prediction(name: str, size: tuple[int, 
 
 
 @pytest.mark.parametrize("name", OUTPUT_FORMATS)
-def test_encoding_alters_nothing_and_repeats(name: str) -> None:
+def test_encoding_is_repeatable_and_modifies_nothing(name: str) -> None:
     given, untouched = make_prediction(), make_prediction()
     assert OUTPUT_FORMATS[name].encode(given, SPEC, OutputOptions()) == OUTPUT_FORMATS[name].encode(
         given, SPEC, OutputOptions()
@@ -67,7 +67,7 @@ def test_png_holds_the_labels_and_the_palette() -> None:
     image = Image.open(io.BytesIO(png.encode(given, SPEC, OutputOptions())))
     assert image.mode == "P"
     np.testing.assert_array_equal(np.asarray(image), given.labels)
-    assert image.getpalette() == [channel for colour in SPEC.palette() for channel in colour]
+    assert image.getpalette() == [channel for color in SPEC.palette() for channel in color]
 
 
 def test_png_holds_any_label() -> None:
@@ -80,22 +80,22 @@ def test_png_holds_any_label() -> None:
         np.testing.assert_array_equal(np.asarray(image), some)
 
 
-def test_void_is_transparent_in_png_and_classes_are_not() -> None:
+def test_only_unlabeled_pixels_are_transparent_in_png() -> None:
     given = make_prediction()
     shown = np.asarray(Image.open(io.BytesIO(png.encode(given, SPEC, OutputOptions()))).convert("RGBA"))
-    void = given.labels == IGNORE_INDEX
-    assert (shown[void, 3] == 0).all() and (shown[~void, 3] == 255).all()
-    np.testing.assert_array_equal(shown[~void, :3], np.array(SPEC.palette(), np.uint8)[given.labels[~void]])
+    unlabeled = given.labels == IGNORE_INDEX
+    assert (shown[unlabeled, 3] == 0).all() and (shown[~unlabeled, 3] == 255).all()
+    np.testing.assert_array_equal(shown[~unlabeled, :3], np.array(SPEC.palette(), np.uint8)[given.labels[~unlabeled]])
 
 
-def test_png_is_read_as_labels_by_the_houses_own_reader(tmp_path: Path) -> None:
+def test_read_mask_reads_the_png(tmp_path: Path) -> None:
     given = make_prediction()
     (tmp_path / "mask.png").write_bytes(png.encode(given, SPEC, OutputOptions()))
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), given.labels)
 
 
-def test_other_decoders_find_nothing_wrong_with_png() -> None:
-    """OpenCV's libpng checks the chunks' sums, and unfolds the palette."""
+def test_other_decoders_accept_the_png() -> None:
+    """OpenCV's libpng verifies the checksums of chunks, and applies the palette."""
     given = make_prediction(64, 48)
     mask = cv2.imdecode(np.frombuffer(png.encode(given, SPEC, OutputOptions()), np.uint8), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(mask, np.array(SPEC.palette(), np.uint8)[given.labels])
@@ -105,12 +105,12 @@ def test_other_decoders_find_nothing_wrong_with_png() -> None:
 
 
 def test_masks_are_small() -> None:
-    """By the filter, rows that repeat cost next to nothing."""
+    """The filter makes repeated rows almost free."""
     labels = np.repeat(np.arange(640, dtype=np.uint8)[None] // 80, 480, axis=0)
     assert len(png.encode(Prediction(synthetic_image(480, 640), labels), SPEC, OutputOptions())) < 4000
 
 
-def test_npy_is_the_labels_without_pickle() -> None:
+def test_npy_contains_the_labels_without_pickle() -> None:
     given = make_prediction()
     for labels in (given.labels, given.labels.T, given.labels[::2, ::-3]):
         encoded = npy.encode(Prediction(given.image, labels), SPEC, OutputOptions())
@@ -130,14 +130,14 @@ def test_confidence_is_rounded_to_255_levels() -> None:
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.3, 0.5, 1.0])
-def test_blend_tints_classes_and_leaves_void(alpha: float) -> None:
+def test_blend_leaves_unlabeled_pixels(alpha: float) -> None:
     given = make_prediction()
     blended = overlay.blend(given.image, given.labels, SPEC.palette(), alpha)
-    void = given.labels == IGNORE_INDEX
-    np.testing.assert_array_equal(blended[void], given.image[void])
-    colours = np.asarray(SPEC.palette())[given.labels]
-    expected = given.image * (1 - alpha) + colours * alpha
-    assert np.abs(blended[~void] - expected[~void]).max() <= 0.5 + 1e-4  # of a level, from floats of 32 bits
+    unlabeled = given.labels == IGNORE_INDEX
+    np.testing.assert_array_equal(blended[unlabeled], given.image[unlabeled])
+    colors = np.asarray(SPEC.palette())[given.labels]
+    expected = given.image * (1 - alpha) + colors * alpha
+    assert np.abs(blended[~unlabeled] - expected[~unlabeled]).max() <= 0.5 + 1e-4  # levels, computed in float32
     assert (blended.shape, blended.dtype) == (given.image.shape, np.uint8)
 
 
@@ -149,10 +149,10 @@ def test_overlay_shows_the_blend() -> None:
     assert np.abs(shown[:, 56:] - 200).max() < 12
 
 
-def test_overlay_of_what_no_jpeg_holds() -> None:
+def test_overlay_of_an_image_too_large_for_jpeg() -> None:
     for size in ((1, 65_501), (65_501, 1)):
         wide = Prediction(np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8))
-        with pytest.raises(ImageTooLargeError, match="65,500 a side; take the format png"):
+        with pytest.raises(ImageTooLargeError, match=r"65,500 a side\. Use the format png"):
             overlay.encode(wide, SPEC, OutputOptions())
         assert np.asarray(Image.open(io.BytesIO(png.encode(wide, SPEC, OutputOptions())))).shape == size
     longest = Prediction(np.zeros((1, 65_500, 3), np.uint8), np.zeros((1, 65_500), np.uint8))

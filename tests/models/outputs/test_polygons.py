@@ -1,4 +1,4 @@
-"""Outlines against fillers that know nothing of how they were traced."""
+"""Polygons, compared with independent ways of filling and measuring them."""
 
 from collections import Counter
 from itertools import pairwise
@@ -22,7 +22,7 @@ label_masks = arrays.arrays(
 
 
 def fill_rings(rings: list[Ring], size: tuple[int, int]) -> np.ndarray:
-    """The pixels whose centre lies inside, by the even-odd rule: bool H x W."""
+    """The pixels whose center is inside, by the even-odd rule: bool H x W."""
     columns = np.zeros(size[0] * size[1], np.bool_)
     for ring in rings:
         assert ring[0] == ring[-1]
@@ -32,7 +32,7 @@ def fill_rings(rings: list[Ring], size: tuple[int, int]) -> np.ndarray:
 
 
 def shoelace_area(ring: Ring) -> float:
-    """By the shoelace formula, above 0 where the ring turns to the left in the plane."""
+    """The area by the shoelace formula, positive for a counterclockwise ring with y pointing up."""
     return sum(x * y_next - x_next * y for (x, y), (x_next, y_next) in pairwise(ring)) / 2
 
 
@@ -42,7 +42,7 @@ def connected_regions(mask: np.ndarray) -> list[bytes]:
 
 
 def check_exact(labels: Labels, traced: dict[int, list[Polygon]]) -> None:
-    """The pixels of each polygon are a region, and each region has one."""
+    """Assert that each region has one polygon, with exactly its pixels."""
     assert set(traced) == set(np.unique(labels).tolist()) - {IGNORE_INDEX}
     for label, found in traced.items():
         assert sorted(fill_rings(polygon, labels.shape).tobytes() for polygon in found) == connected_regions(
@@ -51,14 +51,14 @@ def check_exact(labels: Labels, traced: dict[int, list[Polygon]]) -> None:
 
 
 @given(label_masks)
-@settings(deadline=None)
-def test_filling_the_polygons_gives_the_regions_back(labels: Labels) -> None:
+@settings(deadline=None, max_examples=40)
+def test_filling_the_polygons_restores_the_regions(labels: Labels) -> None:
     check_exact(labels, trace_polygons(labels, CLASSES))
 
 
 @given(label_masks)
-@settings(deadline=None)
-def test_rings_are_simple_and_turn_as_geojson_has_it(labels: Labels) -> None:
+@settings(deadline=None, max_examples=40)
+def test_rings_are_simple_and_oriented_as_in_geojson(labels: Labels) -> None:
     for found in trace_polygons(labels, CLASSES).values():
         for outline, *holes in found:
             assert shoelace_area(outline) > 0
@@ -94,14 +94,14 @@ def test_a_large_map_of_noise(seed: int, grain: int) -> None:
         (["1"], [[[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]]]),
         # to the image's edges
         (["11", "11"], [[[[0, 0], [2, 0], [2, 2], [0, 2], [0, 0]]]]),
-        # what touches by a corner is two
+        # pixels that touch at a corner are two regions
         (["1.", ".1"], [[[[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]]], [[[1, 1], [2, 1], [2, 2], [1, 2], [1, 1]]]]),
         ([".1", "1."], [[[[1, 0], [2, 0], [2, 1], [1, 1], [1, 0]]], [[[0, 1], [1, 1], [1, 2], [0, 2], [0, 1]]]]),
         ([".."], []),
     ],
 )
-def test_small_maps_by_hand(rows: list[str], expected: list[Polygon]) -> None:
-    labels = np.array([[IGNORE_INDEX if place == "." else int(place) for place in row] for row in rows], np.uint8)
+def test_polygons_of_small_maps(rows: list[str], expected: list[Polygon]) -> None:
+    labels = np.array([[IGNORE_INDEX if symbol == "." else int(symbol) for symbol in row] for row in rows], np.uint8)
     assert trace_polygons(labels, CLASSES).get(1, []) == expected
 
 
@@ -117,8 +117,8 @@ def test_an_island_in_a_hole_in_an_island_in_a_hole() -> None:
     }
 
 
-def test_a_ring_that_would_touch_itself_is_cut_into_outline_and_hole() -> None:
-    closing = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], np.uint8)  # the ring of ones closes by a corner alone
+def test_a_ring_that_touches_itself_is_split_into_outline_and_hole() -> None:
+    closing = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], np.uint8)  # the ring of ones closes only at a corner
     outline, hole = trace_polygons(closing, 2)[1][0]
     assert [1, 1] in hole and [2, 2] in hole and [2, 2] in outline
     assert (shoelace_area(outline), shoelace_area(hole)) == (8, -1)
@@ -127,7 +127,7 @@ def test_a_ring_that_would_touch_itself_is_cut_into_outline_and_hole() -> None:
     assert [shoelace_area(ring) for ring in trace_polygons(diagonal, 2)[1][0]] == [16, -1, -1]
 
 
-def test_labels_that_are_no_class_have_no_polygons() -> None:
+def test_labels_without_class_have_no_polygons() -> None:
     labels = np.array([[0, 5, 254, IGNORE_INDEX]], np.uint8)
     assert set(trace_polygons(labels, 5)) == {0}
     assert set(trace_polygons(labels, 255)) == {0, 5, 254}
@@ -140,7 +140,7 @@ def disc(radius: int) -> Labels:
 
 
 @pytest.mark.parametrize("tolerance", [1.0, 2.5])
-def test_a_simpler_outline_stays_as_near_as_was_asked(tolerance: float) -> None:
+def test_simplified_outlines_stay_within_the_tolerance(tolerance: float) -> None:
     labels = disc(40)
     exact, simple = (trace_polygons(labels, 2, by)[1][0][0] for by in (0.0, tolerance))
     assert 4 < len(simple) < len(exact) / 3
@@ -151,9 +151,9 @@ def test_a_simpler_outline_stays_as_near_as_was_asked(tolerance: float) -> None:
     assert len(trace_polygons(labels, 2, 2.5)[1][0][0]) <= len(trace_polygons(labels, 2, 1.0)[1][0][0])
 
 
-def test_what_collapses_is_left_out() -> None:
+def test_collapsed_rings_are_left_out() -> None:
     labels = disc(20)
-    labels[22:25, 10:30] = 0  # a slit of three rows
-    labels[2, 2] = 1  # and a speck
+    labels[22:25, 10:30] = 0  # a gap of three rows
+    labels[2, 2] = 1  # and a single pixel
     assert [len(polygon) for polygon in trace_polygons(labels, 2)[1]] == [1, 2]
     assert [len(polygon) for polygon in trace_polygons(labels, 2, 8.0)[1]] == [1]
