@@ -123,7 +123,11 @@ def make_product_step(
     augment_on = choose_augment_device(config.augment, device)
     batches = iterate_batches(build_train_loader(samples, rule, crop, config, augment_on))
     trainer.learner.train()
-    return lambda: (trainer.train_step(batches), None)[1]
+
+    def step() -> None:
+        trainer.train_step(batches)
+
+    return step
 
 
 class UnnormalizedNetwork(nn.Module):

@@ -9,7 +9,6 @@ albumentations takes seconds to import, so it is imported only if there are tran
 
 import inspect
 import random
-import warnings
 from typing import Any
 
 import numpy as np
@@ -91,9 +90,7 @@ def make_transform(settings: dict[str, Any]) -> Any:
             "(ignored) is possible, so leave it out."
         )
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # how albumentations reports arguments that it ignores
-            return kind(**arguments)
+        return kind(**arguments, strict=True)  # without `strict`, unknown arguments are only a warning
     except Exception as error:
         valid = ", ".join(key for key in defaults if key not in ("self", "strict"))
         reason = " ".join(str(error).split())[:200]
