@@ -26,11 +26,10 @@ from training.freezing.onnx_import.graph_reader import (
     InputSpec,
     UserHints,
     format_shape,
-    is_quantised,
-    producing_operator,
     read_graph,
     resolve_input,
 )
+from training.freezing.onnx_import.graph_walk import is_quantised, producing_operator
 from training.freezing.onnx_import.reference import (
     CLASSES_ADVICE,
     OutputSpec,

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from models.bundle import MODEL_FILE, WEIGHTS_FILE
 from models.errors import BundleError, first_line
-from training.freezing.onnx_import.graph_reader import strip_metadata
+from training.freezing.onnx_import.graph_walk import strip_metadata
 
 if TYPE_CHECKING:  # it imports torchvision and timm, which the import of an ONNX graph does not need
     from models.architectures.base import Network

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, WEIGHTS_FILE, Bundle
-from models.engines.selection import engine_id, iterate_engine_options
+from models.engines.selection import EngineOption, iterate_engine_options
 from models.errors import first_line
 from models.imaging.decode import RGB
 from models.inference.segmenter import Segmenter
@@ -39,21 +39,20 @@ class EngineLatency:
 
 def measure_latencies(bundle: Bundle, images: list[RGB]) -> list[EngineLatency]:
     """Measure every engine and precision that this machine has for a bundle; images are RGB uint8 H x W x 3."""
-    until, found = time.monotonic() + TIME_BUDGET, []
-    for option in iterate_engine_options(bundle):
-        if option.unavailable:
-            continue
-        if time.monotonic() > until:
-            found.append(EngineLatency(option.engine_id, option.precision, reason="skipped: time limit reached"))
-        else:
-            found.append(_measure_latency(bundle, option.engine, option.precision, option.device, images))
-    return found
+    until = time.monotonic() + TIME_BUDGET
+    return [
+        EngineLatency(option.engine_id, option.precision, reason="skipped: time limit reached")
+        if time.monotonic() > until
+        else _measure_latency(bundle, option, images)
+        for option in iterate_engine_options(bundle)
+        if not option.unavailable
+    ]
 
 
-def _measure_latency(bundle: Bundle, engine: str, precision: str, device: str, images: list[RGB]) -> EngineLatency:
-    name, times = engine_id(engine, device), list[float]()
+def _measure_latency(bundle: Bundle, option: EngineOption, images: list[RGB]) -> EngineLatency:
+    times: list[float] = []
     try:
-        segmenter = Segmenter.load(bundle, engine, precision, device)
+        segmenter = Segmenter.load(bundle, option.engine, option.precision, option.device)
         for image in images:  # the first prediction of a size allocates buffers
             segmenter.segment(image)
         until = time.perf_counter() + SECONDS_PER_ENGINE
@@ -62,8 +61,8 @@ def _measure_latency(bundle: Bundle, engine: str, precision: str, device: str, i
             segmenter.segment(images[len(times) % len(images)])
             times.append(1000 * (time.perf_counter() - start))
     except Exception as error:  # engines raise many types, and the report must be written all the same
-        return EngineLatency(name, precision, reason=first_line(error))
-    return EngineLatency(name, precision, median_ms=float(np.median(times)))
+        return EngineLatency(option.engine_id, option.precision, reason=first_line(error))
+    return EngineLatency(option.engine_id, option.precision, median_ms=float(np.median(times)))
 
 
 def engines_section(bundle: Bundle, latencies: list[EngineLatency], used: tuple[str, str]) -> Markup:

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from training.freezing.onnx_import.graph_reader import InputSpec, iter_graphs, node_inputs, strip_metadata
+from training.freezing.onnx_import.graph_reader import InputSpec
+from training.freezing.onnx_import.graph_walk import iter_graphs, node_inputs, strip_metadata
 from training.freezing.onnx_import.reference import MIN_PROBABILITY, OutputSpec
 
 RESERVED_NAMES = ("images", "labels", "logits")
