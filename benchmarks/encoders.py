@@ -1,15 +1,16 @@
-"""Which encoders an FCN can stand on: `python -m benchmarks.encoders [NAME ...]`.
+"""Which encoders an FCN works on: `python -m benchmarks.encoders [NAME ...]`.
 
-Of each family in segmentation-models-pytorch and timm a small member, with random weights, is asked three things:
+Of each family in segmentation-models-pytorch and timm, one small encoder with random weights is tested:
 
 - does `fcn` build on it, at stride 32;
-- can it be dilated to stride 16 and 8, and how exactly: the largest difference, as a share of the largest value, that
-  the old positions of a dilated map have to the undilated one, in float64. Rounding alone is below 1e-10. Asked again
-  with means over the whole image, which squeeze-and-excitation reads, held still;
-- does that FCN freeze to ONNX, and on what share of pixels, of the worse of two images, does OpenVINO agree with it.
+- can it be dilated to stride 16 and 8, and how exactly: the largest difference between the dilated and the undilated
+  maps at the old positions, as a fraction of the largest value, in float64 (rounding alone gives less than 1e-10).
+  Measured a second time with constant global means, which squeeze-and-excitation reads;
+- can this FCN be exported to ONNX, and on what fraction of the pixels does OpenVINO agree with it, on the worse of two
+  images.
 
-Prints a table and the names of those that cannot, and writes benchmarks/results/encoders.json. Given names, only those
-are asked again. All of them take half an hour on one core.
+Prints a table and the failures, and writes benchmarks/results/encoders.json. With names, only these encoders are tested
+again. All of them take half an hour on one core.
 """
 
 import gc
@@ -48,104 +49,99 @@ ENCODER_NAMES = """
     tu-nextvit_small tu-xcit_nano_12_p16_224 tu-vit_tiny_patch16_224
 """
 RESULTS = Path(__file__).parent / "results" / "encoders.json"
-EXPORT_TIMEOUT_SECONDS = (
-    300  # seconds that freezing may take; torch.export can think for hours about the sizes of some networks
-)
-SIZES = ((97, 211), (301, 150))  # (height, width) in pixels of the images on which frozen and live are compared
+EXPORT_TIMEOUT = 300  # seconds; torch.export can spend hours on the symbolic sizes of some networks
+SIZES = ((97, 211), (301, 150))  # (height, width) in pixels of the images on which ONNX and PyTorch are compared
 DILATION_SIZE = (192, 256)  # (height, width) in pixels of the images on which dilation is measured
-DILATION_KEYS = ("to_16", "to_16_still", "to_8", "to_8_still")
-EXACT_TOLERANCE = 1e-10  # a dilated map that differs by less than this is the same
-NEAR_TOLERANCE = 0.05  # one that differs by less than this keeps most of what pretrained weights know
+DILATION_KEYS = ("to_16", "to_16_constant_pooling", "to_8", "to_8_constant_pooling")
+EXACT_TOLERANCE = 1e-10  # the difference of dilated maps that counts as rounding
+NEAR_TOLERANCE = 0.05  # below this difference, pretrained features are mostly preserved
 
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    found: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())["encoders"] if names and RESULTS.exists() else {}
-    print(f"{'encoder':34} {'million':>8} {'to 16':>9} {'still':>9} {'to 8':>9} {'still':>9} {'frozen':>9}")
+    rows: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())["encoders"] if names and RESULTS.exists() else {}
+    print(f"{'encoder':34} {'million':>8} {'to 16':>9} {'constant':>9} {'to 8':>9} {'constant':>9} {'ONNX':>9}")
     for name in names or ENCODER_NAMES.split():
-        found[name] = row = check_encoder(name)
-        shown = [f"{row[key]:9.1e}" if isinstance(row[key], float) else f"{'no':>9}" for key in DILATION_KEYS]
-        share = f"{row['frozen']:9.2%}" if isinstance(row["frozen"], float) else f"{'no':>9}"
-        print(f"{name:34} {row['million_parameters'] or 0:8.1f} {' '.join(shown)} {share}", flush=True)
-        write_results({each: found[each] for each in ENCODER_NAMES.split() if each in found} | found)
+        rows[name] = row = measure_encoder(name)
+        errors = [f"{row[key]:9.1e}" if isinstance(row[key], float) else f"{'no':>9}" for key in DILATION_KEYS]
+        parity = f"{row['onnx_agreement']:9.2%}" if isinstance(row["onnx_agreement"], float) else f"{'no':>9}"
+        print(f"{name:34} {row['million_parameters'] or 0:8.1f} {' '.join(errors)} {parity}", flush=True)
+        write_results({each: rows[each] for each in ENCODER_NAMES.split() if each in rows} | rows)
         gc.collect()
-    for key, what in (("built", "built"), ("to_16", "dilated to 16"), ("to_8", "dilated to 8"), ("frozen", "frozen")):
-        print(f"\ncannot be {what}:")
-        for name, row in found.items():
+    steps = {"built": "built", "to_16": "dilated to 16", "to_8": "dilated to 8", "onnx_agreement": "exported"}
+    for key, step in steps.items():
+        print(f"\ncannot be {step}:")
+        for name, row in rows.items():
             if isinstance(row[key], str):
                 print(f"  {name}: {row[key]}")
 
 
-def check_encoder(name: str) -> dict[str, Any]:
-    """An encoder's answers: figures, or the reason why there is none."""
-    row: dict[str, Any] = dict.fromkeys(("million_parameters", "built", *DILATION_KEYS, "frozen"))
+def measure_encoder(name: str) -> dict[str, Any]:
+    """The figures of an encoder, or in their place the error."""
+    row: dict[str, Any] = dict.fromkeys(("million_parameters", "built", *DILATION_KEYS, "onnx_agreement"))
     try:
         network = calibrated_network("fcn", encoder=name)
-    except Exception as error:  # libraries raise what they meet
+    except Exception as error:  # smp and timm raise exceptions of many types
         return row | {"built": describe_error(error)}
     row["million_parameters"] = round(sum(each.numel() for each in network.body.encoder.parameters()) / 1e6, 2)
     row["built"] = True
     for stride in (16, 8):
         try:
             row[f"to_{stride}"] = dilation_error(name, stride, DILATION_SIZE)
-            row[f"to_{stride}_still"] = dilation_error(name, stride, DILATION_SIZE, constant_pooling=True)
+            row[f"to_{stride}_constant_pooling"] = dilation_error(name, stride, DILATION_SIZE, constant_pooling=True)
         except Exception as error:
             row[f"to_{stride}"] = describe_error(error)
     signal.signal(signal.SIGALRM, raise_timeout)
-    signal.alarm(EXPORT_TIMEOUT_SECONDS)
+    signal.alarm(EXPORT_TIMEOUT)
     try:
-        row["frozen"] = export_parity(network)
+        row["onnx_agreement"] = onnx_agreement(network)
     except Exception as error:
-        row["frozen"] = describe_error(error)
+        row["onnx_agreement"] = describe_error(error)
     finally:
         signal.alarm(0)
     return row
 
 
 def raise_timeout(*_: object) -> NoReturn:
-    raise TimeoutError(f"it takes longer than {EXPORT_TIMEOUT_SECONDS} seconds")
+    raise TimeoutError(f"the export takes longer than {EXPORT_TIMEOUT} seconds")
 
 
-def export_parity(network: Network) -> float:
-    """The lowest share of an image's pixels on which the frozen network and the live one agree."""
+def onnx_agreement(network: Network) -> float:
+    """The fraction of pixels on which the exported network and PyTorch agree, on the worst image."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph, original = export_to_segmenter(network, Path(folder)), make_torch_segmenter(network, NATIVE)
-        asked = [synthetic_image(*size) for size in SIZES]
-        return min(agreement(graph.segment(each).labels, original.segment(each).labels) for each in asked)
+        exported, original = export_to_segmenter(network, Path(folder)), make_torch_segmenter(network, NATIVE)
+        images = [synthetic_image(*size) for size in SIZES]
+        return min(agreement(exported.segment(image).labels, original.segment(image).labels) for image in images)
 
 
 def describe_error(error: Exception) -> str:
-    """An error in a line, with its kind where it is not the house's own."""
+    """An error in one line, with its type if it is none of maskserve's."""
     if isinstance(error, MaskserveError):
         return str(error)
     deepest = error
     while deepest.__cause__ is not None:
-        deepest = deepest.__cause__  # the exporter wraps what it met in advice
+        deepest = deepest.__cause__  # the exporter wraps the original error in advice
     return f"{type(deepest).__name__}: {' '.join(str(deepest).split())[:200]}"
 
 
 def dilation_verdict(row: dict[str, Any], key: str) -> str:
     """How exactly an encoder can be dilated."""
-    error, still = row[key], row[f"{key}_still"]
+    error, with_constant_pooling = row[key], row[f"{key}_constant_pooling"]
     if not isinstance(error, float):
         return "not"
     if error < EXACT_TOLERANCE:
         return "exactly"
-    return (
-        "exactly but for means over the image"
-        if still < EXACT_TOLERANCE
-        else "nearly"
-        if error < NEAR_TOLERANCE
-        else "roughly"
-    )
+    if with_constant_pooling < EXACT_TOLERANCE:
+        return "exactly except for global means"
+    return "nearly" if error < NEAR_TOLERANCE else "roughly"
 
 
-def write_results(found: dict[str, dict[str, Any]]) -> None:
+def write_results(rows: dict[str, dict[str, Any]]) -> None:
     packages = ("torch", "torchvision", "segmentation-models-pytorch", "timm", "onnx", "openvino")
-    dilated = {key: dict(Counter(dilation_verdict(row, key) for row in found.values())) for key in ("to_16", "to_8")}
+    dilated = {key: dict(Counter(dilation_verdict(row, key) for row in rows.values())) for key in ("to_16", "to_8")}
     result = host_info() | {"versions": {package: version(package) for package in packages}}
-    result |= {"asked": len(found), "dilated": dilated, "encoders": found}
+    result |= {"tested": len(rows), "dilated": dilated, "encoders": rows}
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -1,6 +1,8 @@
-"""What networks there are, and what each is: for `maskserve models`. It needs torch, as training does."""
+"""The tables of `maskserve models`: all architectures, one architecture, the encoders. Needs torch.
 
-import difflib
+Sizes are (height, width) in pixels.
+"""
+
 import fnmatch
 import inspect
 import re
@@ -19,14 +21,14 @@ from models.analysis.summary import Stage, list_stages
 from models.architectures import ARCHITECTURES, build, default_options, encoders
 from models.architectures.base import Network
 from models.architectures.heads import HEADS
-from models.errors import ConfigError, MaskserveError, first_line
+from models.errors import ConfigError, MaskserveError, closest_names, first_line
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Complexity:
-    """A network in numbers, as `models/analysis/complexity.py` defines them."""
+    """The figures of a network, as `models/analysis/complexity.py` defines them."""
 
     parameters: int
     gflop: float
@@ -35,15 +37,15 @@ class Complexity:
 
 
 def print_architectures(size: tuple[int, int], classes: int, console: Console) -> None:
-    """Print a row for each architecture, and one for each head of `fcn`; `size` is (height, width) in pixels.
+    """Print one row per architecture and per head of `fcn`, for images of `size`.
 
-    One that cannot be built on this installation says why.
+    If an architecture cannot be built with the installed libraries, its row says why.
     """
     rows = [("fcn", {"head": head}) for head in HEADS] + [(name, {}) for name in ARCHITECTURES if name != "fcn"]
     table = _make_table("architecture", "encoder", "params", "GFLOP", "stride", "field")
     with Console(stderr=True).status("measuring") as status:
-        for place, (name, options) in enumerate(rows, start=1):
-            status.update(f"measuring {name} ({place} of {len(rows)})")
+        for index, (name, options) in enumerate(rows, start=1):
+            status.update(f"measuring {name} ({index} of {len(rows)})")
             title = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
             encoder = str(default_options(name).get("encoder", ""))
             try:
@@ -54,71 +56,80 @@ def print_architectures(size: tuple[int, int], classes: int, console: Console) -
             table.add_row(title, encoder, *_format_cells(measures))
     console.print(table)
     console.print(f"\n{_legend(size, classes)}", style="dim", highlight=False)
-    console.print("Look into one: maskserve models fcn encoder=resnet50 head=aspp", style="dim", highlight=False)
+    console.print("Details of one: maskserve models fcn encoder=resnet50 head=aspp", style="dim", highlight=False)
 
 
-def print_architecture(name: str, words: list[str], size: tuple[int, int], classes: int, console: Console) -> None:
-    """Print a network's measures, its options with their help, and its stages. Raises: ConfigError."""
-    options = parse_options(name, words)
+def print_architecture(name: str, settings: list[str], size: tuple[int, int], classes: int, console: Console) -> None:
+    """Print the figures of a network, its options with their help, and its stages.
+
+    `settings` are `key=value` options. Raises: ConfigError.
+    """
+    options = parse_options(name, settings)
     with Console(stderr=True).status(f"measuring {name}"):
         network = build_network(name, classes, options)
         measures = measure_complexity(network, size)
-        told = _translate_errors(name, size, lambda: list_stages(network, size))
-    console.print(" ".join([name, *words]), style="bold", highlight=False, markup=False)
+        stages = _translate_errors(name, size, lambda: list_stages(network, size))
+    console.print(" ".join([name, *settings]), style="bold", highlight=False, markup=False)
     parameters, gflop, stride, field = _format_cells(measures)
-    place = f"{stride} x {stride} pixels" if measures.stride > 1 else "pixel"
-    view = f"a receptive field of {field} pixels" if measures.receptive_field else "the whole image in view"
-    sentence = f"{parameters} parameters, {gflop} GFLOP, a logit for each {place} with {view}"
-    console.print(f"{sentence}\n", highlight=False)
+    grid = f"{stride} x {stride} pixels" if measures.stride > 1 else "pixel"
+    width = f"{field} pixels" if measures.receptive_field else "the whole image"
+    console.print(
+        f"{parameters} parameters, {gflop} GFLOP, one logit per {grid}, receptive field: {width}\n", highlight=False
+    )
     console.print(_options_table(name, options))
     console.print()
-    console.print(_stages_table(told))
+    console.print(_stages_table(stages))
     console.print(f"\n{_legend(size, classes)}", style="dim", highlight=False)
 
 
 def print_encoders(pattern: str | None, console: Console) -> None:
-    """Print the encoders' names, those that hold `pattern` or match it (`*` and `?`). Raises: ConfigError for none."""
+    """Print the names of the encoders that contain `pattern` or match it (`*` and `?`), or of all.
+
+    Raises: ConfigError if no name matches.
+    """
     known = encoders.encoder_names()
-    wanted = pattern or "*"
-    found = [name for name in known if fnmatch.fnmatch(name, wanted) or wanted in name]
-    if not found:
-        close = difflib.get_close_matches(wanted.strip("*"), known, n=3)
-        hint = f"; did you mean {', '.join(close)}?" if close else "."
-        raise ConfigError(f"No encoder's name matches {wanted!r}{hint}")
-    for name in found:  # a name a line, for `grep` and people alike
+    pattern = pattern or "*"
+    matching = [name for name in known if fnmatch.fnmatch(name, pattern) or pattern in name]
+    if not matching:
+        closest = closest_names(pattern.strip("*"), known, count=3)
+        hint = f"did you mean {closest}?" if closest else "list all with `maskserve models --encoders`."
+        raise ConfigError(f"No encoder matches {pattern!r}; {hint}")
+    for name in matching:  # one per line, so that `grep` works
         console.print(name, highlight=False, markup=False, soft_wrap=True)
 
 
-def parse_options(name: str, words: list[str]) -> dict[str, Any]:
-    """`key=value` words as the options of an architecture, values as YAML reads them and none for nothing.
+def parse_options(name: str, settings: list[str]) -> dict[str, Any]:
+    """Parse `key=value` settings into the options of an architecture; values are YAML, and `none` is None.
 
-    Raises: ConfigError for an architecture or option that is not there, with the nearest ones.
+    Raises: ConfigError for an unknown architecture, or a setting that is no `key=value` with a YAML value.
     """
     options: dict[str, Any] = {}
     known = default_options(name)
-    for word in words:
-        key, separator, value = word.partition("=")
+    for setting in settings:
+        key, separator, value = setting.partition("=")
         if not separator:
-            raise ConfigError(f"{word!r} is no option; write key=value, such as {next(iter(known))}=...")
+            raise ConfigError(f"{setting!r} is not an option; write key=value, such as {next(iter(known))}=...")
         try:
             options[key] = None if value == "none" else yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"The option {key}={value!r} cannot be read.") from error
+            raise ConfigError(
+                f"The option {key}={value!r} is not valid YAML; check its quotes and brackets."
+            ) from error
     return options
 
 
 def build_network(name: str, classes: int, options: dict[str, Any]) -> Network:
-    """The network from scratch, for its pretrained weights measure the same. Raises: ConfigError with the reason."""
+    """Build the network without pretrained weights, which do not change its figures. Raises: ConfigError with the reason."""
     try:
         return build(name, classes, **{key: value for key, value in options.items() if key != "weights"})
     except MaskserveError:
         raise
-    except Exception as error:  # torchvision, smp and timm raise what they meet
+    except Exception as error:  # torchvision, smp and timm raise exceptions of many types
         raise ConfigError(f"{name} cannot be built: {first_line(error)}") from error
 
 
 def measure_complexity(network: Network, size: tuple[int, int]) -> Complexity:
-    """Its measures for images of `size` = (height, width) in pixels. Raises: ConfigError where it takes none such."""
+    """The figures of a network for images of `size`. Raises: ConfigError if it does not accept them."""
     return _translate_errors(
         network.architecture.name,
         size,
@@ -132,80 +143,75 @@ def measure_complexity(network: Network, size: tuple[int, int]) -> Complexity:
 
 
 def option_help(make: Callable[..., nn.Module]) -> dict[str, str]:
-    """A line of help for each option: the lines `option: text` of the docstring of its `build`."""
-    make = getattr(make, "func", make)  # an entry may be a `partial` of one
+    """The help text of each option, from the lines `option: text` in the docstring of the architecture's `build`."""
+    make = getattr(make, "func", make)  # the function of a `partial`
     lines = re.findall(r"^(\w+): (.+)$", inspect.getdoc(make) or "", flags=re.MULTILINE)
     return {key: text for key, text in lines if key in inspect.signature(make).parameters}
 
 
-def _translate_errors(name: str, size: tuple[int, int], ask: Callable[[], T]) -> T:
+def _translate_errors(name: str, size: tuple[int, int], analyse: Callable[[], T]) -> T:
+    """The result of `analyse`. Raises: ConfigError for any error of the network."""
     try:
-        return ask()
-    except Exception as error:  # whatever a network raises at a size that it does not take
+        return analyse()
+    except Exception as error:  # networks raise exceptions of many types for sizes that they do not accept
         height, width = complexity.padded_size(size)
-        raise ConfigError(f"{name} does not take images of {width}x{height}: {first_line(error)}") from error
+        raise ConfigError(f"{name} does not accept images of {width}x{height}: {first_line(error)}") from error
 
 
 def _format_cells(measures: Complexity) -> tuple[str, str, str, str]:
-    field = "whole" if measures.receptive_field is None else f"{measures.receptive_field:,}"
-    return _format_count(measures.parameters), _format_number(measures.gflop), str(measures.stride), field
+    count, gflop = measures.parameters, measures.gflop
+    parameters = f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
+    work = f"{gflop:,.0f}" if gflop >= 100 else f"{gflop:.1f}" if gflop >= 1 else f"{gflop:.2g}"
+    return parameters, work, str(measures.stride), _format_field(measures.receptive_field)
 
 
-def _format_count(count: int) -> str:
-    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} k"
-
-
-def _format_number(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 1 else f"{number:.2g}"
+def _format_field(field: int | None) -> str:
+    return "whole" if field is None else f"{field:,}"
 
 
 def _make_table(*columns: str) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for place, column in enumerate(columns):
-        numbers = column in ("params", "GFLOP", "FLOP", "stride", "field", "maps")
-        style = "" if place else "cyan"
+    for index, column in enumerate(columns):
+        numbers = column in ("params", "GFLOP", "FLOP", "stride", "field", "channels")
+        style = "" if index else "cyan"
         table.add_column(column, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold", style=style)
     return table
 
 
 def _options_table(name: str, chosen: dict[str, Any]) -> Table:
-    table = _make_table("option", "value", "what it is")
-    lines = option_help(ARCHITECTURES[name])
+    table = _make_table("option", "value", "description")
+    descriptions = option_help(ARCHITECTURES[name])
     for key, default in default_options(name).items():
         value = chosen.get(key, default)
         shown = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         changed = value != default
-        table.add_row(key, f"[bold]{escape(shown)}[/]" if changed else escape(shown), escape(lines.get(key, "")))
+        table.add_row(key, f"[bold]{escape(shown)}[/]" if changed else escape(shown), escape(descriptions.get(key, "")))
     return table
 
 
-def _stages_table(told: list[Stage]) -> Table:
-    table = _make_table("stage", "what it does", "maps", "stride", "field", "params", "FLOP")
-    weights, work = sum(stage.parameters for stage in told) or 1, sum(stage.flops for stage in told) or 1
-    for stage in told:
-        does = ", ".join(_pluralize(word, count) for word, count in stage.operations.items())
-        scale = (str(stage.channels), f"{stage.stride:g}") if stage.stride else ("", "")
-        field = ("whole" if stage.receptive_field is None else f"{stage.receptive_field:,}") if stage.name else ""
-        title = stage.name or ("between the stages" if stage.flops else "for training alone")
+def _stages_table(stages: list[Stage]) -> Table:
+    table = _make_table("stage", "operations", "channels", "stride", "field", "params", "FLOP")
+    parameters, flops = sum(stage.parameters for stage in stages) or 1, sum(stage.flops for stage in stages) or 1
+    for stage in stages:
         table.add_row(
-            title,
-            does,
-            *scale,
-            field,
-            _format_fraction(stage.parameters / weights),
-            _format_fraction(stage.flops / work),
+            stage.name or ("between the stages" if stage.flops else "in training only"),
+            ", ".join(_pluralize(operation, count) for operation, count in stage.operations.items()),
+            *((str(stage.channels), f"{stage.stride:g}") if stage.stride else ("", "")),
+            _format_field(stage.receptive_field) if stage.name else "",
+            _format_fraction(stage.parameters / parameters),
+            _format_fraction(stage.flops / flops),
         )
     return table
 
 
-def _pluralize(word: str, count: int) -> str:
+def _pluralize(operation: str, count: int) -> str:
     if count == 1:
-        return word
-    return f"{count} {word}s" if word in ("sum", "gate", "concat") else f"{count} {word}"
+        return operation
+    return f"{count} {operation}s" if operation in ("sum", "gate", "concat") else f"{count} {operation}"
 
 
-def _format_fraction(share: float) -> str:
-    return "" if share == 0 else "<1%" if share < 0.005 else f"{share:.0%}"
+def _format_fraction(fraction: float) -> str:
+    return "" if fraction == 0 else "<1%" if fraction < 0.005 else f"{fraction:.0%}"
 
 
 def _legend(size: tuple[int, int], classes: int) -> str:
@@ -213,6 +219,6 @@ def _legend(size: tuple[int, int], classes: int) -> str:
     note = f" (padded to {width}x{height})" if (height, width) != size else ""
     return (
         f"For {classes} classes and an image of {size[1]}x{size[0]}{note}. A multiplication and an addition are two FLOP. "
-        "Stride: pixels of the image for one value. Field: how wide a part of it one value can depend on, in pixels; "
-        "whole is all of it (a global mean, attention, a group norm)."
+        "Stride: pixels of the image per value. Field: width in pixels of the part of the image that one value can depend "
+        "on; whole: all of it, after a global mean, attention or a group norm."
     )

@@ -1,6 +1,6 @@
-"""The ground floor: networks, the bundle, and every step between an image and a mask.
+"""Networks, the bundle, and every step between an image and a mask.
 
-Every room imports this one first, so this is where the libraries that would call home are told not to.
+`training`, `service` and `maskserve` import this package before any library, so it opts out of the libraries' telemetry.
 """
 
 import os
@@ -10,11 +10,11 @@ TELEMETRY_OPT_OUT = {
     "BENTOML_DO_NOT_TRACK": "True",  # bentoml: usage statistics
     "NO_ALBUMENTATIONS_UPDATE": "1",  # albumentations: version check at import
     "HF_HUB_DISABLE_TELEMETRY": "1",  # huggingface_hub, which timm and smp load encoders with
-    "DO_NOT_TRACK": "1",  # the common sign, read by several
+    "DO_NOT_TRACK": "1",  # a convention that several libraries follow
 }
 os.environ.update(TELEMETRY_OPT_OUT)
 
-# Each `import openvino` forks a process that reports to Google Analytics, unless its telemetry cannot be imported:
-# then it takes the stub that it brings (openvino/tools/ovc/telemetry_utils.py). NNCF's goes through the same package.
-# There is no variable for it.
-sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None is how a module is barred
+# `import openvino` forks a process that reports to Google Analytics, unless its telemetry package cannot be imported:
+# then it uses its own stub (openvino/tools/ovc/telemetry_utils.py). NNCF reports through the same package. No
+# environment variable turns it off.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None makes the import fail

@@ -1,4 +1,4 @@
-"""The subcommand `models`."""
+"""The subcommand `models`: lists and describes the networks."""
 
 from typing import Annotated
 
@@ -8,23 +8,26 @@ from rich.console import Console
 
 def models(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="An architecture to look into; without one, all are listed.")
+        str | None, typer.Argument(metavar="NAME", help="Architecture to describe. Default: list all.")
     ] = None,
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Its options, such as encoder=resnet50 output_stride=8."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Options of the architecture, such as encoder=resnet50 output_stride=8."
+        ),
     ] = None,
-    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Of the image, in pixels.")] = "480x360",
+    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Image size in pixels.")] = "480x360",
     classes: Annotated[int, typer.Option(min=2, max=255, help="Number of classes.")] = 21,
     encoders: Annotated[
-        bool, typer.Option("--encoders", help="List the encoders; NAME is then a part of their names, or a pattern.")
+        bool,
+        typer.Option("--encoders", help="List the encoders whose name contains or matches NAME, such as 'resnet*'."),
     ] = False,
 ) -> None:
-    """List the networks there are: parameters, GFLOP, stride, receptive field. With NAME, its options and its stages.
+    """List the networks with parameters, GFLOP, stride and receptive field. With NAME, show its options and stages.
 
-    Nothing is computed or fetched; the list takes some seconds.
+    Runs no network and downloads nothing; the list takes some seconds.
     """
-    with Console(stderr=True).status("opening PyTorch"):
+    with Console(stderr=True).status("loading PyTorch"):
         from maskserve import model_tables
         from maskserve.parsing import parse_size
 
@@ -32,7 +35,7 @@ def models(
     image = parse_size(size)
     if encoders:
         if options:
-            raise typer.BadParameter("--encoders takes one pattern, as in `maskserve models --encoders 'resnet*'`")
+            raise typer.BadParameter("--encoders takes one pattern, such as `maskserve models --encoders 'resnet*'`.")
         model_tables.print_encoders(name, console)
     elif name is None:
         model_tables.print_architectures(image, classes, console)

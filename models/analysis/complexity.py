@@ -1,7 +1,7 @@
-"""What a network is, in numbers: parameters, work, stride, receptive field. None of them computes the network.
+"""The complexity of a network: parameters, FLOP, stride, receptive field. No tensor values are computed.
 
-They are taken of `Network.body` in evaluation mode, so what serves training alone, as an auxiliary head does, counts
-among the parameters and nowhere else.
+The figures are those of `Network.body` in evaluation mode: an auxiliary head, which only training uses, counts among
+the parameters and nowhere else.
 """
 
 from collections.abc import Callable
@@ -17,81 +17,81 @@ from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
 from models.inference.geometry import SIZE_DIVISOR
 
-# Strips to follow fields on, in pixels, until a field is the same on two of them. Few are wider than the first.
+# Widths in pixels of the images that receptive fields are measured on, in turn, until two agree. Few fields need more
+# than the first two.
 PROBE_WIDTHS = (1024, 2048, 4096, 8192)
 
 
 def count_parameters(network: Network) -> int:
-    """Numbers that are trained: kernels, biases, and the factors and offsets of norms."""
-    return sum(one.numel() for one in network.body.parameters())
+    """The number of trained values: kernels, biases, and the scales and offsets of norms."""
+    return sum(parameter.numel() for parameter in network.body.parameters())
 
 
 def count_gflops(network: Network, size: tuple[int, int]) -> float:
     """Billions of floating-point operations for one image of `size` = (height, width) in pixels.
 
-    A multiplication and an addition are two, as PyTorch's counter has it; the tables of torchvision and of most
-    papers call the pair one, and so are half of this. Convolutions and matrix products count, norms and activations
-    do not. The image is padded as the segmenter pads it, to multiples of 64.
+    A multiplication and an addition count as two, as in PyTorch's counter; the tables of torchvision and most papers
+    count the pair as one, which gives half of this. Convolutions and matrix products count, norms and activations do
+    not. The image is padded as the segmenter pads it, to multiples of 64.
     """
     return count_flops(copy_to_meta(network.body), size)[""] / 1e9
 
 
 def logit_stride(network: Network) -> int:
-    """Pixels of the image for one logit, along the width; 1 where the network returns to the image's size."""
+    """Pixels of the image per logit, along the width; 1 if the network upsamples to the size of the image."""
     with torch.no_grad():
         logits = copy_to_meta(network.body)(torch.empty(1, 3, PROBE_HEIGHT, PROBE_HEIGHT, device="meta"))
     return PROBE_HEIGHT // int(logits.shape[-1])
 
 
 def receptive_field(network: Network) -> int | None:
-    """How wide a part of the image one logit can depend on, in pixels; None where that is all of the image.
+    """The width in pixels of the part of the image that one logit can depend on; None for the whole image.
 
-    It is all behind a global mean (squeeze-and-excitation, ASPP, PSP), behind attention, and behind a norm that takes
-    its statistics from the image (group norm). Interpolation inside the network widens the field as a kernel does.
+    It is the whole image after a global mean (squeeze-and-excitation, ASPP, PSP), after attention, and after a norm with
+    statistics of the image (group norm). Interpolation inside the network widens the field as a kernel does.
     """
     return trace_network(copy_to_meta(network.body)).receptive_fields[""]
 
 
 @dataclass(frozen=True)
 class NetworkTrace:
-    """A network followed on a strip."""
+    """The receptive fields of a network's modules, by module name; "" is the network itself."""
 
-    probe_width: int  # of the strip, in pixels
-    module_traces: dict[str, ModuleTrace]  # by module
-    receptive_fields: dict[
-        str, int | None
-    ]  # the receptive field behind each module, in pixels; None is the whole image
+    probe_width: int  # of the probe image, in pixels
+    module_traces: dict[str, ModuleTrace]
+    receptive_fields: dict[str, int | None]  # of each module's output, in pixels; None is the whole image
 
 
-def trace_network(body: nn.Module, words: Callable[[OpCall], str | None] | None = None) -> NetworkTrace:
-    """Follow a module that is on the meta device on strips that are wide enough; `words` as in `follow`.
+def trace_network(body: nn.Module, describe: Callable[[OpCall], str | None] | None = None) -> NetworkTrace:
+    """Trace a module that is on the meta device on probe images of growing width; `describe` as in `trace_modules`.
 
-    A field is known when it is the same on a strip of twice the width. (A few pixels more are the same: enlarged with
-    `align_corners`, a map's grid falls differently on each width.) One that grows with the strip is all of the image.
+    A field is final when it is the same on an image of twice the width. (A difference of a few pixels counts as the
+    same: with `align_corners` the grid of an upsampled map depends on the width.) A field that grows with the width is
+    the whole image.
     """
     width = PROBE_WIDTHS[0]
-    narrow, wide = {}, trace_modules(body, width, words)
+    narrow, wide = {}, trace_modules(body, width, describe)
     for width in PROBE_WIDTHS[1:]:
-        narrow, wide = wide, trace_modules(body, width, words)
-        whole = {name for name, visit in wide.items() if visit.min_field >= width}
-        grows = {name for name, visit in wide.items() if visit.max_field >= 1.5 * narrow[name].max_field > 0} - whole
-        if not grows:
+        narrow, wide = wide, trace_modules(body, width, describe)
+        whole = {name for name, trace in wide.items() if trace.min_field >= width}
+        growing = {name for name, trace in wide.items() if trace.max_field >= 1.5 * narrow[name].max_field > 0} - whole
+        if not growing:
             break
-    fields = {name: None if name in whole | grows else visit.max_field for name, visit in wide.items()}
+    fields = {name: None if name in whole | growing else trace.max_field for name, trace in wide.items()}
     return NetworkTrace(width, wide, fields)
 
 
 def count_flops(body: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Floating-point operations of each module that is on the meta device, as in `gflop`, by name; "" is all."""
+    """Floating-point operations per module of a `body` on the meta device, by module name, as in `count_gflops`; "" is all."""
     height, width = padded_size(size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         body(torch.empty(1, 3, height, width, device="meta"))
-    # The counter's names begin with the class of the module that was called.
-    found = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    return found | {"": counter.get_total_flops()}
+    # The counter's names begin with the class name of `body`.
+    flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    return flops | {"": counter.get_total_flops()}
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) that the network meets for an image of `size`, in pixels."""
+    """The (height, width) in pixels to which an image of `size` is padded for the network."""
     height, width = (length + -length % SIZE_DIVISOR for length in size)
     return height, width

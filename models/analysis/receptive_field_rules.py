@@ -1,11 +1,12 @@
-"""How far each operation of a network lets its results see: one rule an operation.
+"""Propagation of receptive fields through single operations: one rule per operation.
 
-The *reach* of a tensor says for each of its values the rightmost column of the image on which the value can depend.
-A convolution takes the largest reach under its kernel, a sum the larger of its terms', an attention the largest of
-all: every rule is a maximum. `fields.py` runs a network under these rules; `RULES` is the list, by PyTorch's names.
+The *reach* of a tensor is, for each of its values, the rightmost column of the image on which the value can depend. A
+convolution takes the largest reach under its kernel, a sum the larger one of its terms, an attention the largest of
+all: every rule is a maximum. `receptive_field.py` runs a network under these rules. `REACH_RULES` lists them by
+PyTorch's names of the operations.
 
-A reach is float32 (exact up to 2^24) and has its tensor's axes, each of full length, or of length 1 where nothing
-changes along it, as along the channels behind a convolution. It is -inf where a value depends on no column.
+A reach is a float32 tensor (exact up to 2^24) with the axes of its tensor. An axis has full length, or length 1 if the
+reach is constant along it, as along the channels after a convolution. A value that depends on no column has -inf.
 """
 
 import math
@@ -23,16 +24,16 @@ NO_REACH = -math.inf
 
 @dataclass(frozen=True)
 class OpCall:
-    """An operation as it is called, such as aten.convolution, on tensors with or without a reach."""
+    """One call of an operation, such as aten.convolution, with tracked and untracked tensors as arguments."""
 
     operation: Any  # torch._ops.OpOverload
     arguments: dict[str, Any]  # by their names in the operation's schema, defaults included
-    result: Tensor  # the first one; on the meta device it has a shape alone
-    reaches: MutableMapping[Any, Any]
+    result: Tensor  # the first one, on the meta device
+    reaches: MutableMapping[Any, Any]  # of the tracked tensors
 
     @property
     def name(self) -> str:
-        """Such as `convolution`; one that works in place has the name of the one that does not."""
+        """Such as `convolution`; an in-place operation has the name of the one that is not in place."""
         return str(self.operation._schema.name).removeprefix("aten::").rstrip("_")
 
     def __getitem__(self, name: str) -> Any:
@@ -43,16 +44,16 @@ class OpCall:
         return [value for value in tree_leaves(self.arguments) if isinstance(value, Tensor)]
 
     def tracked_inputs(self) -> list[Tensor]:
-        """The given tensors that depend on the image."""
-        return [one for one in self.input_tensors() if one in self.reaches]
+        """The argument tensors that depend on the image."""
+        return [tensor for tensor in self.input_tensors() if tensor in self.reaches]
 
     def reach(self, tensor: Tensor) -> Tensor:
-        """What is known of it; -inf for a weight or another constant."""
-        found = self.reaches.get(tensor)
-        return torch.full((1,) * tensor.ndim, NO_REACH) if found is None else found
+        """The reach of a tensor; -inf for a weight or another constant."""
+        reach = self.reaches.get(tensor)
+        return torch.full((1,) * tensor.ndim, NO_REACH) if reach is None else reach
 
     def expanded_reach(self, tensor: Tensor, axes: int | None = None) -> Tensor:
-        """The reach with its last `axes` axes, or all, of full length; as views, so that it costs no memory."""
+        """The reach with its last `axes` axes (default: all) expanded to full length, as a view without memory."""
         reach, first = self.reach(tensor), tensor.ndim - (tensor.ndim if axes is None else axes)
         return reach.expand(*reach.shape[:first], *tensor.shape[first:])
 
@@ -61,44 +62,44 @@ ReachRule = Callable[[OpCall], Tensor | list[Tensor]]
 
 
 def full_dependency(call: OpCall) -> Tensor:
-    """Each value depends on all that is given, of both images of a batch even: the cautious rule."""
-    return torch.stack([call.reach(one).max() for one in call.input_tensors()]).max().expand((1,) * call.result.ndim)
+    """Each value depends on all inputs, even across the batch: the conservative rule."""
+    maxima = [call.reach(tensor).max() for tensor in call.input_tensors()]
+    return torch.stack(maxima).max().expand((1,) * call.result.ndim)
 
 
 def pointwise(call: OpCall) -> Tensor:
-    """Value by value, with broadcasting."""
-    found = torch.full((1,) * call.result.ndim, NO_REACH)
-    for one in call.input_tensors():
-        found = torch.maximum(found, call.reach(one))
-    return found
+    """Each value depends on the values at the same position, with broadcasting."""
+    reach = torch.full((1,) * call.result.ndim, NO_REACH)
+    for tensor in call.input_tensors():
+        reach = torch.maximum(reach, call.reach(tensor))
+    return reach
 
 
 def data_movement(call: OpCall) -> Tensor | list[Tensor]:
-    """Values change their places alone, and their reaches with them."""
-    found = call.operation(
-        **tree_map(lambda one: call.expanded_reach(one) if isinstance(one, Tensor) else one, call.arguments)
-    )
-    return found if isinstance(found, Tensor) else list(found)
+    """Values only move, and their reaches with them: the operation itself is applied to the reaches."""
+    arguments = tree_map(lambda leaf: call.expanded_reach(leaf) if isinstance(leaf, Tensor) else leaf, call.arguments)
+    moved = call.operation(**arguments)
+    return moved if isinstance(moved, Tensor) else list(moved)
 
 
 def reshape(call: OpCall) -> Tensor:
-    """As `moved`, but where axes repeat a value they cannot always be viewed in another shape: they are copied."""
+    """As `data_movement`, but copies: an expanded axis cannot always be viewed in another shape."""
     return call.expanded_reach(call["self"]).reshape(call.result.shape)
 
 
 def indexing(call: OpCall) -> Tensor | list[Tensor]:
-    """As `moved`, where the indices have values."""
-    known = all(one.device.type != "meta" for one in call.input_tensors() if one is not call["self"])
+    """As `data_movement` if the indices have values, which indices on the meta device do not."""
+    known = all(tensor.device.type != "meta" for tensor in call.input_tensors() if tensor is not call["self"])
     return data_movement(call) if known else full_dependency(call)
 
 
 def as_strided(call: OpCall) -> Tensor:
-    """Of the same values, as after a global mean; which ones is not looked into."""
+    """Each value depends on the whole image: the strides are not analysed (seen after a global mean)."""
     return _image_max(call.reach(call["self"]))
 
 
 def constant_pad(call: OpCall) -> Tensor:
-    """What is added depends on nothing."""
+    """The values that are added depend on nothing."""
     return F.pad(call.expanded_reach(call["self"]), call["pad"], value=NO_REACH)
 
 
@@ -110,39 +111,39 @@ def reduction(call: OpCall) -> Tensor:
 
 
 def softmax(call: OpCall) -> Tensor:
-    """Each value depends on all along an axis, as in a softmax."""
+    """Each value depends on all values along an axis."""
     return call.reach(call["self"]).amax(call["dim"], keepdim=True)
 
 
 def layer_norm(call: OpCall) -> Tensor:
-    """Each value depends on all along the last axes."""
+    """Each value depends on all values along the last axes."""
     return call.reach(call["input"]).amax([-1 - axis for axis in range(len(call["normalized_shape"]))], keepdim=True)
 
 
 def group_norm(call: OpCall) -> Tensor:
-    """The statistics are taken from the whole of the image."""
+    """Each value depends on the whole image, whose statistics it is normalised with."""
     return _image_max(call.reach(call["input"]))
 
 
 def batch_norm(call: OpCall) -> Tensor:
-    """Once trained its statistics are constants; an instance norm takes those of the image."""
+    """Each value depends on itself, because trained statistics are constants; an instance norm uses the image's."""
     return group_norm(call) if call.arguments.get("training") else call.reach(call["input"])
 
 
 def matmul(call: OpCall) -> Tensor:
-    """Of matrices: a value depends on a row of the left one, a column of the right one, and on what is added."""
-    *added, left, right = call.input_tensors()
-    found = torch.maximum(call.reach(left).amax(-1, keepdim=True), call.reach(right).amax(-2, keepdim=True))
-    return torch.maximum(found, call.reach(added[0])) if added else found
+    """Each value depends on a row of the left matrix, a column of the right one, and the bias if there is one."""
+    *bias, left, right = call.input_tensors()
+    reach = torch.maximum(call.reach(left).amax(-1, keepdim=True), call.reach(right).amax(-2, keepdim=True))
+    return torch.maximum(reach, call.reach(bias[0])) if bias else reach
 
 
 def convolution(call: OpCall) -> Tensor:
-    """The largest reach under the kernel, over all channels; the groups of a grouped one are not told apart."""
+    """The largest reach under the kernel, over all channels; groups are not distinguished."""
     kernel = call["weight"].shape[2:]
     reach = call.expanded_reach(call["input"], len(kernel)).amax(1, keepdim=True)
     for axis, length in enumerate(kernel):
         stride, before, dilation = (call[name][axis % len(call[name])] for name in ("stride", "padding", "dilation"))
-        if call["transposed"]:  # is a plain one on values that are set `stride` apart
+        if call["transposed"]:  # a plain convolution over values with gaps of `stride` between them
             reach = _insert_gaps(reach, axis + 2, stride)
             stride, before = 1, dilation * (length - 1) - before
         reach = sliding_max(reach, axis + 2, length, stride, before, dilation, call.result.shape[axis + 2])
@@ -150,65 +151,64 @@ def convolution(call: OpCall) -> Tensor:
 
 
 def pooling(call: OpCall) -> Tensor:
-    """A maximum or a mean under a kernel, channel by channel."""
+    """The largest reach under the kernel, per channel."""
     kernel = call["kernel_size"]
     axes = int(call.operation._schema.name.split("pool")[1][0])
     reach = call.expanded_reach(call["self"], axes)
-    for place in range(axes):
-        axis = reach.ndim - axes + place
-        length, before = kernel[place % len(kernel)], call["padding"][place % len(call["padding"])]
-        stride = (call["stride"] or kernel)[place % len(call["stride"] or kernel)]
-        dilation = call.arguments.get("dilation") or [1]
-        size = call.result.shape[axis]
-        reach = sliding_max(reach, axis, length, stride, before, dilation[place % len(dilation)], size)
+    settings = (kernel, call["stride"] or kernel, call["padding"], call.arguments.get("dilation") or [1])
+    for index in range(axes):
+        length, stride, before, dilation = (values[index % len(values)] for values in settings)
+        axis = reach.ndim - axes + index
+        reach = sliding_max(reach, axis, length, stride, before, dilation, call.result.shape[axis])
     return reach
 
 
 def adaptive_pooling(call: OpCall) -> Tensor:
-    """To a given size: the windows that PyTorch itself takes."""
+    """The largest reach in each cell; the cells are those of PyTorch."""
     return F.adaptive_max_pool2d(call.expanded_reach(call["self"], 2), call["output_size"])
 
 
 def resampling(call: OpCall) -> Tensor:
-    """Interpolation: of each axis by itself, the places that PyTorch gives a weight."""
+    """Interpolation: along each axis the largest reach of the positions to which PyTorch gives a weight."""
     reach = call.expanded_reach(call["self"], 2)
     for axis, scale in ((-2, call["scales_h"]), (-1, call["scales_w"])):
         old, new = reach.shape[axis], call.result.shape[axis]
         if old == new:
             continue
-        single = torch.eye(old).view(1, old, 1, old)  # a row of pixels for each place, in which it alone is lit
-        changed = call.arguments | {"self": single, "output_size": [1, new], "scales_h": None, "scales_w": scale}
-        lit = call.operation(**changed).view(old, new) != 0
-        first, last = lit.int().argmax(0), old - 1 - lit.flip(0).int().argmax(0)
+        one_hot = torch.eye(old).view(1, old, 1, old)  # channel i is a row of pixels in which only pixel i is 1
+        arguments = call.arguments | {"self": one_hot, "output_size": [1, new], "scales_h": None, "scales_w": scale}
+        weighted = call.operation(**arguments).view(old, new) != 0
+        first, last = weighted.int().argmax(0), old - 1 - weighted.flip(0).int().argmax(0)
         taps = range(int((last - first).max()) + 1)
         reach = torch.stack([reach.index_select(axis, torch.minimum(first + tap, last)) for tap in taps]).amax(0)
     return reach
 
 
 def sliding_max(reach: Tensor, axis: int, kernel: int, stride: int, before: int, dilation: int, count: int) -> Tensor:
-    """The maximum under a kernel at each of `count` places along an axis, the first one `before` its begin."""
+    """The maximum under a kernel at `count` positions along an axis; the first kernel starts `before` positions outside."""
     span = (count - 1) * stride + 1
     after = span + (kernel - 1) * dilation - before - reach.shape[axis]
     reach = F.pad(reach, [0, 0] * (reach.ndim - 1 - axis) + [before, after], value=NO_REACH)
     taps = (reach.narrow(axis, tap * dilation, span) for tap in range(kernel))
-    every = (slice(None),) * axis + (slice(None, None, stride),)
-    found = next(taps)[every]
+    strided = (slice(None),) * axis + (slice(None, None, stride),)
+    maximum = next(taps)[strided]
     for tap in taps:
-        found = torch.maximum(found, tap[every])
-    return found
+        maximum = torch.maximum(maximum, tap[strided])
+    return maximum
 
 
 def _image_max(reach: Tensor) -> Tensor:
-    """All of an image, each image of the batch by itself."""
+    """The largest reach of each image of the batch."""
     return reach.amax(list(range(1, reach.ndim)), keepdim=True)
 
 
 def _insert_gaps(reach: Tensor, axis: int, stride: int) -> Tensor:
+    """Put the values of an axis `stride` positions apart."""
     shape = list(reach.shape)
     shape[axis] = (shape[axis] - 1) * stride + 1
-    found = torch.full(shape, NO_REACH)
-    found[(slice(None),) * axis + (slice(None, None, stride),)] = reach
-    return found
+    spaced = torch.full(shape, NO_REACH)
+    spaced[(slice(None),) * axis + (slice(None, None, stride),)] = reach
+    return spaced
 
 
 REACH_RULES: dict[str, ReachRule] = {

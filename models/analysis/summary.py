@@ -1,7 +1,8 @@
-"""The story of a network, stage by stage: what happens to the image on its way to the scores.
+"""The stages of a network: operations, channels, stride, receptive field, parameters and FLOP of each.
 
-A stage is a module that keeps the scale of its maps or changes it by a factor of two, such as `encoder.layer1`. What
-is larger, as an encoder, is told by its parts; neighbours in a list that have the same stride are told as one.
+A stage is a module that keeps the scale of its maps or changes it by a factor of two, such as `encoder.layer1`. A
+larger module, such as an encoder, is split into its submodules. Neighbours in a list that have the same stride are
+merged into one stage.
 """
 
 from collections import Counter
@@ -15,62 +16,64 @@ from models.analysis.receptive_field_rules import OpCall
 from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
 
-# Modules that are told with the stage before them.
+# Modules without listed operations that are merged into the stage before them, by parts of their class names.
 MINOR_LAYERS = ("Norm", "ReLU", "GELU", "SiLU", "Hardswish", "Dropout", "Identity", "Activation", "Pad")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stretch of the network, in the order in which the image meets it."""
+    """One or several neighbouring modules of a network."""
 
-    name: str  # of its module, or of the first and last one: encoder.layer1, features.0-3; "" is what is left over
-    operations: dict[str, int]  # its operations in words, such as "conv 3x3 /2", and how many of each
-    channels: int | None  # of the maps that it hands on; None where these are no maps
-    stride: float | None  # pixels of the image for one value of these maps
-    receptive_field: int | None  # their receptive field in pixels; None is the whole image
+    name: str  # of the module, or of the first and last one: encoder.layer1, features.0-3; "" for the remainder
+    operations: dict[str, int]  # description, such as "conv 3x3 /2", and count
+    channels: int | None  # of its output maps; None if its output is no map
+    stride: float | None  # pixels of the image per value of these maps
+    receptive_field: int | None  # of these maps, in pixels; None is the whole image
     parameters: int
-    flops: int  # of one image; a multiplication and an addition are two
+    flops: int  # for one image; a multiplication and an addition count as two
 
 
 @dataclass
 class _ModuleGroup:
-    module_names: list[str]  # of the modules that it tells
-    scale: tuple[float, int] | None  # stride and channels of the last one's maps
+    module_names: list[str]
+    scale: tuple[float, int] | None  # stride and channels of the last module's output; None if that is no map
     operations: Counter[str]
 
 
 def list_stages(network: Network, size: tuple[int, int]) -> list[Stage]:
-    """Every stage of the network for one image of `size` = (height, width) in pixels, padded as in `gflop`.
+    """The stages of the network for one image of `size` = (height, width) in pixels, padded as in `count_gflops`.
 
-    The parameters and FLOP of all stages sum to the network's. What no stage holds comes last, without a name:
-    parts that serve training alone, and products between the stages.
+    The parameters and FLOP of all stages sum to the network's. The last stage, without a name, is the remainder that is
+    in no other stage: modules that only training uses, and matrix products between the stages.
     """
     body = copy_to_meta(network.body)
-    found, work = trace_network(body, describe_operation), count_flops(body, size)
+    trace, flops = trace_network(body, describe_operation), count_flops(body, size)
     modules = dict(body.named_modules())
-    told = []
-    for row in _group_modules(modules, found):
-        channels, stride = (row.scale[1], row.scale[0]) if row.scale else (None, None)
-        weights = sum(one.numel() for name in row.module_names for one in modules[name].parameters())
-        share = sum(work.get(name, 0) for name in row.module_names)
-        told.append(
+    stages = []
+    for group in _group_modules(modules, trace):
+        stride, channels = group.scale or (None, None)
+        stages.append(
             Stage(
-                _group_name(row.module_names),
-                dict(row.operations),
+                _group_name(group.module_names),
+                dict(group.operations),
                 channels,
                 stride,
-                found.receptive_fields[row.module_names[-1]],
-                weights,
-                share,
+                trace.receptive_fields[group.module_names[-1]],
+                sum(parameter.numel() for name in group.module_names for parameter in modules[name].parameters()),
+                sum(flops.get(name, 0) for name in group.module_names),
             )
         )
-    weights = sum(one.numel() for one in body.parameters()) - sum(stage.parameters for stage in told)
-    share = work[""] - sum(stage.flops for stage in told)
-    return [*told, Stage("", {}, None, None, None, weights, share)] if weights or share else told
+    other_parameters = sum(parameter.numel() for parameter in body.parameters()) - sum(
+        stage.parameters for stage in stages
+    )
+    other_flops = flops[""] - sum(stage.flops for stage in stages)
+    if other_parameters or other_flops:
+        stages.append(Stage("", {}, None, None, None, other_parameters, other_flops))
+    return stages
 
 
 def describe_operation(call: OpCall) -> str | None:
-    """What an operation is called in the field, for those that a network's story is about."""
+    """The name of an operation, such as "conv 3x3 /2"; None for operations that a summary does not list."""
     several = len(call.tracked_inputs()) > 1
     match call.name:
         case "convolution":
@@ -119,75 +122,72 @@ def _format_stride(stride: list[int]) -> str:
     return f" /{max(stride)}" if max(stride) > 1 else ""
 
 
-def _group_modules(modules: dict[str, nn.Module], found: NetworkTrace) -> list[_ModuleGroup]:
-    """The stages by their modules, in the order in which they run."""
-    parts: dict[str, list[str]] = {name: [] for name in found.module_traces}
-    for name in found.module_traces:
+def _group_modules(modules: dict[str, nn.Module], trace: NetworkTrace) -> list[_ModuleGroup]:
+    """The modules of each stage, in the order in which they run."""
+    children: dict[str, list[str]] = {name: [] for name in trace.module_traces}  # of the modules that ran
+    for name in trace.module_traces:
         parents = (name[:end] for end in range(len(name) - 1, -1, -1) if name[end] == "." or end == 0)
         if name:
-            parts[next(parent for parent in parents if parent in parts)].append(name)
-    rows: list[_ModuleGroup] = []
+            children[next(parent for parent in parents if parent in children)].append(name)
+    groups: list[_ModuleGroup] = []
 
-    def tell(name: str) -> None:
-        visit = found.module_traces[name]
-        if parts[name] and (name == "" or _changes_scale(visit, found.probe_width)):
-            for part in parts[name]:
-                tell(part)
+    def visit(name: str) -> None:
+        module_trace = trace.module_traces[name]
+        if children[name] and (name == "" or _changes_scale(module_trace, trace.probe_width)):
+            for child in children[name]:
+                visit(child)
         else:
-            _append_or_merge(
-                rows,
-                _ModuleGroup(
-                    [name],
-                    _stride_and_channels(visit.outputs[-1], found.probe_width) if visit.outputs else None,
-                    visit.operations,
-                ),
-                modules[name],
-            )
-        if rows:
-            rows[-1].operations += visit.following_operations
+            outputs = module_trace.outputs
+            scale = _stride_and_channels(outputs[-1], trace.probe_width) if outputs else None
+            _append_or_merge(groups, _ModuleGroup([name], scale, module_trace.operations), modules[name])
+        if groups:
+            groups[-1].operations += module_trace.following_operations
 
-    tell("")
-    return rows
+    visit("")
+    return groups
 
 
-def _append_or_merge(rows: list[_ModuleGroup], row: _ModuleGroup, module: nn.Module) -> None:
-    """Put a stage behind the others, or into the last one: trifles, and neighbours in a list at the same stride."""
-    name, before = row.module_names[0], rows[-1].module_names[-1] if rows else ""
-    trifle = not row.operations and any(word in type(module).__name__ for word in MINOR_LAYERS)
-    trifle = trifle or (
-        len(rows) == 1 and not rows[0].operations
-    )  # one that opens the network is told with what follows
-    in_one_list = name.rpartition(".")[0] == before.rpartition(".")[0] and _is_numbered(name) and _is_numbered(before)
-    same_stride = rows and rows[-1].scale and row.scale and rows[-1].scale[0] == row.scale[0]
-    if rows and (trifle or (in_one_list and same_stride)):
-        rows[-1].module_names.append(name)
-        rows[-1].scale = row.scale
-        rows[-1].operations = rows[-1].operations + row.operations
+def _append_or_merge(groups: list[_ModuleGroup], group: _ModuleGroup, module: nn.Module) -> None:
+    """Append a stage, or merge it into the last one: minor layers, and neighbours in a list with the same stride."""
+    if not groups:
+        groups.append(group)
+        return
+    last, name = groups[-1], group.module_names[0]
+    minor = not group.operations and any(word in type(module).__name__ for word in MINOR_LAYERS)
+    opening = len(groups) == 1 and not last.operations  # a first stage without operations takes the next one
+    neighbours = _list_name(name) is not None and _list_name(name) == _list_name(last.module_names[-1])
+    same_stride = last.scale is not None and group.scale is not None and last.scale[0] == group.scale[0]
+    if minor or opening or (neighbours and same_stride):
+        last.module_names.append(name)
+        last.scale = group.scale
+        last.operations = last.operations + group.operations
     else:
-        rows.append(row)
+        groups.append(group)
 
 
-def _is_numbered(name: str) -> bool:
-    return name.rpartition(".")[2].isdecimal()
+def _list_name(name: str) -> str | None:
+    """The name of the list that a module is in: `features` for `features.3`; None for a module in no list."""
+    parent, _, child = name.rpartition(".")
+    return parent if child.isdecimal() else None
 
 
 def _group_name(names: list[str]) -> str:
-    """Such as `features.0-3` for neighbours; trifles at the end are not named."""
+    """The first name, and the index of its last neighbour in a list: `features.0-3`."""
     first = names[0]
-    last = [name for name in names if name.rpartition(".")[0] == first.rpartition(".")[0] and _is_numbered(name)]
-    return f"{first}-{last[-1].rpartition('.')[2]}" if _is_numbered(first) and len(last) > 1 else first
+    in_list = [name for name in names if _list_name(name) is not None and _list_name(name) == _list_name(first)]
+    return f"{first}-{in_list[-1].rpartition('.')[2]}" if len(in_list) > 1 else first
 
 
-def _changes_scale(visit: ModuleTrace, width: int) -> bool:
-    """Whether a module's maps differ by more than a factor of two from those that it is given."""
-    into, out = (
-        [scale[0] for one in tensors if (scale := _stride_and_channels(one, width))]
-        for tensors in (visit.inputs, visit.outputs)
+def _changes_scale(trace: ModuleTrace, width: int) -> bool:
+    """Whether the strides of a module's input and output maps differ by more than a factor of two."""
+    inputs, outputs = (
+        [scale[0] for tensor in tensors if (scale := _stride_and_channels(tensor, width))]
+        for tensors in (trace.inputs, trace.outputs)
     )
-    return bool(into and out) and not 0.5 <= max(into) / max(out) <= 2
+    return bool(inputs and outputs) and not 0.5 <= max(inputs) / max(outputs) <= 2
 
 
 def _stride_and_channels(tensor: Tensor, width: int) -> tuple[float, int] | None:
-    """Stride and channels of maps; None for what is no map."""
-    lies = feature_map_layout(tensor.shape, width)
-    return (width / lies[1], lies[2]) if lies else None
+    """Stride and channels of a map; None for a tensor that is no map."""
+    layout = feature_map_layout(tensor.shape, width)
+    return (width / layout[1], layout[2]) if layout else None

@@ -1,19 +1,29 @@
-"""FCN-AlexNet's encoder: Krizhevsky 2012 as Long, Shelhamer and Darrell 2015 (arXiv 1411.4038) made it convolutional.
+"""The encoder of FCN-AlexNet: Krizhevsky 2012, made convolutional by Long, Shelhamer and Darrell 2015 (arXiv 1411.4038).
 
-The classifier's first fully connected layer, fc6, reads a 6 x 6 x 256 map: it is a 6x6 convolution that happened to be
-used at a single position. The second one, fc7, is then a 1x1 convolution. Their weights are torchvision's, reshaped.
-torchvision pads its layers too little for maps of exactly H/4, H/8, ...; here each layer is padded to that, as the
-skip sums need, with the same kernels.
+The first fully connected layer of the classifier, fc6, reads a 6 x 6 x 256 map: it is a 6x6 convolution applied at a
+single position. The second one, fc7, is then a 1x1 convolution. The weights are torchvision's, reshaped.
+torchvision pads its layers too little for maps of exactly H/4, H/8, ...; here each layer is padded to these sizes, as
+the skip sums need, with the same kernels.
 """
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
+
+# torchvision's layer -> the layer here
+_CLASSIFIER_LAYERS = {
+    "features.0": "conv1.1",
+    "features.3": "conv2.1",
+    "features.6": "conv3.1",
+    "features.8": "conv4.0",
+    "features.10": "conv5.0",
+    "classifier.1": "fc6.2",
+    "classifier.4": "fc7.1",
+}
 
 
 class AlexNetEncoder(nn.Module):
-    """Images float N x 3 x H x W -> six maps at strides 1, 2, 4, 8, 16, 32; the one of stride 2 is empty."""
+    """Images float N x 3 x H x W -> six maps at strides 1, 2, 4, 8, 16, 32; the map of stride 2 has no channels."""
 
     out_channels: ClassVar = [3, 0, 64, 192, 256, 4096]
 
@@ -28,7 +38,7 @@ class AlexNetEncoder(nn.Module):
             _max_pool(), nn.ZeroPad2d((2, 3, 2, 3)), nn.Conv2d(256, 4096, kernel_size=6), nn.ReLU()
         )
         self.fc7 = nn.Sequential(nn.Dropout(), nn.Conv2d(4096, 4096, kernel_size=1), nn.ReLU())
-        for layer in self.modules():  # torch's own start shrinks the signal to nothing over eight layers
+        for layer in self.modules():  # with torch's default initialisation the signal vanishes over eight layers
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
@@ -43,34 +53,17 @@ class AlexNetEncoder(nn.Module):
 
 
 def convert_classifier_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of torchvision's classifier `alexnet` by this encoder's names; its last layer, fc8, is left out."""
-    names = {
-        "features.0": "conv1.1",
-        "features.3": "conv2.1",
-        "features.6": "conv3.1",
-        "features.8": "conv4.0",
-        "features.10": "conv5.0",
-        "classifier.1": "fc6.2",
-        "classifier.4": "fc7.1",
-    }
-    found = {}
-    for old, new in names.items():
+    """Rename and reshape the weights of torchvision's classifier `alexnet` for this encoder, without its last layer, fc8."""
+    converted = {}
+    for old, new in _CLASSIFIER_LAYERS.items():
         weight = state[f"{old}.weight"]
         if new == "fc6.2":
             weight = weight.reshape(4096, 256, 6, 6)
         elif new == "fc7.1":
             weight = weight.reshape(4096, 4096, 1, 1)
-        found[f"{new}.weight"] = weight
-        found[f"{new}.bias"] = state[f"{old}.bias"]
-    return found
-
-
-def fetch_imagenet_weights() -> dict[str, Tensor]:
-    """torchvision's ImageNet weights by this encoder's names; fetched over the network once."""
-    from torchvision.models import AlexNet_Weights
-
-    state: dict[str, Tensor] = AlexNet_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True)
-    return convert_classifier_weights({name: torch.as_tensor(value) for name, value in state.items()})
+        converted[f"{new}.weight"] = weight
+        converted[f"{new}.bias"] = state[f"{old}.bias"]
+    return converted
 
 
 def _max_pool() -> nn.MaxPool2d:

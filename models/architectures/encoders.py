@@ -1,12 +1,11 @@
-"""Encoders: image classification networks, used for the feature maps that they make on the way.
+"""Encoders: image classification networks without their classifier, used for their intermediate feature maps.
 
-Those of segmentation-models-pytorch by their names there, timm's as `tu-<name>`, and FCN-AlexNet's as `alexnet`.
+They come from segmentation-models-pytorch under their names there, from timm as `tu-<name>`, and `alexnet.py` adds
+`alexnet`, the encoder of FCN-AlexNet.
 """
 
-import difflib
 import warnings
 from pathlib import Path
-from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -17,57 +16,58 @@ from models.architectures.base import IMAGENET_MEAN, IMAGENET_STD
 from models.architectures.dilation import replace_strides_with_dilation
 from models.architectures.state_dict_keys import encoder_key, encoder_state_dict, timm_key
 from models.architectures.weight_files import fetch_from_hub, fetch_weights, read_state_dict, unknown_weights_error
-from models.errors import ConfigError, WeightsError, first_line
+from models.errors import ConfigError, WeightsError, closest_names, first_line
 
-# Index i of an encoder's list of feature maps has stride 2**i: the image itself, then 2, 4, 8, 16, 32.
+# Feature map i of an encoder has stride 2**i, from the image itself (1) to 32.
 DEPTH = 5
-# Where smp's pretrained weights expect other than ImageNet's mean and deviation (0..1); smp itself asks the hub for it.
+# Mean and deviation (in units of 0..1) that smp's pretrained weights of these families expect instead of ImageNet's. smp
+# itself downloads them from the hub.
 NORMALISATIONS = {
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "xception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "dpn": ((124 / 255, 117 / 255, 104 / 255), (1 / (0.0167 * 255),) * 3),
 }
-TIMM_PREFIX = "tu-"  # how segmentation-models-pytorch marks timm's
+TIMM_PREFIX = "tu-"  # marks timm's encoders in segmentation-models-pytorch
 
 
 def encoder_names() -> list[str]:
-    """Every encoder's name; not each of timm's has maps at the strides that a segmentation network needs."""
-    # smp's own `timm-` names are deprecated there, in favour of `tu-`.
+    """The names of all encoders. Some of timm's cannot be built here: they lack maps at strides 2, 4, ..., 32."""
+    # smp has deprecated its `timm-` names in favor of `tu-`.
     own = [name for name in smp.encoders.encoders if not name.startswith("timm-")]
     return ["alexnet", *own, *(TIMM_PREFIX + name for name in timm.list_models())]
 
 
 def _check_name(name: str) -> None:
-    """Raises: ConfigError with the nearest names, where there is no such encoder."""
-    # timm's may name their weights too: tu-resnet18.a1_in1k
+    """Raises: ConfigError with the closest names for an unknown encoder."""
+    # A name of timm may include its weights: tu-resnet18.a1_in1k
     plain = name.partition(".")[0] if name.startswith(TIMM_PREFIX) else name
     if plain not in encoder_names():
-        close = difflib.get_close_matches(name, encoder_names(), n=3) or ["resnet18", "resnet50"]
+        closest = closest_names(name, encoder_names(), count=3) or "resnet18, resnet50"
         raise ConfigError(
-            f"The encoder {name!r} is not known to segmentation-models-pytorch or timm; did you mean {', '.join(close)}? "
+            f"The encoder {name!r} is not known to segmentation-models-pytorch or timm; did you mean {closest}? "
             "`maskserve models --encoders` lists them."
         )
 
 
 def build(name: str, output_stride: int = 32, weights: str | None = None, depth: int = DEPTH) -> nn.Module:
-    """An encoder whose call returns `depth` + 1 feature maps N x C_i x H/2^i x W/2^i, with C in `out_channels`.
+    """Build an encoder: images float N x 3 x H x W -> `depth` + 1 feature maps float N x C_i x H/2^i x W/2^i.
 
-    `output_stride` 16 or 8 keeps the last stage or two from shrinking further (`dilation.py`). `weights` names
-    pretrained ones, such as imagenet; None starts from scratch.
-    Raises: ConfigError for a name or stride that is not to be had, WeightsError for weights.
+    Its `out_channels` lists C_i. With `output_stride` 16 or 8 the last one or two stages are dilated instead of strided
+    (`dilation.py`). `weights` names pretrained weights, such as imagenet; None gives random ones.
+    Raises: ConfigError for an unknown name or impossible stride, WeightsError for unavailable weights.
     """
     _check_name(name)
     try:
         encoder = _create_encoder(name, depth)
-    except Exception as error:  # smp and timm each raise their own kinds
+    except Exception as error:  # smp and timm raise exceptions of many types
         raise ConfigError(f"The encoder {name} cannot be built: {first_line(error)}") from error
     try:
         if output_stride < 2**depth:
             replace_strides_with_dilation(encoder, output_stride)
-    except Exception as error:  # whatever a network raises that is no stack of convolutions and pools
+    except Exception as error:  # a network of other layers than convolutions and pools raises anything
         raise ConfigError(
             f"The encoder {name} cannot be dilated to output stride {output_stride} ({first_line(error)}); "
-            f"set output_stride={2**depth} or another encoder."
+            f"set output_stride={2**depth} or choose another encoder."
         ) from error
     if weights:
         file = fetch_pretrained(name, weights)
@@ -76,7 +76,7 @@ def build(name: str, output_stride: int = 32, weights: str | None = None, depth:
 
 
 def normalisation(name: str, weights: str | None = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation by channel (red, green, blue, in units of 0..255) that pretrained weights expect."""
+    """Mean and standard deviation per channel (RGB, in units of 0..255) that the pretrained weights expect."""
     if weights == "advprop":  # adversarially trained EfficientNets (arXiv 1911.09665)
         return _scale_to_255((0.5, 0.5, 0.5)), _scale_to_255((0.5, 0.5, 0.5))
     if name.startswith(TIMM_PREFIX):
@@ -89,64 +89,67 @@ def normalisation(name: str, weights: str | None = None) -> tuple[tuple[float, .
 
 
 def pretrained_names(name: str) -> list[str]:
-    """The pretrained weights that there are of an encoder."""
-    return ["imagenet"] if name == "alexnet" or name.startswith(TIMM_PREFIX) else list(_pretrained_settings(name))
+    """The names of an encoder's pretrained weights."""
+    if name == "alexnet" or name.startswith(TIMM_PREFIX):
+        return ["imagenet"]
+    return list(smp.encoders.encoders[name]["pretrained_settings"])
 
 
 def fetch_pretrained(name: str, weights: str) -> Path:
-    """The file of an encoder's pretrained weights, fetched where it is not here yet. Raises: WeightsError."""
+    """The file of an encoder's pretrained weights, downloaded if it is not cached. Raises: WeightsError."""
     if weights not in pretrained_names(name):
         raise unknown_weights_error(weights, name, pretrained_names(name))
-    what = f"{weights} weights of {name}"
+    description = f"{weights} weights of {name}"
     if name == "alexnet":
         from torchvision.models import AlexNet_Weights
 
-        return fetch_weights(AlexNet_Weights.IMAGENET1K_V1.url, what)
+        return fetch_weights(AlexNet_Weights.IMAGENET1K_V1.url, description)
     if name.startswith(TIMM_PREFIX):
         config = timm.get_pretrained_cfg(name.removeprefix(TIMM_PREFIX))
         if config is None or not config.hf_hub_id:
-            raise WeightsError(f"timm has no pretrained weights of {name}; start with weights=none or weights=FILE.")
-        return fetch_from_hub(config.hf_hub_id, config.hf_hub_filename or "model.safetensors", "main", what)
-    entry = _pretrained_settings(name)[weights]
-    return fetch_from_hub(entry["repo_id"], "model.safetensors", entry["revision"], what)
+            raise WeightsError(f"timm has no pretrained weights for {name}; set weights=none or weights=FILE.")
+        return fetch_from_hub(config.hf_hub_id, config.hf_hub_filename or "model.safetensors", "main", description)
+    entry = smp.encoders.encoders[name]["pretrained_settings"][weights]
+    return fetch_from_hub(entry["repo_id"], "model.safetensors", entry["revision"], description)
 
 
 def load_weights(encoder: nn.Module, name: str, content: dict[str, Tensor], file: Path) -> None:
-    """Load weights, the `content` of `file`, into an encoder in place; what is no part of it is left out.
+    """Load the tensors `content` of `file` into an encoder in place; other tensors in it are ignored.
 
-    The file may hold a classifier or a network with such an encoder.
-    Raises: WeightsError where it holds another one.
+    The file may hold a classifier, or a segmentation network with this encoder.
+    Raises: WeightsError if tensors are missing or have another shape.
     """
     state = match_keys(encoder, content)
-    wanted = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
-    missing = sorted(set(wanted) - set(state))
+    expected = {key: value for key, value in encoder.state_dict().items() if not key.endswith("num_batches_tracked")}
+    missing = sorted(set(expected) - set(state))
     if missing:
         raise WeightsError(
-            f"{file} holds no weights of {name}: {len(missing)} of its {len(wanted)} tensors are missing, such as {missing[0]}."
+            f"{file} holds no weights of {name}: {len(missing)} of {len(expected)} tensors are missing, such as {missing[0]}."
         )
     for key, value in state.items():
-        if key in wanted and value.shape != wanted[key].shape:
+        if key in expected and value.shape != expected[key].shape:
             raise WeightsError(
-                f"{file} holds weights of another network than {name}: its {key} is {tuple(value.shape)}, "
-                f"wanted is {tuple(wanted[key].shape)}."
+                f"{file} holds weights of another network than {name}: its {key} has shape {tuple(value.shape)}, "
+                f"expected {tuple(expected[key].shape)}."
             )
-    nn.Module.load_state_dict(encoder, state, strict=False)  # smp's own takes away keys that it expects to be there
+    # Not the encoder's own method: smp's overrides delete a classifier's keys, which are absent here.
+    nn.Module.load_state_dict(encoder, state, strict=False)
 
 
 def match_keys(encoder: nn.Module, content: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A file's tensors by the encoder's names for them, without those that it has no place for."""
+    """Rename a file's tensors to the encoder's names; drop those that the encoder does not have."""
     state = encoder_state_dict(content)
     if isinstance(encoder, AlexNetEncoder) and "classifier.1.weight" in state:
         return convert_classifier_weights(state)
     known = {timm_key(key): value for key, value in state.items()}
-    found = {}
+    matched = {}
     for key in encoder.state_dict():
         inner = timm_key(encoder_key(key))
-        for name in (inner, f"features_{inner}"):  # torchvision cuts a MobileNetV3's `features` out of it
+        for name in (inner, f"features_{inner}"):  # torchvision's backbone is the `features` of its MobileNetV3
             if name in known:
-                found[key] = known[name]
+                matched[key] = known[name]
                 break
-    return found
+    return matched
 
 
 def _create_encoder(name: str, depth: int) -> nn.Module:
@@ -154,15 +157,10 @@ def _create_encoder(name: str, depth: int) -> nn.Module:
         return AlexNetEncoder()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Swin's windows fit any image; its default is one of 224 x 224 alone.
+        # Swin's windows fit images of any size, but by default timm accepts only 224 x 224.
         options = {"strict_img_size": False} if "swin" in name else {}
         encoder: nn.Module = smp.encoders.get_encoder(name, depth=depth, weights=None, **options)
     return encoder
-
-
-def _pretrained_settings(name: str) -> dict[str, Any]:
-    settings: dict[str, Any] = smp.encoders.encoders[name]["pretrained_settings"]
-    return settings
 
 
 def _scale_to_255(values: tuple[float, ...]) -> tuple[float, ...]:

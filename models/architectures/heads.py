@@ -1,7 +1,8 @@
-"""Heads: what turns the encoder's deepest map into the features that the 1x1 classifier scores. One function a head.
+"""Heads: the layers between the encoder's deepest map and the 1x1 classifier. One function per head, one line in `HEADS`.
 
-A head is built from the map's channels, its stride, and whether its 3x3 kernels are separable; it returns the module
-and its number of output channels.
+A head is a function `(channels, stride, separable) -> (module, features)`: the channels and the stride of the map,
+whether the 3x3 kernels are depthwise separable, and the module's number of output channels. The module maps
+float N x channels x h x w to N x features x h x w.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ ASPP_CHANNELS = 256
 
 
 def linear_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
-    """Nothing: the 1x1 classifier alone, as in the FCN paper, where the encoder brings fc7 (arXiv 1411.4038)."""
+    """No layer: the 1x1 classifier alone, as in the FCN paper, whose encoder ends in fc7 (arXiv 1411.4038)."""
     return nn.Identity(), channels
 
 
@@ -26,7 +27,7 @@ def fcn_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, in
 
 
 def d6_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
-    """Two 3x3 convolutions of dilation 6, then one over their result and their input: mmsegmentation's FCN-D6."""
+    """Two 3x3 convolutions of dilation 6, then one over their output and their input: mmsegmentation's FCN-D6."""
     return DilatedHead(channels, channels // 4, separable), channels // 4
 
 
@@ -37,13 +38,12 @@ def aspp_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, i
     branches += [conv_bn_relu(channels, ASPP_CHANNELS, dilation=rate, separable=separable) for rate in rates]
     pyramid = PyramidPooling([*branches, PoolingBranch(channels, ASPP_CHANNELS, bins=1)], include_input=False)
     project = conv_bn_relu(5 * ASPP_CHANNELS, ASPP_CHANNELS, kernel=1)
-    return nn.Sequential(
-        pyramid, project, conv_bn_relu(ASPP_CHANNELS, ASPP_CHANNELS, separable=separable)
-    ), ASPP_CHANNELS
+    final = conv_bn_relu(ASPP_CHANNELS, ASPP_CHANNELS, separable=separable)
+    return nn.Sequential(pyramid, project, final), ASPP_CHANNELS
 
 
 def psp_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, int]:
-    """Pyramid pooling: the means of 1, 4, 9 and 36 cells beside the map itself (PSPNet, arXiv 1612.01105)."""
+    """Pyramid pooling: the map itself and the means of 1, 4, 9 and 36 cells (PSPNet, arXiv 1612.01105)."""
     part = channels // 4
     pyramid = PyramidPooling([PoolingBranch(channels, part, bins) for bins in (1, 2, 3, 6)], include_input=True)
     return nn.Sequential(pyramid, conv_bn_relu(channels + 4 * part, part, separable=separable)), part
@@ -51,11 +51,11 @@ def psp_head(channels: int, stride: int, separable: bool) -> tuple[nn.Module, in
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """How a head is built, and where its paper puts it."""
+    """A head and the options of its paper, which are the defaults."""
 
     build: Callable[[int, int, bool], tuple[nn.Module, int]]
-    output_stride: int  # of the encoder that it is put on, unless told otherwise
-    skips: str  # finer maps that are added, unless told otherwise
+    output_stride: int  # of the encoder, in pixels
+    skips: str  # the finer maps that are added, see `fcn.py`
 
 
 HEADS = {
@@ -68,7 +68,7 @@ HEADS = {
 
 
 class DilatedHead(nn.Module):
-    """Maps N x C x h x w -> N x features x h x w."""
+    """Two dilated convolutions in a row, joined with their input (FCN-D6)."""
 
     def __init__(self, channels: int, features: int, separable: bool) -> None:
         super().__init__()
@@ -79,13 +79,13 @@ class DilatedHead(nn.Module):
         self.fuse = conv_bn_relu(channels + features, features, separable=separable)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """See the class."""
-        joined: Tensor = self.fuse(torch.cat([maps, self.dilated_convs(maps)], dim=1))
-        return joined
+        """Maps N x channels x h x w -> N x features x h x w."""
+        fused: Tensor = self.fuse(torch.cat([maps, self.dilated_convs(maps)], dim=1))
+        return fused
 
 
 class PyramidPooling(nn.Module):
-    """Branches side by side, their maps stacked; with `keep`, the map itself stands first."""
+    """Parallel branches whose maps are concatenated, after the input itself if `include_input`."""
 
     def __init__(self, branches: list[nn.Module], include_input: bool) -> None:
         super().__init__()
@@ -93,5 +93,6 @@ class PyramidPooling(nn.Module):
         self.include_input = include_input
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps N x C x h x w -> N x (sum of the branches' channels) x h x w."""
-        return torch.cat([*([maps] if self.include_input else []), *(branch(maps) for branch in self.branches)], dim=1)
+        """Maps N x C x h x w -> N x (sum of the channels of all parts) x h x w."""
+        parts = [branch(maps) for branch in self.branches]
+        return torch.cat([maps, *parts] if self.include_input else parts, dim=1)

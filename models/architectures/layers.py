@@ -1,4 +1,4 @@
-"""What heads and upsampling are made of."""
+"""Building blocks of heads and upsampling."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from models.architectures.base import upsample
 def conv_bn_relu(
     inputs: int, outputs: int, kernel: int = 3, dilation: int = 1, separable: bool = False
 ) -> nn.Sequential:
-    """Convolution, batch norm, ReLU; the map keeps its size.
+    """Convolution, batch norm and ReLU: maps N x `inputs` x h x w -> N x `outputs` x h x w.
 
-    `separable`: a kernel for each channel by itself and then a 1x1 convolution that mixes them (Chollet 2017,
-    arXiv 1610.02357), a ninth of the work for 3x3 kernels.
+    `separable`: one kernel per channel, followed by a 1x1 convolution that mixes the channels (Chollet 2017,
+    arXiv 1610.02357): a ninth of the operations for 3x3 kernels.
     """
     padding = kernel // 2 * dilation
     if separable and kernel > 1:
@@ -24,11 +24,34 @@ def conv_bn_relu(
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-class LearnedUpsampling(nn.Module):
-    """A transposed convolution for each class that starts as bilinear interpolation (arXiv 1411.4038, section 4).
+def upsampling_layer(classes: int, factor: int, learned: bool) -> nn.Module:
+    """A module `(scores, size)` that enlarges scores N x C x h x w by `factor` to N x C x H x W; `size` is (H, W)."""
+    if factor == 1:  # a dilated map is as fine as the one before it
+        return IdentityUpsampling()
+    return LearnedUpsampling(classes, factor) if learned else BilinearUpsampling()
 
-    Before training it equals `upsample` to the last digits, at the borders too: the scores' edge is repeated once,
-    where a transposed convolution by itself would fade to zero.
+
+class IdentityUpsampling(nn.Module):
+    """Returns the scores unchanged."""
+
+    def forward(self, scores: Tensor, size: torch.Size) -> Tensor:
+        """Scores N x C x H x W -> the same."""
+        return scores
+
+
+class BilinearUpsampling(nn.Module):
+    """Bilinear interpolation to a given size: torch.export cannot always prove that a factor leads to this size."""
+
+    def forward(self, scores: Tensor, size: torch.Size) -> Tensor:
+        """Scores N x C x h x w -> N x C x H x W; `size` is (H, W)."""
+        return upsample(scores, size)
+
+
+class LearnedUpsampling(nn.Module):
+    """A transposed convolution per class that starts as bilinear interpolation (arXiv 1411.4038, section 4).
+
+    Before training it equals `upsample` up to rounding, also at the borders: the edge of the scores is repeated once,
+    because a transposed convolution alone would fade to zero there.
     """
 
     def __init__(self, classes: int, factor: int) -> None:
@@ -42,16 +65,16 @@ class LearnedUpsampling(nn.Module):
         with torch.no_grad():
             self.transposed_conv.weight.copy_(weights.expand_as(self.transposed_conv.weight))
 
-    def forward(self, scores: Tensor) -> Tensor:
-        """Scores N x C x h x w -> N x C x fh x fw."""
+    def forward(self, scores: Tensor, size: torch.Size | None = None) -> Tensor:
+        """Scores N x C x h x w -> N x C x fh x fw with the factor f; `size` is unused, it is that of `BilinearUpsampling`."""
         enlarged: Tensor = self.transposed_conv(F.pad(scores, (1, 1, 1, 1), mode="replicate"))
         return enlarged
 
 
 class ExportableAdaptiveAvgPool2d(nn.Module):
-    """The map averaged over a grid of `bins` x `bins` cells, those of torch's `adaptive_avg_pool2d`.
+    """The average of each cell of a `bins` x `bins` grid, as torch's `adaptive_avg_pool2d` computes it.
 
-    By two matrix products: that operation cannot be exported at a size that is not fixed.
+    It consists of two matrix products, because that operation cannot be exported with dynamic sizes.
     """
 
     def __init__(self, bins: int) -> None:
@@ -65,16 +88,16 @@ class ExportableAdaptiveAvgPool2d(nn.Module):
 
 
 class PoolingBranch(nn.Module):
-    """The map averaged over a grid of `bins` x `bins` cells, mixed by a 1x1 convolution, and spread over the map again.
+    """Average a map over a grid of `bins` x `bins` cells, apply a 1x1 convolution, and upsample to the map's size.
 
-    One bin is the mean of the whole image, as in ASPP (arXiv 1706.05587); 1, 2, 3 and 6 are PSPNet's (arXiv
+    One bin is the mean of the whole image, as in ASPP (arXiv 1706.05587); PSPNet uses 1, 2, 3 and 6 bins (arXiv
     1612.01105).
     """
 
     def __init__(self, inputs: int, outputs: int, bins: int) -> None:
         super().__init__()
         self.pool = ExportableAdaptiveAvgPool2d(bins)
-        # No batch norm: over the one value an image that a single bin gives, it fails where the last batch is of one.
+        # No batch norm: a single bin gives one value per image, on which it fails for a batch of one image.
         self.conv = nn.Sequential(nn.Conv2d(inputs, outputs, kernel_size=1), nn.ReLU(inplace=True))
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -83,9 +106,12 @@ class PoolingBranch(nn.Module):
 
 
 def adaptive_pool_matrix(length: int, bins: int, like: Tensor) -> Tensor:
-    """The `bins` x `length` matrix that averages over cells floor(i*length/bins) .. ceil((i+1)*length/bins)."""
-    place = torch.arange(length, device=like.device)
+    """The `bins` x `length` matrix whose row i averages positions floor(i*length/bins) to ceil((i+1)*length/bins) - 1.
+
+    It has the dtype and device of `like`.
+    """
+    position = torch.arange(length, device=like.device)
     cell = torch.arange(bins, device=like.device)[:, None]
-    inside = (place >= cell * length // bins) & (place < ((cell + 1) * length + bins - 1) // bins)
+    inside = (position >= cell * length // bins) & (position < ((cell + 1) * length + bins - 1) // bins)
     weights = inside.to(like.dtype)
     return weights / weights.sum(dim=1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A network's shapes without its values: what a network would do is asked of a copy that computes nothing."""
+"""A copy of a network on PyTorch's meta device, where tensors have shapes but no values."""
 
 import copy
 from typing import Any, TypeVar
@@ -10,9 +10,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def copy_to_meta(body: Module) -> Module:
-    """A copy of a module on PyTorch's meta device: float32, in evaluation mode, without gradients, at no cost of memory."""
-    kept = [*body.parameters(), *body.buffers()]
-    shapes: dict[int, Any] = {id(one): torch.empty_like(one, device="meta") for one in kept}
-    for one in body.parameters():
-        shapes[id(one)] = nn.Parameter(shapes[id(one)], requires_grad=False)
-    return copy.deepcopy(body, shapes).to("meta", torch.float32).eval()  # what is in `shapes` already is not copied
+    """Copy a module to the meta device: float32, in evaluation mode, without gradients and without memory for values."""
+    tensors = [*body.parameters(), *body.buffers()]
+    copies: dict[int, Any] = {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}
+    for parameter in body.parameters():
+        copies[id(parameter)] = nn.Parameter(copies[id(parameter)], requires_grad=False)
+    return copy.deepcopy(body, copies).to("meta", torch.float32).eval()  # deepcopy takes what is in `copies` as copied

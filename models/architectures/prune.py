@@ -1,4 +1,4 @@
-"""An encoder without the layers that its feature maps do not need; and one whose maps are not to be had, refused."""
+"""Removes the layers of an encoder that its feature maps do not depend on, and checks the sizes of the maps."""
 
 import torch
 from torch import nn
@@ -6,47 +6,51 @@ from torch import nn
 from models.architectures.meta_device import copy_to_meta
 from models.errors import ConfigError, first_line
 
-PROBE_SIZE = (64, 192)  # (height, width) in pixels: the smallest that the segmenter hands in, and no square
+PROBE_SIZE = (64, 192)  # (height, width) in pixels: the smallest height that the segmenter passes, and not square
 
 
 def prune_unused_layers(encoder: nn.Module, name: str, output_stride: int, finest_level: int = 0) -> None:
-    """Take away, in place, what none of an encoder's feature maps from number `finest` on depends on.
+    """Remove, in place, the layers that none of the feature maps from index `finest_level` on depends on.
 
     segmentation-models-pytorch keeps the stages beyond `depth` and EfficientNet's last convolution. They would be
-    counted, written into every bundle, and stop training on several GPUs, where each parameter has to get a gradient.
+    counted as parameters and written into every bundle, and they stop training on several GPUs, where every parameter
+    needs a gradient.
 
-    Raises: ConfigError for an encoder that does not take an image of any size, or has its maps at other strides.
+    Raises: ConfigError for an encoder that does not accept images of any size, or whose maps have other strides.
     """
     try:
         with torch.inference_mode(False), torch.enable_grad():
             used, called = _trace_usage(copy_to_meta(encoder).requires_grad_(True), output_stride, finest_level)
-    except Exception as error:  # each library raises its own kinds
+    except Exception as error:  # smp and timm raise exceptions of many types
         raise ConfigError(
-            f"The encoder {name} gives no feature maps that a segmentation network needs: {first_line(error)}"
+            f"The encoder {name} does not return the feature maps that a segmentation network needs: {first_line(error)}"
         ) from error
     removed: set[str] = set()
-    for place, layer in list(encoder.named_modules()):
-        inside = {f"{place}.{each}" for each, _ in layer.named_parameters()}
-        if not place or not inside or inside & used or any(place.startswith(each) for each in removed):
+    for path, layer in list(encoder.named_modules()):
+        parameters = {f"{path}.{name}" for name, _ in layer.named_parameters()}
+        if not path or not parameters or parameters & used or any(path.startswith(prefix) for prefix in removed):
             continue
-        if any(each.startswith(f"{place}.") for each in called):
-            layer.requires_grad_(False)  # computed and thrown away, as by timm's HRNet of less than full depth
+        if any(name.startswith(f"{path}.") for name in called):
+            layer.requires_grad_(False)  # computed and discarded, as in timm's HRNet of less than full depth
         else:
-            parent, _, child = place.rpartition(".")
+            parent, _, child = path.rpartition(".")
             setattr(encoder.get_submodule(parent), child, nn.Identity())
-            removed.add(f"{place}.")
+            removed.add(f"{path}.")
 
 
-def _trace_usage(shadow: nn.Module, output_stride: int, finest: int) -> tuple[set[str], set[str]]:
-    """The names of the parameters that the maps depend on, and of the layers that are called, each with a dot after it."""
+def _trace_usage(meta_encoder: nn.Module, output_stride: int, finest_level: int) -> tuple[set[str], set[str]]:
+    """The names of the parameters that the maps depend on, and of the called layers (these with a trailing dot).
+
+    Raises: ValueError for maps of unexpected sizes.
+    """
     called: set[str] = set()
-    for name, layer in shadow.named_modules():
+    for name, layer in meta_encoder.named_modules():
         layer.register_forward_pre_hook(lambda _, __, name=name: called.add(f"{name}."))
-    maps = shadow(torch.empty(1, 3, *PROBE_SIZE, device="meta"))
+    maps = meta_encoder(torch.empty(1, 3, *PROBE_SIZE, device="meta"))
     strides = [min(2**level, output_stride) for level in range(len(maps))]
-    wanted = [tuple(side // stride for side in PROBE_SIZE) for stride in strides]
-    found = [tuple(one.shape[2:]) for one in maps]
-    if found != wanted:
-        raise ValueError(f"its maps of an image of {PROBE_SIZE} pixels are {found}, wanted are {wanted}")
-    torch.stack([one.sum() for one in maps[finest:]]).sum().backward()  # type: ignore[no-untyped-call]
-    return {name for name, parameter in shadow.named_parameters() if parameter.grad is not None}, called
+    expected = [tuple(side // stride for side in PROBE_SIZE) for stride in strides]
+    actual = [tuple(feature_map.shape[2:]) for feature_map in maps]
+    if actual != expected:
+        raise ValueError(f"its maps of a {PROBE_SIZE} image have the sizes {actual}, expected {expected}")
+    torch.stack([feature_map.sum() for feature_map in maps[finest_level:]]).sum().backward()  # type: ignore[no-untyped-call]
+    return {name for name, parameter in meta_encoder.named_parameters() if parameter.grad is not None}, called

@@ -1,11 +1,13 @@
 """The networks of segmentation-models-pytorch by their names there: `smp/Unet`, `smp/DeepLabV3Plus`, `smp/Segformer`, ...
 
-They are taken as they are but for four things. Their logits are left at the decoder's own stride, for the house
-upsamples with `align_corners=False` where smp does with True. Encoders are ours (`encoders.py`), so that dilation
-keeps pretrained features. Pyramids of pooled cells (PSPNet, UPerNet) take a form that can be exported. And an encoder
-is named, or its weights fetched, as for every other network here.
-Two are left out: DPT, whose vision transformers take images of one size alone, and PAN, which pools the map of
-stride 16 three times more and so leaves nothing of a side below 128 pixels.
+They differ from smp's own in four points:
+- the logits stay at the decoder's stride, because `Network` upsamples with `align_corners=False` and smp with True;
+- the encoders are those of `encoders.py`, whose dilation keeps pretrained features;
+- the pooling pyramids of PSPNet and UPerNet are replaced by ones that can be exported (`onnx_compat.py`);
+- encoder names and pretrained weights work as in the other architectures.
+
+Two architectures are missing: DPT, whose vision transformers accept one image size only, and PAN, which pools the map
+of stride 16 three more times, so that nothing is left of a side below 128 pixels.
 """
 
 import inspect
@@ -26,7 +28,7 @@ from models.errors import ConfigError, first_line
 
 @dataclass(frozen=True)
 class SmpArchitecture:
-    """What an architecture of smp allows."""
+    """An architecture of smp and the strides that its encoder may have."""
 
     model_class: Callable[..., Any]
     output_strides: tuple[int, ...] = (32,)  # of the encoder; the first is smp's default
@@ -49,34 +51,34 @@ SMP_MODELS = {
 def build(
     name: str, classes: int, encoder: str = "resnet18", weights: str | None = None, output_stride: int | None = None
 ) -> nn.Module:
-    """A network of segmentation-models-pytorch. Raises: ConfigError, WeightsError.
+    """Build a network of segmentation-models-pytorch. Raises: ConfigError, WeightsError.
 
     encoder: of segmentation-models-pytorch or timm (`tu-NAME`)
     weights: none to start from scratch, or the encoder's pretrained ones by name, such as imagenet
     output_stride: of the encoder's deepest map, by dilation (DeepLabV3, DeepLabV3Plus); default: as in smp
     """
-    kind = SMP_MODELS[name]
+    architecture = SMP_MODELS[name]
     if encoder == "alexnet":
-        raise ConfigError(f"The encoder alexnet is for the architecture fcn alone; choose another one for smp/{name}.")
-    stride = output_stride or kind.output_strides[0]
-    if stride not in kind.output_strides:
-        allowed = " or ".join(map(str, sorted(kind.output_strides)))
-        raise ConfigError(f"smp/{name} cannot have the output stride {stride}; it has {allowed}.")
-    known = inspect.signature(kind.model_class.__init__).parameters
-    depth = known["encoder_depth"].default
+        raise ConfigError(f"The encoder alexnet works with architecture=fcn only; choose another one for smp/{name}.")
+    stride = output_stride or architecture.output_strides[0]
+    if stride not in architecture.output_strides:
+        allowed = " or ".join(map(str, sorted(architecture.output_strides)))
+        raise ConfigError(f"The output stride {stride} is not possible for smp/{name}; choose {allowed}.")
+    parameters = inspect.signature(architecture.model_class.__init__).parameters
+    depth = parameters["encoder_depth"].default
     deepest = min(stride, 2**depth)  # the stride of the encoder's last map
-    body = encoders.build(encoder, deepest, weights, depth)
-    prune_unused_layers(body, encoder, deepest)
-    options = {"encoder_output_stride": stride} if "encoder_output_stride" in known else {}
+    backbone = encoders.build(encoder, deepest, weights, depth)
+    prune_unused_layers(backbone, encoder, deepest)
+    options = {"encoder_output_stride": stride} if "encoder_output_stride" in parameters else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            network = kind.model_class(encoder_name=encoder, encoder_weights=None, classes=classes, **options)
-    except Exception as error:  # smp raises what it meets
+            network = architecture.model_class(encoder_name=encoder, encoder_weights=None, classes=classes, **options)
+    except Exception as error:  # smp raises exceptions of many types
         raise ConfigError(f"smp/{name} on {encoder} cannot be built: {first_line(error)}") from error
-    network.encoder = body
+    network.encoder = backbone
     make_exportable(network)
-    network.segmentation_head[1] = nn.Identity()
+    network.segmentation_head[1] = nn.Identity()  # smp's upsampling to the size of the image
     network.normalisation = encoders.normalisation(encoder, weights)
     return cast(nn.Module, network)
 

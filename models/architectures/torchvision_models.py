@@ -1,7 +1,7 @@
-"""The segmentation networks of torchvision by their names there: `torchvision/fcn_resnet50`, ... And a proof.
+"""The segmentation networks of torchvision by their names there: `torchvision/fcn_resnet50`, ...
 
-torchvision's FCN is the house's: `fcn` with `encoder=resnet50 output_stride=8 skips=32s` and `KEYS` for the names of its
-weights gives the same logits, to rounding.
+torchvision's FCN and `fcn.py` are the same network: with `encoder=resnet50 output_stride=8 skips=32s` and the names of
+the weights changed by `FCN_KEY_PREFIXES`, `fcn` gives the same logits up to rounding.
 """
 
 from functools import partial
@@ -14,7 +14,7 @@ from models.architectures import encoders
 from models.architectures.weight_files import fetch_weights, read_state_dict, unknown_weights_error
 from models.errors import ConfigError
 
-# The backbone of each, from which ImageNet weights may come.
+# The backbone of each network, whose ImageNet weights may be used.
 MODEL_BACKBONES = {
     "fcn_resnet50": "resnet50",
     "fcn_resnet101": "resnet101",
@@ -24,9 +24,9 @@ MODEL_BACKBONES = {
     "lraspp_mobilenet_v3_large": "mobilenet_v3_large",
 }
 
-PRETRAINED_NAMES = ["imagenet"]  # the weights that there are of each, by name
+PRETRAINED_NAMES = ["imagenet"]  # of every backbone
 
-# The beginning of a name in torchvision's FCN -> in ours.
+# Prefix of a key in torchvision's FCN -> prefix in `fcn.FCN`.
 FCN_KEY_PREFIXES = {
     "backbone.": "encoder.",
     "classifier.0.": "head.0.",
@@ -41,41 +41,41 @@ FCN_KEY_PREFIXES = {
 class TorchvisionNet(nn.Module):
     """Normalised images float N x 3 x H x W -> logits N x C x H/8 x W/8 (DeepLabV3-MobileNetV3: 16).
 
-    They are what torchvision has before it enlarges them to the image's size.
+    These are torchvision's logits before it upsamples them to the size of the image.
     """
 
     backbone: Any
     classifier: Any
 
     def __init__(self, network: Any) -> None:
-        """`network`: torchvision's; its parts are held by their names there, so its weights fit as they are."""
+        """`network` is torchvision's. Its parts keep their names, so that its weights can be loaded unchanged."""
         super().__init__()
         self.backbone = network.backbone
         self.classifier = network.classifier
         self.aux_classifier = getattr(network, "aux_classifier", None)
 
     def forward(self, images: Tensor) -> Tensor:
-        """See the class."""
-        return self._logits(self.backbone(images))
+        """The logits."""
+        return self._classify(self.backbone(images))
 
     def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The logits, and with an auxiliary head its own."""
+        """The logits, followed by those of the auxiliary head if there is one."""
         maps = self.backbone(images)
-        return (self._logits(maps), *([self.aux_classifier(maps["aux"])] if self.aux_classifier else []))
+        return (self._classify(maps), *([self.aux_classifier(maps["aux"])] if self.aux_classifier else []))
 
-    def _logits(self, maps: dict[str, Tensor]) -> Tensor:
-        scores: Tensor = self.classifier(maps.get("out", maps))  # LR-ASPP reads two maps, the others one
-        return scores
+    def _classify(self, maps: dict[str, Tensor]) -> Tensor:
+        logits: Tensor = self.classifier(maps.get("out", maps))  # LR-ASPP reads two maps, the others one
+        return logits
 
 
 def build(name: str, classes: int, weights: str | None = None, aux: bool = False) -> nn.Module:
-    """A segmentation network of torchvision. Raises: ConfigError, WeightsError.
+    """Build a segmentation network of torchvision. Raises: ConfigError, WeightsError.
 
     weights: none to start from scratch, or imagenet for the backbone
     aux: train a second head on the map of stride 16 as well (not lraspp)
     """
     if aux and name.startswith("lraspp"):
-        raise ConfigError(f"torchvision/{name} has no auxiliary head; leave aux at false.")
+        raise ConfigError(f"torchvision/{name} has no auxiliary head; set aux=false.")
     options = {} if name.startswith("lraspp") else {"aux_loss": aux}
     network = library.get_model(name, weights=None, weights_backbone=None, num_classes=classes, **options)
     if weights:

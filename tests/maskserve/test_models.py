@@ -1,4 +1,4 @@
-"""`maskserve models`, as a person types it."""
+"""`maskserve models`: the list, one network, the encoders, and the errors."""
 
 import inspect
 import os
@@ -25,46 +25,51 @@ def run_models(*words: str, columns: int = 120) -> subprocess.CompletedProcess[s
     return subprocess.run([MASKSERVE, "models", *words], env=environment, capture_output=True, text=True, timeout=1200)
 
 
-@pytest.fixture(scope="module")
-def architecture_list() -> str:
+def capture_output(show: Callable[[Console], None], width: int = 120) -> str:
+    console = Console(width=width)
+    with console.capture() as captured:
+        show(console)
+    return captured.get()
+
+
+def list_rows(output: str) -> dict[str, list[str]]:
+    return {line.partition("  ")[0]: line.partition("  ")[2].split() for line in output.splitlines()}
+
+
+@pytest.mark.slow
+def test_list_has_a_row_for_every_architecture() -> None:
     done = run_models(columns=80)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout
-
-
-def test_every_architecture_has_a_row(architecture_list: str) -> None:
-    rows = {line.partition("  ")[0]: line.partition("  ")[2].split() for line in architecture_list.splitlines()}
-    assert {f"fcn head={head}" for head in HEADS} <= set(rows)
-    assert set(ARCHITECTURES) - {"fcn"} <= set(rows)
-    assert "cannot" not in architecture_list
-    assert rows["fcn head=linear"] == ["resnet18", "11.2", "M", "14.2", "8", "499"]
-    assert rows["fcn head=psp"][-1] == "whole"
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = list_rows(done.stdout)
+    assert {f"fcn head={head}" for head in HEADS} | set(ARCHITECTURES) - {"fcn"} <= set(rows)
+    assert "cannot" not in done.stdout
     assert rows["torchvision/fcn_resnet50"][-2:] == ["8", "443"]
+    assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_the_list_fits_eighty_columns(architecture_list: str) -> None:
-    assert max(map(len, architecture_list.splitlines())) <= 80
-    assert "480x360 (padded to 512x384)" in architecture_list
+def test_rows_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads and one architecture with a long name; the slow test above has all."""
+    names = ("fcn", "torchvision/deeplabv3_mobilenet_v3_large")
+    monkeypatch.setattr(model_tables, "ARCHITECTURES", {name: ARCHITECTURES[name] for name in names})
+    monkeypatch.setattr(model_tables, "HEADS", {head: HEADS[head] for head in ("linear", "psp")})
+    output = capture_output(lambda console: model_tables.print_architectures((360, 480), 21, console), width=80)
+    rows = list_rows(output)
+    assert rows["fcn head=linear"] == ["resnet18", "11.2", "M", "14.2", "8", "499"]
+    assert rows["fcn head=psp"][-1] == rows["torchvision/deeplabv3_mobilenet_v3_large"][-1] == "whole"
+    assert max(map(len, output.splitlines())) <= 80
+    assert "480x360 (padded to 512x384)" in output
 
 
 def test_one_network_with_options() -> None:
     done = run_models("fcn", "encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
-    assert done.returncode == 0, done.stderr
-    assert "a receptive field of 635 pixels" in done.stdout
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "receptive field: 635 pixels" in done.stdout
     assert "image of 640x448. " in done.stdout
     assert "conv 3x3 dilated 4" in done.stdout
     lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
     assert lines["encoder"][1] == "resnet50"
     assert lines["dropout"][1] == "0.1"
     assert lines["encoder.layer4"][-5:-2] == ["2048", "8", "427"]
-
-
-def capture_output(show: Callable[[Console], None], width: int = 120) -> str:
-    console = Console(width=width)
-    with console.capture() as captured:
-        show(console)
-    return captured.get()
 
 
 def test_encoders_are_listed_and_filtered() -> None:
@@ -79,38 +84,38 @@ def test_encoders_are_listed_and_filtered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "sentence"),
+    ("name", "settings", "message"),
     [
         ("fnc", [], "'fnc' is not known; did you mean fcn"),
         ("smp/unet", [], "did you mean smp/Unet"),
         ("unet", [], "did you mean smp/Unet"),
         ("deeplabv3", [], "did you mean smp/DeepLabV3"),
         ("resnet50", [], "it is an encoder: architecture=fcn encoder=resnet50"),
-        ("fcn", ["aux=maybe"], "aux='maybe' is not possible: Input should be a valid boolean"),
-        ("fcn", ["encoder=5"], "encoder=5 is not possible: Input should be a valid string"),
+        ("fcn", ["aux=maybe"], "aux='maybe' is invalid: Input should be a valid boolean"),
+        ("fcn", ["encoder=5"], "encoder=5 is invalid: Input should be a valid string"),
         ("fcn", ["strides=8"], "no option 'strides'"),
         ("fcn", ["encodr=resnet50"], "did you mean encoder?"),
-        ("fcn", ["resnet50"], "'resnet50' is no option; write key=value, such as encoder="),
+        ("fcn", ["resnet50"], "'resnet50' is not an option; write key=value, such as encoder="),
         ("fcn", ["encoder=resnet81"], "did you mean resnet18"),
-        ("fcn", ["dropout=much"], "dropout='much' is not possible: Input should be a valid number"),
-        ("fcn", ["encoder=[1"], "cannot be read"),
+        ("fcn", ["dropout=much"], "dropout='much' is invalid: Input should be a valid number"),
+        ("fcn", ["encoder=[1"], "is not valid YAML"),
     ],
     ids=str,
 )
-def test_what_is_wrong_is_one_sentence(name: str, words: list[str], sentence: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(sentence)) as raised:
-        model_tables.print_architecture(name, words, (64, 64), 5, Console(quiet=True))
+def test_invalid_arguments_give_one_line(name: str, settings: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as raised:
+        model_tables.print_architecture(name, settings, (64, 64), 5, Console(quiet=True))
     assert "\n" not in str(raised.value)
 
 
 def test_no_encoder_matches() -> None:
-    with pytest.raises(ConfigError, match="No encoder's name matches 'zzz'"):
+    with pytest.raises(ConfigError, match="No encoder matches 'zzz'; list all with"):
         model_tables.print_encoders("zzz", Console(quiet=True))
     with pytest.raises(ConfigError, match="did you mean resnet18"):
         model_tables.print_encoders("resnte18", Console(quiet=True))
 
 
-def test_the_command_line_says_what_is_wrong() -> None:
+def test_command_line_prints_the_error_and_exits_with_2() -> None:
     done = run_models("fcn", "encoder=resnet81", "--size", "64x64", columns=200)
     assert done.returncode == 2
     assert "did you mean resnet18" in done.stderr
@@ -118,11 +123,11 @@ def test_the_command_line_says_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_every_option_has_its_line_of_help(name: str) -> None:
+def test_every_option_has_a_help_text(name: str) -> None:
     assert set(model_tables.option_help(ARCHITECTURES[name])) == set(default_options(name))
 
 
-def test_help_is_the_docstrings() -> None:
+def test_help_texts_come_from_the_docstring() -> None:
     def build(classes: int, width: int = 3, depth: int = 2) -> None:
         """A network. Raises: nothing.
 
@@ -135,7 +140,7 @@ def test_help_is_the_docstrings() -> None:
     assert list(inspect.signature(build).parameters) == ["classes", "width", "depth"]
 
 
-def test_values_are_yaml_and_weights_are_not_fetched() -> None:
+def test_values_are_yaml_and_weights_are_not_downloaded() -> None:
     options = model_tables.parse_options("fcn", ["dropout=0.5", "aux=true", "skips=none", "weights=imagenet"])
     assert options == {"dropout": 0.5, "aux": True, "skips": None, "weights": "imagenet"}
     network = model_tables.build_network("fcn", 5, options)
@@ -150,12 +155,12 @@ def test_sizes_are_width_first() -> None:
             parse_size(text)
 
 
-def test_what_cannot_be_built_says_why_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_architecture_that_cannot_be_built_says_why_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(classes: int) -> None:
         raise ImportError("the library [old] is too old")
 
     monkeypatch.setattr(model_tables, "ARCHITECTURES", {"broken": broken})
     monkeypatch.setattr("models.architectures.ARCHITECTURES", {"broken": broken})
     monkeypatch.setattr(model_tables, "HEADS", {})
-    seen = capture_output(lambda console: model_tables.print_architectures((64, 64), 5, console), width=80)
-    assert "broken cannot be built: the library [old] is too old" in " ".join(seen.split())
+    output = capture_output(lambda console: model_tables.print_architectures((64, 64), 5, console), width=80)
+    assert "broken cannot be built: the library [old] is too old" in " ".join(output.split())

@@ -1,4 +1,4 @@
-"""The measures of networks, against what the papers' recurrences, gradients and plain counting say."""
+"""Complexity figures of networks against the recurrences of papers, gradients and counts by hand."""
 
 import copy
 from collections.abc import Callable
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.analysis import complexity
 from models.analysis.complexity import count_gflops, count_parameters, logit_stride, receptive_field
 from models.analysis.receptive_field import PROBE_HEIGHT, ReceptiveFieldMode
 from models.analysis.summary import list_stages
@@ -24,11 +25,11 @@ RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4
 
 
 def wrap_body(body: nn.Module) -> Network:
-    return Network(body, Architecture(name="of-a-test"), 5)
+    return Network(body, Architecture(name="test"), 5)
 
 
 def field_recurrence(layers: list[tuple[int, int, int]]) -> tuple[int, int]:
-    """Field and stride of a chain of (kernel, stride, dilation): r += (k - 1) d j, j *= s (arXiv 1603.07285)."""
+    """Receptive field and stride of a chain of (kernel, stride, dilation): r += (k - 1) d j, j *= s (arXiv 1603.07285)."""
     field, jump = 1, 1
     for kernel, step, dilation in layers:
         field += (kernel - 1) * dilation * jump
@@ -51,40 +52,60 @@ def resnet_layers(name: str, output_stride: int = 32) -> list[tuple[int, int, in
     return layers
 
 
-@pytest.mark.parametrize("name", RESNETS)
-@pytest.mark.parametrize("output_stride", [8, 16, 32])
-def test_field_of_resnets(name: str, output_stride: int) -> None:
-    net = build("fcn", 5, encoder=name, output_stride=output_stride, head="fcn", skips="32s")
+def meta_build(name: str, **options: Any) -> Network:
+    """A network without values, which is enough for all figures here."""
+    with torch.device("meta"):
+        return build(name, 5, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride"),
+    [
+        pytest.param(
+            name, stride, marks=() if (name, stride) in [("resnet18", 16), ("resnet50", 8)] else pytest.mark.slow
+        )
+        for name in RESNETS
+        for stride in (8, 16, 32)
+    ],
+)
+def test_receptive_field_of_resnets(name: str, output_stride: int) -> None:
+    network = meta_build("fcn", encoder=name, output_stride=output_stride, head="fcn", skips="32s")
     field, jump = field_recurrence([*resnet_layers(name, output_stride), (3, 1, 1), (1, 1, 1)])
-    assert (receptive_field(net), logit_stride(net)) == (field, jump)
+    assert (receptive_field(network), logit_stride(network)) == (field, jump)
 
 
-def test_fields_that_the_literature_knows() -> None:
-    """Araujo et al. 2019, Computing Receptive Fields of CNNs (distill.pub): 435 for ResNet-18's kin, 212 for VGG-16."""
+@pytest.mark.parametrize(
+    ("encoder", "field"),
+    [("vgg16", 212), ("resnet18", 435), pytest.param("inceptionresnetv2", 3039, marks=pytest.mark.slow)],
+)
+def test_published_receptive_fields(encoder: str, field: int) -> None:
+    """Araujo et al. 2019, Computing Receptive Fields of CNNs (distill.pub); 435 is that of ResNet-18's relatives."""
+    assert receptive_field(meta_build("fcn", encoder=encoder, head="linear", skips="32s")) == field
+
+
+def test_recurrence_gives_the_published_receptive_fields() -> None:
     vgg = [(3, 1, 1)] * 2 + [(2, 2, 1)] + [(3, 1, 1)] * 2 + [(2, 2, 1)]
     vgg += ([(3, 1, 1)] * 3 + [(2, 2, 1)]) * 3
     assert field_recurrence(vgg) == (212, 32)
     assert field_recurrence(resnet_layers("resnet18")) == (435, 32)
-    for encoder, field in (("vgg16", 212), ("resnet18", 435), ("inceptionresnetv2", 3039)):
-        assert receptive_field(build("fcn", 5, encoder=encoder, head="linear", skips="32s")) == field
 
 
-def test_skips_and_heads_widen_the_field() -> None:
+def test_skips_and_heads_widen_the_receptive_field() -> None:
     deep, _ = field_recurrence(resnet_layers("resnet18"))
-    # Interpolation takes two neighbours: of stride 32, then of stride 16, and these of three of stride 32 in all.
-    assert receptive_field(build("fcn", 5, head="linear", skips="16s")) == deep + 32
-    assert receptive_field(build("fcn", 5, head="linear", skips="8s")) == deep + 2 * 32
+    # Interpolation reads two neighbours: of stride 32, then of stride 16, which read three of stride 32 in all.
+    assert receptive_field(meta_build("fcn", head="linear", skips="16s")) == deep + 32
+    assert receptive_field(meta_build("fcn", head="linear", skips="8s")) == deep + 2 * 32
     d6, _ = field_recurrence([*resnet_layers("resnet18", 8), (3, 1, 6), (3, 1, 6), (3, 1, 1)])
-    assert receptive_field(build("fcn", 5, head="d6", output_stride=8)) == d6
+    assert receptive_field(meta_build("fcn", head="d6", output_stride=8)) == d6
 
 
 @pytest.mark.parametrize(
     ("name", "options"),
     [
         ("fcn", {"head": "psp"}),
-        ("fcn", {"head": "aspp"}),
-        ("fcn", {"encoder": "se_resnet50"}),
-        ("fcn", {"encoder": "mit_b0"}),
+        pytest.param("fcn", {"head": "aspp"}, marks=pytest.mark.slow),
+        pytest.param("fcn", {"encoder": "se_resnet50"}, marks=pytest.mark.slow),
+        pytest.param("fcn", {"encoder": "mit_b0"}, marks=pytest.mark.slow),
         ("smp/MAnet", {}),
         ("torchvision/lraspp_mobilenet_v3_large", {}),
     ],
@@ -95,14 +116,14 @@ def test_global_means_and_attention_see_the_whole_image(name: str, options: dict
 
 
 def test_windowed_attention_sees_its_windows() -> None:
-    """Four columns are a token, eight tokens a window, shifted by half: at the edges alone it is rolled around."""
+    """A token is four columns, a window eight tokens, shifted by half a window; only at the edges it is rolled around."""
     body = nn.Sequential(nn.Conv2d(3, 4, 4, stride=4), WindowAttention(), WindowAttention(), nn.Conv2d(4, 2, 1))
     assert receptive_field(wrap_body(body)) == 4 * 8
     assert receptive_field(wrap_body(nn.Sequential(body, nn.Conv2d(2, 2, 3, padding=1)))) == 4 * 16
 
 
 class Lambda(nn.Module):
-    """A function as a module."""
+    """A module that calls a function."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -134,7 +155,7 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
     "a plain convolution": lambda: nn.Conv2d(3, 4, 5, padding=2),
     "stride and dilation": lambda: nn.Conv2d(3, 4, 3, stride=2, padding=3, dilation=3),
     "an even kernel": lambda: nn.Conv2d(3, 4, (3, 6), stride=(1, 2)),
-    "padding by the border": lambda: nn.Conv2d(3, 4, 7, padding=3, padding_mode="reflect"),
+    "reflection padding": lambda: nn.Conv2d(3, 4, 7, padding=3, padding_mode="reflect"),
     "groups": lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.Conv2d(6, 2, 1)),
     "a transposed convolution": lambda: nn.ConvTranspose2d(3, 2, 5, stride=3, padding=1, output_padding=2, dilation=2),
     "a maximum": lambda: nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
@@ -160,73 +181,71 @@ OPERATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-# The gradient of a maximum chooses one pixel; and what a part is written into counts as seeing all that the part sees.
+# The gradient of a maximum is that of one pixel; and writing into a part counts as a dependency of the whole tensor.
 OVERESTIMATED = ("a maximum", "in place")
 
 
+def probe(body: nn.Module, width: int) -> tuple[ReceptiveFieldMode, Tensor]:
+    """Run a module on a probe image. Returns the mode with all reaches, and the module's output."""
+    mode = ReceptiveFieldMode()
+    with torch.no_grad():
+        image = mode.make_probe_image(width)
+        with mode:
+            return mode, body(image)
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_the_rules_agree_with_gradients(name: str) -> None:
-    """Random weights and images: a gradient is zero outside of the field, and not at its ends."""
+def test_rules_agree_with_gradients(name: str) -> None:
+    """With random weights and images a gradient is zero outside of the receptive field, and not zero at its ends."""
     torch.manual_seed(0)
     body, width = OPERATIONS[name]().double().eval(), 128
-    fields = ReceptiveFieldMode()
-    with torch.no_grad():
-        image = fields.make_probe_image(width)
-        with fields:
-            maps = copy_to_meta(body)(image)
-    reach = fields.reaches[maps].expand(maps.shape)
-    assert not fields.unsupported_operations
+    mode, maps = probe(copy_to_meta(body), width)
+    reach = mode.reaches[maps].expand(maps.shape)
+    assert not mode.unsupported_operations
     images = torch.rand(1, 3, PROBE_HEIGHT, width, dtype=torch.float64, requires_grad=True)
-    answers = body(images)
-    row = answers.shape[2] // 2
-    for column in {0, 1, answers.shape[3] // 3, answers.shape[3] // 2 + 1, answers.shape[3] - 1}:
+    outputs = body(images)
+    row = outputs.shape[2] // 2
+    for column in {0, 1, outputs.shape[3] // 3, outputs.shape[3] // 2 + 1, outputs.shape[3] - 1}:
         last, first = reach[0, :, row, column].max(), -reach[1, :, row, column].max()
-        first, last = first.clamp(min=0), last.clamp(max=width - 1)  # a cautious rule may look beyond the image
-        # Of random channels: an even sum of all of them is what a norm makes constant.
-        score = (answers[0, :, row, column] * torch.rand(answers.shape[1], dtype=torch.float64)).sum()
+        first, last = first.clamp(min=0), last.clamp(max=width - 1)  # a conservative rule may exceed the image
+        # Channels with random weights: a norm makes their plain sum constant.
+        score = (outputs[0, :, row, column] * torch.rand(outputs.shape[1], dtype=torch.float64)).sum()
         (gradient,) = torch.autograd.grad(score, images, retain_graph=True)
-        found = gradient.abs().amax((0, 1, 2)).nonzero().flatten()
+        columns = gradient.abs().amax((0, 1, 2)).nonzero().flatten()
         if name in OVERESTIMATED:
-            assert first <= found.min() and found.max() <= last
-        elif found.numel():
-            assert (first, last) == (found.min(), found.max()), column
+            assert first <= columns.min() and columns.max() <= last
+        elif columns.numel():
+            assert (first, last) == (columns.min(), columns.max()), column
         else:  # a border that was added
             assert last < 0 < first
 
 
-def test_a_dilated_maximum_sees_as_its_kernel_lies() -> None:
-    """The gradient of a maximum is no help, so it is lit up pixel by pixel."""
+def test_receptive_field_of_a_dilated_maximum() -> None:
+    """Measured with images in which a single pixel is 1, because the gradient of a maximum is that of one pixel."""
     pool = nn.MaxPool2d(3, 2, padding=1, dilation=2)
-    fields = ReceptiveFieldMode()
-    with torch.no_grad():
-        image = fields.make_probe_image(64)
-        with fields:
-            maps = pool(image)
-    reach = fields.reaches[maps].expand(maps.shape)
-    lit = torch.eye(64).view(64, 1, 1, 64).expand(64, 1, PROBE_HEIGHT, 64)
-    seen = pool(lit)[:, 0, 16]  # by lit pixel, by answer
+    mode, maps = probe(pool, 64)
+    reach = mode.reaches[maps].expand(maps.shape)
+    one_hot = torch.eye(64).view(64, 1, 1, 64).expand(64, 1, PROBE_HEIGHT, 64)
+    seen = pool(one_hot)[:, 0, 16]  # by pixel, by output column
     for column in range(seen.shape[1]):
-        found = seen[:, column].nonzero().flatten()
-        assert (-reach[1, 0, 16, column], reach[0, 0, 16, column]) == (found.min(), found.max())
+        pixels = seen[:, column].nonzero().flatten()
+        assert (-reach[1, 0, 16, column], reach[0, 0, 16, column]) == (pixels.min(), pixels.max())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "resnet101" in name else ()) for name in ARCHITECTURES]
+)
 def test_every_operation_of_every_architecture_has_a_rule(name: str) -> None:
-    fields = ReceptiveFieldMode()
-    body = copy_to_meta(build(name, 5).body)
-    with torch.no_grad():
-        image = fields.make_probe_image(128)
-        with fields:
-            body(image)
-    assert not fields.unsupported_operations
+    mode, _ = probe(copy_to_meta(meta_build(name).body), 128)
+    assert not mode.unsupported_operations
 
 
-def test_an_operation_without_a_rule_sees_everything() -> None:
+def test_operation_without_a_rule_sees_the_whole_image() -> None:
     assert receptive_field(wrap_body(Lambda(lambda maps: maps.cumsum(3)))) is None
 
 
 def test_parameters_of_torchvisions_resnet18_with_an_fcn_head() -> None:
-    """Counted from the paper's table: 3x3 kernels of 64, 128, 256, 512 channels, two factors a norm, no biases."""
+    """Counted from the paper's table: 3x3 kernels of 64, 128, 256, 512 channels, two values per channel of a norm, no biases."""
 
     def convolution(inputs: int, outputs: int, kernel: int) -> int:
         return inputs * outputs * kernel**2 + 2 * outputs
@@ -239,12 +258,11 @@ def test_parameters_of_torchvisions_resnet18_with_an_fcn_head() -> None:
         inputs = outputs
     assert count == 11_689_512 - 513_000  # torchvision's own figure, without its classifier of 1000
     count += convolution(512, 128, 3) + 128 * 5 + 5
-    net = build("fcn", 5, encoder="resnet18", head="fcn", skips="32s")
-    assert count_parameters(net) == count
-    assert count_parameters(build("fcn", 5, encoder="resnet18", head="fcn", skips="32s", aux=True)) > count
+    assert count_parameters(meta_build("fcn", encoder="resnet18", head="fcn", skips="32s")) == count
+    assert count_parameters(meta_build("fcn", encoder="resnet18", head="fcn", skips="32s", aux=True)) > count
 
 
-def test_gflop_by_hand() -> None:
+def test_gflops_by_hand() -> None:
     body = nn.Sequential(
         nn.Conv2d(3, 8, 3, padding=1, stride=2),
         nn.ReLU(),
@@ -269,14 +287,16 @@ def test_gflop_by_hand() -> None:
     ],
     ids=str,
 )
-def test_stride(options: dict[str, Any], pixels: int) -> None:
-    assert logit_stride(build("fcn", 5, **options)) == pixels
+def test_logit_stride(options: dict[str, Any], pixels: int) -> None:
+    assert logit_stride(meta_build("fcn", **options)) == pixels
 
 
-def test_measuring_leaves_the_network_alone() -> None:
-    net = build("fcn", 5).train()
-    before = copy.deepcopy(net.state_dict())
-    measures = receptive_field(net), count_gflops(net, SIZE), logit_stride(net), list_stages(net, SIZE)
-    assert net.training and all(measures)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
+def test_analysis_does_not_change_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complexity, "PROBE_WIDTHS", (128, 256))
+    network = build("fcn", 5).train()
+    before = copy.deepcopy(network.state_dict())
+    figures = count_gflops(network, SIZE), logit_stride(network), list_stages(network, SIZE)
+    receptive_field(network)
+    assert network.training and all(figures)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())

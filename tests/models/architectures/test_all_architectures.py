@@ -1,9 +1,10 @@
-"""One suite over every network of the family: what it promises, and that it refuses what it cannot do.
+"""One suite over every architecture: the contract of `Network`, and the errors for what an architecture cannot do.
 
-A new line in `ARCHITECTURES` is tested by being there. What an entry cannot do is said by a flag, and then its refusal is
-asserted. `make test` asks a few entries, `make test-all` every one.
+A new line in `ARCHITECTURES` is tested without further code. Flags say what an architecture cannot do, and the tests then
+expect the error. `make test` covers a few architectures, `make test-slow` the others.
 """
 
+import copy
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -39,18 +40,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @dataclass(frozen=True)
 class ArchitectureCase:
-    """A network, and what it cannot do."""
+    """An architecture with options, and what it can do."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
-    stride: int = 4  # of its scores, in pixels
-    aux: bool = True  # it takes an auxiliary head; where not, asking for one is refused
-    output_strides: tuple[int, ...] = (8, 16, 32)  # what `output_stride` may be; anything else is refused
-    trains_on_one_image: bool = (
-        True  # it trains on a batch of one; where not, its batch norm fails on a pooled single value
-    )
-    fast: bool = False  # asked in `make test` too
-    export_fast: bool = False  # frozen there too, which takes seconds
+    stride: int = 4  # of its logits, in pixels
+    aux: bool = True  # has the option of an auxiliary head
+    output_strides: tuple[int, ...] = (8, 16, 32)  # the allowed values of `output_stride`
+    trains_on_one_image: bool = True  # False: batch norm fails on a batch of one image, after global pooling
+    fast: bool = False  # tested in `make test` too
+    export_fast: bool = False  # exported in `make test` too, which takes seconds
 
     def __str__(self) -> str:
         return "-".join([self.name, *(f"{value}" for value in self.options.values())])
@@ -66,7 +65,7 @@ FCN_CASES += [
     ArchitectureCase("fcn", {"upsampling": "learned", "head": "linear", "output_stride": 8, "skips": "16s"}, 1),
     ArchitectureCase("fcn", {"upsampling": "learned", "head": "linear", "output_stride": 32, "skips": "32s"}, 1),
     ArchitectureCase("fcn", {"head": "psp", "aux": True}, 8),
-    ArchitectureCase("fcn", {"head": "aspp", "aux": True, "separable": True}, 16, fast=True, export_fast=True),
+    ArchitectureCase("fcn", {"head": "aspp", "aux": True, "separable": True}, 16, fast=True),
     ArchitectureCase("fcn", {"head": "d6", "separable": True, "init": "xavier"}, 16),
     ArchitectureCase("fcn", {"encoder": "alexnet", "head": "linear"}, 8),
     ArchitectureCase("fcn", {"encoder": "alexnet", "head": "linear", "output_stride": 16, "skips": "16s"}, 16),
@@ -78,8 +77,8 @@ FCN_CASES += [
     ArchitectureCase("fcn", {"encoder": "tu-convnext_atto", "output_stride": 16}, 8),
 ]
 CASES_BY_NAME = {
-    entry.name: entry
-    for entry in [
+    case.name: case
+    for case in [
         ArchitectureCase("fcn", {}, 8, fast=True),
         ArchitectureCase("smp/Unet", {}, 1, aux=False, output_strides=(32,), fast=True),
         ArchitectureCase("smp/UnetPlusPlus", {}, 1, aux=False, output_strides=(32,)),
@@ -104,16 +103,27 @@ CASES_BY_NAME = {
 CASES = [*(CASES_BY_NAME.get(name, ArchitectureCase(name)) for name in ARCHITECTURES), *FCN_CASES]
 
 
-def parametrize_cases(entries: list[ArchitectureCase], fast: str = "fast") -> Any:
-    """Parametrise by entries; those that are not fast are marked slow."""
-    marked = [
-        pytest.param(entry, id=str(entry), marks=() if getattr(entry, fast) else pytest.mark.slow) for entry in entries
-    ]
-    return pytest.mark.parametrize("entry", marked)
+def case_params(cases: list[ArchitectureCase], fast: str = "fast") -> list[Any]:
+    """The cases as pytest parameters; those whose flag `fast` is not set are marked slow."""
+    return [pytest.param(case, id=str(case), marks=() if getattr(case, fast) else pytest.mark.slow) for case in cases]
+
+
+NAMED_CASES = pytest.mark.parametrize("named_case", case_params(list(CASES_BY_NAME.values())))
+
+
+@pytest.fixture(scope="module", params=case_params(CASES))
+def case(request: pytest.FixtureRequest) -> ArchitectureCase:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def network(case: ArchitectureCase) -> Network:
+    """The calibrated network of the case, built once for all tests of it. Tests must not change it."""
+    return calibrated_network(case.name, **case.options)
 
 
 class CheckedSegmenter:
-    """A live network's Segmenter that holds every answer of the network against the contract."""
+    """A Segmenter on a network that checks every output of the network against the contract."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -133,137 +143,131 @@ class CheckedSegmenter:
         return labels.numpy(), scores.numpy()
 
 
-@parametrize_cases(CASES)
-def test_an_image_of_any_size_gets_its_mask(entry: ArchitectureCase) -> None:
-    watched = CheckedSegmenter(calibrated_network(entry.name, **entry.options))
+def test_images_of_any_size_are_segmented(case: ArchitectureCase, network: Network) -> None:
+    checked = CheckedSegmenter(network)
 
-    @settings(max_examples=6, deadline=None)
-    @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 99))
-    def ask(height: int, width: int, seed: int) -> None:
-        labels = watched.segmenter.segment(synthetic_image(height, width, seed)).labels
+    @settings(max_examples=6 if case.fast else 12, deadline=None)
+    @given(height=st.integers(1, 300), width=st.integers(1, 300), seed=st.integers(0, 99))
+    def segment(height: int, width: int, seed: int) -> None:
+        labels = checked.segmenter.segment(synthetic_image(height, width, seed)).labels
         assert labels.shape == (height, width)
         padded = (height + -height % 64, width + -width % 64)
-        assert watched.logit_sizes[-1] == (padded[0] // entry.stride, padded[1] // entry.stride)
+        assert checked.logit_sizes[-1] == (padded[0] // case.stride, padded[1] // case.stride)
 
-    ask()
-    assert len(np.unique(watched.segmenter.segment(synthetic_image(301, 223)).labels)) > 1
+    segment()
+    assert len(np.unique(checked.segmenter.segment(synthetic_image(301, 223)).labels)) > 1
 
 
-@parametrize_cases(CASES)
 @torch.no_grad()
-def test_the_batch_and_the_memory_format_are_no_matter(entry: ArchitectureCase) -> None:
-    network = calibrated_network(entry.name, **entry.options).double()  # where rounding cannot hide a mistake
-    images = sample_images(64, 128)
-    together = network(images)[1]
-    alone = torch.cat([network(image[None])[1] for image in images])
-    last = network.logits(images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last))
-    scale = together.abs().max()
-    assert (alone - together).abs().max() < 1e-9 * scale
-    assert (last - together).abs().max() < 1e-9 * scale
+def test_batch_and_memory_format_do_not_change_the_logits(case: ArchitectureCase, network: Network) -> None:
+    double = copy.deepcopy(network).double()  # so that rounding cannot hide an error
+    images = sample_images(64, 128)[1:3]
+    batch = double(images)[1]
+    single = torch.cat([double(image[None])[1] for image in images])
+    channels_last = double.logits(images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last))
+    scale = batch.abs().max()
+    assert (single - batch).abs().max() < 1e-9 * scale
+    assert (channels_last - batch).abs().max() < 1e-9 * scale
 
 
-@parametrize_cases(CASES)
-def test_gradients_reach_every_parameter(entry: ArchitectureCase) -> None:
-    network = seeded_network(entry.name, **entry.options).train()
-    truth = torch.randint(0, CLASSES, (2, 64, 64))
-    answers = network.training_logits(noise_images(2, 64, 64).permute(0, 3, 1, 2))
-    torch.stack([F.cross_entropy(upsample(logits, (64, 64)), truth) for logits in answers]).sum().backward()
+@torch.no_grad()
+def test_weights_and_spec_rebuild_the_network(case: ArchitectureCase, network: Network, tmp_path: Path) -> None:
+    save_file(
+        {name: value.contiguous() for name, value in network.state_dict().items()}, tmp_path / "weights.safetensors"
+    )
+    spec = network.architecture
+    rebuilt = build(spec.name, network.num_classes, **spec.options).eval()
+    images = sample_images(64, 128)[1:3]
+    assert not torch.equal(rebuilt(images)[1], network(images)[1])
+    rebuilt.load_state_dict(load_file(tmp_path / "weights.safetensors"), strict=True)
+    assert torch.equal(rebuilt(images)[1], network(images)[1])
+
+
+def test_parameters_and_flops_match_the_layers(case: ArchitectureCase, network: Network) -> None:
+    wider = build(case.name, CLASSES + 1, **case.options)
+    count, more = (sum(parameter.numel() for parameter in each.parameters()) for each in (network, wider))
+    assert 0 < more - count < 0.05 * count  # one more class adds a few rows to the classifiers
+    small, large = (measure_flops(network.body, torch.empty(1, 3, side, side)) for side in (256, 512))
+    # Nearly all FLOP are in convolutions, and their FLOP grow with the area.
+    assert 3.8 < large / small < 4.5
+
+
+def test_every_parameter_gets_a_gradient(case: ArchitectureCase) -> None:
+    network = seeded_network(case.name, **case.options).train()
+    labels = torch.randint(0, CLASSES, (2, 64, 64))
+    outputs = network.training_logits(noise_images(2, 64, 64).permute(0, 3, 1, 2))
+    torch.stack([F.cross_entropy(upsample(logits, (64, 64)), labels) for logits in outputs]).sum().backward()
     for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:  # computed and thrown away, see trim.py
-            assert name.startswith("body.encoder.") and "hrnet" in str(entry)
+        if not parameter.requires_grad:  # computed and discarded, see prune.py
+            assert name.startswith("body.encoder.") and "hrnet" in str(case)
             continue
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.any(), name
 
 
-@parametrize_cases(list(CASES_BY_NAME.values()))
-def test_an_auxiliary_head_is_trained_where_there_may_be_one(entry: ArchitectureCase) -> None:
-    plain = seeded_network(entry.name).train()
+@NAMED_CASES
+def test_auxiliary_head_is_trained_or_refused(named_case: ArchitectureCase) -> None:
+    plain = seeded_network(named_case.name).train()
     images = noise_images(2, 64, 64).permute(0, 3, 1, 2)
     assert len(plain.training_logits(images)) == 1
-    if not entry.aux:
+    if not named_case.aux:
         with pytest.raises(ConfigError, match=r"no option 'aux'|auxiliary"):
-            build(entry.name, CLASSES, aux=True)
+            build(named_case.name, CLASSES, aux=True)
         return
-    network = seeded_network(entry.name, aux=True).train()
-    scores, aux = network.training_logits(images)
-    assert scores.shape[:2] == aux.shape[:2] == (2, CLASSES)
-    own = {name for name, _ in network.named_parameters()} - {name for name, _ in plain.named_parameters()}
+    network = seeded_network(named_case.name, aux=True).train()
+    logits, aux = network.training_logits(images)
+    assert logits.shape[:2] == aux.shape[:2] == (2, CLASSES)
+    head = {name for name, _ in network.named_parameters()} - {name for name, _ in plain.named_parameters()}
     F.cross_entropy(upsample(aux, (64, 64)), torch.randint(0, CLASSES, (2, 64, 64))).backward()
-    reached = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
-    assert own and own <= reached
-    assert any("encoder" in name or "backbone" in name for name in reached - own)
-    with torch.no_grad():  # where it answers, the head is not there
+    trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
+    assert head and head <= trained
+    assert any("encoder" in name or "backbone" in name for name in trained - head)
+    with torch.no_grad():  # inference does not use the head
         assert torch.equal(network.eval().training_logits(images)[0], network.logits(images))
 
 
-@parametrize_cases(list(CASES_BY_NAME.values()))
-def test_output_strides_are_kept_or_refused(entry: ArchitectureCase) -> None:
+@NAMED_CASES
+def test_output_stride_is_applied_or_refused(named_case: ArchitectureCase) -> None:
     for stride in (4, 8, 16, 32):
-        if stride in entry.output_strides:
-            assert build(entry.name, CLASSES, output_stride=stride).architecture.options["output_stride"] == stride
+        if stride in named_case.output_strides:
+            network = build(named_case.name, CLASSES, output_stride=stride)
+            assert network.architecture.options["output_stride"] == stride
         else:
             with pytest.raises(ConfigError, match=r"output.stride"):
-                build(entry.name, CLASSES, output_stride=stride)
+                build(named_case.name, CLASSES, output_stride=stride)
 
 
-@parametrize_cases(list(CASES_BY_NAME.values()))
-def test_a_batch_of_one_image_trains_or_fails_by_name(entry: ArchitectureCase) -> None:
-    network = seeded_network(entry.name).train()
+@NAMED_CASES
+def test_batch_of_one_image_trains_or_batch_norm_refuses_it(named_case: ArchitectureCase) -> None:
+    network = seeded_network(named_case.name).train()
     images = noise_images(1, 64, 64).permute(0, 3, 1, 2)
-    if entry.trains_on_one_image:
+    if named_case.trains_on_one_image:
         assert network.logits(images).isfinite().all()
     else:  # which is why the loader drops a last small batch
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             network.logits(images)
 
 
-@parametrize_cases(CASES, "frozen_fast")
-def test_frozen_it_answers_as_live(entry: ArchitectureCase, tmp_path: Path) -> None:
-    network = calibrated_network(entry.name, **entry.options)
-    graph, original = export_to_segmenter(network, tmp_path), make_torch_segmenter(network, NATIVE)
-    seen: set[int] = set()
+@pytest.mark.parametrize("exported_case", case_params(CASES, "export_fast"))
+def test_exported_network_agrees_with_pytorch(exported_case: ArchitectureCase, tmp_path: Path) -> None:
+    network = calibrated_network(exported_case.name, **exported_case.options)
+    exported, original = export_to_segmenter(network, tmp_path), make_torch_segmenter(network, NATIVE)
+    labels_seen: set[int] = set()
     for seed, size in enumerate([(97, 211), (301, 150), (1, 65)]):
         image = synthetic_image(*size, seed)
         expected = original.segment(image).labels
-        assert agreement(graph.segment(image).labels, expected) >= 0.999
-        seen.update(np.unique(expected).tolist())
-    assert len(seen) > 1  # or agreement would mean little
+        assert agreement(exported.segment(image).labels, expected) >= 0.999
+        labels_seen.update(np.unique(expected).tolist())
+    assert len(labels_seen) > 1  # otherwise agreement would mean little
     batch = np.stack([synthetic_image(64, 192, seed) for seed in range(3)])
-    for image, labels in zip(batch, graph.run(batch)[0].copy(), strict=True):
-        assert agreement(graph.run(image[None])[0][0], labels) >= 0.999
-
-
-@parametrize_cases(CASES)
-@torch.no_grad()
-def test_weights_return_from_a_file(entry: ArchitectureCase, tmp_path: Path) -> None:
-    network = calibrated_network(entry.name, **entry.options)
-    save_file(
-        {name: value.contiguous() for name, value in network.state_dict().items()}, tmp_path / "weights.safetensors"
-    )
-    known = network.architecture
-    again = build(known.name, network.num_classes, **known.options).eval()
-    images = sample_images(64, 128)
-    assert not torch.equal(again(images)[1], network(images)[1])
-    again.load_state_dict(load_file(tmp_path / "weights.safetensors"), strict=True)
-    assert torch.equal(again(images)[1], network(images)[1])
-
-
-@parametrize_cases(CASES)
-def test_its_size_and_work_are_those_of_its_layers(entry: ArchitectureCase) -> None:
-    network = seeded_network(entry.name, **entry.options)
-    wider = build(entry.name, CLASSES + 1, **entry.options)
-    count, more = (sum(each.numel() for each in one.parameters()) for one in (network, wider))
-    assert 0 < more - count < 0.05 * count  # one class more costs some rows of the classifiers
-    small, large = (measure_flops(network.body, torch.empty(1, 3, side, side)) for side in (256, 512))
-    # Convolutions are by far the most of it, and their work grows with the area.
-    assert 3.8 < large / small < 4.5
+    for image, labels in zip(batch, exported.run(batch)[0].copy(), strict=True):
+        assert agreement(exported.run(image[None])[0][0], labels) >= 0.999
 
 
 @torch.no_grad()
-def test_normalisation_stands_inside() -> None:
-    network = calibrated_network("fcn")
+def test_normalisation_is_part_of_the_network() -> None:
+    network = seeded_network("fcn").eval()
     images = noise_images(1, 64, 64)
     normalised = (images.double().numpy() - IMAGENET_MEAN) / IMAGENET_STD
     expected = network.body(torch.from_numpy(normalised.transpose(0, 3, 1, 2)).float())
@@ -271,5 +275,5 @@ def test_normalisation_stands_inside() -> None:
     assert {"mean", "std"} <= set(network.state_dict())
 
 
-def test_the_entries_are_those_of_the_house() -> None:
+def test_every_architecture_has_a_case() -> None:
     assert set(CASES_BY_NAME) == set(ARCHITECTURES)
