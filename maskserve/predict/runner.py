@@ -87,7 +87,7 @@ def run(
     note = f", {earlier - earlier_failed} of them by earlier runs" if earlier else ""
     report.print_line(f"{config.output}: {done} of {earlier + report.done} images segmented{note}")
     if earlier_failed:
-        report.print_line(f"{earlier_failed} images failed in earlier runs: --retry-errors retries them")
+        report.print_line(f"{earlier_failed} failed in earlier runs: --retry-errors retries them")
     return earlier_failed + report.failed == 0
 
 

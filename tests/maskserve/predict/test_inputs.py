@@ -138,15 +138,15 @@ def test_an_archive_is_opened_once(folder: Path, tmp_path: Path, monkeypatch: py
 def test_a_damaged_member_affects_no_other(folder: Path, tmp_path: Path) -> None:
     good = (folder / "0001.png").read_bytes()
     with zipfile.ZipFile(tmp_path / "in.zip", "w") as archive:
-        for name in ("good.png", "damaged.png", "__MACOSX/._good.png"):
+        for name in ("good.png", "invalid.png", "__MACOSX/._good.png"):
             archive.writestr(name, good)
-        offset = archive.getinfo("damaged.png").header_offset + 200
+        offset = archive.getinfo("invalid.png").header_offset + 200
     damaged = bytearray((tmp_path / "in.zip").read_bytes())
     damaged[offset] ^= 255
     (tmp_path / "in.zip").write_bytes(damaged)
     first, second = find_images([str(tmp_path / "in.zip")])
     assert first.root.read(first.name) == good
-    with pytest.raises(DataError, match=r"damaged.png::.*: cannot be unpacked \(Bad CRC-32"):
+    with pytest.raises(DataError, match=r"invalid.png::.*: cannot be unpacked \(Bad CRC-32"):
         second.root.read(second.name)
     with pytest.raises(DataError, match=r"gone.png::.*: no longer exists"), second.root.local_copy("gone.png"):
         pass

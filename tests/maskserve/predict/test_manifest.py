@@ -181,7 +181,7 @@ def test_only_the_requested_images_are_retried(bundle: Path, folder: Path, tmp_p
     assert read_rows(tmp_path / "out") == before
     bad[0].write_bytes((folder / "0001.png").read_bytes())
     complete, printed = run_predict(bundle, bad[0], out=tmp_path / "out", retry_errors=True)
-    assert not complete and "1 images failed in earlier runs" in printed
+    assert not complete and "1 failed in earlier runs" in printed
     failed = [row["path"] for row in read_rows(tmp_path / "out") if "error" in row]
     assert failed == [str(bad[1])] and len(read_rows(tmp_path / "out")) == len(before)
 

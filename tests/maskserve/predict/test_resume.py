@@ -152,7 +152,7 @@ def test_a_failed_image_is_retried_only_on_request(bundle: Path, folder: Path, t
     assert failed["error"].startswith(f"{folder}/0001.png: ") and failed["error"] in printed
     write_images(folder, 2)  # repairs it
     complete, printed = run_predict(bundle, folder, out=tmp_path / "out")
-    assert not complete and "1 images failed in earlier runs: --retry-errors retries them" in printed
+    assert not complete and "1 failed in earlier runs: --retry-errors retries them" in printed
     complete, printed = run_predict(bundle, folder, out=tmp_path / "out", retry_errors=True)
     assert complete and "6 of 6 images segmented, 5 of them by earlier runs" in printed
     assert sorted(row["path"] for row in read_rows(tmp_path / "out")) == sorted(map(str, folder.rglob("*.png")))

@@ -89,7 +89,7 @@ def test_several_models_and_a_replaced_one(bundle: Path, tmp_path: Path, monkeyp
             while backend.client.model("small")["hash"] == backend.model.partition("@")[2]:
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            with pytest.raises(RunError, match=r"small@.*the same command resumes"):
+            with pytest.raises(RunError, match=r"'small' with hash .*the same command resumes"):
                 backend(images[0].read_bytes())
 
 
