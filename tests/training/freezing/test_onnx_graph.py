@@ -81,7 +81,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+# Combinations of what other cases test one by one.
+SLOW_CASES = {
+    "with our names, the other way round", "NHWC out", "in NHWC bytes, BGR", "in float64", "TensorFlow's way",
+    "from 0 to 1", "softmax, full size", "softmax, taken for logits", "two outputs, the other",
+    "labels with their axis last", "the newest opset",
+}  # fmt: skip
+assert CASES.keys() >= SLOW_CASES
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW_CASES else ()) for case in CASES]
+)
 def test_imported_graph_predicts_as_the_original(
     case: str, import_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:
@@ -110,8 +121,17 @@ def check_contract(bundle: Bundle, image: NDArray[np.uint8], mode: int) -> None:
 
 
 # The map of (64, 32) is as high as it has channels.
-@pytest.mark.parametrize("size", [(520, 520), (120, 200), (200, 120), (64, 64), (64, 32)])
-@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("size", "full"),
+    [
+        ((120, 200), False),
+        ((200, 120), True),
+        ((64, 32), False),
+        ((64, 32), True),
+        pytest.param((64, 64), False, marks=pytest.mark.slow),
+        pytest.param((520, 520), True, marks=pytest.mark.slow),
+    ],
+)
 def test_graph_of_one_size_gets_the_rule_exact(
     size: tuple[int, int], full: bool, import_bundle: Callable[..., Bundle], tmp_path: Path
 ) -> None:

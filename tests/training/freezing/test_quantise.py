@@ -212,6 +212,12 @@ def test_drop_within_the_limit_has_no_message() -> None:
     assert miou_drop_message(make_matrix(50, 50, 50, 50), make_matrix(60, 60, 60, 60), CLASS_INFOS, 0.0) is None
 
 
+def test_default_limit_is_half_a_point() -> None:
+    before = make_matrix(90, 80, 70, 60)
+    assert miou_drop_message(before, make_matrix(90, 80, 70, 59), CLASS_INFOS) is None
+    assert miou_drop_message(before, make_matrix(90, 80, 70, 57), CLASS_INFOS) is not None
+
+
 def test_drop_above_the_limit_names_the_three_worst_classes() -> None:
     message = miou_drop_message(make_matrix(90, 80, 70, 60), make_matrix(89, 75, 72, 20), CLASS_INFOS, 0.5)
     assert message == (

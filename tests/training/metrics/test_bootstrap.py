@@ -107,6 +107,11 @@ def test_intervals_contain_the_true_value_about_as_often_as_they_claim() -> None
     assert 0.87 <= contained / 60 < 1
 
 
+def test_percentile_interval_holds_the_middle_95_percent() -> None:
+    values = np.column_stack([np.arange(1001.0), np.full(1001, np.nan)])
+    np.testing.assert_allclose(percentile_interval(values), [[25, np.nan], [975, np.nan]])
+
+
 def test_more_images_narrow_the_interval() -> None:
     few, many = (
         np.ptp(confidence_intervals(count_pairs(make_mask_pairs(number)), CLASSES).miou or ()) for number in (10, 160)

@@ -73,7 +73,9 @@ def test_boundary_iou_equals_the_authors_code() -> None:
     )
 
 
-@pytest.mark.parametrize(("size", "depth"), [((360, 480), 12), ((1, 1), 1), ((10, 10), 1), ((3000, 4000), 100)])
+@pytest.mark.parametrize(
+    ("size", "depth"), [((360, 480), 12), ((1, 1), 1), ((10, 10), 1), ((3000, 4000), 100), ((500, 600), 16)]
+)
 def test_boundary_width_is_2_percent_of_the_diagonal(size: tuple[int, int], depth: int) -> None:
     assert boundary_width(size) == depth
 
