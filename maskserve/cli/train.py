@@ -74,15 +74,16 @@ def _train(
     config = load_resume_config(run, config_file, overrides) if resume else load_config(config_file, overrides)
     first_process = os.environ.get("RANK", "0") == "0"  # under torchrun only the first prints
     console = Console(quiet=log_mode == "quiet" or not first_process, stderr=log_mode == "json")
+    plan_first = not resume and config_file is None
+    if plan_first and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise typer.BadParameter(
+            "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
+        )
 
     from training.train import plan_training, train
 
     planned = None
-    if not resume and config_file is None:
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            raise typer.BadParameter(
-                "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
-            )
+    if plan_first:
         config_file = run / "plan.yaml"
         planned = plan_training(data, config_file, parse_overrides(overrides), console)
         config = planned.config

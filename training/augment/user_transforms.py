@@ -75,7 +75,10 @@ def make_transform(settings: dict[str, Any]) -> Any:
         hint = f"did you mean {close}?" if close else "names are those of albumentations 2.0.8, such as RandomFog."
         raise ConfigError(f"The transform {name!r} is not known; {hint}")
     kind = known[name]
-    defaults = {key: parameter.default for key, parameter in inspect.signature(kind.__init__).parameters.items()}
+    defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
+    defaults.pop("strict", None)
+    if unknown := [key for key in arguments if key not in defaults]:
+        raise ConfigError(f"The transform {name} has no argument {unknown[0]!r}; it has {', '.join(defaults)}.")
     if arguments.get("mask_interpolation", 0) not in NEAREST_INTERPOLATIONS:
         raise ConfigError(
             f"The transform {name} would mix labels with mask_interpolation={arguments['mask_interpolation']}; only "
@@ -90,11 +93,10 @@ def make_transform(settings: dict[str, Any]) -> Any:
             "(ignored) is possible, so leave it out."
         )
     try:
-        return kind(**arguments, strict=True)  # without `strict`, unknown arguments are only a warning
+        return kind(**arguments)
     except Exception as error:
-        valid = ", ".join(key for key in defaults if key not in ("self", "strict"))
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"The transform {name} cannot be made: {reason}. Its arguments are {valid}.") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"The transform {name} has a wrong argument: {reason}.") from error
 
 
 def try_transform(transform: Any, size: tuple[int, int], seed: int) -> None:

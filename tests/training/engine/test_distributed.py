@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from models.errors import ConfigError
+from training.config import TrainConfig
 from training.data.loader import StepSampler
 from training.data.synthetic import generate_dataset
 from training.engine.checkpoint import read_checkpoint
+from training.engine.runtime import launch_fabric
 from training.run_folder import LAST_CHECKPOINT
 
 ROOT = Path(__file__).parents[3]
@@ -141,14 +144,16 @@ def test_parts_of_all_processes_are_the_batch_of_one() -> None:
         assert [len(half) for half in halves] == [2, 2]
 
 
-def test_torchrun_and_devices_must_agree(small_dataset: Path, tmp_path: Path) -> None:
+def test_torchrun_without_a_config_is_refused(small_dataset: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["maskserve", "train", str(small_dataset), *OVERRIDES, "--out", str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode != 0
     assert "several processes need one plan" in done.stderr
-    (tmp_path / "config.yaml").write_text("epochs: 2\n")
-    command.append(f"--config={tmp_path / 'config.yaml'}")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "devices=1 differs from torchrun's 2 processes" in done.stderr
+
+
+def test_torchrun_and_devices_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="devices=1 differs from torchrun's 2 processes"):
+        launch_fabric(TrainConfig(), "cpu")
