@@ -1,14 +1,13 @@
 """Writes the lint report as one HTML page that opens offline, with thumbnails of the worst images of each kind.
 
-It shares the layout of the evaluation report (`training/reports/layout.py`). The templates escape every value: names come from
-other people's files.
+It shares the frame, the macros and the autoescaping of the evaluation report (`training/reports/layout.py`).
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import FileSystemLoader
 from markupsafe import Markup, escape
 
 from models.errors import DataError
@@ -16,7 +15,8 @@ from models.spec import IGNORE_INDEX
 from training.lint.findings import ADVICE, LEVELS, Finding, LintReport
 from training.lint.stats import dataset_stats, format_counts, format_sizes
 from training.lint.thumbnails import finding_panes
-from training.reports.layout import render_page
+from training.reports.layout import ENVIRONMENT, render_page
+from training.reports.layout import TEMPLATE_FOLDER as REPORT_TEMPLATE_FOLDER
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 CODE_SPAN = re.compile("`(.+?)`")
@@ -25,10 +25,7 @@ MAX_CARDS, MAX_LISTED = 6, 20  # of a kind: findings with thumbnails, and as tex
 
 def write_html_report(target: Path, report: LintReport, data: Path) -> None:
     """Write the page for the data set `data`. Raises: DataError if it cannot be written."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE_FOLDER), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["code_spans"] = _code_spans
+    environment = ENVIRONMENT.overlay(loader=FileSystemLoader([TEMPLATE_FOLDER, REPORT_TEMPLATE_FOLDER]))
     context = {
         "figures": _figures(report),
         "kinds": [_kind_context(report, *group) for group in report.findings_by_kind()],
@@ -88,7 +85,7 @@ def _kind_context(report: LintReport, level: str, kind: str, findings: list[Find
         "name": kind,
         "anchor": f"{level}-{kind}".replace(" ", "-"),
         "count": len(findings),
-        "advice": ADVICE[kind],
+        "advice": _code_spans(ADVICE[kind]),
         "cards": [{"panes": finding_panes(report, finding), "detail": finding.detail} for finding in cards],
         "details": [finding.detail for finding in listed[:MAX_LISTED]],
         "hidden": max(0, len(listed) - MAX_LISTED),
@@ -112,7 +109,7 @@ def _class_rows(report: LintReport) -> list[dict[str, Any]]:
             else None
             for split, split_fractions in fractions.items()
         ]
-        rows.append({"name": entry.name if entry else "ignored", "rgb": entry.rgb if entry else None, "cells": cells})
+        rows.append({"entry": entry, "cells": cells})
     return rows
 
 
