@@ -51,7 +51,7 @@ class SegmentationPipeline:
         Raises: InsufficientMemoryError, and InferenceCancelledError once `should_stop` returns True.
         """
         with _translate_memory_errors():
-            return self.segmenter.segment(image, self.needs_confidence, should_stop)
+            return self.segmenter.segment(image, needs_confidence(self.format, self.options), should_stop)
 
     def encode(self, prediction: Prediction) -> EncodedMask:
         """Filter the labels by the options and encode them.
@@ -67,11 +67,6 @@ class SegmentationPipeline:
     def __call__(self, data: bytes) -> EncodedMask:
         """Run all steps on one image file. Raises: ImageError, InsufficientMemoryError."""
         return self.encode(self.infer(self.decode(data)))
-
-    @property
-    def needs_confidence(self) -> bool:
-        """Whether `infer` computes the confidence, which takes extra time."""
-        return needs_confidence(self.format, self.options)
 
 
 @contextmanager

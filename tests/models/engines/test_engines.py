@@ -72,11 +72,16 @@ def engine_precisions() -> list[tuple[str, str]]:
     return [(engine, precision) for engine, precisions in offered.items() for precision in precisions]
 
 
+LOADED: dict[tuple[str, str, int], InferenceFunction] = {}  # engines of the fixture `bundle`, loaded once
+
+
 def load_or_skip(engine: str, precision: str, bundle: Bundle, threads: int = 0) -> InferenceFunction:
     if precision not in ENGINES[engine].precisions(bundle, "cpu"):
         pytest.skip(f"this CPU has no {precision} for {engine}")
-    run: InferenceFunction = ENGINES[engine].load(bundle, "cpu", precision, threads)
-    return run
+    key = engine, precision, threads
+    if key not in LOADED:
+        LOADED[key] = ENGINES[engine].load(bundle, "cpu", precision, threads)
+    return LOADED[key]
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -74,9 +74,12 @@ def test_labels_are_the_argmax_of_torchs_upsampling(grid: tuple[int, int], size:
     assert_argmax(labels, torch_upsample(scores, size))
 
 
-@pytest.mark.parametrize("classes", [2, 3, 21, 255])
+@pytest.mark.parametrize(
+    ("classes", "size"),
+    [(2, (30, 40)), (2, (240, 320)), (3, (229, 333)), (21, (30, 40)), (21, (60, 80)), (21, (240, 320)), (21, (20, 31)),
+     (255, (60, 80)), (255, (130, 170))],
+)  # fmt: skip
 @pytest.mark.parametrize("make", [random_scores, piecewise_scores])
-@pytest.mark.parametrize("size", [(30, 40), (60, 80), (240, 320), (229, 333), (20, 31)])
 def test_confidence_is_the_softmax_of_the_upsampled_scores(classes: int, make: Make, size: tuple[int, int]) -> None:
     scores = make(classes, (30, 40))
     labels, probabilities = scores_to_labels(scores, size, confidence=True)
@@ -88,7 +91,7 @@ def test_confidence_is_the_softmax_of_the_upsampled_scores(classes: int, make: M
 
 
 @pytest.mark.parametrize("make", [random_scores, piecewise_scores])
-@pytest.mark.parametrize("size", [(96, 128), (768, 1024), (1536, 2048), (701, 903), (288, 384)])
+@pytest.mark.parametrize("size", [(96, 128), (768, 1024), (701, 903)])
 def test_strips_do_not_change_the_result(make: Make, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     scores = make(6, (96, 128))
     monkeypatch.setattr(models.inference.postprocess, "STRIP_BYTES", 2**30)

@@ -196,7 +196,7 @@ def test_padding_repeats_the_edge_up_to_a_multiple_of_64(size: tuple[int, int]) 
 def test_few_sizes_reach_the_engine() -> None:
     engine = RecordingEngine()
     segmenter = Segmenter(engine, FIT)
-    for height, width in np.random.default_rng(0).integers(1, 700, (300, 2)):
+    for height, width in np.random.default_rng(0).integers(1, 700, (150, 2)):
         segmenter.segment(np.zeros((height, width, 3), np.uint8))
     assert set(engine.sizes) == {(192, 64), (192, 128), (192, 192), (128, 192), (64, 192)}
 
@@ -290,7 +290,7 @@ def test_concurrent_memory_errors_shrink_the_tile_once() -> None:
 
 def test_tta_scales_above_1_make_tiles_smaller() -> None:
     engine = RecordingEngine()
-    Segmenter(engine, NATIVE, tta=TTAOptions.parse("1,2.5")).segment(synthetic_image(1000, 1000))
+    Segmenter(engine, NATIVE, tta=TTAOptions.parse("1,2.5")).segment(synthetic_image(500, 500))
     assert max(max(size) for size in engine.sizes) <= 1024
 
 

@@ -286,7 +286,7 @@ def test_a_long_image_is_tiled_along_its_shorter_side(monkeypatch: pytest.Monkey
     np.testing.assert_allclose(probabilities, expected_confidence.T, atol=1e-3)
 
 
-@pytest.mark.parametrize(("stride", "limit"), [(8, 30e6), (1, 300e6)])
+@pytest.mark.parametrize(("stride", "limit"), [(8, 30e6), pytest.param(1, 300e6, marks=pytest.mark.slow)])
 def test_memory_is_bounded_by_a_row_of_windows(stride: int, limit: float) -> None:
     image = np.broadcast_to(blob_image(1, 4096), (2048, 4096, 3))  # one row of pixels in memory
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
-from models.outputs import OUTPUT_FORMATS, encode
+from models.outputs import OUTPUT_FORMATS
 from models.outputs.options import MASK_ENCODINGS, OutputOptions
 from models.outputs.rle import coco_rle_counts, pack_counts
+from models.outputs.select import filter_prediction
 from models.spec import IGNORE_INDEX
 from tests.models.outputs.test_outputs import SPEC, make_prediction
 from training.data.formats.rasterize import COMPRESSED_RLE, decode_compressed_rle, region_runs
@@ -27,7 +28,10 @@ label_masks = arrays.arrays(
 
 
 def encode_and_parse(given: Prediction, options: OutputOptions) -> dict[str, Any]:
-    content = json.loads(encode("json", given, SPEC, options), parse_constant=pytest.fail)
+    content = json.loads(
+        OUTPUT_FORMATS["json"].encode(filter_prediction(given, SPEC, options), SPEC, options),
+        parse_constant=pytest.fail,
+    )
     assert isinstance(content, dict)
     return content
 
@@ -135,7 +139,7 @@ def test_no_mean_confidence_without_confidence() -> None:
     given = Prediction(make_prediction().image, make_prediction().labels)
     assert all("mean_confidence" not in entry for entry in encode_and_parse(given, OutputOptions())["classes"])
     with pytest.raises(ValueError, match="confidence=True"):
-        encode("json", given, SPEC, OutputOptions(confidence=True))
+        OUTPUT_FORMATS["json"].encode(given, SPEC, OutputOptions(confidence=True))
 
 
 def test_nan_confidence_is_valid_json() -> None:

@@ -6,9 +6,10 @@ import pytest
 from models.errors import ConfigError, InferenceCancelledError, InsufficientMemoryError
 from models.imaging.decode import decode_image
 from models.inference.segmenter import Segmenter
-from models.outputs import OUTPUT_FORMATS, encode
+from models.outputs import OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
 from models.outputs.pipeline import SegmentationPipeline
+from models.outputs.select import filter_prediction
 from models.spec import InputRule
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image
@@ -24,7 +25,8 @@ def test_the_pipeline_decodes_infers_and_encodes(format: str) -> None:
     options = OutputOptions(classes=("class 1", "class 2"), min_confidence=0.9, min_area=3, confidence=True)
     result = SegmentationPipeline(SEGMENTER, SPEC, format, options)(DATA)
     prediction = SEGMENTER.segment(decode_image(DATA), confidence=True)
-    assert result.data == encode(format, prediction, SPEC, options)
+    kept = filter_prediction(prediction, SPEC, options)
+    assert result.data == OUTPUT_FORMATS[format].encode(kept, SPEC, options)
     assert set(np.unique(result.labels)) == {1, 2, 255}
 
 
@@ -34,17 +36,9 @@ def test_without_a_format_only_the_labels_are_returned() -> None:
     np.testing.assert_array_equal(result.labels, SEGMENTER.segment(decode_image(DATA)).labels)
 
 
-@pytest.mark.parametrize(
-    ("format", "options", "expected"),
-    [
-        (None, OutputOptions(), False),
-        (None, OutputOptions(min_confidence=0.1), True),
-        ("png", OutputOptions(), False),
-        ("confidence", OutputOptions(), True),
-    ],
-)
-def test_the_confidence_is_computed_only_if_needed(format: str | None, options: OutputOptions, expected: bool) -> None:
-    pipeline = SegmentationPipeline(SEGMENTER, SPEC, format, options)
+@pytest.mark.parametrize(("format", "expected"), [("png", False), ("confidence", True)])
+def test_the_confidence_is_computed_only_if_needed(format: str, expected: bool) -> None:
+    pipeline = SegmentationPipeline(SEGMENTER, SPEC, format, OutputOptions())
     assert (pipeline.infer(synthetic_image(8, 8)).confidence is not None) == expected
 
 

@@ -76,11 +76,10 @@ def test_rings_are_simple_and_oriented_as_in_geojson(labels: Labels) -> None:
             )
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("grain", [1, 9])
+@pytest.mark.parametrize(("grain", "seed"), [(1, 0), (9, 0), (9, 1)])
 def test_a_large_map_of_noise(seed: int, grain: int) -> None:
-    noise = np.random.default_rng(seed).integers(0, 4, (64 // grain, 96 // grain)).astype(np.uint8)
-    labels = cv2.resize(noise, (96, 64), interpolation=cv2.INTER_NEAREST)
+    noise = np.random.default_rng(seed).integers(0, 4, (48 // grain, 64 // grain)).astype(np.uint8)
+    labels = cv2.resize(noise, (64, 48), interpolation=cv2.INTER_NEAREST)
     labels[labels == 3] = IGNORE_INDEX
     for label, found in trace_polygons(labels, CLASSES).items():
         rings = [ring for polygon in found for ring in polygon]

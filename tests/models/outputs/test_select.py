@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from models.errors import ConfigError
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
-from models.outputs import OUTPUT_FORMATS, encode, needs_confidence
+from models.outputs import OUTPUT_FORMATS, needs_confidence
 from models.outputs.options import OutputOptions
 from models.outputs.select import class_indices, filter_prediction, remove_small_regions
 from models.spec import IGNORE_INDEX
@@ -115,21 +115,11 @@ def test_min_area_applies_after_the_other_options() -> None:
     assert labels.max() == 0  # the prediction is untouched
 
 
-@pytest.mark.parametrize("format", OUTPUT_FORMATS)
-def test_encode_filters_first(format: str) -> None:
-    given, options = (
-        make_prediction(),
-        OutputOptions(classes=("class 1",), min_confidence=0.2, min_area=5, confidence=True),
-    )
-    assert encode(format, given, SPEC, options) == OUTPUT_FORMATS[format].encode(
-        filter_prediction(given, SPEC, options), SPEC, options
-    )
-    assert encode(format, given, SPEC, OutputOptions()) == OUTPUT_FORMATS[format].encode(given, SPEC, OutputOptions())
-
-
 @pytest.mark.parametrize(
     ("format", "options", "needed"),
     [
+        (None, OutputOptions(), False),
+        (None, OutputOptions(min_confidence=0.01), True),
         ("png", OutputOptions(), False),
         ("overlay", OutputOptions(), False),
         ("npy", OutputOptions(confidence=True), False),
@@ -139,7 +129,7 @@ def test_encode_filters_first(format: str) -> None:
         *((format, OutputOptions(min_confidence=0.01), True) for format in OUTPUT_FORMATS),
     ],
 )
-def test_needs_confidence(format: str, options: OutputOptions, needed: bool) -> None:
+def test_needs_confidence(format: str | None, options: OutputOptions, needed: bool) -> None:
     assert needs_confidence(format, options) is needed
 
 
