@@ -43,7 +43,11 @@ def failing(folder, config, threads):
 
 @pytest.fixture
 def broken_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module `broken`, in the current folder, beside a package `models` that must not be imported."""
     (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 
@@ -120,9 +124,11 @@ def test_a_failure_is_a_row_and_affects_no_other(
 ) -> None:
     configs = [KILLED, FAILING, OPENVINO, EngineConfig("openvino", "cpu", "int8")]
     monkeypatch.setattr(bench, "list_engine_configs", lambda bundle: (configs, {"torch": "torch is not installed."}))
-    measured, printed = run_bench(tiny_bundle, out=tmp_path)
+    Image.fromarray(synthetic_image(40, 50)).save(tmp_path / "mine.png")
+    measured, printed = run_bench(tiny_bundle, tmp_path / "mine.png", "70x60", out=tmp_path / "out")
     assert measured
-    rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert "tiny, mine.png at 70x60" in printed
+    rows = json.loads((tmp_path / "out" / "bench.json").read_text())["rows"]
     assert [bool(row["error"]) for row in rows] == [True, True, False, True]
     assert "ended by SIGKILL; there may be too little memory" in rows[0]["error"]
     assert rows[1]["error"] == "There is not enough memory (3 of 2 GB)."
@@ -176,13 +182,6 @@ def test_a_precision_that_the_export_refused_has_a_reason(tiny_bundle: Path) -> 
     assert "90.00%" in unavailable["openvino bf16"]
 
 
-def test_an_image_is_resized(tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(synthetic_image(40, 50)).save(tmp_path / "mine.png")
-    monkeypatch.setattr(bench, "list_engine_configs", lambda bundle: ([OPENVINO], {}))
-    measured, printed = run_bench(tiny_bundle, tmp_path / "mine.png", "70x60")
-    assert measured and "tiny, mine.png at 70x60" in printed
-
-
 def test_bad_arguments_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="expected WIDTHxHEIGHT"):
@@ -197,13 +196,3 @@ def test_bad_arguments_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="contains no probe images"):
         bench.load_images(Bundle(tmp_path, open_bundle(tiny_bundle).spec), None)
     assert_fails(run_maskserve("bench", tiny_bundle, "--size", "9", cwd=tmp_path), 2, "expected WIDTHxHEIGHT")
-
-
-def test_packages_in_the_current_folder_are_not_imported(
-    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong package')\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert benchmark_engines(tiny_bundle, [OPENVINO], [synthetic_image(64, 64)], 1, 1)[0].error == ""

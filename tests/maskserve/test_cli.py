@@ -72,8 +72,7 @@ def test_packages_in_the_current_folder_are_not_imported(shadowing_packages: Pat
     counts = ("--train", "3", "--val", "2", "--test", "2")
     for arguments, environment in (
         (("data", "shapes", "shapes", *counts), {}),
-        (("data", "shapes", "more shapes", *counts), {"PYTHONPATH": "."}),
-        (("data", "stats", "shapes"), {"PYTHONPATH": str(shadowing_packages)}),
+        (("data", "stats", "shapes"), {"PYTHONPATH": "."}),
     ):
         done = run_maskserve_process(*arguments, cwd=shadowing_packages, **environment)
         assert done.returncode == 0, done.stderr
