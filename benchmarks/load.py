@@ -1,11 +1,10 @@
 """A load generator: one process, asyncio, keep-alive connections, HTTP/1.1 by hand.
 
-`closed` keeps a number of requests under way: each answer lets the next one go. `offered` sends at a given rate whatever
-comes back, and counts each latency from the moment the request was meant to be sent: a server that stands still for a
-second is then late for everything that was due in it, not for the one request that a closed loop would have had there.
+`closed_loop` keeps a number of requests running: each response triggers the next request. `open_loop` sends at a fixed rate,
+whatever the responses, and counts each latency from the time at which the request was scheduled: if a server stalls for a
+second, every request that was due in it is late, not only the one that a closed loop would have sent.
 
-On its own it costs some 0.2 core-milliseconds a request (`python -m benchmarks.load`), so that it may share its
-machine with the server.
+It costs about 0.2 core-milliseconds per request (`python -m benchmarks.load`), so it may share a machine with the server.
 """
 
 import asyncio
@@ -21,70 +20,70 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-LOST_STATUS = 0  # the status of a request whose connection ended before its answer
+LOST_STATUS = 0  # the status of a request whose connection ended before the response
 SERVER_TIMING = re.compile(r"([\w-]+);dur=([\d.]+)")
 
 
 @dataclass(frozen=True)
 class LoadResponse:
-    """What came back of a request."""
+    """The response to a request."""
 
     index: int  # of the request, in the order of sending
-    status: int  # LOST where nothing did
-    latency_s: float  # from the moment it was meant to be sent to its answer's last byte
-    headers: str  # the head of the answer, as it came
+    status: int  # LOST_STATUS without a response
+    latency_s: float  # from the scheduled time of the request to the last byte of the response
+    headers: str  # the head of the response, unparsed
     size: int  # bytes of the body
 
     def stages(self) -> dict[str, float]:
-        """Milliseconds by stage, as the header Server-Timing tells."""
+        """Milliseconds by stage, from the header Server-Timing."""
         line = self.header("server-timing")
-        return {name: float(took) for name, took in SERVER_TIMING.findall(line)}
+        return {name: float(ms) for name, ms in SERVER_TIMING.findall(line)}
 
     def header(self, name: str) -> str:
-        """A header's value, empty where it is not there."""
+        """The value of a header; empty if it is missing."""
         found = re.search(rf"^{name}: *(.*?)\r?$", self.headers, re.IGNORECASE | re.MULTILINE)
         return found.group(1) if found else ""
 
 
 @dataclass
 class LoadResult:
-    """What was asked of a server, and what it answered."""
+    """The responses of a run, and its times."""
 
     responses: list[LoadResponse] = field(default_factory=list)
-    seconds: float = 0.0  # from the first request to the last answer
-    generator_cpu_seconds: float = 0.0  # processor time of the generator
+    seconds: float = 0.0  # from the first request to the last response
+    generator_cpu_seconds: float = 0.0  # CPU time of the generator
 
     def status_counts(self) -> dict[str, int]:
-        """Answers by status, `lost` for those that never came."""
+        """Responses by status; `lost` without a response."""
         return {str(status or "lost"): n for status, n in sorted(Counter(one.status for one in self.responses).items())}
 
     def latencies_ms(self, status: int = 200) -> list[float]:
-        """Milliseconds of the answers of that status, ascending."""
+        """Latencies of the responses with this status in milliseconds, ascending."""
         return sorted(1000 * one.latency_s for one in self.responses if one.status == status)
 
     def responses_per_second(self, status: int = 200) -> float:
-        """Answers of that status a second."""
+        """Responses with this status per second."""
         return sum(one.status == status for one in self.responses) / self.seconds if self.seconds else 0.0
 
     def stages(self) -> dict[str, float]:
-        """Mean milliseconds by stage, of the good answers."""
-        told = [one.stages() for one in self.responses if one.status == 200]
-        return {name: round(statistics.fmean(one[name] for one in told), 3) for name in (told[0] if told else {})}
+        """Mean milliseconds by stage of the responses with status 200."""
+        timed = [response.stages() for response in self.responses if response.status == 200]
+        return {name: round(statistics.fmean(one[name] for one in timed), 3) for name in (timed[0] if timed else {})}
 
     def merge(self, other: "LoadResult") -> None:
-        """Another run against the same server: the times add up as well."""
+        """Add another run against the same server; the times add up too."""
         self.responses += other.responses
         self.seconds += other.seconds
         self.generator_cpu_seconds += other.generator_cpu_seconds
 
 
 def percentile(ascending: list[float], percent: float) -> float | None:
-    """The value that so many percent of the values do not exceed, by nearest rank; None of nothing."""
+    """The percentile by nearest rank; None without values."""
     return ascending[min(len(ascending) - 1, int(len(ascending) * percent / 100))] if ascending else None
 
 
 def post_request(url: str, body: bytes, kind: str = "image/jpeg", headers: Iterable[tuple[str, str]] = ()) -> bytes:
-    """A whole POST request, as the bytes that go over the connection."""
+    """The bytes of a POST request."""
     target = urlsplit(url)
     path = target.path + (f"?{target.query}" if target.query else "")
     lines = [f"POST {path} HTTP/1.1", f"Host: {target.netloc}", f"Content-Type: {kind}"]
@@ -103,15 +102,15 @@ def form_request(url: str, image: bytes) -> bytes:
 def closed_loop(
     url: str, requests: Iterator[bytes], concurrency: int, seconds: float = float("inf"), timeout: float = 120
 ) -> LoadResult:
-    """Send `requests`, `concurrency` at a time, until they end or the time is up; what is under way is waited for.
+    """Send `requests`, `concurrency` at a time, until they end or the time is up, and wait for the running ones.
 
-    `limit`: seconds after which an answer counts as lost.
+    `timeout`: seconds after which a response counts as lost.
     """
     return asyncio.run(_closed_loop(url, requests, concurrency, seconds, timeout))
 
 
 def open_loop(url: str, request: bytes, rate: float, seconds: float, seed: int = 0, timeout: float = 120) -> LoadResult:
-    """Send `rate` requests a second on average, at random (Poisson) moments, whatever comes back, for so many seconds."""
+    """Send `rate` requests per second on average, at random (Poisson) times, whatever the responses."""
     return asyncio.run(_open_loop(url, request, rate, seconds, seed, timeout))
 
 
@@ -122,8 +121,8 @@ async def _closed_loop(
     numbered = enumerate(requests)
 
     async def client() -> None:
-        for place, request in numbered:
-            load.responses.append(await pool.request(place, request, time.perf_counter()))
+        for index, request in numbered:
+            load.responses.append(await pool.request(index, request, time.perf_counter()))
             if time.perf_counter() - start > seconds:
                 return
 
@@ -135,34 +134,34 @@ async def _closed_loop(
 
 async def _open_loop(url: str, request: bytes, rate: float, seconds: float, seed: int, limit: float) -> LoadResult:
     load, start, spent, pool = LoadResult(), time.perf_counter(), time.process_time(), ConnectionPool(url, limit)
-    chance, due, place, under_way = random.Random(seed), start, 0, set[asyncio.Task[None]]()
+    chance, due, index, running = random.Random(seed), start, 0, set[asyncio.Task[None]]()
 
-    async def one(place: int, due: float) -> None:
-        load.responses.append(await pool.request(place, request, due))
+    async def send(index: int, due: float) -> None:
+        load.responses.append(await pool.request(index, request, due))
 
     while (due := due + chance.expovariate(rate)) < start + seconds:
-        await asyncio.sleep(max(0, due - time.perf_counter()))  # where we are late, the answers still get their turn
-        task = asyncio.create_task(one(place, due))
-        place += 1
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-    await asyncio.gather(*under_way)
+        await asyncio.sleep(max(0, due - time.perf_counter()))  # if late, this still lets responses be processed
+        task = asyncio.create_task(send(index, due))
+        index += 1
+        running.add(task)
+        task.add_done_callback(running.discard)
+    await asyncio.gather(*running)
     pool.close()
     load.seconds, load.generator_cpu_seconds = time.perf_counter() - start, time.process_time() - spent
     return load
 
 
 class ConnectionPool:
-    """Connections to one server: an idle one is used again, else a new one opened."""
+    """Connections to one server: idle ones are reused."""
 
-    def __init__(self, url: str, limit: float) -> None:
-        """`limit`: seconds after which an answer counts as lost."""
+    def __init__(self, url: str, timeout: float) -> None:
+        """`timeout`: seconds after which a response counts as lost."""
         self.host, self.port = urlsplit(url).hostname or "", urlsplit(url).port or 80
-        self.timeout = limit
+        self.timeout = timeout
         self.idle: list[_Connection] = []
 
-    async def request(self, place: int, request: bytes, due: float) -> LoadResponse:
-        """Send a request and wait for its answer; `due` is when it was meant to be sent, by time.perf_counter."""
+    async def request(self, index: int, request: bytes, due: float) -> LoadResponse:
+        """Send a request and wait for its response; `due` is its scheduled time, by time.perf_counter."""
         connection: _Connection | None = None
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(self.timeout):
@@ -172,10 +171,10 @@ class ConnectionPool:
                 self.idle.append(connection)
             else:
                 connection.close()
-            return LoadResponse(place, status, time.perf_counter() - due, head, size)
+            return LoadResponse(index, status, time.perf_counter() - due, head, size)
         if connection:
             connection.close()
-        return LoadResponse(place, LOST_STATUS, time.perf_counter() - due, "", 0)
+        return LoadResponse(index, LOST_STATUS, time.perf_counter() - due, "", 0)
 
     async def _get_connection(self) -> "_Connection":
         while self.idle:
@@ -186,20 +185,20 @@ class ConnectionPool:
         return (await loop.create_connection(_Connection, self.host, self.port))[1]
 
     def close(self) -> None:
-        """Close what is idle."""
+        """Close idle connections."""
         for connection in self.idle:
             connection.close()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, one request at a time. Less than streams: no task and no lock for each read."""
+    """One connection, one request at a time. Cheaper than streams: no task and no lock per read."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.received, self.response = transport, bytearray(), None
         self.is_closed = self.server_closes = False
 
     async def request(self, request: bytes) -> tuple[int, str, int]:
-        """Status, head and the body's size. Raises: ConnectionError where the connection ends before them."""
+        """Status, head and size of the body. Raises: ConnectionError if the connection ends before."""
         self.received.clear()
         self.head, self.content_length = "", -1
         self.response = asyncio.get_running_loop().create_future()
@@ -225,11 +224,11 @@ class _Connection(asyncio.Protocol):
         self.is_closed = True
         if self.response is not None and not self.response.done():
             self.response.set_exception(error if isinstance(error, OSError) else ConnectionResetError("closed"))
-            self.response.exception()  # who gave up on it does not ask
+            self.response.exception()  # it may have timed out, so that nobody reads it
 
     def is_reusable(self) -> bool:
         """Whether another request may be sent."""
-        unsent = self.transport.get_write_buffer_size()  # an answer may come before the whole body is sent
+        unsent = self.transport.get_write_buffer_size()  # a response may arrive before the whole body is sent
         return not (self.is_closed or self.server_closes or unsent or self.transport.is_closing())
 
     def close(self) -> None:
@@ -237,18 +236,18 @@ class _Connection(asyncio.Protocol):
 
     def _parse_head(self, head: str) -> None:
         self.head, small = head, head.lower()
-        told = re.search(r"\r\ncontent-length: *(\d+)", small)
-        self.content_length = int(told.group(1)) if told else -1
+        match = re.search(r"\r\ncontent-length: *(\d+)", small)
+        self.content_length = int(match.group(1)) if match else -1
         self.server_closes = "\r\nconnection: close" in small
 
     def _is_complete(self) -> bool:
         if self.content_length >= 0:
             return len(self.received) >= self.content_length
-        return self.received.endswith(b"0\r\n\r\n")  # chunked; our bodies do not end like that before their end
+        return self.received.endswith(b"0\r\n\r\n")  # chunked; the bodies here contain this only at their end
 
 
 def measure_generator_cost(count: int = 4000) -> float:
-    """Core-milliseconds that a request costs this generator, by one of 100 kB to a server that only answers."""
+    """Core-milliseconds per request of this generator, with bodies of 100 kB and a stub server."""
     command = [sys.executable, "-c", "import benchmarks.load; benchmarks.load.run_stub_server()"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
@@ -260,7 +259,7 @@ def measure_generator_cost(count: int = 4000) -> float:
 
 
 def run_stub_server() -> None:
-    """A server that answers each request with 200 once it has come; prints its port."""
+    """A server that responds with 200 to every request; prints its port."""
 
     async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(asyncio.IncompleteReadError):
@@ -278,4 +277,4 @@ def run_stub_server() -> None:
 
 
 if __name__ == "__main__":
-    print(f"{measure_generator_cost():.3f} core-milliseconds a request")
+    print(f"{measure_generator_cost():.3f} core-milliseconds per request")

@@ -1,7 +1,7 @@
-"""What a service answers under any load: the part of benchmarks/serving.py that sends at a given rate, whatever comes back.
+"""Responses under overload: the part of benchmarks/serving.py that sends requests at a fixed rate.
 
-The generator runs on the service's own cores and takes some 0.2 core-milliseconds a request, connections kept: at twenty
-times the capacity of a small model that is a good part of a core, which the service then lacks. `generator` tells.
+The generator runs on the same cores as the service and takes about 0.2 core-milliseconds per request with kept connections: at
+twenty times the capacity of a small model that is a large part of a core. `generator_cores` has it.
 """
 
 from pathlib import Path
@@ -12,20 +12,20 @@ from benchmarks.processes import BenchServer, start_service
 from service.settings import Settings
 
 LOAD_FACTORS = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5, 2, 5, 20)  # of the capacity
-SECONDS, LAST_SECONDS = 10, 20  # at each factor; at the last
-MIN_REQUESTS = 12  # requests at each factor: where the engine is slow it takes longer
-COLOURS = {"p50": "#7fa8d6", "p99": "#1f5fa8", "429": "#d9a05b"}
+SECONDS, LAST_SECONDS = 10, 20  # at each factor; at the last one
+MIN_REQUESTS = 12  # at each factor: with a slow engine it takes longer
+COLORS = {"p50": "#7fa8d6", "p99": "#1f5fa8", "429": "#d9a05b"}
 
 
 def measure_overload(name: str, bundle: Path, jpeg: bytes, precision: str) -> dict[str, Any]:
-    """Latencies of the accepted and of the refused at each factor of the capacity, which is measured just before."""
+    """Latencies of accepted and rejected requests at each factor of the capacity, which is measured just before."""
     default = Settings.model_fields.get("queue_seconds")
     age = float(default.default) if default else None
     with start_service(name, bundle, precision=precision) as server:
         request = server.request(jpeg)
         closed_loop(server.url, iter([request] * 8), 2)
         unloaded = closed_loop(server.url, iter([request] * 40), 1).latencies_ms()
-        # Two at a time keep the engine busy, and wait for less than the limit also where it is slow.
+        # Two at a time keep the engine busy, and wait less than the limit even if it is slow.
         capacity = closed_loop(server.url, iter(lambda: request, b""), 2, SECONDS).responses_per_second()
         rows = [measure_at_rate(server, request, capacity, factor) for factor in LOAD_FACTORS]
         memory = round(server.memory_mb())
@@ -39,7 +39,7 @@ def measure_overload(name: str, bundle: Path, jpeg: bytes, precision: str) -> di
 
 
 def measure_at_rate(server: BenchServer, request: bytes, capacity: float, factor: float) -> dict[str, Any]:
-    """One rate, for some seconds."""
+    """Measure one rate."""
     spent = server.cpu_seconds()
     seconds = max(LAST_SECONDS if factor == LOAD_FACTORS[-1] else SECONDS, MIN_REQUESTS / (factor * capacity))
     load = open_loop(server.url, request, factor * capacity, seconds)
@@ -61,7 +61,7 @@ def measure_at_rate(server: BenchServer, request: bytes, capacity: float, factor
 
 
 def plot_overload(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> None:
-    """For each model, latencies against the offered load, and beneath what share of the requests got which answer."""
+    """For each model, latencies over the offered load, and below them the fractions of the statuses."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(models), 6), dpi=100, layout="constrained")
@@ -69,14 +69,12 @@ def plot_overload(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> 
     for column, (name, model) in enumerate(models.items()):
         above, below = panels[0][column], panels[1][column]
         factors = [row["factor"] for row in model["rows"]]
-        for key, label, colour in (
-            ("p50_ms", "accepted, p50", COLOURS["p50"]), ("p99_ms", "accepted, p99", COLOURS["p99"]),
-            ("p99_429_ms", "refused (429), p99", COLOURS["429"]),
+        for key, label, color in (
+            ("p50_ms", "accepted, p50", COLORS["p50"]), ("p99_ms", "accepted, p99", COLORS["p99"]),
+            ("p99_429_ms", "rejected (429), p99", COLORS["429"]),
         ):  # fmt: skip
             points = [(row["factor"], row[key]) for row in model["rows"] if row[key] is not None]
-            above.plot(
-                *zip(*points, strict=True) if points else ([], []), "o-", color=colour, label=label, markersize=4
-            )
+            above.plot(*zip(*points, strict=True) if points else ([], []), "o-", color=color, label=label, markersize=4)
         if "bound_ms" in model:
             above.axhline(model["bound_ms"], color="#888888", linewidth=0.8, linestyle="--")
             above.text(factors[0], model["bound_ms"] * 1.08, "age limit + twice unloaded", fontsize=8, color="#666666")
@@ -89,7 +87,7 @@ def plot_overload(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> 
             status: [100 * row["counts"].get(status, 0) / max(1, sum(row["counts"].values())) for row in model["rows"]]
             for status in sorted({status for row in model["rows"] for status in row["counts"]})
         }
-        tones = {"200": COLOURS["p99"], "429": COLOURS["429"]}
+        tones = {"200": COLORS["p99"], "429": COLORS["429"]}
         below.stackplot(
             factors, *shares.values(), labels=list(shares), colors=[tones.get(status, "#c03030") for status in shares]
         )
@@ -100,8 +98,8 @@ def plot_overload(models: dict[str, dict[str, Any]], cpu: str, target: Path) -> 
         for axes in (above, below):
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=8)
-    panels[0][0].set_ylabel("milliseconds from the intended moment", fontsize=9)
-    panels[1][0].set_ylabel("% of answers", fontsize=9)
+    panels[0][0].set_ylabel("milliseconds from the scheduled time", fontsize=9)
+    panels[1][0].set_ylabel("% of responses", fontsize=9)
     panels[0][0].legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 0.9))
     figure.suptitle(cpu, fontsize=8, color="#666666", x=0.99, ha="right")
     figure.savefig(target)

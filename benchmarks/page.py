@@ -1,9 +1,9 @@
-"""The web page in a real Chromium: its size, its first paint, and whether a large photograph holds it up.
+"""The web page in a real Chromium: its size, its first paint, and whether a large photograph blocks it.
 
     python -m benchmarks.page [BUNDLE]       needs chromium on the PATH; without a BUNDLE, a small one with random weights
 
-A task of the page's main thread that takes longer than 50 ms is a long task (W3C); what is measured is the longest while a
-photograph of 12 megapixels is shown, labelled, toggled, zoomed and moved.
+A task of the main thread longer than 50 ms is a long task (W3C). Measured is the longest one while a photograph of 12
+megapixels is shown, segmented, toggled, zoomed and moved.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def measure_first_paint(browser: Browser, url: str) -> dict[str, float]:
-    """First contentful paint after navigation, each time in a window that knows nothing of the page."""
+    """First contentful paint after navigation, each time with an empty cache."""
     paints = []
     for _ in range(PAGE_LOADS):
         context = browser.new_context()
@@ -89,7 +89,7 @@ def measure_photo(browser: Browser, url: str, file: Path) -> dict[str, Any]:
     page.set_input_files("#file", str(file))
     page.wait_for_selector("#result:not([hidden])", timeout=120_000)
     page.wait_for_timeout(1500)
-    stages["shown and labelled"] = read_blocking(page)
+    stages["shown and segmented"] = read_blocking(page)
     for box in page.locator(".rows input").all():
         box.uncheck()
         box.check()
@@ -104,11 +104,11 @@ def measure_photo(browser: Browser, url: str, file: Path) -> dict[str, Any]:
     page.mouse.move(300, 300, steps=60)
     page.wait_for_timeout(1000)
     stages["zoomed, moved, read out"] = read_blocking(page)
-    return {"megapixels": 12, "bytes": file.stat().st_size, "longest_ms": stages, "told": page.inner_text("#timing")}
+    return {"megapixels": 12, "bytes": file.stat().st_size, "longest_ms": stages, "timing": page.inner_text("#timing")}
 
 
 def read_blocking(page: Page) -> dict[str, float]:
-    """Since the last time: the longest task of the main thread (0: none above 50 ms), and the longest wait for a turn on it."""
+    """Since the last call: the longest task of the main thread (0: none above 50 ms), and the longest wait for it."""
     task, gap = page.evaluate("[Math.max(0, ...tasks), gap]")
     page.evaluate("tasks.length = 0; gap = 0")
     return {"task": round(task, 1), "turn": round(gap, 1)}

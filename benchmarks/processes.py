@@ -1,4 +1,4 @@
-"""Servers and engines as processes to measure: started, waited for, ended, and what they take (Linux, by /proc)."""
+"""Servers and engines as processes to measure: start, stop, CPU time and memory (Linux, from /proc)."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from models import TELEMETRY_OPT_OUT
 from models.imaging.decode import RGB
 from service.server_process import LOOPBACK, ROOT, free_port, launch_server
 
-TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")  # a second
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")  # bytes
 READY_SECONDS = 180
 TUTORIAL_SERVERS = {
@@ -37,32 +37,32 @@ TUTORIAL_SERVERS = {
 
 @dataclass(frozen=True)
 class BenchServer:
-    """A server that answers."""
+    """A running server."""
 
     name: str
-    url: str  # of its route for an image
+    url: str  # of its route for images
     pid: int
-    multipart: bool = False  # whether it takes a form alone
+    multipart: bool = False  # whether it only accepts forms
 
     def request(self, image: bytes) -> bytes:
-        """The whole request for one image."""
+        """The HTTP request for one image."""
         return form_request(self.url, image) if self.multipart else post_request(self.url, image)
 
     def cpu_seconds(self) -> float:
-        """Seconds of processor time that its tree has taken, those that ended included."""
+        """Seconds of CPU time of the process tree, including processes that have ended."""
         return sum(process_cpu_seconds(pid) for pid in process_tree(self.pid))
 
     def memory_mb(self) -> float:
-        """Megabytes (10^6 bytes) resident of the tree; what processes share is counted for each."""
+        """Resident megabytes (10^6 bytes) of the process tree; shared memory is counted for each process."""
         return sum(_resident_bytes(pid) for pid in process_tree(self.pid)) / 1e6
 
 
 @contextmanager
 def start_service(name: str, bundle: Path, **settings: object) -> Iterator[BenchServer]:
-    """Our service on a bundle; each of `settings` becomes MASKSERVE_<NAME>."""
-    told = {f"MASKSERVE_{key.upper()}": str(value) for key, value in settings.items()}
-    before = {key: os.environ.get(key) for key in told}
-    os.environ.update(told)
+    """The service on a bundle; each of `settings` becomes MASKSERVE_<NAME>."""
+    variables = {f"MASKSERVE_{key.upper()}": str(value) for key, value in settings.items()}
+    before = {key: os.environ.get(key) for key in variables}
+    os.environ.update(variables)
     try:
         with tempfile.TemporaryFile() as log, launch_server(bundle, LOOPBACK, free_port(), log) as server:
             wait_until_ready(server.process, lambda client: client.get(f"{server.url}/readyz"))
@@ -76,7 +76,7 @@ def start_service(name: str, bundle: Path, **settings: object) -> Iterator[Bench
 
 @contextmanager
 def start_tutorial_server(name: str, *words: str, **environment: str) -> Iterator[BenchServer]:
-    """A server of benchmarks/servers/; `{port}` in `words`, which follow `python -m`, stands for its port."""
+    """A server of benchmarks/servers/. `words` follow `python -m`; `{port}` in them is replaced by its port."""
     port = free_port()
     command = [sys.executable, "-m", *(word.format(port=port) for word in words)]
     with tempfile.TemporaryDirectory() as home, tempfile.TemporaryFile() as log:
@@ -94,24 +94,24 @@ def start_tutorial_server(name: str, *words: str, **environment: str) -> Iterato
             yield BenchServer(name, url, child.pid, multipart=True)
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # all that it started is of its group
+                os.killpg(child.pid, signal.SIGKILL)  # its children are in its process group
             child.wait()
 
 
 def missing_servers() -> list[str]:
-    """Tutorial servers that cannot run here."""
+    """Tutorial servers whose package is not installed."""
     missing = [
         f"{name}: {package} is not installed"
         for name, (package, *_) in TUTORIAL_SERVERS.items()
         if not find_spec(package)
     ]
     for line in missing:
-        print(f"left out: {line}")
+        print(f"skipped: {line}")
     return missing
 
 
 def start_tutorial_servers(stack: ExitStack, **environment: str) -> list[BenchServer]:
-    """The tutorial servers that can run here, started."""
+    """Start the tutorial servers whose packages are installed."""
     return [
         stack.enter_context(start_tutorial_server(name, *words, **environment))
         for name, (package, *words) in TUTORIAL_SERVERS.items()
@@ -120,20 +120,20 @@ def start_tutorial_servers(stack: ExitStack, **environment: str) -> list[BenchSe
 
 
 class BenchEngine:
-    """A bundle's Segmenter in a process of its own, which holds no server."""
+    """The Segmenter of a bundle in a separate process without a server."""
 
     def __init__(self, bundle: Path, precision: str, image: RGB, threads: int = 0) -> None:
-        """`image` is RGB uint8 H x W x 3; `threads` as of the setting, 0 for all cores."""
+        """`image`: RGB uint8 H x W x 3. `threads`: 0 for all cores."""
         self.worker = BenchWorker()
         self.worker.request((str(bundle), EngineConfig("openvino", "cpu", precision), threads, [image]))
         self.time_segment(3)
 
     def stop(self) -> None:
-        """End its process."""
+        """Stop its process."""
         self.worker.stop()
 
     def time_segment(self, times: int) -> tuple[list[float], float]:
-        """Milliseconds of each of some passes, and core-milliseconds a pass."""
+        """Milliseconds of each of `times` passes, and core-milliseconds per pass."""
         before = process_cpu_seconds(self.worker.process.pid)
         seconds, _ = self.worker.request(times)
         spent = process_cpu_seconds(self.worker.process.pid) - before
@@ -143,24 +143,24 @@ class BenchEngine:
 def wait_until_ready(
     child: subprocess.Popen[bytes] | None, ready: Callable[[httpx.Client], httpx.Response], timeout: float = 10
 ) -> None:
-    """Until `ready` gets a 200; `timeout`: seconds that it may take to get anything."""
+    """Wait until `ready` returns a 200; `timeout`: seconds of one request."""
     deadline, last = time.monotonic() + READY_SECONDS, "nothing"
     with httpx.Client(trust_env=False, timeout=timeout) as client:
         while time.monotonic() < deadline:
             if child and child.poll() is not None:
                 raise RuntimeError(f"{child.args!r} ended with code {child.returncode}")
             with suppress(httpx.TransportError):
-                if (answer := ready(client)).status_code == 200:
+                if (response := ready(client)).status_code == 200:
                     return
-                last = answer.text[:300]
-                if answer.status_code == 503 and "retry-after" not in answer.headers:
-                    break  # ours says so where waiting does not help
+                last = response.text[:300]
+                if response.status_code == 503 and "retry-after" not in response.headers:
+                    break  # our service omits it if waiting does not help
             time.sleep(0.1)
-    raise RuntimeError(f"{child and child.args} did not get ready; its last answer was {last}")
+    raise RuntimeError(f"{child and child.args} did not get ready. Its last response: {last}")
 
 
 def process_cpu_seconds(pid: int) -> float:
-    """Seconds of processor time of a process, and of its children that have ended."""
+    """Seconds of CPU time of a process, and of its children that have ended."""
     return sum(_read_stat(pid)[11:15]) / TICKS_PER_SECOND
 
 
@@ -177,7 +177,7 @@ def process_tree(root: int) -> list[int]:
 
 
 def process_command(pid: int) -> bytes:
-    """A process's words, each ended by a zero; empty where it has ended."""
+    """The command line of a process, each argument followed by a zero byte; empty if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
@@ -185,13 +185,13 @@ def process_command(pid: int) -> bytes:
 
 
 def worker_pids(root: int) -> set[int]:
-    """The processes of BentoML's that answer, of the service whose first process is `root`."""
+    """The worker processes of the service whose first process is `root`."""
     return {pid for pid in process_tree(root) if b"\0--worker-id\0" in process_command(pid)}
 
 
 @contextmanager
 def suspend_processes(pids: set[int]) -> Iterator[None]:
-    """Hold processes: a request that is answered meanwhile, another one has answered."""
+    """Suspend processes while the block runs: others respond meanwhile."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -202,7 +202,7 @@ def suspend_processes(pids: set[int]) -> Iterator[None]:
 
 
 def kill_worker(server: BenchServer) -> float:
-    """Kill a worker of our service; the seconds until there is another in its place that is ready."""
+    """Kill a worker of the service. Returns: the seconds until a new one is ready."""
     before, start = worker_pids(server.pid), time.monotonic()
     os.kill(min(before), signal.SIGKILL)
     while not worker_pids(server.pid) - before:
@@ -213,7 +213,7 @@ def kill_worker(server: BenchServer) -> float:
 
 
 def _read_stat(pid: int) -> list[int]:
-    """The numbers after the name in /proc/PID/stat, the state left as 0; empty where it has ended."""
+    """The numbers after the name in /proc/PID/stat, with 0 for the state; empty if the process has ended."""
     try:
         words = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
     except OSError:
@@ -222,7 +222,7 @@ def _read_stat(pid: int) -> list[int]:
 
 
 def _resident_bytes(pid: int) -> int:
-    """Bytes, zero where it has ended."""
+    """Resident bytes; zero if the process has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
     except OSError:

@@ -1,18 +1,18 @@
-"""What the service adds to its engine, and how it stands beside three tutorial servers: `python -m benchmarks.serving [FOLDER]`.
+"""Overhead of the service over its engine, and comparison with three tutorial servers: `python -m benchmarks.serving [FOLDER]`.
 
-Everything in one run, what is compared asked in turn, round by round; servers that are not asked sleep. Writes
-benchmarks/results/serving.json, serving.png and overload.png. Half an hour, of a quiet machine; FOLDER keeps the bundles
+All in one run; systems that are compared are measured in alternating rounds, while the other servers idle. Writes
+benchmarks/results/serving.json, serving.png and overload.png. Takes half an hour on a quiet machine; FOLDER keeps the bundles
 (random weights, as in benchmarks/inference.py) for another run.
 
-throughput  FCN-ResNet-50 at stride 8, a 640x480 JPEG in, a PNG out: images a second at concurrency 4 of ours in f32,
+throughput  FCN-ResNet-50 at stride 8, 640x480 JPEG in, PNG out: images per second at concurrency 4 of the service in f32,
             bf16 and int8, of the bare engine (Segmenter.segment in a loop), and of the three servers in
-            benchmarks/servers/ around torchvision's eager network; p50 at concurrency 1 against the engine's own time
-overhead    FCN-8s, ResNet-18, 320x240: processor time an image of all but the inference, which is the service's
-            less the bare engine's with as many threads; what a refused body and a tutorial server without a network cost
-workers     the same model: throughput with one worker and with two, and how long one is gone that was killed
+            benchmarks/servers/ with torchvision's eager network; p50 at concurrency 1 compared with the engine's time
+overhead    FCN-8s, ResNet-18, 320x240: CPU time per image without the inference: that of the service minus that of the
+            bare engine with the same threads; the cost of a rejected body, and of a tutorial server without a network
+workers     the same model: throughput with one worker and with two, and how long a killed worker is gone
 overload    both models, up to twenty times the capacity: benchmarks/overload.py
 
-A tutorial server whose package is missing is left out, and said to be; LitServe: benchmarks/servers/litserve_tutorial.py.
+Tutorial servers whose package is missing are skipped with a message; LitServe: benchmarks/servers/litserve_tutorial.py.
 """
 
 import io
@@ -48,7 +48,7 @@ from models.imaging.decode import decode_image
 
 SMALL_MODEL = "FCN-8s, ResNet-18"
 SIZES = {LARGE_MODEL: (640, 480), SMALL_MODEL: (320, 240)}  # width, height in pixels
-PRECISIONS = ("f32", "bf16", "int8")  # those that the processor computes in are measured
+PRECISIONS = ("f32", "bf16", "int8")  # those that the CPU supports are measured
 ROUNDS, SECONDS, CONCURRENCY = 4, 10, 4
 PACKAGES = ("torch", "torchvision", "openvino", "bentoml", "fastapi", "uvicorn", "starlette", "litserve", "pillow")
 
@@ -88,7 +88,7 @@ def draw_jpeg(width: int, height: int) -> bytes:
 
 
 def default_precision(bundle: Path) -> str:
-    """What a trained bundle is served in here: bf16 where the processor computes in it."""
+    """The precision in which a trained bundle is served here: bf16 if the CPU supports it."""
     return "bf16" if "bf16" in precisions(open_bundle(bundle), "cpu") else "f32"
 
 
@@ -100,10 +100,10 @@ def package_version(package: str) -> str | None:
 
 
 def measure_throughput(bundle: Path, body: bytes) -> dict[str, Any]:
-    """Images a second, all servers alive at once and asked in turn; and how much later than the engine one comes."""
+    """Images per second of all servers, measured in alternating rounds, and the latency that the service adds to the engine."""
     with ExitStack() as stack:
         offered = precisions(open_bundle(bundle), "cpu")
-        # The tutorial servers let everybody wait for ever; beside them ours may not refuse either.
+        # The tutorial servers queue without limit; for comparison ours must not reject requests either.
         patient = {"queue_seconds": 600, "timeout_seconds": 600}
         mine = {one: stack.enter_context(start_service(one, bundle, precision=one, **patient)) for one in offered}
         engines = {one: BenchEngine(bundle, one, decode_image(body)) for one in offered}
@@ -158,7 +158,7 @@ def measure_throughput(bundle: Path, body: bytes) -> dict[str, Any]:
 
 
 def paired_latencies(server: BenchServer, request: bytes, engine: BenchEngine) -> list[list[float]]:
-    """Milliseconds over HTTP at concurrency 1 and of the bare engine, asked in turn; each the median of three."""
+    """Milliseconds over HTTP at concurrency 1 and of the bare engine, measured alternately; each the median of three."""
     found = []
     for _ in range(4):
         latencies = [1000 * one.latency_s for one in closed_loop(server.url, iter([request] * 4), 1).responses[1:]]
@@ -174,7 +174,7 @@ def merge_loads(loads: list[LoadResult]) -> LoadResult:
 
 
 def measure_overhead(bundle: Path, body: bytes) -> dict[str, Any]:
-    """Core-milliseconds an image of everything but the inference, and milliseconds by stage."""
+    """Core-milliseconds per image without the inference, and milliseconds by stage."""
     precision = default_precision(bundle)
     found: dict[str, Any] = {"precision": precision, "rows": []}
     for threads in (0, 1):
@@ -199,7 +199,7 @@ def measure_overhead(bundle: Path, body: bytes) -> dict[str, Any]:
 
 
 def cpu_overhead(server: BenchServer, engine: BenchEngine, body: bytes, concurrency: int) -> dict[str, Any]:
-    """The service and the engine in turn: the medians of their processor times an image, and of the differences."""
+    """Service and engine alternately: the medians of their CPU times per image, and of the differences."""
     request, rounds, loads = server.request(body), [], []
     core_ms(server, request, 50, concurrency)
     for _ in range(2 * ROUNDS):
@@ -219,19 +219,19 @@ def cpu_overhead(server: BenchServer, engine: BenchEngine, body: bytes, concurre
 def core_ms(
     server: BenchServer, request: bytes, count: int, concurrency: int = CONCURRENCY
 ) -> tuple[float, LoadResult]:
-    """The server's processor time for each of so many requests, in milliseconds."""
+    """The CPU time of the server per request, in milliseconds, over `count` requests."""
     before = server.cpu_seconds()
     load = closed_loop(server.url, iter([request] * count), concurrency)
     return 1000 * (server.cpu_seconds() - before) / count, load
 
 
 def livez_request(server: BenchServer) -> bytes:
-    """The least that BentoML and uvicorn can be asked."""
+    """The cheapest request to BentoML and uvicorn."""
     return b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def measure_workers(bundle: Path, body: bytes) -> dict[str, Any]:
-    """Images a second of the small model with one worker and with two, in turn; seconds that a killed one is gone."""
+    """Images per second of the small model with one worker and with two, alternately; seconds until a killed one is back."""
     with ExitStack() as stack:
         servers = {
             n: stack.enter_context(
@@ -253,7 +253,7 @@ def measure_workers(bundle: Path, body: bytes) -> dict[str, Any]:
 
 
 def check_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The issue's figures, with what was reached."""
+    """The goals, with the measured values."""
     found = result["throughput"]
     speed, share, alone = found["times_best_tutorial"], found["share_of_engine"], found["alone"]
     rows: list[tuple[str, Any, str, bool]] = [
@@ -261,19 +261,19 @@ def check_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
         for one, least in (("bf16", 6), ("int8", 12))
     ]
     rows += [
-        (f"{one}: share of the bare engine's throughput", share[one], ">= 0.9", share[one] >= 0.9) for one in share
+        (f"{one}: fraction of the bare engine's throughput", share[one], ">= 0.9", share[one] >= 0.9) for one in share
     ]
     rows += [
-        (f"{one}: ms later than the engine, alone", alone[one]["more_ms"], "<= 12", alone[one]["more_ms"] <= 12)
+        (f"{one}: ms added to the engine at concurrency 1", alone[one]["more_ms"], "<= 12", alone[one]["more_ms"] <= 12)
         for one in alone
     ]
     rows += [
-        (f"small model: core-ms beside the inference, concurrency {row['concurrency']}, threads {row['threads'] or 'all'}",
+        (f"small model: core-ms without the inference, concurrency {row['concurrency']}, threads {row['threads'] or 'all'}",
          row["more_core_ms"], "<= 6", row["more_core_ms"] <= 6)
         for row in result["overhead"]["rows"]
     ]  # fmt: skip
     gone = max(result["workers"]["killed_gone_s"])
-    rows.append(("longest that a killed worker was gone, s", gone, "<= 20", gone <= 20))
+    rows.append(("longest time that a killed worker was gone, s", gone, "<= 20", gone <= 20))
     for name, model in result["overload"].items():
         last, bound = model["rows"][-1], model.get("bound_ms")
         rows.append((f"{name} at 20x: longest accepted, ms", last["max_ms"], f"<= {bound}",
@@ -285,7 +285,7 @@ def check_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def plot_throughput(result: dict[str, Any], target: Path) -> None:
-    """Bars of how many times the best tutorial server's throughput each server and bare engine has."""
+    """Bars of the throughput of each server and bare engine, relative to the best tutorial server."""
     from matplotlib.figure import Figure
 
     found = result["throughput"]
@@ -297,9 +297,9 @@ def plot_throughput(result: dict[str, Any], target: Path) -> None:
     host = result["machine"]
     figure = Figure(figsize=(8, 1.2 + 0.36 * len(bars)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    for place, (_, rate, colour) in enumerate(bars):
-        axes.barh(place, rate / best, height=0.66, color=colour)
-        axes.text(rate / best, place, f" {rate / best:.1f}x   {rate:.2f} images/s", va="center", fontsize=9)
+    for index, (_, rate, color) in enumerate(bars):
+        axes.barh(index, rate / best, height=0.66, color=color)
+        axes.text(rate / best, index, f" {rate / best:.1f}x   {rate:.2f} images/s", va="center", fontsize=9)
     axes.set_yticks(range(len(bars)), [name for name, *_ in bars], fontsize=9)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.35 * max(rate for _, rate, _ in bars) / best)

@@ -1,9 +1,9 @@
 """Thousands of good and bad images of random sizes: `python -m benchmarks.soak [REQUESTS] [BUNDLE]`.
 
-Eight requests at a time, 20,000 in all unless said otherwise, to the service on a small FCN-8s (random weights, the
-images as they come) or on BUNDLE. None may be lost, each gets the status that its kind deserves, none a 5xx, and the
-memory of the service's processes stays flat: the last quarter's mean within 3% of the second's. Prints a table, writes
-benchmarks/results/soak.json, and ends with 1 where one of that fails.
+Eight requests at a time, 20,000 in all by default, to the service on a small FCN-8s (random weights, input rule native) or on
+BUNDLE. No request may be lost, each must get an expected status, none a 5xx, and the memory of the service must stay
+constant: the mean of the last quarter within 3% of that of the second. Prints a table, writes
+benchmarks/results/soak.json, and exits with 1 on a failure.
 """
 
 import io
@@ -40,7 +40,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 
 @dataclass(frozen=True)
 class SoakRequest:
-    """A request, and what it deserves."""
+    """A request, and its expected statuses."""
 
     kind: str
     body: bytes
@@ -48,7 +48,7 @@ class SoakRequest:
     chunked: bool = False
 
     def to_bytes(self, url: str) -> bytes:
-        """As it goes over the connection."""
+        """The bytes of the HTTP request."""
         if not self.chunked:
             return post_request(url, self.body)
         head, _, _ = post_request(url, b"").partition(b"Content-Length")
@@ -57,7 +57,7 @@ class SoakRequest:
 
 def main(count: int, bundle: Path) -> int:
     chance = random.Random(0)
-    images = [random_request(chance, place) for place in range(IMAGES)]
+    images = [random_request(chance, index) for index in range(IMAGES)]
     with temporary_cache(), start_service("soak", bundle, max_body_bytes=MAX_BODY_BYTES) as server:
         closed_loop(server.url, (one.to_bytes(server.url) for one in images[:50]), CONCURRENCY)
         result = run_soak(server, images, count, chance)
@@ -67,33 +67,33 @@ def main(count: int, bundle: Path) -> int:
     for kind, found in sorted(result["kinds"].items()):
         print(f"{kind:18} {found}")
     print(f"{result['seconds']} s, {result['per_second']}/s; memory by quarters {result['quarters_mb']} MB")
-    for sentence in result["failures"]:
-        print("FAILED:", sentence)
+    for failure in result["failures"]:
+        print("FAILED:", failure)
     return int(bool(result["failures"]))
 
 
 def run_soak(server: BenchServer, images: list[SoakRequest], count: int, chance: random.Random) -> dict[str, Any]:
-    """Send `count` of the images by chance, in chunks between which the memory is looked at."""
+    """Send `count` random images, in chunks between which the memory is measured."""
     kinds: dict[str, Counter[str]] = {}
     memory, answered, wrong, start = [], 0, Counter[str](), time.perf_counter()
     for _ in range(CHUNKS):
-        places = [chance.randrange(len(images)) for _ in range(count // CHUNKS)]
-        answers = closed_loop(
-            server.url, (images[place].to_bytes(server.url) for place in places), CONCURRENCY
+        indices = [chance.randrange(len(images)) for _ in range(count // CHUNKS)]
+        responses = closed_loop(
+            server.url, (images[index].to_bytes(server.url) for index in indices), CONCURRENCY
         ).responses
-        for answer in answers:
-            asked = images[places[answer.index]]
-            status = str(answer.status or "lost")
-            kinds.setdefault(asked.kind, Counter())[status] += 1
-            if answer.status not in asked.expected_statuses:
-                wrong[f"{asked.kind}: {status} in place of {' or '.join(map(str, asked.expected_statuses))}"] += 1
-        answered += len(answers)
+        for response in responses:
+            request = images[indices[response.index]]
+            status = str(response.status or "lost")
+            kinds.setdefault(request.kind, Counter())[status] += 1
+            if response.status not in request.expected_statuses:
+                wrong[f"{request.kind}: {status} instead of {' or '.join(map(str, request.expected_statuses))}"] += 1
+        answered += len(responses)
         memory.append(server.memory_mb())
         if sys.stderr.isatty():
             print(f"{answered:6} of {count}  {memory[-1]:6.0f} MB", end="\r", file=sys.stderr)
     quarter = CHUNKS // 4
-    quarters = [statistics.fmean(memory[place : place + quarter]) for place in range(0, CHUNKS, quarter)]
-    failures = [f"{sentence}, {times} times" for sentence, times in sorted(wrong.items())]
+    quarters = [statistics.fmean(memory[index : index + quarter]) for index in range(0, CHUNKS, quarter)]
+    failures = [f"{failure}, {times} times" for failure, times in sorted(wrong.items())]
     if answered != (due := CHUNKS * (count // CHUNKS)):
         failures.append(f"{due - answered} of {due} requests were lost")
     if (grown := quarters[3] / quarters[1] - 1) > MAX_MEMORY_GROWTH:
@@ -109,17 +109,17 @@ def run_soak(server: BenchServer, images: list[SoakRequest], count: int, chance:
     }  # fmt: skip
 
 
-def random_request(chance: random.Random, place: int) -> SoakRequest:
-    """A request by chance: seven of ten bring a good image, the others everything else."""
+def random_request(chance: random.Random, index: int) -> SoakRequest:
+    """A random request: 70% with a good image, the others with anything else."""
     if chance.random() < 0.7:
-        kind = FORMATS[place % len(FORMATS)]
+        kind = FORMATS[index % len(FORMATS)]
         return SoakRequest(f"good {kind}", random_image(chance, kind), (200,))
     name = chance.choice(list(BAD_REQUESTS))
     return BAD_REQUESTS[name](chance, name)
 
 
 def random_image(chance: random.Random, kind: str) -> bytes:
-    """An image with soft shapes; its sides are equal by their logarithms, from a pixel to some megapixels."""
+    """An image with soft shapes; the logarithms of its sides are uniform, from a pixel to a few megapixels."""
     width, height = (max(1, round(2 ** chance.uniform(0, 11.5))) for _ in range(2))
     shrink = min(1.0, (MAX_PIXELS / (width * height)) ** 0.5)
     if shrink == 1.0 and chance.random() < 0.1:
@@ -133,7 +133,7 @@ def random_image(chance: random.Random, kind: str) -> bytes:
 
 
 def make_truncated(chance: random.Random, name: str) -> SoakRequest:
-    """Cut anywhere: what has lost its first bytes' meaning is no image, the rest is a broken one."""
+    """An image cut anywhere: corrupt, or not recognized as an image if its first bytes are incomplete."""
     whole = random_image(chance, chance.choice(FORMATS[:3]))
     return SoakRequest(name, whole[: max(1, int(len(whole) * chance.uniform(0.02, 0.8)))], (415, 422))
 
@@ -146,19 +146,19 @@ def make_bomb(chance: random.Random, name: str) -> SoakRequest:
 
 
 def make_garbage(chance: random.Random, name: str) -> SoakRequest:
-    """Bytes by chance."""
+    """Random bytes."""
     return SoakRequest(name, chance.randbytes(chance.randrange(1, 200_000)), (415,))
 
 
 def make_mutated(chance: random.Random, name: str) -> SoakRequest:
-    """An image with some bytes changed: it may still be one."""
+    """An image with some bytes changed; it may still be valid."""
     whole = bytearray(random_image(chance, chance.choice(FORMATS)))
     for _ in range(chance.randrange(1, 20)):
         whole[chance.randrange(len(whole))] = chance.randrange(256)
     return SoakRequest(name, bytes(whole), (200, 400, 413, 415, 422))
 
 
-OVERSIZED_BODY = bytes(MAX_BODY_BYTES + 1)  # shared by all requests that are too large: each copy would be one of 8 MiB
+OVERSIZED_BODY = bytes(MAX_BODY_BYTES + 1)  # shared by all such requests: each copy would have 8 MiB
 BAD_REQUESTS: dict[str, Callable[[random.Random, str], SoakRequest]] = {
     "truncated": make_truncated,
     "bomb": make_bomb,

@@ -1,1 +1,1 @@
-"""Three servers as their projects' documentation teaches them, for benchmarks/serving.py to stand beside."""
+"""Three servers as in the tutorials of their projects, for comparison in benchmarks/serving.py."""

@@ -1,4 +1,4 @@
-"""BentoML as its pages teach it, a PIL image in and out: `bentoml serve benchmarks.servers.bentoml_tutorial:Segment`."""
+"""BentoML as in its documentation, PIL image in and out: `bentoml serve benchmarks.servers.bentoml_tutorial:Segment`."""
 
 import bentoml
 from PIL.Image import Image

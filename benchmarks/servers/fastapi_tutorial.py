@@ -1,6 +1,6 @@
-"""FastAPI as its page "Request Files" teaches it: `python -m benchmarks.servers.fastapi_tutorial PORT`.
+"""FastAPI as in its page "Request Files": `python -m benchmarks.servers.fastapi_tutorial PORT`.
 
-A `def` route, which FastAPI runs in its pool of threads, takes the file of a form and returns a PNG; uvicorn's defaults.
+A `def` route, which FastAPI runs in its thread pool, takes the file of a form and returns a PNG; uvicorn's defaults.
 """
 
 import io

@@ -1,8 +1,8 @@
-"""LitServe as its pages teach it, a LitAPI of four methods: `python -m benchmarks.servers.litserve_tutorial PORT`.
+"""LitServe as in its documentation, a LitAPI of four methods: `python -m benchmarks.servers.litserve_tutorial PORT`.
 
-LitServe is none of the house's requirements, and `pip install litserve` would change what is installed beside it. Put it
-into a folder that only PYTHONPATH knows: `uv pip install --no-deps --target FOLDER litserve uvloop httptools`.
-The image comes as the file of a form: its examples' base64 in JSON would cost it more.
+LitServe is not a requirement, and `pip install litserve` would change installed packages. Install it into a separate
+folder on PYTHONPATH: `uv pip install --no-deps --target FOLDER litserve uvloop httptools`.
+The image is the file of a form: base64 in JSON, as in its examples, would take longer.
 """
 
 import io
@@ -19,9 +19,7 @@ class SegmentationAPI(ls.LitAPI):
     def setup(self, device: str) -> None:
         self.segmenter = TutorialSegmenter()
 
-    def decode_request(
-        self, request: Request
-    ) -> Image.Image:  # with this hint LitServe reads the body, and hands it over
+    def decode_request(self, request: Request) -> Image.Image:  # with this annotation LitServe passes the request
         return Image.open(io.BytesIO(request["image"].file.read()))
 
     def predict(self, image: Image.Image) -> Image.Image:

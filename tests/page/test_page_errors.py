@@ -28,7 +28,9 @@ def test_a_file_that_is_no_image(open_page: OpenPage, url: str) -> None:
     before = sight.screenshot()
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    assert "JPEG" in sight.wait_for_status("This is no image") and "notes.txt" in sight.page.inner_text("#status")
+    assert "JPEG" in sight.wait_for_status("Unsupported image format") and "notes.txt" in sight.page.inner_text(
+        "#status"
+    )
     assert re.search(r"Request [0-9a-f]{16}", sight.page.inner_text("#status"))
     np.testing.assert_array_equal(sight.screenshot(), before)
     assert sight.page.is_visible("#result")
@@ -45,7 +47,7 @@ def test_an_image_that_only_the_browser_takes(open_page: OpenPage, url: str) -> 
     sight = open_page(url)
     sight.expected_statuses = (415,)
     sight.upload("moving.gif", encode_image(IMAGE, "GIF"))
-    assert "GIF" in sight.wait_for_status("This is no image")
+    assert "GIF" in sight.wait_for_status("Unsupported image format")
     assert np.abs(sight.image_pixels(60, 80).astype(int) - IMAGE).mean() < 10
     assert not sight.page.is_visible("#result")
 
@@ -74,7 +76,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: OpenPage, protected_
     sight.page.wait_for_selector("#key-dialog[open]")
     sight.page.fill("#key", "msk_wrong")
     sight.page.keyboard.press("Enter")
-    sight.page.wait_for_selector("#key-message:has-text('does not open')")
+    sight.page.wait_for_selector("#key-message:has-text('is not valid')")
     sight.page.fill("#key", key)
     sight.page.click("#key-dialog .primary")
     sight.page.wait_for_selector("#only-model:has-text('small')")
@@ -150,7 +152,7 @@ def test_a_file_that_is_no_image_leaves_the_one_before_to_be_asked_about(
     assert sight.page.inner_text("#result-source") == "street.png, model few"
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("This is no image")
+    sight.wait_for_status("Unsupported image format")
     sight.expected_statuses = ()
     sight.page.select_option("#model", "many")
     sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
@@ -161,7 +163,7 @@ def test_a_first_file_that_is_no_image_leaves_the_page_as_it_was(open_page: Open
     sight = open_page(url)
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("This is no image")
+    sight.wait_for_status("Unsupported image format")
     assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
     sight.upload("street.png", PNG)
     sight.wait_for_result()
@@ -284,7 +286,7 @@ def test_files_that_come_faster_than_they_are_read(open_page: OpenPage, two_mode
         for wait, (name, data) in enumerate([("a.png", PNG), ("b.png", PNG), ("notes.txt", b"these are notes")]):
             sight.upload(name, data)
             sight.page.wait_for_timeout(again * wait * 5)
-        sight.wait_for_status("This is no image")
+        sight.wait_for_status("Unsupported image format")
         if sight.page.is_visible("#view"):
             for model in ("many", "few"):
                 sight.page.select_option("#model", model)
