@@ -1,8 +1,6 @@
 """The Segmenter: sizes, geometry, tiles, memory errors, and the probes of a bundle."""
 
 import shutil
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +22,6 @@ from models.inference.tta import TTAOptions
 from models.spec import InputRule
 from tests.fixtures_bundles import synthetic_image
 
-ROOT = Path(__file__).parents[3]
 NATIVE = InputRule(rule="native")
 FIT = InputRule(rule="fit", side=192)
 EXACT = InputRule(rule="exact", size=(120, 200))  # not multiples of 64
@@ -315,10 +312,10 @@ def test_tta_runs_every_view_and_keeps_clear_labels(rule: InputRule) -> None:
     [
         (FIT, (120, 200), None, False, 1),
         (EXACT, (120, 200), None, True, 1),
-        (NATIVE, (1500, 1100), None, False, 4),
-        (NATIVE, (1500, 1100), None, True, 4),
+        (NATIVE, (1100, 1000), None, False, 2),
+        (NATIVE, (1100, 1000), None, True, 2),
         (NATIVE, (200, 300), "flip,0.5,1,2", True, 6),
-        (NATIVE, (1500, 1100), "flip", False, 8),
+        (NATIVE, (1100, 1000), "flip", False, 4),
     ],
 )
 def test_should_stop_ends_the_inference_before_the_next_run(
@@ -412,8 +409,3 @@ def test_an_exported_network_with_the_rule_fit(tiny_bundle: Path) -> None:
     assert len(np.unique(labels)) > 1
     twice = segmenter.segment(cv2.resize(image, (320, 384), interpolation=cv2.INTER_NEAREST)).labels
     assert agreement(twice, resize_labels(labels, (384, 320))) > 0.99
-
-
-def test_serving_needs_no_torch() -> None:
-    code = "import sys, models.inference.segmenter, models.outputs, models.bundle; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
