@@ -1,4 +1,4 @@
-"""The load generator of benchmarks/load.py, against servers that a few lines hold up."""
+"""The load generator of benchmarks/load.py, with stub servers."""
 
 import asyncio
 import threading
@@ -26,26 +26,26 @@ SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nok"
 
 
 @contextmanager
-def serve_responses(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
-    """A server on the loopback address; `answer` is asked with the number of the request, and an empty answer ends it."""
-    loop, numbers, known = asyncio.new_event_loop(), iter(range(10**6)), set[asyncio.Task[None]]()
+def serve_responses(respond: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
+    """A server on the loopback address; `respond` gets the number of the request, and an empty response closes the connection."""
+    loop, numbers, tasks = asyncio.new_event_loop(), iter(range(10**6)), set[asyncio.Task[None]]()
 
     async def each(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        known.add(asyncio.current_task())
+        tasks.add(asyncio.current_task())
         with suppress(asyncio.IncompleteReadError, ConnectionError), closing(writer):
-            told = OK
-            while told and b"close" not in told and told != SHORT:
+            response = OK
+            while response and b"close" not in response and response != SHORT:
                 head = await reader.readuntil(b"\r\n\r\n")
                 await reader.readexactly(int(head.partition(b"Content-Length: ")[2].split()[0]))
-                told = await answer(next(numbers))
-                writer.write(told)
+                response = await respond(next(numbers))
+                writer.write(response)
 
     async def end() -> None:
         server.close()
-        for task in known:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*known, return_exceptions=True)
-        await asyncio.sleep(0.01)  # transports close a turn later
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.sleep(0.01)  # transports close in the next iteration of the loop
         loop.stop()
 
     server = loop.run_until_complete(asyncio.start_server(each, "127.0.0.1", 0))
@@ -63,11 +63,11 @@ def serve_responses(answer: Callable[[int], Awaitable[bytes]]) -> Iterator[str]:
     ("wire", "status", "size"),
     [(OK, 200, 2), (BUSY, 429, 0), (CHUNKED, 413, 13), (EARLY, 200, 2), (SHORT, LOST_STATUS, 0), (b"", LOST_STATUS, 0)]
 )  # fmt: skip
-def test_each_kind_of_answer_is_told_apart(wire: bytes, status: int, size: int) -> None:
-    async def answer(number: int) -> bytes:
+def test_kinds_of_responses(wire: bytes, status: int, size: int) -> None:
+    async def respond(number: int) -> bytes:
         return wire
 
-    with serve_responses(answer) as url:
+    with serve_responses(respond) as url:
         load = closed_loop(url, iter([post_request(url, b"x" * 100)] * 10), 3)
     assert [(one.status, one.size) for one in load.responses] == [(status, size)] * 10
     assert sorted(one.index for one in load.responses) == list(range(10))
@@ -75,20 +75,20 @@ def test_each_kind_of_answer_is_told_apart(wire: bytes, status: int, size: int) 
 
 
 def test_headers_and_stages_are_read() -> None:
-    async def answer(number: int) -> bytes:
+    async def respond(number: int) -> bytes:
         return OK if number % 2 else BUSY
 
-    with serve_responses(answer) as url:
+    with serve_responses(respond) as url:
         load = closed_loop(url, iter([form_request(url, b"x")] * 4), 1)
     assert load.stages() == {"read": 0.5, "infer": 2.25}
     assert [one.header("Retry-After") for one in load.responses if one.status == 429] == ["3", "3"]
     assert all(one.header("retry") == "" for one in load.responses)
 
 
-def test_the_closed_loop_keeps_so_many_under_way_and_stops_in_time() -> None:
+def test_closed_loop_keeps_the_concurrency_and_stops_in_time() -> None:
     now, most = 0, 0
 
-    async def answer(number: int) -> bytes:
+    async def respond(number: int) -> bytes:
         nonlocal now, most
         now += 1
         most = max(most, now)
@@ -96,36 +96,36 @@ def test_the_closed_loop_keeps_so_many_under_way_and_stops_in_time() -> None:
         now -= 1
         return OK
 
-    with serve_responses(answer) as url:
+    with serve_responses(respond) as url:
         request = post_request(url, b"x")
         load = closed_loop(url, iter(lambda: request, b""), 4, seconds=0.2)
     assert most == 4
     assert load.status_counts().keys() == {"200"} and load.generator_cpu_seconds < load.seconds
 
 
-def test_an_answer_that_never_comes_is_lost() -> None:
-    async def answer(number: int) -> bytes:
+def test_response_that_never_arrives_is_lost() -> None:
+    async def respond(number: int) -> bytes:
         await asyncio.sleep(60 if number == 1 else 0)
         return OK
 
-    with serve_responses(answer) as url:
+    with serve_responses(respond) as url:
         load = closed_loop(url, iter([post_request(url, b"x")] * 4), 1, timeout=0.3)
     assert [one.status for one in load.responses] == [200, LOST_STATUS, 200, 200]
 
 
-def test_an_offered_load_counts_what_a_standstill_made_late() -> None:
-    """One second of standstill at 50 a second delays some fifty requests; a closed loop would know of one."""
-    stood = asyncio.Event()
+def test_open_loop_counts_all_requests_that_a_stall_delays() -> None:
+    """A stall of one second at 50 requests per second delays about fifty; a closed loop would see one."""
+    stalled = asyncio.Event()
 
-    async def answer(number: int) -> bytes:
+    async def respond(number: int) -> bytes:
         if number == 20:
             await asyncio.sleep(1)
-            stood.set()
+            stalled.set()
         if number > 20:
-            await stood.wait()
+            await stalled.wait()
         return OK
 
-    with serve_responses(answer) as url:
+    with serve_responses(respond) as url:
         load = open_loop(url, post_request(url, b"x"), rate=50, seconds=2)
     assert load.status_counts().keys() == {"200"} and len(load.responses) > 50
     assert sum(each > 500 for each in load.latencies_ms()) > 10
@@ -139,5 +139,5 @@ def test_percentiles_and_sums() -> None:
     assert (whole.seconds, whole.generator_cpu_seconds, whole.responses_per_second(), whole.stages()) == (2, 1, 0, {})
 
 
-def test_the_generator_tells_its_own_cost() -> None:
+def test_generator_measures_its_own_cost() -> None:
     assert measure_generator_cost(200) > 0

@@ -1,4 +1,4 @@
-"""Every curl recipe of the documentation, run as it stands against a real service; only address, key and class names differ."""
+"""Every curl recipe of the documentation, run against a real service; only address, key and class names are replaced."""
 
 import io
 import json
@@ -28,14 +28,14 @@ pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not in
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The files that the recipes name."""
+    """A folder with the files of the recipes."""
     for name, (width, height) in SIZES.items():
         Image.fromarray(synthetic_image(height, width)).save(tmp_path / name)
     return tmp_path
 
 
 def run_recipe(recipe: str, url: str, key: str, folder: Path) -> str:
-    """What a recipe prints, in a folder with the files that it names."""
+    """Run a recipe in a folder with its files. Returns: its output."""
     assert ADDRESS in recipe
     command = recipe.replace(ADDRESS, url).replace("classes=road,car", "classes=class%201,class%202")
     environment = {**os.environ, "KEY": key, "no_proxy": "127.0.0.1"}
@@ -69,8 +69,8 @@ def check_zip(content: bytes, size: tuple[int, int]) -> None:
 
 
 def check_json(content: bytes, size: tuple[int, int]) -> None:
-    told = json.loads(content)
-    assert (told["width"], told["height"]) == size and told["classes"]
+    result = json.loads(content)
+    assert (result["width"], result["height"]) == size and result["classes"]
 
 
 CHECKS: dict[str, Callable[[bytes, tuple[int, int]], None]] = {
@@ -78,14 +78,14 @@ CHECKS: dict[str, Callable[[bytes, tuple[int, int]], None]] = {
 }  # fmt: skip
 
 
-def test_there_are_recipes_for_everything() -> None:
-    told = "\n".join(RECIPES)
+def test_recipes_cover_all_formats_and_routes() -> None:
+    text = "\n".join(RECIPES)
     formats = ("-o mask.png", "format=overlay", "format=json", "format=npy", "/v1/segment/batch", "/v1/models", "$KEY")
-    assert all(word in told for word in formats) and len(RECIPES) >= 10
+    assert all(word in text for word in formats) and len(RECIPES) >= 10
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_does_what_it_says(recipe: str, service_url: str, strict_url: str, api_key: str, folder: Path) -> None:
+def test_recipe(recipe: str, service_url: str, strict_url: str, api_key: str, folder: Path) -> None:
     printed = run_recipe(recipe, strict_url if "$KEY" in recipe else service_url, api_key, folder)
     files = re.findall(r" -o ([\w.]+)", recipe)
     for name in files:
@@ -100,8 +100,8 @@ def test_a_recipe_does_what_it_says(recipe: str, service_url: str, strict_url: s
         check_json(printed.encode(), SIZES["photo.jpg"])
 
 
-def test_a_recipe_that_shows_errors_shows_them(service_url: str, api_key: str, folder: Path) -> None:
-    (folder / "photo.jpg").write_bytes(b"no image")
+def test_recipe_keeps_the_error_body(service_url: str, api_key: str, folder: Path) -> None:
+    (folder / "photo.jpg").write_bytes(b"not an image")
     recipe = next(recipe for recipe in RECIPES if "--fail-with-body" in recipe)
     with pytest.raises(AssertionError):
         run_recipe(recipe, service_url, api_key, folder)

@@ -1,4 +1,4 @@
-"""A real Chromium on a real service. Every page watches over itself: no error, no word in the console, no other host."""
+"""A real Chromium on a real service. Every page must have no error, no console message and no request to another host."""
 
 import os
 import shutil
@@ -23,12 +23,12 @@ OpenPage = Callable[..., PageDriver]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    """For a module, not the session: while it is open, no other test may run an event loop."""
+    """Module scope, because no other test may run an event loop while it is open."""
     if CHROMIUM is None:
         if os.environ.get("REQUIRE_BROWSER"):
             pytest.fail("REQUIRE_BROWSER is set, and there is no chromium on the PATH")
         pytest.skip("there is no chromium on the PATH")
-    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # Chromium refuses to run as root with one
+    sandbox = [] if os.geteuid() else ["--no-sandbox"]  # as root, Chromium does not start with a sandbox
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *FAKE_CAMERA])
         yield browser
@@ -48,7 +48,7 @@ def url(bundle: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def two_models_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with a bundle of 4 classes, and one of 200."""
+    """The URL of a service with a bundle of 4 classes and one of 200."""
     folder = tmp_path_factory.mktemp("several")
     write_tiny_bundle(folder / "few", "few")
     write_tiny_bundle(folder / "many", "many", classes=200)
@@ -58,7 +58,7 @@ def two_models_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def protected_service(bundle: Path) -> Iterator[tuple[str, str]]:
-    """The address of a service that wants a key, and takes one body at a time; and the key."""
+    """The URL of a service that requires a key and accepts one upload at a time; and the key."""
     key, hashed = generate_api_key()
     with start_service(bundle, MASKSERVE_API_KEYS=hashed, MASKSERVE_MAX_UPLOADS="1") as url:
         yield url, key
@@ -66,7 +66,7 @@ def protected_service(bundle: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def start_service(folder: Path, **settings: str) -> Iterator[str]:
-    """A service with settings of its own: those that start after it must not have them."""
+    """A service with these settings, which services that start later do not get."""
     with ExitStack() as stack:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in settings.items():
@@ -77,7 +77,7 @@ def start_service(folder: Path, **settings: str) -> Iterator[str]:
 
 @pytest.fixture
 def open_page(browser: playwright.Browser) -> Iterator[OpenPage]:
-    """Opens a page in a window of its own: open_page(url, **what a context takes)."""
+    """Opens the page in a new window: open_page(url, **options of a browser context)."""
     seen = []
 
     def opened(url: str, **options: object) -> PageDriver:
@@ -95,7 +95,7 @@ def open_page(browser: playwright.Browser) -> Iterator[OpenPage]:
 
 @pytest.fixture
 def start_slow_upload() -> Iterator[Callable[[str, str], socket.socket]]:
-    """Begins a body and does not end it, so that the one place for bodies is taken."""
+    """Starts an upload and does not finish it, so that the only upload slot is held."""
     opened = []
 
     def begin(url: str, key: str) -> socket.socket:

@@ -1,4 +1,4 @@
-"""What a person does on the page and sees there."""
+"""Drives the web page in a browser, and reads what it shows."""
 
 import base64
 import io
@@ -21,14 +21,12 @@ DROP_SCRIPT = """([name, type, text, data]) => {
 
 
 class PageDriver:
-    """A page in a browser's window."""
+    """The page in a browser window."""
 
     def __init__(self, context: Any, url: str) -> None:
         self.context = context
         self.errors: list[str] = []
-        self.expected_statuses: tuple[
-            int, ...
-        ] = ()  # statuses that the test provokes; the browser notes each in the console
+        self.expected_statuses: tuple[int, ...] = ()  # error statuses that the test causes; the browser logs each
         self.host = urlsplit(url).netloc
         self.page = context.new_page()
         self.page.on("console", self._on_console)
@@ -37,18 +35,18 @@ class PageDriver:
         self.page.goto(url)
 
     def upload(self, name: str, data: bytes | None, how: str = "drop", text: str = "") -> None:
-        """Drop or paste a file of these bytes; None is the text alone."""
+        """Drop or paste a file with these bytes; None: only the text."""
         packed = None if data is None else base64.b64encode(data).decode()
         self.page.evaluate(DROP_SCRIPT.replace("NAME", repr(how)), [name, "", text, packed])
 
     def wait_for_result(self) -> None:
-        """Wait until an image is labelled and drawn."""
+        """Wait until an image is segmented and drawn."""
         self.page.wait_for_selector("#working", state="hidden")
         self.page.wait_for_selector("#result:not([hidden])")
         self.page.wait_for_timeout(300)  # the worker draws with the next frames
 
     def wait_for_status(self, words: str) -> str:
-        """Wait for a word on the state of things, and give all of it."""
+        """Wait until the status contains `words`. Returns: the whole status."""
         self.page.wait_for_selector(f"#status:has-text({words!r})")
         return str(self.page.inner_text("#status"))
 
@@ -59,7 +57,7 @@ class PageDriver:
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 
     def image_pixels(self, height: int, width: int) -> np.ndarray:
-        """What is shown in the middle of each pixel of a fitted image, RGB uint8 height x width x 3."""
+        """The color shown at the center of each pixel of a fitted image, RGB uint8 height x width x 3."""
         screen = self.screenshot()
         scale = min(screen.shape[0] / height, screen.shape[1] / width)
         top, left = (screen.shape[0] - height * scale) / 2, (screen.shape[1] - width * scale) / 2
@@ -75,7 +73,7 @@ class PageDriver:
         )
 
     def download(self, what: str, folder: Path) -> Path:
-        """Press a download button; the file, under the name that the page gives it."""
+        """Press a download button. Returns: the file, with the name that the page gives it."""
         with self.page.expect_download() as coming:
             self.page.click(f".save[data-what={what}]")
         path = folder / coming.value.suggested_filename

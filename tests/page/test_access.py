@@ -1,4 +1,4 @@
-"""The page for everybody: no violation by axe-core, in both themes and at a phone's width; keys reach everything."""
+"""Accessibility: no violation by axe-core in both themes and at the width of a phone; the keyboard reaches everything."""
 
 import re
 from pathlib import Path
@@ -22,8 +22,8 @@ PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "h
 
 def check_accessibility(sight: PageDriver) -> None:
     found = Axe().run(sight.page).response
-    told = [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
-    assert told == [] and len(found["passes"]) > 10
+    violations = [f"{each['id']}: {node['html']}" for each in found["violations"] for node in each["nodes"]]
+    assert violations == [] and len(found["passes"]) > 10
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -45,16 +45,14 @@ def test_no_violation_in_any_state(open_page: OpenPage, two_models_url: str, the
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_no_violation_where_a_key_is_asked_for(
-    open_page: OpenPage, protected_service: tuple[str, str], theme: str
-) -> None:
+def test_no_violation_in_the_key_dialog(open_page: OpenPage, protected_service: tuple[str, str], theme: str) -> None:
     sight = open_page(protected_service[0], color_scheme=theme)
     sight.expected_statuses = (401,)
     sight.page.wait_for_selector("#key-dialog[open]")
     check_accessibility(sight)
 
 
-def test_every_control_is_reached_by_tab_and_has_a_name(open_page: OpenPage, url: str) -> None:
+def test_tab_reaches_every_control(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.upload("street.png", PNG)
     sight.wait_for_result()
@@ -105,7 +103,7 @@ def test_two_fingers_zoom(open_page: OpenPage, url: str) -> None:
     touch("touchEnd")
     after = sight.screenshot()
     assert (before != after).mean() > 0.2
-    assert (after[:, 30:60].std(axis=(0, 1)) > 0).all()  # the image still covers the view's left
+    assert (after[:, 30:60].std(axis=(0, 1)) > 0).all()  # the image still covers the left of the view
     assert not re.search("problem", sight.page.inner_html("#status"))
 
 
@@ -117,20 +115,20 @@ def focused_element(sight: PageDriver) -> str:
     )
 
 
-def test_the_focus_goes_on_to_the_image(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
+def test_focus_moves_to_the_image(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
     file = tmp_path / "street.png"
     file.write_bytes(PNG)
     sight = open_page(two_models_url)
     assert (
         sight.page.evaluate("getComputedStyle(document.getElementById('status')).display") != "none"
-    )  # it is listened to
+    )  # screen readers announce it
     sight.page.focus("#empty .choose")
     sight.page.set_input_files("#file", file)
     sight.wait_for_result()
     assert focused_element(sight) == "view"
 
 
-def test_the_search_stays_when_the_image_is_labelled_anew(open_page: OpenPage, two_models_url: str) -> None:
+def test_search_is_kept_when_the_image_is_segmented_again(open_page: OpenPage, two_models_url: str) -> None:
     sight = open_page(two_models_url)
     sight.page.select_option("#model", "many")
     sight.upload("street.png", encode_image(NOISE, "PNG"))
@@ -148,7 +146,7 @@ def test_the_search_stays_when_the_image_is_labelled_anew(open_page: OpenPage, t
     assert focused_element(sight) == "view"
 
 
-def test_asking_again_disturbs_nobody(open_page: OpenPage, url: str) -> None:
+def test_retries_keep_focus_and_message(open_page: OpenPage, url: str) -> None:
     def busy(route: Any) -> None:
         asked.append(route.request)
         problem = {"title": "Too busy", "status": 503, "detail": "All places are taken."}
@@ -171,15 +169,15 @@ def test_asking_again_disturbs_nobody(open_page: OpenPage, url: str) -> None:
     assert focused_element(sight) == "status"
 
 
-def test_a_phone_on_its_side_can_be_scrolled(open_page: OpenPage, url: str) -> None:
+def test_phone_in_landscape_can_be_scrolled(open_page: OpenPage, url: str) -> None:
     sight = open_page(url, **{**PHONE, "viewport": {"width": 640, "height": 300}})
     sight.upload("street.png", PNG)
     sight.wait_for_result()
     below = 300 - sight.page.locator("aside").bounding_box()["y"]
-    assert below > 60  # the image keeps each finger to itself
+    assert below > 60  # the image does not scroll
 
 
-def test_a_long_list_stays_in_the_window(open_page: OpenPage, two_models_url: str) -> None:
+def test_long_list_stays_in_the_window(open_page: OpenPage, two_models_url: str) -> None:
     for device, most in (({"viewport": {"width": 1280, "height": 800}}, 800), (PHONE, 2 * 844)):
         sight = open_page(two_models_url, **device)
         sight.page.select_option("#model", "many")
@@ -189,7 +187,7 @@ def test_a_long_list_stays_in_the_window(open_page: OpenPage, two_models_url: st
         assert sight.page.evaluate("document.documentElement.scrollHeight") <= most
 
 
-def test_the_colours_are_there_where_the_system_forces_its_own(open_page: OpenPage, url: str) -> None:
+def test_colors_are_kept_in_forced_colors_mode(open_page: OpenPage, url: str) -> None:
     sight = open_page(url, forced_colors="active")
     sight.upload("street.png", PNG)
     sight.wait_for_result()

@@ -1,4 +1,4 @@
-"""What goes wrong: the page says what happened and what to do, and keeps the image."""
+"""Errors: the page shows what happened and what to do, and keeps the image."""
 
 import re
 import socket
@@ -21,7 +21,7 @@ IMAGE = synthetic_image(60, 80)
 PNG = encode_image(IMAGE, "PNG")
 
 
-def test_a_file_that_is_no_image(open_page: OpenPage, url: str) -> None:
+def test_unsupported_file(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.upload("street.png", PNG)
     sight.wait_for_result()
@@ -42,8 +42,8 @@ def test_text_is_not_fetched(open_page: OpenPage, url: str) -> None:
     assert "Drop or paste an image file" in sight.wait_for_status("No image file found")
 
 
-def test_an_image_that_only_the_browser_takes(open_page: OpenPage, url: str) -> None:
-    """A GIF is shown, and the service's advice beside it."""
+def test_image_that_only_the_browser_can_read(open_page: OpenPage, url: str) -> None:
+    """A GIF is shown, with the advice of the service."""
     sight = open_page(url)
     sight.expected_statuses = (415,)
     sight.upload("moving.gif", encode_image(IMAGE, "GIF"))
@@ -52,7 +52,7 @@ def test_an_image_that_only_the_browser_takes(open_page: OpenPage, url: str) -> 
     assert not sight.page.is_visible("#result")
 
 
-def test_a_service_that_goes_and_comes_back(open_page: OpenPage, bundle: Path) -> None:
+def test_service_that_stops_and_restarts(open_page: OpenPage, bundle: Path) -> None:
     port = free_port()
     with background_server(bundle, port) as url:
         sight = open_page(url)
@@ -69,7 +69,7 @@ def test_a_service_that_goes_and_comes_back(open_page: OpenPage, bundle: Path) -
         assert sight.page.locator(".rows li").count() >= 1
 
 
-def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
+def test_key_is_requested_and_kept_for_the_tab(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
     url, key = protected_service
     sight = open_page(url)
     sight.expected_statuses = (401,)
@@ -92,7 +92,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page: OpenPage, protected_
     another.wait_for_selector("#key-dialog[open]")
 
 
-def test_an_image_waits_for_the_key(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
+def test_image_waits_for_the_key(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
     url, key = protected_service
     sight = open_page(url)
     sight.expected_statuses = (401,)
@@ -110,7 +110,7 @@ def test_an_image_waits_for_the_key(open_page: OpenPage, protected_service: tupl
 def busy_page(
     open_page: OpenPage, protected_service: tuple[str, str], start_slow_upload: Callable[[str, str], socket.socket]
 ) -> tuple[PageDriver, socket.socket]:
-    """An image that a service is too busy for, and what keeps it so."""
+    """A page whose image a busy service rejects, and the upload that keeps it busy."""
     url, key = protected_service
     sight = open_page(url)
     sight.expected_statuses = (401, 429)
@@ -120,20 +120,20 @@ def busy_page(
     holder = start_slow_upload(url, key)
     sight.page.wait_for_timeout(300)
     sight.upload("street.png", PNG)
-    sight.wait_for_status("Too many requests at once")
+    sight.wait_for_status("Too many requests")
     sight.page.wait_for_selector("#working:has-text('Retrying in')")
     return sight, holder
 
 
-def test_a_busy_service_is_asked_again(busy_page: tuple[PageDriver, socket.socket]) -> None:
+def test_busy_service_is_retried(busy_page: tuple[PageDriver, socket.socket]) -> None:
     sight, holder = busy_page
     sight.page.wait_for_timeout(1500)
-    sight.wait_for_status("Too many requests at once")  # it was asked again, and is as busy
+    sight.wait_for_status("Too many requests")  # retried, and still busy
     holder.close()
     sight.wait_for_result()
 
 
-def test_waiting_can_be_stopped(busy_page: tuple[PageDriver, socket.socket]) -> None:
+def test_retries_can_be_stopped(busy_page: tuple[PageDriver, socket.socket]) -> None:
     sight, holder = busy_page
     sight.page.click("button:text-is('Stop')")
     holder.close()
@@ -143,9 +143,7 @@ def test_waiting_can_be_stopped(busy_page: tuple[PageDriver, socket.socket]) -> 
     sight.wait_for_result()
 
 
-def test_a_file_that_is_no_image_leaves_the_one_before_to_be_asked_about(
-    open_page: OpenPage, two_models_url: str
-) -> None:
+def test_unsupported_file_keeps_the_previous_image(open_page: OpenPage, two_models_url: str) -> None:
     sight = open_page(two_models_url)
     sight.upload("street.png", PNG)
     sight.wait_for_result()
@@ -159,7 +157,7 @@ def test_a_file_that_is_no_image_leaves_the_one_before_to_be_asked_about(
     assert "Segmented in" in sight.page.inner_text("#status")
 
 
-def test_a_first_file_that_is_no_image_leaves_the_page_as_it_was(open_page: OpenPage, url: str) -> None:
+def test_unsupported_first_file_keeps_the_start_page(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
@@ -169,7 +167,7 @@ def test_a_first_file_that_is_no_image_leaves_the_page_as_it_was(open_page: Open
     sight.wait_for_result()
 
 
-def test_an_image_stays_when_its_file_goes(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
+def test_image_is_kept_when_its_file_is_deleted(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
     file = tmp_path / "street.png"
     file.write_bytes(PNG)
     sight = open_page(two_models_url)
@@ -180,7 +178,7 @@ def test_an_image_stays_when_its_file_goes(open_page: OpenPage, two_models_url: 
     sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
 
 
-def test_a_file_that_cannot_be_read(open_page: OpenPage, url: str, tmp_path: Path) -> None:
+def test_unreadable_file(open_page: OpenPage, url: str, tmp_path: Path) -> None:
     file = tmp_path / "street.png"
     file.write_bytes(PNG)
     sight = open_page(url)
@@ -198,7 +196,7 @@ def test_a_file_that_cannot_be_read(open_page: OpenPage, url: str, tmp_path: Pat
     sight.errors = [words for words in sight.errors if "ERR_FILE_NOT_FOUND" not in words]
 
 
-def test_the_camera_is_opened_once(open_page: OpenPage, url: str) -> None:
+def test_camera_is_opened_once(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.page.evaluate("""() => {
         const devices = navigator.mediaDevices, own = devices.getUserMedia.bind(devices);
@@ -217,7 +215,7 @@ def test_the_camera_is_opened_once(open_page: OpenPage, url: str) -> None:
     assert sight.page.evaluate("window.streams.map((stream) => stream.active)") == [False]
 
 
-def test_nothing_is_taken_before_the_camera_shows_anything(open_page: OpenPage, url: str) -> None:
+def test_no_photo_before_the_camera_shows_an_image(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.page.evaluate("navigator.mediaDevices.getUserMedia = async () => new MediaStream()")
     sight.page.click("#empty .photograph")
@@ -225,21 +223,21 @@ def test_nothing_is_taken_before_the_camera_shows_anything(open_page: OpenPage, 
 
 
 def respond_model_gone(route: Any) -> None:
-    problem = {"title": "There is no such model", "status": 404, "detail": "It has gone."}
+    problem = {"title": "Model not found", "status": 404, "detail": "It was removed."}
     route.fulfill(status=404, content_type="application/problem+json", json=problem)
 
 
-def test_a_model_that_has_gone(open_page: OpenPage, two_models_url: str) -> None:
+def test_model_that_was_removed(open_page: OpenPage, two_models_url: str) -> None:
     sight = open_page(two_models_url)
     sight.expected_statuses = (404,)
     sight.context.route("**/v1/segment*", respond_model_gone, times=1)
     sight.upload("street.png", PNG)
-    sight.wait_for_status("There is no such model")
+    sight.wait_for_status("Model not found")
     sight.page.click("button:text-is('Retry with few')")
     sight.wait_for_result()
 
 
-def test_a_look_at_the_models_that_fails_and_comes_back(open_page: OpenPage, two_models_url: str) -> None:
+def test_list_of_models_is_retried(open_page: OpenPage, two_models_url: str) -> None:
     sight = open_page(two_models_url)
     sight.page.wait_for_selector("#model-info:not([hidden])")
     sight.expected_statuses = (404, 500)
@@ -250,7 +248,7 @@ def test_a_look_at_the_models_that_fails_and_comes_back(open_page: OpenPage, two
     sight.wait_for_result()
 
 
-def test_what_cannot_be_a_key_is_not_sent(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
+def test_invalid_key_is_not_sent(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
     sight = open_page(protected_service[0])
     sight.expected_statuses = (401,)
     sight.page.wait_for_selector("#key-dialog[open]")
@@ -264,7 +262,7 @@ def test_what_cannot_be_a_key_is_not_sent(open_page: OpenPage, protected_service
     assert sight.page.input_value("#key") == "half of a k"
 
 
-def test_what_takes_long_can_be_stopped(open_page: OpenPage, url: str) -> None:
+def test_long_request_can_be_stopped(open_page: OpenPage, url: str) -> None:
     sight, held = open_page(url), list[Any]()
     sight.context.route("**/v1/segment*", lambda route: held.append(route), times=1)
     sight.upload("street.png", PNG)
@@ -278,8 +276,8 @@ def test_what_takes_long_can_be_stopped(open_page: OpenPage, url: str) -> None:
     assert len(held) == 1
 
 
-def test_files_that_come_faster_than_they_are_read(open_page: OpenPage, two_models_url: str) -> None:
-    """Whatever of them is seen at the end, it is what another model is asked about."""
+def test_files_that_arrive_faster_than_they_are_read(open_page: OpenPage, two_models_url: str) -> None:
+    """Another model gets the file that is shown at the end, whichever it is."""
     sight = open_page(two_models_url)
     sight.expected_statuses = (415,)
     for again in range(5):

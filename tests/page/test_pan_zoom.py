@@ -1,4 +1,4 @@
-"""Where the image lies, and what moves it."""
+"""Position of the image: pan, zoom, resize."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def driver(open_page: OpenPage, url: str) -> PageDriver:
     return sight
 
 
-def test_an_image_that_was_moved_aside_stays_in_a_window_that_shrinks(driver: PageDriver) -> None:
+def test_moved_image_stays_visible_when_the_window_shrinks(driver: PageDriver) -> None:
     driver.page.set_viewport_size({"width": 1400, "height": 700})
     box = driver.page.locator("#view").bounding_box()
     left, right, y = box["x"] + 20, box["x"] + box["width"] - 20, box["y"] + box["height"] / 2
@@ -34,7 +34,7 @@ def test_an_image_that_was_moved_aside_stays_in_a_window_that_shrinks(driver: Pa
     assert driver.screenshot()[:-100].std(axis=(0, 1)).max() > 10
 
 
-def test_a_tiny_image_is_not_shrunk_by_zooming_in(open_page: OpenPage, url: str) -> None:
+def test_zooming_in_does_not_shrink_a_tiny_image(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.upload("tiny.png", encode_image(IMAGE[:4, :4], "PNG"))
     sight.wait_for_result()
@@ -45,7 +45,7 @@ def test_a_tiny_image_is_not_shrunk_by_zooming_in(open_page: OpenPage, url: str)
     assert np.abs(sight.screenshot().astype(int) - whole)[:-80].max() < 3
 
 
-def test_the_first_button_alone_moves_the_image(driver: PageDriver) -> None:
+def test_only_the_first_button_moves_the_image(driver: PageDriver) -> None:
     box = driver.page.locator("#view").bounding_box()
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     whole = driver.screenshot()

@@ -1,4 +1,4 @@
-"""An image comes in, and its classes are seen: against what the service says of the same image."""
+"""The viewer, compared with the responses of the service to the same image."""
 
 import io
 import json
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 IMAGE = synthetic_image(60, 80)
 PNG = encode_image(IMAGE, "PNG")
-OPACITY = 0.6  # as the page begins
+OPACITY = 0.6  # the initial value of the page
 
 
 def segment_json(url: str, image: bytes = PNG) -> dict:
@@ -31,7 +31,7 @@ def segment_labels(url: str, image: bytes = PNG) -> np.ndarray:
 
 
 def expected_overlay(url: str, shown: list[str] | None = None, opacity: float = OPACITY) -> np.ndarray:
-    """The image under the colours of these classes; all of them where none is named."""
+    """The image under the colors of these classes; None: of all classes."""
     found, out = segment_labels(url), IMAGE.astype(float)
     for entry in segment_json(url)["classes"]:
         if shown is None or entry["name"] in shown:
@@ -41,7 +41,7 @@ def expected_overlay(url: str, shown: list[str] | None = None, opacity: float = 
 
 
 def check_view(sight: PageDriver, expected: np.ndarray, tolerance: float = 3) -> None:
-    """The worker draws when it has time: looked at until it is so, or some seconds have passed."""
+    """Compare until the worker has drawn the image, for a few seconds."""
     for _ in range(20):
         off = np.abs(sight.image_pixels(*expected.shape[:2]) - expected).max()
         if off <= tolerance:
@@ -58,7 +58,7 @@ def driver(open_page: OpenPage, url: str) -> PageDriver:
 
 
 @pytest.mark.parametrize("how", ["drop", "paste"])
-def test_an_image_that_is_brought_is_seen_under_its_classes(open_page: OpenPage, url: str, how: str) -> None:
+def test_image_is_shown_under_its_classes(open_page: OpenPage, url: str, how: str) -> None:
     sight = open_page(url)
     assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
     sight.upload("street.png", PNG, how)
@@ -66,17 +66,17 @@ def test_an_image_that_is_brought_is_seen_under_its_classes(open_page: OpenPage,
     check_view(sight, expected_overlay(url))
 
 
-def test_the_legend_says_what_the_service_says(driver: PageDriver, url: str) -> None:
-    told = sorted(segment_json(url)["classes"], key=lambda entry: -entry["fraction"])
-    assert driver.page.locator(".rows .name").all_inner_texts() == [entry["name"] for entry in told]
-    for entry, share in zip(told, driver.page.locator(".rows .fraction").all_inner_texts(), strict=True):
-        assert float(share.strip("<%")) == pytest.approx(entry["fraction"] * 100, abs=0.51)
-    assert all(entry["name"] in driver.page.inner_text("#summary") for entry in told)
+def test_legend_equals_the_response(driver: PageDriver, url: str) -> None:
+    classes = sorted(segment_json(url)["classes"], key=lambda entry: -entry["fraction"])
+    assert driver.page.locator(".rows .name").all_inner_texts() == [entry["name"] for entry in classes]
+    for entry, fraction in zip(classes, driver.page.locator(".rows .fraction").all_inner_texts(), strict=True):
+        assert float(fraction.strip("<%")) == pytest.approx(entry["fraction"] * 100, abs=0.51)
+    assert all(entry["name"] in driver.page.inner_text("#summary") for entry in classes)
     assert "Segmented in" in driver.page.inner_text("#status")
     assert all(stage in driver.page.inner_text("#timing") for stage in ("read", "queue", "decode", "infer", "encode"))
 
 
-def test_a_class_is_put_away_and_stays_away(driver: PageDriver, url: str) -> None:
+def test_hidden_class_stays_hidden(driver: PageDriver, url: str) -> None:
     names = driver.page.locator(".rows .name").all_inner_texts()
     driver.page.uncheck(f"li:has-text('{names[0]}') input")
     driver.page.mouse.move(5, 5)
@@ -92,7 +92,7 @@ def test_a_class_is_put_away_and_stays_away(driver: PageDriver, url: str) -> Non
     check_view(driver, expected_overlay(url, names[1:]))
 
 
-def test_a_class_that_is_pointed_at_stands_out(driver: PageDriver, url: str) -> None:
+def test_class_under_the_pointer_is_highlighted(driver: PageDriver, url: str) -> None:
     name = driver.page.locator(".rows .name").first.inner_text()
     driver.page.hover(f"li:has-text('{name}')")
     alone, seen = expected_overlay(url, [name]), driver.image_pixels(*IMAGE.shape[:2])
@@ -115,7 +115,7 @@ def test_opacity_and_compare(driver: PageDriver, url: str) -> None:
     assert np.abs(driver.image_pixels(*IMAGE.shape[:2]).astype(float) - IMAGE)[:, :-3].max() <= 3
 
 
-def test_what_is_less_sure_is_left_bare(driver: PageDriver, url: str) -> None:
+def test_minimum_confidence_hides_pixels(driver: PageDriver, url: str) -> None:
     grey = httpx.post(f"{url}/v1/segment?format=confidence", content=PNG).content
     sure = np.asarray(Image.open(io.BytesIO(grey))).astype(int)
     percent = int(np.median(sure) / 2.55)
@@ -127,7 +127,7 @@ def test_what_is_less_sure_is_left_bare(driver: PageDriver, url: str) -> None:
     check_view(driver, expected)
 
 
-def test_what_lies_under_the_pointer_is_read_out(driver: PageDriver, url: str) -> None:
+def test_readout_shows_the_label_under_the_pointer(driver: PageDriver, url: str) -> None:
     found, names = segment_labels(url), {entry["label"]: entry["name"] for entry in segment_json(url)["classes"]}
     grey = httpx.post(f"{url}/v1/segment?format=confidence", content=PNG).content
     sure = np.asarray(Image.open(io.BytesIO(grey))) / 255
@@ -173,13 +173,13 @@ def test_downloads(driver: PageDriver, url: str, tmp_path: Path) -> None:
     overlay = driver.download("overlay", tmp_path)
     assert overlay.name == "street.overlay.jpg"
     assert np.abs(np.asarray(Image.open(overlay)).astype(float) - expected_overlay(url)).mean() < 12  # a JPEG
-    told = json.loads(driver.download("json", tmp_path).read_text())
-    assert {entry["name"]: entry["pixels"] for entry in told["classes"]} == {
+    result = json.loads(driver.download("json", tmp_path).read_text())
+    assert {entry["name"]: entry["pixels"] for entry in result["classes"]} == {
         entry["name"]: entry["pixels"] for entry in segment_json(url)["classes"]
     }
 
 
-def test_a_photo_by_the_camera(open_page: OpenPage, url: str) -> None:
+def test_photo_from_the_camera(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.page.click("#empty .photograph")
     while not sight.page.evaluate("document.querySelector('video').videoWidth"):
@@ -187,13 +187,13 @@ def test_a_photo_by_the_camera(open_page: OpenPage, url: str) -> None:
     sight.page.click("#camera .shutter")
     sight.wait_for_result()
     assert sight.screenshot().std() > 10
-    assert sight.page.evaluate("document.querySelector('video').srcObject.active") is False  # its light goes out
+    assert sight.page.evaluate("document.querySelector('video').srcObject.active") is False  # the camera is off
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_what_is_shown_is_what_was_labelled(open_page: OpenPage, url: str, format: str, orientation: int) -> None:
-    """Browsers turn images by EXIF in their own way, and read no TIFF: the image must lie as its mask does."""
+def test_image_has_the_orientation_of_its_mask(open_page: OpenPage, url: str, format: str, orientation: int) -> None:
+    """Browsers apply EXIF differently and cannot read TIFF: the image must have the orientation of its mask."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     sent = encode_image(IMAGE, format, exif=exif, **({"quality": 95} if format in ("JPEG", "WEBP", "AVIF") else {}))
@@ -207,7 +207,7 @@ def test_what_is_shown_is_what_was_labelled(open_page: OpenPage, url: str, forma
     assert np.abs(sight.image_pixels(*expected.shape[:2]) - expected).mean() < 8
 
 
-def test_another_model_is_asked_about_the_same_image(open_page: OpenPage, two_models_url: str) -> None:
+def test_another_model_segments_the_same_image(open_page: OpenPage, two_models_url: str) -> None:
     sight = open_page(two_models_url)
     sight.upload("street.png", PNG)
     sight.wait_for_result()
@@ -217,7 +217,7 @@ def test_another_model_is_asked_about_the_same_image(open_page: OpenPage, two_mo
     assert first == [f"class {label}" for label in sorted(range(4), key=lambda label: first.index(f"class {label}"))]
 
 
-def test_a_legend_of_many_classes(open_page: OpenPage, two_models_url: str) -> None:
+def test_legend_of_many_classes(open_page: OpenPage, two_models_url: str) -> None:
     colours = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     sight = open_page(two_models_url)
     sight.page.select_option("#model", "many")
@@ -225,14 +225,14 @@ def test_a_legend_of_many_classes(open_page: OpenPage, two_models_url: str) -> N
     sight.wait_for_result()
     rows = sight.page.locator(".rows li")
     assert rows.count() > 100
-    assert sight.page.is_visible(".save[data-what=mask]")  # the list scrolls, and the rest stays where it is
+    assert sight.page.is_visible(".save[data-what=mask]")  # only the list scrolls
     names = set(rows.locator(".name").all_inner_texts())
     sight.page.fill("[type=search]", "CLASS 11 ")
     found = set(sight.page.locator(".rows li:visible .name").all_inner_texts())
     assert found == {name for name in names if name.startswith("class 11")} and len(found) > 1
 
 
-def test_a_slider_colours_a_large_image_no_oftener_than_it_is_seen(open_page: OpenPage, url: str) -> None:
+def test_slider_draws_a_large_image_only_once_per_frame(open_page: OpenPage, url: str) -> None:
     sight = open_page(url)
     sight.upload("large.jpg", encode_image(synthetic_image(1500, 2000), "JPEG"))
     sight.wait_for_result()
@@ -258,14 +258,14 @@ def test_a_slider_colours_a_large_image_no_oftener_than_it_is_seen(open_page: Op
 
 
 @pytest.mark.parametrize("size", [(5000, 1), (1, 5000)])
-def test_an_image_one_pixel_wide(open_page: OpenPage, url: str, size: tuple[int, int]) -> None:
+def test_image_of_one_pixel_width(open_page: OpenPage, url: str, size: tuple[int, int]) -> None:
     sight = open_page(url)
     sight.upload("strip.png", encode_image(np.resize(IMAGE, (*size, 3)), "PNG"))
     sight.wait_for_result()
     assert "Segmented in" in sight.page.inner_text("#status")
 
 
-def test_a_key_moves_the_comparison_by_a_hundredth(driver: PageDriver) -> None:
+def test_key_moves_the_comparison_by_one_percent(driver: PageDriver) -> None:
     driver.page.check("#compare")
     driver.page.focus("#split")
     driver.page.keyboard.press("ArrowRight")
@@ -273,13 +273,13 @@ def test_a_key_moves_the_comparison_by_a_hundredth(driver: PageDriver) -> None:
 
 
 @pytest.mark.parametrize("width", [1000, 390])
-def test_a_long_name_takes_no_more_room_than_there_is(open_page: OpenPage, url: str, width: int) -> None:
+def test_long_name_stays_in_its_area(open_page: OpenPage, url: str, width: int) -> None:
     def rename(route: Any) -> None:
-        answer = route.fetch()
-        told = answer.json()
-        for entry in told["classes"]:
+        response = route.fetch()
+        result = response.json()
+        for entry in result["classes"]:
             entry["name"] = "\u05d0" + f" class {entry['label']} with a name" * 8
-        route.fulfill(response=answer, json=told)
+        route.fulfill(response=response, json=result)
 
     sight = open_page(url, viewport={"width": width, "height": 700})
     sight.context.route("**/v1/segment*", rename)

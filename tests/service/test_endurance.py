@@ -18,7 +18,6 @@ from benchmarks.processes import process_command, process_tree, suspend_processe
 from service.server_process import LOOPBACK, ServiceProcess, free_port, launch_server
 from tests.fixtures_bundles import synthetic_image
 from tests.service.in_process import start_app
-from tests.service.tiny_bundle import write_tiny_bundle
 
 # Seconds after which a test fails, also on a busy machine; benchmarks/serving.py measures how long a killed worker is gone.
 TIMEOUT_SECONDS = 120
@@ -175,8 +174,3 @@ def test_overloaded_service_responds_or_rejects_with_retry_after(
     rejected = [response for response in responses if response.status_code == 429]
     assert all(int(response.headers["retry-after"]) > 0 for response in rejected)
     assert {response.headers["content-type"] for response in rejected} == {"application/problem+json"}
-
-
-@pytest.fixture(scope="module")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_bundle(tmp_path_factory.mktemp("endurance") / "small")

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +15,16 @@ from service.auth import generate_api_key
 from tests.fixtures_images import encode_image
 from tests.service.in_process import start_app
 from tests.service.test_app import JPEG, check_problem, decode_mask
-from tests.service.tiny_bundle import write_tiny_bundle
 
 KEY, HASH = generate_api_key()
 ORIGIN = "https://page.example"
 
 
 @pytest.fixture(scope="module")
-def visitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+def visitor(small_bundle: Path) -> Iterator[TestClient]:
     """A client without a key."""
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("limits") / "small")
     with pytest.MonkeyPatch.context() as patch, start_app(
-        bundle, api_keys=(HASH,), cors_origins=(ORIGIN,), max_body_bytes=100_000, max_pixels=100_000, body_seconds=0.5,
+            small_bundle, api_keys=(HASH,), cors_origins=(ORIGIN,), max_body_bytes=100_000, max_pixels=100_000, body_seconds=0.5,
         max_images=3, max_uploads=2,
     ) as client:  # fmt: skip
         patch.setattr(middleware, "LINGER_SECONDS", 0.1)

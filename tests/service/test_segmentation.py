@@ -5,6 +5,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ from service.segmentation import SegmentationService, StageTimer
 from service.settings import Settings
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image
-from tests.service.tiny_bundle import write_tiny_bundle
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 IMAGE = encode_image(synthetic_image(60, 80), "PNG")
@@ -35,9 +35,8 @@ def run() -> Iterator[Run]:
 
 
 @pytest.fixture(scope="module")
-def segmentation(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[SegmentationService]:
-    bundle = write_tiny_bundle(tmp_path_factory.mktemp("segmentation") / "small")
-    service = SegmentationService(Settings(bundle=bundle, queue_seconds=0.5, concurrency=2))
+def segmentation(small_bundle: Path, run: Run) -> Iterator[SegmentationService]:
+    service = SegmentationService(Settings(bundle=small_bundle, queue_seconds=0.5, concurrency=2))
     run(service.start())
     deadline = time.monotonic() + 180
     while not service.registry.loaded_models() and time.monotonic() < deadline:

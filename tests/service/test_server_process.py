@@ -45,10 +45,10 @@ with open(os.environ["WATCHER_LOG"] + ".on", "a") as log:
 
 
 @pytest.fixture
-def bad_probe_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+def bad_probe_bundle(small_bundle: Path, tmp_path: Path) -> Path:
     """A bundle whose probe has wrong labels, with matching checksums: only running the network shows it."""
     folder = tmp_path / "altered"
-    shutil.copytree(tiny_bundle, folder)
+    shutil.copytree(small_bundle, folder)
     Image.fromarray(synthetic_image(120, 160)[:, :, 0]).save(folder / "probes" / "0.labels.png")
     lines = [f"{file_sha256(folder / name)}  {name}\n" for name in _checksum_names(folder)]
     (folder / CHECKSUM_FILE).write_text("".join(lines))
@@ -81,23 +81,24 @@ def test_background_server_says_why_it_is_not_ready(bad_probe_bundle: Path) -> N
         pass
 
 
-def test_invalid_arguments_are_rejected_before_a_process_starts(tmp_path: Path, tiny_bundle: Path) -> None:
+def test_invalid_arguments_are_rejected_before_a_process_starts(tmp_path: Path, small_bundle: Path) -> None:
     with pytest.raises(BundleError, match="not a bundle"):
         serve(tmp_path, LOOPBACK, free_port())
     with pytest.raises(ConfigError, match="not an IP address"):
-        serve(tiny_bundle, "example.org", 3000)
+        serve(small_bundle, "example.org", 3000)
 
 
-def test_port_in_use_is_named(service_url: str, tiny_bundle: Path) -> None:
-    port = httpx.URL(service_url).port
-    with pytest.raises(ServerStartError, match=f"Port {port}"), background_server(tiny_bundle, port):
-        pass
+def test_port_in_use_is_named(small_bundle: Path) -> None:
+    with socket.create_server((LOOPBACK, 0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ServerStartError, match=f"Port {port}"), background_server(small_bundle, port):
+            pass
 
 
-def test_unknown_setting_stops_bentoml_serve(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_unknown_setting_stops_bentoml_serve(small_bundle: Path, tmp_path: Path) -> None:
     environment = {
         **os.environ,
-        "MASKSERVE_BUNDLE": str(tiny_bundle),
+        "MASKSERVE_BUNDLE": str(small_bundle),
         "MASKSERVE_FOO": "1",
         "BENTOML_HOME": str(tmp_path),
     }
@@ -108,12 +109,12 @@ def test_unknown_setting_stops_bentoml_serve(tiny_bundle: Path, tmp_path: Path) 
     assert "Traceback" not in ended.stderr + ended.stdout
 
 
-def test_no_connection_to_other_hosts(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_connection_to_other_hosts(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(AUDIT_HOOK)
     log = tmp_path / "connections"
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("WATCHER_LOG", str(log))
-    with background_server(tiny_bundle) as url, httpx.Client(base_url=url) as http:
+    with background_server(small_bundle) as url, httpx.Client(base_url=url) as http:
         assert http.post("/v1/segment", content=b"http://example.org/a.jpg").status_code == 415
         assert http.get("/v1/models").status_code == 200
         time.sleep(1)
@@ -122,21 +123,21 @@ def test_no_connection_to_other_hosts(tiny_bundle: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_serve_runs_in_any_folder_and_stops_cleanly(tiny_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_serve_runs_in_any_folder_and_stops_cleanly(small_bundle: Path, tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "models").mkdir()  # the caller's own package must not shadow ours
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong models')")
     port = free_port()
     start = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
     start += "from pathlib import Path; from service.server_process import serve\n"
     start += f"sys.exit(serve(Path('bundle'), {LOOPBACK!r}, {port}))"
-    (tmp_path / "bundle").symlink_to(tiny_bundle)
+    (tmp_path / "bundle").symlink_to(small_bundle)
     with subprocess.Popen(
         [sys.executable, "-c", start], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as caller:
         try:
             assert caller.stdout is not None and caller.stderr is not None
             engine_line, url_line = caller.stdout.readline(), caller.stdout.readline()
-            assert engine_line.startswith("tiny: openvino: ") and "f32" in engine_line
+            assert engine_line.startswith("small: openvino: ") and "f32" in engine_line
             assert url_line == f"Serving at http://{LOOPBACK}:{port} (Ctrl-C to stop)\n"
             assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
             caller.send_signal(number)
@@ -147,9 +148,9 @@ def test_serve_runs_in_any_folder_and_stops_cleanly(tiny_bundle: Path, tmp_path:
     assert not remaining_processes(port)
 
 
-def test_second_stop_does_not_wait_for_running_requests(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_second_stop_does_not_wait_for_running_requests(small_bundle: Path, tmp_path: Path) -> None:
     port = free_port()
-    words = [sys.executable, "-m", "maskserve", "serve", tiny_bundle, "--port", str(port)]
+    words = [sys.executable, "-m", "maskserve", "serve", small_bundle, "--port", str(port)]
     with (tmp_path / "log").open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
         try:
             read_log = (tmp_path / "log").read_text
