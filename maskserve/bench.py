@@ -17,15 +17,7 @@ from maskserve.host_info import host_info
 from maskserve.parsing import parse_size
 from models.atomic_write import write_atomically
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
-from models.engines import ENGINES
-from models.engines.selection import (
-    ENGINE_PREFERENCE,
-    EngineChoice,
-    choose_engine,
-    engine_id,
-    has_gpu,
-    usable_precisions,
-)
+from models.engines.selection import EngineChoice, choose_engine, engine_id, iterate_engine_options
 from models.errors import BundleError, ConfigError, EngineError
 from models.imaging.decode import RGB, read_image
 from models.inference.geometry import resize_image
@@ -124,21 +116,9 @@ def load_images(bundle: Bundle, source: Path | None) -> list[RGB]:
 
 def list_engine_configs(bundle: Bundle) -> tuple[list[EngineConfig], dict[str, str]]:
     """The engines and precisions that this machine supports for a bundle, and the reason for each that it does not."""
-    configs, unavailable = [], {}
-    for device in [name for name in ENGINE_PREFERENCE if name == "cpu" or has_gpu()]:
-        for engine in ENGINE_PREFERENCE[device]:
-            try:
-                usable = usable_precisions(bundle, engine, device)
-            except EngineError as error:
-                unavailable[engine_id(engine, device)] = str(error)
-                continue
-            configs += [EngineConfig(engine, device, precision) for precision in usable]
-            for precision in set(ENGINES[engine].precisions(bundle, device)) - set(usable):
-                try:
-                    choose_engine(bundle, engine, precision, device)
-                except EngineError as error:
-                    unavailable[f"{engine_id(engine, device)} {precision}"] = str(error)
-    return configs, unavailable
+    options = list(iterate_engine_options(bundle))
+    configs = [EngineConfig(one.engine, one.device, one.precision) for one in options if not one.unavailable]
+    return configs, {f"{one.engine_id} {one.precision}".rstrip(): one.unavailable for one in options if one.unavailable}
 
 
 def compare_with_reference(results: list[BenchResult], choice: EngineChoice) -> tuple[str, list[BenchRow]]:
