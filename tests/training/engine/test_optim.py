@@ -33,7 +33,7 @@ def test_head_lr_is_for_all_parts_but_the_encoder() -> None:
     groups = parameter_groups(network, TrainConfig(head_lr=10))
     fast = {id(parameter) for group in groups if group["name"].startswith("head") for parameter in group["params"]}
     paths = {path.split(".")[1] for path, parameter in network.named_parameters() if id(parameter) in fast}
-    assert paths == {"head", "score", "skip_scores", "aux_head", "aux_score", "enlarge", "finish"}
+    assert paths == {"head", "score", "skip_scores", "aux_head", "aux_score", "upsample_layers", "final_upsampling"}
 
 
 def test_frozen_parameters_are_left_out() -> None:
