@@ -208,7 +208,7 @@ def test_every_format_and_option_equals_the_outputs(
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"files": {"image": JPEG}}, ["'image'", "`image`"]),
+        ({"files": {"photo": JPEG}}, ["'photo'", "`image`"]),
         ({"files": {"image": JPEG}, "data": {"colour": "red"}}, ["'colour'", "image, format"]),
         ({"files": {"image": JPEG, "alpha": JPEG}}, ["'alpha'", "file"]),
         ({"files": {"image": (None, "http://127.0.0.1:1/a.jpg")}}, ["text", "file name"]),
