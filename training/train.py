@@ -7,7 +7,7 @@ Reads from top to bottom: the data and its lint, the network, the trainer, and t
     run.json             the data set, its classes, the input rule
     checkpoints/         best.ckpt (by validation mIoU) and last.ckpt
     metrics.csv          a row per validation
-    curves.html          the same as charts
+    curves.png           the same as charts
     samples/             validation images with ground truth and prediction
     tensorboard/         for `tensorboard --logdir`: the same, and the confusion matrix
 
@@ -70,8 +70,7 @@ from training.lint import LintReport, lint_with_progress, print_lint_report
 from training.metrics.confusion import ConfusionMatrix
 from training.plan import make_plan
 from training.plan.plan_io import print_plan, save_plan
-from training.reports.line_chart import write_curves_page
-from training.reports.plots import draw_panel, plot_confusion_matrix
+from training.reports.plots import draw_panel, plot_confusion_matrix, save_curves
 from training.run_folder import (
     CONFIG_FILE,
     METRICS_CSV,
@@ -150,7 +149,7 @@ def train(
             trainer.fit(train_loader, val_loader, logger)
 
     if fabric.is_global_zero:
-        write_curves_page(out / METRICS_CSV, out / "curves.html")
+        save_curves(out / METRICS_CSV, out / "curves.png")
         (out / "samples").mkdir(exist_ok=True)
         for name, image in render_samples(load_network(out), run.input, val_set).items():
             image.save(out / "samples" / f"{name}.png")

@@ -39,7 +39,7 @@ def test_run_folder_has_all_files(run: Path) -> None:
         "config.yaml",
         "run.json",
         "metrics.csv",
-        "curves.html",
+        "curves.png",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
     ):

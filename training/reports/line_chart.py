@@ -1,4 +1,7 @@
-"""Training curves as SVG, from the `metrics.csv` that a run writes and a bundle contains."""
+"""Training curves as SVG, from the `metrics.csv` that a run writes and a bundle contains.
+
+The run folder has the same charts as a PNG (`training/reports/plots.py`), which every viewer opens.
+"""
 
 import csv
 import math
@@ -7,38 +10,39 @@ from typing import Any
 
 from markupsafe import Markup
 
-from training.reports.layout import render, render_page
+from training.reports.layout import render
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 28  # pixels around the plot
 LINE_STYLES = ("one", "two")  # classes of page.css
 MAX_LARGE_DOTS = 60  # epochs; more get smaller dots
 
+# Title, name of each line by its column of metrics.csv, top of the y axis (None: by the values).
+CHARTS: tuple[tuple[str, dict[str, str], float | None], ...] = (
+    ("training loss", {"loss": "loss"}, None),
+    ("validation", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}, 1.0),
+    ("learning rate", {"lr": "learning rate"}, None),
+)
+
 Series = list[tuple[float, float]]  # epoch and value; NaN if an epoch has none
 
 
-def write_curves_page(table: Path, target: Path) -> None:
-    """Write the training curves of a run as an HTML page that opens offline. Raises: OSError."""
-    run = table.resolve().parent.name
-    main = Markup("<section>{}</section>").format(curves_section(table))
-    target.write_text(
-        render_page(f"Training of {run}", "maskserve train", run, "Training curves", "", main), encoding="utf-8"
+def curves_section(table: Path | None) -> Markup:
+    """The charts of a `metrics.csv`; a sentence if there is no table."""
+    charts = read_charts(table) if table else []
+    return render(
+        "curves.html", charts=[{"title": title, **chart_geometry(lines, top)} for title, lines, top in charts]
     )
 
 
-def curves_section(table: Path | None) -> Markup:
-    """Charts of loss, validation mIoU with pixel accuracy, and learning rate; a sentence if there is no table."""
-    rows = read_rows(table) if table else []
-    charts = []
-    for title, columns, top in (
-        ("training loss", {"loss": "loss"}, None),
-        ("validation", {"miou": "mIoU", "pixel_accuracy": "pixel accuracy"}, 1.0),
-        ("learning rate", {"lr": "learning rate"}, None),
-    ):
+def read_charts(table: Path) -> list[tuple[str, dict[str, Series], float | None]]:
+    """Title, lines by name, and the top of the y axis (None: by the values) of each chart that has values."""
+    rows, charts = read_rows(table), []
+    for title, columns, top in CHARTS:
         lines = {name: series for column, name in columns.items() if (series := read_series(rows, column))}
         if lines:
-            charts.append({"title": title, **chart_geometry(lines, top)})
-    return render("curves.html", charts=charts)
+            charts.append((title, lines, top))
+    return charts
 
 
 def read_rows(table: Path) -> list[dict[str, str]]:

@@ -1,4 +1,9 @@
-"""Raster images of a training: sample panels as PNG, and the confusion matrix for TensorBoard, which takes no SVG."""
+"""Raster images of a training: curves and sample panels as PNG, and the confusion matrix for TensorBoard.
+
+Reports show curves and confusion matrix as SVG (`line_chart.py`, `confusion_matrix.py`); TensorBoard takes no SVG.
+"""
+
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -8,10 +13,28 @@ from models.imaging.decode import RGB, Labels
 from models.outputs.overlay import blend
 from models.spec import ClassInfo, palette
 from training.metrics.confusion import ConfusionMatrix
+from training.reports.line_chart import MAX_LARGE_DOTS, read_charts
 
 GAP = 8  # pixels between images of a panel
 LEGEND_CELL = (110, 18)  # (width, height) in pixels
 MAX_CLASSES_WITH_TEXT = 20
+
+
+def save_curves(table: Path, target: Path) -> None:
+    """Draw the charts of a `metrics.csv` over the epochs as a PNG. Every value has a marker, so that one epoch is visible."""
+    charts = read_charts(table)
+    figure = Figure(figsize=(5 * max(1, len(charts)), 4), layout="constrained")  # not pyplot, which looks for a screen
+    axes = np.atleast_1d(figure.subplots(1, max(1, len(charts))))
+    for axis, (title, lines, top) in zip(axes, charts, strict=False):
+        for name, series in lines.items():
+            epochs, values = zip(*series, strict=True)
+            axis.plot(epochs, values, marker="o", markersize=4 if len(series) <= MAX_LARGE_DOTS else 2, label=name)
+        axis.set(title=title, xlabel="epoch", ylim=(0, top))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        if len(lines) > 1:
+            axis.legend(loc="lower right")
+    figure.savefig(target, dpi=110)
 
 
 def plot_confusion_matrix(matrix: ConfusionMatrix, classes: list[ClassInfo]) -> Figure:

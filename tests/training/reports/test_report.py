@@ -24,7 +24,8 @@ from training.metrics.confusion import ConfusionMatrix
 from training.reports.confusion_matrix import MAX_CELLS_PER_ROW, confusion_section
 from training.reports.gallery import IMAGES_PER_GROUP, STRIPE_WIDTH, error_mask, mask_data_uri, worst_and_best
 from training.reports.latency import EngineLatency, engines_section, measure_latencies
-from training.reports.line_chart import curves_section, write_curves_page
+from training.reports.line_chart import curves_section
+from training.reports.plots import save_curves
 
 HOSTILE_NAMES = [
     "<script>alert(1)</script>",
@@ -155,12 +156,14 @@ def test_curves_of_missing_broken_and_newer_tables(tmp_path: Path) -> None:
     assert "epoch 5: mIoU 0.3" in curves_section(table)
 
 
-def test_curves_page_opens_offline(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("epoch,loss\n1,1\n2,2\n")
-    write_curves_page(tmp_path / "metrics.csv", tmp_path / "curves.html")
-    parsed = ParsedPage((tmp_path / "curves.html").read_text())
-    assert "epoch 2: loss 2" in "".join(parsed.words)
-    assert not parsed.find_all("link") and not parsed.find_all("img")
+@pytest.mark.parametrize("epochs", [1, 80])
+def test_curves_png_shows_every_epoch(epochs: int, tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("epoch,loss,miou\n" + "".join(f"{epoch},1,0.5\n" for epoch in range(epochs)))
+    save_curves(tmp_path / "m.csv", tmp_path / "curves.png")
+    pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
+    blue = np.abs(pixels - (31, 119, 180)).sum(axis=2) < 30  # matplotlib's first color, of lines and markers
+    left, right = np.array_split(blue, 2, axis=1)
+    assert left.sum() > 20 and right.sum() > 20
 
 
 def test_epoch_without_a_value_is_a_gap(tmp_path: Path) -> None:
