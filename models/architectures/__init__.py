@@ -64,7 +64,9 @@ def _option_parameters(name: str) -> dict[str, inspect.Parameter]:
 def _suggest_names(name: str) -> str:
     if name in encoders.encoder_names():
         return f"it is an encoder: architecture=fcn encoder={name}."
-    # Compared without library and case: "unet" and "smp/unet" both mean smp/Unet. Of equal names the first one wins.
+    if closest := closest_names(name, ARCHITECTURES, count=3):
+        return f"did you mean {closest}?"
+    # Without library and case: "unet" means smp/Unet. Of equal names the first one wins.
     short_names = {known.rpartition("/")[2].lower(): known for known in reversed(ARCHITECTURES)}
     closest = closest_names(name.rpartition("/")[2].lower(), short_names, count=3) or "fcn"
     return f"did you mean {', '.join(short_names[short] for short in closest.split(', '))}?"
