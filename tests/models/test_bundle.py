@@ -194,7 +194,9 @@ def test_a_later_format(version: float, bundle: Path) -> None:
     content = TINY_SPEC.model_dump() | {"format_version": version, "added_later": True}
     (bundle / SPEC_FILE).write_text(json.dumps(content))
     rewrite_checksums(bundle)
-    with pytest.raises(BundleError, match=rf"{SPEC_FILE}: the bundle has format {version}; .* format {FORMAT_VERSION}\. Update"):
+    with pytest.raises(
+        BundleError, match=rf"{SPEC_FILE}: the bundle has format {version}; .* format {FORMAT_VERSION}\. Update"
+    ):
         open_bundle(bundle)
 
 
