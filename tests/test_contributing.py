@@ -13,8 +13,8 @@ from PIL import Image
 from models import architectures, engines, outputs
 from models.bundle import open_bundle
 from models.inference.segmenter import Prediction, Segmenter
-from models.outputs import OutputOptions
-from models.spec import BundleSpec
+from models.outputs.options import OutputOptions
+from models.outputs.pipeline import SegmentationPipeline
 from tests.fixtures_bundles import synthetic_image
 from training import data, loss_spec
 from training.engine import losses
@@ -78,11 +78,14 @@ def test_engine(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_output_format(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_example("models/outputs/areas.py", tmp_path)
     monkeypatch.setitem(outputs.OUTPUT_FORMATS, "areas", module)
-    spec: BundleSpec = open_bundle(tiny_bundle).spec
+    bundle = open_bundle(tiny_bundle)
+    spec = bundle.spec
     labels = np.array([[0, 0, 1], [1, 1, 255]], np.uint8)
     prediction = Prediction(np.zeros((2, 3, 3), np.uint8), labels)
     name = spec.classes[1].name
-    content = outputs.encode("areas", prediction, spec, OutputOptions(classes=(name,)))
+    pipeline = SegmentationPipeline(Segmenter.load(bundle), spec, "areas", OutputOptions(classes=(name,)))
+    content = pipeline.encode(prediction).data
+    assert content is not None
     lines = content.decode().splitlines()
     assert lines[0] == "class,pixels"
     assert f"{name},3" in lines

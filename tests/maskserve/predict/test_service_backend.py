@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -32,10 +32,11 @@ KEY, HASH = generate_api_key()
 
 @pytest.fixture(scope="module")
 def url(bundle: Path) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MASKSERVE_API_KEYS", HASH)
-        with background_server(bundle) as url:
-            yield url
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:  # until it has started: other tests start services without a key
+            patch.setenv("MASKSERVE_API_KEYS", HASH)
+            url = stack.enter_context(background_server(bundle))
+        yield url
 
 
 def without_fields(row: dict[str, object], *names: str) -> dict[str, object]:

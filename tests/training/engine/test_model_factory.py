@@ -50,7 +50,7 @@ def test_every_architecture_can_be_set_by_name(name: str) -> None:
     ("words", "message"),
     [
         (["architecture=smp/Unett"], r"'smp/Unett' is not known; did you mean smp/Unet,"),
-        (["architecture=fnc"], r"did you mean .*fcn"),
+        (["architecture=fnc"], r"did you mean fcn\?"),
         (
             ["architecture=smp/Unet", "head=d6"],
             r"smp/Unet has no setting head=d6; it has encoder, weights, output_stride",
@@ -184,8 +184,8 @@ def test_missing_weights_are_refused(words: list[str], message: str, tmp_path: P
     [
         (["reset_head=true"], r"reset_head=true has no effect with weights=none: set weights=FILE or BUNDLE"),
         (["reset_head=true", "weights=imagenet"], r"no effect with weights=imagenet"),
-        (["architecture=smp/FPN", "output_stride=16"], r"cannot have the output stride 16; it has 32"),
-        (["architecture=smp/FPN", "encoder=alexnet"], r"alexnet is for the architecture fcn alone"),
+        (["architecture=smp/FPN", "output_stride=16"], r"output stride 16 is not possible for smp/FPN; choose 32"),
+        (["architecture=smp/FPN", "encoder=alexnet"], r"alexnet works with architecture=fcn only"),
         (["encoder=tu-swin_tiny_patch4_window7_224", "head=aspp"], r"cannot be dilated .* set output_stride=32"),
         (["architecture=resnet50"], r"it is an encoder: architecture=fcn encoder=resnet50"),
         (["architecture=unet"], r"did you mean smp/Unet"),
