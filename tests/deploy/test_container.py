@@ -278,8 +278,8 @@ def test_serving_continues_on_a_full_disk(image: BuiltImage) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-e", "MASKSERVE_THREDS=2"], "did you mean MASKSERVE_THREADS?"),
-        (["-e", "MASKSERVE_API_KEYS=put-the-hash-here"], "MASKSERVE_API_KEYS is set to something else"),
+        (["-e", "MASKSERVE_THREDS=2"], "Did you mean MASKSERVE_THREADS?"),
+        (["-e", "MASKSERVE_API_KEYS=put-the-hash-here"], "Invalid value for MASKSERVE_API_KEYS"),
     ],
 )
 def test_invalid_settings_end_the_container(image: BuiltImage, options: list[str], message: str) -> None:
