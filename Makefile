@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := models training service maskserve
+# Every process compiles torch again where this is set: `import training.train` then takes 23 s of processor time, not 7.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-changed test-slow test-page container test-all fuzz mutation-score check format bench lock clean

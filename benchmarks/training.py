@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torchvision.transforms.v2 as T
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F

@@ -10,7 +10,7 @@ import pytest
 from tests.import_graph import PACKAGES, ROOT, imported_names
 
 ALLOWED_IMPORTS = {"models": {"models"}, "training": {"training", "models"}, "service": {"service", "models"}}
-TRAINING_LIBRARIES = ("torch", "torchvision", "lightning", "albumentations", "segmentation_models_pytorch")
+TRAINING_LIBRARIES = ("torch", "torchvision", "lightning_fabric", "albumentations", "segmentation_models_pytorch")
 
 # From top to bottom. A unit imports only units of the rows below its own; units of one row do not import each other.
 LAYERS = {

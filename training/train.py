@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from PIL import Image
 from rich.console import Console
 from timm.layers.norm_act import convert_sync_batchnorm

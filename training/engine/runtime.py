@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Literal, TypeVar
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies.ddp import DDPStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from models.engines.openvino_engine import has_bf16
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line

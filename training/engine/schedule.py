@@ -5,7 +5,7 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from training.config import TrainConfig
 from training.engine.checkpoint import TrainState
