@@ -118,7 +118,7 @@ def test_data_set_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(synthetic_image(8, 12)).save(file.with_suffix(".jpg"))
-        Image.fromarray(labels).save(file.with_suffix(".png"))
+        Image.fromarray(labels).save(file.with_suffix(".mask"), "PNG")
     assert data.resolve_format(root) == "pairs"
     assert [data.has_split(root, split) for split in ("train", "val", "test")] == [True, True, False]
     splits = data.load_splits(root, ("train", "val"))

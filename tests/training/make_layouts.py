@@ -190,7 +190,123 @@ def load_coco_annotations(
     return load_split(root, "train")
 
 
+def make_labelme(root: Path) -> None:
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / f"shot{index}.jpg")
+        shape = {"label": "cat", "points": [[2, 1], [6, 4]], "shape_type": "rectangle", "group_id": None}
+        content = {"version": "5.4", "shapes": [shape], "imagePath": f"shot{index}.jpg", "imageData": None}
+        write_json(root / f"shot{index}.json", content | {"imageHeight": HEIGHT, "imageWidth": WIDTH})
+
+
+def make_yolo(root: Path, images: str = "images/{}", labels: str = "labels/{}") -> None:
+    row = " ".join(f"{value / side}" for value, side in zip(SQUARE, [WIDTH, HEIGHT] * 4, strict=True))
+    for split in SPLITS:
+        write_image(root / images.format(split) / f"{split}_1.jpg")
+        write_lines(root / labels.format(split) / f"{split}_1.txt", f"1 {row}")
+    (root / "data.yaml").write_text("names: [dog, cat]\n")
+
+
+def make_yolo_by_split(root: Path) -> None:
+    make_yolo(root, "{}/images", "{}/labels")
+
+
+def label_studio_region(label: str = "cat") -> dict[str, Any]:
+    """A polygon around the square, in percent."""
+    points = [[100 * x / WIDTH, 100 * y / HEIGHT] for x, y in zip(SQUARE[::2], SQUARE[1::2], strict=True)]
+    value = {"points": points, "polygonlabels": [label]}
+    return {"type": "polygonlabels", "original_width": WIDTH, "original_height": HEIGHT, "value": value}
+
+
+def make_label_studio_tasks(root: Path) -> None:
+    tasks = []
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / "images" / f"shot{index}.jpg")
+        annotations = [{"id": 1, "result": [label_studio_region()]}]
+        path = f"/data/upload/1/0123abcd-shot{index}.jpg"
+        tasks.append({"id": index, "data": {"image": path}, "annotations": annotations})
+    write_json(root / "project-1-at-2024-01-01.json", tasks)
+
+
+def make_label_studio_min(root: Path) -> None:
+    tasks = []
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / "images" / f"shot{index}.jpg")
+        region = label_studio_region()
+        tasks.append({"image": f"/data/upload/1/shot{index}.jpg", "tag": [{**region["value"], **region}], "id": index})
+    write_json(root / "result.json", tasks)
+
+
+CVAT_POLYGON = '<polygon label="cat" points="2,1;6,1;6,4;2,4" z_order="0"></polygon>'
+
+
+def write_cvat(root: Path, *shapes: str, count: int = UNSPLIT_COUNT, head: str = "") -> None:
+    """CVAT's XML with the same shapes for each image."""
+    images = []
+    for index in range(count):
+        write_image(root / "images" / f"shot{index}.jpg")
+        images.append(
+            f'<image id="{index}" name="shot{index}.jpg" width="{WIDTH}" height="{HEIGHT}">{"".join(shapes)}</image>'
+        )
+    labels = "<label><name>cat</name><color>#ff0000</color></label>"
+    text = f"<annotations><meta><job><labels>{labels}</labels></job></meta>{''.join(images)}</annotations>"
+    (root / "annotations.xml").write_text(f'<?xml version="1.0"?>{head}{text}')
+
+
+def make_cvat_images(root: Path) -> None:
+    write_cvat(root, CVAT_POLYGON)
+
+
+def make_same_folder(root: Path) -> None:
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / f"shot_{index}.jpg")
+        write_mask(root / f"shot_{index}_mask.png", DIAGONAL)
+
+
+def make_satellite(root: Path) -> None:
+    """DeepGlobe: the images have an ending too."""
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / f"{index}_sat.jpg")
+        write_mask(root / f"{index}_mask.png", DIAGONAL)
+
+
+def make_roboflow_masks(root: Path) -> None:
+    for split in ("train", "valid", "test"):
+        write_image(root / split / f"{split}_jpg.rf.1.jpg")
+        write_mask(root / split / f"{split}_jpg.rf.1_mask.png", DIAGONAL)
+        (root / split / "_classes.csv").write_text("Pixel Value, Class\n0, background\n1, cat\n")
+
+
+def make_object_masks(root: Path) -> None:
+    """Data Science Bowl 2018: a mask per object."""
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / "stage1" / f"id{index}" / "images" / f"id{index}.png")
+        for part, row in enumerate((0, 3)):
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            mask[row : row + 2, :3] = 255
+            write_mask(root / "stage1" / f"id{index}" / "masks" / f"object{part}.png", mask)
+
+
+def make_class_masks(root: Path) -> None:
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / "images" / f"shot{index}.jpg")
+        for part, name in enumerate(("hair", "skin")):
+            write_mask(root / "masks" / f"shot{index}_{name}.png", np.uint8(255) * (part == SQUARE_MASK))
+
+
+def make_numbered_masks(root: Path) -> None:
+    for index in range(UNSPLIT_COUNT):
+        write_image(root / "images" / f"shot{index}.jpg")
+        for part in range(2):
+            write_mask(root / "masks" / f"shot{index}_{part}.png", np.uint8(255) * (DIAGONAL if part else SQUARE_MASK))
+
+
 LAYOUTS = {
+    "labelme": [make_labelme],
+    "yolo": [make_yolo, make_yolo_by_split],
+    "label-studio": [make_label_studio_tasks, make_label_studio_min],
+    "cvat": [make_cvat_images],
+    "same-folder": [make_same_folder, make_satellite, make_roboflow_masks],
+    "mask-parts": [make_object_masks, make_class_masks, make_numbered_masks],
     "voc": [make_voc, make_voc_devkit, make_cvat_voc],
     "cityscapes": [make_cityscapes, make_cityscapes_train_ids],
     "coco": [

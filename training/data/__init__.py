@@ -1,34 +1,61 @@
 """Data sets on disk. Each layout is one file in `formats/` and one line in `FORMATS`.
 
-A format is a module with three functions, for the splits `train`, `val` and `test`:
+A format is a module with two functions:
 
-    detect(root) -> bool                                whether the folder has this layout
-    has_split(root, split) -> bool                      whether the data set has the split
-    load(root, split) -> SegmentationDataset            raises DataError if the layout is wrong
+    detect(tree) -> Evidence | None     what it would read of a folder, listed as a `FileTree`; None if nothing
+    read(tree) -> DatasetSource         opens it; usually a `Listing` of all images with their masks and splits
 
 A format leaves `classes` empty if its files do not name them; `infer_classes.py` then finds them in the training masks.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 from models.errors import ConfigError, DataError
 from training.data.dataset import SPLITS, SegmentationDataset, read_pair_mask
-from training.data.formats import camvid, cityscapes, coco, csv_table, folder, voc
-from training.data.infer_classes import infer_classes, mask_values_from_scan, sample_mask_values
+from training.data.formats import (
+    camvid,
+    cityscapes,
+    coco,
+    csv_table,
+    cvat_xml,
+    folder,
+    label_studio,
+    label_studio_png,
+    labelme,
+    mask_parts,
+    same_folder,
+    voc,
+    yolo,
+)
+from training.data.infer_classes import UnknownClassesError, infer_classes, mask_values_from_scan, sample_mask_values
+from training.data.listing import Evidence
+from training.data.recognition import Recognition, recognize
 from training.data.scan.scanner import scan_split
+from training.data.tree import list_tree
 
-__all__ = ["FORMATS", "SegmentationDataset", "has_split", "load_split", "load_splits", "resolve_format"]
+__all__ = [
+    "FORMATS", "SegmentationDataset", "has_split", "load_available_splits", "load_split", "load_splits", "recognize_dataset",
+    "resolve_format",
+]  # fmt: skip
 
-# Detection takes the first match, so specific layouts come before general ones.
+# Of formats that explain the same images equally well, the first is read.
 FORMATS: dict[str, ModuleType] = {
     "voc": voc,
     "cityscapes": cityscapes,
     "coco": coco,
+    "labelme": labelme,
+    "label-studio": label_studio,
+    "label-studio-png": label_studio_png,
+    "cvat": cvat_xml,
+    "yolo": yolo,
     "camvid": camvid,
     "table": csv_table,
+    "mask-parts": mask_parts,
     "folder": folder,
+    "same-folder": same_folder,
 }
 
 ProgressCallback = Callable[[int, int], None]
@@ -55,9 +82,30 @@ def load_splits(
     for split in names:
         if split not in SPLITS:
             raise DataError(f"Unknown split {split!r}; choose from {', '.join(SPLITS)}.")
-    module = FORMATS[resolve_format(root, data_format)]
-    opened: dict[str, SegmentationDataset] = {split: module.load(root, split) for split in names}
-    train: SegmentationDataset = opened.get("train") or module.load(root, "train")
+    return _load(recognize_dataset(root, data_format), names, progress)
+
+
+def load_available_splits(
+    root: Path,
+    splits: Iterable[str] = SPLITS,
+    data_format: str = "auto",
+    progress: ProgressCallback | None = None,
+    recognition: Recognition | None = None,
+) -> dict[str, SegmentationDataset]:
+    """Open train and those of the `splits` that the data set has. Arguments and errors as for `load_split`."""
+    recognition = recognition or recognize_dataset(root, data_format)
+    return _load(recognition, ["train", *(split for split in splits if split != "train")], progress, skip_missing=True)
+
+
+def _load(
+    recognition: Recognition, names: list[str], progress: ProgressCallback | None, skip_missing: bool = False
+) -> dict[str, SegmentationDataset]:
+    source, root = FORMATS[recognition.format].read(recognition.tree), recognition.tree.root
+    opened: dict[str, SegmentationDataset] = {
+        split: source.load(split) for split in names if split == "train" or not skip_missing or source.has_split(split)
+    }
+    opened = {split: replace(dataset, notes=(*recognition.notes, *dataset.notes)) for split, dataset in opened.items()}
+    train: SegmentationDataset = opened.get("train") or source.load("train")
     if train.mask_reader is not read_pair_mask:  # formats that rasterize their masks know the classes
         return opened
     masks = (
@@ -65,30 +113,34 @@ def load_splits(
         if len(train.classes) > 2
         else list(filter(None, map(mask_values_from_scan, scan_split(train, progress))))
     )
-    inferred = infer_classes(train, masks, root)
+    try:
+        inferred = infer_classes(train, masks, root)
+    except UnknownClassesError as error:
+        error.datasets = opened
+        raise
     return {split: inferred.apply_to(dataset) for split, dataset in opened.items()}
 
 
 def has_split(root: Path, split: str, data_format: str = "auto") -> bool:
     """Whether a data set has a split, even one with a wrong layout. Raises: as `load_split`."""
-    return bool(FORMATS[resolve_format(root, data_format)].has_split(root, split))
+    recognition = recognize_dataset(root, data_format)
+    return bool(FORMATS[recognition.format].read(recognition.tree).has_split(split))
 
 
 def resolve_format(root: Path, data_format: str = "auto") -> str:
     """Name of the format of a data set; "auto" detects it. Raises: DataError, ConfigError."""
+    return recognize_dataset(root, data_format).format
+
+
+def recognize_dataset(root: Path, data_format: str = "auto") -> Recognition:
+    """The format of a data set, and why; "auto" detects it. Raises: DataError, ConfigError."""
     if data_format not in ("auto", *FORMATS):
         raise ConfigError(f"Unknown data set format {data_format!r}; choose from auto, {', '.join(FORMATS)}.")
-    if root.is_file() and data_format in ("auto", "table"):
-        return "table"
-    if not root.is_dir():
-        raise DataError(f"{root} is not a folder; give a folder of images and masks, or a table (CSV, TSV) of them.")
     if data_format == "auto":
-        data_format = next((name for name, module in FORMATS.items() if module.detect(root)), "")
-    if not data_format and not any(root.iterdir()):
-        raise DataError(f"{root} is empty; give a folder of images and masks.")
-    if not data_format:
-        raise DataError(
-            f"{root} has no supported layout ({', '.join(FORMATS)}). The simplest is "
-            f"{root}/images/NAME.jpg with {root}/masks/NAME.png."
-        )
-    return data_format
+        return recognize(root, FORMATS)
+    try:
+        return recognize(root, {data_format: FORMATS[data_format]})
+    except DataError:  # the format's own message says what is missing
+        tree = list_tree(root)
+        FORMATS[data_format].read(tree)
+        return Recognition(tree, data_format, Evidence(0, "chosen by name"), {})

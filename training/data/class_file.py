@@ -1,49 +1,100 @@
-"""The class file of a data set, `classes.csv`: one class per line, `name` or `name,r,g,b` (0 to 255), in label order.
+"""The class file of a data set: the names of its classes, in label order, and possibly their colors and pixel values.
 
-A header line and a byte order mark are skipped; semicolons and tabs also work as delimiters. In a data set, a line named
-`void` or `ignore` is not a class: its label and color are ignored, and the following classes move up.
+`classes.csv` has one class per line, `name` or `name,r,g,b` (0 to 255). A header line may name the columns and add others
+(`class_dict.csv`, Roboflow's `Pixel Value, Class`). Tabs, semicolons and a byte order mark are accepted. Other files that tools
+write: one name per line (`classes.txt`, labelme's `class_names.txt`), `r g b name` (`label_colors.txt`), `name:r,g,b:parts:actions`
+(CVAT's `labelmap.txt`), JSON of ids and names (`id2label.json`). A class named `void` or `ignore` is none: its label and
+color are ignored, and the following classes move up.
 """
 
 import csv
+import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from models.errors import DataError
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, pack_rgb
+from training.data.tree import CLASS_FILE, CLASS_FILES, FileTree
 
-CLASS_FILE = "classes.csv"
-IGNORED_NAMES = ("void", "ignore")
+LABELMAP_FILE = "labelmap.txt"
+INVALID_LABEL = IGNORE_INDEX - 1  # above every class: the lint reports it
+IGNORED_NAMES = ("void", "ignore", "__ignore__")
+NAME_COLUMNS = (
+    "name",
+    "class_name",
+    "classname",
+    "class",
+    "label_name",
+    "category",
+    "label",
+    "classes",
+    "names",
+    "labels",
+)
+VALUE_COLUMNS = ("pixel value", "pixel_value", "value", "id", "index", "class_id", "label_id", "train_id", "label")
+COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
+_COLOR_LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
+_NUMBERED_LINE = re.compile(r"(\d+)\s*[:,;\s]\s*(\S.*)")
+_LABELMAP_LINE = re.compile(r"[^:]*:\s*(\d*\s*,\s*\d*\s*,\s*\d*|):.*")
 
 
 class ClassRow(NamedTuple):
-    """One line of the file; `rgb` is None if it has no color."""
+    """One class of the file."""
 
     name: str
-    rgb: tuple[int, int, int] | None
+    rgb: tuple[int, int, int] | None  # None if it has no color
+    value: int | None = None  # its value in the masks; None for its position in the file
 
 
 def read_class_file(file: Path) -> list[ClassInfo]:
-    """The classes of a file, one per line; without colors they get those of PASCAL VOC. Raises: DataError."""
-    return _to_class_infos(_read_class_rows(file), file)
+    """The classes of a file, in label order; without colors they get those of PASCAL VOC. Raises: DataError."""
+    return _to_class_infos(read_class_rows(file), file)
 
 
-def read_dataset_classes(root: Path) -> tuple[list[ClassInfo], MaskEncoding]:
-    """The classes in a data set's class file and the mask encoding that it implies; no classes without a file.
+def find_class_file(tree: FileTree, folders: Sequence[str] = ("",)) -> str | None:
+    """The first class file in one of the folders, ignoring case."""
+    return next((file for folder in folders if (file := tree.find_file(folder, CLASS_FILES))), None)
+
+
+def read_dataset_classes(
+    tree: FileTree, folders: Sequence[str] = ("",)
+) -> tuple[list[ClassInfo], MaskEncoding, tuple[Path, ...]]:
+    """The classes in a data set's class file, the mask encoding that it implies, and the file; nothing without a file.
 
     Raises: DataError.
     """
-    file = root / CLASS_FILE
-    if not file.is_file():
-        return [], IDENTITY_ENCODING
-    rows = _read_class_rows(file)
+    found = find_class_file(tree, folders)
+    if found is None:
+        return [], IDENTITY_ENCODING, ()
+    file = tree.path(found)
+    return *classes_and_encoding(read_class_rows(file), file), (file,)
+
+
+def classes_and_encoding(rows: list[ClassRow], file: Path) -> tuple[list[ClassInfo], MaskEncoding]:
+    """The classes of the rows, and the labels of their values and colors. Raises: DataError."""
     kept = [row for row in rows if row.name.lower() not in IGNORED_NAMES]
     classes = _to_class_infos(kept, file)
     label_by_name = {row.name: label for label, row in enumerate(kept)}
     labels = [label_by_name.get(row.name, IGNORE_INDEX) for row in rows]
-    moved = tuple((index, label) for index, label in enumerate(labels) if index != label)
+    values = [index if row.value is None else row.value for index, row in enumerate(rows)]
+    moved = [(value, label) for value, label in zip(values, labels, strict=True) if value != label]
+    # A value that the file skips must not be read as the label that has this number.
+    moved += [(value, INVALID_LABEL) for value in range(len(kept)) if value not in values and len(kept) < INVALID_LABEL]
     colors = tuple((pack_rgb(row.rgb), label) for row, label in zip(rows, labels, strict=True) if row.rgb)
-    return classes, MaskEncoding(moved, colors)
+    return classes, MaskEncoding(tuple(moved), colors)
+
+
+def class_line(files: Sequence[Path], rgb: str) -> str:
+    """What to write for a class of the color `r,g,b`: the line, and the class file that was read."""
+    file = next((file for file in files if file.name.lower() in CLASS_FILES), None)
+    name = (file or Path(CLASS_FILE)).name
+    forms = {LABELMAP_FILE: f"name:{rgb}::", "label_colors.txt": f"{rgb.replace(',', ' ')} name"}
+    return f"a line `{forms.get(name.lower(), f'name,{rgb}')}` to {file or name}"
 
 
 def class_table(classes: list[ClassInfo]) -> list[tuple[str | int, ...]]:
@@ -57,22 +108,30 @@ def _to_class_infos(rows: list[ClassRow], file: Path) -> list[ClassInfo]:
     return [ClassInfo(name=row.name, rgb=row.rgb or default_rgb(label)) for label, row in enumerate(rows)]
 
 
-def _read_class_rows(file: Path) -> list[ClassRow]:
-    """Raises: DataError if the file cannot be parsed, or two lines share a name or color."""
+def read_class_rows(file: Path) -> list[ClassRow]:
+    """The classes by value. Raises: DataError if the file cannot be parsed, or two classes share a name, color or value."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: not a CSV file in UTF-8 ({error}); save it as UTF-8.") from error
-    cells = _parse_csv(text, file)
-    if cells and [cell.lower() for cell in cells[0][1][:2]] in (["name"], ["name", "r"]):
-        cells = cells[1:]
-    rows = [_parse_class_row(row, number, file) for number, row in cells]
+        raise DataError(f"{file}: not a class file in UTF-8 ({error}); save it as UTF-8.") from error
+    if file.suffix.lower() == ".json":
+        rows = _parse_json(text, file)
+    elif file.suffix.lower() in (".csv", ".tsv"):
+        rows = _parse_table(text, file)
+    else:
+        rows = _parse_lines(text, file)
+    _check_rows(rows, file)
+    return sorted(rows, key=lambda row: row.value or 0) if rows and rows[0].value is not None else rows
+
+
+def _check_rows(rows: list[ClassRow], file: Path) -> None:
     without_color = next((row.name for row in rows if row.rgb is None), None)
     if without_color and any(row.rgb for row in rows):
         raise DataError(
             f"{file}: {without_color!r} has no color, but other classes have one; write `name,r,g,b` on every line, or on none."
         )
     names: set[str] = set()
+    values: set[int] = set()
     name_by_color: dict[tuple[int, int, int], str] = {}
     for row in rows:
         if row.name in names:
@@ -82,10 +141,45 @@ def _read_class_rows(file: Path) -> list[ClassRow]:
                 f"{file}: {row.name!r} and {name_by_color[row.rgb]!r} have the same color {','.join(map(str, row.rgb))}; "
                 "give each class its own color."
             )
+        if row.value is not None and row.value in values:
+            raise DataError(f"{file}: two classes have the value {row.value}; give each class its own.")
         names.add(row.name)
+        if row.value is not None:
+            values.add(row.value)
         if row.rgb:
             name_by_color[row.rgb] = row.name
+
+
+def _parse_table(text: str, file: Path) -> list[ClassRow]:
+    cells = _parse_csv(text, file)
+    columns = _find_columns(cells[0][1]) if cells else None
+    if columns is None:
+        return [_parse_class_row(row, number, file) for number, row in cells]
+    name, color, value = columns
+    rows = []
+    for number, row in cells[1:]:
+        padded = [*row, *[""] * len(cells[0][1])]
+        fields = [padded[name], *(padded[index] for index in color)]
+        parsed = _parse_class_row(fields if any(fields[1:]) else fields[:1], number, file)
+        rows.append(parsed._replace(value=_parse_value(padded[value], number, file)) if value is not None else parsed)
     return rows
+
+
+def _find_columns(header: list[str]) -> tuple[int, list[int], int | None] | None:
+    """The columns of the name, the color and the value; None if the line is no header."""
+    words = [cell.lower() for cell in header]
+    color = next(([words.index(word) for word in group] for group in COLOR_COLUMNS if set(group) <= set(words)), [])
+    name = next((words.index(word) for word in NAME_COLUMNS if word in words), None)
+    value = next((words.index(word) for word in VALUE_COLUMNS if word in words and words.index(word) != name), None)
+    if name is None or (len(words) > 1 and not color and value is None):
+        return None
+    return name, color, value
+
+
+def _parse_value(cell: str, number: int, file: Path) -> int:
+    if not (cell.isascii() and cell.isdigit() and int(cell) < 1 << 16):
+        raise DataError(f"{file}, line {number}: {cell!r} is no pixel value; expected a whole number from 0.")
+    return int(cell)
 
 
 def _parse_csv(text: str, file: Path) -> list[tuple[int, list[str]]]:
@@ -108,9 +202,99 @@ def _parse_class_row(row: list[str], number: int, file: Path) -> ClassRow:
     if len(row) == 1:
         return ClassRow(row[0], None)
     if len(row) != 4:
-        raise DataError(f"{file}, line {number}: {text!r} has {len(row)} columns; expected `name` or `name,r,g,b`.")
-    channels = [int(cell) if cell.isascii() and cell.isdigit() else -1 for cell in row[1:]]
+        raise DataError(
+            f"{file}, line {number}: {text!r} has {len(row)} columns; expected `name` or `name,r,g,b`, "
+            "or a header line that names the columns: name,r,g,b."
+        )
+    return ClassRow(row[0], _parse_color(row[1:], text, f"{file}, line {number}"))
+
+
+def _parse_color(cells: Sequence[str], text: str, where: str) -> tuple[int, int, int]:
+    channels = [int(cell) if cell.isascii() and cell.isdigit() else -1 for cell in map(str.strip, cells)]
     if not all(0 <= channel <= 255 for channel in channels):
-        raise DataError(f"{file}, line {number}: {text!r} has no valid color; expected `name,r,g,b` with 0 to 255.")
+        raise DataError(f"{where}: {text!r} has no valid color; expected `name,r,g,b` with 0 to 255.")
     red, green, blue = channels
-    return ClassRow(row[0], (red, green, blue))
+    return red, green, blue
+
+
+def _parse_lines(text: str, file: Path) -> list[ClassRow]:
+    """A text file: CVAT's label map, `r g b name`, `name r g b`, `id name`, or one name per line."""
+    lines = [
+        (number, line.strip())
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if lines and (file.name.lower() == LABELMAP_FILE or all(_LABELMAP_LINE.fullmatch(line) for _, line in lines)):
+        return parse_labelmap([line for _, line in lines], file)
+    colored = [_COLOR_LINE.fullmatch(line) for _, line in lines]
+    if lines and all(colored):
+        rows = []
+        for (number, line), match in zip(lines, colored, strict=True):
+            groups = match.groups() if match else ()
+            name, cells = (groups[3], groups[:3]) if groups[3] else (groups[4], groups[5:])
+            rows.append(ClassRow(name, _parse_color(cells, line, f"{file}, line {number}")))
+        return rows
+    numbered = [_NUMBERED_LINE.fullmatch(line) for _, line in lines]
+    if lines and all(numbered):
+        return [ClassRow(match[2], None, int(match[1])) for match in numbered if match]
+    if lines and lines[0][1].lower() in NAME_COLUMNS:
+        lines = lines[1:]
+    # labelme's label list starts with `__ignore__`, which stands for -1 and not for a label.
+    return [ClassRow(line.strip('"'), None) for _, line in lines if line != "__ignore__"]
+
+
+def parse_labelmap(lines: Sequence[str], file: Path) -> list[ClassRow]:
+    """CVAT's classes, `name:red,green,blue:parts:actions`. Raises: DataError for an invalid line."""
+    rows: list[ClassRow] = []
+    for line in lines:
+        if line.startswith("#"):
+            continue
+        name, *fields = (field.strip() for field in line.split(":"))
+        try:
+            color = (
+                [np.uint8(int(channel)).item() for channel in fields[0].split(",")] if fields and fields[0] else None
+            )
+            red, green, blue = color or default_rgb(len(rows))
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"{file}: invalid class {line!r}; expected `name:red,green,blue::` with 0 to 255."
+            ) from error
+        twin = next((other.name for other in rows if other.name == name or other.rgb == (red, green, blue)), None)
+        if twin:
+            raise DataError(f"{file}: {name!r} and {twin!r} have the same name or color; change or delete one.")
+        rows.append(ClassRow(name, (red, green, blue)))
+    return rows
+
+
+def _parse_json(text: str, file: Path) -> list[ClassRow]:
+    """Ids and names: {"0": "road"}, {"road": 0}, ["road", ...] or [{"name": "road", "id": 0, "color": [r, g, b]}, ...]."""
+    try:
+        content: Any = json.loads(text)
+        if isinstance(content, dict) and isinstance(
+            nested := content.get("labels", content.get("id2label")), dict | list
+        ):
+            content = nested
+        if isinstance(content, list):
+            return [_json_row(entry) for entry in content]
+        rows = []
+        for key, value in content.items():
+            name, number = (value, key) if str(key).isdigit() else (key, value)
+            if not isinstance(name, str) or not 0 <= int(number) < 1 << 16:
+                raise ValueError
+            rows.append(ClassRow(name, None, int(number)))
+        return rows
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}: invalid JSON at line {error.lineno} ({error.msg}); export it again.") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DataError(
+            f'{file}: not a list of classes; expected {{"0": "name", "1": "name"}} or ["name", "name"].'
+        ) from error
+
+
+def _json_row(entry: Any) -> ClassRow:
+    if isinstance(entry, str):
+        return ClassRow(entry, None)
+    color, number = entry.get("color"), entry.get("id")
+    red, green, blue = (int(np.uint8(channel)) for channel in color) if isinstance(color, list) else (None,) * 3
+    rgb = None if red is None or green is None or blue is None else (red, green, blue)
+    return ClassRow(str(entry["name"]), rgb, int(number) if isinstance(number, int) and number >= 0 else None)

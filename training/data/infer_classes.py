@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from models.errors import DataError, MaskserveError
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
+from training.data.class_file import class_line
 from training.data.dataset import SegmentationDataset
 from training.data.mask_decoding import MaskEncoding, MaskKind, format_rgb
 from training.data.scan.scanner import SampleStats
+from training.data.tree import CLASS_FILE
 
 SAMPLED_MASKS = 8  # masks read to learn how palettes and gray colors are used, if the classes are known
 MIN_FOREGROUND_VALUE = 100  # a second value this far from 0 is not a label but scaled for viewing
@@ -24,6 +26,12 @@ MAX_UNNAMED_LABEL = 100  # a higher unnamed label is likely a mixture at a borde
 MAX_LISTED_COLORS = 12
 BLACK, WHITE, GRAY_UNIT = 0, 0xFFFFFF, 0x010101
 BINARY_CLASS_NAMES = ("background", "foreground")
+
+
+class UnknownClassesError(DataError):
+    """The masks do not show the classes. `datasets`: the splits, without classes, so that the lint can check their files."""
+
+    datasets: dict[str, SegmentationDataset]
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ def sample_mask_values(dataset: SegmentationDataset) -> list[MaskValues]:
 
 
 def infer_classes(dataset: SegmentationDataset, masks: Sequence[MaskValues], root: Path) -> InferredClasses:
-    """Infer classes and mask encoding from the values of the training masks. Raises: DataError if they give no classes."""
+    """Infer classes and mask encoding from the values of the training masks. Raises: UnknownClassesError."""
     encoding, notes = _infer_colors(dataset, masks, root)
     numbers = _numeric_values(masks, encoding)
     classes = dataset.classes
@@ -93,6 +101,16 @@ def infer_classes(dataset: SegmentationDataset, masks: Sequence[MaskValues], roo
         names = [entry.name for entry in classes] or list(BINARY_CLASS_NAMES)
         classes = classes or [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(names)]
         notes.append(_binary_note(foreground, names[1], len(numbers) == 2))
+    if not classes and (first := _first_label(numbers)):
+        highest = max(numbers - {IGNORE_INDEX})
+        encoding = replace(encoding, gray_to_label=tuple((value, value - first) for value in range(first, highest + 1)))
+        classes = [
+            ClassInfo(name=f"class{value}", rgb=default_rgb(value - first)) for value in range(first, highest + 1)
+        ]
+        notes.append(
+            f"The training masks have the values {first} to {highest} and never 0, so {first} is read as label 0, and so on. "
+            "If 0 is a class, name all classes in classes.csv."
+        )
     if not classes:
         classes = _numbered_classes(numbers, masks, root)
     return InferredClasses(classes, encoding, tuple(notes))
@@ -101,7 +119,7 @@ def infer_classes(dataset: SegmentationDataset, masks: Sequence[MaskValues], roo
 def _infer_colors(
     dataset: SegmentationDataset, masks: Sequence[MaskValues], root: Path
 ) -> tuple[MaskEncoding, list[str]]:
-    """The encoding of color and palette masks, and notes. Raises: DataError for colors without a class file."""
+    """The encoding of color and palette masks, and notes. Raises: UnknownClassesError for colors without a class file."""
     encoding, known = dataset.mask_encoding, dict(dataset.mask_encoding.color_to_label)
     colors = {value for mask in masks if mask.kind == "color" for value in mask.values.tolist()}
     unknown = colors - known.keys() - ({BLACK} if known else set())
@@ -112,7 +130,7 @@ def _infer_colors(
         listed = "; ".join(map(format_rgb, sorted(colors)[:MAX_LISTED_COLORS])) + (
             "; ..." if len(colors) > MAX_LISTED_COLORS else ""
         )
-        raise DataError(
+        raise UnknownClassesError(
             f"{root}: the masks are in color ({listed}), but no classes.csv maps the colors to classes; "
             "add one with a line `name,r,g,b` per class."
         )
@@ -127,7 +145,8 @@ def _infer_colors(
         )
         colors |= {color for _, color in entries if encoding.use_palette_colors}
     if known and BLACK in colors and BLACK not in known:
-        note = "Black (0,0,0) belongs to no class and is ignored. If it is a class, add a line `name,0,0,0` to classes.csv."
+        line = class_line(dataset.files, "0,0,0")
+        note = f"Black (0,0,0) belongs to no class and is ignored. If it is a class, add {line}."
         return replace(encoding, color_to_label=(*encoding.color_to_label, (BLACK, IGNORE_INDEX))), [note]
     return encoding, []
 
@@ -188,6 +207,13 @@ def _foreground_value(masks: Sequence[MaskValues], numbers: set[int]) -> int | N
     return 255 if low and high and low + high >= MIN_BINARY_FRACTION * pixels.sum() else None
 
 
+def _first_label(numbers: set[int]) -> int | None:
+    """1 if the labels start there, without gaps; None if they start at 0, or otherwise."""
+    labels = sorted(numbers - {IGNORE_INDEX})
+    starts_at_one = len(labels) >= 2 and labels == list(range(1, len(labels) + 1)) and labels[-1] <= MAX_UNNAMED_LABEL
+    return 1 if starts_at_one else None
+
+
 def _binary_note(foreground: int, name: str, exact: bool) -> str:
     if not exact:
         return (
@@ -201,21 +227,31 @@ def _binary_note(foreground: int, name: str, exact: bool) -> str:
     )
 
 
+def _value_lines(numbers: set[int]) -> str:
+    """The lines of a class file for these values."""
+    labels = sorted(numbers - {IGNORE_INDEX})
+    shown = [*labels[:2], labels[-1]] if len(labels) > 3 else labels
+    return (
+        ", ".join(f"`class{value},{value}`" for value in shown[:2]) + f" and so on up to `class{shown[-1]},{shown[-1]}`"
+    )
+
+
 def _numbered_classes(numbers: set[int], masks: Sequence[MaskValues], root: Path) -> list[ClassInfo]:
-    """Classes class0, class1, ... up to the highest label. Raises: DataError if that gives too few or too many."""
+    """Classes class0, class1, ... up to the highest label. Raises: UnknownClassesError if that gives too few or too many."""
     if not masks:
-        raise DataError(f"{root}: no training mask can be read; see `maskserve data lint`, or give another folder.")
+        raise UnknownClassesError(f"{root}: no training mask can be read: `maskserve data lint` lists them.")
     highest = max((number for number in numbers if number != IGNORE_INDEX), default=0)
     if highest < 1:
-        raise DataError(f"The masks of {root} have a single class; training needs at least two.")
+        raise UnknownClassesError(f"The masks of {root} have a single class; training needs at least two.")
     if MAX_UNNAMED_LABEL < highest <= IGNORE_INDEX:
-        raise DataError(
+        raise UnknownClassesError(
             f"The masks of {root} have {len(numbers)} values up to {highest}, which do not look like classes. Masks that are "
-            "anti-aliased, saved as JPEG, scaled for viewing, or of instance ids have such values. Export labels as PNG; "
-            "if the values are classes, name them in classes.csv."
+            "anti-aliased, saved as JPEG, scaled for viewing, or of instance ids have such values. Export labels as PNG. "
+            f"If the values are classes, write them to {root / CLASS_FILE}, one per line: `name,value`, then "
+            f"{_value_lines(numbers)}."
         )
     if highest > IGNORE_INDEX:
-        raise DataError(
+        raise UnknownClassesError(
             f"The masks of {root} have values up to {highest:,}, but labels are 0 to 254; instance ids? "
             "Export masks of classes."
         )

@@ -19,7 +19,8 @@ from models.errors import DataError
 from models.imaging.decode import RGB, Labels
 from models.outputs.png import to_palette_image
 from models.spec import ClassInfo
-from training.data.class_file import CLASS_FILE, class_table
+from training.data.class_file import class_table
+from training.data.tree import CLASS_FILE
 
 RgbVector = NDArray[np.float64]  # red, green, blue, 0 to 255
 Points = NDArray[np.float64]  # K x 2 corners (x, y) around the origin, at a distance of at most 1

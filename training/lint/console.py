@@ -43,6 +43,9 @@ def print_lint_report(report: LintReport, console: Console, max_findings: int = 
         if len(findings) > max_findings:
             console.print(f"  and {len(findings) - max_findings:,} more", highlight=False)
         console.print(Padding(Text(f"→ {ADVICE[kind]}", style="italic"), (0, 0, 0, 2), expand=False))
+    if report.not_read:
+        console.print()
+        console.print(Text(f"not read: {report.not_read}", style="dim"), soft_wrap=True, highlight=False)
     console.print()
 
 

@@ -9,16 +9,23 @@ from training.lint.sample_rules import label_step
 
 MIN_CLASS_FRACTION, MIN_CLASS_IMAGES = 0.001, 5  # of the labeled pixels of train; images of train
 MIN_TRAIN_IMAGES = 8
+MIN_COMPARED_MASKS = 3  # fewer masks are equal, or count up, by chance
+MIN_INSTANCES = 4  # objects in the mask with the most
+MIN_COUNTING_FRACTION = 0.9  # of the masks that count up without gaps
 MAX_IGNORED_FRACTION = 0.5  # of the pixels of a split
 MAX_NAMED_CLASSES = 12  # classes listed by name
 
 
 def check_dataset(report: LintReport, requested_splits: tuple[str, ...]) -> list[Finding]:
     """The findings that no single file has."""
+    if not report.classes:
+        return [*_check_notes(report), *_check_unmatched_files(report)]
     return [
         *_check_notes(report),
         *_check_unmatched_files(report),
         *_check_single_class(report),
+        *_check_equal_masks(report),
+        *_check_instance_numbers(report),
         *_check_mixed_binary(report),
         *_check_palettes(report),
         *_check_splits(report, requested_splits),
@@ -80,6 +87,42 @@ def _all_values(report: LintReport) -> set[int]:
     return values
 
 
+def _check_equal_masks(report: LintReport) -> list[Finding]:
+    """Masks of several values that are all the same: a field of view, not labels."""
+    all_stats = [stats for split_stats in report.sample_stats.values() for stats in split_stats if stats.is_valid]
+    keys = {
+        (stats.mask_size, stats.values.tobytes(), stats.quarters.tobytes(), stats.edges.tobytes())
+        for stats in all_stats
+    }
+    if len(all_stats) < MIN_COMPARED_MASKS or len(keys) > 1 or len(all_stats[0].values) < 2:
+        return []
+    mask = next(iter(report.datasets.values())).pairs[0].mask
+    return [Finding("warning", "all masks are equal", f"All {len(all_stats):,} masks have the same areas, as {mask}.")]
+
+
+def _check_instance_numbers(report: LintReport) -> list[Finding]:
+    """Masks whose values count up without gaps, to another number in each mask: numbers of objects, not classes."""
+    if any(entry.name != f"class{label}" for label, entry in enumerate(report.classes)):
+        return []  # named classes are classes
+    highest, full = [], 0
+    for split_stats in report.sample_stats.values():
+        for stats in split_stats:
+            values = [value for value in stats.values.tolist() if value and value != IGNORE_INDEX]
+            if not values or stats.kind != "gray":
+                continue
+            highest.append(values[-1])
+            full += values == list(range(1, values[-1] + 1))
+    if len(highest) < MIN_COMPARED_MASKS or max(highest, default=0) < MIN_INSTANCES:
+        return []
+    if full < MIN_COUNTING_FRACTION * len(highest) or len(set(highest)) < 2:
+        return []
+    detail = (
+        f"{full} of {len(highest)} masks have the values 1 to N without gaps, with N from {min(highest)} to {max(highest)}: these "
+        "look like numbers of objects and not like classes."
+    )
+    return [Finding("warning", "instance numbers", detail)]
+
+
 def _check_mixed_binary(report: LintReport) -> list[Finding]:
     """Masks of two classes, some with 1 and others with 255: usually the same class, written by two tools."""
     values_by_mask = [
@@ -137,7 +180,14 @@ def _check_absent_classes(report: LintReport) -> list[Finding]:
     """Classes on no pixel of a split. A class that is in no split is reported once, for train."""
     found = []
     for split, counts in report.pixel_counts.items():
-        absent = [label for label in range(len(report.classes)) if counts[label] == 0]
+        # A mask with another error, such as a wrong size, is not counted but may have the class.
+        absent = [
+            label
+            for label in range(len(report.classes))
+            if counts[label] == 0 and label not in report.labels_in_errors.get(split, ())
+        ]
+        if report.num_unreadable_masks:
+            continue
         elsewhere = [label for label in absent if any(other[label] for other in report.pixel_counts.values())]
         if split == "train":
             found += [_missing_from_train(report, label) for label in elsewhere]

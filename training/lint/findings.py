@@ -20,6 +20,7 @@ LEVELS = (
 # What to do about each kind of finding, in the order of the report.
 ADVICE = {
     "unreadable file": "Save the file again from its source (split it if it is too large), or delete image and mask.",
+    "unknown classes": "Name the classes in classes.csv, or repair the masks that the other errors name.",
     "image without mask": "Add a mask with the name of the image, or delete the image.",
     "size mismatch": "Export the masks again at the size of their images; to resize masks, use nearest neighbor.",
     "mask ignores EXIF rotation": "The camera stored the image rotated and noted that in its EXIF; the mask was drawn on the "
@@ -35,6 +36,10 @@ ADVICE = {
     "indices are the labels.",
     "no labeled pixels": "Label some pixels: every pixel is ignored, so there is nothing to learn.",
     "single class": "Label at least two classes, or export the masks as labels: a network learns to tell classes apart.",
+    "all masks are equal": "Check that these are labels: the field of view of a camera is the same in every image. If another "
+    "folder has the labels, move this one away.",
+    "instance numbers": "If each number is one object, merge them into one class: `maskserve data remap DATA OUT` with a rule "
+    "such as `2,3,4=1`; or export masks of classes.",
     "assumption": "Check that this is right. If not, write the labels as intended with `maskserve data remap`.",
     "same image in two splits": "Keep it in one split: a network cannot be evaluated on images that it was trained on.",
     "near duplicates in two splits": "Keep frames of one video, or crops of one image, in one split (`maskserve data split`).",
@@ -53,6 +58,9 @@ ADVICE = {
     "extreme aspect ratio": "Split the image: large parts of its crops would be padding.",
     "mask without image": "Add the image, or delete the mask.",
     "same image twice": "Delete the copies: they only increase the weight of one image.",
+    "broken link": "Restore what it links to, or delete it.",
+    "link out of the folder": "It is followed. To copy or archive the data set, copy what it links to as well.",
+    "images not read": "They belong to no layout that was recognized, or to no split. Move them if they should be read.",
     "near duplicates within a split": "Usually frames of a video; they add less information than their number suggests.",
 }
 
@@ -80,6 +88,11 @@ class LintReport:
     edge_counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: pixels of each label next to another
     train_image_sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
     train_label_stats: list[LabelStats] = field(default_factory=list)  # of the training images without errors
+    labels_in_errors: dict[str, set[int]] = field(
+        default_factory=dict
+    )  # in masks that are not counted, for other errors
+    num_unreadable_masks: int = 0
+    not_read: str = ""  # the files that were passed over, by folder and suffix
     datasets: dict[str, SegmentationDataset] = field(default_factory=dict, repr=False)
     sample_stats: dict[str, list[SampleStats]] = field(default_factory=dict, repr=False)  # in the order of the pairs
 

@@ -6,13 +6,15 @@ from pathlib import Path
 import numpy as np
 
 from models.spec import IGNORE_INDEX
-from training.data import SegmentationDataset, has_split, load_splits
+from training.data import SegmentationDataset, load_available_splits, recognize_dataset
 from training.data.dataset import SPLITS
+from training.data.infer_classes import UnknownClassesError
 from training.data.scan.label_stats import LabelLookup, compute_label_stats
 from training.data.scan.scanner import SampleStats, scan_splits
+from training.lint.coverage import check_coverage, describe_unread, unread_files
 from training.lint.dataset_rules import check_dataset
 from training.lint.duplicates import check_duplicates
-from training.lint.findings import LintReport
+from training.lint.findings import Finding, LintReport
 from training.lint.sample_rules import check_sample
 
 
@@ -29,19 +31,27 @@ def lint(
     last lint are not read again.
     Raises: DataError for a folder that is not a data set, or a split with a wrong layout.
     """
-    existing = ["train", *(split for split in splits if split != "train" and has_split(root, split, data_format))]
-    opened = load_splits(root, existing, data_format, progress)
-    report = LintReport(opened["train"].classes)
+    recognition = recognize_dataset(root, data_format)
+    try:
+        opened = load_available_splits(root, splits, data_format, progress, recognition)
+        report = LintReport(opened["train"].classes)
+    except UnknownClassesError as error:  # unreadable masks may be the reason, so the files are checked all the same
+        opened = error.datasets
+        report = LintReport([], [Finding("error", "unknown classes", str(error))])
     for split, all_stats in scan_splits(opened, progress, use_cache).items():
         _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)
     report.findings += check_duplicates(report)
+    unread = unread_files(recognition.tree, opened.values())
+    report.not_read = describe_unread(unread)
+    report.findings += check_coverage(recognition.tree, unread)
     return report
 
 
 def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all_stats: list[SampleStats]) -> None:
     """Add the statistics and sample findings of one split to the report."""
     report.datasets[split], report.sample_stats[split], report.image_counts[split] = dataset, all_stats, len(dataset)
+    report.labels_in_errors[split] = set()
     for counts in (report.pixel_counts, report.images_with_label, report.edge_counts):
         counts[split] = np.zeros(IGNORE_INDEX + 1, np.int64)
     lookup = LabelLookup(dataset.mask_encoding, len(dataset.classes))
@@ -52,6 +62,8 @@ def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all
         if split == "train" and stats.size:
             report.train_image_sizes.append(stats.size)
         if not stats.is_valid:
+            report.labels_in_errors[split].update(value_labels.present_labels.tolist())
+            report.num_unreadable_masks += stats.mask_size is None
             continue
         label_stats = compute_label_stats(stats, value_labels)
         report.pixel_counts[split][label_stats.labels] += label_stats.quarters.sum(axis=(1, 2))

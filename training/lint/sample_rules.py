@@ -23,6 +23,8 @@ def check_sample(
     """The findings about one pair."""
     if stats.errors:
         return [Finding("error", "unreadable file", message, locations=(location,)) for message in stats.errors]
+    if not num_classes:
+        return _check_size(pair, stats, location)
     return [
         *_check_size(pair, stats, location),
         *_check_values(pair, stats, value_labels, num_classes, location),

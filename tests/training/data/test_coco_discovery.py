@@ -22,6 +22,7 @@ from tests.training.make_layouts import (
 from training.data import has_split, load_split
 from training.data.formats.coco import detect
 from training.data.splits import assign_split
+from training.data.tree import list_tree
 
 
 def test_missing_images_are_skipped_with_a_note(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_other_json_files_are_not_coco(tmp_path: Path) -> None:
     write_json(tmp_path / "result.json", [{"id": 1, "annotations": []}])  # Label Studio's own
     write_json(tmp_path / "package.json", {"name": "x", "images": "none"})
     write_json(tmp_path / "sa_1.json", {"image": {"image_id": 1}, "annotations": [{"id": 1, "bbox": [1, 2, 3, 4]}]})
-    assert not detect(tmp_path)
+    assert not detect(list_tree(tmp_path))
 
 
 @pytest.mark.parametrize("key", ["annotations", "images", "categories"])
@@ -150,13 +151,13 @@ def test_a_coco_file_is_detected_by_its_first_keys(key: str, tmp_path: Path) -> 
     value = coco_content(["a.jpg"])
     write_image(tmp_path / "a.jpg")
     write_json(tmp_path / "anything.json", {"info": {"contributor": "someone"}, key: value[key], **value})
-    assert detect(tmp_path)
+    assert detect(list_tree(tmp_path))
 
 
 def test_a_masks_folder_takes_precedence_unless_coco_is_requested(tmp_path: Path) -> None:
     load_coco_annotations(tmp_path, {"segmentation": [SQUARE]})
     write_mask(tmp_path / "masks" / "a.png", DIAGONAL)
-    assert not detect(tmp_path)
+    assert not detect(list_tree(tmp_path))
     assert (load_split(tmp_path, "train", "coco").labels(0) == SQUARE_MASK).all()
 
 

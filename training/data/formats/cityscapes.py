@@ -7,6 +7,7 @@ no test split.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from models.errors import DataError, MaskserveError
 from models.imaging.decode import IMAGE_SUFFIXES, read_mask
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data.dataset import SPLITS, Pair, SegmentationDataset
+from training.data.listing import Evidence
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
 from training.data.splits import is_split_available, resolve_split_source
+from training.data.tree import FileTree
 
 IMAGE_FOLDER = "leftImg8bit"
 MASK_FOLDERS = ("gtFine", "gtCoarse")  # the first one that a split has
@@ -52,20 +55,37 @@ LABELS_BY_ID = dict.fromkeys(range(MAX_ID + 1), IGNORE_INDEX) | {id: label for l
 MAX_CHECKED_IMAGES = 3  # whose masks show whether a split has classes
 
 
-def detect(root: Path) -> bool:
+def detect(tree: FileTree) -> Evidence | None:
     """Whether there is `leftImg8bit` with `gtFine` or `gtCoarse`."""
-    return (root / IMAGE_FOLDER).is_dir() and any((root / name).is_dir() for name in MASK_FOLDERS)
+    if not tree.find_folder("", (IMAGE_FOLDER,)) or not tree.find_folder("", MASK_FOLDERS):
+        return None
+    images = len(tree.images_below(IMAGE_FOLDER))
+    return Evidence(images, f"{images:,} images in {IMAGE_FOLDER}, with {' or '.join(MASK_FOLDERS)}", strength=2)
 
 
-def has_split(root: Path, split: str) -> bool:
-    """Whether the split has images and, for test, masks with classes."""
-    splits = _available_splits(root)
-    return bool(splits) and is_split_available(splits, split)
+@dataclass(frozen=True)
+class CityscapesSource:
+    """A data set in the layout of Cityscapes."""
+
+    tree: FileTree
+
+    def has_split(self, split: str) -> bool:
+        """Whether the split has images and, for test, masks with classes."""
+        splits = _available_splits(self.tree.root)
+        return bool(splits) and is_split_available(splits, split)
+
+    def load(self, split: str) -> SegmentationDataset:
+        """Open one split. Raises: DataError."""
+        return _load(self.tree, split)
 
 
-def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError."""
-    splits = _available_splits(root)
+def read(tree: FileTree) -> CityscapesSource:
+    """Raises: nothing; the splits do."""
+    return CityscapesSource(tree)
+
+
+def _load(tree: FileTree, split: str) -> SegmentationDataset:
+    root, splits = tree.root, _available_splits(tree.root)
     if not splits:
         raise DataError(
             f"{root / IMAGE_FOLDER} has no folder train; expected {IMAGE_FOLDER}/train/CITY/NAME_{IMAGE_FOLDER}.png."
@@ -84,7 +104,7 @@ def load(root: Path, split: str) -> SegmentationDataset:
         folders = " or ".join(str(root / folder / source.name) for folder in MASK_FOLDERS)
         raise DataError(f"No image has a mask in {folders}; expected CITY/NAME_gtFine_{kind}.png.")
     encoding = IDENTITY_ENCODING if kind == "labelTrainIds" else MaskEncoding(tuple(LABELS_BY_ID.items()))
-    return SegmentationDataset(pairs, CLASSES, encoding, unmatched_images=tuple(unmatched))
+    return SegmentationDataset(pairs, CLASSES, encoding, unmatched_images=tuple(unmatched), notes=tree.notes)
 
 
 def _list_images(root: Path, split: str) -> list[tuple[str, Path]]:

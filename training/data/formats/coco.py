@@ -23,11 +23,13 @@ from models.imaging.decode import read_image
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.formats.coco_discovery import CocoFiles, find_coco_files, list_coco_files
-from training.data.formats.coco_images import ImageIndex
+from training.data.formats.coco_images import ImageIndex, local_name
 from training.data.formats.coco_parser import IGNORED_CATEGORY, CocoAnnotations, JsonObject, read_categories, read_coco
 from training.data.formats.rasterize import Regions
+from training.data.listing import Evidence
 from training.data.mask_decoding import RawMask
 from training.data.splits import SplitSource, is_split_available, resolve_split_source
+from training.data.tree import FileTree
 
 BACKGROUND = "background"
 BACKGROUND_CATEGORY = -2  # the id given to a background that the file does not list
@@ -71,30 +73,49 @@ class PanopticMaskReader:
         return RawMask(labels)
 
 
-def detect(root: Path) -> bool:
-    """Whether there is a COCO file in one of the usual locations, and no folder `masks`, which takes precedence."""
-    return not (root / "masks").is_dir() and bool(list_coco_files(root))
+def detect(tree: FileTree) -> Evidence | None:
+    """Whether there is a COCO file in one of the usual locations, and no folder `masks` with masks, which takes precedence."""
+    masks = tree.find_folder("", ("masks",))
+    files = [] if masks and tree.images_below(masks) else list_coco_files(tree)
+    if not files:
+        return None
+    names = ", ".join(file.relative_to(tree.root).as_posix() for file in files)
+    return Evidence(sum(tree.image_counts.values()), f"COCO annotations in {names}", strength=2)
 
 
-def has_split(root: Path, split: str) -> bool:
-    """Whether the split has a file, or the hash assigns it. Raises: DataError if two files claim one split."""
-    return is_split_available(find_coco_files(root).splits(), split, lambda: load(root, split))
+@dataclass(frozen=True)
+class CocoSource:
+    """A data set with COCO files; each split reads its own."""
+
+    tree: FileTree
+
+    def has_split(self, split: str) -> bool:
+        """Whether the split has a file, or the hash assigns it. Raises: DataError if two files claim one split."""
+        return is_split_available(find_coco_files(self.tree).splits(), split, lambda: self.load(split))
+
+    def load(self, split: str) -> SegmentationDataset:
+        """Open one split. Raises: DataError that names the file and the entry in it."""
+        return _load(self.tree, split)
 
 
-def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError that names the file and the entry in it."""
-    coco_files = find_coco_files(root)
+def read(tree: FileTree) -> CocoSource:
+    """Raises: nothing; the splits do."""
+    return CocoSource(tree)
+
+
+def _load(tree: FileTree, split: str) -> SegmentationDataset:
+    root, coco_files = tree.root, find_coco_files(tree)
     source = resolve_split_source(root, coco_files.splits(), split)
     file = coco_files.files[source.name]
     content = read_coco(file)
     # Panoptic and stuff label every pixel, so a pixel without region was not labeled; for instances it is background.
     labels_every_pixel = content.regions is None or coco_files.kind == "stuff"
     classes, labels = _merge_categories(coco_files, background=not labels_every_pixel)
-    images, notes = _find_images(root, file, source, content)
+    images, notes = _find_images(tree, file, source, content)
     if coco_files.skipped:
         skipped = ", ".join(path.relative_to(root).as_posix() for path in coco_files.skipped)
         notes.append(f"{root} has several kinds of COCO files; {coco_files.kind} is used and {skipped} is skipped.")
-    notes = [*content.notes, *notes]
+    notes = [*tree.notes, *content.notes, *notes]
     if content.regions is None:
         return _load_panoptic(root, file, content, images, classes, labels, notes)
     background_label = IGNORE_INDEX if labels_every_pixel else 0
@@ -107,7 +128,9 @@ def load(root: Path, split: str) -> SegmentationDataset:
         _digest(labels, background_label),
     )
     pairs = [Pair(name, path, file) for name, path, _ in images]
-    return SegmentationDataset(pairs, classes, mask_reader=reader, notes=tuple(notes))
+    return SegmentationDataset(
+        pairs, classes, mask_reader=reader, notes=tuple(notes), files=tuple(coco_files.files.values())
+    )
 
 
 def _load_panoptic(
@@ -140,13 +163,15 @@ def _load_panoptic(
 
 
 def _find_images(
-    root: Path, file: Path, source: SplitSource, content: CocoAnnotations
+    tree: FileTree, file: Path, source: SplitSource, content: CocoAnnotations
 ) -> tuple[list[tuple[str, Path, int]], list[str]]:
     """The images of the split as (name, file, index in the COCO file), sorted by name; and notes."""
-    images = ImageIndex(root, source.name).resolve(content.names, file)
+    root, index = tree.root, ImageIndex(tree, source.name)
+    images = index.resolve(content.names, file)
     if not images:
         raise DataError(
-            f"{file} lists {len(content.names):,} images, but none of them is in {root}; put them into {root}/images."
+            f"{file} lists {len(content.names):,} images, but none of them is in {root}, which has {len(index.by_name):,} "
+            f"images; looked for {', '.join(map(local_name, content.names[:2]))}; put them into {root}/images."
         )
     notes = []
     missing = [name for index, name in enumerate(content.names) if index not in images]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models.errors import DataError
 from training.data.splits import SPLIT_ALIASES, split_from_name
+from training.data.tree import FileTree
 
 ANNOTATION_KINDS = ("panoptic", "instances", "stuff")  # in the file name; the first one that exists is used
 IGNORED_KINDS = ("captions", "keypoints", "image_info")  # COCO files without regions
@@ -30,9 +31,9 @@ class CocoFiles:
         return [split for split in self.files if split]
 
 
-def find_coco_files(root: Path) -> CocoFiles:
+def find_coco_files(tree: FileTree) -> CocoFiles:
     """The COCO files of a data set, by split. Raises: DataError if two files claim one split."""
-    candidates = list_coco_files(root)
+    root, candidates = tree.root, list_coco_files(tree)
     if not candidates:
         raise DataError(f"{root} has no COCO file; expected for example {root}/annotations/instances_train.json.")
     by_kind: dict[str, list[Path]] = {}
@@ -65,13 +66,13 @@ def _split_of_file(root: Path, file: Path) -> str:
     return split_from_name(file.stem) or (split_from_name(file.parent.name) if file.parent != root else None) or ""
 
 
-def list_coco_files(root: Path) -> list[Path]:
+def list_coco_files(tree: FileTree) -> list[Path]:
     """The COCO files in `annotations`, else those at the top, else those in the split folders."""
-    split_folders = sorted(path for path in root.iterdir() if path.name.lower() in SPLIT_ALIASES and path.is_dir())
-    for folders in ([root / "annotations"], [root], split_folders):
-        found = [
-            file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json")) if _is_coco(file)
-        ]
+    annotations = [path for path in [tree.find_folder("", ("annotations",))] if path]
+    split_folders = [path for path in tree.children("") if path.lower() in SPLIT_ALIASES]
+    for folders in (annotations, [""], split_folders):
+        files = [tree.path(path) for folder in folders for path in tree.files_in(folder, (".json",))]
+        found = [file for file in files if _is_coco(file)]
         if found:
             return found
     return []

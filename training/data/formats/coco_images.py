@@ -1,34 +1,38 @@
 """Finds the images that a COCO file lists, by the end of their path: tools write paths of their own machine."""
 
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
 from training.data.splits import split_from_name
+from training.data.tree import FileTree, suffix_of
 
+_URL = re.compile(r"[a-z][a-z0-9+]*://", re.IGNORECASE)
 MASK_FOLDER_PREFIXES = ("panoptic_", "annotations", "stuffthingmaps")  # folders of PNGs that are not images
 
 
 class ImageIndex:
     """The images below a folder, limited to one split where folders are named after splits."""
 
-    def __init__(self, root: Path, split: str) -> None:
+    def __init__(self, tree: FileTree, split: str) -> None:
         """`split`: skip images in folders of other splits; "" keeps all images."""
-        self.root = root
+        self.root = tree.root
         self.by_name: dict[str, list[PurePosixPath]] = defaultdict(list)
-        for folder, subfolders, files in os.walk(root):
-            subfolders[:] = [name for name in subfolders if not name.startswith((".", *MASK_FOLDER_PREFIXES))]
-            relative = PurePosixPath(Path(folder).relative_to(root).as_posix())
+        for folder, files in tree.files.items():
+            relative = PurePosixPath(folder)
+            if any(part.startswith(MASK_FOLDER_PREFIXES) for part in relative.parts):
+                continue
             folder_splits = [found for part in relative.parts if (found := split_from_name(part))]
             if split and folder_splits and folder_splits[-1] != split:
                 continue
             for name in files:
-                if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith("."):
+                if suffix_of(name) in IMAGE_SUFFIXES:
                     self.by_name[_normalize_name(name)].append(relative / name)
 
     def resolve(self, listed: Sequence[str], file: Path) -> dict[int, tuple[str, Path]]:
@@ -60,7 +64,7 @@ class ImageIndex:
         }
 
     def _find(self, name: str, file: Path) -> PurePosixPath | None:
-        parts = [_normalize_name(part) for part in name.split("/") if part not in ("", ".", "..")]
+        parts = [_normalize_name(part) for part in _local_path(name).split("/") if part not in ("", ".", "..")]
         if not parts:
             return None
         candidates = self.by_name.get(parts[-1]) or self.by_name.get(_normalize_name(unquote(parts[-1]))) or []
@@ -73,6 +77,16 @@ class ImageIndex:
                 "`file_name`, or delete one."
             )
         return ranked[0]
+
+
+def local_name(name: str) -> str:
+    """The file name that is looked for."""
+    return _local_path(name).rsplit("/", 1)[-1]
+
+
+def _local_path(name: str) -> str:
+    """The path in a `file_name`: of a URL the path alone, without its query, and decoded (`...%2Fa.jpg?alt=media`)."""
+    return unquote(urlsplit(name).path) if _URL.match(name) else name
 
 
 def _normalize_name(name: str) -> str:

@@ -1,86 +1,99 @@
-"""A table of images and masks, CSV or TSV: one image per line, with paths relative to the table.
+"""A table of images and masks, CSV, TSV or text: one image per line, with paths relative to the table.
 
     split,image,mask
     train,images/001.jpg,masks/001.png
 
 Columns may be in any order, with others, separated by commas, semicolons or tabs. Without `split` a hash of the name assigns
 the splits, and without val a tenth of train is held out (`folder.py`). The data set is the table itself, or a folder with one
-such table; `classes.csv` is in the same folder.
+such table; `classes.csv` is in the same folder. Without a header line a table has two columns, image and mask; such lists may
+be separated by blanks, and be named after their splits: `train.txt` with `images/001.jpg masks/001.png`.
 """
 
 import csv
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from models.errors import DataError
-from training.data.class_file import CLASS_FILE, read_dataset_classes
-from training.data.dataset import SPLITS, Pair, SegmentationDataset
-from training.data.formats.folder import check_not_empty
-from training.data.splits import SPLIT_ALIASES, SplitSource, assign_splits, resolve_split_source
+from training.data.class_file import read_dataset_classes
+from training.data.dataset import SPLITS
+from training.data.listing import Entry, Evidence, Listing
+from training.data.splits import SPLIT_ALIASES
+from training.data.tree import CLASS_FILES, MASK_SUFFIXES, TABLE_SUFFIXES, FileTree, suffix_of
 
-TABLE_SUFFIXES = (".csv", ".tsv")
+LIST_SUFFIXES = (".txt", ".lst")
+MIN_COLUMNS = 2
 IMAGE, MASK, SPLIT = "image", "mask", "split"
+IMAGE_COLUMNS = (
+    IMAGE,
+    "image_path",
+    "img",
+    "img_path",
+    "image_file",
+    "images",
+    "filename",
+    "file_name",
+    "image_filename",
+)
+MASK_COLUMNS = (
+    MASK,
+    "mask_path",
+    "label",
+    "label_path",
+    "mask_file",
+    "masks",
+    "annotation",
+    "mask_filename",
+    "segmentation",
+)
 
 
-class CsvRow(NamedTuple):
-    """One line of the table."""
-
-    number: int  # line number in the file
-    split: str  # "" without the column
-    name: str
-    image: Path
-    mask: Path | None
-
-
-def detect(root: Path) -> bool:
-    """Whether the file is such a table, or the folder has one."""
-    return bool(_list_tables(root))
+def detect(tree: FileTree) -> Evidence | None:
+    """Whether the folder has such a table, or lists of pairs."""
+    tables = _list_tables(tree)
+    if not tables and not _pair_lists(tree):
+        return None
+    names = tables or list(_pair_lists(tree).values())
+    lines = sum(max(0, len(_read_text(tree.path(name), strict=False)) - bool(tables)) for name in names)
+    return Evidence(lines, f"{', '.join(names)} lists {lines:,} images", strength=2 if tables else 1)
 
 
-def has_split(root: Path, split: str) -> bool:
-    """Whether a line has the split, or the hash assigns it."""
-    rows = _read_rows(_find_table(root))
-    existing = {row.split for row in rows}
-    if existing == {""}:
-        return split in assign_splits(row.name for row in rows if row.mask).values()
-    return split in existing or (split == "val" and sum(row.split == "train" for row in rows if row.mask) > 1)
-
-
-def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError that names the first wrong line, in any split."""
-    file = _find_table(root)
-    rows = _read_rows(file)
-    existing = {row.split for row in rows}
-    source = SplitSource("", frozenset({split})) if existing == {""} else resolve_split_source(file, existing, split)
-    rows = [row for row in rows if row.split == source.name]
-    candidates = [Pair(row.name, row.image, row.mask) for row in rows if row.mask]
-    selected = source.select(pair.name for pair in candidates)
-    pairs = sorted((pair for pair in candidates if pair.name in selected), key=lambda pair: pair.name)
-    check_not_empty(file, split, pairs, len(candidates))
-    unmatched = tuple(row.image for row in rows if not row.mask and source.contains(row.name))
-    return SegmentationDataset(pairs, *read_dataset_classes(file.parent), unmatched_images=unmatched)
-
-
-def _find_table(root: Path) -> Path:
-    """Raises: DataError if there is none, or more than one."""
-    tables = _list_tables(root)
-    if not tables:
-        raise DataError(f"{root} has no table; expected a CSV or TSV with the header split,image,mask.")
+def read(tree: FileTree) -> Listing:
+    """Raises: DataError that names the first wrong line."""
+    tables = _list_tables(tree)
     if len(tables) > 1:
-        raise DataError(f"{root} has two tables, {tables[0].name} and {tables[1].name}; give the path of one.")
-    return tables[0]
+        raise DataError(f"{tree.root} has two tables, {tables[0]} and {tables[1]}; give the path of one.")
+    lists = {} if tables else _pair_lists(tree)
+    if not tables and not lists:
+        raise DataError(f"{tree.root} has no table; expected a CSV or TSV with the header split,image,mask.")
+    entries: list[Entry] = []
+    for split, name in lists.items():
+        entries += _read_pair_list(tree.path(name), split)
+    for name in tables:
+        entries += _read_rows(tree.path(name))
+    _check_names(entries)
+    classes, encoding, files = read_dataset_classes(tree)
+    file = tree.path(tables[0]) if tables else tree.root
+    read_files = (*files, *map(tree.path, tables), *map(tree.path, lists.values()))
+    return Listing(file, entries, classes, encoding, notes=tree.notes, files=read_files)
 
 
-def _list_tables(root: Path) -> list[Path]:
-    files = [root] if root.is_file() else sorted(root.iterdir()) if root.is_dir() else []
+def _list_tables(tree: FileTree) -> list[str]:
+    """The tables with a header, or with paths of an image and a mask in each line."""
     return [
-        file
-        for file in files
-        if file.suffix.lower() in TABLE_SUFFIXES
-        and file.name != CLASS_FILE
-        and file.is_file()
-        and _parse_header(_first_line(file))
+        name
+        for name in tree.files[""]
+        if suffix_of(name) in TABLE_SUFFIXES
+        and name.lower() not in CLASS_FILES
+        and (_parse_header(line := _first_line(tree.path(name))) or _split_pair(line, tree.root))
     ]
+
+
+def _pair_lists(tree: FileTree) -> dict[str, str]:
+    """The lists of pairs without a header, by split."""
+    return {
+        SPLIT_ALIASES.get(Path(name).stem.lower(), ""): name
+        for name in tree.files[""]
+        if suffix_of(name) in LIST_SUFFIXES and _split_pair(_first_line(tree.path(name)), tree.root)
+    }
 
 
 def _first_line(file: Path) -> str:
@@ -95,42 +108,86 @@ def _parse_header(line: str) -> tuple[str, list[str]] | None:
     """The delimiter and the columns of a header line; None if it lacks image or mask."""
     for delimiter in ",\t;":
         columns = [column.strip().strip('"').lower() for column in line.strip("\r\n").split(delimiter)]
+        for role, words in ((IMAGE, IMAGE_COLUMNS), (MASK, MASK_COLUMNS)):
+            found = next((columns.index(word) for word in words if word in columns), None)
+            if found is not None:
+                columns[found] = role
         if IMAGE in columns and MASK in columns:
             return delimiter, columns
     return None
 
 
-def _read_rows(file: Path) -> list[CsvRow]:
-    """Raises: DataError for the first wrong line."""
+def _split_pair(line: str, folder: Path) -> tuple[str, str] | None:
+    """Image and mask of a line without header: two existing files. None if the line is none."""
+    for delimiter in ("\t", ";", ",", None):
+        cells = [cell.strip().strip('"').replace("\\", "/") for cell in line.strip().split(delimiter)]
+        if len(cells) >= MIN_COLUMNS and all(suffix_of(cell) in MASK_SUFFIXES for cell in cells[:MIN_COLUMNS]):
+            image, mask = (cell.lstrip("/") if not (folder / cell).is_file() else cell for cell in cells[:MIN_COLUMNS])
+            if (folder / image).is_file() and (folder / mask).is_file():
+                return image, mask
+    return None
+
+
+def _read_text(file: Path, strict: bool = True) -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        return [
+            line for line in file.read_text("utf-8-sig", "strict" if strict else "replace").splitlines() if line.strip()
+        ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a table in UTF-8 ({error}); save it as UTF-8.") from error
-    lines = text.splitlines()
+
+
+def _read_pair_list(file: Path, split: str) -> list[Entry]:
+    """The entries of a list without header. Raises: DataError for the first wrong line."""
+    entries = []
+    for number, line in enumerate(_read_text(file), 1):
+        pair = _split_pair(line, file.parent)
+        if pair is None:
+            raise DataError(
+                f"{file}, line {number}: {line!r} does not name an image and a mask that exist; expected "
+                "`images/001.jpg masks/001.png`, relative to the folder of the list."
+            )
+        entries.append(Entry(_image_name(pair[0]), file.parent / pair[0], file.parent / pair[1], split))
+    return entries
+
+
+def _check_names(entries: list[Entry]) -> None:
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        if seen.setdefault(entry.name, entry) is not entry:
+            raise DataError(f"{entry.image} is listed twice; delete one of the two lines.")
+
+
+def _read_rows(file: Path) -> list[Entry]:
+    """Raises: DataError for the first wrong line."""
+    lines = _read_text(file)
     header = _parse_header(lines[0]) if lines else None
     if header is None:
+        if lines and _split_pair(lines[0], file.parent):
+            return _read_pair_list(file, "")
         raise DataError(f"{file}: the header has no columns {IMAGE} and {MASK}; expected split,image,mask.")
     delimiter, columns = header
-    reader = csv.reader(lines, delimiter=delimiter)
-    next(reader)
-    rows: list[CsvRow] = []
+    reader = csv.reader(file.read_text(encoding="utf-8-sig").splitlines(), delimiter=delimiter)
+    next(cells for cells in reader if any(cell.strip() for cell in cells))
+    entries: list[Entry] = []
     line_by_name: dict[str, int] = {}
     for cells in reader:
         if not any(cell.strip() for cell in cells):
             continue
-        row = _parse_row(dict(zip(columns, map(str.strip, cells), strict=False)), reader.line_num, file)
-        if row.name in line_by_name:
+        number = reader.line_num
+        entry = _parse_row(dict(zip(columns, map(str.strip, cells), strict=False)), number, file)
+        if entry.name in line_by_name:
             raise DataError(
-                f"{file}, lines {line_by_name[row.name]} and {row.number}: both list {row.name}; delete one of them."
+                f"{file}, lines {line_by_name[entry.name]} and {number}: both list {entry.name}; delete one of them."
             )
-        line_by_name[row.name] = row.number
-        rows.append(row)
-    if not rows:
+        line_by_name[entry.name] = number
+        entries.append(entry)
+    if not entries:
         raise DataError(f"{file} lists no image; expected one per line: split,image,mask.")
-    return rows
+    return entries
 
 
-def _parse_row(cells: dict[str, str], number: int, file: Path) -> CsvRow:
+def _parse_row(cells: dict[str, str], number: int, file: Path) -> Entry:
     """Raises: DataError."""
     where = f"{file}, line {number}"
     image, mask = (cells.get(column, "").replace("\\", "/") for column in (IMAGE, MASK))
@@ -144,7 +201,7 @@ def _parse_row(cells: dict[str, str], number: int, file: Path) -> CsvRow:
             raise DataError(
                 f"{where}: {file.parent / path} does not exist; paths are relative to the folder of the table."
             )
-    return CsvRow(number, split, _image_name(image), file.parent / image, file.parent / mask if mask else None)
+    return Entry(_image_name(image), file.parent / image, file.parent / mask if mask else None, split)
 
 
 def _image_name(path: str) -> str:

@@ -1,109 +1,259 @@
-"""A folder of images and masks, paired by name. One of:
+"""A folder of images and masks, paired by name (`matching.py`). One of:
 
-    images/NAME.jpg          masks/NAME.png            split by a hash of the name: 80% train, 10% val, 10% test
+    images/NAME.jpg          masks/NAME.png            split by lists (`split_lists.py`), or by a hash of the name
     images/train/NAME.jpg    masks/train/NAME.png      and val, test
     train/images/NAME.jpg    train/masks/NAME.png      and val, test
 
 The folders may have other usual names (`IMAGE_FOLDERS`, `MASK_FOLDERS`, `SPLIT_ALIASES`), in any case. If there is a `train`
-but no `val`, the same hash holds out a tenth of train. A mask has one label per pixel, 0 to 254, with 255 ignored; or only 0 and
-255; or the class colors. `classes.csv` names the classes (`class_file.py`).
+but no `val`, a hash of the name holds out a tenth of train. A mask has one label per pixel, 0 to 254, with 255 ignored; or only 0
+and 255; or the class colors. `classes.csv` names the classes (`class_file.py`).
 """
 
-from pathlib import Path
+from dataclasses import dataclass
 
-from models.errors import DataError
+import numpy as np
+
+from models.errors import DataError, MaskserveError
+from models.imaging.decode import IMAGE_SUFFIXES
 from training.data.class_file import read_dataset_classes
-from training.data.dataset import SPLITS, Pair, SegmentationDataset, contains_image, match_files
-from training.data.splits import SPLIT_ALIASES, SplitSource, assign_splits, resolve_split_source
+from training.data.listing import Entry, Evidence, Listing
+from training.data.mask_decoding import MaskEncoding, read_raw_mask
+from training.data.matching import match_names
+from training.data.split_lists import apply_split_lists
+from training.data.splits import SPLIT_ALIASES
+from training.data.tree import MASK_SUFFIXES, FileTree, parent_of, stem_below
 
-IMAGE_FOLDERS = ("images", "imgs", "image", "img")
-MASK_FOLDERS = ("masks", "labels", "annotations", "mask", "label")
+IMAGE_FOLDERS = (
+    "images", "imgs", "image", "img", "img_dir", "jpegimages", "data", "photos", "pictures", "rgb", "inputs", "original",
+    "original_images", "imagesTr",
+)  # fmt: skip
+MASK_FOLDERS = (
+    "masks", "labels", "annotations", "mask", "label", "ann_dir", "annotation", "annot", "groundtruth", "ground_truth", "gt",
+    "1st_manual", "manual", "segmentations", "segmentation", "segmentationclass", "segmentationclasspng", "labels_class", "targets",
+    "trimaps", "mask_images", "label_images_semantic", "labelsTr",
+)  # fmt: skip
+SAMPLED_MASKS = 4  # masks read from each of several mask folders, to choose one
+MAX_COMPARED_VALUES = 64  # more values are a photograph or a mask of mixtures
 
 
-def detect(root: Path) -> bool:
-    """Whether there is `images` with `masks`, at the top or in the folder of train.
+@dataclass
+class FolderPair:
+    """An image folder and the folders that may hold its masks."""
 
-    Other formats (YOLO, COCO) also have `labels` and `annotations`, so these must contain an image.
+    split: str
+    images: str
+    masks: list[str]
+
+
+def detect(tree: FileTree) -> Evidence | None:
+    """Whether there is a folder of images with a folder of masks, at the top or in the folder of train.
+
+    Other formats (YOLO, COCO) also have `labels` and `annotations`, so these must contain a mask.
     """
-    folders = (root, *(path for path in _subfolders(root) if SPLIT_ALIASES.get(path.name.lower()) == "train"))
-    found = ((_find_folder(folder, IMAGE_FOLDERS), _find_folder(folder, MASK_FOLDERS)) for folder in folders)
-    return any(
-        images and masks and (masks.name.lower() == MASK_FOLDERS[0] or contains_image(masks)) for images, masks in found
-    )
+    pairs = _folder_pairs(tree)
+    if not pairs or not any(tree.files_below(folder, MASK_SUFFIXES) for pair in pairs for folder in pair.masks):
+        return None
+    images = masks = 0
+    for pair in pairs:
+        names = _image_names(tree, pair)
+        matched = max((_count_matches(tree, list(names), folder) for folder in pair.masks), default=0)
+        images += len(names)
+        masks += matched
+    where = ", ".join(dict.fromkeys(f"{pair.images} with {' or '.join(pair.masks) or 'no masks'}" for pair in pairs))
+    return Evidence(masks, f"{masks:,} of {images:,} images have a mask: {where}", images - masks)
 
 
-def has_split(root: Path, split: str) -> bool:
-    """Whether the split has a folder, or the hash assigns it an image."""
-    folders = _split_folders(root)
-    if not folders:
-        pairs = match_files(*_image_and_mask_folders(root)).pairs
-        return split in assign_splits(pair.name for pair in pairs).values()
-    return split in folders or (split == "val" and "train" in folders and len(match_files(*folders["train"]).pairs) > 1)
-
-
-def load(root: Path, split: str) -> SegmentationDataset:
-    """Open one split. Raises: DataError if it is empty."""
-    folders = _split_folders(root)
-    source = resolve_split_source(root, folders, split) if folders else SplitSource("", frozenset({split}))
-    images, masks = folders[source.name] if folders else _image_and_mask_folders(root)
-    files = match_files(images, masks)
-    if not files.pairs and files.unmatched_images and files.unmatched_masks:
-        raise DataError(
-            f"{root}: none of {len(files.unmatched_images):,} images has a mask of the same name; found for example "
-            f"{files.unmatched_images[0]} and {files.unmatched_masks[0]}. Give image and mask the same name."
-        )
-    selected = source.select(pair.name for pair in files.pairs)
-    pairs = [pair for pair in files.pairs if pair.name in selected]
-    check_not_empty(root, split, pairs, len(files.pairs))
-    unmatched = tuple(
-        path for path in files.unmatched_images if source.contains(path.relative_to(images).with_suffix("").as_posix())
-    )
-    return SegmentationDataset(
-        pairs, *read_dataset_classes(root), unmatched_images=unmatched, unmatched_masks=files.unmatched_masks
-    )
-
-
-def check_not_empty(root: Path, split: str, pairs: list[Pair], total: int) -> None:
-    """Check that a split has a pair, out of the `total` pairs that it was selected from. Raises: DataError."""
-    if total == 1 and not pairs:
-        raise DataError(f"{root} has one image with a mask; expected at least two, for training and validation.")
+def read(tree: FileTree) -> Listing:
+    """Raises: DataError."""
+    pairs = _folder_pairs(tree)
     if not pairs:
-        raise DataError(f"{root}: the split {split} has no image with a mask; add images, or create split folders.")
-
-
-def _image_and_mask_folders(folder: Path) -> tuple[Path, Path]:
-    """The two folders; missing ones under their first name, so that `match_files` reports them."""
-    return (
-        _find_folder(folder, IMAGE_FOLDERS) or folder / IMAGE_FOLDERS[0],
-        _find_folder(folder, MASK_FOLDERS) or folder / MASK_FOLDERS[0],
+        raise DataError(f"{tree.root} has no folder images with a folder masks; see `maskserve data inspect`.")
+    if not any(_image_names(tree, pair) for pair in pairs):
+        raise DataError(
+            f"{tree.path(pairs[0].images)} has no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    classes, encoding, class_files = read_dataset_classes(tree, _class_folders(pairs))
+    entries: list[Entry] = []
+    unmatched: list[str] = []
+    notes: dict[str, None] = {}
+    for pair in pairs:
+        masks = _choose_masks(tree, pair, encoding, notes)
+        found, without_image, rule = pair_files(tree, _image_names(tree, pair), masks, pair.split)
+        entries += found
+        unmatched += without_image
+        if " with " in rule:
+            notes[f"Images and masks are paired by what differs between their names: {rule}."] = None
+    used = {entry.mask for entry in entries}
+    unmatched = [path for path in dict.fromkeys(unmatched) if tree.path(path) not in used]
+    if unmatched and not any(entry.mask for entry in entries):
+        first = next(entry for entry in entries if not entry.mask)
+        raise DataError(
+            f"{tree.root}: none of {len(entries):,} images has a mask of the same name; found for example "
+            f"{first.image} and {tree.path(unmatched[0])}. Give image and mask the same name, or list the pairs in a table "
+            f"{tree.root}/list.csv with the header image,mask."
+        )
+    for pair in pairs:
+        entries += _stray_images(tree, pair, pairs)
+    listed = apply_split_lists(tree, entries)
+    return Listing(
+        tree.root,
+        listed.entries,
+        classes,
+        encoding,
+        unmatched_masks=tuple(map(tree.path, unmatched)),
+        notes=(*tree.notes, *notes, *listed.notes),
+        files=(*class_files, *listed.files),
     )
 
 
-def _split_folders(root: Path) -> dict[str, tuple[Path, Path]]:
-    """The image folder and the mask folder of each split on disk. Raises: DataError if two claim one split."""
-    images, masks = _image_and_mask_folders(root)
-    found: dict[str, tuple[Path, Path]] = {}
-    for folder in (*_subfolders(images), *_subfolders(root)):
-        split = SPLIT_ALIASES.get(folder.name.lower())
-        inside = folder.parent == images  # images/train, in contrast to train/images
-        if split is None or not (inside or _find_folder(folder, IMAGE_FOLDERS)):
-            continue
-        if split in found and (found[split][0].parent == images) == inside:
-            raise DataError(f"{found[split][0]} and {folder} are both for the split {split}; delete or rename one.")
-        if split not in found:
-            found[split] = (
-                (folder, _find_folder(masks, (folder.name,)) or masks / folder.name)
-                if inside
-                else _image_and_mask_folders(folder)
+def pair_files(
+    tree: FileTree, images: dict[str, str], masks: dict[str, str], split: str = ""
+) -> tuple[list[Entry], list[str], str]:
+    """The entries of images and masks given as name -> path, the paths of masks without an image, and the rule."""
+    try:
+        match = match_names(list(images), list(masks))
+    except DataError as error:
+        raise DataError(f"{tree.root}: {error}") from error
+    entries = [
+        Entry(name, tree.path(path), tree.path(masks[mask]) if (mask := match.mask_by_image.get(name)) else None, split)
+        for name, path in images.items()
+    ]
+    matched = set(match.mask_by_image.values())
+    return entries, [path for name, path in masks.items() if name not in matched], match.rule
+
+
+def names_below(tree: FileTree, folder: str, paths: list[str]) -> dict[str, str]:
+    """Name -> path of files below a folder. Raises: DataError if two have the same name."""
+    found: dict[str, str] = {}
+    for path in paths:
+        name = stem_below(path, folder)
+        if name in found:
+            raise DataError(
+                f"{tree.path(found[name])} and {tree.path(path)} have the same name; rename one, so that each mask has "
+                "one image."
             )
-    return {split: found[split] for split in SPLITS if split in found}
+        found[name] = path
+    return found
 
 
-def _find_folder(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The subfolder with the first of these names that exists, ignoring case."""
-    found = {path.name.lower(): path for path in _subfolders(folder)}
-    return next((found[name.lower()] for name in names if name.lower() in found), None)
+def _folder_pairs(tree: FileTree) -> list[FolderPair]:
+    """The pairs of folders. Raises: DataError if two claim one split."""
+    found: dict[str, FolderPair] = {}
+    images, masks = _image_folder(tree, ""), _mask_folders(tree, "")
+    inside = [child for child in tree.children(images) if _split_of(child)] if images is not None and masks else []
+    for child in inside:
+        _claim(tree, found, FolderPair(_split_of(child), child, [_same_split(tree, folder, child) for folder in masks]))
+    for child in tree.children(""):
+        split, below = _split_of(child), _image_folder(tree, child)
+        if split and below is not None and (split not in found or found[split].images not in inside):
+            _claim(tree, found, FolderPair(split, below, _mask_folders(tree, child)))
+    if any(pair.masks for pair in found.values()):
+        return list(found.values())
+    return [FolderPair("", images, masks)] if images is not None and masks else []
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+def _claim(tree: FileTree, found: dict[str, FolderPair], pair: FolderPair) -> None:
+    other = found.setdefault(pair.split, pair)
+    if other is not pair:
+        one, two = (_split_folder(each.images) for each in (other, pair))
+        raise DataError(
+            f"{tree.path(one)} and {tree.path(two)} are both for the split {pair.split}; delete or rename one."
+        )
+
+
+def _split_folder(images: str) -> str:
+    return images if _split_of(images) else parent_of(images)
+
+
+def _split_of(folder: str) -> str:
+    return SPLIT_ALIASES.get(folder.rsplit("/", 1)[-1].lower(), "")
+
+
+def _same_split(tree: FileTree, masks: str, images: str) -> str:
+    """The subfolder of `masks` for the split of `images`; `masks` itself if its masks are in no split."""
+    name = images.rsplit("/", 1)[-1]
+    same = [child for child in tree.children(masks) if _split_of(child) == _split_of(images)]
+    return tree.find_folder(masks, (name,)) or (same[0] if same else masks)
+
+
+def _image_folder(tree: FileTree, folder: str) -> str | None:
+    found = tree.find_folder(folder, IMAGE_FOLDERS)
+    # An `images` that holds nothing gives a better message than the next candidate, so the first is taken if none has images.
+    candidates = [path for name in IMAGE_FOLDERS if (path := tree.find_folder(folder, (name,)))]
+    return next((path for path in candidates if tree.images_below(path)), found)
+
+
+def _mask_folders(tree: FileTree, folder: str) -> list[str]:
+    """The folders that may hold masks, those with masks first."""
+    found = [path for name in MASK_FOLDERS if (path := tree.find_folder(folder, (name,)))]
+    with_masks = [path for path in found if tree.files_below(path, MASK_SUFFIXES)]
+    return with_masks or found[:1]
+
+
+def _image_names(tree: FileTree, pair: FolderPair) -> dict[str, str]:
+    return names_below(tree, pair.images, tree.images_below(pair.images))
+
+
+def _mask_names(tree: FileTree, folder: str) -> dict[str, str]:
+    paths = tree.files_below(folder, MASK_SUFFIXES)
+    return names_below(tree, folder, paths)
+
+
+def _count_matches(tree: FileTree, images: list[str], folder: str) -> int:
+    try:
+        return len(match_names(images, list(_mask_names(tree, folder))).mask_by_image)
+    except DataError:  # `read` reports it
+        return len(images)
+
+
+def _choose_masks(tree: FileTree, pair: FolderPair, encoding: MaskEncoding, notes: dict[str, None]) -> dict[str, str]:
+    """The masks of the best mask folder. Of several, the one with the class file's colors, or else with more values."""
+    if not pair.masks:
+        return {}
+    images = list(_image_names(tree, pair))
+    counts = {folder: _count_matches(tree, images, folder) for folder in pair.masks}
+    candidates = [folder for folder in pair.masks if counts[folder] == max(counts.values())]
+    if len(candidates) > 1 and counts[candidates[0]]:
+        scores = {folder: _mask_score(tree, folder, encoding) for folder in candidates}
+        best = max(candidates, key=lambda folder: (scores[folder], -candidates.index(folder)))
+        others = ", ".join(str(tree.path(folder)) for folder in candidates if folder != best)
+        notes[
+            f"Several folders have masks for {tree.path(pair.images)}: {tree.path(best)} is read and {others} is not. "
+            "To read another, list images and masks in a table, or move this one away."
+        ] = None
+        candidates = [best]
+    return _mask_names(tree, candidates[0])
+
+
+def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[int, int, int]:
+    """(masks whose colors are classes, whether masks differ, distinct values) of a few masks."""
+    paths = tree.files_below(folder, MASK_SUFFIXES)
+    known, values, contents = 0, set[int](), set[bytes]()
+    for path in paths[:: max(1, len(paths) // SAMPLED_MASKS)][:SAMPLED_MASKS]:
+        try:
+            mask = read_raw_mask(tree.path(path))
+        except MaskserveError:
+            continue
+        found = np.unique(mask.array).tolist()
+        known += mask.kind == "color" and set(found) <= {color for color, _ in encoding.color_to_label} | {0}
+        values.update(found)
+        contents.add(mask.array.tobytes())
+    return known, len(contents) > 1, len(values) if len(values) <= MAX_COMPARED_VALUES else 0
+
+
+def _stray_images(tree: FileTree, pair: FolderPair, pairs: list[FolderPair]) -> list[Entry]:
+    """Images beside the split folders of `images`: they are in no split."""
+    parent = parent_of(pair.images)
+    if not pair.split or pair is not pairs[0] or _split_of(pair.images) == "" or not parent:
+        return []
+    taken = tuple(f"{other.images}/" for other in pairs)
+    paths = [path for path in tree.images_below(parent) if not path.startswith(taken)]
+    return [Entry(stem_below(path, parent), tree.path(path), None) for path in paths]
+
+
+def _class_folders(pairs: list[FolderPair]) -> list[str]:
+    """The folders that may hold the class file: the top, then beside the images and in the mask folders."""
+    found = [""]
+    for pair in pairs:
+        found += [parent_of(pair.images), *pair.masks, *(parent_of(folder) for folder in pair.masks)]
+    return list(dict.fromkeys(found))

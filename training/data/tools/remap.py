@@ -24,10 +24,11 @@ from models.errors import ConfigError, DataError, closest_names
 from models.imaging.decode import Labels
 from models.outputs.png import to_palette_image
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
-from training.data import SegmentationDataset, has_split, load_splits
-from training.data.class_file import CLASS_FILE, class_table, read_class_file
+from training.data import SegmentationDataset, load_available_splits
+from training.data.class_file import class_table, read_class_file
 from training.data.dataset import SPLITS, Pair
 from training.data.mask_decoding import MaskEncoding, MaskKind, RawMask
+from training.data.tree import CLASS_FILE
 
 ProgressCallback = Callable[[int, int], None]
 UNMAPPED = -1
@@ -59,8 +60,7 @@ def remap_dataset(
     """
     if out.exists():
         raise DataError(f"{out} already exists; choose a new folder, or delete it first.")
-    splits = [split for split in SPLITS if split == "train" or has_split(root, split, data_format)]
-    opened = load_splits(root, splits, data_format, progress)
+    opened = load_available_splits(root, SPLITS, data_format, progress)
     mapping = parse_rules(rules, opened["train"].classes, read_class_file(classes) if classes else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 
 from models.atomic_write import write_atomically
 from models.errors import ConfigError, DataError
-from training.data import SegmentationDataset, has_split, load_splits, resolve_format
-from training.data.class_file import CLASS_FILE
+from training.data import SegmentationDataset, load_available_splits, resolve_format
 from training.data.dataset import SPLITS, Pair
-from training.data.formats.csv_table import TABLE_SUFFIXES
 from training.data.scan.label_stats import LabelLookup
 from training.data.scan.scanner import SampleStats, scan_splits
+from training.data.tree import CLASS_FILE, TABLE_SUFFIXES
 
 TABLE_NAME = "list.tsv"
 SUPPORTED_FORMATS = ("folder", "table")  # formats whose masks mean the same when a table lists them
@@ -67,9 +66,7 @@ def split_dataset(
             f"{root} has the format {format_name}, whose masks cannot be listed in a table. Convert it first with "
             f"`maskserve data remap {root} OUT`, and split OUT."
         )
-    opened = load_splits(
-        root, [split for split in SPLITS if split == "train" or has_split(root, split, data_format)], data_format
-    )
+    opened = load_available_splits(root, SPLITS, data_format)
     pairs = [pair for dataset in opened.values() for pair in dataset.pairs]
     all_stats = [stats for split_stats in scan_splits(opened, progress).values() for stats in split_stats]
     fractions = {

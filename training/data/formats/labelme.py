@@ -1,0 +1,195 @@
+"""labelme: `NAME.json` beside `NAME.jpg`, in one folder or in folders named after the splits.
+
+Polygons, rectangles, circles, lines (drawn `LINE_WIDTH` wide) and masks are drawn in the order of the file; points are skipped with
+a note. Labels are sorted by name, after the background; `classes.txt` or `labels.txt` gives another order. An image that is only
+embedded (`imageData`) is not read; a note says so.
+"""
+
+import base64
+import io
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from models.errors import DataError
+from models.imaging.decode import MAX_PIXELS
+from training.data.class_file import read_dataset_classes
+from training.data.dataset import Pair
+from training.data.formats import shapes
+from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.listing import Entry, Evidence, Listing
+from training.data.split_lists import apply_split_lists
+from training.data.splits import SPLIT_ALIASES
+from training.data.tree import FileTree, stem_below
+
+LINE_WIDTH = 10  # pixels: labelme's own default in `shape_to_mask`
+MAX_DRAWN = 30_000  # pixels: corners farther out are moved here
+POINT_TYPES = ("point", "points")
+HEADER_BYTES = 1 << 12
+SAMPLED_FILES = 3
+
+
+def detect(tree: FileTree) -> Evidence | None:
+    """Whether JSON files with `shapes` have an image of the same name."""
+    files = _json_files(tree)
+    sample = files[:: max(1, len(files) // SAMPLED_FILES)][:SAMPLED_FILES]
+    if not any(_is_labelme(tree.path(path)) for path in sample):
+        return None
+    images = {stem_below(path, "") for path in tree.images_below("")}
+    paired = sum(stem_below(path, "") in images for path in files)
+    return Evidence(max(paired, 1), f"{paired:,} labelme files beside their images", len(images) - paired, strength=2)
+
+
+def read(tree: FileTree) -> Listing:
+    """Raises: DataError that names a file."""
+    images = {stem_below(path, ""): path for path in tree.images_below("")}
+    by_name = {_image_name(path): tree.path(path) for path in images.values()}
+    entries, names, notes, embedded = [], set[str](), list[str](), 0
+    points, used = 0, set[Path]()
+    for path in _json_files(tree):
+        file = tree.path(path)
+        try:
+            content = read_content(file)
+        except DataError:
+            if stem_below(path, "") in images:  # the lint reports it when the mask is read
+                image = tree.path(images[stem_below(path, "")])
+                used.add(image)
+                entries.append(Entry(stem_below(path, ""), image, file, _split_of(path)))
+            continue
+        named = str(content.get("imagePath") or "").replace("\\", "/").rsplit("/", 1)[-1]
+        found = tree.path(images[stem_below(path, "")]) if stem_below(path, "") in images else by_name.get(named)
+        if found is None:
+            embedded += 1
+            continue
+        for shape in content["shapes"]:
+            points += shape.get("shape_type") in POINT_TYPES
+            if shape.get("shape_type") not in POINT_TYPES:
+                names.add(str(shape["label"]).strip())
+        used.add(found)
+        entries.append(Entry(stem_below(path, ""), found, file, _split_of(path)))
+    entries += [
+        Entry(name, tree.path(path), None, _split_of(path))
+        for name, path in images.items()
+        if tree.path(path) not in used
+    ]
+    if embedded:
+        notes.append(f"{tree.root}: {embedded:,} labelme files have no image beside them; they are left out.")
+    if points:
+        notes.append(f"{tree.root}: {points:,} points of labelme have no area; they are left out.")
+    classes, _, class_files = read_dataset_classes(tree)
+    if not {*names} <= {entry.name for entry in classes}:
+        classes, class_files = [], ()
+    infos, label_by_name = shapes.classes_with_background(
+        [entry.name for entry in classes] if classes else sorted(names)
+    )
+    if classes:
+        infos = [entry.model_copy(update={"rgb": info.rgb}) for entry, info in zip(infos, infos, strict=True)]
+    listed = apply_split_lists(tree, entries)
+    reader = ShapeMaskReader(partial(_parse, label_by_name=label_by_name), shapes.digest(sorted(label_by_name.items())))
+    return Listing(
+        tree.root, listed.entries, infos, mask_reader=reader, notes=(*tree.notes, *notes, *listed.notes),
+        files=(*class_files, *listed.files),
+    )  # fmt: skip
+
+
+def read_content(file: Path) -> dict[str, Any]:
+    """The content of a labelme file. Raises: DataError that names it."""
+    try:
+        content = json.loads(file.read_bytes())
+        if not isinstance(content, dict) or not isinstance(content["shapes"], list):
+            raise KeyError("shapes")
+        for shape in content["shapes"]:
+            str(shape["label"]), shape["points"]
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror}); check its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: invalid JSON ({error}); the file may be truncated. Save it again.") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not a labelme file; expected `shapes` with `label` and `points`.") from error
+    return content
+
+
+def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], list[Shape]]:
+    content = read_content(pair.mask)
+    try:
+        size = int(content["imageHeight"]), int(content["imageWidth"])
+    except (KeyError, TypeError, ValueError):
+        size = shapes.SizeReader()(pair.image)
+    found = []
+    for index, entry in enumerate(content["shapes"]):
+        if entry.get("shape_type") in POINT_TYPES:
+            continue
+        name = str(entry["label"]).strip()
+        if name not in label_by_name:
+            raise DataError(f"shapes[{index}] has the label {name!r}, which is in no class list.")
+        try:
+            found.append(_shape(entry, label_by_name[name]))
+        except DataError as error:
+            raise DataError(f"shapes[{index}] ({name}): {error}") from error
+    return size, found
+
+
+def _shape(entry: dict[str, Any], label: int) -> Shape:
+    """Raises: DataError."""
+    kind, points = entry.get("shape_type") or "polygon", entry["points"]
+    try:
+        if kind == "polygon":
+            return _polygon(label, shapes.outline(points))
+        if kind == "rectangle":
+            (x0, y0), (x1, y1) = points
+            return Shape(label, [shapes.rectangle(float(x0), float(y0), float(x1), float(y1))])
+        if kind == "circle":
+            (x, y), (edge_x, edge_y) = points
+            radius = float(np.hypot(edge_x - x, edge_y - y))
+            return Shape(label, [shapes.ellipse(x, y, radius, radius)])
+        if kind in ("line", "linestrip"):
+            return Shape(label, shapes.thick_line(points, LINE_WIDTH))
+        if kind == "mask":
+            with Image.open(io.BytesIO(base64.b64decode(entry["mask"])), formats=("PNG",)) as image:
+                bitmap = np.asarray(image) > 0
+            return Shape(label, bitmap=bitmap, offset=(round(points[0][0]), round(points[0][1])))
+    except (TypeError, ValueError, KeyError, IndexError, OSError) as error:
+        raise DataError(f"a {kind} is not as labelme writes it ({error}); redraw it.") from error
+    raise DataError(f"the shape type {kind!r} is unknown; export it as a polygon.")
+
+
+def _polygon(label: int, corners: NDArray[np.float64]) -> Shape:
+    """A polygon with the pixels of its outline, as labelme's `shape_to_mask` draws it."""
+    corners = corners.clip(-MAX_DRAWN, MAX_DRAWN)
+    left, top = (int(value) for value in np.floor(corners.min(axis=0)))
+    width, height = (int(value) + 2 for value in np.ceil(corners.max(axis=0)) - (left, top))
+    if width * height > MAX_PIXELS:
+        return Shape(label, [corners])
+    canvas = Image.new("1", (width, height))
+    points = [(x - left, y - top) for x, y in corners.tolist()]
+    ImageDraw.Draw(canvas).polygon(points, fill=1, outline=1)
+    return Shape(label, bitmap=np.asarray(canvas), offset=(left, top))
+
+
+def _json_files(tree: FileTree) -> list[str]:
+    return tree.files_below("", (".json",))
+
+
+def _is_labelme(file: Path) -> bool:
+    """Decided by the first and last bytes: `imageData` may embed megabytes between them."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(HEADER_BYTES)
+            stream.seek(max(0, file.stat().st_size - HEADER_BYTES))
+            text = start + stream.read()
+    except OSError:
+        return False
+    return b'"shapes"' in text and (b'"imagePath"' in text or b'"points"' in text or b'"version"' in text)
+
+
+def _image_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _split_of(path: str) -> str:
+    return next((split for part in path.split("/")[:-1] if (split := SPLIT_ALIASES.get(part.lower()))), "")

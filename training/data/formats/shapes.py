@@ -1,0 +1,170 @@
+"""Draws annotation shapes, polygons and bitmaps, into a label mask. Used by the formats that store outlines per image."""
+
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import DataError
+from models.imaging.decode import FORMATS, MAX_PIXELS, Labels
+from models.imaging.orientation import read_orientation
+from models.spec import ClassInfo, default_rgb
+from training.data.dataset import Pair
+from training.data.formats.rasterize import polygon_runs
+from training.data.mask_decoding import RawMask
+
+BACKGROUND = "background"
+BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__", "bg")
+CIRCLE_CORNERS = 72  # of the polygon that is drawn for a circle; off by less than 0.1% of the radius
+MAX_COORDINATE = 1e7  # pixels; farther points are broken files
+MIN_CORNERS = 3
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One annotated object: outlines, or a bitmap at an offset."""
+
+    label: int
+    outlines: Sequence[NDArray[np.float64]] = ()  # each K x 2: (x, y) in pixels
+    bitmap: NDArray[np.bool_] | None = None  # h x w
+    offset: tuple[int, int] = (0, 0)  # (left, top) of the bitmap in the image
+
+
+@dataclass(frozen=True, eq=False)
+class ShapeMaskReader:
+    """Draws the masks of a format whose shapes are parsed when they are needed."""
+
+    parse: Callable[[Pair], tuple[tuple[int, int], Iterable[Shape]]]  # (height, width) and shapes in painting order
+    cache_key: str  # digest of everything but the pair's own files (`scan_cache.py`)
+    background: int = 0
+
+    def __call__(self, pair: Pair) -> RawMask:
+        """Labels, uint8 H x W. Raises: DataError that names the file."""
+        try:
+            size, shapes = self.parse(pair)
+            return RawMask(paint(size, shapes, self.background))
+        except DataError as error:
+            raise DataError(str(error) if str(pair.mask) in str(error) else f"{pair.mask}: {error}") from error
+
+
+def paint(size: tuple[int, int], shapes: Iterable[Shape], background: int = 0) -> Labels:
+    """A mask of `size` (height, width) with the shapes, later ones over earlier ones. Raises: DataError."""
+    height, width = size
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise DataError(f"the image size {width} x {height} is invalid; expected 1 to {MAX_PIXELS:,} pixels.")
+    columns = np.full(height * width, background, np.uint8)
+    labels = columns.reshape(width, height).T
+    for shape in shapes:
+        for outline in shape.outlines:
+            for start, stop in polygon_runs(outline, size).tolist():
+                columns[start:stop] = shape.label
+        if shape.bitmap is not None:
+            left, top = shape.offset
+            rows = slice(max(0, top), min(height, top + shape.bitmap.shape[0]))
+            cols = slice(max(0, left), min(width, left + shape.bitmap.shape[1]))
+            inside = shape.bitmap[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+            if inside.size:
+                labels[rows, cols][inside] = shape.label
+    return np.ascontiguousarray(labels)
+
+
+def outline(points: Any, what: str = "polygon") -> NDArray[np.float64]:
+    """K x 2 corners of a polygon. Raises: DataError for fewer than three, or coordinates that are no numbers or huge."""
+    try:
+        corners = np.asarray(points, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a {what} has points that are not pairs of numbers; export it again.") from error
+    if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > MAX_COORDINATE:
+        raise DataError(
+            f"a {what} has a coordinate that is not a number or above {MAX_COORDINATE:,.0f}; export it again."
+        )
+    if len(corners) < MIN_CORNERS:
+        raise DataError(f"a {what} has {len(corners)} points; expected at least {MIN_CORNERS}. Delete or redraw it.")
+    return corners
+
+
+def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]:
+    """The corners of a rectangle. Raises: DataError."""
+    return outline([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], "rectangle")
+
+
+def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> NDArray[np.float64]:
+    """The corners of an ellipse. Raises: DataError."""
+    angles = np.linspace(0, 2 * math.pi, CIRCLE_CORNERS, endpoint=False)
+    return outline(np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1), "circle")
+
+
+def thick_line(points: Any, width: float) -> list[NDArray[np.float64]]:
+    """Outlines of a polyline drawn with a width in pixels: a rectangle per segment, and a circle at each point.
+
+    Raises: DataError.
+    """
+    try:
+        corners = np.asarray(points, np.float64).reshape(-1, 2)
+    except (TypeError, ValueError) as error:
+        raise DataError("a line has points that are not pairs of numbers; export it again.") from error
+    if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > MAX_COORDINATE:
+        raise DataError("a line has a coordinate that is not a number or too large; export it again.")
+    found = [ellipse(x, y, width / 2, width / 2) for x, y in corners.tolist()]
+    for start, end in itertools.pairwise(corners):
+        length = float(np.hypot(*(end - start)))
+        if length > 0:
+            normal = np.array([start[1] - end[1], end[0] - start[0]]) / length * width / 2
+            found.append(outline([start + normal, end + normal, end - normal, start - normal]))
+    return found
+
+
+def decode_run_lengths(counts: Sequence[int], size: tuple[int, int], column_major: bool = False) -> NDArray[np.bool_]:
+    """A bitmap of `size` (height, width) from the lengths of alternate runs, background first. Raises: DataError."""
+    try:
+        lengths = np.asarray(counts, np.int64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError("run lengths are not whole numbers; export it again.") from error
+    if (lengths < 0).any() or lengths.sum() != size[0] * size[1]:
+        raise DataError(
+            f"run lengths cover {lengths.sum():,} pixels, but the mask has {size[1]} x {size[0]}; export it again."
+        )
+    flat = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
+    return flat.reshape(size[::-1]).T if column_major else flat.reshape(size)
+
+
+def classes_with_background(names: Iterable[str]) -> tuple[list[ClassInfo], dict[str, int]]:
+    """The classes, background first, and the label of each name. Raises: DataError for too many."""
+    unique = list(dict.fromkeys(names))
+    background = next((name for name in unique if name.lower() in BACKGROUND_NAMES), BACKGROUND)
+    ordered = [background, *(name for name in unique if name != background)]
+    if not 2 <= len(ordered) <= 255:
+        raise DataError(f"found {len(ordered)} classes with the background; expected 2 to 255.")
+    classes = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(ordered)]
+    return classes, {name: label for label, name in enumerate(ordered)}
+
+
+@dataclass
+class SizeReader:
+    """Sizes of images from their headers, upright as the decoder gives them."""
+
+    _sizes: dict[Path, tuple[int, int]] = field(default_factory=dict)
+
+    def __call__(self, file: Path) -> tuple[int, int]:
+        """(height, width). Raises: DataError."""
+        if file not in self._sizes:
+            try:
+                with Image.open(file, formats=FORMATS) as image:
+                    width, height = image.size
+                    rotated = read_orientation(image) >= 5
+            except Exception as error:
+                raise DataError(f"{file}: cannot be read as an image; save it again.") from error
+            self._sizes[file] = (width, height) if rotated else (height, width)
+        return self._sizes[file]
+
+
+def digest(*values: object) -> str:
+    """A short hash for `cache_key`."""
+    return hashlib.sha256(repr(values).encode(errors="surrogateescape")).hexdigest()[:16]

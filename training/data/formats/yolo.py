@@ -1,0 +1,153 @@
+"""YOLO segmentation: `labels/NAME.txt` for `images/NAME.jpg`, by split in either order, and names in `data.yaml`.
+
+A row is `class x y x y ...`, in fractions of the image size; classes become labels from 1 after the background. An image without
+a file, or with an empty one, is background. Rows of a box (`class x y width height`) have no outline and are errors.
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from models.errors import DataError
+from models.spec import ClassInfo, default_rgb
+from training.data.dataset import Pair
+from training.data.formats import shapes
+from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.listing import Entry, Evidence, Listing
+from training.data.split_lists import apply_split_lists
+from training.data.splits import SPLIT_ALIASES
+from training.data.tree import FileTree, stem_below, suffix_of
+
+NAME_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
+NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
+ROW = re.compile(rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
+BOX_NUMBERS = 4
+
+
+def detect(tree: FileTree) -> Evidence | None:
+    """Whether text files of a folder `labels` have rows of numbers and an image of the same name."""
+    pairs = _pairs(tree)
+    labels = [label for _, label in pairs.values() if label]
+    rows = next((line for path in labels if (line := _first_row(tree.path(path)))), b"")
+    if not labels or (not ROW.fullmatch(rows) and not tree.find_file("", NAME_FILES)):
+        return None
+    return Evidence(len(labels), f"{len(labels):,} of {len(pairs):,} images have a YOLO file in labels", 0, strength=2)
+
+
+def read(tree: FileTree) -> Listing:
+    """Raises: DataError."""
+    names, files, notes = _class_names(tree)
+    pairs = _pairs(tree)
+    empty = tree.path("labels")
+    entries = [
+        Entry(name, tree.path(image), tree.path(label) if label else tree.path(image), _split_of(image))
+        for name, (image, label) in pairs.items()
+    ]
+    without = sum(label is None for _, label in pairs.values())
+    if without:
+        notes = (*notes, f"{without:,} of {len(pairs):,} images have no YOLO file in {empty}; they are all background.")
+    classes = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate([shapes.BACKGROUND, *names])]
+    if len(classes) > 255:
+        raise DataError(f"{tree.root} names {len(names)} classes; expected at most 254.")
+    listed = apply_split_lists(tree, entries)
+    reader = ShapeMaskReader(partial(_parse, num_classes=len(names)), shapes.digest(names))
+    return Listing(
+        tree.root, listed.entries, classes, mask_reader=reader, notes=(*tree.notes, *notes, *listed.notes),
+        files=(*files, *listed.files),
+    )  # fmt: skip
+
+
+def _pairs(tree: FileTree) -> dict[str, tuple[str, str | None]]:
+    """Name -> (image, label file or None); the label's path is that of the image with `labels` for `images`."""
+    found: dict[str, tuple[str, str | None]] = {}
+    for path in tree.images_below(""):
+        parts = path.split("/")
+        places = [index for index, part in enumerate(parts[:-1]) if part.lower() == "images"]
+        if not places:
+            continue
+        folder = tree.find_folder("/".join(parts[: places[-1]]), ("labels",))
+        if folder is None:
+            continue
+        below = stem_below("/".join(parts[places[-1] + 1 :]), "")
+        parent, _, base = f"{folder}/{below}".rpartition("/")
+        label = f"{parent}/{base}.txt"
+        name = stem_below(path, "")
+        found[name] = (path, label if f"{base}.txt" in tree.files.get(parent, []) else None)
+    return found
+
+
+def _split_of(path: str) -> str:
+    return next((split for part in path.split("/")[:-1] if (split := SPLIT_ALIASES.get(part.lower()))), "")
+
+
+def _class_names(tree: FileTree) -> tuple[list[str], tuple[Path, ...], tuple[str, ...]]:
+    """The names by class number, the file that has them, and notes. Raises: DataError."""
+    found = tree.find_file("", NAME_FILES)
+    if found:
+        file = tree.path(found)
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+            names = content["names"]
+            if isinstance(names, dict):
+                names = [names[key] for key in sorted(names, key=int)]
+            return [str(name) for name in names], (file,), ()
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: no list `names` of the classes ({type(error).__name__}); add it.") from error
+    lists = [path for name in NAME_LISTS if (path := tree.find_file(*_folder_and_name(name)))]
+    if lists:
+        lines = tree.path(lists[0]).read_text(encoding="utf-8-sig").splitlines()
+        return [line.strip() for line in lines if line.strip()], (tree.path(lists[0]),), ()
+    highest = 0
+    for _, label in _pairs(tree).values():
+        rows = _rows(tree.path(label)) if label else []
+        highest = max([highest, *(int(row[0]) for row in rows if row[0].isdigit() and len(row[0]) < 4)])
+    names = [f"class{number}" for number in range(highest + 1)]
+    return names, (), (f"{tree.root} has no data.yaml with `names`; the classes are numbered.",)
+
+
+def _folder_and_name(path: str) -> tuple[str, tuple[str]]:
+    folder, _, name = path.rpartition("/")
+    return folder, (name,)
+
+
+def _first_row(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.readline(1 << 16)
+    except OSError:
+        return b""
+
+
+def _rows(file: Path) -> list[list[str]]:
+    try:
+        return [cells for line in file.read_text(encoding="utf-8-sig").splitlines() if (cells := line.split())]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not a text file in UTF-8 ({error}); export it again.") from error
+
+
+def _parse(pair: Pair, num_classes: int) -> tuple[tuple[int, int], list[Shape]]:
+    """Raises: DataError that names the line."""
+    height, width = size = shapes.SizeReader()(pair.image)
+    found: list[Shape] = []
+    if suffix_of(pair.mask.name) != ".txt":
+        return size, found
+    for number, cells in enumerate(_rows(pair.mask), 1):
+        if not cells[0].isdigit() or int(cells[0]) >= num_classes:
+            raise DataError(f"line {number}: the class {cells[0]} is not one of the {num_classes} classes, from 0.")
+        try:
+            numbers = np.array(cells[1:], np.float64)
+        except ValueError as error:
+            raise DataError(f"line {number}: not a row of numbers; expected `class x y x y ...`.") from error
+        if len(numbers) == BOX_NUMBERS:
+            raise DataError(f"line {number}: a box without an outline; export polygons for segmentation.")
+        if len(numbers) % 2:
+            raise DataError(f"line {number}: {len(numbers)} coordinates; expected pairs x y.")
+        try:
+            corners = shapes.outline(numbers.reshape(-1, 2) * (width, height))
+        except DataError as error:
+            raise DataError(f"line {number}: {error}") from error
+        found.append(Shape(int(cells[0]) + 1, [corners]))
+    return size, found

@@ -1,0 +1,103 @@
+"""Chooses the format of a folder: every format says what it would read (`Evidence`), and the one that explains most wins."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from models.errors import DataError
+from training.data.listing import Evidence
+from training.data.tree import FileTree, count_suffixes, list_tree
+
+MAX_DEPTH = 3  # folders with nothing but one folder in them, as archives unpack
+MAX_LISTED_FOLDERS = 8
+WEAK_FRACTION = 0.5  # of the images; if fewer have a mask, the layout may be another
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """The format of a folder, and why."""
+
+    tree: FileTree  # the folder that is read: the given one, or the only one inside
+    format: str
+    evidence: Evidence
+    others: dict[str, Evidence]  # the formats that also fit, best first
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is doubtful about the choice."""
+        found = []
+        if self.others and _rank(next(iter(self.others.values()))) == _rank(self.evidence):
+            listed = "; ".join(f"{name}: {evidence.summary}" for name, evidence in self.others.items())
+            found.append(
+                f"{self.tree.root} is read as {self.format} ({self.evidence.summary}), but fits as well: {listed}. "
+                f"Choose with `--format` (`format=` in a config)."
+            )
+        total = self.evidence.images + self.evidence.left_over
+        if self.evidence.left_over and self.evidence.images < WEAK_FRACTION * total:
+            found.append(
+                f"{self.tree.root} is read as {self.format}, but only {self.evidence.images:,} of {total:,} images have a mask "
+                f"this way ({self.evidence.summary})."
+            )
+        return tuple(found)
+
+
+def recognize(root: Path, formats: Mapping[str, ModuleType]) -> Recognition:
+    """The best format for a folder or file; formats earlier in `formats` win ties. Raises: DataError if none fits."""
+    tree = list_tree(root)
+    if not tree.num_files:
+        raise DataError(f"{root} is empty; give a folder of images and masks.")
+    for depth in range(MAX_DEPTH + 1):
+        found = {name: evidence for name, module in formats.items() if (evidence := module.detect(tree))}
+        if found:
+            ranked = sorted(found, key=lambda name: _rank(found[name]), reverse=True)
+            others = {name: found[name] for name in ranked[1:]}
+            return Recognition(tree, ranked[0], found[ranked[0]], others)
+        inner = tree.children("")
+        if len(inner) != 1 or depth == MAX_DEPTH or root.is_file():
+            break
+        tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
+    raise DataError(describe_unrecognized(root, list_tree(root), formats))
+
+
+def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, ModuleType]) -> str:
+    """What is in a folder that no format fits, and what to do."""
+    if root.is_file():
+        return (
+            f"{root} has no table with the header split,image,mask, and is no annotation file of a supported tool "
+            f"({', '.join(formats)}); give the folder of the data set."
+        )
+    folders = [folder for folder in tree.folders_below("") if tree.files[folder] or not tree.subfolders[folder]]
+    found = "; ".join(
+        f"{folder or '.'}: {count_suffixes(tree.files[folder]) or 'empty'}" for folder in folders[:MAX_LISTED_FOLDERS]
+    )
+    more = f"; and {len(folders) - MAX_LISTED_FOLDERS:,} more folders" if len(folders) > MAX_LISTED_FOLDERS else ""
+    text = f"{root} has no supported layout ({', '.join(formats)}). It has {found}{more}. "
+    inside = [
+        child for child in tree.children("") if any(module.detect(tree.subtree(child)) for module in formats.values())
+    ]
+    if inside:
+        return f"{text}{tree.path(inside[0])} has one: give that folder."
+    if _fits_parent(root, formats):
+        return f"{text}The folder above it has one: give {root.resolve().parent}."
+    return (
+        f"{text}The simplest is {root}/images/NAME.jpg with {root}/masks/NAME.png. Or list the pairs in {root}/list.csv: "
+        "a header `image,mask`, and one line per image with the paths of both."
+    )
+
+
+def _fits_parent(root: Path, formats: Mapping[str, ModuleType]) -> bool:
+    """Whether the folder above, listed without its other data sets, has a layout that reads from `root`."""
+    parent = root.resolve().parent
+    if parent == root.resolve() or sum(1 for _ in parent.iterdir()) > MAX_LISTED_FOLDERS:
+        return False  # a folder of many things; listing all of it takes long
+    try:
+        tree = list_tree(parent)
+        found = [evidence for module in formats.values() if (evidence := module.detect(tree))]
+    except DataError:
+        return False
+    return any(root.name in evidence.summary for evidence in found)
+
+
+def _rank(evidence: Evidence) -> tuple[bool, int, int, int]:
+    return bool(evidence.images), evidence.strength, evidence.images, -evidence.left_over

@@ -1,0 +1,183 @@
+"""The files of a data set folder, listed once; every format looks at this listing instead of at the disk.
+
+Hidden files and folders (`.ipynb_checkpoints`, `._a.png`, `__MACOSX`) are left out. Paths are relative to the root, with `/`.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from models.errors import DataError
+from models.imaging.decode import IMAGE_SUFFIXES
+
+MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".npy"}  # masks are also read from these
+IGNORED_NAMES = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "thumbs.db", "desktop.ini"})
+TABLE_SUFFIXES = (".csv", ".tsv")
+CLASS_FILE = "classes.csv"
+# In this order; the first that exists is read.
+CLASS_FILES = (
+    CLASS_FILE, "classes.txt", "class_names.txt", "class_dict.csv", "_classes.csv", "label_colors.txt", "labelmap.txt",
+    "label_names.txt", "labels.txt", "label.txt", "codes.txt", "id2label.json", "classes.json", "labels.json", "class_list.txt",
+    "class_names.csv", "labels.csv", "label_names.csv", "class-descriptions.csv", "label2id.json",
+)  # fmt: skip
+ANNOTATION_SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".json", ".xml")
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """The folders below `root`; "" is the root itself."""
+
+    root: Path
+    files: dict[str, list[str]]  # by folder: names of its files, sorted
+    subfolders: dict[str, list[str]]  # by folder: names of its subfolders, sorted
+    links: tuple[tuple[str, str], ...] = ()  # (path, target) of links to files and folders outside the root
+    broken_links: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=())  # assumptions made to find this folder
+
+    def path(self, relative: str) -> Path:
+        """The absolute path of a file or folder."""
+        return self.root / relative if relative else self.root
+
+    def find_folder(self, folder: str, names: Iterable[str]) -> str | None:
+        """The path of the subfolder with the first of these names that exists, ignoring case."""
+        found = {name.lower(): name for name in reversed(self.subfolders.get(folder, []))}
+        return next((join(folder, found[name.lower()]) for name in names if name.lower() in found), None)
+
+    def find_file(self, folder: str, names: Iterable[str]) -> str | None:
+        """The path of the file in `folder` with the first of these names that exists, ignoring case."""
+        found = {name.lower(): name for name in reversed(self.files.get(folder, []))}
+        return next((join(folder, found[name.lower()]) for name in names if name.lower() in found), None)
+
+    def children(self, folder: str) -> list[str]:
+        """The paths of the subfolders of a folder."""
+        return [join(folder, name) for name in self.subfolders.get(folder, [])]
+
+    def folders_below(self, folder: str) -> Iterator[str]:
+        """The folder and all folders in it, parents first."""
+        if folder in self.files:
+            yield folder
+            for child in self.children(folder):
+                yield from self.folders_below(child)
+
+    def files_in(self, folder: str, suffixes: Collection[str]) -> list[str]:
+        """The paths of the files in a folder that end in one of the (lower case) suffixes."""
+        return [join(folder, name) for name in self.files.get(folder, []) if suffix_of(name) in suffixes]
+
+    def files_below(self, folder: str, suffixes: Collection[str] | None = None) -> list[str]:
+        """The paths of all files below a folder, sorted."""
+        return sorted(
+            join(below, name)
+            for below in self.folders_below(folder)
+            for name in self.files[below]
+            if suffixes is None or suffix_of(name) in suffixes
+        )
+
+    def images_below(self, folder: str) -> list[str]:
+        """The paths of the images below a folder, sorted."""
+        return self.files_below(folder, IMAGE_SUFFIXES)
+
+    @cached_property
+    def image_counts(self) -> dict[str, int]:
+        """The number of images in each folder, without those of its subfolders."""
+        counts = {}
+        for folder, names in self.files.items():
+            counts[folder] = sum(suffix_of(name) in IMAGE_SUFFIXES for name in names)
+        return counts
+
+    @cached_property
+    def num_files(self) -> int:
+        """The number of all files."""
+        return sum(map(len, self.files.values()))
+
+    def subtree(self, folder: str, note: str = "") -> "FileTree":
+        """The tree of a subfolder, with paths relative to it."""
+        cut = len(folder) + 1
+        below = [name for name in self.files if name == folder or name.startswith(f"{folder}/")]
+        return FileTree(
+            self.root / folder,
+            {name[cut:]: self.files[name] for name in below},
+            {name[cut:]: self.subfolders.get(name, []) for name in below},
+            tuple((path[cut:], target) for path, target in self.links if path.startswith(f"{folder}/")),
+            notes=(*self.notes, *([note] if note else [])),
+        )
+
+
+def list_tree(root: Path) -> FileTree:
+    """List a data set folder; or the folder of an annotation file, without the other annotation files next to it.
+
+    Links to folders are followed, but not in circles. Raises: DataError if there is no such folder.
+    """
+    if root.is_file():
+        tree = list_tree(root.parent)
+        kept = [
+            name
+            for name in tree.files[""]
+            if name == root.name or suffix_of(name) not in ANNOTATION_SUFFIXES or name.lower() in CLASS_FILES
+        ]
+        return FileTree(tree.root, tree.files | {"": kept}, tree.subfolders, tree.links, tree.broken_links)
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give a folder of images and masks, or a table (CSV, TSV) of them.")
+    files: dict[str, list[str]] = {}
+    subfolders: dict[str, list[str]] = {}
+    links: list[tuple[str, str]] = []
+    broken: list[str] = []
+    home = os.path.realpath(root)
+
+    def visit(folder: str, seen: tuple[str, ...]) -> None:
+        names: list[str] = []
+        folders: list[str] = []
+        try:
+            entries = list(os.scandir(root / folder if folder else root))
+        except OSError as error:
+            raise DataError(f"{root / folder}: cannot be listed ({error.strerror}); check its permissions.") from error
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in IGNORED_NAMES:
+                continue
+            if entry.is_symlink():
+                target = os.path.realpath(entry.path)
+                if not os.path.exists(target) or target in seen:
+                    broken.append(join(folder, entry.name))
+                    continue
+                if not f"{target}/".startswith(f"{home}/"):
+                    links.append((join(folder, entry.name), target))
+                if os.path.isdir(target):
+                    folders.append(entry.name)
+                    continue
+            (folders if entry.is_dir() else names).append(entry.name)
+        files[folder], subfolders[folder] = sorted(names), sorted(folders)
+        for name in subfolders[folder]:
+            child = join(folder, name)
+            visit(child, (*seen, os.path.realpath(root / child)))
+
+    visit("", (home,))
+    return FileTree(root, files, subfolders, tuple(sorted(links)), tuple(sorted(broken)))
+
+
+def join(folder: str, name: str) -> str:
+    """The path of a file in a folder, both relative to the root."""
+    return f"{folder}/{name}" if folder else name
+
+
+def suffix_of(name: str) -> str:
+    """The suffix of a name in lower case, with its dot; "" without one."""
+    return os.path.splitext(name)[1].lower()
+
+
+def stem_below(path: str, folder: str) -> str:
+    """The path of a file below a folder, without the suffix: the name of an image."""
+    below = path[len(folder) + 1 :] if folder else path
+    return os.path.splitext(below)[0]
+
+
+def count_suffixes(names: Iterable[str]) -> str:
+    """The names counted by suffix, the most frequent first: `8 .png, 1 .txt`."""
+    counts = Counter(suffix_of(name) or "without a suffix" for name in names)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common(6))
+
+
+def parent_of(path: str) -> str:
+    """The folder of a file, "" for the root."""
+    return str(PurePosixPath(path).parent) if "/" in path else ""
