@@ -20,7 +20,7 @@ from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Literal, TypeVar
 
-from service.errors import OverloadedError
+from service.errors import NotReadyError, OverloadedError
 
 Stage = Literal["upload", "queue", "image", "inference"]
 Result = TypeVar("Result")
@@ -39,6 +39,7 @@ class Slot:
 
     def __init__(self, waited_seconds: float) -> None:
         self.waited_seconds = waited_seconds
+        self.start = time.monotonic()
         self.work_seconds = 0.0  # of the last work that ended without an error
         self._cancelled = threading.Event()
         self._abandoned_work: Future[Any] | None = None
@@ -82,7 +83,13 @@ class AdmissionController:
     """Limits what one process does at once. Use it from one event loop."""
 
     def __init__(
-        self, inference_slots: int, image_slots: int, queue_size: int, max_uploads: int, queue_timeout_seconds: float
+        self,
+        inference_slots: int,
+        image_slots: int,
+        queue_size: int,
+        max_uploads: int,
+        queue_timeout_seconds: float,
+        max_hold_seconds: float = math.inf,
     ) -> None:
         """Set the limits.
 
@@ -92,23 +99,45 @@ class AdmissionController:
             queue_size: images that may wait, beside those.
             max_uploads: request bodies that may be received at once.
             queue_timeout_seconds: longest wait of an image, in all.
+            max_hold_seconds: after which an image that still holds a slot is stuck.
         """
         self.queue_timeout_seconds = queue_timeout_seconds
         self._concurrency = inference_slots
         self._max_in_flight = image_slots + queue_size
         self._free_uploads = max_uploads
         self._in_flight = 0
+        self._max_hold_seconds = max_hold_seconds
         self._semaphores = {"image": asyncio.Semaphore(image_slots), "inference": asyncio.Semaphore(inference_slots)}
+        self._held: dict[str, set[Slot]] = {"image": set(), "inference": set()}
         self._inference_seconds = 0.0  # moving average; 0 before the first inference
 
     def check_capacity(self) -> None:
-        """Check whether a request that arrives now would be processed in time. Raises: OverloadedError."""
+        """Check whether a request that arrives now would be processed in time. Raises: OverloadedError, NotReadyError."""
+        self.check_progress()
         self._check_queue()
         wait = self.expected_wait_seconds
         if wait > WAIT_SAFETY_FACTOR * self.queue_timeout_seconds:
             raise self._overloaded_error(f"an image would wait about {wait:.0f} seconds")
         if self._free_uploads <= 0:
             raise self._overloaded_error("too many request bodies are being uploaded")
+
+    def check_progress(self) -> None:
+        """Check that work ends. Raises: NotReadyError if images have held all slots of a stage for too long."""
+        if self.stuck_seconds > 0:
+            raise NotReadyError(
+                "The images in work do not end; this worker will be replaced. Retry later.",
+                math.ceil(self.queue_timeout_seconds),
+            )
+
+    @property
+    def stuck_seconds(self) -> float:
+        """For how long every slot of a stage has been held by an image that should have ended; 0 if none is so."""
+        now, longest = time.monotonic(), 0.0
+        for stage, held in self._held.items():
+            if held and self._semaphores[stage].locked():
+                youngest = max(slot.start for slot in held)
+                longest = max(longest, now - youngest - self._max_hold_seconds)
+        return longest
 
     @property
     def expected_wait_seconds(self) -> float:
@@ -136,6 +165,8 @@ class AdmissionController:
         else:
             waited = await self._wait(self._semaphores[stage], timeout)
         slot = Slot(waited)
+        if stage in self._held:
+            self._held[stage].add(slot)
         try:
             yield slot
         finally:
@@ -165,6 +196,7 @@ class AdmissionController:
         elif stage == "queue":
             self._in_flight -= count
         else:
+            self._held[stage].remove(slot)
             self._semaphores[stage].release()
         if stage == "inference" and slot.work_seconds:  # an inference that was cancelled says nothing about the time
             self.record_inference_time(slot.work_seconds)

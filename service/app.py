@@ -1,7 +1,10 @@
 """The service as one ASGI app: `create_app` assembles middleware and routes. `service/bento_service.py` runs it with BentoML."""
 
+import asyncio
+import logging
+import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
@@ -13,9 +16,11 @@ from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import NotReadyError
+from service.forwarding import RootPathMiddleware
 from service.metrics import get_metrics
 from service.middleware import (
     API_PREFIX,
+    PROBE_PATHS,
     AccessLogMiddleware,
     BodyLimitMiddleware,
     ErrorMiddleware,
@@ -26,10 +31,14 @@ from service.responses import retry_after_header
 from service.routes import create_api
 from service.segmentation import SegmentationService
 from service.settings import Settings
+from service.tracing import TracingMiddleware, is_tracing_configured
 from service.web_page import page_routes
 
-PROBE_PATHS = ("/livez", "/readyz", "/healthz")
 POST_PATHS = (f"{API_PREFIX}/segment", f"{API_PREFIX}/segment/batch")
+
+STUCK_CHECK_SECONDS = 1.0
+
+logger = logging.getLogger("maskserve")
 
 # BentoML's middleware that is kept: its metrics, and tracing for those who configure it. The rest is left out: its timeout
 # responds in its own format while the work continues, and leaves a timer per request; its access log has no request id; its
@@ -50,6 +59,7 @@ def create_app(settings: Settings, bento: Starlette | None = None) -> ASGIApp:
         """Whether a bundle is served; otherwise the reason."""
         try:
             segmentation.registry.check_ready()
+            segmentation.admission.check_progress()
         except NotReadyError as error:
             return PlainTextResponse(str(error), 503, retry_after_header(error.retry_after))
         return PlainTextResponse("\n")
@@ -59,16 +69,20 @@ def create_app(settings: Settings, bento: Starlette | None = None) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: object) -> AsyncIterator[None]:
-        async with bento.router.lifespan_context(bento) if bento else nullcontext():
-            await segmentation.start()
-            try:
-                yield
-            finally:
-                segmentation.stop()
+        """BentoML's own is left out: it makes a client of this service, and a temporary folder that a kill leaves behind."""
+        await segmentation.start()
+        watch = asyncio.create_task(_exit_when_stuck(segmentation))
+        try:
+            yield
+        finally:
+            watch.cancel()
+            segmentation.stop()
 
     # A request passes these from top to bottom, its response from bottom to top.
     middleware = [
+        Middleware(RootPathMiddleware, settings.root_path, settings.trusted_proxies),
         Middleware(AccessLogMiddleware, settings.access_log, count_request),
+        Middleware(ErrorMiddleware),
         *_cors_middleware(settings.cors_origins),
         Middleware(ErrorMiddleware),
         Middleware(RequestCheckMiddleware, segmentation, table),
@@ -93,6 +107,17 @@ def create_app(settings: Settings, bento: Starlette | None = None) -> ASGIApp:
     return app
 
 
+async def _exit_when_stuck(segmentation: SegmentationService) -> None:
+    """End this process once its images are stuck: a thread in a decoder or an engine cannot be stopped. BentoML replaces it.
+
+    /readyz responds 503 before, for as long as requests that wait already may still wait.
+    """
+    while segmentation.admission.stuck_seconds <= segmentation.settings.queue_seconds:
+        await asyncio.sleep(STUCK_CHECK_SECONDS)
+    logger.error("The images in work do not end: this worker ends and is replaced.")
+    os._exit(1)
+
+
 def _cors_middleware(origins: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
@@ -109,14 +134,15 @@ def _bentoml_middleware(bento: Starlette | None) -> list[Middleware]:
     if bento is None:
         return []
     by_name = {getattr(each.cls, "__name__", ""): each for each in bento.user_middleware}
-    return [by_name[name] for name in BENTOML_MIDDLEWARE]  # fails here if a BentoML release renames them
+    metrics, tracing = (by_name[name] for name in BENTOML_MIDDLEWARE)  # fails here if a BentoML release renames them
+    if not is_tracing_configured():
+        return [metrics]
+    return [metrics, Middleware(TracingMiddleware, tracing)]
 
 
 def _make_route_table(api: FastAPI, pages: list[Route]) -> RouteTable:
     """The fixed paths. The documentation is public, because it shows nothing about the served models."""
     paths = [route.path for route in api.routes if isinstance(route, Route) and "{" not in route.path]
-    assets = next(route.path for route in api.routes if isinstance(route, Mount))
-    paths += [f"{assets}/{name}" for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")]
     docs = [API_PREFIX + path for path in paths if path.startswith(("/docs", "/openapi"))]
     public = [*PROBE_PATHS, *docs, *(page.path for page in pages)]
     methods = dict.fromkeys([*public, "/metrics", *(API_PREFIX + path for path in paths)], "GET")

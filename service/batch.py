@@ -3,8 +3,10 @@
 import asyncio
 import io
 import json
+import re
+import unicodedata
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from models.outputs import OUTPUT_FORMATS
 from service.errors import MalformedRequestError, ResponseTooLargeError
@@ -14,6 +16,10 @@ ZIP_MEDIA_TYPE = "application/zip"
 
 # One image is decoded while another is in inference. With more, a batch would delay requests for single images.
 BATCH_CONCURRENCY = 2
+
+MANIFEST_FILE = "manifest.json"
+MAX_STEM_CHARS = 60  # four bytes each at most: file systems take 255
+_DEVICE_OF_WINDOWS = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)", re.IGNORECASE)
 
 Outcome = bytes | Problem
 
@@ -45,33 +51,59 @@ async def segment_all(
     return [task.result() for task in tasks]
 
 
-def pack(outcomes: list[Outcome], format: str) -> tuple[bytes, str]:
-    """Pack all outcomes into one body. Returns: the body and its media type."""
+def pack(outcomes: list[Outcome], names: Sequence[str], format: str) -> tuple[bytes, str]:
+    """Pack all outcomes into one body. `names`: of the images, as they were sent. Returns: the body and its media type."""
     if format == "json":
-        return as_json(outcomes), OUTPUT_FORMATS[format].MEDIA_TYPE
-    return as_zip(outcomes, OUTPUT_FORMATS[format].SUFFIX), ZIP_MEDIA_TYPE
+        return as_json(outcomes, names), OUTPUT_FORMATS[format].MEDIA_TYPE
+    return as_zip(outcomes, names, OUTPUT_FORMATS[format].SUFFIX), ZIP_MEDIA_TYPE
 
 
-def as_zip(outcomes: list[Outcome], suffix: str) -> bytes:
-    """A zip with a file per image, named by its index: `007.png`, or `007.problem.json`."""
-    digits, buffer = len(str(len(outcomes) - 1)), io.BytesIO()
+def as_zip(outcomes: list[Outcome], names: Sequence[str], suffix: str) -> bytes:
+    """A zip with a file per image, named after it: `photo.png`, or `photo.problem.json`; and `manifest.json`, which lists them."""
+    buffer, manifest = io.BytesIO(), []
     # Stored without compression: the masks are compressed already.
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for index, outcome in enumerate(outcomes):
+        for index, (outcome, stem) in enumerate(zip(outcomes, safe_stems(names), strict=True)):
             if isinstance(outcome, bytes):
-                archive.writestr(f"{index:0{digits}}{suffix}", outcome)
+                file, status, content = stem + suffix, 200, outcome
             else:
-                archive.writestr(f"{index:0{digits}}.problem.json", outcome.model_dump_json(indent=2))
+                file, status = f"{stem}.problem.json", outcome.status
+                content = outcome.model_dump_json(indent=2).encode()
+            archive.writestr(file, content)
+            manifest.append({"index": index, "image": names[index], "file": file, "status": status})
+        archive.writestr(MANIFEST_FILE, json.dumps(manifest, indent=2))
     return buffer.getvalue()
 
 
-def as_json(outcomes: list[Outcome]) -> bytes:
-    """A JSON array of {"index", "status", and "result" or "problem"}; the masks are JSON documents already."""
+def as_json(outcomes: list[Outcome], names: Sequence[str]) -> bytes:
+    """A JSON array of {"index", "image", "status", and "result" or "problem"}; the masks are JSON documents already."""
     entries = []
     for index, outcome in enumerate(outcomes):
+        start = b'{"index":%d,"image":%s,"status":' % (index, json.dumps(names[index]).encode())
         if isinstance(outcome, bytes):
-            entries.append(b'{"index":%d,"status":200,"result":%s}' % (index, outcome))
+            entries.append(b'%s200,"result":%s}' % (start, outcome))
         else:
-            entry = {"index": index, "status": outcome.status, "problem": outcome.model_dump()}
-            entries.append(json.dumps(entry).encode())
+            entries.append(b'%s%d,"problem":%s}' % (start, outcome.status, outcome.model_dump_json().encode()))
     return b"[" + b",".join(entries) + b"]"
+
+
+def safe_stems(names: Sequence[str]) -> list[str]:
+    """A file name without suffix for each image: its base name, which any system can unpack, and no two that differ only in case.
+
+    A name comes from the caller's machine or from an attacker: it may hold folders, control characters or a device of Windows.
+    """
+    taken: set[str] = set()
+    stems = []
+    for index, name in enumerate(names):
+        base = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
+        base = re.sub(r"\.\w{1,5}$", "", base)
+        base = re.sub(r"[^\w .()+,=@~-]", "_", base)[:MAX_STEM_CHARS].strip(" .") or str(index)
+        if _DEVICE_OF_WINDOWS.fullmatch(base.partition(".")[0]):
+            base = f"_{base}"
+        stem, number = base, 1
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{base}-{number}"
+        taken.add(stem.casefold())
+        stems.append(stem)
+    return stems

@@ -6,16 +6,23 @@
 """
 
 import logging
+import os
+import socket
 import sys
+from contextlib import suppress
 from typing import Any
 
 import bentoml
 from _bentoml_sdk import Service  # bentoml exports only the decorator, whose `service_class` needs the class
+from bentoml._internal.utils import circus
 from starlette.types import ASGIApp
 from uvicorn.config import HTTP_PROTOCOLS
 
 from models.errors import ConfigError
+from service.access_log import EscapingFormatter
 from service.app import create_app
+from service.http_protocol import HTTPProtocol
+from service.process_watch import stop_with_parent
 from service.settings import read_settings
 
 
@@ -30,7 +37,7 @@ def _worker_count() -> int:
 def _log_to_standard_error() -> None:
     """Log bundles that are rejected or replaced, and bugs, whatever BentoML's log level is."""
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s maskserve: %(message)s"))
+    handler.setFormatter(EscapingFormatter("%(asctime)s %(levelname)s maskserve: %(message)s"))
     logger = logging.getLogger("maskserve")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.WARNING)
@@ -38,7 +45,24 @@ def _log_to_standard_error() -> None:
 
 # uvicorn's default parser, httptools, loses the body of a request that offers an upgrade to HTTP/2 (Java's client does), and
 # accepts heads of any size; h11 accepts 64 KB.
-HTTP_PROTOCOLS["auto"] = HTTP_PROTOCOLS["h11"]
+HTTP_PROTOCOLS["auto"] = "service.http_protocol:HTTPProtocol"
+
+
+class _Arbiter(circus.Arbiter):
+    """BentoML's process manager, which refuses new connections once it stops.
+
+    It holds the listening socket until the last worker has ended. Meanwhile the kernel would accept connections that no worker
+    takes, and reset them at the end.
+    """
+
+    def stop(self) -> Any:
+        for listener in self.sockets.values():
+            with suppress(OSError):  # only Linux can do it
+                listener.shutdown(socket.SHUT_RD)
+        return super().stop()
+
+
+circus.Arbiter = _Arbiter  # type: ignore[misc]
 
 
 class _BentoService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
@@ -46,7 +70,11 @@ class _BentoService(Service[Any]):  # type: ignore[misc]  # bentoml is not typed
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         _log_to_standard_error()
-        return create_app(read_settings(), super().to_asgi(is_main=False))
+        settings = read_settings()
+        stop_with_parent(os.getppid(), settings.stop_seconds + 5)
+        HTTPProtocol.settings = settings
+        os.environ.setdefault("FORWARDED_ALLOW_IPS", ",".join(settings.trusted_proxies))  # read by uvicorn
+        return create_app(settings, super().to_asgi(is_main=False))
 
 
 @bentoml.service(name="maskserve", service_class=_BentoService, workers=_worker_count())

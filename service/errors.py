@@ -5,10 +5,13 @@ MaskserveError
 ├── UnauthorizedError         401   no API key, or an invalid one
 ├── UnknownPathError          404   a path that does not exist
 ├── ModelNotServedError       404   a model that is not served
+├── ForbiddenHostError        403   a Host header that is not one of the service's names
+├── HeadTimeoutError          408   a request head that did not arrive in time
 ├── BodyTimeoutError          408   a request body that did not arrive in time
 ├── BodyTooLargeError         413   a request body with more bytes than the limit
 ├── ResponseTooLargeError     413   a batch response with more bytes than the limit
 ├── OverloadedError           429   more requests than can be processed in time
+├── ConnectionLimitError      503   more connections than the limit
 ├── NotReadyError             503   no bundle is loaded yet, or none can be loaded
 ├── DeadlineExceededError     504   processing that took longer than the limit
 ├── SendTimeoutError          -     a caller that does not receive its response
@@ -34,6 +37,14 @@ class ModelNotServedError(MaskserveError):
     """A model that is not served."""
 
 
+class ForbiddenHostError(MaskserveError):
+    """A Host header that is not one of the service's names."""
+
+
+class HeadTimeoutError(MaskserveError):
+    """A request head that did not arrive in time."""
+
+
 class BodyTimeoutError(MaskserveError):
     """A request body that did not arrive in time."""
 
@@ -56,6 +67,10 @@ class OverloadedError(MaskserveError):
     def __init__(self, reason: str, retry_after: int) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
+
+
+class ConnectionLimitError(OverloadedError):
+    """More connections than the limit. Retry after `retry_after` seconds."""
 
 
 class DeadlineExceededError(MaskserveError):

@@ -18,19 +18,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import responses
 from service.access_log import current_entry, new_entry, request_id, write_access_log
 from service.auth import check_api_key
-from service.errors import BodyTimeoutError, BodyTooLargeError, SendTimeoutError, UnknownPathError
+from service.errors import (
+    BodyTimeoutError,
+    BodyTooLargeError,
+    MalformedRequestError,
+    SendTimeoutError,
+    UnknownPathError,
+)
+from service.forwarding import check_host
 from service.segmentation import SegmentationService
 
 logger = logging.getLogger("maskserve")
 
-# How long the rest of a rejected body is read. If the connection were closed at once, it would be reset while the caller
-# still sends, and many clients then report the reset instead of the response.
-LINGER_SECONDS = 2.0
 MAX_DRAIN_BYTES = 2**20  # longer bodies of rejected requests are not read to their end; their connection is closed
 SEND_CHUNK_BYTES = 2**18  # bytes of a response that are given to the server at once
 BODY_STATE_KEY = "maskserve.body"  # in a request's scope: whether its body has been read
 
-
+PROBE_PATHS = ("/livez", "/readyz", "/healthz")
 API_PREFIX = "/v1"
 MODELS_PREFIX = f"{API_PREFIX}/models/"
 DOCUMENTED_ROUTES = ("/metrics", "/v1/docs", "/v1/models", "/v1/models/NAME", "/v1/segment", "/v1/segment/batch")
@@ -51,7 +55,7 @@ class RouteTable:
 
 
 class AccessLogMiddleware:
-    """Assigns the request id (the caller's X-Request-ID if it is valid), logs and counts the request."""
+    """Assigns the request id (the caller's X-Request-ID if it is valid), logs and counts the request, adds headers."""
 
     def __init__(self, app: ASGIApp, log: bool, count: Callable[[str, int, float], None]) -> None:
         """`log`: whether to write a line per request. `count`: called with path, status and seconds of each request."""
@@ -69,13 +73,19 @@ class AccessLogMiddleware:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", entry.request_id.encode())]}
+                headers = [*message["headers"], (b"x-request-id", entry.request_id.encode())]
+                names = {name.lower() for name, _ in headers}
+                headers += [pair for pair in responses.DEFAULT_HEADERS if pair[0] not in names]
+                message = {**message, "headers": headers}
             else:
                 sent += len(message.get("body", b""))
             await send(message)
 
         try:
             await self.app(scope, receive, send_recorded)
+        except Exception as error:  # after the response has begun; the server closes the connection
+            logger.error("request %s: unexpected error during the response", entry.request_id, exc_info=error)
+            raise
         finally:
             seconds = time.perf_counter() - start
             self.count(scope["path"], status, seconds)
@@ -109,14 +119,14 @@ class ErrorMiddleware:
             if started:
                 raise
             unread = not scope.get(BODY_STATE_KEY, {}).get("read", False)
-            if isinstance(error, BodyTooLargeError | BodyTimeoutError) or (unread and _has_long_body(scope)):
+            if isinstance(error, BodyTooLargeError | BodyTimeoutError) or (unread and _must_drain(scope)):
                 await _respond_and_drain(error, receive, send)
             else:
                 await responses.problem_response(error)(scope, receive, send)
 
 
 class RequestCheckMiddleware:
-    """Rejects requests by their head: 401, 404, 405 and, before the body is read, 429.
+    """Rejects requests by their head: 400, 401, 403, 404, 405 and, before the body is read, 429.
 
     Unknown paths must not get past it, because BentoML makes each path a label of its metrics. And at twenty times the load
     that can be served, rejections must be cheap.
@@ -131,10 +141,14 @@ class RequestCheckMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Process the request.
 
-        Raises: UnauthorizedError, UnknownPathError, HTTPException (405), ModelNotServedError, NotReadyError, OverloadedError.
+        Raises: MalformedRequestError, ForbiddenHostError, UnauthorizedError, UnknownPathError, HTTPException (405),
+            ModelNotServedError, NotReadyError, OverloadedError.
         """
-        method, path = scope["method"], scope["path"]
-        hashes = self.segmentation.settings.api_keys
+        method, path, settings = scope["method"], scope["path"], self.segmentation.settings
+        check_framing(scope)
+        if settings.allowed_hosts and path not in PROBE_PATHS:  # probes ask by address, and learn nothing
+            check_host(Headers(scope=scope), settings.allowed_hosts)
+        hashes = settings.api_keys
         if hashes and method != "OPTIONS" and path not in self.routes.public_paths:
             check_api_key(Headers(scope=scope), hashes)
         is_model = path.startswith(MODELS_PREFIX)
@@ -227,9 +241,31 @@ def content_length(scope: Scope) -> float:
     return int(digits) if len(digits) <= 18 else math.inf
 
 
-def _has_long_body(scope: Scope) -> bool:
-    """Whether the body is long, or of unknown length."""
-    return content_length(scope) > MAX_DRAIN_BYTES or "transfer-encoding" in Headers(scope=scope)
+def check_framing(scope: Scope) -> None:
+    """Check that the end of the body is certain. Raises: MalformedRequestError.
+
+    Servers that disagree about it can be made to take the rest of a body for a request (RFC 9112, 6.1).
+    """
+    headers = Headers(scope=scope)
+    if "transfer-encoding" not in headers:
+        return
+    if "content-length" in headers or scope.get("http_version") == "1.0":
+        raise MalformedRequestError(
+            "The request has Transfer-Encoding together with Content-Length or HTTP/1.0, so that the end of its body is not "
+            "certain. Send one of the two headers, with HTTP/1.1."
+        )
+
+
+def _must_drain(scope: Scope) -> bool:
+    """Whether the server would close the connection before the rest of the body has arrived.
+
+    It reads the body of a rejected request to its end, unless that is long or the caller wants the connection closed.
+    """
+    headers = Headers(scope=scope)
+    if "transfer-encoding" in headers or content_length(scope) > MAX_DRAIN_BYTES:
+        return True
+    closes = scope.get("http_version") == "1.0" or "close" in headers.get("connection", "").lower()
+    return closes and content_length(scope) > 0
 
 
 async def _respond_and_drain(error: Exception, receive: Receive, send: Send) -> None:
@@ -239,7 +275,7 @@ async def _respond_and_drain(error: Exception, receive: Receive, send: Send) -> 
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
     try:
-        async with asyncio.timeout(LINGER_SECONDS):
+        async with asyncio.timeout(responses.LINGER_SECONDS):
             while (message := await receive())["type"] == "http.request" and message.get("more_body"):
                 pass
     except (TimeoutError, BodyTooLargeError, BodyTimeoutError):

@@ -14,7 +14,29 @@ from service.request_parsing import IMAGE_FIELD, IMAGES_FIELD, SegmentParams
 
 BINARY_SCHEMA: dict[str, Any] = {"type": "string", "format": "binary"}
 IMAGE_SCHEMA = {**BINARY_SCHEMA, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
-COMMON_ERROR_STATUSES = (400, 401, 408, 413, 429, 500, 503, 504)
+DESCRIPTION = """Image in, one label per pixel out. Every error is `application/problem+json` (RFC 9457), with a request id.
+
+    curl --data-binary @photo.jpg http://127.0.0.1:3000/v1/segment -o mask.png
+    curl -F image=@photo.jpg 'http://127.0.0.1:3000/v1/segment?format=json&masks=polygons'
+    curl -F images=@a.jpg -F images=@b.jpg http://127.0.0.1:3000/v1/segment/batch -o masks.zip
+"""
+JSON_EXAMPLE = {
+    "height": 480,
+    "width": 640,
+    "classes": [
+        {
+            "label": 1,
+            "name": "road",
+            "rgb": [128, 64, 128],
+            "pixels": 98304,
+            "fraction": 0.32,
+            "bbox": [0, 240, 640, 240],
+            "rle": {"size": [480, 640], "counts": "PPYo0..."},
+        }
+    ],
+    "unlabeled": {"pixels": 208896, "fraction": 0.68},
+}
+COMMON_ERROR_STATUSES = (400, 401, 403, 408, 413, 429, 500, 503, 504)
 
 
 def openapi_parameters() -> list[dict[str, Any]]:
@@ -37,16 +59,31 @@ def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     described: dict[int | str, dict[str, Any]] = {}
     for status in statuses:
         rows = [*responses.ERRORS.values(), responses.INTERNAL_ERROR]
-        titles = dict.fromkeys(title for row_status, _, title in rows if row_status == status)
+        kinds = {kind: title for row_status, kind, title in rows if row_status == status}
         described[status] = {
-            "description": "; ".join(titles) or http.HTTPStatus(status).phrase,
-            "content": {responses.PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "description": "; ".join(kinds.values()) or http.HTTPStatus(status).phrase,
+            "content": {
+                responses.PROBLEM_JSON: {
+                    "schema": {"$ref": "#/components/schemas/Problem"},
+                    "examples": {
+                        kind: {"value": _problem_example(status, kind, title)} for kind, title in kinds.items()
+                    },
+                }
+            },
         }
         if status in (429, 503):
             described[status]["headers"] = {
                 "Retry-After": {"description": "seconds to wait before a retry", "schema": {"type": "integer"}}
             }
     return described
+
+
+def _problem_example(status: int, kind: str, title: str) -> dict[str, Any]:
+    problem = responses.Problem(
+        type=responses.PROBLEM_TYPE_PREFIX + kind, title=title, status=status,
+        detail="What came, what was expected, and what to do.", request_id="5f0c9a1be2d34c77",
+    )  # fmt: skip
+    return problem.model_dump()
 
 
 _PARAMETERS = openapi_parameters()
@@ -73,7 +110,8 @@ SEGMENT_ROUTE: dict[str, Any] = {
             "- `png`: an indexed PNG, each pixel its label\n- `overlay`: the class colors over the image, a JPEG\n"
             "- `confidence`: a gray PNG, 255 for a softmax probability of 1\n- `npy`: uint8 H x W for numpy.load\n"
             "- `json`: the classes that are present, with pixels, fraction, box and mask",
-            "content": {output.MEDIA_TYPE: {} for output in OUTPUT_FORMATS.values()},
+            "content": {output.MEDIA_TYPE: {} for output in OUTPUT_FORMATS.values()}
+            | {"application/json": {"example": JSON_EXAMPLE}},
         },
         **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
     },
@@ -88,8 +126,9 @@ BATCH_ROUTE: dict[str, Any] = {
     "responses": {
         200: {
             "description": "One entry per image, in their order. An invalid image gets a problem and does not affect the others.\n"
-            "- for `format=json`: an array of {index, status, result or problem}\n"
-            "- otherwise a zip: `0.png` (or the suffix of the format), or `0.problem.json`",
+            "- for `format=json`: an array of {index, image, status, result or problem}\n"
+            "- otherwise a zip: `photo.png` (or the suffix of the format) for `photo.jpg`, or `photo.problem.json`; and "
+            "`manifest.json`, an array of {index, image, file, status}",
             "content": {ZIP_MEDIA_TYPE: {}, "application/json": {}},
         },
         **error_responses(*COMMON_ERROR_STATUSES, 404),
@@ -101,28 +140,29 @@ BATCH_ROUTE: dict[str, Any] = {
 MODELS_ROUTE: dict[str, Any] = {
     "tags": ["models"],
     "summary": "List the served models",
-    "responses": error_responses(401, 500, 503),
+    "responses": error_responses(401, 403, 500, 503),
 }
 MODEL_ROUTE: dict[str, Any] = {
     "tags": ["models"],
     "summary": "Get one model",
-    "responses": error_responses(401, 404, 500, 503),
+    "responses": error_responses(401, 403, 404, 500, 503),
 }
 
 
-def openapi_schema(api: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with problems and API keys, which are the same for all routes."""
-    schema = get_openapi(
-        title=api.title, version=api.version, description=api.description, routes=api.routes, servers=[{"url": "/v1"}]
+def openapi_schema(api: FastAPI, keys_needed: bool) -> dict[str, Any]:
+    """FastAPI's document, with problems and, if needed, API keys, which are the same for all routes."""
+    schema: dict[str, Any] = get_openapi(
+        title=api.title, version=api.version, description=api.description, routes=api.routes
     )
     # FastAPI adds an error of its own wherever there is a parameter; here an invalid parameter is a problem.
     del schema["paths"]["/models/{name}"]["get"]["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         del schema["components"]["schemas"][name]
     schema["components"]["schemas"]["Problem"] = responses.Problem.model_json_schema()
-    schema["components"]["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer"},
-        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    }
-    schema["security"] = [{}, {"bearer": []}, {"header": []}]  # {}: a service without keys needs none
+    if keys_needed:  # otherwise /v1/docs would show a padlock at each route
+        schema["components"]["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        schema["security"] = [{"bearer": []}, {"header": []}]
     return schema

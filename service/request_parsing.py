@@ -1,6 +1,7 @@
 """Parses a request: its parameters, and the bytes of its images from a raw body or a form."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -97,6 +98,14 @@ class SegmentParams(BaseModel):
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The images of one request, in their order."""
+
+    images: list[bytes | MalformedRequestError]
+    names: list[str]  # as they were sent; empty for text
+
+
 async def parse_image_request(request: Request, max_body_bytes: int) -> tuple[bytes, Parameters]:
     """Read the image of a request, and the parameters of its form.
 
@@ -105,7 +114,7 @@ async def parse_image_request(request: Request, max_body_bytes: int) -> tuple[by
     """
     if not _is_form(request):
         return await request.body(), []
-    images, parameters = await _parse_form(request, IMAGE_FIELD, max_body_bytes, max_files=2)
+    images, _, parameters = await _parse_form(request, IMAGE_FIELD, max_body_bytes, max_files=2)
     if len(images) > 1:
         raise MalformedRequestError(
             f"The form has several fields `{IMAGE_FIELD}`. Send one image, or many to /v1/segment/batch."
@@ -115,19 +124,18 @@ async def parse_image_request(request: Request, max_body_bytes: int) -> tuple[by
     return images[0], parameters
 
 
-async def parse_batch_request(
-    request: Request, max_body_bytes: int, max_images: int
-) -> tuple[list[bytes | MalformedRequestError], Parameters]:
+async def parse_batch_request(request: Request, max_body_bytes: int, max_images: int) -> tuple[Batch, Parameters]:
     """Read the files `images` of a form, in their order, and its parameters.
 
-    Returns: for each image its bytes, or an error if the field holds text; and the parameters.
+    Returns: for each image its bytes, or an error if the field holds text, and its file name; and the parameters.
     Raises: MalformedRequestError for a form that is malformed or has no or too many images.
     """
     if not _is_form(request):
         raise MalformedRequestError(
             f"The body is not a form. Send a form (multipart/form-data) with a file `{IMAGES_FIELD}` for each image."
         )
-    return await _parse_form(request, IMAGES_FIELD, max_body_bytes, max_images)
+    images, names, parameters = await _parse_form(request, IMAGES_FIELD, max_body_bytes, max_images)
+    return Batch(images, names), parameters
 
 
 def _is_form(request: Request) -> bool:
@@ -140,7 +148,7 @@ def _content_type(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
 
 async def _parse_form(
     request: Request, field: str, max_body_bytes: int, max_files: int
-) -> tuple[list[bytes | MalformedRequestError], Parameters]:
+) -> tuple[list[bytes | MalformedRequestError], list[str], Parameters]:
     advice = f"Send {'one file' if field == IMAGE_FIELD else 'files'} in the field `{field}`."
     # The parser gets the boundary only: with a charset it would decode text by it, and some of Python's codecs take minutes.
     boundary = _content_type(request)[1].get(b"boundary", b"").decode("latin-1")
@@ -155,10 +163,12 @@ async def _parse_form(
     except (MultiPartException, ValueError) as error:  # the parser's own errors are ValueErrors, and so are a codec's
         raise MalformedRequestError(f"The form is malformed: {error} {advice}") from error
     images: list[bytes | MalformedRequestError] = []
+    names: list[str] = []
     parameters: Parameters = []
     try:
         for key, value in form.multi_items():
             if key == field:
+                names.append((value.filename or "") if isinstance(value, UploadFile) else "")
                 images.append(await value.read() if isinstance(value, UploadFile) else _text_field_error(field))
             elif isinstance(value, UploadFile):
                 raise MalformedRequestError(f"The form has a file in the field {key[:80]!r}. {advice}")
@@ -173,11 +183,12 @@ async def _parse_form(
         raise MalformedRequestError(
             f"The form has no complete field `{field}`. Send the image file in it, and the form to its end."
         )
-    return images, parameters
+    return images, names, parameters
 
 
 def _text_field_error(field: str) -> MalformedRequestError:
     """For callers who send a URL, which many services fetch."""
     return MalformedRequestError(
-        f"The field `{field}` holds text, but no URLs are fetched. Send the image's bytes as a file, with a file name."
+        f"The field `{field}` holds text; URLs are not fetched, and base64 is not decoded. Send the image's bytes "
+        "as a file, with a file name."
     )

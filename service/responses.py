@@ -22,7 +22,10 @@ from service.access_log import request_id
 from service.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
+    ConnectionLimitError,
     DeadlineExceededError,
+    ForbiddenHostError,
+    HeadTimeoutError,
     MalformedRequestError,
     ModelNotServedError,
     NotReadyError,
@@ -40,8 +43,10 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     ConfigError: (400, "bad-request", "Invalid request"),
     EmptyImageError: (400, "empty-image", "Empty image"),
     UnauthorizedError: (401, "unauthorized", "API key missing or invalid"),
+    ForbiddenHostError: (403, "forbidden-host", "Host not allowed"),
     UnknownPathError: (404, "not-found", "Not found"),
     ModelNotServedError: (404, "unknown-model", "Model not found"),
+    HeadTimeoutError: (408, "head-timeout", "Request head timed out"),
     BodyTimeoutError: (408, "body-timeout", "Request body timed out"),
     ResponseTooLargeError: (413, "response-too-large", "Response too large"),
     BodyTooLargeError: (413, "body-too-large", "Request body too large"),
@@ -50,11 +55,22 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     UnsupportedFormatError: (415, "unsupported-format", "Unsupported image format"),
     CorruptImageError: (422, "corrupt-image", "Corrupt image"),
     MultiFrameImageError: (422, "multi-frame-image", "Several images in one file"),
+    ConnectionLimitError: (503, "too-many-connections", "Too many connections"),
     OverloadedError: (429, "busy", "Too many requests"),
     NotReadyError: (503, "not-ready", "Service not ready"),
     DeadlineExceededError: (504, "timeout", "Request timed out"),
 }
 INTERNAL_ERROR = (500, "internal-error", "Internal server error")
+
+# Of every response that does not set its own: browsers neither guess its type nor run or frame it.
+DEFAULT_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
+
+# How long the rest of a rejected body is read. If the connection were closed at once, it would be reset while the caller
+# still sends, and many clients then report the reset instead of the response.
+LINGER_SECONDS = 2.0
 
 PROBLEM_JSON = "application/problem+json"
 PROBLEM_TYPE_PREFIX = "urn:problem-type:maskserve:"

@@ -7,16 +7,18 @@ from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
-from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from models.errors import CorruptImageError, UnsupportedFormatError
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.pipeline import SegmentationPipeline
 from models.spec import BundleSpec
 from service import batch, openapi, responses
 from service.access_log import add_log_fields
+from service.api_docs import add_docs_routes
+from service.body_hints import explain_body
 from service.metrics import get_metrics
 from service.model_registry import LoadedModel
 from service.request_parsing import Parameters, SegmentParams, parse_batch_request, parse_image_request
@@ -44,25 +46,18 @@ class ModelInfo(BaseModel):
 def create_api(segmentation: SegmentationService) -> FastAPI:
     """The routes under /v1, with their documentation at /v1/docs.
 
-    FastAPI's own class would load the scripts of that page from an outside address. Its own middleware is left out: errors
-    and limits are handled in `service/middleware.py`.
+    FastAPI's own middleware is left out: errors and limits are handled in `service/middleware.py`.
     """
-    api: FastAPI = FastAPIOffline(
-        title="maskserve",
-        version="1",
-        description="Image in, one label per pixel out. Every error is `application/problem+json` (RFC 9457), with a request id.",
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url="/docs/oauth2-redirect",
-        static_url="/docs/assets",
+    api = FastAPI(
+        title="maskserve", version="1", description=openapi.DESCRIPTION, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False,
-    )
+    )  # fmt: skip
     api.state.segmentation = segmentation
     api.post("/segment", **openapi.SEGMENT_ROUTE)(segment)
     api.post("/segment/batch", **openapi.BATCH_ROUTE)(segment_batch)
     api.get("/models", **openapi.MODELS_ROUTE)(list_models)
     api.get("/models/{name:path}", **openapi.MODEL_ROUTE)(get_model)
-    schema = openapi.openapi_schema(api)
-    api.openapi = lambda: schema  # type: ignore[method-assign]  # FastAPI's own way to extend it
+    add_docs_routes(api, keys_needed=bool(segmentation.settings.api_keys))
     api.middleware_stack = AsyncExitStackMiddleware(api.router)
     return api
 
@@ -79,7 +74,10 @@ async def segment(request: Request) -> Response:
     pipeline = _make_pipeline(segmentation, params, model)
     async with admission.acquire("queue"):
         deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
-        mask = await _cancel_on_disconnect(request, segmentation.segment(image, pipeline, timer, deadline))
+        try:
+            mask = await _cancel_on_disconnect(request, segmentation.segment(image, pipeline, timer, deadline))
+        except (UnsupportedFormatError, CorruptImageError) as error:
+            raise explain_body(error, request.headers.get("content-type", ""), image) from error
     get_metrics().count_image(pipeline.spec.name, params.format, timer.milliseconds)
     stages = {stage: round(spent, 2) for stage, spent in timer.milliseconds.items()}
     add_log_fields(model=responses.model_tag(model.bundle), format=params.format, stages=stages)
@@ -91,7 +89,7 @@ async def segment_batch(request: Request) -> Response:
     """Send each image as a file `images` of one form, with parameters as for /segment, which apply to all of them."""
     segmentation, timer = _segmentation(request), StageTimer()
     settings, admission = segmentation.settings, segmentation.admission
-    images, params, model = await _receive(
+    received, params, model = await _receive(
         request, lambda: parse_batch_request(request, settings.max_body_bytes, settings.max_images)
     )
     timer.lap("read")
@@ -104,12 +102,12 @@ async def segment_batch(request: Request) -> Response:
         get_metrics().count_image(pipeline.spec.name, params.format, stages.milliseconds)
         return mask
 
-    async with admission.acquire("queue", count=min(batch.BATCH_CONCURRENCY, len(images))):
+    async with admission.acquire("queue", count=min(batch.BATCH_CONCURRENCY, len(received.images))):
         max_bytes = MAX_RESPONSE_BODIES * settings.max_body_bytes
-        outcomes = await _cancel_on_disconnect(request, batch.segment_all(images, segment_one, max_bytes))
+        outcomes = await _cancel_on_disconnect(request, batch.segment_all(received.images, segment_one, max_bytes))
         timer.lap("work")
         add_log_fields(model=responses.model_tag(model.bundle), format=params.format, images=len(outcomes))
-        body, media_type = await segmentation.run_in_thread(lambda: batch.pack(outcomes, params.format))
+        body, media_type = await segmentation.run_in_thread(lambda: batch.pack(outcomes, received.names, params.format))
         timer.lap("pack")
     return responses.prediction_response(body, media_type, model.bundle, timer.milliseconds)
 

@@ -1,7 +1,7 @@
 """Runs images through the models of one worker: decode, infer and encode, each when admission control lets it.
 
 Inference has its own threads, one for each concurrent inference, because an engine holds buffers for each thread that calls
-it. Decoding and encoding have a thread per core: they work on the next and the previous image during an inference.
+it. Decoding and encoding work on the next and the previous image during an inference, in a thread per image slot.
 """
 
 import asyncio
@@ -58,15 +58,18 @@ class SegmentationService:
         self.threads = settings.threads or (
             0 if single else threads_per_inference(settings.workers, settings.concurrency)
         )
+        image_slots = settings.concurrency + cores
         self.admission = AdmissionController(
             inference_slots=settings.concurrency,
-            image_slots=settings.concurrency + cores,
+            image_slots=image_slots,
             queue_size=settings.per_worker(settings.queue),
             max_uploads=settings.per_worker(settings.max_uploads),
             queue_timeout_seconds=settings.queue_seconds,
+            max_hold_seconds=settings.timeout_seconds + (settings.stuck_seconds or math.inf),
         )
         self._inference_pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="infer")
-        self._codec_pool = ThreadPoolExecutor(cores, thread_name_prefix="codec")
+        # A thread per slot: an image that holds a slot never waits for a thread, where QUEUE_SECONDS would not limit it.
+        self._codec_pool = ThreadPoolExecutor(image_slots, thread_name_prefix="codec")
         self.registry = ModelRegistry(
             settings.bundle, self._load, self._warm_up, settings.reload_seconds, settings.default_model
         )

@@ -116,13 +116,21 @@ def launch_server(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> 
     address = _parse_address(host)
     _check_port_free(address, port)
     home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there, not into the caller's home
+    temporary = Path(home, "tmp")  # so that a killed process leaves nothing behind
+    temporary.mkdir()
     environment = {"BENTOML_HOME": home, **os.environ, **TELEMETRY_OPT_OUT, "MASKSERVE_BUNDLE": str(bundle.resolve())}
+    environment["TMPDIR"] = str(temporary)
+    if not settings.allowed_hosts and ipaddress.ip_address(address).is_loopback:
+        # A web page whose name resolves to this address (DNS rebinding) could otherwise read what the service responds.
+        environment["MASKSERVE_ALLOWED_HOSTS"] = ",".join(dict.fromkeys(["localhost", LOOPBACK, "[::1]", address]))
     environment.pop("PYTHONSAFEPATH", None)  # our packages are found because Python puts the working directory first
     # --quiet drops BentoML's banner and its line per request, but not errors.
     command = [
         sys.executable,
         "-m",
-        "bentoml",
+        "service.process_watch",
+        str(os.getpid()),
+        home,
         "serve",
         "service.bento_service:Maskserve",
         "--working-dir",

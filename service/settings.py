@@ -1,5 +1,6 @@
 """The settings of the service, from the environment: one `MASKSERVE_*` variable per field. Unknown ones prevent the start."""
 
+import ipaddress
 import math
 import os
 import re
@@ -13,6 +14,7 @@ from models.engines import ENGINES
 from models.engines.selection import DEVICES, PRECISIONS
 from models.errors import ConfigError, closest_names
 from service.auth import is_key_hash
+from service.forwarding import PATH_PREFIX_PATTERN, host_name
 
 ENV_PREFIX = "MASKSERVE_"
 
@@ -68,6 +70,22 @@ class Settings(BaseSettings):
         le=3600,
         description="seconds in which a body must arrive (else 408), and a quarter of a MiB of a response be received",
     )
+    stuck_seconds: float = Field(
+        default=30,
+        ge=0,
+        le=3600,
+        description="seconds beyond TIMEOUT_SECONDS for which images may hold all slots of a worker; then /readyz responds "
+        "503 and the worker is replaced; 0 is for ever",
+    )
+    head_seconds: float = Field(
+        default=10, gt=0, le=3600, description="seconds in which the head of a request must arrive; else 408"
+    )
+    max_connections: int = Field(
+        default=0,
+        ge=0,
+        description="open connections of each worker; 0 is 1000, or what `ulimit -n` allows. At the limit, a new one "
+        "replaces the one that has been idle for longest, and gets 503 if none is idle",
+    )
     max_uploads: int = Field(
         default=32, ge=1, description="bodies that may be uploaded at once; divided among the workers, rounded up"
     )
@@ -81,12 +99,25 @@ class Settings(BaseSettings):
     cors_origins: CommaSeparated = Field(
         default=(), description="origins whose web pages may call, separated by commas, as in https://a.org; * is any"
     )
+    allowed_hosts: CommaSeparated = Field(
+        default=(),
+        description="names that a Host header may have, separated by commas, as in example.org,*.example.org; * is any. "
+        "Default: any, or, if `maskserve serve` listens on a loopback address, that and localhost,127.0.0.1,[::1]",
+    )
+    root_path: str = Field(
+        default="", description="path below which a proxy passes requests on unchanged, as in /tools/maskserve"
+    )
+    trusted_proxies: CommaSeparated = Field(
+        default=("127.0.0.1", "::1"),
+        description="addresses or networks, separated by commas, of proxies whose X-Forwarded-For and X-Forwarded-Prefix "
+        "are used; * is any",
+    )
     page: bool = Field(default=True, description="whether the web page is at /; `off` disables it")
     access_log: bool = Field(
         default=True, description="whether each request writes a line of JSON to the standard output"
     )
 
-    @field_validator("api_keys", "cors_origins", mode="before")
+    @field_validator("api_keys", "cors_origins", "allowed_hosts", "trusted_proxies", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(item.strip() for item in value.split(",") if item.strip()) if isinstance(value, str) else value
@@ -109,6 +140,32 @@ class Settings(BaseSettings):
                     f"{origin!r} is not an origin; use a form such as https://example.org or http://localhost:8080"
                 )
         return origins
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _validate_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[?[0-9A-Fa-f:.]+\]?", host):
+                raise ValueError(f"{host!r} is not a host; use a name or an address without port, such as example.org")
+        return tuple(host_name(host) for host in hosts)
+
+    @field_validator("root_path")
+    @classmethod
+    def _validate_root_path(cls, path: str) -> str:
+        path = path.rstrip("/")
+        if path and not PATH_PREFIX_PATTERN.fullmatch(path):
+            raise ValueError("it must be a path such as /tools/maskserve")
+        return path
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _validate_proxies(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                _ = proxy == "*" or ipaddress.ip_network(proxy)
+            except ValueError as error:
+                raise ValueError(f"{error}; use an address or a network such as 10.0.0.0/8") from error
+        return proxies
 
     @property
     def stop_seconds(self) -> int:

@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import logging
 
 import httpx
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from service.access_log import add_log_fields, request_id
+from service.access_log import EscapingFormatter, add_log_fields, escape_control_characters, request_id
 from service.errors import OverloadedError
 from service.middleware import AccessLogMiddleware, ErrorMiddleware
 
@@ -75,3 +76,24 @@ def test_path_cannot_forge_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     send_requests(['/a%0A{"status":200}'])
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["path"] == '/a\n{"status":200}'
+
+
+def test_control_characters_are_escaped_in_the_log() -> None:
+    record = logging.LogRecord("maskserve", logging.ERROR, "", 0, "a \x1b]0;x\x07 \x9b31m \u202e \r b", (), None)
+    assert EscapingFormatter("%(message)s").format(record) == r"a \x1b]0;x\x07 \x9b31m \u202e \r b"
+    assert escape_control_characters("tab\t, line\n, ü, 道") == "tab\t, line\n, ü, 道"
+
+
+def test_error_after_the_response_has_begun_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse("some")(scope, receive, send)
+        raise RuntimeError("too late")
+
+    async def send() -> httpx.Response:
+        logged = AccessLogMiddleware(ErrorMiddleware(fail), False, lambda *call: None)
+        transport = httpx.ASGITransport(logged, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://log") as client:
+            return await client.get("/")
+
+    response = asyncio.run(send())
+    assert "too late" in caplog.text and response.headers["x-request-id"] in caplog.text

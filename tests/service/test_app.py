@@ -274,7 +274,7 @@ def test_caller_that_disconnects_is_counted_with_status_0(http: httpx.Client) ->
     before = http.get("/metrics").text.count('status="0"')
     port = httpx.URL(str(http.base_url)).port or 80
     with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: here\r\nContent-Length: 50\r\n\r\nsome")
+        connection.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\nsome")
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and http.get("/metrics").text.count('status="0"') == before:
         time.sleep(0.05)
@@ -306,20 +306,66 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
     assert model["spec"] == bundle.spec.model_dump(mode="json")
     page = http.get("/v1/openapi.json").json()
     documented = page["paths"]["/segment"]["post"]["responses"]
-    assert set(documented) == {"200", "400", "401", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
+    assert set(documented) == {
+        "200",
+        "400",
+        "401",
+        "403",
+        "404",
+        "408",
+        "413",
+        "415",
+        "422",
+        "429",
+        "500",
+        "503",
+        "504",
+    }
     assert all(PROBLEM_JSON in documented[status]["content"] for status in documented if status != "200")
-    assert page["servers"] == [{"url": "/v1"}]
+    assert page["servers"] == [{"url": "."}] and "security" not in page  # no key is needed
+    example = documented["200"]["content"]["application/json"]["example"]
+    result = http.post("/v1/segment?format=json", content=JPEG).json()
+    assert example.keys() == result.keys() and example["classes"][0].keys() == result["classes"][0].keys()
     assert page["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status", "detail", "request_id"]
     assert http.get("/v1/models/tiny").json() == model
 
 
-def test_documentation_loads_only_from_this_service(http: httpx.Client) -> None:
+def test_documentation_has_relative_addresses(http: httpx.Client) -> None:
+    """So that it works below another path; and all that it loads comes from this service."""
     page = http.get("/v1/docs")
     assert page.status_code == 200
-    addresses = re.findall(r'(?:src|href|url)\s*[=:]\s*["\']([^"\']+)', page.text)
-    assert len(addresses) >= 4 and all(address.startswith("/v1/") for address in addresses), addresses
+    script = http.get("/v1/docs/assets/docs.js").text
+    addresses = re.findall(r'(?:src|href|url)\s*[=:]\s*["\']([^"\']+)', page.text + script)
+    assert len(addresses) == 6 and "openapi.json" in addresses, addresses
     for address in addresses:
-        assert http.get(address).status_code == 200, address
+        assert not address.startswith(("/", "http")), address
+        assert http.get(f"/v1/{address}").status_code == 200, address
+    assert re.findall(r"<script(?![^>]*src)|<style|style=", page.text) == []
+
+
+def test_headers_for_browsers(http: httpx.Client) -> None:
+    for path in (
+        "/",
+        "/v1/docs",
+        "/v1/openapi.json",
+        "/v1/docs/assets/docs.js",
+        "/v1/models",
+        "/readyz",
+        "/metrics",
+        "/no",
+    ):
+        headers = http.get(path).headers
+        assert headers.get_list("x-content-type-options") == ["nosniff"], path
+        (policy,) = headers.get_list("content-security-policy")
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy, path
+
+
+@pytest.mark.parametrize("name", [b"User-Agent", b"traceparent", b"baggage", b"Accept", b"Host"])
+def test_bytes_in_a_header_that_are_no_text(http: httpx.Client, name: bytes) -> None:
+    host = b"" if name == b"Host" else b"Host: localhost\r\n"
+    with socket.create_connection((http.base_url.host, http.base_url.port or 80)) as connection:
+        connection.sendall(b"GET /readyz HTTP/1.1\r\n" + host + name + b": \x89\\\r\nConnection: close\r\n\r\n")
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
 
 
 def test_metrics(http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.batch import segment_all
+from service.batch import safe_stems, segment_all
 from tests.fixtures_bundles import synthetic_image
 from tests.service.test_app import JPEG, PNG, check_problem
 
@@ -25,8 +25,8 @@ def http(service_url: str) -> Iterator[httpx.Client]:
         yield client
 
 
-def post_batch(http: httpx.Client, images: list[bytes], **query: str) -> httpx.Response:
-    files = [("images", (f"../{index}.txt", data)) for index, data in enumerate(images)]
+def post_batch(http: httpx.Client, images: list[bytes], name: str = "../image {}.jpeg", **query: str) -> httpx.Response:
+    files = [("images", (name.format(index), data)) for index, data in enumerate(images)]
     return http.post("/v1/segment/batch", files=files, params=query)
 
 
@@ -34,8 +34,13 @@ def test_zip_holds_the_responses_to_single_requests(http: httpx.Client) -> None:
     response = post_batch(http, IMAGES)
     assert (response.status_code, response.headers["content-type"]) == (200, "application/zip")
     archive = zipfile.ZipFile(io.BytesIO(response.content))
-    assert archive.namelist() == ["0.png", "1.problem.json", "2.png", "3.problem.json"]
-    for name, data in zip(archive.namelist(), IMAGES, strict=True):
+    names = ["image 0.png", "image 1.problem.json", "image 2.png", "image 3.problem.json"]
+    assert archive.namelist() == [*names, "manifest.json"]
+    assert json.loads(archive.read("manifest.json")) == [
+        {"index": index, "image": f"../image {index}.jpeg", "file": name, "status": status}
+        for index, (name, status) in enumerate(zip(names, (200, 422, 200, 415), strict=True))
+    ]
+    for name, data in zip(names, IMAGES, strict=True):
         single = http.post("/v1/segment", content=data)
         if name.endswith(".png"):
             assert archive.read(name) == single.content
@@ -51,16 +56,33 @@ def test_json_is_an_array_with_an_entry_per_image(http: httpx.Client) -> None:
     assert response.headers["content-type"] == "application/json"
     entries = response.json()
     assert [(entry["index"], entry["status"]) for entry in entries] == [(0, 200), (1, 422), (2, 200), (3, 415)]
+    assert [entry["image"] for entry in entries] == [f"../image {index}.jpeg" for index in range(4)]
     assert entries[2]["result"] == http.post("/v1/segment?format=json&masks=none", content=PNG).json()
     assert "truncated" in entries[1]["problem"]["detail"]
 
 
-def test_names_in_a_zip_sort_in_order(http: httpx.Client) -> None:
-    images = [encode_square_png(side) for side in range(1, 13)]
-    archive = zipfile.ZipFile(io.BytesIO(post_batch(http, images, format="npy").content))
-    assert archive.namelist() == [f"{index:02}.npy" for index in range(12)]
-    for side, name in enumerate(sorted(archive.namelist()), 1):
+def test_images_with_one_name_stay_apart(http: httpx.Client) -> None:
+    images = [encode_square_png(side) for side in range(1, 4)]
+    archive = zipfile.ZipFile(io.BytesIO(post_batch(http, images, name="a.png", format="npy").content))
+    assert archive.namelist() == ["a.npy", "a-2.npy", "a-3.npy", "manifest.json"]
+    for side, name in enumerate(archive.namelist()[:3], 1):
         assert np.load(io.BytesIO(archive.read(name))).shape == (side, side)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["photo.jpg", "PHOTO.png", "photo-2.jpg", "photo.tif"], ["photo", "PHOTO-2", "photo-2-2", "photo-3"]),
+        (["../../etc/passwd", "C:\\Users\\a b.png", "/", "..", ""], ["passwd", "a b", "2", "3", "4"]),
+        (["a\x1b[31m\r\n.png", "a:b*?.png", "a\u202eb.png", " .hidden. "], ["a__31m__", "a_b__", "a_b", "hidden"]),
+        (["nul.png", "COM1", "con.a.b", "console"], ["_nul", "_COM1", "_con.a", "console"]),
+        (["наука.jpg", "道路.webp", "u\u0308.png", "\u00fc.png"], ["наука", "道路", "ü", "ü-2"]),
+        (["scan.2026.01.tif", "x" * 300, "a.verylongsuffix"], ["scan.2026.01", "x" * 60, "a.verylongsuffix"]),
+    ],
+    ids=range(6),
+)
+def test_safe_stems(names: list[str], expected: list[str]) -> None:
+    assert safe_stems(names) == expected
 
 
 def encode_square_png(side: int) -> bytes:

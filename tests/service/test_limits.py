@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message
 
-from service import middleware
+from service import responses
 from service.auth import generate_api_key
 from tests.fixtures_images import encode_image
 from tests.service.in_process import start_app
@@ -27,7 +27,7 @@ def visitor(small_bundle: Path) -> Iterator[TestClient]:
             small_bundle, api_keys=(HASH,), cors_origins=(ORIGIN,), max_body_bytes=100_000, max_pixels=100_000, body_seconds=0.5,
         max_images=3, max_uploads=2,
     ) as client:  # fmt: skip
-        patch.setattr(middleware, "LINGER_SECONDS", 0.1)
+        patch.setattr(responses, "LINGER_SECONDS", 0.1)
         yield client
 
 

@@ -38,10 +38,10 @@ def test_images_are_never_written_to_a_disk(monkeypatch: pytest.MonkeyPatch) -> 
     data = bytes(range(256)) * 2**14  # 4 MiB; Starlette keeps 1 MiB in memory by default
     image, _ = asyncio.run(request_parsing.parse_image_request(make_request(make_form(files={"image": data})), LIMIT))
     assert image == data
-    images, _ = asyncio.run(
+    batch, _ = asyncio.run(
         request_parsing.parse_batch_request(make_request(make_form(files=[("images", data)] * 2)), 2 * LIMIT, 3)
     )
-    assert images == [data, data]
+    assert batch.images == [data, data] and batch.names == ["upload", "upload"]
 
 
 @pytest.mark.parametrize("charset", ["undefined", "utf-7", "idna", "no-such", "x" * 500, "rot13"])

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import math
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -143,3 +144,28 @@ def test_concurrent_requests_get_their_own_masks(segmentation: SegmentationServi
     segmenter = segmentation.registry.get().segmenter
     for body, image in zip(run(work()), images, strict=True):
         np.testing.assert_array_equal(decode_mask(body), segmenter.segment(decode_image(image)).labels)
+
+
+def test_image_waits_for_a_thread_within_the_queue_time(segmentation: SegmentationService, run: Run) -> None:
+    """Images whose decoding does not end hold every slot: others are rejected, not kept until the timeout."""
+    release = threading.Event()
+    count = free_slots(segmentation)["image"]
+
+    async def stick() -> None:
+        async with segmentation.admission.acquire("image") as slot:
+            await slot.run(segmentation._codec_pool, release.wait)
+
+    async def send() -> None:
+        free = free_slots(segmentation)
+        stuck = [asyncio.create_task(stick()) for _ in range(count - 1)]
+        await asyncio.sleep(0.05)
+        assert decode_mask(await segment(segmentation, seconds=5)).shape == (60, 80)  # the last slot has a thread
+        stuck.append(asyncio.create_task(stick()))
+        await asyncio.sleep(0.05)
+        with pytest.raises(OverloadedError):
+            await segment(segmentation, seconds=5)
+        release.set()
+        await asyncio.gather(*stuck)
+        await wait_for_free_slots(segmentation, free)
+
+    run(send())

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from benchmarks.processes import worker_pids
 from models.bundle import CHECKSUM_FILE, file_sha256
 from models.errors import BundleError, ConfigError
 from service.app import create_app
@@ -156,16 +158,49 @@ def test_second_stop_does_not_wait_for_running_requests(small_bundle: Path, tmp_
             read_log = (tmp_path / "log").read_text
             wait_until(lambda: "Serving at" in read_log(), read_log)
             with socket.create_connection((LOOPBACK, port)) as slow:
-                slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nsome")
+                slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nsome")
                 time.sleep(0.5)  # it is accepted
                 caller.terminate()
                 with pytest.raises(subprocess.TimeoutExpired):
-                    caller.wait(2)
+                    caller.wait(1)
+                with pytest.raises(ConnectionRefusedError):  # so that a proxy asks another instance at once
+                    socket.create_connection((LOOPBACK, port))
                 caller.terminate()
                 assert caller.wait(10) == 0
         finally:
             caller.terminate()
     assert not remaining_processes(port)
+
+
+def test_killed_service_leaves_neither_processes_nor_files(
+    small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    port, log_file = free_port(), tmp_path / "log"
+    words = [sys.executable, "-m", "maskserve", "serve", small_bundle, "--port", str(port)]
+    with log_file.open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
+        try:
+            wait_until(lambda: "Serving at" in log_file.read_text(), log_file.read_text)
+            url = f"http://{LOOPBACK}:{port}/v1/models"
+            assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403
+            assert httpx.get(url, headers={"Host": f"localhost:{port}"}).status_code == 200
+            (home,) = tmp_path.glob("maskserve-*")
+            before = sorted((home / "tmp").iterdir())
+            (worker,) = worker_pids(psutil.Process(caller.pid).children()[0].pid)
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda: _responds(f"http://{LOOPBACK}:{port}/readyz"), log_file.read_text)
+            assert sorted((home / "tmp").iterdir()) == before
+        finally:
+            caller.kill()
+    wait_until(lambda: not remaining_processes(port), log_file.read_text)
+    assert list(tmp_path.iterdir()) == [log_file]
+
+
+def _responds(url: str) -> bool:
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def remaining_processes(port: int) -> list[Path]:

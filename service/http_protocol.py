@@ -1,0 +1,159 @@
+"""The protocol of one connection: uvicorn's for HTTP/1.1, with limits on connections and on the time of a request's head.
+
+What is rejected here never becomes a request: it is answered as `application/problem+json` and logged like every request.
+"""
+
+import asyncio
+import http
+import os
+import sys
+from typing import Any, cast
+
+import h11
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service import responses
+from service.access_log import current_entry, new_entry, write_access_log
+from service.errors import ConnectionLimitError, HeadTimeoutError
+from service.forwarding import PEER_KEY
+from service.metrics import get_metrics
+from service.responses import LINGER_SECONDS
+from service.settings import Settings
+
+DEFAULT_MAX_CONNECTIONS = 1000
+RESERVED_FILES = 100  # file descriptors that a worker needs beside its connections
+MIN_IDLE_SECONDS = 1.0  # a connection younger than this may have sent a request that is not read yet
+
+
+class HTTPProtocol(H11Protocol):
+    """One connection. `settings` is set once per process, before the first connection."""
+
+    settings: Settings
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _last_active = 0.0  # in the event loop's time
+    _rejected = False  # the response is sent; what still arrives is dropped
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the time limit of the first head. At the limit of connections, close one that is idle, or this one."""
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER_KEY: self.client[0] if self.client else ""}
+        self._last_active = self.loop.time()
+        limit = max_connections(self.settings)
+        if len(self.connections) > limit and not self._close_idle_connection():
+            self._reject(
+                ConnectionLimitError(
+                    f"All {limit} connections of this worker are in use (MASKSERVE_MAX_CONNECTIONS).", 1
+                )
+            )
+        else:
+            self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection has ended."""
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the bytes. Of a head that is not complete after them, the time is limited."""
+        self._last_active = self.loop.time()
+        if self._rejected:
+            return
+        super().data_received(data)
+        if self._rejected:
+            return
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_head_timer()
+        elif self._head_timer is None:
+            self._start_head_timer()
+
+    def on_response_complete(self) -> None:
+        """The next head may have begun already."""
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] and self._head_timer is None:
+            self._start_head_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn calls this for what is not HTTP, while it handles h11's error, which has the reason."""
+        error = sys.exception()
+        status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
+        reason = str(error or msg).partition(": bytearray(")[0]  # without the bytes that came
+        self._reject(HTTPException(status, f"The request is not valid HTTP/1.1: {reason}."))
+
+    def is_idle(self) -> bool:
+        """Whether no request is being processed."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _close_idle_connection(self) -> bool:
+        """Close the connection that has been idle for longest. Returns: whether there was one."""
+        idle = [other for other in cast(set[HTTPProtocol], self.connections) if other is not self and other.is_idle()]
+        oldest = min(idle, key=lambda other: other._last_active, default=None)
+        if oldest is None or self.loop.time() - oldest._last_active < MIN_IDLE_SECONDS:
+            return False
+        self.connections.discard(oldest)  # at once, so that the next new connection closes another one
+        oldest.transport.close()
+        return True
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.settings.head_seconds, self._head_timed_out)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_timed_out(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing() or not self.is_idle():
+            return
+        if self.conn.trailing_data[0]:
+            self._reject(
+                HeadTimeoutError(
+                    f"The head of the request did not arrive within {self.settings.head_seconds:g} seconds."
+                )
+            )
+        else:
+            self.transport.close()  # nothing was asked
+
+    def _reject(self, error: Exception) -> None:
+        """Send the error and end the connection; close it after a while, because a reset may overtake the error."""
+        self._rejected = True
+        self._unset_keepalive_if_required()
+        self._stop_head_timer()
+        if self.cycle is not None and not self.cycle.response_complete:  # its body is not valid
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            self._send_problem(error)
+            self.transport.write_eof()
+            self._head_timer = self.loop.call_later(LINGER_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
+
+    def _send_problem(self, error: Exception) -> None:
+        entry = new_entry("")
+        token = current_entry.set(entry)
+        try:
+            response = responses.problem_response(error)
+        finally:
+            current_entry.reset(token)
+        response.headers["Connection"] = "close"
+        response.headers["X-Request-ID"] = entry.request_id
+        start = h11.Response(
+            status_code=response.status_code,
+            reason=http.HTTPStatus(response.status_code).phrase.encode(),
+            headers=[*self.server_state.default_headers, *response.raw_headers, *responses.DEFAULT_HEADERS],
+        )
+        body = bytes(response.body)
+        for event in (start, h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        get_metrics().count_request("other", response.status_code, 0.0)
+        if self.settings.access_log:
+            scope: dict[str, Any] = {"method": "", "path": "", "client": self.client}
+            write_access_log(scope, response.status_code, 0.0, len(body), entry)
+
+
+def max_connections(settings: Settings) -> int:
+    """The limit of one worker: the setting, or what the limit on open files (`ulimit -n`) leaves."""
+    return settings.max_connections or min(DEFAULT_MAX_CONNECTIONS, max(16, os.sysconf("SC_OPEN_MAX") - RESERVED_FILES))
