@@ -71,7 +71,7 @@ def write_access_log(scope: Scope, status: int, seconds: float, sent: int, entry
     `status`: 0 if the caller disconnected before the response. `sent`: bytes of the response's body.
     """
     path = scope["path"]
-    if status in (200, 304, 503) and (path in UNLOGGED_PATHS or path.startswith("/static/")):
+    if status in (200, 304, 503) and (path in UNLOGGED_PATHS or path.startswith(("/static/", "/v1/examples/"))):
         return
     line = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),

@@ -37,6 +37,7 @@ PAGE = """<!doctype html>
 """
 STYLE = """body { margin: 0 }
 .swagger-ui .opblock-description-wrapper pre, .swagger-ui .renderedMarkdown pre { overflow: auto; white-space: pre }
+.swagger-ui .renderedMarkdown code { padding: 0 4px }
 """
 SCRIPT = """const dark = matchMedia("(prefers-color-scheme: dark)");
 const applyTheme = () => document.documentElement.classList.toggle("dark-mode", dark.matches);

@@ -37,6 +37,7 @@ BODY_STATE_KEY = "maskserve.body"  # in a request's scope: whether its body has 
 PROBE_PATHS = ("/livez", "/readyz", "/healthz")
 API_PREFIX = "/v1"
 MODELS_PREFIX = f"{API_PREFIX}/models/"
+EXAMPLES_PREFIX = f"{API_PREFIX}/examples/"
 DOCUMENTED_ROUTES = ("/metrics", "/v1/docs", "/v1/models", "/v1/models/NAME", "/v1/segment", "/v1/segment/batch")
 
 
@@ -49,8 +50,9 @@ class RouteTable:
 
     def label(self, path: str) -> str:
         """The path as a label of metrics: one of a limited number."""
-        if path.startswith(MODELS_PREFIX):
-            return f"{MODELS_PREFIX}NAME"
+        for prefix in (MODELS_PREFIX, EXAMPLES_PREFIX):
+            if path.startswith(prefix):
+                return f"{prefix}NAME"
         return path if path in self.methods else "other"
 
 
@@ -151,14 +153,16 @@ class RequestCheckMiddleware:
         hashes = settings.api_keys
         if hashes and method != "OPTIONS" and path not in self.routes.public_paths:
             check_api_key(Headers(scope=scope), hashes)
-        is_model = path.startswith(MODELS_PREFIX)
+        is_model = path.startswith((MODELS_PREFIX, EXAMPLES_PREFIX))
         allowed = "GET" if is_model else self.routes.methods.get(path)
         if allowed is None:
             raise UnknownPathError(f"There is no route {path[:200]!r}. The routes are {', '.join(DOCUMENTED_ROUTES)}.")
         if method != allowed:
             raise HTTPException(405, f"{method[:20]} is not allowed here. Use {allowed}.", {"Allow": allowed})
-        if is_model:
+        if path.startswith(MODELS_PREFIX):
             self.segmentation.registry.get(path.removeprefix(MODELS_PREFIX))
+        elif is_model:
+            self.segmentation.registry.get(path.removeprefix(EXAMPLES_PREFIX).rpartition("/")[0])
         if allowed == "POST":
             self.segmentation.admission.check_capacity()
         await self.app(scope, receive, send)

@@ -149,13 +149,25 @@ MODEL_ROUTE: dict[str, Any] = {
 }
 
 
+EXAMPLE_ROUTE: dict[str, Any] = {
+    "tags": ["models"],
+    "summary": "Get an example image of a model",
+    "response_class": Response,
+    "responses": {
+        200: {"description": "the image", "content": {"image/png": {"schema": BINARY_SCHEMA}}},
+        **error_responses(401, 403, 404, 500, 503),
+    },
+}
+
+
 def openapi_schema(api: FastAPI, keys_needed: bool) -> dict[str, Any]:
     """FastAPI's document, with problems and, if needed, API keys, which are the same for all routes."""
     schema: dict[str, Any] = get_openapi(
         title=api.title, version=api.version, description=api.description, routes=api.routes
     )
     # FastAPI adds an error of its own wherever there is a parameter; here an invalid parameter is a problem.
-    del schema["paths"]["/models/{name}"]["get"]["responses"]["422"]
+    for path in ("/models/{name}", "/examples/{name}/{file}"):
+        del schema["paths"][path]["get"]["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         del schema["components"]["schemas"][name]
     schema["components"]["schemas"]["Problem"] = responses.Problem.model_json_schema()

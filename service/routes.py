@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, TypeVar, cast
 
@@ -11,7 +12,8 @@ from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from models.errors import CorruptImageError, UnsupportedFormatError
+from models.bundle import Bundle
+from models.errors import BundleError, CorruptImageError, UnsupportedFormatError
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.pipeline import SegmentationPipeline
 from models.spec import BundleSpec
@@ -19,6 +21,7 @@ from service import batch, openapi, responses
 from service.access_log import add_log_fields
 from service.api_docs import add_docs_routes
 from service.body_hints import explain_body
+from service.errors import UnknownPathError
 from service.metrics import get_metrics
 from service.model_registry import LoadedModel
 from service.request_parsing import Parameters, SegmentParams, parse_batch_request, parse_image_request
@@ -26,6 +29,7 @@ from service.segmentation import SegmentationService, StageTimer
 
 Result = TypeVar("Result")
 
+PROBES_FOLDER = "probes/"  # of a bundle
 MAX_RESPONSE_BODIES = 4  # size limit of a batch's response, as a multiple of the limit of a body
 
 
@@ -40,6 +44,7 @@ class ModelInfo(BaseModel):
     device: str
     precision: str
     reason: str = Field(description="why this engine, device and precision were chosen")
+    examples: list[str] = Field(description="names of its example images, at /v1/examples/MODEL/NAME")
     threads: int = Field(description="cores for one inference; 0: the engine chooses")
 
 
@@ -57,6 +62,7 @@ def create_api(segmentation: SegmentationService) -> FastAPI:
     api.post("/segment/batch", **openapi.BATCH_ROUTE)(segment_batch)
     api.get("/models", **openapi.MODELS_ROUTE)(list_models)
     api.get("/models/{name:path}", **openapi.MODEL_ROUTE)(get_model)
+    api.get("/examples/{name:path}/{file}", **openapi.EXAMPLE_ROUTE)(get_example)
     add_docs_routes(api, keys_needed=bool(segmentation.settings.api_keys))
     api.middleware_stack = AsyncExitStackMiddleware(api.router)
     return api
@@ -125,6 +131,22 @@ async def get_model(request: Request, name: str) -> ModelInfo:
     return _model_info(segmentation.registry.get(name), segmentation)
 
 
+async def get_example(request: Request, name: str, file: str) -> Response:
+    """An image of the bundle, whose labels it verifies before it is served."""
+    segmentation = _segmentation(request)
+    bundle = segmentation.registry.get(name).bundle
+    if file in _example_names(bundle):
+        with suppress(BundleError, OSError):  # its folder was removed or is being replaced
+            image = await segmentation.run_in_thread(lambda: bundle.verify_file(f"{PROBES_FOLDER}{file}").read_bytes())
+            return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+    raise UnknownPathError(f"{name[:80]!r} has no example {file[:80]!r}. /v1/models lists the examples of each model.")
+
+
+def _example_names(bundle: Bundle) -> list[str]:
+    images = (name for name in bundle.checksums if name.startswith(PROBES_FOLDER) and not name.endswith(".labels.png"))
+    return sorted(name.removeprefix(PROBES_FOLDER) for name in images)
+
+
 def _segmentation(request: Request) -> SegmentationService:
     return cast(SegmentationService, request.app.state.segmentation)
 
@@ -163,6 +185,7 @@ def _model_info(model: LoadedModel, segmentation: SegmentationService) -> ModelI
     spec = model.bundle.spec
     return ModelInfo(
         name=spec.name, hash=model.bundle.hash, spec=spec, palette=spec.palette(), threads=segmentation.threads,
+        examples=_example_names(model.bundle),
         **asdict(model.choice),
     )  # fmt: skip
 

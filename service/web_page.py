@@ -1,7 +1,7 @@
 """The web page at /: the files of `service/static/`, with headers that allow it to load nothing from elsewhere.
 
-The files are sent unchanged, except that style and icon are inlined into the page: as separate requests they delay its
-first paint by 30 ms in Chromium on two cores.
+The files are sent without indentation and comments. Style and icon are inlined into the page: as separate requests they delay
+its first paint by 30 ms in Chromium on two cores.
 """
 
 import hashlib
@@ -16,7 +16,15 @@ from starlette.routing import Route
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
-STYLESHEET = (STATIC_FOLDER / "page.css").read_text(encoding="utf-8")
+
+
+def read_compact(file: Path) -> str:
+    """The text of a file without indentation, empty lines and lines of comment. No string of them spans lines."""
+    lines = (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
+
+
+STYLESHEET = read_compact(STATIC_FOLDER / "page.css")
 
 STATIC_HEADERS = {
     # Scripts and data come from this service only, and the only style is this one; `blob:` is the image that the page has made.
@@ -54,7 +62,7 @@ class StaticFile:
 def load_static_files() -> dict[str, StaticFile]:
     """Each file of the page by its path in the service; the page itself is at /."""
     files = {
-        f"/static/{path.name}": StaticFile(path.read_bytes(), MEDIA_TYPES[path.suffix])
+        f"/static/{path.name}": StaticFile(read_compact(path).encode(), MEDIA_TYPES[path.suffix])
         for path in STATIC_FOLDER.iterdir()
         if path.suffix in MEDIA_TYPES
     }

@@ -1,6 +1,7 @@
 // Lists the classes in the image, largest first, with their area and a checkbox to hide each.
 
 const SEARCH_MIN_CLASSES = 12; // from this many classes on, there is a search field
+const BACKGROUND = /^[_\W]*(background|bg|void|other|unlabell?ed|none)[_\W]*$/i; // classes that are hidden until one checks them
 const DIMMED_ALPHA = 50; // 0..255, of the other classes while the pointer is on one
 
 export class Legend {
@@ -8,7 +9,7 @@ export class Legend {
   constructor(container, onChange) {
     this.container = container;
     this.onChange = onChange;
-    this.hidden = new Set(); // class names, so that a hidden class stays hidden in the next image
+    this.choices = new Map(); // class name -> whether to show it, as chosen: it stays in the next image
     this.classes = [];
     this.rows = [];
     this.#build();
@@ -31,6 +32,10 @@ export class Legend {
     this.notifyChange();
   }
 
+  isShown(name) {
+    return this.choices.get(name) ?? !BACKGROUND.test(name);
+  }
+
   // Built once, so that the search field keeps its focus and text.
   #build() {
     const all = createButton("All", () => this.#checkAll(true));
@@ -43,9 +48,9 @@ export class Legend {
   }
 
   #createRow(entry) {
-    const checkbox = createElement("input", { type: "checkbox", checked: !this.hidden.has(entry.name) });
+    const checkbox = createElement("input", { type: "checkbox", checked: this.isShown(entry.name) });
     checkbox.onchange = () => {
-      this.hidden[checkbox.checked ? "delete" : "add"](entry.name);
+      this.choices.set(entry.name, checkbox.checked);
       this.notifyChange();
     };
     const swatch = createElement("span", { className: "swatch" });
@@ -64,7 +69,7 @@ export class Legend {
     this.rows.forEach((row, index) => {
       if (row.hidden) return; // filtered out by the search
       row.querySelector("input").checked = checked;
-      this.hidden[checked ? "delete" : "add"](this.classes[index].name);
+      this.choices.set(this.classes[index].name, checked);
     });
     this.notifyChange();
   }
@@ -78,7 +83,7 @@ export class Legend {
   notifyChange(highlighted = null) {
     const bytes = new Uint8ClampedArray(4 * 256);
     for (const { label, name, rgb } of this.classes)
-      if (!this.hidden.has(name)) bytes.set([...rgb, highlighted === null || highlighted === label ? 255 : DIMMED_ALPHA], 4 * label);
+      if (this.isShown(name)) bytes.set([...rgb, highlighted === null || highlighted === label ? 255 : DIMMED_ALPHA], 4 * label);
     this.onChange(new Uint32Array(bytes.buffer));
   }
 }

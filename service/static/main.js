@@ -2,6 +2,8 @@
 
 import { advice, apiKey, baseUrl, fetchModels, isImageError, isRetryable, isTransient } from "./api_client.js";
 import * as camera from "./camera.js";
+import { CodePanel } from "./code.js";
+import { showExamples } from "./examples.js";
 import { createButton, createElement, formatPercent, Legend } from "./legend.js";
 import { formatDuration, renderModelInfo, renderTiming } from "./model_info.js";
 import { Viewer } from "./viewer.js";
@@ -11,8 +13,18 @@ const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module
 const post = (type, data = {}, transfer = []) => worker.postMessage({ type, ...data }, transfer);
 
 const viewer = new Viewer({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, post);
-const legend = new Legend($("legend"), (table) =>
-  post("overlay", { table, minConfidence: Math.round($("min-confidence").value * 2.55) }));
+const legend = new Legend($("legend"), (table) => {
+  post("overlay", { table, minConfidence: Math.round($("min-confidence").value * 2.55) });
+  codePanel.update();
+});
+const codePanel = new CodePanel($("code"), () => ({
+  address: baseUrl,
+  needsKey: Boolean(apiKey.get()),
+  file: shown?.name || "image.jpg",
+  model: models.length > 1 ? $("model").value : "",
+  classes: chosenClasses(),
+  minConfidence: $("min-confidence").value / 100,
+}));
 
 let models = []; // as returned by /v1/models
 let imageCount = 0;
@@ -130,6 +142,7 @@ const handlers = {
     $("result-source").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", model ");
     renderTiming($("timing"), stages, totalMs);
     $("result").hidden = false;
+    codePanel.update();
     if (number !== requested?.number) return; // a newer request is running
     hideProgress();
     showStatus(paragraph(`Segmented in ${formatDuration(totalMs)}.`, "info"));
@@ -205,6 +218,10 @@ bindSlider($("opacity"), () => {
   viewer.opacity = $("opacity").value / 100;
   viewer.sendView();
 });
+$("smooth").onchange = () => {
+  viewer.smooth = $("smooth").checked;
+  viewer.sendView();
+};
 bindSlider($("min-confidence"), () => shown?.stats && legend.notifyChange());
 $("compare").onchange = () => {
   $("split").hidden = !$("compare").checked;
@@ -248,9 +265,19 @@ $("model").onchange = () => {
   if (requested) segmentImage();
 };
 
+const currentModel = () => models.find(({ name }) => name === $("model").value);
+
 function updateModelInfo() {
-  const model = models.find(({ name }) => name === $("model").value);
-  if (model) renderModelInfo($("model-info"), model);
+  if (!currentModel()) return;
+  renderModelInfo($("model-info"), currentModel());
+  showExamples($("examples"), currentModel(), openImage);
+  codePanel.update();
+}
+
+// The names of the classes to keep once one of them was hidden or shown; otherwise none: all are kept.
+function chosenClasses() {
+  const names = currentModel()?.spec.classes.map(({ name }) => name) ?? [];
+  return names.some((name) => legend.choices.get(name) === false) ? names.filter((name) => legend.isShown(name)) : [];
 }
 
 function openKeyDialog(message) {

@@ -6,7 +6,7 @@ const PREVIEW_SIDE = 2048; // longer side in pixels of the copy that is drawn wh
 const BAND_PIXELS = 2 ** 20; // pixels colored per putImageData call
 
 let canvas, ctx;
-let view = null; // {scale, x, y, width, height, ratio, opacity, split}: CSS pixels, split 0..1 or null
+let view = null; // {scale, x, y, width, height, ratio, opacity, split, smooth}: CSS pixels, split 0..1 or null
 let image = null, overlay = null; // {full, small}: overlay.full has the size of image.full
 let drawScheduled = false;
 let pendingOverlay = null; // {mask, table, minConfidence}: to color before the next frame
@@ -91,7 +91,7 @@ function draw() {
   drawScheduled = false;
   paintOverlay();
   if (!canvas || !view) return;
-  const { scale, x, y, ratio, opacity, split } = view;
+  const { scale, x, y, ratio, opacity, split, smooth } = view;
   const [width, height] = [Math.round(view.width * ratio), Math.round(view.height * ratio)];
   if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
   ctx.setTransform(1, 0, 0, 1, 0, 0);
@@ -110,6 +110,7 @@ function draw() {
     ctx.clip();
   }
   ctx.globalAlpha = opacity;
+  ctx.imageSmoothingEnabled ||= smooth;
   ctx.drawImage(pick(overlay), ...target);
   ctx.restore();
 }

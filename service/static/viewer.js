@@ -9,7 +9,7 @@ export class Viewer {
   constructor({ view, canvas, split, readout }, post) {
     Object.assign(this, { view, split, readout, post });
     this.size = { width: 0, height: 0 }; // of the image
-    Object.assign(this, { scale: 1, x: 0, y: 0, opacity: 0.6, fitted: true });
+    Object.assign(this, { scale: 1, x: 0, y: 0, opacity: 0.6, smooth: false, fitted: true });
     this.pointers = new Map(); // pressed pointers: id -> point
     this.hoverPoint = null; // where to read the mask, in CSS pixels of the view
     const offscreen = canvas.transferControlToOffscreen();
@@ -21,6 +21,7 @@ export class Viewer {
   // size: {width, height} of the image in pixels
   show(size) {
     this.size = size;
+    this.view.parentElement.style.setProperty("--ratio", size.width / size.height); // the view's, on a phone
     this.hideReadout();
     this.fit();
   }
@@ -58,9 +59,9 @@ export class Viewer {
 
   sendView() {
     const { clientWidth: width, clientHeight: height } = this.view;
-    const { scale, x, y, opacity } = this;
+    const { scale, x, y, opacity, smooth } = this;
     const split = this.split.hidden ? null : this.split.value / this.split.max;
-    this.post("view", { view: { scale, x, y, width, height, opacity, split, ratio: devicePixelRatio } });
+    this.post("view", { view: { scale, x, y, width, height, opacity, smooth, split, ratio: devicePixelRatio } });
   }
 
   // Shows the worker's reply to a readout request. content: nodes; rgb: color of the class

@@ -2,6 +2,10 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.server_process import ROOT
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image
 from tests.page.conftest import OpenPage
@@ -22,18 +27,20 @@ PNG = encode_image(IMAGE, "PNG")
 OPACITY = 0.6  # the initial value of the page
 
 
-def segment_json(url: str, image: bytes = PNG) -> dict:
-    return httpx.post(f"{url}/v1/segment?format=json", content=image).json()
+def segment_json(url: str, image: bytes = PNG, **query: str) -> dict:
+    return httpx.post(f"{url}/v1/segment", params={"format": "json", **query}, content=image).json()
 
 
-def segment_labels(url: str, image: bytes = PNG) -> np.ndarray:
-    return np.load(io.BytesIO(httpx.post(f"{url}/v1/segment?format=npy", content=image).content))
+def segment_labels(url: str, image: bytes = PNG, **query: str) -> np.ndarray:
+    return np.load(
+        io.BytesIO(httpx.post(f"{url}/v1/segment", params={"format": "npy", **query}, content=image).content)
+    )
 
 
-def expected_overlay(url: str, shown: list[str] | None = None, opacity: float = OPACITY) -> np.ndarray:
+def expected_overlay(url: str, shown: list[str] | None = None, opacity: float = OPACITY, **query: str) -> np.ndarray:
     """The image under the colors of these classes; None: of all classes."""
-    found, out = segment_labels(url), IMAGE.astype(float)
-    for entry in segment_json(url)["classes"]:
+    found, out = segment_labels(url, **query), IMAGE.astype(float)
+    for entry in segment_json(url, **query)["classes"]:
         if shown is None or entry["name"] in shown:
             mine = found == entry["label"]
             out[mine] = (1 - opacity) * out[mine] + opacity * np.array(entry["rgb"])
@@ -73,6 +80,8 @@ def test_legend_equals_the_response(driver: PageDriver, url: str) -> None:
         assert float(fraction.strip("<%")) == pytest.approx(entry["fraction"] * 100, abs=0.51)
     assert all(entry["name"] in driver.page.inner_text("#summary") for entry in classes)
     assert "Segmented in" in driver.page.inner_text("#status")
+    assert not driver.page.is_visible("#timing")
+    driver.page.click("#details summary")
     assert all(stage in driver.page.inner_text("#timing") for stage in ("read", "queue", "decode", "infer", "encode"))
 
 
@@ -208,13 +217,97 @@ def test_image_has_the_orientation_of_its_mask(open_page: OpenPage, url: str, fo
 
 
 def test_another_model_segments_the_same_image(open_page: OpenPage, two_models_url: str) -> None:
+    """The image on the screen, not the one before it: legend and colors are those of the service's response to it."""
     sight = open_page(two_models_url)
+    sight.upload("before.png", encode_image(synthetic_image(60, 80, seed=1), "PNG"))
+    sight.wait_for_result()
+    sight.upload("street.png", PNG)
+    sight.page.wait_for_selector("#result-source:text-is('street.png, model few')")
+    sight.page.select_option("#model", "many")
+    sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
+    expected = {entry["name"]: entry["fraction"] for entry in segment_json(two_models_url, model="many")["classes"]}
+    names, fractions = (sight.page.locator(f".rows .{each}").all_inner_texts() for each in ("name", "fraction"))
+    assert set(names) == expected.keys() and len(names) > 20
+    for name, fraction in zip(names, fractions, strict=True):
+        assert float(fraction.strip("<%")) == pytest.approx(expected[name] * 100, abs=0.51), name
+    check_view(sight, expected_overlay(two_models_url, model="many"))
+
+
+def rename_classes(names: dict[str, str]) -> Callable[[Any], None]:
+    def fulfill(route: Any) -> None:
+        response = route.fetch()
+        text = response.text()
+        for before, after in names.items():
+            text = text.replace(f'"{before}"', json.dumps(after))
+        route.fulfill(response=response, body=text)
+
+    return fulfill
+
+
+def test_background_is_hidden_until_it_is_checked(open_page: OpenPage, url: str) -> None:
+    sight = open_page(url)
+    sight.context.route("**/v1/segment*", rename_classes({"class 0": "Background"}))
     sight.upload("street.png", PNG)
     sight.wait_for_result()
-    first = sight.page.locator(".rows .name").all_inner_texts()
-    sight.page.select_option("#model", "many")
-    sight.page.locator(".rows li").nth(20).wait_for()
-    assert first == [f"class {label}" for label in sorted(range(4), key=lambda label: first.index(f"class {label}"))]
+    names = [entry["name"] for entry in segment_json(url)["classes"]]
+    assert "class 0" in names and len(names) > 1
+    check_view(sight, expected_overlay(url, [name for name in names if name != "class 0"]))
+    sight.page.check("li:has-text('Background') input")
+    sight.page.mouse.move(5, 5)
+    check_view(sight, expected_overlay(url))
+
+
+def test_smooth_edges_mix_the_colors_between_two_pixels(driver: PageDriver, url: str) -> None:
+    driver.set_slider("opacity", 100)
+    check_view(driver, expected_overlay(url, opacity=1.0))
+    colors = len(np.unique(driver.screenshot()[20:-120, 20:-20].reshape(-1, 3), axis=0))
+    driver.page.check("#smooth")
+    smooth = len(np.unique(driver.screenshot()[20:-120, 20:-20].reshape(-1, 3), axis=0))
+    assert colors < 20 and smooth > 3 * colors
+
+
+def test_code_makes_the_request_of_the_page(driver: PageDriver, url: str, tmp_path: Path) -> None:
+    names = driver.page.locator(".rows .name").all_inner_texts()
+    driver.page.uncheck(f"li:has-text('{names[0]}') input")
+    driver.set_slider("min-confidence", 40)
+    driver.page.click("#code summary")
+    driver.page.wait_for_selector("#code pre:has-text('curl')")
+    (tmp_path / "street.png").write_bytes(PNG)
+    options = {
+        "min_confidence": "0.4",
+        "classes": ",".join(sorted({f"class {label}" for label in range(4)} - {names[0]})),
+    }
+    expected = segment_labels(url, **options)
+    subprocess.run(
+        ["sh", "-c", driver.page.inner_text("#code pre")], cwd=tmp_path, check=True, timeout=60, capture_output=True
+    )
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), expected)
+    (tmp_path / "mask.png").unlink()
+    driver.page.click("#code [data-language=python]")
+    python = [sys.executable, "-c", driver.page.inner_text("#code pre")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(python, cwd=tmp_path, check=True, timeout=60, capture_output=True, env=environment)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "mask.png")), expected)
+
+
+def test_example_of_the_bundle(open_page: OpenPage, url: str, bundle: Path) -> None:
+    sight = open_page(url)
+    sight.page.click("#examples button >> nth=0")
+    sight.wait_for_result()
+    assert sight.page.inner_text("#result-source") == "0.png, model small"
+    shown = segment_json(url, (bundle / "probes" / "0.png").read_bytes())
+    assert sight.page.locator(".rows li").count() == len(shown["classes"])
+
+
+def test_view_has_the_shape_of_the_image_on_a_phone(open_page: OpenPage, url: str) -> None:
+    sight = open_page(url, viewport={"width": 390, "height": 844})
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
+    box = sight.page.locator("#view").bounding_box()
+    assert box["width"] == 390 and box["height"] == pytest.approx(390 * 60 / 80, abs=1)
+    sight.upload("tall.png", encode_image(synthetic_image(400, 80), "PNG"))
+    sight.page.wait_for_selector("#result-source:has-text('tall.png')")
+    assert sight.page.locator("#view").bounding_box()["height"] < 0.75 * 844
 
 
 def test_legend_of_many_classes(open_page: OpenPage, two_models_url: str) -> None:

@@ -330,6 +330,18 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
     assert http.get("/v1/models/tiny").json() == model
 
 
+def test_examples_are_the_probes_of_the_bundle(http: httpx.Client, tiny_bundle: Path) -> None:
+    (model,) = http.get("/v1/models").json()
+    assert model["examples"] == ["0.png"]
+    image = http.get("/v1/examples/tiny/0.png")
+    assert (image.status_code, image.headers["content-type"]) == (200, "image/png")
+    assert image.content == (tiny_bundle / "probes" / "0.png").read_bytes()
+    for name in ("0.labels.png", "1.png", "..%2fspec.json", "%2e%2e/spec.json", ""):
+        check_problem(http.get(f"/v1/examples/tiny/{name}"), 404)
+    check_problem(http.get("/v1/examples/nobody/0.png"), 404, "'nobody'")
+    assert '"/v1/examples/NAME"' in http.get("/metrics").text
+
+
 def test_documentation_has_relative_addresses(http: httpx.Client) -> None:
     """So that it works below another path; and all that it loads comes from this service."""
     page = http.get("/v1/docs")

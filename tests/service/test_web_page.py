@@ -30,7 +30,7 @@ def test_only_the_files_of_the_page_are_served() -> None:
         if path.suffix == ".css":
             continue  # inlined into the page
         response = send_request("/" if path.name == "index.html" else f"/static/{path.name}")
-        assert response.status_code == 200 and (response.content == path.read_bytes() or path.name == "index.html")
+        assert response.status_code == 200
         assert response.headers["content-type"].startswith(MEDIA_TYPES[path.suffix])
     for path in (
         "/static/",
@@ -55,7 +55,7 @@ def test_files_load_nothing_from_other_hosts() -> None:
     page = load_static_files()["/"].body.decode()
     assert not re.search(r"\son\w+=|\sstyle=|<script(?![^>]*src=)", page)  # the policy would block them silently
     (style,) = re.findall("<style>(.*?)</style>", page, re.DOTALL)
-    assert style == (STATIC_FOLDER / "page.css").read_text()
+    assert style.split() == (STATIC_FOLDER / "page.css").read_text().split()
     assert f"'sha256-{b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in policy
     assert "<!--" not in page and "<h1><svg" in page
 
@@ -68,6 +68,15 @@ def test_files_that_the_page_refers_to_exist() -> None:
         if path.endswith(".js"):
             for name in re.findall(r'(?:from|new URL\()\s*"\.?/?([\w-]+\.js)"', file.body.decode()):
                 assert f"/static/{name}" in known, (path, name)
+
+
+def test_only_comments_and_indentation_are_removed() -> None:
+    """Both are removed by line, which would change a string that spans lines."""
+    for path in STATIC_FOLDER.glob("*.js"):
+        lines = path.read_text().splitlines()
+        assert all(line.count("`") % 2 == 0 for line in lines), path.name
+        kept = [line.strip() for line in lines if line.strip() and not line.strip().startswith("//")]
+        assert load_static_files()[f"/static/{path.name}"].body.decode().splitlines() == kept
 
 
 def test_page_is_small() -> None:
