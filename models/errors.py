@@ -21,6 +21,7 @@ A message is one or two sentences: what came, what was expected, what to do.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -101,3 +102,12 @@ def last_line(error: BaseException) -> str:
 def closest_names(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
     """Up to `count` of the `known` names that resemble `name`, joined by commas, for "did you mean ...?"; "" for none."""
     return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff))
+
+
+# Control characters but tab and newline, which a traceback has: a terminal may take them for commands.
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def escape_control_characters(text: str) -> str:
+    """Write control characters as in Python source: ESC is \\x1b."""
+    return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

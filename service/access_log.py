@@ -13,20 +13,13 @@ from typing import Any
 
 from starlette.types import Scope
 
+from models.errors import escape_control_characters
+
 # Ids that a caller may choose: an id is written into a header and into logs.
 _REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 # Paths that probes and pages request every few seconds: their lines would hide the others. So would those of the page's files.
 UNLOGGED_PATHS = ("/livez", "/readyz", "/healthz", "/metrics", "/v1/models", "/")
-
-
-# Control characters but tab and newline, which a traceback has: a terminal may take them for commands.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-
-
-def escape_control_characters(text: str) -> str:
-    """Write control characters as in Python source: ESC is \\x1b."""
-    return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class EscapingFormatter(logging.Formatter):

@@ -24,7 +24,7 @@ import psutil
 
 from models import TELEMETRY_OPT_OUT
 from models.bundle import CHECKSUM_FILE, open_bundle
-from models.errors import ConfigError
+from models.errors import ConfigError, escape_control_characters
 from service.errors import ServerStartError
 from service.settings import read_settings
 
@@ -184,7 +184,7 @@ def _describe_engines(server: ServiceProcess) -> list[str]:
     with httpx.Client(base_url=server.url, trust_env=False, timeout=5.0) as client:
         response = client.get("/v1/models")
     models = response.json() if response.status_code == 200 else []
-    return [f"{model['name']}: {model['reason']}" for model in models]
+    return [escape_control_characters(f"{model['name']}: {model['reason']}") for model in models]
 
 
 def _stop_signals() -> list[signal.Signals]:

@@ -105,6 +105,8 @@ def main() -> None:
 
 
 def _exit_with_error(message: str, code: int) -> None:
+    from models.errors import escape_control_characters
+
     prefix = "" if code == 130 else "[red]error:[/] "
-    Console(stderr=True).print(prefix + escape(message), highlight=False, soft_wrap=True)
+    Console(stderr=True).print(prefix + escape(escape_control_characters(message)), highlight=False, soft_wrap=True)
     raise SystemExit(code)

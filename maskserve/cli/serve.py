@@ -28,8 +28,8 @@ def serve(
 ) -> None:
     """Start the HTTP server. Reloads changed bundles.
 
-    MASKSERVE_* environment variables set limits, API keys, CORS, engine and log: --settings lists them. The API is
-    documented at /v1/docs.
+    MASKSERVE_* environment variables set limits, API keys, hosts, path prefix, CORS, engine and log: --settings lists them.
+    The API is documented at /v1/docs.
     """
     from models.errors import ConfigError
     from service.server_process import serve as serve_bundle
@@ -49,6 +49,7 @@ def _print_settings(console: Console) -> None:
 
     table = Table("variable", "default", "description", box=None, pad_edge=False, header_style="bold")
     for name, field in Settings.model_fields.items():
-        default = "" if field.is_required() or field.default in (None, ()) else str(field.default)
-        table.add_row(ENV_PREFIX + name.upper(), default, field.description)
+        default = "" if field.is_required() or field.default in (None, ()) else field.default
+        shown = ",".join(default) if isinstance(default, tuple) else str(default)
+        table.add_row(ENV_PREFIX + name.upper(), shown, field.description)
     console.print(table)

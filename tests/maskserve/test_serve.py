@@ -26,7 +26,8 @@ def test_invalid_bundle_is_reported(tmp_path: Path) -> None:
         (["serve"], "No bundle given"),
         (["serve", str(tmp_path / "empty")], "is not a bundle"),
         (["serve", str(tmp_path / "nothing")], "is not a bundle"),
+        (["serve", str(tmp_path / "\x1b[31mred")], r"\x1b[31mred"),  # a terminal would take the name for a command
     ):
         result = run_maskserve(*arguments, cwd=tmp_path)
         assert result.returncode in (1, 2)
-        assert message in result.stderr and "Traceback" not in result.stderr
+        assert message in result.stderr and "Traceback" not in result.stderr and "\x1b" not in result.stderr

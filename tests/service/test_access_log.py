@@ -9,7 +9,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from service.access_log import EscapingFormatter, add_log_fields, escape_control_characters, request_id
+from models.errors import escape_control_characters
+from service.access_log import EscapingFormatter, add_log_fields, request_id
 from service.errors import OverloadedError
 from service.middleware import AccessLogMiddleware, ErrorMiddleware
 
