@@ -41,7 +41,9 @@ class HTTPProtocol(H11Protocol):
         self.app_state = {**self.app_state, PEER_KEY: self.client[0] if self.client else ""}
         self._last_active = self.loop.time()
         limit = max_connections(self.settings)
-        if len(self.connections) > limit and not self._close_idle_connection():
+        if len(self.connections) > limit + RESERVED_FILES // 2:  # more of them than could be told
+            transport.abort()
+        elif len(self.connections) > limit and not self._close_idle_connection():
             self._reject(
                 ConnectionLimitError(
                     f"All {limit} connections of this worker are in use (MASKSERVE_MAX_CONNECTIONS).", 1
