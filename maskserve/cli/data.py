@@ -10,7 +10,7 @@ from rich.console import Console
 from maskserve.cli.options import DataFolder, DataFormat
 
 data_app = typer.Typer(
-    help="Check a data set, change its labels, split it, or generate one to try things on.",
+    help="Inspect and check a data set, change its labels, split it, or generate one to try things on.",
     no_args_is_help=True,
 )
 
@@ -28,6 +28,29 @@ def data_shapes(
 
     generate_dataset(target, seed, {"train": train, "val": val, "test": test})
     Console().print(f"{target}: {train + val + test} images, {len(CLASSES)} classes", highlight=False, markup=False)
+
+
+@data_app.command("inspect")
+def data_inspect(
+    data: DataFolder,
+    data_format: DataFormat = "auto",
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Contact sheet to write, a PNG; default: NAME-sheet.png in the current folder."
+        ),
+    ] = None,
+) -> None:
+    """Show what is recognized in a folder and why, and write a contact sheet of images with their masks. Start here.
+
+    Prints the layout, splits, classes, the first pairs, and what is not read. Reads only a few files; `lint` reads them all.
+    """
+    from training.lint.inspection import inspect_dataset
+
+    console = Console()
+    target = sheet or Path(f"{data.resolve().name}-sheet.png")
+    for line in inspect_dataset(data, data_format, target):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("lint")

@@ -91,14 +91,23 @@ def load_available_splits(
     data_format: str = "auto",
     progress: ProgressCallback | None = None,
     recognition: Recognition | None = None,
+    sample: bool = False,
 ) -> dict[str, SegmentationDataset]:
-    """Open train and those of the `splits` that the data set has. Arguments and errors as for `load_split`."""
+    """Open train and those of the `splits` that the data set has. Arguments and errors as for `load_split`.
+
+    With `sample`, unnamed classes are inferred from a few masks: fast, and possibly incomplete.
+    """
     recognition = recognition or recognize_dataset(root, data_format)
-    return _load(recognition, ["train", *(split for split in splits if split != "train")], progress, skip_missing=True)
+    names = ["train", *(split for split in splits if split != "train")]
+    return _load(recognition, names, progress, skip_missing=True, sample=sample)
 
 
 def _load(
-    recognition: Recognition, names: list[str], progress: ProgressCallback | None, skip_missing: bool = False
+    recognition: Recognition,
+    names: list[str],
+    progress: ProgressCallback | None,
+    skip_missing: bool = False,
+    sample: bool = False,
 ) -> dict[str, SegmentationDataset]:
     source, root = FORMATS[recognition.format].read(recognition.tree), recognition.tree.root
     opened: dict[str, SegmentationDataset] = {
@@ -110,7 +119,7 @@ def _load(
         return opened
     masks = (
         sample_mask_values(train)
-        if len(train.classes) > 2
+        if sample or len(train.classes) > 2
         else list(filter(None, map(mask_values_from_scan, scan_split(train, progress))))
     )
     try:

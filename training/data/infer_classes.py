@@ -24,6 +24,11 @@ BINARY_TOLERANCE, MIN_BINARY_FRACTION = 16, 0.9  # gray levels; fraction of the 
 MAX_DISTINCT_VALUES = 8  # more values in a mask of two classes are mixtures at borders
 MAX_UNNAMED_LABEL = 100  # a higher unnamed label is likely a mixture at a border, a gray for viewing, or an instance id
 MAX_LISTED_COLORS = 12
+MAX_UNNAMED_COLORS = 12  # exact colors in all training masks that are taken as classes without a class file
+COLOR_NAMES = {
+    0x000000: "black", 0xFFFFFF: "white", 0xFF0000: "red", 0x00FF00: "green", 0x0000FF: "blue", 0xFFFF00: "yellow",
+    0x00FFFF: "cyan", 0xFF00FF: "magenta", 0x808080: "gray",
+}  # fmt: skip
 BLACK, WHITE, GRAY_UNIT = 0, 0xFFFFFF, 0x010101
 BINARY_CLASS_NAMES = ("background", "foreground")
 
@@ -89,6 +94,9 @@ def infer_classes(dataset: SegmentationDataset, masks: Sequence[MaskValues], roo
     encoding, notes = _infer_colors(dataset, masks, root)
     numbers = _numeric_values(masks, encoding)
     classes = dataset.classes
+    if not classes and encoding.color_to_label:
+        classes = [ClassInfo(name=_color_name(color), rgb=_unpack_rgb(color)) for color, _ in encoding.color_to_label]
+        return InferredClasses(classes, encoding, tuple(notes))
     if gray_to_label := _gray_class_colors(numbers, dataset):
         return InferredClasses(classes, replace(encoding, gray_to_label=gray_to_label), tuple(notes))
     foreground = (
@@ -126,6 +134,13 @@ def _infer_colors(
     if unknown and all(value % GRAY_UNIT == 0 for value in colors):
         encoding = replace(encoding, accept_gray_rgb=True)
         colors = set()
+    if colors and not dataset.classes and _are_class_colors(masks):
+        ordered = sorted(colors)  # black, most often the background, first
+        return replace(encoding, color_to_label=tuple((color, label) for label, color in enumerate(ordered))), [
+            f"No class file: each of the {len(ordered)} colors of the training masks is a class, named after its color. Name them "
+            f"in {root / CLASS_FILE}, such as `background,{format_rgb(ordered[0])}`, one line per color: "
+            f"{'; '.join(map(format_rgb, ordered))}."
+        ]
     if colors and not dataset.classes:
         listed = "; ".join(map(format_rgb, sorted(colors)[:MAX_LISTED_COLORS])) + (
             "; ..." if len(colors) > MAX_LISTED_COLORS else ""
@@ -149,6 +164,24 @@ def _infer_colors(
         note = f"Black (0,0,0) belongs to no class and is ignored. If it is a class, add {line}."
         return replace(encoding, color_to_label=(*encoding.color_to_label, (BLACK, IGNORE_INDEX))), [note]
     return encoding, []
+
+
+def _are_class_colors(masks: Sequence[MaskValues]) -> bool:
+    """Whether all masks have a few exact colors: more, or lossy files, are mixtures at borders."""
+    colors = {value for mask in masks for value in mask.values.tolist()}
+    return (
+        2 <= len(colors) <= MAX_UNNAMED_COLORS
+        and all(mask.kind == "color" and not mask.lossy and not mask.extra_values for mask in masks)
+        and len(masks) > 1
+    )
+
+
+def _color_name(color: int) -> str:
+    return COLOR_NAMES.get(color) or f"color_{format_rgb(color).replace(',', '_')}"
+
+
+def _unpack_rgb(color: int) -> tuple[int, int, int]:
+    return color >> 16, color >> 8 & 255, color & 255
 
 
 def _palette_entries(masks: Sequence[MaskValues]) -> set[tuple[int, int]]:
@@ -239,7 +272,9 @@ def _value_lines(numbers: set[int]) -> str:
 def _numbered_classes(numbers: set[int], masks: Sequence[MaskValues], root: Path) -> list[ClassInfo]:
     """Classes class0, class1, ... up to the highest label. Raises: UnknownClassesError if that gives too few or too many."""
     if not masks:
-        raise UnknownClassesError(f"{root}: no training mask can be read: `maskserve data lint` lists them.")
+        raise UnknownClassesError(
+            f"{root}: no training mask can be read; `maskserve data lint` names the reason for each."
+        )
     highest = max((number for number in numbers if number != IGNORE_INDEX), default=0)
     if highest < 1:
         raise UnknownClassesError(f"The masks of {root} have a single class; training needs at least two.")

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError
-from models.imaging.decode import Labels, read_stored_mask
+from models.errors import DataError, first_line
+from models.imaging.decode import MAX_PIXELS, Labels, read_stored_mask
 from models.spec import IGNORE_INDEX
 
 MaskKind = Literal["gray", "palette", "color"]
@@ -103,7 +103,9 @@ def read_raw_mask(file: Path) -> RawMask:
     pixels become black, because tools leave unlabeled pixels transparent; partial transparency is dropped.
     Raises: DataError, ImageError, naming the file.
     """
-    image = read_stored_mask(file)
+    if file.suffix.lower() == ".npy":
+        return RawMask(_read_array(file))
+    image = _read_gif(file) if file.suffix.lower() == ".gif" else read_stored_mask(file)
     if image.mode == "P":
         flat = image.getpalette("RGB") or []
         colors = np.array(flat, np.uint32).reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
@@ -113,6 +115,49 @@ def read_raw_mask(file: Path) -> RawMask:
     if image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
         raise DataError(f"{file}: cannot read a mask in {image.mode} colors; save it as a gray, palette or RGB PNG.")
     return RawMask(_read_gray(image, file))
+
+
+def _read_gif(file: Path) -> Image.Image:
+    """The first frame of a GIF; of a gray palette its gray values (Carvana, DRIVE), otherwise palette indices.
+
+    Raises: DataError.
+    """
+    try:
+        with Image.open(file, formats=("GIF",)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{file}: the mask has {image.width * image.height:,} pixels; the limit is {MAX_PIXELS:,}."
+                )
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{file}: the GIF has {image.n_frames} frames; expected one. Save one frame as PNG.")  # type: ignore[attr-defined]
+            image.load()
+            frame = image.copy()
+    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"{file}: the GIF is truncated or corrupt ({first_line(error)!r}). Save it again as PNG."
+        ) from error
+    if frame.mode == "P":
+        colors = np.array(frame.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[np.unique(np.asarray(frame))]
+        if (colors == colors[:, :1]).all():
+            return frame.convert("L")
+    return frame
+
+
+def _read_array(file: Path) -> MaskArray:
+    """A mask of a NumPy file: whole numbers, H x W. Raises: DataError."""
+    try:
+        # A memory map shows shape and type before the pixels are read.
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise DataError(
+            f"{file}: not a NumPy array of numbers ({first_line(error)!r}). Save the mask as PNG."
+        ) from error
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
+        shape = getattr(array, "shape", "several arrays")
+        raise DataError(f"{file}: has the shape {shape}; expected H x W of whole numbers. Save the mask as PNG.")
+    if not 0 < array.size <= MAX_PIXELS:
+        raise DataError(f"{file}: the mask has {array.size:,} pixels; the limit is {MAX_PIXELS:,}.")
+    return _check_gray(np.array(array.astype(np.uint8) if array.dtype.kind == "b" else array), file)
 
 
 def _read_packed_rgb(image: Image.Image) -> NDArray[np.uint32]:
@@ -130,6 +175,11 @@ def _read_gray(image: Image.Image, file: Path) -> MaskArray:
         return values.astype(np.uint8)
     if image.mode == "L":
         return values
+    return _check_gray(values, file)
+
+
+def _check_gray(values: NDArray[Any], file: Path) -> MaskArray:
+    """The values in the smallest unsigned type. Raises: DataError for fractions and values out of range."""
     with np.errstate(invalid="ignore"):
         lowest, highest = values.min(), values.max()
     if np.issubdtype(values.dtype, np.floating) and not np.array_equal(values, np.floor(values)):

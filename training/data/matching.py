@@ -51,6 +51,12 @@ def match_names(images: Sequence[str], masks: Sequence[str]) -> Match:
     return _match_by_statistics(images, masks)
 
 
+def is_usual(rule: str) -> bool:
+    """Whether the masks of this rule have a word such as `mask` in their names, so that nobody needs to check it."""
+    _, paired_by_difference, masks = rule.partition(" with ")
+    return not paired_by_difference or any(word in MASK_WORDS for word in re.split(r"[^a-z0-9]+", masks.lower()))
+
+
 def strip_mask_ending(name: str) -> str:
     """The name in lower case without `_mask`, `-label` and the like at its end (`MASK_WORDS`)."""
     folded = _fold_name(name)

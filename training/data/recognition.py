@@ -11,6 +11,11 @@ from training.data.tree import FileTree, count_suffixes, list_tree
 
 MAX_DEPTH = 3  # folders with nothing but one folder in them, as archives unpack
 MAX_LISTED_FOLDERS = 8
+# Files that hold images or masks in other tools.
+UNREAD_SUFFIXES = {
+    ".nii": "NIfTI volumes", ".nii.gz": "NIfTI volumes", ".dcm": "DICOM", ".mat": "MATLAB", ".npz": "NumPy archives", ".h5": "HDF5",
+    ".hdf5": "HDF5", ".heic": "HEIC", ".jp2": "JPEG 2000", ".svs": "slides", ".nrrd": "NRRD volumes", ".mha": "MetaImage volumes",
+}  # fmt: skip
 WEAK_FRACTION = 0.5  # of the images; if fewer have a mask, the layout may be another
 
 
@@ -73,6 +78,11 @@ def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, Modu
     )
     more = f"; and {len(folders) - MAX_LISTED_FOLDERS:,} more folders" if len(folders) > MAX_LISTED_FOLDERS else ""
     text = f"{root} has no supported layout ({', '.join(formats)}). It has {found}{more}. "
+    text += "".join(
+        f"{suffix} files ({what}) are not read; save them as PNG. "
+        for suffix, what in UNREAD_SUFFIXES.items()
+        if tree.files_below("", (suffix,))
+    )
     inside = [
         child for child in tree.children("") if any(module.detect(tree.subtree(child)) for module in formats.values())
     ]

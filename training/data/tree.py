@@ -15,6 +15,7 @@ from models.imaging.decode import IMAGE_SUFFIXES
 
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".npy"}  # masks are also read from these
 IGNORED_NAMES = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "thumbs.db", "desktop.ini"})
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 TABLE_SUFFIXES = (".csv", ".tsv")
 CLASS_FILE = "classes.csv"
 # In this order; the first that exists is read.
@@ -162,7 +163,9 @@ def join(folder: str, name: str) -> str:
 
 
 def suffix_of(name: str) -> str:
-    """The suffix of a name in lower case, with its dot; "" without one."""
+    """The suffix of a name in lower case, with its dot; "" without one; of a compressed file both (`.nii.gz`)."""
+    if name.lower().endswith(COMPRESSED_SUFFIXES):
+        return "".join(Path(name.lower()).suffixes[-2:])
     return os.path.splitext(name)[1].lower()
 
 

@@ -1,8 +1,11 @@
 """Rules for a data set as a whole: its classes and splits."""
 
+import cv2
 import numpy as np
 
+from models.errors import MaskserveError
 from models.spec import IGNORE_INDEX
+from training.data.dataset import SegmentationDataset
 from training.data.mask_decoding import format_rgb
 from training.lint.findings import Finding, LintReport
 from training.lint.sample_rules import label_step
@@ -101,26 +104,41 @@ def _check_equal_masks(report: LintReport) -> list[Finding]:
 
 
 def _check_instance_numbers(report: LintReport) -> list[Finding]:
-    """Masks whose values count up without gaps, to another number in each mask: numbers of objects, not classes."""
+    """Masks whose values count up without gaps, each on one connected region: numbers of objects, not classes."""
     if any(entry.name != f"class{label}" for label, entry in enumerate(report.classes)):
         return []  # named classes are classes
-    highest, full = [], 0
-    for split_stats in report.sample_stats.values():
-        for stats in split_stats:
+    highest: list[int] = []
+    counting: list[tuple[str, int]] = []
+    for split, split_stats in report.sample_stats.items():
+        for index, stats in enumerate(split_stats):
             values = [value for value in stats.values.tolist() if value and value != IGNORE_INDEX]
-            if not values or stats.kind != "gray":
-                continue
-            highest.append(values[-1])
-            full += values == list(range(1, values[-1] + 1))
-    if len(highest) < MIN_COMPARED_MASKS or max(highest, default=0) < MIN_INSTANCES:
+            if values and stats.kind == "gray":
+                highest.append(values[-1])
+                if values == list(range(1, values[-1] + 1)):
+                    counting.append((split, index))
+    if len(highest) < MIN_COMPARED_MASKS or max(highest) < MIN_INSTANCES:
         return []
-    if full < MIN_COUNTING_FRACTION * len(highest) or len(set(highest)) < 2:
+    if len(counting) < MIN_COUNTING_FRACTION * len(highest):
+        return []
+    sample = counting[:: max(1, len(counting) // MIN_COMPARED_MASKS)][:MIN_COMPARED_MASKS]
+    if not all(_values_are_regions(report.datasets[split], index) for split, index in sample):
         return []
     detail = (
-        f"{full} of {len(highest)} masks have the values 1 to N without gaps, with N from {min(highest)} to {max(highest)}: these "
-        "look like numbers of objects and not like classes."
+        f"{len(counting)} of {len(highest)} masks have the values 1 to N without gaps, N from {min(highest)} to {max(highest)}, "
+        "and each value is one connected region: these look like numbers of objects and not like classes."
     )
-    return [Finding("warning", "instance numbers", detail)]
+    return [Finding("warning", "instance numbers", detail, locations=(sample[0],))]
+
+
+def _values_are_regions(dataset: SegmentationDataset, index: int) -> bool:
+    """Whether nearly every value above 0 of a mask is one connected region."""
+    try:
+        array = dataset.raw_mask(index).array
+    except MaskserveError:
+        return False
+    values = [value for value in np.unique(array).tolist() if value]
+    regions = [cv2.connectedComponents((array == value).astype(np.uint8))[0] - 1 for value in values]
+    return bool(sum(count == 1 for count in regions) >= MIN_COUNTING_FRACTION * len(values))
 
 
 def _check_mixed_binary(report: LintReport) -> list[Finding]:

@@ -15,6 +15,7 @@ from training.lint.coverage import check_coverage, describe_unread, unread_files
 from training.lint.dataset_rules import check_dataset
 from training.lint.duplicates import check_duplicates
 from training.lint.findings import Finding, LintReport
+from training.lint.sample_format_rules import check_sample_formats
 from training.lint.sample_rules import check_sample
 
 
@@ -41,6 +42,7 @@ def lint(
     for split, all_stats in scan_splits(opened, progress, use_cache).items():
         _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)
+    report.findings += check_sample_formats(report)
     report.findings += check_duplicates(report)
     unread = unread_files(recognition.tree, opened.values())
     report.not_read = describe_unread(unread)

@@ -173,9 +173,24 @@ def test_mmseg_1572_color_masks_are_decoded_by_the_class_file(tmp_path: Path) ->
     assert all((dataset.labels(index) == STRIPES).all() for index in range(6))
 
 
-def test_color_masks_without_a_class_file_are_an_error_that_lists_the_colors(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"0,0,255; 10,20,30; 200,0,0.*classes\.csv"):
-        load_split(make_dataset(tmp_path, COLORS[STRIPES]), "train")
+def test_a_few_exact_colors_are_classes_without_a_class_file_and_the_note_lists_them(tmp_path: Path) -> None:
+    dataset = load_split(make_dataset(tmp_path, COLORS[STRIPES]), "train")
+    assert class_names(dataset) == ["blue", "color_10_20_30", "color_200_0_0"]
+    (note,) = dataset.notes
+    assert "0,0,255; 10,20,30; 200,0,0" in note
+    names = "".join(
+        f"c{index},{color}\n" for index, color in enumerate(note.rstrip(".").rpartition(": ")[2].split("; "))
+    )
+    (tmp_path / "classes.csv").write_text(names)  # as the note advises
+    named = load_split(tmp_path, "train")
+    assert named.notes == ()
+    assert (named.labels(0) == dataset.labels(0)).all()
+
+
+def test_many_colors_without_a_class_file_are_an_error_that_lists_them(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (*STRIPES.shape, 3), np.uint8)
+    with pytest.raises(DataError, match=r"the masks are in color \(.*; \.\.\.\).*classes\.csv"):
+        load_split(make_dataset(tmp_path, noise), "train")
 
 
 def test_a_color_without_a_class_is_an_error(tmp_path: Path) -> None:

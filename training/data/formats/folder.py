@@ -18,7 +18,7 @@ from models.imaging.decode import IMAGE_SUFFIXES
 from training.data.class_file import read_dataset_classes
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import MaskEncoding, read_raw_mask
-from training.data.matching import match_names
+from training.data.matching import is_usual, match_names
 from training.data.split_lists import apply_split_lists
 from training.data.splits import SPLIT_ALIASES
 from training.data.tree import MASK_SUFFIXES, FileTree, parent_of, stem_below
@@ -81,7 +81,7 @@ def read(tree: FileTree) -> Listing:
         found, without_image, rule = pair_files(tree, _image_names(tree, pair), masks, pair.split)
         entries += found
         unmatched += without_image
-        if " with " in rule:
+        if rule and not is_usual(rule):
             notes[f"Images and masks are paired by what differs between their names: {rule}."] = None
     used = {entry.mask for entry in entries}
     unmatched = [path for path in dict.fromkeys(unmatched) if tree.path(path) not in used]

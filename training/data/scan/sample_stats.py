@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line
-from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
 from models.imaging.orientation import read_orientation
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.pixel_stats import count_values, perceptual_hash, pixel_digest
+from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, read_sample_format
 
 # A PNG must be decoded to find its orientation, which may come after the pixels; few PNGs have one.
+PNG_BIT_DEPTH = 24  # the place of the bit depth in the header of a PNG
 PNG_ORIENTATION_MARKERS = (b"eXIf", b"exif", b"rientation")
 
 
@@ -41,6 +43,7 @@ class SampleStats:
     perceptual_hash: int  # 64 bits, close in Hamming distance for similar images; 0 with too little contrast
     errors: tuple[str, ...]  # error messages about files that could not be read
     lossy: bool = False  # whether the mask's file has lossy compression, as JPEG
+    sample_format: SampleFormat = EIGHT_BITS  # of the image
 
     @property
     def is_valid(self) -> bool:
@@ -81,13 +84,14 @@ class FileHeader:
 
 def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: PixelBudget | None = None) -> SampleStats:
     """Read one pair. Raises nothing: problems are in `errors`."""
-    pair, errors = dataset.pairs[index], []
+    pair, errors, sample_format = dataset.pairs[index], [], EIGHT_BITS
     budget = budget or PixelBudget(MAX_PIXELS)
     try:
         data = pair.image.read_bytes()
         image = _read_header(data)
         with budget.reserve(image.pixels):
             rgb = decode_image(data)
+            sample_format = _read_sample_format(data, rgb)
             size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
             del rgb
     except Exception as error:  # one broken file must not stop the scan
@@ -122,6 +126,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         perceptual_hash=image_hash,
         errors=tuple(errors),
         lossy=mask.lossy,
+        sample_format=sample_format,
     )
 
 
@@ -144,6 +149,19 @@ def _read_header(data: bytes) -> FileHeader:
             return FileHeader(image.format or "", image.width * image.height, read_orientation(image))
     except Exception:
         return FileHeader()
+
+
+def _read_sample_format(data: bytes, rgb: RGB) -> SampleFormat:
+    """How a PNG or TIFF stores its samples; the other formats have 8 bits."""
+    if not data.startswith((b"\x89PNG", b"II", b"MM")):
+        return EIGHT_BITS
+    if data.startswith(b"\x89PNG") and data[PNG_BIT_DEPTH : PNG_BIT_DEPTH + 1] != b"\x10":
+        return EIGHT_BITS
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
+            return read_sample_format(image, rgb)
+    except Exception:  # a variant that only `decode_image` reads
+        return EIGHT_BITS
 
 
 def _read_mask_header(pair: Pair) -> FileHeader:

@@ -14,6 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from numpy.typing import NDArray
 from models.cache_dir import user_cache_dir
 from training.data.dataset import Pair
 from training.data.mask_decoding import MaskKind, RawMask
+from training.data.scan.sample_format import EIGHT_BITS, SampleFormat
 from training.data.scan.sample_stats import SampleStats
 
-CACHE_VERSION = 2  # of `SampleStats` and of the file layout; files of other versions are not read
+CACHE_VERSION = 3  # of `SampleStats` and of the file layout; files of other versions are not read
 MAX_CACHE_FILES = 64  # data sets; the least recently used are deleted
 # A file written twice within one tick of the clock keeps its time (git's "racy" entries); FAT's tick is 2 s.
 MIN_FILE_AGE_NS = 2_000_000_000  # nanoseconds
@@ -143,6 +145,12 @@ def _to_columns(entries: CacheEntries) -> dict[str, NDArray[Any]]:
     text = {
         "keys": list(entries),
         "formats": [[stats.image_format, stats.mask_format, stats.digest] for stats in all_stats],
+        # Most images have 8 bits, so that only the others are listed.
+        "samples": {
+            str(index): astuple(stats.sample_format)
+            for index, stats in enumerate(all_stats)
+            if stats.sample_format != EIGHT_BITS
+        },
     }
     numbers = [
         (
@@ -191,8 +199,9 @@ def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
     arrays = {name: columns[name].astype(np.int64) for name in ("values", "palette_colors", "quarters", "edges")}
     entries: CacheEntries = {}
     start = color_start = 0
-    for key, (image_format, mask_format, digest), stamp, numbers, image_hash in zip(
-        text["keys"], text["formats"], columns["stamps"].tolist(), columns["numbers"].tolist(),
+    samples = {int(index): SampleFormat(*fields) for index, fields in text["samples"].items()}
+    for place, key, (image_format, mask_format, digest), stamp, numbers, image_hash in zip(
+        range(len(text["keys"])), text["keys"], text["formats"], columns["stamps"].tolist(), columns["numbers"].tolist(),
         columns["perceptual_hash"].tolist(), strict=True,
     ):  # fmt: skip
         height, width, mask_height, mask_width, orientation, kind, extra_values, lossy, count, color_count = numbers
@@ -213,6 +222,7 @@ def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
             perceptual_hash=image_hash,
             errors=(),
             lossy=bool(lossy),
+            sample_format=samples.get(place, EIGHT_BITS),
         )
         entries[key] = ((stamp[0], stamp[1], stamp[2], stamp[3]), stats)
         start, color_start = start + count, color_start + color_count

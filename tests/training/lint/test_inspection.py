@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.training import make_layouts
+from tests.training.make_layouts import SQUARE_MASK, write_image, write_mask
+from training.data import load_split
+from training.lint.inspection import LINE, MARGIN, inspect_dataset, overlay
+
+
+def test_the_lines_name_layout_evidence_splits_classes_and_the_rest(tmp_path: Path) -> None:
+    make_layouts.make_yolo(tmp_path)
+    (tmp_path / "notes.md").touch()
+    lines = inspect_dataset(tmp_path)
+    assert lines[0] == "format: yolo (3 of 3 images have a YOLO file in labels)"
+    assert "images: train 1, val 1, test 1" in lines
+    assert "classes: 0 background, 1 dog, 2 cat" in lines
+    assert "pair: images/train/train_1.jpg with labels/train/train_1.txt" in lines
+    assert "not read: notes.md" in lines
+
+
+def test_masks_without_known_classes_are_described_all_the_same(tmp_path: Path) -> None:
+    for index in range(3):
+        write_image(tmp_path / f"images/a{index}.png")
+        write_mask(tmp_path / f"masks/a{index}.png", np.zeros((6, 8), np.uint8))
+    (line,) = [line for line in inspect_dataset(tmp_path) if line.startswith("classes")]
+    assert line.startswith("classes: unknown. The masks of")
+    assert "single class" in line
+
+
+def test_the_sheet_shows_masks_over_images(tmp_path: Path) -> None:
+    for index in range(10):
+        write_image(tmp_path / f"images/a{index}.png", (300, 200))
+        write_mask(
+            tmp_path / f"masks/a{index}.png", np.kron(SQUARE_MASK, np.ones((34, 38), np.uint8))[:200, :300] * 255
+        )
+    (tmp_path / "masks/a3.png").write_bytes(b"broken")
+    inspect_dataset(tmp_path, sheet=tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    tile = sheet[MARGIN + LINE : MARGIN + LINE + 200, MARGIN : MARGIN + 300]
+    assert (
+        tile[100, 150] == (192, 64, 64)
+    ).all()  # half of gray 128 and half of the class color (255, 0, 0) or (128, 0, 0)
+    assert tile[5, 5].max() < 128  # the background, darkened a little
+
+
+def test_an_overlay_has_the_size_of_a_tile_and_the_colors_of_the_classes(tmp_path: Path) -> None:
+    make_layouts.make_labelme(tmp_path)
+    shown = overlay(load_split(tmp_path, "train"), 0)
+    assert max(shown.shape[:2]) == 300
+    middle, corner = shown[shown.shape[0] // 3, 150], shown[2, 2]
+    assert int(middle[0]) > int(middle[1])
+    assert corner[0] == corner[1] == corner[2]
