@@ -39,9 +39,7 @@ def test_the_sheet_shows_masks_over_images(tmp_path: Path) -> None:
     inspect_dataset(tmp_path, sheet=tmp_path / "sheet.png")
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     tile = sheet[MARGIN + LINE : MARGIN + LINE + 200, MARGIN : MARGIN + 300]
-    assert (
-        tile[100, 150] == (192, 64, 64)
-    ).all()  # half of gray 128 and half of the class color (255, 0, 0) or (128, 0, 0)
+    assert tile[80, 150].tolist() == [128, 64, 64]  # half of gray and half of the class color (128, 0, 0)
     assert tile[5, 5].max() < 128  # the background, darkened a little
 
 
