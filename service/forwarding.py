@@ -15,6 +15,8 @@ PREFIX_KEY = (
     "maskserve.prefix"  # in a request's scope: the path prefix under which the caller sees the service, "" if none
 )
 
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+
 # Segments of a URL's path that are not empty: a prefix such as //example.org would be another host.
 PATH_PREFIX_PATTERN = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+")
 
@@ -65,17 +67,19 @@ def is_trusted_proxy(peer: str, trusted: Collection[str]) -> bool:
 def check_host(headers: Headers, allowed: Collection[str]) -> None:
     """Check the Host header, against DNS rebinding: a web page whose own name resolves to this machine's address.
 
-    `allowed`: as `host_name` returns them; `*.example.org` stands for every name below it, and `*` for every name.
+    `allowed`: as `host_name` returns them; `*.example.org` stands for every name below it, and `*` for every name. Those of the
+    loopback are always allowed: nobody else can own them.
     Raises: ForbiddenHostError. A request without a Host (HTTP/1.0) comes from no browser and is allowed.
     """
     host = headers.get("host")
     if host is None or "*" in allowed:
         return
     name = host_name(host)
+    allowed = dict.fromkeys([*LOOPBACK_HOSTS, *allowed])
     if name not in allowed and not any(entry.startswith("*.") and name.endswith(entry[1:]) for entry in allowed):
         raise ForbiddenHostError(
-            f"The host {host[:100]!r} is not a name of this service. If it is, add it to MASKSERVE_ALLOWED_HOSTS, "
-            f"which is {','.join(allowed)} now."
+            f"The host {host[:100]!r} is not a name of this service. If it is, add it to MASKSERVE_ALLOWED_HOSTS. "
+            f"Now it answers to {', '.join(allowed)}."
         )
 
 

@@ -122,7 +122,7 @@ def launch_server(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> 
     environment["TMPDIR"] = str(temporary)
     if not settings.allowed_hosts and ipaddress.ip_address(address).is_loopback:
         # A web page whose name resolves to this address (DNS rebinding) could otherwise read what the service responds.
-        environment["MASKSERVE_ALLOWED_HOSTS"] = ",".join(dict.fromkeys(["localhost", LOOPBACK, "[::1]", address]))
+        environment["MASKSERVE_ALLOWED_HOSTS"] = address
     environment.pop("PYTHONSAFEPATH", None)  # our packages are found because Python puts the working directory first
     # --quiet drops BentoML's banner and its line per request, but not errors.
     command = [

@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     )
     allowed_hosts: CommaSeparated = Field(
         default=(),
-        description="names that a Host header may have, separated by commas, as in example.org,*.example.org; * is any. "
-        "Default: any, or, if `maskserve serve` listens on a loopback address, that and localhost,127.0.0.1,[::1]",
+        description="names that a Host header may have beside localhost, 127.0.0.1 and [::1], separated by commas, as in "
+        "example.org,*.example.org; * is any. Default: any; none others, if `maskserve serve` listens on a loopback address",
     )
     root_path: str = Field(
         default="", description="path below which a proxy passes requests on unchanged, as in /tools/maskserve"

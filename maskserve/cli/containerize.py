@@ -253,5 +253,5 @@ def _run_command(engine: str, image: str, gpu: bool) -> str:
     """The command that runs the image with the fewest privileges."""
     devices = {"docker": "--gpus all ", "podman": "--device nvidia.com/gpu=all ", "nerdctl": "--gpus all "}[engine]
     safe = "--read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges"
-    hosts = "-e MASKSERVE_ALLOWED_HOSTS=localhost,127.0.0.1"  # in the container it listens on every interface
+    hosts = "-e MASKSERVE_ALLOWED_HOSTS=localhost"  # in the container it listens on every interface
     return f"{engine} run --rm {devices if gpu else ''}{safe} {hosts} -p 127.0.0.1:3000:3000 {image}"

@@ -75,7 +75,7 @@ class AuthenticationError(ServiceError):
 
 
 class NotFoundError(ServiceError):
-    """The service has no such path."""
+    """The service has no such path, or does not answer to the host name of the URL."""
 
 
 class UnknownModelError(NotFoundError):
@@ -99,7 +99,11 @@ class RequestTimeoutError(ServiceError):
 
 
 # The kind decides; for a proxy's response, which has none, the status.
-ERRORS_BY_KIND: dict[str, type[ServiceError]] = {"empty-image": InvalidImageError, "unknown-model": UnknownModelError}
+ERRORS_BY_KIND: dict[str, type[ServiceError]] = {
+    "empty-image": InvalidImageError,
+    "forbidden-host": NotFoundError,  # its status, 403, is that of a key elsewhere
+    "unknown-model": UnknownModelError,
+}
 ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
     400: BadRequestError,
     401: AuthenticationError,

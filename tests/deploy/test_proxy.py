@@ -14,7 +14,7 @@ from service.app import create_app
 from service.server_process import ROOT, free_port
 from service.settings import Settings
 from tests.service.conftest import small_bundle as small_bundle
-from tests.service.in_process import serve_in_thread
+from tests.service.in_process import serve_in_thread, start_app
 from tests.service.test_app import JPEG, check_problem
 
 RECIPE = ROOT / "deploy" / "proxy" / "nginx.conf"
@@ -82,7 +82,7 @@ def test_refusals_pass_the_proxy(proxy: httpx.Client) -> None:
     check_problem(proxy.post("/tools/maskserve/v1/segment?zz=1", content=bytes(900_000)), 400, "'zz'")
 
 
-def test_service_itself_refuses_other_hosts(service: tuple[str, int]) -> None:
-    """So does it if the recipe's setting is forgotten."""
-    response = httpx.get(f"http://{service[0]}:{service[1]}/v1/models")
-    check_problem(response, 403, "MASKSERVE_ALLOWED_HOSTS", "example.org")
+def test_service_refuses_the_name_if_the_setting_is_forgotten(small_bundle: Path) -> None:
+    """What `maskserve serve` sets on a loopback address."""
+    with start_app(small_bundle, allowed_hosts=("127.0.0.1",)) as http:
+        check_problem(http.get("/v1/models", headers={"Host": "example.org"}), 403, "MASKSERVE_ALLOWED_HOSTS")

@@ -31,8 +31,8 @@ def test_documentation_below_a_path(open_page: OpenPage, below_a_path: str, them
     sight.page.wait_for_selector(".live-responses-table .response-col_status:has-text('200')")
     assert f"{PREFIX}/v1/models" in paths and all(path.startswith(f"{PREFIX}/v1/") for path in paths), paths
     assert sight.page.locator(".authorization__btn, .authorize").count() == 0  # no key is needed
-    red, *_ = map(int, sight.page.evaluate("getComputedStyle(document.documentElement).backgroundColor.match(/\\d+/g)"))
-    assert (red < 100) == (theme == "dark")
+    color = sight.page.locator(".info .title").evaluate("(title) => getComputedStyle(title).color.match(/\\d+/g)")
+    assert (int(color[0]) > 128) == (theme == "dark")
 
 
 def test_page_below_a_path(open_page: OpenPage, below_a_path: str) -> None:

@@ -41,7 +41,7 @@ def test_other_hosts_are_rejected(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["LOCALHOST:3000", "a.example.org", "a.b.example.org:1", "[::1]:3000"])
 def test_allowed_hosts(host: str) -> None:
-    check_host(Headers({"host": host}), ("localhost", "::1", "*.example.org"))
+    check_host(Headers({"host": host}), ("*.example.org",))  # the loopback's own names need no setting
     check_host(Headers({"host": host}), ("*",))
     check_host(Headers({}), ("localhost",))  # HTTP/1.0
 

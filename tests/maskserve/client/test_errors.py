@@ -214,6 +214,17 @@ def test_every_error_of_the_service_has_its_type(status: int, kind: str) -> None
     assert type(error) is not ServiceError and (error.kind, error.status) == (kind, status)
 
 
+def test_wrong_host_is_no_wrong_key() -> None:
+    problem = {
+        "type": f"{PROBLEM_TYPE_PREFIX}forbidden-host",
+        "title": "T",
+        "status": 403,
+        "detail": "D",
+        "request_id": "R",
+    }
+    assert type(error_from_problem(problem)) is NotFoundError
+
+
 def test_errors_can_be_pickled() -> None:
     error = c.TooManyRequestsError(429, "busy", "Too many requests", "Retry later.", "0a", 3.0)
     copy = pickle.loads(pickle.dumps(error))
