@@ -65,7 +65,8 @@ def add_docs_routes(api: FastAPI, keys_needed: bool) -> None:
 
     async def document(request: Request) -> Response:
         prefix = request.scope.get(PREFIX_KEY, "")
-        return JSONResponse({**schema, "servers": [{"url": f"{prefix}/v1" if prefix else "."}]})
+        # Relative to this document. Tools that take it for relative to the host get the same, unless a proxy removes a path.
+        return JSONResponse({**schema, "servers": [{"url": f"{prefix}/v1" if prefix else "../v1"}]})
 
     async def page(request: Request) -> Response:
         return HTMLResponse(PAGE, headers=HEADERS)

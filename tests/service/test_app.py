@@ -322,7 +322,7 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
         "504",
     }
     assert all(PROBLEM_JSON in documented[status]["content"] for status in documented if status != "200")
-    assert page["servers"] == [{"url": "."}] and "security" not in page  # no key is needed
+    assert page["servers"] == [{"url": "../v1"}] and "security" not in page  # no key is needed
     example = documented["200"]["content"]["application/json"]["example"]
     result = http.post("/v1/segment?format=json", content=JPEG).json()
     assert example.keys() == result.keys() and example["classes"][0].keys() == result["classes"][0].keys()

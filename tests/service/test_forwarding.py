@@ -98,7 +98,7 @@ def test_servers_of_the_schema_are_below_the_prefix(below_a_path: TestClient, sm
     for invalid in ("//evil.example", "https://evil.example", "/a/../\\b", "no-slash", '/"'):
         assert servers(below_a_path, invalid) == "/tools/x/v1"
     with start_app(small_bundle) as http:  # whose caller is not at an address of a trusted proxy
-        assert servers(http, "") == servers(http, "/outer") == "."
+        assert servers(http, "") == servers(http, "/outer") == "../v1"
 
 
 @pytest.mark.parametrize(

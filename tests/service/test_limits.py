@@ -53,6 +53,9 @@ def test_only_probes_page_and_documentation_need_no_key(visitor: TestClient) -> 
         assert response.headers["www-authenticate"] == 'Bearer realm="maskserve"'
     for path in ("/readyz", "/v1/docs", "/v1/openapi.json", "/", "/static/main.js"):
         assert visitor.get(path).status_code == 200, path
+    assert (
+        len(visitor.get("/v1/openapi.json").json()["security"]) == 2
+    )  # /v1/docs shows that a key is needed, and takes it
     check_problem(visitor.get("/v1/models", headers={"X-API-Key": "wrong"}), 401, "not valid")
     assert visitor.get("/v1/models", headers={"X-API-Key": KEY}).status_code == 200
 
