@@ -36,7 +36,8 @@ class FileTree:
     subfolders: dict[str, list[str]]  # by folder: names of its subfolders, sorted
     links: tuple[tuple[str, str], ...] = ()  # (path, target) of links to files and folders outside the root
     broken_links: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())  # assumptions made to find this folder
+    notes: tuple[str, ...] = ()  # assumptions made to find this folder
+    _below: dict[tuple[str, frozenset[str] | None], list[str]] = field(default_factory=dict, repr=False, compare=False)
 
     def path(self, relative: str) -> Path:
         """The absolute path of a file or folder."""
@@ -69,12 +70,15 @@ class FileTree:
 
     def files_below(self, folder: str, suffixes: Collection[str] | None = None) -> list[str]:
         """The paths of all files below a folder, sorted."""
-        return sorted(
-            join(below, name)
-            for below in self.folders_below(folder)
-            for name in self.files[below]
-            if suffixes is None or suffix_of(name) in suffixes
-        )
+        key = (folder, None if suffixes is None else frozenset(suffixes))
+        if key not in self._below:  # several formats ask for the same
+            self._below[key] = sorted(
+                f"{below}/{name}" if below else name
+                for below in self.folders_below(folder)
+                for name in self.files[below]
+                if suffixes is None or suffix_of(name) in suffixes
+            )
+        return self._below[key]
 
     def images_below(self, folder: str) -> list[str]:
         """The paths of the images below a folder, sorted."""
@@ -127,9 +131,10 @@ def list_tree(root: Path) -> FileTree:
     broken: list[str] = []
     home = os.path.realpath(root)
 
-    def visit(folder: str, seen: tuple[str, ...]) -> None:
+    def visit(folder: str, followed: tuple[str, ...]) -> None:
+        """List a folder; `followed`: the targets of the links on the way to it."""
         names: list[str] = []
-        folders: list[str] = []
+        folders: dict[str, tuple[str, ...]] = {}
         try:
             entries = list(os.scandir(root / folder if folder else root))
         except OSError as error:
@@ -137,23 +142,24 @@ def list_tree(root: Path) -> FileTree:
         for entry in entries:
             if entry.name.startswith(".") or entry.name in IGNORED_NAMES:
                 continue
+            way = followed
             if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if not os.path.exists(target) or target in seen:
+                target, here = os.path.realpath(entry.path), os.path.realpath(root / folder)
+                if not os.path.exists(target) or target in followed or f"{here}/".startswith(f"{target}/"):
                     broken.append(join(folder, entry.name))
                     continue
                 if not f"{target}/".startswith(f"{home}/"):
                     links.append((join(folder, entry.name), target))
-                if os.path.isdir(target):
-                    folders.append(entry.name)
-                    continue
-            (folders if entry.is_dir() else names).append(entry.name)
+                way = (*followed, target)
+            if entry.is_dir():
+                folders[entry.name] = way
+            else:
+                names.append(entry.name)
         files[folder], subfolders[folder] = sorted(names), sorted(folders)
         for name in subfolders[folder]:
-            child = join(folder, name)
-            visit(child, (*seen, os.path.realpath(root / child)))
+            visit(join(folder, name), folders[name])
 
-    visit("", (home,))
+    visit("", ())
     return FileTree(root, files, subfolders, tuple(sorted(links)), tuple(sorted(broken)))
 
 
@@ -164,9 +170,11 @@ def join(folder: str, name: str) -> str:
 
 def suffix_of(name: str) -> str:
     """The suffix of a name in lower case, with its dot; "" without one; of a compressed file both (`.nii.gz`)."""
-    if name.lower().endswith(COMPRESSED_SUFFIXES):
+    dot = name.rfind(".")
+    suffix = name[dot:].lower() if dot > 0 else ""
+    if suffix in COMPRESSED_SUFFIXES:
         return "".join(Path(name.lower()).suffixes[-2:])
-    return os.path.splitext(name)[1].lower()
+    return "" if "/" in suffix else suffix
 
 
 def stem_below(path: str, folder: str) -> str:
