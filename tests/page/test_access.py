@@ -81,7 +81,7 @@ def test_nothing_is_wider_than_a_phone(open_page: OpenPage, two_models_url: str)
     sight.upload("street.png", PNG)
     sight.wait_for_result()
     assert sight.page.evaluate("document.documentElement.scrollWidth") <= 390
-    assert sight.page.locator("#view").bounding_box()["height"] > 300
+    assert sight.page.locator("#view").bounding_box()["height"] > 280
 
 
 def test_two_fingers_zoom(open_page: OpenPage, url: str) -> None:
