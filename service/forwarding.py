@@ -67,7 +67,7 @@ def is_trusted_proxy(peer: str, trusted: Collection[str]) -> bool:
 def check_host(headers: Headers, allowed: Collection[str]) -> None:
     """Check the Host header, against DNS rebinding: a web page whose own name resolves to this machine's address.
 
-    `allowed`: as `host_name` returns them; `*.example.org` stands for every name below it, and `*` for every name. Those of the
+    `allowed`: as `host_name` returns them; `*.example.org` is every name below it, and `*` every name. Those of the
     loopback are always allowed: nobody else can own them.
     Raises: ForbiddenHostError. A request without a Host (HTTP/1.0) comes from no browser and is allowed.
     """

@@ -1,6 +1,6 @@
 """The protocol of one connection: uvicorn's for HTTP/1.1, with limits on connections and on the time of a request's head.
 
-What is rejected here never becomes a request: it is answered as `application/problem+json` and logged like every request.
+What is rejected here never becomes a request: it gets `application/problem+json` and a line in the log, like every request.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class HTTPProtocol(H11Protocol):
         self.app_state = {**self.app_state, PEER_KEY: self.client[0] if self.client else ""}
         self._last_active = self.loop.time()
         limit = max_connections(self.settings)
-        if len(self.connections) > limit + RESERVED_FILES // 2:  # more of them than could be told
+        if len(self.connections) > limit + RESERVED_FILES // 2:  # too many to send each an error
             transport.abort()
         elif len(self.connections) > limit and not self._close_idle_connection():
             self._reject(
