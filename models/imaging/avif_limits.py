@@ -5,18 +5,29 @@ image, even if the container (`ispe`) declares a smaller one.
 References: ISO/IEC 14496-12 (boxes), 23008-12 (items), AV1 specification 5.5.1 (sequence header).
 """
 
+import math
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from models.errors import CorruptImageError
+from models.errors import CorruptImageError, ImageTooLargeError
 from models.imaging.header_limits import MAX_EXIF_BYTES, check_size
 
 MAX_BOXES = 10_000  # a grid of 256 tiles has about a thousand
 # Boxes that contain boxes -> bytes before the first of them.
 CONTAINER_BOXES = {b"meta": 4, b"iprp": 0, b"ipco": 0, b"moov": 0, b"trak": 0, b"mdia": 0, b"minf": 0, b"stbl": 0}
-OBU_SEQUENCE_HEADER, MAX_OBUS = 1, 64  # AV1's unit type; a sequence header is among the first units of an image
+# Tables, for whose entries libavif allocates memory; it searches the items once for each entry of `ipma` and `iref`.
+TABLE_BOXES = {b"iinf", b"iloc", b"ipma", b"iref", b"grpl", b"stco", b"co64", b"stsc", b"stss", b"stts"}
+MAX_TABLE_BYTES = 1 << 16  # a grid of 256 tiles needs 10 KB
+MAX_SAMPLES = 10_000  # of a track, whose `stsz` may state any number in four bytes
+
+# AV1's units (OBUs). libavif takes the first frame of an item, and decodes all others that follow it.
+OBU_SEQUENCE_HEADER, OBU_FRAME_HEADER, OBU_FRAME = 1, 3, 6
+MAX_FRAMES = 4  # of an item: a layered image has up to four
+MAX_UNITS = 20_000  # of all items: an image in 4096 AV1 tiles may have a unit for each; 1 us each
+SMALL_IMAGE_PIXELS = 1 << 22  # which all items of a file may have under every limit, because tiles may be larger than an image
+MAX_CODED_IMAGES = 3  # images of the limit's size that all items may have in sum: color, transparency and a gain map
 
 
 @dataclass
@@ -26,33 +37,68 @@ class BoxContents:
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
     item_types: dict[int, bytes] = field(default_factory=dict)  # item -> av01, Exif, ...
     item_extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # item -> (start, end) in the file
-    sample_offsets: list[int] = field(default_factory=list)  # of the first frame of each track
+    first_samples: list[list[int]] = field(default_factory=list)  # of each track: [start, length]; a length of 0 is unknown
     box_count: int = 0
 
 
-def check_avif(data: bytes, max_pixels: int) -> None:
+def check_avif(file: bytes, max_pixels: int) -> None:
     """Raises: ImageTooLargeError if any declared size is too large, CorruptImageError for what no encoder writes."""
-    found = BoxContents()
+    data, found = memoryview(file), BoxContents()  # slices are not copied
     with suppress(struct.error, IndexError):  # truncated: libavif reports it better
         _walk_boxes(data, 0, len(data), found)
     for width, height in found.sizes:
         check_size(width, height, max_pixels)
-    for item, kind in found.item_types.items():
-        extents = found.item_extents.get(item, [])
-        exif_bytes = sum(end - start for start, end in extents) if kind == b"Exif" else 0
-        if exif_bytes > MAX_EXIF_BYTES:
+    coded_images = [data[start : start + length if length else None] for start, length in found.first_samples]
+    for item, extents in found.item_extents.items():
+        kind, length = found.item_types.get(item), sum(max(0, end - start) for start, end in extents)
+        if length > len(data):
             raise CorruptImageError(
-                f"The AVIF has {exif_bytes:,} bytes of EXIF; the limit is {MAX_EXIF_BYTES:,}. Save it again."
+                f"The AVIF has an item of {length:,} bytes, more than the file's {len(data):,}. Save it again."
             )
-        if kind == b"av01" and extents:
-            check_size(*_coded_size(b"".join(data[start:end] for start, end in extents)), max_pixels)
-    for start in found.sample_offsets:
-        check_size(*_coded_size(data[start:]), max_pixels)
+        if kind == b"Exif" and length > MAX_EXIF_BYTES:
+            raise CorruptImageError(
+                f"The AVIF has {length:,} bytes of EXIF; the limit is {MAX_EXIF_BYTES:,}. Save it again."
+            )
+        if kind == b"av01":
+            pieces = [data[start:end] for start, end in extents]
+            coded_images.append(pieces[0] if len(pieces) == 1 else memoryview(b"".join(pieces)))
+    _check_coded_images(coded_images, max_pixels)
 
 
-def _walk_boxes(data: bytes, start: int, end: int, found: BoxContents) -> None:
+def _check_coded_images(images: list[memoryview], max_pixels: int) -> None:
+    """Check the sizes and the frames of all AV1 images of a file."""
+    units_left, pixels = MAX_UNITS, 0
+    limit = MAX_CODED_IMAGES * max(max_pixels, SMALL_IMAGE_PIXELS)
+    for image in images:
+        width, height, frames = 0, 0, 0
+        for kind, content in _iterate_units(image):
+            units_left -= 1
+            if kind == OBU_SEQUENCE_HEADER:
+                size = _sequence_size(content[:256])
+                check_size(*size, max_pixels)
+                width, height = max((width, height), size, key=math.prod)
+            elif kind == OBU_FRAME or (kind == OBU_FRAME_HEADER and content[:1] and content[0] < 128):
+                frames += 1  # the highest bit of a header is set if it shows an earlier frame again
+            if frames > MAX_FRAMES or units_left < 0:
+                what = f"{MAX_UNITS:,} units" if units_left < 0 else f"{MAX_FRAMES} frames in one image"
+                raise CorruptImageError(f"The AVIF has more than {what}. Save it again as a single image.")
+        pixels += width * height * max(1, frames)
+        if pixels > limit:
+            raise ImageTooLargeError(
+                f"The images in the AVIF have {pixels:,} pixels or more in all; the limit is {limit:,}. Use a smaller one."
+            )
+
+
+def _walk_boxes(data: memoryview, start: int, end: int, found: BoxContents) -> None:
     idat = 0
     for kind, inside, after in _iterate_boxes(data, start, end, found):
+        if kind in TABLE_BOXES and after - inside > MAX_TABLE_BYTES:
+            raise CorruptImageError(
+                f"The AVIF has a table ({kind.decode()}) of {after - inside:,} bytes; the limit is {MAX_TABLE_BYTES:,}. "
+                "Save it again as a single image."
+            )
+        if kind == b"trak":
+            found.first_samples.append([0, 0])
         if kind in CONTAINER_BOXES:
             _walk_boxes(data, inside + CONTAINER_BOXES[kind], after, found)
         elif kind == b"ispe":
@@ -64,14 +110,14 @@ def _walk_boxes(data: bytes, start: int, end: int, found: BoxContents) -> None:
             found.item_types[item] = name
         elif kind == b"idat":
             idat = inside
-        elif kind in (b"stco", b"co64") and data[inside + 4 : inside + 8] != bytes(4):
-            found.sample_offsets.append(struct.unpack_from(">I" if kind == b"stco" else ">Q", data, inside + 8)[0])
+        elif kind in (b"stco", b"co64", b"stsz") and found.first_samples:
+            _read_sample_table(data, kind, inside, found.first_samples[-1])
     for kind, inside, after in _iterate_boxes(data, start, end, found):
         if kind == b"iloc":
             _read_item_locations(data, inside, after, idat, found)
 
 
-def _iterate_boxes(data: bytes, start: int, end: int, found: BoxContents) -> Iterator[tuple[bytes, int, int]]:
+def _iterate_boxes(data: memoryview, start: int, end: int, found: BoxContents) -> Iterator[tuple[bytes, int, int]]:
     """Yield each box's kind, and the offsets of its content's start and end."""
     while start + 8 <= end:
         length, kind = struct.unpack_from(">I4s", data, start)
@@ -89,7 +135,7 @@ def _iterate_boxes(data: bytes, start: int, end: int, found: BoxContents) -> Ite
         start = after
 
 
-def _read_item_locations(data: bytes, offset: int, end: int, idat: int, found: BoxContents) -> None:
+def _read_item_locations(data: memoryview, offset: int, end: int, idat: int, found: BoxContents) -> None:
     """Read the item locations (`iloc`, ISO/IEC 14496-12, 8.11.3)."""
     version, sizes = data[offset], data[offset + 4 : offset + 6]
     width = {"offset": sizes[0] >> 4, "length": sizes[0] & 15, "base": sizes[1] >> 4, "index": sizes[1] & 15}  # bytes
@@ -117,12 +163,23 @@ def _read_item_locations(data: bytes, offset: int, end: int, idat: int, found: B
                 raise CorruptImageError(f"The AVIF has more than {10 * MAX_BOXES:,} item extents. Save it again.")
 
 
-def _coded_size(units: bytes) -> tuple[int, int]:
-    """(width, height) of the largest sequence header among the first units; (0, 0) if there is none."""
-    offset, largest = 0, (0, 0)
-    for _ in range(MAX_OBUS):
-        if offset + 1 >= len(units):
-            break
+def _read_sample_table(data: memoryview, kind: bytes, inside: int, first_sample: list[int]) -> None:
+    """Read the position or the length of a track's first frame. Raises: CorruptImageError for too many frames."""
+    if kind == b"stsz":
+        length, count = struct.unpack_from(">II", data, inside + 4)
+        if count > MAX_SAMPLES:
+            raise CorruptImageError(
+                f"The AVIF has a track of {count:,} frames; expected a single image. Save one frame as an image."
+            )
+        first_sample[1] = length or (struct.unpack_from(">I", data, inside + 12)[0] if count else 0)
+    elif data[inside + 4 : inside + 8] != bytes(4):
+        first_sample[0] = struct.unpack_from(">I" if kind == b"stco" else ">Q", data, inside + 8)[0]
+
+
+def _iterate_units(units: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the type and the content of each AV1 unit (AV1, 5.3)."""
+    offset = 0
+    while offset + 1 < len(units):
         head = units[offset]
         offset += 2 if head & 4 else 1
         length, shift = len(units) - offset, 0
@@ -134,14 +191,11 @@ def _coded_size(units: bytes) -> tuple[int, int]:
                 offset += 1
                 if units[offset - 1] < 128:
                     break
-        if head >> 3 & 15 == OBU_SEQUENCE_HEADER:
-            size = _sequence_size(units[offset : offset + min(length, 256)])
-            largest = max(largest, size, key=lambda size: size[0] * size[1])
+        yield head >> 3 & 15, units[offset : offset + length]
         offset += length
-    return largest
 
 
-def _sequence_size(header: bytes) -> tuple[int, int]:
+def _sequence_size(header: memoryview) -> tuple[int, int]:
     """The maximum (width, height) in a sequence header (AV1, 5.5.1)."""
     bits, left = int.from_bytes(header, "big"), 8 * len(header)
 

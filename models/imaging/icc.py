@@ -6,17 +6,15 @@ other colors in training than in service.
 
 import hashlib
 import io
-import struct
 import threading
 from collections import OrderedDict
 
 import numpy as np
 from PIL import Image, ImageCms
 
+from models.imaging.icc_limits import has_costly_chain
+
 MAX_PROFILE_BYTES = 4 << 20  # the largest in use, of presses, have 3 MB; a larger one is ignored
-# Elements of a profile's floating-point chain (`mpet`), of which the ICC's own examples have 3 to 5. Each is computed for
-# every point of the table that lcms builds from the chain: 3,000 elements, 200 KB, took 9 s.
-MAX_MPET_ELEMENTS = 32
 PROFILE_COLOR_SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}  # Pillow's mode -> color space of a usable profile
 # Profiles of sRGB differ in the tables of their curves; a difference of three levels is not visible at any edge.
 IDENTITY_TOLERANCE = 3  # levels of 255
@@ -60,24 +58,12 @@ def _cached_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform |
 def _build_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if (
-            opened.profile.xcolor_space != PROFILE_COLOR_SPACES[mode]
-            or _count_mpet_elements(profile) > MAX_MPET_ELEMENTS
-        ):
+        if opened.profile.xcolor_space != PROFILE_COLOR_SPACES[mode] or has_costly_chain(profile):
             return None
         transform = ImageCms.buildTransform(opened, _SRGB, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
         return None if mode != "CMYK" and _is_identity(transform, mode) else transform
     except Exception:  # ImageCms raises exceptions of any class; the pixels are usable without the profile
         return None
-
-
-def _count_mpet_elements(profile: bytes) -> int:
-    """The number of elements in the longest floating-point chain of a profile (ICC.1:2010, 10.14)."""
-    (tags,) = struct.unpack_from(">I", profile, 128)
-    table = profile[132 : 132 + 12 * min(tags, 100)]  # lcms reads no more
-    starts = [start for _, start, _ in struct.iter_unpack(">4sII", table[: len(table) // 12 * 12])]
-    chains = [start for start in starts if profile[start : start + 4] == b"mpet"]
-    return max((int.from_bytes(profile[start + 12 : start + 16], "big") for start in chains), default=0)
 
 
 def _is_identity(transform: ImageCms.ImageCmsTransform, mode: str) -> bool:

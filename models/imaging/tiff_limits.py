@@ -4,7 +4,9 @@ Pillow creates Python objects for every number and every strip of a directory be
 that a file of 32 MB fills gigabytes. EXIF blocks are TIFF directories too; `orientation.py` reads them with this parser.
 """
 
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +14,8 @@ from models.errors import CorruptImageError, ImageTooLargeError, MultiFrameImage
 from models.imaging.detect_format import camera_raw_advice, unsupported_format_error
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 254, 255, 256, 257, 322, 323
-COMPRESSION, PLANAR_CONFIGURATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP, STRIP_OFFSETS, TILE_OFFSETS = (
-    259,
-    284,
-    277,
-    278,
-    273,
-    324,
-)
+COMPRESSION, PLANAR_CONFIGURATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP = 259, 284, 277, 278
+STRIP_OFFSETS, STRIP_BYTE_COUNTS, TILE_OFFSETS, TILE_BYTE_COUNTS = 273, 279, 324, 325
 PHOTOMETRIC, ORIENTATION, SUB_IFDS, DNG_VERSION = 262, 274, 330, 50706
 NESTED_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability: Pillow loads these directories with the image's own
 REDUCED, MASK = 1, 4  # bits of SUBFILE
@@ -33,7 +29,9 @@ BYTE_TYPES = (1, 2, 6, 7)  # types whose values Pillow keeps as one string, not 
 # Far above what programs write: a scan with one strip per row and 65,535 rows has 131,070 values in some 20 tags.
 MAX_IFD_VALUES = 400_000  # per directory
 MAX_ENTRIES = 2_000  # per directory
-MAX_PAGES = 1_000  # later pages are not read
+MAX_STRIPS = 131_072  # strips or tiles of an uncompressed page, each of which Pillow decodes in Python: 5 us each
+MAX_PAGES, MAX_CHAIN_ENTRIES = 1_000, 40_000  # later pages are not read
+THUMBNAIL_SIDE = 512  # pixels; of two pages that are larger, none is taken for a thumbnail of the other unless it says so
 SMALL_TILE_PIXELS = 1 << 22  # allowed under every pixel limit, because a tile may be larger than a small image
 
 
@@ -59,15 +57,28 @@ class ImageFileDirectory:
 
     def first_value(self, tag: int, default: int = 0) -> int:
         """The first value of a tag of integers; `default` if it has none."""
+        return next(self.iterate_values(tag), default)
+
+    def iterate_values(self, tag: int) -> Iterator[int]:
+        """The values of a tag of integers, as far as they are within the file."""
         kind, count, offset = self.tags.get(tag, (0, 0, 0))
-        if kind not in INTEGER_FORMATS or not count or offset + TYPE_SIZES[kind] > len(self.data):
-            return default
-        return int(struct.unpack_from(self.encoding.byte_order + INTEGER_FORMATS[kind], self.data, offset)[0])
+        if kind not in INTEGER_FORMATS:
+            return
+        size, end = TYPE_SIZES[kind], len(self.data)
+        count = min(count, max(0, end - offset) // size)
+        for start in range(offset, offset + count * size, 4096 * size):  # in parts: a count may be of millions
+            part = min(4096, (offset + count * size - start) // size)
+            yield from struct.unpack_from(f"{self.encoding.byte_order}{part}{INTEGER_FORMATS[kind]}", self.data, start)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """The (width, height) of the page's image, in pixels."""
+        return self.first_value(WIDTH), self.first_value(HEIGHT)
 
     @property
     def pixel_count(self) -> int:
         """Width times height of the page's image."""
-        return self.first_value(WIDTH) * self.first_value(HEIGHT)
+        return math.prod(self.size)
 
     @property
     def is_auxiliary(self) -> bool:
@@ -81,11 +92,7 @@ def check_tiff(data: bytes, max_pixels: int) -> int:
     Raises: CorruptImageError, MultiFrameImageError, ImageTooLargeError; UnsupportedFormatError for a camera's raw file.
     """
     pages, has_more = _read_pages(data)
-    full = [
-        index
-        for index, page in enumerate(pages)
-        if not page.is_auxiliary and page.pixel_count * 2 > pages[0].pixel_count
-    ]
+    full = [index for index, page in enumerate(pages) if _is_full(page, pages[0])]
     _reject_camera_raw(data, pages[0], bool(full))
     if len(full) > 1:
         count = f"more than {len(full):,}" if has_more else f"{len(full):,}"
@@ -93,15 +100,19 @@ def check_tiff(data: bytes, max_pixels: int) -> int:
             f"The TIFF has {count} full-size pages; expected one. Save the page that you want as a separate file."
         )
     chosen = full[0] if full else 0
+    for page in pages[: chosen + 1]:  # Pillow reads those before it too
+        _check_tags(page)
     page = pages[chosen]
-    _check_tags(page)
     _check_strip_count(page)
-    tile = page.first_value(TILE_WIDTH) * page.first_value(TILE_HEIGHT)
-    if tile > max(max_pixels, SMALL_TILE_PIXELS):
-        raise ImageTooLargeError(
-            f"The TIFF has tiles of {tile:,} pixels; the limit is {max_pixels:,}. Save it with smaller tiles."
-        )
+    _check_strip_bytes(page)
+    _check_tiles(page, max_pixels)
     return chosen
+
+
+def _is_full(page: ImageFileDirectory, first: ImageFileDirectory) -> bool:
+    """Whether a page is neither declared a thumbnail or a mask, nor small compared with the first page."""
+    is_small = page.pixel_count * 2 <= first.pixel_count and max(page.size) < THUMBNAIL_SIDE
+    return not page.is_auxiliary and not is_small
 
 
 def read_first_directory(data: bytes) -> ImageFileDirectory:
@@ -115,7 +126,7 @@ def read_first_directory(data: bytes) -> ImageFileDirectory:
 
 
 def _read_directory(data: bytes, encoding: TiffEncoding, offset: int) -> ImageFileDirectory:
-    """Raises: CorruptImageError if the directory is not entirely within the file."""
+    """Raises: CorruptImageError if the directory is not entirely within the file, or has too many tags."""
     count_format, entry_format, offset_format = ("Q", "HHQ8s", "Q") if encoding.is_bigtiff else ("H", "HHI4s", "I")
     entry_size = struct.calcsize("<" + entry_format)
     start = offset + struct.calcsize("<" + count_format)
@@ -125,6 +136,10 @@ def _read_directory(data: bytes, encoding: TiffEncoding, offset: int) -> ImageFi
     end = start + entries * entry_size
     if end > len(data):
         raise CorruptImageError("The TIFF is truncated in a directory. Save it again.")
+    if entries > MAX_ENTRIES:
+        raise CorruptImageError(
+            f"The TIFF has a directory of {entries:,} tags; the limit is {MAX_ENTRIES:,}. Save it again."
+        )
     tags: dict[int, tuple[int, int, int]] = {}
     inline = 8 if encoding.is_bigtiff else 4  # bytes of values that fit into an entry
     rows = struct.iter_unpack(encoding.byte_order + entry_format, data[start:end])
@@ -146,9 +161,9 @@ def _read_pages(data: bytes) -> tuple[list[ImageFileDirectory], bool]:
     A chain may be a loop, or cross itself in the middle of a directory; that of a real file is no longer than the file.
     """
     pages = [read_first_directory(data)]
-    seen, length = {pages[0].offset}, pages[0].byte_length
+    seen, length, entries = {pages[0].offset}, pages[0].byte_length, pages[0].entry_count
     while pages[-1].next_offset and pages[-1].next_offset not in seen:
-        if len(pages) == MAX_PAGES or length > len(data):
+        if len(pages) == MAX_PAGES or entries > MAX_CHAIN_ENTRIES or length > len(data):
             return pages, True
         seen.add(pages[-1].next_offset)
         try:
@@ -156,6 +171,7 @@ def _read_pages(data: bytes) -> tuple[list[ImageFileDirectory], bool]:
         except CorruptImageError:  # the pages before it are complete
             break
         length += pages[-1].byte_length
+        entries += pages[-1].entry_count
     return pages, False
 
 
@@ -170,31 +186,67 @@ def _reject_camera_raw(data: bytes, first: ImageFileDirectory, has_full: bool) -
 
 def _check_strip_count(page: ImageFileDirectory) -> None:
     """Raises: CorruptImageError if strips or tiles of an uncompressed image are missing: Pillow leaves them black."""
-    width, height, planes = page.first_value(WIDTH), page.first_value(HEIGHT), 1
+    (width, height), planes = page.size, 1
     if page.first_value(PLANAR_CONFIGURATION) == 2:
         planes = page.first_value(SAMPLES_PER_PIXEL, 1)
     if STRIP_OFFSETS in page.tags:
         found = page.tags[STRIP_OFFSETS][1]
         expected = -(-height // max(1, page.first_value(ROWS_PER_STRIP, height))) * planes
     elif TILE_OFFSETS in page.tags:
-        columns = -(-width // max(1, page.first_value(TILE_WIDTH, width)))
         found = page.tags[TILE_OFFSETS][1]
-        expected = columns * -(-height // max(1, page.first_value(TILE_HEIGHT, height))) * planes
+        expected = math.prod(_tile_grid(page)) * planes
     else:
         return
-    if page.first_value(COMPRESSION, 1) == 1 and found < expected:
+    if page.first_value(COMPRESSION, 1) != 1:
+        return
+    if found < expected:
         raise CorruptImageError(
             f"The TIFF is truncated: it has {found:,} of {expected:,} strips or tiles. Save it again."
         )
+    if found > MAX_STRIPS:
+        raise CorruptImageError(
+            f"The TIFF has {found:,} strips or tiles; the limit is {MAX_STRIPS:,}. Save it again, with larger ones."
+        )
+
+
+def _check_strip_bytes(page: ImageFileDirectory) -> None:
+    """Raises: CorruptImageError if compressed strips or tiles share their bytes: libtiff copies all bytes of each."""
+    if page.first_value(COMPRESSION, 1) == 1:
+        return
+    for tag in (STRIP_BYTE_COUNTS, TILE_BYTE_COUNTS):
+        total = sum(page.iterate_values(tag))
+        if total > 2 * len(page.data):
+            raise CorruptImageError(
+                f"The TIFF has strips or tiles of {total:,} bytes in all, more than the file's {len(page.data):,}. Save it again."
+            )
+
+
+def _check_tiles(page: ImageFileDirectory, max_pixels: int) -> None:
+    """Raises: ImageTooLargeError for tiles that are much larger than the image: whole tiles are decoded."""
+    limit = max(max_pixels, SMALL_TILE_PIXELS)
+    tile = page.first_value(TILE_WIDTH) * page.first_value(TILE_HEIGHT)
+    total = tile * math.prod(_tile_grid(page))
+    if tile > limit or total > 2 * limit:
+        raise ImageTooLargeError(
+            f"The TIFF has tiles of {tile:,} pixels, {total:,} in all; the limits are {limit:,} and {2 * limit:,}. "
+            "Save it with smaller tiles."
+        )
+
+
+def _tile_grid(page: ImageFileDirectory) -> tuple[int, int]:
+    """The numbers of columns and of rows of tiles."""
+    width, height = page.size
+    columns = -(-width // max(1, page.first_value(TILE_WIDTH, width)))
+    return columns, -(-height // max(1, page.first_value(TILE_HEIGHT, height)))
 
 
 def _check_tags(page: ImageFileDirectory, depth: int = 0) -> None:
     """Check the size of a page's tags, and of the directories that Pillow reads with it. Raises: CorruptImageError."""
     values = sum(count for kind, count, _ in page.tags.values() if kind not in BYTE_TYPES)
-    if values > MAX_IFD_VALUES or page.entry_count > MAX_ENTRIES:
+    if values > MAX_IFD_VALUES:
         raise CorruptImageError(
-            f"The TIFF has a directory of {page.entry_count:,} tags with {values:,} values; the limits are {MAX_ENTRIES:,} "
-            f"and {MAX_IFD_VALUES:,}. Save it again, with larger strips or tiles."
+            f"The TIFF has a directory of {values:,} values; the limit is {MAX_IFD_VALUES:,}. Save it again, with larger "
+            "strips or tiles."
         )
     for tag in NESTED_IFDS:
         if tag in page.tags and depth < 3:
