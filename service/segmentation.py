@@ -1,7 +1,8 @@
 """Runs images through the models of one worker: decode, infer and encode, each when admission control lets it.
 
 Inference has its own threads, one for each concurrent inference, because an engine holds buffers for each thread that calls
-it. Decoding and encoding work on the next and the previous image during an inference, in a thread per image slot.
+it. Decoding and encoding work on the next and the previous image during an inference, in a thread per image slot. Images are
+decoded in child processes, so that an image which takes too long can be stopped (`models/imaging/decoder_pool.py`).
 """
 
 import asyncio
@@ -17,9 +18,11 @@ import numpy as np
 
 from models.bundle import Bundle
 from models.cgroup_limits import threads_per_inference, usable_cores
+from models.imaging.decode import RGB
+from models.imaging.decoder_pool import GRACE_SECONDS, DecoderPool
 from models.inference.segmenter import Segmenter
 from models.outputs.pipeline import SegmentationPipeline
-from service.admission import AdmissionController
+from service.admission import AdmissionController, Slot
 from service.errors import DeadlineExceededError, NotReadyError
 from service.model_registry import ModelRegistry
 from service.settings import Settings
@@ -70,6 +73,7 @@ class SegmentationService:
         self._inference_pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="infer")
         # A thread per slot: an image that holds a slot never waits for a thread, where QUEUE_SECONDS would not limit it.
         self._codec_pool = ThreadPoolExecutor(image_slots, thread_name_prefix="codec")
+        self._decoders = DecoderPool(cores, settings.max_pixels) if settings.sandbox else None
         self.registry = ModelRegistry(
             settings.bundle, self._load, self._warm_up, settings.reload_seconds, settings.default_model
         )
@@ -95,6 +99,8 @@ class SegmentationService:
         self.registry.stop()
         self._inference_pool.shutdown(cancel_futures=True)
         self._codec_pool.shutdown(cancel_futures=True)
+        if self._decoders is not None:
+            self._decoders.close()
 
     async def segment(
         self,
@@ -115,12 +121,12 @@ class SegmentationService:
 
         Raises: ImageError, InsufficientMemoryError, OverloadedError, DeadlineExceededError.
         """
-        admission = self.admission
+        admission, now = self.admission, asyncio.get_running_loop().time
         patience = math.inf if ignore_queue_timeout else admission.queue_timeout_seconds
         try:
             async with asyncio.timeout_at(deadline), admission.acquire("image", patience) as slot:
                 timer.lap("queue")
-                image = await slot.run(self._codec_pool, lambda: pipeline.decode(data))
+                image = await slot.run(self._codec_pool, lambda: self._decode(data, pipeline, slot, deadline - now()))
                 timer.lap("decode")
                 async with admission.acquire("inference", patience - slot.waited_seconds) as engine:
                     timer.lap("queue")
@@ -137,6 +143,14 @@ class SegmentationService:
             ) from error
         assert mask.data is not None  # the pipeline has a format
         return mask.data
+
+    def _decode(self, data: bytes, pipeline: SegmentationPipeline, slot: Slot, seconds: float) -> RGB:
+        """Decode an image within some seconds. Raises: ImageError, InsufficientMemoryError."""
+        if self._decoders is None:
+            return pipeline.decode(data)
+        # The caller gets its 504 at the deadline; the child has a second more, as if the caller had gone.
+        timeout = seconds + GRACE_SECONDS
+        return self._decoders.decode(data, pipeline.max_pixels, timeout, slot.is_cancelled)
 
     async def run_in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work that would block the event loop."""

@@ -92,6 +92,10 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     max_pixels: int = Field(default=50_000_000, ge=1, description="largest image, in pixels (width x height)")
     max_images: int = Field(default=64, ge=1, le=1000, description="images in one request to /v1/segment/batch")
+    sandbox: bool = Field(
+        default=True,
+        description="whether images are decoded in child processes, which end at the deadline; `off` trusts all images",
+    )
     api_keys: CommaSeparated = Field(
         default=(),
         description="sha256 of each accepted key, separated by commas (`maskserve key` makes one); none: no key needed",

@@ -26,7 +26,9 @@ MAX_SAMPLES = 10_000  # of a track, whose `stsz` may state any number in four by
 OBU_SEQUENCE_HEADER, OBU_FRAME_HEADER, OBU_FRAME = 1, 3, 6
 MAX_FRAMES = 4  # of an item: a layered image has up to four
 MAX_UNITS = 20_000  # of all items: an image in 4096 AV1 tiles may have a unit for each; 1 us each
-SMALL_IMAGE_PIXELS = 1 << 22  # which all items of a file may have under every limit, because tiles may be larger than an image
+SMALL_IMAGE_PIXELS = (
+    1 << 22
+)  # which all items of a file may have under every limit, because tiles may be larger than an image
 MAX_CODED_IMAGES = 3  # images of the limit's size that all items may have in sum: color, transparency and a gain map
 
 
@@ -37,7 +39,9 @@ class BoxContents:
     sizes: list[tuple[int, int]] = field(default_factory=list)  # (width, height)
     item_types: dict[int, bytes] = field(default_factory=dict)  # item -> av01, Exif, ...
     item_extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # item -> (start, end) in the file
-    first_samples: list[list[int]] = field(default_factory=list)  # of each track: [start, length]; a length of 0 is unknown
+    first_samples: list[list[int]] = field(
+        default_factory=list
+    )  # of each track: [start, length]; a length of 0 is unknown
     box_count: int = 0
 
 

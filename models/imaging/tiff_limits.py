@@ -31,7 +31,9 @@ MAX_IFD_VALUES = 400_000  # per directory
 MAX_ENTRIES = 2_000  # per directory
 MAX_STRIPS = 131_072  # strips or tiles of an uncompressed page, each of which Pillow decodes in Python: 5 us each
 MAX_PAGES, MAX_CHAIN_ENTRIES = 1_000, 40_000  # later pages are not read
-THUMBNAIL_SIDE = 512  # pixels; of two pages that are larger, none is taken for a thumbnail of the other unless it says so
+THUMBNAIL_SIDE = (
+    512  # pixels; of two pages that are larger, none is taken for a thumbnail of the other unless it says so
+)
 SMALL_TILE_PIXELS = 1 << 22  # allowed under every pixel limit, because a tile may be larger than a small image
 
 
@@ -186,7 +188,7 @@ def _reject_camera_raw(data: bytes, first: ImageFileDirectory, has_full: bool) -
 
 def _check_strip_count(page: ImageFileDirectory) -> None:
     """Raises: CorruptImageError if strips or tiles of an uncompressed image are missing: Pillow leaves them black."""
-    (width, height), planes = page.size, 1
+    height, planes = page.size[1], 1
     if page.first_value(PLANAR_CONFIGURATION) == 2:
         planes = page.first_value(SAMPLES_PER_PIXEL, 1)
     if STRIP_OFFSETS in page.tags:

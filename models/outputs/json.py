@@ -35,6 +35,8 @@ MEDIA_TYPE = "application/json"
 SUFFIX = ".json"
 NEEDS_CONFIDENCE = False
 
+STRIP_PIXELS = 1 << 20  # at most MAX_RUNS, since a run has at least a pixel
+
 
 def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> bytes:
     """Encode as above, in UTF-8. Raises: ValueError for `options.confidence` if the prediction has no confidence."""
@@ -72,18 +74,21 @@ def class_statistics(labels: Labels, probabilities: Confidence | None) -> dict[i
 
     labels: uint8 H x W; probabilities: float32 H x W.
     """
-    width = labels.shape[1]
-    found = find_runs(labels)
-    lengths = found.stops - found.starts
-    pixels = np.bincount(found.labels, lengths)
-    rows, left = np.divmod(found.starts, width)
-    lowest, highest = np.full((2, 256), labels.size), np.zeros((2, 256), np.int64)
-    for axis, (low, high) in enumerate(((left, left + lengths), (rows, rows + 1))):
-        np.minimum.at(lowest[axis], found.labels, low)
-        np.maximum.at(highest[axis], found.labels, high)
-    if probabilities is not None:
-        sums = np.add.reduceat(np.ascontiguousarray(probabilities).ravel(), found.starts)
-        total = np.bincount(found.labels, sums)
+    height, width = labels.shape
+    pixels, total = np.zeros(256, np.int64), np.zeros(256)
+    lowest, highest = np.full((2, 256), labels.size), np.zeros((2, 256), np.int64)  # x and y of the corners
+    strip = max(1, STRIP_PIXELS // width)  # in strips of rows, because a mask may have as many runs as pixels
+    for top in range(0, height, strip):
+        found = find_runs(labels[top : top + strip])
+        lengths = found.stops - found.starts
+        pixels += np.bincount(found.labels, lengths, 256).astype(np.int64)
+        rows, left = np.divmod(found.starts, width)
+        for axis, (low, high) in enumerate(((left, left + lengths), (top + rows, top + rows + 1))):
+            np.minimum.at(lowest[axis], found.labels, low)
+            np.maximum.at(highest[axis], found.labels, high)
+        if probabilities is not None:
+            flat = np.ascontiguousarray(probabilities[top : top + strip]).ravel()
+            total += np.bincount(found.labels, np.add.reduceat(flat, found.starts), 256)
     facts = {}
     for label in np.flatnonzero(pixels).tolist():
         corner, end = lowest[:, label], highest[:, label]

@@ -26,6 +26,8 @@ Polygon = list[Ring]  # the outline, then the holes
 # Corners of all outlines. The mask of a photograph has some ten thousand; in noise nearly every pixel has its own corners,
 # and their polygons would take a minute and gigabytes.
 MAX_CORNERS = 500_000
+MAX_SIMPLIFIED_CORNERS = 4096  # of a part of a ring that is simplified at once: 15 ms
+STRIP_PIXELS = 1 << 20  # of the label map, looked at at once
 
 # Patterns: which of the four pixels around a corner belong to the class. Bits: above left 1, above right 2, below left 4,
 # below right 8.
@@ -74,7 +76,7 @@ def trace_polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[
     for first, ring in zip(firsts, corners, strict=True):
         is_outline = signed_area(ring) > 0
         if simplify > 0:
-            ring = np.asarray(cv2.approxPolyDP(ring, simplify, closed=True), np.int32)[:, 0]
+            ring = simplify_ring(ring, simplify)
             if signed_area(ring) == 0 or (signed_area(ring) > 0) != is_outline:
                 continue
         closed = [*ring.tolist(), ring[0].tolist()]
@@ -88,6 +90,21 @@ def trace_polygons(labels: Labels, classes: int, simplify: float = 0.0) -> dict[
     return dict(polygons)
 
 
+def simplify_ring(ring: Corners, tolerance: float) -> Corners:
+    """Leave out corners of a ring, K x 2, as long as the outline moves by at most `tolerance` pixels (Douglas-Peucker).
+
+    Its time grows with the square of the length, to minutes for a ring of MAX_CORNERS: the parts of a long ring are simplified
+    separately, between corners that are kept.
+    """
+    if len(ring) <= MAX_SIMPLIFIED_CORNERS:
+        return np.asarray(cv2.approxPolyDP(ring, tolerance, closed=True), np.int32)[:, 0]
+    closed = np.concatenate([ring, ring[:1]])
+    starts = range(0, len(ring), MAX_SIMPLIFIED_CORNERS)
+    parts = [closed[start : start + MAX_SIMPLIFIED_CORNERS + 1] for start in starts]
+    kept = [np.asarray(cv2.approxPolyDP(part, tolerance, closed=False), np.int32)[:-1, 0] for part in parts]
+    return np.concatenate(kept)
+
+
 def signed_area(ring: Corners) -> float:
     """The area of a ring, in pixels; negative for a hole."""
     return cv2.contourArea(ring, oriented=True)
@@ -96,17 +113,7 @@ def signed_area(ring: Corners) -> float:
 def find_vertices(labels: Labels, classes: int) -> Vertices:
     """The vertices of the outlines of labels < `classes`, in labels uint8 H x W. Raises: ImageTooLargeError."""
     height, width = labels.shape
-    padded = np.pad(labels, 1, constant_values=IGNORE_INDEX)
-    beside, below = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
-    bends = (beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:])
-    bends = np.flatnonzero(bends)
-    if len(bends) > MAX_CORNERS:
-        raise ImageTooLargeError(
-            f"The outlines of this mask have {len(bends):,} corners; the limit for polygons is {MAX_CORNERS:,}. Use masks=rle "
-            "or masks=png, or remove small regions with min_area."
-        )
-    y, x = np.divmod(bends, width + 1)
-    around = np.stack([padded[y, x], padded[y, x + 1], padded[y + 1, x], padded[y + 1, x + 1]], axis=1)
+    x, y, around = _find_bends(labels)
 
     # Each of the four pixels may belong to another class, which has a vertex here. Pixels of the same class share a vertex,
     # that of the first one; only those that touch at this corner alone have one each.
@@ -133,6 +140,34 @@ def find_vertices(labels: Labels, classes: int) -> Vertices:
         next_vertex=np.where(np.isin(pattern, ROW_EXIT_PATTERNS), row_end, column_end),
         twins=twins | {second: first for first, second in twins.items()},
     )
+
+
+def _find_bends(labels: Labels) -> tuple[PixelIndices, PixelIndices, NDArray[np.uint8]]:
+    """The corners where an outline of any label turns, in the order of their rows, in labels uint8 H x W.
+
+    Works in strips of rows, because the temporary arrays take several bytes per pixel.
+    Returns: x and y of each of the B corners; and the pixels around it, B x 4: above left, above right, below left, below
+    right. Raises: ImageTooLargeError for more than MAX_CORNERS.
+    """
+    height, width = labels.shape
+    strip, parts, count = max(1, STRIP_PIXELS // (width + 2)), [], 0
+    for top in range(0, height + 1, strip):  # the first row of corners; there are height + 1
+        bottom = min(top + strip, height + 1)
+        margins = (int(top == 0), int(bottom == height + 1))
+        padded = np.pad(labels[max(0, top - 1) : bottom], (margins, (1, 1)), constant_values=IGNORE_INDEX)
+        beside, below = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
+        bends = (beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:])
+        count += np.count_nonzero(bends)
+        if count > MAX_CORNERS:
+            raise ImageTooLargeError(
+                f"The outlines of this mask have more than {MAX_CORNERS:,} corners, the limit for polygons. Use masks=rle or "
+                "masks=png, or remove small regions with min_area."
+            )
+        y, x = np.divmod(np.flatnonzero(bends), width + 1)
+        around = np.stack([padded[y, x], padded[y, x + 1], padded[y + 1, x], padded[y + 1, x + 1]], axis=1)
+        parts.append((x, y + top, around))
+    x, y, around = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return x, y, around
 
 
 def trace_rings(found: Vertices) -> Iterator[list[int]]:

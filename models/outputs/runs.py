@@ -8,7 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import ImageTooLargeError
 from models.imaging.decode import Labels
+
+# Runs of one map. Masks of photographs have some ten thousand; regions and COCO's counts take up to 150 bytes a run.
+MAX_RUNS = 2_000_000
 
 PixelIndices = NDArray[np.int64]  # row-major indices of pixels, from 0 at the top left
 
@@ -26,13 +30,22 @@ class Runs(NamedTuple):
 
 
 def find_runs(labels: Labels, wrap_rows: bool = False) -> Runs:
-    """The runs of a label map, uint8 H x W. With `wrap_rows`, a run continues if the next row begins with its label."""
+    """The runs of a label map, uint8 H x W. With `wrap_rows`, a run continues if the next row begins with its label.
+
+    Raises: ImageTooLargeError for more than MAX_RUNS, before it creates them.
+    """
     flat = np.ascontiguousarray(labels).ravel()
     changes = np.empty(flat.size, np.bool_)
     changes[0] = True
     np.not_equal(flat[1:], flat[:-1], out=changes[1:])
     if not wrap_rows:
         changes[:: labels.shape[1]] = True
+    count = np.count_nonzero(changes)
+    if count > MAX_RUNS:
+        raise ImageTooLargeError(
+            f"This mask has {count:,} runs of equal pixels in a row; the limit for regions, polygons and run-length encoding "
+            f"is {MAX_RUNS:,}. Use the format png, or a smaller image."
+        )
     starts = np.flatnonzero(changes).astype(np.int64, copy=False)
     return Runs(starts, np.append(starts[1:], flat.size), flat[starts])
 

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from models.errors import ImageTooLargeError
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
-from models.outputs import OUTPUT_FORMATS
+from models.outputs import OUTPUT_FORMATS, runs
+from models.outputs import json as json_format
 from models.outputs.options import MASK_ENCODINGS, OutputOptions
 from models.outputs.rle import coco_rle_counts, pack_counts
-from models.outputs.select import filter_prediction
+from models.outputs.select import filter_prediction, remove_small_regions
 from models.spec import IGNORE_INDEX
 from tests.models.outputs.test_outputs import SPEC, make_prediction
 from training.data.formats.rasterize import COMPRESSED_RLE, decode_compressed_rle, region_runs
@@ -80,11 +82,13 @@ def test_counts_of_any_size(counts: list[int]) -> None:
     assert decode_compressed_rle(pack_counts(np.array(counts, np.int64)).encode()).tolist() == counts
 
 
-@given(label_masks)
+@given(label_masks, st.sampled_from([1, 7, 1 << 20]))
 @settings(deadline=None, max_examples=40)
-def test_class_statistics(labels: Labels) -> None:
+def test_class_statistics(labels: Labels, strip_pixels: int) -> None:
     probabilities = np.linspace(0, 1, labels.size, dtype=np.float32).reshape(labels.shape)
-    content = encode_and_parse(prediction_of(labels, probabilities), OutputOptions(masks="none"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_format, "STRIP_PIXELS", strip_pixels)
+        content = encode_and_parse(prediction_of(labels, probabilities), OutputOptions(masks="none"))
     assert (content["height"], content["width"]) == labels.shape
     assert [entry["label"] for entry in content["classes"]] == sorted({*labels.flat} - {IGNORE_INDEX})
     for entry in content["classes"]:
@@ -161,3 +165,19 @@ def test_labels_without_class_count_as_unlabeled(masks: str) -> None:
     assert content["unlabeled"] == {"pixels": 3, "fraction": 0.75}
     nothing = encode_and_parse(prediction_of(np.full((2, 3), IGNORE_INDEX, np.uint8)), OutputOptions(masks=masks))
     assert nothing["classes"] == [] and nothing["unlabeled"]["fraction"] == 1
+
+
+@pytest.mark.parametrize("options", [OutputOptions(), OutputOptions(masks="polygons")], ids=["rle", "polygons"])
+def test_masks_of_too_many_runs_are_refused_but_not_their_statistics(
+    options: OutputOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A column of pixels has a run for each; a mask in their format would take gigabytes."""
+    monkeypatch.setattr(runs, "MAX_RUNS", 50)
+    monkeypatch.setattr(json_format, "STRIP_PIXELS", 40)
+    given = prediction_of(np.tile(np.array([[0], [1]], np.uint8), (100, 1)))
+    with pytest.raises(ImageTooLargeError, match=r"200 runs .* Use the format png"):
+        encode_and_parse(given, options)
+    content = encode_and_parse(given, OutputOptions(masks="none"))
+    assert [entry["pixels"] for entry in content["classes"]] == [100, 100]
+    with pytest.raises(ImageTooLargeError, match="200 runs"):
+        remove_small_regions(given.labels, 2)

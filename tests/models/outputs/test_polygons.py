@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from models.errors import ImageTooLargeError
 from models.imaging.decode import Labels
+from models.outputs import polygons
 from models.outputs.polygons import Polygon, Ring, trace_polygons
 from models.spec import IGNORE_INDEX
 from training.data.formats.rasterize import polygon_runs
@@ -156,3 +158,32 @@ def test_collapsed_rings_are_left_out() -> None:
     labels[2, 2] = 1  # and a single pixel
     assert [len(polygon) for polygon in trace_polygons(labels, 2)[1]] == [1, 2]
     assert [len(polygon) for polygon in trace_polygons(labels, 2, 8.0)[1]] == [1]
+
+
+@pytest.mark.parametrize("size", [(40, 3), (3, 40), (1, 9), (9, 1)])
+def test_strips_of_rows_make_no_difference(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.random.default_rng(0).integers(0, CLASSES, size, np.uint8)
+    whole = trace_polygons(labels, CLASSES)
+    monkeypatch.setattr(polygons, "STRIP_PIXELS", 16)
+    assert trace_polygons(labels, CLASSES) == whole
+
+
+def test_too_many_corners_are_refused_in_whichever_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros((100, 4), np.uint8)
+    labels[90:] = np.random.default_rng(0).integers(0, CLASSES, (10, 4), np.uint8)
+    monkeypatch.setattr(polygons, "STRIP_PIXELS", 16)
+    monkeypatch.setattr(polygons, "MAX_CORNERS", 20)
+    with pytest.raises(ImageTooLargeError, match="corners"):
+        trace_polygons(labels, CLASSES)
+
+
+def test_a_long_ring_is_simplified_within_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts: every pixel that changes is near the exact outline, and corners are saved."""
+    labels = np.zeros((60, 60), np.uint8)
+    labels[np.add.outer(np.arange(60), np.arange(60)) < 70] = 1  # a staircase of about a hundred corners
+    monkeypatch.setattr(polygons, "MAX_SIMPLIFIED_CORNERS", 16)
+    (ring,) = trace_polygons(labels, 2, 1.0)[1][0]
+    assert len(ring) < 30
+    changed = fill_rings([ring], labels.shape) != labels.astype(bool)
+    inner = cv2.erode(labels, np.ones((5, 5), np.uint8)) == 1
+    assert changed.sum() < 100 and not changed[inner].any()

@@ -1,0 +1,222 @@
+"""Decodes untrusted images in child processes, so that work which takes too long can be stopped.
+
+Nothing can stop a thread inside a C library. Limits by format (`*_limits.py`) refuse the files that are known to take long;
+this pool bounds those that are not: at the deadline the child is killed and replaced. A file that crashes its decoder ends the
+child only, and one that uses too much memory meets the child's own limit.
+"""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models import errors
+from models.errors import CorruptImageError, EmptyImageError, ImageError, InsufficientMemoryError
+from models.imaging.decode import MAX_PIXELS, RGB
+from models.imaging.decoder_process import MAX_CPU_SECONDS, read_buffer, receive_message, send_message, write_buffer
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0  # for a child on a busy machine; it takes 0.3 s on an idle one
+TICK_SECONDS = 0.05  # between two looks at whether the caller has gone
+GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has gone: a new child costs 0.3 s
+
+# Address space of a child: measured peaks are 21 bytes a pixel (docs/architecture.md), beside the file and its copies.
+BYTES_PER_PIXEL, BASE_BYTES = 26, 256 << 20
+
+KEPT_BUFFER_BYTES = 8 << 20  # of a child's buffer; the rest is freed after each image
+
+# Blocks of more than 4 MiB go back to the system when they are freed. With 128 KiB, each small image would get its pages anew,
+# which takes longer than to decode it. OpenBLAS reserves memory for each thread, and none is used.
+CHILD_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class DecoderPool:
+    """Up to `size` child processes that decode images. Methods may be called from any thread."""
+
+    def __init__(self, size: int, max_pixels: int = MAX_PIXELS, eager: int = 1) -> None:
+        """Start `eager` children in the background; the others start when they are needed.
+
+        `max_pixels`: the largest limit that `decode` is called with; the memory of a child follows from it.
+        """
+        self._max_pixels = max_pixels
+        self._idle: list[_Child] = []
+        self._free = threading.Semaphore(size)
+        self._lock = threading.Lock()
+        self._closed = False
+        # The kernel sends a child its death signal when the thread that started it ends: this one lives as long as the pool.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="decoder-start")
+        for _ in range(min(eager, size)):
+            self._starter.submit(self._start_idle)
+
+    def decode(
+        self,
+        data: bytes,
+        max_pixels: int | None = None,
+        timeout_seconds: float = 60.0,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> RGB:
+        """As `decode_image`. After `timeout_seconds`, the child that decodes the image is killed.
+
+        `is_cancelled` is called while the image is decoded; once it returns True, the child has a second left.
+        Raises: as `decode_image`; CorruptImageError for an image that takes too long, or crashes the decoder.
+        """
+        if not data:
+            raise EmptyImageError("The image is empty (0 bytes). Send the bytes of an image file.")
+        deadline = time.monotonic() + timeout_seconds
+        with self._free:
+            child = self._take()
+            try:
+                pixels = child.decode(data, max_pixels or self._max_pixels, deadline, is_cancelled)
+            except _ChildLostError as error:
+                child.kill()
+                self._replace()
+                raise CorruptImageError(error.reason) from None
+            except BaseException as error:
+                if not isinstance(error, ImageError | InsufficientMemoryError):
+                    child.kill()  # its next message would be this image's
+                    raise
+                self._put(child)
+                raise
+            self._put(child)
+            return pixels
+
+    def close(self) -> None:
+        """End all children."""
+        with self._lock:
+            self._closed = True
+            children, self._idle = self._idle, []
+        for child in children:
+            child.kill()
+        self._starter.shutdown(cancel_futures=True)
+        with self._lock:
+            children, self._idle = self._idle, []
+        for child in children:
+            child.kill()
+
+    def _take(self) -> "_Child":
+        """An idle child that lives, or a new one."""
+        while True:
+            with self._lock:
+                child = self._idle.pop() if self._idle else None
+            if child is None:
+                child = self._starter.submit(self._take_or_start).result()
+            if child.process.poll() is None:
+                return child
+            child.kill()  # it was killed while it was idle
+
+    def _take_or_start(self) -> "_Child":
+        with self._lock:  # one that was being started meanwhile
+            child = self._idle.pop() if self._idle else None
+        return child or _Child(self._address_bytes)
+
+    def _put(self, child: "_Child") -> None:
+        with self._lock:
+            if not self._closed:
+                self._idle.append(child)
+                return
+        child.kill()
+
+    def _replace(self) -> None:
+        """Start a child for the next image, in the background."""
+        with self._lock:
+            if self._closed:
+                return
+        self._starter.submit(self._start_idle)
+
+    def _start_idle(self) -> None:
+        self._put(_Child(self._address_bytes))
+
+    @property
+    def _address_bytes(self) -> int:
+        return BASE_BYTES + BYTES_PER_PIXEL * self._max_pixels
+
+
+class _ChildLostError(Exception):
+    """A child that has ended, or must be killed, and why, as the message to the image's sender."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Child:
+    """One process, which decodes one image at a time."""
+
+    def __init__(self, address_bytes: int) -> None:
+        """Start the process; `decode` waits until it is ready."""
+        self.connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.buffer = os.memfd_create("image", os.MFD_CLOEXEC)
+        command = [sys.executable, "-m", "models.imaging.decoder_process"]
+        environment = {**os.environ, **CHILD_ENVIRONMENT}
+        environment.pop(
+            "PYTHONSAFEPATH", None
+        )  # our packages are found because Python puts the working directory first
+        with other:
+            self.process = subprocess.Popen(
+                [*command, str(os.getpid()), str(other.fileno()), str(self.buffer), str(address_bytes)],
+                cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                pass_fds=[other.fileno(), self.buffer],
+            )  # fmt: skip
+        self._ready = False
+
+    def decode(self, data: bytes, max_pixels: int, deadline: float, is_cancelled: Callable[[], bool]) -> RGB:
+        """Raises: ImageError, InsufficientMemoryError; _ChildLostError, after which the child must be killed."""
+        try:
+            if not self._ready:
+                self._receive(time.monotonic() + START_SECONDS, lambda: False)
+                self._ready = True
+            write_buffer(self.buffer, data)
+            send_message(self.connection, {"bytes": len(data), "max_pixels": max_pixels})
+            response = self._receive(deadline, is_cancelled)
+            if "error" in response:
+                raise getattr(errors, response["error"])(response["message"])
+            height, width = response["size"]
+            if height * width > max_pixels:
+                raise ValueError(f"more than {max_pixels} pixels")
+            pixels = np.empty((height, width, 3), np.uint8)
+            read_buffer(self.buffer, pixels)
+            return pixels
+        except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
+            self.process.kill()
+            if self.process.wait() == -signal.SIGXCPU:
+                reason = f"The image took more than {MAX_CPU_SECONDS} seconds to decode"
+            else:
+                reason = "The image crashed its decoder, so it is corrupt, or memory is short"
+            raise _ChildLostError(f"{reason}. Save it again as PNG or JPEG.") from error
+        finally:
+            if os.fstat(self.buffer).st_size > KEPT_BUFFER_BYTES:
+                os.ftruncate(self.buffer, KEPT_BUFFER_BYTES)
+
+    def kill(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
+        self.connection.close()
+        os.close(self.buffer)
+
+    def _receive(self, deadline: float, is_cancelled: Callable[[], bool]) -> dict[str, Any]:
+        poll, cancelled = select.poll(), False
+        poll.register(self.connection, select.POLLIN)
+        while not poll.poll(max(0.0, min(TICK_SECONDS, deadline - time.monotonic())) * 1e3):
+            if not cancelled and is_cancelled():
+                cancelled, deadline = True, min(deadline, time.monotonic() + GRACE_SECONDS)
+            if time.monotonic() >= deadline:
+                raise _ChildLostError(
+                    "The image took too long to decode. Save it again as PNG or JPEG, or use a smaller one."
+                )
+        return receive_message(self.connection)

@@ -1,0 +1,122 @@
+"""Decodes images in a process of its own, which `decoder_pool.py` starts, and kills if an image takes too long.
+
+    python -m models.imaging.decoder_process PARENT SOCKET BUFFER MAX_ADDRESS_BYTES
+
+It imports what decoding needs: Pillow and NumPy, no engine. Requests and responses are JSON messages on a socket. The file's
+bytes come, and the pixels go, in a memory file (`memfd_create`), which no file system limits: /dev/shm has 64 MB in a container.
+"""
+
+import ctypes
+import json
+import math
+import os
+import resource
+import signal
+import socket
+import sys
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_MESSAGE_BYTES = 1 << 16
+MAX_ERROR_CHARS = 4000
+MAX_CPU_SECONDS = 15  # for one image; the slowest of 50 megapixels takes 4
+MAX_OPEN_FILES = 32  # it needs about ten
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+# Memory that libraries reserve without using it: stacks and malloc arenas of the threads that decode an AVIF.
+RESERVED_BYTES = 512 << 20
+
+
+def send_message(connection: socket.socket, message: dict[str, Any]) -> None:
+    """Send a message."""
+    connection.send(json.dumps(message).encode())
+
+
+def receive_message(connection: socket.socket) -> dict[str, Any]:
+    """Receive a message. Raises: EOFError when the other side has gone, ValueError for what is not a message."""
+    data = connection.recv(MAX_MESSAGE_BYTES)
+    if not data:
+        raise EOFError("the other process has closed the connection")
+    message = json.loads(data)
+    if not isinstance(message, dict):
+        raise ValueError("not a message")
+    return message
+
+
+def write_buffer(buffer: int, content: bytes | NDArray[np.uint8]) -> None:
+    """Write to the start of a memory file. Raises: OSError if memory is short."""
+    rest, offset = memoryview(content).cast("B"), 0
+    while offset < len(rest):
+        offset += os.pwrite(buffer, rest[offset:], offset)
+
+
+def read_buffer(buffer: int, content: bytearray | NDArray[np.uint8]) -> None:
+    """Fill `content` from the start of a memory file. Raises: EOFError if the file is shorter."""
+    rest, offset = memoryview(content).cast("B"), 0
+    while offset < len(rest):
+        count = os.preadv(buffer, [rest[offset:]], offset)
+        if not count:
+            raise EOFError("the buffer is too short")
+        offset += count
+
+
+def limit_process(parent: int, address_bytes: int) -> None:
+    """Limit memory and files, and end with the parent: also when it is killed."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before that call
+        sys.exit(0)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the whole group, on Ctrl-C: the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    with open("/proc/self/statm") as file:
+        mapped = int(file.read().split()[0]) * resource.getpagesize()
+    limit = mapped + RESERVED_BYTES + address_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def limit_cpu_time() -> None:
+    """Let the kernel end this process (SIGXCPU) after MAX_CPU_SECONDS more: unlike a deadline, whatever else the machine does."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = math.ceil(usage.ru_utime + usage.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (used + MAX_CPU_SECONDS, resource.RLIM_INFINITY))
+
+
+def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int) -> None:
+    """Decode one image after the other, until the parent closes the connection."""
+    warnings.simplefilter("ignore")
+    from PIL import AvifImagePlugin
+
+    from models.errors import InsufficientMemoryError, MaskserveError
+    from models.imaging.decode import decode_image
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = min(4, len(os.sched_getaffinity(0)))  # each reserves address space
+    limit_process(parent, address_bytes)
+    send_message(connection, {"ready": True})
+    while True:
+        try:
+            request = receive_message(connection)
+        except EOFError:
+            return
+        limit_cpu_time()
+        try:
+            data = bytearray(request["bytes"])
+            read_buffer(buffer, data)
+            pixels = decode_image(bytes(data), request["max_pixels"])
+            del data
+            write_buffer(buffer, np.ascontiguousarray(pixels))
+            response = {"size": pixels.shape[:2]}
+            del pixels
+        except MaskserveError as error:
+            response = {"error": type(error).__name__, "message": str(error)[:MAX_ERROR_CHARS]}
+        except (MemoryError, OSError):
+            message = "There is not enough free memory to decode the image. Use a smaller one, or try again later."
+            response = {"error": InsufficientMemoryError.__name__, "message": message}
+        send_message(connection, response)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]), int(sys.argv[4]))
