@@ -83,9 +83,11 @@ def class_statistics(labels: Labels, probabilities: Confidence | None) -> dict[i
         lengths = found.stops - found.starts
         pixels += np.bincount(found.labels, lengths, 256).astype(np.int64)
         rows, left = np.divmod(found.starts, width)
+        order = np.argsort(found.labels, kind="stable")
+        present, firsts = np.unique(found.labels[order], return_index=True)
         for axis, (low, high) in enumerate(((left, left + lengths), (top + rows, top + rows + 1))):
-            np.minimum.at(lowest[axis], found.labels, low)
-            np.maximum.at(highest[axis], found.labels, high)
+            lowest[axis, present] = np.minimum(lowest[axis, present], np.minimum.reduceat(low[order], firsts))
+            highest[axis, present] = np.maximum(highest[axis, present], np.maximum.reduceat(high[order], firsts))
         if probabilities is not None:
             flat = np.ascontiguousarray(probabilities[top : top + strip]).ravel()
             total += np.bincount(found.labels, np.add.reduceat(flat, found.starts), 256)
