@@ -12,6 +12,9 @@ from collections.abc import Iterator
 # The ICC's own examples have 3 to 5 elements, and curves of up to 5 segments.
 MAX_ELEMENTS = 32
 MAX_OPERATIONS = 500  # per point, over all elements of a chain; 3 ns each
+MAX_SAMPLES = (
+    4_000_000  # of curves and tables: elements may share their bytes, and each gets a copy of 4 bytes a sample
+)
 MAX_TAGS = 100  # lcms reads no more
 
 
@@ -35,8 +38,7 @@ def _is_costly(profile: bytes, start: int) -> bool:
         for more_operations, more_samples in _element_costs(profile, start + offset):
             operations += more_operations
             samples += more_samples
-            # Elements may share their bytes, and each gets a copy of 4 bytes a sample.
-            if operations > MAX_OPERATIONS or 4 * samples > 2 * len(profile):
+            if operations > MAX_OPERATIONS or samples > MAX_SAMPLES:
                 return True
     return False
 

@@ -1,0 +1,193 @@
+"""Small images that cost minutes of CPU or gigabytes of memory if nothing limits what their headers ask for."""
+
+import struct
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from tests.fixtures_images import encode_image, grey_page, isobmff_box, make_png, make_tiff, uncompressed_tags
+
+
+def profile_with_curves(elements: int, segments: int, samples: int = 0) -> bytes:
+    """An RGB profile whose floating-point chain has curve sets of so many segments, or of one with so many samples."""
+    if samples:
+        curve = struct.pack(">4s4xHHf", b"curf", 2, 0, 0.0) + struct.pack(">4s4xHHffff", b"parf", 0, 0, 1, 1, 0, 0)
+        curve += struct.pack(">4s4xI", b"samf", samples) + bytes(4 * samples)
+    else:
+        curve = struct.pack(">4s4xHH", b"curf", segments, 0) + struct.pack(">f", 0.99999) * (segments - 1)
+        curve += struct.pack(">4s4xHHffff", b"parf", 0, 0, 1, 1, 0, 0) * segments
+    curve_set = struct.pack(">4s4xHH", b"cvst", 3, 3) + struct.pack(">II", 36, len(curve)) * 3 + curve
+    return profile_with_chain([curve_set] * elements)
+
+
+def profile_with_chain(elements: list[bytes]) -> bytes:
+    """An RGB profile with a floating-point chain; equal elements share their bytes."""
+    offsets, body = {}, b""
+    start = 16 + 8 * len(elements)
+    for element in elements:
+        if element not in offsets:
+            offsets[element] = start + len(body)
+            body += element
+    table = b"".join(struct.pack(">II", offsets[element], len(element)) for element in elements)
+    chain = struct.pack(">4s4xHHI", b"mpet", 3, 3, len(elements)) + table + body
+    white = struct.pack(">4s4x3i", b"XYZ ", 63190, 65536, 54061)
+    tags = [(b"wtpt", white), (b"D2B0", chain)]
+    places, at = b"", 132 + 12 * len(tags)
+    for name, content in tags:
+        places += name + struct.pack(">II", at, len(content))
+        at += len(content)
+    head = struct.pack(
+        ">I4sI4s4s4s12x4s28x3i", at, b"lcms", 0x04300000, b"mntr", b"RGB ", b"XYZ ", b"acsp", 63190, 65536, 54061
+    )
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + places + b"".join(content for _, content in tags)
+
+
+def png_with_profile(profile: bytes) -> bytes:
+    return encode_image(np.full((8, 8, 3), 99, np.uint8), "PNG", icc_profile=profile)
+
+
+def run_length_bmp(width: int, height: int, bits: int, runs: bytes) -> bytes:
+    """A BMP of 4 or 8 bits in runs."""
+    start = 54 + 1024
+    header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 1 if bits == 8 else 2, len(runs), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(runs), 0, 0, start) + header + bytes(1024) + runs
+
+
+def avif_of_frames(side: int, frames: int, copies: int = 1) -> bytes:
+    """An AVIF whose image item holds the frames of an animation, `copies` times: each is decoded, the first is used."""
+    still = Image.new("RGB", (side, side), (90, 120, 60))
+    moving = encode_image(
+        still, "AVIF", save_all=True, append_images=[still.copy() for _ in range(frames - 1)], speed=10
+    )
+    table = moving.index(b"stsz")
+    (count,) = struct.unpack_from(">I", moving, table + 12)
+    length = sum(struct.unpack_from(f">{count}I", moving, table + 16))
+    (first,) = struct.unpack_from(">I", moving, moving.index(b"stco") + 12)
+    units = moving[first : first + length] * copies
+    sequence_header = isobmff_box(b"av1C", b"\x81\0\0\0")
+    return avif_file([(1, b"av01", units)], side, sequence_header)
+
+
+def avif_file(items: list[tuple[int, bytes, bytes]], side: int, *properties: bytes, extents: int = 1) -> bytes:
+    """An AVIF of items (number, type, content); with `extents` > 1, the first one is the whole file so many times."""
+    infe = [
+        isobmff_box(b"infe", b"\2\0\0\0" + struct.pack(">HH4s", number, 0, kind) + b"\0") for number, kind, _ in items
+    ]
+    ispe = isobmff_box(b"ispe", bytes(4) + struct.pack(">II", side, side))
+    associations = bytes(range(1, 2 + len(properties)))
+    ipma = struct.pack(">IIHB", 0, 1, 1, len(associations)) + associations
+    file_type = isobmff_box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf")
+
+    def meta(start: int) -> bytes:
+        places = b""
+        for number, _, content in items:
+            places += struct.pack(">HHH", number, 0, extents if extents > 1 else 1)
+            places += bytes(8 * extents) if extents > 1 else struct.pack(">II", start, len(content))
+            start += len(content)
+        return isobmff_box(
+            b"meta", bytes(4), isobmff_box(b"hdlr", bytes(8), b"pict", bytes(13)),
+            isobmff_box(b"pitm", bytes(4), struct.pack(">H", 1)),
+            isobmff_box(b"iinf", bytes(4), struct.pack(">H", len(items)), *infe),
+            isobmff_box(b"iprp", isobmff_box(b"ipco", ispe, *properties), isobmff_box(b"ipma", ipma)),
+            isobmff_box(b"iloc", b"\0\0\0\0\x44\0", struct.pack(">H", len(items)), places),
+        )  # fmt: skip
+
+    start = len(file_type) + len(meta(0)) + 8
+    return file_type + meta(start) + isobmff_box(b"mdat", *[content for _, _, content in items])
+
+
+def avif_of_tables(kind: bytes, content: bytes, count: int = 1) -> bytes:
+    """An AVIF sequence with a box in the table of its samples."""
+    table = isobmff_box(b"stbl", *[isobmff_box(kind, bytes(4), content)] * count)
+    track = isobmff_box(b"trak", isobmff_box(b"mdia", isobmff_box(b"minf", table)))
+    return isobmff_box(b"ftyp", b"avis", bytes(4), b"avifavis") + isobmff_box(b"moov", track)
+
+
+def tiff_of_shared_strips(strips: int, bytes_each: int, compression: int = 32773) -> bytes:
+    """A TIFF of one row a strip, all in one place, whose bits libtiff turns (FillOrder 2) for each strip."""
+    tags = uncompressed_tags(250, strips, [8], 1, (266, 3, [2]))
+    kept = [tag for tag in tags if tag[0] not in (259, 273, 278, 279)]
+    return make_shared_tiff([*kept, (259, 3, [compression]), (278, 4, [1])], (273, 279), strips, bytes_each)
+
+
+def tiff_of_shared_tiles(width: int, tile: int, compression: int, data: bytes) -> bytes:
+    """A TIFF of one row, in tiles that are `tile` pixels high."""
+    count = -(-width // tile)
+    tags = [
+        (256, 4, [width]), (257, 4, [1]), (258, 3, [8]), (259, 3, [compression]), (262, 3, [1]), (277, 3, [1]),
+        (322, 4, [tile]), (323, 4, [tile]),
+    ]  # fmt: skip
+    return make_shared_tiff(tags, (324, 325), count, len(data), data)
+
+
+def make_shared_tiff(
+    tags: list[tuple[int, int, list[int]]], names: tuple[int, int], count: int, bytes_each: int, data: bytes = b""
+) -> bytes:
+    at = len(make_tiff([*tags, (names[0], 4, [0] * count), (names[1], 4, [0] * count)]))
+    data = data.ljust(bytes_each, b"\0")
+    return make_tiff(([*tags, (names[0], 4, [at] * count), (names[1], 4, [bytes_each] * count)], data))
+
+
+def tiff_after_a_thumbnail_of_strips(strips: int) -> bytes:
+    """A good page after one that says "reduced" and names many strips."""
+    tags = [tag for tag in uncompressed_tags(1, 8, [8], 1, (254, 4, [1])) if tag[0] != 273]
+    return make_tiff([*tags, (324, 4, [8] * strips)], grey_page(8, 8))
+
+
+def jpeg_of_restart_markers(count: int, in_scan: bool) -> bytes:
+    data = encode_image(np.zeros((64, 64, 3), np.uint8), "JPEG", progressive=in_scan)
+    at = 2
+    if in_scan:
+        scan = data.index(b"\xff\xda")
+        at = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+    return data[:at] + b"\xff\xd0" * count + data[at:] + (b"\xff\xda" * 101 if in_scan else b"")
+
+
+def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
+    """A progressive JPEG whose last scan is repeated, over a large frame."""
+    data = encode_image(np.zeros((16, 16, 3), np.uint8), "JPEG", progressive=True)
+    frame = data.index(b"\xff\xc2")
+    data = data[: frame + 5] + struct.pack(">HH", height, width) + data[frame + 9 :]
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
+def tall_png(height: int = 50_000_000) -> bytes:
+    """A gray PNG of one column, 97 KB: its mask has a run for each row."""
+    return make_png((1, height), 8, 0, bytes(2 * height))
+
+
+def two_fax_pages() -> bytes:
+    """Two full pages of a fax, the second with a quarter of the first one's pixels."""
+
+    def page(width: int, height: int) -> bytes:
+        rows = zlib.compress(bytes(width // 8 * height))
+        return rows
+
+    def tags(width: int, height: int, length: int) -> list[tuple[int, int, list[int]]]:
+        return [
+            (256, 4, [width]), (257, 4, [height]), (258, 3, [1]), (259, 3, [8]), (262, 3, [0]), (273, 4, [0]),
+            (277, 3, [1]), (278, 4, [height]), (279, 4, [length]),
+        ]  # fmt: skip
+
+    sizes = ((2464, 3248), (1232, 1624))
+    return make_tiff(*[(tags(*size, len(page(*size))), page(*size)) for size in sizes])
+
+
+# What each case draws. A service answers all of them with the status beside them, or 429.
+HOSTILE_IMAGES: dict[str, tuple[Callable[[], bytes], int]] = {
+    "icc segments": (lambda: png_with_profile(profile_with_curves(1, 32_000)), 200),
+    "icc segments in 31 curve sets": (lambda: png_with_profile(profile_with_curves(31, 32_000)), 200),
+    "bmp of one row": (lambda: run_length_bmp(50_000_000, 1, 8, b"\1\1\0\0"), 413),
+    "bmp of one row, 4 bits": (lambda: run_length_bmp(50_000_000, 1, 4, b"\xff\x12" * 200_000), 413),
+    "avif frames": (lambda: avif_of_frames(64, 16, 20), 422),
+    "avif extents": (lambda: avif_file([(1, b"av01", bytes(1_000_000))], 8, extents=3000), 422),
+    "avif tables": (lambda: avif_of_tables(b"stco", struct.pack(">II", 1, 1), 4500) + bytes(8_000_000), 422),
+    "tall": (tall_png, 200),
+    "tiff strips": (lambda: tiff_of_shared_strips(20_000, 1 << 20), 422),
+    "tiff thumbnail": (lambda: tiff_after_a_thumbnail_of_strips(1_000_000), 422),
+    "jpeg markers": (lambda: jpeg_of_restart_markers(8_000_000, in_scan=False), 422),
+    "jpeg markers in the scan": (lambda: jpeg_of_restart_markers(8_000_000, in_scan=True), 200),
+    "two fax pages": (two_fax_pages, 422),
+}
