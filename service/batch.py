@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from models.outputs import OUTPUT_FORMATS
 from service.errors import MalformedRequestError, ResponseTooLargeError
-from service.responses import Problem, to_problem
+from service.responses import Problem, drop_frames, to_problem
 
 ZIP_MEDIA_TYPE = "application/zip"
 
@@ -44,7 +44,9 @@ async def segment_all(
                 bytes_left -= len(mask)
                 return mask
             except Exception as error:  # every kind has a problem; unexpected errors are logged there
-                return to_problem(error)[0]
+                problem = to_problem(error)[0]
+                drop_frames(error)
+                return problem
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(segment_one(image)) for image in images]

@@ -111,6 +111,7 @@ def model_tag(bundle: Bundle) -> str:
 def problem_response(error: Exception) -> Response:
     """The response to an exception. An unexpected one is logged, and the response does not contain its text."""
     problem, headers = to_problem(error)
+    drop_frames(error)
     return JSONResponse(problem.model_dump(), problem.status, headers, media_type=PROBLEM_JSON)
 
 
@@ -130,6 +131,17 @@ def to_problem(error: Exception) -> tuple[Problem, dict[str, str]]:
     if isinstance(error, OverloadedError | NotReadyError):
         headers |= retry_after_header(error.retry_after)
     return _build_problem(*row, str(error)), headers
+
+
+def drop_frames(error: BaseException | None) -> None:
+    """Let go of the frames that a handled exception has passed, and of those of its causes.
+
+    They hold the request's body, and a future of the same frames holds the exception: only the cycle collector would free them,
+    which comes after some hundred requests.
+    """
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _build_problem(status: int, kind: str, title: str, detail: str) -> Problem:

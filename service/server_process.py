@@ -22,7 +22,7 @@ from typing import IO
 import httpx
 import psutil
 
-from models import TELEMETRY_OPT_OUT
+from models import MALLOC_SETTINGS, TELEMETRY_OPT_OUT
 from models.bundle import CHECKSUM_FILE, open_bundle
 from models.errors import ConfigError, escape_control_characters
 from service.errors import ServerStartError
@@ -118,7 +118,8 @@ def launch_server(bundle: Path, host: str, port: int, log: IO[bytes] | None) -> 
     home = tempfile.mkdtemp(prefix="maskserve-")  # BentoML writes metrics there, not into the caller's home
     temporary = Path(home, "tmp")  # so that a killed process leaves nothing behind
     temporary.mkdir()
-    environment = {"BENTOML_HOME": home, **os.environ, **TELEMETRY_OPT_OUT, "MASKSERVE_BUNDLE": str(bundle.resolve())}
+    environment = {"BENTOML_HOME": home, **MALLOC_SETTINGS, **os.environ, **TELEMETRY_OPT_OUT}
+    environment["MASKSERVE_BUNDLE"] = str(bundle.resolve())
     environment["TMPDIR"] = str(temporary)
     if not settings.allowed_hosts and ipaddress.ip_address(address).is_loopback:
         # A web page whose name resolves to this address (DNS rebinding) could otherwise read what the service responds.

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from models import errors
+from models import MALLOC_SETTINGS, errors
 from models.errors import CorruptImageError, EmptyImageError, ImageError, InsufficientMemoryError
 from models.imaging.decode import MAX_PIXELS, RGB
 from models.imaging.decoder_process import MAX_CPU_SECONDS, read_buffer, receive_message, send_message, write_buffer
@@ -35,14 +35,8 @@ BYTES_PER_PIXEL, BASE_BYTES = 26, 256 << 20
 
 KEPT_BUFFER_BYTES = 8 << 20  # of a child's buffer; the rest is freed after each image
 
-# Blocks of more than 4 MiB go back to the system when they are freed. With 128 KiB, each small image would get its pages anew,
-# which takes longer than to decode it. OpenBLAS reserves memory for each thread, and none is used.
-CHILD_ENVIRONMENT = {
-    "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
-    "OPENBLAS_NUM_THREADS": "1",
-}
+# OpenBLAS reserves memory for each thread, and none is used.
+CHILD_ENVIRONMENT = {**MALLOC_SETTINGS, "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_THREADS": "1"}
 
 
 class DecoderPool:

@@ -1,7 +1,9 @@
 """A service with API keys, small limits and CORS, in process: each limit and its response."""
 
 import asyncio
+import gc
 import time
+import tracemalloc
 from collections.abc import Awaitable, Iterator
 from pathlib import Path
 
@@ -152,3 +154,25 @@ def test_slow_uploads_block_others_only_for_a_while(http: TestClient) -> None:
 
 def blank_image(height: int, width: int) -> np.ndarray:
     return np.zeros((height, width, 3), np.uint8)
+
+
+def test_bodies_of_refused_requests_are_released_at_once(http: TestClient) -> None:
+    """Without the cycle collector: their exceptions hold them, and futures hold the exceptions."""
+    body = b"\x89PNG" + bytes(90_000)
+
+    def send() -> None:
+        check_problem(http.post("/v1/segment", content=body), 422)
+
+    send()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        send()
+        before = tracemalloc.get_traced_memory()[0]
+        for _ in range(8):
+            send()
+        assert tracemalloc.get_traced_memory()[0] - before < 3 * len(body)
+    finally:
+        tracemalloc.stop()
+        gc.enable()
