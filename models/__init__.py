@@ -14,11 +14,6 @@ TELEMETRY_OPT_OUT = {
 }
 os.environ.update(TELEMETRY_OPT_OUT)
 
-# For processes that are started here: blocks of more than 4 MiB go back to the system when they are freed. With 128 KiB, each
-# small image would get its pages anew, which takes longer than to decode it; without a setting, glibc raises the threshold to
-# the largest block that was freed.
-MALLOC_SETTINGS = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(32 << 20)}
-
 # `import openvino` forks a process that reports to Google Analytics, unless its telemetry package cannot be imported:
 # then it uses its own stub (openvino/tools/ovc/telemetry_utils.py). NNCF reports through the same package. No
 # environment variable turns it off.

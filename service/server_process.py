@@ -22,9 +22,10 @@ from typing import IO
 import httpx
 import psutil
 
-from models import MALLOC_SETTINGS, TELEMETRY_OPT_OUT
+from models import TELEMETRY_OPT_OUT
 from models.bundle import CHECKSUM_FILE, open_bundle
 from models.errors import ConfigError, escape_control_characters
+from models.malloc import MALLOC_SETTINGS
 from service.errors import ServerStartError
 from service.settings import read_settings
 

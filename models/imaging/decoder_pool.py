@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from models import MALLOC_SETTINGS, errors
+import models.errors as errors
 from models.errors import CorruptImageError, EmptyImageError, ImageError, InsufficientMemoryError
 from models.imaging.decode import MAX_PIXELS, RGB
 from models.imaging.decoder_process import MAX_CPU_SECONDS, read_buffer, receive_message, send_message, write_buffer
+from models.malloc import MALLOC_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0  # for a child on a busy machine; it takes 0.3 s on an idle one
@@ -183,7 +184,7 @@ class _Child:
             if height * width > max_pixels:
                 raise ValueError(f"more than {max_pixels} pixels")
             pixels = np.empty((height, width, 3), np.uint8)
-            read_buffer(self.buffer, pixels)
+            read_buffer(self.buffer, pixels.data)
             return pixels
         except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
             self.process.kill()

@@ -18,7 +18,6 @@ import warnings
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 MAX_MESSAGE_BYTES = 1 << 16
 MAX_ERROR_CHARS = 4000
@@ -46,14 +45,14 @@ def receive_message(connection: socket.socket) -> dict[str, Any]:
     return message
 
 
-def write_buffer(buffer: int, content: bytes | NDArray[np.uint8]) -> None:
+def write_buffer(buffer: int, content: bytes | memoryview) -> None:
     """Write to the start of a memory file. Raises: OSError if memory is short."""
     rest, offset = memoryview(content).cast("B"), 0
     while offset < len(rest):
         offset += os.pwrite(buffer, rest[offset:], offset)
 
 
-def read_buffer(buffer: int, content: bytearray | NDArray[np.uint8]) -> None:
+def read_buffer(buffer: int, content: bytearray | memoryview) -> None:
     """Fill `content` from the start of a memory file. Raises: EOFError if the file is shorter."""
     rest, offset = memoryview(content).cast("B"), 0
     while offset < len(rest):
@@ -107,8 +106,8 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
             read_buffer(buffer, data)
             pixels = decode_image(bytes(data), request["max_pixels"])
             del data
-            write_buffer(buffer, np.ascontiguousarray(pixels))
-            response = {"size": pixels.shape[:2]}
+            write_buffer(buffer, np.ascontiguousarray(pixels).data)
+            response: dict[str, Any] = {"size": pixels.shape[:2]}
             del pixels
         except MaskserveError as error:
             response = {"error": type(error).__name__, "message": str(error)[:MAX_ERROR_CHARS]}

@@ -157,7 +157,7 @@ def _find_bends(labels: Labels) -> tuple[PixelIndices, PixelIndices, NDArray[np.
         padded = np.pad(labels[max(0, top - 1) : bottom], (margins, (1, 1)), constant_values=IGNORE_INDEX)
         beside, below = padded[:, 1:] != padded[:, :-1], padded[1:] != padded[:-1]
         bends = (beside[:-1] | beside[1:]) & (below[:, :-1] | below[:, 1:])
-        count += np.count_nonzero(bends)
+        count += int(np.count_nonzero(bends))
         if count > MAX_CORNERS:
             raise ImageTooLargeError(
                 f"The outlines of this mask have more than {MAX_CORNERS:,} corners, the limit for polygons. Use masks=rle or "
