@@ -73,7 +73,9 @@ class DecoderPool:
         if not data:
             raise EmptyImageError("The image is empty (0 bytes). Send the bytes of an image file.")
         deadline = time.monotonic() + timeout_seconds
-        with self._free:
+        if not self._free.acquire(timeout=max(0.0, timeout_seconds)):
+            raise CorruptImageError("Other images took too long to decode. Try again.")
+        try:
             child = self._take()
             try:
                 pixels = child.decode(data, max_pixels or self._max_pixels, deadline, is_cancelled)
@@ -89,6 +91,8 @@ class DecoderPool:
                 raise
             self._put(child)
             return pixels
+        finally:
+            self._free.release()
 
     def close(self) -> None:
         """End all children."""
