@@ -142,6 +142,32 @@ def data_split(
     console.print(f"{table}: {counts}", highlight=False, markup=False, soft_wrap=True)
 
 
+@data_app.command("convert")
+def data_convert(
+    data: DataFolder,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="FORMAT", help="folder, coco, voc, yolo, labelme, label-studio, cvat or nnunet."),
+    ],
+    data_format: DataFormat = "auto",
+) -> None:
+    """Write the data set in the layout of another tool. The label of every pixel stays the same.
+
+    Images are hard links if the disk allows it. A format that cannot store ignored pixels refuses data sets with such pixels.
+    """
+    from training.data.tools.convert import convert_dataset
+    from training.reports.progress_bar import progress_bar
+
+    console = Console()
+    with progress_bar(console, "writing") as progress:
+        report = convert_dataset(data, out, to, data_format, progress)
+    counts = ", ".join(f"{split} {count}" for split, count in report.counts.items())
+    console.print(f"{out}: {counts}", highlight=False, markup=False, soft_wrap=True)
+    if report.left_out:
+        console.print(f"Left out {report.left_out} images without a mask", highlight=False)
+
+
 @data_app.command("remap")
 def data_remap(
     data: DataFolder,

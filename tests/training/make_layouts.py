@@ -300,7 +300,18 @@ def make_numbered_masks(root: Path) -> None:
             write_mask(root / "masks" / f"shot{index}_{part}.png", np.uint8(255) * (DIAGONAL if part else SQUARE_MASK))
 
 
+def make_nnunet(root: Path) -> None:
+    names = [f"{split}_1" for split in SPLITS]
+    for name in names:
+        end = "Ts" if name.startswith("test") else "Tr"
+        write_image(root / f"images{end}" / f"{name}_0000.png")
+        write_mask(root / f"labels{end}" / f"{name}.png", DIAGONAL)
+    write_json(root / "dataset.json", {"labels": {"background": 0, "cat": 1}, "numTraining": 2, "file_ending": ".png"})
+    write_json(root / "splits_final.json", [{"train": ["train_1"], "val": ["val_1"]}])
+
+
 LAYOUTS = {
+    "nnunet": [make_nnunet],
     "labelme": [make_labelme],
     "yolo": [make_yolo, make_yolo_by_split],
     "label-studio": [make_label_studio_tasks, make_label_studio_min],

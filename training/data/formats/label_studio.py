@@ -20,6 +20,7 @@ from PIL import Image
 
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS
+from training.data.class_file import read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.coco_images import ImageIndex, local_name
@@ -77,7 +78,10 @@ def read(tree: FileTree) -> Listing:
             f"{file} lists {len(missing):,} images that are not in {tree.root}, such as {missing[0]}; they are skipped."
         )
     names = sorted({name for task in tasks for region in task.regions for name in _labels_of(region)})
-    classes, label_by_name = shapes.classes_with_background(names)
+    named, _, class_files = read_dataset_classes(tree)
+    if not set(names) <= {entry.name for entry in named}:
+        named, class_files = [], ()
+    classes, label_by_name = shapes.classes_with_background([entry.name for entry in named] or names)
     regions = {name: tasks[index].regions for index, (name, _) in found.items()}
     entries = [Entry(name, path, file) for name, path in found.values()]
     check_unique(entries)
@@ -87,7 +91,7 @@ def read(tree: FileTree) -> Listing:
     )
     return Listing(
         tree.root, listed.entries, classes, mask_reader=reader, notes=(*tree.notes, *notes, *listed.notes),
-        files=(file, *listed.files),
+        files=(file, *class_files, *listed.files),
     )  # fmt: skip
 
 

@@ -214,7 +214,7 @@ def _write_pair(
     image, mask = draft / "images" / f"{name}{pair.image.suffix.lower()}", draft / "masks" / f"{name}.png"
     for path in (image, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
-    _link_or_copy(pair.image, image)
+    link_or_copy(pair.image, image)
     to_palette_image(_apply_mapping(labels, mapping, pair), mapping.classes).save(mask)
 
 
@@ -226,7 +226,8 @@ def _apply_mapping(labels: Labels, mapping: LabelMapping, pair: Pair) -> Labels:
     return new.astype(np.uint8)
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
+    """A hard link to a file, or a copy of it where there can be none."""
     try:
         os.link(source.resolve(), target)
     except OSError:  # another disk, or a file system without hard links
