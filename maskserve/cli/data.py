@@ -126,16 +126,29 @@ def data_split(
             help="Keep images in one split if this pattern finds the same text in their names, such as '^(patient\\d+)'.",
         ),
     ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Write this many tables for cross-validation, OUT/fold0.tsv and so on; --val is not used."
+        ),
+    ] = None,
     data_format: DataFormat = "auto",
 ) -> None:
     """Assign images to train, val and test: writes a table split,image,mask to train on, and copies nothing.
 
     Equal images stay together. Each split gets its fraction of every class, also of rare ones.
     """
-    from training.data.tools.split import split_dataset
+    from training.data.tools.split import split_dataset, split_folds
     from training.reports.progress_bar import progress_bar
 
     console = Console()
+    if folds:
+        with progress_bar(console, "reading") as progress:
+            tables = split_folds(data, out, folds, test, seed, group, data_format, progress)
+        for table, by_split in tables.items():
+            counts = ", ".join(f"{split} {len(pairs)}" for split, pairs in by_split.items())
+            console.print(f"{table}: {counts}", highlight=False, markup=False, soft_wrap=True)
+        return
     with progress_bar(console, "reading") as progress:
         table, pairs_by_split = split_dataset(data, out, val, test, seed, group, data_format, progress)
     counts = ", ".join(f"{split} {len(pairs)}" for split, pairs in pairs_by_split.items())

@@ -17,10 +17,10 @@ from models.imaging.decode import read_image
 from models.spec import IGNORE_INDEX, ClassInfo
 from tests.training import make_layouts
 from tests.training.make_layouts import SPLITS
-from training.data import load_split, resolve_format
+from training.data import load_available_splits, load_split, resolve_format
 from training.data.synthetic import generate_dataset
 from training.data.tools.remap import parse_rules, remap_dataset
-from training.data.tools.split import ImageGroup, split_dataset, stratified_split
+from training.data.tools.split import ImageGroup, split_dataset, split_folds, stratified_split
 from training.lint import lint
 
 SHARED = Path(__file__).parents[3] / ".." / "shared" / "data"
@@ -304,3 +304,29 @@ def test_crackforest_to_two_classes(tmp_path: Path) -> None:
         assert len(after) == len(opened[name]) == count
         before = opened[name].labels(0)
         assert (after.labels(0) == np.where(before > 1, IGNORE_INDEX, before)).all()
+
+
+def test_folds_hold_out_every_image_once_and_groups_stay_together(sequences: Path, tmp_path: Path) -> None:
+    tables = split_folds(sequences, tmp_path / "folds", 3, 0.2, group_pattern=r"^(seq\d+)_")
+    assert [table.name for table in tables] == ["fold0.tsv", "fold1.tsv", "fold2.tsv"]
+    held_out = [pair.name for splits in tables.values() for pair in splits["val"]]
+    tests = {tuple(pair.name for pair in splits["test"]) for splits in tables.values()}
+    assert len(tests) == 1
+    everything = {pair.name for dataset in load_available_splits(sequences).values() for pair in dataset.pairs}
+    assert sorted([*held_out, *tests.pop()]) == sorted(everything)
+    for table, splits in tables.items():
+        groups = [{pair.name.split("_")[0] for pair in pairs} for pairs in splits.values()]
+        assert not groups[0] & groups[1]
+        assert [p.image.resolve() for p in load_split(table, "val").pairs] == [p.image for p in splits["val"]]
+    with pytest.raises(ConfigError, match="need a folder"):
+        split_folds(sequences, tmp_path / "one.csv", 3)
+    with pytest.raises(DataError, match=r"fold0\.tsv already exists"):
+        split_folds(sequences, tmp_path / "folds", 3)
+
+
+def test_a_table_keeps_the_class_file_whatever_its_name(tmp_path: Path) -> None:
+    for index in range(6):
+        write_pair(tmp_path / "data", f"a{index}", STRIPES % 2, index)
+    (tmp_path / "data/masks/class_names.txt").write_text("soil\ncrop\n")
+    table, _ = split_dataset(tmp_path / "data", tmp_path / "lists", 0.3, 0)
+    assert [entry.name for entry in load_split(table, "train").classes] == ["soil", "crop"]

@@ -22,10 +22,11 @@ from training.data import SegmentationDataset, load_available_splits, resolve_fo
 from training.data.dataset import SPLITS, Pair
 from training.data.scan.label_stats import LabelLookup
 from training.data.scan.scanner import SampleStats, scan_splits
-from training.data.tree import CLASS_FILE, TABLE_SUFFIXES
+from training.data.tree import CLASS_FILES, TABLE_SUFFIXES
 
 TABLE_NAME = "list.tsv"
-SUPPORTED_FORMATS = ("folder", "table")  # formats whose masks mean the same when a table lists them
+MIN_FOLDS = 2
+SUPPORTED_FORMATS = ("folder", "table", "same-folder")  # formats whose masks mean the same when a table lists them
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,64 @@ def split_dataset(
             f"val={val:g} and test={test:g} are invalid; expected fractions such as 0.1, below 1 in total."
         )
     table = out if out.suffix.lower() in TABLE_SUFFIXES else out / TABLE_NAME
-    if table.exists():
-        raise DataError(f"{table} already exists; choose another name, or delete it first.")
+    fractions = {
+        name: fraction for name, fraction in (("train", 1 - val - test), ("val", val), ("test", test)) if fraction
+    }
+    assigned, class_file = _assign(root, [table], fractions, seed, group_pattern, data_format, progress)
+    _copy_class_file(class_file, table)
+    _write_table(table, assigned)
+    return table, assigned
+
+
+def split_folds(
+    root: Path,
+    out: Path,
+    folds: int,
+    test: float = 0.1,
+    seed: int = 0,
+    group_pattern: str | None = None,
+    data_format: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[Path, dict[str, list[Pair]]]:
+    """Write the tables `fold0.tsv`, `fold1.tsv` and so on into the folder `out`, for cross-validation.
+
+    Each image that is not in test is in val of exactly one table, and in train of the others. Other arguments and errors as for
+    `split_dataset`.
+    Returns: the tables, with their pairs by split.
+    """
+    if folds < MIN_FOLDS or not 0 <= test < 1:
+        raise ConfigError(
+            f"folds={folds} and test={test:g} are invalid; expected {MIN_FOLDS} folds or more, and a fraction below 1."
+        )
+    if out.suffix.lower() in TABLE_SUFFIXES:
+        raise ConfigError(f"{out} is one table, but {folds} folds need a folder for theirs.")
+    tables = [out / f"fold{fold}.tsv" for fold in range(folds)]
+    names = [f"fold {fold}" for fold in range(folds)]
+    fractions = dict.fromkeys(names, (1 - test) / folds) | ({"test": test} if test else {})
+    assigned, class_file = _assign(root, tables, fractions, seed, group_pattern, data_format, progress)
+    written = {}
+    for table, held_out in zip(tables, names, strict=True):
+        train = [pair for name in names if name != held_out for pair in assigned[name]]
+        splits = {"train": sorted(train, key=lambda pair: pair.name), "val": assigned[held_out]}
+        written[table] = splits | ({"test": assigned["test"]} if test else {})
+        _copy_class_file(class_file, table)
+        _write_table(table, written[table])
+    return written
+
+
+def _assign(
+    root: Path,
+    tables: list[Path],
+    fractions: dict[str, float],
+    seed: int,
+    group_pattern: str | None,
+    data_format: str,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[dict[str, list[Pair]], Path | None]:
+    """The pairs of each split, sorted by name, and the class file. Raises: DataError, ConfigError."""
+    existing = next((table for table in tables if table.exists()), None)
+    if existing:
+        raise DataError(f"{existing} already exists; choose another name, or delete it first.")
     format_name = resolve_format(root, data_format)
     if format_name not in SUPPORTED_FORMATS:
         raise DataError(
@@ -69,9 +126,6 @@ def split_dataset(
     opened = load_available_splits(root, SPLITS, data_format)
     pairs = [pair for dataset in opened.values() for pair in dataset.pairs]
     all_stats = [stats for split_stats in scan_splits(opened, progress).values() for stats in split_stats]
-    fractions = {
-        name: fraction for name, fraction in (("train", 1 - val - test), ("val", val), ("test", test)) if fraction
-    }
     groups = _build_groups(pairs, all_stats, opened["train"], group_pattern)
     if len(groups) < len(fractions):
         raise DataError(
@@ -79,13 +133,11 @@ def split_dataset(
             "add images, or use smaller groups."
         )
     assigned = stratified_split(groups, fractions, seed)
-    pairs_by_split = {
+    class_file = next((file for file in opened["train"].files if file.name.lower() in CLASS_FILES), None)
+    return {
         name: sorted((pairs[index] for group in assigned[name] for index in group.indices), key=lambda pair: pair.name)
         for name in fractions
-    }
-    _copy_class_file(root, table)
-    _write_table(table, pairs_by_split)
-    return table, pairs_by_split
+    }, class_file
 
 
 def _build_groups(
@@ -167,11 +219,12 @@ def _has_class(group: ImageGroup, label: int | None) -> bool:
     return label is None or bool(group.class_counts[label])
 
 
-def _copy_class_file(root: Path, table: Path) -> None:
+def _copy_class_file(source: Path | None, table: Path) -> None:
     """Copy the class file into the folder of the table. Raises: DataError if there is a different one."""
-    source = (root if root.is_dir() else root.parent) / CLASS_FILE
-    target = table.parent / CLASS_FILE
-    if not source.is_file() or (target.exists() and target.samefile(source)):
+    if source is None:
+        return
+    target = table.parent / source.name
+    if target.exists() and target.samefile(source):
         return
     if target.exists() and target.read_bytes() != source.read_bytes():
         raise DataError(f"{target} has other classes than {source}; write the table to another folder.")
