@@ -14,6 +14,7 @@ from torch import nn
 
 from models.architectures import encoders, fcn, smp_models, torchvision_models
 from models.architectures.base import Network
+from models.architectures.layers import replace_strided_pointwise
 from models.errors import ConfigError, closest_names
 from models.spec import Architecture
 
@@ -32,6 +33,7 @@ def build(name: str, classes: int, **options: Any) -> Network:
     defaults = default_options(name)
     _check_options(name, options)
     body = ARCHITECTURES[name](classes, **options)
+    replace_strided_pointwise(body)
     # The spec also records the defaults, so that a bundle can be rebuilt after they change. It records no weights: a
     # bundle brings its own.
     return Network(body, Architecture(name=name, options={**defaults, **options, "weights": None}), classes)

@@ -6,6 +6,8 @@ from torch.nn import functional as F
 
 from models.architectures.base import upsample
 
+VECTOR_WIDTH = 16  # float32 values in the widest vector register, that of AVX-512
+
 
 def conv_bn_relu(
     inputs: int, outputs: int, kernel: int = 3, dilation: int = 1, separable: bool = False
@@ -22,6 +24,34 @@ def conv_bn_relu(
         return nn.Sequential(spatial, mixing, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
     layer = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class StridedPointwiseConv2d(nn.Conv2d):
+    """A 1x1 convolution with a stride: drops the skipped pixels, then convolves with stride 1. The result is equal.
+
+    oneDNN's gradient of strided 1x1 convolutions in channels_last writes past a buffer if there are fewer channels than a
+    vector register holds: wrong gradients or a crash (uxlfoundation/oneDNN#6035). MobileOne and RepVGG have such a
+    convolution on the three channels of the image.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps N x C x H x W -> N x K x ceil(H / stride) x ceil(W / stride)."""
+        rows, columns = self.stride
+        return F.conv2d(images[:, :, ::rows, ::columns], self.weight, self.bias)
+
+
+def replace_strided_pointwise(network: nn.Module) -> None:
+    """Replace the convolutions in `network` whose gradient oneDNN computes wrongly. Weights and names stay."""
+    for module in network.modules():
+        if (
+            type(module) is nn.Conv2d
+            and module.kernel_size == (1, 1)
+            and max(module.stride) > 1
+            and module.padding in ((0, 0), "valid")
+            and module.groups == 1
+            and module.in_channels < VECTOR_WIDTH
+        ):
+            module.__class__ = StridedPointwiseConv2d
 
 
 def upsampling_layer(classes: int, factor: int, learned: bool) -> nn.Module:

@@ -1,5 +1,7 @@
 """Encoders: their names, their feature maps, the removal of unused layers, and FCN-AlexNet against torchvision's AlexNet."""
 
+import copy
+
 import pytest
 import segmentation_models_pytorch as smp
 import torch
@@ -9,6 +11,7 @@ from torch.nn import functional as F
 
 from models.architectures import build, encoders
 from models.architectures.alexnet import AlexNetEncoder, convert_classifier_weights
+from models.architectures.layers import StridedPointwiseConv2d, replace_strided_pointwise
 from models.architectures.prune import prune_unused_layers
 from models.errors import ConfigError
 from tests.fixtures_networks import CLASSES
@@ -51,6 +54,26 @@ def test_pruned_encoder_returns_the_same_maps_and_uses_all_parameters(name: str,
     assert not [
         key for key, parameter in encoder.named_parameters() if parameter.requires_grad and parameter.grad is None
     ]
+
+
+def test_gradient_of_a_strided_pointwise_convolution() -> None:
+    plain = nn.Conv2d(3, 8, kernel_size=1, stride=2)
+    layer = nn.Sequential(copy.deepcopy(plain))
+    replace_strided_pointwise(layer)
+    images = torch.randn(2, 3, 33, 64).to(memory_format=torch.channels_last)
+    expected = plain.double()(images.double())  # oneDNN has no float64
+    output = layer(images)
+    gradient = torch.randn_like(output)
+    expected.backward(gradient.double())
+    output.backward(gradient)
+    torch.testing.assert_close(output, expected.float())
+    torch.testing.assert_close(layer[0].weight.grad, plain.weight.grad.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_networks_have_no_strided_pointwise_convolution_of_the_image() -> None:
+    layers = [layer for layer in build("fcn", 2, encoder="mobileone_s0").modules() if isinstance(layer, nn.Conv2d)]
+    strided = [layer for layer in layers if layer.kernel_size == (1, 1) and layer.stride == (2, 2)]
+    assert {type(layer) is StridedPointwiseConv2d for layer in strided if layer.in_channels == 3} == {True}
 
 
 def test_alexnet_has_one_depth() -> None:
