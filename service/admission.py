@@ -8,6 +8,7 @@ requests whose wait turns out longer than expected are rejected when the limit h
     queue       images that are processed or wait; checked, like uploads, without waiting
     image       images that hold decoded pixels: decode, infer, encode. Other images wait with their compressed bytes, about
                 a hundredth of that
+    decoder     images that are decoded; others that hold a place as image wait, but no longer than for an inference
     inference   inferences that run
 """
 
@@ -22,7 +23,7 @@ from typing import Any, Literal, TypeVar
 
 from service.errors import NotReadyError, OverloadedError
 
-Stage = Literal["upload", "queue", "image", "inference"]
+Stage = Literal["upload", "queue", "image", "decoder", "inference"]
 Result = TypeVar("Result")
 
 # Weight of the latest inference in the moving average: about ten images decide, few enough to notice that all images have
@@ -90,6 +91,7 @@ class AdmissionController:
         max_uploads: int,
         queue_timeout_seconds: float,
         max_hold_seconds: float = math.inf,
+        decoder_slots: int | None = None,
     ) -> None:
         """Set the limits.
 
@@ -100,6 +102,7 @@ class AdmissionController:
             max_uploads: request bodies that may be received at once.
             queue_timeout_seconds: longest wait of an image, in all.
             max_hold_seconds: after which an image that still holds a slot is stuck.
+            decoder_slots: images that are decoded at once; None is as many as may hold pixels.
         """
         self.queue_timeout_seconds = queue_timeout_seconds
         self._concurrency = inference_slots
@@ -107,8 +110,9 @@ class AdmissionController:
         self._free_uploads = max_uploads
         self._in_flight = 0
         self._max_hold_seconds = max_hold_seconds
-        self._semaphores = {"image": asyncio.Semaphore(image_slots), "inference": asyncio.Semaphore(inference_slots)}
-        self._held: dict[str, set[Slot]] = {"image": set(), "inference": set()}
+        sizes = {"image": image_slots, "decoder": decoder_slots or image_slots, "inference": inference_slots}
+        self._semaphores = {stage: asyncio.Semaphore(size) for stage, size in sizes.items()}
+        self._held: dict[str, set[Slot]] = {stage: set() for stage in sizes}
         self._inference_seconds = 0.0  # moving average; 0 before the first inference
 
     def check_capacity(self) -> None:
@@ -150,7 +154,7 @@ class AdmissionController:
 
         Args:
             stage: see the module.
-            timeout: seconds to wait for an image or inference slot, first come, first served; may be infinite.
+            timeout: seconds to wait for an image, decoder or inference slot, first come, first served; may be infinite.
             count: images, for the queue. One free place admits them all.
 
         Raises: OverloadedError if no slot is free in time.

@@ -1,8 +1,8 @@
 """Runs images through the models of one worker: decode, infer and encode, each when admission control lets it.
 
 Inference has its own threads, one for each concurrent inference, because an engine holds buffers for each thread that calls
-it. Decoding and encoding work on the next and the previous image during an inference, in a thread per image slot. Images are
-decoded in child processes, so that an image which takes too long can be stopped (`models/imaging/decoder_pool.py`).
+it. Decoding and encoding work on the next and the previous image during an inference. Images are decoded in child processes,
+so that an image which takes too long can be stopped (`models/imaging/decoder_pool.py`).
 """
 
 import asyncio
@@ -69,10 +69,11 @@ class SegmentationService:
             max_uploads=settings.per_worker(settings.max_uploads),
             queue_timeout_seconds=settings.queue_seconds,
             max_hold_seconds=settings.timeout_seconds + (settings.stuck_seconds or math.inf),
+            decoder_slots=cores,
         )
         self._inference_pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="infer")
-        # A thread per slot: an image that holds a slot never waits for a thread, where QUEUE_SECONDS would not limit it.
-        self._codec_pool = ThreadPoolExecutor(image_slots, thread_name_prefix="codec")
+        # Enough threads that nothing waits for one: QUEUE_SECONDS limits only the waits for slots.
+        self._codec_pool = ThreadPoolExecutor(image_slots + cores, thread_name_prefix="codec")
         self._decoders = DecoderPool(cores, settings.max_pixels) if settings.sandbox else None
         self.registry = ModelRegistry(
             settings.bundle, self._load, self._warm_up, settings.reload_seconds, settings.default_model
@@ -126,9 +127,14 @@ class SegmentationService:
         try:
             async with asyncio.timeout_at(deadline), admission.acquire("image", patience) as slot:
                 timer.lap("queue")
-                image = await slot.run(self._codec_pool, lambda: self._decode(data, pipeline, slot, deadline - now()))
+                async with admission.acquire("decoder", patience - slot.waited_seconds) as decoder:
+                    timer.lap("queue")
+                    image = await decoder.run(
+                        self._codec_pool, lambda: self._decode(data, pipeline, decoder, deadline - now())
+                    )
                 timer.lap("decode")
-                async with admission.acquire("inference", patience - slot.waited_seconds) as engine:
+                waited = slot.waited_seconds + decoder.waited_seconds
+                async with admission.acquire("inference", patience - waited) as engine:
                     timer.lap("queue")
                     prediction = await engine.run(
                         self._inference_pool, lambda: pipeline.infer(image, engine.is_cancelled)

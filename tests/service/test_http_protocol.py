@@ -35,7 +35,7 @@ async def hello(request: Request) -> Response:
 @contextmanager
 def run_server(bundle: Path, **limits: Any) -> Iterator[tuple[str, int]]:
     """uvicorn with our protocol and the check of heads, in a thread. Yields its address."""
-    settings = Settings(bundle=bundle, access_log=False, **limits)
+    settings = Settings(bundle=bundle, access_log=False, sandbox=False, **limits)
     router = Router([Route("/", hello), Route("/wait", wait, methods=["POST"])])
     table = RouteTable({"/": "GET", "/wait": "POST"}, frozenset())
     checked = ErrorMiddleware(RequestCheckMiddleware(router, SegmentationService(settings), table))

@@ -40,7 +40,9 @@ def make_app(max_bytes: int = 10, timeout_seconds: float = 5) -> ASGIApp:
 def checked_app(tmp_path: Path) -> ASGIApp:
     """An app behind the check of the request's head."""
     routes = RouteTable({"/echo": "POST", "/fail": "GET"}, frozenset())
-    return ErrorMiddleware(RequestCheckMiddleware(APP, SegmentationService(Settings(bundle=tmp_path)), routes))
+    return ErrorMiddleware(
+        RequestCheckMiddleware(APP, SegmentationService(Settings(bundle=tmp_path, sandbox=False)), routes)
+    )
 
 
 def send_request(app: ASGIApp, method: str, path: str, content: bytes | AsyncIterator[bytes] = b"") -> httpx.Response:

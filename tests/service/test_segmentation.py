@@ -17,6 +17,7 @@ from models.errors import CorruptImageError
 from models.imaging.decode import decode_image
 from models.outputs.options import OutputOptions
 from models.outputs.pipeline import SegmentationPipeline
+from service.admission import Stage
 from service.errors import DeadlineExceededError, OverloadedError
 from service.segmentation import SegmentationService, StageTimer
 from service.settings import Settings
@@ -146,18 +147,20 @@ def test_concurrent_requests_get_their_own_masks(segmentation: SegmentationServi
         np.testing.assert_array_equal(decode_mask(body), segmenter.segment(decode_image(image)).labels)
 
 
-def test_image_waits_for_a_thread_within_the_queue_time(segmentation: SegmentationService, run: Run) -> None:
-    """Images whose decoding does not end hold every slot: others are rejected, not kept until the timeout."""
+@pytest.mark.parametrize("stage", ["image", "decoder"])
+def test_images_that_do_not_end_delay_others_no_longer_than_the_queue_time(
+    segmentation: SegmentationService, run: Run, stage: Stage
+) -> None:
+    """They hold every slot and a thread each: others are rejected, not kept until the timeout."""
     release = threading.Event()
-    count = free_slots(segmentation)["image"]
 
     async def stick() -> None:
-        async with segmentation.admission.acquire("image") as slot:
+        async with segmentation.admission.acquire(stage) as slot:
             await slot.run(segmentation._codec_pool, release.wait)
 
     async def send() -> None:
         free = free_slots(segmentation)
-        stuck = [asyncio.create_task(stick()) for _ in range(count - 1)]
+        stuck = [asyncio.create_task(stick()) for _ in range(free[stage] - 1)]
         await asyncio.sleep(0.05)
         assert decode_mask(await segment(segmentation, seconds=5)).shape == (60, 80)  # the last slot has a thread
         stuck.append(asyncio.create_task(stick()))

@@ -18,7 +18,7 @@ def make_controller(max_hold_seconds: float) -> AdmissionController:
     return AdmissionController(2, 2, 5, 5, queue_timeout_seconds=10, max_hold_seconds=max_hold_seconds)
 
 
-@pytest.mark.parametrize("stage", ["image", "inference"])
+@pytest.mark.parametrize("stage", ["image", "decoder", "inference"])
 def test_stuck_if_all_slots_are_held_for_too_long(stage: str) -> None:
     async def hold() -> None:
         admission = make_controller(max_hold_seconds=0.05)
@@ -54,12 +54,8 @@ def test_busy_is_not_stuck() -> None:
 
 def test_worker_with_stuck_images_is_not_ready_and_ends(small_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    services: list[SegmentationService] = []
     monkeypatch.setattr(app, "STUCK_CHECK_SECONDS", 0.01)
     monkeypatch.setattr("os._exit", ended.append)
-    monkeypatch.setattr(
-        app, "SegmentationService", lambda settings: services.append(SegmentationService(settings)) or services[0]
-    )
     with start_app(small_bundle, queue_seconds=0.1) as http:
         stuck = 0.0
         monkeypatch.setattr(AdmissionController, "stuck_seconds", property(lambda self: stuck))
@@ -80,5 +76,7 @@ def test_worker_with_stuck_images_is_not_ready_and_ends(small_bundle: Path, monk
 
 def test_setting_is_added_to_the_timeout(small_bundle: Path) -> None:
     for seconds, expected in ((30, 90), (0, float("inf"))):
-        service = SegmentationService(Settings(bundle=small_bundle, timeout_seconds=60, stuck_seconds=seconds))
+        service = SegmentationService(
+            Settings(bundle=small_bundle, timeout_seconds=60, stuck_seconds=seconds, sandbox=False)
+        )
         assert service.admission._max_hold_seconds == expected
