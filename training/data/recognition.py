@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import DataError
+from training.data.archive import is_archive
 from training.data.listing import Evidence
 from training.data.tree import FileTree, count_suffixes, list_tree
 
@@ -59,7 +60,7 @@ def recognize(root: Path, formats: Mapping[str, ModuleType]) -> Recognition:
             others = {name: found[name] for name in ranked[1:]}
             return Recognition(tree, ranked[0], found[ranked[0]], others)
         inner = tree.children("")
-        if len(inner) != 1 or depth == MAX_DEPTH or root.is_file():
+        if len(inner) != 1 or depth == MAX_DEPTH or (root.is_file() and not is_archive(root)):
             break
         tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
     raise DataError(describe_unrecognized(root, list_tree(root), formats))
@@ -67,7 +68,7 @@ def recognize(root: Path, formats: Mapping[str, ModuleType]) -> Recognition:
 
 def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, ModuleType]) -> str:
     """What is in a folder that no format fits, and what to do."""
-    if root.is_file():
+    if root.is_file() and not is_archive(root):
         return (
             f"{root} has no table with the header split,image,mask, and is no annotation file of a supported tool "
             f"({', '.join(formats)}); give the folder of the data set."

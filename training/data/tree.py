@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
+from training.data.archive import is_archive, unpack
 
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".npy"}  # masks are also read from these
 IGNORED_NAMES = frozenset({"__MACOSX", "@eaDir", "Thumbs.db", "thumbs.db", "desktop.ini"})
@@ -111,10 +112,12 @@ class FileTree:
 
 
 def list_tree(root: Path) -> FileTree:
-    """List a data set folder; or the folder of an annotation file, without the other annotation files next to it.
+    """List a data set folder; an archive, which is unpacked; or the folder of an annotation file, without the others next to it.
 
     Links to folders are followed, but not in circles. Raises: DataError if there is no such folder.
     """
+    if is_archive(root):
+        return list_tree(unpack(root))
     if root.is_file():
         tree = list_tree(root.parent)
         kept = [

@@ -1,0 +1,84 @@
+"""Data sets in a zip or tar file: unpacked once into the user's cache folder, and read from there."""
+
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from models.cache_dir import user_cache_dir
+from models.errors import DataError
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+ENCRYPTED = 1  # the flag of an entry in a zip file
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a file is an archive, by its name."""
+    return file.name.lower().endswith(ARCHIVE_SUFFIXES) and file.is_file()
+
+
+def unpack(file: Path) -> Path:
+    """The folder with the content of an archive; it is unpacked again if the archive changes.
+
+    Raises: DataError for a broken or encrypted archive, entries outside the folder, or too little disk space.
+    """
+    try:
+        stat = file.stat()
+        key = f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns}"
+        folder = user_cache_dir("archives") / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:24]
+        if folder.is_dir():
+            return folder
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=folder.parent))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{file}: cannot be unpacked into the cache folder ({error}); unpack it yourself.") from error
+    try:
+        if file.name.lower().endswith(".zip"):
+            _unpack_zip(file, draft)
+        else:
+            _unpack_tar(file, draft)
+        os.replace(draft, folder)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise DataError(
+            f"{file}: the archive is broken, or has entries that must not be unpacked ({error})."
+        ) from error
+    except OSError as error:
+        if not folder.is_dir():  # another process may have been faster
+            raise DataError(f"{file}: cannot be unpacked ({error.strerror or error}); unpack it yourself.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _unpack_zip(file: Path, draft: Path) -> None:
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        _check_space(file, sum(entry.file_size for entry in entries), draft)
+        for entry in entries:
+            if entry.flag_bits & ENCRYPTED:
+                raise DataError(f"{file} is encrypted; unpack it yourself.")
+            _check_name(entry.filename)
+        archive.extractall(draft)
+
+
+def _unpack_tar(file: Path, draft: Path) -> None:
+    with tarfile.open(file) as archive:
+        members = archive.getmembers()
+        _check_space(file, sum(member.size for member in members), draft)
+        # The filter refuses names outside the folder and links out of it, and drops owners and modes (PEP 706).
+        archive.extractall(draft, members, filter="data")
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the entry {name!r} leaves the folder")
+
+
+def _check_space(file: Path, size: int, draft: Path) -> None:
+    free = shutil.disk_usage(draft).free
+    if size > free:
+        raise DataError(f"{file} holds {size:,} bytes, but {draft.parent} has only {free:,} free; unpack it elsewhere.")
