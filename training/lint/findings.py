@@ -1,7 +1,7 @@
 """The result of the lint: findings, and the statistics that it computed."""
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +102,14 @@ class LintReport:
     not_read: str = ""  # the files that were passed over, by folder and suffix
     datasets: dict[str, SegmentationDataset] = field(default_factory=dict, repr=False)
     sample_stats: dict[str, list[SampleStats]] = field(default_factory=dict, repr=False)  # in the order of the pairs
+
+    def select_splits(self, splits: tuple[str, ...]) -> "LintReport":
+        """The statistics of these splits; the findings stay those of the whole data set."""
+        by_split = [field.name for field in fields(self) if isinstance(getattr(self, field.name), dict)]
+        kept = {
+            name: {split: value for split, value in getattr(self, name).items() if split in splits} for name in by_split
+        }
+        return replace(self, **kept)
 
     @property
     def errors(self) -> list[Finding]:

@@ -98,6 +98,14 @@ def test_an_unlabeled_mask_is_a_warning(dataset: Path) -> None:
     assert "unlabeled mask" in {finding.kind for finding in lint(dataset).findings}
 
 
+def test_the_statistics_of_some_splits_are_those_without_the_others(dataset: Path) -> None:
+    (dataset / "images/test/test_0002.jpg").write_bytes(b"")
+    selected, alone = lint(dataset).select_splits(("train", "val")), lint(dataset, splits=("train", "val"))
+    assert selected.image_counts == alone.image_counts == {"train": 12, "val": 6}
+    assert selected.all_image_sizes() == alone.all_image_sizes()
+    assert len(selected.errors) == 1  # also that of test: `train` refuses what `lint` does
+
+
 def test_progress_counts_all_pairs(dataset: Path) -> None:
     calls: list[tuple[int, int]] = []
     lint(dataset, progress=lambda done, total: calls.append((done, total)))
