@@ -99,11 +99,16 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print image sizes and formats by split, and the pixels, images and typical width of each class."""
+    from models.errors import DataError
     from training.lint import lint_with_progress
     from training.lint.stats import dataset_stats, print_stats
 
     console = Console(stderr=as_json)  # keeps the progress bar out of the JSON
-    stats = dataset_stats(lint_with_progress(data, console, data_format))
+    report = lint_with_progress(data, console, data_format)
+    unknown = next((finding.detail for finding in report.errors if finding.kind == "unknown classes"), None)
+    if unknown:
+        raise DataError(unknown)
+    stats = dataset_stats(report)
     if as_json:
         typer.echo(json.dumps(stats, indent=2))
     else:

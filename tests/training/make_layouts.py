@@ -310,7 +310,25 @@ def make_nnunet(root: Path) -> None:
     write_json(root / "splits_final.json", [{"train": ["train_1"], "val": ["val_1"]}])
 
 
+def write_supervisely(root: Path, *objects: dict[str, Any], splits: Sequence[str] = SPLITS) -> None:
+    classes = [
+        {"title": "cat", "shape": "any", "color": "#FF0000"},
+        {"title": "dog", "shape": "any", "color": "#00FF00"},
+    ]
+    write_json(root / "meta.json", {"classes": classes, "tags": []})
+    for split in splits:
+        write_image(root / split / "img" / f"{split}.jpg")
+        size = {"height": HEIGHT, "width": WIDTH}
+        write_json(root / split / "ann" / f"{split}.jpg.json", {"size": size, "objects": list(objects)})
+
+
+def make_supervisely(root: Path) -> None:
+    points = {"exterior": [[2, 1], [6, 1], [6, 4], [2, 4]], "interior": []}
+    write_supervisely(root, {"classTitle": "cat", "geometryType": "polygon", "points": points})
+
+
 LAYOUTS = {
+    "supervisely": [make_supervisely],
     "nnunet": [make_nnunet],
     "labelme": [make_labelme],
     "yolo": [make_yolo, make_yolo_by_split],

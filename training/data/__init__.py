@@ -28,6 +28,7 @@ from training.data.formats import (
     mask_parts,
     nnunet,
     same_folder,
+    supervisely,
     voc,
     yolo,
 )
@@ -53,6 +54,7 @@ FORMATS: dict[str, ModuleType] = {
     "cvat": cvat_xml,
     "yolo": yolo,
     "nnunet": nnunet,
+    "supervisely": supervisely,
     "camvid": camvid,
     "table": csv_table,
     "mask-parts": mask_parts,

@@ -36,7 +36,19 @@ NAME_COLUMNS = (
     "names",
     "labels",
 )
-VALUE_COLUMNS = ("pixel value", "pixel_value", "value", "id", "index", "class_id", "label_id", "train_id", "label")
+ADE20K_FILE = "objectinfo150.txt"
+VALUE_COLUMNS = (
+    "idx",
+    "pixel value",
+    "pixel_value",
+    "value",
+    "id",
+    "index",
+    "class_id",
+    "label_id",
+    "train_id",
+    "label",
+)
 COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
 _COLOR_LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
 _NUMBERED_LINE = re.compile(r"(\d+)\s*[:,;\s]\s*(\S.*)")
@@ -114,7 +126,9 @@ def read_class_rows(file: Path) -> list[ClassRow]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a class file in UTF-8 ({error}); save it as UTF-8.") from error
-    if file.suffix.lower() == ".json":
+    if file.name.lower() == ADE20K_FILE:
+        rows = [ClassRow(IGNORED_NAMES[0], None, 0), *_parse_table(text, file)]  # 0 is no class there
+    elif file.suffix.lower() == ".json":
         rows = _parse_json(text, file)
     elif file.suffix.lower() in (".csv", ".tsv"):
         rows = _parse_table(text, file)

@@ -23,7 +23,7 @@ CLASS_FILE = "classes.csv"
 CLASS_FILES = (
     CLASS_FILE, "classes.txt", "class_names.txt", "class_dict.csv", "_classes.csv", "label_colors.txt", "labelmap.txt",
     "label_names.txt", "labels.txt", "label.txt", "codes.txt", "id2label.json", "classes.json", "labels.json", "class_list.txt",
-    "class_names.csv", "labels.csv", "label_names.csv", "class-descriptions.csv", "label2id.json",
+    "class_names.csv", "labels.csv", "label_names.csv", "class-descriptions.csv", "objectinfo150.txt", "label2id.json",
 )  # fmt: skip
 ANNOTATION_SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".json", ".xml")
 

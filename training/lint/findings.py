@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,6 +106,7 @@ class LintReport:
 
     def select_splits(self, splits: tuple[str, ...]) -> "LintReport":
         """The statistics of these splits; the findings stay those of the whole data set."""
+        kept: dict[str, Any]
         by_split = [field.name for field in fields(self) if isinstance(getattr(self, field.name), dict)]
         kept = {
             name: {split: value for split, value in getattr(self, name).items() if split in splits} for name in by_split

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -380,3 +381,38 @@ def test_run_lengths_of_a_wrong_sum_are_an_error(counts: list[Any]) -> None:
     with pytest.raises(DataError, match="run lengths"):
         decode_run_lengths(counts, (3, 4))
     assert decode_run_lengths([5, 2, 5], (3, 4)).sum() == 2
+
+
+def test_supervisely_bitmaps_and_polygons_with_holes(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(SQUARE_MASK[1:4, 2:6] * 255).save(buffer, "PNG")
+    data = base64.b64encode(zlib.compress(buffer.getvalue())).decode()
+    ring = {"exterior": [[0, 0], [8, 0], [8, 6], [0, 6]], "interior": [[[1, 1], [7, 1], [7, 5], [1, 5]]]}
+    make_layouts.write_supervisely(
+        tmp_path,
+        {"classTitle": "dog", "geometryType": "polygon", "points": ring},
+        {"classTitle": "cat", "geometryType": "bitmap", "bitmap": {"data": data, "origin": [2, 1]}},
+    )
+    expected = np.full((HEIGHT, WIDTH), 2, np.uint8)
+    expected[1:5, 1:7] = 0
+    assert (load_split(tmp_path, "train").labels(0) == np.where(SQUARE_MASK, 1, expected)).all()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"classTitle": "cow", "geometryType": "polygon"}, "the class 'cow' is not in meta.json"),
+        ({"classTitle": "cat", "geometryType": "point", "points": {"exterior": [[1, 1]]}}, "'point' has no area"),
+        (
+            {"classTitle": "cat", "geometryType": "bitmap", "bitmap": {"data": "AAAA", "origin": [0, 0]}},
+            "not as Supervisely",
+        ),
+        ({"classTitle": "cat", "geometryType": "polygon", "points": {"exterior": [[1, 1]]}}, "has 1 points"),
+    ],
+)
+def test_a_broken_object_of_supervisely_is_a_finding(entry: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make_layouts.write_supervisely(tmp_path, entry)
+    details = errors_of(tmp_path)
+    assert len(details) == 3
+    assert "train.jpg.json" in details[0]
+    assert message in details[0]

@@ -122,3 +122,17 @@ def test_the_line_proposed_for_black_works(classes: bool, tmp_path: Path) -> Non
     dataset = load_split(tmp_path, "train")
     assert dataset.notes == ()
     assert (dataset.labels(0) == make_layouts.DIAGONAL).all()
+
+
+def test_ade20k_has_150_classes_and_ignores_0(tmp_path: Path) -> None:
+    lines = ["Idx\tRatio\tTrain\tVal\tName", *(f"{value}\t0.1\t9\t9\tthing {value}, also" for value in range(1, 151))]
+    for split in ("training", "validation"):
+        write_image(tmp_path / f"images/{split}/{split}.jpg")
+        write_mask(
+            tmp_path / f"annotations/{split}/{split}.png", np.tile(np.uint8([0, 1, 2, 150]), (HEIGHT, WIDTH // 4))
+        )
+    (tmp_path / "objectInfo150.txt").write_text("\n".join(lines))
+    dataset = load_split(tmp_path, "train")
+    assert len(dataset.classes) == 150
+    assert dataset.classes[149].name == "thing 150, also"
+    assert np.unique(dataset.labels(0)).tolist() == [0, 1, 149, 255]

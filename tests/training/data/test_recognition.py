@@ -256,3 +256,14 @@ def test_a_folder_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Path, "rglob", lambda *args: pytest.fail("a format lists the folder again"))
     assert recognize_dataset(tmp_path).format == "folder"
     assert len(calls) < 20
+
+
+def test_the_split_proposed_for_few_images_works(tmp_path: Path) -> None:
+    """Eight images have no test split; `evaluate --split val` is what works."""
+    for index in range(8):
+        write_pair(tmp_path, f"a{index}")
+    with pytest.raises(
+        DataError, match=r"8 images without split folders give no image to the split test.*`--split val`"
+    ):
+        load_split(tmp_path, "test")
+    assert len(load_split(tmp_path, "val")) > 0

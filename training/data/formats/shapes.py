@@ -90,6 +90,16 @@ def outline(points: Any, what: str = "polygon") -> NDArray[np.float64]:
     return corners
 
 
+def outline_with_holes(points: Any, holes: Iterable[Any]) -> NDArray[np.float64]:
+    """One outline that leaves out the holes: seams without width lead to each of them and back. Raises: DataError."""
+    ring = outline(points)
+    parts = [ring, ring[:1]]
+    for hole in holes:
+        corners = outline(hole, "hole")
+        parts += [corners, corners[:1], ring[:1]]
+    return np.concatenate(parts)
+
+
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]:
     """The corners of a rectangle. Raises: DataError."""
     return outline([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], "rectangle")

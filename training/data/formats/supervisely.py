@@ -1,0 +1,157 @@
+"""Supervisely: `img/NAME.jpg` with `ann/NAME.jpg.json`, in one folder per data set, and `meta.json` with the classes.
+
+Polygons with holes, bitmaps, rectangles and lines are drawn in the order of the file. A folder named after a split gives the split.
+"""
+
+import base64
+import io
+import json
+import zlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from models.errors import DataError
+from models.imaging.decode import MAX_PIXELS
+from training.data.dataset import Pair
+from training.data.formats import shapes
+from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.listing import Entry, Evidence, Listing, check_unique
+from training.data.split_lists import apply_split_lists
+from training.data.splits import SPLIT_ALIASES
+from training.data.tree import FileTree, join, parent_of, stem_below
+
+LINE_WIDTH = 1  # pixels
+META = "meta.json"
+
+
+def detect(tree: FileTree) -> Evidence | None:
+    """Whether there are folders `ann` with JSON files named after the images of `img`."""
+    found = _pairs(tree)
+    paired = sum(annotation is not None for _, annotation in found)
+    return (
+        Evidence(paired, f"{paired:,} of {len(found):,} images in img have a file in ann", strength=2)
+        if paired
+        else None
+    )
+
+
+def read(tree: FileTree) -> Listing:
+    """Raises: DataError that names a file."""
+    meta = tree.find_file("", (META,))
+    names, colors = _read_meta(tree.path(meta)) if meta else (_collect_names(tree), {})
+    classes, label_by_name = shapes.classes_with_background(names)
+    if colors and len({*colors.values(), (0, 0, 0)}) == len(colors) + 1:
+        classes = [entry.model_copy(update={"rgb": colors.get(entry.name, entry.rgb)}) for entry in classes]
+    entries = [
+        Entry(
+            stem_below(image, "").replace("img/", ""),
+            tree.path(image),
+            tree.path(ann) if ann else None,
+            _split_of(image),
+        )
+        for image, ann in _pairs(tree)
+    ]
+    check_unique(entries)
+    listed = apply_split_lists(tree, entries)
+    reader = ShapeMaskReader(partial(_parse, label_by_name=label_by_name), shapes.digest(sorted(label_by_name.items())))
+    return Listing(
+        tree.root, listed.entries, classes, mask_reader=reader, notes=(*tree.notes, *listed.notes),
+        files=(*([tree.path(meta)] if meta else []), *listed.files),
+    )  # fmt: skip
+
+
+def _pairs(tree: FileTree) -> list[tuple[str, str | None]]:
+    """Image, and annotation file or None."""
+    found: list[tuple[str, str | None]] = []
+    for folder in tree.files:
+        if folder.rsplit("/", 1)[-1] != "img" or tree.find_folder(parent_of(folder), ("ann",)) is None:
+            continue
+        annotations = join(parent_of(folder), "ann")
+        names = set(tree.files.get(annotations, []))
+        for path in tree.images_below(folder):
+            file = f"{path.rsplit('/', 1)[-1]}.json"
+            found.append((path, join(annotations, file) if file in names else None))
+    return found
+
+
+def _split_of(path: str) -> str:
+    return next((split for part in path.split("/")[:-1] if (split := SPLIT_ALIASES.get(part.lower()))), "")
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror}); check its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: invalid JSON ({error}); the file may be truncated. Export it again.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: not a file of Supervisely; export it again.")
+    return content
+
+
+def _read_meta(file: Path) -> tuple[list[str], dict[str, tuple[int, int, int]]]:
+    """The names of the classes, and their colors."""
+    colors = {}
+    try:
+        names = [str(entry["title"]) for entry in _load(file)["classes"]]
+        for entry in _load(file)["classes"]:
+            red, green, blue = bytes.fromhex(str(entry["color"]).removeprefix("#"))
+            colors[str(entry["title"])] = (red, green, blue)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{file}: `classes` needs `title` and `color` (#rrggbb) of each class; export it again."
+        ) from error
+    return names, colors
+
+
+def _collect_names(tree: FileTree) -> list[str]:
+    files = [tree.path(annotation) for _, annotation in _pairs(tree) if annotation]
+    return sorted({str(entry.get("classTitle")) for file in files for entry in _load(file).get("objects", [])})
+
+
+def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], list[Shape]]:
+    content = _load(pair.mask)
+    try:
+        size = int(content["size"]["height"]), int(content["size"]["width"])
+        objects = list(content["objects"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError("needs `size` and `objects`; export it again.") from error
+    found = []
+    for index, entry in enumerate(objects):
+        try:
+            found.append(_shape(entry, label_by_name))
+        except DataError as error:
+            raise DataError(f"objects[{index}]: {error}") from error
+        except (KeyError, TypeError, ValueError, IndexError, OSError, zlib.error) as error:
+            raise DataError(f"objects[{index}] is not as Supervisely writes it ({error}); export it again.") from error
+    return size, found
+
+
+def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
+    name, kind = str(entry["classTitle"]), entry["geometryType"]
+    if name not in label_by_name:
+        raise DataError(f"the class {name!r} is not in {META}; add it there.")
+    label = label_by_name[name]
+    if kind == "bitmap":
+        # A picture of at most MAX_PIXELS: a small text may unpack to gigabytes.
+        data = zlib.decompressobj().decompress(base64.b64decode(entry["bitmap"]["data"]), MAX_PIXELS)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            array = (
+                np.asarray(image.convert("RGBA"))[..., 3] > 0 if image.mode in ("RGBA", "LA") else np.asarray(image) > 0
+            )
+        left, top = entry["bitmap"]["origin"]
+        return Shape(label, bitmap=array, offset=(int(left), int(top)))
+    exterior = entry["points"]["exterior"]
+    if kind == "rectangle":
+        (x0, y0), (x1, y1) = exterior
+        return Shape(label, [shapes.rectangle(float(x0), float(y0), float(x1), float(y1))])
+    if kind == "line":
+        return Shape(label, shapes.thick_line(exterior, LINE_WIDTH))
+    if kind == "polygon":
+        return Shape(label, [shapes.outline_with_holes(exterior, entry["points"].get("interior") or [])])
+    raise DataError(f"the geometry {kind!r} has no area that is read; export it as a polygon or bitmap.")
