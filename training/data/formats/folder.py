@@ -144,8 +144,9 @@ def _folder_pairs(tree: FileTree) -> list[FolderPair]:
     for child in inside:
         _claim(tree, found, FolderPair(_split_of(child), child, [_same_split(tree, folder, child) for folder in masks]))
     for child in tree.children(""):
-        split, below = _split_of(child), _image_folder(tree, child)
-        if split and below is not None and (split not in found or found[split].images not in inside):
+        split = _split_of(child)
+        below = _image_folder(tree, child) if split else None
+        if below is not None and (split not in found or found[split].images not in inside):
             _claim(tree, found, FolderPair(split, below, _mask_folders(tree, child)))
     if any(pair.masks for pair in found.values()):
         return list(found.values())

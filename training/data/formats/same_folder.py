@@ -5,6 +5,7 @@ Folders named after splits give the splits (Roboflow's "Semantic Segmentation Ma
 """
 
 import re
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from training.data.tree import MASK_SUFFIXES, FileTree, suffix_of
 BOUNDARY = re.compile(r"[_\-. ]")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 MIN_PAIRS = 2
+MAX_COUNTED = 4000  # names of a folder that are counted to find the endings
 MIN_FRACTION = 0.3  # of the files of a folder that must be in pairs
 
 
@@ -82,7 +84,11 @@ def _candidates(tree: FileTree) -> list[str]:
     """The folders with several files: the top, or those named after splits, or else all."""
     if tree.find_folder("", MASK_FOLDERS) is not None:
         return []  # images and masks have their own folders
-    filled = [folder for folder in tree.files if _count(tree.files[folder]) >= 2]
+    filled = [
+        folder
+        for folder, names in tree.files.items()
+        if folder.rsplit("/", 1)[-1].lower() not in MASK_FOLDERS and len(names) > 1 and _count(names) > 1
+    ]
     splits = [folder for folder in filled if _split_of(folder)]
     return [""] if "" in filled else splits or filled
 
@@ -93,7 +99,7 @@ def _count(names: Sequence[str]) -> int:
 
 def _find_rule(names: Sequence[str]) -> tuple[Affix, Affix] | None:
     """The affixes of images and of masks in a folder; None if its files are no pairs."""
-    files = [name for name in names if suffix_of(name) in MASK_SUFFIXES]
+    files = _sample([name for name in names if suffix_of(name) in MASK_SUFFIXES])
     by_base: dict[str, set[Affix]] = defaultdict(set)
     for name in files:
         for base, affix in _cuts(name):
@@ -115,6 +121,15 @@ def _find_rule(names: Sequence[str]) -> tuple[Affix, Affix] | None:
     if len(one.prefix + one.ending) == len(two.prefix + two.ending):
         return None  # left and right, day and night: nothing says which is the mask
     return (one, two) if len(one.prefix + one.ending) < len(two.prefix + two.ending) else (two, one)
+
+
+def _sample(names: list[str]) -> list[str]:
+    """Some thousand of many names: those whose digits have certain hashes, so that image and mask are both in it."""
+    every = len(names) // MAX_COUNTED
+    if every < 2:
+        return names
+    digits = [re.sub(r"\D", "", name.rpartition(".")[0]) for name in names]
+    return [name for name, key in zip(names, digits, strict=True) if not key or zlib.crc32(key.encode()) % every == 0]
 
 
 def _cuts(name: str) -> list[tuple[str, Affix]]:
