@@ -75,7 +75,7 @@ def test_audit_hook_records_a_call(tmp_path: Path) -> None:
     "code",
     [
         pytest.param(IMPORT_SERVICE, id="service"),
-        pytest.param(IMPORT_ONNX_MODEL, id="import of an ONNX model"),
+        pytest.param(IMPORT_ONNX_MODEL, id="import of an ONNX model", marks=pytest.mark.slow),
         pytest.param(TRAIN_AND_EXPORT, id="training, export, evaluation", marks=pytest.mark.slow),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from models.bundle import Bundle, open_bundle
+from tests.conftest import BuildOnce
 from tests.fixtures_bundles import QUICK_TRAIN_OVERRIDES, QUIET_CONSOLE
 from training.config_io import load_config
 from training.data.synthetic import generate_dataset
@@ -17,25 +18,23 @@ from training.train import train
 
 
 @pytest.fixture(scope="session")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    generate_dataset(folder, counts={"train": 32, "val": 6, "test": 6})
-    return folder
+def shapes(build_once: BuildOnce) -> Path:
+    """A drawn data set of 44 images."""
+    return build_once("shapes", lambda folder: generate_dataset(folder, counts={"train": 32, "val": 6, "test": 6}))
 
 
 @pytest.fixture(scope="session")
-def run(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(
-        shapes,
-        tmp_path_factory.mktemp("runs") / "first",
-        load_config(None, QUICK_TRAIN_OVERRIDES),
-        console=QUIET_CONSOLE,
-    )
+def run(shapes: Path, build_once: BuildOnce) -> Path:
+    """A training of two epochs on `shapes`."""
+    config = load_config(None, QUICK_TRAIN_OVERRIDES)
+    return build_once("runs", lambda folder: train(shapes, folder / "first", config, console=QUIET_CONSOLE)) / "first"
 
 
 @pytest.fixture(scope="session")
-def bundle(run: Path) -> Path:
-    return export(run, console=QUIET_CONSOLE)
+def bundle(run: Path, build_once: BuildOnce) -> Path:
+    """The bundle of `run`, in the folder of the run."""
+    build_once("exported", lambda _: export(run, console=QUIET_CONSOLE))
+    return run / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ expect the error. `make test` covers a few architectures, `make test-slow` the o
 
 import copy
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +55,12 @@ class ArchitectureCase:
 
 
 SKIP_STRIDES = {"32s": 32, "16s": 16, "8s": 8}
+# Every pair of head and stride, of head and skips, and of stride and skips, in 15 instead of 45 cases.
 FCN_CASES = [
     ArchitectureCase("fcn", {"head": head, "output_stride": stride, "skips": skips}, min(stride, SKIP_STRIDES[skips]))
-    for head, stride, skips in product(["linear", "fcn", "d6", "aspp", "psp"], [8, 16, 32], SKIP_STRIDES)
+    for row, head in enumerate(["linear", "fcn", "d6", "aspp", "psp"])
+    for column, stride in enumerate([8, 16, 32])
+    for skips in [list(SKIP_STRIDES)[(row + column) % 3]]
 ]
 FCN_CASES += [
     ArchitectureCase("fcn", {"upsampling": "learned"}, 1, fast=True),
@@ -72,7 +74,7 @@ FCN_CASES += [
     ArchitectureCase("fcn", {"encoder": "mobilenet_v2", "output_stride": 8}, 8),
     ArchitectureCase("fcn", {"encoder": "efficientnet-b0"}, 8),
     ArchitectureCase("fcn", {"encoder": "densenet121"}, 8),
-    ArchitectureCase("fcn", {"encoder": "mobileone_s4"}, 8),
+    ArchitectureCase("fcn", {"encoder": "mobileone_s0"}, 8),
     ArchitectureCase("fcn", {"encoder": "tu-hrnet_w18_small", "skips": "32s"}, 32),
     ArchitectureCase("fcn", {"encoder": "tu-convnext_atto", "output_stride": 16}, 8),
 ]

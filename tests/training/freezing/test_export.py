@@ -104,6 +104,7 @@ def test_int8_that_costs_too_much_is_left_out(draft: Bundle, shapes: Path, monke
     assert "Largest losses of IoU: " in output
 
 
+@pytest.mark.slow
 def test_export_in_float_only(run: Path, tmp_path: Path) -> None:
     """Also prints parity, the validation mIoU and the written folder."""
     stream = io.StringIO()

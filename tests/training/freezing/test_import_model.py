@@ -140,6 +140,7 @@ def test_photographs_are_resized_as_by_torchvision(
     assert agreement(Segmenter.load(imported_bundle, precision="f32").segment(image).labels, expected) >= 0.999
 
 
+@pytest.mark.slow
 def test_auxiliary_head_is_imported(images: Path, tmp_path: Path) -> None:
     network = make_torchvision_model(WITH_HEAD, classes=5, aux_loss=True)
     save_file(network.state_dict(), tmp_path / "w.safetensors")
