@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.errors import DataError, MaskserveError
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
-from training.data.class_file import class_line
+from training.data.class_file import INVALID_LABEL, class_line
 from training.data.dataset import SegmentationDataset
 from training.data.mask_decoding import MaskEncoding, MaskKind, format_rgb
 from training.data.scan.scanner import SampleStats
@@ -111,7 +111,8 @@ def infer_classes(dataset: SegmentationDataset, masks: Sequence[MaskValues], roo
         notes.append(_binary_note(foreground, names[1], len(numbers) == 2))
     if not classes and (first := _first_label(numbers)):
         highest = max(numbers - {IGNORE_INDEX})
-        encoding = replace(encoding, gray_to_label=tuple((value, value - first) for value in range(first, highest + 1)))
+        moved = tuple((value, value - first) for value in range(first, highest + 1))
+        encoding = replace(encoding, gray_to_label=((0, INVALID_LABEL), *moved))  # a 0 in val or test is an error there
         classes = [
             ClassInfo(name=f"class{value}", rgb=default_rgb(value - first)) for value in range(first, highest + 1)
         ]

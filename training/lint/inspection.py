@@ -14,6 +14,7 @@ from models.imaging.decode import RGB
 from models.inference.geometry import network_input_size, resize_image
 from models.spec import InputRule, palette
 from training.data import SegmentationDataset, load_available_splits, recognize_dataset
+from training.data.dataset import read_pair_mask
 from training.data.infer_classes import UnknownClassesError
 from training.lint.coverage import describe_unread, unread_files
 
@@ -21,6 +22,7 @@ SHEET_IMAGES, COLUMNS = 12, 4
 TILE, MARGIN, LINE = 300, 8, 16  # pixels: side of a tile, space between tiles, height of a line of text
 MASK_OPACITY = 0.5
 MAX_LISTED = 3
+SAMPLED = " (from the values of a few masks; `data lint` reads all)"
 MAX_LEGEND = 24  # classes below the sheet
 INK, ERROR_INK, PAPER = (30, 30, 30), (170, 0, 0), (250, 250, 250)
 
@@ -38,7 +40,13 @@ def inspect_dataset(root: Path, data_format: str = "auto", sheet: Path | None = 
     lines.append("images: " + ", ".join(f"{split} {len(dataset):,}" for split, dataset in opened.items()))
     train = opened["train"]
     classes = ", ".join(f"{label} {entry.name}" for label, entry in enumerate(train.classes))
-    lines.append(f"classes: {classes}" if classes else f"classes: unknown. {error}")
+    # Formats that draw their masks know the classes; those of mask files are known from a class file alone.
+    guessed = (
+        train.mask_reader is read_pair_mask
+        and bool(train.classes)
+        and all(entry.name.startswith(("class", "color_")) for entry in train.classes)
+    )
+    lines.append(f"classes: {classes}{SAMPLED if guessed else ''}" if classes else f"classes: unknown. {error}")
     lines += [f"pair: {_relative(pair.image, recognition.tree.root)} with {_relative(pair.mask, recognition.tree.root)}"
               for pair in train.pairs[:MAX_LISTED]]  # fmt: skip
     for title, paths in (

@@ -76,6 +76,10 @@ def test_labels_that_start_at_1_have_no_class_0(tmp_path: Path) -> None:
     assert [entry.name for entry in dataset.classes] == ["class1", "class2", "class3"]
     assert np.bincount(dataset.labels(0).ravel()).tolist() == [768, 768, 1536]
     assert any("never 0" in note for note in dataset.notes)
+    held_out = load_split(tmp_path, "val").pairs[0].mask
+    write_mask(held_out, np.tile(np.uint8([0, 1, 2, 3]), (48, 16)))  # must not become the label of 1
+    (error,) = lint(tmp_path).errors
+    assert (error.kind, "the labels 0 on" in error.detail) == ("label out of range", True)
 
 
 def test_the_lines_proposed_for_sparse_labels_work(tmp_path: Path) -> None:
