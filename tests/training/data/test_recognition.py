@@ -267,3 +267,23 @@ def test_the_split_proposed_for_few_images_works(tmp_path: Path) -> None:
     ):
         load_split(tmp_path, "test")
     assert len(load_split(tmp_path, "val")) > 0
+
+
+def test_one_mask_for_images_of_the_same_name_in_two_folders_is_an_error_that_names_all_three(tmp_path: Path) -> None:
+    for index in range(3):
+        write_mask(tmp_path / f"masks/x{index}.png", DIAGONAL)
+        for folder in ("day", "night"):
+            write_image(tmp_path / f"images/{folder}/x{index}.png")
+    with pytest.raises(
+        DataError, match=r"day/x0\.png and .*night/x0\.png have the same name, so .*masks/x0\.png could be"
+    ):
+        load_split(tmp_path, "train")
+
+
+def test_files_that_are_no_images_are_counted_where_images_belong(tmp_path: Path) -> None:
+    for index in range(3):
+        write_mask(tmp_path / f"masks/x{index}.png", DIAGONAL)
+    (tmp_path / "images").mkdir()
+    np.save(tmp_path / "images/x0.npy", DIAGONAL)
+    with pytest.raises(DataError, match=r"images has no images, but 1 \.npy; expected files ending in"):
+        load_split(tmp_path, "train")

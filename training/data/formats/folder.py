@@ -18,10 +18,10 @@ from models.imaging.decode import IMAGE_SUFFIXES
 from training.data.class_file import read_dataset_classes
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import MaskEncoding, read_raw_mask
-from training.data.matching import is_usual, match_names
+from training.data.matching import is_usual, match_names, strip_folder_and_ending
 from training.data.split_lists import apply_split_lists
 from training.data.splits import SPLIT_ALIASES
-from training.data.tree import MASK_SUFFIXES, FileTree, parent_of, stem_below
+from training.data.tree import MASK_SUFFIXES, FileTree, count_suffixes, parent_of, stem_below
 
 IMAGE_FOLDERS = (
     "images", "imgs", "image", "img", "img_dir", "jpegimages", "data", "photos", "pictures", "rgb", "inputs", "original",
@@ -69,8 +69,10 @@ def read(tree: FileTree) -> Listing:
     if not pairs:
         raise DataError(f"{tree.root} has no folder images with a folder masks; see `maskserve data inspect`.")
     if not any(_image_names(tree, pair) for pair in pairs):
+        there = count_suffixes(tree.files_below(pairs[0].images)) or "nothing"
         raise DataError(
-            f"{tree.path(pairs[0].images)} has no images; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"{tree.path(pairs[0].images)} has no images, but {there}; expected files ending in "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     classes, encoding, class_files = read_dataset_classes(tree, _class_folders(pairs))
     entries: list[Entry] = []
@@ -87,6 +89,7 @@ def read(tree: FileTree) -> Listing:
     unmatched = [path for path in dict.fromkeys(unmatched) if tree.path(path) not in used]
     if unmatched and not any(entry.mask for entry in entries):
         first = next(entry for entry in entries if not entry.mask)
+        _check_ambiguous(tree, entries, unmatched)
         raise DataError(
             f"{tree.root}: none of {len(entries):,} images has a mask of the same name; found for example "
             f"{first.image} and {tree.path(unmatched[0])}. Give image and mask the same name, or list the pairs in a table "
@@ -104,6 +107,21 @@ def read(tree: FileTree) -> Listing:
         notes=(*tree.notes, *notes, *listed.notes),
         files=(*class_files, *listed.files),
     )
+
+
+def _check_ambiguous(tree: FileTree, entries: list[Entry], masks: list[str]) -> None:
+    """Raises: DataError if images in several folders have the name of one mask."""
+    by_name: dict[str, Entry] = {}
+    mask_by_name = {strip_folder_and_ending(stem_below(path, "")): path for path in masks}
+    for entry in entries:
+        name = strip_folder_and_ending(entry.name)
+        other = by_name.setdefault(name, entry)
+        if other is not entry and name in mask_by_name:
+            raise DataError(
+                f"{other.image} and {entry.image} have the same name, so {tree.path(mask_by_name[name])} could be the mask of "
+                "either; put the masks into the same subfolders as the images, or list the pairs in a table "
+                f"{tree.root}/list.csv with the header image,mask."
+            )
 
 
 def pair_files(
