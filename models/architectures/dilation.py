@@ -7,7 +7,8 @@ values. (They differ a little if a layer reads the whole image, as squeeze-and-e
 dilation of a layer thus depends on one number, the stride of the map that it reads.
 
 The layer that loses its stride keeps the dilation of its input, as in torchvision and timm. segmentation-models-pytorch
-dilates that layer too, which changes the outputs of pretrained weights.
+dilates that layer too, which changes the outputs of pretrained weights; its own networks are dilated as there
+(`smp_models.py`).
 """
 
 import math

@@ -49,20 +49,28 @@ def _check_name(name: str) -> None:
         )
 
 
-def build(name: str, output_stride: int = 32, weights: str | None = None, depth: int = DEPTH) -> nn.Module:
+def build(
+    name: str,
+    output_stride: int = 32,
+    weights: str | None = None,
+    depth: int = DEPTH,
+    dilated_as_in_smp: bool = False,
+) -> nn.Module:
     """Build an encoder: images float N x 3 x H x W -> `depth` + 1 feature maps float N x C_i x H/2^i x W/2^i.
 
-    Its `out_channels` lists C_i. With `output_stride` 16 or 8 the last one or two stages are dilated instead of strided
-    (`dilation.py`). `weights` names pretrained weights, such as imagenet; None gives random ones.
+    Its `out_channels` lists C_i. With `output_stride` 16 or 8 the last one or two stages are dilated instead of strided:
+    by `dilation.py`, or with `dilated_as_in_smp` by segmentation-models-pytorch and timm themselves, for weights that were
+    trained there. `weights` names pretrained weights, such as imagenet; None gives random ones.
     Raises: ConfigError for an unknown name or impossible stride, WeightsError for unavailable weights.
     """
     _check_name(name)
+    dilated = output_stride < 2**depth
     try:
-        encoder = _create_encoder(name, depth)
+        encoder = _create_encoder(name, depth, output_stride if dilated and dilated_as_in_smp else 32)
     except Exception as error:  # smp and timm raise exceptions of many types
         raise ConfigError(f"The encoder {name} cannot be built: {first_line(error)}") from error
     try:
-        if output_stride < 2**depth:
+        if dilated and not dilated_as_in_smp:
             replace_strides_with_dilation(encoder, output_stride)
     except Exception as error:  # a network of other layers than convolutions and pools raises anything
         raise ConfigError(
@@ -152,14 +160,20 @@ def match_keys(encoder: nn.Module, content: dict[str, Tensor]) -> dict[str, Tens
     return matched
 
 
-def _create_encoder(name: str, depth: int) -> nn.Module:
+def _create_encoder(name: str, depth: int, output_stride: int) -> nn.Module:
     if name == "alexnet":
         return AlexNetEncoder()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # Swin's windows fit images of any size, but by default timm accepts only 224 x 224.
         options = {"strict_img_size": False} if "swin" in name else {}
-        encoder: nn.Module = smp.encoders.get_encoder(name, depth=depth, weights=None, **options)
+        encoder: nn.Module = smp.encoders.get_encoder(
+            name, depth=depth, weights=None, output_stride=output_stride, **options
+        )
+    for layer in encoder.modules():
+        # smp dilates 1x1 kernels too, which changes nothing, but the engines run them on a slower path.
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+            layer.dilation = (1, 1)
     return encoder
 
 

@@ -1,10 +1,12 @@
 """The networks of segmentation-models-pytorch by their names there: `smp/Unet`, `smp/DeepLabV3Plus`, `smp/Segformer`, ...
 
-They differ from smp's own in four points:
-- the logits stay at the decoder's stride, because `Network` upsamples with `align_corners=False` and smp with True;
-- the encoders are those of `encoders.py`, whose dilation keeps pretrained features;
-- the pooling pyramids of PSPNet and UPerNet are replaced by ones that can be exported (`onnx_compat.py`);
-- encoder names and pretrained weights work as in the other architectures.
+With the same weights, their logits are those of smp's own networks before the last layer, which upsamples. There smp aligns
+the corners of the maps, and `Network`, as everywhere here, their edges. Where the decoder's stride is above 1 (FPN, PSPNet,
+DeepLabV3, DeepLabV3Plus, UPerNet, Segformer), a few labels next to boundaries thus differ from smp's. A network that was
+trained in smp keeps all of its labels if it is exported to ONNX there and imported (`maskserve import onnx`).
+
+Layers that cannot be exported are replaced by equal ones that can be (`onnx_compat.py`); encoder names and pretrained
+weights work as in the other architectures.
 
 Two architectures are missing: DPT, whose vision transformers accept one image size only, and PAN, which pools the map
 of stride 16 three more times, so that nothing is left of a side below 128 pixels.
@@ -67,7 +69,7 @@ def build(
     parameters = inspect.signature(architecture.model_class.__init__).parameters
     depth = parameters["encoder_depth"].default
     deepest = min(stride, 2**depth)  # the stride of the encoder's last map
-    backbone = encoders.build(encoder, deepest, weights, depth)
+    backbone = encoders.build(encoder, deepest, weights, depth, dilated_as_in_smp=True)
     prune_unused_layers(backbone, encoder, deepest)
     options = {"encoder_output_stride": stride} if "encoder_output_stride" in parameters else {}
     try:

@@ -32,7 +32,7 @@ class InferenceFunction(Protocol):
 
         Both may be in the engine's own memory, and are valid until the same thread calls again. In bf16, the graph also
         upsamples in bf16: one label in some hundred to some thousand, where two classes score almost equally, is not the
-        argmax of the upsampled logits.
+        argmax of the upsampled logits. The labels are the same whether or not logits are requested.
         """
         ...
 

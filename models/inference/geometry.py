@@ -5,6 +5,7 @@ Sizes are (height, width) in pixels.
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from models.imaging.decode import RGB, Labels
 from models.spec import InputRule
@@ -35,14 +36,30 @@ def resize_image(image: RGB, size: tuple[int, int], into: RGB | None = None) -> 
 
 
 def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
-    """Resize uint8 H x W by nearest neighbor; the result owns its memory.
+    """Resize uint8 H x W by nearest neighbor, without a shift against `resize_image`; the result owns its memory.
 
-    cv2's plain INTER_NEAREST uses the pixel left of the center and shifts the mask by up to half a pixel.
+    cv2's INTER_NEAREST uses the pixel left of the center and shifts the mask by up to half a pixel.
     """
     if labels.shape == size:
         return labels.copy()
-    resized = cv2.resize(np.ascontiguousarray(labels), size[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    return np.asarray(resized, dtype=np.uint8)
+    rows, columns = (nearest_indices(*lengths) for lengths in zip(labels.shape, size, strict=True))
+    # Whole rows are copied fastest: take them first where they become fewer, last where they become more.
+    if size[0] <= labels.shape[0]:
+        return labels.take(rows, axis=0).take(columns, axis=1)
+    return labels.take(columns, axis=1).take(rows, axis=0)
+
+
+def nearest_indices(length: int, new_length: int) -> NDArray[np.intp]:
+    """The pixel, of `length`, that is nearest to the center of each of `new_length` pixels over the same extent.
+
+    Where two are equally near, as at every pixel when a length is halved, every second takes the lower one: one side for all
+    would shift a mask by a quarter of a pixel.
+    """
+    doubled_centers = (2 * np.arange(new_length) + 1) * length  # in units of 1 / (2 * new_length) pixels
+    nearest, remainder = np.divmod(doubled_centers, 2 * new_length)
+    ties = np.flatnonzero(remainder == 0)
+    nearest[ties[::2]] -= 1
+    return nearest
 
 
 def resize_and_pad(image: RGB, size: tuple[int, int], size_divisor: int = SIZE_DIVISOR) -> RGB:

@@ -1,10 +1,11 @@
-"""Upsampling of logits to labels, outside the graph: for confidence, tiles and test-time augmentation.
+"""Upsampling of logits outside the graph: to confidence, and to the labels of tiles and test-time augmentation.
 
 Scores are logits, finite float32, C x h x w with 2 <= C <= 255, on a grid that covers the image evenly. Upsampling is
 bilinear with half-pixel centers and clamped edges (torch's `align_corners=False`). It works on strips of rows, because
 the upsampled logits of 21 classes for 12 megapixels take a gigabyte.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import cv2
@@ -101,19 +102,45 @@ def write_label_rows(
         labels: output, len(taps) x at most `width`; further columns are dropped.
         confidence: output of the same shape, or None.
     """
+    for strip, upsampled, candidates in _upsampled_strips(scores, taps, width, labels.shape, confidence is not None):
+        highest = _write_argmax(upsampled, labels[strip], candidates)
+        if confidence is not None:
+            _write_confidence(upsampled, highest, confidence[strip])
+
+
+def label_confidence(scores: Scores, size: tuple[int, int], labels: Labels) -> Confidence:
+    """The softmax probabilities of given labels, the engine's own, in scores upsampled to `size` (height, width).
+
+    In bf16 and int8 the graph's labels are not everywhere the argmax of its upsampled logits. Labels are the same with
+    and without confidence because they always come from the graph.
+
+    labels: uint8, at most `size`; pixels beyond them are not computed. Returns: float32 of the labels' shape, 0..1.
+    """
+    confidence = np.empty(labels.shape, np.float32)
+    grid = scores.shape[1]
+    taps = interpolation_taps(pixel_centers(size[0], grid), grid)
+    for strip, upsampled, candidates in _upsampled_strips(scores, taps, size[1], labels.shape, softmax=True):
+        _write_confidence(upsampled, _scores_of(labels[strip], upsampled, candidates), confidence[strip])
+    return confidence
+
+
+def _upsampled_strips(
+    scores: Scores, taps: InterpolationTaps, width: int, shape: tuple[int, ...], softmax: bool
+) -> Iterator[tuple[slice, Scores, NDArray[np.intp] | None]]:
+    """Upsample strip by strip, for an image of `shape`; columns beyond it are dropped.
+
+    Yields: the rows of the image, the scores of their candidate classes at full size, and these classes (None for all).
+    """
     classes, _, columns = scores.shape
     height = max(1, STRIP_BYTES // (4 * classes * (width + 3 * columns)))
-    for start in range(0, len(labels), height):
-        stop = min(start + height, len(labels))
+    for start in range(0, shape[0], height):
+        stop = min(start + height, shape[0])
         first, last = taps.above[start], taps.below[stop - 1]
         rows = scores[:, first : last + 1]
-        candidates = _candidate_classes(rows, width, confidence is not None)
+        candidates = _candidate_classes(rows, width, softmax)
         rows = rows if candidates is None else rows[candidates]
         upsampled = _resize_columns(interpolate_rows(rows, taps.section(start, stop, first)), width)
-        upsampled = upsampled[:, :, : labels.shape[1]]
-        highest = _write_argmax(upsampled, labels[start:stop], candidates)
-        if confidence is not None:
-            _write_confidence(upsampled, highest, confidence[start:stop])
+        yield slice(start, stop), upsampled[:, :, : shape[1]], candidates
 
 
 def _resize_columns(rows: Scores, width: int) -> Scores:
@@ -167,12 +194,21 @@ def _write_argmax(scores: Scores, labels: Labels, classes: NDArray[np.intp] | No
     return highest
 
 
-def _write_confidence(scores: Scores, highest: Scores, confidence: Confidence) -> None:
-    """Write the softmax probability of the highest score, 1 / sum(exp(score - highest)), into `confidence`, H x W."""
-    total = np.zeros_like(highest)
-    difference = np.empty_like(highest)
-    for plane in scores:
-        np.subtract(plane, highest, out=difference)
-        np.exp(difference, out=difference)
-        total += difference
+def _scores_of(labels: Labels, scores: Scores, classes: NDArray[np.intp] | None) -> Scores:
+    """The score of each pixel's label, float32 H x W; -inf for a label that is not among the `classes` of the planes."""
+    chosen = np.full(labels.shape, -np.inf, np.float32)
+    for plane, index in zip(scores, range(len(scores)) if classes is None else classes.tolist(), strict=True):
+        np.copyto(chosen, plane, where=labels == index)
+    return chosen
+
+
+def _write_confidence(scores: Scores, chosen: Scores, confidence: Confidence) -> None:
+    """Write the softmax probability of the chosen score, 1 / sum(exp(score - chosen)), into `confidence`, H x W."""
+    total = np.zeros_like(chosen)
+    difference = np.empty_like(chosen)
+    with np.errstate(over="ignore"):  # far below another class the sum is infinite, and the probability 0
+        for plane in scores:
+            np.subtract(plane, chosen, out=difference)
+            np.exp(difference, out=difference)
+            total += difference
     np.reciprocal(total, out=confidence)

@@ -33,7 +33,7 @@ from models.inference.geometry import (
     resize_labels,
     round_up,
 )
-from models.inference.postprocess import Confidence, Scores, scores_to_labels
+from models.inference.postprocess import Confidence, Scores, label_confidence, scores_to_labels
 from models.inference.tiling import (
     MIN_TILE_SIZE,
     LogitsFunction,
@@ -200,8 +200,10 @@ class Segmenter:
             overlap = round_up(tile // 4, SIZE_DIVISOR)
             return predict_sliding_window(predict_logits, resize_image(image, fitted), tile, overlap, confidence)
         canvas = resize_and_pad(image, fitted, divisor)
-        if not confidence and self.tta is None:
-            return self._run_engine(canvas, should_stop)[0][:height, :width], None
+        if self.tta is None:
+            labels, scores = self._run_engine(canvas, should_stop, logits=confidence)
+            labels = labels[:height, :width]
+            return labels, None if scores is None else label_confidence(scores, canvas.shape[:2], labels)
         labels, probabilities = scores_to_labels(predict_logits(canvas), canvas.shape[:2], confidence)
         return labels[:height, :width], None if probabilities is None else probabilities[:height, :width]
 

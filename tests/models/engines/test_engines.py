@@ -123,6 +123,18 @@ def test_labels_are_the_argmax_of_the_logits(engine: str, precision: str, bundle
     assert agreement(labels, maps.argmax(1).numpy()) > (0.999 if precision == "f32" or engine != "openvino" else 0.99)
 
 
+@pytest.mark.parametrize(("engine", "precision"), engine_precisions())
+def test_labels_with_confidence_are_those_without(engine: str, precision: str, bundle: Bundle) -> None:
+    segmenter = Segmenter(load_or_skip(engine, precision, bundle), bundle.spec.input)
+    for seed, size in enumerate([(192, 256), (101, 67), (33, 190), (384, 120)]):
+        image = synthetic_image(*size, seed=seed)
+        labels = segmenter.segment(image).labels
+        both = segmenter.segment(image, confidence=True)
+        assert both.confidence is not None
+        np.testing.assert_array_equal(both.labels, labels)
+        assert 0.5 / len(bundle.spec.classes) < both.confidence.min() and both.confidence.max() <= 1
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("threads", [0, 1])  # torch has one number of threads per process
 def test_four_concurrent_threads(engine: str, threads: int, bundle: Bundle) -> None:

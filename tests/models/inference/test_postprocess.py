@@ -14,6 +14,7 @@ import models.inference.postprocess
 from models.inference.postprocess import (
     Scores,
     interpolation_taps,
+    label_confidence,
     pixel_centers,
     resize_scores,
     scores_to_labels,
@@ -88,6 +89,22 @@ def test_confidence_is_the_softmax_of_the_upsampled_scores(classes: int, make: M
     np.testing.assert_allclose(probabilities, np.asarray(torch.softmax(torch.from_numpy(volume), 0).amax(0)), atol=1e-4)
     np.testing.assert_array_equal(labels, scores_to_labels(scores, size)[0])
     assert_argmax(labels, volume)
+
+
+@pytest.mark.parametrize(("classes", "size"), [(2, (96, 128)), (6, (701, 903)), (21, (360, 480))])
+def test_confidence_of_given_labels(classes: int, size: tuple[int, int]) -> None:
+    scores = piecewise_scores(classes, (45, 60))
+    labels = np.random.default_rng(1).integers(0, classes, (size[0] - 5, size[1] - 7), dtype=np.uint8)
+    softmax = torch.softmax(torch.from_numpy(torch_upsample(scores, size)), 0).numpy()[:, :-5, :-7]
+    confidence = label_confidence(scores, size, labels)
+    assert (confidence.shape, confidence.dtype) == (labels.shape, np.float32)
+    np.testing.assert_allclose(confidence, np.take_along_axis(softmax, labels[None].astype(int), 0)[0], atol=1e-4)
+
+
+def test_confidence_of_a_label_far_below_the_others_is_zero() -> None:
+    scores = np.stack([np.full((4, 4), value, np.float32) for value in (0, 300, 299)])
+    for label in (0, 255):  # 255: unlabeled, in a graph that outputs labels
+        assert not label_confidence(scores, (32, 32), np.full((32, 32), label, np.uint8)).any()
 
 
 @pytest.mark.parametrize("make", [random_scores, piecewise_scores])

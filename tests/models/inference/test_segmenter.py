@@ -152,6 +152,24 @@ def test_labels_enlarged_by_a_whole_factor_are_repeated(size: tuple[int, int], f
         np.testing.assert_array_equal(resize_labels(enlarged, size), labels)
 
 
+@pytest.mark.parametrize("ratio", [(1, 2), (1, 3), (1, 4), (2, 3), (3, 4), (4, 5), (3, 2), (2, 1), (97, 120)], ids=str)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_resized_masks_do_not_shift_against_their_images(ratio: tuple[int, int], axis: int) -> None:
+    length, step = 240, np.arange(240) < np.arange(1, 240)[:, None]  # an edge at each position
+    size = (length * ratio[0] // ratio[1], 4)
+    shifts = []
+    for inside in step:
+        mask = np.repeat(inside.astype(np.uint8)[:, None], 4, axis=1)
+        image = np.repeat(255 * mask[:, :, None], 3, axis=2)
+        if axis:
+            labels, resized = resize_labels(mask.T, size[::-1]).T, resize_image(image.swapaxes(0, 1), size[::-1])[0]
+        else:
+            labels, resized = resize_labels(mask, size), resize_image(image, size)[:, 0]
+        shifts.append(labels[:, 0].sum() - resized[:, 0].sum() / 255)  # in pixels
+    assert abs(np.mean(shifts)) <= 0.05
+    assert np.abs(shifts).max() <= max(0.5, ratio[0] / ratio[1] / 2) + 0.02
+
+
 @pytest.mark.parametrize("size", [(1, 500_000), (500_000, 1), (3, 60_000)])
 def test_very_long_images(size: tuple[int, int]) -> None:
     expected = quadrant_labels(*size)

@@ -1,5 +1,6 @@
 """int8: the IR has the same inputs and outputs, and making it is quiet and repeatable, with clear errors."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from maskserve.cli.export import export
 from models.bundle import MODEL_FILE
 from models.engines.openvino_engine import get_core
 from models.errors import BundleError, CorruptImageError, DataError, EngineError
@@ -23,7 +25,7 @@ from models.spec import ClassInfo
 from tests.fixtures_bundles import CLASSES, synthetic_image
 from tests.test_no_telemetry import AUDIT_HOOK
 from training.freezing import quantise as quantise_module
-from training.freezing.quantise import miou_drop_message, quantise
+from training.freezing.quantise import MAX_MIOU_DROP, miou_drop_message, quantise
 from training.metrics.confusion import ConfusionMatrix
 
 ROOT = Path(__file__).parents[3]
@@ -216,6 +218,7 @@ def test_default_limit_is_half_a_point() -> None:
     before = make_matrix(90, 80, 70, 60)
     assert miou_drop_message(before, make_matrix(90, 80, 70, 59), CLASS_INFOS) is None
     assert miou_drop_message(before, make_matrix(90, 80, 70, 57), CLASS_INFOS) is not None
+    assert inspect.signature(export).parameters["int8_limit"].default == MAX_MIOU_DROP
 
 
 def test_drop_above_the_limit_names_the_three_worst_classes() -> None:

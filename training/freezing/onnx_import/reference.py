@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from models.engines.base import InferenceFunction
 from models.errors import ConfigError, WeightsError
 from models.imaging.decode import RGB
-from models.inference.geometry import resize_labels
 from models.spec import IGNORE_INDEX
 from training.data.synthetic import generate_scene
 from training.freezing.onnx_import.graph_reader import (
@@ -183,7 +182,8 @@ def _postprocess_labels(
             f"names {classes}. {CLASSES_ADVICE}"
         )
     one_hot = np.stack([labels == label for label in range(classes)]).astype(np.float32)
-    return resize_labels(labels, size)[None], one_hot[None]
+    resized = F.interpolate(torch.from_numpy(labels)[None, None].float(), size, mode="nearest-exact")[0]
+    return resized.to(torch.uint8).numpy(), one_hot[None]
 
 
 def _interpret_output(
