@@ -83,7 +83,8 @@ async def segment(request: Request) -> Response:
         try:
             mask = await _cancel_on_disconnect(request, segmentation.segment(image, pipeline, timer, deadline))
         except (UnsupportedFormatError, CorruptImageError) as error:
-            raise explain_body(error, request.headers.get("content-type", ""), image) from error
+            explained = explain_body(error, request.headers.get("content-type", ""), image)
+            raise explained from (None if explained is error else error)
     get_metrics().count_image(pipeline.spec.name, params.format, timer.milliseconds)
     stages = {stage: round(spent, 2) for stage, spent in timer.milliseconds.items()}
     add_log_fields(model=responses.model_tag(model.bundle), format=params.format, stages=stages)
