@@ -253,7 +253,7 @@ def _parse_lines(text: str, file: Path) -> list[ClassRow]:
         return [ClassRow(match[2], None, int(match[1])) for match in numbered if match]
     if lines and lines[0][1].lower() in NAME_COLUMNS:
         lines = lines[1:]
-    # labelme's label list starts with `__ignore__`, which stands for -1 and not for a label.
+    # labelme's label list starts with `__ignore__`, whose value is -1, so it is no label.
     return [ClassRow(line.strip('"'), None) for _, line in lines if line != "__ignore__"]
 
 

@@ -181,6 +181,10 @@ def test_yolo_without_names_numbers_the_classes_and_broken_names_are_an_error(tm
     (tmp_path / "data.yaml").write_text("nc: 2")
     with pytest.raises(DataError, match=r"data\.yaml: no list `names`"):
         load_split(tmp_path, "train")
+    aliases = "".join(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 30))
+    (tmp_path / "data.yaml").write_text(f"a0: &a0 [x]\n{aliases}names: *a29\n")  # billion laughs
+    with pytest.raises(DataError, match=r"data\.yaml: no list `names`"):
+        load_split(tmp_path, "train")
     (tmp_path / "data.yaml").unlink()
     dataset = load_split(tmp_path, "train")
     assert [entry.name for entry in dataset.classes] == ["background", "class0", "class1"]

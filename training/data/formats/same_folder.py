@@ -1,4 +1,4 @@
-"""Images and masks in one folder, told apart by their names: `NAME.jpg` with `NAME_mask.png`, `N_sat.jpg` with `N_mask.png`.
+"""Images and masks in one folder, with different names: `NAME.jpg` with `NAME_mask.png`, `N_sat.jpg` with `N_mask.png`.
 
 The two endings (or beginnings) are found by counting: of all pairs of files whose names differ only there, the most frequent one.
 Folders named after splits give the splits (Roboflow's "Semantic Segmentation Masks" with `_classes.csv`).
@@ -58,7 +58,7 @@ def read(tree: FileTree) -> Listing:
         names = tree.files[folder]
         pairs = _pairs(names, image_affix, mask_affix)
         masks = set(pairs.values())
-        notes[f"Images and masks are in one folder, told apart by their names: {image_affix} with {mask_affix}."] = None
+        notes[f"Images and masks are in one folder and differ in their names: {image_affix} with {mask_affix}."] = None
         prefix = f"{folder}/" if folder else ""
         for name in names:
             if name in pairs:

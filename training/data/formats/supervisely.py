@@ -138,7 +138,7 @@ def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
         raise DataError(f"the class {name!r} is not in {META}; add it there.")
     label = label_by_name[name]
     if kind == "bitmap":
-        # A picture of at most MAX_PIXELS: a small text may unpack to gigabytes.
+        # At most MAX_PIXELS bytes: a small text may unpack to gigabytes.
         data = zlib.decompressobj().decompress(base64.b64decode(entry["bitmap"]["data"]), MAX_PIXELS)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             array = (

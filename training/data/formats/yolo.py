@@ -93,8 +93,10 @@ def _class_names(tree: FileTree) -> tuple[list[str], tuple[Path, ...], tuple[str
             names = content["names"]
             if isinstance(names, dict):
                 names = [names[key] for key in sorted(names, key=int)]
+            if not all(isinstance(name, str | int | float) for name in names):
+                raise TypeError  # lists of lists, which aliases can make endless
             return [str(name) for name in names], (file,), ()
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        except (OSError, RecursionError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{file}: no list `names` of the classes ({type(error).__name__}); add it.") from error
     lists = [path for name in NAME_LISTS if (path := tree.find_file(*_folder_and_name(name)))]
     if lists:
