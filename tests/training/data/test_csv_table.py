@@ -160,3 +160,18 @@ def test_crackforest_is_a_table() -> None:
     sizes = {split: len(load_split(CRACKS, split)) for split in ("train", "val", "test")}
     assert sizes == {"train": 83, "val": 12, "test": 23}
     assert len(load_split(CRACKS, "test").classes) == 4
+
+
+def test_a_table_of_class_names_is_not_one_of_masks(tmp_path: Path) -> None:
+    """Kaggle's train.csv of a classification task beside a folder of masks."""
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for index in range(3):
+            Image.fromarray(LABELS).save(tmp_path / f"{kind}/a{index}.png")
+    (tmp_path / "train.csv").write_text("image,label\na0.png,cat\n")
+    assert resolve_format(tmp_path) == "folder"
+    (tmp_path / "train.csv").write_text(
+        "Image_Path;Label_Path\nimages/a0.png;masks/a0.png\nimages/a1.png;masks/a1.png\n"
+    )
+    assert resolve_format(tmp_path) == "table"
+    assert len(load_split(tmp_path, "train")) == 1

@@ -83,8 +83,18 @@ def _list_tables(tree: FileTree) -> list[str]:
         for name in tree.files[""]
         if suffix_of(name) in TABLE_SUFFIXES
         and name.lower() not in CLASS_FILES
-        and (_parse_header(line := _first_line(tree.path(name))) or _split_pair(line, tree.root))
+        and (_has_header(tree.path(name)) or _split_pair(_first_line(tree.path(name)), tree.root))
     ]
+
+
+def _has_header(file: Path) -> bool:
+    """Whether the columns are image and mask; under another name, a mask column must name image files (not classes)."""
+    header = _parse_header(_first_line(file))
+    if header is None or MASK in _first_line(file).lower().replace('"', "").strip().split(header[0]):
+        return header is not None
+    rows = list(csv.reader(_read_text(file, strict=False)[1:2], delimiter=header[0]))
+    cells = dict(zip(header[1], rows[0], strict=False)) if rows else {}
+    return suffix_of(cells.get(MASK, "").strip()) in MASK_SUFFIXES
 
 
 def _pair_lists(tree: FileTree) -> dict[str, str]:
