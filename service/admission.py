@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from service.errors import NotReadyError, OverloadedError
 
@@ -54,7 +54,12 @@ class Slot:
 
         def timed() -> Result:
             start = time.perf_counter()
-            result = work()
+            try:
+                result = work()
+            except Exception:
+                if not self.is_cancelled():
+                    raise
+                return cast(Result, None)  # nobody looks at the error, and its frames would hold the image
             self.work_seconds = time.perf_counter() - start
             return result
 
@@ -65,6 +70,8 @@ class Slot:
             self._cancelled.set()
             self._abandoned_work = None if future.cancelled() else future
             raise
+        finally:
+            del future  # it holds the exception, whose traceback holds this frame
 
     def call_when_done(self, release: Callable[[], None]) -> None:
         """Call `release` in the event loop as soon as no work of this slot runs."""

@@ -131,6 +131,10 @@ def predict(
             metavar="FILE", help="File with the service's API key (default: the environment variable PREDICT_KEY)."
         ),
     ] = None,
+    sandbox: Annotated[
+        bool,
+        typer.Option("--sandbox", help="Decode images in child processes with limits: for images of unknown origin."),
+    ] = False,
 ) -> None:
     """Write a mask for each image, and a manifest with a row per image. After a stop, the same command resumes.
 
@@ -153,6 +157,7 @@ def predict(
         bands=parse_numbers(raster_options.bands, "bands", 3, int),
         scale=parse_numbers(raster_options.scale, "scale", 2, float) if raster_options.scale else None,
         api_key=read_api_key(key_file),
+        sandbox=sandbox,
     )
     try:
         complete = run(config, sources, Console(stderr=True), retry_errors, ray_options.ray, ray_options.actors)

@@ -20,6 +20,7 @@ from models.cgroup_limits import usable_cores
 from models.engines.selection import has_gpu
 from models.errors import ConfigError, DataError, RunError, first_line
 from models.imaging.decode import Labels
+from models.imaging.decoder_pool import DecoderPool
 from models.inference.segmenter import Segmenter
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.pipeline import SegmentationPipeline
@@ -80,6 +81,7 @@ class BundleBackend:
         format = config.format if config.format in OUTPUT_FORMATS else None
         self.pipeline = SegmentationPipeline(self.segmenter, self.bundle.spec, format, config.options)
         self.max_in_flight = (config.threads or cores) + 2
+        self._decoders = DecoderPool(cores) if config.sandbox else None
         self._slots = threading.Semaphore(self.max_in_flight)  # limits decoded images; more threads may read and write
         # Inference has its own threads: an engine holds buffers for each thread that calls it.
         self._engine_pool = ThreadPoolExecutor(streams, thread_name_prefix="infer")
@@ -91,7 +93,7 @@ class BundleBackend:
     def __call__(self, data: bytes) -> EncodedPrediction:
         """Decode, infer, encode. Raises: ImageError, InsufficientMemoryError."""
         with self._slots:
-            image = self.pipeline.decode(data)
+            image = self._decoders.decode(data) if self._decoders else self.pipeline.decode(data)
             prediction, milliseconds = self.run_on_engine(lambda: time_call(lambda: self.pipeline.infer(image)))
             mask = self.pipeline.encode(prediction)
             names = [entry.name for entry in self.bundle.spec.classes]
@@ -99,8 +101,10 @@ class BundleBackend:
             return EncodedPrediction(mask.data, {**fields, "milliseconds": milliseconds})
 
     def close(self) -> None:
-        """Stop the inference threads."""
+        """Stop the inference threads and the decoders."""
         self._engine_pool.shutdown()
+        if self._decoders is not None:
+            self._decoders.close()
 
 
 class ServiceBackend:

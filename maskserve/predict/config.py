@@ -39,6 +39,7 @@ class PredictConfig:
     bands: tuple[int, ...] = (1, 2, 3)  # geotiff: the raster's red, green and blue bands, from 1
     scale: tuple[float, ...] | None = None  # geotiff: the samples that map to 0 and 255; None: the type's full range
     api_key: str = field(default="", repr=False)  # the service's key
+    sandbox: bool = False  # whether each image is decoded in a child process, which is killed if it takes too long
     threads: int = 0  # threads of one inference; 0: the engine decides
 
     def __post_init__(self) -> None:

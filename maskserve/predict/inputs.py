@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from models.imaging.decode import IMAGE_SUFFIXES
+from models.imaging.files import check_file_size, read_image_file
 
 ARCHIVE_SUFFIX = ".zip"
 GLOB_CHARACTERS = frozenset("*?[")
@@ -39,7 +40,7 @@ class InputRoot:
         """Read an image. Raises: DataError if this image cannot be read; RunError if the store or folder cannot."""
         if not self.is_remote:
             try:
-                return Path(self.address, name).read_bytes()
+                return read_image_file(Path(self.address, name))
             except OSError as error:
                 if not Path(self.address).is_dir():
                     raise RunError(
@@ -47,6 +48,9 @@ class InputRoot:
                     ) from error
                 raise DataError(f"{self.full_address(name)}: cannot be opened ({error.strerror}).") from error
         with self._open_remote(name) as (filesystem, path):
+            check_file_size(
+                self.full_address(name), filesystem.info(path).get("size") or 0
+            )  # of a zip's member, unpacked
             data: bytes = filesystem.cat_file(path)
             return data
 

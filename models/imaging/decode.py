@@ -33,6 +33,7 @@ from models.errors import (
 from models.imaging import tiff_limits
 from models.imaging.avif_limits import check_avif
 from models.imaging.detect_format import detect_format
+from models.imaging.files import read_image_file
 from models.imaging.header_limits import check_bmp, check_jpeg, check_size, check_webp
 from models.imaging.icc import to_srgb
 from models.imaging.libtiff import silence_libtiff
@@ -140,9 +141,11 @@ def _decode_mask(data: bytes) -> Labels:
 
 def _decode_file(path: Path, decoder: Callable[[bytes], Decoded]) -> Decoded:
     try:
-        return decoder(path.read_bytes())
+        data = read_image_file(path)
     except OSError as error:
         raise DataError(f"{path}: cannot open the file ({error.strerror}).") from error
+    try:
+        return decoder(data)
     except (ImageError, DataError) as error:
         raise type(error)(f"{path}: {error}") from error
 

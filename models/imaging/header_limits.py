@@ -26,6 +26,10 @@ _SOS, _EOI, _APP1, _APP13, _DQT = 0xDA, 0xD9, 0xE1, 0xED, 0xDB
 _SOF_MARKERS, _PROGRESSIVE_SOF_MARKERS = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}, {0xC2, 0xC6, 0xCA, 0xCE}
 _STANDALONE_MARKERS = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # markers without a length, as in Pillow
 
+# Pixels, of any format. A column of 50 million pixels would be padded to 32 times its size for the network, has a run for each
+# row of its mask, and takes gigabytes wherever a step keeps numbers by row. The longest panoramas have 200,000.
+MAX_SIDE = 1_000_000
+
 # BMP. Pillow decodes runs in Python, byte by byte and pixel by pixel.
 MAX_RLE_BYTES = 2 << 20  # bytes of a run-length encoded file: up to 0.3 us each
 MAX_RLE_PIXELS = 4_000_000  # 0.1 us each
@@ -115,8 +119,12 @@ def check_webp(data: bytes, max_pixels: int) -> None:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises: ImageTooLargeError for more than `max_pixels` pixels."""
+    """Raises: ImageTooLargeError for more than `max_pixels` pixels, or more than MAX_SIDE a side."""
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"The image has {width} x {height} = {width * height:,} pixels; the limit is {max_pixels:,}. Use a smaller one."
+        )
+    if max(width, height) > MAX_SIDE:
+        raise ImageTooLargeError(
+            f"The image has {width} x {height} pixels; the limit is {MAX_SIDE:,} a side. Cut it into parts."
         )

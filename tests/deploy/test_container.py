@@ -32,7 +32,8 @@ from tests.deploy.engine import (
     run_container,
     run_engine,
 )
-from tests.deploy.test_manifests import render_overlay
+from tests.deploy.hostile_load import GOOD, send_hostile_load, unexpected
+from tests.deploy.test_manifests import container_environment, find_container, parse_gib, render_overlay
 from tests.models.imaging.test_hostile import EXPECTED_OUTCOMES, HOSTILE_FOLDER
 from tests.service.test_app import JPEG, PNG, check_problem, decode_mask, decompression_bomb, exif_rotated_jpeg
 from tests.service.tiny_bundle import write_tiny_bundle
@@ -117,6 +118,25 @@ def test_hostile_images(http_client: httpx.Client, running_container: Container)
             check_problem(response, responses.ERRORS[outcome][0])
     assert http_client.get("/readyz").status_code == 200
     assert "Traceback" not in running_container.logs()
+
+
+def test_hostile_load_neither_restarts_nor_blocks_the_service(image: BuiltImage) -> None:
+    """Eight clients at once, with the settings and the memory of the Deployment. HOSTILE_LOAD_SECONDS=300 is the whole load."""
+    manifests = render_overlay("overlays/cpu")
+    options = [part for pair in container_environment(manifests).items() for part in ("-e", "=".join(pair))]
+    with run_container(image, *options) as container:
+        container.wait_until_ready()
+        workers = container.run("cat", "/proc/1/task/1/children").stdout
+        outcomes = send_hostile_load(container.url)
+        assert not unexpected(outcomes), outcomes
+        assert outcomes[GOOD, 200] > 0, outcomes
+        assert container.run("cat", "/proc/1/task/1/children").stdout == workers  # none was killed and replaced
+        assert httpx.get(f"{container.url}/readyz").status_code == 200
+        assert "Traceback" not in container.logs()
+        # Not --memory, because cgroups are not available everywhere: the sum of the processes' peaks is an upper bound.
+        status = container.run("sh", "-c", "cat /proc/[0-9]*/status").stdout
+        peak_kib = sum(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        assert peak_kib / 2**20 < parse_gib(find_container(manifests)["resources"]["limits"]["memory"])
 
 
 def test_the_model_has_the_hash_of_the_bundle(http_client: httpx.Client, tiny_bundle: Path) -> None:

@@ -132,3 +132,14 @@ def test_bad_arguments_are_refused(arguments: list[str], code: int, message: str
     assert_fails(done, code, message)
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_images_are_decoded_in_a_sandbox_on_request(
+    bundle: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    monkeypatch.setattr(SegmentationPipeline, "decode", lambda *_: pytest.fail("decoded in this process"))
+    done = run_maskserve("predict", bundle, image, "broken.jpg", "--out", "masks", "--sandbox", cwd=tmp_path)
+    assert_fails(done, 1, "broken.jpg", "1 of 2")
+    expected = Segmenter.load(open_bundle(bundle)).segment(read_image(image)).labels
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "masks" / "a.png")), expected)

@@ -11,7 +11,7 @@ from models.imaging import icc_limits, tiff_limits
 from models.imaging.decode import decode_image
 from models.imaging.icc_limits import has_costly_chain
 from tests import hostile_images as hostile
-from tests.fixtures_images import encode_image, grey_page, isobmff_box, make_tiff, uncompressed_tags
+from tests.fixtures_images import encode_image, grey_page, isobmff_box, make_png, make_tiff, uncompressed_tags
 
 MAX_PIXELS = 50_000_000
 MATRIX = struct.pack(">4s4xHH12f", b"matf", 3, 3, 0.5, 0, 0, 0, 0.5, 0, 0, 0, 0.5, 0, 0, 0)
@@ -60,6 +60,8 @@ def test_a_chain_of_the_limit_is_still_read() -> None:
 
 
 REFUSED: dict[str, tuple[bytes, type[ImageError], str]] = {
+    "png of one column": (make_png((1, 1_000_001), 8, 0, b""), ImageTooLargeError, "1,000,000 a side"),
+    "png of one row": (make_png((50_000_000, 1), 8, 0, b""), ImageTooLargeError, "1,000,000 a side"),
     "bmp of one row": (hostile.run_length_bmp(50_000_000, 1, 8, b"\1\1\0\0"), ImageTooLargeError, "50,000,000 pixels"),
     "bmp upside down": (hostile.run_length_bmp(1, -5_000_000, 8, b"\1\1"), ImageTooLargeError, "5,000,000 pixels"),
     "bmp of 4 bits": (hostile.run_length_bmp(5_000_000, 1, 4, b"\xff\x12"), ImageTooLargeError, "5,000,000 pixels"),

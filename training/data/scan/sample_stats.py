@@ -13,6 +13,7 @@ from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line
 from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
+from models.imaging.files import read_image_file
 from models.imaging.orientation import read_orientation
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
@@ -87,7 +88,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
     pair, errors, sample_format = dataset.pairs[index], [], EIGHT_BITS
     budget = budget or PixelBudget(MAX_PIXELS)
     try:
-        data = pair.image.read_bytes()
+        data = read_image_file(pair.image)
         image = _read_header(data)
         with budget.reserve(image.pixels):
             rgb = decode_image(data)

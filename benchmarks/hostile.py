@@ -1,0 +1,146 @@
+"""What small images cost to decode: seconds of CPU, memory, and how long Python's lock was held.
+
+    python -m benchmarks.hostile [--code FOLDER]     FOLDER: another checkout, to compare with
+
+Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS of CPU.
+Writes benchmarks/results/hostile.json.
+"""
+
+import argparse
+import json
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests import hostile_images as hostile
+from tests.fixtures_images import encode_image, jpeg_segment, make_png, png_chunk
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results" / "hostile.json"
+LIMIT_SECONDS = 10  # of CPU, because the machine may be busy
+SIDE = 7000  # 49 megapixels, below the service's limit
+
+# Runs in the code that is measured. A thread that wants to run every millisecond notices when the lock is held.
+MEASURE = """
+import json, resource, sys, threading, time
+from models.errors import MaskserveError
+from models.imaging.decode import decode_image
+data, longest, done = open(sys.argv[1], "rb").read(), 0.0, False
+before = resource.getrusage(resource.RUSAGE_SELF)
+used = int(before.ru_utime + before.ru_stime) + 1
+resource.setrlimit(resource.RLIMIT_CPU, (used + int(sys.argv[2]), resource.RLIM_INFINITY))
+def watch():
+    global longest
+    last = time.perf_counter()
+    while not done:
+        time.sleep(0.001)
+        now = time.perf_counter()
+        longest = max(longest, now - last)
+        last = now
+thread = threading.Thread(target=watch); thread.start()
+try: outcome = "x".join(map(str, decode_image(data, 50_000_000).shape[:2]))
+except MaskserveError as error: outcome = type(error).__name__
+done = True; thread.join()
+after = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({"outcome": outcome, "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+    "mib": (after.ru_maxrss - before.ru_maxrss) >> 10, "lock_ms": round(longest * 1e3)}))
+"""
+
+
+def exif_of_rationals(count: int) -> bytes:
+    return b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x011A, 5, count, 26, 0) + struct.pack("<II", 1, 1) * count
+
+
+def large_rows(bytes_per_row: int) -> bytes:
+    return bytes((1 + bytes_per_row) * SIDE)
+
+
+def cheap_chain_of_the_limit() -> bytes:
+    return hostile.profile_with_curves(31, 5)
+
+
+IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "ICC, 1 curve set of 32,000 segments": (
+        "all",
+        lambda: hostile.png_with_profile(hostile.profile_with_curves(1, 32_000)),
+    ),
+    "ICC, the longest chain that is read": ("all", lambda: hostile.png_with_profile(cheap_chain_of_the_limit())),
+    "run-length BMP, 50 megapixels": ("BMP", lambda: hostile.run_length_bmp(50_000_000, 1, 8, b"\1\1\0\0")),
+    "run-length BMP, 4 megapixels": ("BMP", lambda: hostile.run_length_bmp(1_000_000, 4, 8, b"\1\1\0\0" * 4)),
+    "RGBA of 16 bits, 49 megapixels": ("PNG", lambda: make_png((SIDE, SIDE), 16, 6, large_rows(8 * SIDE))),
+    "palette with transparency, 49 megapixels": (
+        "PNG",
+        lambda: make_png((SIDE, SIDE), 8, 3, large_rows(SIDE), png_chunk(b"PLTE", bytes(6)), png_chunk(b"tRNS", b"\1")),
+    ),
+    "60 texts of 1 MB": (
+        "PNG",
+        lambda: make_png((8, 8), 8, 0, bytes(72), *[png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 60),
+    ),
+    "progressive, 100 scans, 10 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(3160, 3160, 90)),
+    "progressive, 100 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 90)),
+    "progressive, 20 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 12)),
+    "450,000 restart markers": ("JPEG", lambda: hostile.jpeg_of_restart_markers(450_000, in_scan=False)),
+    "EXIF of 64 KB of fractions": (
+        "JPEG",
+        lambda: (
+            b"\xff\xd8"
+            + jpeg_segment(0xE1, b"Exif\0\0" + exif_of_rationals(8000))
+            + encode_image(np.zeros((8, 8, 3), np.uint8), "JPEG")[2:]
+        ),
+    ),
+    "lossless, 49 megapixels": (
+        "WebP",
+        lambda: encode_image(Image.new("RGB", (SIDE, SIDE)), "WEBP", lossless=True, method=0, quality=0),
+    ),
+    "160 frames of 2000 x 2000 in one item": ("AVIF", lambda: hostile.avif_of_frames(2000, 16, 10)),
+    "an item of 3,000 times the file": (
+        "AVIF",
+        lambda: hostile.avif_file([(1, b"av01", bytes(900_000))], 8, extents=3000),
+    ),
+    "18,000 strips in one place": ("TIFF", lambda: hostile.tiff_of_shared_strips(18_000, 1 << 19)),
+    "20,000 tiles of 4 megapixels": (
+        "TIFF",
+        lambda: hostile.tiff_of_shared_tiles(40_000_000, 2000, 8, zlib.compress(bytes(2000 * 2000), 9)),
+    ),
+    "float, 49 megapixels": (
+        "TIFF",
+        lambda: encode_image(Image.new("F", (SIDE, SIDE)), "TIFF", compression="tiff_adobe_deflate"),
+    ),
+    "a thumbnail of 200,000 strips": ("TIFF", lambda: hostile.tiff_after_a_thumbnail_of_strips(200_000)),
+}
+
+
+def measure(file: Path, code: Path) -> dict[str, object]:
+    command = [sys.executable, "-c", MEASURE, str(file), str(LIMIT_SECONDS)]
+    done = subprocess.run(command, cwd=code, capture_output=True)
+    if done.returncode == -signal.SIGXCPU:
+        return {"outcome": f"stopped after {LIMIT_SECONDS} s of CPU"}
+    return dict(json.loads(done.stdout)) if done.returncode == 0 else {"outcome": f"exit {done.returncode}"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--code", type=Path, help="another checkout, to compare with")
+    code = parser.parse_args().code
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (format, draw) in IMAGES.items():
+            file = Path(folder, "image")
+            file.write_bytes(draw())
+            row: dict[str, object] = {"format": format, "image": name, "bytes": file.stat().st_size}
+            row |= {"now": measure(file, ROOT)} | ({"before": measure(file, code)} if code else {})
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
