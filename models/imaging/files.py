@@ -11,8 +11,8 @@ MAX_FILE_BYTES = 1 << 30
 def read_image_file(path: Path) -> bytes:
     """The bytes of a file. Raises: OSError; DataError, which names the file, if it is not a regular file or too large."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path} is not a file but a pipe, a device or a folder; expected an image file.")
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a folder cannot be opened
+        raise DataError(f"{path} is not a file but a pipe or a device; expected an image file.")
     check_file_size(str(path), status.st_size)
     return path.read_bytes()
 
