@@ -40,7 +40,7 @@ NOTE = (
     "the agreement of bf16 and above all of int8 says little. Ratio: milliseconds of the plain network in torch eager "
     "float32, in the faster memory layout (reference), divided by those of this row. Agreement: fraction of labels equal to "
     "those of PyTorch in float32 (engine torch) on the same input; torch eager gets the image without the padding to a "
-    "multiple of 64, which changes the result of heads that pool the whole image."
+    "multiple of 32, which changes the result of heads that pool the whole image."
 )
 
 
@@ -175,11 +175,11 @@ def segmenter_overhead(bundle: Path) -> dict[str, dict[str, float]]:
     """The time of Segmenter.segment beyond that of the engine for the padded image, in ms and percent."""
     from models.bundle import open_bundle
     from models.engines.openvino_engine import precisions
-    from models.inference.geometry import SIZE_DIVISOR, resize_and_pad
+    from models.inference.geometry import canvas_size, resize_and_pad
     from models.inference.segmenter import Segmenter
 
     opened, image, found = open_bundle(bundle), draw_image(SEED), {}
-    canvas = resize_and_pad(image, SIZE, SIZE_DIVISOR)[None].copy()
+    canvas = resize_and_pad(image, SIZE, canvas_size(SIZE, opened.spec.input))[None].copy()
     for precision in precisions(opened, "cpu"):
         segmenter = Segmenter.load(opened, "openvino", precision, "cpu", THREADS)
         engine, total = time_alternately(lambda: segmenter.run(canvas), lambda: segmenter.segment(image))  # noqa: B023

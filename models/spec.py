@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-FORMAT_VERSION = 3  # 2: `parity` is by engine, `int8` was added; 3: names of settings and metrics changed
+# 2: `parity` is by engine, `int8` was added; 3: names of settings and metrics changed; 4: `input.divisor` was added
+FORMAT_VERSION = 4
 IGNORE_INDEX = 255  # label of pixels that belong to no class; they are ignored in training and metrics
 
 
@@ -28,13 +29,20 @@ class InputRule(_FrozenModel):
 
     `native` keeps the pixels (microscopes, satellites). `fit` resizes the long side to `side` pixels (photographs).
     `exact` resizes to `size`, for an imported network that takes only that size. With `fit` and `exact`, labels are
-    resized to the image's size by nearest neighbor.
+    resized to the image's size by nearest neighbor. With `native` and `fit`, the image is then padded to multiples of
+    `divisor`, in validation, evaluation and service alike.
     """
 
     rule: Literal["native", "fit", "exact"]
     side: int | None = Field(default=None, ge=16, description="long side in pixels; only for `fit`")
     size: tuple[_Pixels, _Pixels] | None = Field(
         default=None, description="(height, width) in pixels; only for `exact`"
+    )
+    divisor: int = Field(
+        default=32,
+        ge=1,
+        description="height and width of the network's input are multiples of this: 32, the deepest stride, for networks "
+        "trained here; 1, no padding, for imported networks that take any size; not used with `exact`",
     )
 
     @model_validator(mode="after")
@@ -76,6 +84,11 @@ class BundleSpec(_FrozenModel):
         default={},
         description="agreement with PyTorch: lowest fraction of an image's pixels with equal labels, by engine "
         "(`openvino`, `torch/cuda`) and precision",
+    )
+    unpadded_agreement: float | None = Field(
+        default=None,
+        description="lowest fraction of an image's pixels, 0..1, whose label equals that of the original network without "
+        "any padding; None if it does not take images of any size",
     )
     int8: Int8Metrics | None = Field(default=None, description="metrics of the int8 graph; None without one")
     metrics: dict[str, Any] = Field(default={}, description="of this bundle on the validation split, by name")

@@ -13,7 +13,7 @@ from rich.console import Console
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, Bundle
 from models.errors import BundleError, EngineError
 from models.imaging.decode import RGB, Labels
-from models.inference.geometry import network_input_size, resize_and_pad, resize_image
+from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.segmenter import TILE_SIZE, Segmenter
 from models.spec import BundleSpec, InputRule, Int8Metrics
 from training.config_io import load_config
@@ -125,7 +125,8 @@ def calibration_input(image: RGB, rule: InputRule) -> RGB:
     fitted = resize_image(image, size)
     top, left = (max(0, side - TILE_SIZE) // 2 for side in size)
     middle = fitted[top : top + TILE_SIZE, left : left + TILE_SIZE]
-    return resize_and_pad(middle, (middle.shape[0], middle.shape[1]))
+    middle_size = middle.shape[0], middle.shape[1]
+    return resize_and_pad(middle, middle_size, canvas_size(middle_size, rule))
 
 
 def write_report(folder: Path, segmenter: Segmenter, samples: SegmentationDataset, run: Path) -> None:

@@ -97,9 +97,9 @@ def import_onnx(
     input_spec = resolve_input(file, model, hints, parse_exact_size(input_rule))
     run_graph = open_reference(file, input_spec)
     with console.status("running the original"):
-        trials = run_trials(run_graph, file, input_spec)
+        trials, divisor = run_trials(run_graph, input_spec)
         output_spec = resolve_output(file, input_spec, hints, len(entries), partial(producing_operator, model), trials)
-    rule = onnx_input_rule(file, input_spec, input_rule)
+    rule = onnx_input_rule(file, input_spec, input_rule, divisor)
     print_onnx_interface(input_spec, output_spec, console)
     print_input_rule(rule, console)
     source = BundleSource(
@@ -148,7 +148,11 @@ def print_input_rule(rule: InputRule, console: Console) -> None:
         "fit": f"the long side of an image is resized to {rule.side} pixels (--input)",
         "exact": f"images are stretched to {format_shape(rule.size or ())} (height x width)",
     }
-    console.print(f"input rule {rule.rule}: {description[rule.rule]}", highlight=False, markup=False, soft_wrap=True)
+    padding = "not padded" if rule.divisor == 1 else f"padded to multiples of {rule.divisor} pixels"
+    note = "" if rule.rule == "exact" else f"; {padding}"
+    console.print(
+        f"input rule {rule.rule}: {description[rule.rule]}{note}", highlight=False, markup=False, soft_wrap=True
+    )
 
 
 def import_torchvision(
@@ -181,9 +185,10 @@ def import_torchvision(
     network = build(source, count, **({"aux": True} if any(name.startswith("aux_") for name in state) else {})).eval()
     load_weights(network.body, state, source, file)
 
-    # torchvision's preset gives the short side, the rule the long one; photographs are mostly 4:3.
+    # torchvision's preset resizes the short side to 520, the rule the long one: 693 is the same for images of 4:3. As in
+    # torchvision, images are not padded.
     side = round(published.transforms().resize_size[0] * 4 / 3)
-    rule = parse_input_rule(input_rule, InputRule(rule="fit", side=side))
+    rule = parse_input_rule(input_rule, InputRule(rule="fit", side=side, divisor=1))
     print_input_rule(rule, console)
     bundle_source = BundleSource(
         origin=file,

@@ -81,7 +81,8 @@ def import_model(
         str | None,
         typer.Option(
             "--input",
-            help="Resize rule for input images: native, fit:SIDE or exact:HEIGHTxWIDTH (default: from the network).",
+            help="Resize rule for input images: native, fit:SIDE or exact:HEIGHTxWIDTH (default: fit:693 for "
+            "torchvision/NAME; native or the graph's one size for onnx).",
         ),
     ] = None,
     images: Annotated[

@@ -15,7 +15,8 @@ from models.analysis.receptive_field import PROBE_HEIGHT, ModuleTrace, trace_mod
 from models.analysis.receptive_field_rules import OpCall
 from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
-from models.inference.geometry import SIZE_DIVISOR
+from models.inference.geometry import canvas_size
+from models.spec import InputRule
 
 # Widths in pixels of the images that receptive fields are measured on, in turn, until two agree. Few fields need more
 # than the first two.
@@ -32,7 +33,7 @@ def count_gflops(network: Network, size: tuple[int, int]) -> float:
 
     A multiplication and an addition count as two, as in PyTorch's counter; the tables of torchvision and most papers
     count the pair as one, which gives half of this. Convolutions and matrix products count, norms and activations do
-    not. The image is padded as the segmenter pads it, to multiples of 64.
+    not. The image is padded as the segmenter pads it, to multiples of 32.
     """
     return count_flops(copy_to_meta(network.body), size)[""] / 1e9
 
@@ -92,6 +93,5 @@ def count_flops(body: nn.Module, size: tuple[int, int]) -> dict[str, int]:
 
 
 def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) in pixels to which an image of `size` is padded for the network."""
-    height, width = (length + -length % SIZE_DIVISOR for length in size)
-    return height, width
+    """The (height, width) in pixels to which an image of `size` is padded for a network that was trained here."""
+    return canvas_size(size, InputRule(rule="native"))

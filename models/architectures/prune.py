@@ -6,7 +6,7 @@ from torch import nn
 from models.architectures.meta_device import copy_to_meta
 from models.errors import ConfigError, first_line
 
-PROBE_SIZE = (64, 192)  # (height, width) in pixels: the smallest height that the segmenter passes, and not square
+PROBE_SIZE = (64, 192)  # (height, width) in pixels, not square
 
 
 def prune_unused_layers(encoder: nn.Module, name: str, output_stride: int, finest_level: int = 0) -> None:

@@ -27,6 +27,7 @@ from models.errors import (
 from models.imaging.decode import RGB, Labels, read_image, read_mask
 from models.inference.geometry import (
     SIZE_DIVISOR,
+    canvas_size,
     network_input_size,
     resize_and_pad,
     resize_image,
@@ -80,9 +81,9 @@ class Prediction:
 class Segmenter:
     """A frozen network for images of any size.
 
-    Applies the spec's input rule, pads to a multiple of SIZE_DIVISOR (except with the rule `exact`, which has one size),
-    runs the engine, crops, and resizes the labels to the image's size by nearest neighbor. An image that is larger than a
-    tile at the network's scale, or does not fit into memory, is predicted in overlapping tiles.
+    Resizes and pads the image by the spec's input rule, runs the engine, crops, and resizes the labels to the image's size by
+    nearest neighbor. An image that is larger than a tile at the network's scale, or does not fit into memory, is predicted
+    in overlapping tiles.
     """
 
     def __init__(
@@ -194,12 +195,11 @@ class Segmenter:
     ) -> tuple[Labels, Confidence | None]:
         """Labels and confidence at the size `fitted`; the labels may be in the engine's memory."""
         height, width = fitted
-        divisor = 1 if self.rule.rule == "exact" else SIZE_DIVISOR
         predict_logits = self._logits_function(should_stop)
-        if divisor > 1 and round_up(height, SIZE_DIVISOR) * round_up(width, SIZE_DIVISOR) > tile**2:
+        if self.rule.rule != "exact" and round_up(height, SIZE_DIVISOR) * round_up(width, SIZE_DIVISOR) > tile**2:
             overlap = round_up(tile // 4, SIZE_DIVISOR)
             return predict_sliding_window(predict_logits, resize_image(image, fitted), tile, overlap, confidence)
-        canvas = resize_and_pad(image, fitted, divisor)
+        canvas = resize_and_pad(image, fitted, canvas_size(fitted, self.rule))
         if self.tta is None:
             labels, scores = self._run_engine(canvas, should_stop, logits=confidence)
             labels = labels[:height, :width]
@@ -217,7 +217,7 @@ class Segmenter:
 
         if self.tta is None:
             return predict_logits
-        return wrap_with_tta(predict_logits, self.tta.flip, self.tta.scales)
+        return wrap_with_tta(predict_logits, self.rule, self.tta.flip, self.tta.scales)
 
     def _run_engine(
         self, canvas: RGB, should_stop: Callable[[], bool], logits: bool = False

@@ -147,7 +147,7 @@ def predict_sliding_window_rows(
 
     def predict_window(top: int, left: int) -> Scores:
         part = window((top, left), (min(rows.side, height - top), min(columns.side, width - left)))
-        return predict_logits(resize_and_pad(part, (part.shape[0], part.shape[1])))
+        return predict_logits(resize_and_pad(part, (part.shape[0], part.shape[1]), (rows.side, columns.side)))
 
     first = predict_window(0, 0)
     stride, classes = infer_output_stride(first, (rows.side, columns.side)), len(first)
@@ -259,7 +259,7 @@ def extract_window(image: RGB, corner: tuple[int, int], size: tuple[int, int]) -
     """The window of this (height, width) at (top, left), contiguous; outside the image its edge is repeated."""
     top, left = corner
     window = image[top : top + size[0], left : left + size[1]]
-    return resize_and_pad(window, (window.shape[0], window.shape[1]))
+    return resize_and_pad(window, (window.shape[0], window.shape[1]), size)
 
 
 def _round_down(pixels: int) -> int:

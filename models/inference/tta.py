@@ -13,9 +13,10 @@ import numpy as np
 
 from models.errors import ConfigError
 from models.imaging.decode import RGB
-from models.inference.geometry import resize_and_pad, resize_image
+from models.inference.geometry import canvas_size, resize_and_pad, resize_image
 from models.inference.postprocess import Scores, interpolate_rows, interpolation_taps, pixel_centers
 from models.inference.tiling import LogitsFunction
+from models.spec import InputRule
 
 MIN_SCALE, MAX_SCALE = 0.25, 4.0
 
@@ -55,11 +56,13 @@ class TTAOptions:
         return cls(flips == 1, scales or (1.0,))
 
 
-def wrap_with_tta(predict_logits: LogitsFunction, flip: bool, scales: tuple[float, ...]) -> LogitsFunction:
+def wrap_with_tta(
+    predict_logits: LogitsFunction, rule: InputRule, flip: bool, scales: tuple[float, ...]
+) -> LogitsFunction:
     """A function that averages the network's predictions for a canvas at these scales, and flipped if `flip`.
 
     It returns log probabilities, float32 C x h x w, on the network's grid at scale 1. At scale 1 the canvas is used as
-    it is; at other scales it is padded to multiples of 64, so that networks of one fixed size cannot scale.
+    it is; at other scales it is padded by the input rule, so that networks of one fixed size cannot scale.
     Raises: ConfigError for scales that `TTAOptions` does not allow.
     """
     TTAOptions(flip, scales)
@@ -67,7 +70,7 @@ def wrap_with_tta(predict_logits: LogitsFunction, flip: bool, scales: tuple[floa
     def predict_mean(canvas: RGB) -> Scores:
         grid: tuple[int, int] | None = None
         total: Scores | None = None
-        for view in _augmented_views(predict_logits, canvas, flip, scales):
+        for view in _augmented_views(predict_logits, rule, canvas, flip, scales):
             grid = grid or _base_scale_grid(view, canvas)
             log_probabilities = _log_softmax(resample_scores(view.logits, grid, view.valid_ratio))
             total = log_probabilities if total is None else np.logaddexp(total, log_probabilities)
@@ -97,12 +100,12 @@ class _AugmentedView(NamedTuple):
 
 
 def _augmented_views(
-    predict_logits: LogitsFunction, canvas: RGB, flip: bool, scales: tuple[float, ...]
+    predict_logits: LogitsFunction, rule: InputRule, canvas: RGB, flip: bool, scales: tuple[float, ...]
 ) -> Iterator[_AugmentedView]:
     for scale in sorted(scales, key=lambda scale: scale != 1):  # scale 1 first, because it defines the grid
         height, width = (max(1, round(length * scale)) for length in canvas.shape[:2])
         scaled = resize_image(canvas, (height, width))
-        padded = scaled if scale == 1 else resize_and_pad(scaled, (scaled.shape[0], scaled.shape[1]))
+        padded = scaled if scale == 1 else resize_and_pad(scaled, (height, width), canvas_size((height, width), rule))
         size = padded.shape[0], padded.shape[1]
         valid_ratio = scaled.shape[0] / size[0], scaled.shape[1] / size[1]
         yield _AugmentedView(predict_logits(padded), size, valid_ratio)

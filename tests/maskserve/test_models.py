@@ -54,10 +54,10 @@ def test_rows_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_tables, "HEADS", {head: HEADS[head] for head in ("linear", "psp")})
     output = capture_output(lambda console: model_tables.print_architectures((360, 480), 21, console), width=80)
     rows = list_rows(output)
-    assert rows["fcn head=linear"] == ["resnet18", "11.2", "M", "14.2", "8", "499"]
+    assert rows["fcn head=linear"] == ["resnet18", "11.2", "M", "13.4", "8", "499"]
     assert rows["fcn head=psp"][-1] == rows["torchvision/deeplabv3_mobilenet_v3_large"][-1] == "whole"
     assert max(map(len, output.splitlines())) <= 80
-    assert "480x360 (padded to 512x384)" in output
+    assert "480x360 (padded to 480x384)" in output
 
 
 def test_one_network_with_options() -> None:

@@ -7,6 +7,7 @@ is full, and the batch of step `n` is a function of (seed, n), wherever a run st
 import functools
 import signal
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.errors import DataError, MaskserveError, first_line
 from models.imaging.decode import RGB, Labels
-from models.inference.geometry import network_input_size, resize_image, resize_labels
+from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image, resize_labels
 from models.spec import IGNORE_INDEX, InputRule
 from training.augment import (
     AugmentParams,
@@ -35,7 +36,7 @@ from training.data.dataset import SegmentationDataset
 from training.data.decoded_cache import DecodedCache
 from training.oom import is_out_of_memory
 
-STRIDE = 32  # of the deepest feature map; a validation batch is padded to a multiple of it
+STRIDE = 32  # of the deepest feature map, in pixels
 MAX_VALIDATION_SIDE = 1536  # pixels: validation sees the center of larger images; `maskserve evaluate` sees all, tiled
 ORDER_STREAM, AUGMENT_STREAM, TRANSFORM_STREAM = 0, 1, 2  # separate random streams of one seed
 
@@ -216,8 +217,11 @@ def build_val_loader(
     config: TrainConfig,
     shard: tuple[int, int] = (0, 1),
     cache_folder: Path | None = None,
-) -> DataLoader[Batch]:
-    """Images in order, of large ones the center, padded to a common size; each process reads every `shard[1]`-th."""
+) -> DataLoader[list[Batch]]:
+    """Images in order, of large ones the center, padded as for the service; each process reads every `shard[1]`-th.
+
+    Each item is a list of batches, one per size of the padded images.
+    """
     rank, world_size = shard
     indices = [SampleIndex(index, index) for index in range(rank, len(dataset), world_size)]
     size = max(1, config.batch // world_size)
@@ -225,7 +229,7 @@ def build_val_loader(
         TransformedDataset(dataset, rule, decoded_cache=DecodedCache(cache_folder / "val") if cache_folder else None),
         config,
         [indices[start : start + size] for start in range(0, len(indices), size)],
-        pad_and_collate,
+        functools.partial(collate_by_size, rule=rule),
     )
 
 
@@ -233,8 +237,8 @@ def _build_loader(
     dataset: TransformedDataset,
     config: TrainConfig,
     batch_sampler: Iterable[list[SampleIndex]],
-    collate_fn: Callable[[list[Sample | SampleFailure]], Batch | SampleFailure],
-) -> DataLoader[Batch]:
+    collate_fn: Callable[[list[Sample | SampleFailure]], Batch | list[Batch] | SampleFailure],
+) -> DataLoader[Any]:
     with suppress_worker_warning():
         return DataLoader(
             dataset,
@@ -274,26 +278,33 @@ def collate(items: list[Sample | SampleFailure], crop: tuple[int, int]) -> Batch
     if unaugmented:
         images, labels, params = pad_and_stack(unaugmented, crop)
         return Batch(images, labels, names, params)
-    return Batch(
-        torch.from_numpy(np.stack([sample.image for sample in samples])),
-        torch.from_numpy(np.stack([sample.labels for sample in samples])),
-        names,
-    )
+    return _stack(samples)
 
 
-def pad_and_collate(items: list[Sample | SampleFailure]) -> Batch | SampleFailure:
-    """Pad to the largest height and width, rounded up to the stride: images by their last row and column, masks by 255."""
+def collate_by_size(items: list[Sample | SampleFailure], rule: InputRule) -> list[Batch] | SampleFailure:
+    """Pad samples as the Segmenter does, masks by 255, and stack those of equal size; returns the first failure, if any.
+
+    One batch of all sizes would pad most images more than evaluation and service do.
+    """
     samples, failures = _separate_failures(items)
     if failures:
         return failures[0]
-    height, width = (max(sample.labels.shape[axis] for sample in samples) for axis in (0, 1))
-    height, width = height + -height % STRIDE, width + -width % STRIDE
-    padded: list[Sample | SampleFailure] = []
+    batches: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
     for sample in samples:
-        margins = ((0, height - sample.labels.shape[0]), (0, width - sample.labels.shape[1]))
-        image = np.pad(sample.image, (*margins, (0, 0)), mode="edge")
-        padded.append(Sample(image, np.pad(sample.labels, margins, constant_values=IGNORE_INDEX), sample.name))
-    return collate(padded, (height, width))
+        height, width = size = sample.labels.shape[0], sample.labels.shape[1]
+        padded = canvas_size(size, rule)
+        labels = np.full(padded, IGNORE_INDEX, np.uint8)
+        labels[:height, :width] = sample.labels
+        batches[padded].append(Sample(resize_and_pad(sample.image, size, padded), labels, sample.name))
+    return [_stack(batch) for batch in batches.values()]
+
+
+def _stack(samples: list[Sample]) -> Batch:
+    return Batch(
+        torch.from_numpy(np.stack([sample.image for sample in samples])),
+        torch.from_numpy(np.stack([sample.labels for sample in samples])),
+        [sample.name for sample in samples],
+    )
 
 
 def _separate_failures(items: list[Sample | SampleFailure]) -> tuple[list[Sample], list[SampleFailure]]:
@@ -301,17 +312,17 @@ def _separate_failures(items: list[Sample | SampleFailure]) -> tuple[list[Sample
     return samples, [item for item in items if isinstance(item, SampleFailure)]
 
 
-def iterate_batches(loader: DataLoader[Batch]) -> Generator[Batch]:
-    """The loader's batches; closing the generator ends the worker processes.
+def iterate_batches(loader: DataLoader[Batch] | DataLoader[list[Batch]]) -> Generator[Batch]:
+    """The loader's batches, those of its lists in turn; closing the generator ends the worker processes.
 
     Raises: DataError that names the file that a worker failed to read; MemoryError.
     """
     with suppress_worker_warning():
         batches = iter(loader)
     try:
-        for batch in batches:
-            if isinstance(batch, SampleFailure):
-                raise MemoryError(batch.message) if batch.out_of_memory else DataError(batch.message)
-            yield batch
+        for item in batches:
+            if isinstance(item, SampleFailure):
+                raise MemoryError(item.message) if item.out_of_memory else DataError(item.message)
+            yield from item if isinstance(item, list) else [item]
     finally:
         del batches  # ends the workers, even if a traceback keeps this frame alive

@@ -66,7 +66,7 @@ class Trainer:
         self.loss_monitor.start_step = self.state.step
 
     def fit(
-        self, train_loader: DataLoader[Batch], val_loader: DataLoader[Batch], logger: TrainingLogger | None = None
+        self, train_loader: DataLoader[Batch], val_loader: DataLoader[list[Batch]], logger: TrainingLogger | None = None
     ) -> None:
         """Train from the state's step to the end of the duration, or until patience runs out.
 
@@ -120,7 +120,7 @@ class Trainer:
         state.step += 1
         return names, total
 
-    def validate(self, val_loader: DataLoader[Batch]) -> ConfusionMatrix:
+    def validate(self, val_loader: DataLoader[list[Batch]]) -> ConfusionMatrix:
         """The confusion matrix of the network (with `ema`, of the averaged one) over what all processes read.
 
         Leaves the network in eval mode.
@@ -159,7 +159,7 @@ class Trainer:
             self.state.save(self.out / LAST_CHECKPOINT)
         self.last_save = time.monotonic()
 
-    def _validate_and_save(self, val_loader: DataLoader[Batch], lr: float) -> None:
+    def _validate_and_save(self, val_loader: DataLoader[list[Batch]], lr: float) -> None:
         state = self.state
         self._log_loss(self.loss_monitor.check_before_save(state.network))
         start = time.monotonic()

@@ -19,7 +19,7 @@ from models.inference.segmenter import Segmenter
 from models.outputs.png import to_palette_image
 from models.spec import BundleSpec, ClassInfo
 from training.freezing.onnx_import.graph_reader import shorten_error
-from training.freezing.parity import measure_parity
+from training.freezing.parity import measure_parity, unpadded_agreement
 
 NUM_PROBES = 3
 
@@ -52,7 +52,9 @@ def write_bundle(target: Path, source: BundleSource, console: Console) -> Bundle
             with console.status("comparing the frozen network with the original"):
                 expected = [source.original.segment(image).labels for image in source.images]
                 parity = measure_parity(draft, source.images, expected, console, source.parity_advice)
-            draft = Bundle(folder, source.spec.model_copy(update={"parity": parity}))
+                unpadded = unpadded_agreement(source.original, source.images, expected)
+            print_padding_effect(unpadded, source.spec, console)
+            draft = Bundle(folder, source.spec.model_copy(update={"parity": parity, "unpadded_agreement": unpadded}))
             # The reference of the probes: f32 in the engine that every machine has.
             reference = Segmenter.load(draft, "openvino", "f32", "cpu")
             occurring = write_probes(folder / "probes", reference, source.images, source.spec.classes)
@@ -94,6 +96,17 @@ def print_probe_classes(classes: list[ClassInfo], occurring: set[int], console: 
     if len(occurring) < 2:
         console.print(
             "Parity on one class proves little; use images that show more of the classes (import: --images FOLDER).",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def print_padding_effect(agreement: float | None, spec: BundleSpec, console: Console) -> None:
+    """Print by how much padding changes labels; nothing without padding, or if the network needs it."""
+    if agreement is not None and agreement < 1:
+        console.print(
+            f"padding to multiples of {spec.input.divisor} pixels: {agreement:.2%} of the worst image's labels are those of the "
+            "network without padding",
             highlight=False,
             soft_wrap=True,
         )

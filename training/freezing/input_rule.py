@@ -15,14 +15,14 @@ def parse_input_rule(text: str | None, default: InputRule) -> InputRule:
     if text is None:
         return default
     if text == "native":
-        return InputRule(rule="native")
+        return InputRule(rule="native", divisor=default.divisor)
     name, _, side = text.partition(":")
     if name != "fit" or (side and not (side.isdigit() and int(side) >= MIN_FIT_SIDE)) or not (side or default.side):
         as_trained = ", fit (as trained)" if default.side else ""
         raise ConfigError(
             f"The input rule {text!r} is not possible; choose native{as_trained}, or fit:SIDE with {MIN_FIT_SIDE} pixels or more."
         )
-    return InputRule(rule="fit", side=int(side) if side else default.side)
+    return InputRule(rule="fit", side=int(side) if side else default.side, divisor=default.divisor)
 
 
 def parse_exact_size(text: str | None) -> tuple[int, int] | None:
@@ -38,10 +38,13 @@ def parse_exact_size(text: str | None) -> tuple[int, int] | None:
     return height, width
 
 
-def onnx_input_rule(file: Path, entry: InputSpec, text: str | None) -> InputRule:
-    """The input rule of an ONNX graph: `exact` if it takes one size, else `native` or what `text` says. Raises: ConfigError."""
+def onnx_input_rule(file: Path, entry: InputSpec, text: str | None, divisor: int) -> InputRule:
+    """The input rule of an ONNX graph: `exact` if it takes one size, else `native` or what `text` says.
+
+    `divisor`: of the heights and widths that the graph takes. Raises: ConfigError.
+    """
     if entry.size is None:
-        return parse_input_rule(text, InputRule(rule="native"))
+        return parse_input_rule(text, InputRule(rule="native", divisor=divisor))
     if text is not None and parse_exact_size(text) is None:
         raise ConfigError(
             f"{file} takes only images of {entry.size[0]} x {entry.size[1]} (height x width), so --input {text} is not "

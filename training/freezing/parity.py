@@ -86,6 +86,22 @@ def measure_parity(
     return parity
 
 
+def unpadded_agreement(original: Segmenter, images: list[RGB], expected: list[Labels]) -> float | None:
+    """The lowest agreement of `expected` with the original network's labels without any padding, 0..1.
+
+    It tells what the padding of the input rule changes. None for a network that does not take images of any size.
+    """
+    if original.rule.divisor == 1 or original.rule.rule == "exact":
+        return 1.0
+    unpadded = Segmenter(original.run, original.rule.model_copy(update={"divisor": 1}))
+    try:
+        return min(
+            agreement(unpadded.segment(image).labels, labels) for image, labels in zip(images, expected, strict=True)
+        )
+    except Exception:  # networks raise exceptions of many types for sizes that they do not accept
+        return None
+
+
 def worst_agreement(
     frozen: Segmenter, name: str, precision: str, images: list[RGB], expected: list[Labels], console: Console
 ) -> float:

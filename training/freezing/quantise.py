@@ -33,8 +33,8 @@ NUM_WORST_CLASSES = 3  # classes that `miou_drop_message` names
 def quantise(model: Path, canvases: Iterable[RGB], target: Path) -> None:
     """Write the int8 form of `model` (ONNX) as `target` (.xml) and a .bin beside it.
 
-    `canvases`: inputs as the network gets them in the service, RGB uint8 H x W x 3, H and W multiples of 64: training
-    images after the Segmenter's resizing, spread over the data set. They are taken one at a time, once, and no more than
+    `canvases`: inputs as the network gets them in the service, RGB uint8 H x W x 3: training images after the
+    Segmenter's resizing and padding, spread over the data set. They are taken one at a time, once, and no more than
     NUM_CALIBRATION_IMAGES. The IR keeps the graph's inputs, outputs and dynamic sizes. The same images give the same
     bytes on the same machine.
     Raises: EngineError without NNCF, DataError without a canvas, BundleError for a graph that cannot be quantised.

@@ -20,7 +20,7 @@ from models.spec import Architecture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE = (360, 480)  # padded to 384 x 512
+SIZE = (360, 490)  # padded to 384 x 512
 RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 

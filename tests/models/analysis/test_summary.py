@@ -10,7 +10,7 @@ from models.architectures import ARCHITECTURES, build
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SIZE = (360, 480)  # padded to 384 x 512
+SIZE = (360, 490)  # padded to 384 x 512
 
 
 def test_stages_of_an_fcn() -> None:

@@ -16,7 +16,14 @@ from PIL import Image
 
 from models.bundle import CHECKSUM_FILE, Bundle, bundle_writer, open_bundle
 from models.errors import BundleError, EngineError, InferenceCancelledError, InsufficientMemoryError, ParityError
-from models.inference.geometry import SIZE_DIVISOR, network_input_size, resize_and_pad, resize_image, resize_labels
+from models.inference.geometry import (
+    MIN_CANVAS_SIDE,
+    canvas_size,
+    network_input_size,
+    resize_and_pad,
+    resize_image,
+    resize_labels,
+)
 from models.inference.segmenter import Segmenter, agreement, check_model_outputs
 from models.inference.tta import TTAOptions
 from models.spec import InputRule
@@ -198,14 +205,21 @@ def test_shrinking_averages_pixels() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(size=sizes)
-def test_padding_repeats_the_edge_up_to_a_multiple_of_64(size: tuple[int, int]) -> None:
+def test_padding_repeats_the_edge(size: tuple[int, int]) -> None:
     image = synthetic_image(*size)
-    padded = resize_and_pad(image, size)
-    height, width = padded.shape[:2]
-    assert SIZE_DIVISOR == 64
-    assert (height % 64, width % 64) == (0, 0)
-    assert 0 <= height - size[0] < 64 and 0 <= width - size[1] < 64
+    height, width = canvas_size(size, NATIVE)
+    padded = resize_and_pad(image, size, (height, width))
     np.testing.assert_array_equal(padded, np.pad(image, ((0, height - size[0]), (0, width - size[1]), (0, 0)), "edge"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(size=sizes, divisor=st.sampled_from([1, 2, 8, 32, 64]))
+def test_a_canvas_is_the_smallest_multiple_of_the_divisor(size: tuple[int, int], divisor: int) -> None:
+    engine = RecordingEngine()
+    Segmenter(engine, InputRule(rule="native", divisor=divisor)).segment(np.zeros((*size, 3), np.uint8))
+    for side, canvas in zip(size, engine.sizes[0], strict=True):
+        assert canvas % divisor == 0 and canvas >= MIN_CANVAS_SIDE
+        assert side <= canvas < max(side + divisor, MIN_CANVAS_SIDE + 1)
 
 
 def test_few_sizes_reach_the_engine() -> None:
@@ -213,7 +227,8 @@ def test_few_sizes_reach_the_engine() -> None:
     segmenter = Segmenter(engine, FIT)
     for height, width in np.random.default_rng(0).integers(1, 700, (150, 2)):
         segmenter.segment(np.zeros((height, width, 3), np.uint8))
-    assert set(engine.sizes) == {(192, 64), (192, 128), (192, 192), (128, 192), (64, 192)}
+    short = range(32, 193, 32)
+    assert set(engine.sizes) == {(192, side) for side in short} | {(side, 192) for side in short}
 
 
 def test_exact_uses_one_size() -> None:
@@ -233,19 +248,20 @@ def test_boundaries_are_exact_if_an_image_is_resized_by_whole_factors(size: tupl
 
 def test_a_canvas_is_the_image_itself_if_there_is_nothing_to_do() -> None:
     image = synthetic_image(128, 192)
-    assert resize_and_pad(image, (128, 192)) is image
-    assert not np.shares_memory(resize_and_pad(image[::-1], (128, 192)), image)
-    assert not np.shares_memory(resize_and_pad(image, (128, 192), 256), image)
+    assert resize_and_pad(image, (128, 192), (128, 192)) is image
+    assert not np.shares_memory(resize_and_pad(image[::-1], (128, 192), (128, 192)), image)
+    assert not np.shares_memory(resize_and_pad(image, (128, 192), (256, 256)), image)
 
 
 @settings(max_examples=20, deadline=None)
 @given(size=sizes, to=sizes)
 def test_a_canvas_contains_the_resized_image(size: tuple[int, int], to: tuple[int, int]) -> None:
     image = synthetic_image(*size)
-    canvas = resize_and_pad(image, to)
+    padded = canvas_size(to, NATIVE)
+    canvas = resize_and_pad(image, to, padded)
     assert canvas.flags.c_contiguous
     np.testing.assert_array_equal(canvas[: to[0], : to[1]], resize_image(image, to))
-    np.testing.assert_array_equal(canvas, resize_and_pad(resize_image(image, to), to))
+    np.testing.assert_array_equal(canvas, resize_and_pad(resize_image(image, to), to, padded))
 
 
 @pytest.mark.parametrize("rule", [NATIVE, FIT, EXACT], ids=["native", "fit", "exact"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import models.inference.tiling
 from models.imaging.decode import RGB, Labels
-from models.inference.geometry import resize_and_pad
+from models.inference.geometry import SIZE_DIVISOR, resize_and_pad, round_up
 from models.inference.postprocess import Scores, resize_scores, scores_to_labels
 from models.inference.tiling import (
     LogitsFunction,
@@ -49,7 +49,8 @@ def color_network(stride: int = 8, radius: int = 16) -> LogitsFunction:
 
 def predict_untiled(predict: LogitsFunction, image: RGB) -> Labels:
     """Predict the whole image on one canvas."""
-    canvas = resize_and_pad(image, image.shape[:2])
+    height, width = image.shape[:2]
+    canvas = resize_and_pad(image, (height, width), (round_up(height, SIZE_DIVISOR), round_up(width, SIZE_DIVISOR)))
     return scores_to_labels(predict(canvas), canvas.shape[:2])[0][: image.shape[0], : image.shape[1]]
 
 
@@ -196,7 +197,7 @@ def test_an_image_of_one_tile_is_not_tiled(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(
         predict_sliding_window(predict, image, tile=256, overlap=64)[0], predict_untiled(color_network(), image)
     )
-    assert seen == [resize_and_pad(image, image.shape[:2]).shape[:2]]
+    assert seen == [(round_up(size[0], SIZE_DIVISOR), round_up(size[1], SIZE_DIVISOR))]
 
 
 def test_every_window_has_the_same_size_and_the_images_pixels() -> None:

@@ -11,7 +11,9 @@ from models.imaging.decode import RGB
 from models.inference.postprocess import Scores, scores_to_labels
 from models.inference.tiling import LogitsFunction, predict_sliding_window
 from models.inference.tta import TTAOptions, resample_scores, wrap_with_tta
+from models.spec import InputRule
 
+NATIVE = InputRule(rule="native", divisor=64)
 scale_factors = st.floats(0.25, 4)
 sides = st.integers(1, 5).map(lambda count: count * 64)
 
@@ -50,7 +52,7 @@ def softmax(scores: Scores) -> Scores:
 def test_scale_1_without_flip_changes_nothing(stride: int) -> None:
     canvas = blob_image(192, 256)
     plain = color_network(stride)(canvas)
-    logits = wrap_with_tta(color_network(stride), flip=False, scales=(1.0,))(canvas)
+    logits = wrap_with_tta(color_network(stride), NATIVE, flip=False, scales=(1.0,))(canvas)
     assert (logits.shape, logits.dtype) == (plain.shape, plain.dtype)
     np.testing.assert_allclose(softmax(logits), softmax(plain), atol=1e-4)
     np.testing.assert_allclose(np.exp(logits).sum(axis=0), 1, atol=1e-4)
@@ -65,7 +67,7 @@ def test_labels_of_an_equivariant_network_do_not_change(
 ) -> None:
     canvas = blob_image(*size)
     labels, _ = scores_to_labels(color_network()(canvas), size)
-    again, _ = scores_to_labels(wrap_with_tta(color_network(), flip, scales)(canvas), size)
+    again, _ = scores_to_labels(wrap_with_tta(color_network(), NATIVE, flip, scales)(canvas), size)
     assert len(np.unique(labels)) == 3
     assert np.mean(labels == again) >= minimum
 
@@ -77,7 +79,7 @@ def test_labels_of_an_equivariant_network_do_not_change(
 @given(height=st.sampled_from([64, 128]), width=st.sampled_from([64, 128]), scale=scale_factors, flip=st.booleans())
 def test_views_of_other_scales_are_aligned(height: int, width: int, scale: float, flip: bool) -> None:
     canvas = ramp_image(height, width)
-    logits = wrap_with_tta(color_network(4), flip, (scale,))(canvas)
+    logits = wrap_with_tta(color_network(4), NATIVE, flip, (scale,))(canvas)
     assert logits.shape == (3, height // 4, width // 4)
     # A log softmax keeps the differences of scores. The outermost blocks are not compared, because they have no neighbor to
     # interpolate with; the tolerance is for scaled sides and colors, which are rounded to integers.
@@ -123,7 +125,7 @@ def test_probabilities_are_averaged() -> None:
 
     canvas = ramp_image(64, 128)
     expected = (softmax(normal) + softmax(flipped)) / 2
-    logits = wrap_with_tta(predict, flip=True, scales=(1.0, 2.0))(canvas)
+    logits = wrap_with_tta(predict, NATIVE, flip=True, scales=(1.0, 2.0))(canvas)
     np.testing.assert_allclose(np.exp(logits), np.broadcast_to(expected[:, None, None], logits.shape), atol=1e-6)
     labels, probabilities = scores_to_labels(logits, (64, 128), confidence=True)
     assert (labels == expected.argmax()).all()
@@ -135,7 +137,7 @@ def test_scores_far_apart_do_not_underflow() -> None:
         shape = canvas.shape[0] // 8, canvas.shape[1] // 8
         return np.stack([np.full(shape, value, np.float32) for value in (900, 0, -900)])
 
-    logits = wrap_with_tta(predict, flip=True, scales=(0.5, 1.0))(blob_image(64, 64))
+    logits = wrap_with_tta(predict, NATIVE, flip=True, scales=(0.5, 1.0))(blob_image(64, 64))
     np.testing.assert_allclose(logits[:, 3, 3], [0, -900, -1800], rtol=1e-5)
 
 
@@ -143,7 +145,7 @@ def test_scores_far_apart_do_not_underflow() -> None:
 @given(height=sides, width=sides, flip=st.booleans(), scales=st.sets(scale_factors, min_size=1, max_size=3))
 def test_the_grid_is_that_of_scale_1(height: int, width: int, flip: bool, scales: set[float]) -> None:
     for stride in (8, 32):
-        logits = wrap_with_tta(color_network(stride), flip, tuple(scales))(blob_image(height, width))
+        logits = wrap_with_tta(color_network(stride), NATIVE, flip, tuple(scales))(blob_image(height, width))
         assert logits.shape == (3, height // stride, width // stride)
         assert logits.dtype == np.float32 and np.isfinite(logits).all()
 
@@ -152,13 +154,13 @@ def test_the_grid_of_a_network_without_padding() -> None:
     def predict(canvas: RGB) -> Scores:  # without padding, the grid ends before the image
         return np.zeros((2, canvas.shape[0] // 8 - 1, canvas.shape[1] // 8 - 1), np.float32)
 
-    assert wrap_with_tta(predict, flip=False, scales=(0.5, 1.0, 2.0))(blob_image(128, 192)).shape == (2, 15, 23)
+    assert wrap_with_tta(predict, NATIVE, flip=False, scales=(0.5, 1.0, 2.0))(blob_image(128, 192)).shape == (2, 15, 23)
 
 
 def test_shrinking_averages_all_pixels() -> None:
     lines = np.zeros((128, 128, 3), np.uint8)
     lines[:, ::4, 0] = 200  # one in four: 50 on average
-    logits = wrap_with_tta(color_network(), flip=False, scales=(0.25,))(lines)
+    logits = wrap_with_tta(color_network(), NATIVE, flip=False, scales=(0.25,))(lines)
     np.testing.assert_allclose((logits[0] - logits[2])[:, 4:-4], 50, atol=1)
 
 
@@ -170,14 +172,14 @@ def test_a_network_of_one_size_can_flip() -> None:
         return canvas.transpose(2, 0, 1)[:, ::8, ::8].astype(np.float32)
 
     canvas = blob_image(120, 200)
-    assert wrap_with_tta(predict, flip=True, scales=(1.0,))(canvas).shape == (3, 15, 25)
+    assert wrap_with_tta(predict, NATIVE, flip=True, scales=(1.0,))(canvas).shape == (3, 15, 25)
     np.testing.assert_array_equal(seen, [canvas, canvas[:, ::-1]])
 
 
 def test_tiles_can_be_augmented() -> None:
     image = blob_image(300, 500)
     labels, probabilities = predict_sliding_window(
-        wrap_with_tta(color_network(), True, (0.75, 1.0)), image, tile=256, overlap=128, confidence=True
+        wrap_with_tta(color_network(), NATIVE, True, (0.75, 1.0)), image, tile=256, overlap=128, confidence=True
     )
     assert probabilities is not None and probabilities.max() <= 1
     assert np.mean(labels == predict_sliding_window(color_network(), image, tile=256, overlap=128)[0]) >= 0.98
@@ -219,4 +221,4 @@ def test_parse_errors(text: str, message: str) -> None:
 
 def test_no_scales() -> None:
     with pytest.raises(ConfigError, match="one or more"):
-        wrap_with_tta(color_network(), True, ())
+        wrap_with_tta(color_network(), NATIVE, True, ())

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from models.errors import DataError
+from models.inference.segmenter import Segmenter
 from models.spec import IGNORE_INDEX, InputRule
+from tests.fixtures_bundles import synthetic_image
 from training import augment
 from training.config import TrainConfig
 from training.data import load_split
@@ -22,8 +24,8 @@ from training.data.loader import (
     build_train_loader,
     build_val_loader,
     center_crop,
+    collate_by_size,
     iterate_batches,
-    pad_and_collate,
 )
 from training.data.synthetic import generate_dataset
 from training.engine.runtime import translate_errors
@@ -156,16 +158,27 @@ def test_each_process_validates_its_part(samples: SegmentationDataset) -> None:
     assert [len(part) for part in parts] == [2, 2, 1, 1]
 
 
-def test_validation_pads_masks_with_ignored_pixels_to_the_stride() -> None:
+def test_validation_pads_each_image_as_the_segmenter_does() -> None:
     """smp #146: a size that is not a multiple of the stride."""
-    items = [
-        Sample(np.full((h, w, 3), 9, np.uint8), np.ones((h, w), np.uint8), str(h)) for h, w in ((33, 50), (20, 70))
-    ]
-    batch = pad_and_collate(list(items))
-    assert batch.images.shape == (2, 64, 96, 3)
-    assert (batch.labels[0, :33, :50] == 1).all()
-    assert (batch.labels == IGNORE_INDEX).sum() == 2 * 64 * 96 - 33 * 50 - 20 * 70
-    assert (batch.images == 9).all()
+    sizes = [(33, 50), (20, 70), (64, 64)]
+    items = [Sample(synthetic_image(h, w), np.ones((h, w), np.uint8), str(h)) for h, w in sizes]
+    batches = collate_by_size(list(items), InputRule(rule="native"))
+    assert isinstance(batches, list)
+    assert [(batch.names, batch.images.shape) for batch in batches] == [
+        (["33", "64"], (2, 64, 64, 3)), (["20"], (1, 32, 96, 3)),
+    ]  # fmt: skip
+    inputs: list[np.ndarray] = []
+
+    def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, None]:
+        inputs.append(images[0])
+        return images[..., 0], None
+
+    for item in items:
+        Segmenter(run, InputRule(rule="native")).segment(item.image)
+    for image, served in zip((batches[0].images[0], batches[1].images[0], batches[0].images[1]), inputs, strict=True):
+        np.testing.assert_array_equal(image, served)
+    assert (batches[0].labels[0, :33, :50] == 1).all()
+    assert (batches[0].labels == IGNORE_INDEX).sum() == 64 * 64 - 33 * 50
 
 
 def test_image_without_a_policy_is_unchanged(samples: SegmentationDataset) -> None:

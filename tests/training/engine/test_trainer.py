@@ -1,8 +1,10 @@
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from models.errors import ConfigError
@@ -10,11 +12,14 @@ from models.spec import InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
 from training.config_io import load_config
+from training.data import load_split
 from training.data.synthetic import generate_dataset
 from training.engine.checkpoint import read_checkpoint
+from training.engine.model_factory import load_network, make_torch_segmenter
 from training.engine.schedule import TrainingDuration
+from training.evaluate import evaluate_split
 from training.lint import LintReport
-from training.run_folder import LAST_CHECKPOINT
+from training.run_folder import LAST_CHECKPOINT, read_run_metadata
 from training.train import choose_resize_and_crop, train
 
 SMALL_RUN = [
@@ -99,6 +104,21 @@ def test_logs_of_a_run(small_dataset: Path, tmp_path: Path, capsys: pytest.Captu
     assert "confusion" in tags["images"]
     assert len([tag for tag in tags["images"] if tag.startswith("samples/")]) == 4
     assert [event.step for event in events.Scalars("validation/miou")] == [6, 12, 15]
+
+
+def test_validation_measures_what_the_segmenter_predicts(small_dataset: Path, tmp_path: Path) -> None:
+    """Images of several sizes, none a multiple of the stride: in a batch, each is padded as in the service."""
+    data = shutil.copytree(small_dataset, tmp_path / "odd")
+    for index, size in enumerate([(64, 48), (33, 47), (50, 31), (61, 40)]):
+        for file in (*data.glob(f"images/val/*{index}.jpg"), *data.glob(f"masks/val/*{index}.png")):
+            image = Image.open(file)
+            image.crop((0, 0, *size)).save(file, quality=95)
+    config = load_config(None, [*SMALL_RUN, "epochs=4", "validate_every=4", "input=native", "tensorboard=false"])
+    run = train(data, tmp_path / "run", config, console=QUIET_CONSOLE)
+    segmenter = make_torch_segmenter(load_network(run), read_run_metadata(run).input)
+    matrix, _ = evaluate_split(segmenter, load_split(data, "val"), QUIET_CONSOLE)
+    assert 0 < matrix.miou() < 1
+    assert float(read_metrics(run)[0]["miou"]) == pytest.approx(matrix.miou(), abs=1e-4)
 
 
 def test_augmentation_on_the_device_learns_too(small_dataset: Path, tmp_path: Path) -> None:

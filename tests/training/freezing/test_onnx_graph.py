@@ -22,7 +22,6 @@ from models.spec import InputRule
 from tests.fixtures_graphs import MEAN, STD, GraphBuilder, reference_labels, save_graph, scene_image, write_onnx_graph
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-NATIVE = InputRule(rule="native")
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # options of the graph; hints; how the reference reads it
@@ -99,7 +98,10 @@ def test_imported_graph_predicts_as_the_original(
     options, hints, reference = CASES[case]
     file = write_onnx_graph(tmp_path / "theirs.onnx", **options)
     bundle = import_bundle(file, **hints)
-    assert (bundle.spec.name, bundle.spec.input, bundle.spec.architecture.name) == ("theirs", NATIVE, "onnx")
+    rule = InputRule(
+        rule="native", divisor=8 if options.get("full") else 1
+    )  # enlarged 8 times, it is full size only then
+    assert (bundle.spec.name, bundle.spec.input, bundle.spec.architecture.name) == ("theirs", rule, "onnx")
     assert not bundle.weights_path.exists()
     segmenter, image = Segmenter.load(bundle, precision="f32"), scene_image()
     labels = segmenter.segment(image).labels
@@ -118,6 +120,36 @@ def check_contract(bundle: Bundle, image: NDArray[np.uint8], mode: int) -> None:
     assert logits.shape[:2] == (1, len(bundle.spec.classes))
     large = cv2.resize(logits[0].transpose(1, 2, 0), image.shape[1::-1], interpolation=mode)
     assert agreement(labels[0], large.argmax(axis=2)) >= 0.999
+
+
+@pytest.mark.parametrize("size", [(97, 131), (120, 203), (34, 33)])
+def test_graph_of_any_size_gets_images_without_padding(
+    size: tuple[int, int], import_bundle: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    file = write_onnx_graph(tmp_path / "theirs.onnx")
+    bundle, image = import_bundle(file), scene_image(*size)
+    assert bundle.spec.unpadded_agreement == 1
+    labels = Segmenter.load(bundle, precision="f32").segment(image).labels
+    assert agreement(labels, reference_labels(file, image)) >= 0.999
+
+
+def test_graph_whose_maps_must_fit_gets_padded_images(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+    """It adds scores of stride 4, enlarged, to those of stride 1, as decoders with skips do."""
+    drawing, random = GraphBuilder(), np.random.default_rng(0)
+    fine = drawing.add_node("Conv", "x", drawing.add_weight(random.normal(0, 1, (4, 3, 1, 1))), kernel_shape=[1, 1])
+    weight = drawing.add_weight(random.normal(0, 0.3, (4, 3, 5, 5)))
+    coarse = drawing.add_node("Conv", "x", weight, kernel_shape=[5, 5], strides=[4, 4], pads=[2] * 4)
+    factors = drawing.add_weight([1, 1, 4, 4])
+    drawing.add_node("Add", fine, drawing.add_node("Resize", coarse, "", factors, mode="nearest"), out="y")
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, "H", "W"])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, "H", "W"])
+    file = save_graph(tmp_path / "skips.onnx", drawing, entry, [out])
+    bundle, image = import_bundle(file), scene_image(97, 131)
+    assert bundle.spec.input == InputRule(rule="native", divisor=4)
+    assert bundle.spec.unpadded_agreement is None
+    labels = Segmenter.load(bundle, precision="f32").segment(image).labels
+    padded = np.pad(image, ((0, 3), (0, 1), (0, 0)), "edge")
+    assert agreement(labels, reference_labels(file, padded)[:97, :131]) >= 0.999
 
 
 # The map of (64, 32) is as high as it has channels.
@@ -150,7 +182,7 @@ def test_graph_of_one_size_gets_the_rule_exact(
 
 def test_input_rule_can_be_chosen(import_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
     file = write_onnx_graph(tmp_path / "any.onnx")
-    assert import_bundle(file, input="fit:320").spec.input == InputRule(rule="fit", side=320)
+    assert import_bundle(file, input="fit:320").spec.input == InputRule(rule="fit", side=320, divisor=1)
     half = write_onnx_graph(tmp_path / "half.onnx", dims=(1, 120, "W"))
     with pytest.raises(ConfigError, match=r"120 x any; add the size of the free side: --input exact:HEIGHTxWIDTH"):
         import_bundle(half)

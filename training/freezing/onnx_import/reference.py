@@ -3,8 +3,9 @@
 The frozen graph (`training/freezing/onnx_import/rewrite.py`) must agree with it, so the two share no code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from models.engines.base import InferenceFunction
 from models.errors import ConfigError, WeightsError
 from models.imaging.decode import RGB
+from models.inference.geometry import MIN_CANVAS_SIDE, SIZE_DIVISOR
 from models.spec import IGNORE_INDEX
 from training.data.synthetic import generate_scene
 from training.freezing.onnx_import.graph_reader import (
@@ -28,9 +30,9 @@ from training.freezing.onnx_import.graph_reader import (
     shorten_error,
 )
 
-# (height, width) of the trial images for a graph that declares any size: multiples of the Segmenter's size bucket,
-# including its smallest.
+# (height, width) of the trial images for a graph that declares any size: multiples of 64.
 TRIAL_SIZES = ((64, 64), (256, 384), (320, 192))
+DIVISORS = (1, 2, 4, 8, 16, 32)  # of smaller sizes that are tried, in pixels
 CLASSES_ADVICE = "The class file needs one line for each class of the network, in its order."
 MIN_PROBABILITY = 1e-7  # lower probabilities count as this one, so that the logarithm is finite
 
@@ -87,20 +89,39 @@ def preprocess(image: RGB, input_spec: InputSpec) -> Array:
     return np.repeat(np.ascontiguousarray(values, dtype=input_spec.dtype)[None], input_spec.batch or 1, axis=0)
 
 
-def run_trials(run_graph: GraphRunner, file: Path, input_spec: InputSpec) -> TrialOutputs:
-    """Run the graph on synthetic images. Raises: WeightsError."""
-    trials = []
-    for size in [input_spec.size] if input_spec.size else TRIAL_SIZES:
-        image, _ = generate_scene(np.random.default_rng(size), size)
+def run_trials(run_graph: GraphRunner, input_spec: InputSpec) -> tuple[TrialOutputs, int]:
+    """Run the graph on synthetic images. Returns: its outputs, and the divisor of the sizes that it takes, in pixels.
+
+    Many decoders join maps of two strides, which fit only if the sides of the image divide by the larger one. Others give
+    scores for each pixel only then. The divisor is 1 for a graph of one size. Raises: WeightsError.
+    """
+    if input_spec.size:
+        return _run_sizes(run_graph, [input_spec.size]), 1
+    try:
+        trials = _run_sizes(run_graph, TRIAL_SIZES)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error} It declares that it takes any size; if it takes only one, pass it: --input exact:HEIGHTxWIDTH."
+        ) from error
+    for divisor in DIVISORS:
+        odd_multiple = (divisor * (96 // divisor | 1), divisor * (160 // divisor | 1))
         try:
-            trials.append((size, run_graph(image)))
-        except WeightsError as error:
-            if input_spec.size:
-                raise
-            raise WeightsError(
-                f"{error} It declares that it takes any size; if it takes only one, pass it: --input exact:HEIGHTxWIDTH."
-            ) from error
-    return trials
+            found = _run_sizes(run_graph, [odd_multiple, (MIN_CANVAS_SIDE, MIN_CANVAS_SIDE)])
+        except WeightsError:
+            continue
+        if _full_size_outputs(found) >= _full_size_outputs(trials):
+            return trials + found, divisor
+    return trials, SIZE_DIVISOR
+
+
+def _full_size_outputs(trials: TrialOutputs) -> set[str]:
+    """The names of the outputs that have a value for each pixel, in all trials."""
+    names = ({name for name, values in outputs.items() if size in pairwise(values.shape)} for size, outputs in trials)
+    return set.intersection(*names)
+
+
+def _run_sizes(run_graph: GraphRunner, sizes: Iterable[tuple[int, int]]) -> TrialOutputs:
+    return [(size, run_graph(generate_scene(np.random.default_rng(size), size)[0])) for size in sizes]
 
 
 def resolve_output(
