@@ -6,6 +6,7 @@ Each subcommand imports what it needs when it is called, so that `--help` is fas
 import signal
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from maskserve.cli.data import data_app
 from maskserve.cli.demo import demo
 from maskserve.cli.evaluate import evaluate
 from maskserve.cli.export import export
+from maskserve.cli.help_layout import DATA, MEASURE, START, TRAIN, USE, Command, RootGroup
 from maskserve.cli.import_model import import_model
 from maskserve.cli.key import key
 from maskserve.cli.models import models
@@ -31,32 +33,42 @@ from maskserve.cli.train import train
 ROOT = Path(__file__).resolve().parents[2]  # the clone; an installed wheel has no `models` beside `maskserve`
 
 app = typer.Typer(
+    cls=RootGroup,
     help="Image segmentation, from a folder of images to masks over HTTP: "
     "train a fully convolutional network, export it as a bundle, serve it.",
+    epilog="Each has `--help`, as in `maskserve train --help`.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-app.command()(demo)
-app.add_typer(data_app, name="data")
-app.command()(models)
-app.command()(plan)
-app.command(epilog="Settings, with their defaults: `maskserve train --settings`.")(train)
-app.command()(export)
+# In the order in which a user needs them, which is that of the help.
+app.command(cls=Command, rich_help_panel=START)(demo)
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
+app.command(cls=Command, rich_help_panel=TRAIN)(models)
+app.command(cls=Command, rich_help_panel=TRAIN)(plan)
+app.command(cls=Command, rich_help_panel=TRAIN, epilog="Settings, with their defaults: `maskserve train --settings`.")(
+    train
+)
+app.command(cls=Command, rich_help_panel=TRAIN)(export)
 app.command(
-    "import", epilog="Most properties are read from the graph, and printed with the options that override them."
+    "import",
+    cls=Command,
+    rich_help_panel=TRAIN,
+    epilog="Most properties are read from the graph, and printed with the options that override them.",
 )(import_model)
-app.command()(evaluate)
-app.command()(compare)
+app.command(cls=Command, rich_help_panel=MEASURE)(evaluate)
+app.command(cls=Command, rich_help_panel=MEASURE)(compare)
 app.command(
+    cls=Command,
+    rich_help_panel=MEASURE,
     epilog="Every engine runs in its own process, and they are measured in turn, so that other load on the machine affects "
-    "all alike. `first` is shorter if the compiled network is in the cache."
+    "all alike. `first` is shorter if the compiled network is in the cache.",
 )(bench)
-app.command()(predict)
-app.command()(serve)
-app.command()(key)
-app.command()(containerize)
+app.command(cls=Command, rich_help_panel=USE)(predict)
+app.command(cls=Command, rich_help_panel=USE)(serve)
+app.command(cls=Command, rich_help_panel=USE)(key)
+app.command(cls=Command, rich_help_panel=USE)(containerize)
 
 
 @app.callback()
@@ -64,8 +76,9 @@ def global_options(
     debug: Annotated[
         bool, typer.Option("--debug", help="On an error, show the traceback. Works with every subcommand.")
     ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
-    """Declare --debug for the help; `main` has removed it from the arguments."""
+    """Declare --debug and --version for the help; `main` handles them."""
 
 
 def main() -> None:
@@ -74,6 +87,10 @@ def main() -> None:
     An error that is raised on purpose is printed as one line, with exit code 1, or 2 for an error in the command line.
     """
     debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    if arguments[:1] == ["--version"]:  # also where only the client is installed
+        print(f"maskserve {metadata.version('maskserve')}")
+        return
     if not (ROOT / "models" / "errors.py").is_file():
         _exit_with_error(
             "This installation contains only maskserve.client. Run the commands from a clone of maskserve.", 2
@@ -92,10 +109,7 @@ def main() -> None:
         if number and signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores it
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     try:
-        app(
-            args=with_ray_address([argument for argument in sys.argv[1:] if argument != "--debug"]),
-            prog_name="maskserve",
-        )
+        app(args=with_ray_address(arguments), prog_name="maskserve")
     except (MaskserveError, ClientError, OSError) as error:
         if debug:
             raise

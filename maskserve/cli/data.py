@@ -7,15 +7,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from maskserve.cli.help_layout import Command, Group
 from maskserve.cli.options import DataFolder, DataFormat
 
 data_app = typer.Typer(
+    cls=Group,
     help="Inspect and check a data set, change its labels, split it, or generate one to try things on.",
     no_args_is_help=True,
 )
 
 
-@data_app.command("shapes")
+@data_app.command("shapes", cls=Command)
 def data_shapes(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to write.")],
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same images.")] = 0,
@@ -30,7 +32,7 @@ def data_shapes(
     Console().print(f"{target}: {train + val + test} images, {len(CLASSES)} classes", highlight=False, markup=False)
 
 
-@data_app.command("inspect")
+@data_app.command("inspect", cls=Command)
 def data_inspect(
     data: DataFolder,
     data_format: DataFormat = "auto",
@@ -53,7 +55,7 @@ def data_inspect(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-@data_app.command("lint")
+@data_app.command("lint", cls=Command)
 def data_lint(
     data: DataFolder,
     data_format: DataFormat = "auto",
@@ -92,7 +94,7 @@ def data_lint(
     console.print(f"No errors in {data}", highlight=False, markup=False)
 
 
-@data_app.command("stats")
+@data_app.command("stats", cls=Command)
 def data_stats(
     data: DataFolder,
     data_format: DataFormat = "auto",
@@ -115,7 +117,7 @@ def data_stats(
         print_stats(stats, console)
 
 
-@data_app.command("split")
+@data_app.command("split", cls=Command)
 def data_split(
     data: DataFolder,
     out: Annotated[
@@ -160,7 +162,7 @@ def data_split(
     console.print(f"{table}: {counts}", highlight=False, markup=False, soft_wrap=True)
 
 
-@data_app.command("convert")
+@data_app.command("convert", cls=Command)
 def data_convert(
     data: DataFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
@@ -186,14 +188,14 @@ def data_convert(
         console.print(f"Left out {report.left_out} images without a mask", highlight=False)
 
 
-@data_app.command("remap")
+@data_app.command("remap", cls=Command)
 def data_remap(
     data: DataFolder,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder to write.")],
     rules: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FROM=TO]...",
+            metavar="FROM=TO",
             help="Such as 2=void, road=0, tree,bush=plants. Without rules, only the layout changes.",
         ),
     ] = None,

@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from maskserve.cli.options import BundleName
+
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `maskserve train` wrote.")],
     out: Annotated[Path | None, typer.Option(help="Bundle folder to write (default: RUN/bundle).")] = None,
+    name: BundleName = None,
     input_rule: Annotated[
         str | None,
         typer.Option("--input", help="Resize rule for input images: native, fit or fit:SIDE (default: as trained)."),
@@ -30,5 +33,5 @@ def export(
     """Freeze a run's best network into a bundle, if the frozen network predicts as the PyTorch one does."""
     from training.export import export as export_run
 
-    target = export_run(run, out, input_rule, int8_limit if int8 else None)
+    target = export_run(run, out, input_rule, int8_limit if int8 else None, name=name)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from maskserve.cli.options import expand_options
+from maskserve.cli.options import BundleName, expand_options
 
 ONNX_PANEL = "Options of onnx"
 
@@ -67,6 +67,7 @@ def import_model(
     out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle folder to write.")],
     onnx: OnnxOptions,
     file: Annotated[Path | None, typer.Argument(metavar="FILE", help="For onnx: the ONNX file.")] = None,
+    name: BundleName = None,
     classes: Annotated[
         str | None,
         typer.Option(
@@ -95,5 +96,5 @@ def import_model(
     from training.import_model import import_model as import_into_bundle
 
     hints = UserHints.parse(**asdict(onnx))
-    target = import_into_bundle(source, file, out, weights, classes, hints, input_rule, images)
+    target = import_into_bundle(source, file, out, weights, classes, hints, input_rule, images, name=name)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)

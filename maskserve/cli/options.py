@@ -21,6 +21,12 @@ DataFormat = Annotated[
     typer.Option("--format", help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to detect it."),
 ]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by `maskserve export`.")]
+BundleName = Annotated[
+    str | None,
+    typer.Option(
+        "--name", help="Name of the model in the service (default: of the data set; imported: of the source)."
+    ),
+]
 EngineOption = Annotated[
     str, typer.Option(help="openvino, onnxruntime, torch, or auto: the first one that this machine supports.")
 ]

@@ -13,7 +13,7 @@ def plan(
     data: DataFolder,
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to keep as they are, such as minutes=20."),
+        typer.Argument(metavar="KEY=VALUE", help="Settings to keep as they are, such as minutes=20."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the plan to FILE, for `maskserve train --config FILE`.")

@@ -113,7 +113,7 @@ def predict(
     ],
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="Images, folders, globs, zip files, or URLs such as s3://bucket/a."),
+        typer.Argument(metavar="SOURCE", help="Images, folders, globs, zip files, or URLs such as s3://bucket/a."),
     ],
     out: Annotated[
         str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, which are named as the images.")

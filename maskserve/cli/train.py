@@ -19,7 +19,7 @@ def train(
         typer.Argument(metavar="DATA", help="Folder of the data set (`maskserve data lint --help` lists the layouts)."),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as epochs=20 encoder=resnet50.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings, such as epochs=20 encoder=resnet50.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to create (default: runs/NAME-OF-DATA).")] = None,
     config: Annotated[
