@@ -260,7 +260,7 @@ class ModelRegistry:
         self._reject(
             state,
             f"{state.folder} holds a bundle named {holder.name!r}, as does {holder.folder}, which is served. "
-            "Export one of them with another name, or remove it.",
+            "Export one of them under another name (`maskserve export --name NAME`), or remove it.",
         )
 
     def _publish(self) -> None:

@@ -32,9 +32,10 @@ from training.metrics.bootstrap import (
 )
 from training.metrics.confusion import round_or_none
 from training.metrics.results import METRICS_FILE, EvaluationMetrics, Interval, Rate
-from training.reports.console import HEADLINE_METRICS, format_interval, format_rate
+from training.reports.console import HEADLINE_METRICS, format_interval, format_rate, headline_metrics
 from training.run_folder import METADATA_FILE, read_run_metadata
 
+CLASS_METRICS = {"per_class_iou": "IoU", "per_class_precision": "precision", "per_class_recall": "recall"}
 NOT_SIGNIFICANT = "not significant"
 
 
@@ -50,12 +51,17 @@ class Differences(BaseModel):
     """The differences of all metrics to the first run."""
 
     miou: Difference
+    foreground_miou: Difference
     boundary_iou: Difference
     mean_dice: Difference
-    mean_accuracy: Difference
+    foreground_dice: Difference
+    mean_precision: Difference
+    mean_recall: Difference
     pixel_accuracy: Difference
     mean_image_miou: Difference
     per_class_iou: dict[str, Difference]  # by class name
+    per_class_precision: dict[str, Difference]
+    per_class_recall: dict[str, Difference]
 
 
 @dataclass
@@ -155,7 +161,8 @@ def align_images(first: Evaluation, other: Evaluation) -> bool:
 
 def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
     """The metrics of `other` minus those of `first`, each with its paired 95% interval."""
-    before, after = bootstrap_metrics(first.per_image), bootstrap_metrics(other.per_image)
+    names = list(first.metrics.per_class_iou)
+    before, after = bootstrap_metrics(first.per_image, names), bootstrap_metrics(other.per_image, names)
     headline: dict[str, Any] = {
         name: _metric_difference(
             getattr(first.metrics, name), getattr(other.metrics, name), after[name] - before[name], len(first.per_image)
@@ -163,12 +170,19 @@ def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
         for name in HEADLINE_METRICS
     }
     images = np.maximum(images_per_class(first.per_image), images_per_class(other.per_image)).tolist()
-    resampled = after["per_class_iou"] - before["per_class_iou"]
     per_class = {
-        name: _metric_difference(old, other.metrics.per_class_iou[name], resampled[:, label], images[label])
-        for label, (name, old) in enumerate(first.metrics.per_class_iou.items())
+        metric: {
+            name: _metric_difference(
+                getattr(first.metrics, metric)[name],
+                getattr(other.metrics, metric)[name],
+                after[metric][:, label] - before[metric][:, label],
+                images[label],
+            )
+            for label, name in enumerate(names)
+        }
+        for metric in CLASS_METRICS
     }
-    return Differences(**headline, per_class_iou=per_class)
+    return Differences(**headline, **per_class)
 
 
 def _metric_difference(old: Rate, new: Rate, resampled: NDArray[np.float64], images: int) -> Difference:
@@ -203,17 +217,17 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
     """Print the metrics of each run, the best in bold, and then the differences to the first."""
     first, *others = found
     table = _make_table(f"{first.metrics.split}, {first.metrics.images} images", [one.name for one in found])
-    for name, title in HEADLINE_METRICS.items():
+    for name, title in headline_metrics([one.metrics for one in found]).items():
         rates: list[Rate] = [getattr(one.metrics, name) for one in found]
         cells = [
             f"{format_rate(rate, 4)} {_bracket(getattr(one.metrics.intervals, name))}".strip()
             for rate, one in zip(rates, found, strict=True)
         ]
         table.add_row(title, *_bold_best(cells, rates))
-    for name in first.metrics.per_class_iou:
-        rates = [one.metrics.per_class_iou[name] for one in found]
-        cells = ["absent" if rate is None else format_rate(rate) for rate in rates]
-        table.add_row(Text(f"IoU {name}"), *_bold_best(cells, rates))
+    for metric, title in CLASS_METRICS.items():
+        for name in first.metrics.per_class_iou:
+            rates = [getattr(one.metrics, metric)[name] for one in found]
+            table.add_row(Text(f"{title} {name}"), *_bold_best(_class_cells(rates, metric), rates))
     console.print(table)
     paired = {one.name: one.differences for one in others if one.differences is not None}
     if paired:
@@ -236,10 +250,19 @@ def difference_table(first: str, paired: dict[str, Differences]) -> Table:
     """The differences to the run `first`, by run name."""
     table = _make_table(f"Difference from {first}", list(paired))
     for name, title in HEADLINE_METRICS.items():
+        if all(getattr(each, name).value is None for each in paired.values()):
+            continue
         table.add_row(title, *(_format_difference(getattr(each, name)) for each in paired.values()))
-    for name in next(iter(paired.values())).per_class_iou:
-        table.add_row(Text(f"IoU {name}"), *(_format_difference(each.per_class_iou[name]) for each in paired.values()))
+    for metric, title in CLASS_METRICS.items():
+        for name in next(iter(paired.values())).per_class_iou:
+            cells = (_format_difference(getattr(each, metric)[name]) for each in paired.values())
+            table.add_row(Text(f"{title} {name}"), *cells)
     return table
+
+
+def _class_cells(rates: list[Rate], metric: str) -> list[str]:
+    """The rates of a class in each run as text; a class without an IoU is absent, one that is never predicted has no precision."""
+    return [("absent" if metric == "per_class_iou" else "-") if rate is None else format_rate(rate) for rate in rates]
 
 
 def _make_table(title: str, names: list[str]) -> Table:

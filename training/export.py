@@ -20,7 +20,7 @@ from training.config_io import load_config
 from training.data import SegmentationDataset, load_split
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate_split
-from training.freezing.bundle_writer import NUM_PROBES, BundleSource, creation_info, write_bundle
+from training.freezing.bundle_writer import NUM_PROBES, BundleSource, check_bundle_name, creation_info, write_bundle
 from training.freezing.input_rule import parse_input_rule
 from training.freezing.onnx_export import export_network
 from training.freezing.parity import make_parity_images, worst_agreement
@@ -34,23 +34,25 @@ PARITY_ADVICE = "This is a bug of the exporter or the engine; please report it w
 
 def export(
     run: Path, out: Path | None = None, input_rule: str | None = None, int8_limit: float | None = MAX_MIOU_DROP,
-    console: Console | None = None,
+    console: Console | None = None, name: str | None = None,
 ) -> Path:  # fmt: skip
     """Freeze the best network of a run into a bundle at `out` (default: `RUN/bundle`); returns its folder.
 
     `input_rule` overrides the run's: `native`, `fit`, or `fit:SIDE` with the long side in pixels. `int8_limit` is how many
-    points of validation mIoU int8 may lose; None makes no int8 graph.
+    points of validation mIoU int8 may lose; None makes no int8 graph. `name` is that of the model in the service (default: that
+    of the data set).
     Raises: RunError, DataError, ConfigError, BundleError, WeightsError; ParityError, with nothing written, if the frozen
     network disagrees with the PyTorch one.
     """
     console, target = console or Console(), out or run / "bundle"
+    chosen_name = None if name is None else check_bundle_name(name)
     network = load_network(run)
     config, metadata = load_config(run / CONFIG_FILE, []), read_run_metadata(run)
     rule = parse_input_rule(input_rule, metadata.input)
     validation = load_split(metadata.data, "val", config.format)
     images = make_parity_images(validation.image, len(validation))
     spec = BundleSpec(
-        name=run.resolve().name,
+        name=chosen_name or (metadata.data.stem if metadata.data.is_file() else metadata.data.name),
         classes=metadata.classes,
         input=rule,
         architecture=network.architecture,

@@ -19,7 +19,7 @@ from models.inference.segmenter import Segmenter
 from models.spec import Architecture, BundleSpec, ClassInfo, InputRule, default_rgb
 from training.data.class_file import read_class_file
 from training.data.formats.voc import CLASSES as VOC_CLASSES
-from training.freezing.bundle_writer import BundleSource, creation_info, write_bundle
+from training.freezing.bundle_writer import BundleSource, check_bundle_name, creation_info, write_bundle
 from training.freezing.input_rule import onnx_input_rule, parse_exact_size, parse_input_rule
 from training.freezing.onnx_export import export_network
 from training.freezing.onnx_import.graph_reader import (
@@ -52,16 +52,20 @@ QUANTISED_ADVICE = "It is quantised, and each engine rounds such values differen
 def import_model(
     source: str, file: Path | None, out: Path, weights: Path | None = None, classes: str | None = None,
     hints: UserHints = NO_HINTS, input_rule: str | None = None, images: Path | None = None, console: Console | None = None,
+    name: str | None = None,
 ) -> Path:  # fmt: skip
     """Import `onnx`, from `file`, or `torchvision/NAME`, with `weights` of your own, into a bundle at `out`.
+
+    `name` is that of the model in the service (default: that of the ONNX file, or of torchvision's network).
 
     Raises: ConfigError for a wrong source or option; otherwise as `import_onnx` and `import_torchvision`.
     """
     console = console or Console()
+    chosen_name = None if name is None else check_bundle_name(name)
     if source == "onnx":
         if file is None or weights:
             raise ConfigError("An ONNX graph holds its weights: use `maskserve import onnx FILE`, and no --weights.")
-        return import_onnx(file, out, classes, hints, input_rule, images, console)
+        return import_onnx(file, out, classes, hints, input_rule, images, console, chosen_name)
     if Path(source).suffix == ".onnx":
         raise ConfigError(f"{source} is a file, not a source; did you mean `maskserve import onnx {source}`?")
 
@@ -75,12 +79,12 @@ def import_model(
         raise ConfigError(f"{source} takes no FILE; to use {file} as its weights, write --weights {file}.")
     if hints != NO_HINTS:
         raise ConfigError(f"The options of `import onnx` do not apply to {source}; omit them.")
-    return import_torchvision(source, out, weights, classes, input_rule, images, console)
+    return import_torchvision(source, out, weights, classes, input_rule, images, console, chosen_name)
 
 
 def import_onnx(
     file: Path, out: Path, classes: str | None, hints: UserHints, input_rule: str | None = None, images: Path | None = None,
-    console: Console | None = None,
+    console: Console | None = None, name: str | None = None,
 ) -> Path:  # fmt: skip
     """Import an ONNX graph into a bundle at `out`.
 
@@ -105,7 +109,7 @@ def import_onnx(
     source = BundleSource(
         origin=file,
         spec=BundleSpec(
-            name=file.stem,
+            name=name or file.stem,
             classes=entries,
             input=rule,
             architecture=Architecture(name="onnx"),
@@ -157,7 +161,7 @@ def print_input_rule(rule: InputRule, console: Console) -> None:
 
 def import_torchvision(
     source: str, out: Path, weights: Path | None, classes: str | None, input_rule: str | None, images: Path | None,
-    console: Console,
+    console: Console, name: str | None = None,
 ) -> Path:  # fmt: skip
     """Import a network of torchvision, with weights of a file or those that torchvision publishes.
 
@@ -193,7 +197,7 @@ def import_torchvision(
     bundle_source = BundleSource(
         origin=file,
         spec=BundleSpec(
-            name=source.removeprefix("torchvision/"),
+            name=name or source.removeprefix("torchvision/"),
             classes=entries,
             input=rule,
             architecture=network.architecture,

@@ -555,6 +555,7 @@ def test_first_folder_of_a_name_is_served(
     assert registry.get().bundle.folder == tmp_path / "m" and len(loader.bundles) == 1
     (line,) = rejections()
     assert f"{tmp_path / 'n'} holds a bundle named 'small', as does {tmp_path / 'm'}" in line
+    assert "`maskserve export --name NAME`" in line
     old = weakref.ref(registry.get().segmenter)
     make_bundle(tmp_path / "a", "small", add_note("third"))  # a restart would serve this one
     refresh_times(registry, 3)

@@ -197,7 +197,7 @@ def test_few_images_show_no_significant_difference(tmp_path: Path, images: int) 
         ("", "it is not JSON"),
         ("{'a'", "it is not JSON"),
         ("[]", "not JSON|valid dictionary"),
-        ('{"miou": 0.5}', "pixel_accuracy is missing"),
+        ('{"miou": 0.5}', "foreground_miou is missing|pixel_accuracy is missing"),
         ('{"miou": "good"}', "miou: Input should be a valid number"),
     ],
 )
@@ -229,3 +229,26 @@ def test_json_holds_metrics_and_differences(tmp_path: Path, capsys: pytest.Captu
     assert difference["value"] == pytest.approx(second["miou"] - first["miou"], abs=2e-6)
     absent = second["difference"]["per_class_iou"]["class 2"]
     assert absent == {"value": None, "interval": None, "significant": False}
+    for name in ("per_class_precision", "per_class_recall"):
+        value = second[name]["class 1"] - first[name]["class 1"]
+        assert second["difference"][name]["class 1"]["value"] == pytest.approx(value, abs=2e-6) and value > 0.05
+
+
+def test_precision_recall_and_foreground_are_compared(tmp_path: Path) -> None:
+    """Without a class named background there is no foreground mean, and no row for it."""
+    runs = write_evaluation(tmp_path / "a", 0.2), write_evaluation(tmp_path / "b", 0.1)
+    output = compare_output(*runs)
+    metrics = read_evaluation(runs[1]).metrics
+    for name, rate in (
+        ("precision class 1", metrics.per_class_precision),
+        ("recall class 1", metrics.per_class_recall),
+    ):
+        assert line_of(output, name).split()[-1] == f"{rate['class 1']:.3f}"
+        assert line_of(output, name, 1).split()[3].startswith("+0.")
+    assert line_of(output, "precision class 2").split()[3:] == ["-", "-"]  # never predicted
+    assert "foreground" not in output
+    for run in runs:
+        file = run / "evaluation/metrics.json"
+        named = file.read_text().replace("class 0", "background")
+        file.write_text(named.replace('"foreground_miou": null', '"foreground_miou": 0.5'))
+    assert line_of(compare_output(*runs), "foreground mIoU").split()[2] == "0.5000"

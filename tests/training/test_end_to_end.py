@@ -100,6 +100,7 @@ def test_lint_errors_stop_a_training_before_it_starts(shapes: Path, tmp_path: Pa
 
 def test_bundle_has_its_provenance(bundle: Path, shapes: Path) -> None:
     spec = open_bundle(bundle).spec
+    assert spec.name == "shapes"  # the data set's, not that of the run folder
     assert spec.parity["openvino"]["f32"] >= 0.999
     assert [entry.name for entry in spec.classes] == [entry.name for entry in load_split(shapes, "train").classes]
     assert spec.input.side == 192

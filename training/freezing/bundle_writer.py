@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
-from models.errors import BundleError, WeightsError
+from models.errors import BundleError, ConfigError, WeightsError
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter
 from models.outputs.png import to_palette_image
@@ -22,6 +23,8 @@ from training.freezing.onnx_import.graph_reader import shorten_error
 from training.freezing.parity import measure_parity, unpadded_agreement
 
 NUM_PROBES = 3
+# A name is a part of addresses (`/v1/models/NAME`), and NAME@HASH is a version of a model.
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,15 @@ class BundleSource:
     parity_advice: str  # what to do if the parity check fails
     # Adds to a draft of measured parity, given the original's labels of `images`; returns the final spec.
     complete: Callable[[Bundle, list[Labels]], BundleSpec] | None = None
+
+
+def check_bundle_name(name: str) -> str:
+    """A name that the user gave to a bundle, as it is. Raises: ConfigError if the service could not address it."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(
+            f"--name is '{name}'; expected up to 64 letters (a to z), digits, dots, dashes and underscores, such as roads-2."
+        )
+    return name
 
 
 def write_bundle(target: Path, source: BundleSource, console: Console) -> Bundle:

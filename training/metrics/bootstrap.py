@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.spec import ClassInfo
-from training.metrics.confusion import Counts, Rates, accuracy, by_class, dice, iou, nan_mean, round_or_none
+from training.metrics.confusion import Counts, Rates, as_json, iou, metrics_from_counts, nan_mean, ratio, round_or_none
 from training.metrics.results import ImageResult, Intervals, SplitMetrics
 
 NUM_RESAMPLES, CONFIDENCE_LEVEL, SEED = 1000, 0.95, 0
@@ -82,25 +82,17 @@ class PerImageCounts:
         return tally
 
 
-def metrics_from_counts(counts: Counts) -> dict[str, Rates]:
-    """The metrics of counts ... x 2 x 3 x C by name: arrays ... of the whole, and ... x C by class."""
-    hits, target, prediction = np.moveaxis(counts[..., 0, :, :], -2, 0)
-    ious, dices, recalls = iou(hits, target, prediction), dice(hits, target, prediction), accuracy(hits, target)
+def metrics_with_boundaries(counts: Counts, names: list[str]) -> dict[str, Rates]:
+    """The metrics of counts ... x 2 x 3 x C of the classes `names`: arrays ... of the whole, and ... x C by class."""
     boundary_ious = iou(*np.moveaxis(counts[..., 1, :, :], -2, 0))
     return {
-        "miou": nan_mean(ious),
-        "pixel_accuracy": accuracy(hits.sum(axis=-1, keepdims=True), target.sum(axis=-1, keepdims=True))[..., 0],
-        "mean_dice": nan_mean(dices),
-        "mean_accuracy": nan_mean(recalls),
+        **metrics_from_counts(counts[..., 0, :, :], names),
         "boundary_iou": nan_mean(boundary_ious),
-        "per_class_iou": ious,
-        "per_class_dice": dices,
-        "per_class_accuracy": recalls,
         "per_class_boundary_iou": boundary_ious,
     }
 
 
-def bootstrap_metrics(tally: PerImageCounts) -> dict[str, Rates]:
+def bootstrap_metrics(tally: PerImageCounts, names: list[str]) -> dict[str, Rates]:
     """The metrics of every resample: arrays R, and R x C by class; `mean_image_miou` is the mean of the images' mIoU.
 
     Two tallies of the same images in the same order get the same resamples, so that their differences are paired.
@@ -110,8 +102,8 @@ def bootstrap_metrics(tally: PerImageCounts) -> dict[str, Rates]:
     blocks = []
     for weights in _resample_weights(len(tally)):
         sums = (weights @ flat).reshape(-1, *counts.shape[1:])
-        mean_image_miou = accuracy(weights @ np.where(has_miou, mious, 0.0), weights @ has_miou)
-        blocks.append({**metrics_from_counts(sums), "mean_image_miou": mean_image_miou})
+        mean_image_miou = ratio(weights @ np.where(has_miou, mious, 0.0), weights @ has_miou)
+        blocks.append({**metrics_with_boundaries(sums, names), "mean_image_miou": mean_image_miou})
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -139,7 +131,7 @@ def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Int
     """95% intervals of all metrics; None for what is absent or on too few images."""
     by_metric: dict[str, Any] = {}
     enough = images_per_class(tally) >= MIN_IMAGES
-    for name, values in bootstrap_metrics(tally).items():
+    for name, values in bootstrap_metrics(tally, [entry.name for entry in classes]).items():
         ends = percentile_interval(values)
         if values.ndim == 1:
             by_metric[name] = interval_to_list(ends) if len(tally) >= MIN_IMAGES else None
@@ -156,17 +148,13 @@ def images_per_class(tally: PerImageCounts) -> NDArray[np.int64]:
 
 def compute_metrics(tally: PerImageCounts, classes: list[ClassInfo]) -> SplitMetrics:
     """All metrics of a split, 0..1 or None where absent, with their intervals."""
-    figures = metrics_from_counts(tally.counts.sum(axis=0))
+    figures = metrics_with_boundaries(tally.counts.sum(axis=0), [entry.name for entry in classes])
     target_pixels = tally.counts[:, 0, 1].sum(axis=0).tolist()
-    by_metric: dict[str, Any] = {
-        name: by_class(value, classes) if np.ndim(value) else round_or_none(float(value))
-        for name, value in figures.items()
-    }
     return SplitMetrics(
         mean_image_miou=round_or_none(float(nan_mean(tally.mious()))),
         absent=[entry.name for entry, pixels in zip(classes, target_pixels, strict=True) if not pixels],
         intervals=confidence_intervals(tally, classes),
-        **by_metric,
+        **as_json(figures, classes),
     )
 
 

@@ -1,7 +1,7 @@
-"""Confusion matrix over all pixels of a split, and IoU, Dice and accuracy from it.
+"""Confusion matrix over all pixels of a split, and IoU, Dice, precision and recall from it.
 
-A class that never occurs has the metric NaN, not 0. `iou`, `dice` and `accuracy` take pixel counts by class, int64 or
-float64 ... x C, and work along the last axis: for one split (C), or for all resamples of it at once (resamples x C).
+A class that never occurs has the metric NaN, not 0. The functions take pixel counts by class, int64 or float64 ... x C,
+and work along the last axis: for one split (C), or for all resamples of it at once (resamples x C).
 """
 
 from typing import Any
@@ -12,32 +12,70 @@ from numpy.typing import NDArray
 from models.imaging.decode import Labels
 from models.spec import IGNORE_INDEX, ClassInfo
 
+BACKGROUND_NAMES = ("background", "bg")
+
 Counts = NDArray[Any]  # ... x C pixels, whole numbers >= 0, int64 or float64
 Rates = NDArray[np.float64]  # ... x C, 0..1, NaN where there is nothing to count
 
 
 def iou(hits: Counts, target: Counts, prediction: Counts) -> Rates:
     """Intersection over union; NaN for a class that is neither in the ground truth nor in the prediction."""
-    return _divide(hits, target + prediction - hits)
+    return ratio(hits, target + prediction - hits)
 
 
 def dice(hits: Counts, target: Counts, prediction: Counts) -> Rates:
     """Dice coefficient (F1); NaN where `iou` is."""
-    return _divide(2 * hits, target + prediction)
+    return ratio(2 * hits, target + prediction)
 
 
-def accuracy(hits: Counts, target: Counts) -> Rates:
-    """Fraction of a class's pixels that are predicted as it (recall); NaN for a class that is not in the ground truth."""
-    return _divide(hits, target)
+def precision(hits: Counts, prediction: Counts) -> Rates:
+    """Fraction of the pixels predicted as a class that are of it; NaN for a class that is never predicted."""
+    return ratio(hits, prediction)
+
+
+def recall(hits: Counts, target: Counts) -> Rates:
+    """Fraction of a class's pixels that are predicted as it; NaN for a class that is not in the ground truth."""
+    return ratio(hits, target)
+
+
+def is_background(names: list[str]) -> NDArray[np.bool_]:
+    """Which classes are the background, by their names: background or bg, as in `_background_` too; bool C."""
+    return np.array([name.strip("_ ").casefold() in BACKGROUND_NAMES for name in names], bool)
+
+
+def metrics_from_counts(counts: Counts, names: list[str]) -> dict[str, Rates]:
+    """The metrics of counts ... x 3 x C (hits, ground truth, prediction) by name: arrays ..., and ... x C by class.
+
+    `foreground_miou` and `foreground_dice` are means without the background; NaN if no class is the background.
+    """
+    hits, target, predicted = np.moveaxis(counts, -2, 0)
+    rates = {
+        "iou": iou(hits, target, predicted),
+        "dice": dice(hits, target, predicted),
+        "precision": precision(hits, predicted),
+        "recall": recall(hits, target),
+    }
+    background = is_background(names)
+    foreground = ~background if background.any() else np.zeros_like(background)
+    return {
+        "miou": nan_mean(rates["iou"]),
+        "foreground_miou": nan_mean(rates["iou"][..., foreground]),
+        "pixel_accuracy": ratio(hits.sum(axis=-1), target.sum(axis=-1)),
+        "mean_dice": nan_mean(rates["dice"]),
+        "foreground_dice": nan_mean(rates["dice"][..., foreground]),
+        "mean_precision": nan_mean(rates["precision"]),
+        "mean_recall": nan_mean(rates["recall"]),
+        **{f"per_class_{name}": values for name, values in rates.items()},
+    }
 
 
 def nan_mean(rates: Rates) -> Rates:
     """Mean along the last axis over the classes that occur, ...; NaN where none does."""
     occurs = ~np.isnan(rates)
-    return _divide(np.where(occurs, rates, 0.0).sum(axis=-1), occurs.sum(axis=-1))
+    return ratio(np.where(occurs, rates, 0.0).sum(axis=-1), occurs.sum(axis=-1))
 
 
-def _divide(numerator: Any, denominator: Any) -> Rates:
+def ratio(numerator: Any, denominator: Any) -> Rates:
     """The quotient in float64, NaN where the denominator is 0."""
     quotient = np.full(np.shape(denominator), np.nan)
     np.divide(numerator, denominator, out=quotient, where=np.asarray(denominator) > 0)
@@ -98,19 +136,19 @@ class ConfusionMatrix:
     def pixel_accuracy(self) -> float:
         """Fraction of the counted pixels that are right; NaN where none was counted."""
         hits, target, _ = self.class_counts.sum(axis=1)
-        return float(_divide(hits, target))
+        return float(ratio(hits, target))
 
     def summary(self, classes: list[ClassInfo]) -> dict[str, Any]:
         """The metrics as plain JSON values, each 0..1; None where absent."""
-        hits, target, prediction = self.class_counts
-        rates = {"iou": self.iou(), "dice": dice(hits, target, prediction), "accuracy": accuracy(hits, target)}
-        return {
-            "miou": round_or_none(self.miou()),
-            "pixel_accuracy": round_or_none(self.pixel_accuracy()),
-            "mean_dice": round_or_none(float(nan_mean(rates["dice"]))),
-            "mean_accuracy": round_or_none(float(nan_mean(rates["accuracy"]))),
-            **{f"per_class_{name}": by_class(values, classes) for name, values in rates.items()},
-        }
+        return as_json(metrics_from_counts(self.class_counts, [entry.name for entry in classes]), classes)
+
+
+def as_json(metrics: dict[str, Rates], classes: list[ClassInfo]) -> dict[str, Any]:
+    """The metrics of one split as plain JSON values; those of C values by class name."""
+    return {
+        name: by_class(value, classes) if np.ndim(value) else round_or_none(float(value))
+        for name, value in metrics.items()
+    }
 
 
 def by_class(rates: Rates, classes: list[ClassInfo]) -> dict[str, float | None]:

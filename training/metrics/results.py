@@ -35,12 +35,16 @@ class Intervals(_Strict):
     miou: Interval
     pixel_accuracy: Interval
     mean_dice: Interval
-    mean_accuracy: Interval
+    mean_precision: Interval
+    mean_recall: Interval
+    foreground_miou: Interval
+    foreground_dice: Interval
     boundary_iou: Interval
     mean_image_miou: Interval
     per_class_iou: IntervalByClass
     per_class_dice: IntervalByClass
-    per_class_accuracy: IntervalByClass
+    per_class_precision: IntervalByClass
+    per_class_recall: IntervalByClass
     per_class_boundary_iou: IntervalByClass
 
 
@@ -50,12 +54,16 @@ class SplitMetrics(_Strict):
     miou: Rate  # mean over the classes that occur
     pixel_accuracy: Rate
     mean_dice: Rate
-    mean_accuracy: Rate  # mean of the classes' recalls
+    mean_precision: Rate  # over the classes that are predicted
+    mean_recall: Rate  # over the classes in the ground truth; also called mean class accuracy
+    foreground_miou: Rate  # without the class named background; None if there is none
+    foreground_dice: Rate
     boundary_iou: Rate
     mean_image_miou: Rate  # mean of the images' mIoU
     per_class_iou: RateByClass
     per_class_dice: RateByClass
-    per_class_accuracy: RateByClass
+    per_class_precision: RateByClass  # of the pixels predicted as the class, the fraction that is of it
+    per_class_recall: RateByClass  # of the pixels of the class, the fraction that is predicted as it
     per_class_boundary_iou: RateByClass
     absent: list[str]  # classes without a pixel in the ground truth
     intervals: Intervals

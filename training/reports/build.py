@@ -13,7 +13,7 @@ from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, PerImage
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.results import EvaluationMetrics
 from training.reports.confusion_matrix import confusion_section
-from training.reports.console import HEADLINE_METRICS, metric_warnings
+from training.reports.console import headline_metrics, metric_warnings
 from training.reports.gallery import gallery_section
 from training.reports.latency import EngineLatency, engines_section
 from training.reports.layout import render, render_page
@@ -39,7 +39,7 @@ def write_evaluation_report(
     main = render(
         "page.html",
         metrics=metrics,
-        headline_metrics=HEADLINE_METRICS,
+        headline_metrics=headline_metrics([metrics]),
         warnings=metric_warnings(metrics, matrix),
         classes=list(zip(samples.classes, pixels, strict=True)),
         total_pixels=sum(pixels),
@@ -82,7 +82,9 @@ def describe_method(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list
         f"{counted:,} pixels were counted; {ignored:.1%} of all are ignored in the ground truth. A prediction that is no "
         "class is a miss.",
         f"Intervals hold {CONFIDENCE_LEVEL:.0%} of {NUM_RESAMPLES:,} bootstrap resamples of the images, with replacement.",
-        "A mean over classes uses those that occur in the ground truth or the prediction, accuracy those in the ground "
-        "truth; an absent class has no figure instead of 0.",
+        "A mean over classes uses those that occur in the ground truth or the prediction, precision those that are predicted, "
+        "recall those in the ground truth; an absent class has no figure instead of 0.",
+        "Precision: the fraction of the pixels predicted as a class that are of it. Recall: the fraction of the pixels of a "
+        "class that are predicted as it. Foreground means leave out the class named background.",
         "Boundary IoU compares only the pixels within 2% of the image's diagonal from a contour (Cheng et al. 2021).",
     ]

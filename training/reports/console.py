@@ -10,9 +10,12 @@ from training.metrics.results import EvaluationMetrics, Interval, Rate
 ABSENT = "absent from this split"
 HEADLINE_METRICS = {
     "miou": "mIoU",
+    "foreground_miou": "foreground mIoU",
     "boundary_iou": "boundary IoU",
     "mean_dice": "mean Dice",
-    "mean_accuracy": "mean class accuracy",
+    "foreground_dice": "foreground Dice",
+    "mean_precision": "mean precision",
+    "mean_recall": "mean recall",
     "pixel_accuracy": "pixel accuracy",
     "mean_image_miou": "mean image mIoU",
 }
@@ -22,24 +25,38 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
     """Print the metrics as a table, with 95% intervals and warnings."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("class")
-    for title in ("IoU", "95%", "Dice", "accuracy", "boundary IoU"):
+    for title in ("IoU", "95%", "Dice", "precision", "recall", "boundary IoU"):
         table.add_column(title, justify="right", no_wrap=True)
     for name, value in metrics.per_class_iou.items():
         if value is None:
             table.add_row(Text(name), Text(ABSENT, style="dim"))
             continue
-        others = (metrics.per_class_dice, metrics.per_class_accuracy, metrics.per_class_boundary_iou)
+        others = (
+            metrics.per_class_dice,
+            metrics.per_class_precision,
+            metrics.per_class_recall,
+            metrics.per_class_boundary_iou,
+        )
         interval = format_interval(metrics.intervals.per_class_iou[name])
         table.add_row(Text(name), format_rate(value), interval, *(format_rate(other[name]) for other in others))
     console.print(table)
     console.print(f"\n{metrics.split}, {metrics.images} images", highlight=False, markup=False)
-    for name, title in HEADLINE_METRICS.items():
+    for name, title in headline_metrics([metrics]).items():
         interval = format_interval(getattr(metrics.intervals, name))
         console.print(
             f"  {title:24} {format_rate(getattr(metrics, name), 4)}  {interval}", highlight=False, markup=False
         )
     for warning in metric_warnings(metrics, matrix):
         console.print(warning, highlight=False, markup=False, soft_wrap=True)
+
+
+def headline_metrics(evaluations: list[EvaluationMetrics]) -> dict[str, str]:
+    """`HEADLINE_METRICS` without the means of the foreground if no evaluation has them."""
+    return {
+        name: title
+        for name, title in HEADLINE_METRICS.items()
+        if not name.startswith("foreground_") or any(getattr(each, name) is not None for each in evaluations)
+    }
 
 
 def metric_warnings(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list[str]:

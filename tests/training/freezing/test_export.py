@@ -17,7 +17,7 @@ from models.architectures.finetune import load_initial_weights
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, Bundle, open_bundle
 from models.engines import ENGINES
 from models.engines.selection import choose_engine, usable_precisions
-from models.errors import BundleError, EngineError, ParityError
+from models.errors import BundleError, ConfigError, EngineError, ParityError
 from models.inference.segmenter import Segmenter
 from models.spec import InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
@@ -27,6 +27,7 @@ from training.evaluate import evaluate, evaluate_split
 from training.export import add_int8, calibration_input, export
 from training.freezing.parity import make_parity_images, measure_parity
 from training.freezing.quantise import NUM_CALIBRATION_IMAGES
+from training.import_model import import_model
 from training.metrics.bootstrap import PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
 
@@ -108,8 +109,9 @@ def test_int8_that_costs_too_much_is_left_out(draft: Bundle, shapes: Path, monke
 def test_export_in_float_only(run: Path, tmp_path: Path) -> None:
     """Also prints parity, the validation mIoU and the written folder."""
     stream = io.StringIO()
-    export(run, tmp_path / "b", int8_limit=None, console=Console(file=stream, width=1000))
+    export(run, tmp_path / "b", int8_limit=None, console=Console(file=stream, width=1000), name="shapes-2.float")
     output, opened = stream.getvalue(), open_bundle(tmp_path / "b")
+    assert opened.spec.name == "shapes-2.float"
     assert "int8" not in output and opened.spec.int8 is None and not opened.has_file(INT8_MODEL_FILE)
     assert "openvino f32: agreement with the original network, worst image: " in output
     assert f"Validation mIoU {opened.spec.metrics['val']['miou']:.4f}" in output
@@ -117,6 +119,14 @@ def test_export_in_float_only(run: Path, tmp_path: Path) -> None:
     assert {file.parent.name for file in map(Path, opened.checksums)} == {"", "probes", "report"}
     with pytest.raises(EngineError, match="int8"):
         Segmenter.load(opened, "openvino", "int8")
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "roads@2", ".hidden", "два", "x" * 65, "a b", "a\n"])
+def test_a_name_that_the_service_cannot_address_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)--name is .* expected up to 64 letters"):
+        export(tmp_path / "no-run", name=name)
+    with pytest.raises(ConfigError, match="--name"):
+        import_model("onnx", tmp_path / "none.onnx", tmp_path / "b", name=name)
 
 
 def test_int8_is_left_out_without_nncf(draft: Bundle, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:

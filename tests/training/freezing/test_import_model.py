@@ -233,7 +233,10 @@ def test_graph_that_disagrees_with_the_original_is_not_imported(
 
 def test_parity_images_come_from_the_folder(images: Path, tmp_path: Path) -> None:
     four, file = write_class_file(tmp_path, 4), write_onnx_graph(tmp_path / "theirs.onnx")
-    bundle = open_bundle(import_onnx(file, tmp_path / "b", four, UserHints(), images=images, console=QUIET_CONSOLE))
+    bundle = open_bundle(
+        import_model("onnx", file, tmp_path / "b", None, four, images=images, console=QUIET_CONSOLE, name="ours")
+    )
+    assert bundle.spec.name == "ours"
     first = min(images.rglob("*.jpg"))
     probe, _ = bundle.probes()[0]
     assert read_image(probe).shape == (97, 129, 3)  # odd sizes are harder

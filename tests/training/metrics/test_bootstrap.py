@@ -9,14 +9,15 @@ from training.metrics.bootstrap import (
     bootstrap_metrics,
     compute_metrics,
     confidence_intervals,
-    metrics_from_counts,
+    metrics_with_boundaries,
     percentile_interval,
 )
 from training.metrics.boundary_iou import boundary_counts
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.results import ImageResult
 
-CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("a", "b", "c", "never")]
+NAMES = ["background", "b", "c", "never"]
+CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in NAMES]
 
 
 def make_mask_pairs(images: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -61,6 +62,8 @@ def test_metrics_equal_those_of_the_confusion_matrix() -> None:
     for name, value in matrix.summary(CLASSES).items():
         assert getattr(metrics, name) == pytest.approx(value), name
     assert metrics.miou == pytest.approx(reference_miou(pairs), abs=1e-6)
+    assert metrics.foreground_miou == pytest.approx((metrics.per_class_iou["b"] + metrics.per_class_iou["c"]) / 2)
+    assert metrics.foreground_miou != metrics.miou
 
 
 def test_mean_image_miou_is_over_the_classes_in_each_image() -> None:
@@ -77,7 +80,7 @@ def test_bootstrap_resamples_whole_images() -> None:
     """Each value is one that sampling images, with replacement, and counting all their pixels can give."""
     pairs = make_mask_pairs(2)
     possible = [reference_miou([pairs[0]]), reference_miou([pairs[1]]), reference_miou(pairs)]
-    mious = bootstrap_metrics(count_pairs(pairs))["miou"]
+    mious = bootstrap_metrics(count_pairs(pairs), NAMES)["miou"]
     assert len(mious) == NUM_RESAMPLES
     assert np.abs(mious[:, None] - possible).min(axis=1).max() < 1e-12
     frequencies = [np.isclose(mious, value).mean() for value in possible]
@@ -102,7 +105,7 @@ def test_intervals_contain_the_true_value_about_as_often_as_they_claim() -> None
         for index in random.integers(2000, size=40):
             counts = np.array([[correct[index]], [1000], [correct[index]]])
             tally.add(str(index), counts, counts)
-        low, high = percentile_interval(bootstrap_metrics(tally)["pixel_accuracy"])
+        low, high = percentile_interval(bootstrap_metrics(tally, ["a"])["pixel_accuracy"])
         contained += bool(low <= correct.mean() / 1000 <= high)
     assert 0.87 <= contained / 60 < 1
 
@@ -127,7 +130,13 @@ def test_same_images_give_the_same_interval() -> None:
 def test_absent_class_has_neither_metric_nor_interval() -> None:
     metrics = compute_metrics(count_pairs(make_mask_pairs(4)), CLASSES)
     assert metrics.absent == ["never"]
-    for name in ("per_class_iou", "per_class_dice", "per_class_accuracy", "per_class_boundary_iou"):
+    for name in (
+        "per_class_iou",
+        "per_class_dice",
+        "per_class_precision",
+        "per_class_recall",
+        "per_class_boundary_iou",
+    ):
         assert getattr(metrics, name)["never"] is None
         assert getattr(metrics.intervals, name)["never"] is None
 
@@ -138,7 +147,7 @@ def test_class_on_one_image_has_no_interval() -> None:
     target = np.zeros((9, 9), np.uint8)
     target[:3] = 2
     pairs.append((target, np.where(target == 2, np.arange(9) % 2 * 2, 0).astype(np.uint8)))
-    ious = bootstrap_metrics(count_pairs(pairs))["per_class_iou"][:, 2]
+    ious = bootstrap_metrics(count_pairs(pairs), NAMES)["per_class_iou"][:, 2]
     assert 0.2 < np.isnan(ious).mean() < 0.5  # (5/6)^6 is 0.33
     intervals = confidence_intervals(count_pairs(pairs), CLASSES)
     assert intervals.per_class_iou["c"] is None
@@ -174,8 +183,9 @@ def test_reorder_keeps_the_counts() -> None:
     tally = count_pairs(make_mask_pairs(4))
     other = tally.reorder(["image 2", "image 0", "image 3", "image 1"])
     assert (other.counts[1] == tally.counts[0]).all()
-    for name, value in metrics_from_counts(other.counts.sum(axis=0)).items():
-        np.testing.assert_array_equal(value, metrics_from_counts(tally.counts.sum(axis=0))[name])
+    expected = metrics_with_boundaries(tally.counts.sum(axis=0), NAMES)
+    for name, value in metrics_with_boundaries(other.counts.sum(axis=0), NAMES).items():
+        np.testing.assert_array_equal(value, expected[name])
 
 
 def test_mmseg_2015_counts_of_an_image_do_not_grow_with_its_size() -> None:

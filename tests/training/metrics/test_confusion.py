@@ -24,7 +24,7 @@ def test_iou_of_a_small_example() -> None:
 
 def reference_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, list[float]]:
     """The definitions, one pixel and one class at a time."""
-    found: dict[str, list[float]] = {"iou": [], "dice": [], "accuracy": []}
+    found: dict[str, list[float]] = {"iou": [], "dice": [], "precision": [], "recall": []}
     pixels = [
         (t, a) for t, a in zip(target.ravel().tolist(), prediction.ravel().tolist(), strict=True) if t != IGNORE_INDEX
     ]
@@ -35,7 +35,8 @@ def reference_metrics(target: np.ndarray, prediction: np.ndarray) -> dict[str, l
         for name, part, whole in (
             ("iou", hit, hit + missed + false),
             ("dice", 2 * hit, 2 * hit + missed + false),
-            ("accuracy", hit, hit + missed),
+            ("precision", hit, hit + false),
+            ("recall", hit, hit + missed),
         ):
             found[name].append(part / whole if whole else float("nan"))
     return found
@@ -55,7 +56,12 @@ def test_metrics_equal_their_definition(pair: np.ndarray) -> None:
         rates = summary[f"per_class_{name}"].values()
         as_floats = [float("nan") if rate is None else rate for rate in rates]
         assert as_floats == pytest.approx(values, abs=1e-6, nan_ok=True)
-    for total, name in (("miou", "iou"), ("mean_dice", "dice"), ("mean_accuracy", "accuracy")):
+    for total, name in (
+        ("miou", "iou"),
+        ("mean_dice", "dice"),
+        ("mean_precision", "precision"),
+        ("mean_recall", "recall"),
+    ):
         known = [value for value in expected[name] if value == value]
         assert summary[total] == (pytest.approx(sum(known) / len(known), abs=1e-6) if known else None)
     counted = target != IGNORE_INDEX
@@ -67,8 +73,8 @@ def test_metrics_equal_their_definition(pair: np.ndarray) -> None:
 def test_torchmetrics_2866_absent_class_does_not_score_0() -> None:
     """Lightning-AI/torchmetrics#2866: absent classes counted as 0 in the mean."""
     summary = make_matrix([0, 0, 1], [0, 0, 1]).summary(CLASSES)
-    assert [summary[name] for name in ("miou", "mean_dice", "mean_accuracy")] == [1, 1, 1]
-    assert all(summary[f"per_class_{name}"]["c"] is None for name in ("iou", "dice", "accuracy"))
+    assert [summary[name] for name in ("miou", "mean_dice", "mean_precision", "mean_recall")] == [1, 1, 1, 1]
+    assert all(summary[f"per_class_{name}"]["c"] is None for name in ("iou", "dice", "precision", "recall"))
 
 
 def test_smp_546_predictions_on_ignored_pixels_do_not_count() -> None:
@@ -82,10 +88,26 @@ def test_smp_546_predictions_on_ignored_pixels_do_not_count() -> None:
     assert right["miou"] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-6)
 
 
-def test_class_that_is_only_predicted_scores_0_and_has_no_accuracy() -> None:
+def test_class_that_is_only_predicted_scores_0_and_has_no_recall() -> None:
     summary = make_matrix([0, 0], [0, 2]).summary(CLASSES)
     assert (summary["per_class_iou"]["c"], summary["per_class_dice"]["c"]) == (0, 0)
-    assert summary["per_class_accuracy"]["c"] is None and summary["mean_accuracy"] == 0.5
+    assert summary["per_class_recall"]["c"] is None and summary["mean_recall"] == 0.5
+    assert summary["per_class_precision"] == {"a": 1, "b": None, "c": 0} and summary["mean_precision"] == 0.5
+
+
+@pytest.mark.parametrize("background", ["background", "_background_", "BG", "Background"])
+def test_foreground_means_leave_out_the_background(background: str) -> None:
+    """nnU-Net#2389: a mean over all classes hides a thin one behind the background."""
+    classes = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in (background, "crack", "hole")]
+    summary = make_matrix([0] * 90 + [1] * 8 + [2] * 2, [0] * 88 + [1] * 2 + [0] * 4 + [1] * 4 + [2] * 2).summary(
+        classes
+    )
+    assert summary["per_class_iou"] == {background: 0.93617, "crack": 0.4, "hole": 1.0}
+    assert summary["per_class_precision"]["crack"] == pytest.approx(4 / 6, abs=1e-6)
+    assert summary["per_class_recall"]["crack"] == 0.5
+    assert (summary["foreground_miou"], summary["miou"]) == (0.7, pytest.approx((0.93617 + 1.4) / 3, abs=1e-5))
+    assert summary["foreground_dice"] == pytest.approx((8 / 14 + 1) / 2, abs=1e-6)
+    assert make_matrix([0, 1], [0, 1]).summary(CLASSES)["foreground_miou"] is None  # no class is the background
 
 
 def test_nan_mean_is_along_the_last_axis() -> None:
