@@ -19,7 +19,7 @@ from tests.fixtures_bundles import synthetic_image
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/service.md", "docs/client.md")
 ADDRESS = "http://127.0.0.1:3000"
-RECIPE = re.compile(r"^    ((?:cat \S+ \| )?curl .*)$", re.MULTILINE)
+RECIPE = re.compile(r"^    ((?:cat \S+ \| )?curl (?:.*\\\n)*.*)$", re.MULTILINE)
 RECIPES = sorted({recipe for page in PAGES for recipe in RECIPE.findall((ROOT / page).read_text())})
 SIZES = {"photo.jpg": (80, 60), "a.jpg": (70, 50), "b.jpg": (40, 90)}  # width, height
 
@@ -31,13 +31,17 @@ def folder(tmp_path: Path) -> Path:
     """A folder with the files of the recipes."""
     for name, (width, height) in SIZES.items():
         Image.fromarray(synthetic_image(height, width)).save(tmp_path / name)
+    test = tmp_path / "mydata" / "images" / "test"
+    test.mkdir(parents=True)
+    for index, name in enumerate(("a.jpg", "b.jpg")):
+        shutil.copy(tmp_path / name, test / f"test_{index:04}.jpg")
     return tmp_path
 
 
 def run_recipe(recipe: str, url: str, key: str, folder: Path) -> str:
     """Run a recipe in a folder with its files. Returns: its output."""
     assert ADDRESS in recipe
-    command = recipe.replace(ADDRESS, url).replace("classes=road,car", "classes=class%201,class%202")
+    command = recipe.replace(ADDRESS, url).replace("classes=star,ring", "classes=class%201,class%202")
     environment = {**os.environ, "KEY": key, "no_proxy": "127.0.0.1"}
     done = subprocess.run(
         ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
@@ -82,6 +86,12 @@ def test_recipes_cover_all_formats_and_routes() -> None:
     text = "\n".join(RECIPES)
     formats = ("-o mask.png", "format=overlay", "format=json", "format=npy", "/v1/segment/batch", "/v1/models", "$KEY")
     assert all(word in text for word in formats) and len(RECIPES) >= 10
+
+
+def test_a_recipe_that_writes_a_file_fails_on_an_error() -> None:
+    """Otherwise the error's JSON is in a file named mask.png, and curl's exit code is 0."""
+    for recipe in RECIPES:
+        assert "--fail-with-body" in recipe or not re.search(r" -o (?!/dev/null)", recipe), recipe
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -35,7 +35,7 @@ def test_an_example_runs(
         Image.fromarray(synthetic_image(60, 80)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     assert "http://127.0.0.1:3000" in code
-    code = code.replace("http://127.0.0.1:3000", service_url).replace('"road", "car"', '"class 1", "class 2"')
+    code = code.replace("http://127.0.0.1:3000", service_url).replace('"star", "ring"', '"class 1", "class 2"')
     names: dict[str, Any] = {}
     exec(compile(code, page, "exec"), names)
     assert "print(" not in code or capsys.readouterr().out
