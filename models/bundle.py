@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models.errors import BundleError
+from models.setting_errors import plain_reason
 from models.spec import FORMAT_VERSION, BundleSpec
 
 CHECKSUM_FILE = "SHA256SUMS"
@@ -183,6 +184,6 @@ def _read_spec(path: Path) -> BundleSpec:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {key}: {first['msg']}. Export the bundle again.") from error
+        raise BundleError(f"{path}: {key}: {plain_reason(first)}. Export the bundle again.") from error
     except (ValueError, AttributeError, TypeError) as error:
         raise BundleError(f"{path} is not a valid spec: {error}. Export the bundle again.") from error

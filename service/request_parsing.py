@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from models.outputs import MASK_ENCODINGS, OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
+from models.setting_errors import plain_reason
 from service.errors import MalformedRequestError
 
 IMAGE_FIELD, IMAGES_FIELD = "image", "images"
@@ -86,7 +87,7 @@ class SegmentParams(BaseModel):
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
                 raise MalformedRequestError(f"Unknown parameter {name!r}. Available: {known}.") from error
-            reason = first["msg"].removeprefix("Value error, ")
+            reason = plain_reason(first)
             value = str(first["input"])[:80]
             raise MalformedRequestError(f"Invalid value {value!r} for the parameter {name!r}: {reason}.") from error
 

@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from models.engines import ENGINES
 from models.engines.selection import DEVICES, PRECISIONS
 from models.errors import ConfigError, closest_names
+from models.setting_errors import plain_reason
 from service.auth import is_key_hash
 from service.forwarding import PATH_PREFIX_PATTERN, host_name
 
@@ -201,6 +202,6 @@ def read_settings(bundle: Path | None = None) -> Settings:
         variable = ENV_PREFIX + str(first["loc"][0]).upper()
         if first["type"] == "missing":
             raise ConfigError(f"{variable} is not set. Set it to the folder of the bundle to serve.") from error
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = plain_reason(first)
         shown = "" if first["loc"][0] == "api_keys" else f" {first['input']!r}"  # do not repeat what may be the key
         raise ConfigError(f"Invalid value{shown} for {variable}: {reason}.") from error

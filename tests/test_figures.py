@@ -38,19 +38,23 @@ def figures_in_line(line: str) -> list[str]:
     return found
 
 
-def figures_in_page(text: str) -> list[tuple[str, str]]:
-    """The measured figures of a page, each with its line."""
-    found, fenced = [], False
+def figures_in_page(text: str) -> list[tuple[str, str, str]]:
+    """The measured figures of a page, each with its section and its line."""
+    found, fenced, section = [], False, ""
     for line in text.splitlines():
         fenced ^= line.startswith("```")
-        if not fenced and not line.startswith("    "):
-            found += [(figure, line) for figure in figures_in_line(re.sub(r"`[^`]*`", "", line))]
+        if fenced or line.startswith("    "):
+            continue
+        if line.startswith("#"):
+            section = line.strip("# ")
+        found += [(figure, section, line) for figure in figures_in_line(re.sub(r"`[^`]*`", "", line))]
     return found
 
 
-def listed(page: str) -> list[tuple[str, Any]]:
-    """The figures of a page and their sources, as in figures.yaml."""
-    return [next(iter(entry.items())) for group in SOURCES.get(page, []) for entry in group["figures"]]
+def listed(page: str) -> list[tuple[str, Any, str]]:
+    """The figures of a page, their sources and their sections, as in figures.yaml."""
+    groups = SOURCES.get(page, {}).items()
+    return [(*next(iter(entry.items())), section) for section, entries in groups for entry in entries]
 
 
 @cache
@@ -73,19 +77,18 @@ def look_up(file: str, path: str) -> float:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_figure_has_a_source(page: str) -> None:
     """On a failure: add the figure to docs/figures.yaml, in the order of the page, or take it out of the page."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    found, sources = figures_in_page(text), listed(page)
-    for (figure, line), (expected, _) in zip(found, sources, strict=False):
-        assert figure == expected, f"{page} has {figure!r} in {line!r}, docs/figures.yaml {expected!r} at this place"
-    assert [figure for figure, _ in found] == [figure for figure, _ in sources]
-    words = " ".join(text.split())
-    for group in SOURCES.get(page, []):
-        assert " ".join(group["at"].split()) in words, f"{page} does not have {group['at']!r}"
+    found = figures_in_page((ROOT / page).read_text(encoding="utf-8"))
+    expected = [(figure, section) for figure, _, section in listed(page)]
+    for (figure, section, line), entry in zip(found, expected, strict=False):
+        assert (figure, section) == entry, (
+            f"{page}, {section}: {line!r} has {figure!r}, where docs/figures.yaml has {entry}"
+        )
+    assert [(figure, section) for figure, section, _ in found] == expected
 
 
 @pytest.mark.parametrize("page", SOURCES)
 def test_figures_are_those_of_the_results(page: str) -> None:
-    for figure, source in listed(page):
+    for figure, source, _ in listed(page):
         if isinstance(source, str):
             assert len(source.split()) > 2, f"{figure} of {page} is a constant: say of what"
             continue
@@ -108,4 +111,4 @@ def test_figures_are_those_of_the_results(page: str) -> None:
     ],
 )  # fmt: skip
 def test_what_counts_as_a_figure(line: str, expected: list[str]) -> None:
-    assert [figure for figure, _ in figures_in_page(line)] == expected
+    assert [figure for figure, _, _ in figures_in_page(line)] == expected

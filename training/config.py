@@ -6,6 +6,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from training.loss_spec import parse_loss
 
+# The first setting of each group of `maskserve train --settings`.
+SETTING_GROUPS = {
+    "architecture": "The network",
+    "format": "The images",
+    "epochs": "The optimization",
+    "precision": "The machine",
+}
+
 
 class TrainConfig(BaseModel):
     """Every setting of a run, with its unit; `config.yaml` in the run folder holds them as run."""

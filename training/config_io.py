@@ -11,7 +11,8 @@ from rich.table import Table
 
 from models.atomic_write import write_atomically
 from models.errors import ConfigError, RunError, closest_names
-from training.config import TrainConfig
+from models.setting_errors import plain_reason, quoted
+from training.config import SETTING_GROUPS, TrainConfig
 from training.run_folder import CONFIG_FILE, LAST_CHECKPOINT
 
 
@@ -75,28 +76,46 @@ def config_from_dict(settings: dict[str, Any]) -> TrainConfig:
         if key not in TrainConfig.model_fields:
             close = closest_names(key, TrainConfig.model_fields)
             hint = f"did you mean {close}?" if close else "`maskserve train --settings` lists all."
-            raise ConfigError(f"The setting {key!r} is not known; {hint}")
+            raise ConfigError(f"The setting {quoted(key)} is not known; {hint}")
     try:
         return TrainConfig.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        reason = first["msg"].removeprefix("Value error, ")
-        which = (
-            f"The setting {first['loc'][0]}={first['input']!r} is not possible"
-            if first["loc"]
-            else "These settings are not possible"
-        )
-        raise ConfigError(f"{which}: {reason}.") from error
+        if not first["loc"]:
+            raise ConfigError(f"These settings are not possible: {plain_reason(first)}.") from error
+        name = str(first["loc"][0])
+        shown = format_value(settings[name])
+        raise ConfigError(
+            f"The setting {name}={shown} is not possible: {plain_reason(first)}.{_meaning(name)}"
+        ) from error
+
+
+def _meaning(name: str) -> str:
+    """What a setting is, as a sentence: the first part of its description."""
+    description = (TrainConfig.model_fields[name].description or "").partition(";")[0]
+    return f" {name} is: {description}." if description else ""
+
+
+def format_value(value: Any) -> str:
+    """A value as it is written on the command line: `360,480`, `none`, `true`."""
+    if isinstance(value, (list, tuple)) and not any(isinstance(each, (dict, list)) for each in value):
+        return ",".join(map(format_value, value))
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def print_settings(console: Console) -> None:
-    """Print each setting with its default, its choices and its description."""
+    """Print each setting with its default, its choices and its description, in groups."""
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(style="bold", overflow="fold")
+    table.add_column(no_wrap=True)
+    table.add_column()
     for name, field in TrainConfig.model_fields.items():
+        if name in SETTING_GROUPS:
+            table.add_row(*([""] * bool(table.row_count)))
+            table.add_row(f"[bold cyan]{SETTING_GROUPS[name]}[/]")
         literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
         choices = "|".join(str(choice) for literal in literals for choice in get_args(literal))
-        table.add_row(f"{name}={field.default}", escape(f"{choices}; " * bool(choices) + (field.description or "")))
+        text = f"{choices}; " * bool(choices) + (field.description or "")
+        table.add_row(f"[bold]{escape(f'{name}={format_value(field.default)}')}[/]", escape(text))
     console.print(table)
 
 
@@ -111,7 +130,7 @@ def parse_overrides(overrides: list[str]) -> dict[str, Any]:
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise ConfigError(f"{override!r} is not a setting; write key=value, such as epochs=20.")
+            raise ConfigError(f"{quoted(override)} is not a setting; write key=value, such as epochs=20.")
         settings[key.strip()] = _parse_value(key.strip(), value)
     return settings
 
@@ -138,4 +157,6 @@ def _parse_value(key: str, value: str) -> Any:
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The setting {key}={value!r} is not YAML: {getattr(error, 'problem', error)}.") from error
+        raise ConfigError(
+            f"The setting {key}={quoted(value)} is not YAML: {getattr(error, 'problem', error)}."
+        ) from error

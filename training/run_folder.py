@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.atomic_write import write_atomically
 from models.errors import RunError
+from models.setting_errors import plain_reason
 from models.spec import ClassInfo, InputRule
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints") / "best.ckpt", Path("checkpoints") / "last.ckpt"
@@ -52,7 +53,7 @@ def read_run_metadata(run: Path) -> RunMetadata:
     except ValidationError as error:
         first = error.errors()[0]
         raise RunError(
-            f"{file} was changed: {'.'.join(map(str, first['loc']))}: {first['msg']}; train again into another --out."
+            f"{file} was changed: {'.'.join(map(str, first['loc']))}: {plain_reason(first)}; train again into another --out."
         ) from error
 
 

@@ -16,6 +16,7 @@ from models.architectures import encoders, fcn, smp_models, torchvision_models
 from models.architectures.base import Network
 from models.architectures.layers import replace_strided_pointwise
 from models.errors import ConfigError, closest_names
+from models.setting_errors import plain_reason
 from models.spec import Architecture
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -85,4 +86,4 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
         try:
             TypeAdapter(parameters[option].annotation).validate_python(value, strict=True)
         except ValidationError as error:
-            raise ConfigError(f"The option {option}={value!r} is invalid: {error.errors()[0]['msg']}.") from error
+            raise ConfigError(f"The option {option}={value} is invalid: {plain_reason(error.errors()[0])}.") from error

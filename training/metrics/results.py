@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.atomic_write import write_atomically
 from models.errors import RunError
+from models.setting_errors import plain_reason
 
 METRICS_FILE = "metrics.json"
 
@@ -123,6 +124,4 @@ def _reason(error: OSError | ValidationError) -> str:
         return error.strerror or "it cannot be read"
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    return {"missing": f"{key} is missing", "extra_forbidden": f"{key} is unknown"}.get(
-        first["type"], f"{key}: {first['msg']}" if key else "it is not JSON"
-    )
+    return f"{key}: {plain_reason(first)}" if key else "it is not JSON"

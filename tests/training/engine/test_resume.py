@@ -324,7 +324,7 @@ def test_resume_for_more_epochs_in_smaller_batches(
     ("content", "message"),
     [
         ('{"data": "x", "classes": [], "input": {}}', "was written by another version of maskserve; train again"),
-        ('{"format_version": 2, "data": "x"}', r"was changed: classes: Field required; train again"),
+        ('{"format_version": 2, "data": "x"}', r"was changed: classes: it is missing; train again"),
         ("{", r"cannot be read .*; train again"),
     ],
 )

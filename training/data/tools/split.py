@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from models.atomic_write import write_atomically
 from models.errors import ConfigError, DataError
+from models.setting_errors import quoted
 from training.data import SegmentationDataset, load_available_splits, resolve_format
 from training.data.dataset import SPLITS, Pair
 from training.data.scan.label_stats import LabelLookup
@@ -176,9 +177,11 @@ def _group_key(name: str, pattern: str | None) -> str:
     try:
         found = re.search(pattern, name)
     except re.error as error:
-        raise ConfigError(f"--group {pattern!r} is not a valid regular expression ({error}).") from error
+        raise ConfigError(f"--group {quoted(pattern)} is not a valid regular expression ({error}).") from error
     if not found:
-        raise ConfigError(f"--group {pattern!r} does not match the image name {name!r}; it must match every name.")
+        raise ConfigError(
+            f"--group {quoted(pattern)} does not match the image name {quoted(name)}; it must match every name."
+        )
     return found.group(1 if found.re.groups else 0) or ""
 
 

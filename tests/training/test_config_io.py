@@ -1,0 +1,63 @@
+"""Errors of settings are in plain words, without the names of Python types."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from models.errors import ConfigError
+from training.config import SETTING_GROUPS, TrainConfig
+from training.config_io import config_from_dict, load_config, print_settings
+
+JUNK = ["nonsense", -7, 1e9, [], [1], [1, 2, 3], ["a", "b"], {"a": 1}, 2.5, float("nan"), True, [[1], [2]]]
+
+
+@pytest.mark.parametrize("name", TrainConfig.model_fields)
+def test_a_wrong_setting_is_refused_in_plain_words(name: str) -> None:
+    refused = 0
+    for value in JUNK:
+        try:
+            config_from_dict({name: value})
+        except ConfigError as error:
+            refused += 1
+            message = str(error)
+            assert name in message or "These settings" in message
+            for word in ("Input", "should", "tuple", "valid ", "Tuple", "Dictionary", "Field", "greater", "\\\\"):
+                assert word not in message.partition(" is: ")[0], message
+    assert refused >= 3
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("crop=5", "The setting crop=5 is not possible: expected several numbers, separated by commas. crop is: height,width"),
+        ("crop=5,", "The setting crop=5 is not possible: expected at least 2 numbers"),
+        ("crop=1,2,3", "The setting crop=1,2,3 is not possible: expected 2 numbers, and got 3"),
+        ("crop=a,b", "The setting crop=a,b is not possible: expected a whole number"),
+        ("flip=2", "The setting flip=2 is not possible: expected at most 1. flip is: probability of a horizontal flip"),
+        ("lr=0", "expected more than 0"),
+        ("head=fcm", "The setting head=fcm is not possible: expected linear, fcn, d6, aspp or psp"),
+        ("aux=perhaps", "The setting aux=perhaps is not possible: expected true or false"),
+        ("format=a\\b", None),
+        ("a\\b", r"'a\b' is not a setting"),
+        ("a\\d=3", r"The setting 'a\d' is not known"),
+    ],
+)  # fmt: skip
+def test_messages(override: str, message: str | None) -> None:
+    if message is None:
+        assert load_config(None, [override]).format == "a\\b"
+        return
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert message in str(caught.value)
+
+
+def test_settings_are_listed_in_groups_and_unbroken_at_80_columns() -> None:
+    stream = io.StringIO()
+    print_settings(Console(file=stream, width=80))
+    lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    assert [line for line in lines if line in SETTING_GROUPS.values()] == list(SETTING_GROUPS.values())
+    for name in TrainConfig.model_fields:
+        assert sum(line.startswith(f"{name}=") for line in lines) == 1
+    assert any(line.startswith("scale=0.5,2.0 ") for line in lines)
+    assert set(SETTING_GROUPS) <= set(TrainConfig.model_fields)
