@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 from training.config_io import load_config
 from training.run_folder import METRICS_CSV
 from training.train import train

@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 import torch
 
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 from models.imaging.decode import RGB, Labels
 from models.spec import IGNORE_INDEX
 from training.augment import FILL_COLOR, AugmentPolicy, batched, cpu, crop_to_source_window, pad_and_stack

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskserve.host_info import host_info
 from maskserve.predict.backends import BundleBackend
 from maskserve.predict.config import PredictConfig
 from maskserve.predict.image_task import ImageTask
@@ -36,6 +35,7 @@ from maskserve.predict.inputs import InputImage, find_images
 from maskserve.predict.manifest import JsonlManifest, ManifestRow
 from maskserve.predict.outputs import FolderStore
 from maskserve.predict.runner import run_on_threads
+from models.engines.host_info import host_info
 from models.imaging.decode import RGB, decode_image
 
 RESULTS = Path(__file__).parent / "results" / "batch.json"

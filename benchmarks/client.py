@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.inference import draw_image
 from benchmarks.processes import start_service
 from maskserve.client import AsyncClient, Client, Mask
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 from models.imaging.decode import RGB
 from tests.service.tiny_bundle import write_tiny_bundle
 

@@ -26,8 +26,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from maskserve.host_info import host_info
 from models.architectures.base import Network
+from models.engines.host_info import host_info
 from models.errors import MaskserveError
 from models.inference.segmenter import agreement
 from tests.fixtures_bundles import synthetic_image

@@ -45,7 +45,7 @@ NOTE = (
 
 
 def main(folder: Path, trained: list[Path]) -> None:
-    from maskserve.host_info import host_info
+    from models.engines.host_info import host_info
 
     packages = ("torch", "openvino", "onnxruntime", "nncf", "onnx", "numpy")
     result: dict[str, Any] = {"machine": host_info(), "versions": {name: version(name) for name in packages}}

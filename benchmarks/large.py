@@ -19,8 +19,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from maskserve.host_info import host_info
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
+from models.engines.host_info import host_info
 from models.imaging.decode import Labels
 from models.inference.geometry import resize_labels
 from models.inference.segmenter import Segmenter, agreement

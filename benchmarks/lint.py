@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 from training.data import load_split
 from training.data.dataset import SPLITS, Pair
 from training.lint import lint

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 from service.server_process import background_server
 from service.web_page import load_static_files
 from tests.fixtures_bundles import synthetic_image

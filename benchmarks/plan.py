@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 from training.metrics.results import METRICS_FILE, EvaluationMetrics
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"

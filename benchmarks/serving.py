@@ -41,8 +41,8 @@ from benchmarks.processes import (
     start_service,
     start_tutorial_servers,
 )
-from maskserve.host_info import host_info
 from models.bundle import open_bundle
+from models.engines.host_info import host_info
 from models.engines.openvino_engine import precisions
 from models.imaging.decode import decode_image
 

@@ -29,7 +29,7 @@ from PIL import Image
 from benchmarks.inference import MODELS, RESULTS, make_bundle, temporary_cache
 from benchmarks.load import closed_loop, post_request
 from benchmarks.processes import BenchServer, start_service
-from maskserve.host_info import host_info
+from models.engines.host_info import host_info
 
 REQUESTS, CONCURRENCY, IMAGES, CHUNKS = 20_000, 8, 1000, 100
 MAX_PIXELS = 2_000_000  # pixels of a good image

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 
-from maskserve.host_info import host_info
 from models.architectures import build
+from models.engines.host_info import host_info
 from models.spec import InputRule
 from training.augment import choose_augment_device
 from training.config import TrainConfig

@@ -13,10 +13,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from maskserve.bench_workers import BenchResult, EngineConfig, benchmark_engines
-from maskserve.host_info import host_info
 from maskserve.parsing import parse_size
 from models.atomic_write import write_atomically
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
+from models.engines.host_info import host_info
 from models.engines.selection import EngineChoice, choose_engine, engine_id, iterate_engine_options
 from models.errors import BundleError, ConfigError, EngineError
 from models.imaging.decode import RGB, read_image
@@ -219,23 +219,28 @@ def format_number(number: float) -> str:
 
 
 def plot_latencies(rows: list[BenchRow], title: str, caption: str, target: Path) -> None:
-    """Write a PNG with a bar per row: milliseconds per image."""
+    """Write a PNG with a bar per row, the fastest first: milliseconds per image on a logarithmic axis, failures last."""
     from matplotlib.figure import Figure  # not pyplot, which needs a display
 
     figure = Figure(figsize=(9, 1.3 + 0.42 * len(rows)), dpi=100, layout="constrained")
     axes = figure.subplots()
-    longest = max((row.ms or 0 for row in rows), default=0) or 1
+    rows = sorted(rows, key=lambda row: row.ms or float("inf"))
+    times = [row.ms for row in rows if row.ms] or [1.0]
+    start, longest = min(times) / 2, max(times)  # a bar of a logarithmic axis has no zero to begin at
     for index, row in enumerate(rows):
-        axes.barh(index, row.ms or 0, height=0.62, color=AUTO_COLOR if row.auto else BAR_COLOR)
+        axes.barh(
+            index, (row.ms or start) - start, left=start, height=0.62, color=AUTO_COLOR if row.auto else BAR_COLOR
+        )
         ms, _, rate, _, _, equal = format_cells(row)
         text = "failed" if row.ms is None else f"{ms} ms,  {rate} images/s,  {equal} agreement"
-        left, color = (row.ms or 0) + longest / 80, "black" if row.ms else CAPTION_COLOR
-        axes.text(left, index, text, va="center", fontsize=9, color=color)
+        color = "black" if row.ms else CAPTION_COLOR
+        axes.text(1.04 * (row.ms or start), index, text, va="center", fontsize=9, color=color)
     names = [f"{row.engine} {row.precision}{' (auto)' if row.auto else ''}" for row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.55 * longest)  # leaves space for the text after the longest bar
-    axes.set_xlabel(f"ms per image    {caption}", loc="left", fontsize=9, color=CAPTION_COLOR)
+    axes.set_xscale("log")
+    axes.set_xlim(start, longest * (longest / start) ** 0.8)  # leaves space for the text after the longest bar
+    axes.set_xlabel(f"ms per image, logarithmic    {caption}", loc="left", fontsize=9, color=CAPTION_COLOR)
     axes.set_title(title, loc="left", fontsize=11)
     axes.tick_params(length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -21,7 +21,10 @@ LAYERS = {
         ("models.architectures", "models.imaging"),
         ("models.bundle",),
         ("models.spec",),
-        ("models.errors", "models.cgroup_limits", "models.cache_dir", "models.atomic_write", "models.malloc"),
+        (
+            "models.errors", "models.setting_errors", "models.cgroup_limits", "models.cache_dir", "models.atomic_write",
+            "models.malloc",
+        ),
     ],
     "training": [
         ("training.train", "training.compare", "training.export", "training.import_model"),

@@ -4,14 +4,20 @@
 theirs.
 """
 
+import datetime
+import math
+import shlex
+import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from models.bundle import Bundle
+from models.engines.host_info import host_info
 from models.inference.segmenter import Segmenter
 from training.data import SegmentationDataset
-from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, PerImageCounts
+from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, SEED, PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
-from training.metrics.results import EvaluationMetrics
+from training.metrics.results import EvaluationMetrics, Interval, Rate
 from training.reports.confusion_matrix import confusion_section
 from training.reports.console import headline_metrics, metric_warnings
 from training.reports.gallery import gallery_section
@@ -48,6 +54,9 @@ def write_evaluation_report(
         curves=curves_section(find_training_curves(bundle)),
         engines=engines_section(bundle, latencies, used),
         method=describe_method(metrics, matrix),
+        facts=describe_run(bundle),
+        headline_axis=zoomed_axis(headline_intervals(metrics)),
+        class_axis=zoomed_axis(class_intervals(metrics)),
     )
     page = render_page(
         title=f"{evaluated.name} on {metrics.data} ({metrics.split})",
@@ -59,6 +68,40 @@ def write_evaluation_report(
         main=main,
     )
     target.write_text(page, encoding="utf-8")
+
+
+def describe_run(bundle: Bundle) -> dict[str, str]:
+    """When, by what and on what the evaluation was made, by title."""
+    host = host_info()
+    training = bundle.spec.provenance.get("config", {}).get("seed")
+    seeds = [f"training {training}"] * (training is not None) + [f"intervals {SEED}"]
+    by_command = Path(sys.argv[0]).name == "maskserve"
+    return {
+        "Date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Version": f"maskserve {version('maskserve')}",
+        **({"Command": shlex.join(["maskserve", *sys.argv[1:]])} if by_command else {}),
+        "Seed": ", ".join(seeds),
+        "Hardware": f"{host['cpu']}, {host['cores']} cores" + (f", {host['gpu']}" if host["gpu"] else ""),
+    }
+
+
+def headline_intervals(metrics: EvaluationMetrics) -> list[tuple[Rate, Interval]]:
+    """The headline metrics, each with its interval."""
+    return [(getattr(metrics, name), getattr(metrics.intervals, name)) for name in headline_metrics([metrics])]
+
+
+def class_intervals(metrics: EvaluationMetrics) -> list[tuple[Rate, Interval]]:
+    """The IoU of each class with its interval."""
+    return [(value, metrics.intervals.per_class_iou[name]) for name, value in metrics.per_class_iou.items()]
+
+
+def zoomed_axis(rates: list[tuple[Rate, Interval]]) -> tuple[float, float]:
+    """The ends of an axis that holds all rates and intervals, multiples of 0.05: on 0 to 1 most intervals are a dot."""
+    values = [value for rate, interval in rates for value in (rate, *(interval or ())) if value is not None]
+    if not values:
+        return 0.0, 1.0
+    low, high = math.floor(min(values) * 20 + 1e-9) / 20, math.ceil(max(values) * 20 - 1e-9) / 20
+    return (low, high) if low < high else (max(0.0, low - 0.05), min(1.0, high + 0.05))
 
 
 def find_training_curves(bundle: Bundle) -> Path | None:

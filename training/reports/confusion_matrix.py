@@ -17,6 +17,7 @@ CELL_SIZES = {12: 44, 24: 30, 60: 17, 255: 10}  # pixels per side, by the larges
 MIN_TEXT_CELL = 30  # pixels per side from which a cell shows its percentage
 MAX_COLUMNS_BESIDE_LIST = 24  # with more columns, the list goes below the matrix
 MAX_CELLS_PER_ROW = 40  # only the largest cells of a row are drawn: 200 classes would otherwise give 40,000
+MIN_MARGIN = 110  # pixels
 MAX_NAME_LENGTH = 22  # characters
 NUM_LISTED = 10  # confusions listed as text
 
@@ -44,7 +45,8 @@ def _matrix_geometry(
     """Positions in pixels of the SVG's labels and cells."""
     side = next(pixels for most, pixels in CELL_SIZES.items() if len(names) <= most)
     font_size = min(13, max(9, side - 3))
-    margin = 14 + round(0.6 * font_size * min(MAX_NAME_LENGTH, max(map(len, columns))))  # for the longest name
+    # For the longest name, and for the titles of both axes in the corner.
+    margin = max(MIN_MARGIN, 14 + round(0.6 * font_size * min(MAX_NAME_LENGTH, max(map(len, columns)))))
     tilt = -50 if side >= MIN_TEXT_CELL else -90
     cells = [
         _cell(margin + side * int(column), margin + side * row, side, counts[row, column], target[row], row == column)
@@ -55,6 +57,7 @@ def _matrix_geometry(
     ]
     return {
         "font_size": font_size,
+        "margin": margin,
         "width": margin + side * len(columns) + (margin * 2 // 3 if tilt > -90 else 4),
         "height": margin + side * len(names) + 4,
         "columns": [

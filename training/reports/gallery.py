@@ -11,9 +11,10 @@ from PIL import Image
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import network_input_size, resize_image, resize_labels
 from models.inference.segmenter import Segmenter
-from models.spec import IGNORE_INDEX, InputRule, palette
+from models.spec import IGNORE_INDEX, ClassInfo, InputRule, palette
 from training.data import SegmentationDataset
 from training.metrics.bootstrap import PerImageCounts
+from training.metrics.confusion import iou
 from training.reports.layout import render
 
 IMAGES_PER_GROUP = 6  # of the worst, and of the best
@@ -31,12 +32,23 @@ def gallery_section(segmenter: Segmenter, samples: SegmentationDataset, tally: P
     groups = [
         {
             "title": title,
-            "cards": [_card(segmenter, samples, index, occurring) | {"miou": mious[index]} for index in indices],
+            "cards": [
+                _card(segmenter, samples, index, occurring)
+                | {"miou": mious[index], "worst": worst_class(tally, index, samples.classes)}
+                for index in indices
+            ],
         }
         for title, indices in (("Worst", worst), ("Best", best))
         if indices
     ]
     return render("gallery.html", groups=groups, legend=[samples.classes[label] for label in sorted(occurring)])
+
+
+def worst_class(tally: PerImageCounts, index: int, classes: list[ClassInfo]) -> tuple[str, float]:
+    """The class of an image with the lowest IoU in it, and that IoU; the image has a pixel that counts."""
+    rates = iou(*tally.counts[index, 0])
+    label = int(np.nanargmin(rates))
+    return classes[label].name, float(rates[label])
 
 
 def worst_and_best(tally: PerImageCounts) -> tuple[list[int], list[int]]:

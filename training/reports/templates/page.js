@@ -12,6 +12,21 @@ if (slider) {
   apply();
 }
 
+// A click on an image of the gallery enlarges it, a click anywhere closes it.
+const dialog = document.getElementById("enlarged");
+if (dialog) {
+  for (const pane of document.querySelectorAll("button.pane")) {
+    pane.addEventListener("click", () => {
+      const photo = getComputedStyle(pane).getPropertyValue("--photo");
+      dialog.style.setProperty("--photo", photo);
+      dialog.style.setProperty("--ratio", pane.style.aspectRatio);
+      dialog.replaceChildren(pane.cloneNode(true));
+      dialog.showModal();
+    });
+  }
+  dialog.addEventListener("click", () => dialog.close());
+}
+
 // A click on a column's head sorts by it, a second click reverses the order; absent values stay at the bottom.
 for (const button of document.querySelectorAll("th button")) {
   button.addEventListener("click", () => {
