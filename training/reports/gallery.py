@@ -45,8 +45,9 @@ def gallery_section(segmenter: Segmenter, samples: SegmentationDataset, tally: P
 
 
 def worst_class(tally: PerImageCounts, index: int, classes: list[ClassInfo]) -> tuple[str, float]:
-    """The class of an image with the lowest IoU in it, and that IoU; the image has a pixel that counts."""
-    rates = iou(*tally.counts[index, 0])
+    """The class in an image's ground truth with the lowest IoU in it, and that IoU; a pixel of the image counts."""
+    counts = tally.counts[index, 0]
+    rates = np.where(counts[1] > 0, iou(*counts), np.nan)
     label = int(np.nanargmin(rates))
     return classes[label].name, float(rates[label])
 

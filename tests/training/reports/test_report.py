@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -21,8 +22,16 @@ from training.data.synthetic import generate_dataset
 from training.evaluate import evaluate
 from training.metrics.bootstrap import PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
+from training.reports.build import zoomed_axis
 from training.reports.confusion_matrix import MAX_CELLS_PER_ROW, confusion_section
-from training.reports.gallery import IMAGES_PER_GROUP, STRIPE_WIDTH, error_mask, mask_data_uri, worst_and_best
+from training.reports.gallery import (
+    IMAGES_PER_GROUP,
+    STRIPE_WIDTH,
+    error_mask,
+    mask_data_uri,
+    worst_and_best,
+    worst_class,
+)
 from training.reports.latency import EngineLatency, engines_section, measure_latencies
 from training.reports.line_chart import curves_section
 from training.reports.plots import save_curves
@@ -127,6 +136,42 @@ def test_page_is_accessible(page: str) -> None:
     assert len(ids) == len(set(ids))
     assert {str(one["href"])[1:] for one in parsed.find_all("a")} <= set(ids)
     assert parsed.find_all("html")[0]["lang"] == "en" and "prefers-color-scheme" in page
+
+
+def test_every_image_is_shown_beside_its_masks_with_its_worst_class(page: str) -> None:
+    parsed = ParsedPage(page)
+    panes = [str(one["aria-label"]) for one in parsed.find_all("button") if "pane" in str(one.get("class"))]
+    assert len(panes) == 4 * 4 and all(name.startswith("Enlarge ") for name in panes)
+    assert [name.rpartition(": ")[2] for name in panes[:4]] == ["image", "ground truth", "prediction", "errors"]
+    assert len(parsed.find_all("dialog")) == 1
+    text = "".join(parsed.words)
+    assert text.count("; worst class: ") == 4
+
+
+def test_worst_class_is_one_of_the_ground_truth() -> None:
+    tally = PerImageCounts(3)
+    counts = np.array(
+        [[80, 10, 0], [90, 20, 0], [85, 10, 5]]
+    )  # hits, ground truth, prediction: the third is only predicted
+    tally.add("one", counts, counts)
+    classes = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in "abc"]
+    assert worst_class(tally, 0, classes) == ("b", 0.5)
+
+
+def test_the_run_is_described(page: str) -> None:
+    words = [word.strip() for word in ParsedPage(page).words if word.strip()]
+    facts = dict(itertools.pairwise(words))
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", facts["Date"])
+    assert re.fullmatch(r"maskserve \d+\.\d+\.\d+", facts["Version"])
+    assert facts["Seed"].endswith("intervals 0") and re.search(r", \d+ cores", facts["Hardware"])
+    assert "Command" not in facts  # it was not made by the command line
+
+
+def test_axes_zoom_to_the_intervals() -> None:
+    assert zoomed_axis([(0.71, (0.68, 0.74)), (0.5, None), (None, None)]) == (0.5, 0.75)
+    assert zoomed_axis([(1.0, (1.0, 1.0))]) == (0.95, 1.0)
+    assert zoomed_axis([(0.0, None)]) == (0.0, 0.05)
+    assert zoomed_axis([(None, None)]) == (0.0, 1.0)
 
 
 def test_absent_class_and_training_curves_are_shown(page: str) -> None:

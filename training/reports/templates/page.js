@@ -46,6 +46,17 @@ for (const button of document.querySelectorAll("th button")) {
   });
 }
 
+// The hint above a table or matrix is shown where it is wider than the screen.
+const hints = [...document.querySelectorAll(".scroll-hint")];
+const showHints = () => {
+  for (const hint of hints) {
+    const box = hint.nextElementSibling;
+    hint.hidden = box.scrollWidth <= box.clientWidth;
+  }
+};
+addEventListener("resize", showHints);
+showHints();
+
 // The text of a cell of the confusion matrix, also on touch screens, where nothing hovers.
 const heat = document.querySelector(".heat");
 if (heat) {
