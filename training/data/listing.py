@@ -65,6 +65,10 @@ class Listing:
     def load(self, split: str) -> SegmentationDataset:
         """Open one split. Raises: DataError."""
         existing = self._splits_on_disk()
+        if split not in existing and (images := sum(entry.split == split for entry in self.entries)):
+            raise DataError(
+                f"{self.root}: the split {split} has no image with a mask, but {images:,} images; add their masks."
+            )
         source = resolve_split_source(self.root, existing, split) if existing else SplitSource("", frozenset({split}))
         candidates = self._paired(source.name)
         selected = source.select(pair.name for pair in candidates)

@@ -200,6 +200,8 @@ def test_a_test_split_without_masks_is_left_out(tmp_path: Path) -> None:
     assert report.errors == []
     assert list(report.image_counts) == ["train", "val"]
     assert any("test has 1 images and no masks" in finding.detail for finding in report.findings)
+    with pytest.raises(DataError, match="the split test has no image with a mask, but 1 images"):
+        load_split(tmp_path, "test")
 
 
 def test_masks_in_one_folder_for_images_by_split(tmp_path: Path) -> None:
