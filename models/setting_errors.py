@@ -31,7 +31,9 @@ EXPECTED = {
 def plain_reason(error: Any) -> str:
     """What was expected instead, without a period; `error` is an item of `ValidationError.errors()`."""
     kind = error["type"]
-    if kind == "missing" and isinstance(error["loc"][-1], int):  # pydantic's message for a tuple that is too short
+    if (
+        kind == "missing" and error["loc"] and isinstance(error["loc"][-1], int)
+    ):  # pydantic's message for a tuple that is too short
         return f"expected at least {error['loc'][-1] + 1} numbers, separated by commas"
     if kind in EXPECTED:
         context = {name: _plain(value) for name, value in error.get("ctx", {}).items()}

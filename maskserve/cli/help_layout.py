@@ -1,15 +1,16 @@
-"""How `--help` looks: subcommands in groups, in the order of use; text without the line breaks of the source."""
+"""How `--help` and usage errors look: subcommands in groups, in the order of use; text in plain words, wrapped by the terminal."""
 
 import re
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 START, DATA, TRAIN, MEASURE, USE = PANELS = ("Start here", "Prepare data", "Train", "Measure", "Use")
 
 
-class PlainHelp:
-    """For a class with `help` and `get_params`: lines are wrapped by the terminal, and flags show no `<bool>`."""
+class PlainWords:
+    """For a class of commands: help is wrapped by the terminal, flags show no `<bool>`, errors name no Python types."""
 
     def __init__(self, **options: Any) -> None:
         text = options.get("help") or ""
@@ -23,12 +24,24 @@ class PlainHelp:
                 parameter.metavar = ""
         return parameters
 
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the arguments. Raises: BadParameter that says what came and what was expected; Typer's message is pydantic's."""
+        try:
+            return super().parse_args(ctx, args)  # type: ignore[misc]
+        except typer.BadParameter as error:
+            details = getattr(error.__cause__, "errors", None)
+            if details is not None:
+                from models.setting_errors import plain_reason, quoted
 
-class Command(PlainHelp, TyperCommand):
+                error.message = f"{quoted(details()[0]['input'])}; {plain_reason(details()[0])}."
+            raise
+
+
+class Command(PlainWords, TyperCommand):
     """A subcommand."""
 
 
-class Group(PlainHelp, TyperGroup):
+class Group(PlainWords, TyperGroup):
     """A group of subcommands."""
 
 
