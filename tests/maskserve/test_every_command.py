@@ -103,7 +103,12 @@ def test_the_version_is_printed_also_where_only_the_client_is(tmp_path: Path, mo
 def test_the_documentation_names_every_subcommand() -> None:
     assert len(DOCUMENTED) > 45
     for name in COMMANDS.keys() - GROUPS:
-        assert any(command.startswith(name) for command in DOCUMENTED) or name in ("demo", "models", "data stats", "key"), name
+        assert any(command.startswith(name) for command in DOCUMENTED) or name in (
+            "demo",
+            "models",
+            "data stats",
+            "key",
+        ), name
 
 
 def mark_heavy(command: str) -> Any:
