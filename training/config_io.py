@@ -110,7 +110,8 @@ def print_settings(console: Console) -> None:
     table.add_column()
     for name, field in TrainConfig.model_fields.items():
         if name in SETTING_GROUPS:
-            table.add_row(*([""] * bool(table.row_count)))
+            if table.row_count:
+                table.add_row()
             table.add_row(f"[bold cyan]{SETTING_GROUPS[name]}[/]")
         literals = [kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is Literal]
         choices = "|".join(str(choice) for literal in literals for choice in get_args(literal))
@@ -152,6 +153,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _parse_value(key: str, value: str) -> Any:
     """A value of the command line, read as YAML; `crop=360,480` is a pair."""
     field = TrainConfig.model_fields.get(key)
+    if field is not None and field.default is None and value == "none":  # as `--settings` and the messages write it
+        return None
     if field is not None and "tuple" in str(field.annotation) and "," in value:
         value = f"[{value}]"
     try:

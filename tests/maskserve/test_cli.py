@@ -55,7 +55,7 @@ def test_help_lists_every_subcommand(tmp_path: Path) -> None:
 
 def test_settings_are_listed(tmp_path: Path) -> None:
     printed = run_maskserve("train", "--settings", cwd=tmp_path).stdout
-    assert "epochs=None" in printed
+    assert "epochs=none" in printed
     assert "default: 40" in printed
 
 

@@ -52,10 +52,15 @@ def test_messages(override: str, message: str | None) -> None:
     assert message in str(caught.value)
 
 
+def test_none_is_written_as_it_is_listed() -> None:
+    assert load_config(None, ["epochs=none", "crop=none", "weights=none"]) == TrainConfig()
+
+
 def test_settings_are_listed_in_groups_and_unbroken_at_80_columns() -> None:
     stream = io.StringIO()
     print_settings(Console(file=stream, width=80))
     lines = [line.rstrip() for line in stream.getvalue().splitlines()]
+    assert lines[0] == SETTING_GROUPS["architecture"]
     assert [line for line in lines if line in SETTING_GROUPS.values()] == list(SETTING_GROUPS.values())
     for name in TrainConfig.model_fields:
         assert sum(line.startswith(f"{name}=") for line in lines) == 1
