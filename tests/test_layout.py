@@ -22,7 +22,11 @@ LAYERS = {
         ("models.bundle",),
         ("models.spec",),
         (
-            "models.errors", "models.setting_errors", "models.cgroup_limits", "models.cache_dir", "models.atomic_write",
+            "models.errors",
+            "models.setting_errors",
+            "models.cgroup_limits",
+            "models.cache_dir",
+            "models.atomic_write",
             "models.malloc",
         ),
     ],
