@@ -13,8 +13,9 @@ EXPECTED = {
     "bool_type": "expected true or false",
     "bool_parsing": "expected true or false",
     "string_type": "expected text",
-    "tuple_type": "expected several numbers, separated by commas",
-    "too_long": "expected {max_length} numbers, and got {actual_length}",
+    "tuple_type": "expected several values, separated by commas",
+    "too_long": "expected at most {max_length} values, and got {actual_length}",
+    "too_short": "expected at least {min_length} values, and got {actual_length}",
     "list_type": "expected a list",
     "dict_type": "expected names with values",
     "model_type": "expected names with values",
@@ -31,10 +32,8 @@ EXPECTED = {
 def plain_reason(error: Any) -> str:
     """What was expected instead, without a period; `error` is an item of `ValidationError.errors()`."""
     kind = error["type"]
-    if (
-        kind == "missing" and error["loc"] and isinstance(error["loc"][-1], int)
-    ):  # pydantic's message for a tuple that is too short
-        return f"expected at least {error['loc'][-1] + 1} numbers, separated by commas"
+    if kind == "missing" and error["loc"] and isinstance(error["loc"][-1], int):  # a tuple that is too short
+        return f"expected at least {error['loc'][-1] + 1} values, separated by commas"
     if kind in EXPECTED:
         context = {name: _plain(value) for name, value in error.get("ctx", {}).items()}
         return EXPECTED[kind].format(**context)

@@ -51,4 +51,4 @@ class RootGroup(Group):
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of the subcommands, in the order of the help."""
         panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
-        return sorted(panels, key=lambda name: PANELS.index(str(panels[name])))
+        return sorted(panels, key=lambda name: PANELS.index(panels[name]) if panels[name] in PANELS else len(PANELS))
