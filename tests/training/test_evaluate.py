@@ -55,7 +55,15 @@ def test_metrics_json_and_report_are_written_and_overwritten(tiny_bundle: Path, 
     assert {path.name for path in out.iterdir()} == {"metrics.json", "report.html"}
     assert "split test" in (out / "report.html").read_text()
     assert [row.name for row in metrics.per_image] == [f"test_{index:04d}" for index in range(7)]
-    for name in ("miou", "pixel_accuracy", "mean_dice", "mean_accuracy", "boundary_iou", "mean_image_miou"):
+    for name in (
+        "miou",
+        "pixel_accuracy",
+        "mean_dice",
+        "mean_precision",
+        "mean_recall",
+        "boundary_iou",
+        "mean_image_miou",
+    ):
         low, high = getattr(metrics.intervals, name)
         assert 0 <= low <= high <= 1 and 0 <= getattr(metrics, name) <= 1
     assert metrics.bundle.hash == open_bundle(tiny_bundle).hash
