@@ -89,7 +89,7 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "progressive, 100 scans, 10 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(3160, 3160, 90)),
     "progressive, 100 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 90)),
-    "progressive, 20 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 12)),
+    "progressive, 22 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 12)),
     "450,000 restart markers": ("JPEG", lambda: hostile.jpeg_of_restart_markers(450_000, in_scan=False)),
     "EXIF of 64 KB of fractions": (
         "JPEG",

@@ -19,7 +19,7 @@ import numpy as np
 from models.bundle import Bundle
 from models.cgroup_limits import threads_per_inference, usable_cores
 from models.imaging.decode import RGB
-from models.imaging.decoder_pool import GRACE_SECONDS, DecoderPool
+from models.imaging.decoder_pool import GRACE_SECONDS, IS_SUPPORTED, DecoderPool
 from models.inference.segmenter import Segmenter
 from models.outputs.pipeline import SegmentationPipeline
 from service.admission import AdmissionController, Slot
@@ -74,7 +74,7 @@ class SegmentationService:
         self._inference_pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="infer")
         # Enough threads that nothing waits for one: QUEUE_SECONDS limits only the waits for slots.
         self._codec_pool = ThreadPoolExecutor(image_slots + cores, thread_name_prefix="codec")
-        self._decoders = DecoderPool(cores, settings.max_pixels) if settings.sandbox else None
+        self._decoders = DecoderPool(cores, settings.max_pixels) if settings.sandbox and IS_SUPPORTED else None
         self.registry = ModelRegistry(
             settings.bundle, self._load, self._warm_up, settings.reload_seconds, settings.default_model
         )

@@ -27,6 +27,7 @@ from models.imaging.decoder_process import MAX_CPU_SECONDS, read_buffer, receive
 from models.malloc import MALLOC_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
+IS_SUPPORTED = hasattr(os, "memfd_create")  # on Linux
 START_SECONDS = 60.0  # for a child on a busy machine; it takes 0.3 s on an idle one
 TICK_SECONDS = 0.05  # between two looks at whether the caller has gone
 GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has gone: a new child costs 0.3 s

@@ -21,6 +21,7 @@ import numpy as np
 
 MAX_MESSAGE_BYTES = 1 << 16
 MAX_ERROR_CHARS = 4000
+LARGE_BYTES = 4 << 20  # of a file or of pixels, after which memory is given back
 MAX_CPU_SECONDS = 15  # for one image; the slowest of 50 megapixels takes 4
 MAX_OPEN_FILES = 32  # it needs about ten
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -84,15 +85,27 @@ def limit_cpu_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + MAX_CPU_SECONDS, resource.RLIM_INFINITY))
 
 
+def decode_in_buffer(buffer: int, length: int, max_pixels: int) -> tuple[int, ...]:
+    """Replace an image file of `length` bytes in a memory file by its pixels. Returns: height and width."""
+    from models.imaging.decode import decode_image
+
+    data = bytearray(length)
+    read_buffer(buffer, data)
+    pixels = decode_image(bytes(data), max_pixels)
+    write_buffer(buffer, np.ascontiguousarray(pixels).data)
+    return pixels.shape[:2]
+
+
 def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int) -> None:
     """Decode one image after the other, until the parent closes the connection."""
     warnings.simplefilter("ignore")
     from PIL import AvifImagePlugin
 
+    import models.imaging.decode  # noqa: F401  # before the limits: it opens libraries
     from models.errors import InsufficientMemoryError, MaskserveError
-    from models.imaging.decode import decode_image
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = min(4, len(os.sched_getaffinity(0)))  # each reserves address space
+    libc = ctypes.CDLL(None)
     limit_process(parent, address_bytes)
     send_message(connection, {"ready": True})
     while True:
@@ -102,19 +115,16 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
             return
         limit_cpu_time()
         try:
-            data = bytearray(request["bytes"])
-            read_buffer(buffer, data)
-            pixels = decode_image(bytes(data), request["max_pixels"])
-            del data
-            write_buffer(buffer, np.ascontiguousarray(pixels).data)
-            response: dict[str, Any] = {"size": pixels.shape[:2]}
-            del pixels
+            response: dict[str, Any] = {"size": decode_in_buffer(buffer, request["bytes"], request["max_pixels"])}
         except MaskserveError as error:
             response = {"error": type(error).__name__, "message": str(error)[:MAX_ERROR_CHARS]}
         except (MemoryError, OSError):
             message = "There is not enough free memory to decode the image. Use a smaller one, or try again later."
             response = {"error": InsufficientMemoryError.__name__, "message": message}
         send_message(connection, response)
+        # Pillow copies pixels in small pieces, which fragment the heap.
+        if max(request["bytes"], 3 * math.prod(response.get("size", ()))) > LARGE_BYTES:
+            libc.malloc_trim(0)
 
 
 if __name__ == "__main__":
