@@ -18,7 +18,7 @@ from models.atomic_write import write_atomically
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
 from models.engines.host_info import host_info
 from models.engines.selection import EngineChoice, choose_engine, engine_id, iterate_engine_options
-from models.errors import BundleError, ConfigError, EngineError
+from models.errors import BundleError, ConfigError, EngineError, escape_control_characters, escape_line
 from models.imaging.decode import RGB, read_image
 from models.inference.geometry import resize_image
 from models.inference.segmenter import agreement
@@ -122,7 +122,7 @@ def list_engine_configs(bundle: Bundle) -> tuple[list[EngineConfig], dict[str, s
 
 
 def compare_with_reference(results: list[BenchResult], choice: EngineChoice) -> tuple[str, list[BenchRow]]:
-    """The name of the reference, openvino f32 or else the first that succeeded, and the rows of all results."""
+    """The name of the reference, openvino f32 or else the first that succeeded, and the rows: the fastest first, failures last."""
     succeeded = [result for result in results if not result.error]
     exact = [result for result in succeeded if (result.config.engine, result.config.precision) == ("openvino", "f32")]
     reference = next(iter([*exact, *succeeded]), None)
@@ -131,6 +131,7 @@ def compare_with_reference(results: list[BenchResult], choice: EngineChoice) -> 
         config = result.config
         is_auto = (config.engine, config.device, config.precision) == auto
         rows.append(make_row(engine_id(config.engine, config.device), result, reference, is_auto))
+    rows.sort(key=lambda row: (row.ms is None, row.ms or 0.0))
     if reference is None:
         return "", rows
     return f"{engine_id(reference.config.engine, reference.config.device)} {reference.config.precision}", rows
@@ -178,9 +179,9 @@ def print_report(
     """Print the table, the failures, the engines that are unavailable, and the choice of `auto` with its reason."""
 
     def print_line(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
+        console.print(escape_control_characters(text), highlight=False, soft_wrap=True)
 
-    console.print(title, style="bold", highlight=False, markup=False)
+    console.print(escape_line(title), style="bold", highlight=False, markup=False)
     machine = f"{host['cpu']}, {host['cores']} cores" + (f", {host['gpu']}" if host["gpu"] else "")
     console.print(f"{machine}, load {host['load'] or 0:.1f}\n", style="dim", highlight=False, markup=False)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)

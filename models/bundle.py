@@ -21,6 +21,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from models.errors import BundleError
+from models.external_data import external_data_files
 from models.setting_errors import plain_reason
 from models.spec import FORMAT_VERSION, BundleSpec
 
@@ -55,8 +56,19 @@ class Bundle:
         return name in self.checksums if self.hash else (self.folder / name).is_file()
 
     def verify_file(self, name: str) -> Path:
-        """The path of a file, after its checksum was verified. Raises: BundleError."""
-        return _verify_checksum(self.folder, name, self.checksums) if self.hash else self.folder / name
+        """The path of a file, after its checksum was verified.
+
+        Raises: BundleError; also for a graph that keeps tensors in other files, which no checksum would cover.
+        """
+        path = _verify_checksum(self.folder, name, self.checksums) if self.hash else self.folder / name
+        if name == MODEL_FILE:
+            _check_no_external_data(path)
+        return path
+
+    def verify(self) -> None:
+        """Verify every file of the bundle. Raises: BundleError for the first one that is missing or altered."""
+        for name in self.checksums:
+            self.verify_file(name)
 
     def probes(self) -> list[tuple[Path, Path]]:
         """Paths of the probe images and their label masks, verified, sorted by name. Raises: BundleError."""
@@ -152,6 +164,19 @@ def _verify_checksum(folder: Path, name: str, checksums: dict[str, str]) -> Path
             f"{folder}: {name} is not the file that was exported (its sha256 differs). Copy or export the bundle again."
         )
     return path
+
+
+def _check_no_external_data(graph: Path) -> None:
+    """Check that a graph holds all its tensors itself. Raises: BundleError."""
+    try:
+        files = sorted(external_data_files(graph))
+    except (OSError, ValueError):  # the engine says what is wrong
+        return
+    if files:
+        raise BundleError(
+            f"{graph} keeps weights in another file ({files[0][:80]!r}), but a bundle's graph holds all of them itself: "
+            "otherwise its hash would not name the network. Export the bundle again."
+        )
 
 
 def _read_checksums(path: Path) -> dict[str, str]:

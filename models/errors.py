@@ -105,9 +105,16 @@ def closest_names(name: str, known: Iterable[str], count: int = 1, cutoff: float
 
 
 # Control characters but tab and newline, which a traceback has: a terminal may take them for commands.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL_CHARACTERS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def escape_control_characters(text: str) -> str:
-    """Write control characters as in Python source: ESC is \\x1b."""
+    """Write control characters as in Python source: ESC is \\x1b. So are bytes of a file name that is not UTF-8 (surrogates)."""
     return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def escape_line(text: str) -> str:
+    r"""As `escape_control_characters`, on one line: tabs and line breaks become `\t` and `\n`."""
+    return escape_control_characters(text).replace("\t", r"\t").replace("\n", r"\n")

@@ -22,8 +22,7 @@ def verify_bundle(bundle: Path) -> None:
         return
     try:
         opened = open_bundle(bundle)
-        for name in opened.checksums:
-            opened.verify_file(name)
+        opened.verify()
     except BundleError as error:
         sys.exit(f"maskserve: {error}")
     print(f"maskserve: the bundle {opened.spec.name}@{opened.hash[:12]} is included.", file=sys.stderr)

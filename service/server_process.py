@@ -3,6 +3,7 @@
 The caller's process imports neither bentoml nor FastAPI.
 """
 
+import errno
 import ipaddress
 import os
 import shutil
@@ -226,6 +227,11 @@ def _check_port_free(address: str, port: int) -> None:
         try:
             probe.bind((address, port))
         except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise ServerStartError(
+                    f"{address} is not an address of this machine. Choose another --host: 127.0.0.1 for this machine only, "
+                    "or 0.0.0.0 for its whole network."
+                ) from error
             raise ServerStartError(
                 f"Port {port} of {address} is not available ({error}). Choose another --port."
             ) from error

@@ -29,6 +29,7 @@ LAYERS = {
             "models.atomic_write",
             "models.malloc",
         ),
+        ("models.external_data",),
     ],
     "training": [
         ("training.train", "training.compare", "training.export", "training.import_model"),

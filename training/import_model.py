@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from models.bundle import MODEL_FILE, file_sha256
-from models.errors import ConfigError, DataError, WeightsError, closest_names
+from models.errors import ConfigError, DataError, WeightsError, closest_names, escape_line
 from models.inference.segmenter import Segmenter
 from models.spec import Architecture, BundleSpec, ClassInfo, InputRule, default_rgb
 from training.data.class_file import read_class_file
@@ -142,7 +142,7 @@ def print_onnx_interface(input_spec: InputSpec, output_spec: OutputSpec, console
         f"output {output_spec.name}: {output_spec.kind}{'' if output_spec.kind == 'labels' else channels} "
         "(--output --scores)",
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(escape_line(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def print_input_rule(rule: InputRule, console: Console) -> None:

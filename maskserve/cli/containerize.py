@@ -56,34 +56,26 @@ def containerize(
     ] = False,
 ) -> None:
     """Build a container image of the service and BUNDLE. Needs docker, podman or nerdctl; takes some minutes."""
-    from models.errors import ConfigError
+    from models.bundle import open_bundle
+    from models.errors import ConfigError, escape_line
 
     for name, value, pattern in (("--tag", tag, TAG_PATTERN), ("--base", base, BASE_IMAGE_PATTERN)):
         if value is not None and not pattern.fullmatch(value):
             raise ConfigError(
                 f"{name} is {value!r}; expected an image name such as registry.example.org/team/maskserve:1.0."
             )
-    opened = _verify_bundle(bundle)
+    opened = open_bundle(bundle)
+    opened.verify()
     chosen = _choose_engine(engine)
     image = tag or f"maskserve-{_slug(opened.spec.name)}:{opened.hash[:12]}{'-gpu' if gpu else ''}"
     with Console(stderr=True).status(f"building {image} with {chosen}; this takes some minutes"):
         _build_image(opened, image, chosen, _build_options(opened, chosen, gpu, base), verbose)
     console = Console(highlight=False, soft_wrap=True)
-    bundle_id = f"{opened.spec.name}@{opened.hash[:12]}"
+    bundle_id = f"{escape_line(opened.spec.name)}@{opened.hash[:12]}"
     console.print(f"{image} contains the bundle {bundle_id}; {_image_size(chosen, image)}. Run it:", markup=False)
     console.print(f"  {_run_command(chosen, image, gpu)}", markup=False)
     if "/" in image:
         console.print(f"It is only on this machine. Upload it: {chosen} push {image}", markup=False)
-
-
-def _verify_bundle(folder: Path) -> "Bundle":
-    """Open the bundle and verify the checksum of every file. Raises: BundleError."""
-    from models.bundle import open_bundle
-
-    opened = open_bundle(folder)
-    for name in opened.checksums:
-        opened.verify_file(name)
-    return opened
 
 
 def _choose_engine(requested: str) -> str:

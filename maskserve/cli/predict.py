@@ -69,8 +69,13 @@ class RasterOptions:
 
     bands: Annotated[
         str,
-        typer.Option(metavar="R,G,B", help="The red, green and blue bands, from 1.", rich_help_panel=RASTER_PANEL),
-    ] = "1,2,3"
+        typer.Option(
+            metavar="R,G,B",
+            help="The red, green and blue bands, from 1 (default: as the raster marks them; else the first three, or its "
+            "only one as gray).",
+            rich_help_panel=RASTER_PANEL,
+        ),
+    ] = ""
     scale: Annotated[
         str,
         typer.Option(
@@ -135,6 +140,12 @@ def predict(
         bool,
         typer.Option("--sandbox", help="Decode images in child processes with limits: for images of unknown origin."),
     ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="How long to wait for a response of a service (default: 300).", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Write a mask for each image, and a manifest with a row per image. After a stop, the same command resumes.
 
@@ -154,10 +165,11 @@ def predict(
         engine=engine_options.engine,
         precision=engine_options.precision,
         device=engine_options.device,
-        bands=parse_numbers(raster_options.bands, "bands", 3, int),
+        bands=parse_numbers(raster_options.bands, "bands", 3, int) if raster_options.bands else (),
         scale=parse_numbers(raster_options.scale, "scale", 2, float) if raster_options.scale else None,
         api_key=read_api_key(key_file),
         sandbox=sandbox,
+        timeout=timeout,
     )
     try:
         complete = run(config, sources, Console(stderr=True), retry_errors, ray_options.ray, ray_options.actors)

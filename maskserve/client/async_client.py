@@ -102,7 +102,7 @@ class AsyncClient:
             min_area=min_area, simplify=simplify, confidence=confidence,
         )  # fmt: skip
         with self._connection.translate_errors(response):
-            return dict(response.json())
+            return responses.read_result(response.json())
 
     async def segment_bytes(
         self, image: ImageLike, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
@@ -114,19 +114,20 @@ class AsyncClient:
             image, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
             alpha=alpha, masks=masks, simplify=simplify, confidence=confidence,
         )  # fmt: skip
-        return response.content
+        with self._connection.translate_errors(response):
+            return responses.check_format(response.content, format)
 
     async def models(self) -> list[dict[str, Any]]:
         """The served bundles, each with name, hash, spec, palette, engine and precision. Raises: ClientError."""
         response = await self._connection.request("GET", "/v1/models")
         with self._connection.translate_errors(response):
-            return [dict(entry) for entry in response.json()]
+            return [responses.read_model_entry(entry) for entry in response.json()]
 
     async def model(self, name: str) -> dict[str, Any]:
         """The served bundle of that name, as in `models`. Raises: UnknownModelError, ClientError."""
         response = await self._connection.request("GET", f"/v1/models/{quote(name, safe='')}")
         with self._connection.translate_errors(response):
-            return dict(response.json())
+            return responses.read_model_entry(response.json())
 
     async def is_ready(self) -> bool:
         """Whether the service is ready. Sends one request, without retries."""

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from types import FunctionType, TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from maskserve.client.async_client import DEFAULT_RETRY_TIMEOUT, AsyncClient
 from maskserve.client.transports import SyncTransport, run_sync
@@ -16,11 +16,19 @@ def _sync_method(
     method: Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["Client", P], T]:
     """The blocking version of a method of AsyncClient, with the same signature and documentation."""
+    # Python names the function in its errors for wrong arguments: a copy is called Client.segment, not AsyncClient.segment.
+    function = cast(FunctionType, method)
+    renamed = FunctionType(
+        function.__code__, function.__globals__, argdefs=function.__defaults__, closure=function.__closure__
+    )
+    renamed.__kwdefaults__ = function.__kwdefaults__
+    renamed.__qualname__ = f"Client.{function.__name__}"
 
     @wraps(method)
     def sync_method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return run_sync(method(client._client, *args, **kwargs))
+        return run_sync(renamed(client._client, *args, **kwargs))
 
+    sync_method.__qualname__ = renamed.__qualname__
     return sync_method
 
 

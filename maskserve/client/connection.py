@@ -1,19 +1,23 @@
 """A connection to one service: sends requests with retries, and turns failures into the client's errors."""
 
 import ipaddress
+import re
 import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
-from PIL import Image
 
 from maskserve.client import retries
 from maskserve.client.errors import ClientError, InvalidResponseError, UnreachableError, error_from_response
+from maskserve.client.response_body import ACCEPTED_ENCODING
 from maskserve.client.transports import Transport
 
+MAX_PORT = 65535
+MAX_REASON_CHARS = 200  # of a library's error, which may contain the whole response
 CONNECT_TIMEOUT = 10.0  # seconds to establish a connection, or `timeout` if that is less
 
 # Connections are dropped before the server closes them: uvicorn does after five idle seconds, and a request sent at that
@@ -34,17 +38,20 @@ class Connection:
     ) -> None:
         """Same parameters as AsyncClient. Raises: ValueError for an invalid address or key."""
         self.url = url.rstrip("/")
-        self.is_local = _is_loopback(self.url)
+        self.is_local = _is_loopback(_parse_url(self.url))
         self._retry_timeout = retry_timeout
         self._has_responded = False  # whether the service has responded to any request
         self.transport = transport(
             base_url=self.url, timeout=httpx.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT), pool=None), limits=LIMITS,
-            headers=_auth_headers(api_key),
+            headers={"Accept-Encoding": ACCEPTED_ENCODING, **_auth_headers(api_key)},
             trust_env=not self.is_local,  # no proxy for this machine: the images must not leave it
         )  # fmt: skip
 
     async def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
-        """Send a request, with retries, and return the successful response. Raises: ServiceError, UnreachableError."""
+        """Send a request, with retries, and return the successful response.
+
+        Raises: ServiceError, UnreachableError, InvalidResponseError.
+        """
         headers = {"X-Request-ID": secrets.token_hex(8)}  # one for all attempts, and known if no response arrives
         request = self.transport.http_client.build_request(method, path, headers=headers, **kwargs)
         start, attempt = time.monotonic(), 0
@@ -59,8 +66,11 @@ class Connection:
             attempt += 1
 
     async def get_status(self, path: str) -> int:
-        """The status of a GET, without retries; 0 if no response arrives."""
-        outcome = await self._send_once(self.transport.http_client.build_request("GET", path))
+        """The status of a GET, without retries; 0 if no valid response arrives."""
+        try:
+            outcome = await self._send_once(self.transport.http_client.build_request("GET", path))
+        except InvalidResponseError:
+            return 0
         return outcome.status_code if isinstance(outcome, httpx.Response) else 0
 
     @contextmanager
@@ -68,13 +78,14 @@ class Connection:
         """Turns errors of parsing `response` into one error. Raises: InvalidResponseError."""
         try:
             yield
-        except ClientError:
+        except (ClientError, MemoryError):
             raise
-        except (LookupError, ValueError, TypeError, SyntaxError, OSError, Image.DecompressionBombError) as error:
+        except Exception as error:  # of JSON, NumPy and Pillow's plugins, which raise exceptions of any class
             content_type = response.headers.get("Content-Type", "no Content-Type")
+            reason = str(error)[:MAX_REASON_CHARS] or type(error).__name__
             raise InvalidResponseError(
                 f"{response.request.url} returned {len(response.content):,} bytes ({content_type}) that are not a response "
-                f"of maskserve ({error}). Check the address."
+                f"of maskserve ({reason}). Check the address."
             ) from error
 
     async def _send_once(self, request: httpx.Request) -> httpx.Response | httpx.RequestError:
@@ -97,8 +108,10 @@ class Connection:
         if isinstance(outcome, httpx.Response):
             return error_from_response(outcome)
         tried = f"{attempts} attempts" if attempts > 1 else "1 attempt"
-        reason = str(outcome) or type(outcome).__name__
+        reason = str(outcome).rstrip(".") or type(outcome).__name__
         advice = "Is the service running?"
+        if _is_unknown_host(outcome):
+            advice = f"No host is known by the name {outcome.request.url.host!r}: check the address."
         if isinstance(outcome, httpx.TimeoutException):
             request_id = outcome.request.headers["X-Request-ID"]
             reason = f"no response in time ({type(outcome).__name__})"
@@ -110,13 +123,13 @@ class Connection:
         return error
 
 
-def _is_loopback(url: str) -> bool:
-    """Whether a URL is of this machine. Raises: ValueError for an invalid URL; the message omits its password."""
+def _parse_url(url: str) -> httpx.URL:
+    """Parse the address of a service. Raises: ValueError for an invalid one; the message omits its password."""
     try:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError, TypeError):
         parsed = httpx.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    if parsed.scheme not in ("http", "https") or not _is_host(parsed.host):
         shown = url if "@" not in url else f"...@{url.rpartition('@')[2]}"
         raise ValueError(f"The address is {shown!r}; expected one such as http://127.0.0.1:3000.")
     if parsed.userinfo or "?" in url or "#" in url:  # httpx would send it in place of the key, or with every path
@@ -124,10 +137,34 @@ def _is_loopback(url: str) -> bool:
             "The address contains a user name, a password, a query or a fragment; expected one such as "
             "http://127.0.0.1:3000. Pass the key as `api_key`."
         )
+    if parsed.port is not None and not 1 <= parsed.port <= MAX_PORT:  # the system would take it modulo 65536
+        raise ValueError(f"The port of {url} is {parsed.port}; expected a number from 1 to {MAX_PORT}.")
+    return parsed
+
+
+def _is_host(host: str) -> bool:
+    """Whether a URL's host can be one: not empty, without spaces, and if it is made of numbers, an IPv4 address."""
+    if not re.fullmatch(r"[\d.]+", host, re.ASCII):
+        return bool(host) and not re.search(r"[\s%]", host)
     try:
-        return ipaddress.ip_address(parsed.host).is_loopback
+        return bool(socket.inet_aton(host))
+    except OSError:
+        return False
+
+
+def _is_unknown_host(error: BaseException | None) -> bool:
+    """Whether an error was caused by a host name that cannot be resolved."""
+    while error is not None and not isinstance(error, socket.gaierror):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _is_loopback(url: httpx.URL) -> bool:
+    """Whether a URL is of this machine."""
+    try:
+        return ipaddress.ip_address(url.host).is_loopback
     except ValueError:
-        return parsed.host == "localhost"
+        return url.host == "localhost"
 
 
 def _auth_headers(api_key: str | None) -> dict[str, str]:

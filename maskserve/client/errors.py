@@ -24,6 +24,9 @@ from typing import Any
 import httpx
 
 PROBLEM_TYPE_PREFIX = "urn:problem-type:maskserve:"
+MAX_RETRY_AFTER = 1e9  # seconds: a number that is too long for a float would be infinite
+NO_SUCH_PATH_STATUSES = (404, 405, 501)  # of servers that do not know the path, or no POST
+MAX_PAGE_BYTES = 1 << 16  # of a response that is not from maskserve, from which the excerpt is taken
 MAX_DETAIL_CHARS = 200  # characters of a response that is not from maskserve, in the error message
 
 
@@ -120,14 +123,14 @@ ERRORS_BY_STATUS: dict[int, type[ServiceError]] = {
 
 
 def error_from_response(response: httpx.Response) -> ServiceError:
-    """The error of a response; for a proxy's, the detail is the beginning of its text."""
+    """The error of a response; for a proxy's or another server's, the detail has the beginning of its text."""
     request_id = response.request.headers.get("X-Request-ID", "")
     try:
         return error_from_problem(response.json(), parse_retry_after(response))
-    except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or another service's
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError):  # not from maskserve
         kind = ERRORS_BY_STATUS.get(response.status_code, ServiceError)
         title = response.reason_phrase or "HTTP error"
-        detail, retry_after = _response_excerpt(response), parse_retry_after(response)
+        detail, retry_after = _foreign_detail(response), parse_retry_after(response)
         return kind(response.status_code, "", title, detail, request_id, retry_after)
 
 
@@ -135,25 +138,29 @@ def error_from_problem(problem: dict[str, Any], retry_after: float | None = None
     """The error of a problem (RFC 9457) that the service returned. Raises: KeyError, ValueError, TypeError for other JSON."""
     status, kind = int(problem["status"]), str(problem["type"]).removeprefix(PROBLEM_TYPE_PREFIX)
     error = ERRORS_BY_KIND.get(kind) or ERRORS_BY_STATUS.get(status, ServiceError)
-    return error(status, kind, problem["title"], problem["detail"], problem["request_id"], retry_after)
+    title, detail, request_id = (str(problem[name]) for name in ("title", "detail", "request_id"))
+    return error(status, kind, title, detail, request_id, retry_after)
 
 
 def parse_retry_after(response: httpx.Response) -> float | None:
     """Seconds of the header Retry-After (RFC 9110, 10.2.3), a number or a date; None if it is missing or invalid."""
     value = response.headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdecimal():
-        return float(value)
+        return min(float(value), MAX_RETRY_AFTER)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _response_excerpt(response: httpx.Response) -> str:
+def _foreign_detail(response: httpx.Response) -> str:
+    """What an error that is not maskserve's says, and who probably sent it."""
+    url = response.request.url
     if response.has_redirect_location:
-        return (
-            f"{response.request.url.host} redirects to {response.headers['Location']}; use that address in the client."
-        )
-    text = " ".join(re.sub(r"<[^>]*>", " ", response.text).split())
-    return text[:MAX_DETAIL_CHARS] or "no detail was given."
+        return f"{url.host} redirects to {response.headers['Location']}; use that address in the client."
+    page = response.content[:MAX_PAGE_BYTES].decode("utf-8", "replace")
+    text = " ".join(re.sub(r"<[^>]*>", " ", page).split())[:MAX_DETAIL_CHARS] or "no detail was given."
+    if response.status_code in NO_SUCH_PATH_STATUSES:
+        return f"{url} is not a path of maskserve; is another server running at this address? It says: {text}"
+    return f"{url} was answered by a proxy or another server, not by maskserve: {text}"

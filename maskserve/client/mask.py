@@ -33,17 +33,21 @@ class Mask:
     def from_png(cls, png: bytes, confidence: bytes | None = None, **fields: Any) -> "Mask":
         """The mask of the service's PNGs; `fields`: the other fields.
 
-        Raises: OSError, ValueError, SyntaxError for invalid PNGs.
+        Raises: OSError, ValueError, SyntaxError for invalid PNGs, and whatever else Pillow raises for them.
         """
         image = Image.open(io.BytesIO(png), formats=["PNG"])
         colors = image.getpalette()
-        if colors is None:
+        if image.mode != "P" or colors is None:
             raise ValueError(f"expected a PNG with a palette, got mode {image.mode}")
         palette = np.frombuffer(bytearray(colors).ljust(256 * 3, b"\0"), np.uint8).reshape(256, 3)
         probability = None
         if confidence is not None:
-            gray = np.asarray(Image.open(io.BytesIO(confidence), formats=["PNG"]))
-            probability = np.multiply(gray, 1 / 255, dtype=np.float32)
+            gray = Image.open(io.BytesIO(confidence), formats=["PNG"])
+            if gray.mode != "L" or gray.size != image.size:
+                raise ValueError(
+                    f"expected the confidence as a gray PNG of {image.size}, got {gray.mode} of {gray.size}"
+                )
+            probability = np.multiply(np.asarray(gray), 1 / 255, dtype=np.float32)
         return cls(labels=np.array(image), palette=palette, png=png, confidence=probability, **fields)
 
     def save(self, path: Path | str) -> None:

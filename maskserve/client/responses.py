@@ -13,7 +13,13 @@ from maskserve.client.errors import ServiceError, error_from_problem
 from maskserve.client.image_encoding import ImageLike
 from maskserve.client.mask import Mask
 
-_SERVER_TIMING = re.compile(r"([\w-]+);dur=([\d.]+)")
+_SERVER_TIMING = re.compile(r"([\w-]+);dur=(\d+(?:\.\d+)?)(?![\d.])")
+
+# The first bytes of each output format.
+SIGNATURES = {
+    "png": b"\x89PNG\r\n\x1a\n", "confidence": b"\x89PNG\r\n\x1a\n", "overlay": b"\xff\xd8\xff", "npy": b"\x93NUMPY",
+    "json": b"{",
+}  # fmt: skip
 
 
 def response_params(confidence: bool, many: bool = False) -> dict[str, Any]:
@@ -54,6 +60,31 @@ def response_model_tag(response: httpx.Response) -> str:
     """The model of a response, NAME@HASH, from the header X-Model. Raises: KeyError if that is missing."""
     tag: str = response.headers["X-Model"]
     return tag
+
+
+def check_format(content: bytes, format: str) -> bytes:
+    """The response, if it begins as the output format does. Raises: ValueError."""
+    signature = SIGNATURES.get(format, b"")
+    if not content.startswith(signature):
+        raise ValueError(f"expected the format {format}, got bytes that begin with {content[:8]!r}")
+    return content
+
+
+def read_result(result: Any) -> dict[str, Any]:
+    """The service's `json` output, if it has a size and classes. Raises: TypeError, LookupError."""
+    if not isinstance(result["height"], int) or not isinstance(result["width"], int):
+        raise TypeError("expected height and width in pixels")
+    if not all(isinstance(entry, dict) for entry in result["classes"]):
+        raise TypeError("expected a list of classes")
+    return dict(result)
+
+
+def read_model_entry(entry: Any) -> dict[str, Any]:
+    """An entry of /v1/models, if it has a name, a hash and classes. Raises: TypeError, LookupError."""
+    names = [entry["name"], entry["hash"], *(class_["name"] for class_ in entry["spec"]["classes"])]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("expected a name, a hash and the names of classes")
+    return dict(entry)
 
 
 def entry_model_tag(entry: dict[str, Any]) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 import httpx
 
+from maskserve.client.response_body import ResponseBody
+
 T = TypeVar("T")
 
 
@@ -22,7 +24,7 @@ class Transport(Protocol):
         """Builds the requests."""
 
     async def send(self, request: httpx.Request) -> httpx.Response:
-        """Send a request and return the whole response. Raises: httpx.RequestError."""
+        """Send a request and return the whole response. Raises: httpx.RequestError, InvalidResponseError."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -41,7 +43,15 @@ class AsyncTransport:
         self.http_client = httpx.AsyncClient(**settings)
 
     async def send(self, request: httpx.Request) -> httpx.Response:  # noqa: D102
-        return await self.http_client.send(request)
+        response = await self.http_client.send(request, stream=True)
+        try:
+            body = ResponseBody(response)
+            async for chunk in response.aiter_raw():
+                if not body.add(chunk):
+                    break
+            return body.finish()
+        finally:
+            await response.aclose()
 
     async def sleep(self, seconds: float) -> None:  # noqa: D102
         await asyncio.sleep(seconds)
@@ -60,7 +70,15 @@ class SyncTransport:
         self.http_client = httpx.Client(**settings)
 
     async def send(self, request: httpx.Request) -> httpx.Response:  # noqa: D102
-        return self.http_client.send(request)
+        response = self.http_client.send(request, stream=True)
+        try:
+            body = ResponseBody(response)
+            for chunk in response.iter_raw():
+                if not body.add(chunk):
+                    break
+            return body.finish()
+        finally:
+            response.close()
 
     async def sleep(self, seconds: float) -> None:  # noqa: D102
         time.sleep(seconds)

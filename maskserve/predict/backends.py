@@ -1,7 +1,5 @@
 """Segments an image: with a bundle in this process, or through a service."""
 
-import io
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -11,10 +9,18 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image
+from httpx import TimeoutException
+from pydantic import ValidationError
 
 from maskserve.client import Client, ClientError, ServiceError, UnreachableError
 from maskserve.predict.config import PARQUET, PredictConfig, short_model_name
+from maskserve.predict.service_responses import (
+    ServedModel,
+    read_image_size,
+    read_json_fields,
+    read_npy_labels,
+    read_png_labels,
+)
 from models.bundle import open_bundle
 from models.cgroup_limits import usable_cores
 from models.engines.selection import has_gpu
@@ -121,8 +127,8 @@ class ServiceBackend:
         except BaseException:
             self.close()
             raise
-        self.model = f"{entry['name']}@{entry['hash']}"
-        self.class_names = [class_["name"] for class_ in entry["spec"]["classes"]]
+        self.model = f"{entry.name}@{entry.hash}"
+        self.class_names = [class_.name for class_ in entry.spec.classes]
         self.description = f"{config.model}: {short_model_name(self.model)}"
 
     def __call__(self, data: bytes) -> EncodedPrediction:
@@ -144,15 +150,21 @@ class ServiceBackend:
         except ClientError as error:
             # If the service is ready again, this image takes too long, or crashes a worker.
             if isinstance(error, UnreachableError) and self.client.is_ready():
-                raise DataError(f"the service did not respond to this image ({error})") from error
+                raise DataError(self._no_response_message(error)) from error
             raise service_lost_error(error) from error
         try:
             fields = {**self._read_row_fields(encoded, format), "milliseconds": milliseconds}
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except Exception as error:  # of Pillow's plugins, which raise exceptions of any class
             raise service_lost_error(
                 f"{self.config.model} returned a response that is not a mask ({first_line(error)})."
             ) from error
         return EncodedPrediction(None if in_manifest else encoded, fields)
+
+    def _no_response_message(self, error: UnreachableError) -> str:
+        if not isinstance(error.__cause__, TimeoutException):
+            return f"the service did not respond to this image ({error})"
+        seconds = f"{self.config.response_timeout:g} seconds"
+        return f"the service did not respond to this image within {seconds}: give it more time with --timeout SECONDS."
 
     def close(self) -> None:
         """Close the connections."""
@@ -161,40 +173,41 @@ class ServiceBackend:
     def _read_row_fields(self, encoded: bytes, format: str) -> dict[str, Any]:
         """Height, width and classes; for overlay and confidence only the size, as these do not contain the labels."""
         if format == "json":
-            result = json.loads(encoded)
-            classes = [{name: entry[name] for name in ("label", "name", "fraction")} for entry in result["classes"]]
-            if self.config.format == PARQUET:
-                for row, entry in zip(classes, result["classes"], strict=True):
-                    row["rle"] = entry["rle"]["counts"]
-            return {"height": result["height"], "width": result["width"], "classes": classes}
-        if format == "npy":
-            return summarize_mask(np.load(io.BytesIO(encoded), allow_pickle=False), self.class_names)
-        image = Image.open(io.BytesIO(encoded))
-        if format == "png":
-            return summarize_mask(np.asarray(image), self.class_names)
-        return {"height": image.height, "width": image.width}
+            return read_json_fields(encoded, rle=self.config.format == PARQUET)
+        if format in ("overlay", "confidence"):
+            return read_image_size(encoded, format)
+        read_labels = read_npy_labels if format == "npy" else read_png_labels
+        return summarize_mask(read_labels(encoded, len(self.class_names)), self.class_names)
 
 
 def make_client(config: PredictConfig) -> Client:
     """The client of the service. Raises: ConfigError for an invalid address or key."""
     try:
-        return Client(config.service_address[0], api_key=config.api_key or None, retry_timeout=RETRY_TIMEOUT)
+        return Client(
+            config.service_address[0], api_key=config.api_key or None, timeout=config.response_timeout,
+            retry_timeout=RETRY_TIMEOUT,
+        )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def find_served_model(client: Client, config: PredictConfig) -> dict[str, Any]:
-    """The entry of /v1/models of the named bundle, or of the only one. Raises: ClientError, RunError."""
+def find_served_model(client: Client, config: PredictConfig) -> ServedModel:
+    """The model of that name in the service, or its only one. Raises: ClientError, RunError."""
     name = config.service_address[1]
-    if name is not None:
-        return client.model(name)
-    entries = client.models()
+    entries = [client.model(name)] if name is not None else client.models()
     if len(entries) != 1:
         names = ", ".join(entry["name"] for entry in entries)
         raise RunError(
             f"{client.url} serves {names or 'no bundle'}; name one of them in MODEL: {client.url}/v1/models/NAME."
         )
-    return entries[0]
+    try:
+        return ServedModel.model_validate(entries[0])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise RunError(
+            f"{client.url}/v1/models returned a model that cannot be used ({key}: {problem['msg']}). Is it a maskserve service?"
+        ) from error
 
 
 def service_lost_error(error: ClientError | str) -> RunError:

@@ -21,6 +21,9 @@ PARQUET, GEOTIFF = "parquet", "geotiff"
 # Not MASKSERVE_...: the service reads all of those as its settings and refuses unknown ones.
 KEY_VARIABLE = "PREDICT_KEY"
 
+# Seconds: the service itself ends a request sooner (60 by default), with an error that says so.
+DEFAULT_TIMEOUT = 300.0
+
 RAY_LOCAL = "local"  # Ray on this machine
 RAY_ADDRESS_PATTERN = re.compile(rf"{RAY_LOCAL}|auto|ray://\S+|[^\s/:]+:\d+|\[[0-9a-fA-F:]+\]:\d+")
 
@@ -36,10 +39,13 @@ class PredictConfig:
     engine: str = "auto"
     precision: str = "auto"
     device: str = "auto"
-    bands: tuple[int, ...] = (1, 2, 3)  # geotiff: the raster's red, green and blue bands, from 1
+    bands: tuple[
+        int, ...
+    ] = ()  # geotiff: the raster's red, green and blue bands, from 1; empty: chosen for each raster
     scale: tuple[float, ...] | None = None  # geotiff: the samples that map to 0 and 255; None: the type's full range
     api_key: str = field(default="", repr=False)  # the service's key
     sandbox: bool = False  # whether each image is decoded in a child process, which is killed if it takes too long
+    timeout: float | None = None  # seconds for a response of a service; None: DEFAULT_TIMEOUT
     threads: int = 0  # threads of one inference; 0: the engine decides
 
     def __post_init__(self) -> None:
@@ -48,13 +54,17 @@ class PredictConfig:
             raise ConfigError(f"Unknown format {self.format!r}; choose one of {', '.join(formats)}.")
         if self.uses_service and (self.engine, self.precision, self.device) != ("auto",) * 3:
             raise ConfigError("The service chooses its engine: omit --engine, --precision and --device.")
+        if self.timeout is not None and not self.uses_service:
+            raise ConfigError("--timeout limits the wait for a service; a bundle in this process has none: omit it.")
+        if self.timeout is not None and not 0 < self.timeout < float("inf"):
+            raise ConfigError(f"--timeout is {self.timeout:g}; expected a number of seconds above 0.")
         if self.format == GEOTIFF and self.uses_service:
             raise ConfigError("--format geotiff needs a bundle folder as MODEL: a service accepts only whole images.")
         if self.format == GEOTIFF and self.options.min_area:
             raise ConfigError("--format geotiff reads windows, and regions cross them: omit --min-area.")
         if self.scale and not self.scale[0] < self.scale[1]:
             raise ConfigError(f"--scale is {self.scale[0]:g},{self.scale[1]:g}; expected LOW,HIGH with LOW below HIGH.")
-        if min(self.bands) < 1:
+        if min(self.bands, default=1) < 1:
             raise ConfigError(
                 f"--bands is {','.join(map(str, self.bands))}; expected band numbers from 1, such as 3,2,1."
             )
@@ -69,6 +79,11 @@ class PredictConfig:
         """The service's URL, and the model's name from http://host/v1/models/NAME, or None if the URL names none."""
         url, separator, name = self.model.rstrip("/").partition("/v1/models/")
         return url, unquote(name) if separator else None
+
+    @property
+    def response_timeout(self) -> float:
+        """Seconds to wait for a response of the service."""
+        return DEFAULT_TIMEOUT if self.timeout is None else self.timeout
 
     @property
     def mask_suffix(self) -> str:
@@ -105,6 +120,10 @@ def read_api_key(file: Path | None) -> str:
         return file.read_text().strip() if file else os.environ.get(KEY_VARIABLE, "")
     except OSError as error:
         raise ConfigError(f"The --key-file {file} cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"The --key-file {file} is not text; expected the key that `maskserve key` printed."
+        ) from error
 
 
 def require_package(package: str, extra: str, feature: str) -> None:

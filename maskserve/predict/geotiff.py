@@ -4,6 +4,8 @@ The labels equal those of `Segmenter.segment` for the whole image. Pixels withou
 or a mask, in all three bands; NaN in one) become 255.
 """
 
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,7 @@ import cv2
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
@@ -50,6 +53,18 @@ def segment_raster(
     Raises: RunError after `should_stop` returned True; DataError for a file that is not a GeoTIFF or lacks the bands;
     EngineError for a bundle whose input rule needs whole images; OSError if the mask cannot be written.
     """
+    with utf8_path(source) as readable, utf8_path(target) as writable:
+        return _segment_raster(segmenter, spec, readable, writable, config, should_stop)
+
+
+def _segment_raster(
+    segmenter: Segmenter,
+    spec: BundleSpec,
+    source: Path,
+    target: Path,
+    config: PredictConfig,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
     start = time.perf_counter()
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
@@ -69,6 +84,20 @@ def segment_raster(
     return {"height": size[0], "width": size[1], "classes": classes, "milliseconds": milliseconds}
 
 
+@contextmanager
+def utf8_path(path: Path) -> Iterator[Path]:
+    """A path that GDAL can open: the path itself, or a temporary link to it if its name is not UTF-8."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory() as folder:
+            link = Path(folder, "raster.tif")
+            link.symlink_to(path.absolute())
+            yield link
+    else:
+        yield path
+
+
 def gdal_cache_bytes(raster: Any, tile: int) -> int:
     """Size of GDAL's cache of unpacked blocks, in bytes, for tiles of `tile` pixels a side."""
     height, width = raster.block_shapes[0]
@@ -78,12 +107,35 @@ def gdal_cache_bytes(raster: Any, tile: int) -> int:
     return int(np.clip(raster.width * (tile + 2 * height) * pixel_bytes, GDAL_CACHE_BYTES, MAX_STRIP_CACHE_BYTES))
 
 
+def choose_bands(raster: Any) -> list[int]:
+    """The red, green and blue bands, from 1, of a raster that is read without --bands.
+
+    Those that it marks as such; the first three of three or four; a single band as gray. Alpha does not count.
+    Raises: DataError for other numbers of bands, and for a color table.
+    """
+    colors = list(raster.colorinterp)
+    rgb = [ColorInterp.red, ColorInterp.green, ColorInterp.blue]
+    if all(color in colors for color in rgb):
+        return [colors.index(color) + 1 for color in rgb]
+    if ColorInterp.palette in colors:
+        raise DataError("the raster has a color table: expand it with `gdal_translate -expand rgb IN.tif OUT.tif`.")
+    bands = [band for band, color in enumerate(colors, 1) if color != ColorInterp.alpha]
+    if len(bands) == 1:
+        return bands * 3
+    if len(bands) in (3, 4):
+        return bands[:3]
+    raise DataError(
+        f"the raster has {raster.count} bands, and does not mark red, green and blue: name them with --bands, such as "
+        "--bands 3,2,1."
+    )
+
+
 class RasterReader:
     """Reads an opened raster as an image: three of its bands, scaled to 0..255."""
 
     def __init__(self, raster: Any, config: PredictConfig, should_stop: Callable[[], bool]) -> None:
         """Raises: DataError for bands that the raster does not have, or samples of unknown range."""
-        self.raster, self.bands, self.should_stop = raster, list(config.bands), should_stop
+        self.raster, self.bands, self.should_stop = raster, list(config.bands or choose_bands(raster)), should_stop
         if max(self.bands) > raster.count:
             raise DataError(f"the raster has {raster.count} bands; --bands is {','.join(map(str, self.bands))}.")
         kind = raster.dtypes[self.bands[0] - 1]

@@ -7,6 +7,7 @@ from typing import Any
 
 from maskserve.predict.backends import Backend, BundleBackend, ServiceBackend
 from maskserve.predict.config import GEOTIFF, PredictConfig, short_model_name
+from maskserve.predict.geo_polygons import georeference_polygons
 from maskserve.predict.inputs import InputImage
 from maskserve.predict.manifest import ManifestRow
 from maskserve.predict.outputs import FolderStore, ObjectStore
@@ -57,7 +58,10 @@ class ImageTask:
                         backend.segmenter, backend.bundle.spec, source, target, self.config, should_stop
                     )
                 )
-        encoded, fields = self.backend(image.root.read(image.name))
+        data = image.root.read(image.name)
+        encoded, fields = self.backend(data)
+        if encoded is not None and self.config.format == "json" and self.config.options.masks == "polygons":
+            encoded = georeference_polygons(data, encoded)
         if mask and encoded is not None:
             self.output.put(mask, encoded)
         return fields

@@ -12,12 +12,18 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from maskserve.predict.dataset_folder import select_images
+from maskserve.predict.unread import ARCHIVE_SUFFIXES, UnreadFiles
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from models.imaging.decode import IMAGE_SUFFIXES
-from models.imaging.files import check_file_size, read_image_file
+from models.imaging.files import check_file_size, check_is_file, read_image_file
 
 ARCHIVE_SUFFIX = ".zip"
+LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv", ".json"})
 GLOB_CHARACTERS = frozenset("*?[")
+# An archive's member or the whole archive is refused if it unpacks to more bytes and to more than so many times its own:
+# images hardly compress, and zeros would fill the memory.
+MIN_BOMB_BYTES, MAX_UNPACKED_RATIO = 256 << 20, 200
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,7 @@ class InputRoot:
                     ) from error
                 raise DataError(f"{self.full_address(name)}: cannot be opened ({error.strerror}).") from error
         with self._open_remote(name) as (filesystem, path):
-            check_file_size(
-                self.full_address(name), filesystem.info(path).get("size") or 0
-            )  # of a zip's member, unpacked
+            check_size(self.full_address(name), filesystem, path)
             data: bytes = filesystem.cat_file(path)
             return data
 
@@ -58,12 +62,18 @@ class InputRoot:
     def local_copy(self, name: str) -> Iterator[Path]:
         """An image as a local file, for formats that are read in parts. Raises: as `read`."""
         if not self.is_remote:
-            yield Path(self.address, name)
+            file = Path(self.address, name)
+            try:
+                check_is_file(file)
+            except OSError as error:
+                raise DataError(f"{self.full_address(name)}: cannot be opened ({error.strerror}).") from error
+            yield file
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / PurePosixPath(name).name
             copy.write_bytes(b"")
             with self._open_remote(name) as (filesystem, path):
+                check_size(self.full_address(name), filesystem, path, in_memory=False)
                 filesystem.get_file(path, str(copy))
             yield copy
 
@@ -89,21 +99,26 @@ class InputImage(NamedTuple):
         return self.root.full_address(self.name).encode("utf-8", "backslashreplace").decode()
 
 
-def find_images(sources: Iterable[str], exclude: str = "") -> Iterator[InputImage]:
+def find_images(sources: Iterable[str], exclude: str = "", unread: UnreadFiles | None = None) -> Iterator[InputImage]:
     """The images of each source, sorted within a folder. `exclude`: a folder or URL whose content is skipped.
 
+    `unread` gets the other files. A pipe or a device with the name of an image is an image: reading it is an error of its own.
     Raises: DataError for a source without images, RunError for a store that cannot be reached.
     """
     for source in (source.removeprefix("file://") for source in sources):
+        skipped = UnreadFiles()
         root, names = (
-            _find_remote(source, exclude)
+            _find_remote(source, exclude, skipped)
             if _is_remote(source)
-            else _find_local(source, Path(exclude) if exclude else None)
+            else _find_local(source, Path(exclude) if exclude else None, skipped)
         )
         if not names:
+            found = f" ({'; '.join(skipped.messages())})" if skipped.messages() else ""
             raise DataError(
-                f"{source} contains no image; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+                f"{source} contains no image{found}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
             )
+        if unread is not None:
+            unread.update(skipped)
         for name in names:
             if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")):
                 raise DataError(
@@ -116,28 +131,59 @@ def _is_remote(source: str) -> bool:
     return "://" in source or "::" in source or (source.lower().endswith(ARCHIVE_SUFFIX) and Path(source).is_file())
 
 
-def _find_local(source: str, exclude: Path | None) -> tuple[InputRoot, list[str]]:
+def _find_local(source: str, exclude: Path | None, unread: UnreadFiles) -> tuple[InputRoot, list[str]]:
     path = Path(os.path.abspath(source))
     if path.is_dir():
-        return InputRoot(str(path)), [file.relative_to(path).as_posix() for file in _list_images(path, exclude)]
-    if path.is_file():
+        files = _list_images(path, exclude, unread)
+        layout, images = select_images(path, files)
+        if len(images) < len(files):
+            unread.masks.append(
+                f"{source} is a data set ({layout}): its {len(images):,} images are segmented, not its "
+                f"{len(files) - len(images):,} masks"
+            )
+        return InputRoot(str(path)), [file.relative_to(path).as_posix() for file in images]
+    if os.path.lexists(path):
+        _check_is_image_file(source, path)
         return InputRoot(str(path.parent)), [path.name]
     if not GLOB_CHARACTERS & set(source):
         raise DataError(f"{source} does not exist; expected an image, a folder, a glob, a zip file or a URL of these.")
     folder = Path(*_parts_before_glob(path.parts))
-    files = sorted(
-        file
-        for file in map(Path, glob.iglob(str(path), recursive=True))
-        if _is_image(file.name) and file.is_file() and not (exclude and file.is_relative_to(exclude))
-    )
-    return InputRoot(str(folder)), [file.relative_to(folder).as_posix() for file in files]
+    files = []
+    for file in map(Path, glob.iglob(str(path), recursive=True)):
+        if file.is_dir() or (exclude and file.is_relative_to(exclude)):
+            continue
+        if _is_image(file.name):
+            files.append(file)
+        else:
+            unread.add(file.name)
+    return InputRoot(str(folder)), [file.relative_to(folder).as_posix() for file in sorted(files)]
 
 
-def _list_images(folder: Path, exclude: Path | None) -> list[Path]:
+def _check_is_image_file(source: str, path: Path) -> None:
+    """Check that a file that is named as a source is no archive and no list. Raises: DataError."""
+    suffix = path.suffix.lower()
+    if suffix in ARCHIVE_SUFFIXES:
+        raise DataError(
+            f"{source} is an archive; only zip files are read. Unpack it and name its folder, or make a zip file."
+        )
+    if suffix in LIST_SUFFIXES:
+        raise DataError(
+            f"{source} is no image. To segment the images that it lists, name them: maskserve predict MODEL $(cat {source}) ..."
+        )
+
+
+def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles) -> list[Path]:
     images = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=unread.add_error):
         folders[:] = [name for name in folders if Path(parent, name) != exclude]
-        images += [Path(parent, name) for name in files if _is_image(name)]
+        for name in folders:
+            if os.path.islink(os.path.join(parent, name)):
+                unread.add_link(Path(parent, name))
+        for name in files:
+            if _is_image(name):
+                images.append(Path(parent, name))
+            else:
+                unread.add(name)
     return sorted(images)
 
 
@@ -146,7 +192,7 @@ def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.rpartition("/")[2].startswith("._")
 
 
-def _find_remote(source: str, exclude: str) -> tuple[InputRoot, list[str]]:
+def _find_remote(source: str, exclude: str, unread: UnreadFiles) -> tuple[InputRoot, list[str]]:
     url = source if "://" in source or "::" in source else os.path.abspath(source)
     if url.lower().endswith(ARCHIVE_SUFFIX) and "::" not in url:
         url = f"zip://::{url}"
@@ -164,8 +210,37 @@ def _find_remote(source: str, exclude: str) -> tuple[InputRoot, list[str]]:
         else:
             names = filesystem.find(folder)
         root = InputRoot(base + chain + rest)
-        names = [name.removeprefix(folder).lstrip("/") for name in sorted(names) if _is_image(name)]
-        return root, [name for name in names if not (exclude and root.full_address(name).startswith(f"{exclude}/"))]
+        if scheme == "zip":
+            check_archive(source, filesystem.zip)
+        names = [name.removeprefix(folder).lstrip("/") for name in sorted(names)]
+        names = [name for name in names if not (exclude and root.full_address(name).startswith(f"{exclude}/"))]
+        for name in names:
+            if not _is_image(name) and "." in name.rpartition("/")[2]:  # a glob finds folders too
+                unread.add(name)
+        return root, [name for name in names if _is_image(name)]
+
+
+def check_archive(source: str, archive: zipfile.ZipFile) -> None:
+    """Check a zip file's table before anything is unpacked. Raises: DataError for members that overlap or are nearly all zeros."""
+    members = archive.infolist()
+    packed, unpacked = sum(info.compress_size for info in members), sum(info.file_size for info in members)
+    if packed > archive.start_dir or _is_bomb(packed, unpacked):
+        raise DataError(f"{source} would unpack to {unpacked / 1e9:,.1f} GB from {archive.start_dir / 1e6:,.1f} MB.")
+
+
+def check_size(address: str, filesystem: Any, path: str, in_memory: bool = True) -> None:
+    """Check the size of an object or an archive's member before it is read. Raises: DataError."""
+    archive = getattr(filesystem, "zip", None)
+    member = archive.NameToInfo.get(path) if isinstance(archive, zipfile.ZipFile) else None
+    if in_memory:
+        check_file_size(address, member.file_size if member else filesystem.info(path).get("size") or 0)
+    if member and _is_bomb(member.compress_size, member.file_size):
+        sizes = f"{member.file_size / 1e6:,.0f} MB from {member.compress_size / 1e3:,.0f} kB"
+        raise DataError(f"{address}: would unpack to {sizes}.")
+
+
+def _is_bomb(packed: int, unpacked: int) -> bool:
+    return unpacked > max(MIN_BOMB_BYTES, MAX_UNPACKED_RATIO * packed)
 
 
 def _parts_before_glob(parts: "tuple[str, ...] | list[str]") -> list[str]:
@@ -217,6 +292,8 @@ def translate_store_errors(address: str) -> Iterator[None]:
         yield
     except MaskserveError:
         raise
+    except zipfile.BadZipFile as error:
+        raise RunError(f"{address} is not a zip file, or is incomplete. Copy or download it again.") from error
     except ImportError as error:
         raise ConfigError(
             f"{address} needs a package that is not installed ({first_line(error)}): install it, or the extra [batch]."

@@ -73,6 +73,8 @@ class JsonlManifest:
         self.output, self.state = output, ManifestState()
         self.path = output.path / JSONL_FILE
         self.lock, self.has_new_rows = threading.Lock(), False
+        if os.path.lexists(output.path) and not output.path.is_dir():
+            raise RunError(f"{output.path} is a file; --out names the folder of the masks.")
         if not self.path.is_file() and output.path.is_dir() and any(output.path.iterdir()):
             raise foreign_folder_error(str(output.path), self.path.name)
         try:
@@ -172,8 +174,9 @@ class ParquetManifest:
     """The manifest of an object store."""
 
     def __init__(self, output: ObjectStore, header: dict[str, Any], retry: Set[str] = frozenset()) -> None:
-        """As JsonlManifest, but a second run in the same output is not detected."""
+        """As JsonlManifest, but a second run in the same output is detected only when a part is written."""
         self.output, self.state = output, ManifestState()
+        self.known_parts: set[str] = set()
         self._start_part()
         self.lock, self.has_new_rows = threading.Lock(), False
         with translate_store_errors(output.url):
@@ -208,9 +211,23 @@ class ParquetManifest:
 
     def _flush(self) -> None:
         if self.pending:
+            self._check_no_other_run()
             self.has_new_rows = True
+            self.known_parts.add(self.part_name)
             self.output.put(self.part_name, to_parquet_bytes(self.pending))
         self._start_part()
+
+    def _check_no_other_run(self) -> None:
+        """A store has no locks, but shows parts that this run did not write. Raises: RunError."""
+        with translate_store_errors(self.output.url):
+            self.output.fs.invalidate_cache(f"{self.output.path}/{MANIFEST}")
+            foreign = set(self._list_parts()) - self.known_parts
+        if foreign:
+            self.pending = []
+            raise RunError(
+                f"Another run is writing to {self.output.url}, so this one stops. Once the other has ended, the same command "
+                "resumes."
+            )
 
     def _start_part(self) -> None:
         # The name stays until the part is written: if a request succeeded but its response was lost, the retry writes the
@@ -220,9 +237,16 @@ class ParquetManifest:
 
     def _read_parts(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         """The name and the rows of each part."""
-        filesystem, folder = self.output.fs, self.output.path
-        for path in sorted(filesystem.glob(f"{folder}/manifest/part-*.parquet")):
-            yield path.removeprefix(f"{folder}/"), read_parquet_bytes(filesystem.cat_file(path))
+        for name in self._list_parts():
+            self.known_parts.add(name)
+            yield name, read_parquet_bytes(self.output.fs.cat_file(f"{self.output.path}/{name}"))
+
+    def _list_parts(self) -> list[str]:
+        """The names of the parts in the store, the oldest first."""
+        folder = self.output.path
+        return [
+            path.removeprefix(f"{folder}/") for path in sorted(self.output.fs.glob(f"{folder}/manifest/part-*.parquet"))
+        ]
 
 
 def open_manifest(

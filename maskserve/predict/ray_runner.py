@@ -30,6 +30,7 @@ BLOCK_SIZE = 16  # images per block of an actor; if it dies, Ray starts another 
 MAX_ATTEMPTS = 3  # attempts per block; then each of its images gets as many attempts in a block of its own
 MAX_LOST_BLOCKS = 32  # blocks that may be lost before the run stops: by then the images are not the cause
 OBJECT_STORE_BYTES = 256 << 20  # of Ray's memory on this machine; addresses and rows need little
+NAME_CODEC = ("utf-8", "surrogateescape")  # of file names
 STOP_KEY = "stop"  # in a message in place of a row: the name of an error in models/errors.py
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # disables usage reports to the makers of Ray
@@ -58,10 +59,20 @@ class PredictActor:
 
     def _process_block(self, block: dict[str, Any]) -> list[ManifestRow]:
         self.task = self.task or ImageTask(*self.task_args)
-        roots = {address: InputRoot(address) for address in set(map(str, block["root"]))}
-        images = zip(map(str, block["root"]), map(str, block["name"]), strict=True)
         with ThreadPoolExecutor(self.task.threads) as pool:
-            return list(pool.map(self.task, [InputImage(roots[root], name) for root, name in images]))
+            return list(pool.map(self.task, images_of_block(block)))
+
+
+def image_to_item(image: InputImage) -> dict[str, bytes]:
+    """The address of an image as a row of Ray Data. Bytes, because file names need not be UTF-8, and Arrow's text must."""
+    return {"root": image.root.address.encode(*NAME_CODEC), "name": image.name.encode(*NAME_CODEC)}
+
+
+def images_of_block(block: dict[str, Any]) -> list[InputImage]:
+    """The images of a block of such rows; those of one folder share their root."""
+    addresses, names = ([bytes(text).decode(*NAME_CODEC) for text in block[column]] for column in ("root", "name"))
+    roots = {address: InputRoot(address) for address in set(addresses)}
+    return [InputImage(roots[address], name) for address, name in zip(addresses, names, strict=True)]
 
 
 def run_on_ray(
@@ -99,12 +110,13 @@ def _segment_on_actors(
 ) -> Iterator[ManifestRow]:
     """The rows of the images, but for blocks whose actor died each time. Raises: RunError."""
     gpu = uses_gpu(ray, config)
-    addresses = [{"root": image.root.address, "name": image.name} for image in images]
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning
         )  # of max_task_retries, for which Ray 2.60 has no replacement
-        rows = ray.data.from_items(addresses, override_num_blocks=-(-len(images) // block_size)).map_batches(
+        rows = ray.data.from_items(
+            list(map(image_to_item, images)), override_num_blocks=-(-len(images) // block_size)
+        ).map_batches(
             PredictActor,
             fn_constructor_args=(config, any(image.root.is_remote for image in images), str(Path.home())),
             batch_size=None,

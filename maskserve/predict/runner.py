@@ -29,11 +29,11 @@ from maskserve.predict.image_task import ImageTask, mask_name, open_output
 from maskserve.predict.inputs import InputImage, find_images
 from maskserve.predict.manifest import MANIFEST, ManifestRow, ManifestState, open_manifest
 from maskserve.predict.outputs import STAGING_FOLDER, FolderStore, OutputStore
+from maskserve.predict.unread import UnreadFiles
 from models.bundle import open_bundle
-from models.errors import ConfigError, DataError, RunError
+from models.errors import ConfigError, DataError, RunError, escape_line
 from models.inference.segmenter import check_supports_windows
 from models.outputs.select import class_indices
-from models.spec import BundleSpec
 
 MAX_NAME_BYTES = 255  # of a file name, on nearly every file system
 MAX_PRINTED_ERRORS = 20  # the manifest has all errors
@@ -61,7 +61,9 @@ def run(
     if actors and not ray:
         raise ConfigError("--actors is the number of Ray actors: add --ray.")
     output = open_output(config)
-    images = list(find_images(sources, str(output.path) if isinstance(output, FolderStore) else output.url))
+    unread = UnreadFiles()
+    excluded = str(output.path) if isinstance(output, FolderStore) else output.url
+    images = list(find_images(sources, excluded, unread))
     check_mask_names(images, config)
     header = config.manifest_header(resolve_model(config))
     manifest = open_manifest(output, header, {image.path for image in images} if retry_errors else set())
@@ -71,6 +73,8 @@ def run(
         earlier, earlier_failed = len(state.paths), state.failed_count
         todo = remaining_images(images, state, config, output)
         with ProgressReport(console, len(todo)) as report, report_interrupt(report):
+            for message in unread.messages():
+                report.print_line(message)
 
             def save_row(row: ManifestRow) -> None:
                 manifest.append(row)
@@ -136,8 +140,8 @@ def resolve_model(config: PredictConfig) -> str:
     if config.uses_service:
         with make_client(config) as client:
             entry = find_served_model(client, config)
-        class_indices(config.options.classes, BundleSpec.model_validate(entry["spec"]))
-        return f"{entry['name']}@{entry['hash']}"
+        class_indices(config.options.classes, entry.class_spec)
+        return f"{entry.name}@{entry.hash}"
     bundle = open_bundle(Path(config.model))
     if config.format == GEOTIFF:
         check_supports_windows(bundle.spec.input)
@@ -254,7 +258,7 @@ class ProgressReport:
 
     def print_line(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self.console.print(escape_line(text), highlight=False, markup=False, soft_wrap=True)
 
     def add_row(self, row: ManifestRow) -> None:
         """Count a row and print its error. May be called from any thread."""
@@ -266,7 +270,7 @@ class ProgressReport:
             self.last_logged = now if due else self.last_logged
         self.progress.advance(self.task)
         if row.error is not None and failed <= MAX_PRINTED_ERRORS:
-            self.console.print(f"[red]error:[/] {escape(row.error)}", highlight=False, soft_wrap=True)
+            self.console.print(f"[red]error:[/] {escape(escape_line(row.error))}", highlight=False, soft_wrap=True)
             if failed == MAX_PRINTED_ERRORS:
                 self.print_line("further errors are only in the manifest")
         if due:

@@ -163,6 +163,8 @@ def _open_image(data: bytes, max_pixels: int) -> ImageFile:
     except (ImageError, MemoryError, Image.DecompressionBombError) as error:
         raise _to_image_error(error, max_pixels) from error
     except Exception as error:  # Pillow's plugins raise exceptions of any class
+        if name == "TIFF":
+            tiff_limits.check_bands(data)
         raise CorruptImageError(
             f"The image begins like a {name}, but its header is truncated or corrupt, or of an unsupported variant "
             f"({first_line(error)!r}). Save it again as PNG or JPEG."

@@ -10,11 +10,16 @@ MAX_FILE_BYTES = 1 << 30
 
 def read_image_file(path: Path) -> bytes:
     """The bytes of a file. Raises: OSError; DataError, which names the file, if it is not a regular file or too large."""
+    check_file_size(str(path), check_is_file(path))
+    return path.read_bytes()
+
+
+def check_is_file(path: Path) -> int:
+    """The size of a file, in bytes. Raises: OSError; DataError, which names the file, for a pipe or a device."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a folder cannot be opened
         raise DataError(f"{path} is not a file but a pipe or a device; expected an image file.")
-    check_file_size(str(path), status.st_size)
-    return path.read_bytes()
+    return status.st_size
 
 
 def check_file_size(address: str, size: int) -> None:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from models.errors import CorruptImageError, ImageTooLargeError, MultiFrameImageError
+from models.errors import CorruptImageError, ImageTooLargeError, MultiFrameImageError, UnsupportedFormatError
 from models.imaging.detect_format import camera_raw_advice, unsupported_format_error
 
 NEW_SUBFILE_TYPE, SUBFILE_TYPE, WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 254, 255, 256, 257, 322, 323
 COMPRESSION, PLANAR_CONFIGURATION, SAMPLES_PER_PIXEL, ROWS_PER_STRIP = 259, 284, 277, 278
 STRIP_OFFSETS, STRIP_BYTE_COUNTS, TILE_OFFSETS, TILE_BYTE_COUNTS = 273, 279, 324, 325
+BITS_PER_SAMPLE = 258
 PHOTOMETRIC, ORIENTATION, SUB_IFDS, DNG_VERSION = 262, 274, 330, 50706
 NESTED_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability: Pillow loads these directories with the image's own
 REDUCED, MASK = 1, 4  # bits of SUBFILE
@@ -115,6 +116,20 @@ def _is_full(page: ImageFileDirectory, first: ImageFileDirectory) -> bool:
     """Whether a page is neither declared a thumbnail or a mask, nor small compared with the first page."""
     is_small = page.pixel_count * 2 <= first.pixel_count and max(page.size) < THUMBNAIL_SIDE
     return not page.is_auxiliary and not is_small
+
+
+def check_bands(data: bytes) -> None:
+    """For a TIFF that Pillow cannot read: refuse several bands that are no RGB image, as satellites' are. The file may be sound.
+
+    Raises: UnsupportedFormatError.
+    """
+    first = read_first_directory(data)
+    bands, bits = first.first_value(SAMPLES_PER_PIXEL, 1), first.first_value(BITS_PER_SAMPLE, 1)
+    if bands > 1:
+        raise UnsupportedFormatError(
+            f"The TIFF has {bands} bands of {bits} bits that are not a gray or RGB image. Select three of them: `gdal_translate "
+            "-b 3 -b 2 -b 1 IN.tif OUT.tif`, or segment it with `maskserve predict --format geotiff --bands 3,2,1`."
+        )
 
 
 def read_first_directory(data: bytes) -> ImageFileDirectory:

@@ -80,6 +80,8 @@ def test_every_usable_engine_and_precision_has_a_row(tiny_bench: tuple[str, Path
         for precision in usable_precisions(bundle, engine, "cpu")
     }
     assert set(rows) == expected
+    speeds = [row["ms"] for row in report["rows"]]
+    assert speeds == sorted(speeds)
     for row in rows.values():
         assert not row["error"]
         assert row["ms"] > 0 and row["p95"] >= row["ms"] and row["first_prediction_s"] > 0
@@ -129,9 +131,9 @@ def test_a_failure_is_a_row_and_affects_no_other(
     assert measured
     assert "tiny, mine.png at 70x60" in printed
     rows = json.loads((tmp_path / "out" / "bench.json").read_text())["rows"]
-    assert [bool(row["error"]) for row in rows] == [True, True, False, True]
-    assert "ended by SIGKILL; there may be too little memory" in rows[0]["error"]
-    assert rows[1]["error"] == "There is not enough memory (3 of 2 GB)."
+    assert [bool(row["error"]) for row in rows] == [False, True, True, True]
+    assert "ended by SIGKILL; there may be too little memory" in rows[1]["error"]
+    assert rows[2]["error"] == "There is not enough memory (3 of 2 GB)."
     assert "int8" in rows[3]["error"]
     assert "failed: openvino killed: Its process" in printed
     assert "unavailable: torch: torch is not installed." in printed

@@ -315,3 +315,10 @@ def test_the_hash_changes_with_file_names(bundle: Path) -> None:
     (bundle / "probes" / "0.png").rename(bundle / "probes" / "größe.png")
     rewrite_checksums(bundle)
     assert open_bundle(bundle).hash != before
+
+
+def test_verify_reads_every_file(bundle: Path) -> None:
+    open_bundle(bundle).verify()
+    (bundle / WEIGHTS_FILE).write_bytes(b"other")
+    with pytest.raises(BundleError, match=f"{WEIGHTS_FILE} is not the file that was exported"):
+        open_bundle(bundle).verify()

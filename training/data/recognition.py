@@ -53,17 +53,25 @@ def recognize(root: Path, formats: Mapping[str, ModuleType]) -> Recognition:
     tree = list_tree(root)
     if not tree.num_files:
         raise DataError(f"{root} is empty; give a folder of images and masks.")
-    for depth in range(MAX_DEPTH + 1):
+    found = find_format(tree, formats, 0 if root.is_file() and not is_archive(root) else MAX_DEPTH)
+    if found is None:
+        raise DataError(describe_unrecognized(root, tree, formats))
+    return found
+
+
+def find_format(tree: FileTree, formats: Mapping[str, ModuleType], max_depth: int = MAX_DEPTH) -> Recognition | None:
+    """As `recognize`, for a folder that was listed; None if no format fits."""
+    for depth in range(max_depth + 1):
         found = {name: evidence for name, module in formats.items() if (evidence := module.detect(tree))}
         if found:
             ranked = sorted(found, key=lambda name: _rank(found[name]), reverse=True)
             others = {name: found[name] for name in ranked[1:]}
             return Recognition(tree, ranked[0], found[ranked[0]], others)
         inner = tree.children("")
-        if len(inner) != 1 or depth == MAX_DEPTH or (root.is_file() and not is_archive(root)):
+        if len(inner) != 1 or depth == max_depth:
             break
         tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
-    raise DataError(describe_unrecognized(root, list_tree(root), formats))
+    return None
 
 
 def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, ModuleType]) -> str:

@@ -156,7 +156,9 @@ def list_tree(root: Path) -> FileTree:
                 way = (*followed, target)
             if entry.is_dir():
                 folders[entry.name] = way
-            else:
+            elif (
+                entry.is_file() or suffix_of(entry.name) in IMAGE_SUFFIXES
+            ):  # a pipe named .json would block its reader
                 names.append(entry.name)
         files[folder], subfolders[folder] = sorted(names), sorted(folders)
         for name in subfolders[folder]:

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
-from models.errors import BundleError, ConfigError, WeightsError
+from models.errors import BundleError, ConfigError, WeightsError, escape_line
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter
 from models.outputs.png import to_palette_image
@@ -97,7 +97,7 @@ def write_probes(folder: Path, segmenter: Segmenter, images: list[RGB], classes:
 
 def print_probe_classes(classes: list[ClassInfo], occurring: set[int], console: Console) -> None:
     """Print which classes the probes show; probes of a single class prove little."""
-    names = [entry.name for label, entry in enumerate(classes) if label in occurring]
+    names = [escape_line(entry.name) for label, entry in enumerate(classes) if label in occurring]
     listed = ", ".join(names[:6]) + ", ..." * (len(names) > 6)
     console.print(
         f"The probes show {len(names)} of {len(classes)} classes: {listed}",

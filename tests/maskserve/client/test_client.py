@@ -235,6 +235,13 @@ def test_both_clients_have_the_same_methods() -> None:
     assert signatures(Client) == signatures(AsyncClient) and len(signatures(Client)) == 9
 
 
+def test_errors_name_the_client_that_was_called(client: Client) -> None:
+    with pytest.raises(TypeError, match=r"^Client\.segment\(\) got an unexpected keyword argument 'size'"):
+        client.segment(b"image", size=3)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"^AsyncClient\.segment\(\) missing"):
+        AsyncClient(client.url).segment()  # type: ignore[call-arg]
+
+
 def test_the_async_client_returns_the_same(client: Client, service_url: str, tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(synthetic_image(40, 60)).save(path)

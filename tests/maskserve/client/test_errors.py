@@ -93,11 +93,21 @@ def test_an_invalid_key_is_refused(wrong: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["", "127.0.0.1:3000", "localhost:3000", "ftp://a.org", "http://", "http://a:b", "bundle/"]
-)
+    "wrong",
+    ["", "127.0.0.1:3000", "localhost:3000", "ftp://a.org", "http://", "http://a:b", "bundle/", "http://a b:1",
+     "http://300.1.1.1"],
+)  # fmt: skip
 def test_an_invalid_address_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"expected one such as http://127\.0\.0\.1:3000"):
         Client(wrong)
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "0", "-1"])
+def test_an_impossible_port_is_refused(port: str) -> None:
+    """The system would take it modulo 65536, and another service might answer."""
+    with pytest.raises(ValueError, match=f"is {port}; expected a number from 1 to 65535"):
+        Client(f"http://127.0.0.1:{port}")
+    assert Client("http://127.0.0.1:65535").url.endswith("65535")
 
 
 @pytest.mark.parametrize(
@@ -144,6 +154,12 @@ def test_no_service_is_running() -> None:
         assert isinstance(caught.value.__cause__, httpx.ConnectError)
 
 
+def test_an_unknown_host() -> None:
+    client = Client("http://no-such-host.invalid", retry_timeout=0)
+    with client, pytest.raises(UnreachableError, match=r"No host is known by the name 'no-such-host\.invalid'"):
+        client.models()
+
+
 @pytest.mark.parametrize(
     "response",
     [DROPPED, http_response(200, b"[", missing=1), b"SSH-2.0-OpenSSH_9.9\r\n"],
@@ -161,7 +177,10 @@ def test_the_error_of_a_proxy() -> None:
         with pytest.raises(ServiceError) as caught:
             client.models()
         sent = server.requests[0].headers["x-request-id"]
-    assert str(caught.value) == f"Reason (502): 502 Bad Gateway nginx (request {sent})"
+    assert str(caught.value) == (
+        f"Reason (502): {server.url}/v1/models was answered by a proxy or another server, not by maskserve: "
+        f"502 Bad Gateway nginx (request {sent})"
+    )
     assert (type(caught.value), caught.value.kind) == (ServiceError, "")
 
 
@@ -174,6 +193,17 @@ def test_the_error_of_a_proxy_has_the_type_of_its_status(status: int, kind: type
             pytest.raises(kind),
         ):
             client.models()
+
+
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_another_server_at_the_address(status: int) -> None:
+    with (
+        run_fake_server(http_response(status, HTML)) as server,
+        Client(server.url) as client,
+        pytest.raises(ServiceError) as caught,
+    ):
+        client.segment(b"image")
+    assert f"{server.url}/v1/segment is not a path of maskserve; is another server" in str(caught.value)
 
 
 def test_a_redirect_is_an_error() -> None:

@@ -30,7 +30,8 @@ from tests.fixtures_bundles import synthetic_image
 from tests.maskserve.fake_server import DROPPED, FakeServer, http_response, run_fake_server
 
 OK_RESPONSE = http_response(200, b"[]", Content_Type="application/json")
-MASK_RESPONSE = http_response(200, b"mask", X_Model="small@0")
+MASK = b"\x89PNG\r\n\x1a\n"
+MASK_RESPONSE = http_response(200, MASK, X_Model="small@0")
 PROXY_ERROR = http_response(503, b"<html><h1>No backend</h1></html>", Content_Type="text/html")
 FINAL_STATUSES = (301, 400, 401, 404, 408, 413, 415, 422, 500, 502, 504)
 TRUNCATED_RESPONSE = http_response(200, b"[", missing=1)
@@ -87,7 +88,7 @@ def test_a_request_is_retried_until_it_succeeds(kind: type[Client] | type[AsyncC
     with run_fake_server(
         DROPPED, busy_response("0"), PROXY_ERROR, TRUNCATED_RESPONSE, not_ready_response(Retry_After="0"), MASK_RESPONSE
     ) as server:
-        assert call_client(kind, server.url, "segment_bytes", b"image") == b"mask"
+        assert call_client(kind, server.url, "segment_bytes", b"image") == MASK
     assert len(server.requests) == 6
     assert {(request.line, request.body) for request in server.requests} == {
         ("POST /v1/segment HTTP/1.1", b"image"),

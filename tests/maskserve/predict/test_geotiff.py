@@ -1,11 +1,13 @@
 """GeoTIFFs, segmented in windows: the same labels as for the whole image."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+from rasterio.enums import ColorInterp
 
 from maskserve.predict.config import PredictConfig
 from maskserve.predict.geotiff import (
@@ -14,6 +16,7 @@ from maskserve.predict.geotiff import (
     gdal_cache_bytes,
     segment_raster,
     split_into_blocks,
+    utf8_path,
 )
 from models.bundle import SPEC_FILE, bundle_writer, open_bundle
 from models.errors import ConfigError, EngineError, RunError
@@ -90,7 +93,7 @@ def test_bands_scale_and_no_data(bundle: Path, tmp_path: Path) -> None:
     assert (labels == expected).mean() > 0.9999  # float32 and float64 round a sample in a million differently
     header = (tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[0]
     assert '"bands":[4,3,2],"scale":[0.0,10201.0]' in header
-    with pytest.raises(RunError, match=r"contains masks with bands 4,3,2; this run has 1,2,3"):
+    with pytest.raises(RunError, match=r"contains masks with bands 4,3,2; this run has unset"):
         run_predict(bundle, tmp_path / "scene.tif", out=tmp_path / "out", format="geotiff", scale=(0.0, 10201.0))
 
 
@@ -141,7 +144,7 @@ def test_an_unusable_raster_gets_a_row_with_the_reason(bundle: Path, tmp_path: P
     reasons = {Path(row["path"]).name: row.get("error", "") for row in read_rows(tmp_path / "out")}
     assert "0000.png: not a GeoTIFF. Other image formats need another --format." in reasons["0000.png"]
     assert "the GeoTIFF cannot be read" in reasons["cut.tif"]
-    assert "the raster has 2 bands; --bands is 1,2,3." in reasons["two.tif"]
+    assert "the raster has 2 bands, and does not mark red, green and blue: name them with --bands" in reasons["two.tif"]
     assert "the samples are int16: give the values of black and white with --scale LOW,HIGH" in reasons["signed.tif"]
     assert not reasons["good.tif"]
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tif")) == ["good.tif"]
@@ -213,3 +216,54 @@ def test_gdal_caches_a_row_of_windows_of_strips(tmp_path: Path) -> None:
         assert gdal_cache_bytes(scene, 65_536) == MAX_STRIP_CACHE_BYTES
     with rasterio.open(tiles) as scene:
         assert gdal_cache_bytes(scene, 1024) == GDAL_CACHE_BYTES
+
+
+def test_the_bands_of_a_raster_without_the_option(bundle: Path, tmp_path: Path) -> None:
+    image = synthetic_image(60, 80).transpose(2, 0, 1)
+    expected = {"gray": image[[0, 0, 0]], "alpha": image[[0, 0, 0]], "four": image, "marked": image[::-1]}
+    write_raster(tmp_path / "gray.tif", image[:1])
+    write_raster(tmp_path / "four.tif", np.concatenate([image, image[:1]]), photometric="minisblack")
+    write_raster(tmp_path / "marked.tif", np.concatenate([image] * 2))
+    write_raster(tmp_path / "alpha.tif", np.stack([image[0], np.full_like(image[0], 255)]))
+    colors = [ColorInterp.undefined] * 3 + [ColorInterp.blue, ColorInterp.green, ColorInterp.red]
+    for name, marks in {"marked": colors, "alpha": [ColorInterp.gray, ColorInterp.alpha]}.items():
+        with rasterio.open(tmp_path / f"{name}.tif", "r+") as raster:
+            raster.colorinterp = marks
+    complete, _ = run_predict(bundle, *sorted(tmp_path.glob("*.tif")), out=tmp_path / "out", format="geotiff")
+    assert complete
+    for name, bands in expected.items():
+        labels = segment_whole(bundle, bands.transpose(1, 2, 0)).labels
+        assert (read_mask(tmp_path / "out", name) == labels).all(), name
+
+
+def test_bands_that_are_not_marked_are_named(bundle: Path, tmp_path: Path) -> None:
+    """A satellite's first bands are rarely red, green and blue."""
+    scenes = tmp_path / "in"
+    scenes.mkdir()
+    write_raster(scenes / "seven.tif", np.zeros((7, 30, 40), np.uint16))
+    with rasterio.open(write_raster(scenes / "table.tif", np.zeros((1, 30, 40), np.uint8)), "r+") as raster:
+        raster.write_colormap(1, {0: (9, 9, 9, 255)})
+    for format, messages in {
+        "geotiff": (
+            "7 bands, and does not mark red, green and blue: name them with --bands",
+            "gdal_translate -expand rgb",
+        ),
+        "png": ("The TIFF has 7 bands of 16 bits", ""),
+    }.items():
+        run_predict(bundle, scenes, out=tmp_path / format, format=format)
+        rows = {Path(row["path"]).stem: row.get("error", "") for row in read_rows(tmp_path / format)}
+        assert messages[0] in rows["seven"] and messages[1] in rows["table"]
+        assert (format == "geotiff") == bool(rows["table"])
+
+
+def test_names_that_are_not_utf8(bundle: Path, tmp_path: Path) -> None:
+    """GDAL opens only paths that are UTF-8."""
+    image = synthetic_image(30, 40)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_raster(tmp_path / "scene.tif", image.transpose(2, 0, 1)).rename(folder / os.fsdecode(b"sz\xe4ne.tif"))
+    complete, printed = run_predict(bundle, folder, out=folder / "out", format="geotiff")
+    assert complete, printed
+    (mask,) = (folder / "out").glob("*.tif")
+    with utf8_path(mask) as path, rasterio.open(path) as raster:
+        assert (raster.read(1) == segment_whole(bundle, image).labels).all()

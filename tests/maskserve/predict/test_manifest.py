@@ -17,8 +17,8 @@ import maskserve.predict.runner
 from maskserve.predict.config import PredictConfig
 from maskserve.predict.image_task import ImageTask
 from maskserve.predict.inputs import InputImage, InputRoot
-from maskserve.predict.manifest import JsonlManifest
-from maskserve.predict.outputs import FolderStore
+from maskserve.predict.manifest import JsonlManifest, ManifestRow, ParquetManifest
+from maskserve.predict.outputs import FolderStore, ObjectStore
 from maskserve.predict.runner import resolve_model
 from models.bundle import open_bundle
 from models.errors import ConfigError, DataError, RunError
@@ -236,3 +236,33 @@ def test_another_file_of_the_manifests_name(bundle: Path, folder: Path, tmp_path
     with pytest.raises(RunError, match=r"manifest.jsonl is not a manifest of maskserve predict"):
         run_predict(bundle, folder, out=tmp_path / "out")
     assert (tmp_path / "out" / "manifest.jsonl").read_text() == "notes\n"
+
+
+def test_a_second_run_in_a_store_is_detected() -> None:
+    import fsspec
+
+    store = ObjectStore("memory://two-runs")
+    try:
+        first, second = (ParquetManifest(store, {"format": "png"}) for _ in range(2))
+        first.append(ManifestRow("a"))
+        first.close(complete=True)
+        second.append(ManifestRow("b"))
+        with pytest.raises(RunError, match=r"Another run is writing to memory://two-runs.* the same command resumes"):
+            second.close(complete=False)
+        third = ParquetManifest(store, {"format": "png"})
+        assert third.state.paths == {"a"}
+        third.append(ManifestRow("b"))
+        third.close(complete=True)
+        assert ParquetManifest(store, {"format": "png"}).state.paths == {"a", "b"}
+    finally:
+        fsspec.filesystem("memory").rm("/two-runs", recursive=True)
+
+
+def test_control_characters_are_printed_as_escapes(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "\x1b[31mred\n\x9b2J.png").write_bytes(b"nothing")
+    (tmp_path / "in" / "x.\x1b]0;title\x07").write_bytes(b"nothing")
+    _, printed = run_predict(bundle, tmp_path / "in", out=tmp_path / "out")
+    assert r"\x1b[31mred\n\x9b2J.png" in printed and r"1 .\x1b]0;title\x07" in printed
+    assert not set(printed) & {"\x1b", "\x9b", "\x07"}
+    assert "\x1b[31mred\n\x9b2J.png" in read_rows(tmp_path / "out")[0]["path"]

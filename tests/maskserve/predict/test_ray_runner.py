@@ -37,6 +37,7 @@ def actor_pids(pid: int) -> list[int]:
 def test_ray_gives_the_same_masks_even_if_a_worker_dies(bundle: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "in", 600, (40, 60))
     (tmp_path / "in" / "0001.png").write_bytes(b"nothing")
+    (tmp_path / "in" / "0003.png").rename(tmp_path / "in" / os.fsdecode(b"b\xfcro.png"))  # not UTF-8
     run_predict(bundle, tmp_path / "in", out=tmp_path / "local")
     killed: list[int] = []
 

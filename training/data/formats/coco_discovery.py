@@ -86,6 +86,8 @@ def _is_coco(file: Path) -> bool:
     if name.startswith(ANNOTATION_KINDS) or name.endswith(".coco.json"):
         return True
     try:
+        if not file.is_file():  # a named pipe would block
+            return False
         with file.open("rb") as stream:
             return _COCO_HEADER.match(stream.read(1 << 14)) is not None
     except OSError:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line
 from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
-from models.imaging.files import read_image_file
+from models.imaging.files import check_is_file, read_image_file
 from models.imaging.orientation import read_orientation
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
@@ -170,6 +170,7 @@ def _read_mask_header(pair: Pair) -> FileHeader:
     if pair.mask.suffix.lower() not in IMAGE_SUFFIXES:
         return FileHeader()
     try:
+        check_is_file(pair.mask)
         with pair.mask.open("rb") as file, Image.open(file, formats=FORMATS) as image:
             pixels, lossy = image.width * image.height, _is_lossy(image, pair.mask)
             header = FileHeader(image.format or "", pixels, lossy=lossy)
