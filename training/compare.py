@@ -170,7 +170,7 @@ def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
         for name in HEADLINE_METRICS
     }
     images = np.maximum(images_per_class(first.per_image), images_per_class(other.per_image)).tolist()
-    per_class = {
+    per_class: dict[str, Any] = {
         metric: {
             name: _metric_difference(
                 getattr(first.metrics, metric)[name],
