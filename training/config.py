@@ -1,8 +1,8 @@
 """The settings of a training run: one flat, frozen model. `training/config_io.py` reads and writes it."""
 
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from training.loss_spec import parse_loss
 
@@ -182,6 +182,14 @@ class TrainConfig(BaseModel):
         True, description="also write curves, sample masks and the confusion matrix for TensorBoard"
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, order and augmentation")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_none(cls, value: Any, info: ValidationInfo) -> Any:
+        """`None`, as `train --settings` prints it, in a setting that may be unset. YAML reads it as text."""
+        field = cls.model_fields[info.field_name or ""]
+        optional = type(None) in get_args(field.annotation)
+        return None if optional and isinstance(value, str) and value.lower() == "none" else value
 
     @field_validator("loss")
     @classmethod

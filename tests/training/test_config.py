@@ -21,6 +21,15 @@ def test_overrides_take_precedence_over_the_file(tmp_path: Path) -> None:
     assert (config.epochs, config.lr, config.crop, config.scale) == (7, 0.5, (96, 128), (0.9, 1.1))
 
 
+@pytest.mark.parametrize("text", ["None", "none", "null", ""])
+def test_none_unsets_a_limit_as_the_settings_print_it(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"epochs: 3\nminutes: {text}\n")
+    config = load_config(tmp_path / "config.yaml", [f"epochs={text}", f"grad_clip={text}", f"crop={text}"])
+    assert config == TrainConfig()
+    with pytest.raises(ConfigError, match=r"lr='?None'? is not possible"):
+        load_config(None, ["lr=None"])
+
+
 def test_saved_config_loads_unchanged(tmp_path: Path) -> None:
     config = load_config(None, ["epochs=7", "crop=96,128"])
     save_config(config, tmp_path / "config.yaml")
