@@ -218,9 +218,10 @@ def plan_training(data: Path, file: Path | None, settings: dict[str, Any], conso
 
 def lint_before_training(data: Path, config: TrainConfig, console: Console) -> LintReport:
     """Lint the data set. Raises: DataError if it has errors, because they would reach the loss."""
-    report = lint_with_progress(data, console, config.format, ("train", "val"))
-    print_lint_report(report, console)
-    if errors := len(report.errors):
+    checked = lint_with_progress(data, console, config.format)
+    print_lint_report(checked, console)
+    report = checked.select_splits(("train", "val"))  # nothing is planned from the test images
+    if errors := len(checked.errors):
         raise DataError(
             f"{data} has {errors} error{'s' * (errors > 1)}. Fix them (`maskserve data lint {data}` lists all) and train again."
         )
