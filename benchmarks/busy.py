@@ -144,8 +144,7 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/busy.json")
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
-    from maskserve.host_info import host_info
-
+    from models.engines.host_info import host_info
     from tests.fixtures_bundles import tiny_bundle
     from training.data.synthetic import generate_dataset
 
