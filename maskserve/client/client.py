@@ -26,7 +26,7 @@ def _sync_method(
 
     @wraps(method)
     def sync_method(client: "Client", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return run_sync(renamed(client._client, *args, **kwargs))
+        return cast(T, run_sync(renamed(client._client, *args, **kwargs)))
 
     sync_method.__qualname__ = renamed.__qualname__
     return sync_method

@@ -223,7 +223,7 @@ class ParquetManifest:
             self.output.fs.invalidate_cache(f"{self.output.path}/{MANIFEST}")
             foreign = set(self._list_parts()) - self.known_parts
         if foreign:
-            self.pending = []
+            self.pending.clear()
             raise RunError(
                 f"Another run is writing to {self.output.url}, so this one stops. Once the other has ended, the same command "
                 "resumes."

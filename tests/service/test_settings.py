@@ -40,7 +40,7 @@ def test_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected
         ("queue_seconds", "nan", "MASKSERVE_QUEUE_SECONDS"),
         ("timeout_seconds", "inf", "MASKSERVE_TIMEOUT_SECONDS"),
         ("workers", "0", "MASKSERVE_WORKERS"),
-        ("engine", "tensorrt", "'auto', 'openvino', 'onnxruntime' or 'torch'"),
+        ("engine", "tensorrt", "auto, openvino, onnxruntime or torch"),
         ("cors_origins", "example.org", "not an origin"),
         ("cors_origins", "https://a.org/page", "not an origin"),
         ("max_images", "5000", "1000"),
