@@ -55,7 +55,13 @@ class DecoderPool:
         self._lock = threading.Lock()
         self._closed = False
         # The kernel sends a child its death signal when the thread that started it ends: this one lives as long as the pool.
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="decoder-start")
+        # Children inherit its signal mask: a signal for the whole process group stops no image; the parent decides.
+        self._starter = ThreadPoolExecutor(
+            1,
+            "decoder-start",
+            signal.pthread_sigmask,
+            (signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}),
+        )
         for _ in range(min(eager, size)):
             self._starter.submit(self._start_idle)
 

@@ -68,8 +68,6 @@ def limit_process(parent: int, address_bytes: int) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that call
         sys.exit(0)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # for the whole group, on Ctrl-C: the parent decides
-        signal.signal(number, signal.SIG_IGN)
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
     limit = mapped + RESERVED_BYTES + address_bytes

@@ -125,7 +125,9 @@ def check_bands(data: bytes) -> None:
     """
     first = read_first_directory(data)
     bands, bits = first.first_value(SAMPLES_PER_PIXEL, 1), first.first_value(BITS_PER_SAMPLE, 1)
-    if bands > 1:
+    _, count, _ = first.tags.get(BITS_PER_SAMPLE, (0, 0, 0))
+    is_truncated = len(list(first.iterate_values(BITS_PER_SAMPLE))) < count
+    if bands > 1 and not is_truncated:
         raise UnsupportedFormatError(
             f"The TIFF has {bands} bands of {bits} bits that are not a gray or RGB image. Select three of them: `gdal_translate "
             "-b 3 -b 2 -b 1 IN.tif OUT.tif`, or segment it with `maskserve predict --format geotiff --bands 3,2,1`."
