@@ -32,7 +32,7 @@ START_SECONDS = 60.0  # for a child on a busy machine; it takes 0.3 s on an idle
 TICK_SECONDS = 0.05  # between two looks at whether the caller has gone
 GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has gone: a new child costs 0.3 s
 
-# Address space of a child: measured peaks are 21 bytes a pixel (docs/architecture.md), beside the file and its copies.
+# Address space of a child: measured peaks are 22 bytes a pixel (benchmarks/results/hostile.json), beside the file and its copies.
 BYTES_PER_PIXEL, BASE_BYTES = 26, 256 << 20
 
 KEPT_BUFFER_BYTES = 8 << 20  # of a child's buffer; the rest is freed after each image
