@@ -13,6 +13,7 @@ SETTING_GROUPS = {
     "epochs": "The optimization",
     "precision": "The machine",
 }
+DEFAULT_EPOCHS = 40  # if neither epochs nor minutes are set
 
 
 class TrainConfig(BaseModel):
@@ -215,3 +216,9 @@ class TrainConfig(BaseModel):
         if not 0.05 <= self.scale[0] <= self.scale[1] <= 20:
             raise ValueError("scale is smallest,largest, both between 0.05 and 20")
         return self
+
+    def limits(self) -> dict[str, float]:
+        """The settings that end the training, by name."""
+        epochs = self.epochs or (None if self.minutes else DEFAULT_EPOCHS)
+        limits = {"epochs": epochs, "minutes": self.minutes, "patience": self.patience}
+        return {name: value for name, value in limits.items() if value is not None}

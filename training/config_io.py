@@ -1,5 +1,6 @@
 """Reads settings from a YAML file and `key=value` overrides, and writes them to the run folder and the screen."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -13,7 +14,7 @@ from models.atomic_write import write_atomically
 from models.errors import ConfigError, RunError, closest_names
 from models.setting_errors import plain_reason, quoted
 from training.config import SETTING_GROUPS, TrainConfig
-from training.run_folder import CONFIG_FILE, LAST_CHECKPOINT
+from training.run_folder import CONFIG_FILE, LAST_CHECKPOINT, EndSetting, RunEnd, read_run_metadata
 
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
@@ -39,7 +40,38 @@ def load_resume_config(run: Path, file: Path | None, overrides: list[str]) -> Tr
         {**saved.model_dump(), **(_read_yaml(file) if file else {}), **parse_overrides(overrides)}
     )
     check_resume_settings(run, config)
+    if (end := read_run_metadata(run).end) and (setting := binding_limit(end, saved, config)):
+        raise RunError(finished_message(run, end, setting, config))
     return config
+
+
+def binding_limit(end: RunEnd, saved: TrainConfig, config: TrainConfig) -> EndSetting | None:
+    """The setting of `config` that leaves a finished run nothing to train; None if there is something.
+
+    `saved`: the settings that the run ended with.
+    """
+    limits = config.limits()
+    if limits.get("epochs", math.inf) <= end.epochs:
+        return "epochs"
+    if limits.get("minutes", math.inf) <= end.minutes:
+        return "minutes"
+    # A run in minutes ends a little early, to validate in time.
+    before = saved.limits().get(end.setting, 0)
+    return end.setting if limits.get(end.setting, math.inf) <= before else None
+
+
+def finished_message(run: Path, end: RunEnd, setting: EndSetting, config: TrainConfig) -> str:
+    """Why a resume has nothing to train, and which settings would change that."""
+    epochs, minutes = f"epochs={math.ceil(1.5 * end.epochs) + 1}", f"minutes={math.ceil(1.5 * end.minutes) + 1}"
+    longer = {
+        "epochs": f"`--resume {epochs}`, or `--resume epochs=None {minutes}`",
+        "minutes": f"`--resume {minutes}`, or `--resume minutes=None {epochs}`",
+        "patience": "`--resume patience=None`",
+    }
+    return (
+        f"{run} has already been trained for {end.epochs:.4g} epochs in {end.minutes:.3g} minutes, and "
+        f"{setting}={config.limits()[setting]:g} asks for no more: nothing was trained. To train longer: {longer[setting]}."
+    )
 
 
 def check_run_exists(run: Path) -> None:

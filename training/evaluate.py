@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from models.atomic_write import check_writable, name_disk_full
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
 from models.errors import ConfigError, DataError
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter
 from models.inference.tta import TTAOptions
-from models.spec import IGNORE_INDEX
-from training.data import SegmentationDataset, load_split
+from models.spec import IGNORE_INDEX, ClassInfo
+from training.data import SegmentationDataset, has_split, load_all_splits, load_split
+from training.data.dataset import SPLITS
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.boundary_iou import boundary_counts
 from training.metrics.confusion import ConfusionMatrix
@@ -34,6 +36,7 @@ from training.reports.console import print_metrics
 from training.reports.latency import measure_latencies
 
 REPORT_FILE = "report.html"
+ALL_SPLITS = "all"  # as a split: every image with a mask
 # While one image is segmented, this many threads read and count others, up to PREFETCH images ahead.
 NUM_THREADS, PREFETCH = 2, 3
 NUM_TIMED_IMAGES = 3
@@ -46,7 +49,7 @@ def evaluate(
     engine: str = "auto", precision: str = "auto", device: str = "auto", console: Console | None = None,
     speed: bool = False,
 ) -> EvaluationMetrics:  # fmt: skip
-    """Measure a bundle on a split; with `out`, write `metrics.json` and `report.html` there.
+    """Measure a bundle on a split, or on `all` images; with `out`, write `metrics.json` and `report.html` there.
 
     `tta` is test-time augmentation, as in `flip,0.75,1,1.25`; the service uses none. With `speed` the report also shows
     how fast each engine is on this machine, which takes some seconds.
@@ -57,9 +60,7 @@ def evaluate(
     console = console or Console()
     opened = open_bundle(bundle)
     create_output_folder(out)
-    samples = load_split(data, split, data_format)
-    if not samples:
-        raise DataError(f"{data}: the split {split} has no image with a mask; run `maskserve data lint {data}`.")
+    samples = load_samples(data, split, data_format, opened.spec.classes)
     check_same_classes(opened, samples, data)
     augmentation = TTAOptions.parse(tta) if tta else None
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
@@ -80,12 +81,25 @@ def evaluate(
     print_metrics(metrics, matrix, console)
     if out:
         metrics.save(out / METRICS_FILE)
-        with console.status("writing the report"):
+        with console.status("writing the report"), name_disk_full(out / REPORT_FILE):
             timed = [samples.image(index) for index in range(min(NUM_TIMED_IMAGES, len(samples)))] if speed else []
             latencies = measure_latencies(opened, timed) if timed else []
             write_evaluation_report(out / REPORT_FILE, metrics, opened, segmenter, samples, matrix, tally, latencies)
         console.print(f"{out}: {METRICS_FILE}, {REPORT_FILE}", highlight=False, markup=False, soft_wrap=True)
     return metrics
+
+
+def load_samples(data: Path, split: str, data_format: str, classes: list[ClassInfo]) -> SegmentationDataset:
+    """The split, or every image for `all`. `classes`: the bundle's. Raises: DataError if it has no image with a mask."""
+    if split == ALL_SPLITS:
+        return load_all_splits(data, data_format, classes)
+    if split in SPLITS and not has_split(data, split, data_format):
+        available = [name for name in SPLITS if has_split(data, name, data_format)]
+        raise DataError(
+            f"{data} has no image with a mask in the split {split}; it has the splits {', '.join(available) or 'none'}. "
+            f"Name one, as in --split {(available or ['val'])[-1]}, or evaluate every image with --split {ALL_SPLITS}."
+        )
+    return load_split(data, split, data_format, classes=classes)
 
 
 def evaluation_folder(bundle: Path) -> Path:
@@ -109,8 +123,9 @@ def create_output_folder(out: Path | None) -> None:
         )
     try:
         out.mkdir(parents=True, exist_ok=True)
+        check_writable(out)
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be created ({error.strerror}); name another folder.") from error
+        raise ConfigError(f"--out {out} cannot be written ({error.strerror}); name another folder.") from error
 
 
 def evaluate_split(

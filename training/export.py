@@ -10,14 +10,19 @@ from pathlib import Path
 
 from rich.console import Console
 
+from models.analysis.complexity import count_parameters
+from models.architectures.base import Network
+from models.atomic_write import check_writable
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, Bundle
-from models.errors import BundleError, EngineError
+from models.errors import BundleError, ConfigError, DataError, EngineError, RunError
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.segmenter import TILE_SIZE, Segmenter
 from models.spec import BundleSpec, InputRule, Int8Metrics
+from training.config import TrainConfig
 from training.config_io import load_config
-from training.data import SegmentationDataset, load_split
+from training.data import SegmentationDataset, load_splits
+from training.data.dataset import printable
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate_split
 from training.freezing.bundle_writer import NUM_PROBES, BundleSource, check_bundle_name, creation_info, write_bundle
@@ -27,38 +32,43 @@ from training.freezing.parity import make_parity_images, worst_agreement
 from training.freezing.quantise import MAX_MIOU_DROP, NUM_CALIBRATION_IMAGES, miou_drop_message, quantise
 from training.metrics.confusion import ConfusionMatrix
 from training.reports.plots import draw_panel
-from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, METRICS_CSV, read_run_metadata
+from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, METRICS_CSV, RunMetadata, read_run_metadata
 
 PARITY_ADVICE = "This is a bug of the exporter or the engine; please report it with the run's config.yaml."
 
 
 def export(
     run: Path, out: Path | None = None, input_rule: str | None = None, int8_limit: float | None = MAX_MIOU_DROP,
-    console: Console | None = None, name: str | None = None,
+    console: Console | None = None, name: str | None = None, data: Path | None = None,
 ) -> Path:  # fmt: skip
     """Freeze the best network of a run into a bundle at `out` (default: `RUN/bundle`); returns its folder.
 
     `input_rule` overrides the run's: `native`, `fit`, or `fit:SIDE` with the long side in pixels. `int8_limit` is how many
     points of validation mIoU int8 may lose; None makes no int8 graph. `name` is that of the model in the service (default: that
-    of the data set).
+    of the data set). `data`: the data set, if it has moved since training.
     Raises: RunError, DataError, ConfigError, BundleError, WeightsError; ParityError, with nothing written, if the frozen
     network disagrees with the PyTorch one.
     """
     console, target = console or Console(), out or run / "bundle"
     chosen_name = None if name is None else check_bundle_name(name)
+    try:
+        check_writable(target.parent)
+    except OSError as error:
+        raise ConfigError(f"{target} cannot be written ({error.strerror}); name another folder with --out.") from error
     network = load_network(run)
+    check_disk_space(target, network)
     config, metadata = load_config(run / CONFIG_FILE, []), read_run_metadata(run)
+    training, validation = load_training_data(run, data or metadata.data, metadata, config)
     rule = parse_input_rule(input_rule, metadata.input)
-    validation = load_split(metadata.data, "val", config.format)
     images = make_parity_images(validation.image, len(validation))
     spec = BundleSpec(
-        name=chosen_name or (metadata.data.stem if metadata.data.is_file() else metadata.data.name),
+        name=chosen_name or printable(metadata.data.stem if metadata.data.is_file() else metadata.data.name),
         classes=metadata.classes,
         input=rule,
         architecture=network.architecture,
         provenance={
             **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
-            "data": metadata.data.name,
+            "data": printable(metadata.data.name),
             "config": {**config.model_dump(mode="json"), "weights": Path(config.weights).name},
         },
     )
@@ -67,7 +77,6 @@ def export(
         """Add int8, the validation metrics of what is served by default, and the report."""
         matrix, _ = evaluate_split(Segmenter.load(draft), validation, console)
         if int8_limit is not None:
-            training = load_split(metadata.data, "train", config.format)
             quantised = add_int8(draft, matrix, training, validation, int8_limit, console)
             if quantised:
                 segmenter, matrix, int8 = quantised
@@ -89,6 +98,33 @@ def export(
     )
     write_bundle(target, source, console)
     return target
+
+
+def load_training_data(
+    run: Path, data: Path, metadata: RunMetadata, config: TrainConfig
+) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """The train and val splits of the run's data set. Raises: DataError if it is missing; RunError if it is another one."""
+    if not data.exists():
+        raise DataError(
+            f"{data}, the data set of {run}, is missing. Bring it back, or name its new place: "
+            f"`maskserve export {run} --data FOLDER`."
+        )
+    splits = load_splits(data, ("train", "val"), config.format)
+    training, validation = splits["train"], splits["val"]
+    metadata.check_images(run, data, training.classes, (pair.name for pair in training.pairs))
+    return training, validation
+
+
+def check_disk_space(target: Path, network: Network) -> None:
+    """Raises: RunError if the disk has less space than the bundle may take."""
+    folder = next(each for each in target.absolute().parents if each.exists())
+    # The graph and weights.safetensors hold the weights in float32, the int8 graph a quarter; and a draft beside each.
+    needed, free = 3 * 4 * count_parameters(network) + 10_000_000, shutil.disk_usage(folder).free
+    if free < needed:
+        raise RunError(
+            f"{target} cannot be written: it takes up to {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free. Free "
+            "disk space, then export again."
+        )
 
 
 def add_int8(

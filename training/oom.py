@@ -1,11 +1,10 @@
-"""Recognises errors that mean out of memory."""
+"""Recognizes errors that mean out of memory."""
 
 import torch
 
+from models.engines.base import is_engine_out_of_memory
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means out of memory; each library words it differently."""
-    phrases = ("out of memory", "allocate memory", "not enough memory", "insufficient memory", "alloc_failed")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        phrase in str(error).lower() for phrase in phrases
-    )
+    """Whether an error means out of memory: by its class, or by its text, which each library words differently."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or is_engine_out_of_memory(error)

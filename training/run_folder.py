@@ -1,18 +1,23 @@
-"""The files of a run folder, and `run.json`: what a resume and an export need to know beside the settings."""
+"""The files of a run folder, its lock, and `run.json`: what a resume and an export need to know beside the settings."""
 
+import hashlib
 import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.atomic_write import write_atomically
-from models.errors import RunError
+from models.errors import ConfigError, RunError
 from models.setting_errors import plain_reason
 from models.spec import ClassInfo, InputRule
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints") / "best.ckpt", Path("checkpoints") / "last.ckpt"
-CONFIG_FILE, METADATA_FILE, METRICS_CSV = "config.yaml", "run.json", "metrics.csv"
+CONFIG_FILE, METADATA_FILE, METRICS_CSV, LOCK_FILE = "config.yaml", "run.json", "metrics.csv", ".lock"
+EndSetting = Literal["epochs", "minutes", "patience"]  # a setting that ends a training
 METADATA_VERSION = 2  # of run.json; a run of another version is refused
 
 
@@ -23,6 +28,23 @@ class ImageList(BaseModel):
 
     count: int
     sha256: str  # of the names, in order, joined by newlines
+
+    @classmethod
+    def from_names(cls, names: Iterable[str]) -> Self:
+        """The list of these images. A file name need not be UTF-8: its bytes are hashed."""
+        encoded = [os.fsencode(name) for name in names]
+        return cls(count=len(encoded), sha256=hashlib.sha256(b"\n".join(encoded)).hexdigest())
+
+
+class RunEnd(BaseModel):
+    """How far a finished run was trained, and the setting that ended it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    setting: EndSetting
+    epochs: float  # passes over the training images
+    minutes: float
+    warnings: list[str] = []  # why the network is probably not of use yet
 
 
 class RunMetadata(BaseModel):
@@ -37,6 +59,25 @@ class RunMetadata(BaseModel):
     crop: tuple[int, int]  # (height, width) of the training crop, pixels
     precision: Literal["f32", "bf16"]  # of convolutions
     images: ImageList
+    end: RunEnd | None = None  # None until the training ends, and again while it is resumed
+
+    def check_images(self, run: Path, data: Path, classes: list[ClassInfo], names: Iterable[str]) -> None:
+        """Raises: RunError if classes or training images of `data` are not those that the run was trained on."""
+        advice = (
+            "To use other images, train into another --out; to start from this run's weights, export it and set "
+            f"weights={run}/bundle."
+        )
+        if self.classes != classes:
+            expected, found = (", ".join(entry.name for entry in each) for each in (self.classes, classes))
+            raise RunError(
+                f"The classes of {data} are not those that {run} was trained on ({found} instead of {expected}). {advice}"
+            )
+        images = ImageList.from_names(names)
+        if self.images != images:
+            raise RunError(
+                f"The training images of {data} are not those that {run} was trained on ({self.images.count} then, "
+                f"{images.count} now, compared by their names). {advice}"
+            )
 
 
 def read_run_metadata(run: Path) -> RunMetadata:
@@ -59,4 +100,85 @@ def read_run_metadata(run: Path) -> RunMetadata:
 
 def write_run_metadata(metadata: RunMetadata, run: Path) -> None:
     """Write `run.json`. Raises: OSError, with the old file unchanged."""
-    write_atomically(run / METADATA_FILE, (metadata.model_dump_json(indent=2) + "\n").encode())
+    # `json` escapes what is not UTF-8 in the path of the data set; pydantic's own JSON refuses it.
+    content = json.dumps(metadata.model_dump(mode="json"), indent=2)
+    write_atomically(run / METADATA_FILE, f"{content}\n".encode())
+
+
+_held_locks: dict[Path, int] = {}  # file descriptors of the locks that this process holds, by run folder
+
+
+@contextmanager
+def lock_run(run: Path) -> Iterator[None]:
+    """Keep trainings of other processes out of the run folder, which is created if it is missing.
+
+    Within one process the lock may be taken again. It ends with the block, or with the process. A folder that is still empty
+    then is removed.
+    Raises: RunError if another training holds the lock; ConfigError if the folder cannot be written.
+    """
+    key = run.resolve()
+    if key in _held_locks:
+        yield
+        return
+    new_folders = [folder for folder in (run, *run.parents) if not folder.exists()]
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        _held_locks[key] = _open_lock(run)
+    except OSError as error:
+        _remove_empty(new_folders)
+        raise ConfigError(
+            f"The run folder {run} cannot be written ({error.strerror}); name another one with --out."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (run / LOCK_FILE).unlink()
+        os.close(_held_locks.pop(key))
+        _remove_empty(new_folders)
+
+
+def _open_lock(run: Path) -> int:
+    """The descriptor of the run's lock file, locked. Raises: RunError, OSError."""
+    while True:
+        descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock_file(descriptor)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), os.stat(run / LOCK_FILE)):
+                    return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise RunError(
+                f"Another training is writing to {run}. Wait until it ends, or choose another --out."
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # the training before removed this file in the meantime
+
+
+def _lock_file(descriptor: int) -> None:
+    """Lock an open file without waiting. Raises: BlockingIOError."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+def _close_inherited_locks() -> None:
+    """In a forked worker, which would otherwise keep the lock of a training that was killed."""
+    for descriptor in _held_locks.values():
+        os.close(descriptor)
+    _held_locks.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_locks)

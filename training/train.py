@@ -14,8 +14,9 @@ Reads from top to bottom: the data and its lint, the network, the trainer, and t
 With more than one device torchrun starts this once per device, and they share each batch (`training/engine/runtime.py`).
 """
 
-import hashlib
+import math
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,21 @@ from models.architectures import build
 from models.architectures.base import Network
 from models.errors import DataError, RunError
 from models.inference.geometry import network_input_size
-from models.spec import InputRule
+from models.spec import ClassInfo, InputRule
 from training.augment import choose_augment_device
 from training.augment.user_transforms import UserTransforms
 from training.config import TrainConfig
-from training.config_io import check_no_run, check_resume_settings, check_run_exists, config_from_dict, save_config
+from training.config_io import (
+    check_no_run,
+    check_resume_settings,
+    check_run_exists,
+    config_from_dict,
+    finished_message,
+    load_config,
+    save_config,
+)
 from training.data import SegmentationDataset, load_split
+from training.data.dataset import printable
 from training.data.decoded_cache import (
     create_cache_folder,
     decoded_bytes,
@@ -69,19 +79,24 @@ from training.engine.trainer import Trainer
 from training.lint import LintReport, lint_with_progress, print_lint_report
 from training.metrics.confusion import ConfusionMatrix
 from training.plan import make_plan
-from training.plan.plan_io import print_plan, save_plan
+from training.plan.plan_io import plan_warnings, print_plan, save_plan
 from training.reports.plots import draw_panel, plot_confusion_matrix, save_curves
 from training.run_folder import (
     CONFIG_FILE,
     METRICS_CSV,
+    EndSetting,
     ImageList,
+    RunEnd,
     RunMetadata,
+    lock_run,
     read_run_metadata,
     write_run_metadata,
 )
 
 # Defaults for large photographs, so that a first training ends on a small machine; both are settings.
 DEFAULT_MAX_SIDE, DEFAULT_MAX_CROP = 1024, 512
+GOOD_EPOCHS = 10  # that a warning about too few recommends
+MIN_MIOU_GAIN = 0.01  # over predicting the largest class everywhere, below which nothing was learned
 NUM_SAMPLE_IMAGES = 4  # validation images drawn at the end
 
 
@@ -91,7 +106,8 @@ class PlannedTraining:
 
     config: TrainConfig
     report: LintReport
-    start_time: float  # by the monotonic clock, before the data was read
+    expected_epochs: float = math.inf  # that a limit in minutes allows
+    adapt_validation: bool = False  # whether `validate_every` may follow the pace
 
 
 def train(
@@ -102,18 +118,31 @@ def train(
     console: Console | None = None,
     log_mode: LogMode = "bar",
     planned: PlannedTraining | None = None,
+    start_time: float | None = None,
 ) -> Path:
     """Train on the train split of `data`, validate on its val split, and write the run folder `out`.
 
     `resume` continues the run at `out` from its last checkpoint, as if it had not been stopped; `config` may differ from
-    the run's only as `load_resume_config` allows. With `planned` the data is not read again, and `minutes` counts from
-    its start.
+    the run's only as `load_resume_config` allows. With `planned` the data is not linted again. `start_time`: when the
+    minutes began to count, by the monotonic clock; default: now.
     Raises: DataError, ConfigError, RunError; KeyboardInterrupt after Ctrl-C, with the step in progress saved.
     """
-    start_time = planned.start_time if planned else time.monotonic()
+    start_time = time.monotonic() if start_time is None else start_time
     device = choose_device(config)
     fabric = launch_fabric(config, device)
     console = (console or Console()) if fabric.is_global_zero else Console(quiet=True)
+    with ExitStack() as lock:
+        run_on_rank_zero(fabric, lambda: lock.enter_context(lock_run(out)))
+        train_locked(fabric, data, out, config, resume, console, log_mode, planned, start_time)
+    return out
+
+
+def train_locked(
+    fabric: Fabric, data: Path, out: Path, config: TrainConfig, resume: bool, console: Console, log_mode: LogMode,
+    planned: PlannedTraining | None, start_time: float,
+) -> None:  # fmt: skip
+    """`train`, while the run folder is locked."""
+    device = fabric.device.type
     run, report = run_on_rank_zero(
         fabric,
         lambda: (
@@ -135,9 +164,10 @@ def train(
     cache = run_on_rank_zero(fabric, lambda: prepare_decoded_cache(out, config, report, run.input, console))
     own_cache = cache if fabric.is_global_zero else None
     with translate_errors(config, run.crop), deterministic_mode(config.deterministic), removed_on_exit(own_cache):
-        trainer = Trainer(fabric, config, run, network, criterion, duration, out, start_time)
+        pace = (planned.expected_epochs, planned.adapt_validation) if planned else (math.inf, False)
+        trainer = Trainer(fabric, config, run, network, criterion, duration, out, start_time, *pace)
         if resume:
-            trainer.resume()
+            resume_trainer(trainer, load_config(out / CONFIG_FILE, []), console)
         if fabric.is_global_zero:
             save_config(config, out / CONFIG_FILE)
             write_run_metadata(run, out)
@@ -146,14 +176,72 @@ def train(
         train_loader = build_train_loader(train_set, run.input, run.crop, config, augment_on, start, shard, cache)
         val_loader = build_val_loader(val_set, run.input, config, shard, cache)
         with make_logger(trainer, val_set, console, log_mode) as logger:
-            trainer.fit(train_loader, val_loader, logger)
+            ended_by = trainer.fit(train_loader, val_loader, logger)
 
     if fabric.is_global_zero:
+        write_run_metadata(run.model_copy(update={"end": describe_end(trainer, ended_by)}), out)
         save_curves(out / METRICS_CSV, out / "curves.png")
         (out / "samples").mkdir(exist_ok=True)
         for name, image in render_samples(load_network(out), run.input, val_set).items():
             image.save(out / "samples" / f"{name}.png")
-    return out
+
+
+def resume_trainer(trainer: Trainer, saved: TrainConfig, console: Console) -> None:
+    """Load the last checkpoint, and say how a changed limit changes the learning rate.
+
+    `saved`: the settings before this resume. Raises: RunError, also if nothing is left to train.
+    """
+    config, out = trainer.config, trainer.out
+    if ended_by := trainer.resume():
+        raise RunError(finished_message(out, describe_end(trainer, ended_by), ended_by, config))
+    last, following = trainer.learning_rates()
+    if config.limits() != saved.limits() and not 0.9 < following / max(last, 1e-12) < 1.1:
+        ends = " or ".join(
+            {"epochs": f"epoch {value:g}", "minutes": f"{value:g} minutes"}[name]
+            for name, value in config.limits().items()
+            if name != "patience"
+        )
+        console.print(
+            f"The schedule now ends at {ends}: the learning rate {'rises' if following > last else 'falls'} from {last:.2g} "
+            f"to {following:.2g}.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def describe_end(trainer: Trainer, ended_by: EndSetting) -> RunEnd:
+    """How far the run was trained, and what it failed to learn."""
+    state, epochs = trainer.state, trainer.duration.epochs_done(trainer.state.step)
+    minutes = state.elapsed_seconds() / 60
+    confusion = trainer.best_confusion
+    warnings = (
+        [] if confusion is None else learning_warnings(epochs, minutes, state.best_miou, confusion, trainer.run.classes)
+    )
+    return RunEnd(setting=ended_by, epochs=round(epochs, 3), minutes=round(minutes, 3), warnings=warnings)
+
+
+def learning_warnings(
+    epochs: float, minutes: float, best_miou: float, confusion: ConfusionMatrix, classes: list[ClassInfo]
+) -> list[str]:
+    """What shows that a run has learned nothing yet, and what to raise. `confusion`: of the best validation."""
+    warnings = []
+    if epochs < 1:
+        warnings.append(
+            f"The network was trained for {epochs:.2g} epochs, so it has not seen every training image once. Raise minutes: "
+            f"{minutes * GOOD_EPOCHS / epochs:,.0f} minutes are about {GOOD_EPOCHS} epochs on this machine."
+        )
+    baseline = confusion.largest_class_miou()
+    if best_miou <= baseline + MIN_MIOU_GAIN:
+        largest = classes[int(confusion.class_counts[1].argmax())].name
+        warnings.append(
+            f"The validation mIoU of {best_miou:.3f} is no better than that of predicting {largest} everywhere "
+            f"({baseline:.3f}): the network has learned nothing. Raise epochs or minutes; if the loss no longer falls "
+            "(curves.png), check the masks and try another lr."
+        )
+    if len(never := confusion.never_predicted()):
+        names = ", ".join(classes[label].name for label in never)
+        warnings.append(f"Never predicted in the best validation: {names}. Train longer, or set class_weights=median.")
+    return warnings
 
 
 def start_run(
@@ -171,7 +259,7 @@ def start_run(
         input=rule,
         crop=crop,
         precision=choose_precision(config, device),
-        images=list_images(train_set),
+        images=ImageList.from_names(pair.name for pair in train_set.pairs),
     )
     return run, report
 
@@ -180,32 +268,21 @@ def resume_run(data: Path, out: Path, config: TrainConfig, console: Console) -> 
     """Read `run.json`, and check that data and settings are still those of the run. Raises: RunError, ConfigError."""
     check_run_exists(out)
     run = read_run_metadata(out)
-    if run.data != data.resolve():
-        raise RunError(
-            f"{out} was trained on {run.data}, not on {data}: resume with that folder, or set another --out."
-        )
     check_resume_settings(out, config)
     report = lint_before_training(data, config, console)
     train_set = report.datasets["train"]
-    advice = (
-        f"train again into another --out; to start from this run's weights, export it and set weights={out}/bundle."
-    )
-    if run.classes != train_set.classes:
-        raise RunError(f"The classes of {data} have changed since {out} was started: {advice}")
-    if run.images != list_images(train_set):
-        raise RunError(
-            f"The training images of {data} have changed since {out} was started ({run.images.count} then, "
-            f"{len(train_set)} now): {advice}"
-        )
-    return run, report
+    run.check_images(out, data, train_set.classes, (pair.name for pair in train_set.pairs))
+    return run.model_copy(update={"data": data.resolve(), "end": None}), report
 
 
-def plan_training(data: Path, file: Path | None, settings: dict[str, Any], console: Console) -> PlannedTraining:
+def plan_training(
+    data: Path, file: Path | None, settings: dict[str, Any], console: Console, start_time: float | None = None
+) -> PlannedTraining:
     """Plan a training from the data and this machine, print the plan, and write it to `file` as YAML.
 
-    `settings` are kept as they are. Raises: DataError, ConfigError.
+    `settings` are kept as they are; `start_time` is that of `train`. Raises: DataError, ConfigError.
     """
-    start_time, config = time.monotonic(), config_from_dict(settings)
+    start_time, config = start_time or time.monotonic(), config_from_dict(settings)
     check_model_settings(config)
     report = lint_before_training(data, config, console)
     with console.status("timing training steps on this machine"):
@@ -213,7 +290,9 @@ def plan_training(data: Path, file: Path | None, settings: dict[str, Any], conso
     print_plan(plan, console)
     if file:
         save_plan(plan, file)
-    return PlannedTraining(plan.config(), report, start_time)
+    for warning in plan_warnings(plan):
+        console.print("Warning:", warning, highlight=False, markup=False, soft_wrap=True)
+    return PlannedTraining(plan.config(), report, plan.expected_epochs, "validate_every" not in plan.overrides)
 
 
 def lint_before_training(data: Path, config: TrainConfig, console: Console) -> LintReport:
@@ -284,12 +363,6 @@ def prepare_decoded_cache(
     return None
 
 
-def list_images(dataset: SegmentationDataset) -> ImageList:
-    """The number of images, and a hash of their names in order."""
-    names = "\n".join(pair.name for pair in dataset.pairs)
-    return ImageList(count=len(dataset), sha256=hashlib.sha256(names.encode()).hexdigest())
-
-
 def describe_network(network: Network, config: TrainConfig) -> str:
     """Such as "fcn on resnet18, 12.3 M parameters"."""
     encoder = f" on {config.encoder}" if "encoder" in network.architecture.options else ""
@@ -302,7 +375,9 @@ def make_logger(trainer: Trainer, val_set: SegmentationDataset, console: Console
         return TrainingLogger()
     state, run, out = trainer.state, trainer.run, trainer.out
     tensorboard = None
-    if trainer.config.tensorboard:
+    if trainer.config.tensorboard and printable(str(out)) != str(out):
+        console.print("No TensorBoard files: it cannot write to a folder whose name is not UTF-8.", highlight=False)
+    elif trainer.config.tensorboard:
         tensorboard = TensorBoardWriter(
             out / "tensorboard",
             state.step,

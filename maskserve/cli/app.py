@@ -3,6 +3,8 @@
 Each subcommand imports what it needs when it is called, so that `--help` is fast.
 """
 
+import errno
+import io
 import signal
 import sys
 import warnings
@@ -91,6 +93,9 @@ def main() -> None:
     if arguments[:1] == ["--version"]:  # also where only the client is installed
         print(f"maskserve {metadata.version('maskserve')}")
         return
+    for stream in (sys.stdout, sys.stderr):  # prints file names that are not UTF-8 as they are
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     if not (ROOT / "models" / "errors.py").is_file():
         _exit_with_error(
             "This installation contains only maskserve.client. Run the commands from a clone of maskserve.", 2
@@ -113,9 +118,20 @@ def main() -> None:
     except (MaskserveError, ClientError, OSError) as error:
         if debug:
             raise
-        _exit_with_error(str(error), 2 if isinstance(error, ConfigError) else 1)
+        message = _describe_os_error(error) if isinstance(error, OSError) else str(error)
+        _exit_with_error(message, 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end in a traceback
         _exit_with_error("Stopped.", 130)
+
+
+def _describe_os_error(error: OSError) -> str:
+    """The file, what is wrong, and for a full disk what to do."""
+    if error.strerror is None:
+        return str(error)
+    file = f"{error.filename}: " if error.filename is not None else ""
+    full = " Free disk space, then run the command again." if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{file}{error.strerror}.{full}"
 
 
 def _exit_with_error(message: str, code: int) -> None:

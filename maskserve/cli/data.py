@@ -26,9 +26,11 @@ def data_shapes(
     test: Annotated[int, typer.Option(min=1, help="Number of test images.")] = 60,
 ) -> None:
     """Generate the shapes data set: overlapping, textured, noisy shapes in six classes."""
+    from models.atomic_write import name_disk_full
     from training.data.synthetic import CLASSES, generate_dataset
 
-    generate_dataset(target, seed, {"train": train, "val": val, "test": test})
+    with name_disk_full(target):
+        generate_dataset(target, seed, {"train": train, "val": val, "test": test})
     Console().print(f"{target}: {train + val + test} images, {len(CLASSES)} classes", highlight=False, markup=False)
 
 
@@ -213,11 +215,12 @@ def data_remap(
     FROM is a class or several, by name or label, or a label without a class. TO is a class, a new name, or void to ignore it.
     Classes without any label left are removed, and the others are renumbered. Images are hard links if the disk allows it.
     """
+    from models.atomic_write import name_disk_full
     from training.data.tools.remap import describe_mapping, remap_dataset
     from training.reports.progress_bar import progress_bar
 
     console = Console()
-    with progress_bar(console, "writing") as progress:
+    with name_disk_full(out), progress_bar(console, "writing") as progress:
         mapping, opened = remap_dataset(data, out, rules or [], classes, nearest, data_format, progress)
     for line in describe_mapping(mapping, opened):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ def evaluate(
     bundle: BundleFolder,
     data: DataFolder,
     engine_options: EngineOptions,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val, test, or all: every image with a mask.")] = "test",
     out: Annotated[
         Path | None,
         typer.Option(help="Folder for metrics.json and report.html (default: evaluation/ beside the bundle)."),

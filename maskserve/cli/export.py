@@ -13,6 +13,9 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `maskserve train` wrote.")],
     out: Annotated[Path | None, typer.Option(help="Bundle folder to write (default: RUN/bundle).")] = None,
     name: BundleName = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Data set of the run, if it has moved since training (default: its place then).")
+    ] = None,
     input_rule: Annotated[
         str | None,
         typer.Option("--input", help="Resize rule for input images: native, fit or fit:SIDE (default: as trained)."),
@@ -33,5 +36,5 @@ def export(
     """Freeze a run's best network into a bundle, if the frozen network predicts as the PyTorch one does."""
     from training.export import export as export_run
 
-    target = export_run(run, out, input_rule, int8_limit if int8 else None, name=name)
+    target = export_run(run, out, input_rule, int8_limit if int8 else None, name=name, data=data)
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)

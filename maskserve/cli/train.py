@@ -1,8 +1,10 @@
 """The subcommand `train`. torch is imported only after the settings are checked."""
 
 import os
+import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,10 +67,11 @@ def train(
 def _train(
     data: Path, run: Path, config_file: Path | None, overrides: list[str], resume: bool, log_mode: "LogMode"
 ) -> None:
-    """Check the settings, plan if there is no config, start torchrun for several devices, and train."""
+    """Check the settings, lock the run folder, plan if there is no config, and train."""
     from training.config_io import check_no_run, load_config, load_resume_config, parse_overrides
-    from training.run_folder import LAST_CHECKPOINT
+    from training.run_folder import LAST_CHECKPOINT, lock_run, read_run_metadata
 
+    start_time = time.monotonic()
     if not resume:
         check_no_run(run)
     config = load_resume_config(run, config_file, overrides) if resume else load_config(config_file, overrides)
@@ -79,38 +82,47 @@ def _train(
         raise typer.BadParameter(
             "several processes need one plan: `maskserve plan DATA --out FILE`, then --config FILE"
         )
-
-    from training.train import plan_training, train
-
-    planned = None
-    if plan_first:
-        config_file = run / "plan.yaml"
-        planned = plan_training(data, config_file, parse_overrides(overrides), console)
-        config = planned.config
-    if config.devices > 1 and "LOCAL_RANK" not in os.environ:
-        from maskserve.torchrun import exec_torchrun
-
-        if planned and config.minutes:  # minus the time that planning took
-            left = config.minutes - (time.monotonic() - planned.start_time) / 60
-            overrides = [*overrides, f"minutes={max(0.1, left):.2f}"]
-        flags = {
-            "--resume": resume,
-            "--quiet": log_mode == "quiet",
-            "--json": log_mode == "json",
-            "--debug": "--debug" in sys.argv,
-            f"--config={config_file}": config_file is not None,
-        }
-        arguments = [str(data), *overrides, f"--out={run}", *(flag for flag, is_set in flags.items() if is_set)]
-        exec_torchrun(config.devices, arguments)
-
-    try:
-        train(data, run, config, resume, console, log_mode, planned)
-    except KeyboardInterrupt:
-        if first_process:
-            saved = (run / LAST_CHECKPOINT).exists()
-            resume_command = f"Stopped. To resume: maskserve train {data} --out {run} --resume"
-            typer.echo(resume_command if saved else "Stopped before the end of the first step.", err=True)
-        raise typer.Exit(130) from None
+    limit = f", {config.minutes:g} minutes including all preparation" if config.minutes else ""
     console.print(
-        f"{run}: training finished. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True
+        f"{run}: {'resuming' if resume else 'training'} on {data}{limit}", highlight=False, markup=False, soft_wrap=True
     )
+
+    with lock_run(run) if first_process else nullcontext():
+        with console.status("importing PyTorch"):
+            from training.train import plan_training, train
+
+        planned = None
+        if plan_first:
+            config_file = run / "plan.yaml"
+            planned = plan_training(data, config_file, parse_overrides(overrides), console, start_time)
+            config = planned.config
+        if config.devices > 1 and "LOCAL_RANK" not in os.environ:
+            from maskserve.torchrun import exec_torchrun
+
+            if config.minutes and not resume:  # minus the time that planning took
+                left = config.minutes - (time.monotonic() - start_time) / 60
+                overrides = [*overrides, f"minutes={max(0.1, left):.2f}"]
+            flags = {
+                "--resume": resume,
+                "--quiet": log_mode == "quiet",
+                "--json": log_mode == "json",
+                "--debug": "--debug" in sys.argv,
+                f"--config={config_file}": config_file is not None,
+            }
+            arguments = [str(data), *overrides, f"--out={run}", *(flag for flag, is_set in flags.items() if is_set)]
+            exec_torchrun(config.devices, arguments)
+
+        try:
+            train(data, run, config, resume, console, log_mode, planned, start_time)
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end in a traceback
+            if first_process:
+                saved = (run / LAST_CHECKPOINT).exists()
+                resume_command = f"Stopped. To resume: maskserve train {data} --out {run} --resume"
+                typer.echo(resume_command if saved else "Stopped before the end of the first step.", err=True)
+            raise typer.Exit(130) from None
+    end = read_run_metadata(run).end
+    for warning in end.warnings if end else []:
+        console.print("Warning:", warning, highlight=False, markup=False, soft_wrap=True)
+    finished = "training finished, with warnings" if end and end.warnings else "training finished"
+    console.print(f"{run}: {finished}. Next: maskserve export {run}", highlight=False, markup=False, soft_wrap=True)

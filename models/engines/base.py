@@ -37,9 +37,13 @@ class InferenceFunction(Protocol):
         ...
 
 
-def is_engine_out_of_memory(error: Exception) -> bool:
+OUT_OF_MEMORY_PHRASES = (
+    "bad_alloc", "out of memory", "allocate memory", "failed to allocate", "alloc_failed", "not enough memory",
+    "insufficient memory",
+)  # fmt: skip
+
+
+def is_engine_out_of_memory(error: BaseException) -> bool:
     """Whether an engine's RuntimeError means out of memory; no engine has an exception class for it."""
     text = str(error).lower()
-    return any(
-        sign in text for sign in ("bad_alloc", "out of memory", "allocate memory", "failed to allocate", "alloc_failed")
-    )
+    return any(phrase in text for phrase in OUT_OF_MEMORY_PHRASES)

@@ -22,7 +22,7 @@ from training.evaluate import evaluate
 from training.export import export
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.results import EvaluationMetrics
-from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, read_run_metadata, write_run_metadata
 from training.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -65,10 +65,30 @@ def test_last_checkpoint_is_of_the_last_epoch(shapes: Path, tmp_path: Path) -> N
     assert read_checkpoint(run / BEST_CHECKPOINT)["step"] == 4 * (1 + mious.index(max(mious)))
 
 
-def test_resume_with_another_data_set_is_refused(run: Path, shapes: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(shapes, tmp_path / "other")
-    with pytest.raises(RunError, match="was trained on"):
-        train(other, run, load_config(None, []), resume=True, console=QUIET_CONSOLE)
+def test_export_finds_data_that_moved_and_refuses_other_data(run: Path, shapes: Path, tmp_path: Path) -> None:
+    moved_run, moved = shutil.copytree(run, tmp_path / "run"), shutil.copytree(shapes, tmp_path / "moved")
+    missing = tmp_path / "gone"
+    write_run_metadata(read_run_metadata(run).model_copy(update={"data": missing}), moved_run)
+    with pytest.raises(DataError, match=rf"{missing}.* is missing.*`maskserve export {moved_run} --data FOLDER`"):
+        export(moved_run, tmp_path / "bundle", console=QUIET_CONSOLE)
+    bundle = export(moved_run, tmp_path / "bundle", int8_limit=None, console=QUIET_CONSOLE, data=moved)
+    assert open_bundle(bundle).spec.metrics["val"]["miou"] > 0
+    (moved / "images/train/train_0003.jpg").rename(moved / "images/train/other.jpg")
+    (moved / "masks/train/train_0003.png").rename(moved / "masks/train/other.png")
+    with pytest.raises(RunError, match=r"training images of .*moved are not those .* \(32 then, 32 now"):
+        export(moved_run, tmp_path / "second", console=QUIET_CONSOLE, data=moved)
+
+
+def test_export_says_before_it_starts_that_it_cannot_write(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/bundle cannot be written \(Not a directory\)"):
+        export(run, tmp_path / "file" / "bundle", console=QUIET_CONSOLE)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5_000_000))
+    with pytest.raises(RunError, match=r"bundle cannot be written: it takes up to \d+ MB, and 5 MB are free"):
+        export(run, tmp_path / "bundle", console=QUIET_CONSOLE)
 
 
 def test_missing_gpu_is_refused(shapes: Path, tmp_path: Path) -> None:

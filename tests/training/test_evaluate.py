@@ -83,6 +83,39 @@ def test_wrong_output_folder_is_an_error_before_anything_is_measured(tiny_bundle
         evaluate(tiny_bundle, tmp_path / "no data", out=tiny_bundle / "evaluation", console=QUIET_CONSOLE)
 
 
+def test_folder_of_test_images_alone_and_all_images_of_a_small_set(
+    tiny_bundle: Path, dataset: Path, tmp_path: Path
+) -> None:
+    """Without training masks, the classes are the bundle's. A small set has no test split; the error names what there is."""
+    alone = shutil.copytree(dataset, tmp_path / "alone", ignore=shutil.ignore_patterns("train", "val", "classes.csv"))
+    expected = evaluate(tiny_bundle, dataset, console=QUIET_CONSOLE)
+    assert evaluate(tiny_bundle, alone, console=QUIET_CONSOLE).per_image == expected.per_image
+
+    everything = evaluate(tiny_bundle, dataset, "all", console=QUIET_CONSOLE)
+    assert (everything.split, everything.images) == ("all", 10)
+    assert {row.name for row in expected.per_image} < {row.name for row in everything.per_image}
+
+    flat = tmp_path / "flat"
+    for kind in ("images", "masks"):
+        shutil.copytree(dataset / kind / "test", flat / kind)
+    shutil.copy(dataset / "classes.csv", flat)
+    with pytest.raises(
+        DataError, match=r"no image with a mask in the split test; .* train, val\. .*--split val.*--split all"
+    ):
+        evaluate(tiny_bundle, flat, console=QUIET_CONSOLE)
+    metrics = evaluate(tiny_bundle, flat, "all", console=QUIET_CONSOLE)
+    assert metrics.images == 7
+    assert metrics.miou == expected.miou
+
+
+def test_images_of_equal_names_in_two_splits_are_told_apart(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(dataset, tmp_path / "data")
+    for kind, suffix in (("images", "jpg"), ("masks", "png")):
+        (data / kind / "val" / f"val_0001.{suffix}").rename(data / kind / "val" / f"test_0003.{suffix}")
+    names = [row.name for row in evaluate(tiny_bundle, data, "all", console=QUIET_CONSOLE).per_image]
+    assert {"val/test_0003", "test/test_0003"} <= set(names) and len(set(names)) == 10
+
+
 def test_mask_of_another_size_is_an_error(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     bad = shutil.copytree(dataset, tmp_path / "bad")
     Image.new("L", (5, 6)).save(bad / "masks/test/test_0002.png")

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import ConfigError, DataError
-from training.data.dataset import SPLITS, SegmentationDataset, read_pair_mask
+from models.spec import ClassInfo
+from training.data.dataset import SPLITS, SegmentationDataset, merge_splits, read_pair_mask
 from training.data.formats import (
     camvid,
     cityscapes,
@@ -39,8 +40,8 @@ from training.data.scan.scanner import scan_split
 from training.data.tree import list_tree
 
 __all__ = [
-    "FORMATS", "SegmentationDataset", "has_split", "load_available_splits", "load_split", "load_splits", "recognize_dataset",
-    "resolve_format",
+    "FORMATS", "SegmentationDataset", "has_split", "load_all_splits", "load_available_splits", "load_split", "load_splits",
+    "recognize_dataset", "resolve_format",
 ]  # fmt: skip
 
 # Of formats that explain the same images equally well, the first is read.
@@ -66,27 +67,36 @@ ProgressCallback = Callable[[int, int], None]
 
 
 def load_split(
-    root: Path, split: str, data_format: str = "auto", progress: ProgressCallback | None = None
+    root: Path,
+    split: str,
+    data_format: str = "auto",
+    progress: ProgressCallback | None = None,
+    classes: list[ClassInfo] | None = None,
 ) -> SegmentationDataset:
     """Open one split of a data set.
 
     If the classes must be inferred from the training masks, `progress` is called with the number of masks read and their
-    total; `scan_split` caches the result, so the masks are read once.
+    total; `scan_split` caches the result, so the masks are read once. `classes`: those of a data set that has no train split
+    and does not name its classes.
 
     Raises: DataError; ConfigError for an unknown format.
     """
-    return load_splits(root, (split,), data_format, progress)[split]
+    return load_splits(root, (split,), data_format, progress, classes)[split]
 
 
 def load_splits(
-    root: Path, splits: Iterable[str], data_format: str = "auto", progress: ProgressCallback | None = None
+    root: Path,
+    splits: Iterable[str],
+    data_format: str = "auto",
+    progress: ProgressCallback | None = None,
+    classes: list[ClassInfo] | None = None,
 ) -> dict[str, SegmentationDataset]:
-    """Open several splits; all get the classes of train. Arguments and errors as for `load_split`."""
+    """Open several splits; all get the classes of train, or of the first one. Arguments and errors as for `load_split`."""
     names = list(splits)
     for split in names:
         if split not in SPLITS:
             raise DataError(f"Unknown split {split!r}; choose from {', '.join(SPLITS)}.")
-    return _load(recognize_dataset(root, data_format), names, progress)
+    return _load(recognize_dataset(root, data_format), names, progress, classes=classes)
 
 
 def load_available_splits(
@@ -112,13 +122,18 @@ def _load(
     progress: ProgressCallback | None,
     skip_missing: bool = False,
     sample: bool = False,
+    classes: list[ClassInfo] | None = None,
 ) -> dict[str, SegmentationDataset]:
     source, root = FORMATS[recognition.format].read(recognition.tree), recognition.tree.root
     opened: dict[str, SegmentationDataset] = {
         split: source.load(split) for split in names if split == "train" or not skip_missing or source.has_split(split)
     }
     opened = {split: replace(dataset, notes=(*recognition.notes, *dataset.notes)) for split, dataset in opened.items()}
-    train: SegmentationDataset = opened.get("train") or source.load("train")
+    if "train" in opened or source.has_split("train"):
+        train: SegmentationDataset = opened.get("train") or source.load("train")
+    else:
+        train = opened[names[0]]
+        train = replace(train, classes=train.classes or classes or [])
     if train.mask_reader is not read_pair_mask:  # formats that rasterize their masks know the classes
         return opened
     masks = (
@@ -132,6 +147,16 @@ def _load(
         error.datasets = opened
         raise
     return {split: inferred.apply_to(dataset) for split, dataset in opened.items()}
+
+
+def load_all_splits(
+    root: Path, data_format: str = "auto", classes: list[ClassInfo] | None = None
+) -> SegmentationDataset:
+    """All images with a mask, whatever their split. Arguments and errors as for `load_split`."""
+    recognition = recognize_dataset(root, data_format)
+    source = FORMATS[recognition.format].read(recognition.tree)
+    names = [split for split in SPLITS if source.has_split(split)]
+    return merge_splits(_load(recognition, names or ["train"], None, classes=classes))
 
 
 def has_split(root: Path, split: str, data_format: str = "auto") -> bool:

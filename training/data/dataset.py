@@ -1,7 +1,9 @@
 """The result of every data set format: pairs of image and mask, and the classes in the masks."""
 
+import os
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +61,27 @@ class SegmentationDataset:
     def labels(self, index: int) -> Labels:
         """uint8 H x W: class indices, 255 for ignored pixels. Raises: DataError, ImageError."""
         return self.mask_encoding.decode(self.raw_mask(index), self.pairs[index].mask)
+
+
+def merge_splits(splits: dict[str, SegmentationDataset]) -> SegmentationDataset:
+    """Several splits of a data set, with equal classes, as one. If two share a name, every name begins with its split."""
+    counts = Counter(pair.name for dataset in splits.values() for pair in dataset.pairs)
+    prefix = any(count > 1 for count in counts.values())
+    originals = {
+        replace(pair, name=f"{split}/{pair.name}" if prefix else pair.name): (dataset.mask_reader, pair)
+        for split, dataset in splits.items()
+        for pair in dataset.pairs
+    }
+
+    def read_mask(pair: Pair) -> RawMask:
+        reader, original = originals[pair]
+        return reader(original)
+
+    unmatched = dict.fromkeys(path for dataset in splits.values() for path in dataset.unmatched_images)
+    first = next(iter(splits.values()))
+    return replace(first, pairs=list(originals), mask_reader=read_mask, unmatched_images=tuple(unmatched))
+
+
+def printable(name: str) -> str:
+    """A file name as text that JSON and HTML can hold: bytes that are not UTF-8 become `\\xNN`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from models.errors import DataError
 from models.spec import ClassInfo
-from training.data.dataset import SPLITS, Pair, SegmentationDataset, read_pair_mask
+from training.data.dataset import SPLITS, Pair, SegmentationDataset, printable, read_pair_mask
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, RawMask
 from training.data.splits import SplitSource, assign_splits, resolve_split_source
 
@@ -91,7 +91,9 @@ class Listing:
 
     def _paired(self, split: str) -> list[Pair]:
         return [
-            Pair(entry.name, entry.image, entry.mask) for entry in self.entries if entry.mask and entry.split == split
+            Pair(printable(entry.name), entry.image, entry.mask)
+            for entry in self.entries
+            if entry.mask and entry.split == split
         ]
 
     def _splits_on_disk(self) -> list[str]:

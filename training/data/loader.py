@@ -325,4 +325,23 @@ def iterate_batches(loader: DataLoader[Batch] | DataLoader[list[Batch]]) -> Gene
                 raise MemoryError(item.message) if item.out_of_memory else DataError(item.message)
             yield from item if isinstance(item, list) else [item]
     finally:
-        del batches  # ends the workers, even if a traceback keeps this frame alive
+        _end_workers(batches)
+        del batches
+
+
+def _end_workers(batches: Any) -> None:
+    """End the worker processes of an iterator, also if a second Ctrl-C interrupts that.
+
+    Python's exit would wait forever for workers that were not told to end, because they ignore signals.
+    """
+    workers = list(getattr(batches, "_workers", ()))
+    try:
+        if workers:
+            batches._shutdown_workers()  # not by `del`, where Python prints a KeyboardInterrupt and continues
+    finally:
+        if any(worker.is_alive() for worker in workers):
+            if batches._worker_pids_set:  # otherwise torch reports a killed worker as an error
+                torch._C._remove_worker_pids(id(batches))
+                batches._worker_pids_set = False
+            for worker in workers:
+                worker.kill()

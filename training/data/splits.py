@@ -64,7 +64,7 @@ def resolve_split_source(root: Path, existing: Collection[str], split: str) -> S
     if not existing:
         return SplitSource("", frozenset({split}))
     listed = ", ".join(name for name in SPLITS if name in existing)
-    if "train" not in existing:
+    if "train" not in existing and split not in existing:
         raise DataError(
             f"{root} has the splits {listed} but no train; name the list or folder of training images train."
         )

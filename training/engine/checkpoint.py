@@ -11,6 +11,7 @@ import torch
 from models.architectures.base import Network
 from models.atomic_write import write_atomically
 from models.errors import RunError
+from training.run_folder import LAST_CHECKPOINT
 
 CHECKPOINT_FORMAT = 2  # a checkpoint of another format is refused
 
@@ -94,8 +95,11 @@ def write_checkpoint(content: dict[str, Any], file: Path) -> None:
         write_atomically(file, memory.getbuffer())
     except OSError as error:
         kept = f" The previous {file.name} is kept." if file.exists() else ""
+        can_resume = file.with_name(LAST_CHECKPOINT.name).exists()
+        again = "continue with --resume" if can_resume else "train again: no checkpoint to resume from was written"
         raise RunError(
-            f"{file} cannot be written ({error.strerror}).{kept} Free disk space, then continue with --resume."
+            f"{file} cannot be written ({error.strerror}; it takes {memory.tell() / 1e6:,.0f} MB).{kept} Free disk space, "
+            f"then {again}."
         ) from error
 
 

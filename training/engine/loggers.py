@@ -40,6 +40,9 @@ class TrainingLogger:
     def on_step(self, state: TrainState) -> None:
         """After each step."""
 
+    def on_note(self, text: str) -> None:
+        """A sentence about the course of the training."""
+
     def on_loss(self, result: StepResult) -> None:
         """Once a step's loss is known, which is after the next step has started."""
 
@@ -135,6 +138,10 @@ class ProgressLogger(TrainingLogger):
         self.progress_bar.stop()
         if self.tensorboard:
             self.tensorboard.events.close()
+
+    def on_note(self, text: str) -> None:
+        """Print it."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def on_loss(self, result: StepResult) -> None:
         """Smooth the loss for the bar."""

@@ -1,6 +1,7 @@
 """The length of a training, its progress, and the status that all processes share after each step."""
 
 import functools
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -10,8 +11,15 @@ from lightning_fabric import Fabric
 from training.config import TrainConfig
 from training.engine.checkpoint import TrainState
 
-DEFAULT_EPOCHS = 40  # if neither epochs nor minutes are set
+# The pace is estimated from so many steps on, and reported if it differs by this factor.
+MIN_PACE_STEPS, PACE_TOLERANCE = 16, 1.5
+NUM_VALIDATIONS = 25  # of a planned training
 MIN_TIMED_STEPS = 5  # steps before a mean time is reported: workers and kernels start up
+
+
+def epochs_between_validations(epochs: float) -> int:
+    """How often a planned training of so many epochs validates."""
+    return max(1, round(epochs / NUM_VALIDATIONS))
 
 
 class TrainingDuration:
@@ -20,8 +28,8 @@ class TrainingDuration:
     def __init__(self, train_images: int, val_images: int, config: TrainConfig) -> None:
         self.images_per_step = config.batch * config.accumulate
         self.steps_per_epoch = max(1, round(train_images / self.images_per_step))
-        epochs = config.epochs or (None if config.minutes else DEFAULT_EPOCHS)
-        self.max_steps = epochs and epochs * self.steps_per_epoch
+        epochs = config.limits().get("epochs")
+        self.max_steps = int(epochs) * self.steps_per_epoch if epochs else None
         self.max_seconds = config.minutes and 60 * config.minutes
         self.validation_interval = config.validate_every * self.steps_per_epoch  # steps
         # In steps, before one was timed: without gradients an image costs half as much.
@@ -40,6 +48,33 @@ class TrainingDuration:
     def epochs_done(self, step: int) -> float:
         """Passes over the training images so far."""
         return step / self.steps_per_epoch
+
+
+class PaceEstimate:
+    """How many epochs a limit in minutes allows, estimated from the steps so far, again whenever their number has doubled.
+
+    A plan times a few steps beforehand, and other programs may have used the processor just then.
+    """
+
+    def __init__(self, duration: TrainingDuration, expected_epochs: float) -> None:
+        """`expected_epochs`: the plan's estimate; infinite for a run without one."""
+        self.duration, self.expected_epochs = duration, expected_epochs
+        self.last: tuple[int, float] | None = None  # step and progress at the last estimate
+        self.next_step = 0
+
+    def update(self, step: int, progress: float) -> float | None:
+        """The epochs that the run is now expected to have, if they differ much from what was expected before."""
+        if self.last is None:  # the first step waits for workers to start
+            self.last, self.next_step = (step, progress), step + MIN_PACE_STEPS
+        limited = self.duration.max_seconds and math.isfinite(self.expected_epochs)
+        if not limited or step < self.next_step or progress <= self.last[1]:
+            return None
+        steps = step + (1 - progress) * (step - self.last[0]) / (progress - self.last[1])
+        self.last, self.next_step, epochs = (step, progress), 2 * step - 1, self.duration.epochs_done(round(steps))
+        if max(epochs, self.expected_epochs) < PACE_TOLERANCE * min(epochs, self.expected_epochs):
+            return None
+        self.expected_epochs = epochs
+        return epochs
 
 
 class SharedStatus(NamedTuple):

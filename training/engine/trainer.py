@@ -16,16 +16,24 @@ from torch.utils.data import DataLoader
 from models.architectures.base import Network, upsample
 from training.augment import BatchedAugmentParams, batched
 from training.config import TrainConfig
+from training.config_io import save_config
 from training.data.loader import Batch, iterate_batches
 from training.engine.checkpoint import TrainState
 from training.engine.distributed import all_reduce_sum
 from training.engine.loggers import TrainingLogger
 from training.engine.losses import Criterion
 from training.engine.optim import lr_factor, make_optimizer
-from training.engine.schedule import SharedStatus, StepTimer, TrainingDuration, sync_status
+from training.engine.schedule import (
+    PaceEstimate,
+    SharedStatus,
+    StepTimer,
+    TrainingDuration,
+    epochs_between_validations,
+    sync_status,
+)
 from training.engine.step import LossMonitor, NetworkWithLoss, StepResult, make_ema_network, seed_torch, update_ema
 from training.metrics.confusion import ConfusionMatrix
-from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, RunMetadata
+from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, LAST_CHECKPOINT, EndSetting, RunMetadata
 
 
 class Trainer:
@@ -44,8 +52,14 @@ class Trainer:
         duration: TrainingDuration,
         out: Path,
         start_time: float | None = None,
+        expected_epochs: float = math.inf,
+        adapt_validation: bool = False,
     ) -> None:
-        """Move `network` to the device. `start_time`: when the run started, by the monotonic clock; default: now."""
+        """Move `network` to the device.
+
+        `start_time`: when the run started, by the monotonic clock; default: now. `expected_epochs`: of a plan in minutes; a
+        much faster or slower pace is reported, and with `adapt_validation` changes `validate_every`.
+        """
         self.fabric, self.config, self.run, self.duration, self.out = fabric, config, run, duration, out
         self.learner: Any = fabric.setup_module(NetworkWithLoss(network, criterion, config))
         self.state = TrainState(
@@ -59,17 +73,27 @@ class Trainer:
         self.step_timer = StepTimer()
         self.last_save = time.monotonic()
         self.logger = TrainingLogger()
+        self.pace, self.adapt_validation = PaceEstimate(duration, expected_epochs), adapt_validation
+        self.best_confusion: ConfusionMatrix | None = None  # of the best validation since this start
 
-    def resume(self) -> None:
-        """Continue from `last.ckpt`. Raises: RunError."""
+    def resume(self) -> EndSetting | None:
+        """Continue from `last.ckpt`. Returns: the setting that leaves nothing to train, if one does. Raises: RunError."""
         self.state.load(self.out / LAST_CHECKPOINT)
         self.loss_monitor.start_step = self.state.step
+        return self._end(self._sync_status([]))
+
+    def learning_rates(self) -> tuple[float, float]:
+        """The learning rate of the last step, and that of the next one, of a group whose peak is `lr`."""
+        group, status = self.state.optimizer.param_groups[0], self._sync_status([])
+        last = float(group["lr"]) / float(group["initial_lr"]) * self.config.lr
+        return last, self.config.lr * lr_factor(status.progress, self.state.step, self.config)
 
     def fit(
         self, train_loader: DataLoader[Batch], val_loader: DataLoader[list[Batch]], logger: TrainingLogger | None = None
-    ) -> None:
+    ) -> EndSetting:
         """Train from the state's step to the end of the duration, or until patience runs out.
 
+        Returns: the setting that ended it.
         Raises: RunError if the loss becomes NaN or the disk is full; KeyboardInterrupt after a stop signal, with the
         step in progress finished and saved.
         """
@@ -78,7 +102,7 @@ class Trainer:
         self.learner.train()
         with catch_stop_signals() as signals, closing(iterate_batches(train_loader)) as batches:
             status = self._sync_status(signals)
-            while (status.progress < 1 or state.step == 0) and not self._out_of_patience():
+            while self._end(status) is None:
                 lr = self._set_learning_rate(status.progress)
                 names, loss = self.train_step(batches)
                 self.step_timer.tick()
@@ -86,6 +110,8 @@ class Trainer:
                 self.logger.on_step(state)
 
                 status = self._sync_status(signals)
+                if epochs := self.pace.update(state.step, status.progress):
+                    self._adapt_to_pace(epochs)
                 end_of_interval = state.step % self.duration.validation_interval == 0
                 if status.progress >= 1 or (end_of_interval and not status.skip_validation):
                     self._validate_and_save(val_loader, lr)
@@ -94,6 +120,7 @@ class Trainer:
                     self.save()
                 if status.stop_requested:
                     raise KeyboardInterrupt
+            return self._end(status) or "epochs"
 
     def train_step(self, batches: Iterator[Batch]) -> tuple[list[str], Tensor]:
         """One optimizer step on `accumulate` batches. Returns the names of the images, and the mean loss (0 axes)."""
@@ -170,6 +197,8 @@ class Trainer:
         better = miou > state.best_miou
         state.best_miou = max(state.best_miou, miou)
         state.validations_since_best = 0 if better else state.validations_since_best + 1
+        if better:
+            self.best_confusion = confusion
         mean_loss = state.loss_sum / max(1, state.loss_count)
         state.loss_sum, state.loss_count = 0.0, 0
         self.logger.on_validation(state, confusion, mean_loss, lr, better)
@@ -177,6 +206,20 @@ class Trainer:
         self.logger.on_checkpoint(state, confusion)
         self.learner.train()
         self.last_save = time.monotonic()
+
+    def _adapt_to_pace(self, epochs: float) -> None:
+        """Validate as often as a plan for so many epochs would. The learning rate follows the clock already."""
+        every = epochs_between_validations(epochs)
+        adapted = ""
+        if self.adapt_validation and every != self.config.validate_every:
+            self.config = self.config.model_copy(update={"validate_every": every})
+            self.duration.validation_interval = every * self.duration.steps_per_epoch
+            adapted = f"; validates every {every} epochs" if every > 1 else "; validates every epoch"
+            if self.fabric.is_global_zero:
+                save_config(self.config, self.out / CONFIG_FILE)
+        self.logger.on_note(
+            f"At the pace so far, about {epochs:.{0 if epochs >= 10 else 1}f} epochs fit into the time{adapted}."
+        )
 
     def _move_to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Copy a batch while the device still computes the one before, and augment it there with `augment=gpu`."""
@@ -213,9 +256,15 @@ class Trainer:
     def _save_is_due(self) -> bool:
         return time.monotonic() - self.last_save >= 60 * self.config.save_minutes
 
-    def _out_of_patience(self) -> bool:
-        patience = self.config.patience
-        return patience is not None and self.state.validations_since_best >= patience
+    def _end(self, status: SharedStatus) -> EndSetting | None:
+        """The setting that ends the training now; None if it goes on. Steps that were never validated do not end it."""
+        state, patience, max_steps = self.state, self.config.patience, self.duration.max_steps
+        validated = state.step > 0 and state.loss_count == 0
+        if patience is not None and state.validations_since_best >= patience:
+            return "patience"
+        if status.progress < 1 or not validated:
+            return None
+        return "epochs" if max_steps and state.step >= max_steps else "minutes"
 
 
 @contextmanager

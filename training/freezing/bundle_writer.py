@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 
+from models.atomic_write import name_disk_full
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
 from models.errors import BundleError, ConfigError, WeightsError, escape_line
 from models.imaging.decode import RGB, Labels
@@ -54,9 +55,9 @@ def write_bundle(target: Path, source: BundleSource, console: Console) -> Bundle
     """Write a bundle at `target`, whole or not at all.
 
     Raises: ParityError if the frozen graph disagrees with the original; WeightsError if no engine can run it;
-    BundleError if `target` is something other than a bundle or an empty folder.
+    BundleError if `target` is something other than a bundle or an empty folder; OSError that names `target`.
     """
-    with bundle_writer(target) as folder:
+    with name_disk_full(target), bundle_writer(target) as folder:
         with console.status("freezing the network"):
             source.write_graph(folder)
         draft = Bundle(folder, source.spec)

@@ -47,7 +47,7 @@ def write_html_report(target: Path, report: LintReport, data: Path) -> None:
         style=(TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),
     )
     try:
-        target.write_text(page, encoding="utf-8")
+        target.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError(
             f"{target}: cannot be written ({error.strerror}); choose a file in an existing folder."

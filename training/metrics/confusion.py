@@ -133,6 +133,17 @@ class ConfusionMatrix:
         """Mean IoU over the classes that occur; NaN where none does."""
         return float(nan_mean(self.iou()))
 
+    def largest_class_miou(self) -> float:
+        """Mean IoU of predicting the largest class of the ground truth everywhere; NaN for fewer than two classes."""
+        target = self.class_counts[1]
+        occurring = int((target > 0).sum())
+        return float(target.max() / target.sum() / occurring) if occurring > 1 else float("nan")
+
+    def never_predicted(self) -> NDArray[np.int64]:
+        """The labels that occur in the ground truth, and that no pixel is predicted as."""
+        _, target, prediction = self.class_counts
+        return np.flatnonzero((target > 0) & (prediction == 0))
+
     def pixel_accuracy(self) -> float:
         """Fraction of the counted pixels that are right; NaN where none was counted."""
         hits, target, _ = self.class_counts.sum(axis=1)

@@ -7,15 +7,22 @@ from dataclasses import dataclass, field
 
 from models.architectures import default_options
 from models.errors import ConfigError
+from training.engine.schedule import epochs_between_validations
 from training.plan.fingerprint import DatasetFingerprint
-from training.plan.profiling import MAX_TIMED_SECONDS, MachineProfile, activation_bytes_per_image, measure_step_seconds
+from training.plan.profiling import (
+    MAX_TIMED_SECONDS,
+    MachineProfile,
+    activation_bytes_per_image,
+    measure_step_seconds,
+    runnable_wait_seconds,
+)
 from training.plan.rules import DEFAULT_BATCH, ENCODER_LADDER, FIRST_RUNG, Plan
 
 # Crops that fit into the time: from the first number a larger encoder pays, below the second a smaller one.
 CROPS_FOR_LARGER_ENCODER, CROPS_FOR_SMALLER_ENCODER = 120_000, 4_000
 DEFAULT_CROPS = 50_000  # to train on if no time is given, as in CamVid's best run
 MIN_EPOCHS, MAX_EPOCHS = 10, 1000
-MAX_WARMUP_STEPS, NUM_VALIDATIONS = 200, 25
+MAX_WARMUP_STEPS = 200
 MAX_MEMORY_FRACTION = 0.6  # of the free memory that a step may take
 AUGMENT_SECONDS = 0.005  # seconds of a core to augment a crop
 MIN_READ_SECONDS_TO_CACHE = 0.002  # seconds of a core to read an image, from which caching pays
@@ -31,6 +38,7 @@ class StepProfiler:
     read_seconds: float = 0.0  # of a core, per image
     cache_decoded: bool = False  # whether images are read only once
     start_time: float = field(default_factory=time.monotonic)  # when the minutes began to count
+    busy_fraction: float = 0.0  # largest fraction of a timing during which other programs had the core
 
     def step_seconds(self, plan: Plan) -> float | None:
         """Seconds of one step of the plan so far, with reading; None if it does not fit into memory. Raises: ConfigError."""
@@ -57,8 +65,13 @@ class StepProfiler:
         """Seconds of a step in the plan's precision, which the first measurement chooses."""
 
         def seconds(precision: str) -> float | None:
-            config = plan.config()
-            return measure_step_seconds(config, self.num_classes, plan["crop"], batch, self.machine.device, precision)
+            start, waited = time.monotonic(), runnable_wait_seconds()
+            found = measure_step_seconds(
+                plan.config(), self.num_classes, plan["crop"], batch, self.machine.device, precision
+            )
+            waited = runnable_wait_seconds() - waited
+            self.busy_fraction = max(self.busy_fraction, waited / max(1e-9, time.monotonic() - start))
+            return found
 
         if plan["precision"] != "auto":
             return seconds(plan["precision"])
@@ -168,6 +181,7 @@ def choose_duration(plan: Plan, fingerprint: DatasetFingerprint, profiler: StepP
     limit, epochs = profiler.remaining_seconds(plan), float(plan["epochs"] or math.inf)
     if limit:
         epochs = min(epochs, limit / seconds / steps_per_epoch)
+        plan.expected_epochs, plan.busy_fraction = epochs, profiler.busy_fraction
         plan.explain_override("minutes", f"about {epochs:,.{0 if epochs >= 10 else 1}f} epochs at {rate}")
     if not limit or "epochs" in plan.overrides:
         default = min(MAX_EPOCHS, max(MIN_EPOCHS, math.ceil(DEFAULT_CROPS / step / steps_per_epoch)))
@@ -179,7 +193,7 @@ def choose_duration(plan: Plan, fingerprint: DatasetFingerprint, profiler: StepP
             plan.explain_override("epochs", why)
     steps = epochs * steps_per_epoch
     plan.set("warmup", int(min(MAX_WARMUP_STEPS, steps / 20)), f"of about {steps:,.0f} steps")
-    every = max(1, round(epochs / NUM_VALIDATIONS))
+    every = epochs_between_validations(epochs)
     times = max(1, int(epochs / every))
     how_often = "once" if times == 1 else f"{times} times"
     plan.set("validate_every", every, f"validates {how_often}, on {fingerprint.num_val_images} images")

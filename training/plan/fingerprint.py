@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from training.lint import LabelStats, LintReport
 
+MIN_HALVED_SIDE = 16  # pixels: an image of fewer rows has no upper and lower half; of fewer columns, no left and right
 FEW_IMAGES = 8  # with fewer images, an asymmetry may be chance
 MIN_STANDARD_ERRORS = 5.0  # an asymmetry of more standard errors is significant
 # Difference between the two halves, as a fraction of a class's pixels. From the first on, images have an upside; from the
@@ -39,6 +40,7 @@ class DatasetFingerprint:
         pixels = quarters.sum(axis=(2, 3))
         sizes = np.array([one.size for one in stats])
         long = sizes.max(axis=1)
+        tall, wide = sizes[:, 0] >= MIN_HALVED_SIDE, sizes[:, 1] >= MIN_HALVED_SIDE
         low, high = np.quantile(long, [0.1, 0.9])
         with np.errstate(invalid="ignore", divide="ignore"):
             # A strip of width w and length l has w x l pixels, 2 x l of them at its edge.
@@ -52,11 +54,11 @@ class DatasetFingerprint:
             pixel_fractions=pixels.sum(axis=0) / max(1, pixels.sum()),
             class_widths=np.where(pixels.sum(axis=0) > 0, np.minimum(widths, max(height, width)), np.nan),
             image_fractions=(pixels > 0).mean(axis=0),
-            # An image of one row has no halves. Without enough images: photographs are mostly upright, rarely one-sided.
+            # Without enough images: photographs are mostly upright, rarely one-sided.
             vertically_asymmetric=bool(
-                np.mean(_asymmetries(quarters[sizes[:, 0] > 1].sum(axis=3)) or [1.0]) >= MIN_VERTICAL_ASYMMETRY
+                tall.any() and np.mean(_asymmetries(quarters[tall].sum(axis=3)) or [1.0]) >= MIN_VERTICAL_ASYMMETRY
             ),
-            horizontally_asymmetric=max(_asymmetries(quarters[sizes[:, 1] > 1].sum(axis=2)), default=0.0)
+            horizontally_asymmetric=max(_asymmetries(quarters[wide].sum(axis=2)), default=0.0)
             >= MIN_HORIZONTAL_ASYMMETRY,
             width_exponent=_width_exponent(long, pixels, edges),
         )

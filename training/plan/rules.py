@@ -44,6 +44,8 @@ class Plan:
 
     overrides: dict[str, Any]
     settings: dict[str, PlannedSetting] = field(default_factory=dict)
+    expected_epochs: float = math.inf  # that the minutes allow
+    busy_fraction: float = 0.0  # of the timing of steps, during which other programs had the processor
 
     def __post_init__(self) -> None:
         self.overrides = {name: value for name, value in self.overrides.items() if value is not None}
@@ -88,6 +90,10 @@ def choose_input_rule(plan: Plan, fingerprint: DatasetFingerprint, machine: Mach
     exponent, same_size = fingerprint.width_exponent, fingerprint.size_spread < 1.1
     if "side" in plan.overrides:
         plan.set("input", "fit", "you set a side")
+    elif (fitted := _shrunk_short_side(fingerprint, machine)) is not None and fitted < STRIDE:
+        height, width = fingerprint.median_size
+        reason = f"images are long and narrow, {width} x {height}: resized to fit, {fitted:.2g} pixels of the short side remain"
+        plan.set("input", "native", reason)
     elif exponent is not None and exponent < 0.5 and not fingerprint.vertically_asymmetric:
         plan.set("input", "native", f"objects have the same size in larger images (exponent {exponent:.1f})")
     elif exponent is not None and exponent >= 0.5:
@@ -108,6 +114,13 @@ def choose_input_rule(plan: Plan, fingerprint: DatasetFingerprint, machine: Mach
         plan.set("input", "native", "no class prefers the upper or lower half: scanner, microscope or aerial images")
     if plan["input"] == "fit":
         plan.set("side", *_fit_side(fingerprint, machine))
+
+
+def _shrunk_short_side(fingerprint: DatasetFingerprint, machine: MachineProfile) -> float | None:
+    """The short side of an image that `fit` would shrink, in pixels; None if it would not."""
+    long, short = max(fingerprint.median_size), min(fingerprint.median_size)
+    side, _ = _fit_side(fingerprint, machine)
+    return short * side / long if side < long else None
 
 
 def _fit_side(fingerprint: DatasetFingerprint, machine: MachineProfile) -> tuple[int, str]:

@@ -67,7 +67,7 @@ def write_evaluation_report(
         nav=render("nav.html"),
         main=main,
     )
-    target.write_text(page, encoding="utf-8")
+    target.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def describe_run(bundle: Bundle) -> dict[str, str]:

@@ -29,7 +29,8 @@ def save_curves(table: Path, target: Path) -> None:
         for name, series in lines.items():
             epochs, values = zip(*series, strict=True)
             axis.plot(epochs, values, marker="o", markersize=4 if len(series) <= MAX_LARGE_DOTS else 2, label=name)
-        axis.set(title=title, xlabel="epoch", ylim=(0, top))
+        last = max(epoch for series in lines.values() for epoch, _ in series)
+        axis.set(title=title, xlabel="epoch", xlim=(0, 1.03 * max(1.0, last)), ylim=(0, top))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         if len(lines) > 1:

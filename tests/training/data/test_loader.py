@@ -1,6 +1,8 @@
+import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -84,6 +86,38 @@ def test_batches_resume_anywhere(samples: SegmentationDataset, augment_on: str, 
 
     whole, later = read_images(0, 4), read_images(2, 2)
     assert all(torch.equal(one, other) for one, other in zip(later, whole[-len(later) :], strict=True))
+
+
+def test_image_is_augmented_differently_in_each_epoch(samples: SegmentationDataset) -> None:
+    """By the product's augmentations, and by the user's transforms alone."""
+    gamma = TrainConfig(transforms=[{"name": "RandomGamma", "p": 1.0}], scale=(1, 1), flip=0, color_jitter=0)
+    for config, crop in ((TrainConfig(), CROP), (gamma, (48, 64))):
+        dataset = build_train_loader(samples, RULE, crop, config).dataset
+        first, again, next_epoch = (dataset[SampleIndex(2, number)].image for number in (2, 2, 8))
+        assert (first == again).all()
+        assert (first != next_epoch).any()
+
+
+def test_second_ctrl_c_while_the_workers_end_leaves_none(
+    samples: SegmentationDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers ignore signals: one that was not told to end would keep Python's exit waiting forever."""
+
+    def interrupt(iterator: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    batches = iterate_batches(build_train_loader(samples, RULE, CROP, TrainConfig(batch=2, workers=2)))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    iterator = torch.utils.data.dataloader._MultiProcessingDataLoaderIter
+    monkeypatch.setattr(iterator, "_shutdown_workers", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        batches.close()
+    for worker in workers:
+        worker.join(timeout=10)
+        assert not worker.is_alive()
 
 
 def test_augmentation_on_the_device_equals_that_in_a_worker(samples: SegmentationDataset) -> None:

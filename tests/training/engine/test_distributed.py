@@ -52,7 +52,7 @@ def train_in_subprocess(data: Path, run: Path, *overrides: str) -> Path:
     command = [sys.executable, "-m", "maskserve", "train", str(data), *OVERRIDES, *overrides, "--out", str(run)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("training finished. Next:") == 1  # only one process prints
+    assert done.stdout.count("Next: maskserve export") == 1  # only one process prints
     return run
 
 

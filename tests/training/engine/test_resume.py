@@ -1,6 +1,10 @@
 """A run that is stopped, killed or out of disk space anywhere resumes to the same bits."""
 
+import contextlib
 import csv
+import fcntl
+import io
+import multiprocessing
 import os
 import resource
 import shutil
@@ -13,11 +17,20 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from models.errors import ConfigError, RunError
+from models.spec import InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
-from training.config_io import load_config, load_resume_config, save_config
+from training.config_io import (
+    binding_limit,
+    finished_message,
+    load_config,
+    load_resume_config,
+    parse_overrides,
+    save_config,
+)
 from training.data import load_split
 from training.data.loader import Batch
 from training.data.synthetic import generate_dataset
@@ -25,8 +38,18 @@ from training.engine.checkpoint import read_checkpoint, write_checkpoint
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.engine.trainer import Trainer
 from training.metrics.confusion import ConfusionMatrix
-from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, read_run_metadata, write_run_metadata
-from training.train import train
+from training.run_folder import (
+    BEST_CHECKPOINT,
+    LAST_CHECKPOINT,
+    LOCK_FILE,
+    ImageList,
+    RunEnd,
+    RunMetadata,
+    lock_run,
+    read_run_metadata,
+    write_run_metadata,
+)
+from training.train import plan_training, train
 
 ROOT = Path(__file__).parents[3]
 STEPS = 6  # two epochs of three
@@ -223,8 +246,10 @@ def test_failed_first_checkpoint_leaves_no_file(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(RunError, match=r"x.ckpt cannot be written \(File too large\)\. Free disk space"):
-            write_checkpoint({"weights": torch.zeros(10_000)}, tmp_path / "x.ckpt")
+        with pytest.raises(
+            RunError, match=r"best.ckpt cannot be written \(File too large; it takes 0 MB\).* train again: no"
+        ):
+            write_checkpoint({"weights": torch.zeros(10_000)}, tmp_path / "best.ckpt")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
@@ -251,6 +276,11 @@ def test_checkpoint_executes_no_pickle(tmp_path: Path) -> None:
 def test_resume_accepts_only_settings_that_may_change(tmp_path: Path) -> None:
     save_config(TrainConfig(lr=0.1), tmp_path / "config.yaml")
     write_checkpoint({}, tmp_path / LAST_CHECKPOINT)
+    metadata = RunMetadata(
+        data=tmp_path, classes=[], input=InputRule(rule="native"), crop=(32, 32), precision="f32",
+        images=ImageList.from_names([]),
+    )  # fmt: skip
+    write_run_metadata(metadata, tmp_path)
     assert load_resume_config(tmp_path, None, ["batch=4", "accumulate=2"]).batch == 4
     assert load_resume_config(tmp_path, None, ["epochs=99", "workers=0", "lr=0.1"]) == TrainConfig(
         lr=0.1, epochs=99, workers=0
@@ -288,26 +318,154 @@ def test_tensorboard_does_not_change_the_training(small_dataset: Path, tmp_path:
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_resume_of_a_run_out_of_patience_does_no_step(small_dataset: Path, tmp_path: Path) -> None:
-    overrides = [word for word in OVERRIDES if not word.startswith(("epochs", "lr="))]
-    run = train(
-        small_dataset,
-        tmp_path / "run",
-        load_config(None, [*overrides, "epochs=9", "lr=1e-12", "patience=1"]),
-        console=QUIET_CONSOLE,
-    )
-    step = read_checkpoint(run / LAST_CHECKPOINT)["step"]
-    assert step < 27
-    resume_run(small_dataset, run)
-    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == step
+def test_resume_of_a_finished_run_names_the_limit_and_changes_nothing(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
+    """The settings alone show it, before torch is imported; without them, the checkpoint does."""
+    run = shutil.copytree(uninterrupted_run, tmp_path / "run")
+    before = (run / "config.yaml").read_bytes()
+    with pytest.raises(
+        RunError, match=r"trained for 2 epochs .* epochs=1 asks for no more.*--resume epochs=4`.*minutes="
+    ):
+        load_resume_config(run, None, ["epochs=1"])
+    metadata = read_run_metadata(run)
+    assert metadata.end is not None and metadata.end.setting == "epochs"
+    write_run_metadata(metadata.model_copy(update={"end": None}), run)  # killed before it was written
+    for epochs in (1, 2):
+        with pytest.raises(RunError, match=f"epochs={epochs} asks for no more: nothing was trained"):
+            resume_run(small_dataset, run, f"epochs={epochs}")
+    assert (run / "config.yaml").read_bytes() == before
 
 
-def test_resume_with_other_images_is_refused(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ended_by", "saved", "now", "setting"),
+    [
+        ("minutes", {"minutes": 2}, {"minutes": 2}, "minutes"),  # it ended at 1.9, to validate in time
+        ("minutes", {"minutes": 2}, {"minutes": 3}, None),
+        ("minutes", {"minutes": 2}, {"minutes": 3, "epochs": 5}, "epochs"),
+        ("minutes", {"minutes": 2}, {"minutes": 1.5, "epochs": 50}, "minutes"),
+        ("epochs", {"epochs": 8}, {"epochs": 9}, None),
+        ("epochs", {"epochs": 8}, {"epochs": None, "minutes": 3}, None),
+        ("patience", {"patience": 3}, {"patience": 3}, "patience"),
+        ("patience", {"patience": 3}, {"patience": 4}, None),
+        ("patience", {"patience": 3}, {"patience": None}, None),
+    ],
+)
+def test_limits_that_leave_nothing_to_train(
+    ended_by: Any, saved: dict[str, Any], now: dict[str, Any], setting: str | None
+) -> None:
+    end = RunEnd(setting=ended_by, epochs=8, minutes=1.9)
+    before, config = TrainConfig.model_validate(saved), TrainConfig.model_validate(now)
+    assert binding_limit(end, before, config) == setting
+    if setting:
+        assert f"{setting}={now[setting]} asks for no more" in finished_message(Path("run"), end, setting, config)  # type: ignore[arg-type]
+
+
+def test_steps_that_were_never_validated_do_not_end_a_run(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
+    """Killed shortly before the end in minutes: the resume validates, so that there is a best network."""
+    run = shutil.copytree(uninterrupted_run, tmp_path / "run")
+    (run / BEST_CHECKPOINT).unlink()
+    content = read_checkpoint(run / LAST_CHECKPOINT)
+    unvalidated = {"best_miou": -1.0, "loss_count": 2, "loss_sum": 1.0, "seconds": 1e6}
+    write_checkpoint({**content, **unvalidated}, run / LAST_CHECKPOINT)
+    write_run_metadata(read_run_metadata(run).model_copy(update={"end": None}), run)
+    resume_run(small_dataset, run, "epochs=None", "minutes=1")
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == STEPS + 1
+    end = read_run_metadata(run).end
+    assert end is not None and end.setting == "minutes"
+
+
+def test_resume_says_how_a_longer_schedule_changes_the_learning_rate(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
+    run, output = shutil.copytree(uninterrupted_run, tmp_path / "run"), io.StringIO()
+    config = load_resume_config(run, None, ["epochs=3"])
+    train(small_dataset, run, config, resume=True, console=Console(file=output, width=200))
+    # poly, power 0.9: step 5 of 6 left 1/6, and step 6 of 9 leaves 3/9, of lr=0.002
+    assert "schedule now ends at epoch 3: the learning rate rises from 0.0004 to 0.00074" in output.getvalue()
+
+
+def test_resume_follows_data_that_moved_and_refuses_other_images(
+    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
+) -> None:
     data = shutil.copytree(small_dataset, tmp_path / "few")
     run = shutil.copytree(uninterrupted_run, tmp_path / "run")
-    write_run_metadata(read_run_metadata(run).model_copy(update={"data": data.resolve()}), run)
+    resume_run(data, run, "epochs=3")
+    assert read_run_metadata(run).data == data.resolve()
     (data / "images/train/train_0003.jpg").unlink()
-    with pytest.raises(RunError, match=r"training images of .* have changed since .* \(12 then, 11 now\)"):
+    with pytest.raises(RunError, match=r"training images of .* are not those .* \(12 then, 11 now"):
+        resume_run(data, run, "epochs=4")
+    classes = (data / "classes.csv").read_text()
+    (data / "classes.csv").write_text(classes.replace("disc", "coin"))
+    with pytest.raises(RunError, match=r"classes of .* are not those .*coin"):
+        resume_run(data, run, "epochs=4")
+
+
+def test_second_training_into_one_folder_is_refused(small_dataset: Path, tmp_path: Path) -> None:
+    """Another process holds the lock: a second open file conflicts like one."""
+    run = tmp_path / "deep" / "run"
+    with lock_run(run):
+        with lock_run(run):  # the same process
+            assert (run / LOCK_FILE).exists()
+        descriptor = os.open(run / LOCK_FILE, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert not run.parent.exists()  # created for the lock, and still empty
+    run.mkdir(parents=True)
+    (run / LOCK_FILE).touch()  # left by a killed process: its lock ended with it
+    held = os.open(run / LOCK_FILE, os.O_RDWR)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(RunError, match=r"Another training is writing to .*run\. Wait until it ends"):
+        train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+    os.close(held)
+    os.close(descriptor)
+    with lock_run(run):
+        pass
+    assert list(run.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_worker_does_not_inherit_the_lock(tmp_path: Path) -> None:
+    """A worker may outlive a training that was killed for some seconds."""
+    with lock_run(tmp_path):
+        inode = (tmp_path / LOCK_FILE).stat().st_ino
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            descriptors = pool.apply(list_open_inodes)
+        assert inode in list_open_inodes()
+        assert inode not in descriptors
+
+
+def list_open_inodes() -> list[int]:
+    inodes = []
+    for name in os.listdir("/dev/fd"):
+        with contextlib.suppress(OSError):
+            inodes.append(os.fstat(int(name)).st_ino)
+    return inodes
+
+
+def test_folder_that_cannot_be_written_is_found_before_the_lint(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"The run folder .*file/run cannot be written \(Not a directory\)"):
+        train(tmp_path / "no data", tmp_path / "file" / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such file names")
+def test_file_names_need_not_be_utf8(tmp_path: Path) -> None:
+    """As unpacked from an old archive: the folder, and images that TensorBoard shows."""
+    data, run = tmp_path / os.fsdecode(b"d\xfc"), tmp_path / os.fsdecode(b"run\xfc")
+    generate_dataset(data, counts={"train": 2, "val": 2}, size=(48, 64))
+    for folder, suffix in (("images", ".jpg"), ("masks", ".png")):
+        for split in ("train", "val"):
+            old = data / folder / split / f"{split}_0001{suffix}"
+            old.rename(old.with_name(os.fsdecode(b"b\xfcro") + suffix))
+    overrides = [word for word in OVERRIDES if not word.startswith(("ema", "workers"))]
+    planned = plan_training(data, run / "plan.yaml", parse_overrides([*overrides, "workers=0"]), QUIET_CONSOLE)
+    train(data, run, planned.config, console=QUIET_CONSOLE, planned=planned)
+    assert read_run_metadata(run).data == data.resolve()
+    assert (run / "samples" / "b\\xfcro.png").exists()
+    with pytest.raises(RunError, match="asks for no more"):
         resume_run(data, run)
 
 

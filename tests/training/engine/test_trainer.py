@@ -1,26 +1,38 @@
 import csv
 import json
+import math
+import re
 import shutil
+import time
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from models.architectures import build
 from models.errors import ConfigError
-from models.spec import InputRule
+from models.spec import ClassInfo, InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
 from training.config_io import load_config
 from training.data import load_split
+from training.data.loader import build_train_loader, build_val_loader, iterate_batches
 from training.data.synthetic import generate_dataset
 from training.engine.checkpoint import read_checkpoint
-from training.engine.model_factory import load_network, make_torch_segmenter
-from training.engine.schedule import TrainingDuration
+from training.engine.losses import Criterion
+from training.engine.model_factory import architecture_options, load_network, make_torch_segmenter
+from training.engine.schedule import PaceEstimate, TrainingDuration
+from training.engine.trainer import Trainer
 from training.evaluate import evaluate_split
 from training.lint import LintReport
-from training.run_folder import LAST_CHECKPOINT, read_run_metadata
-from training.train import choose_resize_and_crop, train
+from training.metrics.confusion import ConfusionMatrix
+from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, ImageList, RunMetadata, read_run_metadata
+from training.train import choose_resize_and_crop, learning_warnings, train
 
 SMALL_RUN = [
     "encoder=tu-lcnet_035", "batch=4", "workers=0", "crop=32,64", "precision=f32", "warmup=2", "lr=0.002", "optimizer=adamw",
@@ -126,6 +138,156 @@ def test_augmentation_on_the_device_learns_too(small_dataset: Path, tmp_path: Pa
     config = load_config(None, [*SMALL_RUN, "epochs=8", "validate_every=4", *augmentation])
     first, last = read_metrics(train(small_dataset, tmp_path / "run", config, console=QUIET_CONSOLE))
     assert float(last["loss"]) < float(first["loss"])
+
+
+def make_trainer(data: Path, out: Path, *overrides: str) -> Trainer:
+    """A trainer of a small network; its run folder is empty."""
+    config = load_config(None, [*SMALL_RUN, "tensorboard=false", *overrides])
+    samples = load_split(data, "train")
+    rule, crop = InputRule(rule="native"), config.crop or (32, 32)
+    run = RunMetadata(
+        data=data, classes=samples.classes, input=rule, crop=crop, precision="f32", images=ImageList.from_names([])
+    )
+    torch.manual_seed(0)
+    network = build(config.architecture, len(samples.classes), **architecture_options(config))
+    duration = TrainingDuration(len(samples), 4, config)
+    return Trainer(Fabric(accelerator="cpu"), config, run, network, Criterion.from_config(config), duration, out)
+
+
+def test_validation_does_not_change_the_network_and_uses_its_running_statistics(
+    small_dataset: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(small_dataset, tmp_path, "dropout=0.5")
+    network, validation = trainer.state.network, load_split(small_dataset, "val")
+    trainer.learner.train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    confusion = trainer.validate(build_val_loader(validation, trainer.run.input, trainer.config))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    segmenter, expected = make_torch_segmenter(network.eval(), trainer.run.input), ConfusionMatrix(6)
+    for index in range(len(validation)):
+        expected.add(validation.labels(index), segmenter.segment(validation.image(index)).labels)
+    assert np.abs(confusion.counts - expected.counts).sum() < 0.01 * expected.counts.sum()
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_gradient_is_clipped_to_its_norm(small_dataset: Path, tmp_path: Path, clip: float | None) -> None:
+    settings = ["optimizer=sgd", "momentum=0", "weight_decay=0", "lr=1", "head_lr=1", f"grad_clip={clip}"]
+    trainer = make_trainer(small_dataset, tmp_path, *settings)
+    before = torch.cat([value.detach().flatten().clone() for value in trainer.state.network.parameters()])
+    change = (
+        (weights_after_a_step(trainer, small_dataset) - before).norm().item()
+    )  # of plain SGD: lr times the gradient
+    assert change == pytest.approx(clip, rel=0.02) if clip else change > 0.01
+
+
+def weights_after_a_step(trainer: Trainer, data: Path) -> torch.Tensor:
+    """All weights, of one axis, after the first step on the training images."""
+    loader = build_train_loader(load_split(data, "train"), trainer.run.input, trainer.run.crop, trainer.config)
+    trainer.learner.train()
+    with closing(iterate_batches(loader)) as batches:
+        trainer.train_step(batches)
+    return torch.cat([value.detach().flatten() for value in trainer.state.network.parameters()])
+
+
+def test_accumulated_step_equals_that_of_the_whole_batch(small_dataset: Path, tmp_path: Path) -> None:
+    """With frozen norms, whose statistics depend on the size of a batch."""
+    settings = ["optimizer=sgd", "lr=0.1", "dropout=0", "freeze_norms=true", "scale=1,1"]
+    whole, parts = (
+        weights_after_a_step(make_trainer(small_dataset, tmp_path, *settings, *sizes), small_dataset)
+        for sizes in (("batch=4", "accumulate=1"), ("batch=2", "accumulate=2"))
+    )
+    before = torch.cat([value.flatten() for value in make_trainer(small_dataset, tmp_path).state.network.parameters()])
+    assert (parts - whole).norm() < 0.01 * (whole - before).norm()
+
+
+def test_each_step_averages_the_weights_and_has_its_own_seed(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, seeds = make_trainer(small_dataset, tmp_path, "ema=0.9", "accumulate=2", "batch=2", "seed=5"), set()
+    monkeypatch.setattr("training.engine.trainer.seed_torch", lambda *numbers: seeds.add(numbers))
+    average = trainer.state.ema_network
+    assert average is not None
+    before = torch.cat([value.flatten().clone() for value in average.parameters()])
+    for _ in range(2):
+        after = weights_after_a_step(trainer, small_dataset)
+    averaged = torch.cat([value.flatten() for value in average.parameters()])
+    assert 0 < (averaged - before).norm() < (after - before).norm()
+    assert seeds == {(5, step, part, 0) for step in (0, 1) for part in (1, 2)}
+
+
+def test_validation_that_would_exceed_the_minutes_is_skipped(small_dataset: Path, tmp_path: Path) -> None:
+    """Another validation, and the last one, must fit."""
+    trainer = make_trainer(small_dataset, tmp_path, "minutes=1")
+    trainer.state.validation_seconds = 8.0
+    for seconds, skipped in ((40, False), (50, True)):
+        trainer.state.start_time = time.monotonic() - seconds
+        assert trainer._sync_status([]).skip_validation is skipped
+
+
+def test_first_of_equal_validations_is_the_best(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, better = make_trainer(small_dataset, tmp_path, "patience=2"), []
+    monkeypatch.setattr(Trainer, "validate", lambda *_: half_right())
+    monkeypatch.setattr(trainer.logger, "on_validation", lambda *values: better.append(values[-1]))
+    for step in (3, 6, 9):
+        trainer.state.step = step
+        trainer._validate_and_save(None, 0.1)  # type: ignore[arg-type]
+    assert better == [True, False, False]
+    assert read_checkpoint(tmp_path / BEST_CHECKPOINT)["step"] == 3
+    assert trainer.resume() == "patience"
+
+
+def half_right() -> ConfusionMatrix:
+    """Of two classes with as many pixels, half of the second are right."""
+    confusion = ConfusionMatrix(6)
+    confusion.add(np.uint8([[0, 0, 1, 1]]), np.uint8([[0, 0, 1, 0]]))
+    return confusion
+
+
+@pytest.mark.parametrize(
+    ("epochs", "prediction", "expected"),
+    [
+        (0.5, [0, 0, 0, 0, 1, 2], ["trained for 0.5 epochs.* 40 minutes are about 10 epochs"]),
+        (9.0, [0, 0, 0, 0, 1, 2], []),
+        (
+            9.0,
+            [0, 0, 0, 0, 0, 0],
+            ["of 0.222 is no better than that of predicting big everywhere", "Never .*: mid, few"],
+        ),
+        (9.0, [0, 0, 0, 0, 1, 1], ["Never predicted in the best validation: few"]),
+    ],
+)
+def test_run_that_learned_nothing_is_warned_of(epochs: float, prediction: list[int], expected: list[str]) -> None:
+    classes = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("big", "mid", "few", "absent")]
+    confusion = ConfusionMatrix(4)
+    confusion.add(np.uint8([[0, 0, 0, 0, 1, 2]]), np.uint8([prediction]))
+    warnings = learning_warnings(epochs, 2.0, confusion.miou(), confusion, classes)
+    assert len(warnings) == len(expected)
+    for warning, pattern in zip(warnings, expected, strict=True):
+        assert re.search(pattern, warning)
+
+
+def test_pace_that_differs_from_the_plan_is_reported_when_the_steps_have_doubled() -> None:
+    duration = TrainingDuration(100, 4, TrainConfig(batch=10, minutes=1))
+    pace, reports = PaceEstimate(duration, expected_epochs=2.4), {}
+    for step in range(1, 200):  # 210 steps fit into the time, but the first 20 take four times as long
+        progress = 0.1 + (4 * min(step, 20) + max(0, step - 20)) / 300
+        if epochs := pace.update(step, progress):
+            reports[step] = round(epochs, 1)
+    assert reports == {17: 6.8, 33: 14.6}
+    unplanned = PaceEstimate(duration, math.inf)
+    assert not any(unplanned.update(step, step / 200) for step in range(1, 200))
+
+
+def test_pace_changes_how_often_a_planned_run_validates(small_dataset: Path, tmp_path: Path) -> None:
+    trainer, notes = make_trainer(small_dataset, tmp_path, "minutes=1"), []
+    trainer.adapt_validation = True
+    trainer.logger.on_note = notes.append  # type: ignore[method-assign]
+    trainer._adapt_to_pace(100.0)
+    assert trainer.duration.validation_interval == 4 * 3
+    assert load_config(tmp_path / "config.yaml", []).validate_every == 4
+    assert notes == ["At the pace so far, about 100 epochs fit into the time; validates every 4 epochs."]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from training.plan.budget import (
     shrink_batch_to_fit,
 )
 from training.plan.fingerprint import DatasetFingerprint
-from training.plan.plan_io import print_plan, save_plan
+from training.plan.plan_io import plan_warnings, print_plan, save_plan
 from training.plan.profiling import MachineProfile, activation_bytes_per_image, measure_step_seconds
 from training.plan.rules import (
     MAX_CROP_AREA,
@@ -324,6 +324,31 @@ def test_slow_images_are_cached_if_the_disk_has_space() -> None:
         assert plan["cache_decoded"] is cached
 
 
+def test_plan_for_less_than_one_epoch_is_warned_of() -> None:
+    fingerprint = DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5)))
+    for minutes, warned in ((1, False), (0.05, True)):
+        plan, profiler = Plan({"minutes": minutes, "batch": 8}), StepProfiler(2, CPU)
+        choose_duration(plan, fingerprint, profiler, 10.0 if warned else 1.0)
+        warnings = plan_warnings(plan)
+        assert bool(warnings) == warned, warnings
+    assert "epochs fit into minutes=0.05" in warnings[0] and "for 10 epochs" in warnings[0]
+    profiler.busy_fraction = 0.4
+    choose_duration(plan, fingerprint, profiler, 0.01)
+    assert "Other programs had the processor for 40% of the time" in plan_warnings(plan)[-1]
+
+
+@pytest.mark.parametrize("size", [(1, 4096), (32, 4096), (4096, 20)])
+def test_long_and_narrow_images_keep_their_size(size: tuple[int, int]) -> None:
+    """Resized to fit, hardly a pixel of the short side would remain. One row has no upper half, although all is in it."""
+    masks = strip_masks(size, 200, across=size[0] > size[1])
+    plan = plan_for_masks(masks)
+    assert plan["input"] == "native"
+    assert f"long and narrow, {size[1]} x {size[0]}" in plan.settings["input"].reason
+    assert plan["crop"][0] >= 32 and plan["crop"][1] >= 32
+    if size[0] < 16:
+        assert not DatasetFingerprint.from_report(make_report(masks)).vertically_asymmetric
+
+
 def test_images_used_once_are_not_cached() -> None:
     fingerprint = DatasetFingerprint.from_report(make_report(strip_masks((100, 120), 5)))
     for minutes, cached in ((0.5, True), (0.05, False)):
@@ -432,9 +457,10 @@ def test_plan_file_is_a_config_with_a_reason_per_line(small_dataset: Path, tmp_p
 
 def test_planned_training_runs_and_its_minutes_include_planning(small_dataset: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    planned = plan_training(small_dataset, out / "plan.yaml", {**SMALL, "minutes": 0.1, "tensorboard": False}, SILENT)
-    before = time.monotonic() - planned.start_time
-    train(small_dataset, out, planned.config, console=SILENT, log_mode="quiet", planned=planned)
+    start, settings = time.monotonic(), {**SMALL, "minutes": 0.1, "tensorboard": False, "validate_every": 3}
+    planned = plan_training(small_dataset, out / "plan.yaml", settings, SILENT, start)
+    before = time.monotonic() - start
+    train(small_dataset, out, planned.config, console=SILENT, log_mode="quiet", planned=planned, start_time=start)
     assert read_checkpoint(out / LAST_CHECKPOINT)["seconds"] > before > 0  # the minutes begin with the planning
     assert load_config(out / "config.yaml", []) == planned.config
     assert read_run_metadata(out).crop == planned.config.crop

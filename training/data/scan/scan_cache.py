@@ -124,7 +124,7 @@ def _cache_file(pairs: list[Pair]) -> Path | None:
         cache.mkdir(parents=True, exist_ok=True)
     except (OSError, RuntimeError, ValueError):  # a read-only container, a user without a home, two drives
         return None
-    return cache / f"{hashlib.sha256(folder.encode()).hexdigest()[:32]}-{CACHE_VERSION}.npz"
+    return cache / f"{hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]}-{CACHE_VERSION}.npz"
 
 
 def _write_archive(file: Path, columns: dict[str, NDArray[Any]]) -> None:
