@@ -411,7 +411,7 @@ def test_second_training_into_one_folder_is_refused(small_dataset: Path, tmp_pat
             assert (run / LOCK_FILE).exists()
         descriptor = os.open(run / LOCK_FILE, os.O_RDWR)
         with pytest.raises(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     assert not run.parent.exists()  # created for the lock, and still empty
     run.mkdir(parents=True)
     (run / LOCK_FILE).touch()  # left by a killed process: its lock ended with it

@@ -232,7 +232,9 @@ def test_first_of_equal_validations_is_the_best(
     monkeypatch.setattr(trainer.logger, "on_validation", lambda *values: better.append(values[-1]))
     for step in (3, 6, 9):
         trainer.state.step = step
+        trainer.learner.eval()  # as a validation leaves it
         trainer._validate_and_save(None, 0.1)  # type: ignore[arg-type]
+        assert trainer.learner.training
     assert better == [True, False, False]
     assert read_checkpoint(tmp_path / BEST_CHECKPOINT)["step"] == 3
     assert trainer.resume() == "patience"
