@@ -147,9 +147,9 @@ def test_other_classes_need_a_new_head(bundle: Path, run: Path, tmp_path: Path) 
 
 def test_resume_does_not_need_the_initial_weights(bundle: Path, shapes: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(bundle, tmp_path / "bundle")
-    run = fine_tune(shapes, tmp_path / "tuned", [f"weights={copy}", "epochs=2"])
+    run = fine_tune(shapes, tmp_path / "tuned", [f"weights={copy}"])
     shutil.rmtree(copy)
-    train(shapes, run, load_resume_config(run, None, []), resume=True, console=QUIET_CONSOLE)
+    train(shapes, run, load_resume_config(run, None, ["epochs=2"]), resume=True, console=QUIET_CONSOLE)
     with (run / "metrics.csv").open(newline="") as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)][-1] == "2"
 
