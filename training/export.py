@@ -70,6 +70,7 @@ def export(
             **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
             "data": printable(metadata.data.name),
             "config": {**config.model_dump(mode="json"), "weights": Path(config.weights).name},
+            "warnings": metadata.end.warnings if metadata.end else [],  # of the training
         },
     )
 

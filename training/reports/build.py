@@ -46,7 +46,7 @@ def write_evaluation_report(
         "page.html",
         metrics=metrics,
         headline_metrics=headline_metrics([metrics]),
-        warnings=metric_warnings(metrics, matrix),
+        warnings=[*metric_warnings(metrics, matrix), *bundle.spec.provenance.get("warnings", [])],
         classes=list(zip(samples.classes, pixels, strict=True)),
         total_pixels=sum(pixels),
         confusion=confusion_section(matrix, samples.classes),

@@ -72,6 +72,7 @@ def page(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("page")
     spec = json.loads((tiny_bundle / SPEC_FILE).read_text())
     spec["name"] = HOSTILE_NAMES[0]
+    spec["provenance"]["warnings"] = [f"Trained for 0.3 epochs on {HOSTILE_NAMES[1]}."]
     for entry, name in zip(spec["classes"], HOSTILE_NAMES, strict=True):
         entry["name"] = name
     with bundle_writer(folder / "bundle") as new:
@@ -103,6 +104,7 @@ def test_hostile_names_are_only_text(page: str) -> None:
     for name in HOSTILE_NAMES:
         assert name in text, name
     assert "<img src=x onerror=alert(4)>" in text
+    assert f"Trained for 0.3 epochs on {HOSTILE_NAMES[1]}." in text
     assert "<i>data" in text
     assert {attributes["src"][:5] for attributes in parsed.find_all("img") if attributes["src"]} == {"data:"}
     assert len(parsed.find_all("img")) == 3 * 4
@@ -203,7 +205,7 @@ def test_curves_of_missing_broken_and_newer_tables(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 80])
 def test_curves_png_shows_every_epoch(epochs: int, tmp_path: Path) -> None:
-    (tmp_path / "m.csv").write_text("epoch,loss,miou\n" + "".join(f"{epoch},1,0.5\n" for epoch in range(epochs)))
+    (tmp_path / "m.csv").write_text("epoch,loss,miou\n" + "".join(f"{epoch},1,0.5\n" for epoch in range(1, epochs + 1)))
     save_curves(tmp_path / "m.csv", tmp_path / "curves.png")
     pixels = np.asarray(Image.open(tmp_path / "curves.png").convert("RGB")).astype(int)
     blue = np.abs(pixels - (31, 119, 180)).sum(axis=2) < 30  # matplotlib's first color, of lines and markers
