@@ -29,11 +29,11 @@ SLOW = [
 
 def depth_cases() -> list[object]:
     """(encoder, depth); in `make test` all depths of some encoders and the full depth of the others."""
-    fast = [*((name, 5) for name in FAST), ("resnet18", 3), ("tu-hrnet_w18_small", 4)]
+    fast = [*((name, 5) for name in FAST), ("resnet18", 3), ("tu-hrnet_w18_small", 3)]
     return [
         pytest.param(name, depth, marks=() if (name, depth) in fast else pytest.mark.slow)
         for name in [*FAST, *SLOW]
-        for depth in (5, 4, 3)
+        for depth in (5, 3)
         if name != "alexnet" or depth == 5
     ]
 
