@@ -377,7 +377,8 @@ def test_memory_stays_flat_over_a_thousand_sizes(engine: str, precision: str, bu
     assert done.returncode == 0, done.stderr
     quarters = [int(line) for line in done.stdout.split()]
     assert len(quarters) == 4
-    assert quarters[3] <= quarters[0] * 1.1 + 10, quarters
+    # The images have 169 canvas sizes, of which 23% are new after 250 images and 5% after 500.
+    assert quarters[3] <= quarters[1] * 1.1 + 10, quarters
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
