@@ -53,28 +53,24 @@ def segment_raster(
     Raises: RunError after `should_stop` returned True; DataError for a file that is not a GeoTIFF or lacks the bands;
     EngineError for a bundle whose input rule needs whole images; OSError if the mask cannot be written.
     """
-    with utf8_path(source) as readable, utf8_path(target) as writable:
-        return _segment_raster(segmenter, spec, readable, writable, config, should_stop)
-
-
-def _segment_raster(
-    segmenter: Segmenter,
-    spec: BundleSpec,
-    source: Path,
-    target: Path,
-    config: PredictConfig,
-    should_stop: Callable[[], bool],
-) -> dict[str, Any]:
     start = time.perf_counter()
-    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES), warnings.catch_warnings():
+    with (
+        utf8_path(source) as readable,
+        utf8_path(target) as writable,
+        rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE_BYTES),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
-        with open_geotiff(source) as raster, rasterio.Env(GDAL_CACHEMAX=gdal_cache_bytes(raster, segmenter.tile_size)):
+        with (
+            open_geotiff(readable) as raster,
+            rasterio.Env(GDAL_CACHEMAX=gdal_cache_bytes(raster, segmenter.tile_size)),
+        ):
             reader = RasterReader(raster, config, should_stop)
             size = (raster.height, raster.width)
             rows = segmenter.segment_rows(reader.read_window, size, config.options.min_confidence > 0)
             filtered = (_filter_labels(labels, confidence, spec, config) for labels, confidence in rows)
-            pixels = _write_mask(target, raster, spec, reader.mask_nodata(split_into_blocks(filtered)))
-        _verify_written(target, pixels)
+            pixels = _write_mask(writable, raster, spec, reader.mask_nodata(split_into_blocks(filtered)))
+        _verify_written(writable, pixels)
     classes = [
         {"label": label, "name": entry.name, "fraction": round(int(pixels[label]) / int(pixels.sum()), 6)}
         for label, entry in enumerate(spec.classes)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.imaging.decode import MAX_PIXELS
 from training.data.formats.rasterize import COMPRESSED_RLE, POLYGONS, UNCOMPRESSED_RLE, Regions, region_runs
+from training.data.json_file import read_json
 
 JsonObject = dict[str, Any]
 MAX_CATEGORY_ID = 2**31 - 1
@@ -118,17 +119,7 @@ def _parse_coco(file: Path, changed: int, size: int) -> CocoAnnotations:
 
 
 def _load_json(file: Path) -> JsonObject:
-    try:
-        content = json.loads(file.read_bytes(), object_hook=_pack_numbers)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened ({error.strerror}); check the file and its permissions.") from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{file}: invalid JSON at line {error.lineno}, column {error.colno} ({error.msg}); the file may be truncated. "
-            "Export or copy it again."
-        ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{file}: invalid JSON ({type(error).__name__}); export or copy it again.") from error
+    content = read_json(file, object_hook=_pack_numbers)
     if not isinstance(content, dict):
         raise DataError(f"{file}: not a COCO file; expected an object with `images`, not a {type(content).__name__}.")
     return content

@@ -7,7 +7,6 @@ drawn in the order of the file.
 
 import base64
 import io
-import json
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.coco_images import ImageIndex, local_name
 from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.json_file import read_json
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.split_lists import apply_split_lists
 from training.data.tree import FileTree, suffix_of
@@ -109,12 +109,7 @@ def _task_files(tree: FileTree) -> list[str]:
 
 def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
     """The tasks that were annotated, and notes. Raises: DataError."""
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened ({error.strerror}); check its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: invalid JSON ({error}); the file may be truncated. Export it again.") from error
+    content = read_json(file)
     tasks, skipped, several = [], 0, 0
     for index, entry in enumerate(content):
         try:

@@ -7,7 +7,6 @@ embedded (`imageData`) is not read; a note says so.
 
 import base64
 import io
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from training.data.class_file import read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.json_file import read_json
 from training.data.listing import Entry, Evidence, Listing
 from training.data.split_lists import apply_split_lists
 from training.data.splits import SPLIT_ALIASES
@@ -99,16 +99,12 @@ def read(tree: FileTree) -> Listing:
 
 def read_content(file: Path) -> dict[str, Any]:
     """The content of a labelme file. Raises: DataError that names it."""
+    content = read_json(file)
     try:
-        content = json.loads(file.read_bytes())
         if not isinstance(content, dict) or not isinstance(content["shapes"], list):
             raise KeyError("shapes")
         for shape in content["shapes"]:
             str(shape["label"]), shape["points"]
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened ({error.strerror}); check its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: invalid JSON ({error}); the file may be truncated. Save it again.") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a labelme file; expected `shapes` with `label` and `points`.") from error
     return content

@@ -12,6 +12,7 @@ from typing import Any
 from models.errors import DataError
 from models.spec import IGNORE_INDEX
 from training.data.class_file import ClassRow, classes_and_encoding
+from training.data.json_file import read_json
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
 from training.data.tree import MASK_SUFFIXES, FileTree, stem_below
@@ -104,10 +105,7 @@ def _read_splits(tree: FileTree) -> tuple[dict[str, str], tuple[Path, ...]]:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: invalid JSON ({error}); copy it again.") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise DataError(f"{file}: expected an object with `labels`.")
     return content

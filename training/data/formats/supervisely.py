@@ -5,7 +5,6 @@ Polygons with holes, bitmaps, rectangles and lines are drawn in the order of the
 
 import base64
 import io
-import json
 import zlib
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from models.imaging.decode import MAX_PIXELS
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.json_file import read_json
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.split_lists import apply_split_lists
 from training.data.splits import SPLIT_ALIASES
@@ -83,12 +83,7 @@ def _split_of(path: str) -> str:
 
 
 def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened ({error.strerror}); check its permissions.") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{file}: invalid JSON ({error}); the file may be truncated. Export it again.") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise DataError(f"{file}: not a file of Supervisely; export it again.")
     return content
