@@ -27,6 +27,7 @@ LAYERS = {
             "models.cgroup_limits",
             "models.cache_dir",
             "models.atomic_write",
+            "models.file_lock",
             "models.malloc",
         ),
         ("models.external_data",),

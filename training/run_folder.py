@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.atomic_write import write_atomically
 from models.errors import ConfigError, RunError
+from models.file_lock import lock_file
 from models.setting_errors import plain_reason
 from models.spec import ClassInfo, InputRule
 
@@ -143,7 +144,7 @@ def _open_lock(run: Path) -> int:
     while True:
         descriptor = os.open(run / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock_file(descriptor)
+            lock_file(descriptor)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(descriptor), os.stat(run / LOCK_FILE)):
                     return descriptor
@@ -156,15 +157,6 @@ def _open_lock(run: Path) -> int:
             os.close(descriptor)
             raise
         os.close(descriptor)  # the training before removed this file in the meantime
-
-
-def _lock_file(descriptor: int) -> None:
-    """Lock an open file without waiting. Raises: BlockingIOError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -33,7 +33,7 @@ from models.architectures import build
 from models.architectures.base import Network
 from models.errors import DataError, RunError
 from models.inference.geometry import network_input_size
-from models.spec import ClassInfo, InputRule
+from models.spec import InputRule
 from training.augment import choose_augment_device
 from training.augment.user_transforms import UserTransforms
 from training.config import TrainConfig
@@ -78,6 +78,7 @@ from training.engine.schedule import TrainingDuration
 from training.engine.trainer import Trainer
 from training.lint import LintReport, lint_with_progress, print_lint_report
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.learning import learning_warnings
 from training.plan import make_plan
 from training.plan.plan_io import plan_warnings, print_plan, save_plan
 from training.reports.plots import draw_panel, plot_confusion_matrix, save_curves
@@ -95,8 +96,6 @@ from training.run_folder import (
 
 # Defaults for large photographs, so that a first training ends on a small machine; both are settings.
 DEFAULT_MAX_SIDE, DEFAULT_MAX_CROP = 1024, 512
-GOOD_EPOCHS = 10  # that a warning about too few recommends
-MIN_MIOU_GAIN = 0.01  # over predicting the largest class everywhere, below which nothing was learned
 NUM_SAMPLE_IMAGES = 4  # validation images drawn at the end
 
 
@@ -218,30 +217,6 @@ def describe_end(trainer: Trainer, ended_by: EndSetting) -> RunEnd:
         [] if confusion is None else learning_warnings(epochs, minutes, state.best_miou, confusion, trainer.run.classes)
     )
     return RunEnd(setting=ended_by, epochs=round(epochs, 3), minutes=round(minutes, 3), warnings=warnings)
-
-
-def learning_warnings(
-    epochs: float, minutes: float, best_miou: float, confusion: ConfusionMatrix, classes: list[ClassInfo]
-) -> list[str]:
-    """What shows that a run has learned nothing yet, and what to raise. `confusion`: of the best validation."""
-    warnings = []
-    if epochs < 1:
-        warnings.append(
-            f"The network was trained for {epochs:.2g} epochs, so it has not seen every training image once. Raise minutes: "
-            f"{minutes * GOOD_EPOCHS / epochs:,.0f} minutes are about {GOOD_EPOCHS} epochs on this machine."
-        )
-    baseline = confusion.largest_class_miou()
-    if best_miou <= baseline + MIN_MIOU_GAIN:
-        largest = classes[int(confusion.class_counts[1].argmax())].name
-        warnings.append(
-            f"The validation mIoU of {best_miou:.3f} is no better than that of predicting {largest} everywhere "
-            f"({baseline:.3f}): the network has learned nothing. Raise epochs or minutes; if the loss no longer falls "
-            "(curves.png), check the masks and try another lr."
-        )
-    if len(never := confusion.never_predicted()):
-        names = ", ".join(classes[label].name for label in never)
-        warnings.append(f"Never predicted in the best validation: {names}. Train longer, or set class_weights=median.")
-    return warnings
 
 
 def start_run(

@@ -22,6 +22,7 @@ from maskserve.predict.outputs import FolderStore, ObjectStore, write_error
 from maskserve.predict.parquet import read_parquet_bytes, to_parquet_bytes, write_parquet
 from models.atomic_write import atomic_writer
 from models.errors import RunError, first_line
+from models.file_lock import lock_file
 
 MANIFEST = "manifest"
 JSONL_FILE, PARQUET_FILE = f"{MANIFEST}.jsonl", f"{MANIFEST}.parquet"
@@ -123,11 +124,7 @@ class JsonlManifest:
     def _lock_file(self) -> None:
         """Keep a second run out of the folder: both would segment every image. The lock ends with the process."""
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_file(self.fd)
         except BlockingIOError as error:
             raise RunError(
                 f"Another run is writing to {self.output.path}. Wait until it ends, or choose another --out."

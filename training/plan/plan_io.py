@@ -11,9 +11,9 @@ from rich.text import Text
 
 from models.atomic_write import write_atomically
 from training.config import TrainConfig
+from training.metrics.learning import GOOD_EPOCHS
 from training.plan.rules import Plan, PlannedSetting
 
-GOOD_EPOCHS = 10  # that a warning about too few recommends
 MIN_BUSY_FRACTION = 0.1  # from which the timing is doubted
 HEADER = "# Planned from the data and the machine. Use it as a config: `maskserve train DATA --config {file}`.\n"
 

@@ -31,8 +31,9 @@ from training.engine.trainer import Trainer
 from training.evaluate import evaluate_split
 from training.lint import LintReport
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.learning import learning_warnings
 from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, ImageList, RunMetadata, read_run_metadata
-from training.train import choose_resize_and_crop, learning_warnings, train
+from training.train import choose_resize_and_crop, train
 
 SMALL_RUN = [
     "encoder=tu-lcnet_035", "batch=4", "workers=0", "crop=32,64", "precision=f32", "warmup=2", "lr=0.002", "optimizer=adamw",
