@@ -20,7 +20,7 @@ LAYERS = {
         ("models.engines",),
         ("models.architectures", "models.imaging"),
         ("models.bundle",),
-        ("models.spec",),
+        ("models.spec", "models.archive_limits"),
         (
             "models.errors",
             "models.setting_errors",

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from maskserve.predict.dataset_folder import select_images
 from maskserve.predict.unread import ARCHIVE_SUFFIXES, UnreadFiles
+from models.archive_limits import check_zip_member, check_zip_total
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import check_file_size, check_is_file, read_image_file
@@ -21,9 +22,6 @@ from models.imaging.files import check_file_size, check_is_file, read_image_file
 ARCHIVE_SUFFIX = ".zip"
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv", ".json"})
 GLOB_CHARACTERS = frozenset("*?[")
-# An archive's member or the whole archive is refused if it unpacks to more bytes and to more than so many times its own:
-# images hardly compress, and zeros would fill the memory.
-MIN_BOMB_BYTES, MAX_UNPACKED_RATIO = 256 << 20, 200
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def _find_remote(source: str, exclude: str, unread: UnreadFiles) -> tuple[InputR
             names = filesystem.find(folder)
         root = InputRoot(base + chain + rest)
         if scheme == "zip":
-            check_archive(source, filesystem.zip)
+            check_zip_total(source, filesystem.zip)
         names = [name.removeprefix(folder).lstrip("/") for name in sorted(names)]
         names = [name for name in names if not (exclude and root.full_address(name).startswith(f"{exclude}/"))]
         for name in names:
@@ -220,27 +218,14 @@ def _find_remote(source: str, exclude: str, unread: UnreadFiles) -> tuple[InputR
         return root, [name for name in names if _is_image(name)]
 
 
-def check_archive(source: str, archive: zipfile.ZipFile) -> None:
-    """Check a zip file's table before anything is unpacked. Raises: DataError for members that overlap or are nearly all zeros."""
-    members = archive.infolist()
-    packed, unpacked = sum(info.compress_size for info in members), sum(info.file_size for info in members)
-    if packed > archive.start_dir or _is_bomb(packed, unpacked):
-        raise DataError(f"{source} would unpack to {unpacked / 1e9:,.1f} GB from {archive.start_dir / 1e6:,.1f} MB.")
-
-
 def check_size(address: str, filesystem: Any, path: str, in_memory: bool = True) -> None:
     """Check the size of an object or an archive's member before it is read. Raises: DataError."""
     archive = getattr(filesystem, "zip", None)
     member = archive.NameToInfo.get(path) if isinstance(archive, zipfile.ZipFile) else None
     if in_memory:
         check_file_size(address, member.file_size if member else filesystem.info(path).get("size") or 0)
-    if member and _is_bomb(member.compress_size, member.file_size):
-        sizes = f"{member.file_size / 1e6:,.0f} MB from {member.compress_size / 1e3:,.0f} kB"
-        raise DataError(f"{address}: would unpack to {sizes}.")
-
-
-def _is_bomb(packed: int, unpacked: int) -> bool:
-    return unpacked > max(MIN_BOMB_BYTES, MAX_UNPACKED_RATIO * packed)
+    if member:
+        check_zip_member(address, member)
 
 
 def _parts_before_glob(parts: "tuple[str, ...] | list[str]") -> list[str]:

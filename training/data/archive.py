@@ -1,17 +1,21 @@
 """Data sets in a zip or tar file: unpacked once into the user's cache folder, and read from there."""
 
 import hashlib
+import lzma
 import os
 import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
+from models.archive_limits import check_zip_member, check_zip_total, open_tar
 from models.cache_dir import user_cache_dir
 from models.errors import DataError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 ENCRYPTED = 1  # the flag of an entry in a zip file
 
 
@@ -23,7 +27,8 @@ def is_archive(file: Path) -> bool:
 def unpack(file: Path) -> Path:
     """The folder with the content of an archive; it is unpacked again if the archive changes.
 
-    Raises: DataError for a broken or encrypted archive, entries outside the folder, or too little disk space.
+    Raises: DataError for a broken or encrypted archive, entries outside the folder, entries that unpack to hundreds of times
+    their size (`models/archive_limits.py`), or too little disk space.
     """
     try:
         stat = file.stat()
@@ -41,7 +46,7 @@ def unpack(file: Path) -> Path:
         else:
             _unpack_tar(file, draft)
         os.replace(draft, folder)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (*BROKEN, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DataError(
             f"{file}: the archive is broken, or has entries that must not be unpacked ({error})."
         ) from error
@@ -56,17 +61,18 @@ def unpack(file: Path) -> Path:
 def _unpack_zip(file: Path, draft: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        check_zip_total(str(file), archive)
         _check_space(file, sum(entry.file_size for entry in entries), draft)
         for entry in entries:
             if entry.flag_bits & ENCRYPTED:
                 raise DataError(f"{file} is encrypted; unpack it yourself.")
             _check_name(entry.filename)
+            check_zip_member(f"{file}: {entry.filename}", entry)
         archive.extractall(draft)
 
 
 def _unpack_tar(file: Path, draft: Path) -> None:
-    with tarfile.open(file) as archive:
-        members = archive.getmembers()
+    with open_tar(file) as (archive, members):
         _check_space(file, sum(member.size for member in members), draft)
         # The filter refuses names outside the folder and links out of it, and drops owners and modes (PEP 706).
         archive.extractall(draft, members, filter="data")
