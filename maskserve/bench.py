@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -16,6 +15,7 @@ from maskserve.bench_workers import BenchResult, EngineConfig, benchmark_engines
 from maskserve.parsing import parse_size
 from models.atomic_write import write_atomically
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
+from models.console import Console
 from models.engines.host_info import host_info
 from models.engines.selection import EngineChoice, choose_engine, engine_id, iterate_engine_options
 from models.errors import BundleError, ConfigError, EngineError, escape_control_characters, escape_line

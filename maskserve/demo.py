@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from maskserve.client import Client
 from models.bundle import open_bundle
+from models.console import Console
 from models.engines.openvino_engine import has_bf16
 from models.errors import DataError, ParityError
 from models.imaging.decode import read_image

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
@@ -21,7 +20,8 @@ from models.analysis.summary import Stage, list_stages
 from models.architectures import ARCHITECTURES, build, default_options, encoders
 from models.architectures.base import Network
 from models.architectures.heads import HEADS
-from models.errors import ConfigError, MaskserveError, closest_names, first_line
+from models.console import Console
+from models.errors import ConfigError, MaskserveError, closest_names, first_line, quoted
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def print_encoders(pattern: str | None, console: Console) -> None:
     if not matching:
         closest = closest_names(pattern.strip("*"), known, count=3)
         hint = f"did you mean {closest}?" if closest else "list all with `maskserve models --encoders`."
-        raise ConfigError(f"No encoder matches {pattern!r}; {hint}")
+        raise ConfigError(f"No encoder matches {quoted(pattern)}; {hint}")
     for name in matching:  # one per line, so that `grep` works
         console.print(name, highlight=False, markup=False, soft_wrap=True)
 
@@ -108,12 +108,12 @@ def parse_options(name: str, settings: list[str]) -> dict[str, Any]:
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
-            raise ConfigError(f"{setting!r} is not an option; write key=value, such as {next(iter(known))}=...")
+            raise ConfigError(f"{quoted(setting)} is not an option; write key=value, such as {next(iter(known))}=...")
         try:
             options[key] = None if value == "none" else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ConfigError(
-                f"The option {key}={value!r} is not valid YAML; check its quotes and brackets."
+                f"The option {key}={quoted(value)} is not valid YAML; check its quotes and brackets."
             ) from error
     return options
 

@@ -2,7 +2,7 @@
 
 import re
 
-from models.errors import ConfigError
+from models.errors import ConfigError, quoted
 
 MAX_SIDE = 16384  # pixels
 
@@ -12,6 +12,6 @@ def parse_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6})[xX](\d{1,6})", text.strip())
     if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
         raise ConfigError(
-            f"The size is {text!r}; expected WIDTHxHEIGHT in pixels, such as 480x360, up to {MAX_SIDE} a side."
+            f"The size is {quoted(text)}; expected WIDTHxHEIGHT in pixels, such as 480x360, up to {MAX_SIDE} a side."
         )
     return int(match[2]), int(match[1])

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from models.errors import BundleError
+from models.errors import BundleError, quoted
 from models.external_data import external_data_files
 from models.setting_errors import plain_reason
 from models.spec import FORMAT_VERSION, BundleSpec
@@ -174,7 +174,7 @@ def _check_no_external_data(graph: Path) -> None:
         return
     if files:
         raise BundleError(
-            f"{graph} keeps weights in another file ({files[0][:80]!r}), but a bundle's graph holds all of them itself: "
+            f"{graph} keeps weights in another file ({quoted(files[0][:80])}), but a bundle's graph holds all of them itself: "
             "otherwise its hash would not name the network. Export the bundle again."
         )
 
@@ -186,7 +186,7 @@ def _read_checksums(path: Path) -> dict[str, str]:
         inside = separator and not Path(name).is_absolute() and ".." not in Path(name).parts
         if len(digest) != 64 or not inside:
             raise BundleError(
-                f"{path}: the line {line[:80]!r} is not a sha256 and a file name. Copy or export the bundle again."
+                f"{path}: the line {quoted(line[:80])} is not a sha256 and a file name. Copy or export the bundle again."
             )
         checksums[name] = digest
     return checksums

@@ -104,17 +104,39 @@ def closest_names(name: str, known: Iterable[str], count: int = 1, cutoff: float
     return ", ".join(difflib.get_close_matches(name, list(known), n=count, cutoff=cutoff))
 
 
-# Control characters but tab and newline, which a traceback has: a terminal may take them for commands.
+# Text that others chose (names of files and classes, settings, messages of libraries) is written by one of four functions.
+# They escape alike and never double a backslash:
+#   printable                   what JSON and HTML cannot hold: bytes of a file name that are not UTF-8
+#   escape_control_characters   also control and invisible characters, which a terminal may take for commands
+#   escape_line                 also tabs and line breaks
+#   quoted                      as escape_line, between quotes, for a message
+_SURROGATES = re.compile(r"[\ud800-\udfff]")
 _CONTROL_CHARACTERS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 
 
+def printable(name: str) -> str:
+    """A file name as text that JSON and HTML can hold: bytes that are not UTF-8 become `\\xNN`."""
+    return _SURROGATES.sub(_escape, name)
+
+
 def escape_control_characters(text: str) -> str:
-    """Write control characters as in Python source: ESC is \\x1b. So are bytes of a file name that is not UTF-8 (surrogates)."""
-    return _CONTROL_CHARACTERS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """Write control characters, but tabs and line breaks, as in Python source: ESC is \\x1b. See `printable` for bytes."""
+    return _CONTROL_CHARACTERS.sub(_escape, text)
 
 
 def escape_line(text: str) -> str:
     r"""As `escape_control_characters`, on one line: tabs and line breaks become `\t` and `\n`."""
     return escape_control_characters(text).replace("\t", r"\t").replace("\n", r"\n")
+
+
+def quoted(value: object) -> str:
+    """A value in a message, as the user typed it: `repr` would double its backslashes. Control characters are escaped."""
+    return f"'{escape_line(value)}'" if isinstance(value, str) else escape_line(str(value))
+
+
+def _escape(match: re.Match[str]) -> str:
+    """Python holds a byte of a file name that is not UTF-8 as U+DC80 to U+DCFF (PEP 383)."""
+    code = ord(match[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else match[0].encode("unicode_escape").decode()

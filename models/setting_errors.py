@@ -40,13 +40,6 @@ def plain_reason(error: Any) -> str:
     return str(error["msg"]).removeprefix("Value error, ")
 
 
-def quoted(value: object) -> str:
-    """A value in a message, as the user typed it: `repr` would double its backslashes. Control characters are escaped."""
-    if not isinstance(value, str):
-        return str(value)
-    return "'" + "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in value) + "'"
-
-
 def _plain(value: object) -> str:
     """A limit or the choices, without quotes and without `.0`."""
     return f"{value:g}" if isinstance(value, float) else str(value).replace("'", "")

@@ -8,6 +8,7 @@ from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.errors import quoted
 from service.errors import ForbiddenHostError
 
 PEER_KEY = "maskserve.peer"  # in the `state` of a request's scope: the address that the connection comes from
@@ -78,7 +79,7 @@ def check_host(headers: Headers, allowed: Collection[str]) -> None:
     allowed = dict.fromkeys([*LOOPBACK_HOSTS, *allowed])
     if name not in allowed and not any(entry.startswith("*.") and name.endswith(entry[1:]) for entry in allowed):
         raise ForbiddenHostError(
-            f"The host {host[:100]!r} is not a name of this service. If it is, add it to MASKSERVE_ALLOWED_HOSTS. "
+            f"The host {quoted(host[:100])} is not a name of this service. If it is, add it to MASKSERVE_ALLOWED_HOSTS. "
             f"Now it answers to {', '.join(allowed)}."
         )
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.errors import quoted
 from service import responses
 from service.access_log import current_entry, new_entry, request_id, write_access_log
 from service.auth import check_api_key
@@ -156,7 +157,9 @@ class RequestCheckMiddleware:
         is_model = path.startswith((MODELS_PREFIX, EXAMPLES_PREFIX))
         allowed = "GET" if is_model else self.routes.methods.get(path)
         if allowed is None:
-            raise UnknownPathError(f"There is no route {path[:200]!r}. The routes are {', '.join(DOCUMENTED_ROUTES)}.")
+            raise UnknownPathError(
+                f"There is no route {quoted(path[:200])}. The routes are {', '.join(DOCUMENTED_ROUTES)}."
+            )
         if method != allowed:
             raise HTTPException(405, f"{method[:20]} is not allowed here. Use {allowed}.", {"Allow": allowed})
         if path.startswith(MODELS_PREFIX):

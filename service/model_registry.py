@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from models.bundle import CHECKSUM_FILE, MODEL_FILE, SPEC_FILE, Bundle, open_bundle
 from models.engines.selection import EngineChoice
-from models.errors import MaskserveError
+from models.errors import MaskserveError, quoted
 from models.inference.segmenter import Segmenter
 from service.bundle_stat import BundleStat, stat_bundle
 from service.errors import MalformedRequestError, ModelNotServedError, NotReadyError
@@ -122,16 +122,17 @@ class ModelRegistry:
             return served[wanted]
         if name is None:
             raise NotReadyError(
-                f"The default model {wanted!r} is not served. Served models: {', '.join(served)}.", self._retry_after()
+                f"The default model {quoted(wanted)} is not served. Served models: {', '.join(served)}.",
+                self._retry_after(),
             )
         base, _, digits = name.rpartition("@")
         if base in served and digits:
             if served[base].bundle.hash.startswith(digits):
                 return served[base]
             raise ModelNotServedError(
-                f"The model {base!r} with hash {digits[:12]} is no longer served: it was replaced."
+                f"The model {quoted(base)} with hash {digits[:12]} is no longer served: it was replaced."
             )
-        raise ModelNotServedError(f"There is no model {name[:80]!r}. Served models: {', '.join(served)}.")
+        raise ModelNotServedError(f"There is no model {quoted(name[:80])}. Served models: {', '.join(served)}.")
 
     def loaded_models(self) -> list[LoadedModel]:
         """All served models, sorted by name; none while `check_ready` raises."""
@@ -182,7 +183,7 @@ class ModelRegistry:
                 state.folder
             ]  # only now: a bundle that was moved to another folder is served without a gap
             if state.model:
-                logger.warning("%s was removed; its bundle %r is no longer served", state.folder, state.name)
+                logger.warning("%s was removed; its bundle %s is no longer served", state.folder, quoted(state.name))
 
     def _find_folders(self) -> list[Path] | None:
         """The folders that may hold a bundle; None if the root cannot be read."""
@@ -259,7 +260,7 @@ class ModelRegistry:
         state.name_conflict = holder.name
         self._reject(
             state,
-            f"{state.folder} holds a bundle named {holder.name!r}, as does {holder.folder}, which is served. "
+            f"{state.folder} holds a bundle named {quoted(holder.name)}, as does {holder.folder}, which is served. "
             "Export one of them under another name (`maskserve export --name NAME`), or remove it.",
         )
 

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from models.errors import quoted
 from models.outputs import MASK_ENCODINGS, OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
 from models.setting_errors import plain_reason
@@ -77,7 +78,7 @@ class SegmentParams(BaseModel):
         values: dict[str, str] = {}
         for name, value in [*query, *form]:
             if name in values:
-                raise MalformedRequestError(f"The parameter {name[:80]!r} was given twice. Give it once.")
+                raise MalformedRequestError(f"The parameter {quoted(name[:80])} was given twice. Give it once.")
             values[name] = value
         try:
             return cls.model_validate(values)
@@ -86,10 +87,12 @@ class SegmentParams(BaseModel):
             name = str(first["loc"][0])[:80]
             if first["type"] == "extra_forbidden":
                 known = ", ".join(cls.model_fields)
-                raise MalformedRequestError(f"Unknown parameter {name!r}. Available: {known}.") from error
+                raise MalformedRequestError(f"Unknown parameter {quoted(name)}. Available: {known}.") from error
             reason = plain_reason(first)
             value = str(first["input"])[:80]
-            raise MalformedRequestError(f"Invalid value {value!r} for the parameter {name!r}: {reason}.") from error
+            raise MalformedRequestError(
+                f"Invalid value {quoted(value)} for the parameter {quoted(name)}: {reason}."
+            ) from error
 
     def output_options(self) -> OutputOptions:
         """The options of the output format."""
@@ -172,12 +175,12 @@ async def _parse_form(
                 names.append((value.filename or "") if isinstance(value, UploadFile) else "")
                 images.append(await value.read() if isinstance(value, UploadFile) else _text_field_error(field))
             elif isinstance(value, UploadFile):
-                raise MalformedRequestError(f"The form has a file in the field {key[:80]!r}. {advice}")
+                raise MalformedRequestError(f"The form has a file in the field {quoted(key[:80])}. {advice}")
             elif key in SegmentParams.model_fields:
                 parameters.append((key, value))
             else:
                 known = ", ".join([field, *SegmentParams.model_fields])
-                raise MalformedRequestError(f"Unknown form field {key[:80]!r}. Available: {known}.")
+                raise MalformedRequestError(f"Unknown form field {quoted(key[:80])}. Available: {known}.")
     finally:
         await form.close()
     if not images:

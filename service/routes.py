@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from models.bundle import Bundle
-from models.errors import BundleError, CorruptImageError, UnsupportedFormatError
+from models.errors import BundleError, CorruptImageError, UnsupportedFormatError, quoted
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.pipeline import SegmentationPipeline
 from models.spec import BundleSpec
@@ -140,7 +140,9 @@ async def get_example(request: Request, name: str, file: str) -> Response:
         with suppress(BundleError, OSError):  # its folder was removed or is being replaced
             image = await segmentation.run_in_thread(lambda: bundle.verify_file(f"{PROBES_FOLDER}{file}").read_bytes())
             return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
-    raise UnknownPathError(f"{name[:80]!r} has no example {file[:80]!r}. /v1/models lists the examples of each model.")
+    raise UnknownPathError(
+        f"{quoted(name[:80])} has no example {quoted(file[:80])}. /v1/models lists the examples of each model."
+    )
 
 
 def _example_names(bundle: Bundle) -> list[str]:

@@ -25,7 +25,7 @@ import psutil
 
 from models import TELEMETRY_OPT_OUT
 from models.bundle import CHECKSUM_FILE, open_bundle
-from models.errors import ConfigError, escape_control_characters
+from models.errors import ConfigError, escape_control_characters, quoted
 from models.malloc import MALLOC_SETTINGS
 from service.errors import ServerStartError
 from service.settings import read_settings
@@ -209,7 +209,7 @@ def _parse_address(host: str) -> str:
         return str(ipaddress.ip_address(LOOPBACK if host == "localhost" else host))
     except ValueError as error:
         raise ConfigError(
-            f"The host {host!r} is not an IP address. Use 127.0.0.1, or 0.0.0.0 for every interface."
+            f"The host {quoted(host)} is not an IP address. Use 127.0.0.1, or 0.0.0.0 for every interface."
         ) from error
 
 

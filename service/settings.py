@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.engines import ENGINES
 from models.engines.selection import DEVICES, PRECISIONS
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 from models.setting_errors import plain_reason
 from service.auth import is_key_hash
 from service.forwarding import PATH_PREFIX_PATTERN, host_name
@@ -142,7 +142,7 @@ class Settings(BaseSettings):
         for origin in origins:
             if origin != "*" and not re.fullmatch(r"https?://[^/?#\s]+", origin):
                 raise ValueError(
-                    f"{origin!r} is not an origin; use a form such as https://example.org or http://localhost:8080"
+                    f"{quoted(origin)} is not an origin; use a form such as https://example.org or http://localhost:8080"
                 )
         return origins
 
@@ -151,7 +151,9 @@ class Settings(BaseSettings):
     def _validate_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
         for host in hosts:
             if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[?[0-9A-Fa-f:.]+\]?", host):
-                raise ValueError(f"{host!r} is not a host; use a name or an address without port, such as example.org")
+                raise ValueError(
+                    f"{quoted(host)} is not a host; use a name or an address without port, such as example.org"
+                )
         return tuple(host_name(host) for host in hosts)
 
     @field_validator("root_path")
@@ -203,5 +205,6 @@ def read_settings(bundle: Path | None = None) -> Settings:
         if first["type"] == "missing":
             raise ConfigError(f"{variable} is not set. Set it to the folder of the bundle to serve.") from error
         reason = plain_reason(first)
-        shown = "" if first["loc"][0] == "api_keys" else f" {first['input']!r}"  # do not repeat what may be the key
+        secret = first["loc"][0] == "api_keys"  # do not repeat what may be the key
+        shown = "" if secret else f" {quoted(first['input'])}"
         raise ConfigError(f"Invalid value{shown} for {variable}: {reason}.") from error

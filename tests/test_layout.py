@@ -20,7 +20,7 @@ LAYERS = {
         ("models.engines",),
         ("models.architectures", "models.imaging"),
         ("models.bundle",),
-        ("models.spec", "models.archive_limits"),
+        ("models.spec", "models.archive_limits", "models.console"),
         (
             "models.errors",
             "models.setting_errors",

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from models.bundle import CHECKSUM_FILE
+from models.console import Console, name_text
 from models.errors import ConfigError, RunError
 from training.evaluate import evaluation_folder
 from training.metrics.bootstrap import (
@@ -156,7 +156,9 @@ def align_images(first: Evaluation, other: Evaluation) -> bool:
     if sorted(first.per_image.names) != sorted(other.per_image.names):
         return False
     other.per_image = other.per_image.reorder(first.per_image.names)
-    return bool((first.per_image.counts[:, 0, 1] == other.per_image.counts[:, 0, 1]).all())
+    same_masks = bool((first.per_image.counts[:, 0, 1] == other.per_image.counts[:, 0, 1]).all())
+    digests = zip(first.per_image.digests, other.per_image.digests, strict=True)
+    return same_masks and all(one == two or not (one and two) for one, two in digests)  # "" in older files
 
 
 def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
@@ -227,7 +229,7 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
     for metric, title in CLASS_METRICS.items():
         for name in first.metrics.per_class_iou:
             rates = [getattr(one.metrics, metric)[name] for one in found]
-            table.add_row(Text(f"{title} {name}"), *_bold_best(_class_cells(rates, metric), rates))
+            table.add_row(name_text(f"{title} {name}"), *_bold_best(_class_cells(rates, metric), rates))
     console.print(table)
     paired = {one.name: one.differences for one in others if one.differences is not None}
     if paired:
@@ -256,7 +258,7 @@ def difference_table(first: str, paired: dict[str, Differences]) -> Table:
     for metric, title in CLASS_METRICS.items():
         for name in next(iter(paired.values())).per_class_iou:
             cells = (_format_difference(getattr(each, metric)[name]) for each in paired.values())
-            table.add_row(Text(f"{title} {name}"), *cells)
+            table.add_row(name_text(f"{title} {name}"), *cells)
     return table
 
 
@@ -267,9 +269,9 @@ def _class_cells(rates: list[Rate], metric: str) -> list[str]:
 
 def _make_table(title: str, names: list[str]) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 3, 0, 0), pad_edge=False)
-    table.add_column(Text(title))
+    table.add_column(name_text(title))
     for name in names:
-        table.add_column(Text(name))
+        table.add_column(name_text(name))
     return table
 
 

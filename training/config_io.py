@@ -6,13 +6,13 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from models.atomic_write import write_atomically
-from models.errors import ConfigError, RunError, closest_names
-from models.setting_errors import plain_reason, quoted
+from models.console import Console
+from models.errors import ConfigError, RunError, closest_names, quoted
+from models.setting_errors import plain_reason
 from training.config import SETTING_GROUPS, TrainConfig
 from training.run_folder import CONFIG_FILE, LAST_CHECKPOINT, EndSetting, RunEnd, read_run_metadata
 

@@ -15,11 +15,11 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 
 from models.atomic_write import check_writable, name_disk_full
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
+from models.console import Console
 from models.errors import ConfigError, DataError
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter
@@ -27,6 +27,7 @@ from models.inference.tta import TTAOptions
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset, has_split, load_all_splits, load_split
 from training.data.dataset import SPLITS
+from training.data.scan.pixel_stats import pixel_digest
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.boundary_iou import boundary_counts
 from training.metrics.confusion import ConfusionMatrix
@@ -140,7 +141,9 @@ def evaluate_split(
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
-        counting = (partial(count_pixels, target, segmenter.segment(image).labels, classes) for image, target in pairs)
+        counting = (
+            partial(measure_image, image, target, segmenter.segment(image).labels, classes) for image, target in pairs
+        )
         counted = track(
             prefetch(pool, counting),
             "evaluating",
@@ -149,9 +152,9 @@ def evaluate_split(
             transient=True,
             disable=not console.is_terminal,
         )
-        for index, (single, edges) in enumerate(counted):
+        for index, (single, edges, digest) in enumerate(counted):
             total += single
-            tally.add(samples.pairs[index].name, single.class_counts, edges)
+            tally.add(samples.pairs[index].name, single.class_counts, edges, digest)
     return total, tally
 
 
@@ -166,11 +169,17 @@ def prefetch(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iter
         yield waiting.popleft().result()
 
 
-def count_pixels(target: Labels, prediction: Labels, classes: int) -> tuple[ConfusionMatrix, NDArray[np.int64]]:
-    """The confusion matrix of one image, and its boundary pixels by class, 3 x C; masks are uint8 H x W."""
+def measure_image(
+    image: RGB, target: Labels, prediction: Labels, classes: int
+) -> tuple[ConfusionMatrix, NDArray[np.int64], str]:
+    """The confusion matrix of one image, its boundary pixels by class, 3 x C, and a digest of image and ground truth.
+
+    `image`: RGB uint8 H x W x 3; masks: uint8 H x W.
+    """
     single = ConfusionMatrix(classes)
     single.add(target, prediction)
-    return single, boundary_counts(target, prediction, classes)
+    digest = f"{pixel_digest(image)[:16]}{pixel_digest(target)[:16]}"
+    return single, boundary_counts(target, prediction, classes), digest
 
 
 def read_pair(samples: SegmentationDataset, index: int) -> tuple[RGB, Labels]:

@@ -8,13 +8,12 @@ is made from the frozen one and kept if it costs next to no accuracy.
 import shutil
 from pathlib import Path
 
-from rich.console import Console
-
 from models.analysis.complexity import count_parameters
 from models.architectures.base import Network
 from models.atomic_write import check_writable
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, Bundle
-from models.errors import BundleError, ConfigError, DataError, EngineError, RunError
+from models.console import Console
+from models.errors import BundleError, ConfigError, DataError, EngineError, RunError, printable
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.segmenter import TILE_SIZE, Segmenter
@@ -22,7 +21,8 @@ from models.spec import BundleSpec, InputRule, Int8Metrics
 from training.config import TrainConfig
 from training.config_io import load_config
 from training.data import SegmentationDataset, load_splits
-from training.data.dataset import printable
+from training.data.scan.sample_stats import content_digest, describe_changes
+from training.data.scan.scanner import scan_splits
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate_split
 from training.freezing.bundle_writer import NUM_PROBES, BundleSource, check_bundle_name, creation_info, write_bundle
@@ -32,6 +32,7 @@ from training.freezing.parity import make_parity_images, worst_agreement
 from training.freezing.quantise import MAX_MIOU_DROP, NUM_CALIBRATION_IMAGES, miou_drop_message, quantise
 from training.metrics.confusion import ConfusionMatrix
 from training.reports.plots import draw_panel
+from training.reports.progress_bar import progress_bar
 from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, METRICS_CSV, RunMetadata, read_run_metadata
 
 PARITY_ADVICE = "This is a bug of the exporter or the engine; please report it with the run's config.yaml."
@@ -58,7 +59,7 @@ def export(
     network = load_network(run)
     check_disk_space(target, network)
     config, metadata = load_config(run / CONFIG_FILE, []), read_run_metadata(run)
-    training, validation = load_training_data(run, data or metadata.data, metadata, config)
+    training, validation, changes = load_training_data(run, data or metadata.data, metadata, config, console)
     rule = parse_input_rule(input_rule, metadata.input)
     images = make_parity_images(validation.image, len(validation))
     spec = BundleSpec(
@@ -70,7 +71,7 @@ def export(
             **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
             "data": printable(metadata.data.name),
             "config": {**config.model_dump(mode="json"), "weights": Path(config.weights).name},
-            "warnings": metadata.end.warnings if metadata.end else [],  # of the training
+            "warnings": [*(metadata.end.warnings if metadata.end else []), *changes],  # of the training
         },
     )
 
@@ -102,9 +103,12 @@ def export(
 
 
 def load_training_data(
-    run: Path, data: Path, metadata: RunMetadata, config: TrainConfig
-) -> tuple[SegmentationDataset, SegmentationDataset]:
-    """The train and val splits of the run's data set. Raises: DataError if it is missing; RunError if it is another one."""
+    run: Path, data: Path, metadata: RunMetadata, config: TrainConfig, console: Console
+) -> tuple[SegmentationDataset, SegmentationDataset, list[str]]:
+    """The train and val splits of the run's data set, and warnings that it prints: images that changed since the training.
+
+    Raises: DataError if the data set is missing; RunError if it is another one.
+    """
     if not data.exists():
         raise DataError(
             f"{data}, the data set of {run}, is missing. Bring it back, or name its new place: "
@@ -113,7 +117,17 @@ def load_training_data(
     splits = load_splits(data, ("train", "val"), config.format)
     training, validation = splits["train"], splits["val"]
     metadata.check_images(run, data, training.classes, (pair.name for pair in training.pairs))
-    return training, validation
+    warnings = []
+    with progress_bar(console, "checking the images") as progress:
+        scanned = scan_splits(splits, progress)  # reads only what has another size or time than the lint saw
+    content = {split: content_digest(dataset, scanned[split]) for split, dataset in splits.items()}
+    if changed := metadata.images.changed_splits(content):
+        warnings.append(
+            f"{describe_changes(data, changed, splits)}. The validation mIoU, the calibration of int8 and the probes are of "
+            "the present files."
+        )
+        console.print("Warning:", warnings[0], highlight=False, markup=False, soft_wrap=True)
+    return training, validation, warnings
 
 
 def check_disk_space(target: Path, network: Network) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from rich.console import Console
 from torch import Tensor, nn
 
 from models.bundle import MODEL_FILE, file_sha256
-from models.errors import ConfigError, DataError, WeightsError, closest_names, escape_line
+from models.console import Console
+from models.errors import ConfigError, DataError, WeightsError, closest_names, escape_line, quoted
 from models.inference.segmenter import Segmenter
 from models.spec import Architecture, BundleSpec, ClassInfo, InputRule, default_rgb
 from training.data.class_file import read_class_file
@@ -74,7 +74,7 @@ def import_model(
     known = ["onnx", *(f"torchvision/{name}" for name in MODEL_BACKBONES)]
     if source not in known:
         close = closest_names(source, known, count=3, cutoff=0.4) or ", ".join(known)
-        raise ConfigError(f"The source {source!r} is unknown; did you mean {close}?")
+        raise ConfigError(f"The source {quoted(source)} is unknown; did you mean {close}?")
     if file:
         raise ConfigError(f"{source} takes no FILE; to use {file} as its weights, write --weights {file}.")
     if hints != NO_HINTS:

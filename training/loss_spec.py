@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 
 LOSS_NAMES = ("ce", "ohem", "dice", "focal", "lovasz")  # the keys of `training.engine.losses.LOSSES`
 SYNTAX_HINT = "write names joined by +, each with an optional weight, such as 0.5*ohem+lovasz"
@@ -23,7 +23,9 @@ def parse_loss(text: str) -> tuple[LossTerm, ...]:
     names = [term.name for term in terms]
     for name in names:
         if names.count(name) > 1:
-            raise ConfigError(f"The loss {text!r} has {name} twice; write it once, with a weight such as 2*{name}.")
+            raise ConfigError(
+                f"The loss {quoted(text)} has {name} twice; write it once, with a weight such as 2*{name}."
+            )
     return terms
 
 
@@ -31,11 +33,13 @@ def _parse_term(term: str, text: str) -> LossTerm:
     weight, star, name = term.rpartition("*")
     name = name.strip()
     if not name:
-        raise ConfigError(f"The loss {text!r} lacks a name; {SYNTAX_HINT}.")
+        raise ConfigError(f"The loss {quoted(text)} lacks a name; {SYNTAX_HINT}.")
     if name not in LOSS_NAMES:
         close = closest_names(name, LOSS_NAMES)
         hint = f"; did you mean {close}?" if close else "."
-        raise ConfigError(f"The loss {name!r} is not known{hint} Losses are {', '.join(LOSS_NAMES)}; {SYNTAX_HINT}.")
+        raise ConfigError(
+            f"The loss {quoted(name)} is not known{hint} Losses are {', '.join(LOSS_NAMES)}; {SYNTAX_HINT}."
+        )
     return LossTerm(_parse_weight(weight.strip(), text) if star else 1.0, name)
 
 
@@ -43,7 +47,9 @@ def _parse_weight(number: str, text: str) -> float:
     try:
         weight = float(number)
     except ValueError:
-        raise ConfigError(f"The weight {number!r} in the loss {text!r} is not a number; {SYNTAX_HINT}.") from None
+        raise ConfigError(
+            f"The weight {quoted(number)} in the loss {quoted(text)} is not a number; {SYNTAX_HINT}."
+        ) from None
     if not 0 < weight < math.inf:
-        raise ConfigError(f"The weight {number!r} in the loss {text!r} is not above 0; remove the term.")
+        raise ConfigError(f"The weight {quoted(number)} in the loss {quoted(text)} is not above 0; remove the term.")
     return weight

@@ -23,18 +23,24 @@ METADATA_VERSION = 2  # of run.json; a run of another version is refused
 
 
 class ImageList(BaseModel):
-    """The training images of a run, to notice when they change before a resume."""
+    """The images of a run, to notice when they change before a resume or an export."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     count: int
-    sha256: str  # of the names, in order, joined by newlines
+    sha256: str  # of the names of the training images, in order, joined by newlines
+    content: dict[str, str] = {}  # digest of the pixels of images and masks, by split; empty in older runs
 
     @classmethod
-    def from_names(cls, names: Iterable[str]) -> Self:
-        """The list of these images. A file name need not be UTF-8: its bytes are hashed."""
+    def from_names(cls, names: Iterable[str], content: dict[str, str] | None = None) -> Self:
+        """The list of these training images. A file name need not be UTF-8: its bytes are hashed."""
         encoded = [os.fsencode(name) for name in names]
-        return cls(count=len(encoded), sha256=hashlib.sha256(b"\n".join(encoded)).hexdigest())
+        digest = hashlib.sha256(b"\n".join(encoded)).hexdigest()
+        return cls(count=len(encoded), sha256=digest, content=content or {})
+
+    def changed_splits(self, content: dict[str, str]) -> list[str]:
+        """The splits whose pixels are others than those of the run."""
+        return [split for split, digest in content.items() if self.content.get(split, digest) != digest]
 
 
 class RunEnd(BaseModel):
@@ -64,21 +70,26 @@ class RunMetadata(BaseModel):
 
     def check_images(self, run: Path, data: Path, classes: list[ClassInfo], names: Iterable[str]) -> None:
         """Raises: RunError if classes or training images of `data` are not those that the run was trained on."""
-        advice = (
-            "To use other images, train into another --out; to start from this run's weights, export it and set "
-            f"weights={run}/bundle."
-        )
+        advice = other_images_advice(run)
         if self.classes != classes:
             expected, found = (", ".join(entry.name for entry in each) for each in (self.classes, classes))
             raise RunError(
                 f"The classes of {data} are not those that {run} was trained on ({found} instead of {expected}). {advice}"
             )
         images = ImageList.from_names(names)
-        if self.images != images:
+        if (self.images.count, self.images.sha256) != (images.count, images.sha256):
             raise RunError(
                 f"The training images of {data} are not those that {run} was trained on ({self.images.count} then, "
                 f"{images.count} now, compared by their names). {advice}"
             )
+
+
+def other_images_advice(run: Path) -> str:
+    """What to do when the data set is not that of the run."""
+    return (
+        "To use other images, train into another --out; to start from this run's weights, export it and set "
+        f"weights={run}/bundle."
+    )
 
 
 def read_run_metadata(run: Path) -> RunMetadata:

@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
-from rich.console import Console
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from models.analysis.complexity import count_parameters
 from models.architectures import build
 from models.architectures.base import Network
-from models.errors import DataError, RunError
+from models.console import Console
+from models.errors import DataError, RunError, printable
 from models.inference.geometry import network_input_size
 from models.spec import InputRule
 from training.augment import choose_augment_device
@@ -47,7 +47,6 @@ from training.config_io import (
     save_config,
 )
 from training.data import SegmentationDataset, load_split
-from training.data.dataset import printable
 from training.data.decoded_cache import (
     create_cache_folder,
     decoded_bytes,
@@ -56,6 +55,7 @@ from training.data.decoded_cache import (
     removed_on_exit,
 )
 from training.data.loader import STRIDE, build_train_loader, build_val_loader
+from training.data.scan.sample_stats import describe_changes
 from training.engine.loggers import LogMode, ProgressLogger, TensorBoardWriter, TrainingLogger
 from training.engine.losses import Criterion, compute_class_weights
 from training.engine.model_factory import (
@@ -90,6 +90,7 @@ from training.run_folder import (
     RunEnd,
     RunMetadata,
     lock_run,
+    other_images_advice,
     read_run_metadata,
     write_run_metadata,
 )
@@ -234,7 +235,7 @@ def start_run(
         input=rule,
         crop=crop,
         precision=choose_precision(config, device),
-        images=ImageList.from_names(pair.name for pair in train_set.pairs),
+        images=ImageList.from_names((pair.name for pair in train_set.pairs), report.content_digests()),
     )
     return run, report
 
@@ -247,6 +248,8 @@ def resume_run(data: Path, out: Path, config: TrainConfig, console: Console) -> 
     report = lint_before_training(data, config, console)
     train_set = report.datasets["train"]
     run.check_images(out, data, train_set.classes, (pair.name for pair in train_set.pairs))
+    if changed := run.images.changed_splits(report.content_digests()):
+        raise RunError(f"{describe_changes(data, changed, report.datasets)}. {other_images_advice(out)}")
     return run.model_copy(update={"data": data.resolve(), "end": None}), report
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 
 from maskserve.cli.bench import bench
@@ -135,8 +134,8 @@ def _describe_os_error(error: OSError) -> str:
 
 
 def _exit_with_error(message: str, code: int) -> None:
-    from models.errors import escape_control_characters
+    from models.console import Console
 
     prefix = "" if code == 130 else "[red]error:[/] "
-    Console(stderr=True).print(prefix + escape(escape_control_characters(message)), highlight=False, soft_wrap=True)
+    Console(stderr=True).print(prefix + escape(message), highlight=False, soft_wrap=True)
     raise SystemExit(code)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.options import BundleFolder
 
@@ -26,6 +25,7 @@ def bench(
 ) -> None:
     """Benchmark BUNDLE on this machine: latency, memory and agreement of each engine and precision, and the choice of `auto`."""
     from maskserve.bench import run_bench
+    from models.console import Console
 
     if not run_bench(bundle, image, size, rounds, threads, out, Console()):
         raise typer.Exit(1)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.options import BundleFolder
 
@@ -57,12 +56,13 @@ def containerize(
 ) -> None:
     """Build a container image of the service and BUNDLE. Needs docker, podman or nerdctl; takes some minutes."""
     from models.bundle import open_bundle
-    from models.errors import ConfigError, escape_line
+    from models.console import Console
+    from models.errors import ConfigError, escape_line, quoted
 
     for name, value, pattern in (("--tag", tag, TAG_PATTERN), ("--base", base, BASE_IMAGE_PATTERN)):
         if value is not None and not pattern.fullmatch(value):
             raise ConfigError(
-                f"{name} is {value!r}; expected an image name such as registry.example.org/team/maskserve:1.0."
+                f"{name} is {quoted(value)}; expected an image name such as registry.example.org/team/maskserve:1.0."
             )
     opened = open_bundle(bundle)
     opened.verify()
@@ -80,10 +80,10 @@ def containerize(
 
 def _choose_engine(requested: str) -> str:
     """The first requested engine that works. Raises: ConfigError for an unknown one; EngineError with the reason of each."""
-    from models.errors import ConfigError, EngineError
+    from models.errors import ConfigError, EngineError, quoted
 
     if requested not in ("auto", *CONTAINER_ENGINES):
-        raise ConfigError(f"Unknown engine {requested!r}; choose one of auto, {', '.join(CONTAINER_ENGINES)}.")
+        raise ConfigError(f"Unknown engine {quoted(requested)}; choose one of auto, {', '.join(CONTAINER_ENGINES)}.")
     problems = []
     for name in CONTAINER_ENGINES if requested == "auto" else [requested]:
         problem = _engine_problem(name)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.help_layout import Command, Group
 from maskserve.cli.options import DataFolder, DataFormat
@@ -27,6 +26,7 @@ def data_shapes(
 ) -> None:
     """Generate the shapes data set: overlapping, textured, noisy shapes in six classes."""
     from models.atomic_write import name_disk_full
+    from models.console import Console
     from training.data.synthetic import CLASSES, generate_dataset
 
     with name_disk_full(target):
@@ -49,12 +49,14 @@ def data_inspect(
 
     Prints the layout, splits, classes, the first pairs, and what is not read. Reads only a few files; `lint` reads them all.
     """
+    from models.console import Console
+    from models.errors import escape_line
     from training.lint.inspection import inspect_dataset
 
     console = Console()
     target = sheet or Path(f"{data.resolve().name}-sheet.png")
     for line in inspect_dataset(data, data_format, target):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(escape_line(line), highlight=False, markup=False, soft_wrap=True)
 
 
 @data_app.command("lint", cls=Command)
@@ -76,6 +78,7 @@ def data_lint(
     Finds unreadable files, images without a mask, size mismatches, masks without the EXIF rotation of their image, labels out of
     range, lossy and 0/255 masks, rare and absent classes, and duplicate images, above all across splits.
     """
+    from models.console import Console
     from training.lint import lint_with_progress, print_lint_report
 
     console = Console()
@@ -103,6 +106,7 @@ def data_stats(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print image sizes and formats by split, and the pixels, images and typical width of each class."""
+    from models.console import Console
     from models.errors import DataError
     from training.lint import lint_with_progress
     from training.lint.stats import dataset_stats, print_stats
@@ -147,6 +151,7 @@ def data_split(
 
     Equal images stay together. Each split gets its fraction of every class, also of rare ones.
     """
+    from models.console import Console
     from training.data.tools.split import split_dataset, split_folds
     from training.reports.progress_bar import progress_bar
 
@@ -178,6 +183,7 @@ def data_convert(
 
     Images are hard links if the disk allows it. A format that cannot store ignored pixels refuses data sets with such pixels.
     """
+    from models.console import Console
     from training.data.tools.convert import convert_dataset
     from training.reports.progress_bar import progress_bar
 
@@ -216,6 +222,7 @@ def data_remap(
     Classes without any label left are removed, and the others are renumbered. Images are hard links if the disk allows it.
     """
     from models.atomic_write import name_disk_full
+    from models.console import Console
     from training.data.tools.remap import describe_mapping, remap_dataset
     from training.reports.progress_bar import progress_bar
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.options import BundleName
 
@@ -34,6 +33,7 @@ def export(
     ] = 0.5,
 ) -> None:
     """Freeze a run's best network into a bundle, if the frozen network predicts as the PyTorch one does."""
+    from models.console import Console
     from training.export import export as export_run
 
     target = export_run(run, out, input_rule, int8_limit if int8 else None, name=name, data=data)

@@ -31,7 +31,8 @@ class PlainWords:
         except typer.BadParameter as error:
             details = getattr(error.__cause__, "errors", None)
             if details is not None:
-                from models.setting_errors import plain_reason, quoted
+                from models.errors import quoted
+                from models.setting_errors import plain_reason
 
                 error.message = f"{quoted(details()[0]['input'])}; {plain_reason(details()[0])}."
             raise

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.options import BundleName, expand_options
 
@@ -92,6 +91,7 @@ def import_model(
     ] = None,
 ) -> None:
     """Import a network that was trained elsewhere into a bundle, if it predicts there as the original does."""
+    from models.console import Console
     from training.freezing.onnx_import.graph_reader import UserHints
     from training.import_model import import_model as import_into_bundle
 

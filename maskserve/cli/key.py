@@ -1,10 +1,9 @@
 """The subcommand `key`."""
 
-from rich.console import Console
-
 
 def key() -> None:
     """Generate an API key and its hash for MASKSERVE_API_KEYS."""
+    from models.console import Console
     from service.auth import generate_api_key
 
     api_key, key_hash = generate_api_key()

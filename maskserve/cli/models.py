@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 
 def models(
@@ -27,6 +26,8 @@ def models(
 
     Runs no network and downloads nothing; the list takes some seconds.
     """
+    from models.console import Console
+
     with Console(stderr=True).status("loading PyTorch"):
         from maskserve import model_tables
         from maskserve.parsing import parse_size

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.options import DataFolder
 
@@ -23,6 +22,7 @@ def plan(
     ] = None,
 ) -> None:
     """Print the settings that `maskserve train DATA` would choose from the data and the machine, with a reason each."""
+    from models.console import Console
     from training.config_io import load_config, parse_overrides
 
     overrides = [*(settings or []), *([f"minutes={minutes}"] if minutes is not None else [])]

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from maskserve.cli.options import EngineOptions, expand_options
 
@@ -155,6 +154,7 @@ def predict(
     from maskserve.client import AuthenticationError
     from maskserve.predict.config import KEY_VARIABLE, PredictConfig, parse_numbers, read_api_key
     from maskserve.predict.runner import run
+    from models.console import Console
     from models.errors import RunError
 
     config = PredictConfig(

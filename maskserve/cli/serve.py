@@ -2,11 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from models.console import Console
 
 
 def serve(
@@ -31,6 +33,7 @@ def serve(
     MASKSERVE_* environment variables set limits, API keys, hosts, path prefix, CORS, engine and log: --settings lists them.
     The API is documented at /v1/docs.
     """
+    from models.console import Console
     from models.errors import ConfigError
     from service.server_process import serve as serve_bundle
 
@@ -44,7 +47,7 @@ def serve(
     raise typer.Exit(serve_bundle(bundle, host, port))
 
 
-def _print_settings(console: Console) -> None:
+def _print_settings(console: "Console") -> None:
     from service.settings import ENV_PREFIX, Settings
 
     table = Table("variable", "default", "description", box=None, pad_edge=False, header_style="bold")

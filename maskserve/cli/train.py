@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 if TYPE_CHECKING:
     from training.engine.loggers import LogMode
@@ -49,6 +48,7 @@ def train(
     Without --config, settings are planned from the data and the machine and written to plan.yaml; KEY=VALUE overrides them.
     On several devices: devices=N, or torchrun ... -m maskserve train DATA devices=N.
     """
+    from models.console import Console
     from training.config_io import print_settings
 
     if list_settings:
@@ -68,6 +68,7 @@ def _train(
     data: Path, run: Path, config_file: Path | None, overrides: list[str], resume: bool, log_mode: "LogMode"
 ) -> None:
     """Check the settings, lock the run folder, plan if there is no config, and train."""
+    from models.console import Console
     from training.config_io import check_no_run, load_config, load_resume_config, parse_overrides
     from training.run_folder import LAST_CHECKPOINT, lock_run, read_run_metadata
 

@@ -111,7 +111,7 @@ class Connection:
         reason = str(outcome).rstrip(".") or type(outcome).__name__
         advice = "Is the service running?"
         if _is_unknown_host(outcome):
-            advice = f"No host is known by the name {outcome.request.url.host!r}: check the address."
+            advice = f"No host is known by the name '{outcome.request.url.host}': check the address."
         if isinstance(outcome, httpx.TimeoutException):
             request_id = outcome.request.headers["X-Request-ID"]
             reason = f"no response in time ({type(outcome).__name__})"
@@ -130,8 +130,9 @@ def _parse_url(url: str) -> httpx.URL:
     except (httpx.InvalidURL, ValueError, TypeError):
         parsed = httpx.URL("")
     if parsed.scheme not in ("http", "https") or not _is_host(parsed.host):
-        shown = url if "@" not in url else f"...@{url.rpartition('@')[2]}"
-        raise ValueError(f"The address is {shown!r}; expected one such as http://127.0.0.1:3000.")
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(url))
+        shown = f"...@{shown.rpartition('@')[2]}" if "@" in shown else shown
+        raise ValueError(f"The address is '{shown}'; expected one such as http://127.0.0.1:3000.")
     if parsed.userinfo or "?" in url or "#" in url:  # httpx would send it in place of the key, or with every path
         raise ValueError(
             "The address contains a user name, a password, a query or a fragment; expected one such as "

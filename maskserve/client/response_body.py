@@ -27,7 +27,7 @@ class ResponseBody:
         encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
         self._decompressor = zlib.decompressobj(GZIP_FORMAT) if encoding in ("gzip", "x-gzip") else None
         if self._decompressor is None and encoding != "identity":
-            raise self._invalid(f"compressed with {encoding[:40]!r}, which was not requested")
+            raise self._invalid(f"compressed with '{encoding[:40]}', which was not requested")
 
     def add(self, chunk: bytes) -> bool:
         """Add a piece. Returns: whether more is wanted: not of an error that is longer than its limit.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from models.errors import ConfigError
+from models.errors import ConfigError, quoted
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
 
@@ -51,7 +51,7 @@ class PredictConfig:
     def __post_init__(self) -> None:
         formats = (*OUTPUT_FORMATS, PARQUET, GEOTIFF)
         if self.format not in formats:
-            raise ConfigError(f"Unknown format {self.format!r}; choose one of {', '.join(formats)}.")
+            raise ConfigError(f"Unknown format {quoted(self.format)}; choose one of {', '.join(formats)}.")
         if self.uses_service and (self.engine, self.precision, self.device) != ("auto",) * 3:
             raise ConfigError("The service chooses its engine: omit --engine, --precision and --device.")
         if self.timeout is not None and not self.uses_service:
@@ -107,7 +107,7 @@ def parse_numbers(text: str, name: str, count: int, kind: Callable[[str], Number
     except ValueError:
         numbers = ()
     if len(numbers) != count:
-        raise ConfigError(f"--{name} is {text!r}; expected {count} numbers, separated by commas.")
+        raise ConfigError(f"--{name} is {quoted(text)}; expected {count} numbers, separated by commas.")
     return numbers
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from maskserve.predict.dataset_folder import select_images
 from maskserve.predict.unread import ARCHIVE_SUFFIXES, UnreadFiles
 from models.archive_limits import check_zip_member, check_zip_total
-from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line
+from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line, quoted
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import check_file_size, check_is_file, read_image_file
 
@@ -120,7 +120,7 @@ def find_images(sources: Iterable[str], exclude: str = "", unread: UnreadFiles |
         for name in names:
             if PurePosixPath(name).is_absolute() or {"..", "."} & set(name.split("/")):
                 raise DataError(
-                    f"{source} contains a file named {name!r}, whose mask would be written outside the output."
+                    f"{source} contains a file named {quoted(name)}, whose mask would be written outside the output."
                 )
             yield InputImage(root, name)
 

@@ -21,7 +21,7 @@ from maskserve.predict.inputs import translate_store_errors
 from maskserve.predict.outputs import FolderStore, ObjectStore, write_error
 from maskserve.predict.parquet import read_parquet_bytes, to_parquet_bytes, write_parquet
 from models.atomic_write import atomic_writer
-from models.errors import RunError, first_line
+from models.errors import RunError, first_line, quoted
 from models.file_lock import lock_file
 
 MANIFEST = "manifest"
@@ -279,7 +279,7 @@ def foreign_folder_error(output: str, manifest: str) -> RunError:
 
 
 def _format_value(value: Any) -> str:
-    return ",".join(map(str, value)) or "unset" if isinstance(value, list) else repr(value)
+    return ",".join(map(str, value)) or "unset" if isinstance(value, list) else quoted(value)
 
 
 def _to_json_line(row: dict[str, Any]) -> bytes:

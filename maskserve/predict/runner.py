@@ -9,7 +9,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from threading import Event
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -31,7 +30,8 @@ from maskserve.predict.manifest import MANIFEST, ManifestRow, ManifestState, ope
 from maskserve.predict.outputs import STAGING_FOLDER, FolderStore, OutputStore
 from maskserve.predict.unread import UnreadFiles
 from models.bundle import open_bundle
-from models.errors import ConfigError, DataError, RunError, escape_line
+from models.console import Console
+from models.errors import ConfigError, DataError, RunError, escape_line, quoted
 from models.inference.segmenter import check_supports_windows
 from models.outputs.select import class_indices
 
@@ -57,7 +57,7 @@ def run(
     """
     check_packages(config, ray)
     if ray and not RAY_ADDRESS_PATTERN.fullmatch(ray):
-        raise ConfigError(f"--ray is {ray!r}; expected local, auto, HOST:PORT or ray://HOST:PORT.")
+        raise ConfigError(f"--ray is {quoted(ray)}; expected local, auto, HOST:PORT or ray://HOST:PORT.")
     if actors and not ray:
         raise ConfigError("--actors is the number of Ray actors: add --ray.")
     output = open_output(config)

@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, Field
 
+from models.errors import quoted
 from models.imaging.decode import Labels
 from models.spec import IGNORE_INDEX, Architecture, BundleSpec, ClassInfo, InputRule
 
@@ -60,7 +61,7 @@ def read_json_fields(encoded: bytes, rle: bool) -> dict[str, Any]:
         row = {"label": entry.label, "name": entry.name, "fraction": entry.fraction}
         if rle:
             if entry.rle is None:
-                raise ValueError(f"the class {entry.name!r} has no rle")
+                raise ValueError(f"the class {quoted(entry.name)} has no rle")
             row["rle"] = entry.rle.counts
         classes.append(row)
     return {"height": result.height, "width": result.width, "classes": classes}

@@ -15,7 +15,7 @@ from torch import nn
 from models.architectures import encoders, fcn, smp_models, torchvision_models
 from models.architectures.base import Network
 from models.architectures.layers import replace_strided_pointwise
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 from models.setting_errors import plain_reason
 from models.spec import Architecture
 
@@ -58,7 +58,7 @@ def pretrained_names(name: str, encoder: str) -> list[str]:
 def _option_parameters(name: str) -> dict[str, inspect.Parameter]:
     if name not in ARCHITECTURES:
         raise ConfigError(
-            f"The architecture {name!r} is not known; {_suggest_names(name)} `maskserve models` lists them."
+            f"The architecture {quoted(name)} is not known; {_suggest_names(name)} `maskserve models` lists them."
         )
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
     return {option: parameter for option, parameter in parameters.items() if option != "classes"}
@@ -82,7 +82,7 @@ def _check_options(name: str, options: dict[str, Any]) -> None:
         if option not in parameters:
             closest = closest_names(option, parameters)
             hint = f"did you mean {closest}?" if closest else f"its options are {', '.join(parameters)}."
-            raise ConfigError(f"{name} has no option {option!r}; {hint}")
+            raise ConfigError(f"{name} has no option {quoted(option)}; {hint}")
         try:
             TypeAdapter(parameters[option].annotation).validate_python(value, strict=True)
         except ValidationError as error:

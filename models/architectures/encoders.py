@@ -16,7 +16,7 @@ from models.architectures.base import IMAGENET_MEAN, IMAGENET_STD
 from models.architectures.dilation import replace_strides_with_dilation
 from models.architectures.state_dict_keys import encoder_key, encoder_state_dict, timm_key
 from models.architectures.weight_files import fetch_from_hub, fetch_weights, read_state_dict, unknown_weights_error
-from models.errors import ConfigError, WeightsError, closest_names, first_line
+from models.errors import ConfigError, WeightsError, closest_names, first_line, quoted
 
 # Feature map i of an encoder has stride 2**i, from the image itself (1) to 32.
 DEPTH = 5
@@ -44,7 +44,7 @@ def _check_name(name: str) -> None:
     if plain not in encoder_names():
         closest = closest_names(name, encoder_names(), count=3) or "resnet18, resnet50"
         raise ConfigError(
-            f"The encoder {name!r} is not known to segmentation-models-pytorch or timm; did you mean {closest}? "
+            f"The encoder {quoted(name)} is not known to segmentation-models-pytorch or timm; did you mean {closest}? "
             "`maskserve models --encoders` lists them."
         )
 

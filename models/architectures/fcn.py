@@ -22,7 +22,7 @@ from models.architectures.heads import HEADS, HeadSpec, fcn_head
 from models.architectures.layers import LearnedUpsampling, upsampling_layer
 from models.architectures.onnx_compat import make_exportable
 from models.architectures.prune import prune_unused_layers
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 
 SKIP_COUNTS = {"32s": 0, "16s": 1, "8s": 2}  # finer maps whose scores are added
 LEARNED_UPSAMPLING = {"bilinear": False, "learned": True}
@@ -144,5 +144,5 @@ def _look_up_option(option: str, value: str, choices: dict[str, Any]) -> Any:
     if value not in choices:
         closest = closest_names(str(value), choices)
         hint = f"did you mean {closest}? Choose" if closest else "choose"
-        raise ConfigError(f"The option {option}={value!r} is not known; {hint} from {', '.join(choices)}.")
+        raise ConfigError(f"The option {option}={quoted(value)} is not known; {hint} from {', '.join(choices)}.")
     return choices[value]

@@ -15,7 +15,7 @@ from models.architectures.state_dict_keys import canonical_key
 from models.architectures.torchvision_models import FCN_KEY_PREFIXES
 from models.architectures.weight_files import read_state_dict
 from models.bundle import WEIGHTS_FILE, Bundle, open_bundle
-from models.errors import WeightsError
+from models.errors import WeightsError, quoted
 from models.spec import Architecture
 
 RESET_HEAD_HINT = "pass --reset-head to load everything but the head, which then learns the new classes"
@@ -92,7 +92,9 @@ def _check_classes(source: Path, trained: list[str], wanted: list[str]) -> None:
         )
     for old, new in zip(trained, wanted, strict=True):
         if old != new:
-            raise WeightsError(f"{source} has the class {old!r} and this data set has {new!r}; {RESET_HEAD_HINT}.")
+            raise WeightsError(
+                f"{source} has the class {quoted(old)} and this data set has {quoted(new)}; {RESET_HEAD_HINT}."
+            )
 
 
 def _check_shapes(source: Path, network: Network, state: dict[str, Tensor], head: set[str], reset_head: bool) -> None:

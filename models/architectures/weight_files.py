@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.errors import WeightsError, first_line
+from models.errors import WeightsError, first_line, quoted
 
 TIMEOUT = 10  # seconds until a host that does not respond counts as unreachable
 
@@ -88,7 +88,7 @@ def _find_state_dict(file: Path, content: Any) -> dict[str, Tensor]:
 def unknown_weights_error(weights: str, owner: str, known: list[str]) -> WeightsError:
     """The error for a value of `weights=` that is neither a file nor one of the names `known` for `owner`."""
     return WeightsError(
-        f"The weights {weights!r} are neither a file or bundle nor known for {owner}; choose from {', '.join(known)}."
+        f"The weights {quoted(weights)} are neither a file or bundle nor known for {owner}; choose from {', '.join(known)}."
     )
 
 

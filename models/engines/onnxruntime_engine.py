@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from models.bundle import MODEL_FILE, Bundle
 from models.cgroup_limits import quota_limited_cores
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
-from models.errors import BundleError, EngineError, first_line, last_line
+from models.errors import BundleError, EngineError, first_line, last_line, quoted
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -21,7 +21,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     import onnxruntime
 
     if device not in PROVIDERS:
-        raise EngineError(f"The engine onnxruntime runs on {' or '.join(PROVIDERS)}, not on {device!r}.")
+        raise EngineError(f"The engine onnxruntime runs on {' or '.join(PROVIDERS)}, not on {quoted(device)}.")
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
         raise EngineError(
             f"The installed onnxruntime has no {PROVIDERS[device]}. Install it with `pip install onnxruntime-gpu`."

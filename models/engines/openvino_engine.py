@@ -17,7 +17,7 @@ from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, Bundle
 from models.cache_dir import user_cache_dir
 from models.cgroup_limits import quota_limited_cores
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
-from models.errors import BundleError, EngineError, last_line
+from models.errors import BundleError, EngineError, last_line, quoted
 
 if TYPE_CHECKING:  # imported only if this engine is used
     import openvino
@@ -61,7 +61,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     if importlib.util.find_spec("openvino") is None:
         raise EngineError("The engine openvino is not installed: `pip install openvino`.")
     if device != "cpu":
-        raise EngineError(f"The engine openvino runs on the cpu, not on {device!r}.")
+        raise EngineError(f"The engine openvino runs on the cpu, not on {quoted(device)}.")
     return "f32", *(["bf16"] if has_bf16() else []), *(["int8"] if bundle.has_file(INT8_MODEL_FILE) else [])
 
 

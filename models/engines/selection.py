@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from models.bundle import Bundle
 from models.engines import ENGINES
-from models.errors import EngineError, closest_names
+from models.errors import EngineError, closest_names, quoted
 from models.spec import BundleSpec
 
 # A precision is not offered if at export, on any image, a smaller fraction of labels equalled those of PyTorch.
@@ -184,4 +184,4 @@ def _check_known(what: str, name: str, names: tuple[str, ...]) -> None:
     if name not in ("auto", *names):
         close = closest_names(name, names)
         hint = f" Did you mean {close}?" if close else ""
-        raise EngineError(f"The {what} {name!r} is not known; choose auto, {', '.join(names)}.{hint}")
+        raise EngineError(f"The {what} {quoted(name)} is not known; choose auto, {', '.join(names)}.{hint}")

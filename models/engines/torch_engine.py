@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from models.bundle import WEIGHTS_FILE, Bundle
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
 from models.engines.cuda_graphs import CudaGraphCache, EngineOutput, run_eager
-from models.errors import BundleError, ConfigError, EngineError, first_line
+from models.errors import BundleError, ConfigError, EngineError, first_line, quoted
 
 if TYPE_CHECKING:  # the service imports no torch unless it uses this engine
     from torch import Tensor
@@ -38,7 +38,7 @@ def precisions(bundle: Bundle, device: str) -> tuple[str, ...]:
     if device == "cpu":
         return ("f32", "bf16") if _cpu_supports_bf16() else ("f32",)
     if device != "cuda":
-        raise EngineError(f"The engine torch runs on cpu or cuda, not on {device!r}.")
+        raise EngineError(f"The engine torch runs on cpu or cuda, not on {quoted(device)}.")
     if not torch.cuda.is_available():
         raise EngineError("PyTorch finds no GPU here (device cuda). Choose the device cpu.")
     return ("f32", "bf16", "fp16") if torch.cuda.is_bf16_supported(including_emulation=False) else ("f32", "fp16")

@@ -29,6 +29,7 @@ from models.errors import (
     InsufficientMemoryError,
     MultiFrameImageError,
     first_line,
+    quoted,
 )
 from models.imaging import tiff_limits
 from models.imaging.avif_limits import check_avif
@@ -167,7 +168,7 @@ def _open_image(data: bytes, max_pixels: int) -> ImageFile:
             tiff_limits.check_bands(data)
         raise CorruptImageError(
             f"The image begins like a {name}, but its header is truncated or corrupt, or of an unsupported variant "
-            f"({first_line(error)!r}). Save it again as PNG or JPEG."
+            f"({quoted(first_line(error))}). Save it again as PNG or JPEG."
         ) from error
     check_size(*image.size, max_pixels)
     count = 1 if name == "TIFF" else getattr(image, "n_frames", 1)
@@ -193,7 +194,7 @@ def _translate_errors(image: ImageFile, max_pixels: int, work: Callable[[], Deco
         raise _to_image_error(error, max_pixels) from error
     except Exception as error:  # Pillow's plugins raise exceptions of any class
         raise CorruptImageError(
-            f"The {image.format} image is truncated or corrupt ({first_line(error)!r}). Save it again."
+            f"The {image.format} image is truncated or corrupt ({quoted(first_line(error))}). Save it again."
         ) from error
 
 

@@ -23,6 +23,7 @@ from models.errors import (
     InsufficientMemoryError,
     ParityError,
     first_line,
+    quoted,
 )
 from models.imaging.decode import RGB, Labels, read_image, read_mask
 from models.inference.geometry import (
@@ -59,7 +60,7 @@ def check_supports_windows(rule: InputRule) -> None:
     """Raises: EngineError for an input rule that resizes whole images."""
     if rule.rule != "native":
         raise EngineError(
-            f"The bundle's input rule is {rule.rule!r}, which resizes whole images. A raster is read in windows, which "
+            f"The bundle's input rule is {quoted(rule.rule)}, which resizes whole images. A raster is read in windows, which "
             "needs a bundle with the rule 'native': `maskserve export --input native`."
         )
 

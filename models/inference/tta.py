@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.errors import ConfigError
+from models.errors import ConfigError, quoted
 from models.imaging.decode import RGB
 from models.inference.geometry import canvas_size, resize_and_pad, resize_image
 from models.inference.postprocess import Scores, interpolate_rows, interpolation_taps, pixel_centers
@@ -49,10 +49,10 @@ class TTAOptions:
             scales = tuple(float(word) for word in words if word != "flip")
         except ValueError as error:
             raise ConfigError(
-                f"Test-time augmentation {text!r} is not valid; give `flip`, scales or both, as in flip,0.75,1,1.25."
+                f"Test-time augmentation {quoted(text)} is not valid; give `flip`, scales or both, as in flip,0.75,1,1.25."
             ) from error
         if flips > 1:
-            raise ConfigError(f"Test-time augmentation {text!r} has `flip` {flips} times; give it once.")
+            raise ConfigError(f"Test-time augmentation {quoted(text)} has `flip` {flips} times; give it once.")
         return cls(flips == 1, scales or (1.0,))
 
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from models.errors import ConfigError
+from models.errors import ConfigError, quoted
 
 MASK_ENCODINGS = ("rle", "polygons", "png", "none")
 
@@ -30,4 +30,4 @@ class OutputOptions:
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} is {value}; expected a number of pixels, 0 or more.")
         if self.masks not in MASK_ENCODINGS:
-            raise ConfigError(f"masks is {self.masks!r}; choose from {', '.join(MASK_ENCODINGS)}.")
+            raise ConfigError(f"masks is {quoted(self.masks)}; choose from {', '.join(MASK_ENCODINGS)}.")

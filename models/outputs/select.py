@@ -5,7 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction
 from models.outputs.options import OutputOptions
@@ -46,7 +46,7 @@ def class_indices(names: tuple[str, ...], spec: BundleSpec) -> list[int]:
             hint = f"did you mean {close}? The" if close else "the"
             rest = f" and {len(known) - MAX_LISTED_CLASSES} more" if len(known) > MAX_LISTED_CLASSES else ""
             raise ConfigError(
-                f"The class {name[:80]!r} is not known; {hint} bundle has {', '.join(known[:MAX_LISTED_CLASSES])}{rest}."
+                f"The class {quoted(name[:80])} is not known; {hint} bundle has {', '.join(known[:MAX_LISTED_CLASSES])}{rest}."
             )
     return [label for label, name in enumerate(known) if name in names]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from models.setting_errors import plain_reason, quoted
+from models.setting_errors import plain_reason
 
 
 def test_limits_are_named() -> None:
@@ -21,9 +21,3 @@ def test_limits_are_named() -> None:
     assert [reason(low=2), reason(high=1), reason(low=2.5), reason(high="x")] == [
         "expected at least 3", "expected less than 1", "expected a whole number", "expected a number",
     ]  # fmt: skip
-
-
-def test_quoted_keeps_backslashes_and_escapes_control_characters() -> None:
-    assert quoted(r"^(patient\d+)") == r"'^(patient\d+)'"
-    assert quoted("a\nb\x1b[31m") == r"'a\nb\x1b[31m'"
-    assert quoted("größe") == "'größe'" and quoted(5) == "5"

@@ -15,16 +15,19 @@ from tests.fixtures_graphs import GraphBuilder, save_graph
 CLASSES = 4
 
 
-def write_tiny_bundle(folder: Path, name: str = "small", classes: int = CLASSES) -> Path:
-    """Write the bundle into `folder` and return that path."""
+def write_tiny_bundle(
+    folder: Path, name: str = "small", classes: int = CLASSES, class_names: list[str] | None = None
+) -> Path:
+    """Write the bundle into `folder` and return that path. The default names are `class 0` and so on."""
+    class_names = class_names or [f"class {label}" for label in range(classes)]
     spec = BundleSpec(
         name=name,
-        classes=[ClassInfo(name=f"class {label}", rgb=default_rgb(label)) for label in range(classes)],
+        classes=[ClassInfo(name=each, rgb=default_rgb(label)) for label, each in enumerate(class_names)],
         input=InputRule(rule="native"),
         architecture=Architecture(name="by hand"),
     )
     with bundle_writer(folder) as new:
-        _write_graph(new / MODEL_FILE, classes)
+        _write_graph(new / MODEL_FILE, len(class_names))
         (new / SPEC_FILE).write_text(spec.model_dump_json())
         (new / "probes").mkdir()
         image = synthetic_image(120, 160)

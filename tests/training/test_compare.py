@@ -33,6 +33,9 @@ def write_evaluation(folder: Path, wrong: float, images: int = 24, classes: int 
     samples = make_fake_dataset(images, sample, classes)
     segmenter = Segmenter(predict_red, InputRule(rule="native"))
     matrix, tally = evaluate_split(segmenter, samples, QUIET_CONSOLE)
+    # Here other images stand for another model; in an evaluation the digest is of image and ground truth.
+    assert len(set(tally.digests)) == images
+    tally.digests = [tally.names[index] for index in range(images)]
     target = folder / "evaluation"
     target.mkdir(parents=True)
     make_metrics(matrix, tally, samples.classes, **changes).save(target / "metrics.json")
@@ -129,6 +132,11 @@ def test_different_images_or_masks_are_not_paired(tmp_path: Path) -> None:
 
     change_images(tmp_path / "c", change_first_count)
     assert "c was evaluated on different images or masks" in compare_output(first, tmp_path / "c")
+    changed, old = write_evaluation(tmp_path / "d", 0.1), write_evaluation(tmp_path / "e", 0.1)
+    change_images(changed, lambda images: images[3].update(digest="other pixels under the same name"))
+    assert "d was evaluated on different images or masks" in compare_output(first, changed)
+    change_images(old, lambda images: [image.pop("digest") for image in images])  # of an older maskserve
+    assert "different images" not in compare_output(first, old)
 
 
 def test_different_splits_or_classes_are_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Train, resume, export and evaluate on a small data set, and the errors on the way."""
 
 import csv
+import io
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import training.export
 from models.bundle import open_bundle
@@ -71,8 +73,14 @@ def test_export_finds_data_that_moved_and_refuses_other_data(run: Path, shapes: 
     write_run_metadata(read_run_metadata(run).model_copy(update={"data": missing}), moved_run)
     with pytest.raises(DataError, match=rf"{missing}.* is missing.*`maskserve export {moved_run} --data FOLDER`"):
         export(moved_run, tmp_path / "bundle", console=QUIET_CONSOLE)
-    bundle = export(moved_run, tmp_path / "bundle", int8_limit=None, console=QUIET_CONSOLE, data=moved)
-    assert open_bundle(bundle).spec.metrics["val"]["miou"] > 0
+    changed = moved / "masks/val/val_0001.png"
+    Image.fromarray(np.asarray(Image.open(changed))[::-1]).save(changed)  # under the same name
+    console = Console(file=io.StringIO(), width=200)
+    spec = open_bundle(export(moved_run, tmp_path / "bundle", int8_limit=None, console=console, data=moved)).spec
+    assert spec.metrics["val"]["miou"] > 0
+    warning = f"Images or masks of {moved} (val) have changed since the training, under the same names; the newest"
+    assert f"{warning} file is {changed}" in spec.provenance["warnings"][-1]
+    assert f"Warning: {warning}" in console.file.getvalue()  # type: ignore[attr-defined]
     (moved / "images/train/train_0003.jpg").rename(moved / "images/train/other.jpg")
     (moved / "masks/train/train_0003.png").rename(moved / "masks/train/other.png")
     with pytest.raises(RunError, match=r"training images of .*moved are not those .* \(32 then, 32 now"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from models.errors import ConfigError, closest_names, first_line
+from models.errors import ConfigError, closest_names, first_line, quoted
 from models.imaging.decode import RGB, Labels
 from models.spec import IGNORE_INDEX
 from training.augment.params import FILL_COLOR
@@ -73,12 +73,12 @@ def make_transform(settings: dict[str, Any]) -> Any:
     if name not in known:
         close = closest_names(name, known, count=3)
         hint = f"did you mean {close}?" if close else "names are those of albumentations 2.0.8, such as RandomFog."
-        raise ConfigError(f"The transform {name!r} is not known; {hint}")
+        raise ConfigError(f"The transform {quoted(name)} is not known; {hint}")
     kind = known[name]
     defaults = {key: parameter.default for key, parameter in inspect.signature(kind).parameters.items()}
     defaults.pop("strict", None)
     if unknown := [key for key in arguments if key not in defaults]:
-        raise ConfigError(f"The transform {name} has no argument {unknown[0]!r}; it has {', '.join(defaults)}.")
+        raise ConfigError(f"The transform {name} has no argument {quoted(unknown[0])}; it has {', '.join(defaults)}.")
     if arguments.get("mask_interpolation", 0) not in NEAREST_INTERPOLATIONS:
         raise ConfigError(
             f"The transform {name} would mix labels with mask_interpolation={arguments['mask_interpolation']}; only "

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from models.errors import ConfigError, DataError
+from models.errors import ConfigError, DataError, quoted
 from models.spec import ClassInfo
 from training.data.dataset import SPLITS, SegmentationDataset, merge_splits, read_pair_mask
 from training.data.formats import (
@@ -95,7 +95,7 @@ def load_splits(
     names = list(splits)
     for split in names:
         if split not in SPLITS:
-            raise DataError(f"Unknown split {split!r}; choose from {', '.join(SPLITS)}.")
+            raise DataError(f"Unknown split {quoted(split)}; choose from {', '.join(SPLITS)}.")
     return _load(recognize_dataset(root, data_format), names, progress, classes=classes)
 
 
@@ -173,7 +173,7 @@ def resolve_format(root: Path, data_format: str = "auto") -> str:
 def recognize_dataset(root: Path, data_format: str = "auto") -> Recognition:
     """The format of a data set, and why; "auto" detects it. Raises: DataError, ConfigError."""
     if data_format not in ("auto", *FORMATS):
-        raise ConfigError(f"Unknown data set format {data_format!r}; choose from auto, {', '.join(FORMATS)}.")
+        raise ConfigError(f"Unknown data set format {quoted(data_format)}; choose from auto, {', '.join(FORMATS)}.")
     if data_format == "auto":
         return recognize(root, FORMATS)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from models.archive_limits import check_zip_member, check_zip_total, open_tar
 from models.cache_dir import user_cache_dir
-from models.errors import DataError
+from models.errors import DataError, quoted
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
@@ -81,7 +81,7 @@ def _unpack_tar(file: Path, draft: Path) -> None:
 def _check_name(name: str) -> None:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"the entry {name!r} leaves the folder")
+        raise ValueError(f"the entry {quoted(name)} leaves the folder")
 
 
 def _check_space(file: Path, size: int, draft: Path) -> None:

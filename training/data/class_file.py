@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, pack_rgb
 from training.data.tree import CLASS_FILE, CLASS_FILES, FileTree
@@ -142,18 +142,19 @@ def _check_rows(rows: list[ClassRow], file: Path) -> None:
     without_color = next((row.name for row in rows if row.rgb is None), None)
     if without_color and any(row.rgb for row in rows):
         raise DataError(
-            f"{file}: {without_color!r} has no color, but other classes have one; write `name,r,g,b` on every line, or on none."
+            f"{file}: {quoted(without_color)} has no color, but other classes have one; write `name,r,g,b` on every line, "
+            "or on none."
         )
     names: set[str] = set()
     values: set[int] = set()
     name_by_color: dict[tuple[int, int, int], str] = {}
     for row in rows:
         if row.name in names:
-            raise DataError(f"{file}: the class name {row.name!r} occurs twice; give each class its own name.")
+            raise DataError(f"{file}: the class name {quoted(row.name)} occurs twice; give each class its own name.")
         if row.rgb and row.rgb in name_by_color:
             raise DataError(
-                f"{file}: {row.name!r} and {name_by_color[row.rgb]!r} have the same color {','.join(map(str, row.rgb))}; "
-                "give each class its own color."
+                f"{file}: {quoted(row.name)} and {quoted(name_by_color[row.rgb])} have the same color "
+                f"{','.join(map(str, row.rgb))}; give each class its own color."
             )
         if row.value is not None and row.value in values:
             raise DataError(f"{file}: two classes have the value {row.value}; give each class its own.")
@@ -192,7 +193,7 @@ def _find_columns(header: list[str]) -> tuple[int, list[int], int | None] | None
 
 def _parse_value(cell: str, number: int, file: Path) -> int:
     if not (cell.isascii() and cell.isdigit() and int(cell) < 1 << 16):
-        raise DataError(f"{file}, line {number}: {cell!r} is no pixel value; expected a whole number from 0.")
+        raise DataError(f"{file}, line {number}: {quoted(cell)} is no pixel value; expected a whole number from 0.")
     return int(cell)
 
 
@@ -212,12 +213,12 @@ def _parse_class_row(row: list[str], number: int, file: Path) -> ClassRow:
         row = row[:-1]  # spreadsheets pad short lines
     text = ",".join(row)
     if not row[0]:
-        raise DataError(f"{file}, line {number}: {text!r} has no name; expected `name` or `name,r,g,b`.")
+        raise DataError(f"{file}, line {number}: {quoted(text)} has no name; expected `name` or `name,r,g,b`.")
     if len(row) == 1:
         return ClassRow(row[0], None)
     if len(row) != 4:
         raise DataError(
-            f"{file}, line {number}: {text!r} has {len(row)} columns; expected `name` or `name,r,g,b`, "
+            f"{file}, line {number}: {quoted(text)} has {len(row)} columns; expected `name` or `name,r,g,b`, "
             "or a header line that names the columns: name,r,g,b."
         )
     return ClassRow(row[0], _parse_color(row[1:], text, f"{file}, line {number}"))
@@ -226,7 +227,7 @@ def _parse_class_row(row: list[str], number: int, file: Path) -> ClassRow:
 def _parse_color(cells: Sequence[str], text: str, where: str) -> tuple[int, int, int]:
     channels = [int(cell) if cell.isascii() and cell.isdigit() else -1 for cell in map(str.strip, cells)]
     if not all(0 <= channel <= 255 for channel in channels):
-        raise DataError(f"{where}: {text!r} has no valid color; expected `name,r,g,b` with 0 to 255.")
+        raise DataError(f"{where}: {quoted(text)} has no valid color; expected `name,r,g,b` with 0 to 255.")
     red, green, blue = channels
     return red, green, blue
 
@@ -271,11 +272,13 @@ def parse_labelmap(lines: Sequence[str], file: Path) -> list[ClassRow]:
             red, green, blue = color or default_rgb(len(rows))
         except (ValueError, OverflowError) as error:
             raise DataError(
-                f"{file}: invalid class {line!r}; expected `name:red,green,blue::` with 0 to 255."
+                f"{file}: invalid class {quoted(line)}; expected `name:red,green,blue::` with 0 to 255."
             ) from error
         twin = next((other.name for other in rows if other.name == name or other.rgb == (red, green, blue)), None)
         if twin:
-            raise DataError(f"{file}: {name!r} and {twin!r} have the same name or color; change or delete one.")
+            raise DataError(
+                f"{file}: {quoted(name)} and {quoted(twin)} have the same name or color; change or delete one."
+            )
         rows.append(ClassRow(name, (red, green, blue)))
     return rows
 

@@ -1,6 +1,5 @@
 """The result of every data set format: pairs of image and mask, and the classes in the masks."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -80,8 +79,3 @@ def merge_splits(splits: dict[str, SegmentationDataset]) -> SegmentationDataset:
     unmatched = dict.fromkeys(path for dataset in splits.values() for path in dataset.unmatched_images)
     first = next(iter(splits.values()))
     return replace(first, pairs=list(originals), mask_reader=read_mask, unmatched_images=tuple(unmatched))
-
-
-def printable(name: str) -> str:
-    """A file name as text that JSON and HTML can hold: bytes that are not UTF-8 become `\\xNN`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

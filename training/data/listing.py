@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from models.errors import DataError
+from models.errors import DataError, printable
 from models.spec import ClassInfo
-from training.data.dataset import SPLITS, Pair, SegmentationDataset, printable, read_pair_mask
+from training.data.dataset import SPLITS, Pair, SegmentationDataset, read_pair_mask
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, RawMask
 from training.data.splits import SplitSource, assign_splits, resolve_split_source
 

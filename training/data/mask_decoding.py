@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError, first_line
+from models.errors import DataError, first_line, quoted
 from models.imaging.decode import MAX_PIXELS, Labels, read_stored_mask
 from models.spec import IGNORE_INDEX
 
@@ -134,7 +134,7 @@ def _read_gif(file: Path) -> Image.Image:
             frame = image.copy()
     except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{file}: the GIF is truncated or corrupt ({first_line(error)!r}). Save it again as PNG."
+            f"{file}: the GIF is truncated or corrupt ({quoted(first_line(error))}). Save it again as PNG."
         ) from error
     if frame.mode == "P":
         colors = np.array(frame.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[np.unique(np.asarray(frame))]
@@ -150,7 +150,7 @@ def _read_array(file: Path) -> MaskArray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError) as error:
         raise DataError(
-            f"{file}: not a NumPy array of numbers ({first_line(error)!r}). Save the mask as PNG."
+            f"{file}: not a NumPy array of numbers ({quoted(first_line(error))}). Save the mask as PNG."
         ) from error
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
         shape = getattr(array, "shape", "several arrays")

@@ -13,10 +13,10 @@ from typing import Any, Literal, Self
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.atomic_write import write_atomically
+from models.console import Console
 from models.spec import ClassInfo
 from training.engine.checkpoint import TrainState
 from training.engine.schedule import TrainingDuration

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from models.architectures import build, default_options, pretrained_names
 from models.architectures.base import Network
 from models.architectures.finetune import load_initial_weights
 from models.architectures.meta_device import copy_to_meta
 from models.architectures.weight_files import unknown_weights_error
+from models.console import Console
 from models.errors import ConfigError, RunError
 from models.inference.segmenter import Segmenter
 from models.spec import ClassInfo, InputRule

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from models.atomic_write import name_disk_full
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
+from models.console import Console
 from models.errors import BundleError, ConfigError, WeightsError, escape_line
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter

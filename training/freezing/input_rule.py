@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from models.errors import ConfigError
+from models.errors import ConfigError, quoted
 from models.spec import InputRule
 from training.freezing.onnx_import.graph_reader import InputSpec
 
@@ -20,7 +20,8 @@ def parse_input_rule(text: str | None, default: InputRule) -> InputRule:
     if name != "fit" or (side and not (side.isdigit() and int(side) >= MIN_FIT_SIDE)) or not (side or default.side):
         as_trained = ", fit (as trained)" if default.side else ""
         raise ConfigError(
-            f"The input rule {text!r} is not possible; choose native{as_trained}, or fit:SIDE with {MIN_FIT_SIDE} pixels or more."
+            f"The input rule {quoted(text)} is not possible; choose native{as_trained}, or fit:SIDE with "
+            f"{MIN_FIT_SIDE} pixels or more."
         )
     return InputRule(rule="fit", side=int(side) if side else default.side, divisor=default.divisor)
 
@@ -31,10 +32,12 @@ def parse_exact_size(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"exact:([1-9]\d*)x([1-9]\d*)", text)
     if not found:
-        raise ConfigError(f"The input rule {text!r} is not possible; write exact:HEIGHTxWIDTH, in pixels.")
+        raise ConfigError(f"The input rule {quoted(text)} is not possible; write exact:HEIGHTxWIDTH, in pixels.")
     height, width = int(found[1]), int(found[2])
     if max(height, width) > MAX_EXACT_SIDE:
-        raise ConfigError(f"The input rule {text!r} is not possible; a side may have up to {MAX_EXACT_SIDE} pixels.")
+        raise ConfigError(
+            f"The input rule {quoted(text)} is not possible; a side may have up to {MAX_EXACT_SIDE} pixels."
+        )
     return height, width
 
 

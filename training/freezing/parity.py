@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from models.bundle import Bundle
+from models.console import Console
 from models.engines.selection import MIN_AGREEMENT, iterate_engine_options
 from models.errors import BundleError, DataError, EngineError, ParityError
 from models.imaging.decode import IMAGE_SUFFIXES, RGB, Labels, read_image

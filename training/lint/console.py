@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from models.console import Console, name_text
 from models.spec import IGNORE_INDEX
 from training.data.dataset import SPLITS
 from training.lint.findings import ADVICE, LintReport
@@ -39,13 +39,13 @@ def print_lint_report(report: LintReport, console: Console, max_findings: int = 
         )
         for finding in findings[:max_findings]:
             # File names are not wrapped, so that they can be copied.
-            console.print(Text(f"  {finding.detail}"), soft_wrap=True, highlight=False)
+            console.print(name_text(f"  {finding.detail}"), soft_wrap=True, highlight=False)
         if len(findings) > max_findings:
             console.print(f"  and {len(findings) - max_findings:,} more", highlight=False)
         console.print(Padding(Text(f"→ {ADVICE[kind]}", style="italic"), (0, 0, 0, 2), expand=False))
     if report.not_read:
         console.print()
-        console.print(Text(f"not read: {report.not_read}", style="dim"), soft_wrap=True, highlight=False)
+        console.print(name_text(f"not read: {report.not_read}", "dim"), soft_wrap=True, highlight=False)
     console.print()
 
 
@@ -65,7 +65,7 @@ def _class_table(report: LintReport) -> Table:
     for split, count in report.image_counts.items():
         table.add_column(f"{split} ({count:,})", justify="right", no_wrap=True)
     rows = [
-        *((label, Text(report.classes[label].name)) for label in _labels_to_show(report)),
+        *((label, name_text(report.classes[label].name)) for label in _labels_to_show(report)),
         (IGNORE_INDEX, Text("ignored", style="dim")),
     ]
     for label, name in rows:

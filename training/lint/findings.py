@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from models.spec import ClassInfo
 from training.data.dataset import SegmentationDataset
 from training.data.scan.label_stats import LabelStats
+from training.data.scan.sample_stats import content_digest
 from training.data.scan.scanner import SampleStats
 
 LEVELS = (
@@ -112,6 +113,10 @@ class LintReport:
             name: {split: value for split, value in getattr(self, name).items() if split in splits} for name in by_split
         }
         return replace(self, **kept)
+
+    def content_digests(self) -> dict[str, str]:
+        """Digest of the pixels of all images and masks, by split."""
+        return {split: content_digest(self.datasets[split], stats) for split, stats in self.sample_stats.items()}
 
     @property
     def errors(self) -> list[Finding]:

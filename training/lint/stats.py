@@ -4,10 +4,9 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from models.console import Console, name_text
 from models.spec import IGNORE_INDEX
 from training.lint.findings import LintReport
 
@@ -103,7 +102,7 @@ def print_stats(stats: dict[str, Any], console: Console) -> None:
             for cell in (f"{each['fraction'][split]:.2%}", f"{each['images'][split]:,}")
         ]
         width = "-" if each["width"] is None else f"{each['width']:,.0f}"
-        table.add_row(str(each["label"]), Text(each["name"]), *cells, width)
+        table.add_row(str(each["label"]), name_text(each["name"]), *cells, width)
     console.print(table)
     if left_out := sum(each["not_counted"] for each in stats["splits"].values()):
         console.print(

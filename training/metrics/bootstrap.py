@@ -31,11 +31,13 @@ class PerImageCounts:
     def __init__(self, classes: int) -> None:
         self.num_classes = classes
         self.names: list[str] = []
+        self.digests: list[str] = []  # of the pixels of image and ground truth, by image; "" if unknown
         self._counts: list[NDArray[np.int32]] = []
 
-    def add(self, name: str, whole: NDArray[np.int64], edges: NDArray[np.int64]) -> None:
+    def add(self, name: str, whole: NDArray[np.int64], edges: NDArray[np.int64], digest: str = "") -> None:
         """Add an image's counts, each 3 x C pixels: hits, ground truth and prediction of its masks and their boundaries."""
         self.names.append(name)
+        self.digests.append(digest)
         self._counts.append(np.stack([whole, edges]).astype(np.int32))
 
     def __len__(self) -> int:
@@ -55,11 +57,12 @@ class PerImageCounts:
     def to_rows(self) -> list[ImageResult]:
         """The counts as they are in metrics.json, classes that do not occur left out."""
         rows = []
-        for name, counts, miou in zip(self.names, self._counts, self.mious().tolist(), strict=True):
+        mious = self.mious().tolist()
+        for name, digest, counts, miou in zip(self.names, self.digests, self._counts, mious, strict=True):
             flat = counts.reshape(6, self.num_classes)
             occurring = np.flatnonzero(flat.any(axis=0))
             by_label = np.column_stack([occurring, flat[:, occurring].T]).tolist()
-            rows.append(ImageResult(name=name, miou=round_or_none(miou), counts=by_label))
+            rows.append(ImageResult(name=name, miou=round_or_none(miou), counts=by_label, digest=digest))
         return rows
 
     @classmethod
@@ -70,7 +73,8 @@ class PerImageCounts:
             counts = np.zeros((6, classes), np.int64)
             for label, *six in row.counts:
                 counts[:, label] = six
-            tally.add(row.name, *counts.reshape(2, 3, classes))
+            whole, edges = counts.reshape(2, 3, classes)
+            tally.add(row.name, whole, edges, row.digest)
         return tally
 
     def reorder(self, names: list[str]) -> "PerImageCounts":
@@ -78,7 +82,10 @@ class PerImageCounts:
         index_of = {name: index for index, name in enumerate(self.names)}
         tally = PerImageCounts(self.num_classes)
         for name in names:
-            tally.add(name, *self._counts[index_of[name]])
+            index = index_of[name]
+            tally._counts.append(self._counts[index])
+            tally.names.append(name)
+            tally.digests.append(self.digests[index])
         return tally
 
 

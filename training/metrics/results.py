@@ -87,6 +87,7 @@ class ImageResult(_Strict):
     name: str
     miou: Rate
     counts: list[tuple[int, int, int, int, int, int, int]]
+    digest: str = ""  # of the pixels of image and ground truth
 
 
 class EvaluationMetrics(SplitMetrics):

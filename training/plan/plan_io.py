@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from models.atomic_write import write_atomically
+from models.console import Console, name_text
 from training.config import TrainConfig
 from training.metrics.learning import GOOD_EPOCHS
 from training.plan.rules import Plan, PlannedSetting
@@ -27,7 +27,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     table.add_column("value", no_wrap=True)
     table.add_column("reason", overflow="fold")
     for name, setting in ordered_settings(plan):
-        table.add_row(name, Text(to_yaml(setting.value)), Text(setting.reason))
+        table.add_row(name, Text(to_yaml(setting.value)), name_text(setting.reason))
     console.print(table)
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
 from models.cgroup_limits import free_memory, usable_cores
+from models.console import Console
 from models.engines.openvino_engine import has_bf16
 from models.spec import ClassInfo, default_rgb
 from training.config import TrainConfig

@@ -1,9 +1,9 @@
 """Console output of `maskserve evaluate`."""
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from models.console import Console, name_text
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.results import EvaluationMetrics, Interval, Rate
 
@@ -29,7 +29,7 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
         table.add_column(title, justify="right", no_wrap=True)
     for name, value in metrics.per_class_iou.items():
         if value is None:
-            table.add_row(Text(name), Text(ABSENT, style="dim"))
+            table.add_row(name_text(name), Text(ABSENT, style="dim"))
             continue
         others = (
             metrics.per_class_dice,
@@ -38,7 +38,7 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
             metrics.per_class_boundary_iou,
         )
         interval = format_interval(metrics.intervals.per_class_iou[name])
-        table.add_row(Text(name), format_rate(value), interval, *(format_rate(other[name]) for other in others))
+        table.add_row(name_text(name), format_rate(value), interval, *(format_rate(other[name]) for other in others))
     console.print(table)
     console.print(f"\n{metrics.split}, {metrics.images} images", highlight=False, markup=False)
     for name, title in headline_metrics([metrics]).items():

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from models.errors import ConfigError, RunError
@@ -394,6 +396,14 @@ def test_resume_follows_data_that_moved_and_refuses_other_images(
     run = shutil.copytree(uninterrupted_run, tmp_path / "run")
     resume_run(data, run, "epochs=3")
     assert read_run_metadata(run).data == data.resolve()
+    image = data / "images/train/train_0003.jpg"
+    original = image.read_bytes()
+    Image.fromarray(255 - np.asarray(Image.open(image))).save(image)  # under the same name
+    with pytest.raises(
+        RunError, match=rf"\(train\) have changed since the training.* newest file is {image}.*another --out"
+    ):
+        resume_run(data, run, "epochs=4")
+    image.write_bytes(original)  # with another time
     (data / "images/train/train_0003.jpg").unlink()
     with pytest.raises(RunError, match=r"training images of .* are not those .* \(12 then, 11 now"):
         resume_run(data, run, "epochs=4")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from models.imaging.decode import read_image
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data.dataset import Pair, SegmentationDataset
@@ -205,7 +205,8 @@ def _merge_categories(coco_files: CocoFiles, background: bool) -> tuple[list[Cla
             known = entries.setdefault(entry["id"], entry)
             if known["name"] != entry["name"]:
                 raise DataError(
-                    f"{file}: the category {entry['id']} is {entry['name']!r} here, but {known['name']!r} in another file."
+                    f"{file}: the category {entry['id']} is {quoted(entry['name'])} here, "
+                    f"but {quoted(known['name'])} in another file."
                 )
     groups = {entry.get("supercategory") for entry in entries.values()}
     if entries.get(0, {}).get("supercategory") == "none" and entries[0]["name"] in groups:

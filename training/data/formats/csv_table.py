@@ -12,7 +12,7 @@ be separated by blanks, and be named after their splits: `train.txt` with `image
 import csv
 from pathlib import Path, PurePosixPath
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from training.data.class_file import read_dataset_classes
 from training.data.dataset import SPLITS
 from training.data.listing import Entry, Evidence, Listing
@@ -154,7 +154,7 @@ def _read_pair_list(file: Path, split: str) -> list[Entry]:
         pair = _split_pair(line, file.parent)
         if pair is None:
             raise DataError(
-                f"{file}, line {number}: {line!r} does not name an image and a mask that exist; expected "
+                f"{file}, line {number}: {quoted(line)} does not name an image and a mask that exist; expected "
                 "`images/001.jpg masks/001.png`, relative to the folder of the list."
             )
         entries.append(Entry(_image_name(pair[0]), file.parent / pair[0], file.parent / pair[1], split))
@@ -203,7 +203,7 @@ def _parse_row(cells: dict[str, str], number: int, file: Path) -> Entry:
     image, mask = (cells.get(column, "").replace("\\", "/") for column in (IMAGE, MASK))
     split = SPLIT_ALIASES.get(cells.get(SPLIT, "").lower(), "") if SPLIT in cells else ""
     if SPLIT in cells and not split:
-        raise DataError(f"{where}: unknown split {cells[SPLIT]!r}; choose from {', '.join(SPLITS)}.")
+        raise DataError(f"{where}: unknown split {quoted(cells[SPLIT])}; choose from {', '.join(SPLITS)}.")
     if not image:
         raise DataError(f"{where}: no image; write its path in the column {IMAGE}.")
     for path in filter(None, (image, mask)):

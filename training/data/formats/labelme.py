@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from models.imaging.decode import MAX_PIXELS
 from training.data.class_file import read_dataset_classes
 from training.data.dataset import Pair
@@ -122,7 +122,7 @@ def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], 
             continue
         name = str(entry["label"]).strip()
         if name not in label_by_name:
-            raise DataError(f"shapes[{index}] has the label {name!r}, which is in no class list.")
+            raise DataError(f"shapes[{index}] has the label {quoted(name)}, which is in no class list.")
         try:
             found.append(_shape(entry, label_by_name[name]))
         except DataError as error:
@@ -151,7 +151,7 @@ def _shape(entry: dict[str, Any], label: int) -> Shape:
             return Shape(label, bitmap=bitmap, offset=(round(points[0][0]), round(points[0][1])))
     except (TypeError, ValueError, KeyError, IndexError, OSError) as error:
         raise DataError(f"a {kind} is not as labelme writes it ({error}); redraw it.") from error
-    raise DataError(f"the shape type {kind!r} is unknown; export it as a polygon.")
+    raise DataError(f"the shape type {quoted(kind)} is unknown; export it as a polygon.")
 
 
 def _polygon(label: int, corners: NDArray[np.float64]) -> Shape:

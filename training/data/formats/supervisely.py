@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from models.imaging.decode import MAX_PIXELS
 from training.data.dataset import Pair
 from training.data.formats import shapes
@@ -130,7 +130,7 @@ def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], 
 def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
     name, kind = str(entry["classTitle"]), entry["geometryType"]
     if name not in label_by_name:
-        raise DataError(f"the class {name!r} is not in {META}; add it there.")
+        raise DataError(f"the class {quoted(name)} is not in {META}; add it there.")
     label = label_by_name[name]
     if kind == "bitmap":
         # At most MAX_PIXELS bytes: a small text may unpack to gigabytes.
@@ -149,4 +149,4 @@ def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
         return Shape(label, shapes.thick_line(exterior, LINE_WIDTH))
     if kind == "polygon":
         return Shape(label, [shapes.outline_with_holes(exterior, entry["points"].get("interior") or [])])
-    raise DataError(f"the geometry {kind!r} has no area that is read; export it as a polygon or bitmap.")
+    raise DataError(f"the geometry {quoted(kind)} has no area that is read; export it as a polygon or bitmap.")

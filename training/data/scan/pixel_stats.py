@@ -86,13 +86,13 @@ def histogram(
     return counts
 
 
-def pixel_digest(image: RGB) -> str:
-    """Digest of an image's pixels, independent of its file: the first 128 bits of SHA-256 over size and samples, as hex.
+def pixel_digest(pixels: RGB | MaskArray) -> str:
+    """Digest of the pixels of an image or mask, independent of its file: the first 128 bits of SHA-256 over size and samples.
 
     Processors have SHA-256 in hardware: it took half the time of BLAKE2b.
     """
-    hashed = hashlib.sha256(repr(image.shape).encode())
-    hashed.update(np.ascontiguousarray(image).data)
+    hashed = hashlib.sha256(repr(pixels.shape).encode())
+    hashed.update(np.ascontiguousarray(pixels).data)
     return hashed.hexdigest()[:32]
 
 

@@ -1,17 +1,19 @@
 """Reads an image and its mask once and computes statistics that replace the pixels."""
 
+import hashlib
 import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line
+from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line, quoted
 from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
 from models.imaging.files import check_is_file, read_image_file
 from models.imaging.orientation import read_orientation
@@ -45,6 +47,7 @@ class SampleStats:
     errors: tuple[str, ...]  # error messages about files that could not be read
     lossy: bool = False  # whether the mask's file has lossy compression, as JPEG
     sample_format: SampleFormat = EIGHT_BITS  # of the image
+    mask_digest: str = ""  # as `digest`, of the mask's values
 
     @property
     def is_valid(self) -> bool:
@@ -100,6 +103,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         image, size, digest, image_hash = FileHeader(), None, "", 0
     mask, mask_size = FileHeader(), None
     kind: MaskKind = "gray"
+    mask_digest = ""
     values = palette_colors = edges = np.zeros(0, np.int64)
     quarters, extra_values = np.zeros((0, 2, 2), np.int64), 0
     try:
@@ -108,6 +112,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
             raw = dataset.raw_mask(index)
             kind, mask_size = raw.kind, (raw.array.shape[0], raw.array.shape[1])
             values, quarters, edges, extra_values = count_values(raw.array)
+            mask_digest = pixel_digest(raw.array)
             palette_colors = _palette_colors(raw, values)
     except Exception as error:
         errors.append(_error_message(pair.mask, error))
@@ -128,6 +133,27 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         errors=tuple(errors),
         lossy=mask.lossy,
         sample_format=sample_format,
+        mask_digest=mask_digest,
+    )
+
+
+def content_digest(dataset: SegmentationDataset, all_stats: list[SampleStats]) -> str:
+    """Digest of the pixels of all images and masks of a split, by name; the order and the files' formats do not count."""
+    lines = [
+        f"{pair.name}\t{stats.digest}\t{stats.mask_digest}\n"
+        for pair, stats in zip(dataset.pairs, all_stats, strict=True)
+    ]
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+
+
+def describe_changes(data: Path, changed: list[str], datasets: dict[str, SegmentationDataset]) -> str:
+    """That images or masks of the `changed` splits are others than in the training, and the file that changed last."""
+    files = {path for split in changed for pair in datasets[split].pairs for path in (pair.image, pair.mask)}
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    when = datetime.fromtimestamp(newest.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+    return (
+        f"Images or masks of {data} ({' and '.join(changed)}) have changed since the training, under the same names; the "
+        f"newest file is {newest}, of {when}"
     )
 
 
@@ -195,4 +221,4 @@ def _error_message(file: Path, error: Exception) -> str:
         return f"{file}: cannot be opened ({error.strerror})."
     if isinstance(error, MemoryError):
         return f"{file}: not enough free memory to decode it; make it smaller."
-    return f"{file}: {error if isinstance(error, MaskserveError) else f'cannot be read ({first_line(error)!r}).'}"
+    return f"{file}: {error if isinstance(error, MaskserveError) else f'cannot be read ({quoted(first_line(error))}).'}"

@@ -27,7 +27,7 @@ from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat
 from training.data.scan.sample_stats import SampleStats
 
-CACHE_VERSION = 3  # of `SampleStats` and of the file layout; files of other versions are not read
+CACHE_VERSION = 4  # of `SampleStats` and of the file layout; files of other versions are not read
 MAX_CACHE_FILES = 64  # data sets; the least recently used are deleted
 # A file written twice within one tick of the clock keeps its time (git's "racy" entries); FAT's tick is 2 s.
 MIN_FILE_AGE_NS = 2_000_000_000  # nanoseconds
@@ -144,7 +144,7 @@ def _to_columns(entries: CacheEntries) -> dict[str, NDArray[Any]]:
     stamps, all_stats = [stamp for stamp, _ in entries.values()], [stats for _, stats in entries.values()]
     text = {
         "keys": list(entries),
-        "formats": [[stats.image_format, stats.mask_format, stats.digest] for stats in all_stats],
+        "formats": [[stats.image_format, stats.mask_format, stats.digest, stats.mask_digest] for stats in all_stats],
         # Most images have 8 bits, so that only the others are listed.
         "samples": {
             str(index): astuple(stats.sample_format)
@@ -200,7 +200,7 @@ def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
     entries: CacheEntries = {}
     start = color_start = 0
     samples = {int(index): SampleFormat(*fields) for index, fields in text["samples"].items()}
-    for place, key, (image_format, mask_format, digest), stamp, numbers, image_hash in zip(
+    for place, key, (image_format, mask_format, digest, mask_digest), stamp, numbers, image_hash in zip(
         range(len(text["keys"])), text["keys"], text["formats"], columns["stamps"].tolist(), columns["numbers"].tolist(),
         columns["perceptual_hash"].tolist(), strict=True,
     ):  # fmt: skip
@@ -223,6 +223,7 @@ def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
             errors=(),
             lossy=bool(lossy),
             sample_format=samples.get(place, EIGHT_BITS),
+            mask_digest=mask_digest,
         )
         entries[key] = ((stamp[0], stamp[1], stamp[2], stamp[3]), stats)
         start, color_start = start + count, color_start + color_count

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from models.errors import ConfigError, DataError, closest_names
+from models.errors import ConfigError, DataError, closest_names, quoted
 from models.imaging.decode import FORMATS, Labels, read_image
 from models.imaging.orientation import read_orientation
 from models.spec import IGNORE_INDEX, ClassInfo
@@ -55,7 +55,7 @@ def convert_dataset(
     if target not in TARGETS:
         similar = closest_names(target, TARGETS)
         hint = f"; did you mean {similar}?" if similar else "."
-        raise ConfigError(f"Unknown target {target!r}; choose from {', '.join(TARGETS)}{hint}")
+        raise ConfigError(f"Unknown target {quoted(target)}; choose from {', '.join(TARGETS)}{hint}")
     if target == "folder":
         _, opened = remap_dataset(root, out, data_format=data_format, progress=progress)
         return _report(opened)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.cgroup_limits import usable_cores
-from models.errors import ConfigError, DataError, closest_names
+from models.errors import ConfigError, DataError, closest_names, quoted
 from models.imaging.decode import Labels
 from models.outputs.png import to_palette_image
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
@@ -96,11 +96,15 @@ def parse_rules(
     for rule in rules:
         source, equals, target = (part.strip() for part in rule.rpartition("="))
         if not (equals and source and target):
-            raise ConfigError(f"Invalid rule {rule!r}; expected FROM=TO, such as 2=void, road=0 or tree,bush=plants.")
+            raise ConfigError(
+                f"Invalid rule {quoted(rule)}; expected FROM=TO, such as 2=void, road=0 or tree,bush=plants."
+            )
         for word in [source] if source in names else map(str.strip, source.split(",")):
             label = _parse_label(word, names, rule)
             if targets.setdefault(label, target) != target:
-                raise ConfigError(f"{rule!r}: another rule maps {word} to {targets[label]}; delete one of the two.")
+                raise ConfigError(
+                    f"{quoted(rule)}: another rule maps {word} to {targets[label]}; delete one of the two."
+                )
     return _map_to_class_file(targets, classes, new_classes) if new_classes else _map_within_classes(targets, classes)
 
 
@@ -113,7 +117,9 @@ def _parse_label(word: str, names: list[str], rule: str) -> int:
         return int(word)
     similar = closest_names(word, names)
     hint = f"; did you mean {similar}?" if similar else "."
-    raise ConfigError(f"{rule!r}: {word!r} is neither a class nor a label; the classes are {', '.join(names)}{hint}")
+    raise ConfigError(
+        f"{quoted(rule)}: {quoted(word)} is neither a class nor a label; the classes are {', '.join(names)}{hint}"
+    )
 
 
 def _map_to_class_file(targets: dict[int, str], classes: list[ClassInfo], new_classes: list[ClassInfo]) -> LabelMapping:
@@ -130,7 +136,7 @@ def _map_to_class_file(targets: dict[int, str], classes: list[ClassInfo], new_cl
     for label, target in targets.items():
         number = int(target) if target.isdecimal() and int(target) < len(names) else None
         if target not in (*names, *VOID_NAMES) and number is None:
-            raise ConfigError(f"{target!r} is not in the class file; its classes are {', '.join(names)}.")
+            raise ConfigError(f"{quoted(target)} is not in the class file; its classes are {', '.join(names)}.")
         table[label] = names.index(target) if target in names else IGNORE_INDEX if number is None else number
     return LabelMapping(new_classes, table)
 

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.atomic_write import write_atomically
-from models.errors import ConfigError, DataError
-from models.setting_errors import quoted
+from models.errors import ConfigError, DataError, printable, quoted
 from training.data import SegmentationDataset, load_available_splits, resolve_format
 from training.data.dataset import SPLITS, Pair
 from training.data.scan.label_stats import LabelLookup
@@ -235,11 +234,18 @@ def _copy_class_file(source: Path | None, table: Path) -> None:
 
 
 def _write_table(table: Path, pairs_by_split: dict[str, list[Pair]]) -> None:
+    """Raises: DataError for a path that a table in UTF-8, of one line per image, cannot hold."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter="," if table.suffix.lower() == ".csv" else "\t", lineterminator="\n")
     writer.writerow(("split", "image", "mask"))
     for split, pairs in pairs_by_split.items():
         for pair in pairs:
-            paths = (Path(os.path.relpath(path, table.parent)).as_posix() for path in (pair.image, pair.mask))
+            paths = [Path(os.path.relpath(path, table.parent)).as_posix() for path in (pair.image, pair.mask)]
+            for path in paths:
+                if printable(path) != path or len(path.splitlines()) > 1 or "\\" in path:
+                    raise DataError(
+                        f"A table cannot hold the path {quoted(path)}: it has a line break, a backslash or bytes that are "
+                        "not UTF-8. Rename the file."
+                    )
             writer.writerow((split, *paths))
     write_atomically(table, text.getvalue().encode())

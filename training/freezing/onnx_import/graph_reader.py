@@ -12,7 +12,7 @@ import onnx.version_converter
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from models.errors import ConfigError, WeightsError
+from models.errors import ConfigError, WeightsError, quoted
 
 Layout = Literal["nchw", "nhwc"]
 ChannelOrder = Literal["rgb", "bgr"]
@@ -120,7 +120,7 @@ def resolve_input(file: Path, model: ModelProto, hints: UserHints, size: tuple[i
         known_types = {number: name.lower() for name, number in TensorProto.DataType.items()}
         dtype = known_types.get(tensor.elem_type, f"of the unknown type {tensor.elem_type}")
         raise WeightsError(
-            f"{file}: the input {inputs[0].name!r} is {dtype}; export it with one of {', '.join(DTYPES.values())}."
+            f"{file}: the input {quoted(inputs[0].name)} is {dtype}; export it with one of {', '.join(DTYPES.values())}."
         )
     dims = _input_dims(file, inputs[0])
     layout = _infer_layout(file, dims, hints.layout)
@@ -190,7 +190,7 @@ def _input_dims(file: Path, entry: ValueInfoProto) -> tuple[Dim, ...]:
     dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
     if len(dims) != 4:
         raise WeightsError(
-            f"{file}: the input {entry.name!r} is {format_shape(dims)}, not an image; "
+            f"{file}: the input {quoted(entry.name)} is {format_shape(dims)}, not an image; "
             "export it with N x 3 x H x W or N x H x W x 3."
         )
     return dims

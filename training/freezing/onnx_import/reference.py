@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from models.engines.base import InferenceFunction
-from models.errors import ConfigError, WeightsError
+from models.errors import ConfigError, WeightsError, quoted
 from models.imaging.decode import RGB
 from models.inference.geometry import MIN_CANVAS_SIDE, SIZE_DIVISOR
 from models.spec import IGNORE_INDEX
@@ -136,7 +136,7 @@ def resolve_output(
     first = trials[0][1]
     listed = "; ".join(f"{name} ({values.dtype} {format_shape(values.shape)})" for name, values in first.items())
     if hints.output and hints.output not in first:
-        raise ConfigError(f"{file} has no output {hints.output!r}; it has {listed}.")
+        raise ConfigError(f"{file} has no output {quoted(hints.output)}; it has {listed}.")
     names = [hints.output] if hints.output else list(first)
     found = [
         (name, *reading) for name in names if (reading := _interpret_output(name, input_spec, hints, classes, trials))
@@ -154,7 +154,7 @@ def resolve_output(
     if len(names) == 1:
         values = first[names[0]]
         raise WeightsError(
-            f"{file}: the output {names[0]!r} is {values.dtype} {format_shape(values.shape)}, "
+            f"{file}: the output {quoted(names[0])} is {values.dtype} {format_shape(values.shape)}, "
             f"{_describe_channels(names[0], input_spec, hints, trials)}; --classes names {classes}. {CLASSES_ADVICE}"
         )
     raise WeightsError(f"{file} has no output with scores for the {classes} classes of --classes; it has {listed}.")
@@ -199,7 +199,7 @@ def _postprocess_labels(
     labels = values[0].to(torch.uint8).numpy()
     if highest >= classes:
         raise WeightsError(
-            f"{file}: the output {output_spec.name!r} holds the label {highest}, so {highest + 1} classes or more; --classes "
+            f"{file}: the output {quoted(output_spec.name)} holds the label {highest}, so {highest + 1} classes or more; --classes "
             f"names {classes}. {CLASSES_ADVICE}"
         )
     one_hot = np.stack([labels == label for label in range(classes)]).astype(np.float32)
