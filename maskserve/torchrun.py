@@ -21,6 +21,7 @@ def exec_torchrun(devices: int, arguments: list[str]) -> NoReturn:
     threads = max(1, (os.cpu_count() or 1) // devices)  # per process; torchrun's default is 1, with a warning
     environment = {
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # the processes compute beside each other (models/thread_count.py)
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), path] if path else [str(ROOT)]),
     }

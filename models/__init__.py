@@ -1,7 +1,6 @@
 """Networks, the bundle, and every step between an image and a mask.
 
-`training`, `service` and `maskserve` import this package before any library, so it opts out of the libraries' telemetry,
-and sets how OpenMP's threads wait.
+`training`, `service` and `maskserve` import this package before any library, so it opts out of the libraries' telemetry.
 """
 
 import os
@@ -14,13 +13,6 @@ TELEMETRY_OPT_OUT = {
     "DO_NOT_TRACK": "1",  # a convention that several libraries follow
 }
 os.environ.update(TELEMETRY_OPT_OUT)
-
-# By default, torch's OpenMP threads spin while they wait for each other, for milliseconds, also for a thread that another
-# program keeps from running: beside one busy process, training is several times slower (benchmarks/busy.py). Read when
-# torch is imported, and inherited by every process that is started here.
-OPENMP_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # the user's own setting of any of them is kept
-if not any(name in os.environ for name in OPENMP_WAITING):
-    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 # `import openvino` forks a process that reports to Google Analytics, unless its telemetry package cannot be imported:
 # then it uses its own stub (openvino/tools/ovc/telemetry_utils.py). NNCF reports through the same package. No

@@ -15,6 +15,7 @@ from models.bundle import WEIGHTS_FILE, Bundle
 from models.engines.base import InferenceFunction, is_engine_out_of_memory
 from models.engines.cuda_graphs import CudaGraphCache, EngineOutput, run_eager
 from models.errors import BundleError, ConfigError, EngineError, first_line, quoted
+from models.thread_count import ThreadCount
 
 if TYPE_CHECKING:  # the service imports no torch unless it uses this engine
     from torch import Tensor
@@ -63,6 +64,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency:
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     if threads and device == "cpu":
         torch.set_num_threads(threads)
+    thread_count = ThreadCount(enabled=device == "cpu" and not threads and concurrency == 1)
     network = build_network(bundle)
     with _translate_memory_errors():
         network.to(device).to(memory_format=torch.channels_last)
@@ -78,6 +80,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency:
     graphs = CudaGraphCache(predict, precision != "f32") if device == "cuda" else None
 
     def run(images: NDArray[np.uint8], logits: bool = False) -> EngineOutput:
+        thread_count.update()
         with _translate_memory_errors(), torch.inference_mode():
             return graphs(images, logits) if graphs else run_eager(predict, images, logits, device)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.architectures.base import Network, upsample
+from models.thread_count import ThreadCount
 from training.augment import BatchedAugmentParams, batched
 from training.config import TrainConfig
 from training.config_io import save_config
@@ -71,6 +72,10 @@ class Trainer:
         )
         self.loss_monitor = LossMonitor(config, out / LAST_CHECKPOINT)
         self.step_timer = StepTimer()
+        # A different number of threads rounds differently.
+        self.thread_count = ThreadCount(
+            fabric.device.type == "cpu" and fabric.world_size == 1 and not config.deterministic
+        )
         self.last_save = time.monotonic()
         self.logger = TrainingLogger()
         self.pace, self.adapt_validation = PaceEstimate(duration, expected_epochs), adapt_validation
@@ -127,6 +132,7 @@ class Trainer:
         config, state = self.config, self.state
         names: list[str] = []
         total = torch.zeros((), device=self.fabric.device)
+        self.thread_count.update()
         for part in range(1, config.accumulate + 1):
             batch = next(batches)
             names += batch.names
@@ -166,6 +172,7 @@ class Trainer:
             closing(iterate_batches(val_loader)) as batches,
         ):
             for batch in batches:
+                self.thread_count.update()
                 images = batch.images.to(fabric.device, non_blocking=True)
                 logits = network.logits(images.permute(0, 3, 1, 2))
                 predictions = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)

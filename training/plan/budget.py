@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from models.architectures import default_options
 from models.errors import ConfigError
+from models.thread_count import ThreadCount
 from training.engine.schedule import epochs_between_validations
 from training.plan.fingerprint import DatasetFingerprint
 from training.plan.profiling import (
@@ -40,6 +41,9 @@ class StepProfiler:
     start_time: float = field(default_factory=time.monotonic)  # when the minutes began to count
     busy_fraction: float = 0.0  # largest fraction of a timing during which other programs had the core
 
+    def __post_init__(self) -> None:
+        self.thread_count = ThreadCount(self.machine.device == "cpu")
+
     def step_seconds(self, plan: Plan) -> float | None:
         """Seconds of one step of the plan so far, with reading; None if it does not fit into memory. Raises: ConfigError."""
         # Processes on a CPU share its memory and its cores; GPUs have their own.
@@ -65,6 +69,7 @@ class StepProfiler:
         """Seconds of a step in the plan's precision, which the first measurement chooses."""
 
         def seconds(precision: str) -> float | None:
+            self.thread_count.update()
             start, waited = time.monotonic(), runnable_wait_seconds()
             found = measure_step_seconds(
                 plan.config(), self.num_classes, plan["crop"], batch, self.machine.device, precision
