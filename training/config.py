@@ -182,6 +182,9 @@ class TrainConfig(BaseModel):
     tensorboard: bool = Field(
         True, description="also write curves, sample masks and the confusion matrix for TensorBoard"
     )
+    kernel_snapshots: bool = Field(
+        True, description="save the first layer's kernels in the course of the training, for `maskserve explain`"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of weights, order and augmentation")
 
     @field_validator("*", mode="before")

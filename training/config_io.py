@@ -25,7 +25,7 @@ def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
 # Settings that may change when a run is resumed; the others would make it another training.
 CHANGEABLE_ON_RESUME = (
     "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "cache_decoded", "save_minutes",
-    "tensorboard",
+    "tensorboard", "kernel_snapshots",
 )  # fmt: skip
 
 

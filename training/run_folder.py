@@ -18,6 +18,7 @@ from models.spec import ClassInfo, InputRule
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = Path("checkpoints") / "best.ckpt", Path("checkpoints") / "last.ckpt"
 CONFIG_FILE, METADATA_FILE, METRICS_CSV, LOCK_FILE = "config.yaml", "run.json", "metrics.csv", ".lock"
+KERNELS_FILE = "kernels.npz"  # the first layer's kernels in the course of the training
 EndSetting = Literal["epochs", "minutes", "patience"]  # a setting that ends a training
 METADATA_VERSION = 2  # of run.json; a run of another version is refused
 

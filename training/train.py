@@ -8,6 +8,7 @@ Reads from top to bottom: the data and its lint, the network, the trainer, and t
     checkpoints/         best.ckpt (by validation mIoU) and last.ckpt
     metrics.csv          a row per validation
     curves.png           the same as charts
+    kernels.npz          the first layer's kernels in the course of the training, for `maskserve explain`
     samples/             validation images with ground truth and prediction
     tensorboard/         for `tensorboard --logdir`: the same, and the confusion matrix
 

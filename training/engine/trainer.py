@@ -21,6 +21,7 @@ from training.config_io import save_config
 from training.data.loader import Batch, iterate_batches
 from training.engine.checkpoint import TrainState
 from training.engine.distributed import all_reduce_sum
+from training.engine.kernel_snapshots import KernelSnapshots
 from training.engine.loggers import TrainingLogger
 from training.engine.losses import Criterion
 from training.engine.optim import lr_factor, make_optimizer
@@ -80,6 +81,7 @@ class Trainer:
         self.logger = TrainingLogger()
         self.pace, self.adapt_validation = PaceEstimate(duration, expected_epochs), adapt_validation
         self.best_confusion: ConfusionMatrix | None = None  # of the best validation since this start
+        self.snapshots: KernelSnapshots | None = None  # with `kernel_snapshots`, in the first process
 
     def resume(self) -> EndSetting | None:
         """Continue from `last.ckpt`. Returns: the setting that leaves nothing to train, if one does. Raises: RunError."""
@@ -104,6 +106,8 @@ class Trainer:
         """
         state, self.logger = self.state, logger or TrainingLogger()
         self.last_save = time.monotonic()
+        if self.config.kernel_snapshots and self.fabric.is_global_zero:
+            self.snapshots = KernelSnapshots(state.network.body, self.out, state.step)
         self.learner.train()
         with catch_stop_signals() as signals, closing(iterate_batches(train_loader)) as batches:
             status = self._sync_status(signals)
@@ -113,6 +117,8 @@ class Trainer:
                 self.step_timer.tick()
                 self._log_loss(self.loss_monitor.record(state.step, lr, names, loss))
                 self.logger.on_step(state)
+                if self.snapshots:
+                    self.snapshots.record(state.step)
 
                 status = self._sync_status(signals)
                 if epochs := self.pace.update(state.step, status.progress):
@@ -191,6 +197,8 @@ class Trainer:
             if best:
                 self.state.save_eval_network(self.out / BEST_CHECKPOINT)
             self.state.save(self.out / LAST_CHECKPOINT)
+            if self.snapshots:
+                self.snapshots.save()
         self.last_save = time.monotonic()
 
     def _validate_and_save(self, val_loader: DataLoader[list[Batch]], lr: float) -> None:
@@ -209,6 +217,8 @@ class Trainer:
         mean_loss = state.loss_sum / max(1, state.loss_count)
         state.loss_sum, state.loss_count = 0.0, 0
         self.logger.on_validation(state, confusion, mean_loss, lr, better)
+        if self.snapshots:
+            self.snapshots.record(state.step, "validation")
         self.save(best=better)
         self.logger.on_checkpoint(state, confusion)
         self.learner.train()
