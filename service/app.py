@@ -35,6 +35,7 @@ from service.tracing import TracingMiddleware, is_tracing_configured
 from service.web_page import page_routes
 
 POST_PATHS = (f"{API_PREFIX}/segment", f"{API_PREFIX}/segment/batch")
+EXPLAIN_PATH = f"{API_PREFIX}/explain"
 
 STUCK_CHECK_SECONDS = 1.0
 
@@ -146,4 +147,5 @@ def _make_route_table(api: FastAPI, pages: list[Route]) -> RouteTable:
     docs = [API_PREFIX + path for path in paths if path.startswith(("/docs", "/openapi"))]
     public = [*PROBE_PATHS, *docs, *(page.path for page in pages)]
     methods = dict.fromkeys([*public, "/metrics", *(API_PREFIX + path for path in paths)], "GET")
-    return RouteTable(methods | dict.fromkeys(POST_PATHS, "POST"), frozenset(public))
+    posts = [*POST_PATHS, *([EXPLAIN_PATH] if EXPLAIN_PATH in methods else [])]
+    return RouteTable(methods | dict.fromkeys(posts, "POST"), frozenset(public))

@@ -5,11 +5,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from models.outputs import OUTPUT_FORMATS
 from service import responses
 from service.batch import ZIP_MEDIA_TYPE
+from service.explain import ExplainParams
 from service.request_parsing import IMAGE_FIELD, IMAGES_FIELD, SegmentParams
 
 BINARY_SCHEMA: dict[str, Any] = {"type": "string", "format": "binary"}
@@ -39,16 +41,16 @@ JSON_EXAMPLE = {
 COMMON_ERROR_STATUSES = (400, 401, 403, 408, 413, 429, 500, 503, 504)
 
 
-def openapi_parameters() -> list[dict[str, Any]]:
+def openapi_parameters(params: type[BaseModel] = SegmentParams) -> list[dict[str, Any]]:
     """The parameters of a request, as OpenAPI describes them in a query."""
-    schema = SegmentParams.model_json_schema()["properties"]
+    schema = params.model_json_schema()["properties"]
     return [
         {
             "name": name,
             "in": "query",
             "required": False,
             "description": entry.pop("description"),
-            "schema": {"type": "string"} if name in ("classes", "model") else entry,
+            "schema": {"type": "string"} if name in ("classes", "model", "at") else entry,
         }
         for name, entry in schema.items()
     ]
@@ -136,6 +138,22 @@ BATCH_ROUTE: dict[str, Any] = {
     "openapi_extra": _request_schema(
         {"multipart/form-data": _form_schema(IMAGES_FIELD, {"type": "array", "items": IMAGE_SCHEMA})}
     ),
+}
+EXPLAIN_ROUTE: dict[str, Any] = {
+    "tags": ["images"],
+    "summary": "Look inside: why an image got its labels",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "JSON: `view`, `numbers`, and `pictures`, PNGs in base64 of the image as the network sees it",
+            "content": {"application/json": {}},
+        },
+        **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
+    },
+    "openapi_extra": {
+        "parameters": openapi_parameters(ExplainParams),
+        "requestBody": {"required": True, "content": {"image/*": {"schema": BINARY_SCHEMA}}},
+    },
 }
 MODELS_ROUTE: dict[str, Any] = {
     "tags": ["models"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from python_multipart.multipart import parse_options_header
@@ -21,6 +21,33 @@ IMAGE_FIELD, IMAGES_FIELD = "image", "images"
 Parameters = list[tuple[str, str]]  # name and value, as in a query or a form
 UnitFloat = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _DEFAULTS = OutputOptions()
+
+
+Params = TypeVar("Params", bound=BaseModel)
+
+
+def parse_parameters(
+    model: type[Params], query: Iterable[tuple[str, str]], form: Iterable[tuple[str, str]] = ()
+) -> Params:
+    """Parse the parameters of query and form together. Raises: MalformedRequestError that names the first invalid one."""
+    values: dict[str, str] = {}
+    for name, value in [*query, *form]:
+        if name in values:
+            raise MalformedRequestError(f"The parameter {quoted(name[:80])} was given twice. Give it once.")
+        values[name] = value
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])[:80]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(model.model_fields)
+            raise MalformedRequestError(f"Unknown parameter {quoted(name)}. Available: {known}.") from error
+        reason = plain_reason(first)
+        value = str(first["input"])[:80]
+        raise MalformedRequestError(
+            f"Invalid value {quoted(value)} for the parameter {quoted(name)}: {reason}."
+        ) from error
 
 
 class SegmentParams(BaseModel):
@@ -74,25 +101,8 @@ class SegmentParams(BaseModel):
 
     @classmethod
     def parse(cls, query: Iterable[tuple[str, str]], form: Iterable[tuple[str, str]] = ()) -> Self:
-        """Parse the parameters of query and form together. Raises: MalformedRequestError that names the first invalid one."""
-        values: dict[str, str] = {}
-        for name, value in [*query, *form]:
-            if name in values:
-                raise MalformedRequestError(f"The parameter {quoted(name[:80])} was given twice. Give it once.")
-            values[name] = value
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0])[:80]
-            if first["type"] == "extra_forbidden":
-                known = ", ".join(cls.model_fields)
-                raise MalformedRequestError(f"Unknown parameter {quoted(name)}. Available: {known}.") from error
-            reason = plain_reason(first)
-            value = str(first["input"])[:80]
-            raise MalformedRequestError(
-                f"Invalid value {quoted(value)} for the parameter {quoted(name)}: {reason}."
-            ) from error
+        """As `parse_parameters`."""
+        return parse_parameters(cls, query, form)
 
     def output_options(self) -> OutputOptions:
         """The options of the output format."""

@@ -15,16 +15,24 @@ from starlette.responses import Response
 from models.bundle import Bundle
 from models.errors import BundleError, CorruptImageError, UnsupportedFormatError, quoted
 from models.outputs import OUTPUT_FORMATS
+from models.outputs.options import OutputOptions
 from models.outputs.pipeline import SegmentationPipeline
 from models.spec import BundleSpec
 from service import batch, openapi, responses
 from service.access_log import add_log_fields
 from service.api_docs import add_docs_routes
 from service.body_hints import explain_body
-from service.errors import UnknownPathError
+from service.errors import MalformedRequestError, UnknownPathError
+from service.explain import ExplainParams, ExplainPipeline
 from service.metrics import get_metrics
 from service.model_registry import LoadedModel
-from service.request_parsing import Parameters, SegmentParams, parse_batch_request, parse_image_request
+from service.request_parsing import (
+    Parameters,
+    SegmentParams,
+    parse_batch_request,
+    parse_image_request,
+    parse_parameters,
+)
 from service.segmentation import SegmentationService, StageTimer
 
 Result = TypeVar("Result")
@@ -45,6 +53,7 @@ class ModelInfo(BaseModel):
     precision: str
     reason: str = Field(description="why this engine, device and precision were chosen")
     examples: list[str] = Field(description="names of its example images, at /v1/examples/MODEL/NAME")
+    explain: bool = Field(description="whether /v1/explain exists")
     threads: int = Field(description="cores for one inference; 0: the engine chooses")
 
 
@@ -60,6 +69,8 @@ def create_api(segmentation: SegmentationService) -> FastAPI:
     api.state.segmentation = segmentation
     api.post("/segment", **openapi.SEGMENT_ROUTE)(segment)
     api.post("/segment/batch", **openapi.BATCH_ROUTE)(segment_batch)
+    if segmentation.settings.explain:
+        api.post("/explain", **openapi.EXPLAIN_ROUTE)(explain)
     api.get("/models", **openapi.MODELS_ROUTE)(list_models)
     api.get("/models/{name:path}", **openapi.MODEL_ROUTE)(get_model)
     api.get("/examples/{name:path}/{file}", **openapi.EXAMPLE_ROUTE)(get_example)
@@ -90,6 +101,27 @@ async def segment(request: Request) -> Response:
     add_log_fields(model=responses.model_tag(model.bundle), format=params.format, stages=stages)
     media_type = OUTPUT_FORMATS[params.format].MEDIA_TYPE
     return responses.prediction_response(mask, media_type, model.bundle, timer.milliseconds)
+
+
+async def explain(request: Request) -> Response:
+    """Send the image as for /segment; the parameters are given in the query."""
+    segmentation, timer = _segmentation(request), StageTimer()
+    settings, admission = segmentation.settings, segmentation.admission
+    params = parse_parameters(ExplainParams, request.query_params.multi_items())
+    model = segmentation.registry.get(params.model)
+    async with admission.acquire("upload"):
+        image, form = await parse_image_request(request, settings.max_body_bytes)
+    if form:
+        raise MalformedRequestError(f"The form has the field {form[0][0]!r}. Give parameters in the query.")
+    timer.lap("read")
+    pipeline = ExplainPipeline(
+        model.segmenter, model.bundle.spec, None, OutputOptions(), settings.max_pixels, params.view, params.point()
+    )
+    async with admission.acquire("queue"):
+        deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
+        content = await _cancel_on_disconnect(request, segmentation.segment(image, pipeline, timer, deadline))
+    add_log_fields(model=responses.model_tag(model.bundle), view=params.view)
+    return responses.prediction_response(content, "application/json", model.bundle, timer.milliseconds)
 
 
 async def segment_batch(request: Request) -> Response:
@@ -188,7 +220,7 @@ def _model_info(model: LoadedModel, segmentation: SegmentationService) -> ModelI
     spec = model.bundle.spec
     return ModelInfo(
         name=spec.name, hash=model.bundle.hash, spec=spec, palette=spec.palette(), threads=segmentation.threads,
-        examples=_example_names(model.bundle),
+        examples=_example_names(model.bundle), explain=segmentation.settings.explain,
         **asdict(model.choice),
     )  # fmt: skip
 

@@ -118,6 +118,10 @@ class Settings(BaseSettings):
         "are used; * is any",
     )
     page: bool = Field(default=True, description="whether the web page is at /; `off` disables it")
+    explain: bool = Field(
+        default=False,
+        description='whether POST /v1/explain and the page\'s panel "Look inside" exist; a request costs 4 to 50 inferences',
+    )
     access_log: bool = Field(
         default=True, description="whether each request writes a line of JSON to the standard output"
     )

@@ -3,6 +3,7 @@
 import { advice, apiKey, baseUrl, fetchModels, isImageError, isRetryable, isTransient } from "./api_client.js";
 import * as camera from "./camera.js";
 import { CodePanel } from "./code.js";
+import { ExplainPanel } from "./explain.js";
 import { showExamples } from "./examples.js";
 import { createButton, createElement, formatPercent, Legend } from "./legend.js";
 import { formatDuration, renderModelInfo, renderTiming } from "./model_info.js";
@@ -26,8 +27,13 @@ const codePanel = new CodePanel($("code"), () => ({
   minConfidence: $("min-confidence").value / 100,
 }));
 
+const explainPanel = new ExplainPanel($("explain"), () => shown?.file && {
+  file: shown.file, size: shown.size, baseUrl, model: $("model").value, apiKey: apiKey.get(),
+});
+
 let models = []; // as returned by /v1/models
 let imageCount = 0;
+let requestedFile = null; // the file of `requested`
 let requested = null; // {number, name}: the image of the current or last request
 let shown = null; // {number, name, stats}: the image on the screen, stats null until it is segmented
 let modelsProblem = { title: "No models loaded yet", detail: "Your image is sent once the models are loaded." };
@@ -76,6 +82,7 @@ function openTransfer({ files }) {
 function openImage(file) {
   if (!file) return;
   requested = { number: ++imageCount, name: file.name };
+  requestedFile = file;
   post("show", { ...requested, file });
   segmentImage();
 }
@@ -126,7 +133,7 @@ function hideProgress() {
 const handlers = {
   // Not always the newest image: an unreadable one leaves the previous image on the screen.
   show({ number, name, width, height }) {
-    shown = { number, name, stats: null };
+    shown = { number, name, stats: null, file: number === requested?.number ? requestedFile : null, size: { width, height } };
     $("empty").hidden = $("result").hidden = true;
     $("view").hidden = $("choose-again").hidden = false;
     viewer.show({ width, height });
@@ -142,6 +149,8 @@ const handlers = {
     $("result-source").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", model ");
     renderTiming($("timing"), stages, totalMs);
     $("result").hidden = false;
+    $("explain").hidden = !currentModel()?.explain;
+    explainPanel.update();
     codePanel.update();
     if (number !== requested?.number) return; // a newer request is running
     hideProgress();
