@@ -1,4 +1,4 @@
-"""Parses image sizes from the command line."""
+"""Parses image sizes and pixels from the command line."""
 
 import re
 
@@ -15,3 +15,13 @@ def parse_size(text: str) -> tuple[int, int]:
             f"The size is {quoted(text)}; expected WIDTHxHEIGHT in pixels, such as 480x360, up to {MAX_SIDE} a side."
         )
     return int(match[2]), int(match[1])
+
+
+def parse_point(text: str) -> tuple[int, int]:
+    """Parse X,Y, such as `120,80`: the column and the row of a pixel, from 0. Raises: ConfigError."""
+    match = re.fullmatch(r"(\d{1,6}),(\d{1,6})", text.strip())
+    if not match:
+        raise ConfigError(
+            f"The pixel is {text!r}; expected X,Y, its column and row from the upper left, such as 120,80."
+        )
+    return int(match[1]), int(match[2])

@@ -15,7 +15,7 @@ TRAINING_LIBRARIES = ("torch", "torchvision", "lightning_fabric", "albumentation
 # From top to bottom. A unit imports only units of the rows below its own; units of one row do not import each other.
 LAYERS = {
     "models": [
-        ("models.analysis", "models.outputs"),
+        ("models.analysis", "models.outputs", "models.explain"),
         ("models.inference",),
         ("models.engines",),
         ("models.architectures", "models.imaging"),
@@ -34,7 +34,7 @@ LAYERS = {
         ("models.external_data",),
     ],
     "training": [
-        ("training.train", "training.compare", "training.export", "training.import_model"),
+        ("training.train", "training.compare", "training.export", "training.import_model", "training.explain"),
         ("training.evaluate",),
         ("training.plan",),
         ("training.lint",),

@@ -21,6 +21,7 @@ from maskserve.cli.containerize import containerize
 from maskserve.cli.data import data_app
 from maskserve.cli.demo import demo
 from maskserve.cli.evaluate import evaluate
+from maskserve.cli.explain import explain
 from maskserve.cli.export import export
 from maskserve.cli.help_layout import DATA, MEASURE, START, TRAIN, USE, Command, RootGroup
 from maskserve.cli.import_model import import_model
@@ -60,6 +61,7 @@ app.command(
 )(import_model)
 app.command(cls=Command, rich_help_panel=MEASURE)(evaluate)
 app.command(cls=Command, rich_help_panel=MEASURE)(compare)
+app.command(cls=Command, rich_help_panel=MEASURE)(explain)
 app.command(
     cls=Command,
     rich_help_panel=MEASURE,

@@ -87,8 +87,8 @@ def test_bare_maskserve_shows_the_help_in_the_order_of_use(tmp_path: Path) -> No
         printed = run_maskserve(*arguments, cwd=tmp_path).stdout
         names = re.findall(r"^│ ([a-z]+)  ", printed, re.MULTILINE)
         assert names == [
-            "demo", "data", "models", "plan", "train", "export", "import", "evaluate", "compare", "bench", "predict",
-            "serve", "key", "containerize",
+            "demo", "data", "models", "plan", "train", "export", "import", "evaluate", "compare", "explain", "bench",
+            "predict", "serve", "key", "containerize",
         ]  # fmt: skip
     for name in ("", "data lint", "train"):
         assert "<bool>" not in run_maskserve(*name.split(), "--help", cwd=tmp_path).stdout
