@@ -22,6 +22,6 @@ def parse_point(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,6}),(\d{1,6})", text.strip())
     if not match:
         raise ConfigError(
-            f"The pixel is {text!r}; expected X,Y, its column and row from the upper left, such as 120,80."
+            f"The pixel is {quoted(text)}; expected X,Y, its column and row from the upper left, such as 120,80."
         )
     return int(match[1]), int(match[2])

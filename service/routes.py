@@ -112,7 +112,7 @@ async def explain(request: Request) -> Response:
     async with admission.acquire("upload"):
         image, form = await parse_image_request(request, settings.max_body_bytes)
     if form:
-        raise MalformedRequestError(f"The form has the field {form[0][0]!r}. Give parameters in the query.")
+        raise MalformedRequestError(f"The form has the field {quoted(form[0][0][:80])}. Give parameters in the query.")
     timer.lap("read")
     pipeline = ExplainPipeline(
         model.segmenter, model.bundle.spec, None, OutputOptions(), settings.max_pixels, params.view, params.point()

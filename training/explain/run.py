@@ -14,13 +14,12 @@ from PIL import Image
 from rich.console import Console
 
 from models.atomic_write import name_disk_full, write_atomically
-from models.errors import ConfigError
+from models.errors import ConfigError, printable
 from models.explain.facts import Facts, Finding
 from models.explain.subject import fit_image
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import read_image
 from training.data import SegmentationDataset
-from training.data.dataset import printable
 from training.evaluate import create_output_folder, load_samples
 from training.explain import DATA_VIEWS, IMAGE_VIEWS, NETWORK_VIEWS, RUN_VIEWS, VIEWS
 from training.explain.page import write_page

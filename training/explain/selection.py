@@ -1,6 +1,6 @@
 """Which views are shown: those that were asked for, as far as the network and the options allow."""
 
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 from training.explain import DATA_VIEWS, IMAGE_VIEWS, RUN_VIEWS, VIEWS
 from training.explain.source import Source
 
@@ -13,7 +13,7 @@ def choose_views(names: list[str] | None) -> list[str]:
         if name not in VIEWS:
             closest = closest_names(name, VIEWS)
             hint = f"did you mean {closest}? The views are" if closest else "the views are"
-            raise ConfigError(f"The view {name!r} is not known; {hint} {', '.join(VIEWS)}.")
+            raise ConfigError(f"The view {quoted(name)} is not known; {hint} {', '.join(VIEWS)}.")
     return [name for name in VIEWS if not names or name in names]
 
 

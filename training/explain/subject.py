@@ -15,7 +15,7 @@ from models.analysis.complexity import receptive_field, trace_network
 from models.analysis.summary import Stage, list_stages
 from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
-from models.errors import ConfigError, closest_names
+from models.errors import ConfigError, closest_names, quoted
 from models.explain.subject import Subject
 from models.inference.geometry import canvas_size, resize_and_pad
 from training.data import SegmentationDataset
@@ -59,7 +59,7 @@ class NetworkFacts:
         if name not in known:
             closest = closest_names(name, known, count=3)
             listed = closest or ", ".join(stage.name for stage in self.stages((64, 64)))
-            raise ConfigError(f"The network has no layer {name!r}; {'did you mean' if closest else 'its stages are'} {listed}"
+            raise ConfigError(f"The network has no layer {quoted(name)}; {'did you mean' if closest else 'its stages are'} {listed}"
                               f"{'?' if closest else '.'}")  # fmt: skip
         return name
 
