@@ -53,7 +53,7 @@ def create_app(settings: Settings, bento: Starlette | None = None) -> ASGIApp:
     `bento`: BentoML's app, which has /livez, /healthz and /metrics. None: without them, for tests in process.
     """
     segmentation = SegmentationService(settings)
-    api, pages = create_api(segmentation), page_routes() if settings.page else []
+    api, pages = create_api(segmentation), page_routes(settings.explain) if settings.page else []
     table = _make_route_table(api, pages)
 
     async def readyz(request: Request) -> Response:

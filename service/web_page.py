@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 STATIC_FOLDER = Path(__file__).parent / "static"
+EXPLAIN_SCRIPT = "explain.js"  # the page loads it only where /v1/explain exists
 MEDIA_TYPES = {".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -59,12 +60,12 @@ class StaticFile:
         return Response(self.body, 200, headers, self.media_type)
 
 
-def load_static_files() -> dict[str, StaticFile]:
-    """Each file of the page by its path in the service; the page itself is at /."""
+def load_static_files(explain: bool = False) -> dict[str, StaticFile]:
+    """Each file of the page by its path in the service; the page itself is at /. `explain`: with the panel "Look inside"."""
     files = {
         f"/static/{path.name}": StaticFile(read_compact(path).encode(), MEDIA_TYPES[path.suffix])
         for path in STATIC_FOLDER.iterdir()
-        if path.suffix in MEDIA_TYPES
+        if path.suffix in MEDIA_TYPES and (explain or path.name != EXPLAIN_SCRIPT)
     }
     page, icon = files.pop("/static/index.html"), files["/static/icon.svg"].body.decode()
     body = page.body.decode().replace("<!-- style -->", f"<style>{STYLESHEET}</style>")
@@ -72,6 +73,6 @@ def load_static_files() -> dict[str, StaticFile]:
     return {"/": StaticFile(body.encode(), page.media_type), **files}
 
 
-def page_routes() -> list[Route]:
+def page_routes(explain: bool = False) -> list[Route]:
     """A route for each file of the page."""
-    return [Route(path, file.respond) for path, file in load_static_files().items()]
+    return [Route(path, file.respond) for path, file in load_static_files(explain).items()]

@@ -3,7 +3,6 @@
 import { advice, apiKey, baseUrl, fetchModels, isImageError, isRetryable, isTransient } from "./api_client.js";
 import * as camera from "./camera.js";
 import { CodePanel } from "./code.js";
-import { ExplainPanel } from "./explain.js";
 import { showExamples } from "./examples.js";
 import { createButton, createElement, formatPercent, Legend } from "./legend.js";
 import { formatDuration, renderModelInfo, renderTiming } from "./model_info.js";
@@ -27,9 +26,8 @@ const codePanel = new CodePanel($("code"), () => ({
   minConfidence: $("min-confidence").value / 100,
 }));
 
-const explainPanel = new ExplainPanel($("explain"), () => shown?.file && {
-  file: shown.file, size: shown.size, baseUrl, model: $("model").value, apiKey: apiKey.get(),
-});
+let explainPanel = null;
+const explainRequest = () => shown?.file && { file: shown.file, size: shown.size, baseUrl, model: $("model").value, apiKey: apiKey.get() };
 
 let models = []; // as returned by /v1/models
 let imageCount = 0;
@@ -114,6 +112,13 @@ function showProgress(format, duration = Infinity, onEnd = null) {
   $("working").hidden = false;
 }
 
+// Its script exists only where the service explains.
+async function updateExplainPanel() {
+  if ($("explain").hidden) return;
+  explainPanel ??= new (await import("./explain.js")).ExplainPanel($("explain"), explainRequest);
+  explainPanel.update();
+}
+
 function scheduleRetry(seconds) {
   $("stop").hidden = false;
   showProgress((elapsed) => `Retrying in ${seconds - elapsed} s`, seconds, sendRequest);
@@ -150,7 +155,7 @@ const handlers = {
     renderTiming($("timing"), stages, totalMs);
     $("result").hidden = false;
     $("explain").hidden = !currentModel()?.explain;
-    explainPanel.update();
+    updateExplainPanel();
     codePanel.update();
     if (number !== requested?.number) return; // a newer request is running
     hideProgress();

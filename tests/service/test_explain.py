@@ -32,6 +32,7 @@ def test_certainty_and_occlusion(client: TestClient) -> None:
     occlusion = client.post("/v1/explain?view=occlusion&at=10,20", content=IMAGE).json()
     assert occlusion["numbers"]["class"].startswith("class") and "occlusion" in occlusion["pictures"]
     assert client.get("/v1/models").json()[0]["explain"] is True
+    assert client.get("/static/explain.js").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -55,6 +56,7 @@ def test_it_is_off_by_default(small_bundle: Path) -> None:
     with start_app(small_bundle) as client:
         assert client.post("/v1/explain", content=IMAGE).status_code == 404
         assert client.get("/v1/models").json()[0]["explain"] is False
+        assert client.get("/static/explain.js").status_code == 404
 
 
 def test_it_waits_in_the_same_queue(small_bundle: Path) -> None:

@@ -76,7 +76,7 @@ def test_only_comments_and_indentation_are_removed() -> None:
         lines = path.read_text().splitlines()
         assert all(line.count("`") % 2 == 0 for line in lines), path.name
         kept = [line.strip() for line in lines if line.strip() and not line.strip().startswith("//")]
-        assert load_static_files()[f"/static/{path.name}"].body.decode().splitlines() == kept
+        assert load_static_files(explain=True)[f"/static/{path.name}"].body.decode().splitlines() == kept
 
 
 def test_page_is_small() -> None:

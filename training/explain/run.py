@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
 
 from models.atomic_write import name_disk_full, write_atomically
+from models.console import Console
 from models.errors import ConfigError, printable
 from models.explain.facts import Facts, Finding
 from models.explain.subject import fit_image
