@@ -11,7 +11,7 @@ from starlette.routing import Router
 from starlette.types import ASGIApp
 
 from service.settings import read_settings
-from service.web_page import MEDIA_TYPES, STATIC_FOLDER, load_static_files, page_routes
+from service.web_page import EXPLAIN_SCRIPT, MEDIA_TYPES, STATIC_FOLDER, load_static_files, page_routes
 
 APP = Router(page_routes())
 MAX_BYTES = 60_000  # of all files
@@ -27,8 +27,8 @@ def send_request(path: str, method: str = "GET", app: ASGIApp = APP, **headers: 
 
 def test_only_the_files_of_the_page_are_served() -> None:
     for path in STATIC_FOLDER.iterdir():
-        if path.suffix == ".css":
-            continue  # inlined into the page
+        if path.suffix == ".css" or path.name == EXPLAIN_SCRIPT:
+            continue  # inlined into the page, or sent only with MASKSERVE_EXPLAIN=on
         response = send_request("/" if path.name == "index.html" else f"/static/{path.name}")
         assert response.status_code == 200
         assert response.headers["content-type"].startswith(MEDIA_TYPES[path.suffix])
