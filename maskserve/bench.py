@@ -19,9 +19,9 @@ from models.console import Console
 from models.engines.host_info import host_info
 from models.engines.selection import EngineChoice, choose_engine, engine_id, iterate_engine_options
 from models.errors import BundleError, ConfigError, EngineError, escape_control_characters, escape_line
-from models.imaging.decode import RGB, read_image
-from models.inference.geometry import resize_image
+from models.inference.geometry import Image, resize_image
 from models.inference.segmenter import agreement
+from models.readers import read_input_file
 
 AUTO_COLOR, BAR_COLOR, CAPTION_COLOR = "#1f5fa8", "#a9c4e4", "#666666"  # the bar of `auto`, other bars, captions
 COLUMNS = ("engine", "precision", "ms", "p95", "images/s", "MB", "first", "agree", "")
@@ -102,13 +102,17 @@ def check_output_folder(out: Path) -> None:
         raise EngineError("bench.png needs matplotlib: install maskserve's extra [train], or omit --out.")
 
 
-def load_images(bundle: Bundle, source: Path | None) -> list[RGB]:
-    """One image, or the bundle's probe images, RGB uint8 H x W x 3. Raises: BundleError, ConfigError, ImageError, DataError."""
+def load_images(bundle: Bundle, source: Path | None) -> list[Image]:
+    """One image, or the bundle's probe images, as the network takes them.
+
+    Raises: BundleError, ConfigError, ImageError, DataError.
+    """
+    rule = bundle.spec.input
     if source is not None:
         if source.is_dir():
             raise ConfigError(f"{source} is a folder; expected one image.")
-        return [read_image(source)]
-    probes = [read_image(image) for image, _ in bundle.probes()]
+        return [read_input_file(source, rule).values]
+    probes = [read_input_file(image, rule).values for image, _ in bundle.probes()]
     if not probes:
         raise BundleError(f"{bundle.folder} contains no probe images; name an image: maskserve bench BUNDLE IMAGE.")
     return probes
@@ -155,14 +159,14 @@ def make_row(engine: str, result: BenchResult, reference: BenchResult | None, au
     )
 
 
-def describe_images(images: list[RGB], source: Path | None) -> str:
+def describe_images(images: list[Image], source: Path | None) -> str:
     """The images in a few words, as in `its probe at 640x480`."""
     sizes = ", ".join(dict.fromkeys(map(_format_size, images)))
     probes = "its probe" if len(images) == 1 else f"its {len(images)} probes"
     return f"{source.name if source else probes} at {sizes}"
 
 
-def _format_size(image: RGB) -> str:
+def _format_size(image: Image) -> str:
     return f"{image.shape[1]}x{image.shape[0]}"
 
 

@@ -1,7 +1,8 @@
 """A bundle: the folder that an export writes, with everything that is needed to serve a network.
 
 spec.json            classes, input rule, parity and metrics (`models/spec.py`)
-model.onnx           uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
+model.onnx           N x H x W x C, as `input` in the spec says (a photograph: uint8 RGB) -> labels uint8 N x H x W, logits
+                     float32 N x classes x h x w; with the scaling `zscore` also float32 N x C `shift` and `scale`
 model.int8.xml .bin  the same in int8 for OpenVINO, if the export was asked for it and its mIoU was good enough
 weights.safetensors  the weights by name, for fine-tuning and the engine torch (absent if the bundle was made from ONNX)
 probes/              a few images with the labels that the network predicted, compared again before serving
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 from models.errors import BundleError, quoted
 from models.external_data import external_data_files
 from models.setting_errors import plain_reason
-from models.spec import FORMAT_VERSION, BundleSpec
+from models.spec import FORMAT_VERSION, OLDEST_FORMAT_VERSION, BundleSpec
 
 CHECKSUM_FILE = "SHA256SUMS"
 MODEL_FILE = "model.onnx"
@@ -73,8 +74,9 @@ class Bundle:
     def probes(self) -> list[tuple[Path, Path]]:
         """Paths of the probe images and their label masks, verified, sorted by name. Raises: BundleError."""
         masks = sorted(path.name for path in (self.folder / "probes").glob("*.labels.png"))
+        suffix = ".png" if self.spec.input.is_photograph else ".npz"
         return [
-            (self.verify_file(f"probes/{mask.removesuffix('.labels.png')}.png"), self.verify_file(f"probes/{mask}"))
+            (self.verify_file(f"probes/{mask.removesuffix('.labels.png')}{suffix}"), self.verify_file(f"probes/{mask}"))
             for mask in masks
         ]
 
@@ -196,10 +198,10 @@ def _read_spec(path: Path) -> BundleSpec:
     try:
         content = json.loads(path.read_bytes())
         version = content.get("format_version", 0)
-        if version < FORMAT_VERSION:
+        if version < OLDEST_FORMAT_VERSION:
             raise BundleError(
                 f"{path}: the bundle has format {version} of an earlier maskserve; this one reads format "
-                f"{FORMAT_VERSION}: export again."
+                f"{OLDEST_FORMAT_VERSION} to {FORMAT_VERSION}: export again."
             )
         if version > FORMAT_VERSION:
             raise BundleError(

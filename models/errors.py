@@ -6,7 +6,8 @@
     │   ├── UnsupportedFormatError      bytes in no known image format
     │   ├── CorruptImageError           a known format, but truncated or corrupt
     │   ├── MultiFrameImageError        an animation, or a document of several pages
-    │   └── ImageTooLargeError          more pixels than the limit
+    │   ├── ImageTooLargeError          more pixels than the limit
+    │   └── ChannelsError               other channels or samples than the network takes
     ├── DataError                       a data set that cannot be trained on
     ├── ConfigError                     a setting that is unknown or out of range
     ├── WeightsError                    weights that cannot be read, or that belong to another network
@@ -51,6 +52,10 @@ class MultiFrameImageError(ImageError):
 
 class ImageTooLargeError(ImageError):
     """The image has more pixels than the limit."""
+
+
+class ChannelsError(ImageError):
+    """The image has other channels, or another type of samples, than the network takes."""
 
 
 class DataError(MaskserveError):

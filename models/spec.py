@@ -4,13 +4,20 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# 2: `parity` is by engine, `int8` was added; 3: names of settings and metrics changed; 4: `input.divisor` was added
-FORMAT_VERSION = 4
+# 2: `parity` is by engine, `int8` was added; 3: names of settings and metrics changed; 4: `input.divisor` was added;
+# 5: `input` also says axes, channels, dtype, scaling, nodata and spacing. Bundles of format 4 have photographs as input, the
+# default of each new field, so they open unchanged.
+FORMAT_VERSION, OLDEST_FORMAT_VERSION = 5, 4
 IGNORE_INDEX = 255  # label of pixels that belong to no class; they are ignored in training and metrics
 
 
+RGB_CHANNELS = ("red", "green", "blue")
+SAMPLE_DTYPES = ("uint8", "uint16", "int16", "float32")  # that a network takes; readers convert others to float32
+MAX_CHANNELS = 64
+
 _Channel = Annotated[int, Field(ge=0, le=255)]
 _Pixels = Annotated[int, Field(ge=1)]
+_FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _FrozenModel(BaseModel):
@@ -24,13 +31,41 @@ class ClassInfo(_FrozenModel):
     rgb: tuple[_Channel, _Channel, _Channel] = Field(description="color in masks and overlays, 0..255")
 
 
-class InputRule(_FrozenModel):
-    """Resize rule for input images.
+class Scaling(_FrozenModel):
+    """How samples become the numbers that a network computes with.
 
-    `native` keeps the pixels (microscopes, satellites). `fit` resizes the long side to `side` pixels (photographs).
-    `exact` resizes to `size`, for an imported network that takes only that size. With `fit` and `exact`, labels are
-    resized to the image's size by nearest neighbor. With `native` and `fit`, the image is then padded to multiples of
-    `divisor`, in validation, evaluation and service alike.
+    `fixed` and `window` map `low`..`high` of each channel to 0..255, and clip what is outside; for `window` they are
+    percentiles of the training set. `zscore` subtracts the mean of the whole sample, and divides by its standard deviation,
+    channel by channel, without nodata (`models/readers/statistics.py`): the sample's own scale does not matter.
+    """
+
+    kind: Literal["fixed", "window", "zscore"] = "fixed"
+    low: tuple[_FiniteFloat, ...] = Field(default=(0.0, 0.0, 0.0), description="by channel; empty for `zscore`")
+    high: tuple[_FiniteFloat, ...] = Field(default=(255.0, 255.0, 255.0), description="by channel; empty for `zscore`")
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> Self:
+        if len(self.low) != len(self.high) or any(low >= high for low, high in zip(self.low, self.high, strict=False)):
+            raise ValueError("`low` and `high` are one number for each channel, each `low` below its `high`")
+        if (self.kind == "zscore") != (not self.low):
+            raise ValueError("`low` and `high` are required with fixed and window, and empty with zscore")
+        return self
+
+
+class Spacing(_FrozenModel):
+    """The physical distance of neighboring samples along each axis."""
+
+    values: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    unit: str = Field(description="such as m, mm, degree or Hz")
+
+
+class InputRule(_FrozenModel):
+    """What the network takes: its channels and their scaling, and the resize rule.
+
+    The default is a photograph: RGB uint8, 0..255. `native` keeps the pixels (microscopes, satellites). `fit` resizes the long
+    side to `side` pixels (photographs). `exact` resizes to `size`, for an imported network that takes
+    only that size. With `fit` and `exact`, labels are resized to the image's size by nearest neighbor. With `native` and
+    `fit`, the image is then padded to multiples of `divisor`, in validation, evaluation and service alike.
     """
 
     rule: Literal["native", "fit", "exact"]
@@ -45,6 +80,39 @@ class InputRule(_FrozenModel):
         "trained here; 1, no padding, for imported networks that take any size; not used with `exact`",
     )
 
+    axes: Literal["HW"] = Field(default="HW", description="the axes of a sample, before its channels: height, width")
+    channels: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
+        default=RGB_CHANNELS, min_length=1, max_length=MAX_CHANNELS, description="names, in the network's order"
+    )
+    dtype: Literal["uint8", "uint16", "int16", "float32"] = Field(
+        default="uint8", description="of the samples that the network takes"
+    )
+    scaling: Scaling = Scaling()
+    nodata: _FiniteFloat | None = Field(
+        default=None,
+        description="value of missing pixels, which are void in the mask, beside those that a file marks itself; NaN and "
+        "infinite samples always are; None for no value",
+    )
+    spacing: Spacing | None = Field(default=None, description="of the training images, if all have the same")
+
+    @property
+    def is_photograph(self) -> bool:
+        """Whether the network takes RGB uint8 as images are decoded, without nodata: no reader of samples is needed."""
+        return (self.channels, self.dtype, self.scaling, self.nodata) == (RGB_CHANNELS, "uint8", _PHOTOGRAPH, None)
+
+    def describe(self) -> str:
+        """What the network takes, such as "4 channels of uint16 (red, green, blue, nir)"."""
+        count = f"{len(self.channels)} channel{'s' * (len(self.channels) > 1)}"
+        return f"{count} of {self.dtype} ({', '.join(self.channels)})"
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        if len({name.lower() for name in self.channels}) != len(self.channels):
+            raise ValueError("`channels` has a name twice")
+        if self.scaling.kind != "zscore" and len(self.scaling.low) != len(self.channels):
+            raise ValueError(f"`scaling` has {len(self.scaling.low)} ranges for {len(self.channels)} channels")
+        return self
+
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
         if (self.rule == "fit") != (self.side is not None):
@@ -54,6 +122,9 @@ class InputRule(_FrozenModel):
                 "`size`, height and width in pixels, is required with the rule `exact` and not allowed with others"
             )
         return self
+
+
+_PHOTOGRAPH = Scaling()
 
 
 class Architecture(_FrozenModel):

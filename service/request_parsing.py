@@ -86,6 +86,12 @@ class SegmentParams(BaseModel):
         _DEFAULTS.confidence, description="whether `json` also holds the confidence, as a PNG in base64"
     )
 
+    bands: tuple[str, ...] = Field(
+        _DEFAULTS.bands,
+        description="channels that an `overlay` shows, one or three, by name, separated by commas; default: red, green and "
+        "blue, or the first three",
+    )
+
     @field_validator("format", "masks")
     @classmethod
     def _validate_choice(cls, name: str, info: Any) -> str:
@@ -94,7 +100,7 @@ class SegmentParams(BaseModel):
             raise ValueError(f"choose from {', '.join(known)}")
         return name
 
-    @field_validator("classes", mode="before")
+    @field_validator("classes", "bands", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(name for name in value.split(",") if name) if isinstance(value, str) else value
@@ -108,7 +114,7 @@ class SegmentParams(BaseModel):
         """The options of the output format."""
         return OutputOptions(
             alpha=self.alpha, classes=self.classes, min_confidence=self.min_confidence, min_area=self.min_area,
-            simplify=self.simplify, masks=self.masks, confidence=self.confidence,
+            simplify=self.simplify, masks=self.masks, confidence=self.confidence, bands=self.bands,
         )  # fmt: skip
 
 

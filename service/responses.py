@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response
 
 from models.bundle import Bundle
 from models.errors import (
+    ChannelsError,
     ConfigError,
     CorruptImageError,
     EmptyImageError,
@@ -55,6 +56,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     UnsupportedFormatError: (415, "unsupported-format", "Unsupported image format"),
     CorruptImageError: (422, "corrupt-image", "Corrupt image"),
     MultiFrameImageError: (422, "multi-frame-image", "Several images in one file"),
+    ChannelsError: (422, "wrong-channels", "Other channels than the model takes"),
     ConnectionLimitError: (503, "too-many-connections", "Too many connections"),
     OverloadedError: (429, "busy", "Too many requests"),
     NotReadyError: (503, "not-ready", "Service not ready"),

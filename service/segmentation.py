@@ -18,10 +18,10 @@ import numpy as np
 
 from models.bundle import Bundle
 from models.cgroup_limits import threads_per_inference, usable_cores
-from models.imaging.decode import RGB
 from models.imaging.decoder_pool import GRACE_SECONDS, IS_SUPPORTED, DecoderPool
 from models.inference.segmenter import Segmenter
 from models.outputs.pipeline import SegmentationPipeline
+from models.sample import Sample
 from service.admission import AdmissionController, Slot
 from service.errors import DeadlineExceededError, NotReadyError
 from service.model_registry import ModelRegistry
@@ -150,13 +150,13 @@ class SegmentationService:
         assert mask.data is not None  # the pipeline has a format
         return mask.data
 
-    def _decode(self, data: bytes, pipeline: SegmentationPipeline, slot: Slot, seconds: float) -> RGB:
+    def _decode(self, data: bytes, pipeline: SegmentationPipeline, slot: Slot, seconds: float) -> Sample:
         """Decode an image within some seconds. Raises: ImageError, InsufficientMemoryError."""
         if self._decoders is None:
             return pipeline.decode(data)
         # The caller gets its 504 at the deadline; the child has a second more, as if the caller had gone.
         timeout = seconds + GRACE_SECONDS
-        return self._decoders.decode(data, pipeline.max_pixels, timeout, slot.is_cancelled)
+        return self._decoders.decode(data, pipeline.max_pixels, timeout, slot.is_cancelled, pipeline.spec.input)
 
     async def run_in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work that would block the event loop."""
@@ -176,7 +176,7 @@ class SegmentationService:
         def segment_blank() -> None:
             with suppress(threading.BrokenBarrierError):
                 barrier.wait(2)  # otherwise one quick thread may take all of the work
-            segmenter.segment(np.zeros((*WARMUP_SIZE, 3), np.uint8))
+            segmenter.segment(np.zeros((*WARMUP_SIZE, len(segmenter.rule.channels)), segmenter.rule.dtype))
 
         for future in [self._inference_pool.submit(segment_blank) for _ in range(self.settings.concurrency)]:
             future.result()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models import architectures, engines, outputs
+from models import architectures, engines, outputs, readers
 from models.bundle import open_bundle
 from models.inference.segmenter import Prediction, Segmenter
 from models.outputs.options import OutputOptions
@@ -25,6 +25,7 @@ EXAMPLES = dict(re.findall(r"^```python\n# (\S+)\n(.*?)^```", TEXT, re.MULTILINE
 DICTS = {
     "ARCHITECTURES": architectures,
     "ENGINES": engines,
+    "READERS": readers,
     "OUTPUT_FORMATS": outputs,
     "LOSSES": losses,
     "FORMATS": data,
@@ -50,6 +51,13 @@ def test_table_of_extension_points_is_complete() -> None:
     for path, code in EXAMPLES.items():
         assert (ROOT / path).parent.is_dir()
         assert len([line for line in code.splitlines() if line.strip()]) <= 16, path
+
+
+def test_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(readers.READERS, "pgm", load_example("models/readers/pgm.py", tmp_path))
+    values = np.random.default_rng(0).integers(0, 4096, (5, 7, 1)).astype(np.uint16)
+    sample = readers.read_sample(b"P5\n7 5\n4095\n" + values.astype(">u2").tobytes())
+    assert sample.channels == ("gray",) and np.array_equal(sample.values, values)
 
 
 def test_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

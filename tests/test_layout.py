@@ -17,9 +17,11 @@ LAYERS = {
     "models": [
         ("models.analysis", "models.outputs", "models.explain"),
         ("models.inference",),
-        ("models.engines",),
+        ("models.engines", "models.imaging.decoder_pool"),
+        ("models.imaging.decoder_process",),
+        ("models.readers",),
         ("models.architectures", "models.imaging"),
-        ("models.bundle",),
+        ("models.bundle", "models.sample"),
         ("models.spec", "models.archive_limits", "models.console"),
         (
             "models.errors",

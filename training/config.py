@@ -66,6 +66,23 @@ class TrainConfig(BaseModel):
     format: str = Field(
         "auto", description="format of the data set: a name in training/data/formats, or auto to detect it"
     )
+    channels: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="names of the channels to train on, in order: nir,red,green; names all bands of files that name none; "
+        "default: those of the files",
+    )
+    scaling: Literal["auto", "fixed", "window", "zscore"] = Field(
+        "auto",
+        description="samples to the network's range: fixed (sample_range), window (quantiles of the training images), zscore "
+        "(mean and deviation of each image); auto: by the files",
+    )
+    sample_range: tuple[float, float] | None = Field(
+        None, description="low,high of the samples for scaling=fixed; default: the range of their type, 0,1 for floats"
+    )
+    nodata: float | None = Field(
+        None, description="value of missing pixels, which are ignored; beside those that the files mark themselves"
+    )
     input: Literal["fit", "native"] = Field(
         "fit", description="fit: resize images to one long side; native: keep their size"
     )
@@ -195,6 +212,12 @@ class TrainConfig(BaseModel):
         optional = type(None) in get_args(field.annotation)
         return None if optional and isinstance(value, str) and value.lower() == "none" else value
 
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _split_channels(cls, value: Any) -> Any:
+        """`channels=nir` is one name, and `nir,red` in YAML is text."""
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
     @field_validator("loss")
     @classmethod
     def _check_loss(cls, loss: str) -> str:
@@ -215,6 +238,12 @@ class TrainConfig(BaseModel):
         if self.batch % self.devices:
             raise ValueError(
                 f"batch={self.batch} cannot be divided among devices={self.devices}; set a multiple of {self.devices}"
+            )
+        if self.sample_range and not self.sample_range[0] < self.sample_range[1]:
+            raise ValueError("sample_range is low,high, the first below the second")
+        if self.sample_range and self.scaling not in ("auto", "fixed"):
+            raise ValueError(
+                f"sample_range is for scaling=fixed, not for scaling={self.scaling}; leave one of them out"
             )
         if not 0.05 <= self.scale[0] <= self.scale[1] <= 20:
             raise ValueError("scale is smallest,largest, both between 0.05 and 20")

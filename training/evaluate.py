@@ -8,7 +8,7 @@ images' own size: the mIoU reported is the mIoU served. Images are streamed; of 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,9 +21,11 @@ from models.atomic_write import check_writable, name_disk_full
 from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
 from models.console import Console
 from models.errors import ConfigError, DataError
-from models.imaging.decode import RGB, Labels
+from models.imaging.decode import Labels
+from models.inference.geometry import Image
 from models.inference.segmenter import Segmenter
 from models.inference.tta import TTAOptions
+from models.sample import Sample
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset, has_split, load_all_splits, load_split
 from training.data.dataset import SPLITS
@@ -61,7 +63,7 @@ def evaluate(
     console = console or Console()
     opened = open_bundle(bundle)
     create_output_folder(out)
-    samples = load_samples(data, split, data_format, opened.spec.classes)
+    samples = replace(load_samples(data, split, data_format, opened.spec.classes), input=opened.spec.input)
     check_same_classes(opened, samples, data)
     augmentation = TTAOptions.parse(tta) if tta else None
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
@@ -142,7 +144,8 @@ def evaluate_split(
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
         counting = (
-            partial(measure_image, image, target, segmenter.segment(image).labels, classes) for image, target in pairs
+            partial(measure_image, sample.values, target, segmenter.segment(sample).labels, classes)
+            for sample, target in pairs
         )
         counted = track(
             prefetch(pool, counting),
@@ -170,11 +173,11 @@ def prefetch(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iter
 
 
 def measure_image(
-    image: RGB, target: Labels, prediction: Labels, classes: int
+    image: Image, target: Labels, prediction: Labels, classes: int
 ) -> tuple[ConfusionMatrix, NDArray[np.int64], str]:
     """The confusion matrix of one image, its boundary pixels by class, 3 x C, and a digest of image and ground truth.
 
-    `image`: RGB uint8 H x W x 3; masks: uint8 H x W.
+    `image`: H x W x C, of a photograph RGB uint8; masks: uint8 H x W.
     """
     single = ConfusionMatrix(classes)
     single.add(target, prediction)
@@ -182,13 +185,13 @@ def measure_image(
     return single, boundary_counts(target, prediction, classes), digest
 
 
-def read_pair(samples: SegmentationDataset, index: int) -> tuple[RGB, Labels]:
-    """An image, RGB uint8 H x W x 3, and its mask, uint8 H x W. Raises: DataError if they do not fit, or not the classes."""
-    image, target = samples.image(index), samples.labels(index)
+def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]:
+    """An image as the network takes it, and its mask, uint8 H x W. Raises: DataError if they do not fit, or not the classes."""
+    image, target = samples.sample_and_labels(index)
     mask = samples.pairs[index].mask
-    if image.shape[:2] != target.shape:
+    if image.size != target.shape:
         raise DataError(
-            f"{mask} is {target.shape[1]} x {target.shape[0]} pixels, its image {image.shape[1]} x {image.shape[0]}; "
+            f"{mask} is {target.shape[1]} x {target.shape[0]} pixels, its image {image.size[1]} x {image.size[0]}; "
             "run `maskserve data lint` on the data set."
         )
     unknown = target[(target >= len(samples.classes)) & (target != IGNORE_INDEX)]

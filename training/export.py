@@ -6,6 +6,7 @@ is made from the frozen one and kept if it costs next to no accuracy.
 """
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from models.analysis.complexity import count_parameters
@@ -14,9 +15,10 @@ from models.atomic_write import check_writable
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, Bundle
 from models.console import Console
 from models.errors import BundleError, ConfigError, DataError, EngineError, RunError, printable
-from models.imaging.decode import RGB, Labels
-from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image
+from models.imaging.decode import Labels
+from models.inference.geometry import Image, canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.segmenter import TILE_SIZE, Segmenter
+from models.readers.composite import to_rgb
 from models.spec import BundleSpec, InputRule, Int8Metrics
 from training.config import TrainConfig
 from training.config_io import load_config
@@ -60,6 +62,7 @@ def export(
     check_disk_space(target, network)
     config, metadata = load_config(run / CONFIG_FILE, []), read_run_metadata(run)
     training, validation, changes = load_training_data(run, data or metadata.data, metadata, config, console)
+    training, validation = (replace(dataset, input=metadata.input) for dataset in (training, validation))
     rule = parse_input_rule(input_rule, metadata.input)
     images = make_parity_images(validation.image, len(validation))
     spec = BundleSpec(
@@ -155,7 +158,8 @@ def add_int8(
     chosen = training.evenly_spaced_indices(NUM_CALIBRATION_IMAGES)
     try:
         with console.status("calibrating int8 on training images"):
-            canvases = (calibration_input(training.image(index), draft.spec.input) for index in chosen)
+            samples = map(training.sample, chosen)
+            canvases = ((calibration_input(each.values, draft.spec.input), each.statistics) for each in samples)
             quantise(draft.model_path, canvases, files[0])
         segmenter = Segmenter.load(draft, "openvino", "int8", "cpu")
         after, _ = evaluate_split(segmenter, validation, console)
@@ -172,8 +176,8 @@ def add_int8(
     return segmenter, after, int8
 
 
-def calibration_input(image: RGB, rule: InputRule) -> RGB:
-    """An image as the network gets it in the service, RGB uint8 H x W x 3; of a tiled image, one tile from the middle."""
+def calibration_input(image: Image, rule: InputRule) -> Image:
+    """An image as the network gets it in the service, H x W x C; of a tiled image, one tile from the middle."""
     size = network_input_size((image.shape[0], image.shape[1]), rule)
     fitted = resize_image(image, size)
     top, left = (max(0, side - TILE_SIZE) // 2 for side in size)
@@ -186,9 +190,10 @@ def write_report(folder: Path, segmenter: Segmenter, samples: SegmentationDatase
     """Write some validation images with ground truth and prediction, and copy the training curves."""
     folder.mkdir()
     for index in samples.evenly_spaced_indices(NUM_PROBES):
-        image, target = samples.image(index), samples.labels(index)
-        prediction = segmenter.segment(image).labels
+        sample, target = samples.sample_and_labels(index)
+        prediction = segmenter.segment(sample).labels
         caption = Path(samples.pairs[index].name).name
+        image = to_rgb(sample.values, segmenter.rule)
         draw_panel(image, target, prediction, samples.classes, caption).save(folder / f"val_{index}.png")
     if (run / METRICS_CSV).exists():  # report.html draws its curves from it
         shutil.copy(run / METRICS_CSV, folder / METRICS_CSV)

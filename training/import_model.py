@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from torch import Tensor, nn
 
@@ -37,9 +38,10 @@ from training.freezing.onnx_import.reference import (
     open_reference,
     resolve_output,
     run_trials,
+    synthetic_image,
 )
 from training.freezing.onnx_import.rewrite import rewrite_graph
-from training.freezing.parity import load_parity_images
+from training.freezing.parity import SYNTHETIC_SIZE, load_parity_images
 
 NO_HINTS = UserHints()
 UNFAMILIAR_ADVICE = (
@@ -96,14 +98,18 @@ def import_onnx(
     if classes is None:
         raise ConfigError(f"{file} does not name its classes; add --classes FILE (one name per line) or --classes voc.")
     entries = read_classes(classes)
-    parity_images = load_parity_images(images)
+    takes_rgb = hints.channels is None and hints.samples is None
+    parity_images = load_parity_images(images) if takes_rgb else []  # their errors come before the graph is read
     model = read_graph(file)
     input_spec = resolve_input(file, model, hints, parse_exact_size(input_rule))
     run_graph = open_reference(file, input_spec)
     with console.status("running the original"):
         trials, divisor = run_trials(run_graph, input_spec)
         output_spec = resolve_output(file, input_spec, hints, len(entries), partial(producing_operator, model), trials)
-    rule = onnx_input_rule(file, input_spec, input_rule, divisor)
+    rule = with_channels(onnx_input_rule(file, input_spec, input_rule, divisor), input_spec)
+    parity_images = parity_images or load_parity_images(
+        images, rule, lambda index: synthetic_image(np.random.default_rng(index), SYNTHETIC_SIZE, input_spec)
+    )
     print_onnx_interface(input_spec, output_spec, console)
     print_input_rule(rule, console)
     source = BundleSource(
@@ -131,13 +137,36 @@ def import_onnx(
     return out
 
 
+def with_channels(rule: InputRule, input_spec: InputSpec) -> InputRule:
+    """The resize rule with the graph's channels. The range is for pictures of the channels: the graph clips nothing."""
+    if input_spec.is_rgb:
+        return rule
+    if input_spec.samples == "uint8":
+        ranges = [(0.0, 255.0)] * len(input_spec.channels)
+    else:
+        ranges = [(mean - 2 * std, mean + 2 * std) for mean, std in zip(input_spec.mean, input_spec.std, strict=True)]
+    low, high = (tuple(values) for values in zip(*ranges, strict=True))
+    return InputRule.model_validate(
+        {
+            **rule.model_dump(),
+            "channels": input_spec.channels,
+            "dtype": input_spec.samples,
+            "scaling": {"kind": "fixed", "low": low, "high": high},
+        }
+    )
+
+
 def print_onnx_interface(input_spec: InputSpec, output_spec: OutputSpec, console: Console) -> None:
     """Print how a graph's input and output are interpreted, and the options that change it."""
     mean, std = (",".join(f"{value:g}" for value in triple) for triple in (input_spec.mean, input_spec.std))
     normalisation = f"(0..{input_spec.max_pixel_value} - {mean}) / {std} (--order --scale --mean --std)"
+    order: str = input_spec.order
+    if not input_spec.is_rgb:
+        normalisation = f"(samples - {mean}) / {std} (--mean --std)"
+        order = f"{','.join(input_spec.channels)} of {input_spec.samples} (--channels --samples)"
     channels = f" of {output_spec.channels} channel{'s' * (output_spec.channels > 1)}, {output_spec.layout}"
     for line in (
-        f"input {input_spec.name}: {input_spec.dtype}, {input_spec.layout}, {input_spec.order}; "
+        f"input {input_spec.name}: {input_spec.dtype}, {input_spec.layout}, {order}; "
         + (normalisation if input_spec.dtype != "uint8" else "bytes, not normalised"),
         f"output {output_spec.name}: {output_spec.kind}{'' if output_spec.kind == 'labels' else channels} "
         "(--output --scores)",

@@ -18,7 +18,7 @@ With more than one device torchrun starts this once per device, and they share e
 import math
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from models.architectures.base import Network
 from models.console import Console
 from models.errors import DataError, RunError, printable
 from models.inference.geometry import network_input_size
+from models.readers.composite import to_rgb
 from models.spec import InputRule
 from training.augment import choose_augment_device
 from training.augment.user_transforms import UserTransforms
@@ -81,6 +82,7 @@ from training.lint import LintReport, lint_with_progress, print_lint_report
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.learning import learning_warnings
 from training.plan import make_plan
+from training.plan.input_channels import apply_input, check_color_settings
 from training.plan.plan_io import plan_warnings, print_plan, save_plan
 from training.reports.plots import draw_panel, plot_confusion_matrix, save_curves
 from training.run_folder import (
@@ -150,7 +152,7 @@ def train_locked(
             resume_run(data, out, config, console) if resume else start_run(data, out, config, device, planned, console)
         ),
     )
-    train_set, val_set = report.datasets["train"], report.datasets["val"]
+    train_set, val_set = (replace(report.datasets[split], input=run.input) for split in ("train", "val"))
 
     network = prepare_network(fabric, config, run, console, load_weights=not resume)
     console.print(
@@ -173,7 +175,10 @@ def train_locked(
             save_config(config, out / CONFIG_FILE)
             write_run_metadata(run, out)
         shard = (fabric.global_rank, fabric.world_size)
-        augment_on, start = choose_augment_device(config.augment, device), trainer.state.step * config.accumulate
+        augment_on, start = (
+            choose_augment_device(config.augment, device, run.input),
+            trainer.state.step * config.accumulate,
+        )
         train_loader = build_train_loader(train_set, run.input, run.crop, config, augment_on, start, shard, cache)
         val_loader = build_val_loader(val_set, run.input, config, shard, cache)
         with make_logger(trainer, val_set, console, log_mode) as logger:
@@ -264,6 +269,7 @@ def plan_training(
     start_time, config = start_time or time.monotonic(), config_from_dict(settings)
     check_model_settings(config)
     report = lint_before_training(data, config, console)
+    check_color_settings(report.datasets["train"].input, settings)
     with console.status("timing training steps on this machine"):
         plan = make_plan(report, settings, file.parent if file else None, start_time)
     print_plan(plan, console)
@@ -285,7 +291,7 @@ def lint_before_training(data: Path, config: TrainConfig, console: Console) -> L
         )
     if "val" not in report.datasets:
         load_split(data, "val", config.format)  # raises an error that says what is missing
-    return report
+    return apply_input(report, config, console)
 
 
 def check_model_settings(config: TrainConfig) -> None:
@@ -300,7 +306,7 @@ def prepare_network(
 ) -> Network:
     """Seed everything, and build the network for this device. Raises: ConfigError, WeightsError."""
     fabric.seed_everything(config.seed, verbose=False)
-    network = make_network(config, run.classes, console, load_weights)
+    network = make_network(config, run.classes, console, load_weights, run.input)
     check_batch_norm(network, max(1, config.batch // config.devices), run.crop)
     network.to(memory_format=torch.channels_last)
     if fabric.device.type == "cuda" and fabric.world_size > 1:
@@ -312,9 +318,11 @@ def prepare_network(
 def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[InputRule, tuple[int, int]]:
     """The input rule and the training crop (height, width): as set, or from the median size of the training images."""
     height, width = (int(value) for value in np.median(np.array(report.train_image_sizes), axis=0))
-    rule = InputRule(rule="native")
+    train_set = report.datasets.get("train")
+    rule = (train_set.input if train_set else None) or InputRule(rule="native")
     if config.input == "fit":
-        rule = InputRule(rule="fit", side=config.side or min(max(height, width), DEFAULT_MAX_SIDE))
+        side = config.side or min(max(height, width), DEFAULT_MAX_SIDE)
+        rule = rule.model_copy(update={"rule": "fit", "side": side})
     if config.crop:
         return rule, config.crop
     resized = network_input_size((height, width), rule)
@@ -370,8 +378,8 @@ def render_samples(network: Network, rule: InputRule, dataset: SegmentationDatas
     """Some images of the split with ground truth and prediction, by name. Leaves the network in eval mode."""
     segmenter, panels = make_torch_segmenter(network.eval(), rule), {}
     for index in dataset.evenly_spaced_indices(NUM_SAMPLE_IMAGES):
-        image, target = dataset.image(index), dataset.labels(index)
-        prediction = segmenter.segment(image).labels
+        sample, target = dataset.sample_and_labels(index)
+        image, prediction = to_rgb(sample.values, rule), segmenter.segment(sample).labels
         confusion = ConfusionMatrix(len(dataset.classes))
         confusion.add(target, prediction)
         panel = draw_panel(image, target, prediction, dataset.classes, f"mIoU {confusion.miou():.2f}")

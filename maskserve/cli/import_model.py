@@ -15,6 +15,21 @@ ONNX_PANEL = "Options of onnx"
 class OnnxOptions:
     """How the input and the output of an ONNX graph are to be read; see `UserHints`."""
 
+    channels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="Names of the input's channels, in its order (default: red,green,blue).",
+            rich_help_panel=ONNX_PANEL,
+        ),
+    ] = None
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            help="Type of the samples of images that are not RGB: uint8, uint16, int16 or float32 (default: float32).",
+            rich_help_panel=ONNX_PANEL,
+        ),
+    ] = None
     mean: Annotated[
         str | None,
         typer.Option(

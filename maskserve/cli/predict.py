@@ -11,7 +11,11 @@ from maskserve.cli.options import EngineOptions, expand_options
 if TYPE_CHECKING:
     from models.outputs.options import OutputOptions
 
-JSON_PANEL, RASTER_PANEL, RAY_PANEL = "Options of --format json", "Options of --format geotiff", "Options of Ray"
+JSON_PANEL, RASTER_PANEL, RAY_PANEL = (
+    "Options of --format json",
+    "Options of --format geotiff, geojson and gpkg",
+    "Options of Ray",
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class MaskOptions:
         typer.Option(
             "--format",
             help="png (indexed mask), overlay (JPEG), confidence (gray PNG), npy, json, parquet (COCO RLE in the "
-            "manifest), or geotiff (rasters of any size).",
+            "manifest); of rasters of any size: geotiff, and polygons as geojson or gpkg.",
         ),
     ] = "png"
     classes: Annotated[
@@ -69,9 +73,9 @@ class RasterOptions:
     bands: Annotated[
         str,
         typer.Option(
-            metavar="R,G,B",
-            help="The red, green and blue bands, from 1 (default: as the raster marks them; else the first three, or its "
-            "only one as gray).",
+            metavar="1,2,...",
+            help="The bands of the model's channels, from 1 (default: by name; of RGB as the raster marks them, else the first "
+            "three, or its only one as gray).",
             rich_help_panel=RASTER_PANEL,
         ),
     ] = ""
@@ -79,7 +83,15 @@ class RasterOptions:
         str,
         typer.Option(
             metavar="LOW,HIGH",
-            help="Sample values of black and white (default: the range of 8 or 16 bits).",
+            help="Sample values of black and white, for a model of photographs (default: the range of 8 or 16 bits).",
+            rich_help_panel=RASTER_PANEL,
+        ),
+    ] = ""
+    crs: Annotated[
+        str,
+        typer.Option(
+            metavar="raster|EPSG:4326",
+            help="Reference system of geojson and gpkg (default: EPSG:4326 for geojson, the raster's for gpkg).",
             rich_help_panel=RASTER_PANEL,
         ),
     ] = ""
@@ -165,8 +177,9 @@ def predict(
         engine=engine_options.engine,
         precision=engine_options.precision,
         device=engine_options.device,
-        bands=parse_numbers(raster_options.bands, "bands", 3, int) if raster_options.bands else (),
+        bands=parse_numbers(raster_options.bands, "bands", None, int) if raster_options.bands else (),
         scale=parse_numbers(raster_options.scale, "scale", 2, float) if raster_options.scale else None,
+        crs=raster_options.crs,
         api_key=read_api_key(key_file),
         sandbox=sandbox,
         timeout=timeout,

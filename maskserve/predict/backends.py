@@ -99,7 +99,8 @@ class BundleBackend:
     def __call__(self, data: bytes) -> EncodedPrediction:
         """Decode, infer, encode. Raises: ImageError, InsufficientMemoryError."""
         with self._slots:
-            image = self._decoders.decode(data) if self._decoders else self.pipeline.decode(data)
+            rule = self.bundle.spec.input
+            image = self._decoders.decode(data, rule=rule) if self._decoders else self.pipeline.decode(data)
             prediction, milliseconds = self.run_on_engine(lambda: time_call(lambda: self.pipeline.infer(image)))
             mask = self.pipeline.encode(prediction)
             names = [entry.name for entry in self.bundle.spec.classes]

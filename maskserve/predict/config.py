@@ -17,6 +17,9 @@ Number = TypeVar("Number", int, float)
 
 # The formats that are not in `models/outputs`: masks inside the manifest, and rasters that are read in windows.
 PARQUET, GEOTIFF = "parquet", "geotiff"
+VECTOR_FORMATS = {"geojson": ".geojson", "gpkg": ".gpkg"}  # polygons of rasters that are read in windows, and suffixes
+RASTER_FORMATS = (GEOTIFF, *VECTOR_FORMATS)
+VECTOR_CRS = ("raster", "EPSG:4326")
 
 # Not MASKSERVE_...: the service reads all of those as its settings and refuses unknown ones.
 KEY_VARIABLE = "PREDICT_KEY"
@@ -39,9 +42,9 @@ class PredictConfig:
     engine: str = "auto"
     precision: str = "auto"
     device: str = "auto"
-    bands: tuple[
-        int, ...
-    ] = ()  # geotiff: the raster's red, green and blue bands, from 1; empty: chosen for each raster
+    # Rasters: the bands of the network's channels, from 1; empty: by their names, or chosen for each raster.
+    bands: tuple[int, ...] = ()
+    crs: str = ""  # geojson, gpkg: one of VECTOR_CRS; empty: EPSG:4326 for geojson, the raster's for gpkg
     scale: tuple[float, ...] | None = None  # geotiff: the samples that map to 0 and 255; None: the type's full range
     api_key: str = field(default="", repr=False)  # the service's key
     sandbox: bool = False  # whether each image is decoded in a child process, which is killed if it takes too long
@@ -49,7 +52,7 @@ class PredictConfig:
     threads: int = 0  # threads of one inference; 0: the engine decides
 
     def __post_init__(self) -> None:
-        formats = (*OUTPUT_FORMATS, PARQUET, GEOTIFF)
+        formats = (*OUTPUT_FORMATS, PARQUET, *RASTER_FORMATS)
         if self.format not in formats:
             raise ConfigError(f"Unknown format {quoted(self.format)}; choose one of {', '.join(formats)}.")
         if self.uses_service and (self.engine, self.precision, self.device) != ("auto",) * 3:
@@ -58,10 +61,16 @@ class PredictConfig:
             raise ConfigError("--timeout limits the wait for a service; a bundle in this process has none: omit it.")
         if self.timeout is not None and not 0 < self.timeout < float("inf"):
             raise ConfigError(f"--timeout is {self.timeout:g}; expected a number of seconds above 0.")
-        if self.format == GEOTIFF and self.uses_service:
-            raise ConfigError("--format geotiff needs a bundle folder as MODEL: a service accepts only whole images.")
-        if self.format == GEOTIFF and self.options.min_area:
-            raise ConfigError("--format geotiff reads windows, and regions cross them: omit --min-area.")
+        if self.reads_windows and self.uses_service:
+            raise ConfigError(
+                f"--format {self.format} needs a bundle folder as MODEL: a service accepts only whole images."
+            )
+        if self.reads_windows and self.options.min_area:
+            raise ConfigError(f"--format {self.format} reads windows, and regions cross them: omit --min-area.")
+        if self.crs and self.format not in VECTOR_FORMATS:
+            raise ConfigError(f"--crs is for --format {' and '.join(VECTOR_FORMATS)}: omit it.")
+        if self.crs and self.crs not in VECTOR_CRS:
+            raise ConfigError(f"--crs is {quoted(self.crs)}; choose {' or '.join(VECTOR_CRS)}.")
         if self.scale and not self.scale[0] < self.scale[1]:
             raise ConfigError(f"--scale is {self.scale[0]:g},{self.scale[1]:g}; expected LOW,HIGH with LOW below HIGH.")
         if min(self.bands, default=1) < 1:
@@ -86,28 +95,40 @@ class PredictConfig:
         return DEFAULT_TIMEOUT if self.timeout is None else self.timeout
 
     @property
+    def reads_windows(self) -> bool:
+        """Whether images are rasters that are read in windows."""
+        return self.format in RASTER_FORMATS
+
+    @property
     def mask_suffix(self) -> str:
         """The suffix of the mask files; empty if the masks are in the manifest."""
         if self.format == PARQUET:
             return ""
+        if self.format in VECTOR_FORMATS:
+            return VECTOR_FORMATS[self.format]
         suffix: str = ".tif" if self.format == GEOTIFF else OUTPUT_FORMATS[self.format].SUFFIX
         return suffix
 
     def manifest_header(self, model: str) -> dict[str, Any]:
         """The properties that all masks of one output share, as JSON; `model` is the bundle's name and hash."""
-        raster = {"bands": list(self.bands), "scale": list(self.scale or [])} if self.format == GEOTIFF else {}
+        raster: dict[str, Any] = {}
+        if self.reads_windows:
+            raster = {"bands": list(self.bands), "scale": list(self.scale or [])}
+        if self.crs:
+            raster["crs"] = self.crs
         options = asdict(self.options) | {"classes": list(self.options.classes)}
+        options.pop("bands")  # only of overlays of a service
         return {"model": model, "format": self.format, "precision": self.precision, **options, **raster}
 
 
-def parse_numbers(text: str, name: str, count: int, kind: Callable[[str], Number]) -> tuple[Number, ...]:
-    """Parse the value of the option --`name`: `count` numbers, separated by commas. Raises: ConfigError."""
+def parse_numbers(text: str, name: str, count: int | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:
+    """Parse the value of the option --`name`: `count` numbers (None: any), separated by commas. Raises: ConfigError."""
     try:
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != count:
-        raise ConfigError(f"--{name} is {quoted(text)}; expected {count} numbers, separated by commas.")
+    if not numbers or (count is not None and len(numbers) != count):
+        raise ConfigError(f"--{name} is {quoted(text)}; expected {count or 'band'} numbers, separated by commas.")
     return numbers
 
 

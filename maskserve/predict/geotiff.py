@@ -1,7 +1,7 @@
 """Segments rasters that do not fit in memory: a GeoTIFF is read in windows, and its mask written in rows of blocks.
 
 The labels equal those of `Segmenter.segment` for the whole image. Pixels without data in the raster (by a value, an alpha band
-or a mask, in all three bands; NaN in one) become 255.
+or a mask, in all bands that are read; NaN or infinity in one) become 255.
 """
 
 import os
@@ -21,13 +21,19 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from maskserve.predict.config import PredictConfig
-from models.errors import DataError, RunError, first_line
-from models.imaging.decode import RGB, Labels
+from maskserve.predict.config import GEOTIFF, PredictConfig
+from maskserve.predict.vectors import write_vectors
+from models.errors import ChannelsError, DataError, RunError, first_line
+from models.imaging.decode import Labels
+from models.inference.geometry import Image
 from models.inference.postprocess import Confidence
 from models.inference.segmenter import Prediction, Segmenter
 from models.outputs.select import filter_prediction
-from models.spec import IGNORE_INDEX, BundleSpec
+from models.readers.names import channel_names
+from models.readers.prepare import channel_indices, fill_values, find_valid, is_measured
+from models.readers.statistics import StatisticsAccumulator
+from models.sample import Sample, Statistics, Valid
+from models.spec import IGNORE_INDEX, RGB_CHANNELS, BundleSpec, InputRule
 
 BLOCK_SIZE = 512  # pixels a side of the mask's blocks
 GDAL_CACHE_BYTES = 64 << 20  # GDAL's default is a twentieth of the memory
@@ -46,7 +52,7 @@ def segment_raster(
     config: PredictConfig,
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Write the mask of a GeoTIFF as a GeoTIFF: one uint8 band with the classes' palette; 255 is no data.
+    """Write the mask of a GeoTIFF as a GeoTIFF, one uint8 band with the classes' palette, where 255 is no data; or its polygons.
 
     `should_stop` is called before each window.
     Returns: height, width, classes and milliseconds, as in ManifestRow.
@@ -65,12 +71,17 @@ def segment_raster(
             open_geotiff(readable) as raster,
             rasterio.Env(GDAL_CACHEMAX=gdal_cache_bytes(raster, segmenter.tile_size)),
         ):
-            reader = RasterReader(raster, config, should_stop)
+            reader = RasterReader(raster, spec.input, config, should_stop)
             size = (raster.height, raster.width)
-            rows = segmenter.segment_rows(reader.read_window, size, config.options.min_confidence > 0)
+            rows = segmenter.segment_rows(
+                reader.read_window, size, config.options.min_confidence > 0, reader.statistics()
+            )
             filtered = (_filter_labels(labels, confidence, spec, config) for labels, confidence in rows)
-            pixels = _write_mask(writable, raster, spec, reader.mask_nodata(split_into_blocks(filtered)))
-        _verify_written(writable, pixels)
+            with _mask_file(writable, config.format) as mask:
+                pixels = _write_mask(mask, raster, spec, reader.mask_nodata(split_into_blocks(filtered)))
+                _verify_written(mask, pixels)
+                if config.format != GEOTIFF:
+                    write_vectors(mask, target, config.format, spec, config.crs)
     classes = [
         {"label": label, "name": entry.name, "fraction": round(int(pixels[label]) / int(pixels.sum()), 6)}
         for label, entry in enumerate(spec.classes)
@@ -78,6 +89,19 @@ def segment_raster(
     ]
     milliseconds = round((time.perf_counter() - start) * 1e3, 2)
     return {"height": size[0], "width": size[1], "classes": classes, "milliseconds": milliseconds}
+
+
+@contextmanager
+def _mask_file(target: Path, format: str) -> Iterator[Path]:
+    """Where the mask is written: the target, or a temporary file beside it for the formats of polygons."""
+    if format == GEOTIFF:
+        yield target
+        return
+    mask = target.with_name(f"{target.name}.mask.tif")
+    try:
+        yield mask
+    finally:
+        mask.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -126,44 +150,103 @@ def choose_bands(raster: Any) -> list[int]:
     )
 
 
-class RasterReader:
-    """Reads an opened raster as an image: three of its bands, scaled to 0..255."""
+def choose_channels(raster: Any, rule: InputRule) -> list[int]:
+    """The bands, from 1, of a network's channels: by the descriptions and colors of the bands, or by their order.
 
-    def __init__(self, raster: Any, config: PredictConfig, should_stop: Callable[[], bool]) -> None:
-        """Raises: DataError for bands that the raster does not have, or samples of unknown range."""
-        self.raster, self.bands, self.should_stop = raster, list(config.bands or choose_bands(raster)), should_stop
+    Raises: DataError for other channels.
+    """
+    colors, alpha = list(raster.colorinterp), ColorInterp.alpha
+    bands = [band for band, color in enumerate(colors, 1) if color != alpha] or [1]
+    named = [
+        raster.descriptions[band - 1] or (colors[band - 1].name if colors[band - 1].name in RGB_CHANNELS else "")
+        for band in bands
+    ]
+    found = Sample(np.empty((1, 1, len(bands)), raster.dtypes[0]), channels=channel_names(named, len(bands)))
+    try:
+        return [bands[index] for index in channel_indices(found, rule)]
+    except ChannelsError as error:
+        raise DataError(f"{error} Or name the bands of the model's channels with --bands.") from error
+
+
+class RasterReader:
+    """Reads an opened raster as the network takes it: the bands of its channels."""
+
+    def __init__(self, raster: Any, rule: InputRule, config: PredictConfig, should_stop: Callable[[], bool]) -> None:
+        """Raises: DataError for bands that the raster does not have, or samples of another type or unknown range."""
+        self.raster, self.rule, self.should_stop = raster, rule, should_stop
+        chosen = choose_bands(raster) if rule.channels == RGB_CHANNELS and rule.dtype == "uint8" else None
+        self.bands = list(config.bands or chosen or choose_channels(raster, rule))
+        if len(self.bands) != len(rule.channels):
+            listed = ",".join(map(str, self.bands))
+            raise DataError(f"--bands is {listed}; the model takes {rule.describe()}: name a band for each.")
         if max(self.bands) > raster.count:
             raise DataError(f"the raster has {raster.count} bands; --bands is {','.join(map(str, self.bands))}.")
         kind = raster.dtypes[self.bands[0] - 1]
-        if config.scale is None and kind not in SAMPLE_RANGES:
-            raise DataError(f"the samples are {kind}: give the values of black and white with --scale LOW,HIGH.")
-        self.low, self.high = config.scale or SAMPLE_RANGES[kind]
         self.has_float_bands = any(np.issubdtype(np.dtype(raster.dtypes[band - 1]), np.floating) for band in self.bands)
+        self.low, self.high = config.scale or SAMPLE_RANGES.get(kind, (0.0, 0.0))
+        self.scales = rule.is_photograph
+        if self.scales and self.low == self.high:
+            raise DataError(f"the samples are {kind}: give the values of black and white with --scale LOW,HIGH.")
+        if not self.scales and config.scale:
+            raise DataError(
+                f"--scale is for models of photographs; this one takes {rule.describe()} as they are: omit it."
+            )
+        if not self.scales and rule.dtype not in (kind, "float32"):
+            raise DataError(
+                f"the samples are {kind}; the model takes {rule.describe()}, in the scale of its training images."
+            )
+        self.fill = fill_values(rule)
 
-    def read_window(self, corner: tuple[int, int], size: tuple[int, int]) -> RGB:
-        """The window at (top, left) of (height, width): RGB uint8 H x W x 3, contiguous. Raises: RunError, DataError."""
+    def read_window(self, corner: tuple[int, int], size: tuple[int, int]) -> Image:
+        """The window at (top, left) of (height, width): H x W x C, contiguous. Raises: RunError, DataError."""
         if self.should_stop():
             raise RunError("The run was stopped.")
         with _translate_errors():
             samples = self.raster.read(self.bands, window=_window(corner, size))
+        if not self.scales:
+            values = np.ascontiguousarray(samples.transpose(1, 2, 0), dtype=self.rule.dtype)
+            valid = self._find_valid(corner, size, values)
+            return values if valid is None else np.where(valid[:, :, None], values, self.fill)
         if samples.dtype != np.uint8 or (self.low, self.high) != SAMPLE_RANGES["uint8"]:
             values = np.nan_to_num(samples.astype(np.float32), nan=self.low).clip(self.low, self.high)
             samples = ((values - self.low) * (255.0 / (self.high - self.low)) + 0.5).astype(np.uint8)
         return np.ascontiguousarray(samples.transpose(1, 2, 0))
 
+    def statistics(self) -> Statistics | None:
+        """Mean and scale of the whole raster, in a first pass over its rows, for the scaling `zscore`; else None."""
+        if self.rule.scaling.kind != "zscore":
+            return None
+        sums = StatisticsAccumulator(len(self.bands))
+        for top in range(0, self.raster.height, BLOCK_SIZE):
+            size = min(BLOCK_SIZE, self.raster.height - top), self.raster.width
+            values = self.read_window((top, 0), size)
+            sums.add(values, self._find_valid((top, 0), size, None))
+        result = sums.result()
+        self.fill = result[0].astype(self.rule.dtype)
+        return result
+
     def mask_nodata(self, blocks: Iterable[Labels]) -> Iterator[Labels]:
         """Set pixels without data to 255. `blocks`: rows of labels, from the first."""
         top = 0
         for labels in blocks:
-            window = _window((top, 0), labels.shape)
-            valid = np.zeros(labels.shape, np.bool_)
-            with _translate_errors():
-                for band in self.bands:
-                    valid |= self.raster.read_masks(band, window=window) > 0
-                for band in self.bands if self.has_float_bands else ():
-                    valid &= ~np.isnan(self.raster.read(band, window=window))
-            yield np.where(valid, labels, np.uint8(IGNORE_INDEX))
+            valid = self._find_valid((top, 0), (labels.shape[0], labels.shape[1]), None)
+            yield labels if valid is None else np.where(valid, labels, np.uint8(IGNORE_INDEX))
             top += len(labels)
+
+    def _find_valid(self, corner: tuple[int, int], size: tuple[int, int], values: Image | None) -> Valid | None:
+        """Where a window has data, bool H x W; None if it has everywhere. `values`: its samples, read again if None."""
+        window = _window(corner, size)
+        valid = np.zeros(size, np.bool_)
+        with _translate_errors():
+            for band in self.bands:
+                valid |= self.raster.read_masks(band, window=window) > 0
+            for band in self.bands if self.has_float_bands else ():
+                valid &= is_measured(self.raster.read([band], window=window).transpose(1, 2, 0))
+            if self.rule.nodata is not None and values is None:
+                values = self.raster.read(self.bands, window=window).transpose(1, 2, 0)
+        if self.rule.nodata is not None and values is not None:
+            return find_valid(values, valid, {self.rule.nodata})
+        return None if valid.all() else valid
 
 
 def split_into_blocks(rows: Iterable[Labels]) -> Iterator[Labels]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from maskserve.predict.backends import Backend, BundleBackend, ServiceBackend
-from maskserve.predict.config import GEOTIFF, PredictConfig, short_model_name
+from maskserve.predict.config import PredictConfig, short_model_name
 from maskserve.predict.geo_polygons import georeference_polygons
 from maskserve.predict.inputs import InputImage
 from maskserve.predict.manifest import ManifestRow
@@ -25,11 +25,11 @@ class ImageTask:
         self.stop_event = threading.Event()  # once set, a raster is abandoned before its next window
         self.output = open_output(config)
         self.backend: Backend = (
-            ServiceBackend(config) if config.uses_service else BundleBackend(config, single or config.format == GEOTIFF)
+            ServiceBackend(config) if config.uses_service else BundleBackend(config, single or config.reads_windows)
         )
         extra = REMOTE_EXTRA_THREADS if remote or isinstance(self.output, ObjectStore) else 0
         # Two for rasters: they are segmented one after the other, while a remote one is copied to this machine's disk.
-        self.threads = 2 if config.format == GEOTIFF else self.backend.max_in_flight + extra
+        self.threads = 2 if config.reads_windows else self.backend.max_in_flight + extra
 
     def __call__(self, image: InputImage) -> ManifestRow:
         """Segment the image and write its mask, which the caller publishes after it has appended the row.
@@ -48,7 +48,7 @@ class ImageTask:
 
     def _segment(self, image: InputImage, mask: str | None) -> dict[str, Any]:
         """Write the mask. Returns: height, width, classes and milliseconds of its row."""
-        if self.config.format == GEOTIFF and mask and isinstance(self.backend, BundleBackend):
+        if self.config.reads_windows and mask and isinstance(self.backend, BundleBackend):
             from maskserve.predict.geotiff import segment_raster
 
             backend, should_stop = self.backend, self.stop_event.is_set

@@ -18,8 +18,10 @@ from models.archive_limits import check_zip_member, check_zip_total
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line, quoted
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import check_file_size, check_is_file, read_image_file
+from models.readers import SAMPLE_SUFFIXES
 
 ARCHIVE_SUFFIX = ".zip"
+READ_SUFFIXES = IMAGE_SUFFIXES | SAMPLE_SUFFIXES
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv", ".json"})
 GLOB_CHARACTERS = frozenset("*?[")
 
@@ -113,7 +115,7 @@ def find_images(sources: Iterable[str], exclude: str = "", unread: UnreadFiles |
         if not names:
             found = f" ({'; '.join(skipped.messages())})" if skipped.messages() else ""
             raise DataError(
-                f"{source} contains no image{found}; expected files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
+                f"{source} contains no image{found}; expected files ending in {', '.join(sorted(READ_SUFFIXES))}."
             )
         if unread is not None:
             unread.update(skipped)
@@ -187,7 +189,7 @@ def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles) -> lis
 
 def _is_image(name: str) -> bool:
     """Whether a file has the suffix of an image and is not one of macOS's companion files (`._*`)."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.rpartition("/")[2].startswith("._")
+    return os.path.splitext(name)[1].lower() in READ_SUFFIXES and not name.rpartition("/")[2].startswith("._")
 
 
 def _find_remote(source: str, exclude: str, unread: UnreadFiles) -> tuple[InputRoot, list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from maskserve.client import ClientError
-from maskserve.predict.config import GEOTIFF, RAY_LOCAL, PredictConfig
+from maskserve.predict.config import RAY_LOCAL, PredictConfig
 from maskserve.predict.image_task import ImageTask
 from maskserve.predict.inputs import InputImage, InputRoot
 from maskserve.predict.manifest import ManifestRow
@@ -93,7 +93,7 @@ def run_on_ray(
     with ray_cluster(address) as ray:
         actors = actors or max(1, int(ray.cluster_resources().get("GPU" if uses_gpu(ray, config) else "CPU", 1)))
         # Few images, or rasters, get smaller blocks: then each actor has some, and rows arrive meanwhile.
-        block_size = 1 if config.format == GEOTIFF else max(1, min(BLOCK_SIZE, len(images) // (4 * actors)))
+        block_size = 1 if config.reads_windows else max(1, min(BLOCK_SIZE, len(images) // (4 * actors)))
         for size in (block_size, 1):
             for row in _segment_on_actors(ray, config, list(remaining.values()), actors, size):
                 save_row(row)

@@ -23,7 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from maskserve.predict.backends import find_served_model, make_client
-from maskserve.predict.config import GEOTIFF, PARQUET, RAY_ADDRESS_PATTERN, PredictConfig, require_package
+from maskserve.predict.config import PARQUET, RAY_ADDRESS_PATTERN, PredictConfig, require_package
 from maskserve.predict.image_task import ImageTask, mask_name, open_output
 from maskserve.predict.inputs import InputImage, find_images
 from maskserve.predict.manifest import MANIFEST, ManifestRow, ManifestState, open_manifest
@@ -129,7 +129,7 @@ def check_packages(config: PredictConfig, ray: str) -> None:
     """Check that the packages of the requested features are installed. Raises: ConfigError."""
     if config.format == PARQUET or "://" in config.output:
         require_package("pyarrow", "batch", "Parquet")
-    if config.format == GEOTIFF:
+    if config.reads_windows:
         require_package("rasterio", "geo", "GeoTIFF")
     if ray:
         require_package("ray", "batch", "Ray")
@@ -143,7 +143,7 @@ def resolve_model(config: PredictConfig) -> str:
         class_indices(config.options.classes, entry.class_spec)
         return f"{entry.name}@{entry.hash}"
     bundle = open_bundle(Path(config.model))
-    if config.format == GEOTIFF:
+    if config.reads_windows:
         check_supports_windows(bundle.spec.input)
     class_indices(config.options.classes, bundle.spec)
     return f"{bundle.spec.name}@{bundle.hash}"

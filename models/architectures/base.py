@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.spec import Architecture
+from models.architectures.input_channels import adapt_normalisation, adapt_to_channels
+from models.spec import Architecture, InputRule
 
 # ImageNet's mean and standard deviation by channel (red, green, blue), in units of 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -14,17 +15,19 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Network(nn.Module):
-    """A segmentation network: uint8 images in, one label per pixel out.
+    """A segmentation network: images in, one label per pixel out.
 
-    Normalisation is part of the network, so it exists once and travels with the weights. `body` maps normalised images
-    float N x 3 x H x W to logits N x C x h x w. It may also have:
+    It takes RGB uint8 images until `set_input` says otherwise. Normalisation is part of the network, so it exists once and
+    travels with the weights. `body` maps normalised images float N x C x H x W to logits N x classes x h x w. It may also have:
     - `training_logits(images)`: returns a tuple of these logits and those of an auxiliary head;
     - `normalisation`: the mean and standard deviation per channel that its pretrained weights expect, in units of 0..255.
     """
 
     body: Any
-    mean: Tensor
+    mean: Tensor  # 1 x channels x 1 x 1, in units of the samples
     std: Tensor
+    low: Tensor | None  # 1 x channels x 1 x 1: samples are clipped to low..high; None for photographs and `zscore`
+    high: Tensor | None
 
     def __init__(self, body: nn.Module, architecture: Architecture, classes: int) -> None:
         """`architecture` and `classes` are the arguments from which `build` makes the same network."""
@@ -35,29 +38,60 @@ class Network(nn.Module):
         mean, std = getattr(body, "normalisation", (IMAGENET_MEAN, IMAGENET_STD))
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.input = InputRule(rule="native")
+        # Not in the state dict: they follow from the spec.
+        self.register_buffer("low", None, persistent=False)
+        self.register_buffer("high", None, persistent=False)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float N x C x h x w.
+    def set_input(self, rule: InputRule) -> None:
+        """Take the rule's channels and scaling. Weights of 3 channels become those of another number, as in timm."""
+        self.input = rule
+        if rule.is_photograph:
+            return
+        channels = len(rule.channels)
+        if channels != self.mean.shape[1]:
+            adapt_to_channels(self.body, channels)
+        self.mean, self.std = (each.to(self.mean) for each in adapt_normalisation(self.mean, self.std, rule))
+        if rule.scaling.kind != "zscore":
+            self.low, self.high = (
+                torch.tensor(limits).view(1, channels, 1, 1).to(self.mean)
+                for limits in (rule.scaling.low, rule.scaling.high)
+            )
 
+    def forward(
+        self, images: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Images N x H x W x C, in the input's dtype -> labels uint8 N x H x W, logits float N x classes x h x w.
+
+        `shift` and `scale`, float32 N x C, are the statistics of the whole samples, for the scaling `zscore` only.
         `labels == argmax(bilinear(logits, H x W))`, with `align_corners=False` as everywhere in this package.
         """
         # Without `contiguous` the exporter fixes the strides of the permuted batch, and with them the batch size.
-        logits = self.logits(images.permute(0, 3, 1, 2).contiguous())
+        statistics = None if shift is None or scale is None else torch.stack([shift, scale], dim=1)
+        logits = self.logits(images.permute(0, 3, 1, 2).contiguous(), statistics)
         return upsample(logits, images.shape[1:3]).argmax(dim=1).to(torch.uint8), logits
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Images uint8 N x 3 x H x W RGB, in any memory format -> logits float N x C x h x w."""
-        return cast(Tensor, self.body(self.normalise(images)))
+    def logits(self, images: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Images N x C x H x W in the input's dtype, in any memory format -> logits float N x classes x h x w.
 
-    def training_logits(self, images: Tensor) -> tuple[Tensor, ...]:
+        `statistics`, float32 N x 2 x C, are shift and scale of each sample, for the scaling `zscore` only.
+        """
+        return cast(Tensor, self.body(self.normalise(images, statistics)))
+
+    def training_logits(self, images: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, ...]:
         """The result of `logits`, followed by the auxiliary head's logits if the network has one."""
         if hasattr(self.body, "training_logits"):
-            return cast(tuple[Tensor, ...], self.body.training_logits(self.normalise(images)))
-        return (self.logits(images),)
+            return cast(tuple[Tensor, ...], self.body.training_logits(self.normalise(images, statistics)))
+        return (self.logits(images, statistics),)
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Images uint8 N x 3 x H x W -> float, (value - mean) / std per channel."""
-        return (images.float() - self.mean) / self.std
+    def normalise(self, images: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Images N x C x H x W in the input's dtype -> float, (value - mean) / std per channel, after the scaling."""
+        values = images.float()
+        if statistics is not None:
+            return (values - statistics[:, 0, :, None, None]) / statistics[:, 1, :, None, None]
+        if self.low is not None:
+            values = torch.clamp(values, self.low, self.high)
+        return (values - self.mean) / self.std
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -12,10 +12,12 @@ Devices are `cpu` and `cuda`. `threads` is the number of CPU threads per inferen
 it, and wait.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+Images = NDArray[Any]  # N x H x W x C, contiguous
 
 
 class InferenceFunction(Protocol):
@@ -26,15 +28,24 @@ class InferenceFunction(Protocol):
     """
 
     def __call__(
-        self, images: NDArray[np.uint8], logits: bool = False
+        self, images: Images, logits: bool = False, statistics: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-        """Images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W and, if requested, logits float32 N x C x h x w.
+        """Images N x H x W x C -> labels uint8 N x H x W and, if requested, logits float32 N x classes x h x w.
 
+        Channels and dtype are those of the spec's `input`; of a photograph, uint8 RGB. `statistics`, float32 N x 2 x C, are shift
+        and scale of each whole sample, for the scaling `zscore` only.
         Both may be in the engine's own memory, and are valid until the same thread calls again. In bf16, the graph also
         upsamples in bf16: one label in some hundred to some thousand, where two classes score almost equally, is not the
         argmax of the upsampled logits. The labels are the same whether or not logits are requested.
         """
         ...
+
+
+def graph_inputs(images: Images, statistics: NDArray[np.float32] | None) -> dict[str, NDArray[Any]]:
+    """The inputs of a bundle's graph by name."""
+    if statistics is None:
+        return {"images": images}
+    return {"images": images, "shift": statistics[:, 0].copy(), "scale": statistics[:, 1].copy()}
 
 
 OUT_OF_MEMORY_PHRASES = (

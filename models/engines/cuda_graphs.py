@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.engines.base import is_engine_out_of_memory
+from models.engines.base import Images, is_engine_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    # Images uint8 N x H x W x 3 -> labels uint8 N x H x W, logits float32 N x C x h x w, all on one device.
-    NetworkFunction = Callable[[Tensor], tuple[Tensor, Tensor]]
+    # Images N x H x W x C, and statistics float32 N x 2 x C if the network needs them -> labels uint8 N x H x W, logits float32
+    # N x classes x h x w, all on one device.
+    NetworkFunction = Callable[..., tuple[Tensor, Tensor]]
 
 EngineOutput = tuple[NDArray[np.uint8], NDArray[np.float32] | None]
 Shape = tuple[int, ...]
@@ -38,16 +39,16 @@ class CudaGraphCache:
     # One lock per process, not per network: captures must not overlap, and cuDNN's settings are global.
     gpu_lock = threading.Lock()
 
-    def __init__(self, network: "NetworkFunction", tf32: bool, device: str = "cuda") -> None:
-        """`tf32`: whether convolutions of float32 may round to 10 bits."""
-        self.network, self.tf32, self.device = network, tf32, device
+    def __init__(self, network: "NetworkFunction", tf32: bool, device: str = "cuda", dtype: str = "uint8") -> None:
+        """`tf32`: whether convolutions of float32 may round to 10 bits; `dtype`: of the images."""
+        self.network, self.tf32, self.device, self.dtype = network, tf32, device, dtype
         self.graphs: OrderedDict[Shape, tuple[Any, ...]] = OrderedDict()
         self.seen_shapes: OrderedDict[Shape, bool] = OrderedDict()  # shape -> whether its next batch is captured
         self.capturable = True
         self.capture_stream: Any = None
         self.memory_pool: Any = None
 
-    def __call__(self, images: NDArray[np.uint8], logits: bool = False) -> EngineOutput:
+    def __call__(self, images: Images, logits: bool = False) -> EngineOutput:
         """As `InferenceFunction`, but raises RuntimeError also if memory runs out."""
         with self._exclusive_gpu():
             try:
@@ -71,7 +72,7 @@ class CudaGraphCache:
             finally:
                 torch.cuda.synchronize()  # also after an error, so that nothing runs during the next call
 
-    def _run(self, images: NDArray[np.uint8], logits: bool) -> EngineOutput:
+    def _run(self, images: Images, logits: bool) -> EngineOutput:
         shape = images.shape
         if shape not in self.graphs and self._should_capture(shape):
             self._capture(shape)
@@ -116,7 +117,7 @@ class CudaGraphCache:
 
         # One stream for all graphs: torch shares memory, and keeps cuBLAS workspaces, by stream.
         self.capture_stream = self.capture_stream or torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        input_tensor = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        input_tensor = torch.zeros(shape, dtype=getattr(torch, self.dtype), device=self.device)
         graph = torch.cuda.CUDAGraph()
         self.capture_stream.wait_stream(torch.cuda.current_stream())
         # If a capture fails, torch.cuda.graph does not leave its stream; this context does.
@@ -139,12 +140,15 @@ class CudaGraphCache:
         torch.cuda.empty_cache()
 
 
-def run_eager(network: "NetworkFunction", images: NDArray[np.uint8], logits: bool, device: str) -> EngineOutput:
+def run_eager(
+    network: "NetworkFunction", images: Images, logits: bool, device: str, statistics: NDArray[np.float32] | None = None
+) -> EngineOutput:
     """Run a network on a device without a graph; images and results are on the host."""
-    return _to_host(network(_to_tensor(images).to(device)), logits)
+    further = [] if statistics is None else [_to_tensor(statistics).to(device)]
+    return _to_host(network(_to_tensor(images).to(device), *further), logits)
 
 
-def _to_tensor(images: NDArray[np.uint8]) -> "Tensor":
+def _to_tensor(images: Images) -> "Tensor":
     """A tensor that shares the array's memory; a copy if the array is read-only, because torch would warn."""
     import torch
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.bundle import MODEL_FILE, Bundle
 from models.cgroup_limits import quota_limited_cores
-from models.engines.base import InferenceFunction, is_engine_out_of_memory
+from models.engines.base import Images, InferenceFunction, graph_inputs, is_engine_out_of_memory
 from models.errors import BundleError, EngineError, first_line, last_line, quoted
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -56,10 +56,12 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency:
     if PROVIDERS[device] not in session.get_providers():  # ONNX Runtime falls back to the CPU and only logs it
         raise EngineError("ONNX Runtime found no GPU that its CUDA provider can use. Choose the device cpu.")
 
-    def run(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    def run(
+        images: Images, logits: bool = False, statistics: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         names = ["labels", "logits"] if logits else ["labels"]
         try:
-            outputs = session.run(names, {"images": np.ascontiguousarray(images)})
+            outputs = session.run(names, graph_inputs(np.ascontiguousarray(images), statistics))
         except Exception as error:  # its exceptions have no other base class
             if is_engine_out_of_memory(error):
                 raise MemoryError(f"ONNX Runtime: {last_line(error)}") from error

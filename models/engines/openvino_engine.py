@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, Bundle, file_sha256
 from models.cache_dir import user_cache_dir
 from models.cgroup_limits import quota_limited_cores
-from models.engines.base import InferenceFunction, is_engine_out_of_memory
+from models.engines.base import Images, InferenceFunction, graph_inputs, is_engine_out_of_memory
 from models.errors import BundleError, EngineError, last_line, quoted
 
 if TYPE_CHECKING:  # imported only if this engine is used
@@ -99,7 +99,7 @@ class _ThreadSafeModel:
         self.local = threading.local()
 
     def __call__(
-        self, images: NDArray[np.uint8], logits: bool = False
+        self, images: Images, logits: bool = False, statistics: NDArray[np.float32] | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         with self.lock:
             self.compiled = compiled = self.compiled or self.compile_model()
@@ -108,7 +108,7 @@ class _ThreadSafeModel:
         request = self.local.request
         try:
             # Not `infer`: when memory ran out, 2026.4 returned the previous result from it, without an error.
-            request.start_async({"images": images}, share_inputs=True)
+            request.start_async(graph_inputs(images, statistics), share_inputs=True)
             request.wait()
         except RuntimeError as error:
             if not is_engine_out_of_memory(error):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import WEIGHTS_FILE, Bundle
-from models.engines.base import InferenceFunction, is_engine_out_of_memory
+from models.engines.base import Images, InferenceFunction, is_engine_out_of_memory
 from models.engines.cuda_graphs import CudaGraphCache, EngineOutput, run_eager
 from models.errors import BundleError, ConfigError, EngineError, first_line, quoted
 from models.thread_count import ThreadCount
@@ -70,19 +70,23 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency:
         network.to(device).to(memory_format=torch.channels_last)
         network.body.to(dtype)  # the normalization before it stays in float32
 
-    def predict(images: "Tensor") -> "tuple[Tensor, Tensor]":
+    def predict(images: "Tensor", statistics: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
         from models.architectures.base import upsample
 
-        maps = network.normalise(images.permute(0, 3, 1, 2)).to(dtype)  # N x H x W x 3 is channels_last already
+        # N x H x W x C is channels_last already.
+        maps = network.normalise(images.permute(0, 3, 1, 2), statistics).to(dtype)
         logits = network.body(maps).float()
         return upsample(logits, images.shape[1:3]).argmax(dim=1).to(torch.uint8), logits
 
-    graphs = CudaGraphCache(predict, precision != "f32") if device == "cuda" else None
+    rule = bundle.spec.input
+    has_statistics = rule.scaling.kind == "zscore"  # they change with each sample, so that nothing is captured
+    is_captured = device == "cuda" and not has_statistics
+    graphs = CudaGraphCache(predict, precision != "f32", dtype=rule.dtype) if is_captured else None
 
-    def run(images: NDArray[np.uint8], logits: bool = False) -> EngineOutput:
+    def run(images: Images, logits: bool = False, statistics: NDArray[np.float32] | None = None) -> EngineOutput:
         thread_count.update()
         with _translate_memory_errors(), torch.inference_mode():
-            return graphs(images, logits) if graphs else run_eager(predict, images, logits, device)
+            return graphs(images, logits) if graphs else run_eager(predict, images, logits, device, statistics)
 
     return run
 
@@ -114,6 +118,7 @@ def build_network(bundle: Bundle) -> "Network":
     weights = bundle.verify_file(WEIGHTS_FILE)
     try:
         network = architectures.build(architecture.name, len(bundle.spec.classes), **architecture.options)
+        network.set_input(bundle.spec.input)
         network.load_state_dict(load_file(weights))
     except (ConfigError, TypeError) as error:
         raise BundleError(

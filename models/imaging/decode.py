@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,9 +90,30 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> RGB:
     return _translate_errors(image, max_pixels, lambda: _to_rgb(apply_orientation(_load_pixels(image, data))))
 
 
+def decode_samples(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Decode the bytes of an image as samples for a network that does not take photographs.
+
+    Returns: gray as it is stored, uint8, uint16 or float32 H x W x 1, upright; color as `decode_image`, uint8 H x W x 3.
+    Raises: as `decode_image`.
+    """
+    if not data:
+        raise EmptyImageError("The image is empty (0 bytes). Send the bytes of an image file.")
+    image = _open_image(data, max_pixels)
+
+    def load_samples() -> NDArray[Any]:
+        upright = apply_orientation(_load_pixels(image, data))
+        if upright.mode not in ("1", "L", "I", "F") and not upright.mode.startswith("I;16"):
+            return _to_rgb(upright)
+        samples = np.asarray(upright.convert("L") if upright.mode == "1" else upright)
+        kind = np.uint16 if upright.mode.startswith("I;16") else np.float32 if upright.mode in ("I", "F") else np.uint8
+        return np.ascontiguousarray(samples, kind)[:, :, None]
+
+    return _translate_errors(image, max_pixels, load_samples)
+
+
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> RGB:
     """Decode an image file. As `decode_image`, with the path at the start of every error message."""
-    return _decode_file(path, lambda data: decode_image(data, max_pixels))
+    return decode_file(path, lambda data: decode_image(data, max_pixels))
 
 
 def read_mask(path: Path) -> Labels:
@@ -101,7 +122,7 @@ def read_mask(path: Path) -> Labels:
     Returns: uint8, H x W, the values in the file (the data set defines which of them are ignored).
     Raises: DataError for a color mask or labels above 255, ImageError for a file that cannot be read.
     """
-    return _decode_file(path, _decode_mask)
+    return decode_file(path, _decode_mask)
 
 
 def read_stored_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -110,7 +131,7 @@ def read_stored_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Gray of 2 and 4 bits is 0..3 and 0..15, not scaled to 0..255. A mask with an EXIF orientation is turned upright.
     Raises: ImageError, DataError; both name the file.
     """
-    return _decode_file(path, lambda data: _decode_stored_mask(data, max_pixels))
+    return decode_file(path, lambda data: _decode_stored_mask(data, max_pixels))
 
 
 def _decode_stored_mask(data: bytes, max_pixels: int) -> Image.Image:
@@ -140,7 +161,8 @@ def _decode_mask(data: bytes) -> Labels:
     return labels.astype(np.uint8)
 
 
-def _decode_file(path: Path, decoder: Callable[[bytes], Decoded]) -> Decoded:
+def decode_file(path: Path, decoder: Callable[[bytes], Decoded]) -> Decoded:
+    """Decode the bytes of a file. Raises: DataError if it cannot be opened, and what `decoder` raises; both name the file."""
     try:
         data = read_image_file(path)
     except OSError as error:

@@ -22,9 +22,11 @@ import numpy as np
 
 import models.errors as errors
 from models.errors import CorruptImageError, EmptyImageError, ImageError, InsufficientMemoryError
-from models.imaging.decode import MAX_PIXELS, RGB
+from models.imaging.decode import MAX_PIXELS
 from models.imaging.decoder_process import MAX_CPU_SECONDS, read_buffer, receive_message, send_message, write_buffer
 from models.malloc import MALLOC_SETTINGS
+from models.sample import Sample
+from models.spec import InputRule
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_SUPPORTED = hasattr(os, "memfd_create")  # on Linux
@@ -71,8 +73,9 @@ class DecoderPool:
         max_pixels: int | None = None,
         timeout_seconds: float = 60.0,
         is_cancelled: Callable[[], bool] = lambda: False,
-    ) -> RGB:
-        """As `decode_image`. After `timeout_seconds`, the child that decodes the image is killed.
+        rule: InputRule | None = None,
+    ) -> Sample:
+        """As `read_input`; without a `rule`, a photograph. After `timeout_seconds`, the child that decodes the image is killed.
 
         `is_cancelled` is called while the image is decoded; once it returns True, the child has a second left.
         Raises: as `decode_image`; CorruptImageError for an image that takes too long, or crashes the decoder.
@@ -85,7 +88,7 @@ class DecoderPool:
         try:
             child = self._take()
             try:
-                pixels = child.decode(data, max_pixels or self._max_pixels, deadline, is_cancelled)
+                pixels = child.decode(data, max_pixels or self._max_pixels, deadline, is_cancelled, rule)
             except _ChildLostError as error:
                 child.kill()
                 self._replace()
@@ -180,23 +183,30 @@ class _Child:
             )  # fmt: skip
         self._ready = False
 
-    def decode(self, data: bytes, max_pixels: int, deadline: float, is_cancelled: Callable[[], bool]) -> RGB:
+    def decode(
+        self, data: bytes, max_pixels: int, deadline: float, is_cancelled: Callable[[], bool], rule: InputRule | None
+    ) -> Sample:
         """Raises: ImageError, InsufficientMemoryError; _ChildLostError, after which the child must be killed."""
         try:
             if not self._ready:
                 self._receive(time.monotonic() + START_SECONDS, lambda: False)
                 self._ready = True
             write_buffer(self.buffer, data)
-            send_message(self.connection, {"bytes": len(data), "max_pixels": max_pixels})
+            request: dict[str, Any] = {"bytes": len(data), "max_pixels": max_pixels}
+            if rule is not None and not rule.is_photograph:
+                request["rule"] = rule.model_dump(mode="json")
+            send_message(self.connection, request)
             response = self._receive(deadline, is_cancelled)
             if "error" in response:
                 raise getattr(errors, response["error"])(response["message"])
             height, width = response["size"]
             if height * width > max_pixels:
                 raise ValueError(f"more than {max_pixels} pixels")
-            pixels = np.empty((height, width, 3), np.uint8)
-            read_buffer(self.buffer, pixels.data)
-            return pixels
+            if rule is None or rule.is_photograph:
+                pixels = np.empty((height, width, 3), np.uint8)
+                read_buffer(self.buffer, pixels.data)
+                return Sample(pixels)
+            return self._read_sample(rule, (height, width), response)
         except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
             self.process.kill()
             if self.process.wait() == -signal.SIGXCPU:
@@ -207,6 +217,19 @@ class _Child:
         finally:
             if os.fstat(self.buffer).st_size > KEPT_BUFFER_BYTES:
                 os.ftruncate(self.buffer, KEPT_BUFFER_BYTES)
+
+    def _read_sample(self, rule: InputRule, size: tuple[int, int], response: dict[str, Any]) -> Sample:
+        """The sample that the child left in the buffer: values, then one byte a pixel if some are missing."""
+        values = np.empty((*size, len(rule.channels)), rule.dtype)
+        read_buffer(self.buffer, values.view(np.uint8).data)
+        valid = np.empty(size, np.uint8) if response["has_missing"] else None
+        if valid is not None:
+            read_buffer(self.buffer, valid.data, values.nbytes)
+        found = response["statistics"]
+        statistics = None if found is None else np.asarray(found, np.float32).reshape(2, len(rule.channels))
+        return Sample(
+            values, channels=rule.channels, valid=None if valid is None else valid != 0, statistics=statistics
+        )
 
     def kill(self) -> None:
         """End the process."""

@@ -46,18 +46,18 @@ def receive_message(connection: socket.socket) -> dict[str, Any]:
     return message
 
 
-def write_buffer(buffer: int, content: bytes | memoryview) -> None:
-    """Write to the start of a memory file. Raises: OSError if memory is short."""
+def write_buffer(buffer: int, content: bytes | memoryview, start: int = 0) -> None:
+    """Write to a memory file, from the byte `start`. Raises: OSError if memory is short."""
     rest, offset = memoryview(content).cast("B"), 0
     while offset < len(rest):
-        offset += os.pwrite(buffer, rest[offset:], offset)
+        offset += os.pwrite(buffer, rest[offset:], start + offset)
 
 
-def read_buffer(buffer: int, content: bytearray | memoryview) -> None:
-    """Fill `content` from the start of a memory file. Raises: EOFError if the file is shorter."""
+def read_buffer(buffer: int, content: bytearray | memoryview, start: int = 0) -> None:
+    """Fill `content` from the byte `start` of a memory file. Raises: EOFError if the file is shorter."""
     rest, offset = memoryview(content).cast("B"), 0
     while offset < len(rest):
-        count = os.preadv(buffer, [rest[offset:]], offset)
+        count = os.preadv(buffer, [rest[offset:]], start + offset)
         if not count:
             raise EOFError("the buffer is too short")
         offset += count
@@ -83,15 +83,35 @@ def limit_cpu_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + MAX_CPU_SECONDS, resource.RLIM_INFINITY))
 
 
-def decode_in_buffer(buffer: int, length: int, max_pixels: int) -> tuple[int, ...]:
-    """Replace an image file of `length` bytes in a memory file by its pixels. Returns: height and width."""
-    from models.imaging.decode import decode_image
+def decode_in_buffer(buffer: int, length: int, max_pixels: int, rule: dict[str, Any] | None) -> dict[str, Any]:
+    """Replace an image file of `length` bytes in a memory file by its pixels.
 
+    `rule`: the network's input, as JSON; None for RGB uint8. With a rule the response also has the dtype, whether pixels are
+    missing (`valid`, uint8 H x W, then follows the values), and the statistics for the scaling `zscore`.
+    Returns: the response, which has the size.
+    """
     data = bytearray(length)
     read_buffer(buffer, data)
-    pixels = decode_image(bytes(data), max_pixels)
-    write_buffer(buffer, np.ascontiguousarray(pixels).data)
-    return pixels.shape[:2]
+    if rule is None:
+        from models.imaging.decode import decode_image
+
+        pixels = decode_image(bytes(data), max_pixels)
+        write_buffer(buffer, np.ascontiguousarray(pixels).data)
+        return {"size": pixels.shape[:2]}
+    from models.readers import read_input
+    from models.spec import InputRule
+
+    sample = read_input(bytes(data), InputRule.model_validate(rule), max_pixels)
+    values = np.ascontiguousarray(sample.values)
+    write_buffer(buffer, values.view(np.uint8).data)
+    if sample.valid is not None:
+        write_buffer(buffer, np.ascontiguousarray(sample.valid).view(np.uint8).data, values.nbytes)
+    return {
+        "size": sample.size,
+        "bytes": values.nbytes,
+        "has_missing": sample.valid is not None,
+        "statistics": None if sample.statistics is None else sample.statistics.tolist(),
+    }
 
 
 def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int) -> None:
@@ -113,7 +133,7 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
             return
         limit_cpu_time()
         try:
-            response: dict[str, Any] = {"size": decode_in_buffer(buffer, request["bytes"], request["max_pixels"])}
+            response = decode_in_buffer(buffer, request["bytes"], request["max_pixels"], request.get("rule"))
         except MaskserveError as error:
             response = {"error": type(error).__name__, "message": str(error)[:MAX_ERROR_CHARS]}
         except (MemoryError, OSError):
@@ -121,7 +141,8 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
             response = {"error": InsufficientMemoryError.__name__, "message": message}
         send_message(connection, response)
         # Pillow copies pixels in small pieces, which fragment the heap.
-        if max(request["bytes"], 3 * math.prod(response.get("size", ()))) > LARGE_BYTES:
+        pixel_bytes = response.get("bytes") or 3 * math.prod(response.get("size", ()))
+        if max(request["bytes"], pixel_bytes) > LARGE_BYTES:
             libc.malloc_trim(0)
 
 

@@ -94,6 +94,15 @@ def check_tiff(data: bytes, max_pixels: int) -> int:
 
     Raises: CorruptImageError, MultiFrameImageError, ImageTooLargeError; UnsupportedFormatError for a camera's raw file.
     """
+    return _check_pages(data, max_pixels)[0]
+
+
+def find_page(data: bytes, max_pixels: int) -> ImageFileDirectory:
+    """The directory of that page. Raises: as `check_tiff`."""
+    return _check_pages(data, max_pixels)[1]
+
+
+def _check_pages(data: bytes, max_pixels: int) -> tuple[int, ImageFileDirectory]:
     pages, has_more = _read_pages(data)
     full = [index for index, page in enumerate(pages) if _is_full(page, pages[0])]
     _reject_camera_raw(data, pages[0], bool(full))
@@ -109,7 +118,7 @@ def check_tiff(data: bytes, max_pixels: int) -> int:
     _check_strip_count(page)
     _check_strip_bytes(page)
     _check_tiles(page, max_pixels)
-    return chosen
+    return chosen, page
 
 
 def _is_full(page: ImageFileDirectory, first: ImageFileDirectory) -> bool:

@@ -3,12 +3,17 @@
 Sizes are (height, width) in pixels.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.imaging.decode import RGB, Labels
+from models.imaging.decode import Labels
 from models.spec import InputRule
+
+Image = NDArray[Any]  # H x W x C: RGB uint8, or the channels and dtype of an `InputRule`
+RGB_COUNT, MAX_CV_CHANNELS = 3, 4  # OpenCV resizes by area, and fills borders, with up to four channels
 
 # Tiles are multiples of this, twice the deepest stride, so that the logits of all windows lie on one grid.
 SIZE_DIVISOR = 64
@@ -26,13 +31,21 @@ def network_input_size(size: tuple[int, int], rule: InputRule) -> tuple[int, int
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def resize_image(image: RGB, size: tuple[int, int], into: RGB | None = None) -> RGB:
-    """Resize RGB uint8 H x W x 3, optionally into an array: by area when shrinking (no aliasing), else bilinear."""
+def resize_image(image: Image, size: tuple[int, int], into: Image | None = None) -> Image:
+    """Resize H x W x C, optionally into an array: by area when shrinking (no aliasing), else bilinear."""
     if image.shape[:2] == size:
         return image
     shrinks = size[0] * size[1] < image.shape[0] * image.shape[1]
-    resized = cv2.resize(image, size[::-1], into, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return np.asarray(resized, dtype=np.uint8)
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    if image.shape[2] == RGB_COUNT:
+        return np.asarray(cv2.resize(image, size[::-1], into, interpolation=interpolation), dtype=image.dtype)
+    resized = np.empty((*size, image.shape[2]), image.dtype) if into is None else into
+    for first in range(0, image.shape[2], MAX_CV_CHANNELS):
+        part = np.ascontiguousarray(image[:, :, first : first + MAX_CV_CHANNELS])
+        resized[:, :, first : first + MAX_CV_CHANNELS] = cv2.resize(
+            part, size[::-1], interpolation=interpolation
+        ).reshape(*size, part.shape[2])
+    return resized
 
 
 def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
@@ -75,15 +88,15 @@ def canvas_size(fitted: tuple[int, int], rule: InputRule) -> tuple[int, int]:
     return height, width
 
 
-def resize_and_pad(image: RGB, size: tuple[int, int], padded: tuple[int, int]) -> RGB:
+def resize_and_pad(image: Image, size: tuple[int, int], padded: tuple[int, int]) -> Image:
     """Resize an image to `size`, and pad it below and right to `padded` by repeating the last row and column.
 
-    Returns: RGB uint8 H x W x 3, contiguous; the image itself if there is nothing to do.
+    Returns: H x W x C, contiguous; the image itself if there is nothing to do.
     """
     height, width = size
     if image.shape[:2] == size == padded and image.flags.c_contiguous and image.flags.writeable:
         return image
-    canvas = np.empty((*padded, 3), np.uint8)
+    canvas = np.empty((*padded, image.shape[2]), image.dtype)
     inside = canvas[:height, :width]
     if image.shape[:2] == size:
         inside[:] = image

@@ -25,9 +25,10 @@ from models.errors import (
     first_line,
     quoted,
 )
-from models.imaging.decode import RGB, Labels, read_image, read_mask
+from models.imaging.decode import Labels, read_mask
 from models.inference.geometry import (
     SIZE_DIVISOR,
+    Image,
     canvas_size,
     network_input_size,
     resize_and_pad,
@@ -44,7 +45,10 @@ from models.inference.tiling import (
     predict_sliding_window_rows,
 )
 from models.inference.tta import TTAOptions, wrap_with_tta
-from models.spec import InputRule
+from models.readers import read_input
+from models.readers.statistics import sample_statistics
+from models.sample import Sample, Statistics, Valid
+from models.spec import IGNORE_INDEX, InputRule
 
 logger = logging.getLogger("maskserve")
 
@@ -74,8 +78,8 @@ def never_stop() -> bool:
 class Prediction:
     """An image and its predicted labels."""
 
-    image: RGB  # the input image, uint8 H x W x 3
-    labels: Labels  # uint8 H x W, of exactly the image's size
+    image: Image  # the input, H x W x C as the network takes it; of a photograph, RGB uint8
+    labels: Labels  # uint8 H x W, of exactly the image's size; 255 where data is missing
     confidence: Confidence | None = None  # float32 H x W: softmax probability of each label, if requested
 
 
@@ -139,38 +143,57 @@ class Segmenter:
             logger.warning("%s on %s in %s: %s", choice.engine, choice.device, choice.precision, failed[-1])
         raise failed[0]
 
-    def segment(self, image: RGB, confidence: bool = False, should_stop: Callable[[], bool] = never_stop) -> Prediction:
-        """Predict a label for every pixel of an RGB uint8 image, H x W x 3 with H and W >= 1.
+    def segment(
+        self, image: Image | Sample, confidence: bool = False, should_stop: Callable[[], bool] = never_stop
+    ) -> Prediction:
+        """Predict a label for every pixel of an image, H x W x C with H and W >= 1, in the input's channels and dtype.
 
+        A sample that was read for this input (`models/readers`) also says where data is missing: these pixels are void.
         `should_stop` is called before each run of the engine, that is, before each tile.
         Raises: InsufficientMemoryError if even a small tile does not fit into memory, InferenceCancelledError once
         `should_stop` returns True.
         """
+        image, valid, statistics = self._unpack(image)
         size = (image.shape[0], image.shape[1])
         fitted = network_input_size(size, self.rule)
         while True:
             tile = self.tile_size
             try:
-                labels, probabilities = self._predict(image, fitted, tile, confidence, should_stop)
+                labels, probabilities = self._predict(image, fitted, tile, confidence, should_stop, statistics)
                 break
             except MemoryError as error:
                 self._shrink_tiles(tile, fitted, error)
         if probabilities is not None and fitted != size:
             resized = cv2.resize(probabilities, size[::-1], interpolation=cv2.INTER_LINEAR)
             probabilities = np.asarray(resized, np.float32)
-        return Prediction(image, resize_labels(labels, size), probabilities)
+        labels = resize_labels(labels, size)
+        if valid is not None:
+            labels[~valid] = IGNORE_INDEX
+        return Prediction(image, labels, probabilities)
+
+    def _unpack(self, image: Image | Sample) -> tuple[Image, Valid | None, Statistics | None]:
+        """Values, where they are valid, and the statistics of the whole image if the network needs them."""
+        sample = image if isinstance(image, Sample) else Sample(image)
+        if self.rule.scaling.kind == "zscore" and sample.statistics is None:
+            return sample.values, sample.valid, sample_statistics(sample.values, sample.valid)
+        return sample.values, sample.valid, sample.statistics
 
     def segment_rows(
-        self, window: WindowReader, size: tuple[int, int], confidence: bool = False
+        self,
+        window: WindowReader,
+        size: tuple[int, int],
+        confidence: bool = False,
+        statistics: Statistics | None = None,
     ) -> Iterator[tuple[Labels, Confidence | None]]:
         """As `segment`, for an image of (height, width) that is read in windows because it does not fit into memory.
 
+        `statistics` are those of the whole image, for the scaling `zscore`.
         Yields: labels, and confidence if requested, of consecutive rows over the whole width, from the first to the last.
         Raises: EngineError if the input rule resizes whole images, InsufficientMemoryError.
         """
         check_supports_windows(self.rule)
         if round_up(size[0], SIZE_DIVISOR) * round_up(size[1], SIZE_DIVISOR) <= self.tile_size**2:
-            whole = self.segment(window((0, 0), size), confidence)
+            whole = self.segment(Sample(window((0, 0), size), statistics=statistics), confidence)
             yield whole.labels, whole.confidence
             return
         begun = False
@@ -178,7 +201,12 @@ class Segmenter:
             tile = self.tile_size
             try:
                 rows = predict_sliding_window_rows(
-                    self._logits_function(never_stop), window, size, tile, round_up(tile // 4, SIZE_DIVISOR), confidence
+                    self._logits_function(never_stop, statistics),
+                    window,
+                    size,
+                    tile,
+                    round_up(tile // 4, SIZE_DIVISOR),
+                    confidence,
                 )
                 for part in rows:
                     begun = True
@@ -192,27 +220,28 @@ class Segmenter:
                 self._shrink_tiles(tile, size, error)
 
     def _predict(
-        self, image: RGB, fitted: tuple[int, int], tile: int, confidence: bool, should_stop: Callable[[], bool]
-    ) -> tuple[Labels, Confidence | None]:
+        self, image: Image, fitted: tuple[int, int], tile: int, confidence: bool, should_stop: Callable[[], bool],
+        statistics: Statistics | None,
+    ) -> tuple[Labels, Confidence | None]:  # fmt: skip
         """Labels and confidence at the size `fitted`; the labels may be in the engine's memory."""
         height, width = fitted
-        predict_logits = self._logits_function(should_stop)
+        predict_logits = self._logits_function(should_stop, statistics)
         if self.rule.rule != "exact" and round_up(height, SIZE_DIVISOR) * round_up(width, SIZE_DIVISOR) > tile**2:
             overlap = round_up(tile // 4, SIZE_DIVISOR)
             return predict_sliding_window(predict_logits, resize_image(image, fitted), tile, overlap, confidence)
         canvas = resize_and_pad(image, fitted, canvas_size(fitted, self.rule))
         if self.tta is None:
-            labels, scores = self._run_engine(canvas, should_stop, logits=confidence)
+            labels, scores = self._run_engine(canvas, should_stop, confidence, statistics)
             labels = labels[:height, :width]
             return labels, None if scores is None else label_confidence(scores, canvas.shape[:2], labels)
         labels, probabilities = scores_to_labels(predict_logits(canvas), canvas.shape[:2], confidence)
         return labels[:height, :width], None if probabilities is None else probabilities[:height, :width]
 
-    def _logits_function(self, should_stop: Callable[[], bool]) -> LogitsFunction:
-        """A function from a canvas H x W x 3 to logits float32 C x h x w at the network's stride."""
+    def _logits_function(self, should_stop: Callable[[], bool], statistics: Statistics | None) -> LogitsFunction:
+        """A function from a canvas H x W x C to logits float32 classes x h x w at the network's stride."""
 
-        def predict_logits(canvas: RGB) -> Scores:
-            logits = self._run_engine(canvas, should_stop, logits=True)[1]
+        def predict_logits(canvas: Image) -> Scores:
+            logits = self._run_engine(canvas, should_stop, True, statistics)[1]
             assert logits is not None  # they were requested
             return logits
 
@@ -221,12 +250,15 @@ class Segmenter:
         return wrap_with_tta(predict_logits, self.rule, self.tta.flip, self.tta.scales)
 
     def _run_engine(
-        self, canvas: RGB, should_stop: Callable[[], bool], logits: bool = False
+        self, canvas: Image, should_stop: Callable[[], bool], logits: bool, statistics: Statistics | None
     ) -> tuple[Labels, Scores | None]:
         """Run the engine on one canvas. Raises: InferenceCancelledError."""
         if should_stop():
             raise InferenceCancelledError("The inference was cancelled before it was complete.")
-        labels, scores = self.run(canvas[None], logits=logits)
+        if statistics is None:  # imported networks' functions take no more
+            labels, scores = self.run(canvas[None], logits=logits)
+        else:
+            labels, scores = self.run(canvas[None], logits=logits, statistics=statistics[None])
         return labels[0], None if scores is None else scores[0]
 
     def _shrink_tiles(self, tile: int, fitted: tuple[int, int], error: MemoryError) -> None:
@@ -249,7 +281,8 @@ class Segmenter:
         """
         lowest, required = 1.0, self._min_probe_agreement(bundle)
         for image, mask in bundle.probes():
-            equal = agreement(self.segment(read_image(image)).labels, read_mask(mask))
+            sample = read_input(image.read_bytes(), self.rule)
+            equal = agreement(self.segment(sample).labels, read_mask(mask))
             if equal < required:
                 raise ParityError(
                     f"{image}: on this machine {equal:.2%} of the probe's pixels have the label in the bundle; expected at "
@@ -270,7 +303,11 @@ def check_model_outputs(run: InferenceFunction, bundle: Bundle) -> None:
     size = bundle.spec.input.size or (SIZE_DIVISOR, SIZE_DIVISOR)
     expected = f"labels uint8 1 x {size[0]} x {size[1]} and logits float32 1 x {len(bundle.spec.classes)} x h x w"
     try:
-        labels, logits = run(np.zeros((1, *size, 3), np.uint8), logits=True)
+        rule = bundle.spec.input
+        further = {}
+        if rule.scaling.kind == "zscore":
+            further["statistics"] = np.ones((1, 2, len(rule.channels)), np.float32)
+        labels, logits = run(np.zeros((1, *size, len(rule.channels)), rule.dtype), logits=True, **further)
     except RuntimeError as error:
         raise BundleError(f"{bundle.folder}: its network cannot be run: {first_line(error)}") from error
     assert logits is not None  # they were requested

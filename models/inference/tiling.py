@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from models.imaging.decode import RGB, Labels
-from models.inference.geometry import SIZE_DIVISOR, resize_and_pad, round_up
+from models.imaging.decode import Labels
+from models.inference.geometry import SIZE_DIVISOR, Image, resize_and_pad, round_up
 from models.inference.postprocess import (
     Confidence,
     InterpolationTaps,
@@ -30,11 +30,11 @@ from models.inference.postprocess import (
     write_label_rows,
 )
 
-# Reads the window of an image at (top, left) of (height, width), entirely inside it: RGB uint8 height x width x 3.
-WindowReader = Callable[[tuple[int, int], tuple[int, int]], RGB]
+# Reads the window of an image at (top, left) of (height, width), entirely inside it: height x width x C, as the network takes it.
+WindowReader = Callable[[tuple[int, int], tuple[int, int]], Image]
 
-# A contiguous canvas, RGB uint8 H x W x 3 with H and W multiples of 64 -> logits, float32 C x h x w.
-LogitsFunction = Callable[[RGB], Scores]
+# A contiguous canvas, H x W x C with H and W multiples of 64 -> logits, float32 classes x h x w.
+LogitsFunction = Callable[[Image], Scores]
 
 MIN_TILE_SIZE = 256  # pixels a side; smaller tiles are mostly border
 MAX_BAND_BYTES = 2**28  # of the logits of a row of windows; tiles are made smaller to stay below
@@ -62,13 +62,13 @@ class AxisWindows(NamedTuple):
 
 
 def predict_sliding_window(
-    predict_logits: LogitsFunction, image: RGB, tile: int = 1024, overlap: int = 256, confidence: bool = False
+    predict_logits: LogitsFunction, image: Image, tile: int = 1024, overlap: int = 256, confidence: bool = False
 ) -> tuple[Labels, Confidence | None]:
     """Predict labels for an image of any size in windows of at most `tile` x `tile` pixels.
 
     Args:
         predict_logits: the network; every call for one image gets a canvas of the same size.
-        image: RGB uint8, H x W x 3, H and W >= 1, in any memory layout.
+        image: H x W x C, H and W >= 1, in any memory layout.
         tile: side of a window; halved, down to 256, while the logits of a row of windows are too large.
         overlap: minimum overlap of neighbors; at most half a tile if the tile was halved.
         confidence: whether to return the softmax probabilities of the labels.
@@ -90,7 +90,7 @@ def predict_sliding_window(
 
 def _predict_into(
     predict_logits: LogitsFunction,
-    image: RGB,
+    image: Image,
     tile: int,
     overlap: int,
     labels: Labels,
@@ -255,7 +255,7 @@ def infer_output_stride(logits: Scores, size: tuple[int, int]) -> int:
     return stride if fits else 1
 
 
-def extract_window(image: RGB, corner: tuple[int, int], size: tuple[int, int]) -> RGB:
+def extract_window(image: Image, corner: tuple[int, int], size: tuple[int, int]) -> Image:
     """The window of this (height, width) at (top, left), contiguous; outside the image its edge is repeated."""
     top, left = corner
     window = image[top : top + size[0], left : left + size[1]]

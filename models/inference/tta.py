@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from models.errors import ConfigError, quoted
-from models.imaging.decode import RGB
-from models.inference.geometry import canvas_size, resize_and_pad, resize_image
+from models.inference.geometry import Image, canvas_size, resize_and_pad, resize_image
 from models.inference.postprocess import Scores, interpolate_rows, interpolation_taps, pixel_centers
 from models.inference.tiling import LogitsFunction
 from models.spec import InputRule
@@ -67,7 +66,7 @@ def wrap_with_tta(
     """
     TTAOptions(flip, scales)
 
-    def predict_mean(canvas: RGB) -> Scores:
+    def predict_mean(canvas: Image) -> Scores:
         grid: tuple[int, int] | None = None
         total: Scores | None = None
         for view in _augmented_views(predict_logits, rule, canvas, flip, scales):
@@ -100,7 +99,7 @@ class _AugmentedView(NamedTuple):
 
 
 def _augmented_views(
-    predict_logits: LogitsFunction, rule: InputRule, canvas: RGB, flip: bool, scales: tuple[float, ...]
+    predict_logits: LogitsFunction, rule: InputRule, canvas: Image, flip: bool, scales: tuple[float, ...]
 ) -> Iterator[_AugmentedView]:
     for scale in sorted(scales, key=lambda scale: scale != 1):  # scale 1 first, because it defines the grid
         height, width = (max(1, round(length * scale)) for length in canvas.shape[:2])
@@ -114,7 +113,7 @@ def _augmented_views(
             yield _AugmentedView(predict_logits(flipped)[:, :, ::-1], size, valid_ratio)
 
 
-def _base_scale_grid(view: _AugmentedView, canvas: RGB) -> tuple[int, int]:
+def _base_scale_grid(view: _AugmentedView, canvas: Image) -> tuple[int, int]:
     """The network's grid at scale 1, from its stride, which is the same at all scales."""
     axes = zip(canvas.shape[:2], view.logits.shape[1:], view.padded_size, strict=True)
     height, width = (max(1, round(length * samples / padded)) for length, samples, padded in axes)

@@ -19,6 +19,9 @@ class OutputOptions:
     simplify: float = 0.0  # polygons: how far an outline may move, in pixels
     masks: str = "rle"  # json: rle, polygons, png or none
     confidence: bool = False  # json: whether the confidence PNG is included
+    bands: tuple[
+        str, ...
+    ] = ()  # overlay: one or three channels to show; empty: red, green and blue, or the first three
 
     def __post_init__(self) -> None:
         for name in ("alpha", "min_confidence"):

@@ -7,6 +7,7 @@ from models.errors import ImageTooLargeError
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Prediction
 from models.outputs.options import OutputOptions
+from models.readers.composite import to_rgb
 from models.spec import IGNORE_INDEX, BundleSpec
 
 MEDIA_TYPE = "image/jpeg"
@@ -23,7 +24,9 @@ def encode(prediction: Prediction, spec: BundleSpec, options: OutputOptions) -> 
         raise ImageTooLargeError(
             f"The image has {width} x {height} pixels; an overlay is limited to {MAX_JPEG_SIDE:,} a side. Use the format png."
         )
-    blended = blend(prediction.image, prediction.labels, spec.palette(), options.alpha)
+    blended = blend(
+        to_rgb(prediction.image, spec.input, options.bands), prediction.labels, spec.palette(), options.alpha
+    )
     # The same bytes as Pillow's encoder, in less time.
     _, encoded = cv2.imencode(".jpg", cv2.cvtColor(blended, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 90])
     return encoded.tobytes()

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from models.errors import InsufficientMemoryError
-from models.imaging.decode import MAX_PIXELS, RGB, Labels, decode_image
+from models.imaging.decode import MAX_PIXELS, Labels
+from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter, never_stop
 from models.outputs import OUTPUT_FORMATS, needs_confidence
 from models.outputs.options import OutputOptions
 from models.outputs.select import class_indices, filter_prediction
+from models.readers import read_input
+from models.readers.composite import choose_bands
+from models.sample import Sample
 from models.spec import BundleSpec
 
 
@@ -29,7 +33,7 @@ class EncodedMask(NamedTuple):
 class SegmentationPipeline:
     """One bundle, one output format and its options. Methods may be called from any thread.
 
-    Raises: ConfigError if the bundle has no class of a name in `options.classes`.
+    Raises: ConfigError if the bundle has no class of a name in `options.classes`, or no channel of one in `options.bands`.
     """
 
     segmenter: Segmenter
@@ -40,12 +44,13 @@ class SegmentationPipeline:
 
     def __post_init__(self) -> None:
         class_indices(self.options.classes, self.spec)
+        choose_bands(self.spec.input.channels, self.options.bands)
 
-    def decode(self, data: bytes) -> RGB:
-        """Decode an image file to RGB uint8, H x W x 3. Raises: ImageError, InsufficientMemoryError."""
-        return decode_image(data, self.max_pixels)
+    def decode(self, data: bytes) -> Sample:
+        """Decode an image file as the network takes it. Raises: ImageError, InsufficientMemoryError."""
+        return read_input(data, self.spec.input, self.max_pixels)
 
-    def infer(self, image: RGB, should_stop: Callable[[], bool] = never_stop) -> Prediction:
+    def infer(self, image: Image | Sample, should_stop: Callable[[], bool] = never_stop) -> Prediction:
         """Predict the labels, and the confidence if the format or the options need it.
 
         Raises: InsufficientMemoryError, and InferenceCancelledError once `should_stop` returns True.

@@ -94,7 +94,7 @@ function segmentImage() {
 
 function sendRequest() {
   showProgress((seconds) => (seconds < 2 ? "Segmenting …" : `Segmenting … ${seconds} s`));
-  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get() });
+  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get(), bands: chosenBands() });
 }
 
 // format(elapsed seconds) -> text; onEnd() is called after `duration` seconds.
@@ -285,8 +285,28 @@ function updateModelInfo() {
   if (!currentModel()) return;
   renderModelInfo($("model-info"), currentModel());
   showExamples($("examples"), currentModel(), openImage);
+  offerBands(currentModel().spec.input.channels);
   codePanel.update();
 }
+
+// Of a model that takes other channels than red, green and blue: which three the page shows as these.
+function offerBands(channels) {
+  const colors = ["red", "green", "blue"];
+  $("bands").hidden = channels.length < 2 || channels.join() === colors.join();
+  const all = colors.every((color) => channels.includes(color));
+  $("bands").querySelectorAll("select").forEach((field, index) => {
+    field.replaceChildren(...channels.map((name) => createElement("option", { value: name, textContent: name })));
+    field.value = all ? colors[index] : channels[channels.length < 3 ? 0 : index];
+    field.onchange = () => {
+      $("bands").dataset.chosen = "yes";
+      if (requested) segmentImage();
+    };
+  });
+  delete $("bands").dataset.chosen;
+}
+
+const chosenBands = () =>
+  $("bands").dataset.chosen && !$("bands").hidden ? [...$("bands").querySelectorAll("select")].map(({ value }) => value).join() : "";
 
 // The names of the classes to keep once one of them was hidden or shown; otherwise none: all are kept.
 function chosenClasses() {

@@ -4,7 +4,7 @@ import { readPng } from "./png.js";
 
 // Class statistics, mask and confidence from one inference.
 const SEGMENT_PARAMS = { format: "json", masks: "png", confidence: "true" };
-// The image as the service decodes it, where the browser cannot (TIFF) or applies another rotation.
+// The image as the service decodes it, where the browser cannot (TIFF, arrays) or applies another rotation.
 const IMAGE_PARAMS = { format: "overlay", alpha: "0" };
 
 // An error response, or an unreadable file. problem: {status, title, detail, requestId, retryAfter}
@@ -37,7 +37,8 @@ export async function segment(request) {
 
 // -> the image as the service decodes it, a JPEG Blob. Costs an inference, because no other route returns it.
 export async function fetchDecodedImage(request) {
-  return (await postImage(request, IMAGE_PARAMS)).blob();
+  const { bands } = request; // names of three channels, or "" for those that the service chooses
+  return (await postImage(request, bands ? { ...IMAGE_PARAMS, bands } : IMAGE_PARAMS)).blob();
 }
 
 async function postImage({ file, baseUrl, model, apiKey, signal }, params) {

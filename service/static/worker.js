@@ -35,7 +35,7 @@ const handlers = {
   },
 
   async segment(request) {
-    const { number, name } = request;
+    const { number, name, bands } = request;
     newest = number;
     activeRequest?.abort();
     const controller = (activeRequest = new AbortController());
@@ -45,8 +45,8 @@ const handlers = {
       const result = await segment(upload);
       const { width, height } = result.stats;
       await displaying;
-      if (shown.number !== number || shown.width !== width || shown.height !== height) {
-        await displayImage({ number, name }, await fetchDecodedImage(upload));
+      if (shown.number !== number || shown.width !== width || shown.height !== height || (shown.bands ?? "") !== bands) {
+        await displayImage({ number, name, bands }, await fetchDecodedImage(upload));
       }
       if (signal.aborted) return;
       mask = { width, height, labels: result.labels, confidence: result.confidence, png: result.mask, json: result.json };

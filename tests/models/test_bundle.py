@@ -20,7 +20,7 @@ from models.bundle import (
     open_bundle,
 )
 from models.errors import BundleError
-from models.spec import FORMAT_VERSION, Architecture, BundleSpec, ClassInfo, InputRule
+from models.spec import FORMAT_VERSION, OLDEST_FORMAT_VERSION, Architecture, BundleSpec, ClassInfo, InputRule
 
 TINY_SPEC = BundleSpec(
     name="drawn",
@@ -177,7 +177,7 @@ def test_the_error_for_a_run_folder_names_its_bundle(bundle: Path, tmp_path: Pat
         open_bundle(tmp_path / "run")
 
 
-@pytest.mark.parametrize("version", [FORMAT_VERSION - 1, 1, 0, -1, None])
+@pytest.mark.parametrize("version", [OLDEST_FORMAT_VERSION - 1, 1, 0, -1, None])
 def test_an_earlier_format_must_be_exported_again(version: int | None, bundle: Path) -> None:
     content = TINY_SPEC.model_dump() | {"format_version": version, "parity": {"f32": 1.0}}
     if version is None:
@@ -187,6 +187,15 @@ def test_an_earlier_format_must_be_exported_again(version: int | None, bundle: P
     expected = rf"{SPEC_FILE}: the bundle has format {version or 0} of an earlier maskserve; .*: export again\.$"
     with pytest.raises(BundleError, match=expected):
         open_bundle(bundle)
+
+
+def test_a_bundle_of_photographs_of_format_4_opens_as_before(bundle: Path) -> None:
+    content = TINY_SPEC.model_dump(mode="json") | {"format_version": 4}
+    content["input"] = {name: content["input"][name] for name in ("rule", "side", "size", "divisor")}
+    (bundle / SPEC_FILE).write_text(json.dumps(content))
+    rewrite_checksums(bundle)
+    spec = open_bundle(bundle).spec
+    assert spec.input == TINY_SPEC.input and spec.input.is_photograph
 
 
 @pytest.mark.parametrize("version", [FORMAT_VERSION + 1, 99, FORMAT_VERSION + 0.5, float("inf")])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from models.sample import Sample
 from models.spec import ClassInfo, default_rgb
 from training.data.dataset import Pair, SegmentationDataset
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
@@ -25,7 +26,10 @@ class FakeDataset(SegmentationDataset):
         default=lambda index: (np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8))
     )
 
-    def image(self, index: int) -> np.ndarray:
+    def sample(self, index: int) -> Sample:
+        return Sample(self.make_sample(index)[0])
+
+    def rgb(self, index: int) -> np.ndarray:
         return self.make_sample(index)[0]
 
     def labels(self, index: int) -> np.ndarray:

@@ -3,6 +3,7 @@
     UserTransforms(settings)(image, labels, seed)             user_transforms.py  the user's albumentations transforms
     AugmentPolicy(config, crop).sample_params(size, labels, generator)  policy.py  samples the parameters as plain numbers
     cpu.augment_image(image, labels, params, crop)            cpu.py      one image, by albumentations' functions and cv2
+    samples.augment_sample(image, labels, params, crop, rule) samples.py  the same for other channels and dtypes
     batched.augment_batch(images, labels, params, crop)       batched.py  a whole batch, by torch, on its device
     crop_to_source_window(...), pad_and_stack(...)            params.py   the part of an image that a worker sends to a GPU
 
@@ -15,6 +16,8 @@ ignored, so that no label is invented (albumentations #175, kornia #3090).
 
 from typing import Literal
 
+from models.errors import ConfigError
+from models.spec import InputRule
 from training.augment import batched, cpu
 from training.augment.params import (
     FILL_COLOR,
@@ -40,12 +43,21 @@ __all__ = [
 ]
 
 
-def choose_augment_device(setting: Literal["auto", "cpu", "gpu"], device: str) -> Literal["cpu", "gpu"]:
+def choose_augment_device(
+    setting: Literal["auto", "cpu", "gpu"], device: str, rule: InputRule | None = None
+) -> Literal["cpu", "gpu"]:
     """Where images are augmented: "cpu" is in the workers, "gpu" is whole batches on `device`, "cuda" or "cpu".
 
     `auto` is "gpu" only with a GPU: on one thread of a CPU, with crops of 360 x 480 in batches of 8, cv2 augmented 268
-    images/s and torch 25 (`benchmarks/augment.py`).
+    images/s and torch 25 (`benchmarks/augment.py`). Only photographs are augmented on a GPU: `rule` is the network's input.
+    Raises: ConfigError for `gpu` with another input.
     """
+    if rule is not None and not rule.is_photograph:
+        if setting == "gpu":
+            raise ConfigError(
+                f"augment=gpu is for photographs, and the network takes {rule.describe()}: set augment=cpu."
+            )
+        return "cpu"
     if setting != "auto":
         return setting
     return "gpu" if device.startswith("cuda") else "cpu"

@@ -83,6 +83,19 @@ def adjust_color(image: RGB, params: AugmentParams) -> RGB:
     return image
 
 
+def adjust_color_of_floats(image: NDArray[np.float32], params: AugmentParams) -> NDArray[np.float32]:
+    """As `adjust_color`, of RGB float32 H x W x 3 in 0..1."""
+    from albumentations.augmentations.pixel import functional as pixel
+
+    brightness, contrast, saturation = params.color_factors
+    image = pixel.adjust_brightness_torchvision(image, brightness)
+    image = pixel.adjust_contrast_torchvision(image, contrast)
+    image = pixel.adjust_saturation_torchvision(image, saturation)
+    if params.hue_shift:
+        image = pixel.adjust_hue_torchvision(image, params.hue_shift)
+    return np.asarray(image, np.float32)
+
+
 def gaussian_blur(image: RGB, params: AugmentParams) -> RGB:
     """Blur by a Gaussian, mirrored at the edges."""
     from albumentations.augmentations.blur import functional as blur

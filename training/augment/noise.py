@@ -12,13 +12,13 @@ from torch import Tensor
 BYTE_SUM_MEAN, BYTE_SUM_STD = 4 * 127.5, (4 * (256**2 - 1) / 12) ** 0.5
 
 
-def gaussian_noise(seeds: Tensor, deviations: Tensor, size: tuple[int, int]) -> Tensor:
-    """Whole levels, float32 N x h x w x 3, from seeds int N and standard deviations float32 N; `size` is (height, width)."""
+def gaussian_noise(seeds: Tensor, deviations: Tensor, size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Whole levels, float32 N x h x w x channels, from seeds int N and standard deviations float32 N; `size` is (height, width)."""
     height, width = size
-    counter = torch.arange(height * width * 3, dtype=torch.int32, device=seeds.device)
+    counter = torch.arange(height * width * channels, dtype=torch.int32, device=seeds.device)
     # Seeds are hashed first: otherwise seeds 1 and 2 would only swap the noise of neighboring pixels.
     hashed_seeds = lowbias32(seeds.to(torch.int32)).view(-1, 1, 1, 1)
-    hashed = lowbias32(counter.view(1, height, width, 3) ^ hashed_seeds)
+    hashed = lowbias32(counter.view(1, height, width, channels) ^ hashed_seeds)
     total = (hashed & 0xFF) + ((hashed >> 8) & 0xFF) + ((hashed >> 16) & 0xFF) + ((hashed >> 24) & 0xFF)
     levels: Tensor = (total - BYTE_SUM_MEAN) * (deviations / BYTE_SUM_STD).view(-1, 1, 1, 1)
     return levels.round()

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from models.errors import ConfigError, closest_names, first_line, quoted
-from models.imaging.decode import RGB, Labels
-from models.spec import IGNORE_INDEX
+from models.imaging.decode import Labels
+from models.inference.geometry import Image
+from models.spec import IGNORE_INDEX, InputRule
 from training.augment.params import FILL_COLOR
 
 NEAREST_INTERPOLATIONS = (0, 6)  # cv2.INTER_NEAREST, cv2.INTER_NEAREST_EXACT
@@ -26,12 +27,14 @@ TRIAL_SEEDS = range(3)
 class UserTransforms:
     """A list of albumentations transforms, built from their names and arguments."""
 
-    def __init__(self, settings: list[dict[str, Any]]) -> None:
-        """Raises: ConfigError for an unknown name or wrong arguments."""
-        self.transforms = [make_transform(entry) for entry in settings]
+    def __init__(self, settings: list[dict[str, Any]], rule: InputRule | None = None) -> None:
+        """`rule`: the network's input; None for photographs. Raises: ConfigError for an unknown name or wrong arguments."""
+        self.channels = len(rule.channels) if rule else 3
+        self.dtype = rule.dtype if rule else "uint8"
+        self.transforms = [make_transform(entry, self.channels) for entry in settings]
 
-    def __call__(self, image: RGB, labels: Labels, seed: tuple[int, ...]) -> tuple[RGB, Labels]:
-        """Transform RGB uint8 H x W x 3 and labels uint8 H x W; the size stays.
+    def __call__(self, image: Image, labels: Labels, seed: tuple[int, ...]) -> tuple[Image, Labels]:
+        """Transform H x W x C in the input's dtype and labels uint8 H x W; the size stays.
 
         Equal seeds give equal results. Raises: ConfigError if a transform changes the size or the type.
         """
@@ -53,12 +56,12 @@ class UserTransforms:
             try:
                 for size in TRIAL_SIZES:
                     for seed in TRIAL_SEEDS:
-                        try_transform(transform, size, seed)
+                        try_transform(transform, size, seed, self.channels, self.dtype)
             finally:
                 transform.p = probability
 
 
-def make_transform(settings: dict[str, Any]) -> Any:
+def make_transform(settings: dict[str, Any], channels: int = 3) -> Any:
     """An albumentations transform from `{name: ..., p: ..., ...}`. Raises: ConfigError."""
     import albumentations as A
     from albumentations.core.transforms_interface import DualTransform, ImageOnlyTransform
@@ -86,7 +89,7 @@ def make_transform(settings: dict[str, Any]) -> Any:
         )
     # None is "the mask is not filled": an erased part of the image keeps its labels, unless the user asks for 255.
     if defaults.get("fill_mask") is not None:
-        arguments = {"fill": FILL_COLOR, "fill_mask": IGNORE_INDEX, **arguments}
+        arguments = {"fill": FILL_COLOR if channels == 3 else FILL_COLOR[0], "fill_mask": IGNORE_INDEX, **arguments}
     if arguments.get("fill_mask", IGNORE_INDEX) != IGNORE_INDEX:
         raise ConfigError(
             f"The transform {name} would invent labels with fill_mask={arguments['fill_mask']}; only {IGNORE_INDEX} "
@@ -99,11 +102,12 @@ def make_transform(settings: dict[str, Any]) -> Any:
         raise ConfigError(f"The transform {name} has a wrong argument: {reason}.") from error
 
 
-def try_transform(transform: Any, size: tuple[int, int], seed: int) -> None:
+def try_transform(transform: Any, size: tuple[int, int], seed: int, channels: int = 3, dtype: str = "uint8") -> None:
     """Apply a transform twice to an image of noise. Raises: ConfigError."""
     name = _name(transform)
     noise = np.random.default_rng(seed)
-    image = noise.integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = noise.integers(0, 256, (*size, channels), dtype=np.uint8).astype(dtype)
+    kind = f"an RGB image {dtype}" if channels == 3 else f"an image of {channels} channels of {dtype}"
     labels = np.kron(noise.integers(0, 3, (8, 8), dtype=np.uint8), np.ones((20, 20), np.uint8))[: size[0], : size[1]]
     if needed := transform.targets_as_params:
         needed = [target for target in needed if target not in ("image", "mask")]
@@ -119,7 +123,7 @@ def try_transform(transform: Any, size: tuple[int, int], seed: int) -> None:
             results.append(transform(image=image.copy(), mask=labels.copy()))
         except Exception as error:
             raise ConfigError(
-                f"The transform {name} fails on an RGB image uint8 of {size[1]} x {size[0]}: {type(error).__name__}: "
+                f"The transform {name} fails on {kind} of {size[1]} x {size[0]}: {type(error).__name__}: "
                 f"{first_line(error)[:200]}. Change its arguments, or leave it out."
             ) from error
         check_result(name, image, results[-1]["image"], labels, results[-1]["mask"])
@@ -130,7 +134,7 @@ def try_transform(transform: Any, size: tuple[int, int], seed: int) -> None:
         raise ConfigError(f"The transform {name} is not reproducible: equal seeds give unequal results; leave it out.")
 
 
-def check_result(name: str, image: RGB, new_image: Any, labels: Labels, new_labels: Any) -> None:
+def check_result(name: str, image: Image, new_image: Any, labels: Labels, new_labels: Any) -> None:
     """Raises: ConfigError if an image or a mask has another shape or type than before."""
     for what, old, new in (("image", image, new_image), ("mask", labels, new_labels)):
         if old.shape != new.shape or old.dtype != new.dtype:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from models.imaging.decode import RGB, Labels, read_image
-from models.spec import ClassInfo
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import Image
+from models.readers import read_input_file
+from models.readers.composite import read_preview, to_rgb
+from models.sample import Sample
+from models.spec import IGNORE_INDEX, ClassInfo, InputRule
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, RawMask, read_raw_mask
 
 SPLITS = ("train", "val", "test")
+PHOTOGRAPHS = InputRule(rule="native")
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,31 @@ class SegmentationDataset:
     unmatched_masks: tuple[Path, ...] = ()  # masks without an image, for the lint
     notes: tuple[str, ...] = ()  # assumptions made while reading, for the lint to warn about
     files: tuple[Path, ...] = ()  # the other files that were read: classes, lists, annotations, further masks
+    input: InputRule | None = None  # what is read of each image; None until it is chosen: photographs
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def image(self, index: int) -> RGB:
-        """RGB uint8 H x W x 3. Raises: ImageError."""
-        return read_image(self.pairs[index].image)
+    def sample(self, index: int) -> Sample:
+        """An image as the network takes it, with missing pixels marked. Raises: ImageError, DataError."""
+        return read_input_file(self.pairs[index].image, self.input or PHOTOGRAPHS)
+
+    def image(self, index: int) -> Image:
+        """The values of the sample, H x W x C: of a photograph, RGB uint8. Raises: ImageError, DataError."""
+        return self.sample(index).values
+
+    def rgb(self, index: int) -> RGB:
+        """A picture of the image for people, RGB uint8 H x W x 3: of a photograph, its pixels. Raises: ImageError, DataError."""
+        if self.input is None:
+            return read_preview(self.pairs[index].image)
+        return to_rgb(self.image(index), self.input)
+
+    def sample_and_labels(self, index: int) -> tuple[Sample, Labels]:
+        """An image and its labels, which ignore what is missing in the image. Raises: ImageError, DataError."""
+        sample, labels = self.sample(index), self.labels(index)
+        if sample.valid is not None and sample.valid.shape == labels.shape:
+            labels = np.where(sample.valid, labels, np.uint8(IGNORE_INDEX))
+        return sample, labels
 
     def evenly_spaced_indices(self, max_count: int) -> list[int]:
         """Up to `max_count` indices, spread evenly over the split."""

@@ -19,8 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.errors import DataError, MaskserveError, first_line
-from models.imaging.decode import RGB, Labels
-from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image, resize_labels
+from models.imaging.decode import Labels
+from models.inference.geometry import (
+    Image,
+    canvas_size,
+    network_input_size,
+    resize_and_pad,
+    resize_image,
+    resize_labels,
+)
+from models.sample import Statistics
 from models.spec import IGNORE_INDEX, InputRule
 from training.augment import (
     AugmentParams,
@@ -30,6 +38,7 @@ from training.augment import (
     crop_to_source_window,
     pad_and_stack,
 )
+from training.augment.samples import augment_sample
 from training.augment.user_transforms import UserTransforms
 from training.config import TrainConfig
 from training.data.dataset import SegmentationDataset
@@ -42,21 +51,25 @@ ORDER_STREAM, AUGMENT_STREAM, TRANSFORM_STREAM = 0, 1, 2  # separate random stre
 
 
 class Batch(NamedTuple):
-    """Images uint8 N x H x W x 3 RGB, labels uint8 N x H x W (255 is ignored), and the images' names."""
+    """Images N x H x W x C (of photographs, RGB uint8), labels uint8 N x H x W (255 is ignored), and the images' names."""
 
     images: Tensor
     labels: Tensor
     names: list[str]
     augment_params: BatchedAugmentParams | None = None  # to apply on the device, with `augment=gpu`
+    statistics: Tensor | None = (
+        None  # float32 N x 2 x C: shift and scale of the whole samples, for the scaling `zscore`
+    )
 
 
 class Sample(NamedTuple):
-    """A worker's result: RGB uint8 H x W x 3, labels uint8 H x W, and the image's name."""
+    """A worker's result: H x W x C, labels uint8 H x W, and the image's name."""
 
-    image: RGB
+    image: Image
     labels: Labels
     name: str
     augment_params: AugmentParams | None = None  # to apply on the device, with `augment=gpu`
+    statistics: Statistics | None = None  # float32 2 x C, of the whole sample
 
 
 class SampleIndex(NamedTuple):
@@ -110,10 +123,10 @@ class TransformedDataset(Dataset[Any]):
             return SampleFailure(message, is_out_of_memory(error))
 
     def _load_sample(self, item: SampleIndex, name: str) -> Sample:
-        image, labels = self._load_resized(item.image_index)
+        image, labels, statistics = self._load_resized(item.image_index)
         if self.policy is None:
             center = center_crop(labels.shape)
-            return Sample(np.array(image[center]), np.array(labels[center]), name)
+            return Sample(np.array(image[center]), np.array(labels[center]), name, statistics=statistics)
         if self.transforms:
             image, labels = self.transforms(image, labels, (self.seed, TRANSFORM_STREAM, item.sequence_number))
         generator = np.random.default_rng((self.seed, AUGMENT_STREAM, item.sequence_number))
@@ -121,13 +134,17 @@ class TransformedDataset(Dataset[Any]):
         if self.augment_on == "gpu":
             image, labels, params = crop_to_source_window(image, labels, params, self.policy.crop_size)
             return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), name, params)
-        return Sample(*cpu.augment_image(image, labels, params, self.policy.crop_size), name)
+        crop = self.policy.crop_size
+        if self.rule.is_photograph:
+            return Sample(*cpu.augment_image(image, labels, params, crop), name)
+        return Sample(*augment_sample(image, labels, params, crop, self.rule, statistics), name, statistics=statistics)
 
-    def _load_resized(self, index: int) -> tuple[RGB, Labels]:
-        """An image and its labels at the network's scale."""
+    def _load_resized(self, index: int) -> tuple[Image, Labels, Statistics | None]:
+        """An image and its labels at the network's scale, and the statistics of the whole image for `zscore`."""
         if self.decoded_cache and (cached := self.decoded_cache.get(index)):
             return cached
-        image, labels = self.dataset.image(index), self.dataset.labels(index)
+        sample, labels = self.dataset.sample_and_labels(index)
+        image = sample.values
         if image.shape[:2] != labels.shape:
             (rows, columns), (height, width) = labels.shape, image.shape[:2]
             raise DataError(
@@ -136,8 +153,8 @@ class TransformedDataset(Dataset[Any]):
         size = network_input_size(labels.shape, self.rule)
         image, labels = resize_image(image, size), resize_labels(labels, size)
         if self.decoded_cache:
-            self.decoded_cache.put(index, image, labels)
-        return image, labels
+            self.decoded_cache.put(index, image, labels, sample.statistics)
+        return image, labels, sample.statistics
 
 
 def center_crop(shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -202,8 +219,8 @@ def build_train_loader(
             AugmentPolicy(config, crop),
             config.seed,
             augment_on,
-            DecodedCache(cache_folder / "train") if cache_folder else None,
-            UserTransforms(config.transforms) if config.transforms else None,
+            DecodedCache(cache_folder / "train", rule) if cache_folder else None,
+            UserTransforms(config.transforms, rule) if config.transforms else None,
         ),
         config,
         StepSampler(len(dataset), config.batch, config.seed, start, rank=shard[0], world_size=shard[1]),
@@ -226,7 +243,9 @@ def build_val_loader(
     indices = [SampleIndex(index, index) for index in range(rank, len(dataset), world_size)]
     size = max(1, config.batch // world_size)
     return _build_loader(
-        TransformedDataset(dataset, rule, decoded_cache=DecodedCache(cache_folder / "val") if cache_folder else None),
+        TransformedDataset(
+            dataset, rule, decoded_cache=DecodedCache(cache_folder / "val", rule) if cache_folder else None
+        ),
         config,
         [indices[start : start + size] for start in range(0, len(indices), size)],
         functools.partial(collate_by_size, rule=rule),
@@ -295,7 +314,8 @@ def collate_by_size(items: list[Sample | SampleFailure], rule: InputRule) -> lis
         padded = canvas_size(size, rule)
         labels = np.full(padded, IGNORE_INDEX, np.uint8)
         labels[:height, :width] = sample.labels
-        batches[padded].append(Sample(resize_and_pad(sample.image, size, padded), labels, sample.name))
+        image = resize_and_pad(sample.image, size, padded)
+        batches[padded].append(Sample(image, labels, sample.name, statistics=sample.statistics))
     return [_stack(batch) for batch in batches.values()]
 
 
@@ -304,7 +324,13 @@ def _stack(samples: list[Sample]) -> Batch:
         torch.from_numpy(np.stack([sample.image for sample in samples])),
         torch.from_numpy(np.stack([sample.labels for sample in samples])),
         [sample.name for sample in samples],
+        statistics=_stack_statistics([sample.statistics for sample in samples]),
     )
+
+
+def _stack_statistics(found: list[Statistics | None]) -> Tensor | None:
+    """float32 N x 2 x C; None without statistics."""
+    return None if found[0] is None else torch.from_numpy(np.stack([each for each in found if each is not None]))
 
 
 def _separate_failures(items: list[Sample | SampleFailure]) -> tuple[list[Sample], list[SampleFailure]]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
+from models.readers import SAMPLE_SUFFIXES
 
 MASK_WORDS = (
     "mask", "masks", "label", "labels", "labelids", "labeltrainids", "seg", "segmentation", "segm", "gt", "groundtruth",
@@ -110,7 +111,7 @@ def _fold_name(name: str) -> str:
 
 def _strip_image_suffix(name: str) -> str:
     stem, suffix = os.path.splitext(_fold_name(name))
-    return stem if suffix in IMAGE_SUFFIXES else stem + suffix
+    return stem if suffix in IMAGE_SUFFIXES | SAMPLE_SUFFIXES else stem + suffix
 
 
 def _match_unique(

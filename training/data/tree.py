@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
+from models.readers import SAMPLE_SUFFIXES
 from training.data.archive import is_archive, unpack
 
 MASK_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".npy"}  # masks are also read from these
@@ -83,7 +84,7 @@ class FileTree:
 
     def images_below(self, folder: str) -> list[str]:
         """The paths of the images below a folder, sorted."""
-        return self.files_below(folder, IMAGE_SUFFIXES)
+        return self.files_below(folder, IMAGE_SUFFIXES) or self.files_below(folder, SAMPLE_SUFFIXES)
 
     @cached_property
     def image_counts(self) -> dict[str, int]:

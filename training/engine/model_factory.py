@@ -21,14 +21,22 @@ from training.engine.checkpoint import read_checkpoint
 from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, read_run_metadata
 
 
-def make_network(config: TrainConfig, classes: list[ClassInfo], console: Console, load_weights: bool) -> Network:
-    """The network that the settings describe; `load_weights` loads its initial weights (not needed for a resume)."""
+def make_network(
+    config: TrainConfig, classes: list[ClassInfo], console: Console, load_weights: bool, rule: InputRule | None = None
+) -> Network:
+    """The network that the settings describe; `load_weights` loads its initial weights (not needed for a resume).
+
+    `rule`: its input; None for photographs.
+    """
     options = architecture_options(config)
     file = find_weights_file(config) if load_weights else None
     if file is None:
         hub = config.weights if load_weights and config.weights != "none" else None
-        return build(config.architecture, len(classes), **options, weights=hub)
+        network = build(config.architecture, len(classes), **options, weights=hub)
+        network.set_input(rule or network.input)
+        return network
     network = build(config.architecture, len(classes), **options)
+    network.set_input(rule or network.input)
     message = load_initial_weights(network, file, [entry.name for entry in classes], config.reset_head)
     console.print(message, highlight=False, markup=False)
     return network
@@ -57,7 +65,9 @@ def check_batch_norm(network: Network, batch: int, crop: tuple[int, int]) -> Non
     """Raises: ConfigError if a batch norm would get one value per channel, as after a global mean in a batch of one."""
     shadow = copy_to_meta(network).train()
     try:
-        shadow.training_logits(torch.empty(batch, 3, *crop, device="meta"))
+        channels = len(network.input.channels)
+        statistics = torch.ones(batch, 2, channels, device="meta") if network.input.scaling.kind == "zscore" else None
+        shadow.training_logits(torch.empty(batch, channels, *crop, device="meta"), statistics)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -90,8 +100,9 @@ def load_network(run: Path) -> Network:
         )
     config = load_config(settings, [])
     state = read_checkpoint(best)["network"]
-    classes = len(read_run_metadata(run).classes)
-    network = build(config.architecture, classes, **architecture_options(config))
+    metadata = read_run_metadata(run)
+    network = build(config.architecture, len(metadata.classes), **architecture_options(config))
+    network.set_input(metadata.input)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
@@ -104,9 +115,11 @@ def load_network(run: Path) -> Network:
 def make_torch_segmenter(network: Network, rule: InputRule) -> Segmenter:
     """A Segmenter that runs the PyTorch network on its own device, for comparison with the exported one."""
 
-    def run(images: Any, logits: bool = False) -> Any:
+    def run(images: Any, logits: bool = False, statistics: Any = None) -> Any:
+        device = network.mean.device
+        further = () if statistics is None else torch.from_numpy(statistics).to(device).unbind(1)
         with torch.inference_mode():
-            labels, scores = network(torch.from_numpy(images).to(network.mean.device))
+            labels, scores = network(torch.from_numpy(images).to(device), *further)
         return labels.cpu().numpy(), scores.cpu().numpy()
 
     return Segmenter(run, rule)

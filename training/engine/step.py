@@ -29,10 +29,13 @@ class NetworkWithLoss(nn.Module):
         self.aux_weight = config.aux_weight
         self.freeze_norms = config.freeze_norms
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss, float32 of 0 axes, of images uint8 N x H x W x 3 RGB and labels uint8 N x H x W."""
-        # N x H x W x 3 permuted to N x 3 x H x W is already channels_last, the fastest layout for convolutions.
-        logits, *auxiliary = self.network.training_logits(images.permute(0, 3, 1, 2))
+    def forward(self, images: Tensor, labels: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """The loss, float32 of 0 axes, of images N x H x W x C and labels uint8 N x H x W.
+
+        `statistics`, float32 N x 2 x C, are shift and scale of the whole samples, for the scaling `zscore`.
+        """
+        # N x H x W x C permuted to N x C x H x W is already channels_last, the fastest layout for convolutions.
+        logits, *auxiliary = self.network.training_logits(images.permute(0, 3, 1, 2), statistics)
         total: Tensor = self.criterion(logits, labels)
         for aux_logits in auxiliary:
             total = total + self.aux_weight * self.criterion(aux_logits, labels)

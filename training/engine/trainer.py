@@ -142,12 +142,12 @@ class Trainer:
         for part in range(1, config.accumulate + 1):
             batch = next(batches)
             names += batch.names
-            images, labels = self._move_to_device(batch)
+            arguments = self._move_to_device(batch)
             # After `next`: a loader that starts draws from torch's generator, and a resumed run starts it elsewhere.
             seed_torch(config.seed, state.step, part, self.fabric.global_rank)
             with self.fabric.no_backward_sync(self.learner, enabled=part < config.accumulate):
                 with self._autocast():
-                    loss = self.learner(images, labels) / config.accumulate
+                    loss = self.learner(*arguments) / config.accumulate
                 self.fabric.backward(loss)
             total += loss.detach()
         if config.grad_clip:
@@ -180,7 +180,8 @@ class Trainer:
             for batch in batches:
                 self.thread_count.update()
                 images = batch.images.to(fabric.device, non_blocking=True)
-                logits = network.logits(images.permute(0, 3, 1, 2))
+                statistics = None if batch.statistics is None else batch.statistics.to(fabric.device)
+                logits = network.logits(images.permute(0, 3, 1, 2), statistics)
                 predictions = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)
                 confusion.add(batch.labels.numpy(), predictions.cpu().numpy())
         counts = torch.from_numpy(confusion.full_counts).to(fabric.device)
@@ -238,10 +239,15 @@ class Trainer:
             f"At the pace so far, about {epochs:.{0 if epochs >= 10 else 1}f} epochs fit into the time{adapted}."
         )
 
-    def _move_to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Copy a batch while the device still computes the one before, and augment it there with `augment=gpu`."""
+    def _move_to_device(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Copy a batch while the device still computes the one before, and augment it there with `augment=gpu`.
+
+        Returns: images, labels, and statistics if there are any.
+        """
         device = self.fabric.device
         images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+        if batch.statistics is not None:
+            return images, labels, batch.statistics.to(device, non_blocking=True)
         if batch.augment_params is None:
             return images, labels
         params = BatchedAugmentParams(*(part.to(device, non_blocking=True) for part in batch.augment_params))

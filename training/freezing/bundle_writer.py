@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image as PILImage
 
 from models.atomic_write import name_disk_full
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
 from models.console import Console
 from models.errors import BundleError, ConfigError, WeightsError, escape_line
-from models.imaging.decode import RGB, Labels
+from models.imaging.decode import Labels
+from models.inference.geometry import Image
 from models.inference.segmenter import Segmenter
 from models.outputs.png import to_palette_image
 from models.spec import BundleSpec, ClassInfo
@@ -36,7 +37,7 @@ class BundleSource:
     spec: BundleSpec  # without parity, int8 and metrics
     write_graph: Callable[[Path], object]  # writes the graph, and the weights, into a folder
     original: Segmenter  # the network that the frozen graph must agree with
-    images: list[RGB]  # parity images, RGB uint8 H x W x 3
+    images: list[Image]  # parity images, H x W x C as the network takes them; of photographs, RGB uint8
     parity_advice: str  # what to do if the parity check fails
     # Adds to a draft of measured parity, given the original's labels of `images`; returns the final spec.
     complete: Callable[[Bundle, list[Labels]], BundleSpec] | None = None
@@ -84,13 +85,16 @@ def write_bundle(target: Path, source: BundleSource, console: Console) -> Bundle
     return written
 
 
-def write_probes(folder: Path, segmenter: Segmenter, images: list[RGB], classes: list[ClassInfo]) -> set[int]:
+def write_probes(folder: Path, segmenter: Segmenter, images: list[Image], classes: list[ClassInfo]) -> set[int]:
     """Write some images, lossless, with the labels that this network predicts; returns the labels that occur."""
     folder.mkdir()
     occurring: set[int] = set()
     for index, image in enumerate(images[:NUM_PROBES]):
         labels = segmenter.segment(image).labels
-        Image.fromarray(image).save(folder / f"{index}.png")
+        if segmenter.rule.is_photograph:
+            PILImage.fromarray(image).save(folder / f"{index}.png")
+        else:
+            np.savez_compressed(folder / f"{index}.npz", values=image, channels=np.array(segmenter.rule.channels))
         to_palette_image(labels, classes).save(folder / f"{index}.labels.png")
         occurring.update(np.unique(labels).tolist())
     return occurring

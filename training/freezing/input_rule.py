@@ -15,7 +15,7 @@ def parse_input_rule(text: str | None, default: InputRule) -> InputRule:
     if text is None:
         return default
     if text == "native":
-        return InputRule(rule="native", divisor=default.divisor)
+        return _replace_resize(default, "native", None)
     name, _, side = text.partition(":")
     if name != "fit" or (side and not (side.isdigit() and int(side) >= MIN_FIT_SIDE)) or not (side or default.side):
         as_trained = ", fit (as trained)" if default.side else ""
@@ -23,7 +23,12 @@ def parse_input_rule(text: str | None, default: InputRule) -> InputRule:
             f"The input rule {quoted(text)} is not possible; choose native{as_trained}, or fit:SIDE with "
             f"{MIN_FIT_SIDE} pixels or more."
         )
-    return InputRule(rule="fit", side=int(side) if side else default.side, divisor=default.divisor)
+    return _replace_resize(default, "fit", int(side) if side else default.side)
+
+
+def _replace_resize(default: InputRule, rule: str, side: int | None) -> InputRule:
+    """Another resize rule, and the same channels."""
+    return InputRule.model_validate({**default.model_dump(), "rule": rule, "side": side, "size": None})
 
 
 def parse_exact_size(text: str | None) -> tuple[int, int] | None:

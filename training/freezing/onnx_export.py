@@ -35,7 +35,13 @@ def export_onnx(network: "Network", target: Path) -> None:
     Raises: BundleError for a network that torch's exporter cannot write so.
     """
     any_size = torch.export.Dim.DYNAMIC
-    example = torch.zeros(2, 128, 192, 3, dtype=torch.uint8)
+    channels, dtype = len(network.input.channels), getattr(torch, network.input.dtype)
+    example: tuple[torch.Tensor, ...] = (torch.zeros(2, 128, 192, channels, dtype=dtype),)
+    names, dynamic = ["images"], {"images": {0: any_size, 1: any_size, 2: any_size}}
+    if network.input.scaling.kind == "zscore":
+        names += ["shift", "scale"]
+        example += (torch.zeros(2, channels), torch.ones(2, channels))
+        dynamic |= {"shift": {0: any_size}, "scale": {0: any_size}}
     for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes"):  # they print what the error says as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # The exporter warns of its own deprecated calls, and prints whole graphs when it fails.
@@ -44,12 +50,12 @@ def export_onnx(network: "Network", target: Path) -> None:
         try:
             torch.onnx.export(
                 network,
-                (example,),
+                example,
                 target,
                 dynamo=True,
-                input_names=["images"],
+                input_names=names,
                 output_names=["labels", "logits"],
-                dynamic_shapes={"images": {0: any_size, 1: any_size, 2: any_size}},
+                dynamic_shapes=dynamic,
                 external_data=False,
                 verbose=False,
             )

@@ -13,9 +13,11 @@ from models.bundle import Bundle
 from models.console import Console
 from models.engines.selection import MIN_AGREEMENT, iterate_engine_options
 from models.errors import BundleError, DataError, EngineError, ParityError
-from models.imaging.decode import IMAGE_SUFFIXES, RGB, Labels, read_image
-from models.inference.geometry import resize_image
+from models.imaging.decode import IMAGE_SUFFIXES, Labels
+from models.inference.geometry import Image, resize_image
 from models.inference.segmenter import Segmenter, agreement
+from models.readers import SAMPLE_SUFFIXES, read_input_file
+from models.spec import InputRule
 from training.data.synthetic import generate_scene
 
 SYNTHETIC_SIZE = (480, 640)  # (height, width) in pixels of a parity image if none are given
@@ -25,8 +27,13 @@ MIN_F32_AGREEMENT = 0.999
 SIZE_FACTORS = ((1.0, 1.0), (0.61, 0.97), (0.93, 0.43), (0.37, 0.31), (1.51, 1.23))
 
 
-def make_parity_images(read: Callable[[int], RGB], count: int) -> list[RGB]:
-    """Images of odd sizes, RGB uint8 H x W x 3, made from some of `count` images; `read(index)` gives one of them."""
+def draw_scene(index: int) -> Image:
+    """A synthetic photograph, RGB uint8 H x W x 3."""
+    return generate_scene(np.random.default_rng(index), SYNTHETIC_SIZE)[0]
+
+
+def make_parity_images(read: Callable[[int], Image], count: int) -> list[Image]:
+    """Images of odd sizes, H x W x C, made from some of `count` images; `read(index)` gives one of them."""
     images = []
     for index, (height_factor, width_factor) in enumerate(SIZE_FACTORS):
         image = read(index * count // len(SIZE_FACTORS))
@@ -35,20 +42,27 @@ def make_parity_images(read: Callable[[int], RGB], count: int) -> list[RGB]:
     return images
 
 
-def load_parity_images(folder: Path | None) -> list[RGB]:
-    """Parity images, RGB uint8 H x W x 3, from a folder, or synthetic ones without a folder. Raises: DataError, ImageError."""
+def load_parity_images(
+    folder: Path | None, rule: InputRule | None = None, draw: Callable[[int], Image] = draw_scene
+) -> list[Image]:
+    """Parity images from a folder, or those that `draw` makes without a folder; H x W x C.
+
+    `rule`: the network's input; None for photographs, RGB uint8. Raises: DataError, ImageError.
+    """
     if folder is None:
-        return make_parity_images(lambda index: generate_scene(np.random.default_rng(index), SYNTHETIC_SIZE)[0], 5)
+        return make_parity_images(draw, 5)
     files = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES | SAMPLE_SUFFIXES and not path.name.startswith(".")
     )
     if not files:
         raise DataError(
             f"--images {folder}: no image found; the folder needs files ending in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
 
-    def read(index: int) -> RGB:
-        image = read_image(files[index])
+    def read(index: int) -> Image:
+        image = read_input_file(files[index], rule or InputRule(rule="native")).values
         scale = min(1.0, MAX_PARITY_SIDE / max(image.shape[:2]))
         return resize_image(image, (max(1, int(image.shape[0] * scale)), max(1, int(image.shape[1] * scale))))
 
@@ -56,7 +70,7 @@ def load_parity_images(folder: Path | None) -> list[RGB]:
 
 
 def measure_parity(
-    draft: Bundle, images: list[RGB], expected: list[Labels], console: Console, advice: str = ""
+    draft: Bundle, images: list[Image], expected: list[Labels], console: Console, advice: str = ""
 ) -> dict[str, dict[str, float]]:
     """The agreement of the frozen network with the original on the worst image, 0..1, by engine and precision.
 
@@ -86,7 +100,7 @@ def measure_parity(
     return parity
 
 
-def unpadded_agreement(original: Segmenter, images: list[RGB], expected: list[Labels]) -> float | None:
+def unpadded_agreement(original: Segmenter, images: list[Image], expected: list[Labels]) -> float | None:
     """The lowest agreement of `expected` with the original network's labels without any padding, 0..1.
 
     It tells what the padding of the input rule changes. None for a network that does not take images of any size.
@@ -103,7 +117,7 @@ def unpadded_agreement(original: Segmenter, images: list[RGB], expected: list[La
 
 
 def worst_agreement(
-    frozen: Segmenter, name: str, precision: str, images: list[RGB], expected: list[Labels], console: Console
+    frozen: Segmenter, name: str, precision: str, images: list[Image], expected: list[Labels], console: Console
 ) -> float:
     """The lowest agreement of an image's labels with the expected ones, 0..1; prints it.
 

@@ -17,9 +17,11 @@ from typing import Any
 
 import openvino
 
+from models.engines.base import graph_inputs
 from models.engines.openvino_engine import get_core
 from models.errors import BundleError, DataError, EngineError, MaskserveError, first_line
-from models.imaging.decode import RGB
+from models.inference.geometry import Image
+from models.sample import Statistics
 from models.spec import ClassInfo
 from training.metrics.confusion import ConfusionMatrix
 
@@ -30,13 +32,15 @@ MAX_MIOU_DROP = 0.5  # points of mIoU on the validation split; if int8 loses mor
 NUM_WORST_CLASSES = 3  # classes that `miou_drop_message` names
 
 
-def quantise(model: Path, canvases: Iterable[RGB], target: Path) -> None:
+Canvas = Image | tuple[Image, Statistics | None]  # H x W x C, and the statistics of the whole image for `zscore`
+
+
+def quantise(model: Path, canvases: Iterable[Canvas], target: Path) -> None:
     """Write the int8 form of `model` (ONNX) as `target` (.xml) and a .bin beside it.
 
-    `canvases`: inputs as the network gets them in the service, RGB uint8 H x W x 3: training images after the
-    Segmenter's resizing and padding, spread over the data set. They are taken one at a time, once, and no more than
-    NUM_CALIBRATION_IMAGES. The IR keeps the graph's inputs, outputs and dynamic sizes. The same images give the same
-    bytes on the same machine.
+    `canvases`: inputs as the network gets them in the service: training images after the Segmenter's resizing and padding,
+    spread over the data set. They are taken one at a time, once, and no more than NUM_CALIBRATION_IMAGES. The IR keeps the
+    graph's inputs, outputs and dynamic sizes. The same images give the same bytes on the same machine.
     Raises: EngineError without NNCF, DataError without a canvas, BundleError for a graph that cannot be quantised.
     """
     chosen = itertools.islice(iter(canvases), NUM_CALIBRATION_IMAGES)
@@ -97,7 +101,12 @@ def _import_nncf() -> Any:
     return nncf
 
 
-def _quantise_graph(nncf: Any, model: Path, canvases: Iterator[RGB]) -> openvino.Model:
+def _to_graph_inputs(canvas: Canvas) -> dict[str, Any]:
+    image, statistics = canvas if isinstance(canvas, tuple) else (canvas, None)
+    return graph_inputs(image[None], None if statistics is None else statistics[None])
+
+
+def _quantise_graph(nncf: Any, model: Path, canvases: Iterator[Canvas]) -> openvino.Model:
     """The graph with quantisers. NNCF iterates over the images once, so they may come from a generator."""
     track: Any = importlib.import_module("nncf.common.logging.track_progress").track
     get_core()  # the process's only Core, before its class is replaced
@@ -109,7 +118,7 @@ def _quantise_graph(nncf: Any, model: Path, canvases: Iterator[RGB]) -> openvino
         return nncf.quantize(
             # Not `read_model`: this one folds constants, so that NNCF sees weights and biases where they are computed.
             openvino.convert_model(model),
-            nncf.Dataset(canvases, lambda canvas: {"images": canvas[None]}),
+            nncf.Dataset(canvases, _to_graph_inputs),
             # Symmetric: loses nothing after a ReLU. Asymmetric activations gave the same mIoU and speed.
             preset=nncf.QuantizationPreset.PERFORMANCE,
             subset_size=NUM_CALIBRATION_IMAGES,

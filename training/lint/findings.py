@@ -42,13 +42,20 @@ ADVICE = {
     "folder has the labels, move this one away.",
     "instance numbers": "If each number is one object, merge them into one class: `maskserve data remap DATA OUT` with a rule "
     "such as `2,3,4=1`; or export masks of classes.",
-    "dark 16-bit images": "Save them over the full 16 bits (12-bit values times 16), with one factor for all images, and "
-    "send images to the service the same way.",
-    "float images": "Save them with 8 or 16 bits, with one scale for all images, and send images to the service the same way.",
-    "image bands": "Save the three bands to train on as RGB: `gdal_translate -b 1 -b 2 -b 3 -co INTERLEAVE=PIXEL IN OUT` (with "
-    "`-ot Byte -scale` for more than 8 bits).",
-    "nodata is not ignored": "Write 255 into the masks where the images have nodata; "
-    "`maskserve predict --format geotiff` writes 255 there.",
+    "different channels": "Save all images with the same channels in one type, or move the others away. Channels with names may be "
+    "in any order; name a subset that all have with channels=NAME,NAME.",
+    "different scales": "Find out by which factor some files were scaled, and save all with one. Otherwise training chooses "
+    "scaling=zscore, with which each image's own scale does not matter.",
+    "missing pixels": "They are missing data: ignored in training, void in predictions. Repair the files if they should be "
+    "values.",
+    "image without data": "Delete image and mask: there is nothing to learn from.",
+    "suspected nodata": "If this value marks missing pixels, train with nodata=VALUE: they are then ignored, and void in "
+    "predictions.",
+    "constant channel": "Leave it out with channels=NAME,NAME of the others, unless it varies in the images to come.",
+    "georeference differs": "Warp the mask to its image (`gdalwarp -te ... -tr ... -r near`): their pixels do not lie on each "
+    "other.",
+    "stretched samples": "Nothing to do: predictions use the same range, which the bundle keeps.",
+    "nodata": "Nothing to do: these pixels are ignored in training and evaluation, and void in predictions.",
     "assumption": "Check that this is right. If not, write the labels as intended with `maskserve data remap`.",
     "same image in two splits": "Keep it in one split: a network cannot be evaluated on images that it was trained on.",
     "near duplicates in two splits": "Keep frames of one video, or crops of one image, in one split (`maskserve data split`).",

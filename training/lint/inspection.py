@@ -115,7 +115,7 @@ def overlay(dataset: SegmentationDataset, index: int) -> RGB:
 
     Raises: DataError, ImageError; DataError for a mask of another size.
     """
-    image, labels = dataset.image(index), dataset.labels(index)
+    image, labels = dataset.rgb(index), dataset.labels(index)
     if labels.shape != image.shape[:2]:
         raise DataError(
             f"the image has {image.shape[1]} x {image.shape[0]} pixels, its mask {labels.shape[1]} x {labels.shape[0]}"

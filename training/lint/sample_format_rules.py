@@ -1,97 +1,212 @@
-"""Rules for images whose samples are not the usual 8 bits of gray or RGB: what the decoder makes of them may surprise."""
+"""Rules for images that are no photographs: other channels, more than 8 bits, floats, nodata, georeference."""
 
+import itertools
+from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
-from models.spec import IGNORE_INDEX
-from training.data.scan.sample_format import RGB_BANDS, SampleFormat
+import numpy as np
+
+from models.errors import MaskserveError
+from models.readers import read_sample
+from models.readers.names import is_generic
+from models.spec import RGB_CHANNELS
+from training.data.scan.sample_format import SampleFormat
 from training.lint.findings import Finding, LintReport
 
 FULL_16_BITS, MAX_DARK = 65535, 8192  # an eighth of the range
-FLOAT_SCALES = (1.0, 255.0, 65535.0)  # the decoder scales floats by the first that holds them
+MIN_SCALE_GAP = 16.0  # between the ranges of two groups of files: 0..1 and 0..255, or 0..1 and 0..10,000
+USUAL_NODATA = (-9999.0, -32768.0)  # that are no measurement where everything else is positive
+MAX_SHIFT = 0.05  # pixels between an image and its mask
 Location = tuple[str, int]
 
 
 def check_sample_formats(report: LintReport) -> list[Finding]:
-    """The findings about 16-bit, float, multi-band and nodata images; one of each kind."""
-    return [*_check_dark(report), *_check_floats(report), *_check_bands(report), *_check_nodata(report)]
-
-
-def _select(report: LintReport, wanted: Callable[[SampleFormat], bool]) -> list[Location]:
-    return [
-        (split, index)
+    """The findings about channels, types, scales, missing pixels and position; one of each kind."""
+    located = [
+        ((split, index), stats.sample_format)
         for split, all_stats in report.sample_stats.items()
         for index, stats in enumerate(all_stats)
-        if wanted(stats.sample_format)
+        if stats.size
     ]
+    if not any(form.channels for _, form in located):
+        return []
+    found = [
+        *_check_channels(report, located), *_check_scales(report, located), *_check_stretch(report, located),
+        *_check_missing(report, located), *_check_constant(report, located), *_check_georeference(report, located),
+    ]  # fmt: skip
+    return found
 
 
 def _image(report: LintReport, location: Location) -> str:
     return str(report.datasets[location[0]].pairs[location[1]].image)
 
 
-def _formats(report: LintReport, found: list[Location]) -> list[SampleFormat]:
-    return [report.sample_stats[split][index].sample_format for split, index in found]
+Located = list[tuple[Location, SampleFormat]]
 
 
-def _check_dark(report: LintReport) -> list[Finding]:
-    """Images of 12 bits in 16, as cameras, microscopes and DICOM converters write them."""
-    sixteen = _select(report, lambda each: each.kind == "uint16" and not each.planes)
-    dark = [place for place, each in zip(sixteen, _formats(report, sixteen), strict=True) if 0 < each.high < MAX_DARK]
-    if not dark or len(dark) * 2 < len(sixteen):
-        return []
-    highest = max(each.high for each in _formats(report, dark))
-    detail = (
-        f"{len(dark):,} of {len(sixteen):,} images of 16 bits use 0 to {highest:,.0f} of {FULL_16_BITS:,}, such as "
-        f"{_image(report, dark[0])}; they are read as nearly black."
-    )
-    return [Finding("warning", "dark 16-bit images", detail, locations=(dark[0],))]
+def _check_channels(report: LintReport, located: Located) -> list[Finding]:
+    """Files of other channels or another type than most. Names may be in any order."""
+
+    counts = Counter(_channel_key(form) for _, form in located)
+    usual, number = counts.most_common(1)[0]
+    other = [place for place, form in located if _channel_key(form) != usual]
+    findings = []
+    if other:
+        first = next((place, form) for place, form in located if _channel_key(form) == usual)
+        odd = dict(located)[other[0]]
+        shared = {name.lower() for name in odd.channels if not is_generic(name)} & {
+            n.lower() for n in first[1].channels
+        }
+        detail = (
+            f"{_image(report, other[0])} has {_describe(odd)}, and {number:,} images, such as {_image(report, first[0])}, have "
+            f"{_describe(first[1])}; {len(other):,} of {len(located):,} images differ."
+        )
+        level = "warning" if shared and odd.dtype == first[1].dtype else "error"  # a subset by name may be in all
+        findings.append(Finding(level, "different channels", detail, locations=(other[0], first[0])))
+    orders = Counter(form.channels for _, form in located if _channel_key(form) == usual)
+    if len(orders) > 1 and usual[2]:
+        listed = " and ".join(", ".join(names) for names, _ in orders.most_common(2))
+        detail = f"The channels are in different orders ({listed}); they are read by name."
+        findings.append(Finding("note", "different channels", detail))
+    return findings
 
 
-def _check_floats(report: LintReport) -> list[Finding]:
-    found = _select(report, lambda each: each.kind not in ("uint8", "uint16"))
-    if not found:
-        return []
-    highest = {location: each.high for location, each in zip(found, _formats(report, found), strict=True)}
-    scales = {next((scale for scale in FLOAT_SCALES if high <= scale), high) for high in highest.values()}
-    least, most = min(highest, key=highest.__getitem__), max(highest, key=highest.__getitem__)
-    detail = (
-        f"{len(found):,} images have {_formats(report, found)[0].kind} samples, with maxima from {highest[least]:g} "
-        f"({_image(report, least)}) to {highest[most]:g} ({_image(report, most)})."
-    )
-    if len(scales) > 1:
-        detail += " They are scaled by different factors, so one brightness gives different levels."
-    return [Finding("warning", "float images", detail, locations=(least, most) if least != most else (least,))]
+def _channel_key(form: SampleFormat) -> tuple[str, int, tuple[str, ...]]:
+    """Equal for files that can be read as one: the type, the number of channels, and their names if they have some."""
+    if form.dtype == "uint8" and form.channels in ((), RGB_CHANNELS, ("gray",)):
+        return "uint8", 0, ()
+    named = not all(map(is_generic, form.channels))
+    return form.dtype, len(form.channels), tuple(sorted(name.lower() for name in form.channels)) if named else ()
 
 
-def _check_bands(report: LintReport) -> list[Finding]:
-    found = []
-    planes = _select(report, lambda each: each.planes)
-    more = _select(report, lambda each: each.bands > RGB_BANDS and not each.planes)
-    for title, selected in (
-        ("has {bands} bands, one after the other, of which only the first is read, as gray", planes),
-        ("has {bands} bands; a fourth is read as transparency, over white", more),
-    ):
-        if selected:
-            bands = _formats(report, selected)[0].bands
-            detail = (
-                f"{_image(report, selected[0])} {title.format(bands=bands)}; {len(selected):,} images are like this."
-            )
-            found.append(Finding("warning", "image bands", detail, locations=(selected[0],)))
-    return found
+def _describe(form: SampleFormat) -> str:
+    if not form.channels:
+        return "gray or RGB of uint8"
+    return f"{len(form.channels)} channels of {form.dtype} ({', '.join(form.channels)})"
 
 
-def _check_nodata(report: LintReport) -> list[Finding]:
-    """Images with a nodata value whose masks ignore nothing: the border is then learned as a class."""
-    found = [
-        (split, index)
-        for split, index in _select(report, lambda each: bool(each.nodata))
-        if IGNORE_INDEX not in report.sample_stats[split][index].values.tolist()
+def scale_gap(forms: list[SampleFormat]) -> tuple[int, int] | None:
+    """The indices of a file of the smaller and of the larger scale, if the files have two scales; None otherwise."""
+    spans = [
+        max((high - min(low, 0.0) for low, high in zip(form.low, form.high, strict=True)), default=0.0)
+        for form in forms
     ]
-    if not found:
+    order = [index for index in np.argsort(spans).tolist() if spans[index] > 0]
+    for before, after in itertools.pairwise(order):
+        if spans[after] >= MIN_SCALE_GAP * spans[before]:
+            return before, after
+    return None
+
+
+def _check_scales(report: LintReport, located: Located) -> list[Finding]:
+    chosen = [(place, form) for place, form in located if form.channels and form.valid > 0]
+    gap = scale_gap([form for _, form in chosen])
+    if gap is None:
         return []
-    nodata = _formats(report, found)[0].nodata
+    (small, least), (large, most) = chosen[gap[0]], chosen[gap[1]]
     detail = (
-        f"{len(found):,} images have nodata ({nodata}), such as {_image(report, found[0])}, and their masks ignore no pixel: "
-        "missing pixels are trained on with the label that the mask has there."
+        f"The files have different scales: {_image(report, small)} goes up to {max(least.high):g}, {_image(report, large)} up to "
+        f"{max(most.high):g}."
     )
-    return [Finding("warning", "nodata is not ignored", detail, locations=(found[0],))]
+    return [Finding("warning", "different scales", detail, locations=(small, large))]
+
+
+def _check_stretch(report: LintReport, located: Located) -> list[Finding]:
+    """Images of 12 bits in 16, as cameras, microscopes and DICOM converters write them."""
+    sixteen = [(place, form) for place, form in located if form.dtype == "uint16" and form.channels]
+    highest = max((max(form.largest) for _, form in sixteen), default=0.0)
+    if not 0 < highest < MAX_DARK:
+        return []
+    detail = (
+        f"{len(sixteen):,} images of 16 bits use 0 to {highest:,.0f} of {FULL_16_BITS:,}, such as {_image(report, sixteen[0][0])}; "
+        "training stretches the range that they use."
+    )
+    return [Finding("note", "stretched samples", detail, locations=(sixteen[0][0],))]
+
+
+def _check_missing(report: LintReport, located: Located) -> list[Finding]:
+    findings = []
+    cases: tuple[tuple[str, str, str, Callable[[SampleFormat], bool]], ...] = (
+        ("warning", "image without data", "has no valid pixel", lambda form: form.valid == 0),
+        (
+            "warning",
+            "missing pixels",
+            "has samples that are NaN, infinite or beyond 1e20",
+            lambda form: form.finite < 1,
+        ),
+        (
+            "warning",
+            "suspected nodata",
+            "has samples of {mark:g}, which no measurement is",
+            lambda form: _mark(form) is not None,
+        ),
+        ("note", "nodata", "marks pixels as missing", lambda form: 0 < form.valid < 1 and form.finite == 1),
+    )
+    for level, kind, text, applies in cases:
+        places = [place for place, form in located if applies(form)]
+        if places:
+            mark = _mark(dict(located)[places[0]]) or 0.0
+            detail = f"{_image(report, places[0])} {text.format(mark=mark)}; images like this: {len(places):,}."
+            findings.append(Finding(level, kind, detail, locations=(places[0],)))
+    return findings
+
+
+def _mark(form: SampleFormat) -> float | None:
+    """A value of samples that looks like a mark of missing data which the file does not name."""
+    for low, high, smallest, largest in zip(form.low, form.high, form.smallest, form.largest, strict=True):
+        if smallest in USUAL_NODATA and smallest != form.nodata and max(low, high) > 0 and largest > 0:
+            return smallest
+    return None
+
+
+def _check_constant(report: LintReport, located: Located) -> list[Finding]:
+    forms = [form for _, form in located if form.channels and form.valid > 0]
+    names = forms[0].channels if forms else ()
+    same = [form for form in forms if form.channels == names]
+    constant = [
+        name
+        for index, name in enumerate(names)
+        if min(form.smallest[index] for form in same) == max(form.largest[index] for form in same)
+    ]
+    if not constant:
+        return []
+    detail = f"The channel {', '.join(constant)} has the same value in every pixel of all {len(same):,} images."
+    return [Finding("warning", "constant channel", detail)]
+
+
+def _check_georeference(report: LintReport, located: Located) -> list[Finding]:
+    """Masks whose GeoTIFF says that they lie elsewhere than their image."""
+    for place, form in located:
+        mask = report.datasets[place[0]].pairs[place[1]].mask
+        other = _mask_affine(mask) if form.affine else ()
+        if not other:
+            continue
+        size = report.sample_stats[place[0]][place[1]].size or (1, 1)
+        pixel = max(abs(form.affine[0]), abs(form.affine[1]), 1e-300)
+        corners = ((0, 0), (size[1], size[0]))
+        shift = max(
+            abs(
+                sum(
+                    (a - b) * c
+                    for a, b, c in zip(form.affine[row : row + 3], other[row : row + 3], (x, y, 1), strict=True)
+                )
+            )
+            for x, y in corners
+            for row in (0, 3)
+        )
+        if shift > MAX_SHIFT * pixel:
+            detail = f"{mask} lies up to {shift / pixel:,.1f} pixels from its image {_image(report, place)}, by their GeoTIFF tags."
+            return [Finding("error", "georeference differs", detail, locations=(place,))]
+    return []
+
+
+def _mask_affine(mask: Path) -> tuple[float, ...]:
+    """The affine of a mask that is a GeoTIFF; empty otherwise."""
+    if mask.suffix.lower() not in (".tif", ".tiff"):
+        return ()
+    try:
+        sample = read_sample(mask.read_bytes())
+    except (MaskserveError, OSError):
+        return ()
+    return sample.frame.affine or () if sample.frame else ()

@@ -42,7 +42,7 @@ def finding_panes(report: LintReport, finding: Finding) -> list[Pane]:
 def _image_pane(dataset: SegmentationDataset, index: int, split: str) -> Pane:
     name = f"{dataset.pairs[index].name} ({split})"
     try:
-        image = dataset.image(index)
+        image = dataset.rgb(index)
     except (MaskserveError, OSError) as error:
         return Pane(name, error=str(error))
     size = thumbnail_size((image.shape[0], image.shape[1]))
@@ -53,7 +53,7 @@ def _overlay_panes(dataset: SegmentationDataset, index: int) -> list[Pane]:
     name = dataset.pairs[index].name
     size, photo, mask_size, mask = None, "", None, ""
     try:
-        image = dataset.image(index)
+        image = dataset.rgb(index)
         size = thumbnail_size((image.shape[0], image.shape[1]))
         photo = jpeg_data_uri(resize_image(image, size))
     except (MaskserveError, OSError):

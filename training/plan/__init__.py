@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from training.augment.samples import rgb_indices
 from training.data.decoded_cache import decoded_bytes, fits_on_disk
 from training.lint import LintReport
 from training.plan.budget import (
@@ -50,14 +51,17 @@ def make_plan(
     choose_architecture(plan)
     choose_input_rule(plan, fingerprint, machine)
     choose_crop(plan, fingerprint, machine)
-    choose_augmentation(plan, fingerprint)
+    rule = report.datasets["train"].input if "train" in report.datasets else None
+    choose_augmentation(plan, fingerprint, has_color=rule is None or bool(rgb_indices(rule)))
     choose_loss(plan, fingerprint)
     choose_batch(plan, fingerprint, machine)
     read_seconds = measure_read_seconds(report.datasets.get("train"))
-    cache_bytes = decoded_bytes(report.all_image_sizes(), planned_input_rule(plan))
+    planned = planned_input_rule(plan)
+    resized = rule.model_copy(update={"rule": planned.rule, "side": planned.side}) if rule else planned
+    cache_bytes = decoded_bytes(report.all_image_sizes(), resized)
     choose_caching(plan, cache_bytes, functools.partial(fits_on_disk, out or Path()), read_seconds)
     profiler = StepProfiler(
-        len(report.classes), machine, read_seconds, plan["cache_decoded"], start_time or time.monotonic()
+        len(report.classes), machine, read_seconds, plan["cache_decoded"], start_time or time.monotonic(), rule=rule
     )
     seconds = choose_encoder(plan, profiler)
     choose_workers(plan, profiler, seconds)

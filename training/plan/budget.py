@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from models.architectures import default_options
 from models.errors import ConfigError
+from models.spec import InputRule
 from models.thread_count import ThreadCount
 from training.engine.schedule import epochs_between_validations
 from training.plan.fingerprint import DatasetFingerprint
@@ -40,6 +41,7 @@ class StepProfiler:
     cache_decoded: bool = False  # whether images are read only once
     start_time: float = field(default_factory=time.monotonic)  # when the minutes began to count
     busy_fraction: float = 0.0  # largest fraction of a timing during which other programs had the core
+    rule: InputRule | None = None  # the network's input; None for photographs
 
     def __post_init__(self) -> None:
         self.thread_count = ThreadCount(self.machine.device == "cpu")
@@ -49,7 +51,7 @@ class StepProfiler:
         # Processes on a CPU share its memory and its cores; GPUs have their own.
         num_memories = plan["devices"] if self.machine.device == "cuda" else 1
         batch = plan["batch"] // num_memories
-        needed = activation_bytes_per_image(plan.config(), self.num_classes, plan["crop"]) * batch
+        needed = activation_bytes_per_image(plan.config(), self.num_classes, plan["crop"], self.rule) * batch
         if needed > MAX_MEMORY_FRACTION * self.machine.free_bytes:
             return None
         seconds = self._time_step(plan, batch)
@@ -72,7 +74,7 @@ class StepProfiler:
             self.thread_count.update()
             start, waited = time.monotonic(), runnable_wait_seconds()
             found = measure_step_seconds(
-                plan.config(), self.num_classes, plan["crop"], batch, self.machine.device, precision
+                plan.config(), self.num_classes, plan["crop"], batch, self.machine.device, precision, self.rule
             )
             waited = runnable_wait_seconds() - waited
             self.busy_fraction = max(self.busy_fraction, waited / max(1e-9, time.monotonic() - start))

@@ -13,7 +13,7 @@ from models.architectures.meta_device import copy_to_meta
 from models.cgroup_limits import free_memory, usable_cores
 from models.console import Console
 from models.engines.openvino_engine import has_bf16
-from models.spec import ClassInfo, default_rgb
+from models.spec import ClassInfo, InputRule, default_rgb
 from training.config import TrainConfig
 from training.data import SegmentationDataset
 from training.engine.losses import Criterion
@@ -52,7 +52,9 @@ class MachineProfile:
         return cls(device, f"{cores} CPU core{'s' * (cores > 1)}", cores, free_memory(), has_bf16())
 
 
-def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[int, int]) -> int:
+def activation_bytes_per_image(
+    config: TrainConfig, classes: int, crop: tuple[int, int], rule: InputRule | None = None
+) -> int:
     """Bytes that a step keeps for the backward pass per image of `crop` (height, width), float32, without computing it."""
     kept: dict[int, int] = {}
 
@@ -60,23 +62,26 @@ def activation_bytes_per_image(config: TrainConfig, classes: int, crop: tuple[in
         kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
         return tensor
 
-    network = copy_to_meta(_untrained_network(config, classes)).train().requires_grad_(True)
+    network = copy_to_meta(_untrained_network(config, classes, rule)).train().requires_grad_(True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        network.training_logits(torch.empty(2, 3, *crop, device="meta"))
+        channels = len(network.input.channels)
+        statistics = torch.ones(2, 2, channels, device="meta") if network.input.scaling.kind == "zscore" else None
+        network.training_logits(torch.empty(2, channels, *crop, device="meta"), statistics)
     # The loss holds four values per pixel and class: logits, softmax, its logarithm, and their gradient.
     loss = 4 * 4 * classes * crop[0] * crop[1]
     return sum(kept.values()) // 2 + loss
 
 
 def measure_step_seconds(
-    config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str
-) -> float | None:
+    config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str,
+    rule: InputRule | None = None,
+) -> float | None:  # fmt: skip
     """Seconds of the fastest of some steps on `batch` images of noise; None if it does not fit into memory.
 
     crop: (height, width) in pixels; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
     """
     with torch.random.fork_rng(devices=[]), deterministic_mode(config.deterministic):
-        network = _untrained_network(config, classes)
+        network = _untrained_network(config, classes, rule)
         check_batch_norm(network, batch, crop)
         try:
             return _fastest_step(network, config, classes, (batch, *crop), device, precision)
@@ -96,14 +101,16 @@ def _fastest_step(
     network = network.to(torch.device(device)).to(memory_format=torch.channels_last)
     model = NetworkWithLoss(network, Criterion.from_config(config), config).train()
     optimizer = make_optimizer(network, config)
-    images = torch.randint(256, (*shape, 3), dtype=torch.uint8, device=device)
+    channels = len(network.input.channels)
+    images = torch.randint(256, (*shape, channels), dtype=torch.uint8, device=device)
+    statistics = (torch.ones(shape[0], 2, channels, device=device),) if network.input.scaling.kind == "zscore" else ()
     labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
     half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
     times: list[float] = []
     while len(times) < 2 or (len(times) < MAX_TIMED_STEPS and sum(times[1:]) < MAX_TIMED_SECONDS):
         start = time.perf_counter() - runnable_wait_seconds()
         with half:
-            loss = model(images, labels)
+            loss = model(images, labels, *statistics)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -136,9 +143,9 @@ def measure_read_seconds(samples: SegmentationDataset | None) -> float:
     return float(np.median(times))
 
 
-def _untrained_network(config: TrainConfig, classes: int) -> Network:
+def _untrained_network(config: TrainConfig, classes: int, rule: InputRule | None = None) -> Network:
     """The network of the settings with random weights, which are as large and as fast as pretrained ones."""
     class_infos = [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(classes)]
     return make_network(
-        config.model_copy(update={"weights": "none", "reset_head": False}), class_infos, QUIET, load_weights=False
+        config.model_copy(update={"weights": "none", "reset_head": False}), class_infos, QUIET, False, rule
     )

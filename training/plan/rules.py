@@ -163,8 +163,8 @@ def _crop_side(side: int) -> int:
     return whole if whole <= 6 * STRIDE else max(6 * STRIDE, round(0.68 * side / STRIDE) * STRIDE)
 
 
-def choose_augmentation(plan: Plan, fingerprint: DatasetFingerprint) -> None:
-    """Augmentations that keep the meaning of an image."""
+def choose_augmentation(plan: Plan, fingerprint: DatasetFingerprint, has_color: bool = True) -> None:
+    """Augmentations that keep the meaning of an image. `has_color`: whether it has the channels red, green and blue."""
     if fingerprint.horizontally_asymmetric:
         plan.set("flip", 0.0, "a class lies mostly in the left or right half")
     else:
@@ -179,7 +179,10 @@ def choose_augmentation(plan: Plan, fingerprint: DatasetFingerprint) -> None:
         plan.set("scale", [0.5, 1.75], "object size varies")
     else:
         plan.set("scale", [0.7, 1.4], "all images have one scale; some variation")
-    plan.set("color_jitter", 0.4, "light varies; stronger jitter lowered the accuracy of short trainings")
+    if has_color:
+        plan.set("color_jitter", 0.4, "light varies; stronger jitter lowered the accuracy of short trainings")
+    else:
+        plan.set("color_jitter", 0.0, "the channels are not red, green and blue")
 
 
 def choose_loss(plan: Plan, fingerprint: DatasetFingerprint) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import network_input_size, resize_image, resize_labels
 from models.inference.segmenter import Segmenter
+from models.readers.composite import to_rgb
 from models.spec import IGNORE_INDEX, ClassInfo, InputRule, palette
 from training.data import SegmentationDataset
 from training.metrics.bootstrap import PerImageCounts
@@ -62,8 +63,8 @@ def worst_and_best(tally: PerImageCounts) -> tuple[list[int], list[int]]:
 
 def _card(segmenter: Segmenter, samples: SegmentationDataset, index: int, occurring: set[int]) -> dict[str, Any]:
     """The content of an image's card; adds the labels that it shows to `occurring`."""
-    image, target = samples.image(index), samples.labels(index)
-    prediction = segmenter.segment(image).labels
+    sample, target = samples.sample_and_labels(index)
+    prediction, image = segmenter.segment(sample).labels, to_rgb(sample.values, segmenter.rule)
     size = (image.shape[0], image.shape[1])
     if max(size) > MAX_DISPLAY_SIDE:
         size = network_input_size(size, InputRule(rule="fit", side=MAX_DISPLAY_SIDE))

@@ -19,11 +19,13 @@ from maskserve.predict.geotiff import (
     utf8_path,
 )
 from models.bundle import SPEC_FILE, bundle_writer, open_bundle
-from models.errors import ConfigError, EngineError, RunError
+from models.errors import ConfigError, DataError, EngineError, RunError
 from models.imaging.decode import Labels
 from models.inference.segmenter import Prediction, Segmenter
 from models.outputs.options import OutputOptions
-from models.spec import BundleSpec, InputRule
+from models.readers.prepare import prepare_sample
+from models.sample import Sample as ImageSample
+from models.spec import Architecture, BundleSpec, ClassInfo, InputRule
 from tests.fixtures_bundles import synthetic_image
 from tests.maskserve.predict.test_resume import limit_file_size
 from tests.maskserve.predict_helpers import read_rows, run_predict, write_images
@@ -267,3 +269,69 @@ def test_names_that_are_not_utf8(bundle: Path, tmp_path: Path) -> None:
     (mask,) = (folder / "out").glob("*.tif")
     with utf8_path(mask) as path, rasterio.open(path) as raster:
         assert (raster.read(1) == segment_whole(bundle, image).labels).all()
+
+
+class ChannelRun:
+    """A small network of four channels behind `segment_raster`: the class is the brightest of the first three channels."""
+
+    def __init__(self, rule: InputRule) -> None:
+        def run(images: np.ndarray, logits: bool = False, statistics: np.ndarray | None = None) -> Any:
+            values = images.astype(np.float32)
+            if statistics is not None:
+                values = (values - statistics[:, None, None, 0]) / statistics[:, None, None, 1]
+            scores = np.moveaxis(values[..., :3], 3, 1)
+            return scores.argmax(axis=1).astype(np.uint8), scores
+
+        self.rule, self.segmenter = rule, Segmenter(run, rule)
+        self.spec = BundleSpec(
+            name="four",
+            classes=[ClassInfo(name=name, rgb=(0, 0, 0)) for name in "abc"],
+            input=rule,
+            architecture=Architecture(name="fcn"),
+        )
+
+    def __call__(self, source: Path, out: Path, **options: Any) -> Labels:
+        config = PredictConfig("bundle", str(out.parent), format="geotiff", **options)
+        segment_raster(self.segmenter, self.spec, source, out, config, lambda: False)
+        with rasterio.open(out) as raster:
+            return np.asarray(raster.read(1))
+
+
+@pytest.mark.parametrize("kind", ["window", "zscore"])
+def test_a_raster_is_read_by_the_channels_of_the_bundle(kind: str, tmp_path: Path) -> None:
+    names = ("nir", "red", "green", "blue")
+    ranges = {"low": (), "high": ()} if kind == "zscore" else {"low": (0.0,) * 4, "high": (4000.0,) * 4}
+    rule = InputRule.model_validate(
+        {"rule": "native", "channels": names, "dtype": "uint16", "scaling": {"kind": kind, **ranges}}
+    )
+    run = ChannelRun(rule)
+    image = np.tile(np.random.default_rng(0).integers(1, 4000, (64, 64, 4)), (18, 22, 1)).astype(np.uint16)
+    image[:100, :200] = 0
+    write_raster(tmp_path / "ordered.tif", image.transpose(2, 0, 1), nodata=0)
+    write_raster(tmp_path / "named.tif", np.insert(image[:, :, ::-1], 2, 7, axis=2).transpose(2, 0, 1), nodata=0)
+    with rasterio.open(tmp_path / "named.tif", "r+") as raster:
+        raster.descriptions = ("Blue", "Green", "swir", "Red", "NIR")
+    expected = run.segmenter.segment(prepare_sample(ImageSample(image, channels=names, nodata=0), rule)).labels
+    assert (expected[:100, :200] == 255).all()
+    found = run(tmp_path / "ordered.tif", tmp_path / "ordered.out.tif")
+    assert (found == expected).mean() > 0.999 and (found[:100, :200] == 255).all()
+    assert np.array_equal(run(tmp_path / "named.tif", tmp_path / "named.out.tif"), found)
+    assert np.array_equal(run(tmp_path / "named.tif", tmp_path / "bands.out.tif", bands=(5, 4, 2, 1)), found)
+    for options, words in (({"bands": (1, 2)}, "name a band for each"), ({"scale": (0.0, 1.0)}, "omit it")):
+        with pytest.raises(DataError, match=words):
+            run(tmp_path / "ordered.tif", tmp_path / "x.tif", **options)
+    write_raster(tmp_path / "three.tif", image[:, :, :3].transpose(2, 0, 1))
+    with pytest.raises(DataError, match=r"3 channels of uint16 .*this model takes 4 channels of uint16 .*--bands"):
+        run(tmp_path / "three.tif", tmp_path / "x.tif")
+    write_raster(tmp_path / "floats.tif", image.transpose(2, 0, 1).astype(np.float32))
+    with pytest.raises(DataError, match="the samples are float32; the model takes"):
+        run(tmp_path / "floats.tif", tmp_path / "x.tif")
+
+
+def test_a_single_band_is_read_by_a_gray_model(tmp_path: Path) -> None:
+    rule = InputRule.model_validate(
+        {"rule": "native", "channels": ("gray",), "dtype": "int16", "scaling": {"low": (-100.0,), "high": (900.0,)}}
+    )
+    run = ChannelRun(rule)
+    write_raster(tmp_path / "dem.tif", np.full((1, 90, 70), 5, np.int16), nodata=-9999)
+    assert (run(tmp_path / "dem.tif", tmp_path / "out.tif") == 0).all()

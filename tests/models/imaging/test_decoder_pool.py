@@ -66,7 +66,7 @@ def is_running(pid: int) -> bool:
 def test_pixels_are_those_of_the_decoder(pool: DecoderPool, size: tuple[int, int]) -> None:
     """Also when a large image, after which the buffer is cut, comes before a small one."""
     data = encode_image(np.resize(synthetic_image(99, 99), (*size, 3)), "BMP")
-    np.testing.assert_array_equal(pool.decode(data), decode_image(data))
+    np.testing.assert_array_equal(pool.decode(data).values, decode_image(data))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_child_is_killed_at_the_deadline_and_replaced(stopped: tuple[DecoderPool
     with pytest.raises(CorruptImageError, match="took too long"):
         pool.decode(PNG, timeout_seconds=0.05)
     assert not is_running(child)
-    assert pool.decode(PNG).shape == (24, 32, 3)
+    assert pool.decode(PNG).values.shape == (24, 32, 3)
 
 
 def test_child_is_killed_when_the_caller_has_gone(
@@ -122,7 +122,7 @@ def test_others_are_served_while_an_image_hangs(stopped: tuple[DecoderPool, int]
     thread.start()
     wait_until(lambda: not pool._idle)
     for _ in range(3):
-        assert pool.decode(PNG).shape == (24, 32, 3)
+        assert pool.decode(PNG).values.shape == (24, 32, 3)
     assert not failed
     os.kill(child, signal.SIGKILL)  # a crash is noticed at once
     thread.join(10)
@@ -133,7 +133,7 @@ def test_child_that_was_killed_while_idle_is_replaced(stopped: tuple[DecoderPool
     pool, child = stopped
     os.kill(child, signal.SIGKILL)
     pool._idle[0].process.wait()
-    assert pool.decode(PNG).shape == (24, 32, 3)
+    assert pool.decode(PNG).values.shape == (24, 32, 3)
 
 
 def test_child_has_limits_and_imports_no_engine(pool: DecoderPool) -> None:
@@ -155,7 +155,7 @@ def test_image_that_needs_too_much_memory_is_refused() -> None:
         pool._put(decoder_pool._Child((64 << 20) - decoder_process.RESERVED_BYTES))
         with pytest.raises(InsufficientMemoryError):
             pool.decode(make_png((6000, 6000), 1, 0, bytes(751 * 6000)))
-        assert pool.decode(PNG).shape == (24, 32, 3)
+        assert pool.decode(PNG).values.shape == (24, 32, 3)
     finally:
         pool.close()
 

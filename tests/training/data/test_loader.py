@@ -2,7 +2,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -166,7 +166,7 @@ def test_mask_of_another_size_is_named(samples: SegmentationDataset) -> None:
 class CrashingSamples(SegmentationDataset):
     """Kills the process that reads an image, as a system without memory does."""
 
-    def image(self, index: int) -> np.ndarray:
+    def sample(self, index: int) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

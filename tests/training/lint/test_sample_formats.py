@@ -1,96 +1,125 @@
-"""Images whose samples are not 8 bits of gray or RGB: the lint says what is read of them."""
+"""Images that are no photographs: what the lint finds about channels, types, scales, missing pixels and position."""
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from PIL import Image
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+import rasterio
 
-from training.data.scan.sample_format import SampleFormat
+from tests.fixtures_channels import CHANNELS, draw_chip, encode_tiff, make_channel_dataset
 from training.lint import LintReport, lint
 from training.lint.sample_format_rules import check_sample_formats
 
-LABELS = np.tile(np.uint8([0, 1]), (48, 20))
-GDAL_NODATA = 42113
+Change = Callable[[np.ndarray], np.ndarray]
 
 
-def make_dataset(
-    root: Path, image: Callable[[int], NDArray[np.generic]], suffix: str = ".png", **options: object
-) -> Path:
-    """Six images with noise and their masks."""
-    for kind in ("images", "masks"):
-        (root / kind).mkdir()
-    for index in range(6):
-        Image.fromarray(image(index)).save(root / f"images/a{index}{suffix}", **options)
-        Image.fromarray(LABELS).save(root / f"masks/a{index}.png")
-    return root
+def findings(report: LintReport) -> dict[tuple[str, str], str]:
+    """Details of the findings about samples, by level and kind."""
+    return {(finding.level, finding.kind): finding.detail for finding in check_sample_formats(report)}
 
 
-def noise(index: int, high: int) -> NDArray[np.int64]:
-    return np.random.default_rng(index).integers(0, high + 1, LABELS.shape)
+def lint_changed(
+    root: Path,
+    change: Change,
+    names: tuple[str, ...] = CHANNELS,
+    every: bool = False,
+    dtype: str = "uint16",
+    **options: Any,
+) -> dict[tuple[str, str], str]:
+    """Twelve chips, of which the third, or every one, was changed."""
+    make_channel_dataset(root, 12, CHANNELS, dtype)
+    for index in range(12) if every else [3]:
+        values = change(draw_chip(index, 4, dtype)[0].copy())
+        (root / f"images/chip{index}.tif").write_bytes(encode_tiff(values, names, **options))
+    return findings(lint(root, use_cache=False))
 
 
-def details(report: LintReport) -> dict[str, str]:
-    return {finding.kind: finding.detail for finding in report.findings if finding.level == "warning"}
+def set_rows(value: float, rows: int = 5, channel: int | None = None) -> Change:
+    def change(values: np.ndarray) -> np.ndarray:
+        values[:rows, :, slice(None) if channel is None else channel] = value
+        return values
+
+    return change
 
 
-def test_12_bits_in_16_are_a_finding_with_the_range(tmp_path: Path) -> None:
-    detail = details(lint(make_dataset(tmp_path, lambda index: noise(index, 4095).astype(np.uint16))))[
-        "dark 16-bit images"
-    ]
-    assert detail.startswith("6 of 6 images of 16 bits use 0 to 4,09")
-    assert "nearly black" in detail
+def test_12_bits_in_16_are_stretched_and_the_lint_says_so(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, lambda values: values)
+    assert list(found) == [("note", "stretched samples")]
+    assert "12 images of 16 bits use 0 to 3,800 of 65,535" in found["note", "stretched samples"]
 
 
-def test_the_advice_for_12_bits_works(tmp_path: Path) -> None:
-    report = lint(make_dataset(tmp_path, lambda index: (noise(index, 4095) * 16).astype(np.uint16)))
-    assert "dark 16-bit images" not in details(report)
-    assert report.datasets["train"].image(0).mean() == pytest.approx(127, abs=4)
+def test_a_missing_band_is_an_error_with_both_files(tmp_path: Path) -> None:
+    detail = lint_changed(tmp_path, lambda values: values[:, :, :3], ())["error", "different channels"]
+    assert "chip3.tif has 3 channels of uint16 (band1, band2, band3)" in detail
+    assert "have 4 channels of uint16 (red, green, blue, nir); 1 of 12 images differ" in detail
 
 
-def test_floats_that_are_scaled_differently_are_a_finding_with_both_files(tmp_path: Path) -> None:
-    make_dataset(tmp_path, lambda index: (noise(index, 255) / 255 * (0.98, 1.02)[index % 2]).astype(np.float32), ".tif")
-    detail = details(lint(tmp_path))["float images"]
-    assert "from 0.98 (" in detail
-    assert "to 1.02 (" in detail
-    assert "different factors" in detail
+def test_another_type_is_an_error(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, lambda values: values.astype(np.float32))
+    assert "4 channels of float32" in found["error", "different channels"]
 
 
-def test_the_format_of_the_samples_is_cached(tmp_path: Path) -> None:
-    make_dataset(tmp_path, lambda index: noise(index, 4095).astype(np.uint16))
-    for path in tmp_path.rglob("*.png"):
+def test_bands_in_another_order_are_read_by_name(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, lambda values: values[:, :, ::-1], CHANNELS[::-1])
+    assert "read by name" in found["note", "different channels"]
+    assert ("error", "different channels") not in found
+
+
+def test_bands_that_all_have_may_be_chosen(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, lambda values: values[:, :, :3], CHANNELS[:3])
+    assert "1 of 12 images differ" in found["warning", "different channels"]
+
+
+def test_two_scales_in_one_set_name_a_file_of_each(tmp_path: Path) -> None:
+    detail = lint_changed(tmp_path, lambda values: values * 255, dtype="float32")["warning", "different scales"]
+    assert "up to 0.8" in detail and "chip3.tif up to 2" in detail
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30, -3.4e38])
+def test_nan_infinity_and_marks_are_missing_pixels(value: float, tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, set_rows(value, channel=2), dtype="float32")
+    assert "chip3.tif has samples that are NaN, infinite or beyond 1e20" in found["warning", "missing pixels"]
+    assert ("warning", "different scales") not in found
+
+
+def test_nodata_without_a_mark_is_suspected(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, lambda values: set_rows(-9999)(values + 2000), every=True, dtype="int16")
+    assert "has samples of -9999" in found["warning", "suspected nodata"]
+
+
+def test_marked_nodata_and_images_without_data(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path / "part", set_rows(0), nodata=0)
+    assert "chip3.tif marks pixels as missing" in found["note", "nodata"]
+    found = lint_changed(tmp_path / "all", set_rows(0, rows=64), nodata=0)
+    assert "chip3.tif has no valid pixel" in found["warning", "image without data"]
+
+
+def test_a_constant_channel_is_named(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, set_rows(700, 64, channel=1), every=True)
+    assert found["warning", "constant channel"].startswith("The channel green has the same value in every pixel of all")
+
+
+def test_a_mask_that_lies_elsewhere_than_its_image_is_an_error(tmp_path: Path) -> None:
+    make_channel_dataset(tmp_path, 12)
+    for index, shift in ((2, 0), (3, 25)):
+        (tmp_path / f"masks/chip{index}.png").unlink()
+        place = rasterio.Affine(10, 0, 500_000 + shift, 0, -10, 5_400_000)
+        mask = encode_tiff(draw_chip(index)[1][:, :, None], crs="EPSG:32633", transform=place)
+        (tmp_path / f"masks/chip{index}.tif").write_bytes(mask)
+    detail = findings(lint(tmp_path, use_cache=False))["error", "georeference differs"]
+    assert "chip3.tif lies up to 2.5 pixels from its image" in detail
+
+
+def test_the_formats_are_cached(tmp_path: Path) -> None:
+    make_channel_dataset(tmp_path, 10, nodata=0)
+    for path in tmp_path.rglob("*.*"):
         os.utime(path, (1e9, 1e9))  # old enough for the cache
     first, second = lint(tmp_path), lint(tmp_path)
-    assert details(first)["dark 16-bit images"] == details(second)["dark 16-bit images"]
     assert first.sample_stats["train"][0].sample_format == second.sample_stats["train"][0].sample_format
-
-
-def test_nodata_without_ignored_pixels_is_a_finding(tmp_path: Path) -> None:
-    tags = ImageFileDirectory_v2()
-    tags[GDAL_NODATA] = "0"
-    make_dataset(tmp_path, lambda index: noise(index, 255).astype(np.uint8), ".tif", tiffinfo=tags)
-    assert "6 images have nodata (0)" in details(lint(tmp_path))["nodata is not ignored"]
-    for path in (tmp_path / "masks").iterdir():  # as the advice says
-        labels = LABELS.copy()
-        labels[:3] = 255
-        Image.fromarray(labels).save(path)
-    assert "nodata is not ignored" not in details(lint(tmp_path))
-
-
-def test_bands_that_are_not_read_as_color_are_findings(tmp_path: Path) -> None:
-    report = lint(make_dataset(tmp_path, lambda index: noise(index, 255).astype(np.uint8)))
-    stats = report.sample_stats["train"]
-    stats[0] = replace(stats[0], sample_format=SampleFormat("uint16", bands=3, planes=True))
-    stats[1] = replace(stats[1], sample_format=SampleFormat(bands=4))
-    found = [finding.detail for finding in check_sample_formats(report)]
-    assert len(found) == 2
-    assert "3 bands, one after the other, of which only the first is read" in found[0]
-    assert "4 bands; a fourth is read as transparency" in found[1]
+    assert findings(first) == findings(second)
 
 
 def test_usual_images_have_no_such_finding(dataset: Path) -> None:

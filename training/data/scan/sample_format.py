@@ -1,64 +1,67 @@
-"""How an image file stores its samples, where that matters for reading it: more than 8 bits, floats, bands, nodata."""
+"""What an image file holds beside 8 bits of gray or RGB: channels, type, range, nodata, position.
+
+The scaling of the network's input is planned from it (`training/plan/input_channels.py`).
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
-from models.imaging.decode import RGB
+from models.readers.prepare import find_valid, is_measured
+from models.sample import Sample
 
-SAMPLES_PER_PIXEL, BITS_PER_SAMPLE, PLANAR_CONFIG, GDAL_NODATA = 277, 258, 284, 42113  # TIFF tags
-DARK_LEVEL = 32  # of 255: an image below uses an eighth of its 16 bits at most
-RGB_BANDS = 3
+QUANTILES = (0.005, 0.995)  # of the valid pixels: what is brighter or darker may be a reflection or a dead pixel
+MAX_SAMPLED = 200_000  # pixels whose quantiles are computed
+
+Numbers = tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """The samples of one image file."""
+    """The samples of one image file. A photograph (`EIGHT_BITS`) has no channels here."""
 
-    kind: str = "uint8"  # uint8, uint16, or that of other samples: int32, float32
-    low: float = 0.0  # the range of the samples, known for floats and for dark images of 16 bits
-    high: float = 0.0
-    bands: int = 0  # of a TIFF with more than three, or with separate planes; 0 for others
-    planes: bool = False  # whether a TIFF stores one band after the other
-    nodata: str = ""  # the value that GDAL notes as missing
+    dtype: str = "uint8"
+    channels: tuple[str, ...] = ()
+    low: Numbers = ()  # by channel, the 0.5% quantile of the valid pixels
+    high: Numbers = ()  # the 99.5% quantile
+    smallest: Numbers = ()  # the extremes of the pixels that are numbers, nodata included
+    largest: Numbers = ()
+    valid: float = 1.0  # fraction of the pixels that are not missing
+    finite: float = 1.0  # fraction of the pixels without NaN, infinite samples, and marks such as 1e30
+    nodata: float | None = None  # the value that the file names
+    affine: Numbers = ()  # from pixels to the CRS; empty without
+    spacing: Numbers = ()  # height and width of a pixel; empty without
+    unit: str = ""  # of the spacing
 
 
 EIGHT_BITS = SampleFormat()
 
 
-def read_sample_format(image: Image.Image, rgb: RGB | None) -> SampleFormat:
-    """The format of an opened image. `rgb`: its decoded pixels, uint8 H x W x 3, None if it cannot be decoded."""
-    raw = str(image.tile[0].args) if getattr(image, "tile", None) else ""  # type: ignore[attr-defined]
-    kind = "uint8"
-    if image.mode.startswith("F"):
-        kind = "float32"
-    elif image.mode == "I" and ";16" not in raw:
-        kind = "int32"
-    elif image.mode.startswith("I") or ";16" in raw:
-        kind = "uint16"
-    bands, planes, nodata = 0, False, ""
-    if isinstance(image, TiffImageFile):
-        samples = int(image.tag_v2.get(SAMPLES_PER_PIXEL, 1))
-        bits = image.tag_v2.get(BITS_PER_SAMPLE, (8,))
-        planes = image.tag_v2.get(PLANAR_CONFIG) == 2 and samples > 1 and max(bits) > 8  # 8-bit planes are read whole
-        bands = samples if planes or samples > RGB_BANDS else 0
-        nodata = str(image.tag_v2.get(GDAL_NODATA, "")).strip("\0 ")
-    low = high = 0.0
-    if kind != "uint8" and (kind != "uint16" or (rgb is not None and rgb.max(initial=0) < DARK_LEVEL)):
-        low, high = _sample_range(image)
-    return SampleFormat(kind, low, high, bands, planes, nodata) if kind != "uint8" or bands or nodata else EIGHT_BITS
-
-
-def _sample_range(image: Image.Image) -> tuple[float, float]:
-    try:
-        values = np.asarray(image, np.float64)
-    except Exception:  # the decoder reports it
-        return 0.0, 0.0
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return 0.0, 0.0
-    if image.mode == "RGB":  # Pillow keeps the upper 8 of 16 bits
-        return float(finite.min() * 257), float(finite.max() * 257 + 256)
-    return float(finite.min()), float(finite.max())
+def describe_sample(sample: Sample, nodata: float | None = None) -> SampleFormat:
+    """The format of a sample; `nodata`: a value of missing samples beside the file's own."""
+    values = sample.values
+    flat = values.reshape(-1, values.shape[2])
+    finite = is_measured(values).ravel() if values.dtype.kind == "f" else None
+    valid = find_valid(values, sample.valid, {sample.nodata, nodata} - {None})
+    chosen = flat if valid is None else flat[valid.ravel()]
+    chosen = chosen[:: max(1, len(chosen) // MAX_SAMPLED)]
+    known = flat if finite is None else flat[finite]
+    if not len(chosen):
+        low = high = np.zeros(values.shape[2])
+    else:
+        low, high = np.quantile(chosen, QUANTILES, axis=0)
+    empty = np.zeros(values.shape[2])
+    return SampleFormat(
+        sample.dtype,
+        sample.channels,
+        tuple(low.tolist()),
+        tuple(high.tolist()),
+        tuple((known.min(axis=0) if len(known) else empty).astype(float).tolist()),
+        tuple((known.max(axis=0) if len(known) else empty).astype(float).tolist()),
+        1.0 if valid is None else float(valid.mean()),
+        1.0 if finite is None else float(finite.mean()),
+        sample.nodata,
+        sample.frame.affine or () if sample.frame else (),
+        sample.spacing.values if sample.spacing else (),
+        sample.spacing.unit if sample.spacing else "",
+    )

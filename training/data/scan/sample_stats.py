@@ -5,7 +5,7 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line, quoted
-from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
+from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, decode_image
 from models.imaging.files import check_is_file, read_image_file
 from models.imaging.orientation import read_orientation
+from models.readers import read_sample
+from models.readers.composite import needs_reader, preview
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.pixel_stats import count_values, perceptual_hash, pixel_digest
-from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, read_sample_format
+from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, describe_sample
 
 # A PNG must be decoded to find its orientation, which may come after the pixels; few PNGs have one.
-PNG_BIT_DEPTH = 24  # the place of the bit depth in the header of a PNG
 PNG_ORIENTATION_MARKERS = (b"eXIf", b"exif", b"rientation")
 
 
@@ -94,10 +95,16 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         data = read_image_file(pair.image)
         image = _read_header(data)
         with budget.reserve(image.pixels):
-            rgb = decode_image(data)
-            sample_format = _read_sample_format(data, rgb)
-            size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
-            del rgb
+            if needs_reader(data):
+                sample = read_sample(data)
+                sample_format, size = describe_sample(sample), sample.size
+                digest, image_hash = pixel_digest(sample.values), perceptual_hash(preview(sample))
+                image = replace(image, format=image.format or "NumPy")
+                del sample
+            else:
+                rgb = decode_image(data)
+                size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
+                del rgb
     except Exception as error:  # one broken file must not stop the scan
         errors.append(_error_message(pair.image, error))
         image, size, digest, image_hash = FileHeader(), None, "", 0
@@ -176,19 +183,6 @@ def _read_header(data: bytes) -> FileHeader:
             return FileHeader(image.format or "", image.width * image.height, read_orientation(image))
     except Exception:
         return FileHeader()
-
-
-def _read_sample_format(data: bytes, rgb: RGB) -> SampleFormat:
-    """How a PNG or TIFF stores its samples; the other formats have 8 bits."""
-    if not data.startswith((b"\x89PNG", b"II", b"MM")):
-        return EIGHT_BITS
-    if data.startswith(b"\x89PNG") and data[PNG_BIT_DEPTH : PNG_BIT_DEPTH + 1] != b"\x10":
-        return EIGHT_BITS
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as image:
-            return read_sample_format(image, rgb)
-    except Exception:  # a variant that only `decode_image` reads
-        return EIGHT_BITS
 
 
 def _read_mask_header(pair: Pair) -> FileHeader:

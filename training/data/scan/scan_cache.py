@@ -27,7 +27,7 @@ from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat
 from training.data.scan.sample_stats import SampleStats
 
-CACHE_VERSION = 4  # of `SampleStats` and of the file layout; files of other versions are not read
+CACHE_VERSION = 5  # of `SampleStats` and of the file layout; files of other versions are not read
 MAX_CACHE_FILES = 64  # data sets; the least recently used are deleted
 # A file written twice within one tick of the clock keeps its time (git's "racy" entries); FAT's tick is 2 s.
 MIN_FILE_AGE_NS = 2_000_000_000  # nanoseconds
@@ -194,12 +194,17 @@ def _load_entries(file: Path | None) -> CacheEntries:
         return {}
 
 
+def _to_sample_format(fields: list[Any]) -> SampleFormat:
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in fields]
+    return SampleFormat(*values)
+
+
 def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
     text = json.loads(columns["text"].tobytes())
     arrays = {name: columns[name].astype(np.int64) for name in ("values", "palette_colors", "quarters", "edges")}
     entries: CacheEntries = {}
     start = color_start = 0
-    samples = {int(index): SampleFormat(*fields) for index, fields in text["samples"].items()}
+    samples = {int(index): _to_sample_format(fields) for index, fields in text["samples"].items()}
     for place, key, (image_format, mask_format, digest, mask_digest), stamp, numbers, image_hash in zip(
         range(len(text["keys"])), text["keys"], text["formats"], columns["stamps"].tolist(), columns["numbers"].tolist(),
         columns["perceptual_hash"].tolist(), strict=True,

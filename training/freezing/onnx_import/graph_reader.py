@@ -13,12 +13,13 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from models.errors import ConfigError, WeightsError, quoted
+from models.spec import RGB_CHANNELS, SAMPLE_DTYPES
 
 Layout = Literal["nchw", "nhwc"]
 ChannelOrder = Literal["rgb", "bgr"]
 ScoreKind = Literal["logits", "probabilities"]
 MaxPixelValue = Literal[1, 255]
-Triple = tuple[float, float, float]  # a number for each channel
+Numbers = tuple[float, ...]  # one for each channel, or one for all
 Dim = int | None  # length of an axis; None: any
 
 MAX_GRAPH_BYTES = 2**31 - 2**20  # bytes: protobuf allows 2 GB, and the added steps need some
@@ -31,6 +32,7 @@ DTYPES = {
     TensorProto.DOUBLE: "float64",
 }
 # ImageNet's, as most networks were trained, for pixels from 0 to 1.
+RGB_COUNT = 3
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -38,8 +40,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class UserHints:
     """The user's options for reading a graph; None: read it from the graph."""
 
-    mean: Triple | None = None  # in the network's channel order and the units of `scale`
-    std: Triple | None = None
+    channels: tuple[str, ...] | None = None  # names, in the network's order; None: red, green and blue
+    samples: str | None = None  # type of the samples of images that are not RGB, one of SAMPLE_DTYPES
+    mean: Numbers | None = None  # in the network's channel order and the units of `scale`
+    std: Numbers | None = None
     scale: MaxPixelValue | None = None  # value of white before mean and std
     order: ChannelOrder | None = None
     layout: Layout | None = None
@@ -61,7 +65,11 @@ class UserHints:
         for name, value in fields.items():
             option = "--" + name.replace("_", "-")
             if name in ("mean", "std"):
-                fields[name] = _parse_triple(option, value)
+                fields[name] = _parse_numbers(option, value)
+            elif name == "channels":
+                fields[name] = _parse_channels(value)
+            elif name == "samples" and value not in SAMPLE_DTYPES:
+                raise ConfigError(f"{option} {value} is not possible; choose {' or '.join(SAMPLE_DTYPES)}.")
             elif name in choices and value not in get_args(choices[name]):
                 allowed = " or ".join(str(choice) for choice in get_args(choices[name]))
                 raise ConfigError(f"{option} {value} is not possible; choose {allowed}.")
@@ -79,8 +87,15 @@ class InputSpec:
     size: tuple[int, int] | None  # (height, width) in pixels; None: any
     order: ChannelOrder
     max_pixel_value: MaxPixelValue
-    mean: Triple
-    std: Triple
+    mean: Numbers
+    std: Numbers
+    channels: tuple[str, ...] = RGB_CHANNELS  # names, in the network's order but for `order`
+    samples: str = "uint8"  # type of the samples of images
+
+    @property
+    def is_rgb(self) -> bool:
+        """Whether it takes photographs."""
+        return self.channels == RGB_CHANNELS and self.samples == "uint8"
 
 
 def read_graph(file: Path) -> ModelProto:
@@ -123,10 +138,14 @@ def resolve_input(file: Path, model: ModelProto, hints: UserHints, size: tuple[i
             f"{file}: the input {quoted(inputs[0].name)} is {dtype}; export it with one of {', '.join(DTYPES.values())}."
         )
     dims = _input_dims(file, inputs[0])
-    layout = _infer_layout(file, dims, hints.layout)
+    channels = hints.channels or RGB_CHANNELS
+    layout = _infer_layout(file, dims, hints.layout, len(channels))
     height, width = dims[2:] if layout == "nchw" else dims[1:3]
     dtype = DTYPES[tensor.elem_type]
-    scale, mean, std = _resolve_normalisation(file, hints, dtype)
+    is_rgb = channels == RGB_CHANNELS and hints.samples in (None, "uint8")
+    resolve = _resolve_normalisation if is_rgb else _resolve_sample_normalisation
+    scale, mean, std = resolve(file, hints, dtype)
+    samples = hints.samples or ("uint8" if is_rgb or dtype == "uint8" else "float32")
     return InputSpec(
         name=inputs[0].name,
         dtype=dtype,
@@ -137,6 +156,8 @@ def resolve_input(file: Path, model: ModelProto, hints: UserHints, size: tuple[i
         max_pixel_value=scale,
         mean=mean,
         std=std,
+        channels=channels,
+        samples=samples,
     )
 
 
@@ -196,24 +217,29 @@ def _input_dims(file: Path, entry: ValueInfoProto) -> tuple[Dim, ...]:
     return dims
 
 
-def _infer_layout(file: Path, dims: tuple[Dim, ...], hint: Layout | None) -> Layout:
+def _infer_layout(file: Path, dims: tuple[Dim, ...], hint: Layout | None, count: int) -> Layout:
     axes: dict[Layout, Dim] = {"nchw": dims[1], "nhwc": dims[3]}
     sides: dict[Layout, tuple[Dim, ...]] = {"nchw": dims[2:], "nhwc": dims[1:3]}
     possible: list[Layout] = [
         layout
         for layout, channels in axes.items()
         # No network takes images of four rows: such a short axis holds channels.
-        if channels in (None, 3) and all(side is None or side > 4 for side in sides[layout])
+        if channels in (None, count) and all(side is None or side > 4 for side in sides[layout])
     ]
     if hint:
         possible = [layout for layout in possible if layout == hint]
     if not possible:
         under_hint = f" under --layout {hint}" if hint else ""
+        if count != RGB_COUNT:
+            raise ConfigError(
+                f"{file} takes an input of {format_shape(dims)}, which has no axis of {count} channels{under_hint}; --channels "
+                "names each channel of the network, in its order."
+            )
         raise WeightsError(
             f"{file} takes an input of {format_shape(dims)}, which has no axis of three channels{under_hint}; "
-            "export it with N x 3 x H x W or N x H x W x 3."
+            "export it with N x 3 x H x W or N x H x W x 3, or name other channels: --channels NAME,NAME."
         )
-    certain = [layout for layout in possible if axes[layout] == 3]
+    certain = [layout for layout in possible if axes[layout] == count]
     if not certain and len(possible) > 1:
         raise ConfigError(f"{file} does not tell which axis holds the channels; add --layout nchw or --layout nhwc.")
     return (certain or possible)[0]
@@ -234,7 +260,32 @@ def _infer_size(file: Path, dims: tuple[Dim, Dim], requested: tuple[int, int] | 
     return (dims[0] or 0, dims[1] or 0)
 
 
-def _resolve_normalisation(file: Path, hints: UserHints, dtype: str) -> tuple[MaxPixelValue, Triple, Triple]:
+def _resolve_sample_normalisation(file: Path, hints: UserHints, dtype: str) -> tuple[MaxPixelValue, Numbers, Numbers]:
+    """Mean and std of channels that are not RGB: in units of the samples, and never guessed."""
+    count = len(hints.channels or RGB_CHANNELS)
+    if hints.scale or hints.order:
+        raise ConfigError(
+            "--scale and --order are for RGB: omit them; --mean and --std of other channels are in units of the samples."
+        )
+    if dtype == "uint8":
+        return _resolve_normalisation(file, hints, dtype)[0], (0.0,) * count, (1.0,) * count
+    if hints.mean is None or hints.std is None:
+        raise ConfigError(
+            f"{file} does not say how its {count} channels are normalised; add --mean and --std, in units of the samples (--mean 0 "
+            "--std 1 if they are not)."
+        )
+    for option, numbers in (("--mean", hints.mean), ("--std", hints.std)):
+        if len(numbers) not in (1, count):
+            raise ConfigError(
+                f"{option} has {len(numbers)} numbers for {count} channels; write one for each, or one for all."
+            )
+    mean, std = (numbers * (count if len(numbers) == 1 else 1) for numbers in (hints.mean, hints.std))
+    if min(std) <= 0:
+        raise ConfigError(f"--std {','.join(f'{value:g}' for value in std)} is a divisor; each number must be above 0.")
+    return 255, mean, std
+
+
+def _resolve_normalisation(file: Path, hints: UserHints, dtype: str) -> tuple[MaxPixelValue, Numbers, Numbers]:
     given = [hints.mean, hints.std]
     if dtype == "uint8":
         if hints.scale or any(given):
@@ -245,22 +296,34 @@ def _resolve_normalisation(file: Path, hints: UserHints, dtype: str) -> tuple[Ma
     if None in given and any(given):
         raise ConfigError("--mean and --std belong together; pass both (--std 1 if the network divides by nothing).")
     mean, std = hints.mean or IMAGENET_MEAN, hints.std or IMAGENET_STD
+    for option, numbers in (("--mean", mean), ("--std", std)):
+        if len(numbers) not in (1, RGB_COUNT):
+            raise ConfigError(
+                f"{option} has {len(numbers)} numbers; write three numbers, as in 0.5,0.5,0.5, or one for all channels."
+            )
+    mean, std = (numbers * (RGB_COUNT if len(numbers) == 1 else 1) for numbers in (mean, std))
     if min(std) <= 0:
         raise ConfigError(f"--std {','.join(f'{value:g}' for value in std)} is a divisor; each number must be above 0.")
     return hints.scale or (1 if max(*mean, *std) <= 1 else 255), mean, std
 
 
-def _parse_triple(option: str, text: str) -> Triple:
+def _parse_channels(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len({name.lower() for name in names}) != len(names):
+        raise ConfigError(f"--channels {text} is not possible; write different names, as in red,green,blue,nir.")
+    return names
+
+
+def _parse_numbers(option: str, text: str) -> Numbers:
     try:
-        numbers = [float(part) for part in text.split(",")]
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        numbers = []
-    if len(numbers) not in (1, 3) or not all(map(math.isfinite, numbers)):
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
         raise ConfigError(
-            f"{option} {text} is not possible; write three numbers, as in 0.5,0.5,0.5, or one for all channels."
+            f"{option} {text} is not possible; write three numbers, as in 0.5,0.5,0.5, one for each of --channels, or one for all."
         )
-    first, second, third = numbers if len(numbers) == 3 else numbers * 3
-    return first, second, third
+    return numbers
 
 
 def shorten_error(error: BaseException) -> str:

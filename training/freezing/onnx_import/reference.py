@@ -17,8 +17,7 @@ from torch.nn import functional as F
 
 from models.engines.base import InferenceFunction
 from models.errors import ConfigError, WeightsError, quoted
-from models.imaging.decode import RGB
-from models.inference.geometry import MIN_CANVAS_SIDE, SIZE_DIVISOR
+from models.inference.geometry import MIN_CANVAS_SIDE, SIZE_DIVISOR, Image
 from models.spec import IGNORE_INDEX
 from training.data.synthetic import generate_scene
 from training.freezing.onnx_import.graph_reader import (
@@ -38,7 +37,7 @@ MIN_PROBABILITY = 1e-7  # lower probabilities count as this one, so that the log
 
 Array = NDArray[Any]
 Outputs = dict[str, Array]  # a graph's outputs for one image, by name
-GraphRunner = Callable[[RGB], Outputs]
+GraphRunner = Callable[[Image], Outputs]
 TrialOutputs = list[tuple[tuple[int, int], Outputs]]  # (height, width) of an image, and the outputs for it
 
 
@@ -66,7 +65,7 @@ def open_reference(file: Path, input_spec: InputSpec) -> GraphRunner:
         raise WeightsError(f"{file}: ONNX Runtime cannot load it: {shorten_error(error)}") from error
     names = [output.name for output in session.get_outputs()]
 
-    def run_graph(image: RGB) -> Outputs:
+    def run_graph(image: Image) -> Outputs:
         try:
             return dict(zip(names, session.run(names, {input_spec.name: preprocess(image, input_spec)}), strict=True))
         except Exception as error:
@@ -78,8 +77,8 @@ def open_reference(file: Path, input_spec: InputSpec) -> GraphRunner:
     return run_graph
 
 
-def preprocess(image: RGB, input_spec: InputSpec) -> Array:
-    """An image, RGB uint8 H x W x 3, in the graph's input format; repeated if the graph has a fixed batch size."""
+def preprocess(image: Image, input_spec: InputSpec) -> Array:
+    """An image, H x W x C, in the graph's input format; repeated if the graph has a fixed batch size."""
     values: Array = image[:, :, ::-1] if input_spec.order == "bgr" else image
     if input_spec.dtype != "uint8":
         values = values.astype(np.float32) / np.float32(255 / input_spec.max_pixel_value)
@@ -96,9 +95,9 @@ def run_trials(run_graph: GraphRunner, input_spec: InputSpec) -> tuple[TrialOutp
     scores for each pixel only then. The divisor is 1 for a graph of one size. Raises: WeightsError.
     """
     if input_spec.size:
-        return _run_sizes(run_graph, [input_spec.size]), 1
+        return _run_sizes(run_graph, [input_spec.size], input_spec), 1
     try:
-        trials = _run_sizes(run_graph, TRIAL_SIZES)
+        trials = _run_sizes(run_graph, TRIAL_SIZES, input_spec)
     except WeightsError as error:
         raise WeightsError(
             f"{error} It declares that it takes any size; if it takes only one, pass it: --input exact:HEIGHTxWIDTH."
@@ -106,7 +105,7 @@ def run_trials(run_graph: GraphRunner, input_spec: InputSpec) -> tuple[TrialOutp
     for divisor in DIVISORS:
         odd_multiple = (divisor * (96 // divisor | 1), divisor * (160 // divisor | 1))
         try:
-            found = _run_sizes(run_graph, [odd_multiple, (MIN_CANVAS_SIDE, MIN_CANVAS_SIDE)])
+            found = _run_sizes(run_graph, [odd_multiple, (MIN_CANVAS_SIDE, MIN_CANVAS_SIDE)], input_spec)
         except WeightsError:
             continue
         if _full_size_outputs(found) >= _full_size_outputs(trials):
@@ -120,8 +119,24 @@ def _full_size_outputs(trials: TrialOutputs) -> set[str]:
     return set.intersection(*names)
 
 
-def _run_sizes(run_graph: GraphRunner, sizes: Iterable[tuple[int, int]]) -> TrialOutputs:
-    return [(size, run_graph(generate_scene(np.random.default_rng(size), size)[0])) for size in sizes]
+def _run_sizes(run_graph: GraphRunner, sizes: Iterable[tuple[int, int]], input_spec: InputSpec) -> TrialOutputs:
+    return [(size, run_graph(synthetic_image(np.random.default_rng(size), size, input_spec))) for size in sizes]
+
+
+def synthetic_image(random: np.random.Generator, size: tuple[int, int], input_spec: InputSpec) -> Image:
+    """A drawn scene of (height, width) as the network takes it; other channels than RGB within two deviations of their mean."""
+    scene = generate_scene(random, size)[0]
+    if input_spec.is_rgb:
+        return scene
+    count = len(input_spec.channels)
+    unit = np.resize(np.arange(3), count)
+    if input_spec.dtype == "uint8" or input_spec.samples == "uint8":
+        return scene[:, :, unit].astype(input_spec.samples)
+    values = (scene[:, :, unit] / 127.5 - 1) * 2 * np.array(input_spec.std) + np.array(input_spec.mean)
+    if input_spec.samples != "float32":
+        limits = np.iinfo(input_spec.samples)
+        values = np.rint(values).clip(limits.min, limits.max)
+    return np.asarray(values.astype(input_spec.samples))
 
 
 def resolve_output(
@@ -163,7 +178,9 @@ def resolve_output(
 def make_reference_run(file: Path, run_graph: GraphRunner, output_spec: OutputSpec, classes: int) -> InferenceFunction:
     """The original graph as an inference function for the Segmenter, one image at a time. Raises, when run: WeightsError."""
 
-    def run(images: NDArray[np.uint8], logits: bool = False) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    def run(
+        images: Array, logits: bool = False, statistics: Array | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         values = torch.from_numpy(np.asarray(run_graph(images[0])[output_spec.name]))
         values = values[:1] if output_spec.has_batch_axis else values[None]
         size = (images.shape[1], images.shape[2])

@@ -1,6 +1,6 @@
 """Rewrites an imported graph to the inputs and outputs of a bundle, within one ONNX graph:
 
-    images uint8 N x H x W x 3 RGB -> labels uint8 N x H x W, logits float32 N x C x h x w
+    images N x H x W x C (uint8 RGB, or other channels) -> labels uint8 N x H x W, logits float32 N x classes x h x w
 
 `labels == argmax(bilinear(logits, H x W))`, as for maskserve's own networks. If a graph outputs labels only, they are
 resized by nearest neighbor, and its `logits` are 1 for the label of a pixel and 0 for the others.
@@ -18,6 +18,12 @@ from training.freezing.onnx_import.reference import MIN_PROBABILITY, OutputSpec
 
 RESERVED_NAMES = ("images", "labels", "logits")
 IR_VERSION = 8  # of the file format: enough for every opset that is read here; before 4, weights had to be inputs
+SAMPLE_TYPES = {
+    "uint8": TensorProto.UINT8,
+    "uint16": TensorProto.UINT16,
+    "int16": TensorProto.INT16,
+    "float32": TensorProto.FLOAT,
+}
 ONNX_TYPES = {
     "uint8": TensorProto.UINT8,
     "float16": TensorProto.FLOAT16,
@@ -44,10 +50,11 @@ def rewrite_graph(model: ModelProto, input_spec: InputSpec, output_spec: OutputS
     used = {name for node in nodes for name in node_inputs(node)}
     batch = "N" if input_spec.batch != 1 and output_spec.has_batch_axis else 1
     height, width = input_spec.size or ("H", "W")
+    samples = SAMPLE_TYPES[input_spec.samples]
     frozen = helper.make_graph(
         nodes,
         "maskserve",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, [batch, height, width, 3])],
+        [helper.make_tensor_value_info("images", samples, [batch, height, width, len(input_spec.channels)])],
         [
             helper.make_tensor_value_info("labels", TensorProto.UINT8, [batch, height, width]),
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, classes, "h", "w"]),
@@ -107,7 +114,7 @@ def _add_preprocessing(steps: NodeChain, input_spec: InputSpec, entry: str) -> N
         values = steps.add("Transpose", values, perm=[0, 3, 1, 2])
     if input_spec.dtype != "uint8":
         unit = 255 / input_spec.max_pixel_value
-        shape = (1, 3, 1, 1) if input_spec.layout == "nchw" else (1, 1, 1, 3)
+        shape = (1, -1, 1, 1) if input_spec.layout == "nchw" else (1, 1, 1, -1)
         mean = steps.constant(*(value * unit for value in input_spec.mean), kind=np.float32, shape=shape)
         std = steps.constant(*(value * unit for value in input_spec.std), kind=np.float32, shape=shape)
         values = steps.add("Cast", values, to=TensorProto.FLOAT)
