@@ -26,7 +26,9 @@ THRESHOLDS: dict[str, Threshold] = {
     "duplicate channels": Threshold(0.25, "fraction of a stage's channels that repeat another one"),
     "small field": Threshold(0.5, "effective field's width / thickness of a class's objects", above=False),
     "blind pixels": Threshold(0.02, "fraction of a class's pixels in whose theoretical field no border lies"),
-    "coarse grid": Threshold(0.75, "stride of the logits / median thickness of the objects, of the data if there is some"),
+    "coarse grid": Threshold(
+        0.75, "stride of the logits / median thickness of the objects, of the data if there is some"
+    ),
     "unstable labels": Threshold(0.12, "fraction of labels that change when the image moves by 3 pixels"),
     "channel order": Threshold(0.02, "gain in confidence or accuracy from reversing the channels"),
     "uncertain": Threshold(0.45, "mean entropy of the class probabilities / its maximum"),

@@ -31,6 +31,8 @@ const explainRequest = () => shown?.file && { file: shown.file, size: shown.size
 
 let models = []; // as returned by /v1/models
 let imageCount = 0;
+// Names of the channels to show, once some were chosen.
+let bands = "";
 let requestedFile = null; // the file of `requested`
 let requested = null; // {number, name}: the image of the current or last request
 let shown = null; // {number, name, stats}: the image on the screen, stats null until it is segmented
@@ -94,7 +96,7 @@ function segmentImage() {
 
 function sendRequest() {
   showProgress((seconds) => (seconds < 2 ? "Segmenting …" : `Segmenting … ${seconds} s`));
-  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get(), bands: chosenBands() });
+  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get(), bands });
 }
 
 // format(elapsed seconds) -> text; onEnd() is called after `duration` seconds.
@@ -289,24 +291,22 @@ function updateModelInfo() {
   codePanel.update();
 }
 
-// Of a model that takes other channels than red, green and blue: which three the page shows as these.
+// Of a model of other channels than red, green and blue: which three the page shows as these.
 function offerBands(channels) {
-  const colors = ["red", "green", "blue"];
-  $("bands").hidden = channels.length < 2 || channels.join() === colors.join();
-  const all = colors.every((color) => channels.includes(color));
-  $("bands").querySelectorAll("select").forEach((field, index) => {
-    field.replaceChildren(...channels.map((name) => createElement("option", { value: name, textContent: name })));
-    field.value = all ? colors[index] : channels[channels.length < 3 ? 0 : index];
+  const colors = ["red", "green", "blue"], group = $("bands");
+  const first = colors.every((color) => channels.includes(color)) ? colors : channels;
+  bands = "";
+  group.hidden = !channels[1] || channels.join() === colors.join();
+  group.replaceChildren("Show", ...colors.map((color, index) => {
+    const field = createElement("select", { ariaLabel: color }, channels.map((name) => new Option(name)));
+    field.value = first[index] ?? first[0];
     field.onchange = () => {
-      $("bands").dataset.chosen = "yes";
+      bands = [...group.children].map(({ value }) => value).join();
       if (requested) segmentImage();
     };
-  });
-  delete $("bands").dataset.chosen;
+    return field;
+  }));
 }
-
-const chosenBands = () =>
-  $("bands").dataset.chosen && !$("bands").hidden ? [...$("bands").querySelectorAll("select")].map(({ value }) => value).join() : "";
 
 // The names of the classes to keep once one of them was hidden or shown; otherwise none: all are kept.
 function chosenClasses() {

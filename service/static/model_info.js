@@ -27,7 +27,7 @@ export function renderModelInfo(container, model) {
     Name: `${model.name}@${model.hash.slice(0, 12)}`,
     Network: [spec.architecture.name, ...options].join(" "),
     Classes: spec.classes.map(({ name }) => name).join(", "),
-    Channels: `${spec.input.channels.join(", ")} (${spec.input.dtype})`,
+    Channels: spec.input.channels.join(", "),
     "Input size": inputSize[spec.input.rule],
     mIoU: miou && `${formatPercent(miou)} on the validation split`,
     "Runs on": `${model.device}: ${model.reason}`,
