@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from models.errors import InferenceCancelledError
 from models.explain import BLACK_BOX_VIEWS, Facts, Subject
-from models.explain.subject import fit_image
+from models.explain.subject import check_takes_photographs, fit_image
 from models.imaging.decode import RGB
+from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter, never_stop
 from models.outputs.pipeline import EncodedMask, SegmentationPipeline
+from models.sample import Sample
 
 PANEL_VIEWS = ("certainty", "occlusion")
 POINT = re.compile(r"(\d{1,6}),(\d{1,6})")
@@ -77,8 +79,13 @@ class ExplainPipeline(SegmentationPipeline):
     view: str = "certainty"
     point: tuple[int, int] | None = None  # (x, y) in the upright image
 
-    def infer(self, image: RGB, should_stop: Callable[[], bool] = never_stop) -> ExplainedImage:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_takes_photographs(self.spec.input)
+
+    def infer(self, image: Image | Sample, should_stop: Callable[[], bool] = never_stop) -> ExplainedImage:
         """Compute the view. Raises: ConfigError for a point outside the image, InferenceCancelledError."""
+        pixels = image.values if isinstance(image, Sample) else image
 
         def run(images: Any, logits: bool = False) -> Any:
             if should_stop():
@@ -86,9 +93,9 @@ class ExplainPipeline(SegmentationPipeline):
             return self.segmenter.run(images, logits=logits)
 
         segmenter = Segmenter(run, self.segmenter.rule)
-        fitted, point, _ = fit_image(image, segmenter, self.point)
+        fitted, point, _ = fit_image(pixels, segmenter, self.point)
         subject = Subject("", fitted, segmenter, self.spec.classes, point)
-        return ExplainedImage(image, np.zeros((1, 1), np.uint8), facts=BLACK_BOX_VIEWS[self.view].compute(subject))
+        return ExplainedImage(pixels, np.zeros((1, 1), np.uint8), facts=BLACK_BOX_VIEWS[self.view].compute(subject))
 
     def encode(self, prediction: Prediction) -> EncodedMask:
         """JSON: `view`, `numbers`, and `pictures`, PNGs in base64 at the network's scale."""

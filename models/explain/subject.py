@@ -11,7 +11,7 @@ from models.imaging.decode import Labels
 from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.postprocess import Scores, resize_scores
 from models.inference.segmenter import TILE_SIZE, Segmenter
-from models.spec import ClassInfo
+from models.spec import ClassInfo, InputRule
 
 Pixels = NDArray[np.uint8]  # H x W x C
 Probabilities = NDArray[np.float32]  # K x H x W, softmax over the K classes
@@ -61,6 +61,15 @@ class Subject:
     def label_at_point(self) -> int:
         """The predicted class of the subject's point."""
         return int(self.labels[self.point[1], self.point[0]])
+
+
+def check_takes_photographs(rule: InputRule) -> None:
+    """Raises: ConfigError for a network of other channels or samples than RGB uint8, which the views do not show."""
+    if not rule.is_photograph:
+        raise ConfigError(
+            f"These views are for networks of RGB photographs; this one takes {rule.describe()}. Use `maskserve evaluate` for its "
+            "errors."
+        )
 
 
 def softmax(scores: Scores) -> Probabilities:

@@ -24,6 +24,7 @@ from tests.service.in_process import start_app
 from training.config_io import load_config
 from training.data.loader import build_train_loader, iterate_batches
 from training.evaluate import evaluate
+from training.explain.run import explain
 from training.export import export
 from training.train import lint_before_training, train
 
@@ -212,3 +213,13 @@ def test_mixed_files_are_refused(tmp_path: Path) -> None:
     (data / "images/chip3.tif").write_bytes(encode_tiff(draw_chip(3, 3)[0]))
     with pytest.raises(DataError, match="1 error"):
         lint_before_training(data, load_config(None, []), QUIET_CONSOLE)
+
+
+def test_views_of_photographs_are_refused_for_other_channels(chip_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"views are for networks of RGB photographs; this one takes 4 channels of uint16"
+    ):
+        explain(chip_bundle, [], tmp_path / "out", console=QUIET_CONSOLE)
+    with start_app(chip_bundle, explain=True) as http:
+        response = http.post("/v1/explain", content=encode_tiff(draw_chip(0)[0]))
+        assert response.status_code == 400 and "RGB photographs" in response.json()["detail"]

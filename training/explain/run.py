@@ -16,7 +16,7 @@ from models.atomic_write import name_disk_full, write_atomically
 from models.console import Console
 from models.errors import ConfigError, printable
 from models.explain.facts import Facts, Finding
-from models.explain.subject import fit_image
+from models.explain.subject import check_takes_photographs, fit_image
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import read_image
 from training.data import SegmentationDataset
@@ -83,6 +83,7 @@ def explain(
     console = console or Console()
     chosen = choose_views(views)
     source = open_source(source_path)
+    check_takes_photographs(source.segmenter.rule)
     samples = load_samples(data, split, data_format, source.classes) if data else None
     has_snapshots = source.run is not None and (source.run / KERNELS_FILE).is_file()
     if evolution and not has_snapshots:
