@@ -87,10 +87,10 @@ class ExplainPipeline(SegmentationPipeline):
         """Compute the view. Raises: ConfigError for a point outside the image, InferenceCancelledError."""
         pixels = image.values if isinstance(image, Sample) else image
 
-        def run(images: Any, logits: bool = False) -> Any:
+        def run(images: Any, logits: bool = False, statistics: Any = None) -> Any:
             if should_stop():
                 raise InferenceCancelledError("The view was cancelled before it was complete.")
-            return self.segmenter.run(images, logits=logits)
+            return self.segmenter.run(images, logits=logits, statistics=statistics)
 
         segmenter = Segmenter(run, self.segmenter.rule)
         fitted, point, _ = fit_image(pixels, segmenter, self.point)

@@ -31,6 +31,10 @@ def explain(
         str | None,
         typer.Option("--at", metavar="X,Y", help="Pixel that views of a single pixel explain (default: the center)."),
     ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", help="Class to explain at the pixel (default: the predicted one)."),
+    ] = None,
     layer: Annotated[
         str | None, typer.Option(metavar="NAME", help="Layer whose maps and units are shown (default: every stage).")
     ] = None,
@@ -48,4 +52,4 @@ def explain(
 
     names = [name.strip() for name in views.split(",") if name.strip()] if views else None
     point = parse_point(at) if at else None
-    explain_source(source, images or [], out, data, names, point, layer, evolution, split, data_format)
+    explain_source(source, images or [], out, data, names, point, layer, evolution, split, data_format, target=target)

@@ -20,12 +20,12 @@ REACH = 3  # squares on either side of the point, along each axis: 49 prediction
 
 def compute(subject: Subject) -> Facts:
     """The fall of the logarithm of the class probability at the point, by hidden square, and the runner-up class."""
-    label = subject.label_at_point()
+    label = subject.target_label()
     side = square_side(subject)
     values = occlusion_map(subject, label, side)
     x, y = subject.point
     ranking = np.argsort(subject.probabilities[:, y, x])[::-1]
-    runner_up = int(ranking[1])
+    runner_up = int(ranking[ranking != label][0])
     own = abs(float(values[y, x]))
     numbers = {
         "class": subject.classes[label].name,

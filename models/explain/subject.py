@@ -26,6 +26,7 @@ class Subject:
     segmenter: Segmenter
     classes: list[ClassInfo]
     point: tuple[int, int]  # (x, y) of the pixel that views of a single pixel explain
+    target: int | None = None  # the class that `occlusion` and `why` explain; None for the predicted one
     stride: int = 8  # pixels up to which `shifts` moves the image: the network's largest stride
 
     @property
@@ -61,6 +62,10 @@ class Subject:
     def label_at_point(self) -> int:
         """The predicted class of the subject's point."""
         return int(self.labels[self.point[1], self.point[0]])
+
+    def target_label(self) -> int:
+        """The class to explain: as chosen, or else the one that is predicted at the point."""
+        return self.label_at_point() if self.target is None else self.target
 
 
 def check_takes_photographs(rule: InputRule) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.atomic_write import name_disk_full, write_atomically
 from models.console import Console
-from models.errors import ConfigError, printable
+from models.errors import ConfigError, closest_names, escape_line, printable, quoted
 from models.explain.facts import Facts, Finding
 from models.explain.subject import check_takes_photographs, fit_image
 from models.explain.thresholds import THRESHOLDS
@@ -65,7 +65,7 @@ class Explanation:
 def explain(
     source_path: Path, images: list[Path], out: Path, data: Path | None = None, views: list[str] | None = None,
     at: tuple[int, int] | None = None, layer: str | None = None, evolution: bool = False, split: str = "test",
-    data_format: str = "auto", console: Console | None = None,
+    data_format: str = "auto", console: Console | None = None, target: str | None = None,
 ) -> Explanation:  # fmt: skip
     """Compute the views and write page, numbers and pictures into the folder `out`.
 
@@ -76,6 +76,7 @@ def explain(
         views: names of views; None for all that can be shown.
         at: the pixel (x, y) of each image that views of a single pixel explain; default: the center.
         layer: a module whose kernels and maps are shown in place of all stages.
+        target: the name of the class that `why` and `occlusion` explain; default: the one predicted at the pixel.
         evolution: the view of the training is required; without its snapshots there is an error.
 
     Raises: ConfigError, DataError, RunError, BundleError, EngineError, ImageError.
@@ -99,17 +100,34 @@ def explain(
     paths = images or default_images(source, samples)
     if needs_image(chosen) and not paths:
         raise ConfigError("There is no image to look at: name one, or give --data DATA.")
+    class_label(target, source)
     create_output_folder(out)
     result = Explanation(source, skipped=skipped)
     network = NetworkFacts(source.network) if source.network is not None else None
     if layer and network:
         network.check_layer(layer)
     for path in paths:
-        result.subjects[unique_name(path, result.subjects)] = make_subject(path, source, network, at, layer, samples)
+        result.subjects[unique_name(path, result.subjects)] = replace(
+            make_subject(path, source, network, at, layer, samples), target=class_label(target, source)
+        )
     compute_views(result, chosen, samples, console)
     write_results(result, out)
     print_findings(result, out, console)
     return result
+
+
+def class_label(name: str | None, source: Source) -> int | None:
+    """The label of a class; None without a name. Raises: ConfigError for an unknown class, with the nearest."""
+    names = [entry.name for entry in source.classes]
+    if name is None:
+        return None
+    if name not in names:
+        closest = closest_names(name, names)
+        hint = (
+            f"did you mean {escape_line(closest)}?" if closest else f"its classes are {escape_line(', '.join(names))}."
+        )
+        raise ConfigError(f"The network has no class {quoted(name)}; {hint}")
+    return names.index(name)
 
 
 def default_images(source: Source, samples: SegmentationDataset | None) -> list[Path]:

@@ -32,14 +32,14 @@ Region = NDArray[np.bool_]  # H x W
 
 def compute(subject: NetworkSubject) -> Facts:
     """Grad-CAM of the pixel and of its object, each beside the same map of a network with shuffled weights."""
-    label = subject.label_at_point()
+    label = subject.target_label()
     layer = subject.inside.check_layer(subject.layer) if subject.layer else default_layer(subject)
     random_body = shuffled_copy(subject.inside.network.body)
     x, y = subject.point
     pixel = np.zeros(subject.size, bool)
     pixel[y, x] = True
     ranking = np.argsort(subject.probabilities[:, y, x])[::-1]
-    runner_up = int(ranking[1])
+    runner_up = int(ranking[ranking != label][0])
     rows, pictures = [], {}
     for name, region, target in (
         ("pixel", pixel, label),

@@ -52,11 +52,12 @@ def test_every_number_and_picture_is_written(explained: Path) -> None:
     [
         ({"views": ["certanty"]}, "did you mean certainty?"),
         ({"layer": "encoder.layer9"}, "did you mean encoder.layer"),
+        ({"target": "clas 2"}, "did you mean class 2?"),
         ({"at": (999, 0)}, "which has 160 x 120 pixels"),
         ({"evolution": True}, "Name a run"),
         ({"out": "index.html"}, "is a file"),
     ],
-    ids=["view", "layer", "pixel", "evolution", "out"],
+    ids=["view", "layer", "class", "pixel", "evolution", "out"],
 )  # fmt: skip
 def test_bad_input(options: dict[str, object], message: str, tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "index.html").touch()
