@@ -5,8 +5,8 @@ maskserve explain runs/camvid/bundle --data camvid --at 240,280 --out inside-cam
 python -m benchmarks.explain shapes=inside-shapes CamVid=inside-camvid
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,13 @@ def measured(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    results = {name: measured(Path(folder)) for name, folder in (word.split("=") for word in sys.argv[1:])}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", metavar="NAME=FOLDER", help="a folder that `maskserve explain` wrote")
+    results = {}
+    for name, separator, folder in (word.partition("=") for word in parser.parse_args().folders):
+        if not separator:
+            parser.error(f"{name} is not of the form NAME=FOLDER")
+        results[name] = measured(Path(folder))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(f"| finding | measured | threshold | {' | '.join(results)} |\n|{' --- |' * (3 + len(results))}")
     for kind, each in THRESHOLDS.items():
