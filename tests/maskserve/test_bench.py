@@ -105,7 +105,7 @@ def test_the_choice_of_auto_is_marked_and_explained(tiny_bench: tuple[str, Path]
 def test_the_report_names_machine_bundle_and_images(tiny_bench: tuple[str, Path], tiny_bundle: Path) -> None:
     printed, out = tiny_bench
     report, bundle = json.loads((out / "bench.json").read_text()), open_bundle(tiny_bundle)
-    assert report["bundle"] == {"name": "tiny", "hash": bundle.hash, "input": bundle.spec.input.model_dump()}
+    assert report["bundle"] == {"name": "tiny", "hash": bundle.hash, "input": bundle.spec.input.model_dump(mode="json")}
     assert {"cpu", "cores", "flags", "gpu", "load"} == set(report["machine"])
     assert report["images"] == ["160x120"] and (report["rounds"], report["threads"]) == (1, 1)
     assert "tiny, its probe at 160x120" in printed
