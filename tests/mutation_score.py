@@ -1,4 +1,4 @@
-"""How many bugs do the tests find? `make mutation-score` puts 20 bugs into the code, one at a time, and runs the tests.
+"""How many bugs do the tests find? `make mutation-score` puts 32 bugs into the code, one at a time, and runs the tests.
 
 Each bug is a replacement of a text in one file. The tests of its files run until the first failure, in a copy of the
 tree; the working tree is not touched. Prints what is caught, what survives, and the fraction that is caught.
@@ -192,6 +192,90 @@ MUTATIONS = [
         "if image.path not in state.paths",
         "if image.path",
         ["tests/maskserve/predict/test_resume.py", "tests/maskserve/predict/test_manifest.py"],
+    ),
+    Mutation(
+        "bytes of a file name that are not UTF-8 are written as surrogates",
+        "models/errors.py",
+        "if 0xDC80 <= code <= 0xDCFF",
+        "if 0xDC80 <= code < 0xDC80",
+        ["tests/models/test_escape.py", "tests/maskserve/test_names_in_output.py"],
+    ),
+    Mutation(
+        "cells of a table are sent to the terminal as they are",
+        "models/console.py",
+        "segment.text if segment.control else escape_control_characters(segment.text)",
+        "segment.text",
+        ["tests/models/test_escape.py"],
+    ),
+    Mutation(
+        "messages double backslashes",
+        "models/errors.py",
+        "f\"'{escape_line(value)}'\" if isinstance(value, str)",
+        "repr(value) if isinstance(value, str)",
+        ["tests/models/test_escape.py", "tests/maskserve/test_names_in_output.py"],
+    ),
+    Mutation(
+        "a mask that changed under the same name is not noticed",
+        "training/data/scan/sample_stats.py",
+        "\\t{stats.digest}\\t{stats.mask_digest}\\n",
+        "\\t{stats.digest}\\n",
+        ["tests/training/test_end_to_end.py"],
+    ),
+    Mutation(
+        "a resume accepts images that changed under the same names",
+        "training/train.py",
+        "if changed := run.images.changed_splits(report.content_digests()):",
+        "if changed := run.images.changed_splits({}):",
+        ["tests/training/engine/test_resume.py"],
+    ),
+    Mutation(
+        "images that changed between two evaluations are paired",
+        "training/compare.py",
+        "return same_masks and all(",
+        "return same_masks or all(",
+        ["tests/training/test_compare.py"],
+    ),
+    Mutation(
+        "the mean without the background includes it",
+        "training/metrics/confusion.py",
+        "foreground = ~background if background.any()",
+        "foreground = background | True if background.any()",
+        ["tests/training/metrics/test_confusion.py", "tests/training/metrics/test_bootstrap.py"],
+    ),
+    Mutation(
+        "a run that is no better than the largest class passes without a word",
+        "training/metrics/learning.py",
+        "best_miou <= baseline + MIN_MIOU_GAIN",
+        "best_miou <= baseline - MIN_MIOU_GAIN",
+        ["tests/training/engine/test_trainer.py", "tests/training/reports/test_report.py"],
+    ),
+    Mutation(
+        "the prefix of any proxy is believed",
+        "service/forwarding.py",
+        "PATH_PREFIX_PATTERN.fullmatch(value) and is_trusted_proxy(peer, self.trusted_proxies)",
+        "PATH_PREFIX_PATTERN.fullmatch(value)",
+        ["tests/service/test_forwarding.py"],
+    ),
+    Mutation(
+        "OpenMP's threads spin while they wait",
+        "models/__init__.py",
+        'os.environ["OMP_WAIT_POLICY"] = "PASSIVE"',
+        'os.environ["OMP_WAIT_POLICY"] = "ACTIVE"',
+        ["tests/models/test_openmp.py"],
+    ),
+    Mutation(
+        "the client takes ports modulo 65536",
+        "maskserve/client/connection.py",
+        "not 1 <= parsed.port <= MAX_PORT",
+        "not 1 <= parsed.port",
+        ["tests/maskserve/client/test_errors.py", "tests/maskserve/client/test_client.py"],
+    ),
+    Mutation(
+        "a second training writes into the same run folder",
+        "training/run_folder.py",
+        "            lock_file(descriptor)\n",
+        "",
+        ["tests/training/engine/test_resume.py"],
     ),
 ]
 
