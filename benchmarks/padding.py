@@ -117,9 +117,11 @@ def measure_torchvision(folder: Path) -> dict[str, Any]:
         images.append(np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8))
     inputs = [((torch.from_numpy(image).float() / 255 - mean) / std).permute(2, 0, 1)[None] for image in images]
     network = torchvision.models.get_model(TORCHVISION, weights=None, weights_backbone=None).train()
-    with torch.no_grad():
-        for _ in range(10):  # statistics of the batch norms, without which one class covers every image
-            network(torch.cat([torch.nn.functional.interpolate(each, (160, 160)) for each in inputs]))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # takes the mean of all batches
+    with torch.no_grad():  # statistics of the batch norms, without which one class covers every image
+        network(torch.cat([torch.nn.functional.interpolate(each, (160, 160)) for each in inputs]))
     network.eval()
     with torch.inference_mode():
         expected = [network(each)["out"][0].argmax(0).numpy().astype(np.uint8) for each in inputs]

@@ -162,7 +162,7 @@ def _find_local(source: str, exclude: Path | None, unread: UnreadFiles) -> tuple
 def _check_is_image_file(source: str, path: Path) -> None:
     """Check that a file that is named as a source is no archive and no list. Raises: DataError."""
     suffix = path.suffix.lower()
-    if suffix in ARCHIVE_SUFFIXES:
+    if suffix in ARCHIVE_SUFFIXES and not path.name.lower().endswith(".nii.gz"):  # a volume, which decoding names
         raise DataError(
             f"{source} is an archive; only zip files are read. Unpack it and name its folder, or make a zip file."
         )

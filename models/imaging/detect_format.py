@@ -5,6 +5,7 @@ Pillow reads some fifty formats and many are attack surface, so nothing reaches 
 
 import re
 import struct
+import zlib
 
 from models.errors import UnsupportedFormatError
 
@@ -22,7 +23,8 @@ SIGNATURES = {
 BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes; a text may begin with `BM` too
 
 # Signature -> what it is, and what to do. Signatures are at the start of the file unless listed here.
-SIGNATURE_OFFSETS = {b"ustar": 257, b"DICM": 128}  # bytes
+SIGNATURE_OFFSETS = {b"ustar": 257, b"DICM": 128, b"n+1\0": 344, b"n+2\0": 4}  # bytes
+NIFTI_ADVICE = "a NIfTI volume; export the slice as PNG or TIFF"
 UNSUPPORTED_SIGNATURES = {
     b"GIF8": "a GIF; save one frame of it as PNG",
     b"\0\0\1\0": "an icon (ICO); save its largest image as PNG",
@@ -48,6 +50,9 @@ UNSUPPORTED_SIGNATURES = {
     b"DDS ": "a texture (DDS); save it as PNG",
     b"SIMPLE  =": "a FITS; scale its samples and save it as 16-bit TIFF",
     b"DICM": "a DICOM; export the slice as PNG or TIFF",
+    b"n+1\0": NIFTI_ADVICE,
+    b"n+2\0": NIFTI_ADVICE,
+    b"NRRD000": "an NRRD volume; export the slice as PNG or TIFF",
     b"\x89HDF": "an HDF5; export the image in it as PNG or TIFF",
     b"\x93NUMPY": "a NumPy array; save it as PNG or TIFF",
     b"\xd7\xcd\xc6\x9a": "a Windows metafile (WMF), a vector format; render it to PNG",
@@ -138,6 +143,8 @@ def _brands(data: bytes) -> list[bytes]:
 
 
 def _describe_unsupported(data: bytes) -> str:
+    if data.startswith(b"\x1f\x8b") and _unpack_start(data)[344:348] == b"n+1\0":
+        return f"{NIFTI_ADVICE} (.nii.gz)"
     for signature, what in UNSUPPORTED_SIGNATURES.items():
         if data.startswith(signature, SIGNATURE_OFFSETS.get(signature, 0)):
             return what
@@ -155,3 +162,11 @@ def _describe_unsupported(data: bytes) -> str:
     if text and not re.search(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\x7f-\xff]", text):
         return "text; send an image"
     return "not an image in a known format (or a TGA, which has no signature); save it as PNG"
+
+
+def _unpack_start(data: bytes) -> bytes:
+    """The first bytes of what a gzip holds, at most MAX_TEXT_BYTES; nothing if it is damaged."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data[:MAX_TEXT_BYTES], MAX_TEXT_BYTES)
+    except zlib.error:
+        return b""

@@ -79,8 +79,8 @@ def canvas_size(fitted: tuple[int, int], rule: InputRule) -> tuple[int, int]:
     """The (height, width) of the canvas, the network's input, for an image that the rule resized to `fitted`.
 
     Padding to the stride keeps the grid of logits aligned with the image: without, that of a network of stride 8 is
-    stretched by up to 7 pixels. A network that was trained here sees such canvases in its training too, and loses 4 points of
-    mIoU without padding (docs/inference.md). An imported network runs as its authors run it, without padding if it can.
+    stretched by up to 7 pixels. A network that was trained here sees such canvases in its training too, and loses mIoU without
+    padding (docs/inference.md). An imported network runs as its authors run it, without padding if it can.
     """
     if rule.size is not None:
         return fitted

@@ -31,6 +31,7 @@ COLOR_NAMES = {
 }  # fmt: skip
 BLACK, WHITE, GRAY_UNIT = 0, 0xFFFFFF, 0x010101
 BINARY_CLASS_NAMES = ("background", "foreground")
+LINT_ADVICE = "`maskserve data lint` names the reason for each"
 
 
 class UnknownClassesError(DataError):
@@ -273,9 +274,7 @@ def _value_lines(numbers: set[int]) -> str:
 def _numbered_classes(numbers: set[int], masks: Sequence[MaskValues], root: Path) -> list[ClassInfo]:
     """Classes class0, class1, ... up to the highest label. Raises: UnknownClassesError if that gives too few or too many."""
     if not masks:
-        raise UnknownClassesError(
-            f"{root}: no training mask can be read; `maskserve data lint` names the reason for each."
-        )
+        raise UnknownClassesError(f"{root}: no training mask can be read; {LINT_ADVICE}.")
     highest = max((number for number in numbers if number != IGNORE_INDEX), default=0)
     if highest < 1:
         raise UnknownClassesError(f"The masks of {root} have a single class; training needs at least two.")

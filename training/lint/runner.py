@@ -8,7 +8,7 @@ import numpy as np
 from models.spec import IGNORE_INDEX
 from training.data import SegmentationDataset, load_available_splits, recognize_dataset
 from training.data.dataset import SPLITS
-from training.data.infer_classes import UnknownClassesError
+from training.data.infer_classes import LINT_ADVICE, UnknownClassesError
 from training.data.scan.label_stats import LabelLookup, compute_label_stats
 from training.data.scan.scanner import SampleStats, scan_splits
 from training.lint.coverage import check_coverage, describe_unread, unread_files
@@ -17,6 +17,8 @@ from training.lint.duplicates import check_duplicates
 from training.lint.findings import Finding, LintReport
 from training.lint.sample_format_rules import check_sample_formats
 from training.lint.sample_rules import check_sample
+
+OTHER_ERRORS_ADVICE = "the other errors name the reason for each"
 
 
 def lint(
@@ -38,7 +40,8 @@ def lint(
         report = LintReport(opened["train"].classes)
     except UnknownClassesError as error:  # unreadable masks may be the reason, so the files are checked all the same
         opened = error.datasets
-        report = LintReport([], [Finding("error", "unknown classes", str(error))])
+        detail = str(error).replace(LINT_ADVICE, OTHER_ERRORS_ADVICE)  # this is the lint
+        report = LintReport([], [Finding("error", "unknown classes", detail)])
     for split, all_stats in scan_splits(opened, progress, use_cache).items():
         _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)

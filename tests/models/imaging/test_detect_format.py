@@ -1,13 +1,14 @@
 """Format detection, and the advice for formats that are not supported."""
 
 import base64
+import gzip
 import struct
 
 import pytest
 
 from models.errors import UnsupportedFormatError
 from models.imaging.decode import FORMATS, decode_image
-from models.imaging.detect_format import UNSUPPORTED_SIGNATURES, detect_format
+from models.imaging.detect_format import SIGNATURE_OFFSETS, UNSUPPORTED_SIGNATURES, detect_format
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image, grey_page, isobmff_box, make_tiff
 
@@ -80,6 +81,10 @@ UNSUPPORTED_FILES: dict[str, tuple[bytes, str]] = {
     "tga": (encode_image(synthetic_image(8, 8), "TGA"), "TGA"),
     "fits": (b"SIMPLE  =                    T", "FITS"),
     "dicom": (bytes(128) + b"DICM" + bytes(30), "DICOM"),
+    "nifti": (bytes(344) + b"n+1\0" + bytes(30), "NIfTI volume; export the slice as PNG"),
+    "nifti-2": (b"\x1c\2\0\0n+2\0\r\n\x1a\n" + bytes(500), "NIfTI volume"),
+    "nifti-gz": (gzip.compress(bytes(344) + b"n+1\0" + bytes(100_000), mtime=0), "NIfTI volume.*nii.gz"),
+    "nrrd": (b"NRRD0005\ntype: uint8\n", "NRRD volume"),
     "numpy": (b"\x93NUMPY\1\0" + bytes(30), "NumPy"),
     "zip": (b"PK\3\4" + bytes(30), "ZIP"),
     "tar": (bytes(257) + b"ustar\0" + bytes(300), "tar"),
@@ -110,7 +115,7 @@ def test_unsupported_formats_are_named_with_advice(data: bytes, word: str) -> No
 
 @pytest.mark.parametrize("signature", UNSUPPORTED_SIGNATURES)
 def test_every_signature_is_found(signature: bytes) -> None:
-    offset = {b"ustar": 257, b"DICM": 128}.get(signature, 0)
+    offset = SIGNATURE_OFFSETS.get(signature, 0)
     with pytest.raises(UnsupportedFormatError) as refused:
         detect_format(bytes(offset) + signature + bytes(50))
     assert UNSUPPORTED_SIGNATURES[signature] in str(refused.value)

@@ -295,8 +295,15 @@ def test_unreadable_training_masks_are_an_error(tmp_path: Path) -> None:
     root = make_dataset(tmp_path, STRIPES)
     for file in (root / "masks/train").iterdir():
         file.write_bytes(b"nothing")
-    with pytest.raises(DataError, match="no training mask can be read"):
+    with pytest.raises(
+        DataError, match="no training mask can be read; `maskserve data lint` names the reason for each"
+    ):
         load_split(root, "train")
+    report = lint(root, use_cache=False)
+    assert "the other errors name the reason for each." in next(
+        finding.detail for finding in report.errors if finding.kind == "unknown classes"
+    )
+    assert sum(finding.kind == "unreadable file" for finding in report.errors) > 0
 
 
 def test_decode_agrees_with_decode_value() -> None:

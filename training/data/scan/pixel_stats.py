@@ -13,6 +13,7 @@ MAX_VALUES = 256  # values kept per mask; there are at most 255 classes
 MAX_EXACT_COUNT = 1 << 24  # pixels per call: OpenCV counts in float32
 MIN_CONTRAST = 2.0  # gray levels, standard deviation; flatter images all have similar hashes
 HASH_SIDE, HASH_FREQUENCIES = 32, 8
+MAX_HASH_ASPECT = 16  # of the long to the short side
 
 MaskArray = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
 ValueCounts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]
@@ -98,11 +99,13 @@ def pixel_digest(pixels: NDArray[Any]) -> str:
 
 
 def perceptual_hash(image: RGB) -> int:
-    """64-bit hash that differs in few bits for similar images; 0 for an image with too little contrast.
+    """64-bit hash that differs in few bits for similar images; 0 for an image with too little contrast, or too narrow.
 
     pHash (Zauner 2010): whether each of the 8 x 8 lowest frequencies of the cosine transform of 32 x 32 gray levels is above
     their median.
     """
+    if min(image.shape[:2]) < HASH_FREQUENCIES or max(image.shape[:2]) > MAX_HASH_ASPECT * min(image.shape[:2]):
+        return 0  # signals drawn as one row: averaged over a hundred columns, all are alike
     rows = image[:: max(1, image.shape[0] // (HASH_SIDE * 4))]  # four rows per output row are enough, and much faster
     small = cv2.resize(rows, (HASH_SIDE, HASH_SIDE), interpolation=cv2.INTER_AREA)
     gray = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
