@@ -257,11 +257,11 @@ MUTATIONS = [
         ["tests/service/test_forwarding.py"],
     ),
     Mutation(
-        "OpenMP's threads spin while they wait",
-        "models/__init__.py",
-        'os.environ["OMP_WAIT_POLICY"] = "PASSIVE"',
-        'os.environ["OMP_WAIT_POLICY"] = "ACTIVE"',
-        ["tests/models/test_openmp.py"],
+        "a training uses every core beside other programs",
+        "models/thread_count.py",
+        "round(len(os.sched_getaffinity(0)) - others)",
+        "round(len(os.sched_getaffinity(0)) - 0 * others)",
+        ["tests/models/test_thread_count.py"],
     ),
     Mutation(
         "the client takes ports modulo 65536",
