@@ -1,6 +1,6 @@
 """What small images cost to decode: seconds of CPU, memory, and how long Python's lock was held.
 
-    python -m benchmarks.hostile [--code FOLDER]     FOLDER: another checkout, to compare with
+    python -m benchmarks.hostile [--code FOLDER] [--only WORD]     FOLDER: another checkout, to compare with
 
 Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS of CPU.
 Writes benchmarks/results/hostile.json.
@@ -25,6 +25,7 @@ from tests.fixtures_images import encode_image, jpeg_segment, make_png, png_chun
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "hostile.json"
+XMP_ID = b"http://ns.adobe.com/xap/1.0/\0"
 LIMIT_SECONDS = 10  # of CPU, because the machine may be busy
 SIDE = 7000  # 49 megapixels, below the service's limit
 
@@ -66,6 +67,19 @@ def large_rows(bytes_per_row: int) -> bytes:
     return bytes((1 + bytes_per_row) * SIDE)
 
 
+def jpeg_after(*segments: bytes) -> bytes:
+    """A small JPEG with these segments before its own."""
+    return b"\xff\xd8" + b"".join(segments) + encode_image(np.zeros((8, 8, 3), np.uint8), "JPEG")[2:]
+
+
+def interlaced(png: bytes) -> bytes:
+    """The same header with Adam7, and the zeros of its rows: they are a little more."""
+    height = struct.unpack_from(">I", png, 20)[0]
+    header = b"IHDR" + png[16:28] + b"\1"
+    pixels = zlib.compress(bytes(6 * SIDE * SIDE + 16 * height), 9)
+    return png[:8] + png_chunk(b"IHDR", header[4:]) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
+
+
 def cheap_chain_of_the_limit() -> bytes:
     return hostile.profile_with_curves(31, 5)
 
@@ -83,6 +97,24 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
         "PNG",
         lambda: make_png((SIDE, SIDE), 8, 3, large_rows(SIDE), png_chunk(b"PLTE", bytes(6)), png_chunk(b"tRNS", b"\1")),
     ),
+    "interlaced, 16 bits, 49 megapixels": (
+        "PNG",
+        lambda: interlaced(make_png((SIDE, SIDE), 16, 2, large_rows(6 * SIDE))),
+    ),
+    "10,000 pieces of pixel data": (
+        "PNG",
+        lambda: make_png((8, 8), 8, 0, bytes(72), *[png_chunk(b"IDAT", b"")] * 9_000),
+    ),
+    "XMP of 1 MB": (
+        "PNG",
+        lambda: make_png(
+            (8, 8),
+            8,
+            0,
+            bytes(72),
+            *[png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(1_000_000)))] * 60,
+        ),
+    ),
     "60 texts of 1 MB": (
         "PNG",
         lambda: make_png((8, 8), 8, 0, bytes(72), *[png_chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20)))] * 60),
@@ -91,14 +123,30 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "progressive, 100 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 90)),
     "progressive, 22 scans, 49 megapixels": ("JPEG", lambda: hostile.jpeg_of_scans(SIDE, SIDE, 12)),
     "450,000 restart markers": ("JPEG", lambda: hostile.jpeg_of_restart_markers(450_000, in_scan=False)),
-    "EXIF of 64 KB of fractions": (
+    "arithmetic-coded, 49 megapixels": ("JPEG", lambda: hostile.arithmetic_jpeg(SIDE, SIDE, 900_000)),
+    "arithmetic-coded, progressive, 20 scans, 49 megapixels": (
         "JPEG",
-        lambda: (
-            b"\xff\xd8"
-            + jpeg_segment(0xE1, b"Exif\0\0" + exif_of_rationals(8000))
-            + encode_image(np.zeros((8, 8, 3), np.uint8), "JPEG")[2:]
+        lambda: hostile.arithmetic_jpeg(SIDE, SIDE, 2000, 20),
+    ),
+    "5,000 scans": ("JPEG", lambda: hostile.jpeg_of_scans(64, 64, 5000)),
+    "255 components": ("JPEG", lambda: hostile.jpeg_of_components(255)),
+    "CMYK, 49 megapixels": (
+        "JPEG",
+        lambda: hostile.resized_jpeg(encode_image(Image.new("CMYK", (16, 16)), "JPEG"), SIDE, SIDE),
+    ),
+    "900 KB of XMP": ("JPEG", lambda: jpeg_after(*[jpeg_segment(0xE1, XMP_ID + bytes(65_000))] * 13)),
+    "14 profiles in pieces of 64 KB": (
+        "JPEG",
+        lambda: jpeg_after(
+            *[jpeg_segment(0xE2, b"ICC_PROFILE\0" + bytes([n + 1, 14]) + bytes(65_000)) for n in range(14)]
         ),
     ),
+    "EXIF of 64 KB of fractions": (
+        "JPEG",
+        lambda: jpeg_after(jpeg_segment(0xE1, b"Exif\0\0" + exif_of_rationals(8000))),
+    ),
+    "65,536 sets of Huffman tables": ("WebP", hostile.webp_of_groups),
+    "900 KB of XMP ": ("WebP", lambda: encode_image(np.zeros((8, 8, 3), np.uint8), "WEBP", xmp=bytes(900_000))),
     "lossless, 49 megapixels": (
         "WebP",
         lambda: encode_image(Image.new("RGB", (SIDE, SIDE)), "WEBP", lossless=True, method=0, quality=0),
@@ -113,6 +161,20 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
         "TIFF",
         lambda: hostile.tiff_of_shared_tiles(40_000_000, 2000, 8, zlib.compress(bytes(2000 * 2000), 9)),
     ),
+    **{
+        f"{name}, 49 megapixels": (
+            "TIFF",
+            lambda mode=mode, name=name: encode_image(Image.new(mode, (SIDE, SIDE)), "TIFF", compression=name),
+        )
+        for mode, name in (
+            ("RGBA", "lzma"),
+            ("RGBA", "zstd"),
+            ("RGBA", "tiff_lzw"),
+            ("RGBA", "packbits"),
+            ("1", "group4"),
+            ("RGB", "jpeg"),
+        )
+    },
     "float, 49 megapixels": (
         "TIFF",
         lambda: encode_image(Image.new("F", (SIDE, SIDE)), "TIFF", compression="tiff_adobe_deflate"),
@@ -132,17 +194,22 @@ def measure(file: Path, code: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--code", type=Path, help="another checkout, to compare with")
-    code = parser.parse_args().code
+    parser.add_argument("--only", default="", help="images whose name contains this; writes no results")
+    arguments = parser.parse_args()
+    code = arguments.code
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name, (format, draw) in IMAGES.items():
+            if arguments.only not in name:
+                continue
             file = Path(folder, "image")
             file.write_bytes(draw())
             row: dict[str, object] = {"format": format, "image": name, "bytes": file.stat().st_size}
             row |= {"now": measure(file, ROOT)} | ({"before": measure(file, code)} if code else {})
             rows.append(row)
             print(json.dumps(row), flush=True)
-    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+    if not arguments.only:
+        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 LOST_STATUS = 0  # the status of a request whose connection ended before the response
+REFUSED_STATUS = -1  # of one whose connection was refused, as by a service that stops
 SERVER_TIMING = re.compile(r"([\w-]+);dur=([\d.]+)")
 
 
@@ -29,7 +30,7 @@ class LoadResponse:
     """The response to a request."""
 
     index: int  # of the request, in the order of sending
-    status: int  # LOST_STATUS without a response
+    status: int  # LOST_STATUS without a response, REFUSED_STATUS without a connection
     latency_s: float  # from the scheduled time of the request to the last byte of the response
     headers: str  # the head of the response, unparsed
     size: int  # bytes of the body
@@ -54,8 +55,10 @@ class LoadResult:
     generator_cpu_seconds: float = 0.0  # CPU time of the generator
 
     def status_counts(self) -> dict[str, int]:
-        """Responses by status; `lost` without a response."""
-        return {str(status or "lost"): n for status, n in sorted(Counter(one.status for one in self.responses).items())}
+        """Responses by status; `lost` without a response, `refused` without a connection."""
+        names = {LOST_STATUS: "lost", REFUSED_STATUS: "refused"}
+        counts = Counter(one.status for one in self.responses)
+        return {names.get(status, str(status)): count for status, count in sorted(counts.items())}
 
     def latencies_ms(self, status: int = 200) -> list[float]:
         """Latencies of the responses with this status in milliseconds, ascending."""
@@ -162,8 +165,8 @@ class ConnectionPool:
 
     async def request(self, index: int, request: bytes, due: float) -> LoadResponse:
         """Send a request and wait for its response; `due` is its scheduled time, by time.perf_counter."""
-        connection: _Connection | None = None
-        with suppress(OSError, TimeoutError):
+        connection, missing = None, LOST_STATUS
+        try:
             async with asyncio.timeout(self.timeout):
                 connection = await self._get_connection()
                 status, head, size = await connection.request(request)
@@ -172,9 +175,13 @@ class ConnectionPool:
             else:
                 connection.close()
             return LoadResponse(index, status, time.perf_counter() - due, head, size)
+        except ConnectionRefusedError:
+            missing = REFUSED_STATUS
+        except (OSError, TimeoutError):
+            pass
         if connection:
             connection.close()
-        return LoadResponse(index, LOST_STATUS, time.perf_counter() - due, "", 0)
+        return LoadResponse(index, missing, time.perf_counter() - due, "", 0)
 
     async def _get_connection(self) -> "_Connection":
         while self.idle:

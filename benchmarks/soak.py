@@ -2,8 +2,8 @@
 
 Eight requests at a time, 20,000 in all by default, to the service on a small FCN-8s (random weights, input rule native) or on
 BUNDLE. No request may be lost, each must get an expected status, none a 5xx, and the memory of the service must stay
-constant: the mean of the last quarter within 3% of that of the second. Prints a table, writes
-benchmarks/results/soak.json, and exits with 1 on a failure.
+constant: the mean of the last quarter within 3% of that of the second, and an idle minute after the last request within 10% of
+an idle minute after the first hundred. Prints a table, writes benchmarks/results/soak.json, and exits with 1 on a failure.
 """
 
 import io
@@ -35,6 +35,7 @@ REQUESTS, CONCURRENCY, IMAGES, CHUNKS = 20_000, 8, 1000, 100
 MAX_PIXELS = 2_000_000  # pixels of a good image
 MAX_BODY_BYTES = 8 * 2**20  # bytes: the service's limit here, so that a body over it is quickly sent
 MAX_MEMORY_GROWTH = 0.03
+IDLE_SECONDS, MAX_IDLE_GROWTH = 60, 0.10
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "AVIF")
 
 
@@ -59,17 +60,31 @@ def main(count: int, bundle: Path) -> int:
     chance = random.Random(0)
     images = [random_request(chance, index) for index in range(IMAGES)]
     with temporary_cache(), start_service("soak", bundle, max_body_bytes=MAX_BODY_BYTES) as server:
-        closed_loop(server.url, (one.to_bytes(server.url) for one in images[:50]), CONCURRENCY)
+        closed_loop(server.url, (one.to_bytes(server.url) for one in images[:100]), CONCURRENCY)
+        idle = [idle_memory_mb(server)]
         result = run_soak(server, images, count, chance)
+        idle.append(idle_memory_mb(server))
+    if (grown := idle[1] / idle[0] - 1) > MAX_IDLE_GROWTH:
+        result["failures"].append(
+            f"idle, the memory is {grown:.1%} larger than before; {MAX_IDLE_GROWTH:.0%} is allowed"
+        )
+    result["idle_mb"], result["idle_growth"] = [round(each, 1) for each in idle], round(grown, 4)
     result = {"machine": host_info(), "requests": count, "concurrency": CONCURRENCY, **result}
     result["load_at_end"] = os.getloadavg()[0]
     RESULTS.joinpath("soak.json").write_text(json.dumps(result, indent=2) + "\n")
     for kind, found in sorted(result["kinds"].items()):
         print(f"{kind:18} {found}")
     print(f"{result['seconds']} s, {result['per_second']}/s; memory by quarters {result['quarters_mb']} MB")
+    print(f"idle before and after {result['idle_mb']} MB")
     for failure in result["failures"]:
         print("FAILED:", failure)
     return int(bool(result["failures"]))
+
+
+def idle_memory_mb(server: BenchServer) -> float:
+    """Resident megabytes of the service after a minute without requests."""
+    time.sleep(IDLE_SECONDS)
+    return server.memory_mb()
 
 
 def run_soak(server: BenchServer, images: list[SoakRequest], count: int, chance: random.Random) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What is rejected here never becomes a request: it gets `application/problem+json
 import asyncio
 import http
 import os
+import socket
 import sys
 from typing import Any, cast
 
@@ -23,6 +24,8 @@ from service.settings import Settings
 
 DEFAULT_MAX_CONNECTIONS = 1000
 RESERVED_FILES = 100  # file descriptors that a worker needs beside its connections
+# A caller that sends no more may still read (`shutdown(SHUT_WR)`), or have gone: only what is sent to it tells.
+PROBE_SECONDS = 1.0
 MIN_IDLE_SECONDS = 1.0  # a connection younger than this may have sent a request that is not read yet
 
 
@@ -34,6 +37,8 @@ class HTTPProtocol(H11Protocol):
     _head_timer: asyncio.TimerHandle | None = None
     _last_active = 0.0  # in the event loop's time
     _rejected = False  # the response is sent; what still arrives is dropped
+    _has_eof = False  # the caller sends no more
+    _probed = False  # something was sent after that
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit of the first head. At the limit of connections, close one that is idle, or this one."""
@@ -70,9 +75,36 @@ class HTTPProtocol(H11Protocol):
         elif self._head_timer is None:
             self._start_head_timer()
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The caller sends no more. Returns: whether the connection stays open, for the response to a complete request."""
+        self._has_eof = True
+        if self._rejected or self.is_idle() or self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE):
+            return False
+        self.loop.call_later(PROBE_SECONDS, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Find out whether a caller that sends no more still reads, so that nothing is computed for one that has gone.
+
+        A kernel answers data for a socket that is closed with a reset. The data is an interim response, which every client of
+        HTTP/1.1 must be able to skip (RFC 9110, 15.2).
+        """
+        if self.transport.is_closing() or self.is_idle():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if not self._probed and self.conn.our_state is h11.SEND_RESPONSE and self.conn.their_http_version == b"1.1":
+            self._probed = True
+            self.transport.write(self.conn.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
+        self.loop.call_later(PROBE_SECONDS, self._probe)
+
     def on_response_complete(self) -> None:
         """The next head may have begun already."""
         super().on_response_complete()
+        if self._has_eof and self.is_idle():  # no other request comes
+            self.transport.close()
+            return
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0] and self._head_timer is None:
             self._start_head_timer()
 

@@ -1,5 +1,7 @@
 """Small images that cost minutes of CPU or gigabytes of memory if nothing limits what their headers ask for."""
 
+import math
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -7,7 +9,15 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from tests.fixtures_images import encode_image, grey_page, isobmff_box, make_png, make_tiff, uncompressed_tags
+from tests.fixtures_images import (
+    encode_image,
+    grey_page,
+    isobmff_box,
+    jpeg_segment,
+    make_png,
+    make_tiff,
+    uncompressed_tags,
+)
 
 
 def profile_with_curves(elements: int, segments: int, samples: int = 0) -> bytes:
@@ -151,6 +161,96 @@ def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
     frame = data.index(b"\xff\xc2")
     data = data[: frame + 5] + struct.pack(">HH", height, width) + data[frame + 9 :]
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * scans + data[-2:]
+
+
+def resized_jpeg(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG with a larger frame: the decoder takes what is missing for gray."""
+    frame = re.search(rb"\xff[\xc0-\xc2\xc9\xca]", data)
+    assert frame is not None
+    return data[: frame.start() + 5] + struct.pack(">HH", height, width) + data[frame.start() + 9 :]
+
+
+def arithmetic_jpeg(width: int, height: int, scan_bytes: int, scans: int = 1) -> bytes:
+    """An arithmetic-coded JPEG whose scans hold random bytes, which are valid: of a single pass, or of progressive ones."""
+    data = encode_image(np.zeros((16, 16, 3), np.uint8), "JPEG", quality=100, progressive=scans > 1)
+    data = resized_jpeg(data, width, height)
+    head, *found = re.split(rb"(?=\xff\xda)", data)
+    head = re.sub(
+        rb"\xff\xc4..(?=\xff)", b"", head, flags=re.DOTALL
+    )  # no Huffman tables: the decoder skips those that stay
+    head = head.replace(b"\xff\xc2", b"\xff\xca").replace(b"\xff\xc0", b"\xff\xc9")
+    noise = np.random.default_rng(0).integers(0, 255, scan_bytes // scans, np.uint8).tobytes()  # without 0xFF
+    heads = [scan[: 2 + int.from_bytes(scan[2:4], "big")] for scan in found]
+    return head + b"".join((heads[min(index, len(heads) - 1)]) + noise for index in range(scans)) + b"\xff\xd9"
+
+
+def jpeg_of_components(count: int) -> bytes:
+    """A JPEG whose frame names so many components."""
+    data = encode_image(np.zeros((8, 8, 3), np.uint8), "JPEG")
+    at = data.index(b"\xff\xc0")
+    frame = struct.pack(">BHHB", 8, 64, 64, count) + b"".join(bytes([index, 0x11, 0]) for index in range(count))
+    return data[:at] + jpeg_segment(0xC0, frame) + data[at + 19 :]
+
+
+def webp_of_groups(groups: int = 65_536) -> bytes:
+    """A lossless WebP whose blocks of 4 x 4 pixels have a set of Huffman tables each; libwebp builds them all.
+
+    WebP Lossless Bitstream Specification, 6.2.
+    """
+    bits: list[str] = []
+
+    def put(value: int, count: int) -> None:  # least significant bit first
+        bits.append(format(value, f"0{count}b")[::-1])
+
+    def put_single_symbol() -> None:  # a code of one symbol, 0, which takes no bits
+        bits.append("1000")
+
+    def put_bytes_code(unused: int) -> None:  # symbols 0 to 255 with 8 bits each, and some that do not occur
+        put(0, 1)
+        put(12 - 4, 4)
+        for length in (
+            0,
+            1,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            1,
+        ):  # of the lengths' codes, in the order 17, 18, 0 to 5, 16, 6, 7, 8
+            put(length, 3)
+        put(0, 1)
+        bits.append("0" * 256)  # "8", 256 times
+        if unused:
+            bits.append("1")
+            put(unused - 11, 7)
+
+    side = math.isqrt(groups)
+    put(0x2F, 8)
+    put(4 * side - 1, 14)
+    put(4 * side - 1, 14)
+    put(0, 4)  # no alpha, version 0
+    put(0, 1)  # no transform
+    put(0, 1)  # no color cache
+    put(1, 1)  # groups, by blocks of 1 << 2 pixels
+    put(0, 3)
+    put(0, 1)  # the image of the groups' numbers: no color cache
+    put_bytes_code(24)  # green
+    put_bytes_code(0)  # red
+    for _ in range(3):
+        put_single_symbol()
+    for group in range(side * side):
+        bits.append(format(group & 255, "08b") + format(group >> 8, "08b"))  # codes begin with the most significant bit
+    bits.append("1000" * 5 * side * side)
+    text = "".join(bits)
+    text = text.ljust(-(-len(text) // 8) * 8, "0")
+    data = int(text[::-1], 2).to_bytes(len(text) // 8, "little")
+    chunk = b"VP8L" + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
 
 
 def tall_png(height: int = 50_000_000) -> bytes:

@@ -33,6 +33,7 @@ from models.errors import (
 )
 from models.imaging import tiff_limits
 from models.imaging.avif_limits import check_avif
+from models.imaging.cpu_budget import allow_pixels
 from models.imaging.detect_format import detect_format
 from models.imaging.files import read_image_file
 from models.imaging.header_limits import check_bmp, check_jpeg, check_size, check_webp
@@ -193,6 +194,7 @@ def _open_image(data: bytes, max_pixels: int) -> ImageFile:
             f"({quoted(first_line(error))}). Save it again as PNG or JPEG."
         ) from error
     check_size(*image.size, max_pixels)
+    allow_pixels(image.width * image.height)
     count = 1 if name == "TIFF" else getattr(image, "n_frames", 1)
     if count > 1:
         raise MultiFrameImageError(

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 import models.errors as errors
 from models.errors import CorruptImageError, EmptyImageError, ImageError, InsufficientMemoryError
 from models.imaging.decode import MAX_PIXELS
-from models.imaging.decoder_process import MAX_CPU_SECONDS, read_buffer, receive_message, send_message, write_buffer
+from models.imaging.decoder_process import read_buffer, receive_message, send_message, write_buffer
 from models.malloc import MALLOC_SETTINGS
 from models.sample import Sample
 from models.spec import InputRule
@@ -31,6 +32,7 @@ from models.spec import InputRule
 ROOT = Path(__file__).resolve().parents[2]
 IS_SUPPORTED = hasattr(os, "memfd_create")  # on Linux
 START_SECONDS = 60.0  # for a child on a busy machine; it takes 0.3 s on an idle one
+START_ATTEMPTS = 3
 TICK_SECONDS = 0.05  # between two looks at whether the caller has gone
 GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has gone: a new child costs 0.3 s
 
@@ -118,15 +120,22 @@ class DecoderPool:
             child.kill()
 
     def _take(self) -> "_Child":
-        """An idle child that lives, or a new one."""
-        while True:
+        """An idle child that lives and is ready, or a new one. Raises: InsufficientMemoryError if none can be started."""
+        failures, reason = 0, "it ends at its start"
+        while failures < START_ATTEMPTS:
             with self._lock:
                 child = self._idle.pop() if self._idle else None
-            if child is None:
-                child = self._starter.submit(self._take_or_start).result()
-            if child.process.poll() is None:
+            try:
+                if child is None:
+                    failures += 1
+                    child = self._starter.submit(self._take_or_start).result()
+            except OSError as error:  # no memory, or too many processes or files
+                reason = error.strerror or str(error)
+                continue
+            if child.is_ready():
                 return child
-            child.kill()  # it was killed while it was idle
+            child.kill()  # it was killed while it was idle, or while it started: the image is not to blame
+        raise InsufficientMemoryError(f"No decoder process can be started ({reason}). Try again later.")
 
     def _take_or_start(self) -> "_Child":
         with self._lock:  # one that was being started meanwhile
@@ -167,30 +176,41 @@ class _Child:
     """One process, which decodes one image at a time."""
 
     def __init__(self, address_bytes: int) -> None:
-        """Start the process; `decode` waits until it is ready."""
-        self.connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        """Start the process. Raises: OSError."""
         self.buffer = os.memfd_create("image", os.MFD_CLOEXEC)
+        self.connection, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", "models.imaging.decoder_process"]
         environment = {**os.environ, **CHILD_ENVIRONMENT}
         environment.pop(
             "PYTHONSAFEPATH", None
         )  # our packages are found because Python puts the working directory first
-        with other:
+        try:
             self.process = subprocess.Popen(
                 [*command, str(os.getpid()), str(other.fileno()), str(self.buffer), str(address_bytes)],
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                 pass_fds=[other.fileno(), self.buffer],
             )  # fmt: skip
+        except OSError:
+            self.connection.close()
+            os.close(self.buffer)
+            raise
+        finally:
+            other.close()
         self._ready = False
+
+    def is_ready(self) -> bool:
+        """Wait until the process has started. Returns: False if it has ended."""
+        if self.process.poll() is None and not self._ready:
+            with suppress(OSError, EOFError, ValueError, _ChildLostError):
+                self._receive(time.monotonic() + START_SECONDS, lambda: False)
+                self._ready = True
+        return self._ready and self.process.poll() is None
 
     def decode(
         self, data: bytes, max_pixels: int, deadline: float, is_cancelled: Callable[[], bool], rule: InputRule | None
     ) -> Sample:
         """Raises: ImageError, InsufficientMemoryError; _ChildLostError, after which the child must be killed."""
         try:
-            if not self._ready:
-                self._receive(time.monotonic() + START_SECONDS, lambda: False)
-                self._ready = True
             write_buffer(self.buffer, data)
             request: dict[str, Any] = {"bytes": len(data), "max_pixels": max_pixels}
             if rule is not None and not rule.is_photograph:
@@ -209,8 +229,8 @@ class _Child:
             return self._read_sample(rule, (height, width), response)
         except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
             self.process.kill()
-            if self.process.wait() == -signal.SIGXCPU:
-                reason = f"The image took more than {MAX_CPU_SECONDS} seconds to decode"
+            if self.process.wait() == -signal.SIGPROF:
+                reason = "The image takes too long to decode for its size"
             else:
                 reason = "The image crashed its decoder, so it is corrupt, or memory is short"
             raise _ChildLostError(f"{reason}. Save it again as PNG or JPEG.") from error

@@ -15,14 +15,16 @@ import signal
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from models.imaging.cpu_budget import end_budget, start_budget
+
 MAX_MESSAGE_BYTES = 1 << 16
 MAX_ERROR_CHARS = 4000
 LARGE_BYTES = 4 << 20  # of a file or of pixels, after which memory is given back
-MAX_CPU_SECONDS = 15  # for one image; the slowest of 50 megapixels takes 4
 MAX_OPEN_FILES = 32  # it needs about ten
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -76,13 +78,6 @@ def limit_process(parent: int, address_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def limit_cpu_time() -> None:
-    """Let the kernel end this process (SIGXCPU) after MAX_CPU_SECONDS more: unlike a deadline, whatever else the machine does."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used = math.ceil(usage.ru_utime + usage.ru_stime)
-    resource.setrlimit(resource.RLIMIT_CPU, (used + MAX_CPU_SECONDS, resource.RLIM_INFINITY))
-
-
 def decode_in_buffer(buffer: int, length: int, max_pixels: int, rule: dict[str, Any] | None) -> dict[str, Any]:
     """Replace an image file of `length` bytes in a memory file by its pixels.
 
@@ -125,25 +120,26 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
     AvifImagePlugin.DEFAULT_MAX_THREADS = min(4, len(os.sched_getaffinity(0)))  # each reserves address space
     libc = ctypes.CDLL(None)
     limit_process(parent, address_bytes)
-    send_message(connection, {"ready": True})
-    while True:
-        try:
+    with suppress(
+        EOFError, ConnectionError
+    ):  # the parent has closed the connection: it ends, or needs this process no more
+        send_message(connection, {"ready": True})
+        while True:
             request = receive_message(connection)
-        except EOFError:
-            return
-        limit_cpu_time()
-        try:
-            response = decode_in_buffer(buffer, request["bytes"], request["max_pixels"], request.get("rule"))
-        except MaskserveError as error:
-            response = {"error": type(error).__name__, "message": str(error)[:MAX_ERROR_CHARS]}
-        except (MemoryError, OSError):
-            message = "There is not enough free memory to decode the image. Use a smaller one, or try again later."
-            response = {"error": InsufficientMemoryError.__name__, "message": message}
-        send_message(connection, response)
-        # Pillow copies pixels in small pieces, which fragment the heap.
-        pixel_bytes = response.get("bytes") or 3 * math.prod(response.get("size", ()))
-        if max(request["bytes"], pixel_bytes) > LARGE_BYTES:
-            libc.malloc_trim(0)
+            start_budget(request["bytes"], "rule" not in request)
+            try:
+                response = decode_in_buffer(buffer, request["bytes"], request["max_pixels"], request.get("rule"))
+            except MaskserveError as error:
+                response = {"error": type(error).__name__, "message": str(error)[:MAX_ERROR_CHARS]}
+            except (MemoryError, OSError):
+                message = "There is not enough free memory to decode the image. Use a smaller one, or try again later."
+                response = {"error": InsufficientMemoryError.__name__, "message": message}
+            end_budget()
+            send_message(connection, response)
+            # Pillow copies pixels in small pieces, which fragment the heap.
+            pixel_bytes = response.get("bytes") or 3 * math.prod(response.get("size", ()))
+            if max(request["bytes"], pixel_bytes) > LARGE_BYTES:
+                libc.malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,18 @@
 """Sends every hostile image, and good ones between them, from several clients at once.
 
 python -m tests.deploy.hostile_load URL SECONDS
+
+HOSTILE_LOAD_SECONDS=300 HOSTILE_LOAD_RESULTS=benchmarks/results/container.json make container     the whole load, recorded
 """
 
 import itertools
+import json
 import os
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 
@@ -55,6 +59,16 @@ def unexpected(outcomes: Counter[tuple[str, int]]) -> dict[tuple[str, int], int]
         if status not in allowed:
             wrong[name, status] = count
     return wrong
+
+
+def record(outcomes: Counter[tuple[str, int]], peak_kib: int, seconds: float = SECONDS) -> None:
+    """Write the outcomes and the sum of all processes' peaks to HOSTILE_LOAD_RESULTS, if that is set."""
+    if path := os.environ.get("HOSTILE_LOAD_RESULTS"):
+        by_name: dict[str, dict[str, int]] = {}
+        for (name, status), count in sorted(outcomes.items()):
+            by_name.setdefault(name, {})[str(status or "lost")] = count
+        result = {"seconds": seconds, "clients": CLIENTS, "peak_mib": peak_kib >> 10, "responses": by_name}
+        Path(path).write_text(json.dumps(result | {"unexpected": len(unexpected(outcomes))}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +22,20 @@ from service.segmentation import SegmentationService
 from service.settings import Settings
 from tests.service.in_process import serve_in_thread
 
+DISCONNECTED = threading.Event()
+
 
 async def wait(request: Request) -> Response:
     await request.body()
     await asyncio.sleep(0.5)
     return PlainTextResponse("waited")
+
+
+async def wait_for_disconnect(request: Request) -> Response:
+    await request.body()
+    if (await asyncio.wait_for(request.receive(), 10))["type"] == "http.disconnect":
+        DISCONNECTED.set()
+    return PlainTextResponse("")
 
 
 async def hello(request: Request) -> Response:
@@ -36,8 +46,14 @@ async def hello(request: Request) -> Response:
 def run_server(bundle: Path, **limits: Any) -> Iterator[tuple[str, int]]:
     """uvicorn with our protocol and the check of heads, in a thread. Yields its address."""
     settings = Settings(bundle=bundle, access_log=False, sandbox=False, **limits)
-    router = Router([Route("/", hello), Route("/wait", wait, methods=["POST"])])
-    table = RouteTable({"/": "GET", "/wait": "POST"}, frozenset())
+    router = Router(
+        [
+            Route("/", hello),
+            Route("/wait", wait, methods=["POST"]),
+            Route("/gone", wait_for_disconnect, methods=["POST"]),
+        ]
+    )
+    table = RouteTable({"/": "GET", "/wait": "POST", "/gone": "POST"}, frozenset())
     checked = ErrorMiddleware(RequestCheckMiddleware(router, SegmentationService(settings), table))
     app = AccessLogMiddleware(checked, False, lambda path, status, seconds: None)
     with serve_in_thread(app, settings) as address:
@@ -146,3 +162,37 @@ def test_refusal_reaches_a_caller_that_closes(tmp_path: Path, head: bytes) -> No
             connection.sendall(bytes(15_000))
             time.sleep(0.002)
         assert b" 404 " in read_to_end(connection)
+
+
+POST = b"POST /wait HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_caller_that_sends_no_more_gets_its_responses(tmp_path: Path, requests: int) -> None:
+    """As of `nc -N`. Two requests may be in the same packet."""
+    with run_server(tmp_path) as address, socket.create_connection(address, timeout=10) as connection:
+        connection.sendall((POST + b"body") * requests)
+        connection.shutdown(socket.SHUT_WR)
+        response = read_to_end(connection)  # the server closes the connection afterwards
+    assert response.startswith(b"HTTP/1.1 200 ") and response.count(b"waited") == requests
+
+
+def test_interim_response_tells_whether_the_caller_still_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "PROBE_SECONDS", 0.05)
+    with run_server(tmp_path) as address:
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(POST + b"body")
+            connection.shutdown(socket.SHUT_WR)
+            response = read_to_end(connection)
+        assert response.startswith(b"HTTP/1.1 100 \r\n\r\nHTTP/1.1 200 ") and response.endswith(b"waited")
+        DISCONNECTED.clear()
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(POST.replace(b"/wait", b"/gone") + b"body")
+        assert DISCONNECTED.wait(5)
+
+
+def test_half_of_a_body_is_no_request(tmp_path: Path) -> None:
+    with run_server(tmp_path) as address, socket.create_connection(address, timeout=10) as connection:
+        connection.sendall(POST + b"bo")
+        connection.shutdown(socket.SHUT_WR)
+        assert read_to_end(connection) == b""
