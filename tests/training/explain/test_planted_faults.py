@@ -70,7 +70,7 @@ def explained(network: Network, data: SegmentationDataset, images: int = 6) -> E
         image = data.image(index)
         point = (image.shape[1] // 2, image.shape[0] // 2)
         result.subjects[str(index)] = NetworkSubject(
-            str(index), image, source.segmenter, data.classes, point, 32, facts, samples=data
+            str(index), image, source.segmenter, data.classes, point, stride=32, facts=facts, samples=data
         )
     compute_views(result, VIEWS, data, QUIET_CONSOLE)
     return result
@@ -151,7 +151,7 @@ def test_grad_cam_lies_inside_the_object(healthy: Network, data: SegmentationDat
         label = int(np.bincount(mask[mask > 0], minlength=2)[1:].argmax() + 1)
         distance = cv2.distanceTransform((mask == label).astype(np.uint8), cv2.DIST_L2, 5)
         y, x = (int(value) for value in np.unravel_index(int(distance.argmax()), distance.shape))
-        subject = NetworkSubject("image", data.image(index), source, data.classes, (x, y), 32, facts)
+        subject = NetworkSubject("image", data.image(index), source, data.classes, (x, y), stride=32, facts=facts)
         if subject.label_at_point() == label:
             region, layer = why.object_at(subject), why.default_layer(subject)
             maps = [why.grad_cam(subject, body, layer, region, label) for body in (healthy.body, random)]
