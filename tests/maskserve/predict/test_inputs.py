@@ -283,3 +283,9 @@ def test_names_that_are_not_utf8(tmp_path: Path) -> None:
     (copied,) = images_of_block(pa.Table.from_pylist([image_to_item(image)]).to_pydict())
     assert copied == image
     assert image.path == rf"{tmp_path}/b\udcfcro.png" and image.root.read(image.name) == b"content"
+
+
+def test_a_zipped_volume_is_no_archive(tmp_path: Path) -> None:
+    """Decoding names it as NIfTI; what is unpacked from it would be refused too."""
+    (tmp_path / "v.nii.gz").touch()
+    assert [Path(name).name for name in find_names(str(tmp_path / "v.nii.gz"))] == ["v.nii.gz"]
