@@ -44,7 +44,8 @@ test-changed: $(READY)  ## run the fast tests of files changed since BASE (defau
 	@tests=$$($(BIN)/python -m tests.import_graph $(BASE)) && if [ -n "$$tests" ]; then $(PYTEST) $(FAST) $$tests; else echo "No test covers the changed files."; fi
 
 test-slow: $(READY)  ## run the slow tests: interrupted trainings, every encoder, the demo
-	@$(PYTEST) -m slow
+	@$(PYTEST) -m "slow and not all_cores"
+	@$(BIN)/python -m pytest --durations=10 -m all_cores
 
 test-page: $(READY)  ## run the tests of the web page in Chromium
 	@$(QUIET_THREADS) $(BIN)/python -m pytest --durations=10 -m browser

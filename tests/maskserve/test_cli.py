@@ -225,6 +225,7 @@ def test_ctrl_c_stops_a_training_and_prints_how_to_resume(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.all_cores
 def test_the_demo_reaches_its_miou(tmp_path: Path) -> None:
     """Everything that `make demo` does, but for its time limit."""
     done = run_maskserve_process("demo", "--out", "demo", cwd=tmp_path)
