@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import torch
 
+from benchmarks.usage import print_help_if_requested
 from models.engines.host_info import host_info
 from models.imaging.decode import RGB, Labels
 from models.spec import IGNORE_INDEX
@@ -124,4 +125,5 @@ def albumentations_pipeline(config: TrainConfig) -> A.Compose:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main()

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.usage import print_help_if_requested
 from models.imaging.decode import RGB, Labels
 from models.spec import IGNORE_INDEX
 from training.augment import AugmentPolicy, batched, pad_and_stack
@@ -62,4 +63,5 @@ def draw_outlines(image: torch.Tensor, labels: torch.Tensor) -> RGB:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main(sys.argv[1:])

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.usage import print_help_if_requested
 from maskserve.predict.backends import BundleBackend
 from maskserve.predict.config import PredictConfig
 from maskserve.predict.image_task import ImageTask
@@ -289,4 +290,5 @@ def write_raster(file: Path, side: int) -> None:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main(sys.argv[1:])

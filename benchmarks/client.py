@@ -30,6 +30,7 @@ from PIL import Image
 
 from benchmarks.inference import draw_image
 from benchmarks.processes import start_service
+from benchmarks.usage import print_help_if_requested
 from maskserve.client import AsyncClient, Client, Mask
 from models.engines.host_info import host_info
 from models.imaging.decode import RGB
@@ -197,4 +198,5 @@ def elapsed(start: Times) -> Times:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main()

@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from benchmarks.usage import print_help_if_requested
 from models.architectures.base import Network
 from models.engines.host_info import host_info
 from models.errors import MaskserveError
@@ -146,4 +147,5 @@ def write_results(rows: dict[str, dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main(sys.argv[1:])

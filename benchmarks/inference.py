@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.usage import print_help_if_requested
+
 if TYPE_CHECKING:  # measured processes import this module, so that heavy imports are inside functions
     from maskserve.bench_workers import EngineConfig
     from models.imaging.decode import RGB, Labels
@@ -288,5 +290,6 @@ def plot_results(result: dict[str, Any], target: Path) -> None:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
         main(Path(scratch), [Path(argument) for argument in sys.argv[1:]])

@@ -19,6 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.usage import print_help_if_requested
 from models.bundle import SPEC_FILE, Bundle, bundle_writer, open_bundle
 from models.engines.host_info import host_info
 from models.imaging.decode import Labels
@@ -129,6 +130,7 @@ def write_random_resnet50(target: Path) -> Path:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     if len(sys.argv) not in (3, 4):
         sys.exit(__doc__)
     main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 45)

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.usage import print_help_if_requested
 from models.engines.host_info import host_info
 from training.data import load_split
 from training.data.dataset import SPLITS, Pair
@@ -75,4 +76,5 @@ def decode_all(pairs: list[Pair]) -> None:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main()

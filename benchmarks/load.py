@@ -20,6 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from benchmarks.usage import print_help_if_requested
+
 LOST_STATUS = 0  # the status of a request whose connection ended before the response
 REFUSED_STATUS = -1  # of one whose connection was refused, as by a service that stops
 SERVER_TIMING = re.compile(r"([\w-]+);dur=([\d.]+)")
@@ -284,4 +286,5 @@ def run_stub_server() -> None:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     print(f"{measure_generator_cost():.3f} core-milliseconds per request")

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from benchmarks.usage import print_help_if_requested
 from models.bundle import open_bundle
 from models.imaging.decode import RGB
 from models.inference.segmenter import Segmenter
@@ -64,6 +65,7 @@ def draw_image(height: int, width: int) -> RGB:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     task, bundle = {"huge": measure_large_image, "sizes": measure_random_sizes}[sys.argv[1]], Path(sys.argv[2])

@@ -41,6 +41,7 @@ from benchmarks.processes import (
     start_service,
     start_tutorial_servers,
 )
+from benchmarks.usage import print_help_if_requested
 from models.bundle import open_bundle
 from models.engines.host_info import host_info
 from models.engines.openvino_engine import precisions
@@ -315,6 +316,7 @@ def plot_throughput(result: dict[str, Any], target: Path) -> None:
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     if len(sys.argv) > 1:
         main(Path(sys.argv[1]))
     else:

@@ -29,6 +29,7 @@ from PIL import Image
 from benchmarks.inference import MODELS, RESULTS, make_bundle, temporary_cache
 from benchmarks.load import closed_loop, post_request
 from benchmarks.processes import BenchServer, start_service
+from benchmarks.usage import print_help_if_requested
 from models.engines.host_info import host_info
 
 REQUESTS, CONCURRENCY, IMAGES, CHUNKS = 20_000, 8, 1000, 100
@@ -188,6 +189,7 @@ BAD_REQUESTS: dict[str, Callable[[random.Random, str], SoakRequest]] = {
 
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     number = int(sys.argv[1]) if len(sys.argv) > 1 else REQUESTS
     if len(sys.argv) > 2:
         sys.exit(main(number, Path(sys.argv[2])))
