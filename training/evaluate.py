@@ -5,20 +5,17 @@ images' own size: the mIoU reported is the mIoU served. Images are streamed; of 
 (`training/metrics/bootstrap.py`). Writes `metrics.json` and `report.html`.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
 from models.atomic_write import check_writable, name_disk_full
-from models.bundle import CHECKSUM_FILE, Bundle, open_bundle
+from models.bundle import CHECKSUM_FILE, open_bundle
 from models.console import Console
 from models.errors import ConfigError, DataError
 from models.imaging.decode import Labels
@@ -28,7 +25,8 @@ from models.inference.tta import TTAOptions
 from models.sample import Sample
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset, has_split, load_all_splits, load_split
-from training.data.dataset import SPLITS
+from training.data.dataset import SPLITS, check_same_classes
+from training.data.prefetch import NUM_THREADS, prefetch
 from training.data.scan.pixel_stats import pixel_digest
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.boundary_iou import boundary_counts
@@ -40,11 +38,7 @@ from training.reports.latency import measure_latencies
 
 REPORT_FILE = "report.html"
 ALL_SPLITS = "all"  # as a split: every image with a mask
-# While one image is segmented, this many threads read and count others, up to PREFETCH images ahead.
-NUM_THREADS, PREFETCH = 2, 3
 NUM_TIMED_IMAGES = 3
-
-T = TypeVar("T")
 
 
 def evaluate(
@@ -64,7 +58,7 @@ def evaluate(
     opened = open_bundle(bundle)
     create_output_folder(out)
     samples = replace(load_samples(data, split, data_format, opened.spec.classes), input=opened.spec.input)
-    check_same_classes(opened, samples, data)
+    check_same_classes(samples, opened.spec.classes, data)
     augmentation = TTAOptions.parse(tta) if tta else None
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
     assert segmenter.choice is not None  # `load` made it
@@ -161,17 +155,6 @@ def evaluate_split(
     return total, tally
 
 
-def prefetch(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The result of each call, in order; the pool is at most PREFETCH calls ahead, so that memory stays bounded."""
-    waiting = deque[Future[T]]()
-    for call in calls:
-        waiting.append(pool.submit(call))
-        if len(waiting) > PREFETCH:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
-
-
 def measure_image(
     image: Image, target: Labels, prediction: Labels, classes: int
 ) -> tuple[ConfusionMatrix, NDArray[np.int64], str]:
@@ -201,13 +184,3 @@ def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]
             "run `maskserve data lint` on it."
         )
     return image, target
-
-
-def check_same_classes(bundle: Bundle, samples: SegmentationDataset, data: Path) -> None:
-    """Raises: DataError if the data set's classes are not the bundle's."""
-    names, expected = ([entry.name for entry in classes] for classes in (samples.classes, bundle.spec.classes))
-    if names != expected:
-        raise DataError(
-            f"{data} has the classes {', '.join(names)}, the bundle {', '.join(expected)}; evaluate on data of the "
-            "bundle's classes, in their order."
-        )

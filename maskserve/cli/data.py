@@ -72,6 +72,13 @@ def data_lint(
         typer.Option("--cache/--no-cache", help="Reuse the results of the last lint for unchanged files."),
     ] = True,
     max_files: Annotated[int, typer.Option(min=1, help="Files to list for each kind of finding.")] = 20,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="BUNDLE", help="Also compare the masks with this network, to find label noise: worst images first."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Read every image and mask once and report problems and how to fix them. Exit code 1 on errors.
 
@@ -80,10 +87,14 @@ def data_lint(
     """
     from models.console import Console
     from training.lint import lint_with_progress, print_lint_report
+    from training.lint.json_report import lint_json
 
-    console = Console()
-    report = lint_with_progress(data, console, data_format, use_cache=cache)
-    print_lint_report(report, console, max_files)
+    console = Console(stderr=as_json)  # keeps the progress bar out of the JSON
+    report = lint_with_progress(data, console, data_format, use_cache=cache, bundle=bundle)
+    if as_json:
+        typer.echo(json.dumps(lint_json(report), indent=2))
+    else:
+        print_lint_report(report, console, max_files)
     if html:
         from training.lint.html_report import write_html_report
 
@@ -214,6 +225,13 @@ def data_remap(
         bool,
         typer.Option("--nearest", help="Map values without a class to the nearest value with one, to fix JPEG masks."),
     ] = False,
+    separate: Annotated[
+        bool,
+        typer.Option(
+            "--separate",
+            help="Write a line of label 0 between touching objects of one class; needs a format of objects.",
+        ),
+    ] = False,
     data_format: DataFormat = "auto",
 ) -> None:
     """Write a copy of the data set with other labels, as images/ and masks/. Also converts any layout to this one.
@@ -228,7 +246,7 @@ def data_remap(
 
     console = Console()
     with name_disk_full(out), progress_bar(console, "writing") as progress:
-        mapping, opened = remap_dataset(data, out, rules or [], classes, nearest, data_format, progress)
+        mapping, opened = remap_dataset(data, out, rules or [], classes, nearest, data_format, progress, separate)
     for line in describe_mapping(mapping, opened):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     counts = ", ".join(f"{split} {len(dataset)}" for split, dataset in opened.items())

@@ -3,9 +3,7 @@
 import io
 import json
 import shutil
-import threading
 import tracemalloc
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from models.spec import IGNORE_INDEX, InputRule
 from tests.fixtures_bundles import CLASSES, QUIET_CONSOLE
 from tests.training.fake_dataset import FakeDataset, make_fake_dataset, make_metrics, predict_red
 from training.data.synthetic import generate_dataset
-from training.evaluate import PREFETCH, evaluate, evaluate_split, evaluation_folder, prefetch
+from training.evaluate import evaluate, evaluate_split, evaluation_folder
 from training.metrics.results import EvaluationMetrics
 from training.reports.console import print_metrics
 
@@ -207,36 +205,6 @@ def test_predictions_of_255_are_counted_at_native_size() -> None:
     matrix, tally = evaluate_split(segmenter, make_fake_dataset(2, block_sample), QUIET_CONSOLE)
     assert matrix.class_counts[1].sum() == 2 * 600 * 800
     assert tally.counts[:, 0, 0].sum() == 0 and matrix.miou() == 0
-
-
-def test_prefetch_is_in_order_and_bounded() -> None:
-    begun, taken, most = [0], 0, 0
-    lock = threading.Lock()
-
-    def call(index: int) -> int:
-        with lock:
-            begun[0] += 1
-        return index
-
-    with ThreadPoolExecutor(2) as pool:
-        for expected, value in enumerate(prefetch(pool, (partial(call, index) for index in range(50)))):
-            assert value == expected
-            taken += 1
-            most = max(most, begun[0] - taken)
-    assert taken == 50 and most <= PREFETCH
-
-
-def test_prefetch_raises_an_error_at_its_place() -> None:
-    def call(index: int) -> int:
-        if index == 3:
-            raise DataError("the fourth")
-        return index
-
-    with ThreadPoolExecutor(2) as pool:
-        results = prefetch(pool, (partial(call, index) for index in range(9)))
-        assert [next(results) for _ in range(3)] == [0, 1, 2]
-        with pytest.raises(DataError, match="the fourth"):
-            next(results)
 
 
 def test_images_without_a_mask_are_reported(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def _unpack_zip(file: Path, draft: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         check_zip_total(str(file), archive)
-        _check_space(file, sum(entry.file_size for entry in entries), draft)
+        check_space(file, sum(entry.file_size for entry in entries), draft)
         for entry in entries:
             if entry.flag_bits & ENCRYPTED:
                 raise DataError(f"{file} is encrypted; unpack it yourself.")
@@ -73,7 +73,7 @@ def _unpack_zip(file: Path, draft: Path) -> None:
 
 def _unpack_tar(file: Path, draft: Path) -> None:
     with open_tar(file) as (archive, members):
-        _check_space(file, sum(member.size for member in members), draft)
+        check_space(file, sum(member.size for member in members), draft)
         # The filter refuses names outside the folder and links out of it, and drops owners and modes (PEP 706).
         archive.extractall(draft, members, filter="data")
 
@@ -84,7 +84,8 @@ def _check_name(name: str) -> None:
         raise ValueError(f"the entry {quoted(name)} leaves the folder")
 
 
-def _check_space(file: Path, size: int, draft: Path) -> None:
+def check_space(file: Path, size: int, draft: Path) -> None:
+    """Raises: DataError if the disk of the folder `draft` has not `size` bytes free to unpack `file`."""
     free = shutil.disk_usage(draft).free
     if size > free:
         raise DataError(f"{file} holds {size:,} bytes, but {draft.parent} has only {free:,} free; unpack it elsewhere.")

@@ -52,6 +52,9 @@ VALUE_COLUMNS = (
 COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
 _COLOR_LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
 _NUMBERED_LINE = re.compile(r"(\d+)\s*[:,;\s]\s*(\S.*)")
+# Four words or more and a full stop, or ten words: longer than any class name without a comma.
+_SENTENCE = re.compile(r"(\S+\s+){3,}\S*[a-zA-Z)][.!?:]|([^\s,;]+\s+){9,}[^\s,;]+")
+MAX_PROSE_BYTES = 10_000
 _LABELMAP_LINE = re.compile(r"[^:]*:\s*(\d*\s*,\s*\d*\s*,\s*\d*|):.*")
 
 
@@ -69,8 +72,23 @@ def read_class_file(file: Path) -> list[ClassInfo]:
 
 
 def find_class_file(tree: FileTree, folders: Sequence[str] = ("",)) -> str | None:
-    """The first class file in one of the folders, ignoring case."""
-    return next((file for folder in folders if (file := tree.find_file(folder, CLASS_FILES))), None)
+    """The first class file in one of the folders, ignoring case; text files of sentences are none."""
+    for folder in folders:
+        for name in CLASS_FILES:
+            file = tree.find_file(folder, (name,))
+            if file and not (name.endswith(".txt") and _is_prose(tree.path(file))):
+                return file
+    return None
+
+
+def _is_prose(file: Path) -> bool:
+    """Whether a line of a text file is a sentence, and no class: `labels.txt` may as well be notes about the labels."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+            lines = [line.strip() for line in stream.readlines(MAX_PROSE_BYTES) if not line.startswith("#")]
+    except OSError:
+        return False
+    return any(_SENTENCE.fullmatch(line) for line in lines)
 
 
 def read_dataset_classes(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from models.errors import DataError
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import Image
 from models.readers import read_input_file
@@ -102,3 +103,13 @@ def merge_splits(splits: dict[str, SegmentationDataset]) -> SegmentationDataset:
     unmatched = dict.fromkeys(path for dataset in splits.values() for path in dataset.unmatched_images)
     first = next(iter(splits.values()))
     return replace(first, pairs=list(originals), mask_reader=read_mask, unmatched_images=tuple(unmatched))
+
+
+def check_same_classes(samples: SegmentationDataset, expected: list[ClassInfo], data: Path) -> None:
+    """Raises: DataError if the classes of the data set `data` are not those that are `expected` by a bundle."""
+    names, bundle_names = ([entry.name for entry in classes] for classes in (samples.classes, expected))
+    if names != bundle_names:
+        raise DataError(
+            f"{data} has the classes {', '.join(names)}, the bundle {', '.join(bundle_names)}; use data of the bundle's "
+            "classes, in their order."
+        )

@@ -10,6 +10,7 @@ from models.console import Console, name_text
 from models.spec import IGNORE_INDEX
 from training.data.dataset import SPLITS
 from training.lint.findings import ADVICE, LintReport
+from training.lint.label_noise import LabelQuality, check_label_noise, describe_confusions
 from training.lint.runner import lint
 from training.reports.progress_bar import progress_bar
 
@@ -18,11 +19,23 @@ MAX_CLASS_ROWS = 24  # more classes would push the findings off the screen; the 
 
 
 def lint_with_progress(
-    root: Path, console: Console, data_format: str = "auto", splits: tuple[str, ...] = SPLITS, use_cache: bool = True
+    root: Path,
+    console: Console,
+    data_format: str = "auto",
+    splits: tuple[str, ...] = SPLITS,
+    use_cache: bool = True,
+    bundle: Path | None = None,
 ) -> LintReport:
-    """`lint` with a progress bar, if the console is a terminal. Arguments and errors as for `lint`."""
+    """`lint` with a progress bar, if the console is a terminal. Arguments and errors as for `lint`.
+
+    With a `bundle`, also look for label noise (`label_noise.py`). Raises: also BundleError, EngineError.
+    """
     with progress_bar(console, "reading") as progress:
-        return lint(root, data_format, splits, progress, use_cache)
+        report = lint(root, data_format, splits, progress, use_cache)
+    if bundle and report.classes:
+        with progress_bar(console, "segmenting") as progress:
+            report.label_quality = check_label_noise(report, root, bundle, progress)
+    return report
 
 
 def print_lint_report(report: LintReport, console: Console, max_findings: int = 5) -> None:
@@ -32,6 +45,10 @@ def print_lint_report(report: LintReport, console: Console, max_findings: int = 
     console.print(_class_table(report))
     if hidden := len(report.classes) - len(_labels_to_show(report)):
         console.print(f"{hidden} more classes, neither the largest nor the rarest.", style="dim")
+    if report.label_quality:
+        console.print()
+        console.print(f"quality of the labels, by the network {report.label_quality.bundle}:", highlight=False)
+        console.print(_quality_table(report, report.label_quality))
     for level, kind, findings in report.findings_by_kind():
         console.print()
         console.print(
@@ -70,6 +87,20 @@ def _class_table(report: LintReport) -> Table:
     ]
     for label, name in rows:
         table.add_row(str(label), name, *(_class_cell(report, split, label) for split in report.image_counts))
+    return table
+
+
+def _quality_table(report: LintReport, found: LabelQuality) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("class", overflow="ellipsis", no_wrap=True)
+    table.add_column("quality", justify="right")
+    table.add_column("most often predicted instead")
+    for label in _labels_to_show(report):
+        each = found.classes[label]
+        if each.labeled:
+            table.add_row(
+                name_text(report.classes[label].name), f"{each.quality:.3f}", Text(describe_confusions(report, each))
+            )
     return table
 
 

@@ -64,7 +64,12 @@ def _near_duplicates(
     report: LintReport, locations: list[SampleLocation], all_stats: list[SampleStats], known: set[int]
 ) -> list[Finding]:
     """A finding per image with a near duplicate in an earlier split, and one per split for those within it."""
-    numbers = [number for number, stats in enumerate(all_stats) if stats.perceptual_hash and number not in known]
+    numbers = [
+        number
+        for number, stats in enumerate(all_stats)
+        # Images with nodata share the shape of their collar, which the hash would compare.
+        if stats.perceptual_hash and number not in known and not stats.sample_format.nodata
+    ]
     hashes = np.array([all_stats[number].perceptual_hash for number in numbers], np.uint64)
     values, inverse = np.unique(hashes, return_inverse=True)
     owners: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))  # hash index -> split -> images

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,9 @@ from training.data.dataset import SegmentationDataset
 from training.data.scan.label_stats import LabelStats
 from training.data.scan.sample_stats import content_digest
 from training.data.scan.scanner import SampleStats
+
+if TYPE_CHECKING:
+    from training.lint.label_noise import LabelQuality
 
 LEVELS = (
     "error",
@@ -76,6 +79,14 @@ ADVICE = {
     "same image twice": "Delete the copies: they only increase the weight of one image.",
     "broken link": "Restore what it links to, or delete it.",
     "link out of the folder": "It is followed. To copy or archive the data set, copy what it links to as well.",
+    "label noise suspect": "Compare mask and prediction, and correct the mask where it is wrong. The network knows the images that "
+    "it was trained on: train on other folds (`maskserve data split --folds`) to check those.",
+    "masks of other images": "Check the pairs: the borders in a mask should lie on the edges in its image. Masks of the next "
+    "frame, names that are off by one, and masks that are shifted or flipped look like this.",
+    "values only at borders": "JPEG, anti-aliasing and resizing with interpolation leave such values between two classes. Export "
+    "the masks again as PNG; `maskserve data remap --nearest` helps if the classes are named and the values are not theirs.",
+    "images without objects": "If they were not labeled, label or delete them. If they have no objects, they are useful.",
+    "objects cut at borders": "Nothing needs to be done; their sizes and shapes are not those of whole objects.",
     "images not read": "They belong to no layout that was recognized, or to no split. Move them if they should be read.",
     "near duplicates within a split": "Usually frames of a video; they add less information than their number suggests.",
 }
@@ -102,6 +113,9 @@ class LintReport:
     pixel_counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256, by label; 255 is ignored
     images_with_label: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: images with each label
     edge_counts: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: pixels of each label next to another
+    cut_objects: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: runs of each label on image borders
+    images_with_cuts: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: images with such runs
+    background_images: dict[str, int] = field(default_factory=dict)  # images that have only label 0, or ignored pixels
     train_image_sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
     train_label_stats: list[LabelStats] = field(default_factory=list)  # of the training images without errors
     labels_in_errors: dict[str, set[int]] = field(
@@ -109,6 +123,7 @@ class LintReport:
     )  # in masks that are not counted, for other errors
     num_unreadable_masks: int = 0
     not_read: str = ""  # the files that were passed over, by folder and suffix
+    label_quality: "LabelQuality | None" = None  # the comparison with a network (`--bundle`)
     datasets: dict[str, SegmentationDataset] = field(default_factory=dict, repr=False)
     sample_stats: dict[str, list[SampleStats]] = field(default_factory=dict, repr=False)  # in the order of the pairs
 

@@ -13,14 +13,17 @@ from markupsafe import Markup, escape
 from models.errors import DataError
 from models.spec import IGNORE_INDEX
 from training.lint.findings import ADVICE, LEVELS, Finding, LintReport
+from training.lint.label_noise import KIND as SUSPECT_KIND
+from training.lint.label_noise import describe_confusions
 from training.lint.stats import dataset_stats, format_counts, format_sizes
-from training.lint.thumbnails import finding_panes
+from training.lint.thumbnails import finding_panes, suspect_panes
 from training.reports.layout import ENVIRONMENT, render_page
 from training.reports.layout import TEMPLATE_FOLDER as REPORT_TEMPLATE_FOLDER
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
 CODE_SPAN = re.compile("`(.+?)`")
 MAX_CARDS, MAX_LISTED = 6, 20  # of a kind: findings with thumbnails, and as text
+MAX_SUSPECT_CARDS = 24  # images of the section about label noise
 
 
 def write_html_report(target: Path, report: LintReport, data: Path) -> None:
@@ -28,7 +31,9 @@ def write_html_report(target: Path, report: LintReport, data: Path) -> None:
     environment = ENVIRONMENT.overlay(loader=FileSystemLoader([TEMPLATE_FOLDER, REPORT_TEMPLATE_FOLDER]))
     context = {
         "figures": _figures(report),
-        "kinds": [_kind_context(report, *group) for group in report.findings_by_kind()],
+        "kinds": [_kind_context(report, *group) for group in report.findings_by_kind() if group[1] != SUSPECT_KIND],
+        "label_quality": _label_quality_context(report),
+        "not_read": report.not_read,
         "has_thumbnails": any(finding.locations for finding in report.findings),
         "splits": list(report.image_counts),
         "classes": _class_rows(report),
@@ -89,6 +94,37 @@ def _kind_context(report: LintReport, level: str, kind: str, findings: list[Find
         "cards": [{"panes": finding_panes(report, finding), "detail": finding.detail} for finding in cards],
         "details": [finding.detail for finding in listed[:MAX_LISTED]],
         "hidden": max(0, len(listed) - MAX_LISTED),
+    }
+
+
+def _label_quality_context(report: LintReport) -> dict[str, Any] | None:
+    """The section about label noise: a row per class, and the worst images with mask, prediction and disagreement."""
+    found = report.label_quality
+    if found is None:
+        return None
+    details = [finding.detail for finding in report.findings if finding.kind == SUSPECT_KIND]
+    cards = [
+        {"panes": suspect_panes(report.datasets[split], index, found.segmenter), "detail": detail}
+        for (split, index), detail in zip(list(found.suspects)[:MAX_SUSPECT_CARDS], details, strict=False)
+    ]
+    rows = [
+        {
+            "entry": entry,
+            "quality": each.quality,
+            "confusions": describe_confusions(report, each),
+            "worst": ", ".join(f"{name} ({quality:.3f})" for quality, name in each.worst),
+        }
+        for entry, each in zip(report.classes, found.classes, strict=True)
+        if each.labeled
+    ]
+    return {
+        "bundle": found.bundle,
+        "images": found.images,
+        "rows": rows,
+        "cards": cards,
+        "details": details[MAX_SUSPECT_CARDS:],
+        "advice": _code_spans(ADVICE[SUSPECT_KIND]),
+        "count": len(details),
     }
 
 

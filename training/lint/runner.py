@@ -15,6 +15,7 @@ from training.lint.coverage import check_coverage, describe_unread, unread_files
 from training.lint.dataset_rules import check_dataset
 from training.lint.duplicates import check_duplicates
 from training.lint.findings import Finding, LintReport
+from training.lint.object_rules import check_objects
 from training.lint.sample_format_rules import check_sample_formats
 from training.lint.sample_rules import check_sample
 
@@ -46,6 +47,7 @@ def lint(
         _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)
     report.findings += check_sample_formats(report)
+    report.findings += check_objects(report)
     report.findings += check_duplicates(report)
     unread = unread_files(recognition.tree, opened.values())
     report.not_read = describe_unread(unread)
@@ -57,8 +59,11 @@ def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all
     """Add the statistics and sample findings of one split to the report."""
     report.datasets[split], report.sample_stats[split], report.image_counts[split] = dataset, all_stats, len(dataset)
     report.labels_in_errors[split] = set()
-    for counts in (report.pixel_counts, report.images_with_label, report.edge_counts):
+    for counts in (
+        report.pixel_counts, report.images_with_label, report.edge_counts, report.cut_objects, report.images_with_cuts
+    ):  # fmt: skip
         counts[split] = np.zeros(IGNORE_INDEX + 1, np.int64)
+    report.background_images[split] = 0
     lookup = LabelLookup(dataset.mask_encoding, len(dataset.classes))
     for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
         value_labels = lookup(stats)
@@ -74,5 +79,9 @@ def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all
         report.pixel_counts[split][label_stats.labels] += label_stats.quarters.sum(axis=(1, 2))
         report.images_with_label[split][label_stats.labels] += 1
         report.edge_counts[split][label_stats.labels] += label_stats.edges
+        cut = (stats.border_runs > 0) & (value_labels.labels >= 0) & (value_labels.labels <= IGNORE_INDEX)
+        report.images_with_cuts[split][np.unique(value_labels.labels[cut])] += 1
+        np.add.at(report.cut_objects[split], value_labels.labels[cut], stats.border_runs[cut])
+        report.background_images[split] += set(label_stats.labels.tolist()) - {IGNORE_INDEX} == {0}
         if split == "train" and not any(finding.level == "error" for finding in findings):
             report.train_label_stats.append(label_stats)

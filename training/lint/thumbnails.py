@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 
 from models.errors import MaskserveError
 from models.imaging.decode import Labels
-from models.inference.geometry import network_input_size, resize_image
+from models.inference.geometry import network_input_size, resize_image, resize_labels
+from models.inference.segmenter import Segmenter
 from models.spec import IGNORE_INDEX, InputRule, palette
 from training.data.dataset import SegmentationDataset
 from training.data.mask_decoding import RawMask
 from training.lint.findings import Finding, LintReport
+from training.lint.label_noise import suspect_pixels
 from training.reports.gallery import WRONG_COLOR, jpeg_data_uri, mask_data_uri
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
@@ -72,6 +74,32 @@ def _overlay_panes(dataset: SegmentationDataset, index: int) -> list[Pane]:
     return [
         Pane("image", f"{name}: image", size, photo, mask if fits else ""),
         Pane("mask", f"{name}: mask", mask_size, mask=mask, style="alone"),
+    ]
+
+
+def suspect_panes(dataset: SegmentationDataset, index: int, segmenter: Segmenter) -> list[Pane]:
+    """The mask, the prediction and the suspect pixels, each over the image; and the image alone."""
+    name = dataset.pairs[index].name
+    try:
+        image, target = dataset.image(index), dataset.labels(index)
+    except (MaskserveError, OSError) as error:  # changed since it was read
+        return [Pane(name, error=str(error))]
+    prediction = segmenter.segment(image).labels
+    suspect = suspect_pixels(target, prediction).astype(np.uint8)
+    size = thumbnail_size((image.shape[0], image.shape[1]))
+    photo, colors = jpeg_data_uri(resize_image(image, size)), palette(dataset.classes)
+    shown = [
+        ("mask", mask_data_uri(resize_labels(target, size), colors), ""),
+        ("prediction", mask_data_uri(resize_labels(prediction, size), colors), ""),
+        (
+            "disagreement",
+            mask_data_uri(resize_labels(suspect, size), [(0, 0, 0), WRONG_COLOR], transparent=0),
+            "errors",
+        ),
+    ]
+    return [
+        Pane("image", f"{name}: image", size, photo),
+        *(Pane(title, f"{name}: {title}", size, photo, mask, style) for title, mask, style in shown),
     ]
 
 

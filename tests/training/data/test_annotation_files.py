@@ -30,6 +30,7 @@ from training.data.formats.label_studio import decode_brush
 from training.data.formats.shapes import Shape, decode_run_lengths, ellipse, paint, thick_line
 from training.lint import lint
 
+SQUARE_RLE = "=3300000;"  # of pycocotools
 CORNERS = list(zip(SQUARE[::2], SQUARE[1::2], strict=True))
 
 
@@ -172,6 +173,31 @@ def test_yolo_rows_are_drawn_in_fractions_and_images_without_a_file_are_backgrou
     assert [np.unique(dataset.labels(index)).tolist() for index in range(2)] == [[0], [0, 2]]
     assert (dataset.labels(1) == 2 * SQUARE_MASK).all()
     assert any("1 of 4 images have no YOLO file" in note for note in dataset.notes)
+
+
+def test_yolo_run_lengths_are_read_to_the_pixel(tmp_path: Path) -> None:
+    make_layouts.make_yolo(tmp_path)
+    file = tmp_path / "labels/train/train_1.txt"
+    file.write_text(f"0 rle {HEIGHT} {WIDTH} {SQUARE_RLE}\n")  # the first row decides whether this is YOLO
+    dataset = load_split(tmp_path, "train")
+    assert (dataset.labels(0) == SQUARE_MASK).all()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (f"0 rle {WIDTH} {HEIGHT} 0", "line 1: the run lengths are for 6 x 8 pixels, but the image has 8 x 6"),
+        (f"0 rle {HEIGHT} {WIDTH} 1", "line 1: run lengths cover 1 pixels, but the mask has 8 x 6"),
+        (f"0 rle {HEIGHT} {WIDTH} oooo", "line 1: compressed run lengths have invalid letters or are truncated"),
+        (f"0 rle {HEIGHT} {WIDTH}", "line 1: expected `class rle height width counts`"),
+        (f"9 rle {HEIGHT} {WIDTH} {'1'}", "line 1: the class 9 is not one of the 2 classes"),
+    ],
+)
+def test_broken_yolo_run_lengths_are_a_finding(row: str, message: str, tmp_path: Path) -> None:
+    make_layouts.make_yolo(tmp_path)
+    (tmp_path / "labels/train/train_1.txt").write_text(row)
+    (detail,) = errors_of(tmp_path)
+    assert message in detail and "train_1.txt" in detail
 
 
 def test_yolo_without_names_numbers_the_classes_and_broken_names_are_an_error(tmp_path: Path) -> None:

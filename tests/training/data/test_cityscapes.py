@@ -24,6 +24,16 @@ def test_ids_become_the_19_evaluated_classes(tmp_path: Path) -> None:
     assert dataset.pairs[0].name == "ulm/ulm_train_000019"
 
 
+def test_a_class_file_replaces_the_classes_and_ignores_other_ids(tmp_path: Path) -> None:
+    ids = np.zeros((6, 8), np.uint8)
+    ids[0] = [0, 3, 7, 8, 11, 26, 29, 33]
+    make_cityscapes(tmp_path, ids)
+    (tmp_path / "classes.csv").write_text("name,value\nground,7\npath,8\nvehicle,26\n")
+    dataset = load_split(tmp_path, "train")
+    assert [entry.name for entry in dataset.classes] == ["ground", "path", "vehicle"]
+    assert dataset.labels(0)[0].tolist() == [255, 255, 0, 1, 255, 2, 255, 255]
+
+
 def test_an_unknown_id_is_kept_for_the_lint(tmp_path: Path) -> None:
     make_cityscapes(tmp_path, DIAGONAL * 77)
     assert load_split(tmp_path, "train").labels(0)[0, 0] == 77

@@ -25,6 +25,22 @@ def make_dataset(root: Path, name: str, text: str, masks: np.ndarray = LABELS, e
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "These are the labels of the project.\nground\nball\nbox\n",
+        "ground ball box\nPlease use box for anything that has corners and was not moved by hand\n",
+    ],
+)
+def test_sentences_are_not_classes(text: str, tmp_path: Path) -> None:
+    make_dataset(tmp_path, "labels.txt", text)
+    report = lint(tmp_path)
+    assert [entry.name for entry in report.classes] == ["class0", "class1", "class2"]
+    assert "labels.txt" in report.not_read
+    (tmp_path / "classes.txt").write_text("earth, sky and all the rest of it\nball\nbox (a big one of wood)\n")
+    assert lint(tmp_path).classes[0].name == "earth, sky and all the rest of it"
+
+
+@pytest.mark.parametrize(
     ("name", "text"),
     [
         ("classes.txt", "ground\nball\nbox\n"),

@@ -1,9 +1,9 @@
 """Cityscapes: `leftImg8bit/train/CITY/NAME_leftImg8bit.png`, `gtFine/train/CITY/NAME_gtFine_labelIds.png`; val, test.
 
 The 19 evaluated classes, with the names, colors and ids of mcordts/cityscapesScripts, helpers/labels.py; other ids are
-ignored. `labelTrainIds` are read if every image has them, because a data set prepared this way has chosen its classes;
-otherwise `labelIds`. A split without `gtFine` uses `gtCoarse`. The public masks of test are dummies without a class; then there is
-no test split.
+ignored. A class file beside `leftImg8bit` (`classes.csv` with `name,value`) replaces them. `labelTrainIds` are read if every
+image has them, because a data set prepared this way has chosen its classes; otherwise `labelIds`. A split without `gtFine` uses
+`gtCoarse`. The public masks of test are dummies without a class; then there is no test split.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ import numpy as np
 from models.errors import DataError, MaskserveError
 from models.imaging.decode import IMAGE_SUFFIXES, read_mask
 from models.spec import IGNORE_INDEX, ClassInfo
+from training.data.class_file import INVALID_LABEL, find_class_file, read_dataset_classes
 from training.data.dataset import SPLITS, Pair, SegmentationDataset
 from training.data.listing import Evidence
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
@@ -103,8 +104,24 @@ def _load(tree: FileTree, split: str) -> SegmentationDataset:
     if not pairs:
         folders = " or ".join(str(root / folder / source.name) for folder in MASK_FOLDERS)
         raise DataError(f"No image has a mask in {folders}; expected CITY/NAME_gtFine_{kind}.png.")
-    encoding = IDENTITY_ENCODING if kind == "labelTrainIds" else MaskEncoding(tuple(LABELS_BY_ID.items()))
-    return SegmentationDataset(pairs, CLASSES, encoding, unmatched_images=tuple(unmatched), notes=tree.notes)
+    classes, encoding, files = CLASSES, IDENTITY_ENCODING, tuple[Path, ...]()
+    if find_class_file(tree):
+        classes, custom, files = read_dataset_classes(tree)
+        encoding = _ignore_other_ids(custom, len(classes))
+    elif kind == "labelIds":
+        encoding = MaskEncoding(tuple(LABELS_BY_ID.items()))
+    return SegmentationDataset(
+        pairs, classes, encoding, unmatched_images=tuple(unmatched), notes=tree.notes, files=files
+    )
+
+
+def _ignore_other_ids(custom: MaskEncoding, num_classes: int) -> MaskEncoding:
+    """The encoding of a class file, where ids of Cityscapes that it does not name are ignored."""
+    mapped = dict(custom.gray_to_label)
+    used = {value for value, label in mapped.items() if label != INVALID_LABEL}
+    used |= {label for label in range(num_classes) if label not in mapped}
+    ignored = {id: IGNORE_INDEX for id in range(MAX_ID + 1) if id not in used}
+    return MaskEncoding(tuple((mapped | ignored).items()), custom.color_to_label)
 
 
 def _list_images(root: Path, split: str) -> list[tuple[str, Path]]:

@@ -55,6 +55,12 @@ class RegionMaskReader:
         except DataError as error:
             raise DataError(f"{self.file}: the mask of {pair.image.name}: {error}") from error
 
+    def instances(self, pair: Pair) -> NDArray[np.uint32]:
+        """The number of the region at each pixel from 1, H x W; 0 for none. Raises: DataError."""
+        return self.regions.rasterize(
+            self.image_indices[pair.name], np.arange(1, len(self.region_labels) + 1, dtype=np.uint32), 0
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class PanopticMaskReader:

@@ -43,6 +43,9 @@ MASK_COLUMNS = (
     "annotation",
     "mask_filename",
     "segmentation",
+    "mask_file_name",
+    "label_file_name",
+    "annotation_file_name",
 )
 
 

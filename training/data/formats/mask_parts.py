@@ -5,7 +5,7 @@
     images/NAME.jpg      masks/NAME_0.png, NAME_1.png    one mask per object, numbered
     images/NAME.jpg      masks/CLASS/NAME.png            one mask per class, in the folder of its class
 
-Where masks overlap, the smaller one is on top. Touching objects become one region.
+Where masks overlap, the smaller one is on top. Touching objects become one region; `data remap --separate` draws a line between.
 """
 
 import os
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import DataError
 from models.spec import ClassInfo, default_rgb
@@ -32,6 +33,7 @@ MIN_PARTS = 1.2  # masks per image, on average: below, the masks are whole ones
 MAX_CLASSES = 60
 NUMBER = re.compile(r"\d+")
 SAMPLED_MASKS = 6
+TOUCHING = ": objects are foreground, and touching ones become one (`maskserve data remap --separate` keeps them apart)"
 MAX_VALUES = 2  # of a binary mask
 
 
@@ -53,21 +55,36 @@ class PartsMaskReader:
 
     def __call__(self, pair: Pair) -> RawMask:
         """Labels, uint8 H x W. Raises: DataError, ImageError that name the file."""
+        parts = self._parts(pair)
+        labels = np.zeros(parts[0][1].shape, np.uint8)
+        for label, inside in parts:
+            labels[inside] = label
+        return RawMask(labels)
+
+    def instances(self, pair: Pair) -> NDArray[np.uint32]:
+        """The number of the mask at each pixel from 1, H x W; 0 for none. Raises: as a call."""
+        parts = self._parts(pair)
+        numbers = np.zeros(parts[0][1].shape, np.uint32)
+        for number, (_, inside) in enumerate(parts, 1):
+            numbers[inside] = number
+        return numbers
+
+    def _parts(self, pair: Pair) -> list[tuple[int, NDArray[np.bool_]]]:
+        """Label and pixels of each mask of an image, in painting order: the smaller ones last."""
         found = []
         for label, file in self.masks[pair.name]:
             array = read_raw_mask(file).array
             background = 0 if array.min() == 0 or len(np.unique(array)) == 1 else array.min()
             found.append((label, array != background, file))
         size = found[0][1].shape
-        labels = np.zeros(size, np.uint8)
-        for label, inside, file in sorted(found, key=lambda part: -int(part[1].sum())):
+        for _, inside, file in found:
             if inside.shape != size:
                 raise DataError(
                     f"{file}: the mask has {inside.shape[1]} x {inside.shape[0]} pixels, but {found[0][2].name} has "
                     f"{size[1]} x {size[0]}; all masks of an image need one size."
                 )
-            labels[inside] = label
-        return RawMask(labels)
+        found.sort(key=lambda part: -int(part[1].sum()))
+        return [(label, inside) for label, inside, _ in found]
 
 
 def detect(tree: FileTree) -> Evidence | None:
@@ -110,7 +127,7 @@ def read(tree: FileTree) -> Listing:
     example = next(part.masks[0][1] for part in parts if part.masks)
     notes = (
         f"{len(used):,} binary masks are merged into one per image, such as {tree.path(example)}"
-        f"{'; the classes are ' + ', '.join(names) if names else ': objects are foreground, and touching ones become one'}.",
+        f"{'; the classes are ' + ', '.join(names) if names else TOUCHING}.",
     )
     stamps = [(str(path), stat.st_size, stat.st_mtime_ns) for path in used for stat in [os.stat(path)]]
     reader = PartsMaskReader(masks, shapes.digest(stamps, label_by_name))

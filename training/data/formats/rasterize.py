@@ -6,13 +6,14 @@ outline to fifths of a pixel; `cv2.fillPoly` also paints every pixel that the ou
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import DataError
-from models.imaging.decode import Labels
 
+LabelType = TypeVar("LabelType", np.uint8, np.uint32)
 PixelRuns = NDArray[np.int64]  # R x 2: start and end (exclusive) of each run, column-major pixel indices
 # How a region is stored: outlines, run lengths, run lengths compressed to letters.
 POLYGONS, UNCOMPRESSED_RLE, COMPRESSED_RLE = range(3)
@@ -34,13 +35,15 @@ class Regions:
         """The regions of one image, in painting order."""
         return range(int(self.region_offsets[image]), int(self.region_offsets[image + 1]))
 
-    def rasterize(self, image: int, labels: NDArray[np.uint8], background: int) -> Labels:
-        """The mask of one image, uint8 H x W. `labels`: R, by region; `background`: the label outside all regions.
+    def rasterize(self, image: int, labels: NDArray[LabelType], background: int) -> NDArray[LabelType]:
+        """The mask of one image, H x W, of the type of the labels.
+
+        `labels`: R, by region; `background`: the label outside all regions.
 
         Raises: DataError for invalid run lengths or points.
         """
         height, width = self.sizes[image].tolist()
-        columns = np.full(height * width, background, np.uint8)
+        columns = np.full(height * width, background, labels.dtype)
         for region in self.region_range(image):
             label = labels[region]
             for part in range(*self.part_ranges[region].tolist()):

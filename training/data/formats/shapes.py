@@ -4,16 +4,16 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError
-from models.imaging.decode import FORMATS, MAX_PIXELS, Labels
+from models.imaging.decode import FORMATS, MAX_PIXELS
 from models.imaging.orientation import read_orientation
 from models.spec import ClassInfo, default_rgb
 from training.data.dataset import Pair
@@ -25,6 +25,9 @@ BACKGROUND_NAMES = (BACKGROUND, "_background_", "__background__", "bg")
 CIRCLE_CORNERS = 72  # of the polygon that is drawn for a circle; off by less than 0.1% of the radius
 MAX_COORDINATE = 1e7  # pixels; farther points are broken files
 MIN_CORNERS = 3
+
+
+LabelType = TypeVar("LabelType", np.uint8, np.uint32)
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,20 @@ class ShapeMaskReader:
         except DataError as error:
             raise DataError(str(error) if str(pair.mask) in str(error) else f"{pair.mask}: {error}") from error
 
+    def instances(self, pair: Pair) -> NDArray[np.uint32]:
+        """The number of the shape at each pixel from 1, H x W; 0 for none. Raises: DataError."""
+        size, shapes = self.parse(pair)
+        return paint(size, [replace(shape, label=number) for number, shape in enumerate(shapes, 1)], dtype=np.uint32)
 
-def paint(size: tuple[int, int], shapes: Iterable[Shape], background: int = 0) -> Labels:
+
+def paint(
+    size: tuple[int, int], shapes: Iterable[Shape], background: int = 0, dtype: type[LabelType] = np.uint8
+) -> NDArray[LabelType]:
     """A mask of `size` (height, width) with the shapes, later ones over earlier ones. Raises: DataError."""
     height, width = size
     if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
         raise DataError(f"the image size {width} x {height} is invalid; expected 1 to {MAX_PIXELS:,} pixels.")
-    columns = np.full(height * width, background, np.uint8)
+    columns = np.full(height * width, background, dtype)
     labels = columns.reshape(width, height).T
     for shape in shapes:
         for outline in shape.outlines:

@@ -1,7 +1,8 @@
 """YOLO segmentation: `labels/NAME.txt` for `images/NAME.jpg`, by split in either order, and names in `data.yaml`.
 
-A row is `class x y x y ...`, in fractions of the image size; classes become labels from 1 after the background. An image without
-a file, or with an empty one, is background. Rows of a box (`class x y width height`) have no outline and are errors.
+A row is `class x y x y ...`, in fractions of the image size, or `class rle height width counts` with COCO's compressed run
+lengths (ultralytics/ultralytics#25944); classes become labels from 1 after the background. An image without a file, or with an
+empty one, is background. Rows of a box (`class x y width height`) have no outline and are errors.
 """
 
 import re
@@ -15,6 +16,7 @@ from models.errors import DataError
 from models.spec import ClassInfo, default_rgb
 from training.data.dataset import Pair
 from training.data.formats import shapes
+from training.data.formats.rasterize import decode_compressed_rle
 from training.data.formats.shapes import Shape, ShapeMaskReader
 from training.data.listing import Entry, Evidence, Listing
 from training.data.split_lists import apply_split_lists
@@ -23,7 +25,9 @@ from training.data.tree import FileTree, stem_below, suffix_of
 
 NAME_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
-ROW = re.compile(rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*", re.IGNORECASE)
+ROW = re.compile(rb"\s*\d+((\s+-?[\d.]+(e-?\d+)?){4,}|\s+rle\s+\d+\s+\d+\s+\S+)\s*", re.IGNORECASE)
+RLE = "rle"
+RLE_CELLS = 5  # class, rle, height, width, counts
 BOX_NUMBERS = 4
 
 
@@ -139,6 +143,9 @@ def _parse(pair: Pair, num_classes: int) -> tuple[tuple[int, int], list[Shape]]:
     for number, cells in enumerate(_rows(pair.mask), 1):
         if not cells[0].isdigit() or int(cells[0]) >= num_classes:
             raise DataError(f"line {number}: the class {cells[0]} is not one of the {num_classes} classes, from 0.")
+        if cells[1:2] == [RLE]:
+            found.append(_run_length_shape(cells, size, number))
+            continue
         try:
             numbers = np.array(cells[1:], np.float64)
         except ValueError as error:
@@ -153,3 +160,21 @@ def _parse(pair: Pair, num_classes: int) -> tuple[tuple[int, int], list[Shape]]:
             raise DataError(f"line {number}: {error}") from error
         found.append(Shape(int(cells[0]) + 1, [corners]))
     return size, found
+
+
+def _run_length_shape(cells: list[str], size: tuple[int, int], number: int) -> Shape:
+    """The object of a row `class rle height width counts`. Raises: DataError that names the line."""
+    if len(cells) != RLE_CELLS or not (cells[2].isdecimal() and cells[3].isdecimal()):
+        raise DataError(f"line {number}: expected `class rle height width counts`; export it again.")
+    height, width = int(cells[2]), int(cells[3])
+    if (height, width) != size:
+        raise DataError(
+            f"line {number}: the run lengths are for {width} x {height} pixels, but the image has {size[1]} x {size[0]}; "
+            "export them at the size of the image."
+        )
+    try:
+        counts = decode_compressed_rle(cells[4].encode("ascii", "replace"))
+        bitmap = shapes.decode_run_lengths(counts.tolist(), size, column_major=True)
+    except DataError as error:
+        raise DataError(f"line {number}: {error}") from error
+    return Shape(int(cells[0]) + 1, bitmap=bitmap)

@@ -63,6 +63,22 @@ def _index_values(mask: MaskArray) -> tuple[NDArray[np.uint8] | NDArray[np.uint1
     return np.repeat(runs.astype(np.uint8), lengths).reshape(mask.shape), values.astype(np.int64)
 
 
+def count_border_runs(mask: MaskArray, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each of the values, K ascending, begins on a walk around the outermost pixels of a mask H x W; K.
+
+    An object that the image cuts is one run; two that touch each other there count as one.
+    """
+    frame = mask.ravel().astype(np.int64)
+    if min(mask.shape) > 1:
+        frame = np.concatenate([mask[0], mask[1:, -1], mask[-1, -2::-1], mask[-2:0:-1, 0]]).astype(np.int64)
+    starts = frame[frame != np.roll(frame, 1)] if (frame != frame[0]).any() else frame[:1]
+    found, counts = np.unique(starts, return_counts=True)
+    kept = np.isin(found, values)  # of more than MAX_VALUES values, some are dropped
+    runs = np.zeros(len(values), np.int64)
+    runs[np.searchsorted(values, found[kept])] = counts[kept]
+    return runs
+
+
 def edge_mask(mask: MaskArray) -> NDArray[np.bool_]:
     """Whether one of the 4 neighbors of a pixel has another value; bool H x W."""
     edge = np.zeros(mask.shape, np.bool_)

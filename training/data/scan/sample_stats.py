@@ -21,7 +21,8 @@ from models.readers import read_sample
 from models.readers.composite import needs_reader, preview
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
-from training.data.scan.pixel_stats import count_values, perceptual_hash, pixel_digest
+from training.data.scan.alignment import gradient_map, mask_alignment
+from training.data.scan.pixel_stats import count_border_runs, count_values, perceptual_hash, pixel_digest
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, describe_sample
 
 # A PNG must be decoded to find its orientation, which may come after the pixels; few PNGs have one.
@@ -42,6 +43,7 @@ class SampleStats:
     palette_colors: NDArray[np.int64]  # K: for a palette file, their colors 0xRRGGBB
     quarters: NDArray[np.int64]  # K x 2 x 2: pixels of each value in the (top, bottom) x (left, right) quarter
     edges: NDArray[np.int64]  # K: pixels of each value with one of the 4 neighbors of another value
+    border_runs: NDArray[np.int64]  # K: objects of each value that the image border cuts (`count_border_runs`)
     extra_values: int  # number of values beyond those 256
     digest: str  # of the image's decoded pixels: equal for equal images
     perceptual_hash: int  # 64 bits, close in Hamming distance for similar images; 0 with too little contrast
@@ -49,6 +51,7 @@ class SampleStats:
     lossy: bool = False  # whether the mask's file has lossy compression, as JPEG
     sample_format: SampleFormat = EIGHT_BITS  # of the image
     mask_digest: str = ""  # as `digest`, of the mask's values
+    alignment: float = 0.0  # of mask and image (`mask_alignment`); 0 if it cannot be told
 
     @property
     def is_valid(self) -> bool:
@@ -98,11 +101,13 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
             if needs_reader(data):
                 sample = read_sample(data)
                 sample_format, size = describe_sample(sample), sample.size
-                digest, image_hash = pixel_digest(sample.values), perceptual_hash(preview(sample))
+                shown = preview(sample)
+                digest, image_hash, gradients = pixel_digest(sample.values), perceptual_hash(shown), gradient_map(shown)
                 image = replace(image, format=image.format or "NumPy")
-                del sample
+                del sample, shown
             else:
                 rgb = decode_image(data)
+                gradients = gradient_map(rgb)
                 size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
                 del rgb
     except Exception as error:  # one broken file must not stop the scan
@@ -111,8 +116,8 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
     mask, mask_size = FileHeader(), None
     kind: MaskKind = "gray"
     mask_digest = ""
-    values = palette_colors = edges = np.zeros(0, np.int64)
-    quarters, extra_values = np.zeros((0, 2, 2), np.int64), 0
+    values = palette_colors = edges = border_runs = np.zeros(0, np.int64)
+    quarters, extra_values, alignment = np.zeros((0, 2, 2), np.int64), 0, 0.0
     try:
         mask = _read_mask_header(pair)
         with budget.reserve(mask.pixels or image.pixels):
@@ -121,6 +126,9 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
             values, quarters, edges, extra_values = count_values(raw.array)
             mask_digest = pixel_digest(raw.array)
             palette_colors = _palette_colors(raw, values)
+            border_runs = count_border_runs(raw.array, values)
+            if mask_size == size:
+                alignment = mask_alignment(gradients, raw.array)
     except Exception as error:
         errors.append(_error_message(pair.mask, error))
     return SampleStats(
@@ -134,6 +142,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         palette_colors=palette_colors,
         quarters=quarters,
         edges=edges,
+        border_runs=border_runs,
         extra_values=extra_values,
         digest=digest,
         perceptual_hash=image_hash,
@@ -141,6 +150,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         lossy=mask.lossy,
         sample_format=sample_format,
         mask_digest=mask_digest,
+        alignment=alignment,
     )
 
 

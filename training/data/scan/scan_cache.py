@@ -27,7 +27,7 @@ from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat
 from training.data.scan.sample_stats import SampleStats
 
-CACHE_VERSION = 5  # of `SampleStats` and of the file layout; files of other versions are not read
+CACHE_VERSION = 7  # of `SampleStats` and of the file layout; files of other versions are not read
 MAX_CACHE_FILES = 64  # data sets; the least recently used are deleted
 # A file written twice within one tick of the clock keeps its time (git's "racy" entries); FAT's tick is 2 s.
 MIN_FILE_AGE_NS = 2_000_000_000  # nanoseconds
@@ -43,6 +43,7 @@ CACHE_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+ARRAYS = ("values", "palette_colors", "quarters", "edges", "border_runs")
 FileStamp = tuple[int, int, int, int]  # size in bytes and modification time in ns, of image and mask
 CacheEntries = dict[str, tuple[FileStamp, SampleStats]]
 
@@ -179,6 +180,8 @@ def _to_columns(entries: CacheEntries) -> dict[str, NDArray[Any]]:
         "palette_colors": column("palette_colors"),
         "quarters": column("quarters", 2, 2),
         "edges": column("edges"),
+        "border_runs": column("border_runs"),
+        "alignment": np.array([stats.alignment for stats in all_stats], np.float64),
     }
 
 
@@ -201,13 +204,13 @@ def _to_sample_format(fields: list[Any]) -> SampleFormat:
 
 def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
     text = json.loads(columns["text"].tobytes())
-    arrays = {name: columns[name].astype(np.int64) for name in ("values", "palette_colors", "quarters", "edges")}
+    arrays = {name: columns[name].astype(np.int64) for name in ARRAYS}
     entries: CacheEntries = {}
     start = color_start = 0
     samples = {int(index): _to_sample_format(fields) for index, fields in text["samples"].items()}
-    for place, key, (image_format, mask_format, digest, mask_digest), stamp, numbers, image_hash in zip(
+    for place, key, (image_format, mask_format, digest, mask_digest), stamp, numbers, image_hash, alignment in zip(
         range(len(text["keys"])), text["keys"], text["formats"], columns["stamps"].tolist(), columns["numbers"].tolist(),
-        columns["perceptual_hash"].tolist(), strict=True,
+        columns["perceptual_hash"].tolist(), columns["alignment"].tolist(), strict=True,
     ):  # fmt: skip
         height, width, mask_height, mask_width, orientation, kind, extra_values, lossy, count, color_count = numbers
         rows = slice(start, start + count)
@@ -222,6 +225,7 @@ def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
             palette_colors=arrays["palette_colors"][color_start : color_start + color_count],
             quarters=arrays["quarters"][rows],
             edges=arrays["edges"][rows],
+            border_runs=arrays["border_runs"][rows],
             extra_values=extra_values,
             digest=digest,
             perceptual_hash=image_hash,
@@ -229,9 +233,10 @@ def _from_columns(columns: dict[str, NDArray[Any]]) -> CacheEntries:
             lossy=bool(lossy),
             sample_format=samples.get(place, EIGHT_BITS),
             mask_digest=mask_digest,
+            alignment=alignment,
         )
         entries[key] = ((stamp[0], stamp[1], stamp[2], stamp[3]), stats)
         start, color_start = start + count, color_start + color_count
-    if start != len(arrays["edges"]):
+    if start != len(arrays["edges"]) or start != len(arrays["border_runs"]):
         raise ValueError("the columns have different lengths")
     return entries

@@ -28,6 +28,7 @@ from training.data import SegmentationDataset, load_available_splits
 from training.data.class_file import class_table, read_class_file
 from training.data.dataset import SPLITS, Pair
 from training.data.mask_decoding import MaskEncoding, MaskKind, RawMask
+from training.data.tools.separate import read_instances, separate_touching
 from training.data.tree import CLASS_FILE
 
 ProgressCallback = Callable[[int, int], None]
@@ -51,10 +52,12 @@ def remap_dataset(
     nearest: bool = False,
     data_format: str = "auto",
     progress: ProgressCallback | None = None,
+    separate: bool = False,
 ) -> tuple[LabelMapping, dict[str, SegmentationDataset]]:
     """Write the new data set, completely or not at all: images as hard links if possible, masks as palette PNGs.
 
-    `nearest` maps a value without a class to the nearest value with one: for masks that were saved as JPEG.
+    `nearest` maps a value without a class to the nearest value with one: for masks that were saved as JPEG. `separate` draws a
+    line of label 0 between touching objects of one class (`separate.py`).
     Returns: the mapping, and the old data set by split.
     Raises: DataError; ConfigError for an invalid rule.
     """
@@ -67,7 +70,7 @@ def remap_dataset(
     try:
         draft = temporary / out.name
         draft.mkdir()
-        _write_dataset(draft, opened, mapping, nearest, progress)
+        _write_dataset(draft, opened, mapping, nearest, separate, progress)
         draft.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -184,6 +187,7 @@ def _write_dataset(
     opened: dict[str, SegmentationDataset],
     mapping: LabelMapping,
     nearest: bool,
+    separate: bool,
     progress: ProgressCallback | None,
 ) -> None:
     total, done = sum(map(len, opened.values())), 0
@@ -197,7 +201,7 @@ def _write_dataset(
         for split, dataset in opened.items():
             names = [os.path.relpath(pair.name, common) if common else pair.name for pair in dataset.pairs]
             jobs = [
-                pool.submit(_write_pair, draft, f"{split}/{name}", dataset, index, mapping, nearest)
+                pool.submit(_write_pair, draft, f"{split}/{name}", dataset, index, mapping, nearest, separate)
                 for index, name in enumerate(names)
             ]
             try:
@@ -212,7 +216,13 @@ def _write_dataset(
 
 
 def _write_pair(
-    draft: Path, name: str, dataset: SegmentationDataset, index: int, mapping: LabelMapping, nearest: bool
+    draft: Path,
+    name: str,
+    dataset: SegmentationDataset,
+    index: int,
+    mapping: LabelMapping,
+    nearest: bool,
+    separate: bool,
 ) -> None:
     pair, encoding = dataset.pairs[index], dataset.mask_encoding
     raw = dataset.raw_mask(index)
@@ -221,7 +231,10 @@ def _write_pair(
     for path in (image, mask):
         path.parent.mkdir(parents=True, exist_ok=True)
     link_or_copy(pair.image, image)
-    to_palette_image(_apply_mapping(labels, mapping, pair), mapping.classes).save(mask)
+    mapped = _apply_mapping(labels, mapping, pair)
+    if separate:
+        mapped = separate_touching(mapped, read_instances(dataset, index))
+    to_palette_image(mapped, mapping.classes).save(mask)
 
 
 def _apply_mapping(labels: Labels, mapping: LabelMapping, pair: Pair) -> Labels:
