@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError
-from models.imaging.decode import FORMATS, MAX_PIXELS
+from models.imaging.decode import FORMATS, MAX_PIXELS, Labels
 from models.imaging.orientation import read_orientation
 from models.spec import ClassInfo, default_rgb
 from training.data.dataset import Pair
@@ -59,13 +59,17 @@ class ShapeMaskReader:
     def instances(self, pair: Pair) -> NDArray[np.uint32]:
         """The number of the shape at each pixel from 1, H x W; 0 for none. Raises: DataError."""
         size, shapes = self.parse(pair)
-        return paint(size, [replace(shape, label=number) for number, shape in enumerate(shapes, 1)], dtype=np.uint32)
+        return _paint(size, [replace(shape, label=number) for number, shape in enumerate(shapes, 1)], 0, np.uint32)
 
 
-def paint(
-    size: tuple[int, int], shapes: Iterable[Shape], background: int = 0, dtype: type[LabelType] = np.uint8
-) -> NDArray[LabelType]:
+def paint(size: tuple[int, int], shapes: Iterable[Shape], background: int = 0) -> Labels:
     """A mask of `size` (height, width) with the shapes, later ones over earlier ones. Raises: DataError."""
+    return _paint(size, shapes, background, np.uint8)
+
+
+def _paint(
+    size: tuple[int, int], shapes: Iterable[Shape], background: int, dtype: type[LabelType]
+) -> NDArray[LabelType]:
     height, width = size
     if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
         raise DataError(f"the image size {width} x {height} is invalid; expected 1 to {MAX_PIXELS:,} pixels.")
