@@ -12,7 +12,7 @@ removed, renamed, moved) the average precision was 0.95; 0.81 by cleanlab's soft
 import heapq
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import open_bundle
-from models.imaging.decode import RGB, Labels
+from models.imaging.decode import Labels
 from models.inference.postprocess import Confidence
 from models.inference.segmenter import Segmenter
 from models.spec import IGNORE_INDEX
-from training.data.dataset import SegmentationDataset, check_same_classes
+from training.data.dataset import check_same_classes
 from training.data.prefetch import NUM_THREADS, prefetch
 from training.lint.findings import Finding, LintReport
 
@@ -97,6 +97,7 @@ def check_label_noise(
     """
     opened = open_bundle(bundle)
     check_same_classes(next(iter(report.datasets.values())), opened.spec.classes, data)
+    report.datasets = {split: replace(each, input=opened.spec.input) for split, each in report.datasets.items()}
     found = LabelQuality(opened.spec.name, Segmenter.load(opened), classes=[ClassQuality() for _ in report.classes])
     broken = {location for finding in report.errors for location in finding.locations}
     wanted = [
@@ -107,7 +108,7 @@ def check_label_noise(
     ]
     worst: list[tuple[float, int, ImageQuality]] = []  # a heap with the best of them on top
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        reads = (partial(_read, report.datasets[split], index) for split, index in wanted)
+        reads = (partial(report.datasets[split].sample_and_labels, index) for split, index in wanted)
         for number, (image, target) in enumerate(prefetch(pool, reads)):
             prediction = found.segmenter.segment(image, confidence=True)
             assert prediction.confidence is not None
@@ -190,10 +191,6 @@ def _largest_region(
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     x, y, width, height, pixels = stats[largest].tolist()
     return Region(label, predicted, pixels, float(confidence[regions == largest].mean()), (x, y, width, height))
-
-
-def _read(dataset: SegmentationDataset, index: int) -> tuple[RGB, Labels]:
-    return dataset.image(index), dataset.labels(index)
 
 
 def _finding(report: LintReport, location: tuple[str, int], single: ImageQuality) -> Finding:

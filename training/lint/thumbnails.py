@@ -81,10 +81,10 @@ def suspect_panes(dataset: SegmentationDataset, index: int, segmenter: Segmenter
     """The mask, the prediction and the suspect pixels, each over the image; and the image alone."""
     name = dataset.pairs[index].name
     try:
-        image, target = dataset.image(index), dataset.labels(index)
+        image, (sample, target) = dataset.rgb(index), dataset.sample_and_labels(index)
     except (MaskserveError, OSError) as error:  # changed since it was read
         return [Pane(name, error=str(error))]
-    prediction = segmenter.segment(image).labels
+    prediction = segmenter.segment(sample).labels
     suspect = suspect_pixels(target, prediction).astype(np.uint8)
     size = thumbnail_size((image.shape[0], image.shape[1]))
     photo, colors = jpeg_data_uri(resize_image(image, size)), palette(dataset.classes)
