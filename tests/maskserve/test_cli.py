@@ -33,7 +33,8 @@ def list_subcommands(command: click.Command, name: str = "") -> dict[str, click.
 SUBCOMMANDS = list_subcommands(typer.main.get_command(cli_app.app))
 NAMES = {
     "", "demo", "data", "data shapes", "data inspect", "data lint", "data stats", "data split", "data convert", "data remap",
-    "models", "plan", "train", "export", "import", "evaluate", "compare", "bench", "predict", "serve", "key", "containerize",
+    "models", "plan", "train", "export", "import", "evaluate", "compare", "explain", "bench", "predict", "serve", "key",
+    "containerize",
 }  # fmt: skip
 
 
