@@ -1,11 +1,12 @@
 """Reader of TIFF and GeoTIFF with any number of bands: integers and floats of 8 to 64 bits, strips or tiles, pixels or planes.
 
-NumPy and zlib read uncompressed and deflated samples; LZW, PackBits, LZMA and Zstandard go through Pillow's libtiff, strip
-by strip. What Pillow shows as a photograph by other means (JPEG inside, palettes, CMYK, bits that are not whole bytes) goes
-to the reader of images. Directories and sizes are checked before (`models/imaging/tiff_limits.py`).
+NumPy and zlib read uncompressed and deflated samples; LZW, PackBits, LZMA and Zstandard go through Pillow's libtiff. What
+Pillow shows as a photograph by other means (JPEG inside, palettes, CMYK, bits that are not whole bytes) goes to the reader of
+images. Directories and sizes are checked before (`models/imaging/tiff_limits.py`).
 """
 
 import io
+import itertools
 import math
 import struct
 import zlib
@@ -38,6 +39,7 @@ NO_COMPRESSION, DEFLATE, LIBTIFF = 1, (8, 32946), (5, 32773, 34925, 50000)  # va
 ALPHA = (1, 2)  # values of EXTRA_SAMPLES
 KINDS = {1: "u", 2: "i", 3: "f"}  # values of SAMPLE_FORMAT
 MAX_SEGMENTS = 1 << 20
+BATCH_BYTES = 1 << 20  # of samples that are decoded at once: strips of one row are common
 
 
 def sniff(data: bytes) -> bool:
@@ -136,18 +138,22 @@ def _read_samples(page: ImageFileDirectory, shape: tuple[int, int, int], dtype: 
         rows, columns = min(page.first_value(tags.ROWS_PER_STRIP, height) or height, height), width
     if rows < 1 or columns < 1:
         raise CorruptImageError("The TIFF has tiles without a size. Save it again.")
-    down, across = math.ceil(height / rows), math.ceil(width / columns)
-    segments = _segments(page, tiled, planes * down * across)
-    if planes == down == across == 1 and rows == height:  # one strip: no copy beside the decoded one
-        return _decode_segment(page, next(segments), (rows, columns, depth), dtype)
+    segments = _segments(page, tiled, planes * math.ceil(height / rows) * math.ceil(width / columns))
+    if planes == 1 and (rows, columns) == (height, width):  # no copy beside the decoded one
+        return _decode_segments(page, [next(segments)], [rows], (columns, depth), dtype)
+    positions = [(top, left) for top in range(0, height, rows) for left in range(0, width, columns)]
     result = np.empty((planes, height, width, depth), dtype)
+    at_once = max(1, BATCH_BYTES // (rows * columns * depth * dtype.itemsize))
     for target in result:
-        for top in range(0, height, rows):
-            for left in range(0, width, columns):
-                kept = min(rows, height - top), min(columns, width - left)
-                stored = rows if tiled else kept[0]
-                block = _decode_segment(page, next(segments), (stored, columns, depth), dtype)
-                target[top : top + kept[0], left : left + kept[1]] = block[: kept[0], : kept[1]]
+        for start in range(0, len(positions), at_once):
+            batch = positions[start : start + at_once]
+            heights = [rows if tiled else min(rows, height - top) for top, _ in batch]
+            block = _decode_segments(page, [next(segments) for _ in batch], heights, (columns, depth), dtype)
+            first = 0
+            for (top, left), stored in zip(batch, heights, strict=True):
+                kept = min(stored, height - top), min(columns, width - left)
+                target[top : top + kept[0], left : left + kept[1]] = block[first : first + kept[0], : kept[1]]
+                first += stored
     return np.ascontiguousarray(result[:, :, :, 0].transpose(1, 2, 0)) if by_plane else result[0]
 
 
@@ -160,35 +166,48 @@ def _segments(page: ImageFileDirectory, tiled: bool, count: int) -> Iterator[mem
     if len(offsets) < count or len(sizes) < count or count > MAX_SEGMENTS:
         raise CorruptImageError(f"The TIFF has {len(offsets):,} of {count:,} strips or tiles. Save it again.")
     content = memoryview(page.data)
-    for offset, size in zip(offsets[:count], sizes, strict=False):
-        if offset + size > len(content):
-            raise CorruptImageError("The TIFF is truncated: a strip or tile ends after the file. Save it again.")
-        yield content[offset : offset + size]
+    ends = [offset + size for offset, size in zip(offsets[:count], sizes, strict=False)]
+    if max(ends) > len(content):
+        raise CorruptImageError("The TIFF is truncated: a strip or tile ends after the file. Save it again.")
+    return (content[offset:end] for offset, end in zip(offsets, ends, strict=False))
 
 
-def _decode_segment(
-    page: ImageFileDirectory, content: memoryview, shape: tuple[int, int, int], dtype: np.dtype[Any]
+def _decode_segments(
+    page: ImageFileDirectory,
+    contents: list[memoryview],
+    heights: list[int],
+    row_shape: tuple[int, int],
+    dtype: np.dtype[Any],
 ) -> NDArray[Any]:
-    """A strip or tile, rows x columns x samples, in the machine's byte order. Raises: CorruptImageError."""
-    needed = math.prod(shape) * dtype.itemsize
+    """Strips or tiles below each other, rows x columns x samples, in the machine's byte order. Raises: CorruptImageError.
+
+    All but the last have the same height.
+    """
+    row_bytes, shape = math.prod(row_shape) * dtype.itemsize, (sum(heights), *row_shape)
     compression = page.first_value(tags.COMPRESSION, 1)
-    if compression in DEFLATE:
-        raw: Any = zlib.decompressobj().decompress(content, needed)
-    elif compression in LIBTIFF:
-        raw = _decompress_with_libtiff(content, compression, (shape[0], needed // shape[0]))
+    raw: Any
+    if compression in LIBTIFF:
+        raw = _decompress_with_libtiff(contents, heights, row_bytes, compression)
     else:
-        raw = content
-    if len(raw) < needed:
-        raise CorruptImageError(f"The TIFF is truncated: a strip or tile has {len(raw):,} of {needed:,} bytes.")
+        parts = [_decompress(each, compression, rows * row_bytes) for each, rows in zip(contents, heights, strict=True)]
+        raw = parts[0] if len(parts) == 1 else b"".join(parts)
     predictor = page.first_value(PREDICTOR, 1)
     if predictor == 3 and dtype.kind == "f":
-        return _undo_float_predictor(np.frombuffer(raw, np.uint8, needed), shape, dtype)
-    block = np.frombuffer(raw, dtype.newbyteorder(page.encoding.byte_order), math.prod(shape)).reshape(shape)
+        return _undo_float_predictor(np.frombuffer(raw, np.uint8), shape, dtype)
+    block = np.frombuffer(raw, dtype.newbyteorder(page.encoding.byte_order)).reshape(shape)
     if predictor == 1:
         return block if block.dtype.isnative else block.astype(dtype)
     if predictor != 2 or dtype.kind == "f":
         raise UnsupportedFormatError(f"The TIFF has the predictor {predictor}. Save it without compression.")
-    return np.cumsum(block.astype(dtype), axis=1, dtype=dtype)
+    return np.cumsum(block.astype(dtype, copy=False), axis=1, dtype=dtype)
+
+
+def _decompress(content: memoryview, compression: int, needed: int) -> Any:
+    """The bytes of a strip or tile that is deflated, or not compressed. Raises: CorruptImageError."""
+    raw = zlib.decompressobj().decompress(content, needed) if compression in DEFLATE else content[:needed]
+    if len(raw) < needed:
+        raise CorruptImageError(f"The TIFF is truncated: a strip or tile has {len(raw):,} of {needed:,} bytes.")
+    return raw
 
 
 def _undo_float_predictor(raw: NDArray[np.uint8], shape: tuple[int, int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
@@ -199,18 +218,27 @@ def _undo_float_predictor(raw: NDArray[np.uint8], shape: tuple[int, int, int], d
     return np.ascontiguousarray(by_sample).view(dtype.newbyteorder(">")).reshape(shape).astype(dtype)
 
 
-def _decompress_with_libtiff(content: memoryview, compression: int, size: tuple[int, int]) -> bytes:
-    """Decompress a strip or tile as the pixels of a TIFF of its own: gray, 8 bits, `size` = rows, bytes a row."""
+def _decompress_with_libtiff(contents: list[memoryview], heights: list[int], row_bytes: int, compression: int) -> bytes:
+    """Decompress strips or tiles as the strips of a TIFF of its own: gray, 8 bits, `row_bytes` pixels a row.
+
+    All but the last have the same height. One call for many, because each costs more than it takes to decompress a few rows.
+    """
+    sizes = [len(each) for each in contents]
+    end = 8 + sum(sizes) + sum(sizes) % 2  # of the strips; two tables of 32 bits follow, and the directory
+    offsets = itertools.accumulate(sizes[:-1], initial=8)
+    tables = struct.pack(f"<{len(sizes)}I", *offsets) + struct.pack(f"<{len(sizes)}I", *sizes)
+    one = len(sizes) == 1  # a table of one number stands in the entry itself
     entries = (
-        (tags.WIDTH, size[1]), (tags.HEIGHT, size[0]), (tags.BITS_PER_SAMPLE, 8), (tags.COMPRESSION, compression),
-        (tags.PHOTOMETRIC, BLACK_IS_ZERO), (tags.STRIP_OFFSETS, 8), (tags.SAMPLES_PER_PIXEL, 1),
-        (tags.ROWS_PER_STRIP, size[0]), (tags.STRIP_BYTE_COUNTS, len(content)),
+        (tags.WIDTH, 1, row_bytes), (tags.HEIGHT, 1, sum(heights)), (tags.BITS_PER_SAMPLE, 1, 8),
+        (tags.COMPRESSION, 1, compression), (tags.PHOTOMETRIC, 1, BLACK_IS_ZERO),
+        (tags.STRIP_OFFSETS, len(sizes), 8 if one else end), (tags.SAMPLES_PER_PIXEL, 1, 1),
+        (tags.ROWS_PER_STRIP, 1, heights[0]),
+        (tags.STRIP_BYTE_COUNTS, len(sizes), sizes[0] if one else end + len(tables) // 2),
     )  # fmt: skip
-    padded = bytes(content) + bytes(len(content) % 2)
     directory = struct.pack("<H", len(entries)) + b"".join(
-        struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries
+        struct.pack("<HHII", tag, 4, count, value) for tag, count, value in entries
     )
-    file = b"II*\0" + struct.pack("<I", 8 + len(padded)) + padded + directory + bytes(4)
-    strip = TiffImageFile(io.BytesIO(file))
-    strip.load()
-    return strip.tobytes()
+    header = b"II*\0" + struct.pack("<I", end + len(tables))
+    image = TiffImageFile(io.BytesIO(b"".join([header, *contents, bytes(sum(sizes) % 2), tables, directory, bytes(4)])))
+    image.load()
+    return image.tobytes()

@@ -26,6 +26,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "zstd": {"compress": "zstd"},
     "big endian": {"ENDIANNESS": "BIG", "compress": "lzw", "predictor": 2},
     "BigTIFF": {"BIGTIFF": "YES"},
+    "few rows, lzw": {"compress": "lzw", "blockysize": 3},
+    "few rows, deflate": {"compress": "deflate", "blockysize": 3, "interleave": "band"},
 }
 STORED_AS = {"int8": "int16", "uint32": "float32", "float64": "float32"}
 
@@ -46,6 +48,19 @@ def test_values_are_those_that_were_written(layout: str, dtype: str) -> None:
         sample = read_sample(encode_tiff(values, **options))
         assert sample.values.dtype == dtype
         assert np.array_equal(sample.values, values)
+
+
+@pytest.mark.parametrize("layout", ["tiles", "lzw", "few rows, lzw", "few rows, deflate"])
+def test_strips_and_tiles_are_decoded_in_several_batches(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiff, "BATCH_BYTES", 10_000)
+    values = noise("uint16", 4, (130, 83))
+    assert np.array_equal(read_sample(encode_tiff(values, **LAYOUTS[layout])).values, values)
+
+
+def test_one_tile_may_be_wider_than_the_image() -> None:
+    values = noise("uint16", 4, (64, 83))
+    data = encode_tiff(values, tiled=True, blockxsize=96, blockysize=64)
+    assert np.array_equal(read_sample(data).values, values)
 
 
 @pytest.mark.parametrize("dtype", STORED_AS)
