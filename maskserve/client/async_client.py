@@ -20,7 +20,7 @@ DEFAULT_RETRY_TIMEOUT = 30.0  # seconds: three times as long as the service lets
 # The service's defaults; a parameter that equals its default is not sent.
 DEFAULT_PARAMS = {
     "format": "png", "model": None, "classes": "", "min_confidence": 0, "min_area": 0, "alpha": 0.5, "masks": "rle",
-    "simplify": 0, "confidence": False,
+    "simplify": 0, "confidence": False, "bands": "",
 }  # fmt: skip
 
 
@@ -84,9 +84,12 @@ class AsyncClient:
         with self._connection.translate_errors(response):
             return await self._run_blocking(partial(responses.masks_from_batch, response.content, images, **fields))
 
-    async def overlay(self, image: ImageLike, alpha: float = 0.5) -> bytes:
-        """A JPEG of the image blended with the class colors; `alpha`, 0..1, is their opacity. Raises: as `segment`."""
-        return await self.segment_bytes(image, "overlay", alpha=alpha)
+    async def overlay(self, image: ImageLike, alpha: float = 0.5, bands: Sequence[str] = ()) -> bytes:
+        """A JPEG of the image blended with the class colors; `alpha`, 0..1, is their opacity.
+
+        `bands`: names of one or three channels to show. Default: red, green and blue, or the first three. Raises: as `segment`.
+        """
+        return await self.segment_bytes(image, "overlay", alpha=alpha, bands=bands)
 
     async def segment_json(
         self, image: ImageLike, masks: str = "rle", *, model: str | None = None, classes: Sequence[str] = (),
@@ -107,12 +110,12 @@ class AsyncClient:
     async def segment_bytes(
         self, image: ImageLike, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, alpha: float = 0.5, masks: str = "rle", simplify: float = 0.0,
-        confidence: bool = False,
+        confidence: bool = False, bands: Sequence[str] = (),
     ) -> bytes:  # fmt: skip
         """The response's bytes in any output format: png, overlay, confidence, npy, json. Raises: as `segment`."""
         response = await self._post_image(
             image, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
-            alpha=alpha, masks=masks, simplify=simplify, confidence=confidence,
+            alpha=alpha, masks=masks, simplify=simplify, confidence=confidence, bands=bands,
         )  # fmt: skip
         with self._connection.translate_errors(response):
             return responses.check_format(response.content, format)
@@ -189,6 +192,6 @@ class AsyncClient:
 
 def _query_params(**params: Any) -> dict[str, Any]:
     """The parameters that differ from their defaults."""
-    if not isinstance(params.get("classes", ""), str):
-        params["classes"] = ",".join(params["classes"])
+    for name in {"classes", "bands"} & params.keys():
+        params[name] = ",".join(params[name])
     return {name: value for name, value in params.items() if value != DEFAULT_PARAMS[name]}

@@ -66,7 +66,9 @@ def read_kernels(layer: nn.Conv2d) -> Kernels:
     """A copy of up to MAX_KERNELS kernels of a layer."""
     weight: Tensor = layer.weight.detach()
     count = max(1, min(MAX_KERNELS, MAX_SNAPSHOT_BYTES // (2 * weight[0].numel())))
-    return np.array(weight[:count].float().cpu().numpy(), np.float16)
+    kernels = weight[:count].float().cpu().numpy()
+    limit = np.finfo(np.float16).max  # weights of a training that diverges are larger
+    return np.clip(kernels, -limit, limit).astype(np.float16)
 
 
 def read_snapshots(file: Path) -> dict[int, Kernels]:

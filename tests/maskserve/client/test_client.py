@@ -224,7 +224,7 @@ def test_segment_json(client: Client) -> None:
 
 def test_the_defaults_are_the_services() -> None:
     defaults = {name: field.default for name, field in SegmentParams.model_fields.items()}
-    assert defaults == {**DEFAULT_PARAMS, "classes": ()}
+    assert defaults == {**DEFAULT_PARAMS, "classes": (), "bands": ()}
 
 
 def test_both_clients_have_the_same_methods() -> None:

@@ -286,6 +286,6 @@ def test_files_that_are_no_images_are_counted_where_images_belong(tmp_path: Path
     for index in range(3):
         write_mask(tmp_path / f"masks/x{index}.png", DIAGONAL)
     (tmp_path / "images").mkdir()
-    np.save(tmp_path / "images/x0.npy", DIAGONAL)
-    with pytest.raises(DataError, match=r"images has no images, but 1 \.npy; expected files ending in"):
+    (tmp_path / "images/x0.psd").touch()
+    with pytest.raises(DataError, match=r"images has no images, but 1 \.psd; expected files ending in"):
         load_split(tmp_path, "train")
