@@ -73,8 +73,8 @@ MUTATIONS = [
     Mutation(
         "the first of equal validations is not the best",
         "training/engine/trainer.py",
-        "miou > state.best_miou",
-        "miou >= state.best_miou",
+        "score > state.best_score",
+        "score >= state.best_score",
         ["tests/training/engine/test_trainer.py", "tests/training/engine/test_resume.py"],
     ),
     Mutation(

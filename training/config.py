@@ -182,7 +182,14 @@ class TrainConfig(BaseModel):
         False, description="keep the initial statistics of batch norms: for fine-tuning with small batches"
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations")
-    patience: int | None = Field(None, ge=1, description="stop after this many validations without a better mIoU")
+    monitor: str = Field(
+        "miou",
+        description="validation metric that chooses the best checkpoint: miou, foreground_miou, pixel_accuracy, mean_dice, "
+        "foreground_dice, mean_precision, mean_recall, or iou_CLASS, dice_CLASS, precision_CLASS, recall_CLASS",
+    )
+    patience: int | None = Field(
+        None, ge=1, description="stop after this many validations without a better value of the monitor"
+    )
 
     # the machine
     precision: Literal["auto", "f32", "bf16"] = Field("auto", description="auto: bf16 if it is faster on this machine")

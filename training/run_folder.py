@@ -53,6 +53,8 @@ class RunEnd(BaseModel):
     epochs: float  # passes over the training images
     minutes: float
     warnings: list[str] = []  # why the network is probably not of use yet
+    monitor: str = "miou"  # the validation metric that chose the best checkpoint
+    score: float | None = None  # its value there, 0..1; None in older runs
 
 
 class RunMetadata(BaseModel):

@@ -5,7 +5,7 @@ Reads from top to bottom: the data and its lint, the network, the trainer, and t
     plan.yaml            without a config: the settings that follow from the data, with a reason each
     config.yaml          all settings of the run
     run.json             the data set, its classes, the input rule
-    checkpoints/         best.ckpt (by validation mIoU) and last.ckpt
+    checkpoints/         best.ckpt (by the validation metric `monitor`) and last.ckpt
     metrics.csv          a row per validation
     curves.png           the same as charts
     kernels.npz          the first layer's kernels in the course of the training, for `maskserve explain`
@@ -81,6 +81,7 @@ from training.engine.trainer import Trainer
 from training.lint import LintReport, lint_with_progress, print_lint_report
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.learning import learning_warnings
+from training.metrics.monitor import check_monitor
 from training.plan import make_plan
 from training.plan.input_channels import apply_input, check_color_settings
 from training.plan.plan_io import plan_warnings, print_plan, save_plan
@@ -186,7 +187,7 @@ def train_locked(
 
     if fabric.is_global_zero:
         write_run_metadata(run.model_copy(update={"end": describe_end(trainer, ended_by)}), out)
-        save_curves(out / METRICS_CSV, out / "curves.png")
+        save_curves(out / METRICS_CSV, out / "curves.png", config.monitor)
         (out / "samples").mkdir(exist_ok=True)
         for name, image in render_samples(load_network(out), run.input, val_set).items():
             image.save(out / "samples" / f"{name}.png")
@@ -221,9 +222,18 @@ def describe_end(trainer: Trainer, ended_by: EndSetting) -> RunEnd:
     minutes = state.elapsed_seconds() / 60
     confusion = trainer.best_confusion
     warnings = (
-        [] if confusion is None else learning_warnings(epochs, minutes, state.best_miou, confusion, trainer.run.classes)
+        []
+        if confusion is None
+        else learning_warnings(epochs, minutes, confusion.miou(), confusion, trainer.run.classes)
     )
-    return RunEnd(setting=ended_by, epochs=round(epochs, 3), minutes=round(minutes, 3), warnings=warnings)
+    return RunEnd(
+        setting=ended_by,
+        epochs=round(epochs, 3),
+        minutes=round(minutes, 3),
+        warnings=warnings,
+        monitor=trainer.config.monitor,
+        score=round(state.best_score, 6),
+    )
 
 
 def start_run(
@@ -291,6 +301,8 @@ def lint_before_training(data: Path, config: TrainConfig, console: Console) -> L
         )
     if "val" not in report.datasets:
         load_split(data, "val", config.format)  # raises an error that says what is missing
+    classes = report.datasets["train"].classes
+    check_monitor(config.monitor, classes, report.pixel_counts["val"][: len(classes)])
     return apply_input(report, config, console)
 
 
@@ -371,7 +383,9 @@ def make_logger(trainer: Trainer, val_set: SegmentationDataset, console: Console
             lambda: render_samples(state.eval_network, run.input, val_set),
             plot_confusion_matrix,
         )
-    return ProgressLogger(out, run.classes, trainer.duration, state.step, console, log_mode, tensorboard)
+    return ProgressLogger(
+        out, run.classes, trainer.duration, state.step, console, log_mode, tensorboard, trainer.config.monitor
+    )
 
 
 def render_samples(network: Network, rule: InputRule, dataset: SegmentationDataset) -> dict[str, Image.Image]:

@@ -24,7 +24,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema_network: Network | None = None  # averaged weights, with `ema`
     step: int = 0  # optimizer steps done
-    best_miou: float = -1.0  # highest validation mIoU, 0..1; -1 before the first
+    best_score: float = -1.0  # highest value of the monitored validation metric, 0..1; -1 before the first
     validations_since_best: int = 0
     loss_sum: float = 0.0  # over the steps since the last validation
     loss_count: int = 0
@@ -49,7 +49,7 @@ class TrainState:
             "ema_network": None if self.ema_network is None else self.ema_network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "best_miou": self.best_miou,
+            "best_score": self.best_score,
             "validations_since_best": self.validations_since_best,
             "loss_sum": self.loss_sum,
             "loss_count": self.loss_count,
@@ -64,7 +64,7 @@ class TrainState:
             "format": CHECKPOINT_FORMAT,
             "network": self.eval_network.state_dict(),
             "step": self.step,
-            "miou": self.best_miou,
+            "score": self.best_score,
         }
         write_checkpoint(content, file)
 
@@ -80,7 +80,9 @@ class TrainState:
             raise RunError(
                 f"{file} holds another network than config.yaml describes; restore config.yaml, or train again."
             ) from error
-        self.step, self.best_miou = content["step"], content["best_miou"]
+        self.step = content["step"]
+        # Before there was a choice of the metric it was the mIoU.
+        self.best_score = content["best_score"] if "best_score" in content else content["best_miou"]
         self.validations_since_best = content["validations_since_best"]
         self.loss_sum, self.loss_count = content["loss_sum"], content["loss_count"]
         self.validation_seconds = content["validation_seconds"]

@@ -22,6 +22,7 @@ from training.engine.checkpoint import TrainState
 from training.engine.schedule import TrainingDuration
 from training.engine.step import StepResult
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.monitor import DEFAULT_MONITOR, monitored_value
 from training.run_folder import METRICS_CSV
 
 LogMode = Literal["bar", "quiet", "json"]
@@ -106,11 +107,12 @@ class ProgressLogger(TrainingLogger):
         console: Console,
         log_mode: LogMode = "bar",
         tensorboard: TensorBoardWriter | None = None,
+        monitor: str = DEFAULT_MONITOR,
     ) -> None:
-        """`start_step`: steps done before this start."""
+        """`start_step`: steps done before this start. `monitor`: the metric that chooses the best checkpoint."""
         self.metrics_path = out / METRICS_CSV
         self.classes, self.duration = classes, duration
-        self.console, self.log_mode, self.tensorboard = console, log_mode, tensorboard
+        self.console, self.log_mode, self.tensorboard, self.monitor = console, log_mode, tensorboard, monitor
         self.smoothed_loss = self.last_miou = math.nan
         self.speed_start: tuple[int, float] | None = None  # (step, time): the speed is measured from there
         self.images_per_second = 0.0  # since then, loading and augmentation included
@@ -187,6 +189,7 @@ class ProgressLogger(TrainingLogger):
             "minutes": round(state.elapsed_seconds() / 60, 2),
             **{f"iou_{name}": value for name, value in summary["per_class_iou"].items()},
         }
+        row.setdefault(self.monitor, round(monitored_value(self.monitor, confusion, self.classes), 6))
         self._write_rows([*self._read_rows(before=state.step), row])
         self._print_validation(row, better)
         if self.tensorboard:
@@ -203,12 +206,15 @@ class ProgressLogger(TrainingLogger):
 
     def _print_validation(self, row: dict[str, Any], better: bool) -> None:
         if self.log_mode == "json":
-            print(json.dumps({"event": "validation", **row, "best": better}), flush=True)
+            print(json.dumps({"event": "validation", **row, "monitor": self.monitor, "best": better}), flush=True)
         elif self.log_mode == "bar":
+            monitored = "" if self.monitor == DEFAULT_MONITOR else f"  {self.monitor} {row[self.monitor] or 0:.3f}"
             self.console.print(
                 f"epoch {row['epoch']:>3.4g}{self._epoch_total()}  loss {row['loss']:.3f}  mIoU {format_metric(self.last_miou)}"
-                f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{'  best' if better else ''}",
+                f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{monitored}"
+                f"{'  best' if better else ''}",
                 highlight=False,
+                markup=False,
             )
 
     def _read_rows(self, before: int) -> list[dict[str, Any]]:

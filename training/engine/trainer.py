@@ -35,6 +35,7 @@ from training.engine.schedule import (
 )
 from training.engine.step import LossMonitor, NetworkWithLoss, StepResult, make_ema_network, seed_torch, update_ema
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.monitor import monitored_value
 from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, LAST_CHECKPOINT, EndSetting, RunMetadata
 
 
@@ -208,10 +209,9 @@ class Trainer:
         start = time.monotonic()
         confusion = self.validate(val_loader)
         state.validation_seconds = max(state.validation_seconds or 0.0, time.monotonic() - start)
-        miou = confusion.miou()
-        miou = 0.0 if math.isnan(miou) else miou  # a split without a single labeled pixel
-        better = miou > state.best_miou
-        state.best_miou = max(state.best_miou, miou)
+        score = monitored_value(self.config.monitor, confusion, self.run.classes)
+        better = score > state.best_score
+        state.best_score = max(state.best_score, score)
         state.validations_since_best = 0 if better else state.validations_since_best + 1
         if better:
             self.best_confusion = confusion

@@ -17,6 +17,7 @@ from models.inference.segmenter import Segmenter
 from training.data import SegmentationDataset
 from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, SEED, PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.monitor import DEFAULT_MONITOR
 from training.metrics.results import EvaluationMetrics, Interval, Rate
 from training.reports.confusion_matrix import confusion_section
 from training.reports.console import headline_metrics, metric_warnings
@@ -51,9 +52,9 @@ def write_evaluation_report(
         total_pixels=sum(pixels),
         confusion=confusion_section(matrix, samples.classes),
         gallery=gallery_section(segmenter, samples, tally),
-        curves=curves_section(find_training_curves(bundle)),
+        curves=curves_section(find_training_curves(bundle), find_monitor(bundle)),
         engines=engines_section(bundle, latencies, used),
-        method=describe_method(metrics, matrix),
+        method=[*describe_method(metrics, matrix), *describe_monitor(bundle)],
         facts=describe_run(bundle),
         headline_axis=zoomed_axis(headline_intervals(metrics)),
         class_axis=zoomed_axis(class_intervals(metrics)),
@@ -110,6 +111,17 @@ def find_training_curves(bundle: Bundle) -> Path | None:
         return bundle.folder / CURVES_FILE
     beside = bundle.folder.resolve().parent / "metrics.csv"
     return beside if beside.is_file() else None
+
+
+def find_monitor(bundle: Bundle) -> str:
+    """The validation metric that chose the checkpoint of a bundle; miou if it was trained elsewhere."""
+    return str(bundle.spec.provenance.get("config", {}).get("monitor", DEFAULT_MONITOR))
+
+
+def describe_monitor(bundle: Bundle) -> list[str]:
+    """Which validation metric chose the checkpoint, for a bundle that was trained here."""
+    trained = "config" in bundle.spec.provenance
+    return [f"The checkpoint with the best {find_monitor(bundle)} on the validation images was exported."] * trained
 
 
 def describe_method(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list[str]:

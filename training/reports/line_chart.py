@@ -27,18 +27,23 @@ CHARTS: tuple[tuple[str, dict[str, str], float | None], ...] = (
 Series = list[tuple[float, float]]  # epoch and value; NaN if an epoch has none
 
 
-def curves_section(table: Path | None) -> Markup:
+def curves_section(table: Path | None, monitor: str = "miou") -> Markup:
     """The charts of a `metrics.csv`; a sentence if there is no table."""
-    charts = read_charts(table) if table else []
+    charts = read_charts(table, monitor) if table else []
     return render(
         "curves.html", charts=[{"title": title, **chart_geometry(lines, top)} for title, lines, top in charts]
     )
 
 
-def read_charts(table: Path) -> list[tuple[str, dict[str, Series], float | None]]:
-    """Title, lines by name, and the top of the y axis (None: by the values) of each chart that has values."""
+def read_charts(table: Path, monitor: str = "miou") -> list[tuple[str, dict[str, Series], float | None]]:
+    """Title, lines by name, and the top of the y axis (None: by the values) of each chart that has values.
+
+    `monitor`: the column that chose the best checkpoint. If it is not the mIoU, it takes the place of the pixel accuracy.
+    """
     rows, charts = read_rows(table), []
     for title, columns, top in CHARTS:
+        if title == "validation" and monitor not in columns:
+            columns = {"miou": "mIoU", monitor: f"{monitor} (monitor)"}
         lines = {name: series for column, name in columns.items() if (series := read_series(rows, column))}
         if lines:
             charts.append((title, lines, top))

@@ -20,9 +20,9 @@ LEGEND_CELL = (110, 18)  # (width, height) in pixels
 MAX_CLASSES_WITH_TEXT = 20
 
 
-def save_curves(table: Path, target: Path) -> None:
+def save_curves(table: Path, target: Path, monitor: str = "miou") -> None:
     """Draw the charts of a `metrics.csv` over the epochs as a PNG. Every value has a marker, so that one epoch is visible."""
-    charts = read_charts(table)
+    charts = read_charts(table, monitor)
     figure = Figure(figsize=(5 * max(1, len(charts)), 4), layout="constrained")  # not pyplot, which looks for a screen
     axes = np.atleast_1d(figure.subplots(1, max(1, len(charts))))
     for axis, (title, lines, top) in zip(axes, charts, strict=False):

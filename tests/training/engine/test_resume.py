@@ -96,7 +96,7 @@ def assert_same(run: Path, other: Path) -> None:
         assert all(torch.equal(first[part][name], second[part][name]) for name in first[part]), part
     for index, values in first["optimizer"]["state"].items():
         assert all(torch.equal(value, second["optimizer"]["state"][index][name]) for name, value in values.items())
-    for name in ("best_miou", "validations_since_best", "loss_sum", "loss_count"):
+    for name in ("best_score", "validations_since_best", "loss_sum", "loss_count"):
         assert first[name] == second[name], name
     best, other_best = read_checkpoint(run / BEST_CHECKPOINT), read_checkpoint(other / BEST_CHECKPOINT)
     assert best["step"] == other_best["step"]
@@ -370,7 +370,7 @@ def test_steps_that_were_never_validated_do_not_end_a_run(
     run = shutil.copytree(uninterrupted_run, tmp_path / "run")
     (run / BEST_CHECKPOINT).unlink()
     content = read_checkpoint(run / LAST_CHECKPOINT)
-    unvalidated = {"best_miou": -1.0, "loss_count": 2, "loss_sum": 1.0, "seconds": 1e6}
+    unvalidated = {"best_score": -1.0, "loss_count": 2, "loss_sum": 1.0, "seconds": 1e6}
     write_checkpoint({**content, **unvalidated}, run / LAST_CHECKPOINT)
     write_run_metadata(read_run_metadata(run).model_copy(update={"end": None}), run)
     resume_run(small_dataset, run, "epochs=None", "minutes=1")

@@ -24,6 +24,7 @@ from training.data import load_split
 from training.data.loader import build_train_loader, build_val_loader, iterate_batches
 from training.data.synthetic import generate_dataset
 from training.engine.checkpoint import read_checkpoint
+from training.engine.loggers import ProgressLogger
 from training.engine.losses import Criterion
 from training.engine.model_factory import architecture_options, load_network, make_torch_segmenter
 from training.engine.schedule import PaceEstimate, TrainingDuration
@@ -32,8 +33,9 @@ from training.evaluate import evaluate_split
 from training.lint import LintReport
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.learning import learning_warnings
+from training.reports.line_chart import read_charts
 from training.run_folder import BEST_CHECKPOINT, LAST_CHECKPOINT, ImageList, RunMetadata, read_run_metadata
-from training.train import choose_resize_and_crop, train
+from training.train import choose_resize_and_crop, describe_end, plan_training, train
 
 SMALL_RUN = [
     "encoder=tu-lcnet_035", "batch=4", "workers=0", "crop=32,64", "precision=f32", "warmup=2", "lr=0.002", "optimizer=adamw",
@@ -225,6 +227,13 @@ def test_validation_that_would_exceed_the_minutes_is_skipped(small_dataset: Path
         assert trainer._sync_status([]).skip_validation is skipped
 
 
+def test_impossible_monitor_is_refused_before_anything_is_planned(small_dataset: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"monitor='iou_zebra' cannot choose the checkpoint: .* for the classes ground, disc"
+    ):
+        plan_training(small_dataset, None, {"monitor": "iou_zebra"}, QUIET_CONSOLE)
+
+
 def test_first_of_equal_validations_is_the_best(
     small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +248,38 @@ def test_first_of_equal_validations_is_the_best(
     assert better == [True, False, False]
     assert read_checkpoint(tmp_path / BEST_CHECKPOINT)["step"] == 3
     assert trainer.resume() == "patience"
+
+
+def test_monitor_chooses_the_checkpoint_and_is_named(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recall of ground falls while the mIoU rises: the first validation is kept, not the second."""
+    trainer = make_trainer(small_dataset, tmp_path, "monitor=recall_ground")
+    trainer.run = trainer.run.model_copy(update={"classes": load_split(small_dataset, "val").classes})
+    monkeypatch.setattr(Trainer, "validate", lambda *_: recalls.pop(0))
+    recalls = [ConfusionMatrix(6), ConfusionMatrix(6)]
+    recalls[0].add(np.uint8([[0, 0, 1, 1]]), np.uint8([[0, 0, 0, 0]]))
+    recalls[1].add(np.uint8([[0, 0, 1, 1]]), np.uint8([[0, 2, 1, 1]]))
+    logger = ProgressLogger(
+        tmp_path, trainer.run.classes, trainer.duration, 0, QUIET_CONSOLE, "json", monitor="recall_ground"
+    )
+    with logger:
+        trainer.logger = logger
+        for step in (3, 6):
+            trainer.state.step = step
+            trainer._validate_and_save(None, 0.1)  # type: ignore[arg-type]
+    best = read_checkpoint(tmp_path / BEST_CHECKPOINT)
+    assert (best["step"], best["score"]) == (3, 1.0)
+    assert [row["recall_ground"] for row in read_metrics(tmp_path)] == ["1.0", "0.5"]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["monitor"], line["best"]) for line in lines] == [
+        ("recall_ground", True),
+        ("recall_ground", False),
+    ]
+    titles = [list(lines) for title, lines, _ in read_charts(tmp_path / "metrics.csv", "recall_ground")]
+    assert ["mIoU", "recall_ground (monitor)"] in titles
+    end = describe_end(trainer, "epochs")
+    assert (end.monitor, end.score) == ("recall_ground", 1.0)
 
 
 def half_right() -> ConfusionMatrix:
