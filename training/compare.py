@@ -26,16 +26,25 @@ from training.metrics.bootstrap import (
     MIN_IMAGES,
     PerImageCounts,
     bootstrap_metrics,
-    images_per_class,
+    images_per_value,
     interval_to_list,
     percentile_interval,
+    value_names,
 )
 from training.metrics.confusion import round_or_none
 from training.metrics.results import METRICS_FILE, EvaluationMetrics, Interval, Rate
-from training.reports.console import HEADLINE_METRICS, format_interval, format_rate, headline_metrics
+from training.reports.console import HEADLINE_METRICS, OTHER_METRICS, format_interval, format_rate, headline_metrics
 from training.run_folder import METADATA_FILE, read_run_metadata
 
-CLASS_METRICS = {"per_class_iou": "IoU", "per_class_precision": "precision", "per_class_recall": "recall"}
+CLASS_METRICS = {
+    "per_class_iou": "IoU",
+    "per_class_precision": "precision",
+    "per_class_recall": "recall",
+    "per_class_specificity": "specificity",
+    "per_class_false_positive_rate": "false positive images",
+}
+SIZE_METRICS = {"recall_by_size": "recall of objects"}
+LOWER_IS_BETTER = ("ece", "per_class_false_positive_rate")
 NOT_SIGNIFICANT = "not significant"
 
 
@@ -62,6 +71,10 @@ class Differences(BaseModel):
     per_class_iou: dict[str, Difference]  # by class name
     per_class_precision: dict[str, Difference]
     per_class_recall: dict[str, Difference]
+    per_class_specificity: dict[str, Difference]
+    per_class_false_positive_rate: dict[str, Difference]
+    recall_by_size: dict[str, Difference]  # by size
+    ece: Difference
 
 
 @dataclass
@@ -169,20 +182,19 @@ def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
         name: _metric_difference(
             getattr(first.metrics, name), getattr(other.metrics, name), after[name] - before[name], len(first.per_image)
         )
-        for name in HEADLINE_METRICS
+        for name in (*HEADLINE_METRICS, *OTHER_METRICS)
     }
-    images = np.maximum(images_per_class(first.per_image), images_per_class(other.per_image)).tolist()
     per_class: dict[str, Any] = {
         metric: {
             name: _metric_difference(
                 getattr(first.metrics, metric)[name],
                 getattr(other.metrics, metric)[name],
                 after[metric][:, label] - before[metric][:, label],
-                images[label],
+                max(int(images_per_value(one.per_image, metric)[label]) for one in (first, other)),
             )
-            for label, name in enumerate(names)
+            for label, name in enumerate(value_names(metric, names))
         }
-        for metric in CLASS_METRICS
+        for metric in CLASS_METRICS | SIZE_METRICS
     }
     return Differences(**headline, **per_class)
 
@@ -219,17 +231,17 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
     """Print the metrics of each run, the best in bold, and then the differences to the first."""
     first, *others = found
     table = _make_table(f"{first.metrics.split}, {first.metrics.images} images", [one.name for one in found])
-    for name, title in headline_metrics([one.metrics for one in found]).items():
+    for name, title in (headline_metrics([one.metrics for one in found]) | OTHER_METRICS).items():
         rates: list[Rate] = [getattr(one.metrics, name) for one in found]
         cells = [
             f"{format_rate(rate, 4)} {_bracket(getattr(one.metrics.intervals, name))}".strip()
             for rate, one in zip(rates, found, strict=True)
         ]
-        table.add_row(title, *_bold_best(cells, rates))
-    for metric, title in CLASS_METRICS.items():
-        for name in first.metrics.per_class_iou:
+        table.add_row(title, *_bold_best(cells, rates, name))
+    for metric, title in (CLASS_METRICS | SIZE_METRICS).items():
+        for name in getattr(first.metrics, metric):
             rates = [getattr(one.metrics, metric)[name] for one in found]
-            table.add_row(name_text(f"{title} {name}"), *_bold_best(_class_cells(rates, metric), rates))
+            table.add_row(name_text(f"{title} {name}"), *_bold_best(_class_cells(rates, metric), rates, metric))
     console.print(table)
     paired = {one.name: one.differences for one in others if one.differences is not None}
     if paired:
@@ -251,13 +263,13 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
 def difference_table(first: str, paired: dict[str, Differences]) -> Table:
     """The differences to the run `first`, by run name."""
     table = _make_table(f"Difference from {first}", list(paired))
-    for name, title in HEADLINE_METRICS.items():
+    for name, title in (HEADLINE_METRICS | OTHER_METRICS).items():
         if all(getattr(each, name).value is None for each in paired.values()):
             continue
-        table.add_row(title, *(_format_difference(getattr(each, name)) for each in paired.values()))
-    for metric, title in CLASS_METRICS.items():
-        for name in next(iter(paired.values())).per_class_iou:
-            cells = (_format_difference(getattr(each, metric)[name]) for each in paired.values())
+        table.add_row(title, *(_format_difference(getattr(each, name), name) for each in paired.values()))
+    for metric, title in (CLASS_METRICS | SIZE_METRICS).items():
+        for name in getattr(next(iter(paired.values())), metric):
+            cells = (_format_difference(getattr(each, metric)[name], metric) for each in paired.values())
             table.add_row(name_text(f"{title} {name}"), *cells)
     return table
 
@@ -275,23 +287,25 @@ def _make_table(title: str, names: list[str]) -> Table:
     return table
 
 
-def _bold_best(cells: list[str], rates: list[Rate]) -> list[Text]:
+def _bold_best(cells: list[str], rates: list[Rate], metric: str) -> list[Text]:
     """The cells, the best in bold unless all are equal."""
     known = {rate for rate in rates if rate is not None}
-    best = max(known) if len(known) > 1 else None
+    best = (min if metric in LOWER_IS_BETTER else max)(known) if len(known) > 1 else None
     return [
         Text(cell, "bold" if rate is not None and rate == best else "") for cell, rate in zip(cells, rates, strict=True)
     ]
 
 
-def _format_difference(difference: Difference) -> Text:
+def _format_difference(difference: Difference, metric: str) -> Text:
     if difference.value is None:
         return Text("-")
     interval = difference.interval
     bracket = "" if interval is None else f" [{interval[0]:+.4f}..{interval[1]:+.4f}]"
     if not difference.significant:
         return Text(f"{difference.value:+.4f}{bracket} {NOT_SIGNIFICANT}", "dim")
-    return Text(f"{difference.value:+.4f}{bracket}", "green" if difference.value > 0 else "red")
+    return Text(
+        f"{difference.value:+.4f}{bracket}", "green" if (difference.value > 0) != (metric in LOWER_IS_BETTER) else "red"
+    )
 
 
 def _bracket(interval: Interval) -> str:

@@ -185,7 +185,7 @@ class TrainConfig(BaseModel):
     monitor: str = Field(
         "miou",
         description="validation metric that chooses the best checkpoint: miou, foreground_miou, pixel_accuracy, mean_dice, "
-        "foreground_dice, mean_precision, mean_recall, or iou_CLASS, dice_CLASS, precision_CLASS, recall_CLASS",
+        "foreground_dice, mean_precision, mean_recall, or of a class iou_, dice_, precision_, recall_, specificity_CLASS",
     )
     patience: int | None = Field(
         None, ge=1, description="stop after this many validations without a better value of the monitor"

@@ -20,7 +20,7 @@ from models.console import Console
 from models.errors import ConfigError, DataError
 from models.imaging.decode import Labels
 from models.inference.geometry import Image
-from models.inference.segmenter import Segmenter
+from models.inference.segmenter import Prediction, Segmenter
 from models.inference.tta import TTAOptions
 from models.sample import Sample
 from models.spec import IGNORE_INDEX, ClassInfo
@@ -30,7 +30,9 @@ from training.data.prefetch import NUM_THREADS, prefetch
 from training.data.scan.pixel_stats import pixel_digest
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.boundary_iou import boundary_counts
+from training.metrics.calibration import reliability_bins
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.object_size import size_counts
 from training.metrics.results import METRICS_FILE, EvaluatedBundle, EvaluationMetrics
 from training.reports.build import write_evaluation_report
 from training.reports.console import print_metrics
@@ -63,7 +65,7 @@ def evaluate(
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
     assert segmenter.choice is not None  # `load` made it
     console.print(f"Engine: {segmenter.choice.reason}", highlight=False, markup=False, soft_wrap=True)
-    matrix, tally = evaluate_split(segmenter, samples, console)
+    matrix, tally = evaluate_split(segmenter, samples, console, all_metrics=True)
     metrics = EvaluationMetrics(
         **dict(compute_metrics(tally, samples.classes)),
         split=split,
@@ -126,10 +128,11 @@ def create_output_folder(out: Path | None) -> None:
 
 
 def evaluate_split(
-    segmenter: Segmenter, samples: SegmentationDataset, console: Console
+    segmenter: Segmenter, samples: SegmentationDataset, console: Console, all_metrics: bool = False
 ) -> tuple[ConfusionMatrix, PerImageCounts]:
     """Segment every image; returns the confusion matrix of the split and the counts of each image.
 
+    `all_metrics`: also count calibration and object sizes, which takes longer. The labels are the same with and without.
     Memory holds a few images at a time, whatever their number. Raises: DataError for a mask that does not fit its image.
     """
     classes, number = len(samples.classes), len(samples)
@@ -138,7 +141,7 @@ def evaluate_split(
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
         counting = (
-            partial(measure_image, sample.values, target, segmenter.segment(sample).labels, classes)
+            partial(measure_image, sample.values, target, segmenter.segment(sample, all_metrics), classes, all_metrics)
             for sample, target in pairs
         )
         counted = track(
@@ -149,23 +152,31 @@ def evaluate_split(
             transient=True,
             disable=not console.is_terminal,
         )
-        for index, (single, edges, digest) in enumerate(counted):
+        for index, (single, *counts) in enumerate(counted):
             total += single
-            tally.add(samples.pairs[index].name, single.class_counts, edges, digest)
+            tally.add(samples.pairs[index].name, single.class_counts, *counts)
     return total, tally
 
 
 def measure_image(
-    image: Image, target: Labels, prediction: Labels, classes: int
-) -> tuple[ConfusionMatrix, NDArray[np.int64], str]:
+    image: Image, target: Labels, prediction: Prediction, classes: int, all_metrics: bool
+) -> tuple[ConfusionMatrix, NDArray[np.int64], str, NDArray[np.float64] | None, NDArray[np.int64] | None]:
     """The confusion matrix of one image, its boundary pixels by class, 3 x C, and a digest of image and ground truth.
 
+    With `all_metrics` also its `reliability_bins`, if there is a confidence, and `size_counts`; otherwise None.
     `image`: H x W x C, of a photograph RGB uint8; masks: uint8 H x W.
     """
     single = ConfusionMatrix(classes)
-    single.add(target, prediction)
+    single.add(target, prediction.labels)
+    bins = sizes = None
+    if all_metrics:
+        known = target != IGNORE_INDEX
+        right = prediction.labels == target
+        sizes = size_counts(target, known & ~right)
+        if prediction.confidence is not None:
+            bins = reliability_bins(prediction.confidence[known], right[known])
     digest = f"{pixel_digest(image)[:16]}{pixel_digest(target)[:16]}"
-    return single, boundary_counts(target, prediction, classes), digest
+    return single, boundary_counts(target, prediction.labels, classes), digest, bins, sizes
 
 
 def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]:

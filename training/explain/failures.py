@@ -1,7 +1,7 @@
 """Where it fails: worst images, confusions, errors by distance to a border and by object size, calibration, and shifted masks.
 
-Images are segmented at their own size by the Segmenter, as in an evaluation. The expected calibration error is that of Guo et
-al. 2017 (arXiv 1706.04599), with 10 bins of equal width.
+Images are segmented at their own size by the Segmenter, as in an evaluation; calibration and object sizes are measured by its
+functions.
 """
 
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ from models.inference.segmenter import Segmenter
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset
 from training.explain.source import Source
+from training.metrics.calibration import NUM_BINS, expected_calibration_error, reliability_bins
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.object_size import SIZES, size_counts
 
 TITLE = "Where it fails"
 MAX_IMAGES, NUM_WORST, NUM_CONFUSIONS = 100, 4, 8
-NUM_BINS = 10  # of confidence
 DISTANCES = (1, 2, 4, 8, 16, 32)  # pixels from a border between classes: upper ends of the bins; the last bin has none
 NEAR_BORDER = 4  # pixels, for the finding
-SIZES = (8, 16, 32, 64)  # thickness of objects in pixels: upper ends of the bins
 MAX_SHIFT = 8  # pixels, of masks against images
 NUM_SWAPPED = 8  # images that are also segmented with reversed channels
 MIN_CONTRAST = 1.15  # edge strength at the best shift / at none, before masks count as shifted
@@ -90,19 +90,6 @@ def add_image(
         tally.swapped.append(float(((swapped == target)[known]).mean() - right.sum() / known.sum()))
 
 
-def reliability_bins(confidence: NDArray[np.float32], right: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """3 x NUM_BINS: pixels, sum of their confidence, and how many are right, by confidence in bins of equal width."""
-    bins = np.minimum((confidence * NUM_BINS).astype(int), NUM_BINS - 1)
-    weights = (None, confidence.astype(np.float64), right.astype(np.float64))
-    return np.stack([np.bincount(bins, weights=weight, minlength=NUM_BINS) for weight in weights]).astype(np.float64)
-
-
-def expected_calibration_error(bins: NDArray[np.float64]) -> tuple[float, float]:
-    """ECE, and the mean confidence minus the accuracy (positive: overconfident), of `reliability_bins`."""
-    total = max(1.0, float(bins[0].sum()))
-    return float(np.abs(bins[1] - bins[2]).sum() / total), float((bins[1].sum() - bins[2].sum()) / total)
-
-
 def border_distance(target: Labels) -> NDArray[np.float32]:
     """For each pixel, the distance in pixels to the nearest pixel of another class, >= 1; ignored pixels are no class."""
     edge = np.ones(target.shape, np.uint8)
@@ -114,23 +101,6 @@ def border_distance(target: Labels) -> NDArray[np.float32]:
     if edge.all():
         return np.full(target.shape, np.inf, np.float32)
     return np.asarray(cv2.distanceTransform(edge, cv2.DIST_L2, 5) + 1, np.float32)
-
-
-def size_counts(target: Labels, wrong: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """2 x bins: pixels of objects, and how many of them are wrong, by the thickness of the object."""
-    counts = np.zeros((2, len(SIZES) + 1), np.int64)
-    for label in np.unique(target[target != IGNORE_INDEX]):
-        mask = (target == label).astype(np.uint8)
-        number, components = cv2.connectedComponents(mask, connectivity=4)
-        inside = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-        thickness = np.zeros(number)
-        np.maximum.at(thickness, components, inside)
-        bins = np.searchsorted(SIZES, 2 * thickness - 1)
-        pixels = np.bincount(components[mask == 1], minlength=number)
-        errors = np.bincount(components[(mask == 1) & wrong], minlength=number)
-        np.add.at(counts[0], bins[1:], pixels[1:])
-        np.add.at(counts[1], bins[1:], errors[1:])
-    return counts
 
 
 def edge_scores(image: RGB, target: Labels) -> NDArray[np.float64]:
@@ -192,7 +162,7 @@ def best_shift(scores: NDArray[np.float64], contrast: float) -> tuple[int, int]:
 
 def summarise(tally: Tally, classes: list[ClassInfo], worst: list[dict[str, Any]]) -> dict[str, Any]:
     """The numbers of the sums."""
-    ece, bias = expected_calibration_error(tally.bins)
+    ece, bias = (float(np.nan_to_num(value)) for value in expected_calibration_error(tally.bins))
     errors = max(1, int(tally.by_distance[1].sum()))
     counts = tally.confusion.counts.copy()
     targets = tally.confusion.class_counts[1]

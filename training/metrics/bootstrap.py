@@ -6,14 +6,16 @@ A metric of one split is one of many values that other images of the same kind w
 difference look certain.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.spec import ClassInfo
+from training.metrics.calibration import NUM_BINS, expected_calibration_error
 from training.metrics.confusion import Counts, Rates, as_json, iou, metrics_from_counts, nan_mean, ratio, round_or_none
+from training.metrics.object_size import SIZE_NAMES
 from training.metrics.results import ImageResult, Intervals, SplitMetrics
 
 NUM_RESAMPLES, CONFIDENCE_LEVEL, SEED = 1000, 0.95, 0
@@ -33,12 +35,27 @@ class PerImageCounts:
         self.names: list[str] = []
         self.digests: list[str] = []  # of the pixels of image and ground truth, by image; "" if unknown
         self._counts: list[NDArray[np.int32]] = []
+        self._bins: list[NDArray[np.float64]] = []
+        self._sizes: list[NDArray[np.int64]] = []
 
-    def add(self, name: str, whole: NDArray[np.int64], edges: NDArray[np.int64], digest: str = "") -> None:
-        """Add an image's counts, each 3 x C pixels: hits, ground truth and prediction of its masks and their boundaries."""
+    def add(
+        self,
+        name: str,
+        whole: NDArray[np.int64],
+        edges: NDArray[np.int64],
+        digest: str = "",
+        bins: NDArray[np.float64] | None = None,
+        sizes: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Add an image's counts, each 3 x C pixels: hits, ground truth and prediction of its masks and their boundaries.
+
+        `bins` and `sizes`: its `reliability_bins` and `size_counts`; None if they were not measured.
+        """
         self.names.append(name)
         self.digests.append(digest)
         self._counts.append(np.stack([whole, edges]).astype(np.int32))
+        self._bins.append(np.zeros((3, NUM_BINS)) if bins is None else bins)
+        self._sizes.append(np.zeros((2, len(SIZE_NAMES)), np.int64) if sizes is None else sizes)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -49,6 +66,26 @@ class PerImageCounts:
         shape = (len(self), 2, 3, self.num_classes)
         return np.array(self._counts, np.int64).reshape(shape)
 
+    @property
+    def bins(self) -> NDArray[np.float64]:
+        """N x 3 x NUM_BINS, as `reliability_bins`."""
+        return np.array(self._bins, np.float64).reshape(len(self), 3, NUM_BINS)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """N x 2 x bins pixels, as `size_counts`."""
+        return np.array(self._sizes, np.int64).reshape(len(self), 2, len(SIZE_NAMES))
+
+    @property
+    def false_positives(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """On which images each class is predicted though not in the ground truth, and on which it is not in the latter; N x C.
+
+        An image that is ignored throughout says nothing about any class.
+        """
+        _, target, prediction = np.moveaxis(self.counts[:, 0], 1, 0)
+        without = (target == 0) & (target.sum(axis=1, keepdims=True) > 0)
+        return without & (prediction > 0), without
+
     def mious(self) -> Rates:
         """The mIoU of each image over the classes that occur in it, N; NaN for an image that is ignored throughout."""
         hits, target, prediction = np.moveaxis(self.counts[:, 0], 1, 0)
@@ -58,11 +95,22 @@ class PerImageCounts:
         """The counts as they are in metrics.json, classes that do not occur left out."""
         rows = []
         mious = self.mious().tolist()
-        for name, digest, counts, miou in zip(self.names, self.digests, self._counts, mious, strict=True):
+        for index, (name, digest, counts, miou) in enumerate(
+            zip(self.names, self.digests, self._counts, mious, strict=True)
+        ):
             flat = counts.reshape(6, self.num_classes)
             occurring = np.flatnonzero(flat.any(axis=0))
             by_label = np.column_stack([occurring, flat[:, occurring].T]).tolist()
-            rows.append(ImageResult(name=name, miou=round_or_none(miou), counts=by_label, digest=digest))
+            rows.append(
+                ImageResult(
+                    name=name,
+                    miou=round_or_none(miou),
+                    counts=by_label,
+                    digest=digest,
+                    reliability=_occupied_bins(self._bins[index].round(3)),
+                    sizes=_occupied_bins(self._sizes[index]),
+                )
+            )
         return rows
 
     @classmethod
@@ -74,7 +122,12 @@ class PerImageCounts:
             for label, *six in row.counts:
                 counts[:, label] = six
             whole, edges = counts.reshape(2, 3, classes)
-            tally.add(row.name, whole, edges, row.digest)
+            bins, sizes = np.zeros((3, NUM_BINS)), np.zeros((2, len(SIZE_NAMES)), np.int64)
+            for index, *values in row.reliability:
+                bins[:, index] = values
+            for index, *pixels in row.sizes:
+                sizes[:, index] = pixels
+            tally.add(row.name, whole, edges, row.digest, bins, sizes)
         return tally
 
     def reorder(self, names: list[str]) -> "PerImageCounts":
@@ -84,9 +137,16 @@ class PerImageCounts:
         for name in names:
             index = index_of[name]
             tally._counts.append(self._counts[index])
+            tally._bins.append(self._bins[index])
+            tally._sizes.append(self._sizes[index])
             tally.names.append(name)
             tally.digests.append(self.digests[index])
         return tally
+
+
+def _occupied_bins(table: NDArray[Any]) -> list[Any]:
+    """The columns of a table that hold pixels, each behind its index."""
+    return [(int(index), *table[:, index].tolist()) for index in np.flatnonzero(table[0])]
 
 
 def metrics_with_boundaries(counts: Counts, names: list[str]) -> dict[str, Rates]:
@@ -100,18 +160,39 @@ def metrics_with_boundaries(counts: Counts, names: list[str]) -> dict[str, Rates
 
 
 def bootstrap_metrics(tally: PerImageCounts, names: list[str]) -> dict[str, Rates]:
-    """The metrics of every resample: arrays R, and R x C by class; `mean_image_miou` is the mean of the images' mIoU.
+    """The metrics of every resample: arrays R, and R x C by class (`recall_by_size`: by size).
 
     Two tallies of the same images in the same order get the same resamples, so that their differences are paired.
     """
+    blocks = weighted_metrics(tally, names, _resample_weights(len(tally)))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def weighted_metrics(
+    tally: PerImageCounts, names: list[str], weights_blocks: Iterable[NDArray[np.float64]]
+) -> list[dict[str, Rates]]:
+    """The metrics when each image counts as often as its weight; `weights_blocks` hold R x N.
+
+    `mean_image_miou` is the mean of the images' mIoU.
+    """
     counts, mious = tally.counts.astype(np.float64), tally.mious()  # float64 is exact up to 2^53 pixels, and has a BLAS
     flat, has_miou = counts.reshape(len(tally), -1), ~np.isnan(mious)
+    bins, sizes = tally.bins.reshape(len(tally), -1), tally.sizes.reshape(len(tally), -1).astype(np.float64)
+    false_positives, without = tally.false_positives
     blocks = []
-    for weights in _resample_weights(len(tally)):
+    for weights in weights_blocks:
         sums = (weights @ flat).reshape(-1, *counts.shape[1:])
-        mean_image_miou = ratio(weights @ np.where(has_miou, mious, 0.0), weights @ has_miou)
-        blocks.append({**metrics_with_boundaries(sums, names), "mean_image_miou": mean_image_miou})
-    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        pixels, wrong = np.moveaxis((weights @ sizes).reshape(-1, 2, len(SIZE_NAMES)), 1, 0)
+        blocks.append(
+            {
+                **metrics_with_boundaries(sums, names),
+                "mean_image_miou": ratio(weights @ np.where(has_miou, mious, 0.0), weights @ has_miou),
+                "per_class_false_positive_rate": ratio(weights @ false_positives, weights @ without),
+                "recall_by_size": ratio(pixels - wrong, pixels),
+                "ece": expected_calibration_error((weights @ bins).reshape(-1, 3, NUM_BINS))[0],
+            }
+        )
+    return blocks
 
 
 def _resample_weights(images: int) -> Iterator[NDArray[np.float64]]:
@@ -137,14 +218,14 @@ def percentile_interval(values: Rates) -> Rates:
 def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Intervals:
     """95% intervals of all metrics; None for what is absent or on too few images."""
     by_metric: dict[str, Any] = {}
-    enough = images_per_class(tally) >= MIN_IMAGES
     for name, values in bootstrap_metrics(tally, [entry.name for entry in classes]).items():
         ends = percentile_interval(values)
         if values.ndim == 1:
             by_metric[name] = interval_to_list(ends) if len(tally) >= MIN_IMAGES else None
         else:
-            ends[:, ~enough] = np.nan
-            by_metric[name] = {entry.name: interval_to_list(each) for entry, each in zip(classes, ends.T, strict=True)}
+            ends[:, images_per_value(tally, name) < MIN_IMAGES] = np.nan
+            keys = value_names(name, [entry.name for entry in classes])
+            by_metric[name] = {key: interval_to_list(each) for key, each in zip(keys, ends.T, strict=True)}
     return Intervals(level=CONFIDENCE_LEVEL, resamples=NUM_RESAMPLES, seed=SEED, min_images=MIN_IMAGES, **by_metric)
 
 
@@ -153,12 +234,30 @@ def images_per_class(tally: PerImageCounts) -> NDArray[np.int64]:
     return np.asarray((tally.counts[:, 0, 1:] > 0).any(axis=1).sum(axis=0), np.int64)
 
 
+def images_per_value(tally: PerImageCounts, metric: str) -> NDArray[np.int64]:
+    """The number of images that each value of a metric by class (or by size) rests on."""
+    if metric == "recall_by_size":
+        return np.asarray((tally.sizes[:, 0] > 0).sum(axis=0), np.int64)
+    if metric == "per_class_false_positive_rate":
+        return np.asarray(tally.false_positives[1].sum(axis=0), np.int64)
+    return images_per_class(tally)
+
+
+def value_names(metric: str, classes: list[str]) -> list[str]:
+    """The names of the values of a metric: the classes, or the sizes of `recall_by_size`."""
+    return list(SIZE_NAMES) if metric == "recall_by_size" else classes
+
+
 def compute_metrics(tally: PerImageCounts, classes: list[ClassInfo]) -> SplitMetrics:
     """All metrics of a split, 0..1 or None where absent, with their intervals."""
-    figures = metrics_with_boundaries(tally.counts.sum(axis=0), [entry.name for entry in classes])
+    names = [entry.name for entry in classes]
+    figures = {
+        name: values[0] for name, values in weighted_metrics(tally, names, [np.ones((1, len(tally)))])[0].items()
+    }
+    by_size = dict(zip(SIZE_NAMES, map(round_or_none, figures.pop("recall_by_size").tolist()), strict=True))
     target_pixels = tally.counts[:, 0, 1].sum(axis=0).tolist()
     return SplitMetrics(
-        mean_image_miou=round_or_none(float(nan_mean(tally.mious()))),
+        recall_by_size=by_size,
         absent=[entry.name for entry, pixels in zip(classes, target_pixels, strict=True) if not pixels],
         intervals=confidence_intervals(tally, classes),
         **as_json(figures, classes),

@@ -38,6 +38,12 @@ def recall(hits: Counts, target: Counts) -> Rates:
     return ratio(hits, target)
 
 
+def specificity(hits: Counts, target: Counts, prediction: Counts) -> Rates:
+    """Fraction of the labeled pixels of other classes that are not predicted as the class; NaN where there are none."""
+    others = target.sum(axis=-1, keepdims=True) - target
+    return ratio(others - (prediction - hits), others)
+
+
 def is_background(names: list[str]) -> NDArray[np.bool_]:
     """Which classes are the background, by their names: background or bg, as in `_background_` too; bool C."""
     return np.array([name.strip("_ ").casefold() in BACKGROUND_NAMES for name in names], bool)
@@ -54,6 +60,7 @@ def metrics_from_counts(counts: Counts, names: list[str]) -> dict[str, Rates]:
         "dice": dice(hits, target, predicted),
         "precision": precision(hits, predicted),
         "recall": recall(hits, target),
+        "specificity": specificity(hits, target, predicted),
     }
     background = is_background(names)
     foreground = ~background if background.any() else np.zeros_like(background)

@@ -24,7 +24,7 @@ OVERALL_METRICS = (
     "mean_precision",
     "mean_recall",
 )
-CLASS_METRICS = ("iou", "dice", "precision", "recall")
+CLASS_METRICS = ("iou", "dice", "precision", "recall", "specificity")
 
 
 def check_monitor(monitor: str, classes: list[ClassInfo], pixels: NDArray[Any]) -> None:

@@ -47,6 +47,10 @@ class Intervals(_Strict):
     per_class_precision: IntervalByClass
     per_class_recall: IntervalByClass
     per_class_boundary_iou: IntervalByClass
+    per_class_specificity: IntervalByClass
+    per_class_false_positive_rate: IntervalByClass
+    recall_by_size: IntervalByClass
+    ece: Interval
 
 
 class SplitMetrics(_Strict):
@@ -66,6 +70,12 @@ class SplitMetrics(_Strict):
     per_class_precision: RateByClass  # of the pixels predicted as the class, the fraction that is of it
     per_class_recall: RateByClass  # of the pixels of the class, the fraction that is predicted as it
     per_class_boundary_iou: RateByClass
+    per_class_specificity: (
+        RateByClass  # of the pixels of other classes, the fraction that is not predicted as the class
+    )
+    per_class_false_positive_rate: RateByClass  # of the images without the class, the fraction on which it is predicted
+    recall_by_size: RateByClass  # of the pixels of objects of a thickness (pixels), the fraction that is right
+    ece: Rate  # expected calibration error of the confidence (arXiv 1706.04599)
     absent: list[str]  # classes without a pixel in the ground truth
     intervals: Intervals
 
@@ -88,6 +98,10 @@ class ImageResult(_Strict):
     miou: Rate
     counts: list[tuple[int, int, int, int, int, int, int]]
     digest: str = ""  # of the pixels of image and ground truth
+    reliability: list[
+        tuple[int, float, float, float]
+    ] = []  # bin of confidence, pixels, sum of the confidence, right ones
+    sizes: list[tuple[int, int, int]] = []  # bin of object thickness, pixels, wrong ones
 
 
 class EvaluationMetrics(SplitMetrics):

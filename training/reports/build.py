@@ -141,5 +141,9 @@ def describe_method(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list
         "recall those in the ground truth; an absent class has no figure instead of 0.",
         "Precision: the fraction of the pixels predicted as a class that are of it. Recall: the fraction of the pixels of a "
         "class that are predicted as it. Foreground means leave out the class named background.",
+        "Specificity: the fraction of the pixels of other classes that are not predicted as the class. False positive images: "
+        "the fraction of the images without the class on which it is predicted, if only in one pixel.",
+        "The expected calibration error is the mean distance of confidence and accuracy over 10 bins of confidence (Guo et al. "
+        "2017). Objects are connected areas of one class, the background's too; their size is their greatest thickness.",
         "Boundary IoU compares only the pixels within 2% of the image's diagonal from a contour (Cheng et al. 2021).",
     ]

@@ -19,6 +19,7 @@ HEADLINE_METRICS = {
     "pixel_accuracy": "pixel accuracy",
     "mean_image_miou": "mean image mIoU",
 }
+OTHER_METRICS = {"ece": "calibration error (ECE)"}  # less is better
 
 
 def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: Console) -> None:
@@ -41,7 +42,7 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
         table.add_row(name_text(name), format_rate(value), interval, *(format_rate(other[name]) for other in others))
     console.print(table)
     console.print(f"\n{metrics.split}, {metrics.images} images", highlight=False, markup=False)
-    for name, title in headline_metrics([metrics]).items():
+    for name, title in (headline_metrics([metrics]) | OTHER_METRICS).items():
         interval = format_interval(getattr(metrics.intervals, name))
         console.print(
             f"  {title:24} {format_rate(getattr(metrics, name), 4)}  {interval}", highlight=False, markup=False

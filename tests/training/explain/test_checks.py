@@ -13,6 +13,7 @@ from training.engine import kernel_snapshots
 from training.engine.kernel_snapshots import KernelSnapshots, read_snapshots
 from training.explain import evolution, failures, residual, why
 from training.explain.fields import mass_width
+from training.metrics.object_size import size_counts
 from training.run_folder import KERNELS_FILE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -85,17 +86,6 @@ def test_a_switched_off_block_is_the_network_without_it(make_subject: MakeSubjec
     assert numbers["paths"] == [1, 2, 1] and [row["name"] for row in numbers["blocks"]] == ["2", "4"]
 
 
-def test_calibrated_probabilities_lie_on_the_diagonal() -> None:
-    random = np.random.default_rng(0)
-    confidence = random.uniform(0, 1, 400_000).astype(np.float32)
-    right = random.uniform(0, 1, confidence.size) < confidence
-    bins = failures.reliability_bins(confidence, right)
-    np.testing.assert_allclose(bins[1] / bins[0], bins[2] / bins[0], atol=0.01)
-    assert failures.expected_calibration_error(bins)[0] < 0.005
-    ece, bias = failures.expected_calibration_error(failures.reliability_bins(confidence, right & (confidence < 0.5)))
-    assert ece > 0.3 and bias == pytest.approx(ece, abs=0.005)  # overconfident in the upper half
-
-
 def test_shifted_masks_are_measured() -> None:
     mask = np.zeros((80, 100), np.uint8)
     mask[20:50, 30:70], mask[60:70, 10:25] = 1, 2
@@ -113,7 +103,7 @@ def test_errors_by_distance_and_size() -> None:
     distance = failures.border_distance(target)
     assert distance[5, 19:21].tolist() == [1, 1] and distance[5, 10] == pytest.approx(10, abs=0.1)
     assert np.isinf(failures.border_distance(np.zeros((5, 5), np.uint8))).all()
-    counts = failures.size_counts(target, (target == 1) & (np.arange(40) < 22))
+    counts = size_counts(target, (target == 1) & (np.arange(40) < 22))
     assert counts.sum(axis=1).tolist() == [40 * 39, 40 * 2]
 
 
