@@ -13,15 +13,15 @@ CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "car")
 
 def make_tally() -> PerImageCounts:
     """Eight images of 20 x 20 pixels. Six have no car: two of these show one pixel of it. Two have one that is half found."""
-    tally = PerImageCounts(2)
+    tally, image = PerImageCounts(2), np.zeros((20, 20, 3), np.uint8)
     for index in range(8):
         target, labels = np.zeros((20, 20), np.uint8), np.zeros((20, 20), np.uint8)
         if index < 2:
             labels[0, 0] = 1
         elif index >= 6:
             target[4:8, 4:8], labels[4:8, 4:6] = 1, 1
-        prediction = Prediction(labels, np.full((20, 20), 0.95, np.float32))
-        single, *counts = measure_image(np.zeros((20, 20, 3), np.uint8), target, prediction, 2, True)
+        prediction = Prediction(image, labels, np.full((20, 20), 0.95, np.float32))
+        single, *counts = measure_image(image, target, prediction, 2, True)
         tally.add(f"{index}", single.class_counts, *counts)
     return tally
 
