@@ -152,9 +152,9 @@ def evaluate_split(
             transient=True,
             disable=not console.is_terminal,
         )
-        for index, (single, *counts) in enumerate(counted):
+        for index, (single, edges, digest, bins, sizes) in enumerate(counted):
             total += single
-            tally.add(samples.pairs[index].name, single.class_counts, *counts)
+            tally.add(samples.pairs[index].name, single.class_counts, edges, digest, bins, sizes)
     return total, tally
 
 
