@@ -36,7 +36,14 @@ LAYERS = {
         ("models.external_data",),
     ],
     "training": [
-        ("training.train", "training.compare", "training.export", "training.import_model", "training.explain"),
+        (
+            "training.train",
+            "training.cross_validation",
+            "training.compare",
+            "training.export",
+            "training.import_model",
+            "training.explain",
+        ),
         ("training.evaluate",),
         ("training.plan",),
         ("training.lint",),

@@ -31,6 +31,13 @@ def train(
         float | None,
         typer.Option(metavar="MINUTES", help="Time limit over all starts; the schedule is shortened to fit."),
     ] = None,
+    folds: Annotated[
+        bool,
+        typer.Option(
+            "--folds",
+            help="Cross-validation: DATA is a folder of `data split --folds`; a run per table, and their mean in folds.json.",
+        ),
+    ] = False,
     reset_head: Annotated[
         bool,
         typer.Option("--reset-head", help="With weights=FILE or BUNDLE: load all but the head, for other classes."),
@@ -61,7 +68,43 @@ def train(
     run = out or Path("runs") / (data.stem if data.is_file() else data.resolve().name)
     overrides = [*(settings or []), *(["reset_head=true"] if reset_head else [])]
     overrides += [f"minutes={minutes}"] if minutes is not None else []
-    _train(data, run, config, overrides, resume, "quiet" if quiet else "json" if as_json else "bar")
+    log_mode: LogMode = "quiet" if quiet else "json" if as_json else "bar"
+    (_train_folds if folds else _train)(data, run, config, overrides, resume, log_mode)
+
+
+def _train_folds(
+    data: Path, folder: Path, config_file: Path | None, overrides: list[str], resume: bool, log_mode: "LogMode"
+) -> None:
+    """Train a run per fold table, all with the settings planned for the first, and write the summary.
+
+    With `resume` finished folds are kept unless a setting is given, and the others are continued or started.
+    """
+    from models.console import Console
+    from models.errors import ConfigError
+    from training.config_io import check_no_run, load_config
+    from training.cross_validation import find_fold_tables, write_summary
+    from training.run_folder import LAST_CHECKPOINT, METADATA_FILE, read_run_metadata
+
+    if load_config(config_file, overrides).devices > 1:
+        raise ConfigError("--folds trains on one device; leave devices out, or train each table by itself.")
+    tables = find_fold_tables(data)
+    runs = [folder / table.stem for table in tables]
+    for run in runs:
+        if not resume:
+            check_no_run(run)
+    for table, run in zip(tables, runs, strict=True):
+        started = (run / LAST_CHECKPOINT).exists()
+        finished = started and (run / METADATA_FILE).exists() and read_run_metadata(run).end is not None
+        if finished and not overrides:
+            continue
+        planned = runs[0] / "plan.yaml"
+        settings = planned if not started and config_file is None and run != runs[0] else config_file
+        try:
+            _train(table, run, settings, overrides, started, log_mode)
+        except typer.Exit:
+            typer.echo(f"To resume all folds: maskserve train {data} --folds --out {folder} --resume", err=True)
+            raise
+    write_summary(runs, folder, Console(quiet=log_mode == "quiet", stderr=log_mode == "json"))
 
 
 def _train(

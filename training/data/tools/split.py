@@ -128,9 +128,10 @@ def _assign(
     all_stats = [stats for split_stats in scan_splits(opened, progress).values() for stats in split_stats]
     groups = _build_groups(pairs, all_stats, opened["train"], group_pattern)
     if len(groups) < len(fractions):
+        fewer = ", or fewer folds" if len(tables) > 1 else ""
         raise DataError(
             f"{root}: {len(pairs)} images in {len(groups)} groups cannot fill {len(fractions)} splits; "
-            "add images, or use smaller groups."
+            f"add images, or use smaller groups{fewer}."
         )
     assigned = stratified_split(groups, fractions, seed)
     class_file = next((file for file in opened["train"].files if file.name.lower() in CLASS_FILES), None)
