@@ -8,7 +8,7 @@ PACKAGES := models training service maskserve
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-changed test-slow test-page container test-all fuzz mutation-score check format bench lock clean
+.PHONY: help install demo test test-changed test-slow test-page container test-all fuzz mutation-score check format bench gpu-check lock clean
 
 help:  ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,9 @@ bench: $(READY)  ## measure training, engines, service, web page, client and bat
 	@$(BIN)/python -m benchmarks.client
 	@$(BIN)/python -m benchmarks.page
 	@$(BIN)/python -m benchmarks.batch
+
+gpu-check: $(READY)  ## on a GPU machine: its tests, parity, training, engine and CamVid (40 minutes); ARGS=--smallest rehearses
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 lock: $(READY)  ## resolve both lock files again, for all platforms and Python versions
 	@$(BIN)/python -m uv pip compile --quiet --universal --upgrade --no-emit-index-url --python-version 3.11 --all-extras pyproject.toml -o requirements.lock

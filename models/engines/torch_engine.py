@@ -53,10 +53,13 @@ def _cpu_supports_bf16() -> bool:
     return any(check is not None and check() for check in checks) and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency: int = 1) -> InferenceFunction:
+def load(
+    bundle: Bundle, device: str, precision: str, threads: int, concurrency: int = 1, cuda_graphs: bool = True
+) -> InferenceFunction:
     """Build the network and load its weights. See `models/engines/base.py`.
 
-    `threads` is set for the whole process: torch has one number, and uses so many threads for each caller.
+    `threads` is set for the whole process: torch has one number, and uses so many threads for each caller. `cuda_graphs` is off
+    only to measure what they save.
     Raises: BundleError, EngineError, MemoryError.
     """
     import torch
@@ -80,7 +83,7 @@ def load(bundle: Bundle, device: str, precision: str, threads: int, concurrency:
 
     rule = bundle.spec.input
     has_statistics = rule.scaling.kind == "zscore"  # they change with each sample, so that nothing is captured
-    is_captured = device == "cuda" and not has_statistics
+    is_captured = cuda_graphs and device == "cuda" and not has_statistics
     graphs = CudaGraphCache(predict, precision != "f32", dtype=rule.dtype) if is_captured else None
 
     def run(images: Images, logits: bool = False, statistics: NDArray[np.float32] | None = None) -> EngineOutput:
