@@ -78,7 +78,7 @@ SMALLEST = Scale("cpu", (64, 64), 2, "resnet18", 1, 1, 256, (0.5,), SMALLEST_SET
 
 def run_tests(scale: Scale) -> dict[str, Any]:
     """The tests that need a GPU, which are skipped without one."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", *GPU_TESTS, *scale.test_options]
+    command = [sys.executable, "-m", "pytest", "-n", "0", *GPU_TESTS, *scale.test_options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     return {"passed": done.returncode == 0, "summary": (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1]}
 
