@@ -68,7 +68,7 @@ def read_kernels(layer: nn.Conv2d) -> Kernels:
     count = max(1, min(MAX_KERNELS, MAX_SNAPSHOT_BYTES // (2 * weight[0].numel())))
     kernels = weight[:count].float().cpu().numpy()
     limit = np.finfo(np.float16).max  # weights of a training that diverges are larger
-    return np.clip(kernels, -limit, limit).astype(np.float16)
+    return np.array(np.clip(kernels, -limit, limit), np.float16)
 
 
 def read_snapshots(file: Path) -> dict[int, Kernels]:
