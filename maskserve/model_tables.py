@@ -109,6 +109,8 @@ def parse_options(name: str, settings: list[str]) -> dict[str, Any]:
         key, separator, value = setting.partition("=")
         if not separator:
             raise ConfigError(f"{quoted(setting)} is not an option; write key=value, such as {next(iter(known))}=...")
+        if "," in value and not value.startswith("["):
+            value = f"[{value}]"  # no option is a text with commas
         try:
             options[key] = None if value == "none" else yaml.safe_load(value)
         except yaml.YAMLError as error:

@@ -22,7 +22,7 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # the network
-    architecture: str = Field("fcn", description="fcn, smp/NAME, torchvision/NAME: `maskserve models` lists them")
+    architecture: str = Field("fcn", description="fcn, unet, smp/NAME, torchvision/NAME: `maskserve models` lists them")
     encoder: str = Field(
         "resnet18",
         description="encoder of segmentation-models-pytorch, of timm (tu-NAME), or alexnet (arXiv 1411.4038)",
@@ -49,8 +49,14 @@ class TrainConfig(BaseModel):
     upsampling: Literal["bilinear", "learned"] = Field(
         "bilinear", description="learned: transposed convolutions, initialized to bilinear (arXiv 1411.4038)"
     )
-    aux: bool = Field(False, description="also train an auxiliary head on the map of stride 16 (arXiv 1612.01105)")
-    aux_weight: float = Field(0.4, ge=0, le=1, description="weight of the auxiliary head's loss")
+    aux: bool = Field(
+        False,
+        description="also train an auxiliary head on the map of stride 16 (arXiv 1612.01105); unet: on every coarser stage "
+        "(deep supervision)",
+    )
+    aux_weight: float = Field(
+        0.4, ge=0, le=1, description="weight of the auxiliary head's loss; of the nth head its nth power"
+    )
     separable: bool = Field(False, description="depthwise separable 3x3 convolutions in the heads (arXiv 1610.02357)")
     dropout: float = Field(
         0.1,
@@ -60,6 +66,20 @@ class TrainConfig(BaseModel):
     )
     init: Literal["kaiming", "xavier"] = Field(
         "kaiming", description="initialization of random weights: arXiv 1502.01852, or Glorot and Bengio 2010"
+    )
+    width: int = Field(
+        32, ge=4, description="unet: channels of the first stage, doubled by each further one, up to 16 times"
+    )
+    strides: list[int | list[int]] | None = Field(
+        None, description="unet: stride of each stage, or [rows,columns]; default: 2,2,2,2,2; nnU-Net's: 1,2,2,2,2,2"
+    )
+    kernel: int | list[int | list[int]] = Field(
+        3, description="unet: odd size of the kernels, of all stages or of each, or [rows,columns]"
+    )
+    blocks: int | list[int] = Field(2, description="unet: residual blocks, of every stage or of each")
+    norm: Literal["batch", "instance"] = Field(
+        "batch",
+        description="unet: batch norm, or instance norm, whose statistics are those of the padded image or tile",
     )
 
     # the images

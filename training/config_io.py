@@ -183,11 +183,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _parse_value(key: str, value: str) -> Any:
-    """A value of the command line, read as YAML; `crop=360,480` is a pair."""
+    """A value of the command line, read as YAML; `crop=360,480` is a pair, `strides=1,2,2` a list."""
     field = TrainConfig.model_fields.get(key)
     if field is not None and field.default is None and value == "none":  # as `--settings` and the messages write it
         return None
-    if field is not None and "tuple" in str(field.annotation) and "," in value:
+    several = field is not None and any(kind in str(field.annotation) for kind in ("tuple", "list[int"))
+    if several and "," in value and not value.startswith("["):
         value = f"[{value}]"
     try:
         return yaml.safe_load(value)

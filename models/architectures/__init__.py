@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from models.architectures import encoders, fcn, smp_models, torchvision_models
+from models.architectures import encoders, fcn, smp_models, torchvision_models, unet
 from models.architectures.base import Network
 from models.architectures.layers import replace_strided_pointwise
 from models.errors import ConfigError, closest_names, quoted
@@ -21,6 +21,7 @@ from models.spec import Architecture
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "fcn": fcn.build,
+    "unet": unet.build,
     **smp_models.BUILDERS,
     **torchvision_models.BUILDERS,
 }
@@ -52,7 +53,7 @@ def pretrained_names(name: str, encoder: str) -> list[str]:
     """
     if "encoder" in default_options(name):
         return encoders.pretrained_names(encoder)
-    return torchvision_models.PRETRAINED_NAMES
+    return torchvision_models.PRETRAINED_NAMES if name in torchvision_models.BUILDERS else []
 
 
 def _option_parameters(name: str) -> dict[str, inspect.Parameter]:
@@ -69,7 +70,7 @@ def _suggest_names(name: str) -> str:
         return f"it is an encoder: architecture=fcn encoder={name}."
     if closest := closest_names(name, ARCHITECTURES, count=3):
         return f"did you mean {closest}?"
-    # Without library and case: "unet" means smp/Unet. Of equal names the first one wins.
+    # Without library and case: "fpn" means smp/FPN. Of equal names the first one wins.
     short_names = {known.rpartition("/")[2].lower(): known for known in reversed(ARCHITECTURES)}
     closest = closest_names(name.rpartition("/")[2].lower(), short_names, count=3) or "fcn"
     return f"did you mean {', '.join(short_names[short] for short in closest.split(', '))}?"

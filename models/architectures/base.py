@@ -94,6 +94,7 @@ class Network(nn.Module):
         return (values - self.mean) / self.std
 
 
-def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Interpolate maps N x C x h x w bilinearly to `size` = (H, W) in pixels."""
-    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+def upsample(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:
+    """Interpolate maps N x C x h x w bilinearly to `size` = (H, W) in pixels; linearly for 1 axis, trilinearly for 3."""
+    mode = {3: "linear", 4: "bilinear", 5: "trilinear"}[maps.ndim]
+    return F.interpolate(maps, size=tuple(size), mode=mode, align_corners=False)

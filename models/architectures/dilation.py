@@ -101,11 +101,11 @@ def _dilate_layer(layer: Any, rate: int, drop_stride: bool) -> Any:
     if (below, right) != (above, left) or (isinstance(layer, nn.MaxPool2d) and rate > 1):
         layer.padding = (0, 0)
         fill = float("-inf") if isinstance(layer, nn.MaxPool2d) else 0.0
-        layer.register_forward_pre_hook(partial(_pad_input, (left, right, above, below), fill))
+        layer.register_forward_pre_hook(partial(pad_input, (left, right, above, below), fill))
     return layer
 
 
-def _pad_input(sides: tuple[int, int, int, int], fill: float, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+def pad_input(sides: tuple[int, ...], fill: float, layer: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
     """Pad a layer's input in ways that the layer cannot: unevenly, or a pool by more than half of its kernel."""
     return (F.pad(inputs[0], sides, value=fill),)
 
@@ -115,23 +115,25 @@ class DilatedAvgPool2d(nn.Module):
 
     def __init__(self, pool: nn.AvgPool2d, stride: tuple[int, int], rate: int) -> None:
         super().__init__()
-        self.kernel_size, self.stride, self.dilation = _pair(pool.kernel_size), stride, rate
-        self.padding, self.count_include_pad = _pair(pool.padding), pool.count_include_pad
+        self.kernel_size: tuple[int, ...] = _pair(pool.kernel_size)
+        self.stride: tuple[int, ...] = stride
+        self.padding: tuple[int, ...] = _pair(pool.padding)
+        self.dilation, self.count_include_pad = rate, pool.count_include_pad
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps N x C x H x W -> N x C x H/stride x W/stride."""
         if self.count_include_pad:
-            return self._window_sum(maps) / (self.kernel_size[0] * self.kernel_size[1])
+            return self._window_sum(maps) / math.prod(self.kernel_size)
         return self._window_sum(maps) / self._window_sum(torch.ones_like(maps))
 
     def _window_sum(self, maps: Tensor) -> Tensor:
-        (above, below), (left, right) = (
-            (pad * self.dilation, max(pad, size - 1 - pad) * self.dilation)
-            for size, pad in zip(self.kernel_size, self.padding, strict=True)
-        )
+        sides: list[int] = []  # the last axis first
+        for size, pad in zip(self.kernel_size[::-1], self.padding[::-1], strict=True):
+            sides += [pad * self.dilation, max(pad, size - 1 - pad) * self.dilation]
         weight = maps.new_ones((maps.shape[1], 1, *self.kernel_size))
-        padded = F.pad(maps, (left, right, above, below))
-        return F.conv2d(padded, weight, None, self.stride, 0, self.dilation, groups=maps.shape[1])
+        padded = F.pad(maps, sides)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
+        return convolve(padded, weight, None, self.stride, 0, self.dilation, groups=maps.shape[1])
 
 
 def _pair(value: Any) -> tuple[int, int]:

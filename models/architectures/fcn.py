@@ -75,7 +75,7 @@ class FCN(nn.Module):
         for upsampling, skip_score, finer in zip(
             self.upsample_layers, reversed(self.skip_scores), maps[-2::-1], strict=False
         ):
-            scores = upsampling(scores, finer.shape[-2:]) + skip_score(finer)
+            scores = upsampling(scores, finer.shape[2:]) + skip_score(finer)
         full: Tensor = self.final_upsampling(scores)
         return full
 

@@ -97,7 +97,7 @@ class LearnedUpsampling(nn.Module):
 
     def forward(self, scores: Tensor, size: torch.Size | None = None) -> Tensor:
         """Scores N x C x h x w -> N x C x fh x fw with the factor f; `size` is unused, it is that of `BilinearUpsampling`."""
-        enlarged: Tensor = self.transposed_conv(F.pad(scores, (1, 1, 1, 1), mode="replicate"))
+        enlarged: Tensor = self.transposed_conv(F.pad(scores, (1, 1) * (scores.ndim - 2), mode="replicate"))
         return enlarged
 
 
@@ -112,9 +112,16 @@ class ExportableAdaptiveAvgPool2d(nn.Module):
         self.bins = bins
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Maps N x C x h x w -> N x C x bins x bins."""
-        height, width = maps.shape[-2:]
-        return adaptive_pool_matrix(height, self.bins, maps) @ maps @ adaptive_pool_matrix(width, self.bins, maps).T
+        """Maps N x C x h x w -> N x C x bins x bins; one or three axes after C are pooled likewise."""
+        *outer, width = maps.shape[2:]
+        pooled = maps @ adaptive_pool_matrix(width, self.bins, maps).T
+        for axis, length in enumerate(outer, start=2):
+            matrix = adaptive_pool_matrix(length, self.bins, maps)
+            # A product with a matrix on the left is over the last axis but one.
+            pooled = (
+                matrix @ pooled if axis == maps.ndim - 2 else (matrix @ pooled.transpose(axis, -2)).transpose(axis, -2)
+            )
+        return pooled
 
 
 class PoolingBranch(nn.Module):
@@ -132,7 +139,7 @@ class PoolingBranch(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps N x C x h x w -> N x outputs x h x w."""
-        return upsample(self.conv(self.pool(maps)), maps.shape[-2:])
+        return upsample(self.conv(self.pool(maps)), maps.shape[2:])
 
 
 def adaptive_pool_matrix(length: int, bins: int, like: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def test_encoders_are_listed_and_filtered() -> None:
     [
         ("fnc", [], "'fnc' is not known; did you mean fcn"),
         ("smp/unet", [], "did you mean smp/Unet"),
-        ("unet", [], "did you mean smp/Unet"),
+        ("linknet", [], "did you mean smp/Linknet"),
         ("deeplabv3", [], "did you mean smp/DeepLabV3"),
         ("resnet50", [], "it is an encoder: architecture=fcn encoder=resnet50"),
         ("fcn", ["aux=maybe"], "aux=maybe is invalid: expected true or false"),

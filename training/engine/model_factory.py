@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from models.architectures import build, default_options, pretrained_names
+from models.architectures import ARCHITECTURES, build, default_options, pretrained_names
 from models.architectures.base import Network
 from models.architectures.finetune import load_initial_weights
 from models.architectures.meta_device import copy_to_meta
@@ -83,7 +83,8 @@ def architecture_options(config: TrainConfig) -> dict[str, Any]:
     Raises: ConfigError for an unknown architecture, or a setting that it does not have.
     """
     known = default_options(config.architecture)
-    for name in sorted(set(default_options("fcn")) - set(known)):
+    options = {option for architecture in ARCHITECTURES for option in default_options(architecture)}
+    for name in sorted((options - set(known)) & set(TrainConfig.model_fields)):
         if getattr(config, name) != TrainConfig.model_fields[name].default:
             raise ConfigError(
                 f"{config.architecture} has no setting {name}={getattr(config, name)}; it has {', '.join(known)}."

@@ -37,8 +37,8 @@ class NetworkWithLoss(nn.Module):
         # N x H x W x C permuted to N x C x H x W is already channels_last, the fastest layout for convolutions.
         logits, *auxiliary = self.network.training_logits(images.permute(0, 3, 1, 2), statistics)
         total: Tensor = self.criterion(logits, labels)
-        for aux_logits in auxiliary:
-            total = total + self.aux_weight * self.criterion(aux_logits, labels)
+        for depth, aux_logits in enumerate(auxiliary, start=1):
+            total = total + self.aux_weight**depth * self.criterion(aux_logits, labels)
         return total
 
     def train(self, mode: bool = True) -> "NetworkWithLoss":

@@ -78,10 +78,16 @@ FCN_CASES += [
     ArchitectureCase("fcn", {"encoder": "tu-hrnet_w18_small", "skips": "32s"}, 32),
     ArchitectureCase("fcn", {"encoder": "tu-convnext_atto", "output_stride": 16}, 8),
 ]
+UNET_CASES = [
+    ArchitectureCase("unet", {"width": 8, "blocks": 1, "aux": True}, 2, fast=True),
+    ArchitectureCase("unet", {"width": 8, "strides": [1, [1, 2], 2, [2, 4]], "kernel": [[1, 3], 3, 5, 3]}, 1),
+    ArchitectureCase("unet", {"width": 8, "strides": [4, 2, 2], "blocks": [1, 2, 3], "norm": "instance"}, 4),
+]
 CASES_BY_NAME = {
     case.name: case
     for case in [
         ArchitectureCase("fcn", {}, 8, fast=True),
+        ArchitectureCase("unet", {}, 2, output_strides=()),
         ArchitectureCase("smp/Unet", {}, 1, aux=False, output_strides=(32,), fast=True),
         ArchitectureCase("smp/UnetPlusPlus", {}, 1, aux=False, output_strides=(32,)),
         ArchitectureCase("smp/MAnet", {}, 1, aux=False, output_strides=(32,)),
@@ -102,7 +108,7 @@ CASES_BY_NAME = {
         ArchitectureCase("torchvision/lraspp_mobilenet_v3_large", {}, 8, aux=False, output_strides=(), fast=True),
     ]
 }
-CASES = [*(CASES_BY_NAME.get(name, ArchitectureCase(name)) for name in ARCHITECTURES), *FCN_CASES]
+CASES = [*(CASES_BY_NAME.get(name, ArchitectureCase(name)) for name in ARCHITECTURES), *FCN_CASES, *UNET_CASES]
 
 
 def case_params(cases: list[ArchitectureCase], fast: str = "fast") -> list[Any]:
@@ -218,10 +224,11 @@ def test_auxiliary_head_is_trained_or_refused(named_case: ArchitectureCase) -> N
             build(named_case.name, CLASSES, aux=True)
         return
     network = seeded_network(named_case.name, aux=True).train()
-    logits, aux = network.training_logits(images)
-    assert logits.shape[:2] == aux.shape[:2] == (2, CLASSES)
+    logits, *heads = network.training_logits(images)
+    assert heads and {each.shape[:2] for each in (logits, *heads)} == {(2, CLASSES)}
     head = {name for name, _ in network.named_parameters()} - {name for name, _ in plain.named_parameters()}
-    F.cross_entropy(upsample(aux, (64, 64)), torch.randint(0, CLASSES, (2, 64, 64))).backward()
+    labels = torch.randint(0, CLASSES, (2, 64, 64))
+    torch.stack([F.cross_entropy(upsample(aux, (64, 64)), labels) for aux in heads]).sum().backward()
     trained = {name for name, parameter in network.named_parameters() if parameter.grad is not None}
     assert head and head <= trained
     assert any("encoder" in name or "backbone" in name for name in trained - head)

@@ -186,7 +186,9 @@ def test_missing_weights_are_refused(words: list[str], message: str, tmp_path: P
         (["architecture=smp/FPN", "encoder=alexnet"], r"alexnet works with architecture=fcn only"),
         (["encoder=tu-swin_tiny_patch4_window7_224", "head=aspp"], r"cannot be dilated .* set output_stride=32"),
         (["architecture=resnet50"], r"it is an encoder: architecture=fcn encoder=resnet50"),
-        (["architecture=unet"], r"did you mean smp/Unet"),
+        (["architecture=linknet"], r"did you mean smp/Linknet"),
+        (["width=64"], r"fcn has no setting width=64; it has encoder, weights"),
+        (["architecture=unet", "weights=imagenet"], r"weights"),
     ],
     ids=str,
 )
