@@ -56,6 +56,7 @@ def pad_rows_in_a_circle(network: nn.Module) -> None:
         rows = inputs[0].shape[2]
         return (inputs[0][:, :, torch.arange(-above, rows + below) % rows],)
 
+    layer: Any
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
             rows, columns = (layer.padding,) * 2 if isinstance(layer.padding, int) else layer.padding
@@ -147,12 +148,12 @@ def test_layer_on_an_image_of_equal_rows(name: str) -> None:
 def test_training_state_and_gradients_carry_over() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout2d(0.3))
     network[0].requires_grad_(False)
-    lifted = lift(network, 3)
-    assert lifted.training and isinstance(lifted[2], nn.Dropout3d)  # type: ignore[index]
+    lifted: Any = lift(network, 3)
+    assert lifted.training and isinstance(lifted[2], nn.Dropout3d)
     assert [parameter.requires_grad for parameter in lifted.parameters()] == [False, False, True, True]
     assert dict(lifted.named_parameters()).keys() == dict(network.named_parameters()).keys()
     lifted(torch.randn(2, 3, 4, 5, 6)).sum().backward()
-    assert int(lifted[1].num_batches_tracked) == 1 and int(network[1].num_batches_tracked) == 0  # type: ignore[index]
+    assert lifted[1].num_batches_tracked == 1 and network[1].num_batches_tracked == 0
 
 
 class SqueezeOfRows(nn.Module):
