@@ -17,8 +17,10 @@ LAYERS = {
     "models": [
         ("models.analysis", "models.outputs", "models.explain"),
         ("models.inference",),
-        ("models.engines", "models.imaging.decoder_pool"),
+        ("models.engines", "models.imaging.sandbox"),
+        ("models.imaging.decoder_pool",),
         ("models.imaging.decoder_process",),
+        ("models.imaging.decoder_messages",),
         ("models.readers",),
         ("models.architectures", "models.imaging"),
         ("models.bundle", "models.sample"),

@@ -219,6 +219,9 @@ class TrainConfig(BaseModel):
         False, description="decode each image once, and keep it uncompressed in the run folder until the training ends"
     )
     workers: int = Field(2, ge=0, description="processes per device that read and augment images")
+    sandbox: bool = Field(
+        False, description="decode images and masks in child processes with limits: for files of unknown origin"
+    )
     deterministic: bool = Field(False, description="the same bits in each run on the same machine; a little slower")
     save_minutes: float = Field(
         10.0, ge=0, description="minutes between saves of last.ckpt within an epoch; 0: after every step"

@@ -24,7 +24,7 @@ def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
 
 # Settings that may change when a run is resumed; the others would make it another training.
 CHANGEABLE_ON_RESUME = (
-    "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "cache_decoded", "save_minutes",
+    "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "sandbox", "cache_decoded", "save_minutes",
     "tensorboard", "kernel_snapshots",
 )  # fmt: skip
 

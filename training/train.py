@@ -33,6 +33,7 @@ from models.architectures import build
 from models.architectures.base import Network
 from models.console import Console
 from models.errors import DataError, RunError, printable
+from models.imaging.sandbox import enable_sandbox
 from models.inference.geometry import network_input_size
 from models.readers.composite import to_rgb
 from models.spec import InputRule
@@ -146,6 +147,8 @@ def train_locked(
     planned: PlannedTraining | None, start_time: float,
 ) -> None:  # fmt: skip
     """`train`, while the run folder is locked."""
+    if config.sandbox:
+        enable_sandbox()
     device = fabric.device.type
     run, report = run_on_rank_zero(
         fabric,
@@ -277,6 +280,8 @@ def plan_training(
     `settings` are kept as they are; `start_time` is that of `train`. Raises: DataError, ConfigError.
     """
     start_time, config = start_time or time.monotonic(), config_from_dict(settings)
+    if config.sandbox:
+        enable_sandbox()
     check_model_settings(config)
     report = lint_before_training(data, config, console)
     check_color_settings(report.datasets["train"].input, settings)

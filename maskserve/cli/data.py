@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from maskserve.cli.help_layout import Command, Group
-from maskserve.cli.options import DataFolder, DataFormat
+from maskserve.cli.options import DataFolder, DataFormat, SandboxOption
 
 data_app = typer.Typer(
     cls=Group,
@@ -38,6 +38,7 @@ def data_shapes(
 def data_inspect(
     data: DataFolder,
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
     sheet: Annotated[
         Path | None,
         typer.Option(
@@ -63,6 +64,7 @@ def data_inspect(
 def data_lint(
     data: DataFolder,
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write an HTML page with thumbnails of the worst files of each kind."),
@@ -114,6 +116,7 @@ def data_lint(
 def data_stats(
     data: DataFolder,
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Print image sizes and formats by split, and the pixels, images and typical width of each class."""
@@ -157,6 +160,7 @@ def data_split(
         ),
     ] = None,
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
 ) -> None:
     """Assign images to train, val and test: writes a table split,image,mask to train on, and copies nothing.
 
@@ -189,6 +193,7 @@ def data_convert(
         typer.Option("--to", metavar="FORMAT", help="folder, coco, voc, yolo, labelme, label-studio, cvat or nnunet."),
     ],
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
 ) -> None:
     """Write the data set in the layout of another tool. The label of every pixel stays the same.
 
@@ -233,6 +238,7 @@ def data_remap(
         ),
     ] = False,
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
 ) -> None:
     """Write a copy of the data set with other labels, as images/ and masks/. Also converts any layout to this one.
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from maskserve.cli.options import BundleFolder, DataFolder, DataFormat, EngineOptions, expand_options
+from maskserve.cli.options import BundleFolder, DataFolder, DataFormat, EngineOptions, SandboxOption, expand_options
 
 
 @expand_options
@@ -19,6 +19,7 @@ def evaluate(
         typer.Option(help="Folder for metrics.json and report.html (default: evaluation/ beside the bundle)."),
     ] = None,
     data_format: DataFormat = "auto",
+    sandbox: SandboxOption = False,
     tta: Annotated[
         str | None,
         typer.Option(metavar="flip,SCALE,...", help="Test-time augmentation, as in flip,0.75,1,1.25 (default: none)."),

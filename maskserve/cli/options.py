@@ -20,6 +20,23 @@ DataFormat = Annotated[
     str,
     typer.Option("--format", help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to detect it."),
 ]
+
+
+def _enable_sandbox(wanted: bool) -> None:
+    if wanted:
+        from models.imaging.sandbox import enable_sandbox
+
+        enable_sandbox()
+
+
+SandboxOption = Annotated[
+    bool,
+    typer.Option(
+        "--sandbox",
+        callback=_enable_sandbox,
+        help="Decode images and masks in child processes with limits: for files of unknown origin.",
+    ),
+]
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by `maskserve export`.")]
 BundleName = Annotated[
     str | None,

@@ -14,17 +14,16 @@ MAX_CPU_SECONDS = 15.0
 _spendable = 0.0  # what may still be added to the budget; 0 outside of a decoder process
 
 
-def start_budget(byte_count: int, is_photograph: bool = True) -> None:
-    """Start the budget of a file, before its pixels are known. Readers of other than photographs get all of it."""
+def start_budget(byte_count: int) -> None:
+    """Start the budget of a file, before its pixels are known."""
     global _spendable
-    wanted = BASE_SECONDS + SECONDS_PER_BYTE * byte_count if is_photograph else MAX_CPU_SECONDS
-    seconds = min(MAX_CPU_SECONDS, wanted)
+    seconds = min(MAX_CPU_SECONDS, BASE_SECONDS + SECONDS_PER_BYTE * byte_count)
     _spendable = MAX_CPU_SECONDS - seconds
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def allow_pixels(count: int) -> None:
-    """Add the time for pixels that are about to be decoded. Does nothing outside of a decoder process."""
+    """Add the time for pixels or samples that are about to be decoded. Does nothing outside of a decoder process."""
     global _spendable
     more = min(_spendable, SECONDS_PER_PIXEL * count)
     if more > 0:

@@ -33,6 +33,7 @@ from models.errors import (
 )
 from models.imaging import tiff_limits
 from models.imaging.avif_limits import check_avif
+from models.imaging.call_decoder import call_decoder
 from models.imaging.cpu_budget import allow_pixels
 from models.imaging.detect_format import detect_format
 from models.imaging.files import read_image_file
@@ -114,7 +115,7 @@ def decode_samples(data: bytes, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
 
 def read_image(path: Path, max_pixels: int = MAX_PIXELS) -> RGB:
     """Decode an image file. As `decode_image`, with the path at the start of every error message."""
-    return decode_file(path, lambda data: decode_image(data, max_pixels))
+    return decode_file(path, decode_image, max_pixels=max_pixels)
 
 
 def read_mask(path: Path) -> Labels:
@@ -123,7 +124,7 @@ def read_mask(path: Path) -> Labels:
     Returns: uint8, H x W, the values in the file (the data set defines which of them are ignored).
     Raises: DataError for a color mask or labels above 255, ImageError for a file that cannot be read.
     """
-    return decode_file(path, _decode_mask)
+    return decode_file(path, decode_mask)
 
 
 def read_stored_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -132,10 +133,26 @@ def read_stored_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     Gray of 2 and 4 bits is 0..3 and 0..15, not scaled to 0..255. A mask with an EXIF orientation is turned upright.
     Raises: ImageError, DataError; both name the file.
     """
-    return decode_file(path, lambda data: _decode_stored_mask(data, max_pixels))
+    return decode_file(path, decode_stored_mask, max_pixels=max_pixels)
 
 
-def _decode_stored_mask(data: bytes, max_pixels: int) -> Image.Image:
+def decode_file(path: Path, decoder: Callable[..., Decoded], **arguments: Any) -> Decoded:
+    """`decoder(data, **arguments)` of a file's bytes, in a child process if the sandbox is on (`sandbox.py`).
+
+    Raises: DataError, ImageError, InsufficientMemoryError; all name the file.
+    """
+    try:
+        data = read_image_file(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot open the file ({error.strerror}).") from error
+    try:
+        return call_decoder(decoder, data, **arguments)
+    except (ImageError, DataError, InsufficientMemoryError) as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def decode_stored_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `read_stored_mask`, from the bytes of a file."""
     if not data:
         raise EmptyImageError("The mask file is empty (0 bytes). Save the mask again.")
     image = _open_image(data, max_pixels)
@@ -148,8 +165,9 @@ def _decode_stored_mask(data: bytes, max_pixels: int) -> Image.Image:
     return _translate_errors(image, max_pixels, load_samples)
 
 
-def _decode_mask(data: bytes) -> Labels:
-    image = _decode_stored_mask(data, 4 * MAX_PIXELS)
+def decode_mask(data: bytes) -> Labels:
+    """As `read_mask`, from the bytes of a file."""
+    image = decode_stored_mask(data, 4 * MAX_PIXELS)
     if image.mode not in ("1", "L", "P", "I", "I;16"):
         raise DataError(f"the mask has {image.mode} colors; expected one label per pixel: a gray or palette image.")
     labels = np.asarray(image)
@@ -160,18 +178,6 @@ def _decode_mask(data: bytes) -> Labels:
             f"the mask contains the label {wrong}; expected labels from 0 to 254, and 255 for ignored pixels."
         )
     return labels.astype(np.uint8)
-
-
-def decode_file(path: Path, decoder: Callable[[bytes], Decoded]) -> Decoded:
-    """Decode the bytes of a file. Raises: DataError if it cannot be opened, and what `decoder` raises; both name the file."""
-    try:
-        data = read_image_file(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot open the file ({error.strerror}).") from error
-    try:
-        return decoder(data)
-    except (ImageError, DataError) as error:
-        raise type(error)(f"{path}: {error}") from error
 
 
 def _open_image(data: bytes, max_pixels: int) -> ImageFile:

@@ -19,12 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import models.errors as errors
-from models.errors import CorruptImageError, EmptyImageError, ImageError, InsufficientMemoryError
+from models.errors import CorruptImageError, EmptyImageError, InsufficientMemoryError, MaskserveError
 from models.imaging.decode import MAX_PIXELS
-from models.imaging.decoder_process import read_buffer, receive_message, send_message, write_buffer
+from models.imaging.decoder_messages import pack_arguments, read_result, receive_message, send_message, write_buffer
 from models.malloc import MALLOC_SETTINGS
 from models.sample import Sample
 from models.spec import InputRule
@@ -39,6 +37,7 @@ GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has go
 # Address space of a child: measured peaks are 22 bytes a pixel (benchmarks/results/hostile.json), beside the file and its copies.
 BYTES_PER_PIXEL, BASE_BYTES = 26, 256 << 20
 
+MIN_RESULT_BYTES = 64 << 20  # a result may have as many bytes as the address space of its child, and these at least
 KEPT_BUFFER_BYTES = 8 << 20  # of a child's buffer; the rest is freed after each image
 
 # OpenBLAS reserves memory for each thread, and none is used.
@@ -84,25 +83,53 @@ class DecoderPool:
         """
         if not data:
             raise EmptyImageError("The image is empty (0 bytes). Send the bytes of an image file.")
+        max_pixels = max_pixels or self._max_pixels
+        function, arguments = "decode_image", dict[str, Any](max_pixels=max_pixels)
+        if rule is not None and not rule.is_photograph:
+            function, arguments["rule"] = "read_input", rule
+
+        def check(result: Any) -> None:
+            values = result.values if isinstance(result, Sample) else result
+            channels, dtype = (3, "uint8") if rule is None or rule.is_photograph else (len(rule.channels), rule.dtype)
+            height, width, found = values.shape
+            if height * width > max_pixels or found != channels or values.dtype != dtype:
+                raise ValueError(f"{values.dtype} {values.shape}")
+
+        result = self.run(function, data, arguments, timeout_seconds, is_cancelled, check)
+        return result if isinstance(result, Sample) else Sample(result)
+
+    def run(
+        self,
+        function: str,
+        data: bytes,
+        arguments: dict[str, Any],
+        timeout_seconds: float = 60.0,
+        is_cancelled: Callable[[], bool] = lambda: False,
+        check: Callable[[Any], None] = lambda result: None,
+    ) -> Any:
+        """The result of `function(data, **arguments)`, one of `decoder_messages.FUNCTIONS`, in a child. As `decode`.
+
+        `check` raises an error for a result that cannot be, which a child that was taken over has sent: it is killed.
+        """
         deadline = time.monotonic() + timeout_seconds
         if not self._free.acquire(timeout=max(0.0, timeout_seconds)):
             raise CorruptImageError("Other images took too long to decode. Try again.")
         try:
             child = self._take()
             try:
-                pixels = child.decode(data, max_pixels or self._max_pixels, deadline, is_cancelled, rule)
+                result = child.run(function, data, arguments, deadline, is_cancelled, check)
             except _ChildLostError as error:
                 child.kill()
                 self._replace()
                 raise CorruptImageError(error.reason) from None
             except BaseException as error:
-                if not isinstance(error, ImageError | InsufficientMemoryError):
+                if not isinstance(error, MaskserveError):
                     child.kill()  # its next message would be this image's
                     raise
                 self._put(child)
                 raise
             self._put(child)
-            return pixels
+            return result
         finally:
             self._free.release()
 
@@ -197,6 +224,7 @@ class _Child:
         finally:
             other.close()
         self._ready = False
+        self._max_bytes = max(address_bytes, MIN_RESULT_BYTES)
 
     def is_ready(self) -> bool:
         """Wait until the process has started. Returns: False if it has ended."""
@@ -206,27 +234,26 @@ class _Child:
                 self._ready = True
         return self._ready and self.process.poll() is None
 
-    def decode(
-        self, data: bytes, max_pixels: int, deadline: float, is_cancelled: Callable[[], bool], rule: InputRule | None
-    ) -> Sample:
-        """Raises: ImageError, InsufficientMemoryError; _ChildLostError, after which the child must be killed."""
+    def run(
+        self,
+        function: str,
+        data: bytes,
+        arguments: dict[str, Any],
+        deadline: float,
+        is_cancelled: Callable[[], bool],
+        check: Callable[[Any], None],
+    ) -> Any:
+        """Raises: MaskserveError, as the function; _ChildLostError, after which the child must be killed."""
         try:
             write_buffer(self.buffer, data)
-            request: dict[str, Any] = {"bytes": len(data), "max_pixels": max_pixels}
-            if rule is not None and not rule.is_photograph:
-                request["rule"] = rule.model_dump(mode="json")
+            request = {"function": function, "bytes": len(data), "arguments": pack_arguments(arguments)}
             send_message(self.connection, request)
             response = self._receive(deadline, is_cancelled)
             if "error" in response:
                 raise getattr(errors, response["error"])(response["message"])
-            height, width = response["size"]
-            if height * width > max_pixels:
-                raise ValueError(f"more than {max_pixels} pixels")
-            if rule is None or rule.is_photograph:
-                pixels = np.empty((height, width, 3), np.uint8)
-                read_buffer(self.buffer, pixels.data)
-                return Sample(pixels)
-            return self._read_sample(rule, (height, width), response)
+            result = read_result(self.buffer, response, self._max_bytes)
+            check(result)
+            return result
         except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
             self.process.kill()
             if self.process.wait() == -signal.SIGPROF:
@@ -237,19 +264,6 @@ class _Child:
         finally:
             if os.fstat(self.buffer).st_size > KEPT_BUFFER_BYTES:
                 os.ftruncate(self.buffer, KEPT_BUFFER_BYTES)
-
-    def _read_sample(self, rule: InputRule, size: tuple[int, int], response: dict[str, Any]) -> Sample:
-        """The sample that the child left in the buffer: values, then one byte a pixel if some are missing."""
-        values = np.empty((*size, len(rule.channels)), rule.dtype)
-        read_buffer(self.buffer, values.view(np.uint8).data)
-        valid = np.empty(size, np.uint8) if response["has_missing"] else None
-        if valid is not None:
-            read_buffer(self.buffer, valid.data, values.nbytes)
-        found = response["statistics"]
-        statistics = None if found is None else np.asarray(found, np.float32).reshape(2, len(rule.channels))
-        return Sample(
-            values, channels=rule.channels, valid=None if valid is None else valid != 0, statistics=statistics
-        )
 
     def kill(self) -> None:
         """End the process."""

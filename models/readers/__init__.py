@@ -44,5 +44,5 @@ def read_input(data: bytes, rule: InputRule, max_pixels: int = MAX_PIXELS) -> Sa
 
 
 def read_input_file(path: Path, rule: InputRule) -> Sample:
-    """As `read_input`, with the path at the start of every error message. Raises: also DataError."""
-    return decode_file(path, lambda data: read_input(data, rule))
+    """As `read_input`, in the sandbox if that is on, with the path at the start of every error message. Raises: also DataError."""
+    return decode_file(path, read_input, rule=rule)

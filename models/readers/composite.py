@@ -81,8 +81,12 @@ def needs_reader(data: bytes, max_pixels: int = MAX_PIXELS) -> bool:
 
 def read_preview(path: Path) -> RGB:
     """Any file that can be read, as RGB uint8 H x W x 3. Raises: ImageError, DataError, which name the file."""
+    return decode_file(path, decode_preview)
 
-    return decode_file(path, lambda data: preview(read_sample(data)) if needs_reader(data) else decode_image(data))
+
+def decode_preview(data: bytes) -> RGB:
+    """As `read_preview`, from the bytes of a file."""
+    return preview(read_sample(data)) if needs_reader(data) else decode_image(data)
 
 
 def preview(sample: Sample) -> RGB:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from models.errors import CorruptImageError, ImageTooLargeError, UnsupportedFormatError
+from models.imaging.cpu_budget import allow_pixels
 from models.imaging.header_limits import check_size
 from models.spec import MAX_CHANNELS
 
@@ -18,7 +19,10 @@ class ReadLimits:
     max_pixels: int
 
     def check(self, height: int, width: int, channels: int, sample_bytes: int) -> None:
-        """Check the size of samples. Raises: ImageTooLargeError, CorruptImageError, UnsupportedFormatError."""
+        """Check the size of samples, and allow a decoder process the CPU time for them.
+
+        Raises: ImageTooLargeError, CorruptImageError, UnsupportedFormatError.
+        """
         if height < 1 or width < 1 or channels < 1:
             raise CorruptImageError(
                 f"The image has no samples: {width} x {height} of {channels} channels. Save it again."
@@ -37,3 +41,4 @@ class ReadLimits:
             raise ImageTooLargeError(
                 f"The image has {total:,} bytes of samples; the limit is {limit:,}. Use a smaller one, or fewer channels."
             )
+        allow_pixels(height * width * channels)

@@ -19,6 +19,7 @@ from models.errors import (
     first_line,
     quoted,
 )
+from models.imaging.cpu_budget import allow_pixels
 from models.readers.limits import BYTES_PER_PIXEL, MIN_BYTES, ReadLimits
 from models.readers.names import channel_names, to_sample_dtype
 from models.sample import Sample
@@ -67,6 +68,7 @@ def _read_archive(data: bytes, limits: ReadLimits) -> dict[str, NDArray[Any]]:
                 raise ImageTooLargeError(
                     f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save the image alone."
                 )
+            allow_pixels(sum(member.file_size for member in members))
             for member in members:
                 with archive.open(member) as file:
                     content = file.read(member.file_size + 1)

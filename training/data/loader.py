@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from models.errors import DataError, MaskserveError, first_line
 from models.imaging.decode import Labels
+from models.imaging.sandbox import enable_sandbox
 from models.inference.geometry import (
     Image,
     canvas_size,
@@ -264,7 +265,7 @@ def _build_loader(
             batch_sampler=batch_sampler,
             collate_fn=collate_fn,
             num_workers=config.workers,
-            worker_init_fn=ignore_stop_signals,
+            worker_init_fn=functools.partial(start_worker, sandbox=config.sandbox),
             # Only with a GPU: in a training on the CPU, pinning would create a CUDA context.
             pin_memory=config.device != "cpu" and torch.cuda.is_available(),
         )
@@ -278,11 +279,13 @@ def suppress_worker_warning() -> Iterator[None]:
         yield
 
 
-def ignore_stop_signals(worker: int) -> None:
+def start_worker(worker: int, sandbox: bool) -> None:
     """Let a worker read on for the last step: Ctrl-C, torchrun and schedulers signal every process of the group.
 
     A worker ends with its loader, or when the training process is gone.
     """
+    if sandbox:  # of a worker that was not forked
+        enable_sandbox()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.errors import DataError, first_line, quoted
-from models.imaging.decode import MAX_PIXELS, Labels, read_stored_mask
+from models.imaging.decode import MAX_PIXELS, Labels, decode_file, read_stored_mask
+from models.imaging.gif_mask import decode_gif_mask
 from models.spec import IGNORE_INDEX
 
 MaskKind = Literal["gray", "palette", "color"]
@@ -105,7 +106,8 @@ def read_raw_mask(file: Path) -> RawMask:
     """
     if file.suffix.lower() == ".npy":
         return RawMask(_read_array(file))
-    image = _read_gif(file) if file.suffix.lower() == ".gif" else read_stored_mask(file)
+    is_gif = file.suffix.lower() == ".gif"
+    image = decode_file(file, decode_gif_mask, max_pixels=MAX_PIXELS) if is_gif else read_stored_mask(file)
     if image.mode == "P":
         flat = image.getpalette("RGB") or []
         colors = np.array(flat, np.uint32).reshape(-1, 3) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
@@ -115,32 +117,6 @@ def read_raw_mask(file: Path) -> RawMask:
     if image.mode not in ("1", "L") and not image.mode.startswith(("I", "F")):
         raise DataError(f"{file}: cannot read a mask in {image.mode} colors; save it as a gray, palette or RGB PNG.")
     return RawMask(_read_gray(image, file))
-
-
-def _read_gif(file: Path) -> Image.Image:
-    """The first frame of a GIF; of a gray palette its gray values (Carvana, DRIVE), otherwise palette indices.
-
-    Raises: DataError.
-    """
-    try:
-        with Image.open(file, formats=("GIF",)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{file}: the mask has {image.width * image.height:,} pixels; the limit is {MAX_PIXELS:,}."
-                )
-            if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{file}: the GIF has {image.n_frames} frames; expected one. Save one frame as PNG.")  # type: ignore[attr-defined]
-            image.load()
-            frame = image.copy()
-    except (OSError, ValueError, EOFError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{file}: the GIF is truncated or corrupt ({quoted(first_line(error))}). Save it again as PNG."
-        ) from error
-    if frame.mode == "P":
-        colors = np.array(frame.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[np.unique(np.asarray(frame))]
-        if (colors == colors[:, :1]).all():
-            return frame.convert("L")
-    return frame
 
 
 def _read_array(file: Path) -> MaskArray:

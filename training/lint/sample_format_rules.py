@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from models.errors import MaskserveError
+from models.imaging.decode import decode_file
 from models.readers import read_sample
 from models.readers.names import is_generic
 from models.spec import RGB_CHANNELS
@@ -206,7 +207,7 @@ def _mask_affine(mask: Path) -> tuple[float, ...]:
     if mask.suffix.lower() not in (".tif", ".tiff"):
         return ()
     try:
-        sample = read_sample(mask.read_bytes())
-    except (MaskserveError, OSError):
+        sample = decode_file(mask, read_sample)
+    except MaskserveError:
         return ()
     return sample.frame.affine or () if sample.frame else ()

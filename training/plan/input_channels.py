@@ -135,7 +135,7 @@ def _choose_channels(found: tuple[str, ...], config: TrainConfig) -> tuple[str, 
 def _read_formats(dataset: SegmentationDataset, nodata: float) -> list[SampleFormat]:
     """The formats of some images, without pixels of nodata. Raises: DataError, ImageError."""
     paths = [dataset.pairs[index].image for index in dataset.evenly_spaced_indices(MAX_READ_AGAIN)]
-    return [decode_file(path, lambda data: describe_sample(read_sample(data), nodata)) for path in paths]
+    return [describe_sample(decode_file(path, read_sample), nodata) for path in paths]
 
 
 def _choose_nodata(formats: list[SampleFormat], config: TrainConfig) -> float | None:

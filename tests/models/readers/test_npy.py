@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.errors import CorruptImageError, ImageTooLargeError, UnsupportedFormatError
-from models.readers import read_sample
+from models.readers import limits, read_sample
 
 
 def npy(array: Any, **options: Any) -> bytes:
@@ -71,3 +71,11 @@ def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
         archive.writestr("values.npy", npy(np.zeros((300, 300), np.uint8)) + bytes(70 << 20))
     with pytest.raises(ImageTooLargeError, match="unpacks to more"):
         read_sample(buffer.getvalue(), max_pixels=100_000)
+
+
+def test_samples_add_to_the_cpu_time_of_a_decoder_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before they are read: what unpacks to many may take longer than its few bytes would."""
+    allowed: list[int] = []
+    monkeypatch.setattr(limits, "allow_pixels", allowed.append)
+    read_sample(npy(VALUES))
+    assert allowed == [5 * 7 * 2]

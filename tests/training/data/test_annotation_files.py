@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from models.errors import DataError
+from tests.fixtures_images import make_png
 from tests.training import make_layouts
 from tests.training.make_layouts import (
     CVAT_POLYGON,
@@ -43,6 +44,9 @@ def png_base64(mask: np.ndarray) -> str:
     buffer = io.BytesIO()
     Image.fromarray(mask).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+HUGE_PNG = base64.b64encode(make_png((20_000, 20_000), 1, 0, b"")).decode()
 
 
 def write_labelme(root: Path, *shapes: dict[str, Any], name: str = "broken", **more: Any) -> Path:
@@ -121,6 +125,10 @@ POLYGON = {"label": "cat", "shape_type": "polygon"}
         (
             {"label": "cat", "shape_type": "mask", "points": [[1, 1], [2, 2]], "mask": "AAAA"},
             "a mask is not as labelme",
+        ),
+        (
+            {"label": "cat", "shape_type": "mask", "points": [[1, 1], [2, 2]], "mask": HUGE_PNG},
+            "the limit is 100,000,000",
         ),
     ],
 )

@@ -6,7 +6,6 @@ drawn in the order of the file.
 """
 
 import base64
-import io
 import re
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from models.errors import DataError
-from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS
+from models.errors import DataError, ImageError
+from models.imaging.call_decoder import call_decoder
+from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_stored_mask
 from training.data.class_file import read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
@@ -190,7 +189,7 @@ def _parse(
                 )
             size = (height, width)
             found.append(_shape(region["value"], label_by_name[_labels_of(region)[0]], size))
-        except DataError as error:
+        except (DataError, ImageError) as error:
             raise DataError(f"{pair.image.name}: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
             raise DataError(
@@ -206,8 +205,8 @@ def _shape(value: dict[str, Any], label: int, size: tuple[int, int]) -> Shape:
         return Shape(label, bitmap=decode_brush(value["rle"], size))
     if "imageDataURL" in value:
         data = base64.b64decode(str(value["imageDataURL"]).partition(",")[2])
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            bitmap = np.asarray(image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA") else "L"))
+        image = call_decoder(decode_stored_mask, data)
+        bitmap = np.asarray(image.convert("RGBA" if image.mode in ("RGBA", "LA", "PA") else "L"))
         mask = bitmap[..., ALPHA] > 0 if bitmap.ndim == 3 else bitmap > 0
         if mask.shape != size:
             raise DataError(

@@ -6,7 +6,6 @@ embedded (`imageData`) is not read; a note says so.
 """
 
 import base64
-import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.errors import DataError, quoted
-from models.imaging.decode import MAX_PIXELS
+from models.errors import DataError, ImageError, quoted
+from models.imaging.call_decoder import call_decoder
+from models.imaging.decode import MAX_PIXELS, decode_stored_mask
 from training.data.class_file import read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
@@ -146,10 +146,9 @@ def _shape(entry: dict[str, Any], label: int) -> Shape:
         if kind in ("line", "linestrip"):
             return Shape(label, shapes.thick_line(points, LINE_WIDTH))
         if kind == "mask":
-            with Image.open(io.BytesIO(base64.b64decode(entry["mask"])), formats=("PNG",)) as image:
-                bitmap = np.asarray(image) > 0
+            bitmap = np.asarray(call_decoder(decode_stored_mask, base64.b64decode(entry["mask"]))) > 0
             return Shape(label, bitmap=bitmap, offset=(round(points[0][0]), round(points[0][1])))
-    except (TypeError, ValueError, KeyError, IndexError, OSError) as error:
+    except (TypeError, ValueError, KeyError, IndexError, OSError, ImageError) as error:
         raise DataError(f"a {kind} is not as labelme writes it ({error}); redraw it.") from error
     raise DataError(f"the shape type {quoted(kind)} is unknown; export it as a polygon.")
 

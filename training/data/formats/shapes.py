@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.errors import DataError
-from models.imaging.decode import FORMATS, MAX_PIXELS, Labels
-from models.imaging.orientation import read_orientation
+from models.imaging.decode import MAX_PIXELS, Labels
+from models.imaging.file_header import read_file_header
 from models.spec import ClassInfo, default_rgb
 from training.data.dataset import Pair
 from training.data.formats.rasterize import polygon_runs
@@ -179,14 +178,16 @@ class SizeReader:
     def __call__(self, file: Path) -> tuple[int, int]:
         """(height, width). Raises: DataError."""
         if file not in self._sizes:
-            try:
-                with Image.open(file, formats=FORMATS) as image:
-                    width, height = image.size
-                    rotated = read_orientation(image) >= 5
-            except Exception as error:
-                raise DataError(f"{file}: cannot be read as an image; save it again.") from error
-            self._sizes[file] = (width, height) if rotated else (height, width)
+            self._sizes[file] = _read_size(file)
         return self._sizes[file]
+
+
+def _read_size(file: Path) -> tuple[int, int]:
+    """(height, width) of an image, upright. Raises: DataError, ImageError."""
+    header = read_file_header(file)
+    if not header.format:
+        raise DataError(f"{file}: cannot be read as an image; save it again.")
+    return header.upright_size
 
 
 def digest(*values: object) -> str:

@@ -4,17 +4,16 @@ Polygons with holes, bitmaps, rectangles and lines are drawn in the order of the
 """
 
 import base64
-import io
 import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from models.errors import DataError, quoted
-from models.imaging.decode import MAX_PIXELS
+from models.errors import DataError, ImageError, quoted
+from models.imaging.call_decoder import call_decoder
+from models.imaging.decode import MAX_PIXELS, decode_stored_mask
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.shapes import Shape, ShapeMaskReader
@@ -120,7 +119,7 @@ def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], 
     for index, entry in enumerate(objects):
         try:
             found.append(_shape(entry, label_by_name))
-        except DataError as error:
+        except (DataError, ImageError) as error:
             raise DataError(f"objects[{index}]: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, OSError, zlib.error) as error:
             raise DataError(f"objects[{index}] is not as Supervisely writes it ({error}); export it again.") from error
@@ -135,10 +134,8 @@ def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
     if kind == "bitmap":
         # At most MAX_PIXELS bytes: a small text may unpack to gigabytes.
         data = zlib.decompressobj().decompress(base64.b64decode(entry["bitmap"]["data"]), MAX_PIXELS)
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            array = (
-                np.asarray(image.convert("RGBA"))[..., 3] > 0 if image.mode in ("RGBA", "LA") else np.asarray(image) > 0
-            )
+        image = call_decoder(decode_stored_mask, data)
+        array = np.asarray(image.convert("RGBA"))[..., 3] > 0 if image.mode in ("RGBA", "LA") else np.asarray(image) > 0
         left, top = entry["bitmap"]["origin"]
         return Shape(label, bitmap=array, offset=(int(left), int(top)))
     exterior = entry["points"]["exterior"]

@@ -1,22 +1,21 @@
 """Reads an image and its mask once and computes statistics that replace the pixels."""
 
 import hashlib
-import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line, quoted
-from models.imaging.decode import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, decode_image
-from models.imaging.files import check_is_file, read_image_file
-from models.imaging.orientation import read_orientation
+from models.imaging.call_decoder import call_decoder
+from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from models.imaging.file_header import FileHeader, read_file_header, read_header
+from models.imaging.files import read_image_file
 from models.readers import read_sample
 from models.readers.composite import needs_reader, preview
 from training.data.dataset import Pair, SegmentationDataset
@@ -24,9 +23,6 @@ from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.alignment import gradient_map, mask_alignment
 from training.data.scan.pixel_stats import count_border_runs, count_values, perceptual_hash, pixel_digest
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, describe_sample
-
-# A PNG must be decoded to find its orientation, which may come after the pixels; few PNGs have one.
-PNG_ORIENTATION_MARKERS = (b"eXIf", b"exif", b"rientation")
 
 
 @dataclass(frozen=True)
@@ -80,33 +76,23 @@ class PixelBudget:
                 self._changed.notify_all()
 
 
-@dataclass(frozen=True)
-class FileHeader:
-    """The header of an image file, read without decoding it."""
-
-    format: str = ""
-    pixels: int = 0
-    orientation: int = 1
-    lossy: bool = False
-
-
 def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: PixelBudget | None = None) -> SampleStats:
     """Read one pair. Raises nothing: problems are in `errors`."""
     pair, errors, sample_format = dataset.pairs[index], [], EIGHT_BITS
     budget = budget or PixelBudget(MAX_PIXELS)
     try:
         data = read_image_file(pair.image)
-        image = _read_header(data)
+        image = call_decoder(read_header, data)
         with budget.reserve(image.pixels):
             if needs_reader(data):
-                sample = read_sample(data)
+                sample = call_decoder(read_sample, data)
                 sample_format, size = describe_sample(sample), sample.size
                 shown = preview(sample)
                 digest, image_hash, gradients = pixel_digest(sample.values), perceptual_hash(shown), gradient_map(shown)
-                image = replace(image, format=image.format or "NumPy")
+                image = image._replace(format=image.format or "NumPy")
                 del sample, shown
             else:
-                rgb = decode_image(data)
+                rgb = call_decoder(decode_image, data, max_pixels=MAX_PIXELS)
                 gradients = gradient_map(rgb)
                 size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
                 del rgb
@@ -183,39 +169,17 @@ def _palette_colors(mask: RawMask, indices: NDArray[np.int64]) -> NDArray[np.int
     return np.asarray(padded[indices])
 
 
-def _read_header(data: bytes) -> FileHeader:
-    """The header in an image's bytes; empty if it is invalid, which `decode_image` reports better."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.format == "PNG" and any(marker in data for marker in PNG_ORIENTATION_MARKERS):
-                with suppress(Exception):  # corrupt pixels, which `decode_image` reports
-                    image.load()
-            return FileHeader(image.format or "", image.width * image.height, read_orientation(image))
-    except Exception:
-        return FileHeader()
-
-
 def _read_mask_header(pair: Pair) -> FileHeader:
     """Raises: ImageTooLargeError."""
     if pair.mask.suffix.lower() not in IMAGE_SUFFIXES:
         return FileHeader()
     try:
-        check_is_file(pair.mask)
-        with pair.mask.open("rb") as file, Image.open(file, formats=FORMATS) as image:
-            pixels, lossy = image.width * image.height, _is_lossy(image, pair.mask)
-            header = FileHeader(image.format or "", pixels, lossy=lossy)
+        header = read_file_header(pair.mask)
     except Exception:
         return FileHeader()
     if header.pixels > MAX_PIXELS:
         raise ImageTooLargeError(f"The mask has {header.pixels:,} pixels; the limit is {MAX_PIXELS:,}.")
     return header
-
-
-def _is_lossy(image: Image.Image, file: Path) -> bool:
-    """Whether the file is lossy. AVIF can be lossless, but its colors pass through YUV."""
-    if image.format == "WEBP":
-        return b"VP8L" not in file.read_bytes()[:64]
-    return image.format in ("JPEG", "AVIF") or image.info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
 def _error_message(file: Path, error: Exception) -> str:

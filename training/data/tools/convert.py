@@ -13,8 +13,8 @@ from pathlib import Path
 from PIL import Image
 
 from models.errors import ConfigError, DataError, closest_names, quoted
-from models.imaging.decode import FORMATS, Labels, read_image
-from models.imaging.orientation import read_orientation
+from models.imaging.decode import Labels, decode_file, read_image
+from models.imaging.file_header import read_header
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset, load_available_splits
 from training.data.dataset import SPLITS
@@ -97,8 +97,7 @@ def _write(draft: Path, opened: dict[str, SegmentationDataset], target: str, pro
 
 def _place_image(source: Path, writer: writers.Writer, split: str, name: str) -> Path:
     """Link or write the image where the format wants it. Its pixels are upright, as the mask is."""
-    with Image.open(source, formats=FORMATS) as image:
-        rotated = read_orientation(image) != 1
+    rotated = decode_file(source, read_header).orientation != 1
     if rotated or writer.needs_png:
         target = writer.image_path(split, name, ".png")
         target.parent.mkdir(parents=True, exist_ok=True)
