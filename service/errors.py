@@ -12,6 +12,7 @@ MaskserveError
 ├── ResponseTooLargeError     413   a batch response with more bytes than the limit
 ├── OverloadedError           429   more requests than can be processed in time
 ├── ConnectionLimitError      503   more connections than the limit
+├── StoppingError             503   a request that had not arrived when the service stopped
 ├── NotReadyError             503   no bundle is loaded yet, or none can be loaded
 ├── DeadlineExceededError     504   processing that took longer than the limit
 ├── SendTimeoutError          -     a caller that does not receive its response
@@ -71,6 +72,10 @@ class OverloadedError(MaskserveError):
 
 class ConnectionLimitError(OverloadedError):
     """More connections than the limit. Retry after `retry_after` seconds."""
+
+
+class StoppingError(OverloadedError):
+    """A request that had not arrived when the service stopped. Retry after `retry_after` seconds."""
 
 
 class DeadlineExceededError(MaskserveError):

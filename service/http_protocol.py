@@ -12,15 +12,16 @@ from typing import Any, cast
 
 import h11
 from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import responses
 from service.access_log import current_entry, new_entry, write_access_log
-from service.errors import ConnectionLimitError, HeadTimeoutError
+from service.errors import ConnectionLimitError, HeadTimeoutError, StoppingError
 from service.forwarding import PEER_KEY
 from service.metrics import get_metrics
 from service.responses import LINGER_SECONDS
-from service.settings import Settings
+from service.settings import STOP_IDLE_SECONDS, Settings
 
 DEFAULT_MAX_CONNECTIONS = 1000
 RESERVED_FILES = 100  # file descriptors that a worker needs beside its connections
@@ -33,6 +34,7 @@ class HTTPProtocol(H11Protocol):
     """One connection. `settings` is set once per process, before the first connection."""
 
     settings: Settings
+    _is_stopping = False  # the whole service; set on the class, for connections that are made meanwhile
 
     _head_timer: asyncio.TimerHandle | None = None
     _last_active = 0.0  # in the event loop's time
@@ -56,6 +58,8 @@ class HTTPProtocol(H11Protocol):
             )
         else:
             self._start_head_timer()
+            if self._is_stopping:
+                self.loop.call_later(STOP_IDLE_SECONDS, self._end_idle_connection)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection has ended."""
@@ -70,6 +74,8 @@ class HTTPProtocol(H11Protocol):
         super().data_received(data)
         if self._rejected:
             return
+        if self._is_stopping:
+            self._end_after_response()
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
         elif self._head_timer is None:
@@ -114,6 +120,35 @@ class HTTPProtocol(H11Protocol):
         status = error.error_status_hint if isinstance(error, h11.RemoteProtocolError) else 400
         reason = str(error or msg).partition(": bytearray(")[0]  # without the bytes that came
         self._reject(HTTPException(status, f"The request is not valid HTTP/1.1: {reason}."))
+
+    def shutdown(self) -> None:
+        """uvicorn calls this at a stop. The next response, or the running one, is the last one on this connection, and says so.
+
+        A caller may be sending a request on an idle connection, and would get no response if it were closed at once. So it stays
+        open for a while, as with nginx's `keepalive_min_timeout`.
+        """
+        type(self)._is_stopping = True
+        self._end_after_response()
+        self.loop.call_later(STOP_IDLE_SECONDS, self._end_idle_connection)
+
+    def _end_after_response(self) -> None:
+        """Let the response that is computed, if any, say `Connection: close`, as if its caller had asked for that."""
+        if self.is_idle():
+            return
+        self.cycle.keep_alive = False
+        if not self.cycle.response_started:
+            headers = self.cycle.scope[
+                "headers"
+            ]  # changed in place: middleware and uvicorn read them when they respond
+            headers[:] = [*(header for header in headers if header[0] != b"connection"), CLOSE_HEADER]
+
+    def _end_idle_connection(self) -> None:
+        if self.transport.is_closing() or self._rejected or not self.is_idle():
+            return
+        if self.conn.trailing_data[0]:  # the beginning of a request
+            self._reject(StoppingError("The service is being stopped. Send the request again, on a new connection.", 1))
+        else:
+            self.transport.close()
 
     def is_idle(self) -> bool:
         """Whether no request is being processed."""

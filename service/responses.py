@@ -32,6 +32,7 @@ from service.errors import (
     NotReadyError,
     OverloadedError,
     ResponseTooLargeError,
+    StoppingError,
     UnauthorizedError,
     UnknownPathError,
 )
@@ -58,6 +59,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     MultiFrameImageError: (422, "multi-frame-image", "Several images in one file"),
     ChannelsError: (422, "wrong-channels", "Other channels than the model takes"),
     ConnectionLimitError: (503, "too-many-connections", "Too many connections"),
+    StoppingError: (503, "stopping", "The service is being stopped"),
     OverloadedError: (429, "busy", "Too many requests"),
     NotReadyError: (503, "not-ready", "Service not ready"),
     DeadlineExceededError: (504, "timeout", "Request timed out"),

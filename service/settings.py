@@ -18,6 +18,7 @@ from service.auth import is_key_hash
 from service.forwarding import PATH_PREFIX_PATTERN, host_name
 
 ENV_PREFIX = "MASKSERVE_"
+STOP_IDLE_SECONDS = 1.0  # how long a connection without a request stays open at a stop
 
 # Kubernetes sets these in every pod if a Service is named maskserve ("service links"); they are not settings.
 _SERVICE_LINKS = re.compile(r"SERVICE_(HOST|PORT(_\w+)?)|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?")
@@ -180,8 +181,8 @@ class Settings(BaseSettings):
 
     @property
     def stop_seconds(self) -> int:
-        """Longest time that an accepted request may take, and that a stop therefore waits, in seconds."""
-        return math.ceil(self.body_seconds + self.timeout_seconds)
+        """Longest time of a stop, in seconds: that of a request which a kept connection sends just before it is closed."""
+        return math.ceil(STOP_IDLE_SECONDS + self.body_seconds + self.timeout_seconds)
 
     def per_worker(self, total: int) -> int:
         """One worker's part of a limit that is divided among all, rounded up."""

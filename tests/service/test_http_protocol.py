@@ -6,7 +6,8 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -196,3 +197,37 @@ def test_half_of_a_body_is_no_request(tmp_path: Path) -> None:
         connection.sendall(POST + b"bo")
         connection.shutdown(socket.SHUT_WR)
         assert read_to_end(connection) == b""
+
+
+def test_stop_loses_no_request_on_a_kept_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_protocol, "STOP_IDLE_SECONDS", 0.4)
+    get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    with ExitStack() as server, ThreadPoolExecutor(1) as pool:
+        address = server.enter_context(run_server(tmp_path))
+        kept = [socket.create_connection(address, timeout=5) for _ in range(5)]
+        for connection in kept:
+            connection.sendall(get)
+            assert connection.recv(65536).endswith(b"hello")
+        running, later, rejected, begun, idle = kept
+        running.sendall(POST + b"body")
+        begun.sendall(get[:20])
+        time.sleep(0.05)
+        start = time.monotonic()
+        stop = pool.submit(server.close)
+        time.sleep(0.2)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+        later.sendall(get.replace(b"Host", b"Connection: keep-alive\r\nHost") + get)
+        rejected.sendall(POST.replace(b"/wait", b"/nothing"))
+        time.sleep(0.05)
+        rejected.sendall(b"body")  # which is read, so that no reset overtakes the response
+        for connection, status, end in [(later, 200, b"hello"), (rejected, 404, b"}"), (running, 200, b"waited")]:
+            response = read_to_end(connection)
+            assert response.startswith(b"HTTP/1.1 %d " % status) and response.endswith(end)
+            assert response.lower().count(b"\r\nconnection: close\r\n") == 1
+        check_problem(read_to_end(begun), 503, "new connection")
+        assert idle.recv(1) == b"" and time.monotonic() - start >= 0.4
+        for connection in kept:
+            connection.close()
+        stop.result(timeout=5)
+    assert time.monotonic() - start < 3
