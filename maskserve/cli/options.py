@@ -18,7 +18,7 @@ DataFolder = Annotated[
 ]
 DataFormat = Annotated[
     str,
-    typer.Option("--format", help="Layout: folder, table, camvid, voc, cityscapes, coco, or auto to detect it."),
+    typer.Option("--format", help="Layout, such as folder, coco, yolo or nnunet, if auto (`data inspect`) detects another."),
 ]
 
 

@@ -94,15 +94,21 @@ def _is_prose(file: Path) -> bool:
 def read_dataset_classes(
     tree: FileTree, folders: Sequence[str] = ("",)
 ) -> tuple[list[ClassInfo], MaskEncoding, tuple[Path, ...]]:
-    """The classes in a data set's class file, the mask encoding that it implies, and the file; nothing without a file.
+    """The classes in a data set's class file, the mask encoding that it implies, and the file with its copies.
 
-    Raises: DataError.
+    Nothing without a file. Some tools write the file into the folder of every split.
+    Raises: DataError; also if two of these files of one name differ.
     """
     found = find_class_file(tree, folders)
     if found is None:
         return [], IDENTITY_ENCODING, ()
     file = tree.path(found)
-    return *classes_and_encoding(read_class_rows(file), file), (file,)
+    rows = read_class_rows(file)
+    copies = [tree.path(copy) for folder in folders if (copy := tree.find_file(folder, (Path(found).name.lower(),)))]
+    for copy in copies:
+        if copy != file and read_class_rows(copy) != rows:
+            raise DataError(f"{file} and {copy} have different classes; correct one, and copy it over the other.")
+    return *classes_and_encoding(rows, file), tuple(dict.fromkeys([file, *copies]))
 
 
 def classes_and_encoding(rows: list[ClassRow], file: Path) -> tuple[list[ClassInfo], MaskEncoding]:

@@ -152,3 +152,13 @@ def test_ade20k_has_150_classes_and_ignores_0(tmp_path: Path) -> None:
     assert len(dataset.classes) == 150
     assert dataset.classes[149].name == "thing 150, also"
     assert np.unique(dataset.labels(0)).tolist() == [0, 1, 149, 255]
+
+
+def test_copies_of_a_class_file_are_read_and_must_be_equal(tmp_path: Path) -> None:
+    make_layouts.make_roboflow_masks(tmp_path)
+    copies = sorted(tmp_path.glob("*/_classes.csv"))
+    assert len(copies) > 1
+    assert lint(tmp_path).not_read == ""
+    copies[-1].write_text("Pixel Value, Class\n0, cat\n1, background\n")
+    with pytest.raises(DataError, match="have different classes; correct one"):
+        lint(tmp_path)

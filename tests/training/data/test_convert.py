@@ -70,6 +70,17 @@ def test_every_pixel_comes_back(target: str, tmp_path: Path) -> None:
     assert classes == ["background", "ball", "box", "rare thing"]
 
 
+def test_every_pixel_comes_back_through_all_formats(tmp_path: Path) -> None:
+    """Each writer must take what each reader gives."""
+    source = make_dataset(tmp_path / "data")
+    expected = named_pixels(source)
+    for target in ("coco", "voc", "yolo", "labelme", "label-studio", "cvat", "nnunet", "folder"):
+        convert_dataset(source, tmp_path / target, target)
+        source = tmp_path / target
+    assert named_pixels(source) == expected
+    assert {entry.name for entry in load_available_splits(source)["train"].classes} >= {"background", "ball", "box"}
+
+
 @pytest.mark.parametrize("target", ["folder", "voc", "coco", "nnunet"])
 def test_ignored_pixels_come_back(target: str, tmp_path: Path) -> None:
     make_dataset(tmp_path / "data", ignored=True)

@@ -12,7 +12,7 @@ from PIL import Image
 from tests.training.make_layouts import write_huge_image
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import RawMask
-from training.data.scan import scan_cache
+from training.data.scan import sample_stats, scan_cache
 from training.data.scan.pixel_stats import count_values, perceptual_hash, pixel_digest
 from training.data.scan.sample_stats import PixelBudget, compute_sample_stats
 from training.data.scan.scanner import SampleStats, scan_split
@@ -94,6 +94,17 @@ def test_statistics_of_a_pair(tmp_path: Path) -> None:
     assert (stats.image_format, stats.mask_format, stats.kind, stats.lossy) == ("JPEG", "PNG", "gray", False)
     assert stats.values.tolist() == np.unique(labels).tolist()
     assert stats.errors == ()
+
+
+def test_at_most_max_images_of_a_split_are_compared_with_their_masks(
+    dataset: SegmentationDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = []
+    monkeypatch.setattr(sample_stats, "mask_alignment", lambda gradients, mask: measured.append(mask.shape) or 1.1)
+    monkeypatch.setattr(sample_stats, "MAX_IMAGES", 2)
+    all_stats = [compute_sample_stats(dataset, index) for index in range(len(dataset))]
+    assert [stats.alignment for stats in all_stats] == [1.1, 0, 0, 1.1, 0]
+    assert len(measured) == 2
 
 
 def test_a_png_with_exif_after_the_pixels_is_rotated(tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ def test_every_finding_is_on_the_page_and_linked(report: LintReport, page: str, 
     assert len(links) == len(report.findings_by_kind()) + 2
 
 
+def test_files_that_were_not_read_are_on_the_page(broken_dataset: Path, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    generate_dataset(root, counts={"train": 3, "val": 1})
+    (root / "notes.md").touch()
+    for index in range(2):
+        (root / f"masks/train/<b>{index}.npz").touch()
+    write_html_report(tmp_path / "page.html", lint(root), root)
+    page = (tmp_path / "page.html").read_text()
+    assert re.findall('id="not-read">(.*?)</p>', page) == ["not read: masks/train/: 2 .npz; notes.md"]
+
+
 def test_duplicates_are_shown_side_by_side(page: str) -> None:
     card = page[page.index("near duplicates in two splits: 1") :].split("</figure>")[0]
     assert card.count('class="photo"') == 2

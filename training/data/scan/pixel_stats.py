@@ -68,10 +68,11 @@ def count_border_runs(mask: MaskArray, values: NDArray[np.int64]) -> NDArray[np.
 
     An object that the image cuts is one run; two that touch each other there count as one.
     """
-    frame = mask.ravel().astype(np.int64)
+    frame = mask.ravel()
     if min(mask.shape) > 1:
-        frame = np.concatenate([mask[0], mask[1:, -1], mask[-1, -2::-1], mask[-2:0:-1, 0]]).astype(np.int64)
-    starts = frame[frame != np.roll(frame, 1)] if (frame != frame[0]).any() else frame[:1]
+        frame = np.concatenate([mask[0], mask[1:, -1], mask[-1, -2::-1], mask[-2:0:-1, 0]])
+    changes = np.flatnonzero(frame[1:] != frame[:-1]) + 1
+    starts = frame[changes if frame[0] == frame[-1] and len(changes) else np.append(changes, 0)].astype(np.int64)
     found, counts = np.unique(starts, return_counts=True)
     kept = np.isin(found, values)  # of more than MAX_VALUES values, some are dropped
     runs = np.zeros(len(values), np.int64)

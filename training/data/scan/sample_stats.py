@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from models.errors import DataError, ImageError, ImageTooLargeError, MaskserveError, first_line, quoted
 from models.imaging.call_decoder import call_decoder
-from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_image
+from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
 from models.imaging.file_header import FileHeader, read_file_header, read_header
 from models.imaging.files import read_image_file
 from models.readers import read_sample
 from models.readers.composite import needs_reader, preview
+from models.readers.prepare import find_valid
+from models.sample import Sample
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
-from training.data.scan.alignment import gradient_map, mask_alignment
+from training.data.scan.alignment import MAX_IMAGES, gradient_map, mask_alignment
 from training.data.scan.pixel_stats import count_border_runs, count_values, perceptual_hash, pixel_digest
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, describe_sample
 
@@ -47,7 +49,7 @@ class SampleStats:
     lossy: bool = False  # whether the mask's file has lossy compression, as JPEG
     sample_format: SampleFormat = EIGHT_BITS  # of the image
     mask_digest: str = ""  # as `digest`, of the mask's values
-    alignment: float = 0.0  # of mask and image (`mask_alignment`); 0 if it cannot be told
+    alignment: float = 0.0  # of mask and image (`mask_alignment`); 0 if it cannot be told, or is not compared
 
     @property
     def is_valid(self) -> bool:
@@ -80,6 +82,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
     """Read one pair. Raises nothing: problems are in `errors`."""
     pair, errors, sample_format = dataset.pairs[index], [], EIGHT_BITS
     budget = budget or PixelBudget(MAX_PIXELS)
+    compared, gradients = index % -(-len(dataset) // MAX_IMAGES) == 0, None
     try:
         data = read_image_file(pair.image)
         image = call_decoder(read_header, data)
@@ -87,13 +90,14 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
             if needs_reader(data):
                 sample = call_decoder(read_sample, data)
                 sample_format, size = describe_sample(sample), sample.size
-                shown = preview(sample)
-                digest, image_hash, gradients = pixel_digest(sample.values), perceptual_hash(shown), gradient_map(shown)
+                shown = _without_missing(preview(sample), sample)
+                digest, image_hash = pixel_digest(sample.values), perceptual_hash(shown)
+                gradients = gradient_map(shown) if compared else None
                 image = image._replace(format=image.format or "NumPy")
                 del sample, shown
             else:
                 rgb = call_decoder(decode_image, data, max_pixels=MAX_PIXELS)
-                gradients = gradient_map(rgb)
+                gradients = gradient_map(rgb) if compared else None
                 size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
                 del rgb
     except Exception as error:  # one broken file must not stop the scan
@@ -113,7 +117,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
             mask_digest = pixel_digest(raw.array)
             palette_colors = _palette_colors(raw, values)
             border_runs = count_border_runs(raw.array, values)
-            if mask_size == size:
+            if gradients is not None and mask_size == size:
                 alignment = mask_alignment(gradients, raw.array)
     except Exception as error:
         errors.append(_error_message(pair.mask, error))
@@ -158,6 +162,14 @@ def describe_changes(data: Path, changed: list[str], datasets: dict[str, Segment
         f"Images or masks of {data} ({' and '.join(changed)}) have changed since the training, under the same names; the "
         f"newest file is {newest}, of {when}"
     )
+
+
+def _without_missing(shown: RGB, sample: Sample) -> RGB:
+    """RGB uint8 H x W x 3 with missing pixels in the mean color: their shape, which tiles share, makes no duplicates."""
+    valid = find_valid(sample.values, sample.valid, {sample.nodata} - {None})
+    if valid is not None and valid.any():
+        shown[~valid] = shown[valid].mean(axis=0).round()
+    return shown
 
 
 def _palette_colors(mask: RawMask, indices: NDArray[np.int64]) -> NDArray[np.int64]:
