@@ -18,7 +18,9 @@ DataFolder = Annotated[
 ]
 DataFormat = Annotated[
     str,
-    typer.Option("--format", help="Layout, such as folder, coco, yolo or nnunet, if auto (`data inspect`) detects another."),
+    typer.Option(
+        "--format", help="Layout, such as folder, coco, yolo or nnunet, if auto (`data inspect`) detects another."
+    ),
 ]
 
 

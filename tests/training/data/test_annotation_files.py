@@ -162,6 +162,7 @@ def test_negative_coordinates_are_cut_at_the_border(labelme: Path) -> None:
         ("0 0.1 0.1 0.5 0.1 0.5", "line 2: 5 coordinates; expected pairs"),
         ("0 0.1 0.1", "line 2: a polygon has 1 points"),
         ("0 0.1 0.1 0.5 abc 0.5 0.5", "line 2: not a row of numbers"),
+        ("0 10 10 200 10 200 100", "line 2: coordinates up to 200; expected fractions"),
         ("0 0.1 0.1 nan 0.2 0.5 0.5", "line 2: a polygon has a coordinate that is not a number"),
     ],
 )

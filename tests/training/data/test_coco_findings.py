@@ -57,6 +57,7 @@ def test_invalid_coco_files(text: str, message: str, tmp_path: Path) -> None:
         ({"image_id": 7, "segmentation": [SQUARE]}, "needs the `image_id` of an image"),
         ({"segmentation": ["abcdef"]}, "needs .* a `segmentation`"),
         ({"segmentation": [SQUARE[:-1]]}, "odd number"),
+        ({"segmentation": [[*SQUARE[:-1], 1e30]]}, "coordinate above 10,000,000"),
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "needs .* a `segmentation`"),
         ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [-1, 49]}}, "needs .* a `segmentation`"),
         (

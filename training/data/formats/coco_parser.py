@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.imaging.decode import MAX_PIXELS
 from training.data.formats.rasterize import COMPRESSED_RLE, POLYGONS, UNCOMPRESSED_RLE, Regions, region_runs
+from training.data.formats.shapes import MAX_COORDINATE
 from training.data.json_file import read_json
 
 JsonObject = dict[str, Any]
@@ -253,6 +254,8 @@ def _parse_segmentation(segmentation: Any, size: list[int]) -> tuple[int, list[b
         polygons = [polygons]
     if any(len(polygon) % 2 for polygon in polygons):
         raise DataError("a polygon has an odd number of coordinates; expected x, y, x, y ...")
+    if any(max(polygon) > MAX_COORDINATE or min(polygon) < -MAX_COORDINATE for polygon in polygons if polygon):
+        raise DataError(f"a polygon has a coordinate above {MAX_COORDINATE:,.0f}; export it again.")
     return POLYGONS, [array("f", polygon).tobytes() for polygon in polygons if len(polygon) >= 6]
 
 

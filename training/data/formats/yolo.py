@@ -28,6 +28,7 @@ NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
 ROW = re.compile(rb"\s*\d+((\s+-?[\d.]+(e-?\d+)?){4,}|\s+rle\s+\d+\s+\d+\s+\S+)\s*", re.IGNORECASE)
 RLE = "rle"
 RLE_CELLS = 5  # class, rle, height, width, counts
+MAX_FRACTION = 2.0  # of the width and height; polygons may leave the image a little
 BOX_NUMBERS = 4
 
 
@@ -158,6 +159,10 @@ def _parse(pair: Pair, num_classes: int) -> tuple[tuple[int, int], list[Shape]]:
             corners = shapes.outline(numbers.reshape(-1, 2) * (width, height))
         except DataError as error:
             raise DataError(f"line {number}: {error}") from error
+        if np.abs(numbers).max(initial=0) > MAX_FRACTION:
+            raise DataError(
+                f"line {number}: coordinates up to {np.abs(numbers).max():g}; expected fractions of the image, 0 to 1, not pixels."
+            )
         found.append(Shape(int(cells[0]) + 1, [corners]))
     return size, found
 
