@@ -22,7 +22,7 @@ from models.readers.prepare import find_valid
 from models.sample import Sample
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskKind, RawMask
-from training.data.scan.alignment import MAX_IMAGES, gradient_map, mask_alignment
+from training.data.scan.alignment import MAX_IMAGES, Gradients, gradient_map, mask_alignment
 from training.data.scan.pixel_stats import count_border_runs, count_values, perceptual_hash, pixel_digest
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat, describe_sample
 
@@ -82,7 +82,8 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
     """Read one pair. Raises nothing: problems are in `errors`."""
     pair, errors, sample_format = dataset.pairs[index], [], EIGHT_BITS
     budget = budget or PixelBudget(MAX_PIXELS)
-    compared, gradients = index % -(-len(dataset) // MAX_IMAGES) == 0, None
+    compared = index % -(-len(dataset) // MAX_IMAGES) == 0
+    gradients: Gradients | None = None
     try:
         data = read_image_file(pair.image)
         image = call_decoder(read_header, data)
