@@ -44,7 +44,8 @@ class AsyncClient:
         """Segment an image. Files are sent unchanged, arrays and Pillow images losslessly.
 
         Args:
-            image: a path, the bytes of an image file, RGB uint8 H x W x 3, or a Pillow image.
+            image: a path, the bytes of an image file, RGB uint8 H x W x 3, a Pillow image, or an array H x W x C of the model's
+                channels, in the dtype and scale of its training images.
             model: name of the model; required if the service serves several.
             classes: names of the classes to keep; the pixels of all others become 255. Empty: all are kept.
             min_confidence: pixels of lower softmax probability, 0..1, become 255.
@@ -87,7 +88,8 @@ class AsyncClient:
     async def overlay(self, image: ImageLike, alpha: float = 0.5, bands: Sequence[str] = ()) -> bytes:
         """A JPEG of the image blended with the class colors; `alpha`, 0..1, is their opacity.
 
-        `bands`: names of one or three channels to show. Default: red, green and blue, or the first three. Raises: as `segment`.
+        `bands`: names of one or three channels to show; default: red, green and blue, or the first three.
+        Raises: as `segment`.
         """
         return await self.segment_bytes(image, "overlay", alpha=alpha, bands=bands)
 
@@ -192,6 +194,7 @@ class AsyncClient:
 
 def _query_params(**params: Any) -> dict[str, Any]:
     """The parameters that differ from their defaults."""
-    for name in {"classes", "bands"} & params.keys():
-        params[name] = ",".join(params[name])
+    for name in ("classes", "bands"):
+        if not isinstance(params.get(name, ""), str):
+            params[name] = ",".join(params[name])
     return {name: value for name, value in params.items() if value != DEFAULT_PARAMS[name]}

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, features
 
-# A path, the bytes of an image file, RGB uint8 H x W x 3, or a Pillow image.
-ImageLike = Path | str | bytes | bytearray | memoryview | NDArray[np.uint8] | Image.Image
+# A path, the bytes of an image file, RGB uint8 H x W x 3, an array of other channels H x W x C or H x W, or a Pillow image.
+ImageLike = Path | str | bytes | bytearray | memoryview | NDArray[Any] | Image.Image
 
 # A Pillow image's mode -> the mode in which it is sent. If they differ, the service decodes both to the same pixels.
 FILE_MODES = {
@@ -45,12 +45,21 @@ def to_request_body(image: ImageLike, local: bool) -> bytes:
     if isinstance(image, Image.Image):
         return _encode_pil(image, local)
     if not isinstance(image, np.ndarray):
-        raise TypeError(
-            f"The image is a {type(image).__name__}; send a path, bytes, an RGB uint8 array or a Pillow image."
+        raise TypeError(f"The image is a {type(image).__name__}; send a path, bytes, an array or a Pillow image.")
+    if _is_rgb(image):
+        return _encode_pil(Image.fromarray(image), local)
+    if image.dtype.kind not in "uifb" or image.ndim not in (2, 3) or 0 in image.shape:
+        raise ValueError(
+            f"The array is {image.dtype} of shape {image.shape}; send uint8 of H x W x 3, RGB, or the numbers that the model "
+            "takes, of H x W x C."
         )
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"The array is {image.dtype} of shape {image.shape}; send uint8 of H x W x 3, RGB.")
-    return _encode_pil(Image.fromarray(image), local)
+    buffer = io.BytesIO()
+    np.save(buffer, image, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _is_rgb(array: NDArray[Any]) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size > 0
 
 
 def _encode_pil(image: Image.Image, local: bool) -> bytes:
@@ -92,7 +101,7 @@ def _save_options(image: Image.Image, local: bool) -> dict[str, Any]:
 
 
 def open_sent_image(image: ImageLike, size: tuple[int, int], side: int | None = None) -> Image.Image | None:
-    """An image that was sent, upright and in RGB, for display; None if it cannot be opened.
+    """An image that was sent, upright and in RGB, for display; None if it cannot be opened, or is an array of other channels.
 
     Args:
         image: the object that was sent.
@@ -104,7 +113,8 @@ def open_sent_image(image: ImageLike, size: tuple[int, int], side: int | None = 
         if isinstance(image, Image.Image):
             return _shrink(_to_rgb(image), side) if image.size == size else None
         if isinstance(image, np.ndarray):
-            return _shrink(Image.fromarray(image), side) if image.shape[1::-1] == size else None
+            shown = _is_rgb(image) and image.shape[1::-1] == size
+            return _shrink(Image.fromarray(image), side) if shown else None
         file = image if isinstance(image, Path | str) else io.BytesIO(image)
         with Image.open(file, formats=FORMATS) as opened:
             # Pillow reports a TIFF's size upright already.

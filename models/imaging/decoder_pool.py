@@ -24,6 +24,7 @@ from models.errors import CorruptImageError, EmptyImageError, InsufficientMemory
 from models.imaging.decode import MAX_PIXELS
 from models.imaging.decoder_messages import pack_arguments, read_result, receive_message, send_message, write_buffer
 from models.malloc import MALLOC_SETTINGS
+from models.readers import is_photograph
 from models.sample import Sample
 from models.spec import InputRule
 
@@ -85,7 +86,7 @@ class DecoderPool:
             raise EmptyImageError("The image is empty (0 bytes). Send the bytes of an image file.")
         max_pixels = max_pixels or self._max_pixels
         function, arguments = "decode_image", dict[str, Any](max_pixels=max_pixels)
-        if rule is not None and not rule.is_photograph:
+        if rule is not None and not is_photograph(data, rule):
             function, arguments["rule"] = "read_input", rule
 
         def check(result: Any) -> None:

@@ -38,9 +38,14 @@ def read_input(data: bytes, rule: InputRule, max_pixels: int = MAX_PIXELS) -> Sa
 
     Raises: ImageError, InsufficientMemoryError; ChannelsError if the file has other channels or another type of samples.
     """
-    if rule.is_photograph and not npy.sniff(data):
+    if is_photograph(data, rule):
         return Sample(decode_image(data, max_pixels))
     return prepare_sample(read_sample(data, max_pixels), rule)
+
+
+def is_photograph(data: bytes, rule: InputRule) -> bool:
+    """Whether `decode_image` reads the file for the network: it takes photographs, and this is no array."""
+    return rule.is_photograph and not npy.sniff(data)
 
 
 def read_input_file(path: Path, rule: InputRule) -> Sample:

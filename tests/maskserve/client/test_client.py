@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskserve.client import AsyncClient, Client, InvalidImageError, Mask
+from maskserve.client import AsyncClient, Client, InvalidImageError, Mask, ServiceError
 from maskserve.client.async_client import DEFAULT_PARAMS
 from maskserve.client.image_encoding import FILE_MODES, to_request_body
 from models.bundle import open_bundle
 from models.imaging.decode import decode_image
 from models.inference.segmenter import Segmenter
 from models.outputs import OUTPUT_FORMATS
+from models.readers import read_sample
 from service.request_parsing import SegmentParams
 from service.server_process import ROOT
 from tests.fixtures_bundles import synthetic_image
@@ -279,9 +280,20 @@ def test_pixels_are_sent_losslessly(local: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)])
+def test_an_array_of_other_channels_is_sent_in_its_type(client: Client, segmenter: Segmenter) -> None:
+    values = np.arange(4 * 6 * 4, dtype=np.uint16).reshape(4, 6, 4)[:, ::-1]
+    assert np.array_equal(read_sample(to_request_body(values, local=True)).values, values)
+    with pytest.raises(ServiceError, match=r"has 4 channels of uint16 .* takes 3 channels of uint8") as caught:
+        client.segment(values)
+    assert caught.value.kind == "wrong-channels"
+    image, file = synthetic_image(30, 50), io.BytesIO()
+    np.save(file, image)
+    np.testing.assert_array_equal(client.segment(file.getvalue()).labels, segmenter.segment(image).labels)
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), object), np.zeros((1, 4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
 def test_other_arrays_are_refused(client: Client, array: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="send uint8 of H x W x 3, RGB"):
+    with pytest.raises(ValueError, match="send uint8 of H x W x 3, RGB, or the numbers that the model takes"):
         client.segment(array)
 
 
