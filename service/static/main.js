@@ -291,16 +291,16 @@ function updateModelInfo() {
   codePanel.update();
 }
 
-// Of a model of other channels than red, green and blue: which three the page shows as these.
+// Of a model of other channels than red, green and blue: which three the page shows as these. It begins with the service's own
+// choice: of two channels, the first as gray.
 function offerBands(channels) {
   const colors = ["red", "green", "blue"], group = $("bands");
-  const named = colors.map((color) => channels.find((name) => name.toLowerCase() === color));
-  const first = named.every(Boolean) ? named : channels;
+  const first = colors.every((color) => channels.includes(color)) ? colors : channels;
   bands = "";
   group.hidden = !channels[1] || channels.join() === colors.join();
   group.replaceChildren("Show", ...colors.map((color, index) => {
     const field = createElement("select", { ariaLabel: color }, channels.map((name) => new Option(name)));
-    field.value = first[first[2] ? index : 0]; // as the service chooses: of two channels, the first as gray
+    field.value = first[first[2] ? index : 0];
     field.onchange = () => {
       bands = [...group.children].map(({ value }) => value).join();
       if (requested) segmentImage();
