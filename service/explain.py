@@ -15,14 +15,15 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from models.errors import InferenceCancelledError
+from models.errors import ConfigError, InferenceCancelledError
 from models.explain import BLACK_BOX_VIEWS, Facts, Subject
-from models.explain.subject import check_takes_photographs, fit_image
+from models.explain.subject import fit_image
 from models.imaging.decode import RGB
 from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter, never_stop
 from models.outputs.pipeline import EncodedMask, SegmentationPipeline
 from models.sample import Sample
+from models.spec import InputRule
 
 PANEL_VIEWS = ("certainty", "occlusion")
 POINT = re.compile(r"(\d{1,6}),(\d{1,6})")
@@ -104,6 +105,15 @@ class ExplainPipeline(SegmentationPipeline):
         pictures = {name: encode_png(picture) for name, picture in facts.pictures.items()}
         content = {"view": self.view, "numbers": facts.numbers, "pictures": pictures}
         return EncodedMask(json.dumps(content).encode(), prediction.labels)
+
+
+def check_takes_photographs(rule: InputRule) -> None:
+    """Raises: ConfigError for a network of other channels or samples than RGB uint8, which the views do not show."""
+    if not rule.is_photograph:
+        raise ConfigError(
+            f"These views are for networks of RGB photographs; this one takes {rule.describe()}. Use `maskserve evaluate` for its "
+            "errors."
+        )
 
 
 def encode_png(picture: RGB) -> str:

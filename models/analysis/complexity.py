@@ -35,13 +35,15 @@ def count_gflops(network: Network, size: tuple[int, int]) -> float:
     count the pair as one, which gives half of this. Convolutions and matrix products count, norms and activations do
     not. The image is padded as the segmenter pads it, to multiples of 32.
     """
-    return count_flops(copy_to_meta(network.body), size)[""] / 1e9
+    return count_flops(copy_to_meta(network.body), size, network.num_channels)[""] / 1e9
 
 
 def logit_stride(network: Network) -> int:
     """Pixels of the image per logit, along the width; 1 if the network upsamples to the size of the image."""
     with torch.no_grad():
-        logits = copy_to_meta(network.body)(torch.empty(1, 3, PROBE_HEIGHT, PROBE_HEIGHT, device="meta"))
+        logits = copy_to_meta(network.body)(
+            torch.empty(1, network.num_channels, PROBE_HEIGHT, PROBE_HEIGHT, device="meta")
+        )
     return PROBE_HEIGHT // int(logits.shape[-1])
 
 
@@ -51,7 +53,7 @@ def receptive_field(network: Network) -> int | None:
     It is the whole image after a global mean (squeeze-and-excitation, ASPP, PSP), after attention, and after a norm with
     statistics of the image (group norm). Interpolation inside the network widens the field as a kernel does.
     """
-    return trace_network(copy_to_meta(network.body)).receptive_fields[""]
+    return trace_network(copy_to_meta(network.body), channels=network.num_channels).receptive_fields[""]
 
 
 @dataclass(frozen=True)
@@ -63,17 +65,19 @@ class NetworkTrace:
     receptive_fields: dict[str, int | None]  # of each module's output, in pixels; None is the whole image
 
 
-def trace_network(body: nn.Module, describe: Callable[[OpCall], str | None] | None = None) -> NetworkTrace:
-    """Trace a module that is on the meta device on probe images of growing width; `describe` as in `trace_modules`.
+def trace_network(
+    body: nn.Module, describe: Callable[[OpCall], str | None] | None = None, channels: int = 3
+) -> NetworkTrace:
+    """Trace a module that is on the meta device on probe images of growing width; the arguments are those of `trace_modules`.
 
     A field is final when it is the same on an image of twice the width. (A difference of a few pixels counts as the
     same: with `align_corners` the grid of an upsampled map depends on the width.) A field that grows with the width is
     the whole image.
     """
     width = PROBE_WIDTHS[0]
-    narrow, wide = {}, trace_modules(body, width, describe)
+    narrow, wide = {}, trace_modules(body, width, describe, channels)
     for width in PROBE_WIDTHS[1:]:
-        narrow, wide = wide, trace_modules(body, width, describe)
+        narrow, wide = wide, trace_modules(body, width, describe, channels)
         whole = {name for name, trace in wide.items() if trace.min_field >= width}
         growing = {name for name, trace in wide.items() if trace.max_field >= 1.5 * narrow[name].max_field > 0} - whole
         if not growing:
@@ -82,11 +86,11 @@ def trace_network(body: nn.Module, describe: Callable[[OpCall], str | None] | No
     return NetworkTrace(width, wide, fields)
 
 
-def count_flops(body: nn.Module, size: tuple[int, int]) -> dict[str, int]:
+def count_flops(body: nn.Module, size: tuple[int, int], channels: int = 3) -> dict[str, int]:
     """Floating-point operations per module of a `body` on the meta device, by module name, as in `count_gflops`; "" is all."""
     height, width = padded_size(size)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        body(torch.empty(1, 3, height, width, device="meta"))
+        body(torch.empty(1, channels, height, width, device="meta"))
     # The counter's names begin with the class name of `body`.
     flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     return flops | {"": counter.get_total_flops()}

@@ -38,9 +38,9 @@ class ReceptiveFieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         self.unsupported_operations: set[str] = set()  # without a rule; `full_dependency` was assumed for them
         self.on_call = on_call
 
-    def make_probe_image(self, width: int) -> Tensor:
-        """A tracked image to run a network on: a meta tensor 2 x 3 x PROBE_HEIGHT x `width` (pixels)."""
-        image = torch.empty(2, 3, PROBE_HEIGHT, width, device="meta")
+    def make_probe_image(self, width: int, channels: int = 3) -> Tensor:
+        """A tracked image to run a network on: a meta tensor 2 x `channels` x PROBE_HEIGHT x `width` (pixels)."""
+        image = torch.empty(2, channels, PROBE_HEIGHT, width, device="meta")
         columns = torch.arange(width, dtype=torch.float32)
         self.reaches[image] = torch.stack([columns, -columns])[:, None, None]
         return image
@@ -103,9 +103,9 @@ class ModuleTrace:
 
 
 def trace_modules(
-    body: nn.Module, width: int, describe: Callable[[OpCall], str | None] | None = None
+    body: nn.Module, width: int, describe: Callable[[OpCall], str | None] | None = None, channels: int = 3
 ) -> dict[str, ModuleTrace]:
-    """Run a module that is on the meta device on a probe image, `width` pixels wide.
+    """Run a module that is on the meta device on a probe image of `channels`, `width` pixels wide.
 
     `describe` returns the text under which an operation is counted, or None for one that is not counted.
     Returns: the trace of each module that ran, by name, in the order of their calls; "" is `body` itself.
@@ -142,7 +142,7 @@ def trace_modules(
         handles.append(module.register_forward_hook(partial(end, name)))
     try:
         with _single_thread(), torch.no_grad():
-            image = mode.make_probe_image(width)
+            image = mode.make_probe_image(width, channels)
             with mode:
                 body(image)
     finally:

@@ -46,17 +46,17 @@ def list_stages(network: Network, size: tuple[int, int]) -> list[Stage]:
     The parameters and FLOP of all stages sum to the network's. The last stage, without a name, is the remainder that is
     in no other stage: modules that only training uses, and matrix products between the stages.
     """
-    body = copy_to_meta(network.body)
-    trace, flops = trace_network(body, describe_operation), count_flops(body, size)
+    body, channels = copy_to_meta(network.body), network.num_channels
+    trace, flops = trace_network(body, describe_operation, channels), count_flops(body, size, channels)
     modules = dict(body.named_modules())
     stages = []
     for group in _group_modules(modules, trace):
-        stride, channels = group.scale or (None, None)
+        stride, width = group.scale or (None, None)
         stages.append(
             Stage(
                 _group_name(group.module_names),
                 dict(group.operations),
-                channels,
+                width,
                 stride,
                 trace.receptive_fields[group.module_names[-1]],
                 sum(parameter.numel() for name in group.module_names for parameter in modules[name].parameters()),

@@ -43,13 +43,18 @@ class Network(nn.Module):
         self.register_buffer("low", None, persistent=False)
         self.register_buffer("high", None, persistent=False)
 
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images: 3 for photographs."""
+        return int(self.mean.shape[1])
+
     def set_input(self, rule: InputRule) -> None:
         """Take the rule's channels and scaling. Weights of 3 channels become those of another number, as in timm."""
         self.input = rule
         if rule.is_photograph:
             return
         channels = len(rule.channels)
-        if channels != self.mean.shape[1]:
+        if channels != self.num_channels:
             adapt_to_channels(self.body, channels)
         self.mean, self.std = (each.to(self.mean) for each in adapt_normalisation(self.mean, self.std, rule))
         if rule.scaling.kind != "zscore":

@@ -15,6 +15,7 @@ from models.explain.colors import heat_colors, label_colors
 from models.explain.facts import Facts, Finding, mean_of
 from models.explain.subject import Probabilities, Subject
 from models.explain.thresholds import THRESHOLDS
+from models.inference.geometry import resize_image
 
 TITLE = "Sure or not"
 SCALES = (0.75, 1.25)  # of the augmented images; a network of one size is only flipped
@@ -35,13 +36,12 @@ def compute(subject: Subject) -> Facts:
         if inside.any():
             means = {name: round(float(values[inside].mean()), 4) for name, values in maps.items()}
             by_class.append({"name": entry.name, "fraction": round(float(inside.mean()), 4), **means})
-    swapped = certainty_maps(subject.predict(np.ascontiguousarray(subject.image[..., ::-1])))["confidence"]
     numbers = {
         **{name: round(float(values.mean()), 4) for name, values in maps.items()},
         "unsure_fraction": round(float((maps["confidence"] < UNSURE).mean()), 4),
         "tta_spread": round(float(spread.mean()), 4),
         "tta_changed": round(float(changed.mean()), 4),
-        "reversed_channels_gain": round(float(swapped.mean() - maps["confidence"].mean()), 4),
+        "reversed_channels_gain": reversed_channels_gain(subject, maps["confidence"]),
         "by_class": by_class,
     }
     pictures = {
@@ -52,6 +52,15 @@ def compute(subject: Subject) -> Facts:
         "spread": heat_colors(spread, 0.5),
     }
     return Facts(numbers, pictures)
+
+
+def reversed_channels_gain(subject: Subject, confidence: Map) -> float | None:
+    """The rise of the mean confidence when RGB is read as BGR; None for a network of other channels."""
+    if not subject.segmenter.rule.is_photograph:
+        return None
+    reversed_image = np.ascontiguousarray(subject.image[..., ::-1])
+    swapped = certainty_maps(subject.predict(reversed_image))["confidence"]
+    return round(float(swapped.mean() - confidence.mean()), 4)
 
 
 def certainty_maps(probabilities: Probabilities) -> dict[str, Map]:
@@ -69,10 +78,8 @@ def augmented_probabilities(subject: Subject) -> list[Probabilities]:
     height, width = subject.size
     if subject.segmenter.rule.rule != "exact":
         for scale in SCALES:
-            size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            kind = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-            scaled = np.asarray(cv2.resize(subject.image, size, interpolation=kind), np.uint8).reshape(*size[::-1], -1)
-            planes = subject.predict(scaled)
+            size = (max(1, round(height * scale)), max(1, round(width * scale)))
+            planes = subject.predict(resize_image(subject.image, size))
             variants.append(np.stack([cv2.resize(plane, (width, height)) for plane in planes]).astype(np.float32))
     return variants
 
@@ -88,7 +95,8 @@ def tta_spread(probabilities: Probabilities, variants: list[Probabilities]) -> t
 def findings(images: list[dict[str, Any]]) -> list[Finding]:
     """A network that is unsure everywhere, or surer of the images with their channels reversed."""
     found = []
-    entropy, gain = mean_of(images, "entropy"), mean_of(images, "reversed_channels_gain")
+    entropy = mean_of(images, "entropy")
+    gain = mean_of(images, "reversed_channels_gain") if images[0]["reversed_channels_gain"] is not None else 0.0
     if THRESHOLDS["uncertain"].crossed_by(entropy):
         found.append(
             Finding(

@@ -38,11 +38,6 @@ def label_colors(labels: Labels, classes: list[ClassInfo]) -> RGB:
     return np.array(palette(classes), np.uint8)[labels]
 
 
-def display_image(image: NDArray[np.uint8]) -> RGB:
-    """An image of any number of channels, H x W x C, as RGB uint8 H x W x 3: its first three channels, or the first one."""
-    return np.ascontiguousarray(image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2))
-
-
 def enlarge(picture: RGB, factor: int) -> RGB:
     """Repeat every pixel `factor` times in both directions."""
     return np.ascontiguousarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))

@@ -1,6 +1,6 @@
 """Occlusion: how much the score of a pixel's class falls when a part of the image is hidden (Zeiler and Fergus 2014).
 
-A gray square (the image's mean color) slides over the image; each position costs one prediction. Where the class
+A square of the image's mean value slides over the image; each position costs one prediction. Where the class
 probability falls, the network needs what was hidden. The map is computed around the point, as far as `REACH` squares.
 """
 
@@ -48,7 +48,6 @@ def occlusion_map(subject: Subject, label: int, side: int) -> NDArray[np.float32
     """The fall of log p of a class at the point, float32 H x W; 0 where nothing was hidden."""
     x, y = subject.point
     before = np.log(max(float(subject.probabilities[label, y, x]), 1e-6))
-    gray = subject.image.reshape(-1, subject.image.shape[2]).mean(axis=0).astype(np.uint8)
     height, width = subject.size
     grid = np.zeros((2 * REACH + 1, 2 * REACH + 1), np.float32)
     for row, column in np.ndindex(*grid.shape):
@@ -56,7 +55,7 @@ def occlusion_map(subject: Subject, label: int, side: int) -> NDArray[np.float32
         hidden = subject.image.copy()
         part = hidden[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)]
         if part.size:
-            part[:] = gray
+            part[:] = subject.mean_sample
             after = np.log(max(float(subject.predict(hidden)[label, y, x]), 1e-6))
             grid[row, column] = before - after
     return _paste(grid, (height, width), subject.point, side)

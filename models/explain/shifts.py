@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from models.explain.colors import heat_colors
 from models.explain.facts import Facts, Finding, mean_of
-from models.explain.subject import Pixels, Subject
+from models.explain.subject import Subject
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import Labels
+from models.inference.geometry import Image
 
 TITLE = "Equivariance"
 MAX_SHIFTS = 9  # images that are segmented
@@ -50,7 +51,7 @@ def shift_lengths(subject: Subject) -> list[int]:
     return [pixels for pixels in sorted({*spread, NAMED_SHIFT}) if pixels < min(subject.size) // 2]
 
 
-def shift_image(image: Pixels, pixels: int, wrap: bool = False) -> Pixels:
+def shift_image(image: Image, pixels: int, wrap: bool = False) -> Image:
     """Move an image H x W x C down and right; the edge is repeated, or with `wrap` what leaves comes in again."""
     padded = np.pad(image, ((pixels, 0), (pixels, 0), (0, 0)), mode="wrap" if wrap else "edge")
     return np.ascontiguousarray(padded[: image.shape[0], : image.shape[1]])

@@ -7,13 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ConfigError
-from models.imaging.decode import Labels
-from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image
+from models.imaging.decode import RGB, Labels
+from models.inference.geometry import Image, canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.postprocess import Scores, resize_scores
 from models.inference.segmenter import TILE_SIZE, Segmenter
-from models.spec import ClassInfo, InputRule
+from models.readers.composite import to_rgb
+from models.sample import Statistics, Values
+from models.spec import ClassInfo
 
-Pixels = NDArray[np.uint8]  # H x W x C
 Probabilities = NDArray[np.float32]  # K x H x W, softmax over the K classes
 
 
@@ -22,11 +23,12 @@ class Subject:
     """A network, and an image that was resized by the input rule. Points are (x, y), sizes (height, width), in its pixels."""
 
     name: str  # of the image
-    image: Pixels  # H x W x C, at the network's scale
+    image: Image  # H x W x C in the channels and dtype of the input rule, at the network's scale
     segmenter: Segmenter
     classes: list[ClassInfo]
     point: tuple[int, int]  # (x, y) of the pixel that views of a single pixel explain
     target: int | None = None  # the class that `occlusion` and `why` explain; None for the predicted one
+    statistics: Statistics | None = None  # of the whole sample, for the scaling `zscore` only
     stride: int = 8  # pixels up to which `shifts` moves the image: the network's largest stride
 
     @property
@@ -34,16 +36,35 @@ class Subject:
         """(height, width) in pixels."""
         return self.image.shape[0], self.image.shape[1]
 
-    def logits(self, image: Pixels) -> Scores:
+    @cached_property
+    def picture(self) -> RGB:
+        """The image for people, RGB uint8 H x W x 3; of other channels than RGB, three of them."""
+        return to_rgb(self.image, self.segmenter.rule)
+
+    @cached_property
+    def gray_picture(self) -> NDArray[np.float64]:
+        """The picture without color, float64 H x W x 3 in 0..255, for maps on top of it."""
+        return np.asarray(self.picture.mean(axis=2, keepdims=True).repeat(3, axis=2), np.float64)
+
+    @cached_property
+    def mean_sample(self) -> Values:
+        """The mean of each channel, in the image's dtype: what hides a part of the image."""
+        return np.asarray(self.image.reshape(-1, self.image.shape[2]).mean(axis=0).astype(self.image.dtype))
+
+    def logits(self, image: Image) -> Scores:
         """The network's logits float32 K x h x w for an image H x W x C, on the grid of the padded canvas."""
         size = (image.shape[0], image.shape[1])
         canvas = resize_and_pad(image, size, canvas_size(size, self.segmenter.rule))
-        scores = self.segmenter.run(np.ascontiguousarray(canvas)[None], logits=True)[1]
+        images = np.ascontiguousarray(canvas)[None]
+        if self.statistics is None:  # imported networks' functions take no more
+            scores = self.segmenter.run(images, logits=True)[1]
+        else:
+            scores = self.segmenter.run(images, logits=True, statistics=self.statistics[None])[1]
         assert scores is not None  # they were requested
         first: Scores = scores[0]
         return first
 
-    def predict(self, image: Pixels) -> Probabilities:
+    def predict(self, image: Image) -> Probabilities:
         """Class probabilities float32 K x H x W of an image H x W x C."""
         height, width = image.shape[:2]
         canvas = canvas_size((height, width), self.segmenter.rule)
@@ -68,15 +89,6 @@ class Subject:
         return self.label_at_point() if self.target is None else self.target
 
 
-def check_takes_photographs(rule: InputRule) -> None:
-    """Raises: ConfigError for a network of other channels or samples than RGB uint8, which the views do not show."""
-    if not rule.is_photograph:
-        raise ConfigError(
-            f"These views are for networks of RGB photographs; this one takes {rule.describe()}. Use `maskserve evaluate` for its "
-            "errors."
-        )
-
-
 def softmax(scores: Scores) -> Probabilities:
     """Softmax over the first axis, in float32."""
     shifted = np.exp(scores - scores.max(axis=0))
@@ -84,8 +96,8 @@ def softmax(scores: Scores) -> Probabilities:
 
 
 def fit_image(
-    image: Pixels, segmenter: Segmenter, point: tuple[int, int] | None
-) -> tuple[Pixels, tuple[int, int], tuple[int, int]]:
+    image: Image, segmenter: Segmenter, point: tuple[int, int] | None
+) -> tuple[Image, tuple[int, int], tuple[int, int]]:
     """Resize an image H x W x C as the network sees it, and scale the point (x, y) with it; without one, the center.
 
     An image that is larger than a tile is cropped to a tile around the point.

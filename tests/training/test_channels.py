@@ -216,11 +216,25 @@ def test_mixed_files_are_refused(tmp_path: Path) -> None:
         lint_before_training(data, load_config(None, []), QUIET_CONSOLE)
 
 
-def test_views_of_photographs_are_refused_for_other_channels(chip_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ConfigError, match=r"views are for networks of RGB photographs; this one takes 4 channels of uint16"
-    ):
-        explain(chip_bundle, [], tmp_path / "out", console=QUIET_CONSOLE)
+def test_four_channels_are_explained(chips: Path, chip_bundle: Path, tmp_path: Path) -> None:
+    explain(chip_bundle, [chips / "images" / "chip0.tif"], tmp_path, views=["kernels"], console=QUIET_CONSOLE)
+    assert ", nir</figcaption>" in (tmp_path / "index.html").read_text()
+    with Image.open(tmp_path / "images" / "chip0-kernels-first-layer-03.png") as sheet:
+        assert sheet.height > 100  # 64 kernels
+
+
+@pytest.mark.slow
+def test_errors_of_four_channels_are_those_of_an_evaluation(chips: Path, chip_bundle: Path, tmp_path: Path) -> None:
+    views = ["failures", "residual"]
+    result = explain(chip_bundle, [], tmp_path, data=chips, split="all", views=views, console=QUIET_CONSOLE)
+    numbers = result.facts["failures"][""].numbers
+    evaluated = evaluate(chip_bundle, chips, "all", console=QUIET_CONSOLE).miou
+    assert numbers["miou"] == pytest.approx(evaluated, abs=1e-3) and numbers["reversed_channels_gain"] is None
+    assert result.facts["residual"][""].numbers["miou"] is not None
+    assert "Reversed channels are tried with RGB only" in (tmp_path / "index.html").read_text()
+
+
+def test_the_panel_of_the_page_is_for_photographs(chip_bundle: Path) -> None:
     with start_app(chip_bundle, explain=True) as http:
         response = http.post("/v1/explain", content=encode_tiff(draw_chip(0)[0]))
         assert response.status_code == 400 and "RGB photographs" in response.json()["detail"]

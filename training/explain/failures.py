@@ -11,11 +11,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from models.explain.colors import display_image, label_colors, shrink
+from models.explain.colors import label_colors, shrink
 from models.explain.facts import Facts, Finding
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import RGB, Labels
 from models.inference.segmenter import Segmenter
+from models.readers.composite import to_rgb
+from models.sample import Sample
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset
 from training.explain.source import Source
@@ -54,8 +56,9 @@ def compute(source: Source, samples: SegmentationDataset) -> Facts:
     tally = Tally(ConfusionMatrix(len(source.classes)))
     indices = samples.evenly_spaced_indices(MAX_IMAGES)
     for number, index in enumerate(indices):
-        image, target = samples.image(index), samples.labels(index)
-        add_image(tally, source.segmenter, samples.pairs[index].name, index, image, target, number < NUM_SWAPPED)
+        sample, target = samples.sample_and_labels(index)
+        swap = number < NUM_SWAPPED and source.segmenter.rule.is_photograph
+        add_image(tally, source.segmenter, samples.pairs[index].name, index, sample, target, swap)
     worst = sorted(tally.images, key=lambda row: row["accuracy"])[:NUM_WORST]
     pictures: dict[str, RGB] = {}
     for rank, row in enumerate(worst):
@@ -64,10 +67,10 @@ def compute(source: Source, samples: SegmentationDataset) -> Facts:
 
 
 def add_image(
-    tally: Tally, segmenter: Segmenter, name: str, index: int, image: RGB, target: Labels, swap: bool
+    tally: Tally, segmenter: Segmenter, name: str, index: int, sample: Sample, target: Labels, swap: bool
 ) -> None:
-    """Add an image RGB uint8 H x W x 3 and its mask uint8 H x W to the sums."""
-    prediction = segmenter.segment(image, confidence=True)
+    """Add an image and its mask uint8 H x W to the sums."""
+    prediction = segmenter.segment(sample, confidence=True)
     assert prediction.confidence is not None
     labels, known = prediction.labels, target != IGNORE_INDEX
     if not known.any():
@@ -83,10 +86,10 @@ def add_image(
     tally.near += int((wrong & (distance <= NEAR_BORDER)).sum())
     tally.by_size += size_counts(target, wrong)
     tally.images.append({"name": name, "index": index, "accuracy": round(float(right.sum() / known.sum()), 4)})
-    tally.edge_scores += edge_scores(image, target)
+    tally.edge_scores += edge_scores(to_rgb(sample.values, segmenter.rule), target)
     tally.match_scores += match_scores(labels, target)
     if swap:
-        swapped = segmenter.segment(np.ascontiguousarray(image[..., ::-1])).labels
+        swapped = segmenter.segment(np.ascontiguousarray(sample.values[..., ::-1])).labels
         tally.swapped.append(float(((swapped == target)[known]).mean() - right.sum() / known.sum()))
 
 
@@ -108,7 +111,7 @@ def edge_scores(image: RGB, target: Labels) -> NDArray[np.float64]:
 
     The maximum lies at (0, 0) if image and mask match, and at the opposite of the shift if the mask was shifted.
     """
-    gray = display_image(image).astype(np.float32).mean(axis=2)
+    gray = image.astype(np.float32).mean(axis=2)
     gray = cv2.GaussianBlur(gray, (0, 0), 1.0)
     strength = np.hypot(cv2.Sobel(gray, cv2.CV_32F, 1, 0), cv2.Sobel(gray, cv2.CV_32F, 0, 1))
     border = border_distance(target) <= 1
@@ -198,7 +201,7 @@ def summarise(tally: Tally, classes: list[ClassInfo], worst: list[dict[str, Any]
         "confidence_minus_accuracy": round(bias, 4),
         "mask_shift_by_edges": [-value for value in by_images],
         "mask_shift_by_prediction": [-value for value in by_prediction],
-        "reversed_channels_gain": round(float(np.mean(tally.swapped)), 4) if tally.swapped else 0.0,
+        "reversed_channels_gain": round(float(np.mean(tally.swapped)), 4) if tally.swapped else None,
     }
 
 
@@ -219,12 +222,12 @@ def worst_pictures(
     segmenter: Segmenter, samples: SegmentationDataset, index: int, rank: int, classes: list[ClassInfo]
 ) -> dict[str, RGB]:
     """The image, ground truth, prediction, and errors in red."""
-    image, target = samples.image(index), samples.labels(index)
-    labels = segmenter.segment(image).labels
-    errors = display_image(image).mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
+    sample, target = samples.sample_and_labels(index)
+    labels, image = segmenter.segment(sample).labels, to_rgb(sample.values, segmenter.rule)
+    errors = image.mean(axis=2, keepdims=True).repeat(3, axis=2).astype(np.uint8)
     errors[(labels != target) & (target != IGNORE_INDEX)] = (230, 40, 40)
     panes = {
-        "image": display_image(image),
+        "image": image,
         "target": label_colors(target, classes),
         "prediction": label_colors(labels, classes),
         "errors": errors,
@@ -269,7 +272,7 @@ def findings(images: list[dict[str, Any]]) -> list[Finding]:
                 "Do not use the confidence as a probability; label_smoothing, ema and more data lower the error.",
             )
         )
-    gain = numbers["reversed_channels_gain"]
+    gain = numbers["reversed_channels_gain"] or 0.0
     if THRESHOLDS["channel order"].crossed_by(gain):
         found.append(
             Finding(

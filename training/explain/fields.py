@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.explain.colors import display_image, heat_colors
+from models.explain.colors import heat_colors
 from models.explain.facts import Facts, Finding
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import RGB, Labels
@@ -142,7 +142,7 @@ def blind_fraction(labels: Labels, label: int, theoretical: int | None) -> float
 
 def field_picture(subject: NetworkSubject, heat: Heat, theoretical: int | None) -> RGB:
     """The image in gray, the effective field over it, and the theoretical box."""
-    gray = display_image(subject.image).mean(axis=2, keepdims=True).repeat(3, axis=2)
+    gray = subject.gray_picture
     smooth = cv2.GaussianBlur(heat, (0, 0), max(1.0, min(subject.size) / 200))
     strength = np.clip(smooth / max(float(smooth.max()), 1e-12), 0, 1)[..., None] ** 0.5
     picture = np.ascontiguousarray(gray * (1 - strength) * 0.7 + heat_colors(strength[..., 0]) * strength, np.uint8)

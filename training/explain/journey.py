@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.explain.colors import display_image, heat_colors, shrink
+from models.explain.colors import heat_colors, shrink
 from models.explain.facts import Facts, Finding
 from models.imaging.decode import RGB
 from training.explain.subject import NetworkSubject, stage_modules
@@ -18,7 +18,7 @@ NUM_THUMBNAILS, THUMBNAIL_SIDE = 4, 112  # maps per stage, pixels of their long 
 
 def compute(subject: NetworkSubject) -> Facts:
     """A row per stage, and thumbnails of its strongest maps."""
-    rows, pictures = [], {"input": shrink(display_image(subject.image), 2 * THUMBNAIL_SIDE)}
+    rows, pictures = [], {"input": shrink(subject.picture, 2 * THUMBNAIL_SIDE)}
     modules = dict(subject.inside.network.body.named_modules())
     for index, stage in enumerate(subject.stages):
         maps = subject.stage_maps.get(stage.name)

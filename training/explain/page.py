@@ -11,7 +11,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from models.atomic_write import name_disk_full
-from models.explain.colors import display_image, shrink
+from models.explain.colors import shrink
 from models.imaging.decode import RGB
 from training.explain import VIEWS
 from training.explain.pointer import pointer_data
@@ -50,7 +50,7 @@ def write_page(target: Path, result: "Explanation") -> None:
         )
         sections.append({"view": view, "title": VIEWS[view].TITLE, "body": Markup(body)})
     images = [
-        {"name": name, "uri": jpeg_data_uri(shrink(display_image(subject.image), MAX_SIDE)), "size": subject.size}
+        {"name": name, "uri": jpeg_data_uri(shrink(subject.picture, MAX_SIDE)), "size": subject.size}
         for name, subject in result.subjects.items()
     ]
     pointers = [pointer_data(subject) for subject in result.subjects.values()]

@@ -9,16 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.architectures.base import upsample
 from models.explain.facts import Facts, Finding
 from models.explain.thresholds import THRESHOLDS
-from models.inference.geometry import canvas_size, network_input_size, resize_and_pad, resize_image, resize_labels
+from models.inference.geometry import network_input_size, resize_labels
 from training.data import SegmentationDataset
-from training.explain.subject import NetworkSubject
+from training.explain.subject import NetworkSubject, network_input
 from training.metrics.confusion import ConfusionMatrix
 
 TITLE = "Residual paths"
@@ -112,11 +111,9 @@ def data_miou(subject: NetworkSubject, samples: SegmentationDataset) -> float | 
     network, rule = subject.inside.network, subject.segmenter.rule
     confusion = ConfusionMatrix(len(subject.classes))
     for index in samples.evenly_spaced_indices(NUM_IMAGES):
-        image, target = samples.image(index), samples.labels(index)
-        size = network_input_size((image.shape[0], image.shape[1]), rule)
-        canvas = resize_and_pad(resize_image(image, size), size, canvas_size(size, rule))
-        values = network.normalise(torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None])
-        labels = labels_of(subject, network.body, values, size)
+        sample, target = samples.sample_and_labels(index)
+        size = network_input_size(sample.size, rule)
+        labels = labels_of(subject, network.body, network_input(network, rule, sample, size), size)
         confusion.add(target, resize_labels(labels, (target.shape[0], target.shape[1])))
     miou = confusion.miou()
     return None if math.isnan(miou) else round(miou, 4)

@@ -16,9 +16,9 @@ from models.atomic_write import name_disk_full, write_atomically
 from models.console import Console
 from models.errors import ConfigError, closest_names, escape_line, printable, quoted
 from models.explain.facts import Facts, Finding
-from models.explain.subject import check_takes_photographs, fit_image
+from models.explain.subject import fit_image
 from models.explain.thresholds import THRESHOLDS
-from models.imaging.decode import read_image
+from models.readers import read_input_file
 from training.data import SegmentationDataset
 from training.evaluate import create_output_folder, load_samples
 from training.explain import DATA_VIEWS, IMAGE_VIEWS, NETWORK_VIEWS, RUN_VIEWS, VIEWS
@@ -84,8 +84,8 @@ def explain(
     console = console or Console()
     chosen = choose_views(views)
     source = open_source(source_path)
-    check_takes_photographs(source.segmenter.rule)
-    samples = load_samples(data, split, data_format, source.classes) if data else None
+    rule = source.segmenter.rule
+    samples = replace(load_samples(data, split, data_format, source.classes), input=rule) if data else None
     has_snapshots = source.run is not None and (source.run / KERNELS_FILE).is_file()
     if evolution and not has_snapshots:
         raise ConfigError(
@@ -152,10 +152,12 @@ def make_subject(
     samples: SegmentationDataset | None,
 ) -> NetworkSubject:  # fmt: skip
     """Read an image and resize it as the network sees it. Raises: ImageError, ConfigError."""
-    image, point, _ = fit_image(read_image(path), source.segmenter, at)
+    sample = read_input_file(path, source.segmenter.rule)
+    image, point, _ = fit_image(sample.values, source.segmenter, at)
     subject = NetworkSubject(
-        path.stem, image, source.segmenter, source.classes, point, facts=network, layer=layer, samples=samples
-    )
+        path.stem, image, source.segmenter, source.classes, point, statistics=sample.statistics, facts=network,
+        layer=layer, samples=samples,
+    )  # fmt: skip
     strides = [int(stage.stride) for stage in subject.stages if stage.stride] if network else []
     return replace(subject, stride=max(strides, default=8))
 

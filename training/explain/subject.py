@@ -18,6 +18,8 @@ from models.architectures.meta_device import copy_to_meta
 from models.errors import ConfigError, closest_names, quoted
 from models.explain.subject import Subject
 from models.inference.geometry import canvas_size, resize_and_pad
+from models.sample import Sample
+from models.spec import InputRule
 from training.data import SegmentationDataset
 
 
@@ -35,7 +37,7 @@ class NetworkFacts:
     @cached_property
     def module_fields(self) -> dict[str, int | None]:
         """The theoretical field of each module's output, in pixels, by module name."""
-        return trace_network(copy_to_meta(self.network.body)).receptive_fields
+        return trace_network(copy_to_meta(self.network.body), channels=self.network.num_channels).receptive_fields
 
     def stages(self, size: tuple[int, int]) -> list[Stage]:
         """The stages for an image of (height, width)."""
@@ -81,9 +83,9 @@ class NetworkSubject(Subject):
     @cached_property
     def input(self) -> Tensor:
         """The normalised canvas, float32 1 x C x H x W, padded as the segmenter pads it."""
-        canvas = resize_and_pad(self.image, self.size, canvas_size(self.size, self.segmenter.rule))
-        images = torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None]
-        return self.inside.network.normalise(images)
+        return network_input(
+            self.inside.network, self.segmenter.rule, Sample(self.image, statistics=self.statistics), self.size
+        )
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -97,6 +99,14 @@ class NetworkSubject(Subject):
         with torch.no_grad(), record_outputs(self.inside.network.body, wanted) as outputs:
             self.inside.network.body(self.input)
         return {wanted[name]: maps[0] for name, maps in outputs.items() if maps.ndim == 4}
+
+
+def network_input(network: Network, rule: InputRule, sample: Sample, size: tuple[int, int]) -> Tensor:
+    """A sample resized to `size` and padded, normalised, float32 1 x C x H x W: what the network's body takes."""
+    canvas = resize_and_pad(sample.values, size, canvas_size(size, rule))
+    images = torch.from_numpy(np.array(canvas)).permute(2, 0, 1)[None]
+    statistics = None if sample.statistics is None else torch.from_numpy(sample.statistics)[None]
+    return network.normalise(images, statistics)
 
 
 def stage_modules(stage: str) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.explain.colors import display_image, heat_colors
+from models.explain.colors import heat_colors
 from models.explain.facts import Facts, Finding
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import RGB
@@ -160,7 +160,6 @@ def deletion_scores(subject: NetworkSubject, values: Map, region: Region, label:
         "deletion": np.argsort(-cells, kind="stable"),
         "deletion_random": np.random.default_rng(0).permutation(cells.size),
     }
-    gray = subject.image.reshape(-1, subject.image.shape[2]).mean(axis=0).astype(np.uint8)
     height, width = subject.size
     scores = {}
     for name, order in orders.items():
@@ -170,7 +169,7 @@ def deletion_scores(subject: NetworkSubject, values: Map, region: Region, label:
             hidden[order[: cells.size * step // (2 * DELETION_STEPS)]] = 1  # up to half of the image
             mask = cv2.resize(hidden.reshape(CELLS, CELLS), (width, height), interpolation=cv2.INTER_NEAREST) == 1
             image = subject.image.copy()
-            image[mask] = gray
+            image[mask] = subject.mean_sample
             curve.append(float(subject.predict(image)[label][region].mean()))
         scores[name] = round(float(np.mean(curve)), 4)
     return scores
@@ -178,9 +177,10 @@ def deletion_scores(subject: NetworkSubject, values: Map, region: Region, label:
 
 def overlay(subject: NetworkSubject, values: Map) -> RGB:
     """A map over the image in gray."""
-    gray = display_image(subject.image).mean(axis=2, keepdims=True).repeat(3, axis=2)
     strength = np.clip(values / max(float(values.max()), 1e-12), 0, 1)[..., None]
-    return np.ascontiguousarray(gray * (1 - 0.8 * strength) + heat_colors(values) * 0.8 * strength, np.uint8)
+    return np.ascontiguousarray(
+        subject.gray_picture * (1 - 0.8 * strength) + heat_colors(values) * 0.8 * strength, np.uint8
+    )
 
 
 def findings(images: list[dict[str, Any]]) -> list[Finding]:

@@ -6,23 +6,26 @@ import numpy as np
 import pytest
 
 from models.explain import BLACK_BOX_VIEWS, Subject, certainty, occlusion, shifts
-from models.explain.colors import display_image, heat_colors, signed_colors
+from models.explain.colors import heat_colors, signed_colors
 from models.explain.subject import fit_image
 from models.inference.segmenter import Segmenter
-from models.spec import ClassInfo, InputRule
+from models.spec import ClassInfo, InputRule, Scaling
 from tests.fixtures_bundles import synthetic_image
 
+RGB_RULE = InputRule(rule="native", divisor=1)
 CLASSES = [ClassInfo(name=name, rgb=(9, 9, 9)) for name in ("dark", "middle", "bright")]
 
 
-def subject_of(scores: Any, image: Any = None, point: tuple[int, int] = (20, 10), **options: Any) -> Subject:
+def subject_of(
+    scores: Any, image: Any = None, point: tuple[int, int] = (20, 10), rule: InputRule = RGB_RULE, **options: Any
+) -> Subject:
     """A subject whose network computes `scores(canvas float64 H x W x C) -> K x h x w`."""
 
     def run(images: Any, logits: bool = False) -> Any:
         result = np.asarray(scores(images[0].astype(np.float64)), np.float32)
         return result.argmax(axis=0).astype(np.uint8)[None], result[None]
 
-    segmenter = Segmenter(run, InputRule(rule="native", divisor=1))
+    segmenter = Segmenter(run, rule)
     image = synthetic_image(40, 56) if image is None else image
     return Subject("image", image, segmenter, CLASSES, point, **options)
 
@@ -34,10 +37,15 @@ def by_brightness(canvas: Any) -> Any:
 
 
 @pytest.mark.parametrize("view", BLACK_BOX_VIEWS)
-@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("channels", [1, 4, 5])
 def test_every_view_for_any_number_of_channels(view: str, channels: int) -> None:
     image = np.repeat(synthetic_image(64, 80)[..., :1], channels, axis=2)
-    facts = BLACK_BOX_VIEWS[view].compute(subject_of(by_brightness, image))
+    names = tuple("abcdefg"[:channels])
+    rule = InputRule(
+        rule="native", divisor=1, channels=names, scaling=Scaling(low=(0,) * channels, high=(255,) * channels)
+    )
+    facts = BLACK_BOX_VIEWS[view].compute(subject_of(by_brightness, image, rule=rule))
+    assert facts.numbers.get("reversed_channels_gain") is None  # only of RGB
     assert facts.numbers and all(picture.shape == (64, 80, 3) for picture in facts.pictures.values())
 
 
@@ -104,7 +112,6 @@ def test_colors_and_fit() -> None:
     assert ramp[0, 0].tolist() == [68, 1, 84] and ramp[0, 1].tolist() == [253, 231, 37]
     signs = signed_colors(np.array([[-1.0, 0.0, 1.0]]))
     assert signs[0, 0, 2] > signs[0, 0, 0] and signs[0, 2, 0] > signs[0, 2, 2] and signs[0, 1].min() == 247
-    assert display_image(np.zeros((4, 5, 2), np.uint8)).shape == (4, 5, 3)
     segmenter = Segmenter(lambda images, logits=False: None, InputRule(rule="native"))  # type: ignore[arg-type, return-value]
     image, point, corner = fit_image(np.zeros((1500, 2000, 3), np.uint8), segmenter, (1990, 10))
     assert image.shape == (1024, 1024, 3) and point == (1014, 10) and corner == (976, 0)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from models.architectures import build
 from models.architectures.base import Network, upsample
+from models.sample import Sample
 from models.spec import Architecture, InputRule
 from tests.conftest import BuildOnce
 from tests.fixtures_bundles import QUIET_CONSOLE
@@ -37,11 +38,11 @@ class ChangedData(SegmentationDataset):
 
     change: Callable[[Any, Any], tuple[Any, Any]] = lambda image, mask: (image, mask)
 
-    def image(self, index: int) -> Any:
-        return self.change(super().image(index), super().labels(index))[0]
+    def sample(self, index: int) -> Sample:
+        return Sample(self.change(super().sample(index).values, super().labels(index))[0])
 
     def labels(self, index: int) -> Any:
-        return self.change(super().image(index), super().labels(index))[1]
+        return self.change(super().sample(index).values, super().labels(index))[1]
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,19 @@ from PIL import Image
 
 from models.errors import ConfigError, RunError
 from tests.fixtures_bundles import QUIET_CONSOLE, synthetic_image
+from tests.service.tiny_bundle import write_tiny_bundle
 from training.explain import IMAGE_VIEWS
 from training.explain.page import script_json
 from training.explain.run import explain
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle without torch weights."""
+    return write_tiny_bundle(tmp_path_factory.mktemp("imported") / "imported")
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +66,13 @@ def test_every_number_and_picture_is_written(explained: Path) -> None:
     ],
     ids=["view", "layer", "class", "pixel", "evolution", "out"],
 )  # fmt: skip
-def test_bad_input(options: dict[str, object], message: str, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_bad_input(options: dict[str, object], message: str, tiny_bundle: Path, imported: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle if "layer" in options else imported  # the imported one opens in milliseconds
     (tmp_path / "index.html").touch()
     arguments = {"out": tmp_path / "out"} | options
     arguments["out"] = tmp_path / str(arguments["out"])
     with pytest.raises(ConfigError, match=re.escape(message)):
-        explain(tiny_bundle, [], console=QUIET_CONSOLE, **arguments)  # type: ignore[arg-type]
+        explain(bundle, [], console=QUIET_CONSOLE, **arguments)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_is_no_source(tmp_path: Path) -> None:
@@ -72,14 +80,11 @@ def test_a_folder_that_is_no_source(tmp_path: Path) -> None:
         explain(tmp_path, [], tmp_path / "out", console=QUIET_CONSOLE)
 
 
-def test_a_bundle_without_weights_shows_what_it_can(tmp_path: Path) -> None:
-    from tests.service.tiny_bundle import write_tiny_bundle
-
-    bundle = write_tiny_bundle(tmp_path / "imported")
-    result = explain(bundle, [], tmp_path / "out", console=QUIET_CONSOLE)
+def test_a_bundle_without_weights_shows_what_it_can(imported: Path, tmp_path: Path) -> None:
+    result = explain(imported, [], tmp_path / "out", console=QUIET_CONSOLE)
     assert {"certainty", "occlusion", "shifts"} <= set(result.facts)
     assert set(result.skipped) >= set(IMAGE_VIEWS) - {"certainty", "occlusion", "shifts"}
     assert "weights.safetensors" in result.skipped["kernels"]
     assert "weights.safetensors" in (tmp_path / "out" / "index.html").read_text()
     with pytest.raises(ConfigError, match=r"kernels cannot be shown: it needs weights\.safetensors"):
-        explain(bundle, [], tmp_path / "out2", views=["kernels"], console=QUIET_CONSOLE)
+        explain(imported, [], tmp_path / "out2", views=["kernels"], console=QUIET_CONSOLE)

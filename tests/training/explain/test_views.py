@@ -6,8 +6,14 @@ import torch
 from torch import nn
 
 from models.explain.facts import Facts
+from models.readers.statistics import sample_statistics
+from models.spec import InputRule, Scaling
+from tests.fixtures_bundles import QUIET_CONSOLE
+from tests.fixtures_channels import CHANNELS, draw_chip
 from tests.training.explain.conftest import MakeSubject, small_body
 from training.explain import IMAGE_VIEWS, NETWORK_VIEWS, fields, journey, kernels, maps, sharing
+from training.explain.run import Explanation, compute_views
+from training.explain.source import Source
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,6 +27,41 @@ def test_every_view_of_an_image(view: str, make_subject: MakeSubject) -> None:
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
     for finding in (IMAGE_VIEWS | NETWORK_VIEWS)[view].findings([facts.numbers]):
         assert finding.view == view and finding.text.endswith(".") and finding.advice.endswith(".")
+
+
+@pytest.mark.parametrize("kind", ["window", "zscore"])
+def test_every_view_of_four_channels(kind: str, make_subject: MakeSubject) -> None:
+    values, _ = draw_chip(0)
+    low, high = ((), ()) if kind == "zscore" else ((200.0,) * 4, (3800.0,) * 4)
+    rule = InputRule(
+        rule="native", divisor=1, channels=CHANNELS, dtype="uint16", scaling=Scaling(kind=kind, low=low, high=high)
+    )
+    statistics = sample_statistics(values) if kind == "zscore" else None
+    subject = make_subject(small_body(), values, rule=rule, statistics=statistics)
+    source = Source("chips", "PyTorch", subject.segmenter, subject.classes, subject.inside.network, None, None)
+    result = Explanation(source, {"chip": subject})
+    compute_views(result, [*IMAGE_VIEWS, *NETWORK_VIEWS], None, QUIET_CONSOLE)
+    with torch.no_grad():  # the network's own reading of the values is that of the views
+        shift = () if statistics is None else torch.from_numpy(statistics)[None].unbind(1)
+        own = subject.inside.network(torch.from_numpy(values)[None], *shift)[1]
+    np.testing.assert_allclose(subject.logits(values), own[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(subject.inside.network.body(subject.input).detach().numpy(), own.numpy(), atol=1e-5)
+    numbers = result.facts["kernels"]["chip"].numbers
+    assert list(numbers["sheets"].values()) == list(CHANNELS) and numbers["shape"] == [8, 4, 3, 3]
+    assert result.facts["sharing"][""].numbers["input"] == [4, 64, 64]
+    assert result.facts["certainty"]["chip"].numbers["reversed_channels_gain"] is None
+
+
+def test_a_gray_sheet_shows_the_weights_of_its_channel() -> None:
+    weights = torch.zeros(2, 4, 3, 3)
+    weights[0, 3, 0, 0], weights[1, 1, 2, 2] = 0.5, -2.0
+    pictures, names = kernels.first_layer_sheets(weights, CHANNELS)
+    cell = kernels.KERNEL_SIDE // 3
+    by_name = {name: pictures[key] for key, name in names.items()}
+    assert by_name["nir"][0, 0].tolist() == [255] * 3 and by_name["nir"][cell, cell].tolist() == [128] * 3
+    assert by_name["green"][3 * cell - 1, 6 * cell + 3].tolist() == [1] * 3 and (by_name["red"] == 128).all()
+    rgb = kernels.first_layer_sheets(torch.rand(2, 3, 3, 3), ("red", "green", "blue"))
+    assert list(rgb[1]) == ["first-layer"] and np.ptp(rgb[0]["first-layer"][0, 0].astype(int)) > 0  # in color
 
 
 def test_a_sobel_kernel_lights_an_edge(make_subject: MakeSubject) -> None:
