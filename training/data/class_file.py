@@ -104,7 +104,8 @@ def read_dataset_classes(
         return [], IDENTITY_ENCODING, ()
     file = tree.path(found)
     rows = read_class_rows(file)
-    copies = [tree.path(copy) for folder in folders if (copy := tree.find_file(folder, (Path(found).name.lower(),)))]
+    name = Path(found).name.lower()
+    copies = [tree.path(path) for folder in folders if (path := tree.find_file(folder, (name,)))]
     for copy in copies:
         if copy != file and read_class_rows(copy) != rows:
             raise DataError(f"{file} and {copy} have different classes; correct one, and copy it over the other.")
