@@ -137,8 +137,9 @@ class HTTPProtocol(H11Protocol):
             return
         self.cycle.keep_alive = False
         if not self.cycle.response_started:
-            # The list of the scope, changed in place: middleware and uvicorn read it when they respond.
-            self.headers[:] = [*(header for header in self.headers if header[0] != b"connection"), CLOSE_HEADER]
+            # Changed in place: middleware and uvicorn read them when they respond.
+            headers: Any = self.cycle.scope["headers"]
+            headers[:] = [*(header for header in headers if header[0] != b"connection"), CLOSE_HEADER]
 
     def _end_idle_connection(self) -> None:
         if self.transport.is_closing() or self._rejected or not self.is_idle():
