@@ -56,6 +56,7 @@ def test_invalid_coco_files(text: str, message: str, tmp_path: Path) -> None:
     [
         ({"image_id": 7, "segmentation": [SQUARE]}, "needs the `image_id` of an image"),
         ({"segmentation": ["abcdef"]}, "needs .* a `segmentation`"),
+        ({"segmentation": "x"}, "the `segmentation` is text"),
         ({"segmentation": [SQUARE[:-1]]}, "odd number"),
         ({"segmentation": [[*SQUARE[:-1], 1e30]]}, "coordinate above 10,000,000"),
         ({"segmentation": {"size": [HEIGHT, WIDTH]}}, "needs .* a `segmentation`"),
@@ -100,6 +101,11 @@ def test_an_unknown_category_is_an_error(tmp_path: Path) -> None:
 def test_invalid_categories(categories: list[Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
         load_coco_annotations(tmp_path, {"segmentation": [SQUARE]}, categories=categories)
+
+
+def test_polygons_of_two_points_are_noted(tmp_path: Path) -> None:
+    dataset = load_coco_annotations(tmp_path, {"segmentation": [SQUARE, SQUARE[:4]]})
+    assert any("1 polygons of fewer than three points" in note for note in dataset.notes)
 
 
 JUNK = [None, True, -1, 10**30, 1e300, float("nan"), "", "\u00e9", [], {}, [1], [None], [["a"] * 6], {"counts": 5}]

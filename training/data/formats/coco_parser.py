@@ -176,6 +176,7 @@ class _RegionBuilder:
     parts: list[bytes] = field(default_factory=list)
     crowds: int = 0
     boxes: int = 0
+    flat_polygons: int = 0  # of fewer than three corners
 
     def add(self, index: int, entry: Any) -> None:
         """Add one annotation. Raises: DataError that names its index."""
@@ -184,6 +185,8 @@ class _RegionBuilder:
             if not 0 <= category <= MAX_CATEGORY_ID:
                 raise DataError(f"invalid `category_id` {category}; expected 0 to {MAX_CATEGORY_ID:,}.")
             kind, parts = _parse_segmentation(entry.get("segmentation"), self.sizes[image].tolist())
+            if kind == POLYGONS:
+                self.flat_polygons += _count_flat_polygons(entry.get("segmentation"))
             if not parts and not entry.get("segmentation") and entry.get("bbox"):
                 kind, parts, category = POLYGONS, [_box_polygon(entry["bbox"])], IGNORED_CATEGORY
                 self.boxes += 1
@@ -233,6 +236,8 @@ class _RegionBuilder:
             yield f"{self.file}: {self.crowds:,} regions marked `iscrowd` are ignored."
         if self.boxes:
             yield f"{self.file}: {self.boxes:,} boxes without an outline are ignored."
+        if self.flat_polygons:
+            yield f"{self.file}: {self.flat_polygons:,} polygons of fewer than three points have no area; they are left out."
         unannotated = len(self.sizes) - len({row[0] for row in self.rows})
         if unannotated:
             yield f"{self.file}: {unannotated:,} of {len(self.sizes):,} images have no annotation; they are all background."
@@ -249,14 +254,25 @@ def _parse_segmentation(segmentation: Any, size: list[int]) -> tuple[int, list[b
         if isinstance(counts, str):
             return COMPRESSED_RLE, [counts.encode("ascii")]
         return UNCOMPRESSED_RLE, [array("I", counts).tobytes()]
-    polygons = segmentation or []
-    if polygons and isinstance(polygons[0], (int, float)):  # one outline, not in a list
-        polygons = [polygons]
+    polygons = _list_polygons(segmentation)
     if any(len(polygon) % 2 for polygon in polygons):
         raise DataError("a polygon has an odd number of coordinates; expected x, y, x, y ...")
     if any(max(polygon) > MAX_COORDINATE or min(polygon) < -MAX_COORDINATE for polygon in polygons if polygon):
         raise DataError(f"a polygon has a coordinate above {MAX_COORDINATE:,.0f}; export it again.")
     return POLYGONS, [array("f", polygon).tobytes() for polygon in polygons if len(polygon) >= 6]
+
+
+def _list_polygons(segmentation: Any) -> list[Any]:
+    """The outlines of a region. Raises: DataError for text."""
+    if isinstance(segmentation, str):
+        raise DataError("the `segmentation` is text; expected polygons (x, y, x, y ...) or run lengths.")
+    if segmentation and isinstance(segmentation[0], (int, float)):  # one outline, not in a list
+        return [segmentation]
+    return segmentation or []
+
+
+def _count_flat_polygons(segmentation: Any) -> int:
+    return sum(0 < len(polygon) < 6 for polygon in _list_polygons(segmentation))
 
 
 def _box_polygon(box: Any) -> bytes:
