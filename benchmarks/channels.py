@@ -18,6 +18,7 @@ import rasterio
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
+from benchmarks.usage import print_help_if_requested
 from models.engines.host_info import host_info
 from models.spec import InputRule, Scaling
 from training.augment import AugmentPolicy
@@ -98,4 +99,5 @@ def read(number: int) -> None:
 dataset: TransformedDataset
 
 if __name__ == "__main__":
+    print_help_if_requested(__doc__)
     main()
