@@ -65,9 +65,10 @@ def load(
     import torch
 
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    # First: it reads torch's own number of threads.
+    thread_count = ThreadCount(enabled=device == "cpu" and not threads and concurrency == 1)
     if threads and device == "cpu":
         torch.set_num_threads(threads)
-    thread_count = ThreadCount(enabled=device == "cpu" and not threads and concurrency == 1)
     network = build_network(bundle)
     with _translate_memory_errors():
         network.to(device).to(memory_format=torch.channels_last)

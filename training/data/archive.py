@@ -1,18 +1,15 @@
 """Data sets in a zip or tar file: unpacked once into the user's cache folder, and read from there."""
 
-import hashlib
 import lzma
-import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from models.archive_limits import check_zip_member, check_zip_total, open_tar
-from models.cache_dir import user_cache_dir
 from models.errors import DataError, quoted
+from training.data.unpacked import unpack_once
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
@@ -30,32 +27,20 @@ def unpack(file: Path) -> Path:
     Raises: DataError for a broken or encrypted archive, entries outside the folder, entries that unpack to hundreds of times
     their size (`models/archive_limits.py`), or too little disk space.
     """
-    try:
-        stat = file.stat()
-        key = f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns}"
-        folder = user_cache_dir("archives") / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:24]
-        if folder.is_dir():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{file}: cannot be unpacked into the cache folder ({error}); unpack it yourself.") from error
+    return unpack_once(file, "archives", lambda folder: _unpack_into(file, folder), "unpack it yourself")
+
+
+def _unpack_into(file: Path, folder: Path) -> None:
+    """Raises: DataError, OSError."""
     try:
         if file.name.lower().endswith(".zip"):
-            _unpack_zip(file, draft)
+            _unpack_zip(file, folder)
         else:
-            _unpack_tar(file, draft)
-        os.replace(draft, folder)
+            _unpack_tar(file, folder)
     except (*BROKEN, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DataError(
             f"{file}: the archive is broken, or has entries that must not be unpacked ({error})."
         ) from error
-    except OSError as error:
-        if not folder.is_dir():  # another process may have been faster
-            raise DataError(f"{file}: cannot be unpacked ({error.strerror or error}); unpack it yourself.") from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def _unpack_zip(file: Path, draft: Path) -> None:

@@ -18,6 +18,9 @@ NUM_MAPS, COLUMNS, MAP_SIDE = 16, 8, 96  # shown per stage; pixels of a map's lo
 CONSTANT = 1e-5  # of the largest deviation of the stage: a map that varies less is dead
 SAME = 0.999  # correlation of two maps that repeat each other
 
+NARROWER_OR_GENTLER = "Train again with a lower lr or less weight decay, or take a narrower encoder."
+NARROWER = "A narrower encoder would do the same in less time."
+
 
 def compute(subject: NetworkSubject) -> Facts:
     """A row per stage (or the layer of --layer) with its dead and duplicate channels, and a sheet of its strongest maps."""
@@ -82,24 +85,12 @@ def findings(images: list[dict[str, Any]]) -> list[Finding]:
         count = row["channels"]
         dead = set.intersection(*(set(each["dead"]) for each in rows))
         repeated = set.intersection(*({pair[1] for pair in each["duplicates"]} for each in rows))
-        if count > 1 and THRESHOLDS["dead channels"].crossed_by(len(dead) / count):
-            found.append(
-                Finding(
-                    "dead channels",
-                    "maps",
-                    round(len(dead) / count, 4),
-                    f"{len(dead)} of {count} channels of {row['name']} are constant over every image that was looked at.",
-                    "Train again with a lower lr or less weight decay, or take a narrower encoder.",
-                )
-            )
-        if count > 1 and THRESHOLDS["duplicate channels"].crossed_by(len(repeated) / count):
-            found.append(
-                Finding(
-                    "duplicate channels",
-                    "maps",
-                    round(len(repeated) / count, 4),
-                    f"{len(repeated)} of {count} channels of {row['name']} repeat another one.",
-                    "A narrower encoder would do the same in less time.",
-                )
-            )
+        for name, channels, fact, advice in (
+            ("dead channels", dead, "are constant over every image that was looked at", NARROWER_OR_GENTLER),
+            ("duplicate channels", repeated, "repeat another one", NARROWER),
+        ):
+            fraction = len(channels) / count
+            if count > 1 and THRESHOLDS[name].crossed_by(fraction):
+                sentence = f"{len(channels)} of {count} channels of {row['name']} {fact}."
+                found.append(Finding(name, "maps", round(fraction, 4), sentence, advice))
     return found

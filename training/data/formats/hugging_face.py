@@ -9,16 +9,13 @@ Classes: `id2label.json` or another class file.
 """
 
 import csv
-import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from models.cache_dir import user_cache_dir
 from models.errors import DataError, first_line
 from training.data.archive import check_space
 from training.data.class_file import read_dataset_classes
@@ -26,6 +23,7 @@ from training.data.formats.csv_table import IMAGE_COLUMNS, MASK_COLUMNS
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.splits import split_from_name
 from training.data.tree import MASK_SUFFIXES, FileTree, join, parent_of, stem_below, suffix_of
+from training.data.unpacked import unpack_once
 
 TABLE_SUFFIXES = (".parquet", ".arrow")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -208,32 +206,14 @@ def _unpack(file: Path) -> Path:
     """
     schema, _ = _schema(file)
     columns = _columns(schema)
-    stat = file.stat()
-    key = f"{os.path.abspath(file)} {stat.st_size} {stat.st_mtime_ns} {columns}"
-    try:
-        folder = user_cache_dir("tables") / hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:24]
-        if folder.is_dir():
-            return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent))
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{file}: cannot be unpacked into the cache folder ({error}); save its images as files."
-        ) from error
-    try:
-        check_space(file, stat.st_size, draft)
+
+    def fill(folder: Path) -> None:
+        check_space(file, file.stat().st_size, folder)
         for number, row in enumerate(_rows(file, columns) if columns else ()):
             for kind, cell in zip(("image", "mask"), row, strict=True):
-                _write_cell(draft / f"{number:06d}.{kind}", cell, file)
-        os.replace(draft, folder)
-    except OSError as error:
-        if not folder.is_dir():  # another process may have been faster
-            raise DataError(
-                f"{file}: cannot be unpacked ({error.strerror or error}); save its images as files."
-            ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return folder
+                _write_cell(folder / f"{number:06d}.{kind}", cell, file)
+
+    return unpack_once(file, "tables", fill, "save its images as files", f" {columns}")
 
 
 def _rows(file: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
