@@ -1,7 +1,7 @@
 """Load while a worker is killed, and while the service stops: `python -m benchmarks.failures [SECONDS] [BUNDLE]`.
 
 200 connections send requests without a pause for SECONDS (60 by default) to a service of two workers. After a third of the time a
-worker is killed with SIGKILL; at the end the service gets SIGTERM while all go on. Counts the responses by status in each phase,
+worker is killed with SIGKILL; at the end the service gets SIGTERM while all continue. Counts the responses by status in each phase,
 those that were lost, and those whose connection was refused after the stop. No response may be a 5xx other than 503, and none
 may be lost but on the killed worker. Writes benchmarks/results/failures.json, and exits with 1 on a failure.
 """

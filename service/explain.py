@@ -75,7 +75,7 @@ class ExplainedImage(Prediction):
 
 @dataclass(frozen=True)
 class ExplainPipeline(SegmentationPipeline):
-    """Decodes as for a mask, computes a view in place of a mask, and encodes numbers and pictures as JSON."""
+    """Decodes as for a mask, computes a view in place of a mask, and encodes numbers and images as JSON."""
 
     view: str = "certainty"
     point: tuple[int, int] | None = None  # (x, y) in the upright image
@@ -99,11 +99,11 @@ class ExplainPipeline(SegmentationPipeline):
         return ExplainedImage(pixels, np.zeros((1, 1), np.uint8), facts=BLACK_BOX_VIEWS[self.view].compute(subject))
 
     def encode(self, prediction: Prediction) -> EncodedMask:
-        """JSON: `view`, `numbers`, and `pictures`, PNGs in base64 at the network's scale."""
+        """JSON: `view`, `numbers`, and `images`, PNGs in base64 at the network's scale."""
         assert isinstance(prediction, ExplainedImage)
         facts = prediction.facts
-        pictures = {name: encode_png(picture) for name, picture in facts.pictures.items()}
-        content = {"view": self.view, "numbers": facts.numbers, "pictures": pictures}
+        images = {name: encode_png(image) for name, image in facts.images.items()}
+        content = {"view": self.view, "numbers": facts.numbers, "images": images}
         return EncodedMask(json.dumps(content).encode(), prediction.labels)
 
 
@@ -116,8 +116,8 @@ def check_takes_photographs(rule: InputRule) -> None:
         )
 
 
-def encode_png(picture: RGB) -> str:
-    """An RGB picture as a PNG in base64."""
-    done, data = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+def encode_png(image: RGB) -> str:
+    """An RGB image as a PNG in base64."""
+    done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     assert done  # of uint8 with three channels
     return base64.b64encode(data.tobytes()).decode()

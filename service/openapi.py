@@ -145,7 +145,7 @@ EXPLAIN_ROUTE: dict[str, Any] = {
     "response_class": Response,
     "responses": {
         200: {
-            "description": "JSON: `view`, `numbers`, and `pictures`, PNGs in base64 of the image as the network sees it",
+            "description": "JSON: `view`, `numbers`, and `images`, PNGs in base64 of the image as the network sees it",
             "content": {"application/json": {}},
         },
         **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),

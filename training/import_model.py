@@ -138,7 +138,7 @@ def import_onnx(
 
 
 def with_channels(rule: InputRule, input_spec: InputSpec) -> InputRule:
-    """The resize rule with the graph's channels. The range is for pictures of the channels: the graph clips nothing."""
+    """The resize rule with the graph's channels. The range is for display of the channels: the graph clips nothing."""
     if input_spec.is_rgb:
         return rule
     if input_spec.samples == "uint8":

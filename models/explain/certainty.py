@@ -44,14 +44,14 @@ def compute(subject: Subject) -> Facts:
         "reversed_channels_gain": reversed_channels_gain(subject, maps["confidence"]),
         "by_class": by_class,
     }
-    pictures = {
+    images = {
         "prediction": label_colors(subject.labels, subject.classes),
         "confidence": heat_colors(maps["confidence"], 1.0),
         "entropy": heat_colors(maps["entropy"], 1.0),
         "margin": heat_colors(maps["margin"], 1.0),
         "spread": heat_colors(spread, 0.5),
     }
-    return Facts(numbers, pictures)
+    return Facts(numbers, images)
 
 
 def reversed_channels_gain(subject: Subject, confidence: Map) -> float | None:

@@ -38,26 +38,26 @@ def label_colors(labels: Labels, classes: list[ClassInfo]) -> RGB:
     return np.array(palette(classes), np.uint8)[labels]
 
 
-def enlarge(picture: RGB, factor: int) -> RGB:
+def enlarge(image: RGB, factor: int) -> RGB:
     """Repeat every pixel `factor` times in both directions."""
-    return np.ascontiguousarray(picture.repeat(factor, axis=0).repeat(factor, axis=1))
+    return np.ascontiguousarray(image.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-def tile_pictures(pictures: list[RGB], columns: int, gap: int = 2) -> RGB:
-    """Pictures of one size in rows of `columns`, with a transparent-looking gray gap; RGB uint8."""
-    height, width = pictures[0].shape[:2]
-    rows = -(-len(pictures) // columns)
+def tile_images(images: list[RGB], columns: int, gap: int = 2) -> RGB:
+    """Images of one size in rows of `columns`, with a transparent-looking gray gap; RGB uint8."""
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 128, np.uint8)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet
 
 
-def shrink(picture: RGB, longest: int) -> RGB:
+def shrink(image: RGB, longest: int) -> RGB:
     """Resize by area so that the long side has at most `longest` pixels."""
-    scale = longest / max(picture.shape[:2])
+    scale = longest / max(image.shape[:2])
     if scale >= 1:
-        return picture
-    size = (max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale)))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+        return image
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -14,7 +14,7 @@ class Facts:
     """The result of a view."""
 
     numbers: dict[str, Any] = field(default_factory=dict)  # JSON values, for explain.json and the template
-    pictures: dict[str, RGB] = field(default_factory=dict)  # RGB uint8 h x w x 3 by name: PNGs, and images of the page
+    images: dict[str, RGB] = field(default_factory=dict)  # RGB uint8 h x w x 3 by name: for the page and as PNGs
     files: dict[str, bytes] = field(default_factory=dict)  # other files by name, such as an animation
     page_data: dict[str, Any] = field(default_factory=dict)  # JSON values for the page's script only
 

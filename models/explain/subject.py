@@ -37,14 +37,14 @@ class Subject:
         return self.image.shape[0], self.image.shape[1]
 
     @cached_property
-    def picture(self) -> RGB:
+    def rgb(self) -> RGB:
         """The image for people, RGB uint8 H x W x 3; of other channels than RGB, three of them."""
         return to_rgb(self.image, self.segmenter.rule)
 
     @cached_property
-    def gray_picture(self) -> NDArray[np.float64]:
-        """The picture without color, float64 H x W x 3 in 0..255, for maps on top of it."""
-        return np.asarray(self.picture.mean(axis=2, keepdims=True).repeat(3, axis=2), np.float64)
+    def gray(self) -> NDArray[np.float64]:
+        """The image without color, float64 H x W x 3 in 0..255, for maps on top of it."""
+        return np.asarray(self.rgb.mean(axis=2, keepdims=True).repeat(3, axis=2), np.float64)
 
     @cached_property
     def mean_sample(self) -> Values:

@@ -1,4 +1,4 @@
-"""A picture of a sample for people: three of its channels as RGB."""
+"""A sample as an RGB image for display: three of its channels."""
 
 from pathlib import Path
 

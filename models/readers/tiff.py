@@ -67,7 +67,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
 
 
 def has_plain_samples(page: ImageFileDirectory) -> bool:
-    """Whether this reader reads the page: every band has the same type of whole bytes, and values stand for themselves."""
+    """Whether this reader reads the page: every band has the same type of whole bytes, and values mean themselves."""
     kinds = list(page.iterate_values(SAMPLE_FORMAT)) or [1]
     bits = list(page.iterate_values(tags.BITS_PER_SAMPLE)) or [1]
     compression = page.first_value(tags.COMPRESSION, 1)
@@ -227,7 +227,7 @@ def _decompress_with_libtiff(contents: list[memoryview], heights: list[int], row
     end = 8 + sum(sizes) + sum(sizes) % 2  # of the strips; two tables of 32 bits follow, and the directory
     offsets = itertools.accumulate(sizes[:-1], initial=8)
     tables = struct.pack(f"<{len(sizes)}I", *offsets) + struct.pack(f"<{len(sizes)}I", *sizes)
-    one = len(sizes) == 1  # a table of one number stands in the entry itself
+    one = len(sizes) == 1  # a table of one number is in the entry itself
     entries = (
         (tags.WIDTH, 1, row_bytes), (tags.HEIGHT, 1, sum(heights)), (tags.BITS_PER_SAMPLE, 1, 8),
         (tags.COMPRESSION, 1, compression), (tags.PHOTOMETRIC, 1, BLACK_IS_ZERO),

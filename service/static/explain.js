@@ -10,18 +10,18 @@ export class ExplainPanel {
   constructor(panel, request) {
     this.panel = panel;
     this.request = request;
-    this.file = null; // the image that the pictures are of
+    this.file = null; // the image that the views are of
     panel.ontoggle = () => panel.open && this.update();
   }
 
-  // A new image: its pictures are fetched when the panel is open.
+  // A new image: its views are fetched when the panel is open.
   update() {
     const request = this.request();
     if (!this.panel.open || !request || request.file === this.file) return;
     this.file = request.file;
-    this.pictures = createElement("div", { className: "explain-pictures" });
+    this.images = createElement("div", { className: "explain-images" });
     this.text = createElement("p", { className: "small", role: "status" });
-    this.panel.querySelector("div").replaceChildren(this.pictures, this.text);
+    this.panel.querySelector("div").replaceChildren(this.images, this.text);
     this.load({ view: "certainty" });
   }
 
@@ -41,10 +41,10 @@ export class ExplainPanel {
     }
   }
 
-  async show({ view, numbers, pictures }) {
-    for (const [name, png] of Object.entries(pictures)) await this.draw(name, png);
+  async show({ view, numbers, images }) {
+    for (const [name, png] of Object.entries(images)) await this.draw(name, png);
     this.text.textContent = view === "certainty"
-      ? `Mean confidence ${formatPercent(numbers.confidence)}; ${formatPercent(numbers.tta_changed)} of the pixels have another label when the image is flipped or scaled. Click a picture to see what the class of a pixel depends on.`
+      ? `Mean confidence ${formatPercent(numbers.confidence)}; ${formatPercent(numbers.tta_changed)} of the pixels have another label when the image is flipped or scaled. Click an image to see what the class of a pixel depends on.`
       : `${numbers.class} (${formatPercent(numbers.probability)}), then ${numbers.runner_up} (${formatPercent(numbers.runner_up_probability)}). Red: hiding this part lowers the probability.`;
   }
 
@@ -59,7 +59,7 @@ export class ExplainPanel {
       this.load({ view: "occlusion", at: [x * size.width, y * size.height].map((each) => Math.floor(each)).join(",") });
     };
     const figure = createElement("figure", { className: `explain-${name}` }, [canvas, createElement("figcaption", { textContent: TITLES[name] ?? name })]);
-    this.pictures.querySelector(`.explain-${name}`)?.remove();
-    this.pictures.append(figure);
+    this.images.querySelector(`.explain-${name}`)?.remove();
+    this.images.append(figure);
   }
 }

@@ -1,4 +1,4 @@
-"""The panel "Look inside", which exists with MASKSERVE_EXPLAIN=on: its pictures are those of POST /v1/explain."""
+"""The panel "Look inside", which exists with MASKSERVE_EXPLAIN=on: its images are those of POST /v1/explain."""
 
 import base64
 import io
@@ -30,19 +30,19 @@ def explain_url(bundle: Path) -> Iterator[str]:
         yield url
 
 
-def shown_picture(sight: PageDriver, name: str) -> np.ndarray:
+def shown_image(sight: PageDriver, name: str) -> np.ndarray:
     """The pixels of a canvas of the panel, RGB uint8 H x W x 3."""
     width, height, *values = sight.page.locator(f"#explain .explain-{name} canvas").evaluate(READ_CANVAS)
     return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
 
 
 def expected(url: str, **query: str) -> tuple[dict, dict[str, np.ndarray]]:
-    """Numbers and pictures of the service."""
+    """Numbers and images of the service."""
     content = httpx.post(f"{url}/v1/explain", params=query, content=PNG, timeout=60).json()
-    pictures = {
-        name: np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for name, png in content["pictures"].items()
+    images = {
+        name: np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for name, png in content["images"].items()
     }
-    return content["numbers"], pictures
+    return content["numbers"], images
 
 
 def test_the_panel_shows_certainty_and_what_a_clicked_pixel_depends_on(open_page: OpenPage, explain_url: str) -> None:
@@ -53,11 +53,11 @@ def test_the_panel_shows_certainty_and_what_a_clicked_pixel_depends_on(open_page
     sight.page.click("#explain summary")
     status = sight.page.locator("#explain [role=status]")
     status.filter(has_text="Mean confidence").wait_for()
-    numbers, pictures = expected(explain_url)
+    numbers, images = expected(explain_url)
     mean = float(re.findall(r"[\d.]+", status.inner_text())[0])
     assert mean == pytest.approx(100 * numbers["confidence"], abs=0.6)
     for name in ("confidence", "entropy", "margin", "spread"):
-        np.testing.assert_array_equal(shown_picture(sight, name), pictures[name])
+        np.testing.assert_array_equal(shown_image(sight, name), images[name])
 
     canvas = sight.page.locator("#explain .explain-entropy canvas")
     box = canvas.bounding_box()
@@ -68,10 +68,10 @@ def test_the_panel_shows_certainty_and_what_a_clicked_pixel_depends_on(open_page
     at = parse_qs(urlsplit(asked.value.url).query)["at"][0]
     assert np.abs(np.array(at.split(","), int) - (20, 40)).max() <= 1  # the pixel under the pointer
     sight.page.wait_for_selector("#explain .explain-occlusion canvas")
-    numbers, pictures = expected(explain_url, view="occlusion", at=at)
+    numbers, images = expected(explain_url, view="occlusion", at=at)
     status.filter(has_text=numbers["class"]).wait_for()
-    np.testing.assert_array_equal(shown_picture(sight, "occlusion"), pictures["occlusion"])
-    assert np.ptp(pictures["occlusion"].astype(int)) > 0
+    np.testing.assert_array_equal(shown_image(sight, "occlusion"), images["occlusion"])
+    assert np.ptp(images["occlusion"].astype(int)) > 0
 
 
 def test_there_is_no_panel_by_default(open_page: OpenPage, url: str) -> None:

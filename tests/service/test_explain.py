@@ -25,12 +25,12 @@ def test_certainty_and_occlusion(client: TestClient) -> None:
     response = client.post("/v1/explain", content=IMAGE)
     assert response.status_code == 200 and response.headers["content-type"] == "application/json"
     content = response.json()
-    assert set(content["pictures"]) == {"prediction", "confidence", "entropy", "margin", "spread"}
+    assert set(content["images"]) == {"prediction", "confidence", "entropy", "margin", "spread"}
     assert 0 < content["numbers"]["confidence"] <= 1
-    picture = Image.open(io.BytesIO(base64.b64decode(content["pictures"]["entropy"])))
-    assert picture.size == (64, 48) and picture.mode == "RGB"
+    image = Image.open(io.BytesIO(base64.b64decode(content["images"]["entropy"])))
+    assert image.size == (64, 48) and image.mode == "RGB"
     occlusion = client.post("/v1/explain?view=occlusion&at=10,20", content=IMAGE).json()
-    assert occlusion["numbers"]["class"].startswith("class") and "occlusion" in occlusion["pictures"]
+    assert occlusion["numbers"]["class"].startswith("class") and "occlusion" in occlusion["images"]
     assert client.get("/v1/models").json()[0]["explain"] is True
     assert client.get("/static/explain.js").status_code == 200
 

@@ -160,8 +160,8 @@ def test_the_service_takes_files_of_the_channels_and_says_which(chip_bundle: Pat
             response = http.post("/v1/segment", content=data)
             assert response.status_code == 422
             assert "takes 4 channels of uint16 (red, green, blue, nir)" in response.json()["detail"]
-        picture = http.post("/v1/segment?format=overlay&alpha=0&bands=nir,red,green", content=encode_tiff(values))
-        assert Image.open(io.BytesIO(picture.content)).size == (64, 64)
+        image = http.post("/v1/segment?format=overlay&alpha=0&bands=nir,red,green", content=encode_tiff(values))
+        assert Image.open(io.BytesIO(image.content)).size == (64, 64)
         assert http.post("/v1/segment?format=overlay&bands=swir", content=encode_tiff(values)).status_code == 400
         (model,) = http.get("/v1/models").json()
         assert model["spec"]["input"]["channels"] == list(CHANNELS)

@@ -60,7 +60,7 @@ class SegmentationDataset:
         return self.sample(index).values
 
     def rgb(self, index: int) -> RGB:
-        """A picture of the image for people, RGB uint8 H x W x 3: of a photograph, its pixels. Raises: ImageError, DataError."""
+        """The image for display, RGB uint8 H x W x 3: of a photograph, its pixels. Raises: ImageError, DataError."""
         if self.input is None:
             return read_preview(self.pairs[index].image)
         return to_rgb(self.image(index), self.input)

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.explain.colors import enlarge, tile_pictures
+from models.explain.colors import enlarge, tile_images
 from models.explain.facts import Facts, Finding
 from models.imaging.decode import RGB
 from training.engine.kernel_snapshots import Kernels, read_snapshots
-from training.explain.kernels import kernel_picture, orientation_selectivity
+from training.explain.kernels import kernel_image, orientation_selectivity
 from training.reports.line_chart import parse_cell, read_rows
 from training.run_folder import KERNELS_FILE, METRICS_CSV
 
@@ -22,7 +22,7 @@ GIF_MILLISECONDS = 250  # per frame; the last one stays longer
 
 
 def compute(run: Path) -> Facts:
-    """A row per snapshot, its picture, and all of them as a GIF."""
+    """A row per snapshot, its image, and all of them as a GIF."""
     snapshots = read_snapshots(run / KERNELS_FILE)
     steps = list(snapshots)
     if len(steps) > MAX_FRAMES:
@@ -44,13 +44,13 @@ def compute(run: Path) -> Facts:
             }
         )
     frames = [sheet(snapshots[step]) for step in steps]
-    pictures = {f"{index:03d}": frame for index, frame in enumerate(frames)}
+    images = {f"{index:03d}": frame for index, frame in enumerate(frames)}
     numbers = {
         "snapshots": rows,
         "kernels": list(first.shape),
         "rise": rows[-1]["selectivity"] - rows[0]["selectivity"],
     }
-    return Facts(numbers, pictures, files={"evolution.gif": gif(frames)})
+    return Facts(numbers, images, files={"evolution.gif": gif(frames)})
 
 
 def nearest_metrics(curves: list[dict[str, float]], step: int) -> dict[str, float | None]:
@@ -61,8 +61,8 @@ def nearest_metrics(curves: list[dict[str, float]], step: int) -> dict[str, floa
 
 
 def sheet(kernels: Kernels) -> RGB:
-    """All kernels O x C x k x l of a snapshot as one picture, a pixel per weight."""
-    return tile_pictures([kernel_picture(kernel) for kernel in kernels.astype(np.float32)], COLUMNS, gap=1)
+    """All kernels O x C x k x l of a snapshot as one image, a pixel per weight."""
+    return tile_images([kernel_image(kernel) for kernel in kernels.astype(np.float32)], COLUMNS, gap=1)
 
 
 def gif(frames: list[RGB]) -> bytes:

@@ -52,7 +52,7 @@ class Tally:
 
 
 def compute(source: Source, samples: SegmentationDataset) -> Facts:
-    """The sums over up to MAX_IMAGES images of the data, and pictures of the worst ones."""
+    """The sums over up to MAX_IMAGES images of the data, and views of the worst ones."""
     tally = Tally(ConfusionMatrix(len(source.classes)))
     indices = samples.evenly_spaced_indices(MAX_IMAGES)
     for number, index in enumerate(indices):
@@ -60,10 +60,10 @@ def compute(source: Source, samples: SegmentationDataset) -> Facts:
         swap = number < NUM_SWAPPED and source.segmenter.rule.is_photograph
         add_image(tally, source.segmenter, samples.pairs[index].name, index, sample, target, swap)
     worst = sorted(tally.images, key=lambda row: row["accuracy"])[:NUM_WORST]
-    pictures: dict[str, RGB] = {}
+    images: dict[str, RGB] = {}
     for rank, row in enumerate(worst):
-        pictures |= worst_pictures(source.segmenter, samples, row["index"], rank, source.classes)
-    return Facts(summarise(tally, source.classes, worst), pictures)
+        images |= worst_images(source.segmenter, samples, row["index"], rank, source.classes)
+    return Facts(summarise(tally, source.classes, worst), images)
 
 
 def add_image(
@@ -218,7 +218,7 @@ def error_rows(counts: NDArray[np.int64], ends: tuple[int, ...]) -> list[dict[st
     ]
 
 
-def worst_pictures(
+def worst_images(
     segmenter: Segmenter, samples: SegmentationDataset, index: int, rank: int, classes: list[ClassInfo]
 ) -> dict[str, RGB]:
     """The image, ground truth, prediction, and errors in red."""
@@ -232,7 +232,7 @@ def worst_pictures(
         "prediction": label_colors(labels, classes),
         "errors": errors,
     }
-    return {f"worst-{rank}-{name}": shrink(picture, 480) for name, picture in panes.items()}
+    return {f"worst-{rank}-{name}": shrink(image, 480) for name, image in panes.items()}
 
 
 def findings(images: list[dict[str, Any]]) -> list[Finding]:

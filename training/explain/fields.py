@@ -66,7 +66,7 @@ def compute(subject: NetworkSubject) -> Facts:
         "typical_thickness": round(float(np.median(typical)), 1) if typical else None,
         "size": [height, width],
     }
-    return Facts(numbers, {"field": field_picture(subject, heat, theoretical)}, page_data={"box": theoretical or 0})
+    return Facts(numbers, {"field": field_image(subject, heat, theoretical)}, page_data={"box": theoretical or 0})
 
 
 def gradient_field(subject: NetworkSubject, point: tuple[int, int]) -> Heat:
@@ -140,18 +140,18 @@ def blind_fraction(labels: Labels, label: int, theoretical: int | None) -> float
     return float(deep.sum() / inside.sum())
 
 
-def field_picture(subject: NetworkSubject, heat: Heat, theoretical: int | None) -> RGB:
+def field_image(subject: NetworkSubject, heat: Heat, theoretical: int | None) -> RGB:
     """The image in gray, the effective field over it, and the theoretical box."""
-    gray = subject.gray_picture
+    gray = subject.gray
     smooth = cv2.GaussianBlur(heat, (0, 0), max(1.0, min(subject.size) / 200))
     strength = np.clip(smooth / max(float(smooth.max()), 1e-12), 0, 1)[..., None] ** 0.5
-    picture = np.ascontiguousarray(gray * (1 - strength) * 0.7 + heat_colors(strength[..., 0]) * strength, np.uint8)
+    image = np.ascontiguousarray(gray * (1 - strength) * 0.7 + heat_colors(strength[..., 0]) * strength, np.uint8)
     x, y = subject.point
     if theoretical:
         half = theoretical // 2
-        cv2.rectangle(picture, (x - half, y - half), (x + half, y + half), (255, 255, 255), 1)
-    cv2.drawMarker(picture, (x, y), (255, 60, 60), cv2.MARKER_CROSS, 9, 1)
-    return picture
+        cv2.rectangle(image, (x - half, y - half), (x + half, y + half), (255, 255, 255), 1)
+    cv2.drawMarker(image, (x, y), (255, 60, 60), cv2.MARKER_CROSS, 9, 1)
+    return image
 
 
 def findings(images: list[dict[str, Any]]) -> list[Finding]:

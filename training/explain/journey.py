@@ -18,12 +18,12 @@ NUM_THUMBNAILS, THUMBNAIL_SIDE = 4, 112  # maps per stage, pixels of their long 
 
 def compute(subject: NetworkSubject) -> Facts:
     """A row per stage, and thumbnails of its strongest maps."""
-    rows, pictures = [], {"input": shrink(subject.picture, 2 * THUMBNAIL_SIDE)}
+    rows, images = [], {"input": shrink(subject.rgb, 2 * THUMBNAIL_SIDE)}
     modules = dict(subject.inside.network.body.named_modules())
     for index, stage in enumerate(subject.stages):
         maps = subject.stage_maps.get(stage.name)
-        for rank, picture in enumerate(thumbnails(maps) if maps is not None else []):
-            pictures[f"{index:02d}-{rank}"] = picture
+        for rank, image in enumerate(thumbnails(maps) if maps is not None else []):
+            images[f"{index:02d}-{rank}"] = image
         rows.append(
             {
                 "name": stage.name,
@@ -36,7 +36,7 @@ def compute(subject: NetworkSubject) -> Facts:
                 "flops": stage.flops,
             }
         )
-    return Facts({"stages": rows, "input": list(subject.input.shape[1:])}, pictures)
+    return Facts({"stages": rows, "input": list(subject.input.shape[1:])}, images)
 
 
 def convolutions(modules: list[nn.Module]) -> list[dict[str, Any]]:
@@ -59,17 +59,17 @@ def strongest_channels(maps: Tensor, count: int) -> list[int]:
 
 def thumbnails(maps: Tensor) -> list[RGB]:
     """The strongest channels of maps C x h x w as colors, strongest first."""
-    return [map_picture(maps[channel], THUMBNAIL_SIDE) for channel in strongest_channels(maps, NUM_THUMBNAILS)]
+    return [map_image(maps[channel], THUMBNAIL_SIDE) for channel in strongest_channels(maps, NUM_THUMBNAILS)]
 
 
-def map_picture(plane: Tensor, longest: int) -> RGB:
+def map_image(plane: Tensor, longest: int) -> RGB:
     """A map h x w as colors, from its minimum to its maximum; small maps are enlarged in whole pixels."""
     values = plane.detach().to(torch.float32).numpy()
-    picture = heat_colors(values - values.min())
+    image = heat_colors(values - values.min())
     factor = longest // max(values.shape)
     if factor > 1:
-        return np.asarray(cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST), np.uint8)
-    return shrink(picture, longest)
+        return np.asarray(cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST), np.uint8)
+    return shrink(image, longest)
 
 
 def findings(images: list[dict[str, Any]]) -> list[Finding]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.explain.colors import enlarge, signed_colors, tile_pictures
+from models.explain.colors import enlarge, signed_colors, tile_images
 from models.explain.facts import Facts, Finding
 from models.explain.thresholds import THRESHOLDS
 from models.imaging.decode import RGB
@@ -19,7 +19,7 @@ from training.explain.subject import NetworkSubject, record_outputs, stage_modul
 
 TITLE = "Kernels"
 DEAD_NORM = 0.01  # of the layer's median; a kernel below it has no effect
-MAX_KERNELS, SHEET_COLUMNS, KERNEL_SIDE = 96, 16, 42  # on the page; pixels of a kernel's picture
+MAX_KERNELS, SHEET_COLUMNS, KERNEL_SIDE = 96, 16, 42  # on the page; pixels of a kernel's image
 MAX_SHEETS = 16  # channels of the image whose kernels are shown, if they are not RGB
 NUM_UNITS, NUM_PATCHES, MAX_PATCH, PATCH_SIDE = 6, 3, 96, 56  # per stage; pixels cut out at most, and shown
 WORKED_SIDE = 24  # pixels of the worked example's image
@@ -34,7 +34,7 @@ def compute(subject: NetworkSubject) -> Facts:
     weights = layer.weight.detach().to(torch.float32)
     norms = kernel_norms(layer)
     dead = dead_kernels(norms)
-    pictures, sheets = first_layer_sheets(weights[:MAX_KERNELS], subject.segmenter.rule.channels)
+    images, sheets = first_layer_sheets(weights[:MAX_KERNELS], subject.segmenter.rule.channels)
     units: dict[str, Any] = {}
     for stage in [facts.check_layer(subject.layer)] if subject.layer else list(subject.stage_maps):
         maps = layer_maps(subject, stage)
@@ -44,7 +44,7 @@ def compute(subject: NetworkSubject) -> Facts:
         side = min(MAX_PATCH, field or MAX_PATCH)
         chosen = strongest_channels(maps, NUM_UNITS)
         patches = [best_patches(subject, maps[channel], side) for channel in chosen]
-        pictures[f"units-{len(units):02d}"] = tile_pictures([patch for row in patches for patch, _ in row], NUM_PATCHES)
+        images[f"units-{len(units):02d}"] = tile_images([patch for row in patches for patch, _ in row], NUM_PATCHES)
         units[stage] = [
             {"channel": channel, "positions": [position for _, position in row], "receptive_field": field}
             for channel, row in zip(chosen, patches, strict=True)
@@ -60,7 +60,7 @@ def compute(subject: NetworkSubject) -> Facts:
         "layers": [{"name": each, **norm_summary(module)} for each, module in facts.layers().items()],
         "units": units,
     }
-    return Facts(numbers, pictures, page_data={"worked": worked_convolution(subject, layer, norms)})
+    return Facts(numbers, images, page_data={"worked": worked_convolution(subject, layer, norms)})
 
 
 def layer_maps(subject: NetworkSubject, name: str) -> Tensor | None:
@@ -92,7 +92,7 @@ def norm_summary(layer: nn.Conv2d) -> dict[str, Any]:
     return {"kernels": len(norms), "dead": len(dead_kernels(norms)), "min": low, "median": middle, "max": high}
 
 
-def kernel_picture(kernel: Values) -> RGB:
+def kernel_image(kernel: Values) -> RGB:
     """A kernel C x k x l as RGB uint8: three channels as a color image, others as the mean in blue and red."""
     peak = float(np.abs(kernel).max()) or 1.0
     if len(kernel) == 3:
@@ -101,40 +101,40 @@ def kernel_picture(kernel: Values) -> RGB:
 
 
 def first_layer_sheets(weights: Tensor, channels: tuple[str, ...]) -> tuple[dict[str, RGB], dict[str, str]]:
-    """Kernels O x C x k x l as pictures, and the title of each: one in color for RGB, else one in gray for each channel.
+    """Kernels O x C x k x l as images, and the title of each: one in color for RGB, else one in gray for each channel.
 
     A gray sheet for each channel of the image, up to MAX_SHEETS of them; zero is gray, and a kernel has one scale in all.
     """
     kernels = weights.detach().numpy()
     if len(channels) == kernels.shape[1] == len(RGB_CHANNELS) and set(map(str.lower, channels)) == set(RGB_CHANNELS):
         order = [list(map(str.lower, channels)).index(name) for name in RGB_CHANNELS]
-        return {"first-layer": kernel_sheet([kernel_picture(kernel[order]) for kernel in kernels])}, {"first-layer": ""}
+        return {"first-layer": kernel_sheet([kernel_image(kernel[order]) for kernel in kernels])}, {"first-layer": ""}
     names = channels if len(channels) == kernels.shape[1] else [f"channel {index}" for index in range(kernels.shape[1])]
     peaks = [float(np.abs(kernel).max()) or 1.0 for kernel in kernels]
-    pictures = {
+    images = {
         f"first-layer-{index:02d}": kernel_sheet(
-            [gray_picture(kernel[index], peak) for kernel, peak in zip(kernels, peaks, strict=True)]
+            [gray_image(kernel[index], peak) for kernel, peak in zip(kernels, peaks, strict=True)]
         )
         for index in range(min(MAX_SHEETS, len(names)))
     }
-    return pictures, dict(zip(pictures, names, strict=False))
+    return images, dict(zip(images, names, strict=False))
 
 
-def gray_picture(plane: Values, peak: float) -> RGB:
+def gray_image(plane: Values, peak: float) -> RGB:
     """One channel k x l of a kernel, -peak..peak, as gray RGB uint8."""
     return np.asarray((plane / peak * 127 + 128).clip(0, 255)[..., None].repeat(3, axis=2), np.uint8)
 
 
-def kernel_sheet(pictures: list[RGB]) -> RGB:
-    """Small pictures of kernels as one, in rows of SHEET_COLUMNS."""
-    pictures = [enlarge(picture, max(1, KERNEL_SIDE // max(picture.shape[:2]))) for picture in pictures]
-    return tile_pictures(pictures, SHEET_COLUMNS, gap=4)
+def kernel_sheet(images: list[RGB]) -> RGB:
+    """Small images of kernels as one, in rows of SHEET_COLUMNS."""
+    images = [enlarge(image, max(1, KERNEL_SIDE // max(image.shape[:2]))) for image in images]
+    return tile_images(images, SHEET_COLUMNS, gap=4)
 
 
 def best_patches(subject: NetworkSubject, plane: Tensor, side: int) -> list[tuple[RGB, list[int]]]:
     """The parts of the image at the highest values of a map, and their centers (x, y); each hides its surroundings."""
     values = plane.detach().numpy().copy()
-    image = subject.picture
+    image = subject.rgb
     scale = subject.input.shape[-1] / values.shape[1]
     found = []
     for _ in range(NUM_PATCHES):
@@ -189,7 +189,7 @@ def worked_convolution(subject: NetworkSubject, layer: nn.Conv2d, norms: Values)
         "kernel": np.round(weight[kernel].numpy(), 4).tolist(),
         "bias": 0.0 if layer.bias is None else round(float(layer.bias[kernel].detach()), 4),
         "patch": np.round(part[0].numpy(), 3).tolist() if groups == 1 else [],
-        "picture": subject.picture[top : top + side, left : left + side].tolist(),
+        "pixels": subject.rgb[top : top + side, left : left + side].tolist(),
         "origin": [left, top],
         "stride": max(layer.stride),
         "padding": layer.padding[0] if isinstance(layer.padding, tuple) else 0,

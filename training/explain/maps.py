@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.explain.colors import tile_pictures
+from models.explain.colors import tile_images
 from models.explain.facts import Facts, Finding
 from models.explain.thresholds import THRESHOLDS
-from training.explain.journey import map_picture, strongest_channels
+from training.explain.journey import map_image, strongest_channels
 from training.explain.kernels import layer_maps
 from training.explain.subject import NetworkSubject, stage_modules
 
@@ -24,16 +24,14 @@ NARROWER = "A narrower encoder would do the same in less time."
 
 def compute(subject: NetworkSubject) -> Facts:
     """A row per stage (or the layer of --layer) with its dead and duplicate channels, and a sheet of its strongest maps."""
-    rows, pictures = [], {}
+    rows, images = [], {}
     names = [subject.inside.check_layer(subject.layer)] if subject.layer else list(subject.stage_maps)
     for index, name in enumerate(names):
         maps = layer_maps(subject, name)
         if maps is None:
             continue
         strongest = strongest_channels(maps, NUM_MAPS)
-        pictures[f"{index:02d}"] = tile_pictures(
-            [map_picture(maps[channel], MAP_SIDE) for channel in strongest], COLUMNS
-        )
+        images[f"{index:02d}"] = tile_images([map_image(maps[channel], MAP_SIDE) for channel in strongest], COLUMNS)
         dead = dead_channels(maps)
         rows.append(
             {
@@ -47,7 +45,7 @@ def compute(subject: NetworkSubject) -> Facts:
                 "sparsity": round(float((maps == 0).float().mean()), 4),
             }
         )
-    return Facts({"stages": rows}, pictures)
+    return Facts({"stages": rows}, images)
 
 
 def dead_channels(maps: Tensor) -> list[int]:

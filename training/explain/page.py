@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from training.explain.run import Explanation
 
 TEMPLATE_FOLDER = Path(__file__).parent / "templates"
-MAX_SIDE = 640  # pixels of a picture on the page; the PNGs beside it have all
-FEW_COLORS = 256  # pictures with fewer colors are smaller as PNG
+MAX_SIDE = 640  # pixels of an image on the page; the PNGs beside it have all
+FEW_COLORS = 256  # images with fewer colors are smaller as PNG
 
 
 def write_page(target: Path, result: "Explanation") -> None:
@@ -40,7 +40,7 @@ def write_page(target: Path, result: "Explanation") -> None:
                 "name": name,
                 "index": names.index(name) if name in names else -1,
                 "numbers": facts.numbers,
-                "pictures": {key: picture_uri(picture) for key, picture in facts.pictures.items()},
+                "images": {key: image_uri(values) for key, values in facts.images.items()},
                 "data": script_json(facts.page_data),
             }
             for name, facts in result.facts[view].items()
@@ -50,7 +50,7 @@ def write_page(target: Path, result: "Explanation") -> None:
         )
         sections.append({"view": view, "title": VIEWS[view].TITLE, "body": Markup(body)})
     images = [
-        {"name": name, "uri": jpeg_data_uri(shrink(subject.picture, MAX_SIDE)), "size": subject.size}
+        {"name": name, "uri": jpeg_data_uri(shrink(subject.rgb, MAX_SIDE)), "size": subject.size}
         for name, subject in result.subjects.items()
     ]
     pointers = [pointer_data(subject) for subject in result.subjects.values()]
@@ -78,9 +78,9 @@ def write_page(target: Path, result: "Explanation") -> None:
         target.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def picture_uri(picture: RGB) -> str:
-    """A picture as a data URI: PNG if it has few colors, else JPEG; shrunk to the page."""
-    small = shrink(picture, MAX_SIDE)
+def image_uri(values: RGB) -> str:
+    """An image as a data URI: PNG if it has few colors, else JPEG; shrunk to the page."""
+    small = shrink(values, MAX_SIDE)
     image = Image.fromarray(small)
     if image.getcolors(FEW_COLORS) is None and min(small.shape[:2]) > 32:
         return jpeg_data_uri(small)

@@ -1,7 +1,7 @@
 """Look inside a network: `maskserve explain BUNDLE IMAGE...`.
 
 Opens the network, computes every view of every image, draws findings from their numbers, and writes `index.html`, one page
-that opens offline, `explain.json` with every number, and `images/` with the single pictures.
+that opens offline, `explain.json` with every number, and `images/` with the single images.
 """
 
 import json
@@ -67,7 +67,7 @@ def explain(
     at: tuple[int, int] | None = None, layer: str | None = None, evolution: bool = False, split: str = "test",
     data_format: str = "auto", console: Console | None = None, target: str | None = None,
 ) -> Explanation:  # fmt: skip
-    """Compute the views and write page, numbers and pictures into the folder `out`.
+    """Compute the views and write page, numbers and images into the folder `out`.
 
     Args:
         source_path: a bundle or a run folder.
@@ -190,13 +190,13 @@ def compute_views(
 
 
 def write_results(result: Explanation, out: Path) -> None:
-    """Write pictures, explain.json and the page. Raises: OSError, DataError for a full disk."""
+    """Write images, explain.json and the page. Raises: OSError, DataError for a full disk."""
     folder = out / "images"
     folder.mkdir(exist_ok=True)
     for view, results in result.facts.items():
         for name, facts in results.items():
-            for picture, values in facts.pictures.items():
-                target = folder / "-".join(filter(None, (name, view, picture)))
+            for image, values in facts.images.items():
+                target = folder / "-".join(filter(None, (name, view, image)))
                 with name_disk_full(target):
                     Image.fromarray(values).save(f"{target}.png")
             for file, content in facts.files.items():

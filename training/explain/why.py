@@ -40,7 +40,7 @@ def compute(subject: NetworkSubject) -> Facts:
     pixel[y, x] = True
     ranking = np.argsort(subject.probabilities[:, y, x])[::-1]
     runner_up = int(ranking[ranking != label][0])
-    rows, pictures = [], {}
+    rows, images = [], {}
     for name, region, target in (
         ("pixel", pixel, label),
         ("object", object_at(subject), label),
@@ -60,7 +60,7 @@ def compute(subject: NetworkSubject) -> Facts:
         if name != "runner-up":
             row |= deletion_scores(subject, trained, region, target)
         rows.append(row)
-        pictures[name], pictures[f"{name}-random"] = overlay(subject, trained), overlay(subject, random)
+        images[name], images[f"{name}-random"] = overlay(subject, trained), overlay(subject, random)
     numbers = {
         "layer": layer,
         "point": [x, y],
@@ -70,7 +70,7 @@ def compute(subject: NetworkSubject) -> Facts:
         "runner_up_probability": round(float(subject.probabilities[runner_up, y, x]), 4),
         "maps": rows,
     }
-    return Facts(numbers, pictures)
+    return Facts(numbers, images)
 
 
 def default_layer(subject: NetworkSubject) -> str:
@@ -178,9 +178,7 @@ def deletion_scores(subject: NetworkSubject, values: Map, region: Region, label:
 def overlay(subject: NetworkSubject, values: Map) -> RGB:
     """A map over the image in gray."""
     strength = np.clip(values / max(float(values.max()), 1e-12), 0, 1)[..., None]
-    return np.ascontiguousarray(
-        subject.gray_picture * (1 - 0.8 * strength) + heat_colors(values) * 0.8 * strength, np.uint8
-    )
+    return np.ascontiguousarray(subject.gray * (1 - 0.8 * strength) + heat_colors(values) * 0.8 * strength, np.uint8)
 
 
 def findings(images: list[dict[str, Any]]) -> list[Finding]:

@@ -46,7 +46,7 @@ def test_every_view_for_any_number_of_channels(view: str, channels: int) -> None
     )
     facts = BLACK_BOX_VIEWS[view].compute(subject_of(by_brightness, image, rule=rule))
     assert facts.numbers.get("reversed_channels_gain") is None  # only of RGB
-    assert facts.numbers and all(picture.shape == (64, 80, 3) for picture in facts.pictures.values())
+    assert facts.numbers and all(image.shape == (64, 80, 3) for image in facts.images.values())
 
 
 def test_certainty_of_known_probabilities() -> None:

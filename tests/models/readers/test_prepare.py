@@ -1,4 +1,4 @@
-"""From a file's sample to the network's input: channels by name or order, types, missing pixels, statistics, pictures."""
+"""From a file's sample to the network's input: channels by name or order, types, missing pixels, statistics, display."""
 
 import numpy as np
 import pytest
@@ -95,19 +95,19 @@ def test_zscore_statistics_leave_nodata_out_and_fill_it_with_the_mean() -> None:
     assert np.array_equal(prepared.values[0, 0], prepared.statistics[0].astype(np.uint16))
 
 
-def test_a_picture_shows_the_chosen_bands_over_their_range() -> None:
+def test_a_composite_shows_the_chosen_bands_over_their_range() -> None:
     wanted = rule(*NAMES)
-    picture = to_rgb(VALUES, wanted, ("nir", "red", "green"))
+    composite = to_rgb(VALUES, wanted, ("nir", "red", "green"))
     expected = ((VALUES[:, :, 3].astype(float) - 100) / 4000 * 255 + 0.5).astype(np.uint8)
-    assert np.abs(picture[:, :, 0].astype(int) - expected).max() <= 1
-    assert (to_rgb(VALUES, wanted, ("nir",)) == picture[:, :, :1]).all()
+    assert np.abs(composite[:, :, 0].astype(int) - expected).max() <= 1
+    assert (to_rgb(VALUES, wanted, ("nir",)) == composite[:, :, :1]).all()
     with pytest.raises(ConfigError, match="no channel 'swir'"):
         to_rgb(VALUES, wanted, ("swir",))
     with pytest.raises(ConfigError, match="bands names 2 channels"):
         to_rgb(VALUES, wanted, ("nir", "red"))
 
 
-def test_a_photograph_is_its_own_picture() -> None:
+def test_a_photograph_is_shown_as_it_is() -> None:
     photograph = VALUES[:, :, :3].astype(np.uint8)
     assert to_rgb(photograph, InputRule(rule="native")) is photograph
 

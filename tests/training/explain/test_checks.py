@@ -144,4 +144,4 @@ def test_a_run_shows_its_evolution(run: Path) -> None:
     steps = [row["step"] for row in facts.numbers["snapshots"]]
     assert steps == [0, 1, 2, 4, 8] and facts.numbers["snapshots"][-1]["miou"] is not None
     assert facts.numbers["snapshots"][0]["moved"] == 0 < facts.numbers["snapshots"][-1]["moved"]
-    assert facts.files["evolution.gif"].startswith(b"GIF89a") and len(facts.pictures) == 5
+    assert facts.files["evolution.gif"].startswith(b"GIF89a") and len(facts.images) == 5

@@ -43,15 +43,15 @@ def test_the_page_opens_offline_and_names_are_text(explained: Path) -> None:
     assert "</script>" not in script_json({"name": "</script>"})
 
 
-def test_every_number_and_picture_is_written(explained: Path) -> None:
+def test_every_number_and_image_is_written(explained: Path) -> None:
     content = json.loads((explained / "explain.json").read_text())
     numbers = content["views"]["fields"][HOSTILE]
     assert numbers["effective"] <= numbers["theoretical"] and numbers["point"] == [96, 64]  # the rule enlarges to 192
     assert {finding["kind"] for finding in content["findings"]} >= {"uncertain"}  # random weights
     for finding in content["findings"]:
         assert finding["limit"] == content["thresholds"][finding["kind"]]["limit"]
-    with Image.open(explained / "images" / f"{HOSTILE}-fields-field.png") as picture:
-        assert picture.size == (192, 128)
+    with Image.open(explained / "images" / f"{HOSTILE}-fields-field.png") as image:
+        assert image.size == (192, 128)
 
 
 @pytest.mark.parametrize(

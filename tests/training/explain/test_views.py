@@ -23,8 +23,8 @@ def test_every_view_of_an_image(view: str, make_subject: MakeSubject) -> None:
     subject = make_subject(small_body())
     facts = (IMAGE_VIEWS | NETWORK_VIEWS)[view].compute(subject)
     assert isinstance(facts, Facts) and facts.numbers
-    for picture in facts.pictures.values():
-        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    for image in facts.images.values():
+        assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
     for finding in (IMAGE_VIEWS | NETWORK_VIEWS)[view].findings([facts.numbers]):
         assert finding.view == view and finding.text.endswith(".") and finding.advice.endswith(".")
 
@@ -55,9 +55,9 @@ def test_every_view_of_four_channels(kind: str, make_subject: MakeSubject) -> No
 def test_a_gray_sheet_shows_the_weights_of_its_channel() -> None:
     weights = torch.zeros(2, 4, 3, 3)
     weights[0, 3, 0, 0], weights[1, 1, 2, 2] = 0.5, -2.0
-    pictures, names = kernels.first_layer_sheets(weights, CHANNELS)
+    images, names = kernels.first_layer_sheets(weights, CHANNELS)
     cell = kernels.KERNEL_SIDE // 3
-    by_name = {name: pictures[key] for key, name in names.items()}
+    by_name = {name: images[key] for key, name in names.items()}
     assert by_name["nir"][0, 0].tolist() == [255] * 3 and by_name["nir"][cell, cell].tolist() == [128] * 3
     assert by_name["green"][3 * cell - 1, 6 * cell + 3].tolist() == [1] * 3 and (by_name["red"] == 128).all()
     rgb = kernels.first_layer_sheets(torch.rand(2, 3, 3, 3), ("red", "green", "blue"))

@@ -40,7 +40,7 @@ def gradient_map(image: RGB) -> Gradients:
 def mask_alignment(gradients: Gradients, mask: MaskArray) -> float:
     """Mean gradient below the borders of a mask H x W / the highest one below the moved borders.
 
-    Above 1 the mask lies best where it is. 0 if that cannot be told: too few borders, a tiny or nearly flat image.
+    Above 1 the mask lies best where it is. 0 if that is unknown: too few borders, a tiny or nearly flat image.
     """
     height, width = gradients.shape
     if min(height, width) < MIN_SIDE:

@@ -1,6 +1,6 @@
 "use strict";
 
-// Pictures of one image move together: hovering a pixel marks it, its field and its classes in all of them.
+// Views of one image move together: hovering a pixel marks it, its field and its classes in all of them.
 {
   const pointers = JSON.parse(document.getElementById("pointers").textContent);
   const inspector = document.getElementById("inspector");
@@ -100,7 +100,7 @@ for (const box of document.querySelectorAll(".worked")) {
   const high = data.kernel[0].length, long = data.kernel[0][0].length;
   const element = (name, parent, properties = {}) => parent.appendChild(Object.assign(document.createElement(name), properties));
   const left = element("div", box), middle = element("div", box), right = element("div", box);
-  const picture = element("canvas", left, { width: wide * 10, height: side * 10 });
+  const canvas = element("canvas", left, { width: wide * 10, height: side * 10 });
   const slider = (title, value, low, top) => {
     const label = element("label", left), shown = element("span", label);
     const input = element("input", label, { type: "range", min: low, max: top, value });
@@ -143,9 +143,9 @@ for (const box of document.querySelectorAll(".worked")) {
     paint.strokeStyle = "#000";
     paint.strokeRect(chosen[1] * 10 + 0.5, chosen[0] * 10 + 0.5, 9, 9);
     size.textContent = `output ${rows} x ${columns} = floor((${side} + 2 x ${padding} - ${high}) / ${stride}) + 1`;
-    const ink = picture.getContext("2d");
+    const ink = canvas.getContext("2d");
     for (let row = 0; row < side; row++) for (let column = 0; column < wide; column++) {
-      ink.fillStyle = `rgb(${data.picture[row][column].join(",")})`;
+      ink.fillStyle = `rgb(${data.pixels[row][column].join(",")})`;
       ink.fillRect(column * 10, row * 10, 10, 10);
     }
     const row = chosen[0] * stride - padding, column = chosen[1] * stride - padding;
@@ -178,7 +178,7 @@ for (const box of document.querySelectorAll(".worked")) {
     draw();
   });
   pick(output, (row, column) => [row, column]);
-  pick(picture, (row, column) => [row, column].map((number, axis) => (number - (axis ? long : high) / 2 + 0.5 + Number(paddingSlider[0].value)) / Number(strideSlider[0].value)));
+  pick(canvas, (row, column) => [row, column].map((number, axis) => (number - (axis ? long : high) / 2 + 0.5 + Number(paddingSlider[0].value)) / Number(strideSlider[0].value)));
 }
 
 // The evolution: a frame per snapshot.
