@@ -134,6 +134,20 @@ class Architecture(_FrozenModel):
     options: dict[str, Any] = {}
 
 
+class EventRule(_FrozenModel):
+    """Post-processing of a class's events in a signal (`models/inference/events.py`); 0 is off."""
+
+    min_duration: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="shorter events are removed, seconds"
+    )
+    max_gap: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="background up to this long within an event is filled, seconds",
+    )
+
+
 class Int8Metrics(_FrozenModel):
     """mIoU of the int8 graph and of the float graph on the validation split, 0..1."""
 
@@ -151,6 +165,9 @@ class BundleSpec(_FrozenModel):
     ignore_index: int = IGNORE_INDEX
     input: InputRule
     architecture: Architecture
+    postprocess: dict[str, EventRule] = Field(
+        default={}, description="of the events of a signal, by class name; classes without a rule stay as they are"
+    )
     parity: dict[str, dict[str, float]] = Field(
         default={},
         description="agreement with PyTorch: lowest fraction of an image's pixels with equal labels, by engine "
@@ -168,6 +185,20 @@ class BundleSpec(_FrozenModel):
     def palette(self) -> list[tuple[int, int, int]]:
         """256 RGB colors by label; labels without a class are black."""
         return palette(self.classes)
+
+    def event_rules(self) -> dict[int, EventRule]:
+        """The rules of `postprocess` by label."""
+        labels = {entry.name: label for label, entry in enumerate(self.classes)}
+        return {labels[name]: rule for name, rule in self.postprocess.items()}
+
+    @model_validator(mode="after")
+    def _check_postprocess(self) -> Self:
+        events = [entry.name for entry in self.classes[1:]]
+        if unknown := [name for name in self.postprocess if name not in events]:
+            raise ValueError(
+                f"`postprocess` has a rule for {unknown[0]}, and the classes of events are {', '.join(events)}"
+            )
+        return self
 
 
 def palette(classes: list[ClassInfo]) -> list[tuple[int, int, int]]:
