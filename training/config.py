@@ -143,6 +143,16 @@ class TrainConfig(BaseModel):
         description="cpu: augment in the workers; gpu: whole batches on the training device; auto: gpu with a GPU",
     )
 
+    # the events of signals, in evaluation and service
+    min_duration: dict[str, float] | None = Field(
+        None,
+        description="signals: seconds below which an event is removed, by class, as in P:0.02,QRS:0.03; default: none is",
+    )
+    max_gap: dict[str, float] | None = Field(
+        None,
+        description="signals: seconds up to which background within an event is filled, by class; default: none is",
+    )
+
     # the optimization
     epochs: int | None = Field(
         None, ge=1, description="passes over the training images; default: 40, or as many as the minutes allow"
@@ -247,6 +257,24 @@ class TrainConfig(BaseModel):
     def _split_channels(cls, value: Any) -> Any:
         """`channels=nir` is one name, and `nir,red` in YAML is text."""
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("min_duration", "max_gap", mode="before")
+    @classmethod
+    def _split_durations(cls, value: Any) -> Any:
+        """`P:0.02,QRS:0.03`, as on the command line. A class's name may hold a colon."""
+        if not isinstance(value, str):
+            return value
+        pairs = [entry.rpartition(":") for entry in value.split(",")]
+        if not all(name and seconds for name, _, seconds in pairs):
+            raise ValueError("write CLASS:SECONDS, several with commas, as in P:0.02,QRS:0.03")
+        return {name.strip(): seconds for name, _, seconds in pairs}
+
+    @field_validator("min_duration", "max_gap")
+    @classmethod
+    def _check_durations(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if value and not all(0 <= seconds < float("inf") for seconds in value.values()):
+            raise ValueError("a duration is a number of seconds, 0 or more")
+        return value
 
     @field_validator("loss")
     @classmethod

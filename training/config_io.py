@@ -13,6 +13,7 @@ from models.atomic_write import write_atomically
 from models.console import Console
 from models.errors import ConfigError, RunError, closest_names, quoted
 from models.setting_errors import plain_reason
+from models.spec import ClassInfo, EventRule
 from training.config import SETTING_GROUPS, TrainConfig
 from training.run_folder import CONFIG_FILE, LAST_CHECKPOINT, EndSetting, RunEnd, read_run_metadata
 
@@ -25,7 +26,7 @@ def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
 # Settings that may change when a run is resumed; the others would make it another training.
 CHANGEABLE_ON_RESUME = (
     "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "sandbox", "cache_decoded", "save_minutes",
-    "tensorboard", "kernel_snapshots",
+    "tensorboard", "kernel_snapshots", "min_duration", "max_gap",
 )  # fmt: skip
 
 
@@ -132,7 +133,26 @@ def format_value(value: Any) -> str:
     """A value as it is written on the command line: `360,480`, `none`, `true`."""
     if isinstance(value, (list, tuple)) and not any(isinstance(each, (dict, list)) for each in value):
         return ",".join(map(format_value, value))
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{format_value(each)}" for name, each in value.items())
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def event_rules(config: TrainConfig, classes: list[ClassInfo], axes: str) -> dict[str, EventRule]:
+    """The post-processing of events by class name, for the spec. Raises: ConfigError for a class that is no event's."""
+    events = [entry.name for entry in classes[1:]]
+    rules: dict[str, dict[str, float]] = {}
+    for setting in ("min_duration", "max_gap"):
+        given: dict[str, float] = getattr(config, setting) or {}
+        if given and axes != "T":
+            raise ConfigError(f"The setting {setting} is for signals, and this data set holds images; leave it out.")
+        for name, seconds in given.items():
+            if name not in events:
+                close = closest_names(name, events)
+                hint = f"did you mean {close}?" if close else f"they are {', '.join(events)}."
+                raise ConfigError(f"The setting {setting} names {quoted(name)}, which is no class of an event; {hint}")
+            rules.setdefault(name, {})[setting] = seconds
+    return {name: EventRule(**rule) for name, rule in rules.items()}
 
 
 def print_settings(console: Console) -> None:
@@ -187,6 +207,8 @@ def _parse_value(key: str, value: str) -> Any:
     field = TrainConfig.model_fields.get(key)
     if field is not None and field.default is None and value == "none":  # as `--settings` and the messages write it
         return None
+    if field is not None and "dict[str, float]" in str(field.annotation) and not value.startswith("{"):
+        return value  # CLASS:SECONDS; YAML reads `1:30` as 90
     several = field is not None and any(kind in str(field.annotation) for kind in ("tuple", "list[int"))
     if several and "," in value and not value.startswith("["):
         value = f"[{value}]"

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def write_evaluation(folder: Path, wrong: float, images: int = 24, classes: int 
     matrix, tally = evaluate_split(segmenter, samples, QUIET_CONSOLE)
     # Here other images stand for another model; in an evaluation the digest is of image and ground truth.
     assert len(set(tally.digests)) == images
-    tally.digests = [tally.names[index] for index in range(images)]
+    tally.images = [replace(image, digest=image.name) for image in tally.images]
     target = folder / "evaluation"
     target.mkdir(parents=True)
     make_metrics(matrix, tally, samples.classes, **changes).save(target / "metrics.json")

@@ -6,8 +6,9 @@ import pytest
 from rich.console import Console
 
 from models.errors import ConfigError
+from models.spec import ClassInfo, EventRule
 from training.config import SETTING_GROUPS, TrainConfig
-from training.config_io import config_from_dict, load_config, print_settings
+from training.config_io import config_from_dict, event_rules, load_config, print_settings
 
 JUNK = ["nonsense", -7, 1e9, [], [1], [1, 2, 3], ["a", "b"], {"a": 1}, 2.5, float("nan"), True, [[1], [2]]]
 
@@ -38,6 +39,9 @@ def test_a_wrong_setting_is_refused_in_plain_words(name: str) -> None:
         ("lr=0", "expected more than 0"),
         ("head=fcm", "The setting head=fcm is not possible: expected linear, fcn, d6, aspp or psp"),
         ("aux=perhaps", "The setting aux=perhaps is not possible: expected true or false"),
+        ("min_duration=0.02", "min_duration=0.02 is not possible: write CLASS:SECONDS, several with commas"),
+        ("min_duration=P:fast", "min_duration=P:fast is not possible: expected a number"),
+        ("max_gap=P:-1", "max_gap=P:-1 is not possible: a duration is a number of seconds, 0 or more"),
         ("format=a\\b", None),
         ("a\\b", r"'a\b' is not a setting"),
         ("a\\d=3", r"The setting 'a\d' is not known"),
@@ -66,3 +70,19 @@ def test_settings_are_listed_in_groups_and_unbroken_at_80_columns() -> None:
         assert sum(line.startswith(f"{name}=") for line in lines) == 1
     assert any(line.startswith("scale=0.5,2.0 ") for line in lines)
     assert set(SETTING_GROUPS) <= set(TrainConfig.model_fields)
+
+
+def test_durations_of_events_by_class() -> None:
+    classes = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "P", "1")]
+    config = load_config(None, ["min_duration=P:0.02,1:30", "max_gap=P:0.01"])
+    rules = event_rules(config, classes, "T")
+    assert rules == {"P": EventRule(min_duration=0.02, max_gap=0.01), "1": EventRule(min_duration=30)}
+    assert config_from_dict(config.model_dump(mode="json")) == config
+    assert event_rules(TrainConfig(), classes, "HW") == {}
+    with pytest.raises(ConfigError, match="max_gap is for signals"):
+        event_rules(load_config(None, ["max_gap=P:1"]), classes, "HW")
+    for name in ("background", "p"):  # what is no event has no duration
+        with pytest.raises(
+            ConfigError, match=f"'{name}', which is no class of an event; (did you mean P|they are P, 1)"
+        ):
+            event_rules(load_config(None, [f"min_duration={name}:1"]), classes, "T")

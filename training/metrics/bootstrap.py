@@ -3,10 +3,11 @@
 A metric of one split is one of many values that other images of the same kind would have given. The bootstrap (Efron
 1979) samples as many images from the split, with replacement, and computes the metric again; the reported interval holds
 95% of 1000 such values. Images are sampled, not pixels: pixels of one image are alike, and their number would make any
-difference look certain.
+difference look certain. So are the records of one patient: images of one group are sampled together.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,53 @@ MIN_IMAGES = 6
 RESAMPLES_PER_BLOCK = 50  # resamples at a time, which bounds memory to this number times the images
 
 
+@dataclass(frozen=True)
+class ImageCounts:
+    """What is kept of an image, or of a record."""
+
+    name: str
+    counts: NDArray[np.int32]  # 2 x 3 x C pixels: whole masks, boundaries; hits, ground truth, prediction
+    digest: str  # of the pixels of image and ground truth; "" if unknown
+    bins: NDArray[np.float64]  # 3 x NUM_BINS, as `reliability_bins`
+    sizes: NDArray[np.int64]  # 2 x bins pixels, as `size_counts`
+    events: NDArray[np.float64]  # of a signal: (C - 1) x 2 x 5, as `count_events`
+    group: str  # images of one group (patient) are resampled together; "" for an image of its own
+
+    @property
+    def miou(self) -> float:
+        """Over the classes that occur in it; NaN for an image that is ignored throughout."""
+        hits, target, prediction = self.counts[0].astype(np.int64)
+        return float(nan_mean(iou(hits, target, prediction)))
+
+    def to_row(self) -> ImageResult:
+        """The counts as they are in metrics.json, classes that do not occur left out."""
+        flat = self.counts.reshape(6, -1)
+        occurring = np.flatnonzero(flat.any(axis=0))
+        return ImageResult(
+            name=self.name,
+            miou=round_or_none(self.miou),
+            counts=np.column_stack([occurring, flat[:, occurring].T]).tolist(),
+            digest=self.digest,
+            reliability=_occupied_bins(self.bins.round(3)),
+            sizes=_occupied_bins(self.sizes),
+            group=self.group,
+            events=[
+                (label, *(_point_counts(point) for point in points))
+                for label, points in enumerate(self.events, start=1)
+                if points.any()
+            ],
+        )
+
+
 class PerImageCounts:
-    """Pixel counts of each image: int32 2 x 3 x C each (whole masks, boundaries; hits, ground truth, prediction).
+    """The counts of each image of a split.
 
     32 bits hold any image that maskserve reads (10^8 pixels); sums are taken in 64.
     """
 
     def __init__(self, classes: int) -> None:
         self.num_classes = classes
-        self.names: list[str] = []
-        self.digests: list[str] = []  # of the pixels of image and ground truth, by image; "" if unknown
-        self._counts: list[NDArray[np.int32]] = []
-        self._bins: list[NDArray[np.float64]] = []
-        self._sizes: list[NDArray[np.int64]] = []
+        self.images: list[ImageCounts] = []
 
     def add(
         self,
@@ -46,35 +81,76 @@ class PerImageCounts:
         digest: str = "",
         bins: NDArray[np.float64] | None = None,
         sizes: NDArray[np.int64] | None = None,
+        events: NDArray[np.float64] | None = None,
+        group: str = "",
     ) -> None:
         """Add an image's counts, each 3 x C pixels: hits, ground truth and prediction of its masks and their boundaries.
 
-        `bins` and `sizes`: its `reliability_bins` and `size_counts`; None if they were not measured.
+        `bins`, `sizes` and `events`: its `reliability_bins`, `size_counts` and `count_events`; None if they were not measured.
         """
-        self.names.append(name)
-        self.digests.append(digest)
-        self._counts.append(np.stack([whole, edges]).astype(np.int32))
-        self._bins.append(np.zeros((3, NUM_BINS)) if bins is None else bins)
-        self._sizes.append(np.zeros((2, len(SIZE_NAMES)), np.int64) if sizes is None else sizes)
+        self.images.append(
+            ImageCounts(
+                name,
+                np.stack([whole, edges]).astype(np.int32),
+                digest,
+                np.zeros((3, NUM_BINS)) if bins is None else bins,
+                np.zeros((2, len(SIZE_NAMES)), np.int64) if sizes is None else sizes,
+                np.zeros((self.num_classes - 1, 2, 5)) if events is None else events,
+                group,
+            )
+        )
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.images)
+
+    @property
+    def names(self) -> list[str]:
+        """The images' names."""
+        return [image.name for image in self.images]
+
+    @property
+    def digests(self) -> list[str]:
+        """Of the pixels of image and ground truth, by image; "" if unknown."""
+        return [image.digest for image in self.images]
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """N x 2 x 3 x C pixels."""
-        shape = (len(self), 2, 3, self.num_classes)
-        return np.array(self._counts, np.int64).reshape(shape)
+        return np.array([image.counts for image in self.images], np.int64).reshape(len(self), 2, 3, self.num_classes)
 
     @property
     def bins(self) -> NDArray[np.float64]:
         """N x 3 x NUM_BINS, as `reliability_bins`."""
-        return np.array(self._bins, np.float64).reshape(len(self), 3, NUM_BINS)
+        return np.array([image.bins for image in self.images], np.float64).reshape(len(self), 3, NUM_BINS)
 
     @property
     def sizes(self) -> NDArray[np.int64]:
         """N x 2 x bins pixels, as `size_counts`."""
-        return np.array(self._sizes, np.int64).reshape(len(self), 2, len(SIZE_NAMES))
+        return np.array([image.sizes for image in self.images], np.int64).reshape(len(self), 2, len(SIZE_NAMES))
+
+    @property
+    def events(self) -> NDArray[np.float64]:
+        """N x (C - 1) x 2 x 5, as `count_events`."""
+        return np.array([image.events for image in self.images]).reshape(len(self), self.num_classes - 1, 2, 5)
+
+    @property
+    def group_indices(self) -> NDArray[np.int64]:
+        """The number of each image's group, from 0 in the order of the images; N."""
+        numbers: dict[tuple[str, int], int] = {}
+        keys = ((image.group, 0) if image.group else ("", index) for index, image in enumerate(self.images))
+        return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether some images belong together."""
+        return any(image.group for image in self.images)
+
+    def count_groups(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The number of groups with a chosen image. `chosen`: N x ...; returns ..."""
+        groups = self.group_indices
+        found = np.zeros((len(set(groups.tolist())), *chosen.shape[1:]), bool)
+        np.logical_or.at(found, groups, chosen)
+        return np.asarray(found.sum(axis=0), np.int64)
 
     @property
     def false_positives(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -88,30 +164,11 @@ class PerImageCounts:
 
     def mious(self) -> Rates:
         """The mIoU of each image over the classes that occur in it, N; NaN for an image that is ignored throughout."""
-        hits, target, prediction = np.moveaxis(self.counts[:, 0], 1, 0)
-        return np.asarray(nan_mean(iou(hits, target, prediction)))
+        return np.array([image.miou for image in self.images])
 
     def to_rows(self) -> list[ImageResult]:
-        """The counts as they are in metrics.json, classes that do not occur left out."""
-        rows = []
-        mious = self.mious().tolist()
-        for index, (name, digest, counts, miou) in enumerate(
-            zip(self.names, self.digests, self._counts, mious, strict=True)
-        ):
-            flat = counts.reshape(6, self.num_classes)
-            occurring = np.flatnonzero(flat.any(axis=0))
-            by_label = np.column_stack([occurring, flat[:, occurring].T]).tolist()
-            rows.append(
-                ImageResult(
-                    name=name,
-                    miou=round_or_none(miou),
-                    counts=by_label,
-                    digest=digest,
-                    reliability=_occupied_bins(self._bins[index].round(3)),
-                    sizes=_occupied_bins(self._sizes[index]),
-                )
-            )
-        return rows
+        """The counts as they are in metrics.json."""
+        return [image.to_row() for image in self.images]
 
     @classmethod
     def from_rows(cls, rows: list[ImageResult], classes: int) -> "PerImageCounts":
@@ -127,21 +184,24 @@ class PerImageCounts:
                 bins[:, index] = values
             for index, *pixels in row.sizes:
                 sizes[:, index] = pixels
-            tally.add(row.name, whole, edges, row.digest, bins, sizes)
+            events = np.zeros((classes - 1, 2, 5))
+            for label, *points in row.events:
+                events[label - 1] = points
+            tally.add(row.name, whole, edges, row.digest, bins, sizes, events, row.group)
         return tally
 
     def reorder(self, names: list[str]) -> "PerImageCounts":
         """The same images in the order of `names`, each once."""
-        index_of = {name: index for index, name in enumerate(self.names)}
+        by_name = {image.name: image for image in self.images}
         tally = PerImageCounts(self.num_classes)
-        for name in names:
-            index = index_of[name]
-            tally._counts.append(self._counts[index])
-            tally._bins.append(self._bins[index])
-            tally._sizes.append(self._sizes[index])
-            tally.names.append(name)
-            tally.digests.append(self.digests[index])
+        tally.images = [by_name[name] for name in names]
         return tally
+
+
+def _point_counts(counts: NDArray[np.float64]) -> tuple[int, int, int, float, float]:
+    """The counts of onsets or offsets, 5, as plain values."""
+    matched, missed, false, error, squared = counts.tolist()
+    return int(matched), int(missed), int(false), round(error, 3), round(squared, 3)
 
 
 def _occupied_bins(table: NDArray[Any]) -> list[Any]:
@@ -164,7 +224,7 @@ def bootstrap_metrics(tally: PerImageCounts, names: list[str]) -> dict[str, Rate
 
     Two tallies of the same images in the same order get the same resamples, so that their differences are paired.
     """
-    blocks = weighted_metrics(tally, names, _resample_weights(len(tally)))
+    blocks = weighted_metrics(tally, names, resample_weights(tally.group_indices))
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
@@ -195,12 +255,14 @@ def weighted_metrics(
     return blocks
 
 
-def _resample_weights(images: int) -> Iterator[NDArray[np.float64]]:
-    """How often each image is in a resample, RESAMPLES_PER_BLOCK x N at a time."""
-    random, shape = np.random.default_rng(SEED), (RESAMPLES_PER_BLOCK, images)
+def resample_weights(groups: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
+    """How often each image is in a resample, RESAMPLES_PER_BLOCK x N at a time. `groups`: the group of each image, N."""
+    number = int(groups.max()) + 1
+    random, shape = np.random.default_rng(SEED), (RESAMPLES_PER_BLOCK, number)
     for _ in range(NUM_RESAMPLES // RESAMPLES_PER_BLOCK):
-        sampled = random.integers(images, size=shape) + images * np.arange(RESAMPLES_PER_BLOCK)[:, None]
-        yield np.bincount(sampled.ravel(), minlength=sampled.size).reshape(shape).astype(np.float64)
+        sampled = random.integers(number, size=shape) + number * np.arange(RESAMPLES_PER_BLOCK)[:, None]
+        weights = np.bincount(sampled.ravel(), minlength=sampled.size).reshape(shape).astype(np.float64)
+        yield weights[:, groups]
 
 
 def percentile_interval(values: Rates) -> Rates:
@@ -218,10 +280,11 @@ def percentile_interval(values: Rates) -> Rates:
 def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Intervals:
     """95% intervals of all metrics; None for what is absent or on too few images."""
     by_metric: dict[str, Any] = {}
+    enough = int(tally.count_groups(np.ones(len(tally), bool))) >= MIN_IMAGES
     for name, values in bootstrap_metrics(tally, [entry.name for entry in classes]).items():
         ends = percentile_interval(values)
         if values.ndim == 1:
-            by_metric[name] = interval_to_list(ends) if len(tally) >= MIN_IMAGES else None
+            by_metric[name] = interval_to_list(ends) if enough else None
         else:
             ends[:, images_per_value(tally, name) < MIN_IMAGES] = np.nan
             keys = value_names(name, [entry.name for entry in classes])
@@ -230,16 +293,16 @@ def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Int
 
 
 def images_per_class(tally: PerImageCounts) -> NDArray[np.int64]:
-    """The number of images on which each class occurs, in the ground truth or the prediction; C."""
-    return np.asarray((tally.counts[:, 0, 1:] > 0).any(axis=1).sum(axis=0), np.int64)
+    """The number of images (or groups of them) on which each class occurs, in the ground truth or the prediction; C."""
+    return tally.count_groups((tally.counts[:, 0, 1:] > 0).any(axis=1))
 
 
 def images_per_value(tally: PerImageCounts, metric: str) -> NDArray[np.int64]:
-    """The number of images that each value of a metric by class (or by size) rests on."""
+    """The number of images (or groups of them) that each value of a metric by class (or by size) rests on."""
     if metric == "recall_by_size":
-        return np.asarray((tally.sizes[:, 0] > 0).sum(axis=0), np.int64)
+        return tally.count_groups(tally.sizes[:, 0] > 0)
     if metric == "per_class_false_positive_rate":
-        return np.asarray(tally.false_positives[1].sum(axis=0), np.int64)
+        return tally.count_groups(tally.false_positives[1])
     return images_per_class(tally)
 
 

@@ -5,6 +5,7 @@ Every rate is 0..1 with six digits; None where there is nothing to count (an abs
 
 import json
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -16,6 +17,7 @@ METRICS_FILE = "metrics.json"
 
 Rate = float | None
 Interval = tuple[float, float] | None  # lower and upper end; None where the class is absent or on too few images
+PointCounts = tuple[int, int, int, float, float]  # matched, missed, false; sums of the errors, ms, and of their squares
 RateByClass = dict[str, Rate]  # by class name
 IntervalByClass = dict[str, Interval]
 
@@ -32,7 +34,7 @@ class Intervals(_Strict):
     level: float  # 0.95
     resamples: int
     seed: int
-    min_images: int  # fewer images give no interval
+    min_images: int  # fewer images (or groups of them) give no interval
     miou: Interval
     pixel_accuracy: Interval
     mean_dice: Interval
@@ -80,6 +82,35 @@ class SplitMetrics(_Strict):
     intervals: Intervals
 
 
+class PointMetrics(_Strict):
+    """The onsets or the offsets of a class's events (`training/metrics/events.py`); None where there is nothing to count."""
+
+    RATES: ClassVar = ("sensitivity", "ppv", "f1", "mean_ms", "sd_ms")
+
+    matched: int
+    missed: int  # annotated, not found within the tolerance
+    false: int  # predicted, not annotated within the tolerance
+    sensitivity: Rate  # of the annotated ones, the fraction that is found
+    ppv: Rate  # of the predicted ones, the fraction that is annotated
+    f1: Rate
+    mean_ms: Rate  # of the matched ones, the mean of predicted minus annotated time
+    sd_ms: Rate  # and its standard deviation
+    sensitivity_interval: Interval
+    ppv_interval: Interval
+    f1_interval: Interval
+    mean_ms_interval: Interval
+    sd_ms_interval: Interval
+
+
+class EventMetrics(_Strict):
+    """The events of signals."""
+
+    tolerance_ms: float
+    event_f1: Rate  # mean over the classes without the background, onsets and offsets
+    event_f1_interval: Interval
+    per_class: dict[str, dict[Literal["onset", "offset"], PointMetrics]]  # by class name
+
+
 class EvaluatedBundle(_Strict):
     """The bundle that was evaluated, and what ran it."""
 
@@ -102,11 +133,17 @@ class ImageResult(_Strict):
         tuple[int, float, float, float]
     ] = []  # bin of confidence, pixels, sum of the confidence, right ones
     sizes: list[tuple[int, int, int]] = []  # bin of object thickness, pixels, wrong ones
+    group: str = ""  # the patient of a record: records of one patient are resampled together
+    events: list[
+        tuple[int, PointCounts, PointCounts]
+    ] = []  # label, and the counts of its onsets and offsets (`training/metrics/events.py`)
 
 
 class EvaluationMetrics(SplitMetrics):
-    """The content of `metrics.json`."""
+    """The content of `metrics.json`. Of signals, a pixel is a time step of a record, and an image is a record."""
 
+    axes: str = "HW"  # of the images: HW; of signals: T
+    events: EventMetrics | None = None  # of signals
     split: str
     images: int
     images_without_mask: int

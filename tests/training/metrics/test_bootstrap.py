@@ -196,4 +196,4 @@ def test_mmseg_2015_counts_of_an_image_do_not_grow_with_its_size() -> None:
         matrix = ConfusionMatrix(4)
         matrix.add(mask, mask)
         tally.add("one", matrix.class_counts, boundary_counts(mask, mask, 4))
-    assert small._counts[0].nbytes == large._counts[0].nbytes == 6 * 4 * 4
+    assert small.images[0].counts.nbytes == large.images[0].counts.nbytes == 6 * 4 * 4
