@@ -294,7 +294,7 @@ def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Int
 
 def images_per_class(tally: PerImageCounts) -> NDArray[np.int64]:
     """The number of images (or groups of them) on which each class occurs, in the ground truth or the prediction; C."""
-    occurs: NDArray[np.bool_] = (tally.counts[:, 0, 1:] > 0).any(axis=1)
+    occurs = np.asarray((tally.counts[:, 0, 1:] > 0).any(axis=1), bool)
     return tally.count_groups(occurs)
 
 

@@ -145,7 +145,7 @@ def compute_event_metrics(tally: PerImageCounts, names: list[str], tolerance_ms:
     sums = tally.events.sum(axis=0)
     rates = event_rates(sums)
     ends = {name: percentile_interval(values) for name, values in bootstrap_events(tally).items()}
-    occurs: NDArray[np.bool_] = tally.events[..., : FALSE + 1].any(axis=-1)  # N x (C - 1) x 2
+    occurs = np.asarray(tally.events[..., : FALSE + 1].any(axis=-1), bool)  # N x (C - 1) x 2
     by_class: dict[str, dict[str, PointMetrics]] = {}
     for label, class_name in enumerate(names[1:]):
         by_class[class_name] = {}
