@@ -13,6 +13,23 @@ Valid = NDArray[np.bool_]  # [*axes], False where data is missing
 Statistics = NDArray[np.float32]  # 2 x C: what is subtracted from each channel, and by what the rest is divided
 
 
+Affine4 = tuple[tuple[float, float, float, float], ...]  # 4 rows, the last (0, 0, 0, 1)
+
+
+@dataclass(frozen=True)
+class VolumeGrid:
+    """The grid of a volume's file, to put an answer back into it voxel for voxel (`models/readers/orientation.py`).
+
+    A file counts its axes in its own order, here `i, j, k`; a sample's axes are D, H, W.
+    """
+
+    shape: tuple[int, int, int]  # voxels along i, j, k
+    affine: Affine4  # from (i, j, k, 1) to (x, y, z, 1) in mm: x to the patient's right, y to the front, z to the head
+    order: tuple[int, int, int] = (0, 1, 2)  # for D, H and W: the file's axis
+    flipped: tuple[bool, bool, bool] = (False, False, False)  # for D, H and W: whether they run against that axis
+    dtype: str = "float32"  # of the file's samples
+
+
 @dataclass(frozen=True)
 class Frame:
     """Where a sample lies in the world, to put an answer back there."""
@@ -21,6 +38,7 @@ class Frame:
         None  # a b c d e f: x = a col + b row + c, y = d ...
     )
     crs: str = ""  # such as EPSG:32633; empty if unknown
+    grid: VolumeGrid | None = None  # of a volume whose file says how it lies in the patient
 
 
 @dataclass(frozen=True)
@@ -41,9 +59,9 @@ class Sample:
     statistics: Statistics | None = None
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
-        return self.values.shape[0], self.values.shape[1]
+    def size(self) -> tuple[int, ...]:
+        """The length of each axis: (height, width) of an image in pixels, (time steps,) of a signal."""
+        return self.values.shape[: len(self.axes)]
 
     @property
     def dtype(self) -> str:

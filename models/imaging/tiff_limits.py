@@ -102,6 +102,19 @@ def find_page(data: bytes, max_pixels: int) -> ImageFileDirectory:
     return _check_pages(data, max_pixels)[1]
 
 
+def find_pages(data: bytes, max_pixels: int) -> tuple[list[ImageFileDirectory], bool]:
+    """The pages of a stack, without thumbnails and masks, and whether the file has more than were read. Raises: as `check_tiff`."""
+    pages, has_more = _read_pages(data)
+    full = [page for page in pages if not page.is_auxiliary] or pages[:1]
+    _reject_camera_raw(data, pages[0], True)
+    for page in full:
+        _check_tags(page)
+        _check_strip_count(page)
+        _check_strip_bytes(page)
+        _check_tiles(page, max_pixels)
+    return full, has_more
+
+
 def _check_pages(data: bytes, max_pixels: int) -> tuple[int, ImageFileDirectory]:
     pages, has_more = _read_pages(data)
     full = [index for index, page in enumerate(pages) if _is_full(page, pages[0])]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
+from models.imaging.nearest import nearest_indices
 from models.spec import InputRule
 
 Image = NDArray[Any]  # H x W x C: RGB uint8, or the channels and dtype of an `InputRule`
@@ -60,19 +61,6 @@ def resize_labels(labels: Labels, size: tuple[int, int]) -> Labels:
     if size[0] <= labels.shape[0]:
         return labels.take(rows, axis=0).take(columns, axis=1)
     return labels.take(columns, axis=1).take(rows, axis=0)
-
-
-def nearest_indices(length: int, new_length: int) -> NDArray[np.intp]:
-    """The pixel, of `length`, that is nearest to the center of each of `new_length` pixels over the same extent.
-
-    Where two are equally near, as at every pixel when a length is halved, every second takes the lower one: one side for all
-    would shift a mask by a quarter of a pixel.
-    """
-    doubled_centers = (2 * np.arange(new_length) + 1) * length  # in units of 1 / (2 * new_length) pixels
-    nearest, remainder = np.divmod(doubled_centers, 2 * new_length)
-    ties = np.flatnonzero(remainder == 0)
-    nearest[ties[::2]] -= 1
-    return nearest
 
 
 def canvas_size(fitted: tuple[int, int], rule: InputRule) -> tuple[int, int]:

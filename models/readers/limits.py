@@ -9,6 +9,7 @@ from models.imaging.header_limits import check_size
 from models.spec import MAX_CHANNELS
 
 BYTES_PER_PIXEL = 8  # of the pixel limit: so many bytes of samples; a child process has 26 (decoder_pool.py)
+MAX_VOXELS = 1 << 28  # 512 x 512 x 1024
 MIN_BYTES = 64 << 20  # of samples, under every limit of pixels
 
 
@@ -17,6 +18,7 @@ class ReadLimits:
     """Limits that are checked by the header, before samples are read."""
 
     max_pixels: int
+    max_voxels: int = MAX_VOXELS  # of a volume
 
     def check(self, height: int, width: int, channels: int, sample_bytes: int) -> None:
         """Check the size of samples, and allow a decoder process the CPU time for them.

@@ -53,7 +53,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     if not has_plain_samples(page):
         return image.decode(data, limits)
     try:
-        return _decode_page(page, limits)
+        return decode_page(page, limits)
     except ImageError:
         raise
     except MemoryError as error:
@@ -101,7 +101,8 @@ def is_photograph(data: bytes, max_pixels: int) -> bool:
     )
 
 
-def _decode_page(page: ImageFileDirectory, limits: ReadLimits) -> Sample:
+def decode_page(page: ImageFileDirectory, limits: ReadLimits) -> Sample:
+    """Read all bands of a page that `has_plain_samples`. Raises: ImageError, and what Pillow raises."""
     width, height = page.size
     bands = page.first_value(tags.SAMPLES_PER_PIXEL, 1)
     kind = KINDS[page.first_value(SAMPLE_FORMAT, 1)]

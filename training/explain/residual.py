@@ -112,7 +112,7 @@ def data_miou(subject: NetworkSubject, samples: SegmentationDataset) -> float | 
     confusion = ConfusionMatrix(len(subject.classes))
     for index in samples.evenly_spaced_indices(NUM_IMAGES):
         sample, target = samples.sample_and_labels(index)
-        size = network_input_size(sample.size, rule)
+        size = network_input_size((sample.size[0], sample.size[1]), rule)
         labels = labels_of(subject, network.body, network_input(network, rule, sample, size), size)
         confusion.add(target, resize_labels(labels, (target.shape[0], target.shape[1])))
     miou = confusion.miou()

@@ -90,7 +90,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
         with budget.reserve(image.pixels):
             if needs_reader(data):
                 sample = call_decoder(read_sample, data)
-                sample_format, size = describe_sample(sample), sample.size
+                sample_format, size = describe_sample(sample), (sample.size[0], sample.size[1])
                 shown = _without_missing(preview(sample), sample)
                 digest, image_hash = pixel_digest(sample.values), perceptual_hash(shown)
                 gradients = gradient_map(shown) if compared else None

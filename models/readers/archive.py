@@ -1,0 +1,106 @@
+"""Reader of zip files that hold one volume: the DICOM images of a series, or images as slices in the order of their names.
+
+A folder of them is packed into such a zip in memory (`pack_folder`), so that both take the same way.
+"""
+
+import io
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedFormatError
+from models.imaging.decode import IMAGE_SUFFIXES
+from models.imaging.files import read_image_file
+from models.readers import dicom, image, npy, tiff
+from models.readers.limits import ReadLimits
+from models.readers.volume_limits import check_volume
+from models.sample import Sample
+
+MAGIC = b"PK\3\4"
+MAX_FILES = 5000
+HEADER_BYTES = 64 << 10  # of each file, beside its samples
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
+
+
+def sniff(data: bytes) -> bool:
+    """Whether the bytes begin like a zip file that is no npz."""
+    return data.startswith(MAGIC) and not npy.sniff(data)
+
+
+def decode(data: bytes, limits: ReadLimits) -> Sample:
+    """Read the one volume of a zip file. Raises: ImageError; EngineError without pydicom."""
+    files = _unpack(data, limits)
+    names = sorted(files, key=natural_key)
+    images = [files[name] for name in names if dicom.sniff(files[name])]
+    if images:
+        return dicom.decode_series(images, limits)
+    slices = [files[name] for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    if not slices:
+        raise UnsupportedFormatError(
+            f"The zip holds {len(files):,} files, and none is a DICOM image or a slice as PNG or TIFF. Send a volume as .nii.gz, "
+            ".nrrd, TIFF stack or npz as it is."
+        )
+    return decode_slices(slices, limits)
+
+
+def decode_slices(slices: list[bytes], limits: ReadLimits) -> Sample:
+    """Images of one size and type as the slices of a volume, D x H x W x C. Raises: ImageError."""
+    first = _decode_slice(slices[0], limits)
+    height, width, channels = first.values.shape
+    check_volume((len(slices), height, width), channels, first.values.itemsize, limits)
+    values = np.empty((len(slices), *first.values.shape), first.values.dtype)
+    for index, data in enumerate(slices):
+        each = _decode_slice(data, limits)
+        if (each.values.shape, each.dtype) != (first.values.shape, first.dtype):
+            sizes = " and ".join(
+                f"{one.values.shape[1]} x {one.values.shape[0]} of {one.describe()}" for one in (first, each)
+            )
+            raise UnsupportedFormatError(f"Slices 1 and {index + 1} differ: {sizes}; expected slices of one volume.")
+        values[index] = each.values
+    return Sample(values, "DHW", first.channels)
+
+
+def pack_folder(folder: Path) -> bytes:
+    """The files of a folder that are slices or DICOM images, as an uncompressed zip. Raises: DataError, OSError."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and (file.suffix.lower() in DICOM_SUFFIXES | IMAGE_SUFFIXES or not file.suffix):
+                archive.writestr(file.name, read_image_file(file))
+    return buffer.getvalue()
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Sorts `slice2` before `slice10`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _decode_slice(data: bytes, limits: ReadLimits) -> Sample:
+    return tiff.decode(data, limits) if tiff.sniff(data) else image.decode(data, limits)
+
+
+def _unpack(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
+    """The files of the zip by name. Raises: ImageError for more than the limits, before anything is inflated."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            budget = 8 * limits.max_voxels + HEADER_BYTES * len(members)
+            total = sum(member.file_size for member in members)
+            if len(members) > MAX_FILES or total > budget:
+                raise ImageTooLargeError(
+                    f"The zip holds {len(members):,} files of {total:,} bytes; the limits are {MAX_FILES:,} files and {budget:,} "
+                    "bytes. Send one volume."
+                )
+            found = {}
+            for member in members:
+                with archive.open(member) as file:
+                    found[member.filename] = file.read(member.file_size + 1)
+            return found
+    except ImageError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        # Libraries name the file, which may be named after the patient.
+        raise CorruptImageError("The zip is truncated, corrupt or encrypted. Pack it again.") from error

@@ -1,0 +1,85 @@
+"""Limits of volumes, checked by the header before voxels are read, and streams that inflate no more than it promises."""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import CorruptImageError, ImageTooLargeError, quoted
+from models.imaging.cpu_budget import allow_pixels
+from models.readers.limits import ReadLimits
+
+MAX_RATIO = 1032  # deflate packs no more bytes into one (zlib's documentation, "Maximum Compression Factor")
+CHUNK_BYTES = 1 << 20
+
+
+def check_volume(shape: Sequence[int], channels: int, sample_bytes: int, limits: ReadLimits) -> None:
+    """Check a volume's lengths along its three axes, and allow a decoder process the CPU time for its voxels.
+
+    Raises: ImageTooLargeError, CorruptImageError.
+    """
+    listed = " x ".join(map(str, shape))
+    if min(shape) < 1 or channels < 1:
+        raise CorruptImageError(f"The volume has no voxels: {listed}. Save it again.")
+    voxels = math.prod(shape)
+    if voxels > limits.max_voxels:
+        raise ImageTooLargeError(
+            f"The volume has {listed} = {voxels:,} voxels; the limit is {limits.max_voxels:,}. Crop it, or use a coarser one."
+        )
+    total, limit = voxels * channels * sample_bytes, 8 * limits.max_voxels
+    if total > limit:
+        raise ImageTooLargeError(
+            f"The volume has {total:,} bytes of samples; the limit is {limit:,}. Use a smaller one, or fewer channels."
+        )
+    allow_pixels(voxels * channels)
+
+
+def read_exactly(data: memoryview, count: int, compression: str, skip: int = 0) -> NDArray[np.uint8]:
+    """`count` bytes of what `data` holds, after `skip` bytes; `compression`: `raw` or `gzip`.
+
+    No more memory is touched than the bytes fill. Raises: CorruptImageError if there are fewer.
+    """
+    if compression == "raw":
+        if skip < 0 or skip + count > len(data):
+            raise _truncated(max(0, len(data) - skip), count)
+        return np.frombuffer(data, np.uint8, count, skip)
+    if skip + count > MAX_RATIO * len(data):
+        raise _truncated(MAX_RATIO * len(data), count)
+    result, filled, position = np.empty(skip + count, np.uint8), 0, 0
+    view, inflater = result.data, zlib.decompressobj(wbits=31)
+    pending: bytes | memoryview = b""
+    try:
+        while filled < len(result):
+            if not pending:
+                pending = data[position : position + CHUNK_BYTES]
+                position += len(pending)
+            if inflater.eof:  # a gzip may have several members, one after the other
+                pending = inflater.unused_data + bytes(pending)
+                inflater = zlib.decompressobj(wbits=31)
+            if not len(pending):
+                raise _truncated(max(0, filled - skip), count)
+            part = inflater.decompress(pending, len(result) - filled)
+            view[filled : filled + len(part)] = part
+            filled += len(part)
+            pending = inflater.unconsumed_tail
+        if not inflater.eof:  # what is left is the checksum, which is compared when it is read
+            inflater.decompress(bytes(pending) + bytes(data[position : position + 64]), 1)
+    except zlib.error as error:
+        raise CorruptImageError(f"The volume's gzip is corrupt ({quoted(str(error))}). Save it again.") from error
+    return result[skip:]
+
+
+def inflate_start(data: memoryview, count: int) -> bytes:
+    """The first bytes, up to `count`, of a gzip; fewer if it has no more. Raises: CorruptImageError."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data[:CHUNK_BYTES], count)
+    except zlib.error as error:
+        raise CorruptImageError(f"The gzip is corrupt ({quoted(str(error))}). Save it again.") from error
+
+
+def _truncated(found: int, expected: int) -> CorruptImageError:
+    return CorruptImageError(
+        f"The volume is truncated: its header promises {expected:,} bytes of samples, and it has at most {found:,}. Save it again."
+    )

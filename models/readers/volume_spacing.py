@@ -1,0 +1,100 @@
+"""Resamples a volume to a spacing, and labels back to the volume's own grid.
+
+Intensities are interpolated linearly, axis by axis; where the new grid is coarser, over the width of its voxels, so that thin
+structures become fainter and do not vanish by chance. Labels take the nearest voxel. Both grids cover the same extent: voxel
+centers lie at (index + 0.5) * spacing.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ImageTooLargeError
+from models.imaging.nearest import nearest_indices
+from models.readers.limits import MAX_VOXELS
+from models.sample import Sample, Values
+from models.spec import Spacing
+
+CHUNK_VALUES = 1 << 22  # that are interpolated at a time
+MAX_SCALE = 100.0  # between the spacing of a file and the network's: more is a wrong header
+SAME_SPACING = 0.01  # relative difference of spacings that are not worth resampling
+
+
+def to_spacing(sample: Sample, spacing: Spacing | None) -> Sample:
+    """A volume at a spacing in mm, float32; as it is if either spacing is unknown, or both are equal within 1%.
+
+    Its frame stays that of the file: `resize_labels` takes labels back to `sample.size`.
+    Raises: ImageTooLargeError for a volume that would become too large.
+    """
+    size = resampled_size(sample.size, sample.spacing, spacing)
+    if size == sample.size or sample.spacing is None:
+        return sample
+    if np.prod(size, dtype=np.float64) > MAX_VOXELS:
+        listed = " x ".join(map(str, size))
+        raise ImageTooLargeError(
+            f"At the spacing of this model the volume would have {listed} voxels; the limit is {MAX_VOXELS:,}. Is the spacing in "
+            "its header right? Crop it otherwise."
+        )
+    values = resize_values(sample.values, size)
+    found = tuple(step * old / new for step, old, new in zip(sample.spacing.values, sample.size, size, strict=True))
+    valid = None if sample.valid is None else resize_nearest(sample.valid, size)
+    return replace(sample, values=values, valid=valid, spacing=Spacing(values=found, unit=sample.spacing.unit))
+
+
+def resampled_size(size: tuple[int, ...], spacing: Spacing | None, target: Spacing | None) -> tuple[int, ...]:
+    """The lengths D, H and W at the target spacing; at least 1, and as they are along axes of the same spacing."""
+    if spacing is None or target is None:
+        return tuple(size)
+    factors = [old / new for old, new in zip(spacing.values, target.values, strict=True)]
+    if max(max(factors), 1 / min(factors)) > MAX_SCALE:
+        listed = [" x ".join(f"{step:g}" for step in each.values) for each in (spacing, target)]
+        raise ImageTooLargeError(
+            f"The volume has a spacing of {listed[0]} mm, and this model was trained at {listed[1]} mm. Correct the file's header."
+        )
+    return tuple(
+        length if abs(factor - 1) <= SAME_SPACING else max(1, round(length * factor))
+        for length, factor in zip(size, factors, strict=True)
+    )
+
+
+def resize_values(values: Values, size: tuple[int, ...]) -> Values:
+    """Values D x H x W x C as float32 of the lengths `size`, linearly."""
+    order = sorted(range(3), key=lambda axis: size[axis] / values.shape[axis])  # the axes that shrink first
+    for axis in order:
+        if size[axis] != values.shape[axis]:
+            values = _resize_axis(values, axis, size[axis])
+    return values.astype(np.float32, copy=False)
+
+
+def resize_nearest(labels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """Labels, or other values, D x H x W of the lengths `size`: each takes the nearest one; itself if it has these lengths."""
+    for axis, length in enumerate(size):
+        if labels.shape[axis] != length:
+            labels = labels.take(nearest_indices(labels.shape[axis], length), axis=axis)
+    return labels
+
+
+def _resize_axis(values: Values, axis: int, length: int) -> Values:
+    old = values.shape[axis]
+    scale = max(1.0, old / length)  # the half-width of the triangle that weights the old voxels
+    centers = (np.arange(length) + 0.5) * old / length - 0.5
+    first = np.floor(centers - scale).astype(np.intp) + 1
+    taps = first[:, None] + np.arange(int(np.floor(2 * scale)) + 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(taps - centers[:, None]) / scale)
+    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    taps = taps.clip(0, old - 1)
+    used = [tap for tap in range(taps.shape[1]) if weights[:, tap].any()]
+    shape = [length if index == axis else side for index, side in enumerate(values.shape)]
+    result = np.empty(shape, np.float32)
+    step = max(1, CHUNK_VALUES * length // max(1, result.size))
+    along = [1] * values.ndim
+    along[axis] = -1
+    for start in range(0, length, step):
+        part = slice(start, start + step)
+        target = result[(slice(None),) * axis + (part,)]
+        target[...] = 0
+        for tap in used:
+            target += values.take(taps[part, tap], axis=axis) * weights[part, tap].reshape(along)
+    return result

@@ -1,0 +1,146 @@
+"""Metrics of volumes, by case and class: Dice, surface Dice at a tolerance, HD95 and the error of the volume.
+
+Distances are in mm between surface voxels: those of a class with one of their six neighbors outside of it. As in MONAI, the
+surface Dice (Nikolov et al. 2018, arXiv 1809.04430) counts surface voxels that are within the tolerance of the other surface,
+and HD95 is the larger one of the 95% quantiles of both directions. What a figure cannot be told of is NaN: of a class that is
+in neither mask all, and HD95 also of a class that is in one of them only. Ignored voxels belong to no mask.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from models.imaging.decode import Labels
+from models.spec import IGNORE_INDEX
+from training.metrics.confusion import Rates, nan_mean, ratio
+
+MM3_PER_ML = 1000.0
+DEFAULT_TOLERANCE = 2.0  # mm, of the surface Dice
+METRICS = ("dice", "surface_dice", "hd95", "volume_error")
+NUM_RESAMPLES, SEED = 1000, 0
+
+
+@dataclass(frozen=True)
+class CaseMetrics:
+    """The metrics of one case; each array has a value for each class, NaN where there is nothing to measure."""
+
+    name: str
+    voxels: NDArray[np.int64]  # 3 x C: hits, ground truth, prediction
+    dice: Rates  # 0..1
+    surface_dice: Rates  # 0..1
+    hd95: Rates  # mm
+    volume_error: Rates  # ml, predicted less true
+    volume: Rates  # ml, true
+    group: str = ""  # the patient; cases of one are resampled together
+
+
+def measure_case(
+    name: str,
+    target: Labels,
+    prediction: Labels,
+    classes: int,
+    spacing: Sequence[float],
+    tolerance: float = DEFAULT_TOLERANCE,
+    group: str = "",
+) -> CaseMetrics:
+    """The metrics of one case. Masks are uint8 D x H x W, 255 is ignored in the target; `spacing`: mm along D, H, W."""
+    known = target != IGNORE_INDEX
+    voxels = np.zeros((3, classes), np.int64)
+    surface_dice, hd95 = np.full(classes, np.nan), np.full(classes, np.nan)
+    for label in range(classes):
+        in_target, in_prediction = target == label, (prediction == label) & known
+        voxels[:, label] = [np.count_nonzero(each) for each in (in_target & in_prediction, in_target, in_prediction)]
+        if voxels[1, label] and voxels[2, label]:
+            surface_dice[label], hd95[label] = compare_surfaces(in_target, in_prediction, spacing, tolerance)
+        elif voxels[1, label] or voxels[2, label]:
+            surface_dice[label] = 0.0
+    hits, true, predicted = voxels.astype(np.float64)
+    occurs = true + predicted > 0
+    ml = float(np.prod(spacing)) / MM3_PER_ML
+    error = np.where(occurs, (predicted - true) * ml, np.nan)
+    return CaseMetrics(name, voxels, ratio(2 * hits, true + predicted), surface_dice, hd95, error, true * ml, group)
+
+
+def compare_surfaces(
+    one: NDArray[np.bool_], two: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
+) -> tuple[float, float]:
+    """Surface Dice and HD95 in mm of two masks, neither empty; bool D x H x W."""
+    window = _bounding_box(one | two)  # distances between the surfaces are the same within it
+    one, two = one[window], two[window]
+    surfaces = [surface_voxels(each) for each in (one, two)]
+    distances = [
+        ndimage.distance_transform_edt(~other, sampling=spacing)[surface]
+        for surface, other in ((surfaces[0], surfaces[1]), (surfaces[1], surfaces[0]))
+    ]
+    within = sum(int((each <= tolerance).sum()) for each in distances)
+    return within / sum(map(len, distances)), float(max(np.percentile(each, 95) for each in distances))
+
+
+def surface_voxels(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The voxels of a mask with one of their six neighbors outside of it; the volume's border counts as outside."""
+    return np.asarray(mask & ~ndimage.binary_erosion(mask))
+
+
+def _bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...]:
+    found = []
+    for axis in range(mask.ndim):
+        used = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        found.append(slice(int(used[0]), int(used[-1]) + 1))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class MetricSummary:
+    """One metric over all cases; arrays have a value for each class, NaN where no case has one."""
+
+    mean: Rates
+    median: Rates
+    interval: Rates  # 2 x C: 95% bootstrap interval of the mean
+    foreground: float  # mean over the foreground classes of `mean`, as nnU-Net reports it
+    foreground_interval: tuple[float, float]
+    cases: NDArray[np.int64]  # C: cases that have a value
+
+
+def summarize(cases: Sequence[CaseMetrics], metric: str, foreground: NDArray[np.bool_]) -> MetricSummary:
+    """Mean, median and bootstrap interval of one of METRICS over the cases. `foreground`: which classes are no background, C.
+
+    Groups of cases (patients) are resampled, not voxels: those of one case are alike.
+    """
+    table = np.array([getattr(case, metric) for case in cases], np.float64)
+    has_value = ~np.isnan(table)
+    means = _resampled_means(table, has_value, [case.group or case.name for case in cases])
+    overall = nan_mean(np.where(foreground, means, np.nan)) if foreground.any() else np.full(len(means), np.nan)
+    mean = ratio(np.where(has_value, table, 0).sum(axis=0), has_value.sum(axis=0))
+    median = np.array(
+        [np.median(column[~np.isnan(column)]) if (~np.isnan(column)).any() else np.nan for column in table.T]
+    )
+    low, high = _interval(overall[:, None])[:, 0]
+    return MetricSummary(
+        mean,
+        median,
+        _interval(means),
+        float(nan_mean(mean[foreground])) if foreground.any() else float("nan"),
+        (float(low), float(high)),
+        has_value.sum(axis=0),
+    )
+
+
+def _resampled_means(table: Rates, has_value: NDArray[np.bool_], groups: list[str]) -> Rates:
+    """R x C: the means when groups are sampled with replacement."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    sampled = np.random.default_rng(SEED).integers(len(names), size=(NUM_RESAMPLES, len(names)))
+    weights = np.stack([np.bincount(row, minlength=len(names)) for row in sampled]).astype(np.float64)[:, group_of]
+    return ratio(weights @ np.where(has_value, table, 0.0), weights @ has_value)
+
+
+def _interval(values: Rates) -> Rates:
+    """2 x C: the middle 95% of R x C values; NaN where there are none."""
+    ends = np.full((2, values.shape[1]), np.nan)
+    for index, column in enumerate(values.T):
+        column = column[~np.isnan(column)]
+        if len(column):
+            ends[:, index] = np.percentile(column, [2.5, 97.5])
+    return ends
