@@ -32,18 +32,22 @@ class VolumeGrid:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a sample lies in the world, to put an answer back there."""
+    """Where a sample lies in the world, to put an answer back there; when a recording began."""
 
     affine: tuple[float, float, float, float, float, float] | None = (
         None  # a b c d e f: x = a col + b row + c, y = d ...
     )
     crs: str = ""  # such as EPSG:32633; empty if unknown
     grid: VolumeGrid | None = None  # of a volume whose file says how it lies in the patient
+    start: str = ""  # of a recording, such as 2026-03-01T12:30:00; empty if unknown
 
 
 @dataclass(frozen=True)
 class Sample:
     """Values with their axes and channels. An RGB photograph is one case of it.
+
+    `axes` are HW for an image, T for a signal, DHW for a volume. The channels of a signal are its leads, and its `spacing` is
+    the sampling rate, one value with the unit Hz.
 
     `valid` is False where a file marks pixels as missing (an alpha band, a mask); None if it marks none. `nodata` is the value
     that the file names for missing samples. `statistics` are those of the whole sample, for the scaling `zscore`.
@@ -62,6 +66,11 @@ class Sample:
     def size(self) -> tuple[int, ...]:
         """The length of each axis: (height, width) of an image in pixels, (time steps,) of a signal."""
         return self.values.shape[: len(self.axes)]
+
+    @property
+    def rate(self) -> float | None:
+        """The sampling rate of a signal in Hz; None if it is not known, and for other axes."""
+        return self.spacing.values[0] if self.axes == "T" and self.spacing else None
 
     @property
     def dtype(self) -> str:

@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # 2: `parity` is by engine, `int8` was added; 3: names of settings and metrics changed; 4: `input.divisor` was added;
-# 5: `input` also says axes, channels, dtype, scaling, nodata and spacing. Bundles of format 4 have photographs as input, the
-# default of each new field, so they open unchanged.
+# 5: `input` also says axes, channels, dtype, scaling, nodata and spacing, and `postprocess` was added. Bundles of format 4 have
+# photographs as input, the default of each new field, so they open unchanged.
 FORMAT_VERSION, OLDEST_FORMAT_VERSION = 5, 4
 IGNORE_INDEX = 255  # label of pixels that belong to no class; they are ignored in training and metrics
 
 
 RGB_CHANNELS = ("red", "green", "blue")
+AXES = {"HW": "images", "T": "signals", "DHW": "volumes"}  # of a sample, before its channels: height, width; time; depth ...
 SAMPLE_DTYPES = ("uint8", "uint16", "int16", "float32")  # that a network takes; readers convert others to float32
 MAX_CHANNELS = 64
 
@@ -53,7 +54,7 @@ class Scaling(_FrozenModel):
 
 
 class Spacing(_FrozenModel):
-    """The physical distance of neighboring samples along each axis."""
+    """The physical distance of neighboring samples along each axis; with the unit Hz the sampling rate of a signal."""
 
     values: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
     unit: str = Field(description="such as m, mm, degree or Hz")
@@ -65,7 +66,8 @@ class InputRule(_FrozenModel):
     The default is a photograph: RGB uint8, 0..255. `native` keeps the pixels (microscopes, satellites). `fit` resizes the long
     side to `side` pixels (photographs). `exact` resizes to `size`, for an imported network that takes
     only that size. With `fit` and `exact`, labels are resized to the image's size by nearest neighbor. With `native` and
-    `fit`, the image is then padded to multiples of `divisor`, in validation, evaluation and service alike.
+    `fit`, the image is then padded to multiples of `divisor`, in validation, evaluation and service alike. Signals and volumes
+    have the rule `native`.
     """
 
     rule: Literal["native", "fit", "exact"]
@@ -76,11 +78,15 @@ class InputRule(_FrozenModel):
     divisor: int = Field(
         default=32,
         ge=1,
-        description="height and width of the network's input are multiples of this: 32, the deepest stride, for networks "
+        description="the lengths of the network's input are multiples of this: 32, the deepest stride, for networks "
         "trained here; 1, no padding, for imported networks that take any size; not used with `exact`",
     )
 
-    axes: Literal["HW"] = Field(default="HW", description="the axes of a sample, before its channels: height, width")
+    axes: Literal["HW", "T", "DHW"] = Field(
+        default="HW",
+        description="the axes of a sample, before its channels: height, width of an image; time of a signal; depth, height, "
+        "width of a volume",
+    )
     channels: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
         default=RGB_CHANNELS, min_length=1, max_length=MAX_CHANNELS, description="names, in the network's order"
     )
@@ -93,12 +99,25 @@ class InputRule(_FrozenModel):
         description="value of missing pixels, which are void in the mask, beside those that a file marks itself; NaN and "
         "infinite samples always are; None for no value",
     )
-    spacing: Spacing | None = Field(default=None, description="of the training images, if all have the same")
+    spacing: Spacing | None = Field(
+        default=None,
+        description="of the training images, if all have the same; of a signal or volume that at which the network was trained",
+    )
 
     @property
     def is_photograph(self) -> bool:
         """Whether the network takes RGB uint8 as images are decoded, without nodata: no reader of samples is needed."""
-        return (self.channels, self.dtype, self.scaling, self.nodata) == (RGB_CHANNELS, "uint8", _PHOTOGRAPH, None)
+        return self.axes == "HW" and (self.channels, self.dtype, self.scaling, self.nodata) == (
+            RGB_CHANNELS,
+            "uint8",
+            _PHOTOGRAPH,
+            None,
+        )
+
+    @property
+    def rate(self) -> float | None:
+        """The sampling rate, in Hz, of the signals that the network takes; None if it is not known, and for other axes."""
+        return self.spacing.values[0] if self.axes == "T" and self.spacing else None
 
     def describe(self) -> str:
         """What the network takes, such as "4 channels of uint16 (red, green, blue, nir)"."""
@@ -111,6 +130,16 @@ class InputRule(_FrozenModel):
             raise ValueError("`channels` has a name twice")
         if self.scaling.kind != "zscore" and len(self.scaling.low) != len(self.channels):
             raise ValueError(f"`scaling` has {len(self.scaling.low)} ranges for {len(self.channels)} channels")
+        return self
+
+    @model_validator(mode="after")
+    def _check_axes(self) -> Self:
+        if self.axes != "HW" and self.rule != "native":
+            raise ValueError(f"{AXES[self.axes]} have the rule `native`, not `{self.rule}`: they are not resized")
+        if self.axes != "HW" and self.spacing and len(self.spacing.values) != len(self.axes):
+            raise ValueError(f"`spacing` has {len(self.spacing.values)} values for the axes {self.axes}")
+        if self.axes == "T" and self.spacing and self.spacing.unit != "Hz":
+            raise ValueError(f"`spacing` of a signal is its sampling rate in Hz, not in {self.spacing.unit}")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 An architecture is a function `build(classes, **options) -> nn.Module`. The module maps normalised images
 float N x 3 x H x W (H and W divisible by 32) to logits float N x C x h x w at its own stride. `build` below wraps it
-into a `Network` (`base.py`). This package needs torch; `service` does not import it.
+into a `Network` (`base.py`). For signals (T) and volumes (D, H, W) it lifts the finished network (`lift.py`), unless the
+function takes `dims`, the number of axes, as that of `unet` does. This package needs torch; `service` does not import it.
 """
 
 import inspect
@@ -13,8 +14,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from models.architectures import encoders, fcn, smp_models, torchvision_models, unet
-from models.architectures.base import Network
+from models.architectures.base import Axes, Network
 from models.architectures.layers import replace_strided_pointwise
+from models.architectures.lift import lift
 from models.errors import ConfigError, closest_names, quoted
 from models.setting_errors import plain_reason
 from models.spec import Architecture
@@ -26,19 +28,24 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **torchvision_models.BUILDERS,
 }
 
+def build(name: str, classes: int, axes: Axes = "HW", **options: Any) -> Network:
+    """Build an architecture by name, for samples of these axes.
 
-def build(name: str, classes: int, **options: Any) -> Network:
-    """Build an architecture by name.
-
-    Raises: ConfigError for an unknown name or option or an invalid value, WeightsError for unavailable weights.
+    Pretrained weights of images are carried over to signals and volumes.
+    Raises: ConfigError for an unknown name or option, an invalid value, or an architecture that is only for images; WeightsError
+    for unavailable weights.
     """
     defaults = default_options(name)
     _check_options(name, options)
-    body = ARCHITECTURES[name](classes, **options)
+    if "dims" in inspect.signature(ARCHITECTURES[name]).parameters:
+        body = ARCHITECTURES[name](classes, dims=len(axes), **options)
+    else:
+        body = ARCHITECTURES[name](classes, **options)
+        body = body if axes == "HW" else lift(body, len(axes))
     replace_strided_pointwise(body)
     # The spec also records the defaults, so that a bundle can be rebuilt after they change. It records no weights: a
     # bundle brings its own.
-    return Network(body, Architecture(name=name, options={**defaults, **options, "weights": None}), classes)
+    return Network(body, Architecture(name=name, options={**defaults, **options, "weights": None}), classes, axes)
 
 
 def default_options(name: str) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def _option_parameters(name: str) -> dict[str, inspect.Parameter]:
             f"The architecture {quoted(name)} is not known; {_suggest_names(name)} `maskserve models` lists them."
         )
     parameters = inspect.signature(ARCHITECTURES[name]).parameters
-    return {option: parameter for option, parameter in parameters.items() if option != "classes"}
+    return {option: parameter for option, parameter in parameters.items() if option not in ("classes", "dims")}
 
 
 def _suggest_names(name: str) -> str:

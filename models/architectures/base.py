@@ -1,6 +1,6 @@
 """The contract of every network, in training and in the exported graph."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,17 @@ from torch.nn import functional as F
 from models.architectures.input_channels import adapt_normalisation, adapt_to_channels
 from models.spec import Architecture, InputRule
 
+Axes = Literal["HW", "T", "DHW"]
+
 # ImageNet's mean and standard deviation by channel (red, green, blue), in units of 0..255.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 class Network(nn.Module):
-    """A segmentation network: images in, one label per pixel out.
+    """A segmentation network: images, signals or volumes in, one label per pixel, time step or voxel out.
+
+    Where shapes say H x W here, a network for signals has T, and one for volumes D x H x W (`InputRule.axes`).
 
     It takes RGB uint8 images until `set_input` says otherwise. Normalisation is part of the network, so it exists once and
     travels with the weights. `body` maps normalised images float N x C x H x W to logits N x classes x h x w. It may also have:
@@ -29,16 +33,16 @@ class Network(nn.Module):
     low: Tensor | None  # 1 x channels x 1 x 1: samples are clipped to low..high; None for photographs and `zscore`
     high: Tensor | None
 
-    def __init__(self, body: nn.Module, architecture: Architecture, classes: int) -> None:
-        """`architecture` and `classes` are the arguments from which `build` makes the same network."""
+    def __init__(self, body: nn.Module, architecture: Architecture, classes: int, axes: Axes = "HW") -> None:
+        """`architecture`, `classes` and `axes` are the arguments from which `build` makes the same network."""
         super().__init__()
         self.body = body
         self.architecture = architecture
         self.num_classes = classes
         mean, std = getattr(body, "normalisation", (IMAGENET_MEAN, IMAGENET_STD))
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.input = InputRule(rule="native")
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, *[1] * len(axes)))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, *[1] * len(axes)))
+        self.input = InputRule(rule="native", axes=axes)
         # Not in the state dict: they follow from the spec.
         self.register_buffer("low", None, persistent=False)
         self.register_buffer("high", None, persistent=False)
@@ -49,7 +53,12 @@ class Network(nn.Module):
         return int(self.mean.shape[1])
 
     def set_input(self, rule: InputRule) -> None:
-        """Take the rule's channels and scaling. Weights of 3 channels become those of another number, as in timm."""
+        """Take the rule's channels and scaling. Weights of 3 channels become those of another number, as in timm.
+
+        Raises: ConfigError for a network without a convolution of three channels; ValueError for the axes of another network.
+        """
+        if rule.axes != self.input.axes:
+            raise ValueError(f"the network was built for the axes {self.input.axes}, not for {rule.axes}")
         self.input = rule
         if rule.is_photograph:
             return
@@ -59,7 +68,7 @@ class Network(nn.Module):
         self.mean, self.std = (each.to(self.mean) for each in adapt_normalisation(self.mean, self.std, rule))
         if rule.scaling.kind != "zscore":
             self.low, self.high = (
-                torch.tensor(limits).view(1, channels, 1, 1).to(self.mean)
+                torch.tensor(limits).view(1, channels, *[1] * len(rule.axes)).to(self.mean)
                 for limits in (rule.scaling.low, rule.scaling.high)
             )
 
@@ -73,8 +82,8 @@ class Network(nn.Module):
         """
         # Without `contiguous` the exporter fixes the strides of the permuted batch, and with them the batch size.
         statistics = None if shift is None or scale is None else torch.stack([shift, scale], dim=1)
-        logits = self.logits(images.permute(0, 3, 1, 2).contiguous(), statistics)
-        return upsample(logits, images.shape[1:3]).argmax(dim=1).to(torch.uint8), logits
+        logits = self.logits(channels_first(images).contiguous(), statistics)
+        return upsample(logits, images.shape[1:-1]).argmax(dim=1).to(torch.uint8), logits
 
     def logits(self, images: Tensor, statistics: Tensor | None = None) -> Tensor:
         """Images N x C x H x W in the input's dtype, in any memory format -> logits float N x classes x h x w.
@@ -93,10 +102,22 @@ class Network(nn.Module):
         """Images N x C x H x W in the input's dtype -> float, (value - mean) / std per channel, after the scaling."""
         values = images.float()
         if statistics is not None:
-            return (values - statistics[:, 0, :, None, None]) / statistics[:, 1, :, None, None]
+            shift, scale = (part[(..., *[None] * (values.ndim - 2))] for part in statistics.unbind(1))
+            return (values - shift) / scale
         if self.low is not None:
             values = torch.clamp(values, self.low, self.high)
         return (values - self.mean) / self.std
+
+
+def channels_first(samples: Tensor) -> Tensor:
+    """Samples N x axes x C as N x C x axes, as a view: for images and volumes in torch's memory format channels_last."""
+    return samples.permute(0, samples.ndim - 1, *range(1, samples.ndim - 1))
+
+
+def use_channels_last(network: nn.Module, axes: str) -> None:
+    """Lay out the weights as convolutions read them fastest, in place. Signals have no such format."""
+    if axes != "T":
+        network.to(memory_format=torch.channels_last if axes == "HW" else torch.channels_last_3d)  # type: ignore[call-overload]
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:

@@ -59,8 +59,10 @@ def head_parameter_names(network: Network) -> set[str]:
     """The names of the tensors whose shape depends on the number of classes."""
     spec = network.architecture
     with torch.random.fork_rng():  # building the second network must not change the random numbers of the training
-        wider = build(spec.name, network.num_classes + 1, **spec.options).state_dict()
-        same = build(spec.name, network.num_classes, **spec.options).state_dict()
+        wider, same = (
+            build(spec.name, classes, network.input.axes, **spec.options).state_dict()
+            for classes in (network.num_classes + 1, network.num_classes)
+        )
     return {name for name, value in same.items() if value.shape != wider[name].shape}
 
 

@@ -20,7 +20,7 @@ def adapt_to_channels(body: nn.Module, channels: int) -> None:
         (parent, name, child)
         for parent in body.modules()
         for name, child in parent.named_children()
-        if isinstance(child, nn.Conv2d) and child.in_channels == RGB_COUNT and child.groups == 1
+        if isinstance(child, nn.Conv1d | nn.Conv2d | nn.Conv3d) and child.in_channels == RGB_COUNT and child.groups == 1
     ]
     if not found:
         raise ConfigError(
@@ -33,15 +33,15 @@ def adapt_to_channels(body: nn.Module, channels: int) -> None:
 
 
 def adapt_weight(weight: Tensor, channels: int) -> Tensor:
-    """A kernel O x 3 x h x w as O x channels x h x w."""
+    """A kernel O x 3 x axes as O x channels x axes, such as O x channels x h x w."""
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
-    repeated = weight.repeat(1, -(-channels // RGB_COUNT), 1, 1)[:, :channels]
+    repeated = weight.repeat(1, -(-channels // RGB_COUNT), *[1] * (weight.ndim - 2))[:, :channels]
     return repeated * (RGB_COUNT / channels)
 
 
 def adapt_normalisation(mean: Tensor, std: Tensor, rule: InputRule) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, 1 x C x 1 x 1, in units of the samples, from those of 0..255 of RGB.
+    """Mean and standard deviation, 1 x C x 1 x 1 for images, in units of the samples, from those of 0..255 of RGB.
 
     Red, green and blue keep their own; other channels get the mean of the three. For `zscore` they are not used.
     """
@@ -58,7 +58,8 @@ def adapt_normalisation(mean: Tensor, std: Tensor, rule: InputRule) -> tuple[Ten
     else:
         ranges = zip(rule.scaling.low, rule.scaling.high, means, deviations, strict=True)
         pairs = [(low + one * (high - low) / 255, other * (high - low) / 255) for low, high, one, other in ranges]
+    shape = (1, -1, *[1] * (mean.ndim - 2))
     return (
-        torch.tensor([pair[0] for pair in pairs]).view(1, -1, 1, 1),
-        torch.tensor([pair[1] for pair in pairs]).view(1, -1, 1, 1),
+        torch.tensor([pair[0] for pair in pairs]).view(shape),
+        torch.tensor([pair[1] for pair in pairs]).view(shape),
     )

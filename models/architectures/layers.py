@@ -26,7 +26,7 @@ def conv_bn_relu(
     return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-class StridedPointwiseConv2d(nn.Conv2d):
+class StridedPointwise:
     """A 1x1 convolution with a stride: drops the skipped pixels, then convolves with stride 1. The result is equal.
 
     oneDNN's gradient of strided 1x1 convolutions in channels_last writes past a buffer if there are fewer channels than a
@@ -34,24 +34,49 @@ class StridedPointwiseConv2d(nn.Conv2d):
     convolution on the three channels of the image.
     """
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps N x C x H x W -> N x K x ceil(H / stride) x ceil(W / stride)."""
-        rows, columns = self.stride
-        return F.conv2d(images[:, :, ::rows, ::columns], self.weight, self.bias)
+    stride: tuple[int, ...]
+    weight: Tensor
+    bias: Tensor | None
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps N x C x H x W -> N x K x ceil(H / stride) x ceil(W / stride); the same for other axes."""
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
+        kept = maps[(slice(None), slice(None), *(slice(None, None, step) for step in self.stride))]
+        return convolve(kept, self.weight, self.bias)
+
+
+class StridedPointwiseConv1d(StridedPointwise, nn.Conv1d):
+    """For signals."""
+
+
+class StridedPointwiseConv2d(StridedPointwise, nn.Conv2d):
+    """For images."""
+
+
+class StridedPointwiseConv3d(StridedPointwise, nn.Conv3d):
+    """For volumes."""
+
+
+STRIDED_POINTWISE: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv1d: StridedPointwiseConv1d,
+    nn.Conv2d: StridedPointwiseConv2d,
+    nn.Conv3d: StridedPointwiseConv3d,
+}
 
 
 def replace_strided_pointwise(network: nn.Module) -> None:
     """Replace the convolutions in `network` whose gradient oneDNN computes wrongly. Weights and names stay."""
     for module in network.modules():
         if (
-            type(module) is nn.Conv2d
-            and module.kernel_size == (1, 1)
+            isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            and type(module) in STRIDED_POINTWISE
+            and max(module.kernel_size) == 1
             and max(module.stride) > 1
-            and module.padding in ((0, 0), "valid")
+            and module.padding in ((0,) * len(module.stride), "valid")
             and module.groups == 1
             and module.in_channels < VECTOR_WIDTH
         ):
-            module.__class__ = StridedPointwiseConv2d
+            module.__class__ = STRIDED_POINTWISE[type(module)]
 
 
 def upsampling_layer(classes: int, factor: int, learned: bool) -> nn.Module:

@@ -137,18 +137,19 @@ def build(
     norm: Literal["batch", "instance"] = "batch",
     aux: bool = False,
     weights: str | None = None,
+    dims: int = 2,
 ) -> ResidualUNet:
-    """Build a residual U-Net for images. There are no pretrained `weights`. Raises: ConfigError.
+    """Build a residual U-Net for samples of `dims` axes. There are no pretrained `weights`. Raises: ConfigError.
 
     width: channels of the first stage; each further one has twice as many, up to 16 times
-    strides: one per stage, for both axes or as [rows, columns]; default: 2,2,2,2,2; nnU-Net has 1,2,2,2,2,2
-    kernel: odd size of the kernels, of all stages or one per stage, each for both axes or as [rows, columns]
+    strides: one per stage, for all axes or as [rows, columns]; default: 2,2,2,2,2; nnU-Net has 1,2,2,2,2,2
+    kernel: odd size of the kernels, of all stages or one per stage, each for all axes or as [rows, columns]
     blocks: residual blocks, of every stage or one number per stage; nnU-Net has 1,3,4,6,6,6
     norm: batch, or instance, whose statistics are those of the padded image or tile (arXiv 1607.08022)
     aux: deep supervision: train logits of the coarser stages as well (arXiv 1409.5185)
     weights: none to start from scratch
     """
-    return build_for_axes(2, 3, classes, width, strides, kernel, blocks, norm, aux)
+    return build_for_axes(dims, 3, classes, width, strides, kernel, blocks, norm, aux)
 
 
 def build_for_axes(

@@ -70,17 +70,17 @@ def load(
     if threads and device == "cpu":
         torch.set_num_threads(threads)
     network = build_network(bundle)
+    from models.architectures.base import channels_first, upsample, use_channels_last
+
     with _translate_memory_errors():
-        network.to(device).to(memory_format=torch.channels_last)
+        use_channels_last(network.to(device), bundle.spec.input.axes)
         network.body.to(dtype)  # the normalization before it stays in float32
 
     def predict(images: "Tensor", statistics: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
-        from models.architectures.base import upsample
-
         # N x H x W x C is channels_last already.
-        maps = network.normalise(images.permute(0, 3, 1, 2), statistics).to(dtype)
+        maps = network.normalise(channels_first(images), statistics).to(dtype)
         logits = network.body(maps).float()
-        return upsample(logits, images.shape[1:3]).argmax(dim=1).to(torch.uint8), logits
+        return upsample(logits, images.shape[1:-1]).argmax(dim=1).to(torch.uint8), logits
 
     rule = bundle.spec.input
     has_statistics = rule.scaling.kind == "zscore"  # they change with each sample, so that nothing is captured
@@ -121,7 +121,8 @@ def build_network(bundle: Bundle) -> "Network":
     architecture = bundle.spec.architecture
     weights = bundle.verify_file(WEIGHTS_FILE)
     try:
-        network = architectures.build(architecture.name, len(bundle.spec.classes), **architecture.options)
+        axes = bundle.spec.input.axes
+        network = architectures.build(architecture.name, len(bundle.spec.classes), axes, **architecture.options)
         network.set_input(bundle.spec.input)
         network.load_state_dict(load_file(weights))
     except (ConfigError, TypeError) as error:

@@ -28,15 +28,13 @@ def make_network(
 
     `rule`: its input; None for photographs.
     """
-    options = architecture_options(config)
+    options, rule = architecture_options(config), rule or InputRule(rule="native")
     file = find_weights_file(config) if load_weights else None
+    hub = config.weights if load_weights and file is None and config.weights != "none" else None
+    network = build(config.architecture, len(classes), rule.axes, **options, weights=hub)
+    network.set_input(rule)
     if file is None:
-        hub = config.weights if load_weights and config.weights != "none" else None
-        network = build(config.architecture, len(classes), **options, weights=hub)
-        network.set_input(rule or network.input)
         return network
-    network = build(config.architecture, len(classes), **options)
-    network.set_input(rule or network.input)
     message = load_initial_weights(network, file, [entry.name for entry in classes], config.reset_head)
     console.print(message, highlight=False, markup=False)
     return network
@@ -61,7 +59,7 @@ def find_weights_file(config: TrainConfig) -> Path | None:
     return file
 
 
-def check_batch_norm(network: Network, batch: int, crop: tuple[int, int]) -> None:
+def check_batch_norm(network: Network, batch: int, crop: tuple[int, ...]) -> None:
     """Raises: ConfigError if a batch norm would get one value per channel, as after a global mean in a batch of one."""
     shadow = copy_to_meta(network).train()
     try:
@@ -72,8 +70,8 @@ def check_batch_norm(network: Network, batch: int, crop: tuple[int, int]) -> Non
         if "more than 1 value per channel" not in str(error):
             raise
         raise ConfigError(
-            f"A batch norm of this network gets only one value per channel from {batch} image of {crop[1]} x {crop[0]}: "
-            "set batch=2 or more, or a larger crop."
+            f"A batch norm of this network gets only one value per channel from {batch} crop of "
+            f"{' x '.join(map(str, reversed(crop)))}: set batch=2 or more, or a larger crop."
         ) from error
 
 
@@ -102,7 +100,7 @@ def load_network(run: Path) -> Network:
     config = load_config(settings, [])
     state = read_checkpoint(best)["network"]
     metadata = read_run_metadata(run)
-    network = build(config.architecture, len(metadata.classes), **architecture_options(config))
+    network = build(config.architecture, len(metadata.classes), metadata.input.axes, **architecture_options(config))
     network.set_input(metadata.input)
     try:
         network.load_state_dict(state)
