@@ -20,8 +20,9 @@ from models.engines.host_info import host_info
 from models.engines.selection import EngineChoice, choose_engine, engine_id, iterate_engine_options
 from models.errors import BundleError, ConfigError, EngineError, escape_control_characters, escape_line
 from models.inference.geometry import Image, resize_image
-from models.inference.segmenter import agreement
+from models.inference.segmenter import agreement, read_probe
 from models.readers import read_input_file
+from models.spec import AXES
 
 AUTO_COLOR, BAR_COLOR, CAPTION_COLOR = "#1f5fa8", "#a9c4e4", "#666666"  # the bar of `auto`, other bars, captions
 COLUMNS = ("engine", "precision", "ms", "p95", "images/s", "MB", "first", "agree", "")
@@ -69,7 +70,12 @@ def run_bench(
     if out is not None:
         check_output_folder(out)
     bundle = open_bundle(folder)
-    images = [resize_image(image, resize_to or image.shape[:2]) for image in load_images(bundle, source)]
+    axes = bundle.spec.input.axes
+    if resize_to and axes != "HW":
+        raise ConfigError(f"--size {size} is for images; this bundle takes {AXES[axes]}: leave it out.")
+    images = load_images(bundle, source)
+    if resize_to:
+        images = [resize_image(image, resize_to) for image in images]
     with console.status("looking for engines"):
         configs, unavailable = list_engine_configs(bundle)
         choice = choose_engine(bundle)
@@ -112,7 +118,7 @@ def load_images(bundle: Bundle, source: Path | None) -> list[Image]:
         if source.is_dir():
             raise ConfigError(f"{source} is a folder; expected one image.")
         return [read_input_file(source, rule).values]
-    probes = [read_input_file(image, rule).values for image, _ in bundle.probes()]
+    probes = [read_probe(image, rule).values for image, _ in bundle.probes()]
     if not probes:
         raise BundleError(f"{bundle.folder} contains no probe images; name an image: maskserve bench BUNDLE IMAGE.")
     return probes
@@ -160,14 +166,14 @@ def make_row(engine: str, result: BenchResult, reference: BenchResult | None, au
 
 
 def describe_images(images: list[Image], source: Path | None) -> str:
-    """The images in a few words, as in `its probe at 640x480`."""
+    """The images in a few words, as in `its probe at 640x480`; the lengths of a signal or volume."""
     sizes = ", ".join(dict.fromkeys(map(_format_size, images)))
     probes = "its probe" if len(images) == 1 else f"its {len(images)} probes"
     return f"{source.name if source else probes} at {sizes}"
 
 
 def _format_size(image: Image) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+    return "x".join(map(str, reversed(image.shape[:-1])))
 
 
 def write_report(out: Path, bundle: Bundle, report: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """The tables of `maskserve models`: all architectures, one architecture, the encoders. Needs torch.
 
-Sizes are (height, width) in pixels.
+Sizes are one length per axis: (height, width) in pixels, (time steps,) of a signal. `rule`: the input; default: photographs.
 """
 
 import fnmatch
@@ -22,8 +22,11 @@ from models.architectures.base import Network
 from models.architectures.heads import HEADS
 from models.console import Console
 from models.errors import ConfigError, MaskserveError, closest_names, first_line, quoted
+from models.spec import AXES, RGB_CHANNELS, InputRule
 
 T = TypeVar("T")
+PHOTOGRAPHS = InputRule(rule="native")
+UNITS = {"HW": "pixel", "T": "time step", "DHW": "voxel"}
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,28 @@ class Complexity:
     receptive_field: int | None  # pixels; None is the whole image
 
 
-def print_architectures(size: tuple[int, int], classes: int, console: Console) -> None:
+def sample_input(axes: str, channels: int | None, rate: float | None) -> InputRule:
+    """The input rule of samples with these axes, HW, T or DHW. Raises: ConfigError."""
+    if axes not in AXES:
+        raise ConfigError(f"The axes are {quoted(axes)}; choose HW for images, T for signals or DHW for volumes.")
+    if rate and axes != "T":
+        raise ConfigError(f"--rate is for signals; leave it out for {AXES[axes]}.")
+    count = channels or (3 if axes == "HW" else 1)
+    names = RGB_CHANNELS if axes == "HW" and count == 3 else tuple(f"band{index + 1}" for index in range(count))
+    return InputRule.model_validate({
+        "rule": "native", "axes": axes, "channels": names, "spacing": {"values": (rate,), "unit": "Hz"} if rate else None,
+        "scaling": {"kind": "fixed", "low": (0.0,) * count, "high": (255.0,) * count},
+    })  # fmt: skip
+
+
+def print_architectures(size: tuple[int, ...], classes: int, console: Console, rule: InputRule = PHOTOGRAPHS) -> None:
     """Print one row per architecture and per head of `fcn`, for images of `size`.
 
-    If an architecture cannot be built with the installed libraries, its row says why.
+    If an architecture cannot be built with the installed libraries, its row says why. Of signals and volumes only those are
+    listed that have a form for them.
     """
-    rows = [("fcn", {"head": head}) for head in HEADS] + [(name, {}) for name in ARCHITECTURES if name != "fcn"]
+    others = [name for name in ARCHITECTURES if name != "fcn" and (rule.axes == "HW" or "/" not in name)]
+    rows = [("fcn", {"head": head}) for head in HEADS] + [(name, {}) for name in others]
     table = _make_table("architecture", "encoder", "params", "GFLOP", "stride", "field")
     with Console(stderr=True).status("measuring") as status:
         for index, (name, options) in enumerate(rows, start=1):
@@ -49,37 +68,43 @@ def print_architectures(size: tuple[int, int], classes: int, console: Console) -
             title = " ".join([name, *(f"{key}={value}" for key, value in options.items())])
             encoder = str(default_options(name).get("encoder", ""))
             try:
-                measures = measure_complexity(build_network(name, classes, options), size)
+                measures = measure_complexity(build_network(name, classes, options, rule), size)
             except MaskserveError as error:
                 table.add_row(f"{title}\n[red]{escape(str(error))}[/]", encoder, *["-"] * 4)
                 continue
             table.add_row(title, encoder, *_format_cells(measures))
     console.print(table)
-    console.print(f"\n{_legend(size, classes)}", style="dim", highlight=False)
+    console.print(f"\n{_legend(size, classes, rule)}", style="dim", highlight=False)
     console.print("Details of one: maskserve models fcn encoder=resnet50 head=aspp", style="dim", highlight=False)
 
 
-def print_architecture(name: str, settings: list[str], size: tuple[int, int], classes: int, console: Console) -> None:
+def print_architecture(
+    name: str, settings: list[str], size: tuple[int, ...], classes: int, console: Console, rule: InputRule = PHOTOGRAPHS
+) -> None:
     """Print the figures of a network, its options with their help, and its stages.
 
     `settings` are `key=value` options. Raises: ConfigError.
     """
     options = parse_options(name, settings)
     with Console(stderr=True).status(f"measuring {name}"):
-        network = build_network(name, classes, options)
+        network = build_network(name, classes, options, rule)
         measures = measure_complexity(network, size)
         stages = _translate_errors(name, size, lambda: list_stages(network, size))
     console.print(" ".join([name, *settings]), style="bold", highlight=False, markup=False)
     parameters, gflop, stride, field = _format_cells(measures)
-    grid = f"{stride} x {stride} pixels" if measures.stride > 1 else "pixel"
-    width = f"{field} pixels" if measures.receptive_field else "the whole image"
+    unit = UNITS[rule.axes]
+    grid = f"{' x '.join([stride] * len(rule.axes))} {unit}s" if measures.stride > 1 else unit
+    width = f"{field} {unit}s" if measures.receptive_field else f"the whole {AXES[rule.axes].removesuffix('s')}"
+    if rule.rate and measures.receptive_field:
+        grid += f" ({1000 * measures.stride / rule.rate:.3g} ms)"
+        width += f" ({1000 * measures.receptive_field / rule.rate:,.0f} ms)"
     console.print(
         f"{parameters} parameters, {gflop} GFLOP, one logit per {grid}, receptive field: {width}\n", highlight=False
     )
     console.print(_options_table(name, options))
     console.print()
     console.print(_stages_table(stages))
-    console.print(f"\n{_legend(size, classes)}", style="dim", highlight=False)
+    console.print(f"\n{_legend(size, classes, rule)}", style="dim", highlight=False)
 
 
 def print_encoders(pattern: str | None, console: Console) -> None:
@@ -120,17 +145,19 @@ def parse_options(name: str, settings: list[str]) -> dict[str, Any]:
     return options
 
 
-def build_network(name: str, classes: int, options: dict[str, Any]) -> Network:
+def build_network(name: str, classes: int, options: dict[str, Any], rule: InputRule = PHOTOGRAPHS) -> Network:
     """Build the network without pretrained weights, which do not change its figures. Raises: ConfigError with the reason."""
     try:
-        return build(name, classes, **{key: value for key, value in options.items() if key != "weights"})
+        network = build(name, classes, rule.axes, **{key: value for key, value in options.items() if key != "weights"})
+        network.set_input(rule)
+        return network
     except MaskserveError:
         raise
     except Exception as error:  # torchvision, smp and timm raise exceptions of many types
         raise ConfigError(f"{name} cannot be built: {first_line(error)}") from error
 
 
-def measure_complexity(network: Network, size: tuple[int, int]) -> Complexity:
+def measure_complexity(network: Network, size: tuple[int, ...]) -> Complexity:
     """The figures of a network for images of `size`. Raises: ConfigError if it does not accept them."""
     return _translate_errors(
         network.architecture.name,
@@ -151,13 +178,14 @@ def option_help(make: Callable[..., nn.Module]) -> dict[str, str]:
     return {key: text for key, text in lines if key in inspect.signature(make).parameters}
 
 
-def _translate_errors(name: str, size: tuple[int, int], analyse: Callable[[], T]) -> T:
+def _translate_errors(name: str, size: tuple[int, ...], analyse: Callable[[], T]) -> T:
     """The result of `analyse`. Raises: ConfigError for any error of the network."""
     try:
         return analyse()
     except Exception as error:  # networks raise exceptions of many types for sizes that they do not accept
-        height, width = complexity.padded_size(size)
-        raise ConfigError(f"{name} does not accept images of {width}x{height}: {first_line(error)}") from error
+        raise ConfigError(
+            f"{name} does not accept {_describe_size(complexity.padded_size(size))}: {first_line(error)}"
+        ) from error
 
 
 def _format_cells(measures: Complexity) -> tuple[str, str, str, str]:
@@ -216,11 +244,19 @@ def _format_fraction(fraction: float) -> str:
     return "" if fraction == 0 else "<1%" if fraction < 0.005 else f"{fraction:.0%}"
 
 
-def _legend(size: tuple[int, int], classes: int) -> str:
-    height, width = complexity.padded_size(size)
-    note = f" (padded to {width}x{height})" if (height, width) != size else ""
+def _describe_size(size: tuple[int, ...]) -> str:
+    """Such as "images of 480x360", the width first."""
+    kind = {1: "signals", 2: "images", 3: "volumes"}[len(size)]
+    return f"{kind} of {'x'.join(map(str, reversed(size)))}"
+
+
+def _legend(size: tuple[int, ...], classes: int, rule: InputRule) -> str:
+    padded, unit = complexity.padded_size(size), UNITS[rule.axes]
+    kind = AXES[rule.axes].removesuffix("s")
+    note = f" (padded to {'x'.join(map(str, reversed(padded)))})" if padded != size else ""
+    article = "an" if kind == "image" else "a"
     return (
-        f"For {classes} classes and an image of {size[1]}x{size[0]}{note}. A multiplication and an addition are two FLOP. "
-        "Stride: pixels of the image per value. Field: width in pixels of the part of the image that one value can depend "
-        "on; whole: all of it, after a global mean, attention or a group norm."
+        f"For {classes} classes and {article} {kind} of {'x'.join(map(str, reversed(size)))}{note}. A multiplication and an "
+        f"addition are two FLOP. Stride: {unit}s of the {kind} per value. Field: width in {unit}s of the part of the {kind} that "
+        "one value can depend on; whole: all of it, after a global mean, attention or a group norm."
     )

@@ -2,10 +2,11 @@
 
 spec.json            classes, input rule, parity and metrics (`models/spec.py`)
 model.onnx           N x H x W x C, as `input` in the spec says (a photograph: uint8 RGB) -> labels uint8 N x H x W, logits
-                     float32 N x classes x h x w; with the scaling `zscore` also float32 N x C `shift` and `scale`
+                     float32 N x classes x h x w; with the scaling `zscore` also float32 N x C `shift` and `scale`; for signals
+                     T instead of H x W, for volumes D x H x W
 model.int8.xml .bin  the same in int8 for OpenVINO, if the export was asked for it and its mIoU was good enough
 weights.safetensors  the weights by name, for fine-tuning and the engine torch (absent if the bundle was made from ONNX)
-probes/              a few images with the labels that the network predicted, compared again before serving
+probes/              a few images (or signals, volumes) with the labels that the network predicted, compared again before serving
 report/              sample images from the export
 SHA256SUMS           of every file above; `sha256sum --check SHA256SUMS` verifies them
 """
@@ -73,11 +74,11 @@ class Bundle:
 
     def probes(self) -> list[tuple[Path, Path]]:
         """Paths of the probe images and their label masks, verified, sorted by name. Raises: BundleError."""
-        masks = sorted(path.name for path in (self.folder / "probes").glob("*.labels.png"))
+        labels = ".labels.png" if self.spec.input.axes == "HW" else ".labels.npy"
         suffix = ".png" if self.spec.input.is_photograph else ".npz"
+        names = sorted(path.name.removesuffix(labels) for path in (self.folder / "probes").glob(f"*{labels}"))
         return [
-            (self.verify_file(f"probes/{mask.removesuffix('.labels.png')}{suffix}"), self.verify_file(f"probes/{mask}"))
-            for mask in masks
+            (self.verify_file(f"probes/{name}{suffix}"), self.verify_file(f"probes/{name}{labels}")) for name in names
         ]
 
 

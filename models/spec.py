@@ -12,7 +12,11 @@ IGNORE_INDEX = 255  # label of pixels that belong to no class; they are ignored 
 
 
 RGB_CHANNELS = ("red", "green", "blue")
-AXES = {"HW": "images", "T": "signals", "DHW": "volumes"}  # of a sample, before its channels: height, width; time; depth ...
+AXES = {
+    "HW": "images",
+    "T": "signals",
+    "DHW": "volumes",
+}  # of a sample, before its channels: height, width; time; depth ...
 SAMPLE_DTYPES = ("uint8", "uint16", "int16", "float32")  # that a network takes; readers convert others to float32
 MAX_CHANNELS = 64
 

@@ -4,6 +4,8 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from models.errors import ConfigError
+from models.spec import AXES
 from training.loss_spec import parse_loss
 
 # The first setting of each group of `maskserve train --settings`.
@@ -14,6 +16,18 @@ SETTING_GROUPS = {
     "precision": "The machine",
 }
 DEFAULT_EPOCHS = 40  # if neither epochs nor minutes are set
+
+
+# Settings that only samples of some axes have. One that is set for others is refused (`check_axes`), defaults are ignored.
+AXES_OF_SETTINGS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "input", "side", "scale", "flip", "vflip", "rotate", "elastic", "color_jitter", "hue", "blur", "transforms",
+            "cache_decoded",
+        ),
+        ("HW",),
+    ),
+}  # fmt: skip
 
 
 class TrainConfig(BaseModel):
@@ -109,9 +123,12 @@ class TrainConfig(BaseModel):
     side: int | None = Field(
         None, ge=32, description="long side for fit, pixels; default: the median of the training images, at most 1024"
     )
-    crop: tuple[int, int] | None = Field(
+    crop: tuple[int, ...] | None = Field(
         None,
-        description="height,width of the training crop, pixels; default: the resized image, at most 512, multiples of 32",
+        min_length=1,
+        max_length=3,
+        description="height,width of the training crop, pixels; of signals its time steps, of volumes depth,height,width; default: "
+        "the resized image, at most 512, multiples of 32; the median signal, at most 4096",
     )
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest factor of the random scaling")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 if left and right differ")
@@ -276,6 +293,12 @@ class TrainConfig(BaseModel):
             raise ValueError("a duration is a number of seconds, 0 or more")
         return value
 
+    @field_validator("crop", mode="before")
+    @classmethod
+    def _read_crop(cls, value: Any) -> Any:
+        """`crop=4096` is one number."""
+        return (value,) if isinstance(value, int) else value
+
     @field_validator("loss")
     @classmethod
     def _check_loss(cls, loss: str) -> str:
@@ -291,8 +314,10 @@ class TrainConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_ranges(self) -> Self:
-        if self.crop is not None and min(self.crop) < 32:
-            raise ValueError("crop is height,width, each at least 32 pixels")
+        if self.crop is not None and len(self.crop) < 3 and min(self.crop) < 32:
+            raise ValueError("crop is height,width, each at least 32 pixels; of signals at least 32 time steps")
+        if self.crop is not None and min(self.crop) < 2:
+            raise ValueError("crop is depth,height,width, each at least 2 voxels")
         if self.batch % self.devices:
             raise ValueError(
                 f"batch={self.batch} cannot be divided among devices={self.devices}; set a multiple of {self.devices}"
@@ -306,6 +331,22 @@ class TrainConfig(BaseModel):
         if not 0.05 <= self.scale[0] <= self.scale[1] <= 20:
             raise ValueError("scale is smallest,largest, both between 0.05 and 20")
         return self
+
+    def check_axes(self, axes: str) -> None:
+        """Check that every setting that was changed is one of samples of these axes. Raises: ConfigError that names another."""
+        for name, possible in AXES_OF_SETTINGS.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            neutral = name == "input" and value == "native"  # what signals and volumes have anyway
+            if axes not in possible and value != default and not neutral:
+                raise ConfigError(
+                    f"The setting {name} is for {' and '.join(AXES[each] for each in possible)}; this data set has {AXES[axes]}: "
+                    "leave it out."
+                )
+        if self.crop is not None and len(self.crop) != len(axes):
+            names = {"HW": "height,width", "T": "one number of time steps", "DHW": "depth,height,width"}
+            raise ConfigError(
+                f"crop={','.join(map(str, self.crop))} is not possible for {AXES[axes]}; give {names[axes]}."
+            )
 
     def limits(self) -> dict[str, float]:
         """The settings that end the training, by name."""

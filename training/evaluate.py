@@ -172,11 +172,19 @@ def measure_image(
     if all_metrics:
         known = target != IGNORE_INDEX
         right = prediction.labels == target
-        sizes = size_counts(target, known & ~right)
+        sizes = size_counts(target, known & ~right) if target.ndim == 2 else None
         if prediction.confidence is not None:
             bins = reliability_bins(prediction.confidence[known], right[known])
     digest = f"{pixel_digest(image)[:16]}{pixel_digest(target)[:16]}"
-    return single, boundary_counts(target, prediction.labels, classes), digest, bins, sizes
+    edges = np.zeros((3, classes), np.int64)
+    if target.ndim == 2:  # of an image
+        edges = boundary_counts(target, prediction.labels, classes)
+    return single, edges, digest, bins, sizes
+
+
+def format_size(lengths: tuple[int, ...]) -> str:
+    """Such as "640 x 480": the width first."""
+    return " x ".join(map(str, reversed(lengths)))
 
 
 def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]:
@@ -185,7 +193,7 @@ def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]
     mask = samples.pairs[index].mask
     if image.size != target.shape:
         raise DataError(
-            f"{mask} is {target.shape[1]} x {target.shape[0]} pixels, its image {image.size[1]} x {image.size[0]}; "
+            f"{mask} has the size {format_size(target.shape)}, its image {format_size(image.size)}; "
             "run `maskserve data lint` on the data set."
         )
     unknown = target[(target >= len(samples.classes)) & (target != IGNORE_INDEX)]

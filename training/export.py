@@ -18,7 +18,7 @@ from models.errors import BundleError, ConfigError, DataError, EngineError, RunE
 from models.imaging.decode import Labels
 from models.inference.geometry import Image, canvas_size, network_input_size, resize_and_pad, resize_image
 from models.inference.segmenter import TILE_SIZE, Segmenter
-from models.readers.composite import to_rgb
+from models.inference.windows import MAX_WINDOW, extract_window, make_lattice
 from models.spec import BundleSpec, InputRule, Int8Metrics
 from training.config import TrainConfig
 from training.config_io import load_config
@@ -30,11 +30,11 @@ from training.evaluate import evaluate_split
 from training.freezing.bundle_writer import NUM_PROBES, BundleSource, check_bundle_name, creation_info, write_bundle
 from training.freezing.input_rule import parse_input_rule
 from training.freezing.onnx_export import export_network
-from training.freezing.parity import make_parity_images, worst_agreement
+from training.freezing.parity import make_parity_images, make_parity_samples, worst_agreement
 from training.freezing.quantise import MAX_MIOU_DROP, NUM_CALIBRATION_IMAGES, miou_drop_message, quantise
 from training.metrics.confusion import ConfusionMatrix
-from training.reports.plots import draw_panel
 from training.reports.progress_bar import progress_bar
+from training.reports.samples import draw_sample
 from training.run_folder import BEST_CHECKPOINT, CONFIG_FILE, METRICS_CSV, RunMetadata, read_run_metadata
 
 PARITY_ADVICE = "This is a bug of the exporter or the engine; please report it with the run's config.yaml."
@@ -64,7 +64,10 @@ def export(
     training, validation, changes = load_training_data(run, data or metadata.data, metadata, config, console)
     training, validation = (replace(dataset, input=metadata.input) for dataset in (training, validation))
     rule = parse_input_rule(input_rule, metadata.input)
-    images = make_parity_images(validation.image, len(validation))
+    if rule.axes == "HW":
+        images = make_parity_images(validation.image, len(validation))
+    else:
+        images = make_parity_samples(validation.image, len(validation), rule.axes)
     spec = BundleSpec(
         name=chosen_name or printable(metadata.data.stem if metadata.data.is_file() else metadata.data.name),
         classes=metadata.classes,
@@ -177,7 +180,11 @@ def add_int8(
 
 
 def calibration_input(image: Image, rule: InputRule) -> Image:
-    """An image as the network gets it in the service, H x W x C; of a tiled image, one tile from the middle."""
+    """A sample as the network gets it in the service, [*axes, C]; of one that takes several windows, one from the middle."""
+    if rule.axes != "HW":
+        sides = make_lattice(image.shape[:-1], rule, MAX_WINDOW[rule.axes]).sides
+        starts = (max(0, length - side) // 2 for length, side in zip(image.shape, sides, strict=False))
+        return extract_window(image, tuple(starts), sides)
     size = network_input_size((image.shape[0], image.shape[1]), rule)
     fitted = resize_image(image, size)
     top, left = (max(0, side - TILE_SIZE) // 2 for side in size)
@@ -193,7 +200,8 @@ def write_report(folder: Path, segmenter: Segmenter, samples: SegmentationDatase
         sample, target = samples.sample_and_labels(index)
         prediction = segmenter.segment(sample).labels
         caption = Path(samples.pairs[index].name).name
-        image = to_rgb(sample.values, segmenter.rule)
-        draw_panel(image, target, prediction, samples.classes, caption).save(folder / f"val_{index}.png")
+        draw_sample(sample, target, prediction, samples.classes, caption, segmenter.rule).save(
+            folder / f"val_{index}.png"
+        )
     if (run / METRICS_CSV).exists():  # report.html draws its curves from it
         shutil.copy(run / METRICS_CSV, folder / METRICS_CSV)

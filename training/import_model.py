@@ -215,7 +215,8 @@ def import_torchvision(
     }
     count = count_classes(source, state, file)
     entries = torchvision_classes(count, classes, file, published, console)
-    network = build(source, count, **({"aux": True} if any(name.startswith("aux_") for name in state) else {})).eval()
+    options: dict[str, Any] = {"aux": True} if any(name.startswith("aux_") for name in state) else {}
+    network = build(source, count, **options).eval()
     load_weights(network.body, state, source, file)
 
     # torchvision's preset resizes the short side to 520, the rule the long one: 693 is the same for images of 4:3. As in

@@ -66,7 +66,7 @@ class RunMetadata(BaseModel):
     data: Path  # absolute path of the data set
     classes: list[ClassInfo]
     input: InputRule
-    crop: tuple[int, int]  # (height, width) of the training crop, pixels
+    crop: tuple[int, ...]  # of the training, one length per axis: (height, width) in pixels, (time steps,)
     precision: Literal["f32", "bf16"]  # of convolutions
     images: ImageList
     end: RunEnd | None = None  # None until the training ends, and again while it is resumed

@@ -23,20 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from PIL import Image
 from timm.layers.norm_act import convert_sync_batchnorm
 
 from models.analysis.complexity import count_parameters
 from models.architectures import build
-from models.architectures.base import Network
+from models.architectures.base import Network, use_channels_last
 from models.console import Console
 from models.errors import DataError, RunError, printable
 from models.imaging.sandbox import enable_sandbox
 from models.inference.geometry import network_input_size
-from models.readers.composite import to_rgb
-from models.spec import InputRule
+from models.spec import AXES, InputRule
 from training.augment import choose_augment_device
 from training.augment.user_transforms import UserTransforms
 from training.config import TrainConfig
@@ -86,7 +84,8 @@ from training.metrics.monitor import check_monitor
 from training.plan import make_plan
 from training.plan.input_channels import apply_input, check_color_settings
 from training.plan.plan_io import plan_warnings, print_plan, save_plan
-from training.reports.plots import draw_panel, plot_confusion_matrix, save_curves
+from training.reports.plots import plot_confusion_matrix, save_curves
+from training.reports.samples import draw_sample
 from training.run_folder import (
     CONFIG_FILE,
     METRICS_CSV,
@@ -102,6 +101,10 @@ from training.run_folder import (
 
 # Defaults for large photographs, so that a first training ends on a small machine; both are settings.
 DEFAULT_MAX_SIDE, DEFAULT_MAX_CROP = 1024, 512
+MAX_AXES_CROP, NUM_MEASURED = (
+    {"T": 4096, "DHW": 64},
+    16,
+)  # time steps or voxels of an axis; samples that are read for it
 NUM_SAMPLE_IMAGES = 4  # validation images drawn at the end
 
 
@@ -160,8 +163,9 @@ def train_locked(
 
     network = prepare_network(fabric, config, run, console, load_weights=not resume)
     console.print(
-        f"{describe_network(network, config)}; {len(train_set)} images to train on, {len(val_set)} to validate; crops of "
-        f"{run.crop[1]} x {run.crop[0]}; {run.precision} on {device}" + f" x {config.devices}" * (config.devices > 1),
+        f"{describe_network(network, config)}; {len(train_set)} {AXES[run.input.axes]} to train on, {len(val_set)} to validate; "
+        f"crops of {' x '.join(map(str, reversed(run.crop)))}; {run.precision} on {device}"
+        + f" x {config.devices}" * (config.devices > 1),
         highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
     pixel_counts = report.pixel_counts["train"][: len(train_set.classes)]
@@ -325,18 +329,21 @@ def prepare_network(
     fabric.seed_everything(config.seed, verbose=False)
     network = make_network(config, run.classes, console, load_weights, run.input)
     check_batch_norm(network, max(1, config.batch // config.devices), run.crop)
-    network.to(memory_format=torch.channels_last)
+    use_channels_last(network, run.input.axes)
     if fabric.device.type == "cuda" and fabric.world_size > 1:
         # timm's, because torch's own drops the activations inside timm's norm layers.
         network = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return network
 
 
-def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[InputRule, tuple[int, int]]:
-    """The input rule and the training crop (height, width): as set, or from the median size of the training images."""
-    height, width = (int(value) for value in np.median(np.array(report.train_image_sizes), axis=0))
+def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[InputRule, tuple[int, ...]]:
+    """The input rule and the training crop, one length per axis: as set, or from the median size of the training images."""
     train_set = report.datasets.get("train")
     rule = (train_set.input if train_set else None) or InputRule(rule="native")
+    config.check_axes(rule.axes)
+    if rule.axes != "HW":
+        return rule, config.crop or choose_axes_crop(report.datasets["train"], rule)
+    height, width = (int(value) for value in np.median(np.array(report.train_image_sizes), axis=0))
     if config.input == "fit":
         side = config.side or min(max(height, width), DEFAULT_MAX_SIDE)
         rule = rule.model_copy(update={"rule": "fit", "side": side})
@@ -345,6 +352,14 @@ def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[Inp
     resized = network_input_size((height, width), rule)
     crop = [min(max(STRIDE, round(side / STRIDE) * STRIDE), DEFAULT_MAX_CROP) for side in resized]
     return rule, (crop[0], crop[1])
+
+
+def choose_axes_crop(train_set: SegmentationDataset, rule: InputRule) -> tuple[int, ...]:
+    """The training crop of signals and volumes: the median length of some of them, at most MAX_AXES_CROP, by the divisor."""
+    indices = train_set.evenly_spaced_indices(NUM_MEASURED)
+    lengths = np.median([train_set.sample(index).size for index in indices], axis=0)
+    longest = MAX_AXES_CROP[rule.axes]
+    return tuple(min(max(1, round(length / rule.divisor)) * rule.divisor, longest) for length in lengths.tolist())
 
 
 def prepare_decoded_cache(
@@ -398,9 +413,9 @@ def render_samples(network: Network, rule: InputRule, dataset: SegmentationDatas
     segmenter, panels = make_torch_segmenter(network.eval(), rule), {}
     for index in dataset.evenly_spaced_indices(NUM_SAMPLE_IMAGES):
         sample, target = dataset.sample_and_labels(index)
-        image, prediction = to_rgb(sample.values, rule), segmenter.segment(sample).labels
+        prediction = segmenter.segment(sample).labels
         confusion = ConfusionMatrix(len(dataset.classes))
         confusion.add(target, prediction)
-        panel = draw_panel(image, target, prediction, dataset.classes, f"mIoU {confusion.miou():.2f}")
+        panel = draw_sample(sample, target, prediction, dataset.classes, f"mIoU {confusion.miou():.2f}", rule)
         panels[dataset.pairs[index].name.replace("/", "_")] = panel
     return panels

@@ -16,6 +16,7 @@ from models.analysis.receptive_field_rules import OpCall
 from models.architectures.base import Network
 from models.architectures.meta_device import copy_to_meta
 from models.inference.geometry import canvas_size
+from models.inference.windows import padded_lengths
 from models.spec import InputRule
 
 # Widths in pixels of the images that receptive fields are measured on, in turn, until two agree. Few fields need more
@@ -28,32 +29,35 @@ def count_parameters(network: Network) -> int:
     return sum(parameter.numel() for parameter in network.body.parameters())
 
 
-def count_gflops(network: Network, size: tuple[int, int]) -> float:
-    """Billions of floating-point operations for one image of `size` = (height, width) in pixels.
+def count_gflops(network: Network, size: tuple[int, ...]) -> float:
+    """Billions of floating-point operations for one image of `size` = (height, width) in pixels, or a sample of other axes.
 
     A multiplication and an addition count as two, as in PyTorch's counter; the tables of torchvision and most papers
     count the pair as one, which gives half of this. Convolutions and matrix products count, norms and activations do
     not. The image is padded as the segmenter pads it, to multiples of 32.
     """
-    return count_flops(copy_to_meta(network.body), size, network.num_channels)[""] / 1e9
+    return count_flops(copy_to_meta(network.body), padded_size(size), network.num_channels)[""] / 1e9
 
 
 def logit_stride(network: Network) -> int:
-    """Pixels of the image per logit, along the width; 1 if the network upsamples to the size of the image."""
+    """Pixels of the image per logit, along the last axis; 1 if the network upsamples to the size of the image."""
     with torch.no_grad():
-        logits = copy_to_meta(network.body)(
-            torch.empty(1, network.num_channels, PROBE_HEIGHT, PROBE_HEIGHT, device="meta")
-        )
+        probe = torch.empty(1, network.num_channels, *[PROBE_HEIGHT] * len(network.input.axes), device="meta")
+        logits = copy_to_meta(network.body)(probe)
     return PROBE_HEIGHT // int(logits.shape[-1])
 
 
 def receptive_field(network: Network) -> int | None:
     """The width in pixels of the part of the image that one logit can depend on; None for the whole image.
 
+    Of a signal it is in time steps; of a volume in voxels along its last axis.
+
     It is the whole image after a global mean (squeeze-and-excitation, ASPP, PSP), after attention, and after a norm with
     statistics of the image (group norm). Interpolation inside the network widens the field as a kernel does.
     """
-    return trace_network(copy_to_meta(network.body), channels=network.num_channels).receptive_fields[""]
+    return trace_network(
+        copy_to_meta(network.body), None, network.num_channels, len(network.input.axes)
+    ).receptive_fields[""]
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,11 @@ class NetworkTrace:
     probe_width: int  # of the probe image, in pixels
     module_traces: dict[str, ModuleTrace]
     receptive_fields: dict[str, int | None]  # of each module's output, in pixels; None is the whole image
+    dims: int = 2  # axes of the samples
 
 
 def trace_network(
-    body: nn.Module, describe: Callable[[OpCall], str | None] | None = None, channels: int = 3
+    body: nn.Module, describe: Callable[[OpCall], str | None] | None = None, channels: int = 3, dims: int = 2
 ) -> NetworkTrace:
     """Trace a module that is on the meta device on probe images of growing width; the arguments are those of `trace_modules`.
 
@@ -75,27 +80,31 @@ def trace_network(
     the whole image.
     """
     width = PROBE_WIDTHS[0]
-    narrow, wide = {}, trace_modules(body, width, describe, channels)
+    narrow, wide = {}, trace_modules(body, width, describe, channels, dims)
     for width in PROBE_WIDTHS[1:]:
-        narrow, wide = wide, trace_modules(body, width, describe, channels)
+        narrow, wide = wide, trace_modules(body, width, describe, channels, dims)
         whole = {name for name, trace in wide.items() if trace.min_field >= width}
         growing = {name for name, trace in wide.items() if trace.max_field >= 1.5 * narrow[name].max_field > 0} - whole
         if not growing:
             break
     fields = {name: None if name in whole | growing else trace.max_field for name, trace in wide.items()}
-    return NetworkTrace(width, wide, fields)
+    return NetworkTrace(width, wide, fields, dims)
 
 
-def count_flops(body: nn.Module, size: tuple[int, int], channels: int = 3) -> dict[str, int]:
-    """Floating-point operations per module of a `body` on the meta device, by module name, as in `count_gflops`; "" is all."""
-    height, width = padded_size(size)
+def count_flops(body: nn.Module, size: tuple[int, ...], channels: int = 3) -> dict[str, int]:
+    """Floating-point operations per module of a `body` on the meta device, by module name; "" is all.
+
+    `size`: the lengths of the axes, as the network gets them (`padded_size`).
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        body(torch.empty(1, channels, height, width, device="meta"))
+        body(torch.empty(1, channels, *size, device="meta"))
     # The counter's names begin with the class name of `body`.
     flops = {name.partition(".")[2]: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     return flops | {"": counter.get_total_flops()}
 
 
-def padded_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The (height, width) in pixels to which an image of `size` is padded for a network that was trained here."""
-    return canvas_size(size, InputRule(rule="native"))
+def padded_size(size: tuple[int, ...]) -> tuple[int, ...]:
+    """The lengths to which an image, signal or volume of `size` is padded for a network that was trained here."""
+    if len(size) == 2:
+        return canvas_size((size[0], size[1]), InputRule(rule="native"))
+    return padded_lengths(size, InputRule(rule="native", axes="T" if len(size) == 1 else "DHW"))

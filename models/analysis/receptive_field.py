@@ -38,14 +38,17 @@ class ReceptiveFieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         self.unsupported_operations: set[str] = set()  # without a rule; `full_dependency` was assumed for them
         self.on_call = on_call
 
-    def make_probe_image(self, width: int, channels: int = 3) -> Tensor:
-        """A tracked image to run a network on: a meta tensor 2 x `channels` x PROBE_HEIGHT x `width` (pixels)."""
-        image = torch.empty(2, channels, PROBE_HEIGHT, width, device="meta")
+    def make_probe_image(self, width: int, channels: int = 3, dims: int = 2) -> Tensor:
+        """A tracked image to run a network on: a meta tensor 2 x `channels` x PROBE_HEIGHT x `width` (pixels).
+
+        Of one axis there is only the width, of three there are two of PROBE_HEIGHT before it.
+        """
+        image = torch.empty(2, channels, *[PROBE_HEIGHT] * (dims - 1), width, device="meta")
         columns = torch.arange(width, dtype=torch.float32)
-        self.reaches[image] = torch.stack([columns, -columns])[:, None, None]
+        self.reaches[image] = torch.stack([columns, -columns]).view(2, *[1] * dims, width)
         return image
 
-    def field_range(self, tensor: Tensor, width: int) -> tuple[int, int]:
+    def field_range(self, tensor: Tensor, width: int, dims: int = 2) -> tuple[int, int]:
         """The narrowest field of any column of a map, and the widest in its middle half, in pixels.
 
         The widest one excludes the ends: a transformer with shifted windows rolls values around the edge and masks
@@ -55,7 +58,7 @@ class ReceptiveFieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  #
         if reach is None:
             return 0, 0
         halves = reach.chunk(2)  # one per image; a reach that is the same for both has a single half
-        columns = _column_maxima((halves[0] + halves[-1]).clamp(min=-1) + 1, tensor.shape, width)
+        columns = _column_maxima((halves[0] + halves[-1]).clamp(min=-1) + 1, tensor.shape, width, dims)
         quarter = len(columns) // 4
         return int(columns.min()), int(columns[quarter : len(columns) - quarter].max())
 
@@ -103,9 +106,13 @@ class ModuleTrace:
 
 
 def trace_modules(
-    body: nn.Module, width: int, describe: Callable[[OpCall], str | None] | None = None, channels: int = 3
+    body: nn.Module,
+    width: int,
+    describe: Callable[[OpCall], str | None] | None = None,
+    channels: int = 3,
+    dims: int = 2,
 ) -> dict[str, ModuleTrace]:
-    """Run a module that is on the meta device on a probe image of `channels`, `width` pixels wide.
+    """Run a module that is on the meta device on a probe image of `channels`, `width` pixels wide, or one of other axes.
 
     `describe` returns the text under which an operation is counted, or None for one that is not counted.
     Returns: the trace of each module that ran, by name, in the order of their calls; "" is `body` itself.
@@ -130,7 +137,7 @@ def trace_modules(
     def end(name: str, module: nn.Module, args: Any, result: Any) -> None:
         trace = active.pop()
         trace.outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        trace.min_field, trace.max_field = mode.field_range(trace.outputs[-1], width) if trace.outputs else (0, 0)
+        trace.min_field, trace.max_field = mode.field_range(trace.outputs[-1], width, dims) if trace.outputs else (0, 0)
         if active:
             active[-1].operations += trace.operations
             previous[len(active)] = trace
@@ -142,7 +149,7 @@ def trace_modules(
         handles.append(module.register_forward_hook(partial(end, name)))
     try:
         with _single_thread(), torch.no_grad():
-            image = mode.make_probe_image(width, channels)
+            image = mode.make_probe_image(width, channels, dims)
             with mode:
                 body(image)
     finally:
@@ -162,11 +169,15 @@ def _single_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def feature_map_layout(shape: torch.Size, width: int) -> tuple[int, int, int] | None:
+def feature_map_layout(shape: torch.Size, width: int, dims: int = 2) -> tuple[int, int, int] | None:
     """(rows, columns, channels) of a feature map of a probe image of this width in pixels.
 
-    The shape is N x C x h x w, N x h x w x C, or tokens N x hw x C. None for other tensors, such as a global mean.
+    The shape is N x C x h x w, N x h x w x C, or tokens N x hw x C. None for other tensors, such as a global mean. Networks of
+    one or three axes have only maps N x C x t, of one row, and N x C x d x h x w.
     """
+    if dims != 2:
+        is_map = len(shape) == dims + 2 and shape[-1] > 1 and width % shape[-1] == 0
+        return (shape[-2] if dims == 3 else 1, shape[-1], shape[1]) if is_map else None
     if len(shape) == 4 and shape[3] * PROBE_HEIGHT == shape[2] * width:
         return shape[2], shape[3], shape[1]
     if len(shape) == 4 and shape[2] * PROBE_HEIGHT == shape[1] * width:
@@ -175,9 +186,9 @@ def feature_map_layout(shape: torch.Size, width: int) -> tuple[int, int, int] | 
     return (rows, shape[1] // rows, shape[2]) if rows and rows**2 * width == shape[1] * PROBE_HEIGHT else None
 
 
-def _column_maxima(values: Tensor, shape: torch.Size, width: int) -> Tensor:
+def _column_maxima(values: Tensor, shape: torch.Size, width: int, dims: int = 2) -> Tensor:
     """The maximum of each column of a map; of the last axis for other tensors."""
-    layout = feature_map_layout(shape, width)
+    layout = feature_map_layout(shape, width) if dims == 2 else None
     axis = values.ndim - 1
     if layout and len(shape) == 3 and values.shape[1] > 1:
         values, axis = values.reshape(len(values), *layout[:2], -1), 2

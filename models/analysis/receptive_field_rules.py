@@ -20,6 +20,12 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 NO_REACH = -math.inf
+# Names of the scales of an interpolation in PyTorch's schemas, by the number of axes.
+SCALES: dict[int, tuple[str, ...]] = {
+    1: ("scales",),
+    2: ("scales_h", "scales_w"),
+    3: ("scales_d", "scales_h", "scales_w"),
+}
 
 
 @dataclass(frozen=True)
@@ -165,18 +171,25 @@ def pooling(call: OpCall) -> Tensor:
 
 def adaptive_pooling(call: OpCall) -> Tensor:
     """The largest reach in each cell; the cells are those of PyTorch."""
-    return F.adaptive_max_pool2d(call.expanded_reach(call["self"], 2), call["output_size"])
+    axes = call["self"].ndim - 2
+    pools: Any = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+    reach: Tensor = pools[axes - 1](call.expanded_reach(call["self"], axes), call["output_size"])
+    return reach
 
 
 def resampling(call: OpCall) -> Tensor:
     """Interpolation: along each axis the largest reach of the positions to which PyTorch gives a weight."""
-    reach = call.expanded_reach(call["self"], 2)
-    for axis, scale in ((-2, call["scales_h"]), (-1, call["scales_w"])):
+    axes = call["self"].ndim - 2
+    reach = call.expanded_reach(call["self"], axes)
+    scales: dict[str, Any] = dict.fromkeys(SCALES[axes])
+    for axis, name in zip(range(-axes, 0), SCALES[axes], strict=True):
         old, new = reach.shape[axis], call.result.shape[axis]
         if old == new:
             continue
-        one_hot = torch.eye(old).view(1, old, 1, old)  # channel i is a row of pixels in which only pixel i is 1
-        arguments = call.arguments | {"self": one_hot, "output_size": [1, new], "scales_h": None, "scales_w": scale}
+        # Channel i is an axis of values in which only value i is 1; the other axes have the length 1.
+        one_hot = torch.eye(old).view(1, old, *[1] * (axes - 1), old)
+        lengths = {"self": one_hot, "output_size": [*[1] * (axes - 1), new]}
+        arguments = call.arguments | lengths | scales | {SCALES[axes][-1]: call[name]}
         weighted = call.operation(**arguments).view(old, new) != 0
         first, last = weighted.int().argmax(0), old - 1 - weighted.flip(0).int().argmax(0)
         taps = range(int((last - first).max()) + 1)
@@ -234,9 +247,15 @@ REACH_RULES: dict[str, ReachRule] = {
     "native_batch_norm": batch_norm,
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm"), matmul),
     "convolution": convolution,
-    **dict.fromkeys(("max_pool2d_with_indices", "avg_pool2d", "avg_pool1d"), pooling),
-    **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d"), adaptive_pooling),
+    **dict.fromkeys(
+        ("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d"), pooling
+    ),
+    **dict.fromkeys(
+        ("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"), adaptive_pooling
+    ),
     **dict.fromkeys(("upsample_nearest2d", "_upsample_nearest_exact2d"), resampling),
-    **dict.fromkeys(("upsample_bilinear2d", "upsample_bicubic2d"), resampling),
+    **dict.fromkeys(
+        ("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"), resampling
+    ),
     **dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), resampling),
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.analysis.complexity import NetworkTrace, count_flops, trace_network
+from models.analysis.complexity import NetworkTrace, count_flops, padded_size, trace_network
 from models.analysis.receptive_field import ModuleTrace, feature_map_layout
 from models.analysis.receptive_field_rules import OpCall
 from models.architectures.base import Network
@@ -40,14 +40,15 @@ class _ModuleGroup:
     operations: Counter[str]
 
 
-def list_stages(network: Network, size: tuple[int, int]) -> list[Stage]:
+def list_stages(network: Network, size: tuple[int, ...]) -> list[Stage]:
     """The stages of the network for one image of `size` = (height, width) in pixels, padded as in `count_gflops`.
 
     The parameters and FLOP of all stages sum to the network's. The last stage, without a name, is the remainder that is
     in no other stage: modules that only training uses, and matrix products between the stages.
     """
     body, channels = copy_to_meta(network.body), network.num_channels
-    trace, flops = trace_network(body, describe_operation, channels), count_flops(body, size, channels)
+    trace = trace_network(body, describe_operation, channels, len(network.input.axes))
+    flops = count_flops(body, padded_size(size), channels)
     modules = dict(body.named_modules())
     stages = []
     for group in _group_modules(modules, trace):
@@ -78,14 +79,14 @@ def describe_operation(call: OpCall) -> str | None:
     match call.name:
         case "convolution":
             return _describe_convolution(call)
-        case "max_pool2d_with_indices" | "avg_pool2d":
+        case "max_pool2d_with_indices" | "max_pool3d_with_indices" | "avg_pool1d" | "avg_pool2d" | "avg_pool3d":
             kind = "max" if call.name.startswith("max") else "mean"
-            return f"{kind} pool {_format_kernel_size(call['kernel_size'])}" + _format_stride(
+            return f"{kind} pool {_format_kernel_size(call['kernel_size'], call)}" + _format_stride(
                 call["stride"] or call["kernel_size"]
             )
-        case "_adaptive_avg_pool2d" | "adaptive_max_pool2d":
-            return f"pool to {_format_kernel_size(call['output_size'])}"
-        case "mean" if call["self"].ndim == 4 and len(call["dim"] or []) == 2:
+        case "_adaptive_avg_pool2d" | "_adaptive_avg_pool3d" | "adaptive_max_pool2d" | "adaptive_max_pool3d":
+            return f"pool to {_format_kernel_size(call['output_size'], call)}"
+        case "mean" if call["self"].ndim - 2 == len(call["dim"] or []) > 0:
             return "global pool"
         case "add" if several:
             return "sum"
@@ -108,14 +109,15 @@ def _describe_convolution(call: OpCall) -> str:
     kind += "" if groups == 1 else " depthwise" if groups == call["input"].shape[1] else " grouped"
     dilation = max(call["dilation"])
     return (
-        f"{kind} {_format_kernel_size(weight.shape[2:])}"
+        f"{kind} {_format_kernel_size(weight.shape[2:], call)}"
         + _format_stride(call["stride"])
         + (f" dilated {dilation}" if dilation > 1 else "")
     )
 
 
-def _format_kernel_size(lengths: list[int]) -> str:
-    return "x".join(map(str, lengths if len(lengths) > 1 else [*lengths, *lengths]))
+def _format_kernel_size(lengths: list[int], call: OpCall) -> str:
+    """Such as 3x3: one length per axis of the maps."""
+    return "x".join(map(str, lengths if len(lengths) > 1 else list(lengths) * (call.result.ndim - 2)))
 
 
 def _format_stride(stride: list[int]) -> str:
@@ -133,12 +135,12 @@ def _group_modules(modules: dict[str, nn.Module], trace: NetworkTrace) -> list[_
 
     def visit(name: str) -> None:
         module_trace = trace.module_traces[name]
-        if children[name] and (name == "" or _changes_scale(module_trace, trace.probe_width)):
+        if children[name] and (name == "" or _changes_scale(module_trace, trace)):
             for child in children[name]:
                 visit(child)
         else:
             outputs = module_trace.outputs
-            scale = _stride_and_channels(outputs[-1], trace.probe_width) if outputs else None
+            scale = _stride_and_channels(outputs[-1], trace) if outputs else None
             _append_or_merge(groups, _ModuleGroup([name], scale, module_trace.operations), modules[name])
         if groups:
             groups[-1].operations += module_trace.following_operations
@@ -178,16 +180,16 @@ def _group_name(names: list[str]) -> str:
     return f"{first}-{in_list[-1].rpartition('.')[2]}" if len(in_list) > 1 else first
 
 
-def _changes_scale(trace: ModuleTrace, width: int) -> bool:
+def _changes_scale(module: ModuleTrace, trace: NetworkTrace) -> bool:
     """Whether the strides of a module's input and output maps differ by more than a factor of two."""
     inputs, outputs = (
-        [scale[0] for tensor in tensors if (scale := _stride_and_channels(tensor, width))]
-        for tensors in (trace.inputs, trace.outputs)
+        [scale[0] for tensor in tensors if (scale := _stride_and_channels(tensor, trace))]
+        for tensors in (module.inputs, module.outputs)
     )
     return bool(inputs and outputs) and not 0.5 <= max(inputs) / max(outputs) <= 2
 
 
-def _stride_and_channels(tensor: Tensor, width: int) -> tuple[float, int] | None:
+def _stride_and_channels(tensor: Tensor, trace: NetworkTrace) -> tuple[float, int] | None:
     """Stride and channels of a map; None for a tensor that is no map."""
-    layout = feature_map_layout(tensor.shape, width)
-    return (width / layout[1], layout[2]) if layout else None
+    layout = feature_map_layout(tensor.shape, trace.probe_width, trace.dims)
+    return (trace.probe_width / layout[1], layout[2]) if layout else None

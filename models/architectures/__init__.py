@@ -28,6 +28,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     **torchvision_models.BUILDERS,
 }
 
+
 def build(name: str, classes: int, axes: Axes = "HW", **options: Any) -> Network:
     """Build an architecture by name, for samples of these axes.
 

@@ -117,7 +117,7 @@ def channels_first(samples: Tensor) -> Tensor:
 def use_channels_last(network: nn.Module, axes: str) -> None:
     """Lay out the weights as convolutions read them fastest, in place. Signals have no such format."""
     if axes != "T":
-        network.to(memory_format=torch.channels_last if axes == "HW" else torch.channels_last_3d)  # type: ignore[call-overload]
+        network.to(memory_format=torch.channels_last if axes == "HW" else torch.channels_last_3d)
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, ...]) -> Tensor:

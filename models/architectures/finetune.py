@@ -12,6 +12,7 @@ from torch import Tensor
 from models.architectures import build, default_options, encoders
 from models.architectures.base import Network
 from models.architectures.input_channels import RGB_COUNT, adapt_weight
+from models.architectures.lift import lift_tensors
 from models.architectures.state_dict_keys import canonical_key
 from models.architectures.torchvision_models import FCN_KEY_PREFIXES
 from models.architectures.weight_files import read_state_dict
@@ -32,7 +33,7 @@ def load_initial_weights(network: Network, source: Path, classes: list[str], res
     """
     bundle = open_bundle_with_weights(source) if source.is_dir() else None
     content = read_state_dict(bundle.verify_file(WEIGHTS_FILE) if bundle else source)
-    state, head = _match_state_dict(network, adapt_first_convolution(network, content)), head_parameter_names(network)
+    state, head = _match_state_dict(network, adapt_kernels(network, content)), head_parameter_names(network)
     if _is_complete(network, state, head):
         if bundle and not reset_head:
             _check_classes(source, [entry.name for entry in bundle.spec.classes], classes)
@@ -41,7 +42,7 @@ def load_initial_weights(network: Network, source: Path, classes: list[str], res
         missing = [name for name in network.load_state_dict(loaded, strict=False).missing_keys if _is_required(name)]
         rest = f", {len(missing)} start from scratch" if missing else ""
         return f"weights of {source}: {len(loaded)} tensors{rest}"
-    _load_encoder(network, source, bundle, adapt_first_convolution(network, content))
+    _load_encoder(network, source, bundle, adapt_kernels(network, content))
     return f"weights of {source}: the encoder only; the rest starts from scratch"
 
 
@@ -66,22 +67,25 @@ def head_parameter_names(network: Network) -> set[str]:
     return {name for name, value in same.items() if value.shape != wider[name].shape}
 
 
-def adapt_first_convolution(network: Network, content: dict[str, Tensor]) -> dict[str, Tensor]:
+def adapt_kernels(network: Network, content: dict[str, Tensor]) -> dict[str, Tensor]:
     """A file's tensors, the kernels that take RGB adapted to the network's channels (`input_channels.py`).
 
+    Kernels of a network for images are lifted to signals or volumes, if the network takes these (`lift.py`).
     Mean and deviation of RGB are left out: the network has those of its own channels.
     """
     channels = len(network.input.channels)
     if network.input.is_photograph:
         return content
-    # Of four axes and three inputs are only these kernels, and transposed convolutions of three classes.
-    return {
+    dims = len(network.input.axes)
+    # Of so many axes and three inputs are only these kernels, and transposed convolutions of three classes.
+    adapted = {
         name: adapt_weight(value, channels)
-        if value.ndim == 4 and value.shape[1] == RGB_COUNT < value.shape[0] and channels != RGB_COUNT
+        if value.ndim in (4, 2 + dims) and value.shape[1] == RGB_COUNT < value.shape[0] and channels != RGB_COUNT
         else value
         for name, value in content.items()
         if canonical_key(name) not in ("mean", "std")
     }
+    return adapted if dims == 2 else lift_tensors(adapted, dims)
 
 
 def _match_state_dict(network: Network, content: dict[str, Tensor]) -> dict[str, Tensor]:

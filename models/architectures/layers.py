@@ -76,7 +76,7 @@ def replace_strided_pointwise(network: nn.Module) -> None:
             and module.groups == 1
             and module.in_channels < VECTOR_WIDTH
         ):
-            module.__class__ = STRIDED_POINTWISE[type(module)]
+            module.__class__ = STRIDED_POINTWISE[type(module)]  # type: ignore[assignment]
 
 
 def upsampling_layer(classes: int, factor: int, learned: bool) -> nn.Module:

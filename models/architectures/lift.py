@@ -118,12 +118,12 @@ def _lift_convolution(layer: Any, dims: int, counterpart: Any) -> nn.Module:
         bias=layer.bias is not None, padding_mode=layer.padding_mode, **options,
     )  # fmt: skip
     taps = layer.stride[0] if layer.transposed else 1
-    new.weight = nn.Parameter(_lift_weight(layer.weight.detach(), dims, taps), layer.weight.requires_grad)
+    new.weight = nn.Parameter(lift_weight(layer.weight.detach(), dims, taps), layer.weight.requires_grad)
     new.bias = layer.bias
     return new  # type: ignore[no-any-return]
 
 
-def _lift_weight(weight: Tensor, dims: int, taps: int) -> Tensor:
+def lift_weight(weight: Tensor, dims: int, taps: int) -> Tensor:
     """A kernel of rows x columns in its last axes -> columns, summed over the rows, or rows x rows x columns.
 
     A transposed convolution writes `taps` = stride slices per slice that it reads. Each of them gets the kernel, as the
@@ -136,6 +136,17 @@ def _lift_weight(weight: Tensor, dims: int, taps: int) -> Tensor:
     first = max(0, (rows - taps + (taps > 1)) // 2)  # of an even kernel the slice before the middle
     lifted[..., first : first + taps, :, :] = weight.unsqueeze(-3)
     return lifted
+
+
+def lift_tensors(tensors: dict[str, Tensor], dims: int) -> dict[str, Tensor]:
+    """The tensors of a 2D network's file for its lifted form, by the same names; those of a lifted network stay as they are."""
+    # Of four axes are only kernels; those of `LearnedUpsampling` are twice as long as their stride.
+    return {
+        name: lift_weight(value, dims, value.shape[-1] // 2 if name.endswith("transposed_conv.weight") else 1)
+        if value.ndim == 4
+        else value
+        for name, value in tensors.items()
+    }
 
 
 def _lift_norm(layer: Any, dims: int, counterpart: Any) -> nn.Module:

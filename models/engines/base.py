@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Images = NDArray[Any]  # N x H x W x C, contiguous
+Images = NDArray[Any]  # N x H x W x C, contiguous; signals N x T x C, volumes N x D x H x W x C
 
 
 class InferenceFunction(Protocol):
@@ -32,6 +32,7 @@ class InferenceFunction(Protocol):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
         """Images N x H x W x C -> labels uint8 N x H x W and, if requested, logits float32 N x classes x h x w.
 
+        For signals the axes are T instead of H x W, for volumes D x H x W.
         Channels and dtype are those of the spec's `input`; of a photograph, uint8 RGB. `statistics`, float32 N x 2 x C, are shift
         and scale of each whole sample, for the scaling `zscore` only.
         Both may be in the engine's own memory, and are valid until the same thread calls again. In bf16, the graph also

@@ -1,4 +1,4 @@
-"""The Segmenter: predicts a label for every pixel of an image of any size.
+"""The Segmenter: predicts a label for every pixel, time step or voxel of an image, signal or volume of any size.
 
 Evaluation, export, the service and the command line all call `Segmenter.segment`, so that the reported mIoU is the mIoU
 that is served. Sizes are (height, width) in pixels.
@@ -6,11 +6,15 @@ that is served. Sizes are (height, width) in pixels.
 
 import logging
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from models.bundle import Bundle
 from models.engines import ENGINES
@@ -45,10 +49,19 @@ from models.inference.tiling import (
     predict_sliding_window_rows,
 )
 from models.inference.tta import TTAOptions, wrap_with_tta
+from models.inference.windows import (
+    MAX_WINDOW,
+    MIN_LENGTH,
+    MIN_WINDOW,
+    confidence_of,
+    make_lattice,
+    pad_values,
+    predict_windows,
+)
 from models.readers import read_input
 from models.readers.statistics import sample_statistics
 from models.sample import Sample, Statistics, Valid
-from models.spec import IGNORE_INDEX, InputRule
+from models.spec import AXES, IGNORE_INDEX, EventRule, InputRule
 
 logger = logging.getLogger("maskserve")
 
@@ -76,11 +89,11 @@ def never_stop() -> bool:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An image and its predicted labels."""
+    """An image, signal or volume, and its predicted labels."""
 
-    image: Image  # the input, H x W x C as the network takes it; of a photograph, RGB uint8
-    labels: Labels  # uint8 H x W, of exactly the image's size; 255 where data is missing
-    confidence: Confidence | None = None  # float32 H x W: softmax probability of each label, if requested
+    image: Image  # the input, [*axes, C] as the network takes it; of a photograph, RGB uint8 H x W x 3
+    labels: Labels  # uint8 [*axes], of exactly the image's size; 255 where data is missing
+    confidence: Confidence | None = None  # float32 [*axes]: softmax probability of each label, if requested
 
 
 class Segmenter:
@@ -88,17 +101,26 @@ class Segmenter:
 
     Resizes and pads the image by the spec's input rule, runs the engine, crops, and resizes the labels to the image's size by
     nearest neighbor. An image that is larger than a tile at the network's scale, or does not fit into memory, is predicted
-    in overlapping tiles.
+    in overlapping tiles. Signals and volumes are not resized; long ones are predicted in windows (`windows.py`).
     """
 
     def __init__(
         self, run: InferenceFunction, rule: InputRule, choice: EngineChoice | None = None, tta: TTAOptions | None = None
     ) -> None:
-        """`choice` describes the engine behind `run`. Raises: EngineError for TTA scales with the rule `exact`."""
+        """`choice` describes the engine behind `run`.
+
+        Raises: EngineError for TTA scales with the rule `exact`, and for any TTA of signals and volumes.
+        """
         self.run = run
         self.rule = rule
         self.choice = choice
         self.tta = tta
+        self.event_rules: dict[int, EventRule] = {}  # by label; `segment_signal` applies them
+        if tta and rule.axes != "HW":
+            raise EngineError(
+                f"Test-time augmentation flips and scales images; this network takes {AXES[rule.axes]}. Leave it out."
+            )
+        self.max_window = MAX_WINDOW.get(rule.axes, 0)  # time steps or voxels
         largest = max(tta.scales) if tta else 1.0  # a tile is enlarged as the image is
         self.tile_size = max(MIN_TILE_SIZE, int(TILE_SIZE / max(1.0, largest)) // SIZE_DIVISOR * SIZE_DIVISOR)
         self.lock = threading.Lock()
@@ -133,6 +155,7 @@ class Segmenter:
                 check_model_outputs(run, bundle)
                 skipped = "".join(f" (skipped: {error})" for error in failed)
                 segmenter = cls(run, bundle.spec.input, replace(choice, reason=choice.reason + skipped), tta)
+                segmenter.event_rules = bundle.spec.event_rules()
                 if verify_probes:
                     segmenter.verify_probes(bundle)
                 return segmenter
@@ -148,12 +171,16 @@ class Segmenter:
     ) -> Prediction:
         """Predict a label for every pixel of an image, H x W x C with H and W >= 1, in the input's channels and dtype.
 
+        The same for a signal, T x C, at the network's rate, and for a volume, D x H x W x C.
+
         A sample that was read for this input (`models/readers`) also says where data is missing: these pixels are void.
         `should_stop` is called before each run of the engine, that is, before each tile.
         Raises: InsufficientMemoryError if even a small tile does not fit into memory, InferenceCancelledError once
         `should_stop` returns True.
         """
         image, valid, statistics = self._unpack(image)
+        if self.rule.axes != "HW":
+            return self._segment_axes(image, valid, statistics, confidence, should_stop)
         size = (image.shape[0], image.shape[1])
         fitted = network_input_size(size, self.rule)
         while True:
@@ -171,9 +198,34 @@ class Segmenter:
             labels[~valid] = IGNORE_INDEX
         return Prediction(image, labels, probabilities)
 
+    def _segment_axes(
+        self, values: Image, valid: Valid | None, statistics: Statistics | None, confidence: bool,
+        should_stop: Callable[[], bool],
+    ) -> Prediction:  # fmt: skip
+        """`segment` for a signal or a volume."""
+        while True:
+            lattice = make_lattice(values.shape[:-1], self.rule, self.max_window)
+            try:
+                if lattice.count == 1:
+                    canvas = pad_values(values, lattice.sides)
+                    labels, scores = self._run_engine(canvas, should_stop, confidence, statistics)
+                    labels = labels[tuple(slice(length) for length in values.shape[:-1])].copy()
+                    probabilities = None if scores is None else confidence_of(scores, lattice.sides, labels)
+                else:
+                    predict_logits = self._logits_function(should_stop, statistics)
+                    labels, probabilities = predict_windows(
+                        predict_logits, values, lattice, self.rule.divisor, confidence
+                    )
+                break
+            except MemoryError as error:
+                self._shrink_windows(int(np.prod(lattice.sides)), error)
+        if valid is not None:
+            labels[~valid] = IGNORE_INDEX
+        return Prediction(values, labels, probabilities)
+
     def _unpack(self, image: Image | Sample) -> tuple[Image, Valid | None, Statistics | None]:
         """Values, where they are valid, and the statistics of the whole image if the network needs them."""
-        sample = image if isinstance(image, Sample) else Sample(image)
+        sample = image if isinstance(image, Sample) else Sample(image, self.rule.axes)
         if self.rule.scaling.kind == "zscore" and sample.statistics is None:
             return sample.values, sample.valid, sample_statistics(sample.values, sample.valid)
         return sample.values, sample.valid, sample.statistics
@@ -273,6 +325,18 @@ class Segmenter:
                 self.tile_size = max(MIN_TILE_SIZE, round_up(min(tile, longest) // 2, SIZE_DIVISOR))
                 logger.warning("out of memory (%s): using tiles of %d pixels from now on", error, self.tile_size)
 
+    def _shrink_windows(self, window: int, error: MemoryError) -> None:
+        """Use windows of half as many time steps or voxels. Raises: InsufficientMemoryError if they are the smallest."""
+        if window <= MIN_WINDOW[self.rule.axes]:
+            raise InsufficientMemoryError(
+                f"There is not enough memory for this {AXES[self.rule.axes].removesuffix('s')}, even in small windows "
+                f"({error}). Free some memory and try again."
+            ) from error
+        with self.lock:
+            if self.max_window >= window:  # else another thread has made them smaller
+                self.max_window = max(MIN_WINDOW[self.rule.axes], window // 2)
+                logger.warning("out of memory (%s): using windows of up to %d from now on", error, self.max_window)
+
     def verify_probes(self, bundle: Bundle) -> float:
         """Segment the bundle's probe images and compare with the labels in the bundle.
 
@@ -281,11 +345,11 @@ class Segmenter:
         """
         lowest, required = 1.0, self._min_probe_agreement(bundle)
         for image, mask in bundle.probes():
-            sample = read_input(image.read_bytes(), self.rule)
-            equal = agreement(self.segment(sample).labels, read_mask(mask))
+            sample = read_probe(image, self.rule)
+            equal = agreement(self.segment(sample).labels, read_probe_labels(mask))
             if equal < required:
                 raise ParityError(
-                    f"{image}: on this machine {equal:.2%} of the probe's pixels have the label in the bundle; expected at "
+                    f"{image}: on this machine {equal:.2%} of the probe's labels are those in the bundle; expected at "
                     f"least {required:.1%}. Export the bundle again, or use the precision f32."
                 )
             lowest = min(lowest, equal)
@@ -298,12 +362,36 @@ class Segmenter:
         return min([*measured, 1.0]) - (F32_PROBE_TOLERANCE if precision == "f32" else PROBE_TOLERANCE)
 
 
-def check_model_outputs(run: InferenceFunction, bundle: Bundle) -> None:
-    """Run the network on a blank image. Raises: BundleError if its outputs do not match the spec."""
-    size = bundle.spec.input.size or (SIZE_DIVISOR, SIZE_DIVISOR)
-    expected = f"labels uint8 1 x {size[0]} x {size[1]} and logits float32 1 x {len(bundle.spec.classes)} x h x w"
+def read_probe(file: Path, rule: InputRule) -> Sample:
+    """A probe as the network takes it. Raises: ImageError, BundleError."""
+    if rule.axes == "HW":
+        return read_input(file.read_bytes(), rule)
+    # As the export wrote it: a reader would take the array for an image, or resample it.
+    return Sample(_load_array(file, "values"), rule.axes, rule.channels, rule.spacing)
+
+
+def read_probe_labels(file: Path) -> Labels:
+    """The labels of a probe, uint8 [*axes]: of an image a PNG, of others an array. Raises: ImageError, BundleError."""
+    return read_mask(file) if file.suffix == ".png" else _load_array(file)
+
+
+def _load_array(file: Path, name: str = "") -> NDArray[Any]:
     try:
-        rule = bundle.spec.input
+        content = np.load(file, allow_pickle=False)
+        return np.asarray(content[name] if name else content)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise BundleError(f"{file} is no array of a probe ({error}). Export the bundle again.") from error
+
+
+def check_model_outputs(run: InferenceFunction, bundle: Bundle) -> None:
+    """Run the network on a blank sample. Raises: BundleError if its outputs do not match the spec."""
+    rule = bundle.spec.input
+    side = SIZE_DIVISOR if rule.axes == "HW" else max(rule.divisor, MIN_LENGTH)
+    size = rule.size or (side,) * len(rule.axes)
+    lengths = _format_shape(size)
+    grid = {"HW": "h x w", "T": "t", "DHW": "d x h x w"}[rule.axes]
+    expected = f"labels uint8 1 x {lengths} and logits float32 1 x {len(bundle.spec.classes)} x {grid}"
+    try:
         further = {}
         if rule.scaling.kind == "zscore":
             further["statistics"] = np.ones((1, 2, len(rule.channels)), np.float32)
@@ -315,7 +403,12 @@ def check_model_outputs(run: InferenceFunction, bundle: Bundle) -> None:
         f"labels {labels.dtype} {_format_shape(labels.shape)} and logits {logits.dtype} {_format_shape(logits.shape)}"
     )
     labels_ok = labels.dtype == np.uint8 and labels.shape == (1, *size)
-    if not labels_ok or logits.ndim != 4 or logits.dtype != np.float32 or logits.shape[1] != len(bundle.spec.classes):
+    if (
+        not labels_ok
+        or logits.ndim != 2 + len(size)
+        or logits.dtype != np.float32
+        or logits.shape[1] != len(bundle.spec.classes)
+    ):
         raise BundleError(
             f"{bundle.folder}: the network does not match spec.json: expected {expected}, got {found}. Export the bundle again."
         )

@@ -194,7 +194,7 @@ def _blend_windows(
             _accumulate(next(logits), np.outer(row_weights, column_weights), band[:, band_rows, band_columns])
         ready = taps.count_ready(end // stride)
         yield slice(done, ready), band, taps.section(done, ready, first)
-        _shift_rows_up(band, end // stride - 1 - first)
+        shift_rows_up(band, end // stride - 1 - first)
         first, done = end // stride - 1, ready
 
 
@@ -205,7 +205,7 @@ def _accumulate(logits: Scores, weights: NDArray[np.float32], band: Scores) -> N
         total += resized * weights
 
 
-def _shift_rows_up(band: Scores, rows: int) -> None:
+def shift_rows_up(band: Scores, rows: int) -> None:
     """Move each plane up by `rows` >= 0 rows, and fill the rest with zeros."""
     kept = band.shape[1] - rows
     for plane in band:
@@ -218,21 +218,19 @@ def _transposed_network(predict_logits: LogitsFunction) -> LogitsFunction:
     return lambda canvas: predict_logits(np.ascontiguousarray(canvas.swapaxes(0, 1))).swapaxes(1, 2)
 
 
-def compute_windows(length: int, tile: int, overlap: int) -> AxisWindows:
-    """The fewest windows that cover `length` pixels with at least this overlap, evenly spread, in multiples of 64.
+def compute_windows(length: int, tile: int, overlap: int, divisor: int = SIZE_DIVISOR) -> AxisWindows:
+    """The fewest windows that cover `length` pixels with at least this overlap, evenly spread, in multiples of `divisor`.
 
     Windows are as short as their number allows: else an image slightly longer than a tile would take two whole ones. They
     are spread evenly, so that all neighbors overlap about equally; with the last window flush to the end, only the last
     two would overlap more. They are never farther apart than side - overlap, because the steps are rounded down.
     """
-    canvas = round_up(length, SIZE_DIVISOR)
+    canvas = round_up(length, divisor)
     if canvas <= tile:
         return AxisWindows((0,), canvas)
     steps = -(-(canvas - tile) // (tile - overlap))
-    side = round_up(-(-(canvas + steps * overlap) // (steps + 1)), SIZE_DIVISOR)
-    return AxisWindows(
-        tuple(i * ((canvas - side) // SIZE_DIVISOR) // steps * SIZE_DIVISOR for i in range(steps + 1)), side
-    )
+    side = round_up(-(-(canvas + steps * overlap) // (steps + 1)), divisor)
+    return AxisWindows(tuple(i * ((canvas - side) // divisor) // steps * divisor for i in range(steps + 1)), side)
 
 
 @cache

@@ -104,9 +104,7 @@ def predict_windows(
     corners = list(itertools.product(*(axis.starts for axis in lattice.axes)))
     windows = (predict_logits(extract_window(values, corner, lattice.sides)) for corner in corners)
     first = next(windows)
-    strides = tuple(
-        grid_stride(side, grid, divisor) for side, grid in zip(lattice.sides, first.shape[1:], strict=True)
-    )
+    strides = tuple(grid_stride(side, grid, divisor) for side, grid in zip(lattice.sides, first.shape[1:], strict=True))
     logits, classes = itertools.chain([first], windows), len(first)
     del first
     for ready, band, taps in blend_slabs(logits, classes, lattice, strides, len(labels)):

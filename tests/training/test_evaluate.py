@@ -117,7 +117,7 @@ def test_images_of_equal_names_in_two_splits_are_told_apart(tiny_bundle: Path, d
 def test_mask_of_another_size_is_an_error(tiny_bundle: Path, dataset: Path, tmp_path: Path) -> None:
     bad = shutil.copytree(dataset, tmp_path / "bad")
     Image.new("L", (5, 6)).save(bad / "masks/test/test_0002.png")
-    with pytest.raises(DataError, match=r"test_0002\.png is 5 x 6 pixels, its image 128 x 96"):
+    with pytest.raises(DataError, match=r"test_0002\.png has the size 5 x 6, its image 128 x 96"):
         evaluate(tiny_bundle, bad, console=QUIET_CONSOLE)
 
 

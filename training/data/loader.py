@@ -1,5 +1,7 @@
 """Samples to batches: resized, augmented, in an order that depends only on the seed and the step.
 
+Where shapes say H x W here, signals have T, and volumes D x H x W.
+
 Training has no epochs here: one permutation of the images follows another, and a batch may span two. So every batch
 is full, and the batch of step `n` is a function of (seed, n), wherever a run starts or resumes.
 """
@@ -29,6 +31,7 @@ from models.inference.geometry import (
     resize_image,
     resize_labels,
 )
+from models.inference.windows import pad_values, padded_lengths
 from models.sample import Statistics
 from models.spec import IGNORE_INDEX, InputRule
 from training.augment import (
@@ -39,6 +42,7 @@ from training.augment import (
     crop_to_source_window,
     pad_and_stack,
 )
+from training.augment.axes import AxesPolicy
 from training.augment.samples import augment_sample
 from training.augment.user_transforms import UserTransforms
 from training.config import TrainConfig
@@ -47,7 +51,8 @@ from training.data.decoded_cache import DecodedCache
 from training.oom import is_out_of_memory
 
 STRIDE = 32  # of the deepest feature map, in pixels
-MAX_VALIDATION_SIDE = 1536  # pixels: validation sees the center of larger images; `maskserve evaluate` sees all, tiled
+# Pixels, time steps or voxels along each axis: validation sees the center of larger samples; `maskserve evaluate` sees all of it.
+MAX_VALIDATION_SIDE = {"HW": 1536, "T": 2**17, "DHW": 192}
 ORDER_STREAM, AUGMENT_STREAM, TRANSFORM_STREAM = 0, 1, 2  # separate random streams of one seed
 
 
@@ -94,7 +99,7 @@ class TransformedDataset(Dataset[Any]):
         self,
         dataset: SegmentationDataset,
         rule: InputRule,
-        policy: AugmentPolicy | None = None,
+        policy: AugmentPolicy | AxesPolicy | None = None,
         seed: int = 0,
         augment_on: str = "cpu",
         decoded_cache: DecodedCache | None = None,
@@ -126,8 +131,12 @@ class TransformedDataset(Dataset[Any]):
     def _load_sample(self, item: SampleIndex, name: str) -> Sample:
         image, labels, statistics = self._load_resized(item.image_index)
         if self.policy is None:
-            center = center_crop(labels.shape)
+            center = center_crop(labels.shape, self.rule.axes)
             return Sample(np.array(image[center]), np.array(labels[center]), name, statistics=statistics)
+        if isinstance(self.policy, AxesPolicy):
+            random = np.random.default_rng((self.seed, AUGMENT_STREAM, item.sequence_number))
+            augmented = self.policy.augment(image, labels, random, self.rule, statistics)
+            return Sample(*augmented, name, statistics=statistics)
         if self.transforms:
             image, labels = self.transforms(image, labels, (self.seed, TRANSFORM_STREAM, item.sequence_number))
         generator = np.random.default_rng((self.seed, AUGMENT_STREAM, item.sequence_number))
@@ -146,6 +155,13 @@ class TransformedDataset(Dataset[Any]):
             return cached
         sample, labels = self.dataset.sample_and_labels(index)
         image = sample.values
+        if self.rule.axes != "HW":
+            if image.shape[:-1] != labels.shape:
+                raise DataError(
+                    f"{self.dataset.pairs[index].mask} has {format_lengths(labels.shape)} labels and its data "
+                    f"{format_lengths(image.shape[:-1])}; they must be equal."
+                )
+            return image, labels, sample.statistics
         if image.shape[:2] != labels.shape:
             (rows, columns), (height, width) = labels.shape, image.shape[:2]
             raise DataError(
@@ -158,10 +174,16 @@ class TransformedDataset(Dataset[Any]):
         return image, labels, sample.statistics
 
 
-def center_crop(shape: tuple[int, ...]) -> tuple[slice, slice]:
+def center_crop(shape: tuple[int, ...], axes: str) -> tuple[slice, ...]:
     """The part of an image H x W that validation sees: the center of a large one, because it is not tiled here."""
-    starts = [max(0, (length - MAX_VALIDATION_SIDE) // 2) for length in shape]
-    return slice(starts[0], starts[0] + MAX_VALIDATION_SIDE), slice(starts[1], starts[1] + MAX_VALIDATION_SIDE)
+    longest = MAX_VALIDATION_SIDE[axes]
+    starts = (max(0, (length - longest) // 2) for length in shape)
+    return tuple(slice(start, start + longest) for start in starts)
+
+
+def format_lengths(lengths: tuple[int, ...]) -> str:
+    """Such as "35 x 51 x 35"."""
+    return " x ".join(map(str, lengths))
 
 
 class StepSampler(Sampler[list[SampleIndex]]):
@@ -202,7 +224,7 @@ class StepSampler(Sampler[list[SampleIndex]]):
 def build_train_loader(
     dataset: SegmentationDataset,
     rule: InputRule,
-    crop: tuple[int, int],
+    crop: tuple[int, ...],
     config: TrainConfig,
     augment_on: str = "cpu",
     start: int = 0,
@@ -211,13 +233,13 @@ def build_train_loader(
 ) -> DataLoader[Batch]:
     """Batches without end, from batch number `start`; augmented, or with the parameters to do so on the device.
 
-    `crop`: (height, width); `shard`: (rank, number of processes); `cache_folder`: for decoded images.
+    `crop`: one length per axis, (height, width); `shard`: (rank, number of processes); `cache_folder`: for decoded images.
     """
     return _build_loader(
         TransformedDataset(
             dataset,
             rule,
-            AugmentPolicy(config, crop),
+            AugmentPolicy(config, (crop[0], crop[1])) if rule.axes == "HW" else AxesPolicy(config, crop),
             config.seed,
             augment_on,
             DecodedCache(cache_folder / "train", rule) if cache_folder else None,
@@ -290,7 +312,7 @@ def start_worker(worker: int, sandbox: bool) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def collate(items: list[Sample | SampleFailure], crop: tuple[int, int]) -> Batch | SampleFailure:
+def collate(items: list[Sample | SampleFailure], crop: tuple[int, ...]) -> Batch | SampleFailure:
     """Stack samples to a batch; returns the first failure if there is one. `crop`: (height, width) for the parameters."""
     samples, failures = _separate_failures(items)
     if failures:
@@ -298,7 +320,7 @@ def collate(items: list[Sample | SampleFailure], crop: tuple[int, int]) -> Batch
     names = [sample.name for sample in samples]
     unaugmented = [(one.image, one.labels, one.augment_params) for one in samples if one.augment_params is not None]
     if unaugmented:
-        images, labels, params = pad_and_stack(unaugmented, crop)
+        images, labels, params = pad_and_stack(unaugmented, (crop[0], crop[1]))
         return Batch(images, labels, names, params)
     return _stack(samples)
 
@@ -311,13 +333,17 @@ def collate_by_size(items: list[Sample | SampleFailure], rule: InputRule) -> lis
     samples, failures = _separate_failures(items)
     if failures:
         return failures[0]
-    batches: defaultdict[tuple[int, int], list[Sample]] = defaultdict(list)
+    batches: defaultdict[tuple[int, ...], list[Sample]] = defaultdict(list)
     for sample in samples:
-        height, width = size = sample.labels.shape[0], sample.labels.shape[1]
-        padded = canvas_size(size, rule)
+        if rule.axes == "HW":
+            size = sample.labels.shape[0], sample.labels.shape[1]
+            padded: tuple[int, ...] = canvas_size(size, rule)
+            image = resize_and_pad(sample.image, size, canvas_size(size, rule))
+        else:
+            padded = padded_lengths(sample.labels.shape, rule)
+            image = pad_values(sample.image, padded)
         labels = np.full(padded, IGNORE_INDEX, np.uint8)
-        labels[:height, :width] = sample.labels
-        image = resize_and_pad(sample.image, size, padded)
+        labels[tuple(map(slice, sample.labels.shape))] = sample.labels
         batches[padded].append(Sample(image, labels, sample.name, statistics=sample.statistics))
     return [_stack(batch) for batch in batches.values()]
 

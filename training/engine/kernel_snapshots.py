@@ -19,7 +19,8 @@ MAX_KERNELS = 64  # of the first layer
 MAX_BYTES = 1_800_000  # of all snapshots; beyond it, every second one between the powers of two is dropped
 MAX_SNAPSHOT_BYTES = 40_000  # of one; a layer of large kernels is kept in part
 
-Kernels = NDArray[np.float16]  # O x C x k x l
+Kernels = NDArray[np.float16]  # O x C x k x l; of a signal O x C x k
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class KernelSnapshots:
@@ -57,12 +58,12 @@ class KernelSnapshots:
             write_atomically(self.file, memory.getvalue())
 
 
-def first_convolution(network: nn.Module) -> nn.Conv2d | None:
+def first_convolution(network: nn.Module) -> Convolution | None:
     """The first convolution of a network, which reads the image; None without any."""
-    return next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    return next((module for module in network.modules() if isinstance(module, Convolution)), None)
 
 
-def read_kernels(layer: nn.Conv2d) -> Kernels:
+def read_kernels(layer: Convolution) -> Kernels:
     """A copy of up to MAX_KERNELS kernels of a layer."""
     weight: Tensor = layer.weight.detach()
     count = max(1, min(MAX_KERNELS, MAX_SNAPSHOT_BYTES // (2 * weight[0].numel())))

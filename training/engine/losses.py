@@ -1,6 +1,7 @@
 """Training losses: functions of logits and labels, and weighted sums of them.
 
-All are computed in float32 at the size of the labels, also under autocast. Ignored pixels do not count; a batch of only
+All are computed in float32 at the size of the labels, also under autocast. Where shapes say H x W, signals have T and volumes
+D x H x W. Ignored pixels do not count; a batch of only
 ignored pixels has loss 0 and gradients 0. In distributed training each process has the loss of the whole batch (see
 `training.engine.distributed`; Lovasz is the exception).
 
@@ -128,7 +129,7 @@ def pixel_cross_entropy(image: LossInputs, options: LossOptions) -> Tensor:
     # Smoothing (arXiv 1512.00567) mixes the target with the uniform distribution over the classes.
     logs, classes = image.log_probabilities, image.log_probabilities.shape[1]
     if options.class_weights is not None:
-        logs = logs * options.class_weights.to(logs.dtype).view(1, -1, 1, 1)
+        logs = logs * options.class_weights.to(logs.dtype).view(1, -1, *[1] * (logs.ndim - 2))
     uniform = -logs.sum(dim=1).masked_fill(~image.valid, 0) / classes
     return torch.lerp(losses, uniform, options.label_smoothing)
 
@@ -200,7 +201,9 @@ def class_overlaps(image: LossInputs) -> Tensor:
     labels, valid = image.labels.flatten(), image.valid.flatten().to(probabilities.dtype)
     zero = probabilities.new_zeros(classes)
     overlap = zero.index_add(0, labels, image.target_log_probabilities.exp().flatten() * valid)
-    return torch.stack([overlap, probabilities.sum(dim=(0, 2, 3)), zero.index_add(0, labels, valid)])
+    return torch.stack(
+        [overlap, probabilities.sum(dim=[0, *range(2, probabilities.ndim)]), zero.index_add(0, labels, valid)]
+    )
 
 
 def lovasz(images: list[LossInputs], options: LossOptions) -> Tensor:
@@ -215,8 +218,9 @@ def lovasz(images: list[LossInputs], options: LossOptions) -> Tensor:
     value = logs.sum() * 0
     if labeled:  # for a batch of only ignored pixels, smp returns a loss without elements
         labels = torch.cat([image.labels for image in images]).masked_fill(~valid, IGNORE_INDEX)
-        # smp expects logits; log-probabilities have the same softmax.
-        value = LovaszLoss("multiclass", ignore_index=IGNORE_INDEX)(logs, labels)
+        # smp expects logits of images; log-probabilities have the same softmax, and the order of pixels does not matter.
+        columns = logs.flatten(2)[..., None], labels.flatten(1)[..., None]
+        value = LovaszLoss("multiclass", ignore_index=IGNORE_INDEX)(*columns)
     return weighted_mean(value * labeled, labeled.to(value.dtype))
 
 

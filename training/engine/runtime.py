@@ -117,7 +117,7 @@ def deterministic_mode(enabled: bool) -> Iterator[None]:
 
 
 @contextmanager
-def translate_errors(config: TrainConfig, crop: tuple[int, int]) -> Iterator[None]:
+def translate_errors(config: TrainConfig, crop: tuple[int, ...]) -> Iterator[None]:
     """Translate errors of the machine (memory, killed workers) into messages that name the setting to change.
 
     Raises: RunError, DataError, ConfigError.
@@ -140,10 +140,12 @@ def translate_errors(config: TrainConfig, crop: tuple[int, int]) -> Iterator[Non
         raise
 
 
-def out_of_memory_message(config: TrainConfig, crop: tuple[int, int], reason: str) -> str:
+def out_of_memory_message(config: TrainConfig, crop: tuple[int, ...], reason: str) -> str:
     """The message for a lack of memory. Half the batch and twice `accumulate` give the same step."""
-    advice = f"set a smaller crop than {crop[0]},{crop[1]}"
+    advice = f"set a smaller crop than {','.join(map(str, crop))}"
     if config.batch // 2 >= config.devices:
         smaller = f"batch={config.batch // 2} accumulate={config.accumulate * 2}"
         advice = f"set {smaller} (the same images per step), or {advice}"
-    return f"Out of memory with batch={config.batch} crops of {crop[1]} x {crop[0]} ({reason}): {advice}."
+    return (
+        f"Out of memory with batch={config.batch} crops of {' x '.join(map(str, reversed(crop)))} ({reason}): {advice}."
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from models.architectures.base import Network
+from models.architectures.base import Network, channels_first
 from models.errors import RunError
 from training.config import TrainConfig
 from training.engine.losses import Criterion
@@ -30,12 +30,12 @@ class NetworkWithLoss(nn.Module):
         self.freeze_norms = config.freeze_norms
 
     def forward(self, images: Tensor, labels: Tensor, statistics: Tensor | None = None) -> Tensor:
-        """The loss, float32 of 0 axes, of images N x H x W x C and labels uint8 N x H x W.
+        """The loss, float32 of 0 axes, of images N x H x W x C and labels uint8 N x H x W; signals have T instead of H x W.
 
         `statistics`, float32 N x 2 x C, are shift and scale of the whole samples, for the scaling `zscore`.
         """
         # N x H x W x C permuted to N x C x H x W is already channels_last, the fastest layout for convolutions.
-        logits, *auxiliary = self.network.training_logits(images.permute(0, 3, 1, 2), statistics)
+        logits, *auxiliary = self.network.training_logits(channels_first(images), statistics)
         total: Tensor = self.criterion(logits, labels)
         for depth, aux_logits in enumerate(auxiliary, start=1):
             total = total + self.aux_weight**depth * self.criterion(aux_logits, labels)

@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from models.architectures.base import Network, upsample
+from models.architectures.base import Network, channels_first, upsample
 from models.thread_count import ThreadCount
 from training.augment import BatchedAugmentParams, batched
 from training.config import TrainConfig
@@ -182,7 +182,7 @@ class Trainer:
                 self.thread_count.update()
                 images = batch.images.to(fabric.device, non_blocking=True)
                 statistics = None if batch.statistics is None else batch.statistics.to(fabric.device)
-                logits = network.logits(images.permute(0, 3, 1, 2), statistics)
+                logits = network.logits(channels_first(images), statistics)
                 predictions = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)
                 confusion.add(batch.labels.numpy(), predictions.cpu().numpy())
         counts = torch.from_numpy(confusion.full_counts).to(fabric.device)
@@ -251,7 +251,7 @@ class Trainer:
         if batch.augment_params is None:
             return images, labels
         params = BatchedAugmentParams(*(part.to(device, non_blocking=True) for part in batch.augment_params))
-        return batched.augment_batch(images, labels, params, self.run.crop)
+        return batched.augment_batch(images, labels, params, (self.run.crop[0], self.run.crop[1]))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Convolutions in bfloat16, if the run's precision is bf16."""

@@ -8,7 +8,7 @@ from models.bundle import CHECKSUM_FILE, WEIGHTS_FILE, Bundle, open_bundle
 from models.engines.torch_engine import build_network
 from models.errors import RunError
 from models.inference.segmenter import Segmenter
-from models.spec import ClassInfo
+from models.spec import AXES, ClassInfo, InputRule
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.run_folder import METADATA_FILE, read_run_metadata
 
@@ -26,10 +26,17 @@ class Source:
     bundle: Bundle | None
 
 
+def check_is_of_images(path: Path, rule: InputRule) -> None:
+    """Raises: RunError for a network of signals or volumes, whose views would be others."""
+    if rule.axes != "HW":
+        raise RunError(f"{path} segments {AXES[rule.axes]}; `maskserve explain` shows networks of images only.")
+
+
 def open_source(path: Path, precision: str = "auto") -> Source:
     """Open a bundle, or a run folder with its best checkpoint. Raises: RunError, BundleError, EngineError."""
     if (path / METADATA_FILE).is_file():
         metadata = read_run_metadata(path)
+        check_is_of_images(path, metadata.input)
         best = load_network(path)
         segmenter = make_torch_segmenter(best, metadata.input)
         return Source(
@@ -40,6 +47,7 @@ def open_source(path: Path, precision: str = "auto") -> Source:
             f"{path} is neither a bundle nor a run folder. Name a folder that `maskserve export` or `maskserve train` wrote."
         )
     bundle = open_bundle(path)
+    check_is_of_images(path, bundle.spec.input)
     segmenter = Segmenter.load(bundle, precision=precision)
     assert segmenter.choice is not None  # `load` made it
     network = build_network(bundle) if bundle.has_file(WEIGHTS_FILE) else None

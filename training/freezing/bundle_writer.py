@@ -95,7 +95,10 @@ def write_probes(folder: Path, segmenter: Segmenter, images: list[Image], classe
             PILImage.fromarray(image).save(folder / f"{index}.png")
         else:
             np.savez_compressed(folder / f"{index}.npz", values=image, channels=np.array(segmenter.rule.channels))
-        to_palette_image(labels, classes).save(folder / f"{index}.labels.png")
+        if segmenter.rule.axes == "HW":
+            to_palette_image(labels, classes).save(folder / f"{index}.labels.png")
+        else:
+            np.save(folder / f"{index}.labels.npy", labels)
         occurring.update(np.unique(labels).tolist())
     return occurring
 
@@ -122,7 +125,7 @@ def print_padding_effect(agreement: float | None, spec: BundleSpec, console: Con
     """Print by how much padding changes labels; nothing without padding, or if the network needs it."""
     if agreement is not None and agreement < 1:
         console.print(
-            f"padding to multiples of {spec.input.divisor} pixels: {agreement:.2%} of the worst image's labels are those of the "
+            f"padding to multiples of {spec.input.divisor}: {agreement:.2%} of the worst image's labels are those of the "
             "network without padding",
             highlight=False,
             soft_wrap=True,

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from models.errors import ConfigError, quoted
-from models.spec import InputRule
+from models.spec import AXES, InputRule
 from training.freezing.onnx_import.graph_reader import InputSpec
 
 MIN_FIT_SIDE, MAX_EXACT_SIDE = 16, 4096  # pixels
@@ -14,6 +14,8 @@ def parse_input_rule(text: str | None, default: InputRule) -> InputRule:
     """The input rule of `native`, `fit` or `fit:SIDE`; None gives the network's default. Raises: ConfigError."""
     if text is None:
         return default
+    if default.axes != "HW" and text != "native":
+        raise ConfigError(f"--input {text} is not possible: {AXES[default.axes]} are not resized; leave it out.")
     if text == "native":
         return _replace_resize(default, "native", None)
     name, _, side = text.partition(":")

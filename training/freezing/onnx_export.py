@@ -13,14 +13,18 @@ from safetensors.torch import save_file
 
 from models.bundle import MODEL_FILE, WEIGHTS_FILE
 from models.errors import BundleError, first_line
+from models.spec import AXES
 from training.freezing.onnx_import.graph_walk import strip_metadata
 
 if TYPE_CHECKING:  # it imports torchvision and timm, which the import of an ONNX graph does not need
     from models.architectures.base import Network
 
+# Of the example that is traced, by axes. They differ, so that no axis is taken for another.
+EXAMPLE_LENGTHS = {"HW": (128, 192), "T": (192,), "DHW": (64, 128, 96)}
+
 
 def export_network(network: "Network", folder: Path) -> None:
-    """Write the network into a bundle's folder: one ONNX file for any N, H, W, and its weights by name.
+    """Write the network into a bundle's folder: one ONNX file for any N and lengths of the axes, and its weights by name.
 
     Raises: BundleError for a network that torch's exporter cannot write so.
     """
@@ -29,15 +33,16 @@ def export_network(network: "Network", folder: Path) -> None:
 
 
 def export_onnx(network: "Network", target: Path) -> None:
-    """Write the network as one ONNX file for any N, H, W.
+    """Write the network as one ONNX file for any N, H, W; for signals any N and T, for volumes any N, D, H, W.
 
     An example batch of 1 would fix the batch size, and sizes below 16 specialise the upsampling.
     Raises: BundleError for a network that torch's exporter cannot write so.
     """
     any_size = torch.export.Dim.DYNAMIC
     channels, dtype = len(network.input.channels), getattr(torch, network.input.dtype)
-    example: tuple[torch.Tensor, ...] = (torch.zeros(2, 128, 192, channels, dtype=dtype),)
-    names, dynamic = ["images"], {"images": {0: any_size, 1: any_size, 2: any_size}}
+    lengths = EXAMPLE_LENGTHS[network.input.axes]
+    example: tuple[torch.Tensor, ...] = (torch.zeros(2, *lengths, channels, dtype=dtype),)
+    names, dynamic = ["images"], {"images": dict.fromkeys(range(1 + len(lengths)), any_size)}
     if network.input.scaling.kind == "zscore":
         names += ["shift", "scale"]
         example += (torch.zeros(2, channels), torch.ones(2, channels))
@@ -62,8 +67,8 @@ def export_onnx(network: "Network", target: Path) -> None:
         except Exception as error:  # the exporter's own types, and any that the network raises
             reason = first_line(error.__cause__ or error)
             raise BundleError(
-                f"{network.architecture.name} cannot be exported for images of any size: torch.onnx.export says: {reason} "
-                "Train another encoder or architecture."
+                f"{network.architecture.name} cannot be exported for {AXES[network.input.axes]} of any size: "
+                f"torch.onnx.export says: {reason} Train another encoder or architecture."
             ) from error
     model = onnx.load(target)
     strip_metadata(model.graph)

@@ -22,6 +22,7 @@ from training.data.synthetic import generate_scene
 
 SYNTHETIC_SIZE = (480, 640)  # (height, width) in pixels of a parity image if none are given
 MAX_PARITY_SIDE = 1024  # pixels: larger images are shrunk first, or their probes would fill the bundle
+MAX_PARITY_LENGTH = {"T": 10_000, "DHW": 64}  # time steps, voxels of an axis: of a parity sample before `SIZE_FACTORS`
 MIN_F32_AGREEMENT = 0.999
 # (height, width) of the parity images as fractions of a real image's: odd sizes, both formats, one enlarged.
 SIZE_FACTORS = ((1.0, 1.0), (0.61, 0.97), (0.93, 0.43), (0.37, 0.31), (1.51, 1.23))
@@ -40,6 +41,26 @@ def make_parity_images(read: Callable[[int], Image], count: int) -> list[Image]:
         size = (max(1, int(image.shape[0] * height_factor) | 1), max(1, int(image.shape[1] * width_factor) | 1))
         images.append(resize_image(image, size))
     return images
+
+
+def make_parity_samples(read: Callable[[int], Image], count: int, axes: str) -> list[Image]:
+    """Signals or volumes of odd lengths, [*axes, C], cut from some of `count` samples; one volume has a single slice.
+
+    An enlarged one goes on mirrored.
+    """
+    samples = []
+    for index, factors in enumerate(SIZE_FACTORS):
+        values = read(index * count // len(SIZE_FACTORS))
+        longest = MAX_PARITY_LENGTH[axes]
+        lengths = [
+            max(1, int(min(length, longest) * factors[axis % 2]) | 1) for axis, length in enumerate(values.shape[:-1])
+        ]
+        if axes == "DHW" and index == len(SIZE_FACTORS) - 1:
+            lengths[0] = 1
+        cut = values[tuple(map(slice, lengths))]
+        missing = [(0, length - found) for length, found in zip(lengths, cut.shape, strict=False)]
+        samples.append(np.ascontiguousarray(np.pad(cut, [*missing, (0, 0)], mode="symmetric")))
+    return samples
 
 
 def load_parity_images(

@@ -220,7 +220,7 @@ def test_batch_norm_on_one_value_is_refused(
 ) -> None:
     network = build(name, 3, **options)
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    with pytest.raises(ConfigError, match=r"from 1 image of .*: set batch=2 or more, or a larger crop"):
+    with pytest.raises(ConfigError, match=r"from 1 crop of .*: set batch=2 or more, or a larger crop"):
         check_batch_norm(network, batch, crop)
     check_batch_norm(network, 2, (96, 128))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())

@@ -211,8 +211,8 @@ def _input_dims(file: Path, entry: ValueInfoProto) -> tuple[Dim, ...]:
     dims = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim)
     if len(dims) != 4:
         raise WeightsError(
-            f"{file}: the input {quoted(entry.name)} is {format_shape(dims)}, not an image; "
-            "export it with N x 3 x H x W or N x H x W x 3."
+            f"{file}: the input {quoted(entry.name)} is {format_shape(dims)}, not an image, and only "
+            "networks of images can be imported; export it with N x 3 x H x W or N x H x W x 3."
         )
     return dims
 

@@ -1,0 +1,148 @@
+"""Windows over signals and volumes: the labels of one pass, in bounded memory, whatever the length."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import EngineError, InferenceCancelledError, InsufficientMemoryError
+from models.inference.segmenter import Segmenter, agreement
+from models.inference.tta import TTAOptions
+from models.inference.windows import make_lattice, pad_values
+from models.sample import Sample
+from models.spec import IGNORE_INDEX, InputRule, Scaling
+
+CLASSES = 3
+
+
+def rule(axes: str, divisor: int = 8) -> InputRule:
+    scaling = Scaling(kind="fixed", low=(0.0,), high=(1.0,))
+    return InputRule.model_validate(
+        {"rule": "native", "axes": axes, "channels": ("a",), "dtype": "float32", "scaling": scaling, "divisor": divisor}
+    )
+
+
+def made_engine(stride: int, sizes: list[tuple[int, ...]]) -> Callable[..., Any]:
+    """A network as an engine runs it: block means at `stride`, smoothed over three blocks along each axis; it notes its inputs."""
+
+    def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        canvas = images[0, ..., 0].astype(np.float32)
+        sizes.append(canvas.shape)
+        maps = canvas
+        for axis, length in enumerate(canvas.shape):
+            cells = -(-length // stride)
+            padded = np.pad(
+                maps, [(0, cells * stride - length) if each == axis else (0, 0) for each in range(maps.ndim)], "edge"
+            )
+            shape = [*padded.shape[:axis], cells, stride, *padded.shape[axis + 1 :]]
+            maps = padded.reshape(shape).mean(axis=axis + 1)
+            around = np.pad(maps, [(1, 1) if each == axis else (0, 0) for each in range(maps.ndim)], "edge")
+            maps = sum(np.take(around, np.arange(cells) + shift, axis) for shift in range(3)) / 3  # type: ignore[assignment]
+        scores = np.stack([-((maps - center) ** 2) * 100 for center in (0.45, 0.5, 0.55)]).astype(np.float32)
+        labels = np.zeros(canvas.shape, np.uint8)
+        if len(sizes) == 1 or logits:  # labels are only taken from a single window
+            labels = upsampled(scores, canvas.shape).argmax(axis=0).astype(np.uint8)
+        return labels[None], scores[None] if logits else None
+
+    return run
+
+
+def upsampled(scores: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
+    """Linear interpolation along each axis, in float64."""
+    for axis, length in enumerate(lengths, start=1):
+        grid = scores.shape[axis]
+        at = ((np.arange(length) + 0.5) * grid / length - 0.5).clip(0, grid - 1)
+        low = np.floor(at).astype(int)
+        weight = (at - low).reshape([-1 if each == axis else 1 for each in range(scores.ndim)])
+        scores = scores.take(low, axis) * (1 - weight) + scores.take(np.minimum(low + 1, grid - 1), axis) * weight
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("axes", "lengths", "window"),
+    [
+        ("T", (1,), 64),
+        ("T", (4099,), 256),
+        ("T", (4099,), 1000),  # windows that are no power of two
+        ("DHW", (37, 50, 29), 16**3),
+        ("DHW", (3, 70, 65), 3000),  # a flat volume is taken whole in its depth
+    ],
+)
+@pytest.mark.parametrize("stride", [1, 4, 3], ids=["stride 1", "stride 4", "a stride that does not divide the windows"])
+def test_windows_give_the_labels_of_one_pass(axes: str, lengths: tuple[int, ...], window: int, stride: int) -> None:
+    values = np.random.default_rng(0).random((*lengths, 1), np.float32)
+    seen: list[tuple[int, ...]] = []
+    segmenter = Segmenter(made_engine(stride, seen), rule(axes))
+    whole = segmenter.segment(values, confidence=True)
+    assert len(seen) == 1
+    segmenter.max_window = window
+    parts = segmenter.segment(values, confidence=True)
+    windows = seen[1:]
+    assert len(set(windows)) == 1
+    assert np.prod(windows[0]) <= max(window, np.prod([8] * len(lengths)))
+    assert parts.labels.shape == lengths
+    # A stride that does not divide a window has another grid in each of them.
+    assert agreement(whole.labels, parts.labels) >= (0.999 if stride != 3 else 0.9)
+    assert whole.confidence is not None and parts.confidence is not None
+    if stride != 3:
+        equal = whole.labels == parts.labels
+        np.testing.assert_allclose(parts.confidence[equal], whole.confidence[equal], atol=0.05)
+
+
+def test_statistics_and_missing_steps_are_those_of_the_whole_recording() -> None:
+    found: list[np.ndarray] = []
+
+    def run(images: np.ndarray, logits: bool, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found.append(statistics)
+        scores = np.repeat(images[:, :, 0][:, None], 2, axis=1).astype(np.float32)
+        return np.zeros(images.shape[:2], np.uint8), scores
+
+    zscore = rule("T").model_copy(update={"scaling": Scaling(kind="zscore", low=(), high=())})
+    values = np.arange(5000, dtype=np.float32)[:, None]
+    segmenter = Segmenter(run, zscore)
+    segmenter.max_window = 1024
+    valid = np.arange(5000) < 4000
+    labels = segmenter.segment(Sample(values, "T", ("a",), valid=valid)).labels
+    assert len(found) > 4
+    np.testing.assert_allclose(found[0], [[[1999.5], [values[:4000].std()]]], rtol=1e-5)
+    assert all(np.array_equal(each, found[0]) for each in found)
+    assert (labels[4000:] == IGNORE_INDEX).all() and (labels[:4000] < 2).all()
+
+
+def test_windows_shrink_when_memory_runs_out() -> None:
+    longest = []
+
+    def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        longest.append(images.shape[1])
+        if images.shape[1] > 2048:
+            raise MemoryError("no memory")
+        return np.zeros(images.shape[:2], np.uint8), np.zeros((1, 2, images.shape[1]), np.float32)
+
+    segmenter = Segmenter(run, rule("T"))
+    assert segmenter.segment(np.zeros((9000, 1), np.float32)).labels.shape == (9000,)
+    assert segmenter.max_window <= 2304  # and stays
+    with pytest.raises(InsufficientMemoryError, match="small windows"):
+        Segmenter(lambda *_, **__: (_ for _ in ()).throw(MemoryError("none")), rule("T")).segment(np.zeros((9000, 1)))
+
+
+def test_cancelling_stops_between_windows() -> None:
+    seen: list[tuple[int, ...]] = []
+    segmenter = Segmenter(made_engine(1, seen), rule("T"))
+    segmenter.max_window = 256
+    with pytest.raises(InferenceCancelledError):
+        segmenter.segment(np.zeros((5000, 1), np.float32), should_stop=lambda: len(seen) >= 3)
+    assert len(seen) == 3
+
+
+def test_tta_of_signals_is_refused() -> None:
+    with pytest.raises(EngineError, match="takes signals"):
+        Segmenter(made_engine(1, []), rule("T"), tta=TTAOptions(True, (1.0,)))
+
+
+def test_lattice_of_long_and_flat_volumes() -> None:
+    sides = make_lattice((40, 512, 512), rule("DHW"), 96**3).sides
+    assert sides[0] == 40 and sides[1] == sides[2] == 144
+    assert make_lattice((3,), rule("T", divisor=1), 100).sides == (3,)
+    assert make_lattice((1, 5, 5), rule("DHW", divisor=1), 100).sides == (2, 5, 5)  # never one slice
+    assert pad_values(np.ones((1, 3, 2)), (2, 4)).shape == (2, 4, 2)
