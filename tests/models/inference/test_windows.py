@@ -59,35 +59,39 @@ def upsampled(scores: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
     return scores
 
 
+def smooth(lengths: tuple[int, ...]) -> np.ndarray:
+    """Values 0..1 that change over some 16 steps along each axis, float32 [*lengths, 1]."""
+    coarse = np.random.default_rng(0).random([-(-length // 16) + 1 for length in lengths])
+    return upsampled(coarse[None], lengths)[0, ..., None].astype(np.float32)
+
+
 @pytest.mark.parametrize(
-    ("axes", "lengths", "window"),
+    ("axes", "lengths", "window", "stride"),
     [
-        ("T", (1,), 64),
-        ("T", (4099,), 256),
-        ("T", (4099,), 1000),  # windows that are no power of two
-        ("DHW", (37, 50, 29), 16**3),
-        ("DHW", (3, 70, 65), 3000),  # a flat volume is taken whole in its depth
+        ("T", (1,), 64, 4),
+        ("T", (4099,), 256, 1),
+        ("T", (4099,), 1000, 4),  # windows that are no power of two
+        ("T", (4099,), 1000, 6),  # a stride that does not divide the windows: the grid is that of the graph's output
+        ("DHW", (37, 70, 59), 32**3, 1),
+        ("DHW", (3, 90, 85), 8000, 2),  # a flat volume is taken whole in its depth
     ],
 )
-@pytest.mark.parametrize("stride", [1, 4, 3], ids=["stride 1", "stride 4", "a stride that does not divide the windows"])
 def test_windows_give_the_labels_of_one_pass(axes: str, lengths: tuple[int, ...], window: int, stride: int) -> None:
-    values = np.random.default_rng(0).random((*lengths, 1), np.float32)
+    values = smooth(lengths)
     seen: list[tuple[int, ...]] = []
     segmenter = Segmenter(made_engine(stride, seen), rule(axes))
     whole = segmenter.segment(values, confidence=True)
     assert len(seen) == 1
     segmenter.max_window = window
     parts = segmenter.segment(values, confidence=True)
-    windows = seen[1:]
-    assert len(set(windows)) == 1
-    assert np.prod(windows[0]) <= max(window, np.prod([8] * len(lengths)))
+    assert len(set(seen[1:])) == 1
+    assert np.prod(seen[1]) <= window and (len(seen) > 3 or lengths == (1,))
     assert parts.labels.shape == lengths
-    # A stride that does not divide a window has another grid in each of them.
-    assert agreement(whole.labels, parts.labels) >= (0.999 if stride != 3 else 0.9)
+    # A grid that does not lie on that of the whole is resampled.
+    assert agreement(whole.labels, parts.labels) >= (0.999 if stride != 6 else 0.97)
+    assert len(np.unique(whole.labels)) == (1 if lengths == (1,) else CLASSES)
     assert whole.confidence is not None and parts.confidence is not None
-    if stride != 3:
-        equal = whole.labels == parts.labels
-        np.testing.assert_allclose(parts.confidence[equal], whole.confidence[equal], atol=0.05)
+    assert np.abs(parts.confidence - whole.confidence).mean() < (1e-3 if stride != 6 else 2e-2)
 
 
 def test_statistics_and_missing_steps_are_those_of_the_whole_recording() -> None:
@@ -142,7 +146,7 @@ def test_tta_of_signals_is_refused() -> None:
 
 def test_lattice_of_long_and_flat_volumes() -> None:
     sides = make_lattice((40, 512, 512), rule("DHW"), 96**3).sides
-    assert sides[0] == 40 and sides[1] == sides[2] == 144
+    assert sides[0] == 40 and min(sides) >= 40 and 0.5 * 96**3 < np.prod(sides) <= 96**3
     assert make_lattice((3,), rule("T", divisor=1), 100).sides == (3,)
     assert make_lattice((1, 5, 5), rule("DHW", divisor=1), 100).sides == (2, 5, 5)  # never one slice
     assert pad_values(np.ones((1, 3, 2)), (2, 4)).shape == (2, 4, 2)
