@@ -86,6 +86,12 @@ class InputRule(_FrozenModel):
         "trained here; 1, no padding, for imported networks that take any size; not used with `exact`",
     )
 
+    window: tuple[_Pixels, ...] | None = Field(
+        default=None,
+        description="signals and volumes: the lengths of every input of the network, for norms whose statistics are those of the "
+        "input; None: any multiples of `divisor`",
+    )
+
     axes: Literal["HW", "T", "DHW"] = Field(
         default="HW",
         description="the axes of a sample, before its channels: height, width of an image; time of a signal; depth, height, "
@@ -142,6 +148,10 @@ class InputRule(_FrozenModel):
             raise ValueError(f"{AXES[self.axes]} have the rule `native`, not `{self.rule}`: they are not resized")
         if self.axes != "HW" and self.spacing and len(self.spacing.values) != len(self.axes):
             raise ValueError(f"`spacing` has {len(self.spacing.values)} values for the axes {self.axes}")
+        if self.window and (self.axes == "HW" or len(self.window) != len(self.axes)):
+            raise ValueError(f"`window` has {len(self.window)} lengths for {AXES[self.axes]} with the axes {self.axes}")
+        if self.window and any(length % self.divisor for length in self.window):
+            raise ValueError(f"`window` has lengths that are no multiples of `divisor`, {self.divisor}")
         if self.axes == "T" and self.spacing and self.spacing.unit != "Hz":
             raise ValueError(f"`spacing` of a signal is its sampling rate in Hz, not in {self.spacing.unit}")
         return self

@@ -332,6 +332,13 @@ class TrainConfig(BaseModel):
             raise ValueError("scale is smallest,largest, both between 0.05 and 20")
         return self
 
+    def likely_axes(self) -> Literal["HW", "T", "DHW"]:
+        """The axes of the samples as far as the settings tell: by the numbers per axis in crop, strides and kernel."""
+        lists = [value for value in (self.strides, self.kernel) if isinstance(value, list)]
+        lengths = [len(entry) for value in lists for entry in value if isinstance(entry, list)]
+        counts: dict[int, Literal["HW", "T", "DHW"]] = {1: "T", 3: "DHW"}
+        return counts.get(next(iter(lengths), len(self.crop or ())), "HW")
+
     def check_axes(self, axes: str) -> None:
         """Check that every setting that was changed is one of samples of these axes. Raises: ConfigError that names another."""
         for name, possible in AXES_OF_SETTINGS.items():

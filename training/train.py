@@ -31,7 +31,7 @@ from models.analysis.complexity import count_parameters
 from models.architectures import build
 from models.architectures.base import Network, use_channels_last
 from models.console import Console
-from models.errors import DataError, RunError, printable
+from models.errors import ConfigError, DataError, RunError, printable
 from models.imaging.sandbox import enable_sandbox
 from models.inference.geometry import network_input_size
 from models.spec import AXES, InputRule
@@ -62,6 +62,7 @@ from training.engine.losses import Criterion, compute_class_weights
 from training.engine.model_factory import (
     architecture_options,
     check_batch_norm,
+    deepest_stride,
     find_weights_file,
     load_network,
     make_network,
@@ -317,7 +318,7 @@ def lint_before_training(data: Path, config: TrainConfig, console: Console) -> L
 
 def check_model_settings(config: TrainConfig) -> None:
     """Check the settings of network, weights and transforms before images are read. Raises: ConfigError, WeightsError."""
-    build(config.architecture, 2, **architecture_options(config))
+    build(config.architecture, 2, config.likely_axes(), **architecture_options(config))
     find_weights_file(config)
     UserTransforms(config.transforms).check()
 
@@ -342,7 +343,16 @@ def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[Inp
     rule = (train_set.input if train_set else None) or InputRule(rule="native")
     config.check_axes(rule.axes)
     if rule.axes != "HW":
-        return rule, config.crop or choose_axes_crop(report.datasets["train"], rule)
+        rule = rule.model_copy(update={"divisor": deepest_stride(config)})
+        crop = config.crop or choose_axes_crop(report.datasets["train"], rule)
+        if any(length % rule.divisor for length in crop):
+            raise ConfigError(
+                f"crop={','.join(map(str, crop))} is not possible: each length must be a multiple of {rule.divisor}, the deepest "
+                "stride of the network."
+            )
+        if config.norm == "instance":  # its statistics are those of the input, which must be as in training
+            rule = InputRule.model_validate({**rule.model_dump(), "window": crop})
+        return rule, crop
     height, width = (int(value) for value in np.median(np.array(report.train_image_sizes), axis=0))
     if config.input == "fit":
         side = config.side or min(max(height, width), DEFAULT_MAX_SIDE)

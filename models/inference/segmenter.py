@@ -327,7 +327,7 @@ class Segmenter:
 
     def _shrink_windows(self, window: int, error: MemoryError) -> None:
         """Use windows of half as many time steps or voxels. Raises: InsufficientMemoryError if they are the smallest."""
-        if window <= MIN_WINDOW[self.rule.axes]:
+        if self.rule.window or window <= MIN_WINDOW[self.rule.axes]:
             raise InsufficientMemoryError(
                 f"There is not enough memory for this {AXES[self.rule.axes].removesuffix('s')}, even in small windows "
                 f"({error}). Free some memory and try again."
@@ -387,7 +387,7 @@ def check_model_outputs(run: InferenceFunction, bundle: Bundle) -> None:
     """Run the network on a blank sample. Raises: BundleError if its outputs do not match the spec."""
     rule = bundle.spec.input
     side = SIZE_DIVISOR if rule.axes == "HW" else max(rule.divisor, MIN_LENGTH)
-    size = rule.size or (side,) * len(rule.axes)
+    size = rule.size or rule.window or (side,) * len(rule.axes)
     lengths = _format_shape(size)
     grid = {"HW": "h x w", "T": "t", "DHW": "d x h x w"}[rule.axes]
     expected = f"labels uint8 1 x {lengths} and logits float32 1 x {len(bundle.spec.classes)} x {grid}"

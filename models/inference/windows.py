@@ -42,7 +42,8 @@ MIN_LENGTH = 2  # of an axis: OpenVINO computes NaN in bf16 for volumes of one s
 
 def padded_lengths(lengths: tuple[int, ...], rule: InputRule) -> tuple[int, ...]:
     """The lengths of the network's input for a sample of these lengths: multiples of the rule's divisor."""
-    return tuple(max(MIN_LENGTH, round_up(length, rule.divisor)) for length in lengths)
+    least = rule.window or (MIN_LENGTH,) * len(lengths)
+    return tuple(max(shortest, round_up(length, rule.divisor)) for length, shortest in zip(lengths, least, strict=True))
 
 
 def pad_values(values: Values, lengths: tuple[int, ...]) -> Values:
@@ -71,8 +72,13 @@ class Lattice:
 
 
 def make_lattice(lengths: tuple[int, ...], rule: InputRule, max_window: int) -> Lattice:
-    """Windows of at most `max_window` time steps or voxels for a sample of these lengths; one if it is not larger."""
+    """Windows of at most `max_window` time steps or voxels for a sample of these lengths; one if it is not larger.
+
+    With the rule's `window` all have exactly its lengths, and neighbors overlap by half.
+    """
     canvas = padded_lengths(lengths, rule)
+    if rule.window is not None:
+        return Lattice(tuple(exact_windows(*both, rule.divisor) for both in zip(canvas, rule.window, strict=True)))
     if int(np.prod(canvas)) <= max_window:
         return Lattice(tuple(AxisWindows((0,), side) for side in canvas))
     sides, left = [0] * len(canvas), max_window
@@ -89,6 +95,13 @@ def make_lattice(lengths: tuple[int, ...], rule: InputRule, max_window: int) -> 
             for full, side in zip(canvas, sides, strict=True)
         )
     )
+
+
+def exact_windows(canvas: int, side: int, divisor: int) -> AxisWindows:
+    """The fewest windows of this length that cover `canvas` and overlap by half; they start at multiples of `divisor`."""
+    steps = -(-(canvas - side) // max(1, side // 2))
+    starts = (index * ((canvas - side) // divisor) // max(1, steps) * divisor for index in range(steps + 1))
+    return AxisWindows(tuple(starts), side)
 
 
 def predict_windows(

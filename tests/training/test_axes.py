@@ -15,6 +15,7 @@ from models.bundle import Bundle, open_bundle
 from models.engines.selection import iterate_engine_options
 from models.errors import ConfigError
 from models.inference.segmenter import Segmenter, agreement
+from models.inference.windows import pad_values, padded_lengths
 from models.sample import Sample
 from models.spec import IGNORE_INDEX, BundleSpec, ClassInfo, InputRule, Scaling, Spacing
 from tests.fixtures_bundles import QUIET_CONSOLE
@@ -25,9 +26,9 @@ from training.data.dataset import Pair, SegmentationDataset
 from training.data.loader import build_train_loader, build_val_loader
 from training.engine.kernel_snapshots import read_snapshots
 from training.engine.losses import LOSSES, Criterion
-from training.engine.model_factory import load_network, make_network, make_torch_segmenter
+from training.engine.model_factory import deepest_stride, load_network, make_network, make_torch_segmenter
 from training.engine.schedule import TrainingDuration
-from training.engine.trainer import Trainer
+from training.engine.trainer import Trainer, predict_in_windows
 from training.evaluate import evaluate_split
 from training.export import add_int8
 from training.freezing.bundle_writer import BundleSource, write_bundle
@@ -238,3 +239,32 @@ def test_random_crop_of_a_shorter_sample_is_filled_and_ignored() -> None:
     labels[:], labels[2, 20, 1] = IGNORE_INDEX, 2
     for _ in range(10):  # a class of one voxel is in every crop
         assert 2 in random_crop(values, labels, random, (2, 8, 4), 1.0, np.zeros(1, np.int16))[1]
+
+
+@pytest.mark.parametrize("lengths", [(5, 9, 6), (11, 16, 25)], ids=["smaller than the window", "several windows"])
+def test_instance_norm_sees_inputs_of_the_trained_size_only(lengths: tuple[int, ...]) -> None:
+    rule = InputRule.model_validate({**RULES["DHW"].model_dump(), "window": (8, 16, 12)})
+    network = make_network(
+        TrainConfig(architecture="unet", norm="instance", strides=[2, 2], width=4, blocks=1),
+        CLASSES,
+        QUIET_CONSOLE,
+        False,
+        rule,
+    ).eval()
+    seen = []
+    network.body.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[2:])))
+    values = np.random.default_rng(0).integers(0, 1000, (*lengths, 1)).astype(np.int16)
+    expected = make_torch_segmenter(network, rule).segment(values).labels
+    padded = pad_values(values, padded_lengths(lengths, rule))
+    with torch.inference_mode():
+        found = predict_in_windows(network, torch.from_numpy(padded)[None], None)[0]
+    assert set(seen) == {(8, 16, 12)}
+    np.testing.assert_array_equal(found[tuple(map(slice, lengths))], expected)
+
+
+def test_divisor_is_the_deepest_stride() -> None:
+    assert deepest_stride(TrainConfig()) == deepest_stride(TrainConfig(architecture="unet")) == 32
+    assert deepest_stride(TrainConfig(architecture="unet", strides=[[1, 2, 2], 2, 2])) == 8
+    assert TrainConfig(strides=[[1, 2, 2], 2]).likely_axes() == "DHW"
+    assert TrainConfig(crop=(64,)).likely_axes() == "T"
+    assert TrainConfig(kernel=[[3, 5], 3]).likely_axes() == "HW"

@@ -1,5 +1,6 @@
 """Builds the network of a run: from the settings to train it, from the best checkpoint afterwards."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,14 @@ def architecture_options(config: TrainConfig) -> dict[str, Any]:
                 f"{config.architecture} has no setting {name}={getattr(config, name)}; it has {', '.join(known)}."
             )
     return {name: getattr(config, name) for name in known if name != "weights"}
+
+
+def deepest_stride(config: TrainConfig) -> int:
+    """The largest stride of a map of the network along any axis: lengths of its input are padded to multiples of it."""
+    if config.architecture != "unet" or config.strides is None:
+        return 32
+    per_axis = zip(*([step] * 3 if isinstance(step, int) else step for step in config.strides), strict=False)
+    return max(math.prod(steps) for steps in per_axis)
 
 
 def load_network(run: Path) -> Network:

@@ -5,15 +5,20 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from models.architectures.base import Network, channels_first, upsample
+from models.imaging.decode import Labels
+from models.inference.postprocess import Scores
+from models.inference.windows import Values, make_lattice, predict_windows
 from models.thread_count import ThreadCount
 from training.augment import BatchedAugmentParams, batched
 from training.config import TrainConfig
@@ -182,6 +187,9 @@ class Trainer:
                 self.thread_count.update()
                 images = batch.images.to(fabric.device, non_blocking=True)
                 statistics = None if batch.statistics is None else batch.statistics.to(fabric.device)
+                if network.input.window:
+                    confusion.add(batch.labels.numpy(), predict_in_windows(network, batch.images, statistics))
+                    continue
                 logits = network.logits(channels_first(images), statistics)
                 predictions = upsample(logits.float(), batch.labels.shape[1:]).argmax(dim=1).to(torch.uint8)
                 confusion.add(batch.labels.numpy(), predictions.cpu().numpy())
@@ -288,6 +296,22 @@ class Trainer:
         if status.progress < 1 or not validated:
             return None
         return "epochs" if max_steps and state.step >= max_steps else "minutes"
+
+
+def predict_in_windows(network: Network, samples: Tensor, statistics: Tensor | None) -> Labels:
+    """Labels uint8 N x axes of N x axes x C, in windows of the lengths that the network takes, as the Segmenter predicts them."""
+
+    def predict_logits(index: int, canvas: Values) -> Scores:
+        images = torch.from_numpy(canvas)[None].to(network.mean.device)
+        own = None if statistics is None else statistics[index : index + 1]
+        return network.logits(channels_first(images), own)[0].float().cpu().numpy()
+
+    rule, lengths = network.input, tuple(samples.shape[1:-1])
+    lattice = make_lattice(lengths, rule, 0)
+    return np.stack([
+        predict_windows(partial(predict_logits, index), values, lattice, rule.divisor, confidence=False)[0]
+        for index, values in enumerate(samples.numpy())
+    ])  # fmt: skip
 
 
 @contextmanager
