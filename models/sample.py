@@ -61,6 +61,7 @@ class Sample:
     nodata: float | None = None
     valid: Valid | None = None
     statistics: Statistics | None = None
+    units: tuple[str, ...] = ()  # of the values, by channel, such as mV; empty if the file states none
 
     @property
     def size(self) -> tuple[int, ...]:

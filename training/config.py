@@ -152,6 +152,26 @@ class TrainConfig(BaseModel):
         le=1,
         description="probability that a crop contains a pixel of a class sampled uniformly from those of its image",
     )
+    rate: float | None = Field(
+        None,
+        gt=0,
+        description="signals: rate in Hz to train at; files of others are resampled; default: from the narrowest class",
+    )
+    leads: Literal["auto", "each", "together"] = Field(
+        "auto",
+        description="signals: each lead is a sample of its own, or all together are one; auto: each if each has its own labels",
+    )
+    stretch: float = Field(0.1, ge=0, le=1, description="signals: largest stretch of time, a fraction; 0 is off")
+    gain: float = Field(0.3, ge=0, le=4, description="signals: largest change of each lead's height, a fraction")
+    wander: float = Field(
+        0.3, ge=0, le=10, description="signals: largest drift of the baseline, in deviations of the lead"
+    )
+    hum: float = Field(
+        0.1, ge=0, le=10, description="signals: largest mains hum of 50 or 60 Hz, in deviations of the lead"
+    )
+    lead_dropout: float = Field(
+        0.1, ge=0, le=1, description="signals: probability that a lead is blank in a crop; one always remains"
+    )
     transforms: list[dict[str, Any]] = Field(
         [], description="albumentations transforms, applied before the above: [{name: RandomFog, p: 0.1}]"
     )

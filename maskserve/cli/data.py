@@ -19,19 +19,29 @@ data_app = typer.Typer(
 @data_app.command("shapes", cls=Command)
 def data_shapes(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to write.")],
-    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same images.")] = 0,
-    train: Annotated[int, typer.Option(min=1, help="Number of training images.")] = 600,
-    val: Annotated[int, typer.Option(min=1, help="Number of validation images.")] = 60,
-    test: Annotated[int, typer.Option(min=1, help="Number of test images.")] = 60,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same data.")] = 0,
+    train: Annotated[
+        int | None, typer.Option(min=1, help="Number of training images or records; default: 600 or 96.")
+    ] = None,
+    val: Annotated[int | None, typer.Option(min=1, help="The same for validation; default: 60 or 16.")] = None,
+    test: Annotated[int | None, typer.Option(min=1, help="The same for testing; default: 60 or 16.")] = None,
+    axes: Annotated[str, typer.Option(metavar="HW|T", help="HW for images; T for signals: waves in two leads.")] = "HW",
 ) -> None:
-    """Generate the shapes data set: overlapping, textured, noisy shapes in six classes."""
+    """Generate a data set: images of overlapping, textured, noisy shapes in six classes, or signals of waves in four."""
     from models.atomic_write import name_disk_full
     from models.console import Console
-    from training.data.synthetic import CLASSES, generate_dataset
+    from models.errors import ConfigError, quoted
+    from training.data import synthetic, synthetic_signals
 
+    if axes not in ("HW", "T"):
+        raise ConfigError(f"--axes {quoted(axes)} is unknown; choose HW for images or T for signals.")
+    generator, kind = (synthetic_signals, "records") if axes == "T" else (synthetic, "images")
+    given = {"train": train, "val": val, "test": test}
+    counts = {split: given[split] or count for split, count in generator.SPLIT_COUNTS.items()}
     with name_disk_full(target):
-        generate_dataset(target, seed, {"train": train, "val": val, "test": test})
-    Console().print(f"{target}: {train + val + test} images, {len(CLASSES)} classes", highlight=False, markup=False)
+        (synthetic_signals.generate_signals if axes == "T" else synthetic.generate_dataset)(target, seed, counts)
+    total = f"{sum(counts.values())} {kind}, {len(generator.CLASSES)} classes"
+    Console().print(f"{target}: {total}", highlight=False, markup=False)
 
 
 @data_app.command("inspect", cls=Command)

@@ -136,13 +136,18 @@ def read_stored_mask(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return decode_file(path, decode_stored_mask, max_pixels=max_pixels)
 
 
-def decode_file(path: Path, decoder: Callable[..., Decoded], **arguments: Any) -> Decoded:
-    """`decoder(data, **arguments)` of a file's bytes, in a child process if the sandbox is on (`sandbox.py`).
+def decode_file(
+    path: Path,
+    decoder: Callable[..., Decoded],
+    read: Callable[[Path], bytes] = read_image_file,
+    **arguments: Any,
+) -> Decoded:
+    """`decoder(data, **arguments)` of the bytes that `read` gives, in a child process if the sandbox is on (`sandbox.py`).
 
     Raises: DataError, ImageError, InsufficientMemoryError; all name the file.
     """
     try:
-        data = read_image_file(path)
+        data = read(path)
     except OSError as error:
         raise DataError(f"{path}: cannot open the file ({error.strerror}).") from error
     try:

@@ -163,6 +163,7 @@ def _write_sample(buffer: int, sample: "Sample") -> dict[str, Any]:
         "spacing": None if spacing is None else spacing.model_dump(mode="json"),
         "frame": None if frame is None else [frame.affine, frame.crs],
         "statistics": None if sample.statistics is None else sample.statistics.tolist(),
+        "units": sample.units,
     }
 
 
@@ -172,10 +173,10 @@ def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sampl
 
     values = _read_array(buffer, message, max_bytes)
     valid = None if message["valid"] is None else _read_array(buffer, message["valid"], max_bytes, values.nbytes)
-    channels, nodata = tuple(str(name) for name in message["channels"]), message["nodata"]
-    if values.ndim != 3 or values.shape[2] != len(channels):
+    channels, nodata, axes = tuple(str(name) for name in message["channels"]), message["nodata"], str(message["axes"])
+    if values.ndim != len(axes) + 1 or values.shape[-1] != len(channels):
         raise ValueError(f"{len(channels)} channels of {values.shape}")
-    if valid is not None and (valid.shape != values.shape[:2] or valid.dtype != np.bool_):
+    if valid is not None and (valid.shape != values.shape[:-1] or valid.dtype != np.bool_):
         raise ValueError(f"valid pixels of {valid.shape}")
     frame, statistics = message["frame"], message["statistics"]
     if frame is not None:
@@ -184,11 +185,12 @@ def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sampl
         frame = Frame((float(a), float(b), float(c), float(d), float(e), float(f)) if affine else None, str(crs))
     return Sample(
         values,
-        str(message["axes"]),
+        axes,
         channels,
         None if message["spacing"] is None else Spacing.model_validate(message["spacing"]),
         frame,
         None if nodata is None else float(nodata),
         valid,
         None if statistics is None else np.asarray(statistics, np.float32).reshape(2, len(channels)),
+        tuple(str(unit) for unit in message["units"]),
     )

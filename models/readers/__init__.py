@@ -5,42 +5,65 @@ A reader is a module with two functions:
     sniff(data) -> bool                 whether it reads files that begin like these bytes
     decode(data, limits) -> Sample      reads the file; raises ImageError and InsufficientMemoryError, nothing else
 
-and one line in `READERS`; the first that accepts the bytes reads them. Photographs never come here: for a network that takes
-them (`InputRule.is_photograph`) `models/imaging/decode.py` is called as it is.
+and one line in the dict of its axes; the first that accepts the bytes reads them. The axes are those of the network's rule: an
+array of two axes is an image or a signal. Photographs never come here: for a network that takes them (`InputRule.is_photograph`)
+`models/imaging/decode.py` is called as it is. A record of several files is read as one zip file of them (`read_file`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from models.errors import ChannelsError, EmptyImageError, UnsupportedFormatError
 from models.imaging.decode import MAX_PIXELS, decode_file, decode_image
-from models.readers import image, npy, tiff
+from models.imaging.files import read_image_file
+from models.readers import csv_signal, edf, image, npy, npy_signal, tiff, wav, wfdb
 from models.readers.limits import ReadLimits
 from models.readers.prepare import prepare_sample
+from models.readers.signal import HERTZ, check_rate
 from models.sample import Sample
-from models.spec import InputRule
+from models.spec import InputRule, Spacing
 
 READERS: dict[str, ModuleType] = {"npy": npy, "tiff": tiff, "image": image}
+SIGNAL_READERS: dict[str, ModuleType] = {"npy": npy_signal, "edf": edf, "wav": wav, "wfdb": wfdb, "csv": csv_signal}
+READERS_BY_AXES: dict[str, dict[str, ModuleType]] = {"HW": READERS, "T": SIGNAL_READERS}
 SAMPLE_SUFFIXES = frozenset({".npy", ".npz"})  # of files that are read beside images (`IMAGE_SUFFIXES`)
+SIGNAL_SUFFIXES = frozenset({wfdb.HEADER_SUFFIX, ".edf", ".bdf", ".wav", ".csv", ".tsv", ".npy", ".npz"})
 
 
-def read_sample(data: bytes, max_pixels: int = MAX_PIXELS) -> Sample:
-    """Read a file as it is: all its channels, in their own type. Raises: ImageError, InsufficientMemoryError."""
+def read_sample(data: bytes, max_pixels: int = MAX_PIXELS, axes: str = "HW", rate: float | None = None) -> Sample:
+    """Read a file as it is: all its channels, in their own type; signals as float32, in the units of the file.
+
+    `rate`: of a signal whose file states none, in Hz. Raises: ImageError, InsufficientMemoryError.
+    """
     limits = ReadLimits(max_pixels)
-    reader = next(
-        (reader for reader in READERS.values() if reader.sniff(data)), image
-    )  # which says what other bytes are
-    sample: Sample = reader.decode(data, limits)
+    reader = next((reader for reader in READERS_BY_AXES[axes].values() if reader.sniff(data)), None)
+    if reader is None and axes == "T":
+        if not data:
+            raise EmptyImageError("The signal is empty (0 bytes). Send the bytes of a file.")
+        raise UnsupportedFormatError(
+            "The bytes are no signal in a known format; expected a WFDB record (a zip file of .hea and .dat), EDF, BDF, WAV, CSV, "
+            "TSV, npy or npz. Convert it to one of them."
+        )
+    sample: Sample = (reader or image).decode(data, limits)  # `image` says what other bytes are
+    if rate is not None and sample.rate not in (None, rate):
+        raise ChannelsError(
+            f"The file states a sampling rate of {sample.rate:g} Hz, the request rate={rate:g}. Leave rate out."
+        )
+    if axes == "T" and sample.spacing is None and rate is not None:
+        return replace(sample, spacing=Spacing(values=(check_rate(rate),), unit=HERTZ))
     return sample
 
 
-def read_input(data: bytes, rule: InputRule, max_pixels: int = MAX_PIXELS) -> Sample:
+def read_input(data: bytes, rule: InputRule, max_pixels: int = MAX_PIXELS, rate: float | None = None) -> Sample:
     """Read a file as the network takes it: its channels by name, in order, with missing pixels marked and filled.
 
+    A signal keeps its own rate (`resample.to_rate` changes it), and for a network of the one channel `lead` all its channels.
     Raises: ImageError, InsufficientMemoryError; ChannelsError if the file has other channels or another type of samples.
     """
     if is_photograph(data, rule):
         return Sample(decode_image(data, max_pixels))
-    return prepare_sample(read_sample(data, max_pixels), rule)
+    return prepare_sample(read_sample(data, max_pixels, rule.axes, rate), rule)
 
 
 def is_photograph(data: bytes, rule: InputRule) -> bool:
@@ -50,4 +73,11 @@ def is_photograph(data: bytes, rule: InputRule) -> bool:
 
 def read_input_file(path: Path, rule: InputRule) -> Sample:
     """As `read_input`, in the sandbox if that is on, with the path at the start of every error message. Raises: also DataError."""
-    return decode_file(path, read_input, rule=rule)
+    return decode_file(path, read_input, read=read_file, rule=rule)
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; of the header of a WFDB record, a zip file of it and its signal files. Raises: OSError, DataError."""
+    if path.suffix.lower() != wfdb.HEADER_SUFFIX:
+        return read_image_file(path)
+    return wfdb.pack_record(path.name, lambda name: read_image_file(path.parent / name))

@@ -44,3 +44,19 @@ class ReadLimits:
                 f"The image has {total:,} bytes of samples; the limit is {limit:,}. Use a smaller one, or fewer channels."
             )
         allow_pixels(height * width * channels)
+
+    def check_signal(self, length: int, channels: int, sample_bytes: int) -> None:
+        """As `check`, for a signal: its samples of all channels count as pixels."""
+        if channels > MAX_CHANNELS:
+            raise UnsupportedFormatError(
+                f"The signal has {channels:,} channels; the limit is {MAX_CHANNELS}. The axes are time, channels: transpose "
+                "an array of channels, time."
+            )
+        if length * channels > self.max_pixels:
+            raise ImageTooLargeError(
+                f"The signal has {length * channels:,} samples in {channels} channels; the limit is {self.max_pixels:,}. "
+                "Send a shorter part, or fewer channels."
+            )
+        if length * channels * sample_bytes > max(BYTES_PER_PIXEL * self.max_pixels, MIN_BYTES):
+            raise ImageTooLargeError("The signal has more bytes than the limit. Send a shorter part.")
+        allow_pixels(length * channels)

@@ -60,25 +60,9 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
 def _read_archive(data: bytes, limits: ReadLimits) -> dict[str, NDArray[Any]]:
     """The arrays by name, the image as `values`."""
     arrays: dict[str, NDArray[Any]] = {}
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
-            if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
-                raise ImageTooLargeError(
-                    f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save the image alone."
-                )
-            allow_pixels(sum(member.file_size for member in members))
-            for member in members:
-                with archive.open(member) as file:
-                    content = file.read(member.file_size + 1)
-                name = member.filename.removesuffix(".npy")
-                is_image = name not in ("channels", "valid", "nodata")
-                arrays[name] = _read_array(content, limits) if is_image else _load(content)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise CorruptImageError(
-            f"The npz is truncated or corrupt ({quoted(first_line(error))}). Save it again."
-        ) from error
+    for name, content in read_members(data, limits).items():
+        is_image = name not in ("channels", "valid", "nodata")
+        arrays[name] = _read_array(content, limits) if is_image else load_array(content)
     images = [name for name in arrays if name not in ("channels", "valid", "nodata")]
     if "values" not in images and len(images) != 1:
         raise UnsupportedFormatError(
@@ -89,13 +73,35 @@ def _read_archive(data: bytes, limits: ReadLimits) -> dict[str, NDArray[Any]]:
     return arrays
 
 
+def read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
+    """The bytes of the arrays in an npz, by name. Raises: ImageTooLargeError, CorruptImageError."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
+            if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
+                raise ImageTooLargeError(
+                    f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save one array alone."
+                )
+            allow_pixels(sum(member.file_size for member in members))
+            found = {}
+            for member in members:
+                with archive.open(member) as file:
+                    found[member.filename.removesuffix(".npy")] = file.read(member.file_size + 1)
+            return found
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+        raise CorruptImageError(
+            f"The npz is truncated or corrupt ({quoted(first_line(error))}). Save it again."
+        ) from error
+
+
 def _read_array(data: bytes, limits: ReadLimits) -> NDArray[Any]:
     """An image, H x W x C, in its own type."""
-    array = _load(data, limits)
+    array = load_array(data, limits)
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def _load(data: bytes, limits: ReadLimits | None = None) -> NDArray[Any]:
+def load_array(data: bytes, limits: ReadLimits | None = None) -> NDArray[Any]:
     """An array whose header was checked: nothing is unpickled, and no more is allocated than the bytes hold."""
     file = io.BytesIO(data)
     try:

@@ -6,10 +6,12 @@ import numpy as np
 
 from models.errors import ChannelsError
 from models.readers.names import is_generic
+from models.readers.signal import is_lead_of_any_name
 from models.readers.statistics import sample_statistics
 from models.sample import Sample, Valid, Values
 from models.spec import InputRule
 
+KINDS = {"HW": "image", "T": "signal", "DHW": "volume"}  # what a sample of these axes is called
 MAX_MAGNITUDE = 1e20  # of a measurement: larger floats, such as 1e30 or the most negative one, mark missing data
 
 
@@ -17,7 +19,8 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
     """The channels of the rule, in its order, values contiguous; what is missing holds the channel's middle value.
 
     A pixel is missing where the file or the rule says so, where all channels have the value of nodata, and where any sample is
-    NaN, infinite or beyond 1e20. Raises: ChannelsError.
+    NaN, infinite or beyond 1e20. A time step of a signal is missing where all its leads are: a lead that was off for a while
+    holds its middle value there. Raises: ChannelsError.
     """
     indices = channel_indices(sample, rule)
     values = sample.values
@@ -25,12 +28,16 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
         values = values.astype(np.float32)
     if values.dtype != rule.dtype:
         raise ChannelsError(
-            f"The image has samples of {sample.dtype}; this model takes {rule.describe()}. Send the samples in the type and "
-            "scale of the training images."
+            f"The {KINDS[rule.axes]} has samples of {sample.dtype}; this model takes {rule.describe()}. Send them in the type "
+            "and scale of the training images."
         )
-    if indices != list(range(values.shape[2])):
-        values = values[:, :, indices]
+    if indices != list(range(values.shape[-1])):
+        values = values[..., indices]
     values = np.ascontiguousarray(values)
+    if rule.axes == "T":
+        return _prepare_signal(
+            replace(sample, values=values, channels=tuple(sample.channels[i] for i in indices)), rule
+        )
     valid = find_valid(values, sample.valid, {sample.nodata, rule.nodata} - {None})
     statistics = sample_statistics(values, valid) if rule.scaling.kind == "zscore" else None
     if valid is not None:
@@ -39,8 +46,46 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
     return replace(sample, values=values, channels=rule.channels, valid=valid, statistics=statistics)
 
 
+def _prepare_signal(sample: Sample, rule: InputRule) -> Sample:
+    """Statistics of each lead over what was measured, and its middle value where it was not."""
+    values, channels = sample.values, sample.channels if is_each_lead(sample, rule) else rule.channels
+    measured = np.abs(values) < MAX_MAGNITUDE if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
+    for number in {sample.nodata, rule.nodata} - {None}:
+        measured &= ~_equals(values, float(number or 0.0))
+    if sample.valid is not None:
+        measured &= sample.valid[:, None]
+    fill = np.broadcast_to(fill_values(rule), values.shape[1:])
+    statistics, complete = None, bool(measured.all())
+    if rule.scaling.kind == "zscore":
+        if complete:
+            statistics = sample_statistics(values)
+        else:
+            leads = [
+                sample_statistics(values[:, index : index + 1], measured[:, index]) for index in range(values.shape[1])
+            ]
+            statistics = np.concatenate(leads, axis=1)
+        fill = statistics[0].astype(values.dtype)
+    if complete:
+        return replace(sample, channels=channels, valid=None, statistics=statistics)
+    valid = measured.any(axis=1)
+    values = np.where(measured, values, fill)
+    return replace(
+        sample, values=values, channels=channels, valid=None if valid.all() else valid, statistics=statistics
+    )
+
+
+def is_each_lead(sample: Sample, rule: InputRule) -> bool:
+    """Whether the network takes each lead of the sample by itself: it has one channel of no certain name, the sample more."""
+    return rule.axes == "T" and len(sample.channels) > 1 and is_lead_of_any_name(rule.channels)
+
+
 def channel_indices(sample: Sample, rule: InputRule) -> list[int]:
-    """The index in the sample of each channel of the rule: by name; by order where names only count. Raises: ChannelsError."""
+    """The index in the sample of each channel of the rule: by name; by order where names only count. Raises: ChannelsError.
+
+    For a network that takes one lead, whatever its name, all channels of a signal.
+    """
+    if rule.axes == "T" and is_lead_of_any_name(rule.channels):
+        return list(range(len(sample.channels)))
     names = [name.lower() for name in sample.channels]
     wanted = [name.lower() for name in rule.channels]
     if all(name in names for name in wanted):
@@ -52,8 +97,8 @@ def channel_indices(sample: Sample, rule: InputRule) -> list[int]:
     if in_order:
         return list(range(len(names)))
     raise ChannelsError(
-        f"The image has {sample.describe()}; this model takes {rule.describe()}. Send the channels of the model, by these "
-        "names or as many in this order."
+        f"The {KINDS[rule.axes]} has {sample.describe()}; this model takes {rule.describe()}. Send the channels of the model, by "
+        "these names or as many in this order."
     )
 
 

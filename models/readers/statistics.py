@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from models.sample import Statistics, Valid, Values
 
-ROWS = 256  # pixels' rows that are converted to float64 at a time
+VALUES = 1 << 18  # samples that are converted to float64 at a time
 
 
 class StatisticsAccumulator:
@@ -20,10 +20,11 @@ class StatisticsAccumulator:
         self.squares: NDArray[np.float64] = np.zeros(channels)
 
     def add(self, values: Values, valid: Valid | None = None) -> None:
-        """Add values H x W x C; `valid`, H x W, leaves pixels out."""
-        for top in range(0, len(values), ROWS):
-            rows = values[top : top + ROWS]
-            chosen = rows.reshape(-1, rows.shape[-1]) if valid is None else rows[valid[top : top + ROWS]]
+        """Add values [*axes, C], such as H x W x C; `valid`, without C, leaves some out."""
+        at_once = max(1, VALUES // max(1, values[:1].size))
+        for top in range(0, len(values), at_once):
+            rows = values[top : top + at_once]
+            chosen = rows.reshape(-1, rows.shape[-1]) if valid is None else rows[valid[top : top + at_once]]
             numbers = chosen.astype(np.float64)
             self.count += len(numbers)
             self.total += numbers.sum(axis=0)

@@ -44,7 +44,7 @@ def augment_sample(
         noise = gaussian_noise(
             torch.tensor([params.noise_seed]), torch.tensor([params.noise_std]), crop, len(rule.channels)
         )[0].numpy()
-        image = _to_dtype(image.astype(np.float32) + noise * _levels(rule, statistics), image.dtype)
+        image = to_dtype(image.astype(np.float32) + noise * sample_levels(rule, statistics), image.dtype)
     return image, labels
 
 
@@ -54,7 +54,7 @@ def rgb_indices(rule: InputRule) -> list[int]:
     return [names.index(name) for name in RGB_CHANNELS] if set(RGB_CHANNELS) <= set(names) else []
 
 
-def _levels(rule: InputRule, statistics: Statistics | None) -> NDArray[np.float32]:
+def sample_levels(rule: InputRule, statistics: Statistics | None) -> NDArray[np.float32]:
     """The size of one level of 0..255, by channel, in units of the samples."""
     if statistics is not None:
         return np.asarray(statistics[1] / LEVELS_PER_DEVIATION, np.float32)
@@ -91,11 +91,12 @@ def _adjust_color(image: Image, params: AugmentParams, rule: InputRule, rgb: lis
     span = np.array([rule.scaling.high[index] for index in rgb], np.float32) - low
     unit = ((image[:, :, rgb].astype(np.float32) - low) / span).clip(0, 1)
     image = image.copy()
-    image[:, :, rgb] = _to_dtype(adjust_color_of_floats(unit, params) * span + low, image.dtype)
+    image[:, :, rgb] = to_dtype(adjust_color_of_floats(unit, params) * span + low, image.dtype)
     return image
 
 
-def _to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> Image:
+def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> Image:
+    """Values in the type of the samples; integers are rounded and clipped to the range of theirs."""
     if dtype.kind == "f":
         return values.astype(dtype)
     limits = np.iinfo(dtype)

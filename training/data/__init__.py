@@ -30,8 +30,10 @@ from training.data.formats import (
     mask_parts,
     nnunet,
     same_folder,
+    signal_folder,
     supervisely,
     voc,
+    wfdb_records,
     yolo,
 )
 from training.data.infer_classes import UnknownClassesError, infer_classes, mask_values_from_scan, sample_mask_values
@@ -63,6 +65,8 @@ FORMATS: dict[str, ModuleType] = {
     "mask-parts": mask_parts,
     "folder": folder,
     "same-folder": same_folder,
+    "wfdb": wfdb_records,
+    "signal-folder": signal_folder,
 }
 
 ProgressCallback = Callable[[int, int], None]

@@ -22,11 +22,13 @@ PHOTOGRAPHS = InputRule(rule="native")
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its mask; `name` is unique in the data set."""
+    """An image and its mask, or a recording and its labels; `name` is unique in the data set."""
 
     name: str
     image: Path
     mask: Path  # the file that the mask is read from; for COCO, a JSON file that holds many
+    group: str = ""  # what stays in one split, such as a patient; empty for the name
+    lead: str = ""  # of a recording, the one channel that is read; empty for all
 
 
 def read_pair_mask(pair: Pair) -> RawMask:
@@ -46,13 +48,21 @@ class SegmentationDataset:
     unmatched_masks: tuple[Path, ...] = ()  # masks without an image, for the lint
     notes: tuple[str, ...] = ()  # assumptions made while reading, for the lint to warn about
     files: tuple[Path, ...] = ()  # the other files that were read: classes, lists, annotations, further masks
-    input: InputRule | None = None  # what is read of each image; None until it is chosen: photographs
+    input: InputRule | None = (
+        None  # what is read of each image; None until it is chosen: photographs, signals as they are
+    )
+    axes: str = "HW"  # HW for images, T for signals
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def sample(self, index: int) -> Sample:
-        """An image as the network takes it, with missing pixels marked. Raises: ImageError, DataError."""
+        """An image as the network takes it, with missing pixels marked; a signal at the rate of the rule.
+
+        Raises: ImageError, DataError.
+        """
+        if self.axes == "T":
+            return self._signal_and_labels(index, with_labels=False)[0]
         return read_input_file(self.pairs[index].image, self.input or PHOTOGRAPHS)
 
     def image(self, index: int) -> Image:
@@ -67,10 +77,16 @@ class SegmentationDataset:
 
     def sample_and_labels(self, index: int) -> tuple[Sample, Labels]:
         """An image and its labels, which ignore what is missing in the image. Raises: ImageError, DataError."""
-        sample, labels = self.sample(index), self.labels(index)
-        if sample.valid is not None and sample.valid.shape == labels.shape:
-            labels = np.where(sample.valid, labels, np.uint8(IGNORE_INDEX))
-        return sample, labels
+        if self.axes == "T":
+            sample, labels = self._signal_and_labels(index)
+        else:
+            sample, labels = self.sample(index), self.labels(index)
+        return sample, _without_missing(sample, labels)
+
+    def record_and_labels(self, index: int) -> tuple[Sample, Labels]:
+        """A recording as the network takes it, but at its own rate, and its labels. Raises: ImageError, DataError."""
+        sample, labels = self._signal_and_labels(index, at_own_rate=True)
+        return sample, _without_missing(sample, labels)
 
     def evenly_spaced_indices(self, max_count: int) -> list[int]:
         """Up to `max_count` indices, spread evenly over the split."""
@@ -82,8 +98,26 @@ class SegmentationDataset:
         return self.mask_reader(self.pairs[index])
 
     def labels(self, index: int) -> Labels:
-        """uint8 H x W: class indices, 255 for ignored pixels. Raises: DataError, ImageError."""
+        """uint8 H x W, of a signal T: class indices, 255 for what is ignored. Raises: DataError, ImageError."""
+        if self.axes == "T":
+            return self._signal_and_labels(index)[1]
         return self.mask_encoding.decode(self.raw_mask(index), self.pairs[index].mask)
+
+    def _signal_and_labels(
+        self, index: int, with_labels: bool = True, at_own_rate: bool = False
+    ) -> tuple[Sample, Labels]:
+        """A recording and its labels, at the rate of the rule if it states one."""
+        from training.data.signals import read_recording  # which imports `Pair`
+
+        reader = self.mask_reader if with_labels else None
+        return read_recording(self.pairs[index], reader, self.input, at_own_rate)
+
+
+def _without_missing(sample: Sample, labels: Labels) -> Labels:
+    """The labels, which ignore what is missing in the sample."""
+    if sample.valid is None or sample.valid.shape != labels.shape:
+        return labels
+    return np.where(sample.valid, labels, np.uint8(IGNORE_INDEX))
 
 
 def merge_splits(splits: dict[str, SegmentationDataset]) -> SegmentationDataset:

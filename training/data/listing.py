@@ -9,7 +9,7 @@ from models.errors import DataError, printable
 from models.spec import ClassInfo
 from training.data.dataset import SPLITS, Pair, SegmentationDataset, read_pair_mask
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, RawMask
-from training.data.splits import SplitSource, assign_splits, resolve_split_source
+from training.data.splits import HELD_OUT, HELD_OUT_SIGNALS, SplitSource, assign_splits, resolve_split_source
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Entry(NamedTuple):
     image: Path
     mask: Path | None
     split: str = ""
+    group: str = ""  # what stays in one split, such as a patient; empty for the name
+    lead: str = ""  # of a recording, the channel that is labelled; empty for all
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,16 @@ class Listing:
     unmatched_masks: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()  # the other files that were read: classes, lists, annotations
+    axes: str = "HW"
 
     def has_split(self, split: str) -> bool:
         """Whether an image has the split, or the hash assigns it one."""
         existing = self._splits_on_disk()
         if not existing:
-            return split in assign_splits(entry.name for entry in self.entries if entry.mask).values()
-        return split in existing or (split == "val" and "train" in existing and len(self._paired("train")) > 1)
+            keys = (entry.group or entry.name for entry in self.entries if entry.mask)
+            return split in assign_splits(keys, held_out=self._held_out).values()
+        groups = {pair.group or pair.name for pair in self._paired("train")}
+        return split in existing or (split == "val" and "train" in existing and len(groups) > 1)
 
     def load(self, split: str) -> SegmentationDataset:
         """Open one split. Raises: DataError."""
@@ -71,8 +76,9 @@ class Listing:
             )
         source = resolve_split_source(self.root, existing, split) if existing else SplitSource("", frozenset({split}))
         candidates = self._paired(source.name)
-        selected = source.select(pair.name for pair in candidates)
-        pairs = sorted((pair for pair in candidates if pair.name in selected), key=lambda pair: pair.name)
+        selected = source.select((pair.group or pair.name for pair in candidates), self._held_out)
+        chosen = (pair for pair in candidates if (pair.group or pair.name) in selected)
+        pairs = sorted(chosen, key=lambda pair: pair.name)
         self._check_not_empty(split, pairs, len(candidates), split in existing)
         return SegmentationDataset(
             pairs,
@@ -82,16 +88,24 @@ class Listing:
             tuple(
                 entry.image
                 for entry in self.entries
-                if not entry.mask and entry.split == source.name and source.contains(entry.name)
+                if not entry.mask
+                and entry.split == source.name
+                and source.contains(entry.group or entry.name, self._held_out)
             ),
             self.unmatched_masks,
             (*self.notes, *self._split_notes(existing)),
             self.files,
+            axes=self.axes,
         )
+
+    @property
+    def _held_out(self) -> float:
+        """The fraction of val, and of test: recordings come from few patients, so that a tenth of them would say little."""
+        return HELD_OUT_SIGNALS if self.axes == "T" else HELD_OUT
 
     def _paired(self, split: str) -> list[Pair]:
         return [
-            Pair(printable(entry.name), entry.image, entry.mask)
+            Pair(printable(entry.name), entry.image, entry.mask, printable(entry.group), entry.lead)
             for entry in self.entries
             if entry.mask and entry.split == split
         ]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
+from models.readers import SIGNAL_SUFFIXES
 from training.data.listing import Entry
 from training.data.splits import SPLIT_ALIASES
 from training.data.tree import FileTree, join, suffix_of
@@ -25,6 +26,7 @@ LIST_FOLDERS = (
     "annotations",
     "index",
 )
+FILE_SUFFIXES = IMAGE_SUFFIXES | SIGNAL_SUFFIXES  # of names in lists
 TRAIN_AND_VAL = "trainval"  # the training list of data sets that hold out no validation images
 
 
@@ -106,10 +108,10 @@ def read_list(file: Path) -> list[str]:
     for line in read_lines(file):
         path = line.replace("\\", "/")
         first = path.split()[0]
-        has_columns = suffix_of(first) in IMAGE_SUFFIXES or suffix_of(path) not in IMAGE_SUFFIXES
+        has_columns = suffix_of(first) in FILE_SUFFIXES or suffix_of(path) not in FILE_SUFFIXES
         name = first if has_columns else path
         name = name.removeprefix("./").lstrip("/")
-        names.append(_normalize(name[: -len(suffix_of(name))] if suffix_of(name) in IMAGE_SUFFIXES else name))
+        names.append(_normalize(name[: -len(suffix_of(name))] if suffix_of(name) in FILE_SUFFIXES else name))
     return names
 
 

@@ -14,6 +14,7 @@ SPLIT_ALIASES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
     "testing": "test",
 }  # fmt: skip
+HELD_OUT, HELD_OUT_SIGNALS = 0.1, 0.15  # fractions of val, and of test
 MIN_IMAGES_WITH_TEST = 10  # with fewer images, a test split of a tenth would be empty
 
 
@@ -24,15 +25,15 @@ class SplitSource:
     name: str  # the split on disk; "" if the data set has no splits
     assigned_splits: frozenset[str] | None = None  # the hash-assigned splits to keep; None for all images
 
-    def contains(self, name: str) -> bool:
+    def contains(self, name: str, held_out: float = HELD_OUT) -> bool:
         """Whether the image of this name belongs to the split."""
-        return self.assigned_splits is None or assign_split(name) in self.assigned_splits
+        return self.assigned_splits is None or assign_split(name, held_out) in self.assigned_splits
 
-    def select(self, names: Iterable[str]) -> frozenset[str]:
+    def select(self, names: Iterable[str], held_out: float = HELD_OUT) -> frozenset[str]:
         """The names, out of all names, that belong to the split. Small data sets get no empty split (`assign_splits`)."""
         if self.assigned_splits is None:
             return frozenset(names)
-        splits = assign_splits(names, train_val_only=self.name == "train")
+        splits = assign_splits(names, self.name == "train", held_out)
         return frozenset(name for name, split in splits.items() if split in self.assigned_splits)
 
 
@@ -75,13 +76,13 @@ def resolve_split_source(root: Path, existing: Collection[str], split: str) -> S
     return SplitSource(split)
 
 
-def assign_split(name: str) -> str:
+def assign_split(name: str, held_out: float = HELD_OUT) -> str:
     """The split of an image, from its name alone, so that it keeps its split when other images are added or removed."""
     fraction = _hash_fraction(name)
-    return "test" if fraction < 0.1 else "val" if fraction < 0.2 else "train"
+    return "test" if fraction < held_out else "val" if fraction < 2 * held_out else "train"
 
 
-def assign_splits(names: Iterable[str], train_val_only: bool = False) -> dict[str, str]:
+def assign_splits(names: Iterable[str], train_val_only: bool = False, held_out: float = HELD_OUT) -> dict[str, str]:
     """The split of each image: that of `assign_split`, except that small data sets get no empty split.
 
     Two or more images give at least one to train and one to val; ten or more give one to test, unless `train_val_only`.
@@ -89,7 +90,7 @@ def assign_splits(names: Iterable[str], train_val_only: bool = False) -> dict[st
     """
     order = sorted(set(names), key=_hash_fraction)
     count = len(order)
-    test_end, val_end = (sum(_hash_fraction(name) < limit for name in order) for limit in (0.1, 0.2))
+    test_end, val_end = (sum(_hash_fraction(name) < limit for name in order) for limit in (held_out, 2 * held_out))
     if count < 2:
         return dict.fromkeys(order, "train")
     test_end = min(max(test_end, int(count >= MIN_IMAGES_WITH_TEST and not train_val_only)), count - 2)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +13,7 @@ from training.data.dataset import SPLITS
 from training.lint.findings import ADVICE, LintReport
 from training.lint.label_noise import LabelQuality, check_label_noise, describe_confusions
 from training.lint.runner import lint
+from training.lint.stats import count_samples
 from training.reports.progress_bar import progress_bar
 
 LEVEL_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -25,13 +27,14 @@ def lint_with_progress(
     splits: tuple[str, ...] = SPLITS,
     use_cache: bool = True,
     bundle: Path | None = None,
+    leads: str = "auto",
 ) -> LintReport:
     """`lint` with a progress bar, if the console is a terminal. Arguments and errors as for `lint`.
 
     With a `bundle`, also look for label noise (`label_noise.py`). Raises: also BundleError, EngineError.
     """
     with progress_bar(console, "reading") as progress:
-        report = lint(root, data_format, splits, progress, use_cache)
+        report = lint(root, data_format, splits, progress, use_cache, leads)
     if bundle and report.classes:
         with progress_bar(console, "segmenting") as progress:
             report.label_quality = check_label_noise(report, root, bundle, progress)
@@ -40,9 +43,14 @@ def lint_with_progress(
 
 def print_lint_report(report: LintReport, console: Console, max_findings: int = 5) -> None:
     """Print a table of classes and splits, then the findings by kind: the worst `max_findings` of each, and the advice."""
-    images = sum(report.image_counts.values())
-    console.print(f"{images:,} images; percentage of pixels and number of images per class:", highlight=False)
+    parts = "time" if report.axes == "T" else "pixels"
+    counted = count_samples(report)
+    kind = counted.rsplit(" ", 1)[-1]
+    console.print(f"{counted}; percentage of {parts} and number of {kind} per class:", highlight=False)
     console.print(_class_table(report))
+    if report.axes == "T":
+        console.print()
+        console.print(_duration_table(report))
     if hidden := len(report.classes) - len(_labels_to_show(report)):
         console.print(f"{hidden} more classes, neither the largest nor the rarest.", style="dim")
     if report.label_quality:
@@ -64,6 +72,21 @@ def print_lint_report(report: LintReport, console: Console, max_findings: int = 
         console.print()
         console.print(name_text(f"not read: {report.not_read}", "dim"), soft_wrap=True, highlight=False)
     console.print()
+
+
+def _duration_table(report: LintReport) -> Table:
+    """The durations of the events of each class in train; in milliseconds, without a rate in time steps."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    unit = "ms" if report.has_rates else "steps"
+    for title in ("events of", "number", f"1% {unit}", f"median {unit}", f"99% {unit}"):
+        table.add_column(title, justify="left" if title == "events of" else "right")
+    for label in _labels_to_show(report)[1:]:
+        durations = report.durations(label) * (1000 if report.has_rates else 1)
+        if len(durations):
+            low, middle, high = np.quantile(durations, [0.01, 0.5, 0.99])
+            cells = (f"{len(durations):,}", f"{low:,.0f}", f"{middle:,.0f}", f"{high:,.0f}")
+            table.add_row(name_text(report.classes[label].name), *cells)
+    return table
 
 
 def _labels_to_show(report: LintReport) -> list[int]:

@@ -21,6 +21,14 @@ MAX_NAMED_CLASSES = 12  # classes listed by name
 
 def check_dataset(report: LintReport, requested_splits: tuple[str, ...]) -> list[Finding]:
     """The findings that no single file has."""
+    if report.axes == "T":
+        return [
+            *_check_notes(report),
+            *_check_unlabelled_recordings(report),
+            *_check_splits(report, requested_splits),
+            *_check_absent_classes(report),
+            *_check_rare_classes(report),
+        ]
     if not report.classes:
         return [*_check_notes(report), *_check_unmatched_files(report)]
     return [
@@ -51,6 +59,11 @@ def _check_unmatched_files(report: LintReport) -> list[Finding]:
         *(Finding("error", "image without mask", f"{path} has no mask of the same name.") for path in images),
         *(Finding("warning", "mask without image", f"{path} has no image of the same name.") for path in masks),
     ]
+
+
+def _check_unlabelled_recordings(report: LintReport) -> list[Finding]:
+    paths = dict.fromkeys(path for dataset in report.datasets.values() for path in dataset.unmatched_images)
+    return [Finding("warning", "recording without labels", f"{path} has no label file.") for path in paths]
 
 
 def _check_single_class(report: LintReport) -> list[Finding]:

@@ -11,7 +11,6 @@ from models.spec import ClassInfo
 from training.data.dataset import SegmentationDataset
 from training.data.scan.label_stats import LabelStats
 from training.data.scan.sample_stats import content_digest
-from training.data.scan.scanner import SampleStats
 
 if TYPE_CHECKING:
     from training.lint.label_noise import LabelQuality
@@ -89,6 +88,23 @@ ADVICE = {
     "objects cut at borders": "Nothing needs to be done; their sizes and shapes are not those of whole objects.",
     "images not read": "They belong to no layout that was recognized, or to no split. Move them if they should be read.",
     "near duplicates within a split": "Usually frames of a video; they add less information than their number suggests.",
+    "recording without labels": "Add its label file, or move the recording away: it is not trained on.",
+    "flat lead": "Check the electrode: a lead that does not change teaches nothing. Leave it out with channels=NAME,NAME.",
+    "clipped lead": "The amplifier was at its limit. Nothing to do if it is rare; otherwise leave these recordings out.",
+    "missing samples": "Nothing to do if it is short: a lead's gap holds its mean, and time without any lead is ignored.",
+    "events outside the recording": "Check the unit of the times (seconds or samples) and the sampling rate: the rest is cut off.",
+    "overlapping events": "Of two events at one time the later one counts. Correct the times if that is not meant.",
+    "event ends before it begins": "Correct the order of the two times, or delete the event.",
+    "no labeled time": "Label some of it: all of the recording is ignored, so there is nothing to learn.",
+    "no sampling rate": "Give it with rate=HERTZ, or write it into the files: without it, times are in samples only.",
+    "mixed rates": "Nothing to do: all are resampled to the rate of the training, and answers come back at the rate of the file.",
+    "mixed units": "Convert all recordings to one unit, or train with scaling=zscore: the scale of a lead does not matter then.",
+    "different scales of signals": "Nothing to do with scaling=zscore, the default; otherwise check the gains of the files.",
+    "very short events": "Check that they are meant: after resampling they may vanish.",
+    "unannotated stretches": "Nothing to do: they are ignored in training and evaluation.",
+    "same patient in two splits": "Keep a patient's recordings in one split: list them in splits.csv (record,split,patient).",
+    "same recording in two splits": "Keep it in one split: a network cannot be evaluated on what it was trained on.",
+    "same recording twice": "Delete the copies: they only increase the weight of one recording.",
 }
 
 
@@ -116,7 +132,7 @@ class LintReport:
     cut_objects: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: runs of each label on image borders
     images_with_cuts: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # 256: images with such runs
     background_images: dict[str, int] = field(default_factory=dict)  # images that have only label 0, or ignored pixels
-    train_image_sizes: list[tuple[int, int]] = field(default_factory=list)  # (height, width)
+    train_image_sizes: list[tuple[int, ...]] = field(default_factory=list)  # (height, width); of a signal (time steps,)
     train_label_stats: list[LabelStats] = field(default_factory=list)  # of the training images without errors
     labels_in_errors: dict[str, set[int]] = field(
         default_factory=dict
@@ -125,7 +141,8 @@ class LintReport:
     not_read: str = ""  # the files that were passed over, by folder and suffix
     label_quality: "LabelQuality | None" = None  # the comparison with a network (`--bundle`)
     datasets: dict[str, SegmentationDataset] = field(default_factory=dict, repr=False)
-    sample_stats: dict[str, list[SampleStats]] = field(default_factory=dict, repr=False)  # in the order of the pairs
+    # In the order of the pairs; for signals `SignalStats`, which have the same fields for sizes, digests and errors.
+    sample_stats: dict[str, list[Any]] = field(default_factory=dict, repr=False)
 
     def select_splits(self, splits: tuple[str, ...]) -> "LintReport":
         """The statistics of these splits; the findings stay those of the whole data set."""
@@ -145,8 +162,24 @@ class LintReport:
         """The findings that prevent training."""
         return [finding for finding in self.findings if finding.level == "error"]
 
-    def all_image_sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every readable image of all splits."""
+    @property
+    def has_rates(self) -> bool:
+        """Whether all training recordings state a sampling rate."""
+        return all(stats.rate for stats in self.sample_stats.get("train", []) if stats.size)
+
+    @property
+    def axes(self) -> str:
+        """HW for images, T for signals."""
+        return next((dataset.axes for dataset in self.datasets.values()), "HW")
+
+    def durations(self, label: int) -> NDArray[np.float64]:
+        """The seconds of all whole events of a class in the training recordings (time steps without a rate), sorted."""
+        found = [stats.durations for stats in self.sample_stats.get("train", [])] if self.axes == "T" else []
+        events = np.concatenate([np.zeros((0, 2)), *found])
+        return np.sort(events[events[:, 0] == label, 1])
+
+    def all_image_sizes(self) -> list[tuple[int, ...]]:
+        """The size of every readable image or signal of all splits: (height, width), or (time steps,)."""
         return [stats.size for split in self.sample_stats.values() for stats in split if stats.size]
 
     def findings_by_kind(self) -> list[tuple[str, str, list[Finding]]]:

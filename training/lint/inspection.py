@@ -17,8 +17,10 @@ from training.data import SegmentationDataset, load_available_splits, recognize_
 from training.data.dataset import read_pair_mask
 from training.data.infer_classes import UnknownClassesError
 from training.lint.coverage import describe_unread, unread_files
+from training.reports.traces import draw_trace
 
 SHEET_IMAGES, COLUMNS = 12, 4
+SIGNAL_COLUMNS, SIGNAL_TILE = 2, (190, 616)  # recordings are wide: (height, width) in pixels
 TILE, MARGIN, LINE = 300, 8, 16  # pixels: side of a tile, space between tiles, height of a line of text
 MASK_OPACITY = 0.5
 MAX_LISTED = 3
@@ -37,8 +39,9 @@ def inspect_dataset(root: Path, data_format: str = "auto", sheet: Path | None = 
         opened = load_available_splits(root, data_format=data_format, recognition=recognition, sample=True)
     except UnknownClassesError as unknown:
         opened, error = unknown.datasets, str(unknown)
-    lines.append("images: " + ", ".join(f"{split} {len(dataset):,}" for split, dataset in opened.items()))
     train = opened["train"]
+    images, masks = ("recordings", "label file") if train.axes == "T" else ("images", "mask")
+    lines.append(f"{images}: " + ", ".join(f"{split} {len(dataset):,}" for split, dataset in opened.items()))
     classes = ", ".join(f"{label} {entry.name}" for label, entry in enumerate(train.classes))
     # Formats that draw their masks know the classes; those of mask files are known from a class file alone.
     guessed = (
@@ -50,7 +53,7 @@ def inspect_dataset(root: Path, data_format: str = "auto", sheet: Path | None = 
     lines += [f"pair: {_relative(pair.image, recognition.tree.root)} with {_relative(pair.mask, recognition.tree.root)}"
               for pair in train.pairs[:MAX_LISTED]]  # fmt: skip
     for title, paths in (
-        ("images without a mask", [path for dataset in opened.values() for path in dataset.unmatched_images]),
+        (f"{images} without a {masks}", [path for dataset in opened.values() for path in dataset.unmatched_images]),
         (
             "masks without an image",
             list(dict.fromkeys(p for dataset in opened.values() for p in dataset.unmatched_masks)),
@@ -70,18 +73,21 @@ def inspect_dataset(root: Path, data_format: str = "auto", sheet: Path | None = 
 def write_contact_sheet(file: Path, opened: dict[str, SegmentationDataset]) -> None:
     """Write images of every split with their masks on top, and the colors of the classes. Raises: DataError."""
     chosen = _spread(opened)
-    columns = min(COLUMNS, len(chosen))
+    is_signal = next(iter(opened.values())).axes == "T"
+    most, tile_width = (SIGNAL_COLUMNS, SIGNAL_TILE[1]) if is_signal else (COLUMNS, TILE)
+    columns = min(most, len(chosen))
     rows = -(-len(chosen) // columns)
     classes = next(iter(opened.values())).classes[:MAX_LEGEND]
-    width = columns * (TILE + MARGIN) + MARGIN
+    width = columns * (tile_width + MARGIN) + MARGIN
     cells = _legend_cells([entry.name for entry in classes], width)
     legend = (max((row for _, row in cells), default=-1) + 1) * (LINE + 4)
     tiles = [_try_overlay(dataset, index) for _, dataset, index in chosen]
-    cell_height = max([TILE // 2, *(tile.height for tile in tiles if isinstance(tile, Image.Image))]) + LINE + MARGIN
+    least = SIGNAL_TILE[0] if is_signal else TILE // 2
+    cell_height = max([least, *(tile.height for tile in tiles if isinstance(tile, Image.Image))]) + LINE + MARGIN
     page = Image.new("RGB", (width, rows * cell_height + MARGIN + legend), PAPER)
     draw = ImageDraw.Draw(page)
     for number, (split, dataset, index) in enumerate(chosen):
-        left = MARGIN + number % columns * (TILE + MARGIN)
+        left = MARGIN + number % columns * (tile_width + MARGIN)
         top = MARGIN + number // columns * cell_height
         title = f"{split}: {dataset.pairs[index].name}"
         draw.text((left, top), title if len(title) < 44 else f"{title[:20]}...{title[-20:]}", INK)
@@ -113,8 +119,11 @@ def _try_overlay(dataset: SegmentationDataset, index: int) -> Image.Image | str:
 def overlay(dataset: SegmentationDataset, index: int) -> RGB:
     """An image with its mask on top, at most TILE pixels wide and high, uint8 H x W x 3.
 
-    Raises: DataError, ImageError; DataError for a mask of another size.
+    Of a signal, its curves with the labels behind them. Raises: DataError, ImageError; DataError for a mask of another size.
     """
+    if dataset.axes == "T":
+        sample, track = dataset.sample_and_labels(index)
+        return draw_trace(sample.values, track, dataset.classes, SIGNAL_TILE, sample.channels)
     image, labels = dataset.rgb(index), dataset.labels(index)
     if labels.shape != image.shape[:2]:
         raise DataError(

@@ -1,7 +1,8 @@
 """Runs the lint: scans every file, maps values to labels, applies the rules."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,8 +10,11 @@ from models.spec import IGNORE_INDEX
 from training.data import SegmentationDataset, load_available_splits, recognize_dataset
 from training.data.dataset import SPLITS
 from training.data.infer_classes import LINT_ADVICE, UnknownClassesError
+from training.data.leads import arrange_leads
 from training.data.scan.label_stats import LabelLookup, compute_label_stats
 from training.data.scan.scanner import SampleStats, scan_splits
+from training.data.scan.signal_stats import scan_signals
+from training.data.tree import FileTree
 from training.lint.coverage import check_coverage, describe_unread, unread_files
 from training.lint.dataset_rules import check_dataset
 from training.lint.duplicates import check_duplicates
@@ -18,6 +22,7 @@ from training.lint.findings import Finding, LintReport
 from training.lint.object_rules import check_objects
 from training.lint.sample_format_rules import check_sample_formats
 from training.lint.sample_rules import check_sample
+from training.lint.signal_rules import check_recording, check_signals
 
 OTHER_ERRORS_ADVICE = "the other errors name the reason for each"
 
@@ -28,11 +33,12 @@ def lint(
     splits: tuple[str, ...] = SPLITS,
     progress: Callable[[int, int], None] | None = None,
     use_cache: bool = True,
+    leads: str = "auto",
 ) -> LintReport:
     """Read every image and mask of a data set. Missing splits are skipped, except train.
 
     `progress` is called with the number of pairs done and their total. With `use_cache`, files that have not changed since the
-    last lint are not read again.
+    last lint are not read again. `leads`: the arrangement of signals (`training/data/leads.py`).
     Raises: DataError for a folder that is not a data set, or a split with a wrong layout.
     """
     recognition = recognize_dataset(root, data_format)
@@ -43,27 +49,74 @@ def lint(
         opened = error.datasets
         detail = str(error).replace(LINT_ADVICE, OTHER_ERRORS_ADVICE)  # this is the lint
         report = LintReport([], [Finding("error", "unknown classes", detail)])
+    if opened["train"].axes == "T":
+        opened = {split: arrange_leads(dataset, leads) for split, dataset in opened.items()}
+        return _lint_signals(report, opened, splits, recognition.tree, progress)
     for split, all_stats in scan_splits(opened, progress, use_cache).items():
         _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)
     report.findings += check_sample_formats(report)
     report.findings += check_objects(report)
     report.findings += check_duplicates(report)
-    unread = unread_files(recognition.tree, opened.values())
-    report.not_read = describe_unread(unread)
-    report.findings += check_coverage(recognition.tree, unread)
+    _add_coverage(report, recognition.tree)
     return report
 
 
-def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all_stats: list[SampleStats]) -> None:
-    """Add the statistics and sample findings of one split to the report."""
-    report.datasets[split], report.sample_stats[split], report.image_counts[split] = dataset, all_stats, len(dataset)
+def _lint_signals(
+    report: LintReport,
+    opened: dict[str, SegmentationDataset],
+    splits: tuple[str, ...],
+    tree: FileTree,
+    progress: Callable[[int, int], None] | None,
+) -> LintReport:
+    """The lint of signals, whose statistics are others (`signal_stats.py`)."""
+    total, before = sum(map(len, opened.values())), 0
+    for split, dataset in opened.items():
+        step = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        all_stats = scan_signals(dataset, step)
+        before += len(dataset)
+        _start_split(report, split, dataset, all_stats)
+        for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
+            report.findings += check_recording(pair, stats, (split, index))
+            if not stats.is_valid:
+                report.num_unreadable_masks += 1
+                continue
+            report.pixel_counts[split] += stats.label_counts
+            report.images_with_label[split] += stats.label_counts > 0
+            report.background_images[split] += int(stats.label_counts[1:IGNORE_INDEX].sum() == 0)
+            if split == "train" and stats.size:
+                report.train_image_sizes.append(stats.size)
+    report.findings += check_dataset(report, splits)
+    report.findings += check_signals(report)
+    _add_coverage(report, tree)
+    return report
+
+
+def _add_coverage(report: LintReport, tree: FileTree) -> None:
+    """Add what was not read."""
+    unread = unread_files(tree, report.datasets.values())
+    report.not_read = describe_unread(unread)
+    report.findings += check_coverage(tree, unread)
+
+
+def _start_split(report: LintReport, split: str, dataset: SegmentationDataset, all_stats: Sequence[Any]) -> None:
+    """Add a split, with counts of 0."""
+    report.datasets[split], report.sample_stats[split], report.image_counts[split] = (
+        dataset,
+        list(all_stats),
+        len(dataset),
+    )
     report.labels_in_errors[split] = set()
     for counts in (
         report.pixel_counts, report.images_with_label, report.edge_counts, report.cut_objects, report.images_with_cuts
     ):  # fmt: skip
         counts[split] = np.zeros(IGNORE_INDEX + 1, np.int64)
     report.background_images[split] = 0
+
+
+def _add_split(report: LintReport, split: str, dataset: SegmentationDataset, all_stats: list[SampleStats]) -> None:
+    """Add the statistics and sample findings of one split to the report."""
+    _start_split(report, split, dataset, all_stats)
     lookup = LabelLookup(dataset.mask_encoding, len(dataset.classes))
     for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
         value_labels = lookup(stats)

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from models.console import Console, name_text
 from models.spec import IGNORE_INDEX
+from training.data.scan.signal_stats import SignalStats
 from training.lint.findings import LintReport
 
 
@@ -19,8 +20,20 @@ def dataset_stats(report: LintReport) -> dict[str, Any]:
     }
 
 
+def count_samples(report: LintReport) -> str:
+    """How many there are of what: "720 images", "160 recordings", "1,920 leads of 160 recordings"."""
+    total = sum(report.image_counts.values())
+    if report.axes != "T":
+        return f"{total:,} images"
+    pairs = [pair for dataset in report.datasets.values() for pair in dataset.pairs]
+    files = len({pair.image for pair in pairs})
+    return f"{files:,} recordings" if files == total else f"{files:,} recordings of {total:,} leads"
+
+
 def _split_stats(report: LintReport, split: str) -> dict[str, Any]:
     all_stats = report.sample_stats[split]
+    if report.axes == "T":
+        return _signal_split_stats(all_stats)
     sizes = np.array([stats.size for stats in all_stats if stats.size], np.int64).reshape(-1, 2)
     result: dict[str, Any] = {
         "images": len(all_stats),
@@ -43,6 +56,26 @@ def _split_stats(report: LintReport, split: str) -> dict[str, Any]:
     return result
 
 
+def _signal_split_stats(all_stats: list[SignalStats]) -> dict[str, Any]:
+    """Of recordings, or leads that are samples of their own; durations in seconds."""
+    result: dict[str, Any] = {
+        "images": len(all_stats),
+        "unreadable": sum(bool(stats.errors) for stats in all_stats),
+        "not_counted": sum(not stats.is_valid for stats in all_stats),
+    }
+    seconds = sorted(stats.seconds for stats in all_stats if stats.seconds)
+    if seconds:
+        result["seconds"] = {
+            "smallest": round(seconds[0], 3),
+            "median": round(seconds[len(seconds) // 2], 3),
+            "largest": round(seconds[-1], 3),
+            "total": round(sum(seconds), 3),
+        }
+    result["formats"] = _count_names([f"{stats.rate:g} Hz" for stats in all_stats if stats.rate])
+    result["masks"] = _count_names([lead.unit for stats in all_stats for lead in stats.leads])
+    return result
+
+
 def _count_names(names: list[str]) -> dict[str, int]:
     return dict(Counter(name for name in names if name).most_common())
 
@@ -61,14 +94,28 @@ def _class_stats(report: LintReport) -> list[dict[str, Any]]:
         images = {split: int(counts[label]) for split, counts in report.images_with_label.items()}
         # A stripe of width w has two edge pixels in each row of w pixels.
         width = round(2 * area / edge, 1) if edge else None
-        found.append({"label": label, "name": name, "fraction": fractions, "images": images, "width": width})
+        entry = {"label": label, "name": name, "fraction": fractions, "images": images, "width": width}
+        if report.axes == "T" and label != IGNORE_INDEX:
+            entry["duration"] = duration_stats(report, label)
+        found.append(entry)
     return found
 
 
+def duration_stats(report: LintReport, label: int) -> dict[str, Any]:
+    """Number of events of a class in train, and the 1%, 50% and 99% quantiles of their seconds (time steps without a rate)."""
+    durations = report.durations(label)
+    if not len(durations):
+        return {"events": 0}
+    low, middle, high = (round(float(value), 4) for value in np.quantile(durations, [0.01, 0.5, 0.99]))
+    return {"events": len(durations), "p1": low, "median": middle, "p99": high}
+
+
 def format_sizes(split_stats: dict[str, Any], missing: str = "") -> list[str]:
-    """The smallest, median and largest size of a split as "width x height"; `missing` without a readable image."""
-    sizes = split_stats.get("sizes")
+    """The smallest, median and largest size of a split as "width x height" or seconds; `missing` without a readable image."""
+    sizes, seconds = split_stats.get("sizes"), split_stats.get("seconds")
     names = ("smallest", "median", "largest")
+    if seconds:
+        return [f"{seconds[name]:g} s" for name in names]
     return [f"{sizes[name][1]} x {sizes[name][0]}" if sizes else missing for name in names]
 
 

@@ -15,8 +15,10 @@ from training.data.mask_decoding import RawMask
 from training.lint.findings import Finding, LintReport
 from training.lint.label_noise import suspect_pixels
 from training.reports.gallery import WRONG_COLOR, jpeg_data_uri, mask_data_uri
+from training.reports.traces import draw_trace
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
+TRACE_SIZE = (200, 640)  # (height, width) of a recording, in pixels
 UNKNOWN_LABEL = 254  # palette index of pixels without a class; only with 255 classes it is also a class
 
 
@@ -38,7 +40,24 @@ def finding_panes(report: LintReport, finding: Finding) -> list[Pane]:
     if len(finding.locations) == 2:
         return [_image_pane(report.datasets[split], index, split) for split, index in finding.locations]
     split, index = finding.locations[0]
+    if report.datasets[split].axes == "T":
+        return [_trace_pane(report.datasets[split], index)]
     return _overlay_panes(report.datasets[split], index)
+
+
+def _trace_pane(dataset: SegmentationDataset, index: int) -> Pane:
+    """The curves of a recording with its labels behind them."""
+    name = dataset.pairs[index].name
+    try:
+        sample = dataset.sample(index)
+    except (MaskserveError, OSError) as error:
+        return Pane(name, error=str(error))
+    try:
+        labels = dataset.labels(index)
+    except (MaskserveError, OSError):
+        labels = np.full(len(sample.values), IGNORE_INDEX, np.uint8)
+    picture = draw_trace(sample.values, labels, dataset.classes, TRACE_SIZE, sample.channels)
+    return Pane("recording", f"{name}: recording", TRACE_SIZE, photo=jpeg_data_uri(picture))
 
 
 def _image_pane(dataset: SegmentationDataset, index: int, split: str) -> Pane:

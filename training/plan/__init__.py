@@ -19,6 +19,7 @@ from training.plan.budget import (
     choose_duration,
     choose_encoder,
     choose_workers,
+    shrink_batch_to_fit,
 )
 from training.plan.fingerprint import DatasetFingerprint
 from training.plan.profiling import MachineProfile, measure_read_seconds
@@ -31,6 +32,15 @@ from training.plan.rules import (
     choose_loss,
     choose_optimiser,
     planned_input_rule,
+)
+from training.plan.signals import (
+    SignalCounts,
+    choose_rate,
+    choose_signal_augmentation,
+    choose_signal_batch,
+    choose_signal_crop,
+    choose_signal_loss,
+    choose_signal_network,
 )
 
 __all__ = ["Plan", "make_plan"]
@@ -46,6 +56,8 @@ def make_plan(
     start_time: when the minutes began to count, by the monotonic clock; default: now.
     Raises: ConfigError, WeightsError, BundleError; DataError for an image that has been removed.
     """
+    if report.axes == "T":
+        return _plan_signals(report, Plan(dict(overrides)), start_time)
     plan, fingerprint = Plan(dict(overrides)), DatasetFingerprint.from_report(report)
     machine = MachineProfile.detect(plan.config())
     choose_architecture(plan)
@@ -67,4 +79,29 @@ def make_plan(
     choose_workers(plan, profiler, seconds)
     choose_optimiser(plan)
     choose_duration(plan, fingerprint, profiler, seconds)
+    return plan
+
+
+def _plan_signals(report: LintReport, plan: Plan, start_time: float | None) -> Plan:
+    """The plan for signals: their own rules for data and augmentation, the same for time, memory and optimizer."""
+    rule = report.datasets["train"].input
+    if rule is None:  # `apply_input` has chosen it before
+        raise ValueError("the report has no input rule")
+    machine = MachineProfile.detect(plan.config())
+    if rule.rate is not None:
+        plan.set("rate", rule.rate, choose_rate(report, plan.config())[1].rstrip("."))
+    choose_architecture(plan)
+    choose_signal_network(plan)
+    choose_signal_crop(plan, report, rule)
+    choose_signal_augmentation(plan, report, rule)
+    choose_signal_loss(plan, report)
+    choose_signal_batch(plan, report, machine)
+    read_seconds = measure_read_seconds(report.datasets["train"])
+    profiler = StepProfiler(
+        len(report.classes), machine, read_seconds, start_time=start_time or time.monotonic(), rule=rule
+    )
+    seconds = shrink_batch_to_fit(plan, profiler)
+    choose_workers(plan, profiler, seconds)
+    choose_optimiser(plan)
+    choose_duration(plan, SignalCounts(report), profiler, seconds)
     return plan

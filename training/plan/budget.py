@@ -4,10 +4,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from models.architectures import default_options
 from models.errors import ConfigError
-from models.spec import InputRule
+from models.spec import AXES, InputRule
 from models.thread_count import ThreadCount
 from training.engine.schedule import epochs_between_validations
 from training.plan.fingerprint import DatasetFingerprint
@@ -31,6 +32,18 @@ MIN_READ_SECONDS_TO_CACHE = 0.002  # seconds of a core to read an image, from wh
 DEFAULT_GPU_MINUTES = 20.0  # minutes that a GPU is planned for if none are given
 
 
+class SplitCounts(Protocol):
+    """The numbers of images, or signals, as a fingerprint has them."""
+
+    @property
+    def num_train_images(self) -> int:
+        """Of train."""
+
+    @property
+    def num_val_images(self) -> int:
+        """Of val."""
+
+
 @dataclass
 class StepProfiler:
     """Times training steps on this machine."""
@@ -45,6 +58,11 @@ class StepProfiler:
 
     def __post_init__(self) -> None:
         self.thread_count = ThreadCount(self.machine.device == "cpu")
+
+    @property
+    def axes(self) -> str:
+        """Of the samples: HW for images, T for signals."""
+        return self.rule.axes if self.rule else "HW"
 
     def step_seconds(self, plan: Plan) -> float | None:
         """Seconds of one step of the plan so far, with reading; None if it does not fit into memory. Raises: ConfigError."""
@@ -146,14 +164,15 @@ def shrink_batch_to_fit(plan: Plan, profiler: StepProfiler) -> float:
     while (seconds := profiler.step_seconds(plan)) is None:
         least = 2 * devices
         if "batch" in plan.overrides or plan["batch"] <= least:
+            size = " x ".join(map(str, reversed(plan["crop"])))
             raise ConfigError(
-                f"A batch of {plan['batch']} images of {plan['crop'][1]} x {plan['crop'][0]} does not fit into the "
+                f"A batch of {plan['batch']} {AXES[profiler.axes]} of {size} does not fit into the "
                 f"{free} of free memory; set a smaller crop, side or batch."
             )
         batch = max(least, plan["batch"] // 2 // devices * devices)
         parts = math.ceil(step / batch)
         plan.set("batch", batch, f"fits into {free} of free memory")
-        plan.set("accumulate", parts, f"keeps {batch * parts} images per step")
+        plan.set("accumulate", parts, f"keeps {batch * parts} {AXES[profiler.axes]} per step")
     return seconds
 
 
@@ -180,7 +199,7 @@ def choose_caching(plan: Plan, num_bytes: int, fits: Callable[[int], bool], read
         )
 
 
-def choose_duration(plan: Plan, fingerprint: DatasetFingerprint, profiler: StepProfiler, seconds: float) -> None:
+def choose_duration(plan: Plan, fingerprint: SplitCounts, profiler: StepProfiler, seconds: float) -> None:
     """Epochs, warmup and how often to validate. `seconds`: of a step."""
     step = plan["batch"] * plan["accumulate"]
     steps_per_epoch = max(1, round(fingerprint.num_train_images / step))
@@ -203,6 +222,6 @@ def choose_duration(plan: Plan, fingerprint: DatasetFingerprint, profiler: StepP
     every = epochs_between_validations(epochs)
     times = max(1, int(epochs / every))
     how_often = "once" if times == 1 else f"{times} times"
-    plan.set("validate_every", every, f"validates {how_often}, on {fingerprint.num_val_images} images")
+    plan.set("validate_every", every, f"validates {how_often}, on {fingerprint.num_val_images} {AXES[profiler.axes]}")
     if plan["cache_decoded"] and epochs < 2:
         plan.set("cache_decoded", False, "no image is used twice")

@@ -22,6 +22,7 @@ from training.data import SegmentationDataset
 from training.data.scan.sample_format import EIGHT_BITS, QUANTILES, SampleFormat, describe_sample
 from training.lint import LintReport
 from training.lint.sample_format_rules import scale_gap
+from training.plan.signals import choose_signal_input
 
 EXTREME_IMAGES = 0.05  # of the images, whose range may exceed the window
 MAX_READ_AGAIN = 64  # images that are read again for their range without nodata
@@ -37,16 +38,20 @@ def apply_input(report: LintReport, config: TrainConfig, console: Console) -> Li
     if rule.is_photograph:
         return report
     console.print(f"Input: {rule.describe()}. {reason}", highlight=False, markup=False, soft_wrap=True)
-    check_augmentation(rule, config)
+    if rule.axes == "HW":
+        check_augmentation(rule, config)
     for split, dataset in report.datasets.items():
         if len(dataset):
             replace(dataset, input=rule).sample(0)
-        _check_formats(report, split, rule)
+        if rule.axes == "HW":
+            _check_formats(report, split, rule)
     return replace(report, datasets={split: replace(each, input=rule) for split, each in report.datasets.items()})
 
 
 def choose_input(report: LintReport, config: TrainConfig) -> tuple[InputRule, str]:
     """The input of the network, with the resize rule `native`, and why it is so. Raises: ConfigError."""
+    if report.axes == "T":
+        return choose_signal_input(report, config)
     photographs = InputRule(rule="native")
     formats = [stats.sample_format for stats in report.sample_stats.get("train", []) if stats.size]
     readable = [form for form in formats if form.channels]
@@ -181,7 +186,7 @@ def check_augmentation(rule: InputRule, config: TrainConfig) -> None:
 
 def check_color_settings(rule: InputRule | None, settings: dict[str, Any]) -> None:
     """Raises: ConfigError if the user asks for color jitter of channels that are no colors."""
-    if rule is not None and settings.get("color_jitter") and not rgb_indices(rule):
+    if rule is not None and rule.axes == "HW" and settings.get("color_jitter") and not rgb_indices(rule):
         raise ConfigError(
             f"color_jitter={settings['color_jitter']} needs the channels red, green and blue; the network takes {rule.describe()}."
         )

@@ -1,5 +1,6 @@
 """Measures this machine: free memory, and the time of a training step."""
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.architectures.base import Network
+from models.architectures.base import Network, use_channels_last
 from models.architectures.meta_device import copy_to_meta
 from models.cgroup_limits import free_memory, usable_cores
 from models.console import Console
@@ -53,9 +54,9 @@ class MachineProfile:
 
 
 def activation_bytes_per_image(
-    config: TrainConfig, classes: int, crop: tuple[int, int], rule: InputRule | None = None
+    config: TrainConfig, classes: int, crop: tuple[int, ...], rule: InputRule | None = None
 ) -> int:
-    """Bytes that a step keeps for the backward pass per image of `crop` (height, width), float32, without computing it."""
+    """Bytes that a step keeps for the backward pass per image of `crop`, one length per axis, float32, without computing it."""
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -68,17 +69,17 @@ def activation_bytes_per_image(
         statistics = torch.ones(2, 2, channels, device="meta") if network.input.scaling.kind == "zscore" else None
         network.training_logits(torch.empty(2, channels, *crop, device="meta"), statistics)
     # The loss holds four values per pixel and class: logits, softmax, its logarithm, and their gradient.
-    loss = 4 * 4 * classes * crop[0] * crop[1]
+    loss = 4 * 4 * classes * math.prod(crop)
     return sum(kept.values()) // 2 + loss
 
 
 def measure_step_seconds(
-    config: TrainConfig, classes: int, crop: tuple[int, int], batch: int, device: str, precision: str,
+    config: TrainConfig, classes: int, crop: tuple[int, ...], batch: int, device: str, precision: str,
     rule: InputRule | None = None,
 ) -> float | None:  # fmt: skip
     """Seconds of the fastest of some steps on `batch` images of noise; None if it does not fit into memory.
 
-    crop: (height, width) in pixels; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
+    crop: one length per axis; precision: bf16 or f32. Raises: ConfigError for a batch too small for batch norm.
     """
     with torch.random.fork_rng(devices=[]), deterministic_mode(config.deterministic):
         network = _untrained_network(config, classes, rule)
@@ -95,14 +96,17 @@ def measure_step_seconds(
 
 
 def _fastest_step(
-    network: Network, config: TrainConfig, classes: int, shape: tuple[int, int, int], device: str, precision: str
+    network: Network, config: TrainConfig, classes: int, shape: tuple[int, ...], device: str, precision: str
 ) -> float:
-    """Seconds of a step on images of `shape` = N x H x W, without the time that other programs had this thread's core."""
-    network = network.to(torch.device(device)).to(memory_format=torch.channels_last)
+    """Seconds of a step on images of `shape` = N x H x W, or N x T, without the time that other programs had this thread's core."""
+    network = network.to(torch.device(device))
+    use_channels_last(network, network.input.axes)
     model = NetworkWithLoss(network, Criterion.from_config(config), config).train()
     optimizer = make_optimizer(network, config)
     channels = len(network.input.channels)
     images = torch.randint(256, (*shape, channels), dtype=torch.uint8, device=device)
+    if network.input.axes != "HW":
+        images = images.to(getattr(torch, network.input.dtype))
     statistics = (torch.ones(shape[0], 2, channels, device=device),) if network.input.scaling.kind == "zscore" else ()
     labels = torch.randint(classes, shape, dtype=torch.uint8, device=device)
     half = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()

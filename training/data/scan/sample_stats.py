@@ -102,7 +102,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
                 size, digest, image_hash = (rgb.shape[0], rgb.shape[1]), pixel_digest(rgb), perceptual_hash(rgb)
                 del rgb
     except Exception as error:  # one broken file must not stop the scan
-        errors.append(_error_message(pair.image, error))
+        errors.append(error_message(pair.image, error))
         image, size, digest, image_hash = FileHeader(), None, "", 0
     mask, mask_size = FileHeader(), None
     kind: MaskKind = "gray"
@@ -121,7 +121,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
             if gradients is not None and mask_size == size:
                 alignment = mask_alignment(gradients, raw.array)
     except Exception as error:
-        errors.append(_error_message(pair.mask, error))
+        errors.append(error_message(pair.mask, error))
     return SampleStats(
         size=size,
         mask_size=mask_size,
@@ -195,7 +195,8 @@ def _read_mask_header(pair: Pair) -> FileHeader:
     return header
 
 
-def _error_message(file: Path, error: Exception) -> str:
+def error_message(file: Path, error: Exception) -> str:
+    """What is wrong with a file, with its path."""
     if isinstance(error, DataError | ImageError) and str(file) in str(error):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
