@@ -38,8 +38,9 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
             f"The array is {values.dtype} of {values.shape}; expected numbers, one row a time step: time, or time x channels."
         )
     values = values if values.ndim == 2 else values[:, None]
-    check_axes(*values.shape)
-    check_signal_size(limits, *values.shape, values.itemsize)
+    length, channels = values.shape
+    check_axes(length, channels)
+    check_signal_size(limits, length, channels, values.itemsize)
     rate, valid = arrays.get("rate"), arrays.get("valid")
     if rate is not None and (rate.size != 1 or rate.dtype.kind not in "uif"):
         raise CorruptImageError("`rate` is not a number; expected the sampling rate in Hz.")

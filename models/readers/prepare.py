@@ -70,7 +70,7 @@ def _prepare_signal(sample: Sample, rule: InputRule) -> Sample:
     valid = measured.any(axis=1)
     values = np.where(measured, values, fill)
     return replace(
-        sample, values=values, channels=channels, valid=None if valid.all() else valid, statistics=statistics
+        sample, values=values, channels=channels, valid=None if bool(valid.all()) else valid, statistics=statistics
     )
 
 

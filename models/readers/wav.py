@@ -24,7 +24,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     """Read a recording; its channels are `channel1`, `channel2` ... Raises: ImageError."""
     if data.startswith(b"RF64"):
         raise UnsupportedFormatError("The WAV has more than 4 GB (RF64). Cut it into shorter files.")
-    layout: tuple[int, ...] = ()
+    layout: tuple[int, int, int, int] | None = None
     for name, chunk in _chunks(data):
         if name == b"fmt " and len(chunk) >= 16:
             code, channels, rate, _, _, bits = struct.unpack("<HHIIHH", chunk[:16])

@@ -39,7 +39,7 @@ def augment_signal(
         changed = (changed - fill) * factors + fill
     changed = changed + disturbance(random, changed.shape, config, rule.rate or NORMAL_RATE) * unit
     if config.lead_dropout and changed.shape[1] > 1:
-        dropped = random.random(changed.shape[1]) < config.lead_dropout
+        dropped = np.asarray(random.random(changed.shape[1]) < config.lead_dropout)
         dropped[random.integers(changed.shape[1])] = False  # one lead at least is left
         changed = np.where(dropped, fill, changed)
     return to_dtype(changed, values.dtype), labels

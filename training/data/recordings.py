@@ -143,12 +143,13 @@ def _apply_table(recordings: list[Recording], table: SplitTable) -> list[Recordi
     for number, (name, split, group) in enumerate(table.rows, 2):
         key = _without_suffix(name).lower()
         bases = by_base.get(PurePosixPath(key).name, [])
-        index = by_name.get(key, bases[0] if len(bases) == 1 else None)
-        if index is None:
+        place = by_name.get(key, bases[0] if len(bases) == 1 else None)
+        if place is None:
             raise DataError(
                 f"{table.file}, line {number}: there is no labelled recording {quoted(name)}; write its path from the table on."
             )
-        result[index] = result[index]._replace(split=split or result[index].split, group=group or result[index].group)
+        old = result[place]
+        result[place] = old._replace(split=split or old.split, group=group or old.group)
     return result
 
 

@@ -91,12 +91,12 @@ def event_wave(label: int, length: int, random: np.random.Generator) -> Signal:
     x = (np.arange(length) + 0.5) / length
     if label == 1:  # a slow hill, whose top leans to one side
         top = random.uniform(0.35, 0.65)
-        return np.sin(np.pi * np.interp(x, [0, top, 1], [0, 0.5, 1])) ** 0.7
+        return np.asarray(np.sin(np.pi * np.interp(x, [0, top, 1], [0, 0.5, 1])) ** 0.7)
     if label == 2:  # a sharp peak between two valleys
         return np.interp(x, [0, 0.18, 0.5, 0.8, 1], [0, -random.uniform(0.1, 0.4), 1, -random.uniform(0.1, 0.5), 0])
     frequency = random.uniform(14, 22)  # a swing of this many hertz
     edge = np.minimum(1, 6 * np.minimum(x, 1 - x))
-    return 0.6 * edge * np.sin(2 * np.pi * frequency * np.arange(length) / RATE + random.uniform(0, 6.3))
+    return np.asarray(0.6 * edge * np.sin(2 * np.pi * frequency * np.arange(length) / RATE + random.uniform(0, 6.3)))
 
 
 def baseline(length: int, random: np.random.Generator) -> Signal:
