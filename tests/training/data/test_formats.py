@@ -92,6 +92,8 @@ def test_every_format_has_a_layout_here() -> None:
     assert set(LAYOUTS) == set(FORMATS) - {
         "label-studio-png",  # which only says what to export instead
         "hugging-face",  # test_hugging_face.py
+        "wfdb",  # test_signal_formats.py
+        "signal-folder",
     }
 
 
