@@ -27,6 +27,7 @@ AXES_OF_SETTINGS: dict[str, tuple[str, ...]] = {
         ),
         ("HW",),
     ),
+    **dict.fromkeys(("rate", "leads", "stretch", "gain", "wander", "hum", "lead_dropout"), ("T",)),
 }  # fmt: skip
 
 

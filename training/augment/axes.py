@@ -8,6 +8,7 @@ from models.imaging.decode import Labels
 from models.readers.prepare import fill_values
 from models.sample import Statistics, Values
 from models.spec import IGNORE_INDEX, InputRule
+from training.augment.signals import augment_signal
 from training.config import TrainConfig
 
 
@@ -27,6 +28,8 @@ class AxesPolicy:
         statistics: Statistics | None,
     ) -> tuple[Values, Labels]:
         """Values [*axes, C] and labels uint8 [*axes] -> the same of the lengths of the crop."""
+        if rule.axes == "T":
+            return augment_signal(values, labels, random, self.crop[0], self.config, rule, statistics)
         return random_crop(
             values, labels, random, self.crop, self.config.class_balanced_crops, sample_fill(rule, statistics)
         )

@@ -77,7 +77,7 @@ class SegmentationDataset:
 
     def sample_and_labels(self, index: int) -> tuple[Sample, Labels]:
         """An image and its labels, which ignore what is missing in the image. Raises: ImageError, DataError."""
-        if self.axes == "T":
+        if self._has_tracks:
             sample, labels = self._signal_and_labels(index)
         else:
             sample, labels = self.sample(index), self.labels(index)
@@ -99,9 +99,14 @@ class SegmentationDataset:
 
     def labels(self, index: int) -> Labels:
         """uint8 H x W, of a signal T: class indices, 255 for what is ignored. Raises: DataError, ImageError."""
-        if self.axes == "T":
+        if self._has_tracks:
             return self._signal_and_labels(index)[1]
         return self.mask_encoding.decode(self.raw_mask(index), self.pairs[index].mask)
+
+    @property
+    def _has_tracks(self) -> bool:
+        """Whether sample and labels are read together: events need the length and the rate of their recording."""
+        return self.axes == "T" and hasattr(self.mask_reader, "labels")
 
     def _signal_and_labels(
         self, index: int, with_labels: bool = True, at_own_rate: bool = False
@@ -136,7 +141,8 @@ def merge_splits(splits: dict[str, SegmentationDataset]) -> SegmentationDataset:
 
     unmatched = dict.fromkeys(path for dataset in splits.values() for path in dataset.unmatched_images)
     first = next(iter(splits.values()))
-    return replace(first, pairs=list(originals), mask_reader=read_mask, unmatched_images=tuple(unmatched))
+    reader = first.mask_reader if first._has_tracks else read_mask  # tracks go by their files, not by names
+    return replace(first, pairs=list(originals), mask_reader=reader, unmatched_images=tuple(unmatched))
 
 
 def check_same_classes(samples: SegmentationDataset, expected: list[ClassInfo], data: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.architectures.base import Network
+from models.architectures.base import Network, use_channels_last
 from models.architectures.meta_device import copy_to_meta
 from models.cgroup_limits import free_memory, usable_cores
 from models.console import Console
@@ -100,8 +100,7 @@ def _fastest_step(
 ) -> float:
     """Seconds of a step on images of `shape` = N x H x W, or N x T, without the time that other programs had this thread's core."""
     network = network.to(torch.device(device))
-    if network.input.axes == "HW":
-        network = network.to(memory_format=torch.channels_last)
+    use_channels_last(network, network.input.axes)
     model = NetworkWithLoss(network, Criterion.from_config(config), config).train()
     optimizer = make_optimizer(network, config)
     channels = len(network.input.channels)
