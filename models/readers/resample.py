@@ -62,20 +62,29 @@ def resample(values: NDArray[np.floating], ratio: Fraction) -> Signal:
     half = HALF_PERIODS * max(up, down)
     times = np.arange(-half, half + 1)
     taps = np.sinc(times / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
-    taps *= up / taps.sum()
+    taps = (taps * (up / taps.sum())).astype(np.float32)
     length = -(-len(values) * up // down)
     result = np.zeros((length, values.shape[1]), np.float32)
+    for channel in range(values.shape[1]):  # one at a time: a day's recording needs no second copy of all
+        result[:, channel] = _resample_channel(values[:, channel], up, down, taps, length)
+    return result
+
+
+def _resample_channel(
+    values: NDArray[np.floating], up: int, down: int, taps: NDArray[np.float32], length: int
+) -> NDArray[np.float32]:
+    """One channel, T. Output k lies at k * down in steps of the upsampled signal; those with one remainder use the same taps."""
+    half = len(taps) // 2
     reach = half // up + 1  # of input steps that one output step needs, on either side
     needed = (length - 1) * down // up + reach + 1 - len(values)
-    padded = np.pad(np.asarray(values, np.float32), ((reach, max(0, needed)), (0, 0)), mode="edge")
-    # Output k lies at k * down in steps of the upsampled signal. All outputs with the same remainder use the same taps.
+    padded = np.pad(np.asarray(values, np.float32), (reach, max(0, needed)), mode="edge")
+    result = np.zeros(length, np.float32)
     for first in range(min(up, length)):
         start, phase = divmod(first * down, up)
         outputs = result[first::up]
         for offset in range(-((half + phase) // up), (half - phase) // up + 1):
-            tap = taps[half + offset * up + phase]
             begin = reach + start - offset
-            outputs += np.float32(tap) * padded[begin : begin + (len(outputs) - 1) * down + 1 : down]
+            outputs += taps[half + offset * up + phase] * padded[begin : begin + (len(outputs) - 1) * down + 1 : down]
     return result
 
 

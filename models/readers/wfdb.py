@@ -10,7 +10,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePosixPath
 
@@ -29,6 +29,8 @@ DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0  # Hz; ADC units a physical unit
 MAX_HEADER_BYTES, MAX_MEMBERS = 1 << 20, 256
 Integers = NDArray[np.int32]
 
+_RECORD_LINE = re.compile(rb"[\w.-]+(/\d+)?\s+\d+(\s+[\d./()]+)?(\s+\d+.*)?")
+_SIGNAL_LINE = re.compile(rb"(?=\S*[A-Za-z~])\S+\s+\d+(x\d+)?(:\d+)?(\+\d+)?(\s|$)")  # a file, and its format
 _SPECIFICATION = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")  # format, samples a frame, skew, byte offset
 _GAIN = re.compile(r"([-+.\deE]+)(?:\(([-+]?\d+)\))?(?:/(\S+))?")  # gain, baseline, unit
 
@@ -89,14 +91,11 @@ def sniff(data: bytes) -> bool:
 
 def is_header(data: bytes) -> bool:
     """Whether the bytes begin as the text of a header: a record's name and numbers, then a line for each signal."""
-    lines = [line for line in data[:4096].splitlines() if line.strip() and not line.startswith(b"#")]
-    return (
-        bool(lines)
-        and bool(re.fullmatch(rb"[\w.-]+(/\d+)?\s+\d+(\s+[\d.]+\S*)?(\s+\d+.*)?", lines[0].strip()))
-        and (len(lines) == 1 or bool(re.match(rb"\S+\s+\d+(x\d+)?(:\d+)?(\+\d+)?(\s|$)", lines[1])))
-        and (b"\0" not in data[:4096])
-        and b"," not in lines[0]
-    )
+    start = data[:4096]
+    lines = [line.strip() for line in start.splitlines() if line.strip() and not line.startswith(b"#")]
+    if not lines or b"\0" in start or not _RECORD_LINE.fullmatch(lines[0]):
+        return False
+    return len(lines) == 1 or bool(_SIGNAL_LINE.match(lines[1]))
 
 
 def decode(data: bytes, limits: ReadLimits) -> Sample:
@@ -174,7 +173,7 @@ def parse_header(data: bytes) -> Header:
             "for each signal. Copy it again."
         ) from error
     if all(signal.checksum == 0 for signal in signals):  # converters write 0 for "not computed"
-        signals = tuple(SignalLine(**{**vars(signal), "checksum": None}) for signal in signals)
+        signals = tuple(replace(signal, checksum=None) for signal in signals)
     return Header(name, check_rate(rate), length, signals)
 
 

@@ -13,7 +13,7 @@ from models.inference.geometry import Image
 from models.readers import read_input_file
 from models.readers.composite import read_preview, to_rgb
 from models.sample import Sample
-from models.spec import IGNORE_INDEX, ClassInfo, InputRule
+from models.spec import AXES, IGNORE_INDEX, ClassInfo, InputRule
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, RawMask, read_raw_mask
 
 SPLITS = ("train", "val", "test")
@@ -143,6 +143,14 @@ def merge_splits(splits: dict[str, SegmentationDataset]) -> SegmentationDataset:
     first = next(iter(splits.values()))
     reader = first.mask_reader if first._has_tracks else read_mask  # tracks go by their files, not by names
     return replace(first, pairs=list(originals), mask_reader=reader, unmatched_images=tuple(unmatched))
+
+
+def check_has_images(root: Path, dataset: SegmentationDataset) -> None:
+    """Raises: DataError for a data set of signals or volumes, whose layout and labels no tool for images can write."""
+    if dataset.axes != "HW":
+        raise DataError(
+            f"{root} has {AXES[dataset.axes]}; `data remap` and `data convert` are for images. Edit the label files themselves."
+        )
 
 
 def check_same_classes(samples: SegmentationDataset, expected: list[ClassInfo], data: Path) -> None:

@@ -10,7 +10,10 @@ from models.errors import DataError
 from models.readers.annotations import Interval, from_intervals, write_annotations
 from models.spec import InputRule, Scaling, Spacing
 from training.data import load_available_splits, load_split, recognize_dataset
+from training.data.leads import arrange_leads
 from training.data.synthetic_signals import CLASSES, generate_signals, write_record
+from training.data.tools.convert import convert_dataset
+from training.data.tools.split import split_dataset
 
 LUDB = Path(__file__).parents[3] / ".." / "shared" / "data" / "ludb" / "data"
 VALUES = np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32)
@@ -211,3 +214,35 @@ def test_ludb() -> None:
     assert [entry.name for entry in opened["train"].classes] == ["background", "P", "QRS", "T"]
     sample, labels = opened["train"].sample_and_labels(0)
     assert sample.rate == 500.0 and labels.shape == (5000,) and set(np.unique(labels)) == {0, 1, 2, 3, 255}
+
+
+def test_data_split_writes_a_table_of_records_that_is_read_again(tmp_path: Path) -> None:
+    generate_signals(tmp_path / "data", 0, {"all": 24}, seconds=2)
+    table, assigned = split_dataset(tmp_path / "data", tmp_path / "lists", 0.2, 0.2)
+    opened = load_available_splits(table)
+    for split, pairs in assigned.items():
+        assert {pair.image.resolve() for pair in opened[split].pairs} == {pair.image.resolve() for pair in pairs}
+    groups = [{pair.group for pair in dataset.pairs} for dataset in opened.values()]
+    assert sum(map(len, groups)) == 12 == len(set.union(*groups))
+
+
+def test_leads_apart_and_together(tmp_path: Path) -> None:
+    for number in range(1, 4):
+        write_record(tmp_path, str(number), VALUES, ("ii", "v1"), rate=500)
+        for lead, start in (("ii", 100), ("v1", 110)):
+            waves = [Interval(start, 200, "QRS"), Interval(300, 400, "QRS")]
+            (tmp_path / f"{number}.{lead}").write_bytes(write_annotations(from_intervals(waves)))
+    apart = load_split(tmp_path, "train")
+    joined = arrange_leads(apart, "together")
+    assert len(joined) * 2 == len(apart) and {pair.name for pair in joined.pairs} <= {"1", "2", "3"}
+    sample, labels = joined.sample_and_labels(0)
+    assert sample.channels == ("ii", "v1")
+    assert (labels[:100] == 255).all() and (labels[110:200] == 1).all() and (labels[200:300] == 0).all()
+    again = arrange_leads(joined, "each")
+    assert [pair.name for pair in again.pairs] == [pair.name for pair in apart.pairs]
+
+
+def test_tools_for_images_refuse_signals(tmp_path: Path) -> None:
+    generate_signals(tmp_path / "data", 0, {"train": 2, "val": 1, "test": 1}, seconds=2)
+    with pytest.raises(DataError, match="has signals; `data remap` and `data convert` are for images"):
+        convert_dataset(tmp_path / "data", tmp_path / "out", "coco")

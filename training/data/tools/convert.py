@@ -17,7 +17,7 @@ from models.imaging.decode import Labels, decode_file, read_image
 from models.imaging.file_header import read_header
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.data import SegmentationDataset, load_available_splits
-from training.data.dataset import SPLITS
+from training.data.dataset import SPLITS, check_has_images
 from training.data.formats.shapes import BACKGROUND_NAMES
 from training.data.tools import writers
 from training.data.tools.remap import link_or_copy, remap_dataset
@@ -62,6 +62,7 @@ def convert_dataset(
     if out.exists():
         raise DataError(f"{out} already exists; choose a new folder, or delete it first.")
     opened = load_available_splits(root, SPLITS, data_format, progress)
+    check_has_images(root, opened["train"])
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

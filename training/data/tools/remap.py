@@ -26,7 +26,7 @@ from models.outputs.png import to_palette_image
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data import SegmentationDataset, load_available_splits
 from training.data.class_file import class_table, read_class_file
-from training.data.dataset import SPLITS, Pair
+from training.data.dataset import SPLITS, Pair, check_has_images
 from training.data.mask_decoding import MaskEncoding, MaskKind, RawMask
 from training.data.tools.separate import read_instances, separate_touching
 from training.data.tree import CLASS_FILE
@@ -64,6 +64,7 @@ def remap_dataset(
     if out.exists():
         raise DataError(f"{out} already exists; choose a new folder, or delete it first.")
     opened = load_available_splits(root, SPLITS, data_format, progress)
+    check_has_images(root, opened["train"])
     mapping = parse_rules(rules, opened["train"].classes, read_class_file(classes) if classes else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))

@@ -10,7 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ from training.data.tree import CLASS_FILES, TABLE_SUFFIXES
 
 TABLE_NAME = "list.tsv"
 MIN_FOLDS = 2
+SIGNAL_FORMATS = ("wfdb", "signal-folder")  # whose table has a recording a line
 SUPPORTED_FORMATS = ("folder", "table", "same-folder")  # formats whose masks mean the same when a table lists them
 
 
@@ -118,6 +119,10 @@ def _assign(
     if existing:
         raise DataError(f"{existing} already exists; choose another name, or delete it first.")
     format_name = resolve_format(root, data_format)
+    if format_name in SIGNAL_FORMATS:
+        if format_name == "signal-folder" and any(table.parent.resolve() != root.resolve() for table in tables):
+            raise DataError(f"The table of these recordings must be in their folder: give {root / 'splits.csv'}.")
+        return _assign_recordings(root, fractions, seed, group_pattern, data_format), None
     if format_name not in SUPPORTED_FORMATS:
         raise DataError(
             f"{root} has the format {format_name}, whose masks cannot be listed in a table. Convert it first with "
@@ -139,6 +144,32 @@ def _assign(
         name: sorted((pairs[index] for group in assigned[name] for index in group.indices), key=lambda pair: pair.name)
         for name in fractions
     }, class_file
+
+
+def _assign_recordings(
+    root: Path, fractions: dict[str, float], seed: int, group_pattern: str | None, data_format: str
+) -> dict[str, list[Pair]]:
+    """The recordings of each split, one pair each; patients stay together. Raises: DataError, ConfigError."""
+    opened = load_available_splits(root, SPLITS, data_format)
+    by_file = {pair.image: pair for dataset in opened.values() for pair in dataset.pairs}
+    by_group: dict[str, list[Pair]] = defaultdict(list)
+    for pair in by_file.values():
+        recording = replace(pair, name=pair.name.removesuffix(f"/{pair.lead}") if pair.lead else pair.name)
+        group = _group_key(recording.name, group_pattern) or pair.group or recording.name
+        by_group[group].append(replace(recording, group=group))
+    if len(by_group) < len(fractions):
+        raise DataError(f"{root}: {len(by_group)} patients cannot fill {len(fractions)} splits; add recordings.")
+    pairs = [pair for group in sorted(by_group) for pair in by_group[group]]
+    groups, start = [], 0
+    for group in sorted(by_group):
+        indices = tuple(range(start, start + len(by_group[group])))
+        start += len(indices)
+        groups.append(ImageGroup(indices, np.full(1, len(indices), np.int64)))
+    assigned = stratified_split(groups, fractions, seed)
+    return {
+        name: sorted((pairs[index] for group in assigned[name] for index in group.indices), key=lambda pair: pair.name)
+        for name in fractions
+    }
 
 
 def _build_groups(
@@ -238,15 +269,17 @@ def _write_table(table: Path, pairs_by_split: dict[str, list[Pair]]) -> None:
     """Raises: DataError for a path that a table in UTF-8, of one line per image, cannot hold."""
     text = io.StringIO()
     writer = csv.writer(text, delimiter="," if table.suffix.lower() == ".csv" else "\t", lineterminator="\n")
-    writer.writerow(("split", "image", "mask"))
+    is_signal = any(pair.group for pairs in pairs_by_split.values() for pair in pairs)
+    writer.writerow(("record", "split", "patient") if is_signal else ("split", "image", "mask"))
     for split, pairs in pairs_by_split.items():
         for pair in pairs:
-            paths = [Path(os.path.relpath(path, table.parent)).as_posix() for path in (pair.image, pair.mask)]
+            files = (pair.image,) if is_signal else (pair.image, pair.mask)
+            paths = [Path(os.path.relpath(path, table.parent)).as_posix() for path in files]
             for path in paths:
                 if printable(path) != path or len(path.splitlines()) > 1 or "\\" in path:
                     raise DataError(
                         f"A table cannot hold the path {quoted(path)}: it has a line break, a backslash or bytes that are "
                         "not UTF-8. Rename the file."
                     )
-            writer.writerow((split, *paths))
+            writer.writerow((paths[0], split, pair.group) if is_signal else (split, *paths))
     write_atomically(table, text.getvalue().encode())
