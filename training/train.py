@@ -360,8 +360,8 @@ def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[Inp
     if config.crop:
         return rule, config.crop
     resized = network_input_size((height, width), rule)
-    crop = [min(max(STRIDE, round(side / STRIDE) * STRIDE), DEFAULT_MAX_CROP) for side in resized]
-    return rule, (crop[0], crop[1])
+    sides = [min(max(STRIDE, round(side / STRIDE) * STRIDE), DEFAULT_MAX_CROP) for side in resized]
+    return rule, (sides[0], sides[1])
 
 
 def choose_axes_crop(train_set: SegmentationDataset, rule: InputRule) -> tuple[int, ...]:

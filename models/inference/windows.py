@@ -91,10 +91,15 @@ def make_lattice(lengths: tuple[int, ...], rule: InputRule, max_window: int) -> 
         tuple(
             AxisWindows((0,), full)
             if full <= side
-            else compute_windows(full, side, side // OVERLAP[rule.axes] // rule.divisor * rule.divisor, rule.divisor)
+            else compute_windows(full, side, overlap_of(side, rule), rule.divisor)
             for full, side in zip(canvas, sides, strict=True)
         )
     )
+
+
+def overlap_of(side: int, rule: InputRule) -> int:
+    """By how much neighboring windows of this length overlap at least: a multiple of the divisor, below the length."""
+    return min(round_up(side // OVERLAP[rule.axes], rule.divisor), side - rule.divisor)
 
 
 def exact_windows(canvas: int, side: int, divisor: int) -> AxisWindows:

@@ -96,7 +96,7 @@ def deepest_stride(config: TrainConfig) -> int:
     if config.architecture != "unet" or config.strides is None:
         return 32
     per_axis = zip(*([step] * 3 if isinstance(step, int) else step for step in config.strides), strict=False)
-    return max(math.prod(steps) for steps in per_axis)
+    return max(int(math.prod(steps)) for steps in per_axis)
 
 
 def load_network(run: Path) -> Network:

