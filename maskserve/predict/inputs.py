@@ -12,8 +12,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from models.readers.wfdb import HEADER_SUFFIX, pack_record
-
 from maskserve.predict.dataset_folder import select_images
 from maskserve.predict.unread import ARCHIVE_SUFFIXES, UnreadFiles
 from models.archive_limits import check_zip_member, check_zip_total
@@ -21,6 +19,7 @@ from models.errors import ConfigError, DataError, MaskserveError, RunError, firs
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import check_file_size, check_is_file, read_image_file
 from models.readers import SAMPLE_SUFFIXES, SIGNAL_SUFFIXES
+from models.readers.wfdb import HEADER_SUFFIX, pack_record
 
 ARCHIVE_SUFFIX = ".zip"
 READ_SUFFIXES = {"HW": IMAGE_SUFFIXES | SAMPLE_SUFFIXES, "T": SIGNAL_SUFFIXES}  # by the axes of the model

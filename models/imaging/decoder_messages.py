@@ -184,7 +184,7 @@ def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sampl
         affine, crs, start = frame
         a, b, c, d, e, f = affine or (0.0,) * 6
         place = (float(a), float(b), float(c), float(d), float(e), float(f)) if affine else None
-        frame = Frame(place, str(crs), str(start))
+        frame = Frame(place, str(crs), start=str(start))
     return Sample(
         values,
         axes,

@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from models.inference.signals import segment_signal
-from models.readers.signal import is_lead_of_any_name
 from numpy.typing import NDArray
 
 from models.errors import ChannelsError, ConfigError, closest_names, quoted
 from models.imaging.decode import Labels
 from models.inference.events import Event, find_events
 from models.inference.segmenter import Segmenter, never_stop
+from models.inference.signals import segment_signal
 from models.readers.prepare import prepare_sample
+from models.readers.signal import is_lead_of_any_name
 from models.sample import Sample
 from models.spec import BundleSpec, InputRule
 
