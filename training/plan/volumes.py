@@ -259,7 +259,8 @@ def _largest_asymmetry(
     first: NDArray[np.float64], second: NDArray[np.float64], total: NDArray[np.float64]
 ) -> tuple[int | None, float]:
     """The class, 0 for the first of the foreground, whose halves differ the most significantly; None if none does."""
-    best, found = 0.0, (None, 0.0)
+    best = 0.0
+    found: tuple[int | None, float] = (None, 0.0)
     for label in range(total.shape[1]):
         present = total[:, label] > 0
         if present.sum() < 4:

@@ -150,7 +150,7 @@ def break_fractions(folder: Path) -> None:
 
 
 def break_values(folder: Path) -> None:
-    values = np.full((6, 7, 8), 3, np.float32)
+    values = np.full((6, 7, 8), 100, np.float32)
     values[0] = np.nan
     write(folder / "imagesTr/case_00.nii.gz", values)
 

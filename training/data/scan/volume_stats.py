@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def compute_volume_stats(dataset: SegmentationDataset, index: int) -> VolumeStat
     valid = find_valid(sample.values, sample.valid, {sample.nodata} - {None})
     measured = sample.values.reshape(-1, sample.values.shape[-1]) if valid is None else sample.values[valid]
     extremes = [measured.min(axis=0), measured.max(axis=0)] if len(measured) else [np.zeros(len(sample.channels))] * 2
-    common = {
+    common: dict[str, Any] = {
         "size": sample.size,
         "shape": file_shape(sample),
         "spacing": sample.spacing.values if sample.spacing else None,
