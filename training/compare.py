@@ -21,19 +21,30 @@ from rich.text import Text
 from models.bundle import CHECKSUM_FILE
 from models.console import Console, name_text
 from models.errors import ConfigError, RunError
+from models.spec import AXES
 from training.evaluate import evaluation_folder
 from training.metrics.bootstrap import (
     MIN_IMAGES,
     PerImageCounts,
     bootstrap_metrics,
+    count_all_groups,
     images_per_value,
     interval_to_list,
     percentile_interval,
     value_names,
 )
 from training.metrics.confusion import round_or_none
-from training.metrics.results import METRICS_FILE, EvaluationMetrics, Interval, Rate
-from training.reports.console import HEADLINE_METRICS, OTHER_METRICS, format_interval, format_rate, headline_metrics
+from training.metrics.events import POINTS, bootstrap_events
+from training.metrics.results import METRICS_FILE, EvaluationMetrics, EventMetrics, Interval, Rate
+from training.reports.console import (
+    HEADLINE_METRICS,
+    OTHER_METRICS,
+    count_samples,
+    format_error,
+    format_interval,
+    format_rate,
+    headline_metrics,
+)
 from training.run_folder import METADATA_FILE, read_run_metadata
 
 CLASS_METRICS = {
@@ -56,6 +67,13 @@ class Difference(BaseModel):
     significant: bool = False  # whether the interval leaves out 0
 
 
+class EventDifferences(BaseModel):
+    """The differences of the F1 of events to the first run."""
+
+    event_f1: Difference
+    f1: dict[str, dict[str, Difference]]  # by class name, and by onset or offset
+
+
 class Differences(BaseModel):
     """The differences of all metrics to the first run."""
 
@@ -75,6 +93,7 @@ class Differences(BaseModel):
     per_class_false_positive_rate: dict[str, Difference]
     recall_by_size: dict[str, Difference]  # by size
     ece: Difference
+    events: EventDifferences | None = None  # of signals
 
 
 @dataclass
@@ -156,12 +175,18 @@ def check_comparable(first: Evaluation, other: Evaluation) -> None:
     for what, one, two in (
         ("split", first.metrics.split, other.metrics.split),
         ("classes", ", ".join(first.metrics.per_class_iou), ", ".join(other.metrics.per_class_iou)),
+        ("samples", AXES[first.metrics.axes], AXES[other.metrics.axes]),
+        ("tolerances in ms", _tolerance(first.metrics), _tolerance(other.metrics)),
     ):
         if one != two:
             raise RunError(
                 f"{first.file} and {other.file} cannot be compared: their {what} differ, {one} and {two}; "
                 "evaluate both on the same."
             )
+
+
+def _tolerance(metrics: EvaluationMetrics) -> str:
+    return f"{metrics.events.tolerance_ms:g}" if metrics.events else "none"
 
 
 def align_images(first: Evaluation, other: Evaluation) -> bool:
@@ -176,11 +201,11 @@ def align_images(first: Evaluation, other: Evaluation) -> bool:
 
 def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
     """The metrics of `other` minus those of `first`, each with its paired 95% interval."""
-    names = list(first.metrics.per_class_iou)
+    names, number = list(first.metrics.per_class_iou), count_all_groups(first.per_image)
     before, after = bootstrap_metrics(first.per_image, names), bootstrap_metrics(other.per_image, names)
     headline: dict[str, Any] = {
         name: _metric_difference(
-            getattr(first.metrics, name), getattr(other.metrics, name), after[name] - before[name], len(first.per_image)
+            getattr(first.metrics, name), getattr(other.metrics, name), after[name] - before[name], number
         )
         for name in (*HEADLINE_METRICS, *OTHER_METRICS)
     }
@@ -196,7 +221,26 @@ def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
         }
         for metric in CLASS_METRICS | SIZE_METRICS
     }
-    return Differences(**headline, **per_class)
+    return Differences(**headline, **per_class, events=event_differences(first, other))
+
+
+def event_differences(first: Evaluation, other: Evaluation) -> EventDifferences | None:
+    """The F1 of the events of `other` minus that of `first`, each with its paired 95% interval; None for images."""
+    old, new = first.metrics.events, other.metrics.events
+    if old is None or new is None:
+        return None
+    before, after = bootstrap_events(first.per_image), bootstrap_events(other.per_image)
+    number = count_all_groups(first.per_image)
+    by_class: dict[str, dict[str, Difference]] = {}
+    for label, name in enumerate(old.per_class):
+        by_class[name] = {}
+        for index, point in enumerate(POINTS):
+            resampled = after["f1"][:, label, index] - before["f1"][:, label, index]
+            pair = old.per_class[name][point], new.per_class[name][point]
+            enough = number if any(each.f1_interval for each in pair) else 0
+            by_class[name][point] = _metric_difference(pair[0].f1, pair[1].f1, resampled, enough)
+    mean = _metric_difference(old.event_f1, new.event_f1, after["event_f1"] - before["event_f1"], number)
+    return EventDifferences(event_f1=mean, f1=by_class)
 
 
 def _metric_difference(old: Rate, new: Rate, resampled: NDArray[np.float64], images: int) -> Difference:
@@ -230,7 +274,9 @@ def as_dict(found: list[Evaluation]) -> dict[str, Any]:
 def print_comparison(found: list[Evaluation], console: Console) -> None:
     """Print the metrics of each run, the best in bold, and then the differences to the first."""
     first, *others = found
-    table = _make_table(f"{first.metrics.split}, {first.metrics.images} images", [one.name for one in found])
+    table = _make_table(f"{first.metrics.split}, {count_samples(first.metrics)}", [one.name for one in found])
+    if first.metrics.events:
+        add_event_rows(table, [one.metrics.events for one in found if one.metrics.events])
     for name, title in (headline_metrics([one.metrics for one in found]) | OTHER_METRICS).items():
         rates: list[Rate] = [getattr(one.metrics, name) for one in found]
         cells = [
@@ -248,7 +294,8 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
         console.print()
         console.print(difference_table(first.name, paired))
         console.print()
-        note = "Intervals hold 95% of the bootstrap resamples; those of differences are paired by image."
+        noun = "group" if any(row.group for row in first.metrics.per_image) else "image"
+        note = f"Intervals hold 95% of the bootstrap resamples; those of differences are paired by {noun}."
         console.print(note, style="dim", highlight=False)
     for one in others:
         if one.differences is None:
@@ -260,9 +307,28 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
             )
 
 
+def add_event_rows(table: Table, events: list[EventMetrics]) -> None:
+    """The mean F1 of the events of each run, and that of each class's onsets and offsets with the timing error."""
+    rates = [each.event_f1 for each in events]
+    cells = [f"{format_rate(each.event_f1, 4)} {_bracket(each.event_f1_interval)}".strip() for each in events]
+    table.add_row(f"event F1 ({events[0].tolerance_ms:g} ms)", *_bold_best(cells, rates, "event_f1"))
+    for name, points in events[0].per_class.items():
+        for point in points:
+            found = [each.per_class[name][point] for each in events]
+            cells = [f"{format_rate(each.f1, 4)}, {format_error(each)} ms" for each in found]
+            table.add_row(name_text(f"F1, error {name} {point}"), *_bold_best(cells, [each.f1 for each in found], "f1"))
+
+
 def difference_table(first: str, paired: dict[str, Differences]) -> Table:
     """The differences to the run `first`, by run name."""
     table = _make_table(f"Difference from {first}", list(paired))
+    events = [each.events for each in paired.values() if each.events]
+    if events:
+        table.add_row("event F1", *(_format_difference(each.event_f1, "event_f1") for each in events))
+        for name, points in events[0].f1.items():
+            for point in points:
+                cells = (_format_difference(each.f1[name][point], "f1") for each in events)
+                table.add_row(name_text(f"F1 {name} {point}"), *cells)
     for name, title in (HEADLINE_METRICS | OTHER_METRICS).items():
         if all(getattr(each, name).value is None for each in paired.values()):
             continue

@@ -1,14 +1,16 @@
 """Evaluate a bundle on a data set: `maskserve evaluate BUNDLE DATA`.
 
 The bundle predicts through the Segmenter that the service uses, and its predictions are compared with the masks at the
-images' own size: the mIoU reported is the mIoU served. Images are streamed; of each, only six counts per class are kept
-(`training/metrics/bootstrap.py`). Writes `metrics.json` and `report.html`.
+images' own size: the mIoU reported is the mIoU served. Images are streamed; of each, only some counts per class are kept
+(`training/metrics/bootstrap.py`). Recordings are evaluated at their own rate, with their events
+(`training/metrics/events.py`). Writes `metrics.json` and `report.html`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +23,20 @@ from models.errors import ConfigError, DataError
 from models.imaging.decode import Labels
 from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter
+from models.inference.signals import segment_signal
 from models.inference.tta import TTAOptions
 from models.sample import Sample
-from models.spec import IGNORE_INDEX, ClassInfo
+from models.spec import AXES, IGNORE_INDEX, BundleSpec, ClassInfo, InputRule
 from training.data import SegmentationDataset, has_split, load_all_splits, load_split
 from training.data.dataset import SPLITS, check_same_classes
+from training.data.leads import arrange_leads, leads_for
 from training.data.prefetch import NUM_THREADS, prefetch
 from training.data.scan.pixel_stats import pixel_digest
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.boundary_iou import boundary_counts
 from training.metrics.calibration import reliability_bins
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.events import DEFAULT_TOLERANCE_MS, compute_event_metrics, count_events
 from training.metrics.object_size import size_counts
 from training.metrics.results import METRICS_FILE, EvaluatedBundle, EvaluationMetrics
 from training.reports.build import write_evaluation_report
@@ -46,12 +51,13 @@ NUM_TIMED_IMAGES = 3
 def evaluate(
     bundle: Path, data: Path, split: str = "test", out: Path | None = None, data_format: str = "auto", tta: str | None = None,
     engine: str = "auto", precision: str = "auto", device: str = "auto", console: Console | None = None,
-    speed: bool = False,
+    speed: bool = False, tolerance_ms: float = DEFAULT_TOLERANCE_MS,
 ) -> EvaluationMetrics:  # fmt: skip
     """Measure a bundle on a split, or on `all` images; with `out`, write `metrics.json` and `report.html` there.
 
     `tta` is test-time augmentation, as in `flip,0.75,1,1.25`; the service uses none. With `speed` the report also shows
-    how fast each engine is on this machine, which takes some seconds.
+    how fast each engine is on this machine, which takes some seconds. `tolerance_ms`: how far an onset or offset of a signal may
+    be off, in ms.
 
     Returns: the content of metrics.json.
     Raises: BundleError, DataError, EngineError; ConfigError for an `out` that cannot be written.
@@ -59,15 +65,16 @@ def evaluate(
     console = console or Console()
     opened = open_bundle(bundle)
     create_output_folder(out)
-    samples = replace(load_samples(data, split, data_format, opened.spec.classes), input=opened.spec.input)
-    check_same_classes(samples, opened.spec.classes, data)
+    samples = fit_to_bundle(load_samples(data, split, data_format, opened.spec.classes), opened.spec, data)
     augmentation = TTAOptions.parse(tta) if tta else None
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
     assert segmenter.choice is not None  # `load` made it
     console.print(f"Engine: {segmenter.choice.reason}", highlight=False, markup=False, soft_wrap=True)
-    matrix, tally = evaluate_split(segmenter, samples, console, all_metrics=True)
+    matrix, tally = evaluate_split(segmenter, samples, console, all_metrics=True, tolerance_ms=tolerance_ms)
     metrics = EvaluationMetrics(
         **dict(compute_metrics(tally, samples.classes)),
+        axes=samples.axes,
+        events=compute_event_metrics(tally, samples.classes, tolerance_ms) if samples.axes == "T" else None,
         split=split,
         images=len(samples),
         images_without_mask=len(samples.unmatched_images),
@@ -81,7 +88,7 @@ def evaluate(
     if out:
         metrics.save(out / METRICS_FILE)
         with console.status("writing the report"), name_disk_full(out / REPORT_FILE):
-            timed = [samples.image(index) for index in range(min(NUM_TIMED_IMAGES, len(samples)))] if speed else []
+            timed = [samples.sample(index) for index in range(min(NUM_TIMED_IMAGES, len(samples)))] if speed else []
             latencies = measure_latencies(opened, timed) if timed else []
             write_evaluation_report(out / REPORT_FILE, metrics, opened, segmenter, samples, matrix, tally, latencies)
         console.print(f"{out}: {METRICS_FILE}, {REPORT_FILE}", highlight=False, markup=False, soft_wrap=True)
@@ -99,6 +106,16 @@ def load_samples(data: Path, split: str, data_format: str, classes: list[ClassIn
             f"Name one, as in --split {(available or ['val'])[-1]}, or evaluate every image with --split {ALL_SPLITS}."
         )
     return load_split(data, split, data_format, classes=classes)
+
+
+def fit_to_bundle(samples: SegmentationDataset, spec: BundleSpec, data: Path) -> SegmentationDataset:
+    """The data set as the network of a bundle takes it. Raises: DataError for other classes, or images for a network of signals."""
+    if samples.axes != spec.input.axes:
+        raise DataError(
+            f"{data} holds {AXES[samples.axes]}, and the bundle {spec.name} takes {AXES[spec.input.axes]}; evaluate it on those."
+        )
+    check_same_classes(samples, spec.classes, data)
+    return replace(arrange_leads(samples, leads_for(spec.input)), input=spec.input)
 
 
 def evaluation_folder(bundle: Path) -> Path:
@@ -128,21 +145,24 @@ def create_output_folder(out: Path | None) -> None:
 
 
 def evaluate_split(
-    segmenter: Segmenter, samples: SegmentationDataset, console: Console, all_metrics: bool = False
-) -> tuple[ConfusionMatrix, PerImageCounts]:
+    segmenter: Segmenter, samples: SegmentationDataset, console: Console, all_metrics: bool = False,
+    tolerance_ms: float = DEFAULT_TOLERANCE_MS,
+) -> tuple[ConfusionMatrix, PerImageCounts]:  # fmt: skip
     """Segment every image; returns the confusion matrix of the split and the counts of each image.
 
-    `all_metrics`: also count calibration and object sizes, which takes longer. The labels are the same with and without.
+    `all_metrics`: also count calibration and object sizes, which takes longer, and the events of signals. The labels are the same
+    with and without.
     Memory holds a few images at a time, whatever their number. Raises: DataError for a mask that does not fit its image.
     """
     classes, number = len(samples.classes), len(samples)
     total, tally = ConfusionMatrix(classes), PerImageCounts(classes)
+    segment = segment_signal if samples.axes == "T" else Segmenter.segment
+    measure = partial(measure_sample, segmenter.rule, classes, all_metrics, tolerance_ms)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
         counting = (
-            partial(measure_image, sample.values, target, segmenter.segment(sample, all_metrics), classes, all_metrics)
-            for sample, target in pairs
+            partial(measure, sample, target, segment(segmenter, sample, all_metrics)) for sample, target in pairs
         )
         counted = track(
             prefetch(pool, counting),
@@ -152,10 +172,22 @@ def evaluate_split(
             transient=True,
             disable=not console.is_terminal,
         )
-        for index, (single, edges, digest, bins, sizes) in enumerate(counted):
+        for pair, (single, *counts) in zip(samples.pairs, counted, strict=True):
             total += single
-            tally.add(samples.pairs[index].name, single.class_counts, edges, digest, bins, sizes)
+            tally.add(pair.name, single.class_counts, *counts, group=pair.group)
     return total, tally
+
+
+def measure_sample(
+    rule: InputRule, classes: int, all_metrics: bool, tolerance_ms: float, sample: Sample, target: Labels,
+    prediction: Prediction,
+) -> tuple[Any, ...]:  # fmt: skip
+    """As `measure_image`, and with `all_metrics` the counts of a signal's events as well."""
+    counts = measure_image(sample.values, target, prediction, classes, all_metrics)
+    if sample.axes != "T" or not all_metrics:
+        return counts
+    rate = sample.rate or rule.rate or 1.0  # as in `segment_signal`
+    return *counts, count_events(target, prediction.labels, rate, classes, tolerance_ms)
 
 
 def measure_image(
@@ -164,7 +196,7 @@ def measure_image(
     """The confusion matrix of one image, its boundary pixels by class, 3 x C, and a digest of image and ground truth.
 
     With `all_metrics` also its `reliability_bins`, if there is a confidence, and `size_counts`; otherwise None.
-    `image`: H x W x C, of a photograph RGB uint8; masks: uint8 H x W.
+    `image`: H x W x C, of a photograph RGB uint8; masks: uint8 H x W. Samples of other axes have no boundaries and sizes.
     """
     single = ConfusionMatrix(classes)
     single.add(target, prediction.labels)
@@ -188,8 +220,11 @@ def format_size(lengths: tuple[int, ...]) -> str:
 
 
 def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]:
-    """An image as the network takes it, and its mask, uint8 H x W. Raises: DataError if they do not fit, or not the classes."""
-    image, target = samples.sample_and_labels(index)
+    """An image as the network takes it, and its mask, uint8 H x W; of a recording at its own rate, labels uint8 T.
+
+    Raises: DataError if they do not fit, or not the classes.
+    """
+    image, target = samples.record_and_labels(index) if samples.axes == "T" else samples.sample_and_labels(index)
     mask = samples.pairs[index].mask
     if image.size != target.shape:
         raise DataError(

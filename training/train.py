@@ -43,6 +43,7 @@ from training.config_io import (
     check_resume_settings,
     check_run_exists,
     config_from_dict,
+    event_rules,
     finished_message,
     load_config,
     save_config,
@@ -63,7 +64,6 @@ from training.engine.model_factory import (
     architecture_options,
     check_batch_norm,
     deepest_stride,
-    deepest_strides,
     find_weights_file,
     load_network,
     make_network,
@@ -314,6 +314,7 @@ def lint_before_training(data: Path, config: TrainConfig, console: Console) -> L
         load_split(data, "val", config.format)  # raises an error that says what is missing
     classes = report.datasets["train"].classes
     check_monitor(config.monitor, classes, report.pixel_counts["val"][: len(classes)])
+    event_rules(config, classes, report.datasets["train"].axes)  # raises an error for a class that is no event's
     return apply_input(report, config, console)
 
 
@@ -346,11 +347,10 @@ def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[Inp
     if rule.axes != "HW":
         rule = rule.model_copy(update={"divisor": deepest_stride(config)})
         crop = config.crop or choose_axes_crop(report.datasets["train"], rule)
-        strides = deepest_strides(config)[: len(crop)]
-        if any(length % stride for length, stride in zip(crop, strides, strict=False)):
+        if any(length % rule.divisor for length in crop):
             raise ConfigError(
-                f"crop={','.join(map(str, crop))} is not possible: its lengths must be multiples of "
-                f"{','.join(map(str, strides))}, the deepest strides of the network."
+                f"crop={','.join(map(str, crop))} is not possible: each length must be a multiple of {rule.divisor}, the deepest "
+                "stride of the network."
             )
         if config.norm == "instance":  # its statistics are those of the input, which must be as in training
             rule = InputRule.model_validate({**rule.model_dump(), "window": crop})

@@ -24,12 +24,18 @@ def evaluate(
         str | None,
         typer.Option(metavar="flip,SCALE,...", help="Test-time augmentation, as in flip,0.75,1,1.25 (default: none)."),
     ] = None,
+    tolerance_ms: Annotated[
+        float,
+        typer.Option(min=0, metavar="MS", help="Signals: how far an onset or offset may be off, in ms (AAMI: 150)."),
+    ] = 150.0,
     speed: Annotated[
         bool,
         typer.Option("--speed/--no-speed", help="Also measure every engine's speed, which takes about 10 seconds."),
     ] = True,
 ) -> None:
     """Measure a bundle on a split of DATA, at the images' own size: mIoU, Dice, boundary IoU, with 95% intervals.
+
+    Of signals also the events: sensitivity, PPV, F1 and timing error of their onsets and offsets.
 
     Writes metrics.json and report.html. An earlier evaluation in the same folder is overwritten.
     """
@@ -38,4 +44,6 @@ def evaluate(
 
     engine, precision, device = engine_options.engine, engine_options.precision, engine_options.device
     target = out or evaluation_folder(bundle)
-    evaluate_bundle(bundle, data, split, target, data_format, tta, engine, precision, device, speed=speed)
+    evaluate_bundle(
+        bundle, data, split, target, data_format, tta, engine, precision, device, speed=speed, tolerance_ms=tolerance_ms
+    )

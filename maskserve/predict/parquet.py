@@ -16,10 +16,7 @@ def schema() -> "pa.Schema":
     """The columns, as the fields of `manifest.ManifestRow`."""
     import pyarrow as pa
 
-    class_fields = [
-        ("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string()),
-        ("events", pa.int64()),
-    ]  # fmt: skip
+    class_fields = [("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string())]
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -27,8 +24,6 @@ def schema() -> "pa.Schema":
             pa.field("error", pa.string()),
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
-            pa.field("length", pa.int64()),
-            pa.field("rate", pa.float64()),
             pa.field("classes", pa.list_(pa.struct(class_fields))),
             pa.field("milliseconds", pa.float64()),
             pa.field("model", pa.string()),

@@ -21,11 +21,10 @@ MAX_NAMED_CLASSES = 12  # classes listed by name
 
 def check_dataset(report: LintReport, requested_splits: tuple[str, ...]) -> list[Finding]:
     """The findings that no single file has."""
-    if report.axes != "HW":
-        unmatched = _check_unlabelled_recordings(report) if report.axes == "T" else _check_unmatched_files(report)
+    if report.axes == "T":
         return [
             *_check_notes(report),
-            *unmatched,
+            *_check_unlabelled_recordings(report),
             *_check_splits(report, requested_splits),
             *_check_absent_classes(report),
             *_check_rare_classes(report),

@@ -140,15 +140,10 @@ class PerImageCounts:
         keys = ((image.group, 0) if image.group else ("", index) for index, image in enumerate(self.images))
         return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
-    @property
-    def has_groups(self) -> bool:
-        """Whether some images belong together."""
-        return any(image.group for image in self.images)
-
     def count_groups(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         """The number of groups with a chosen image. `chosen`: N x ...; returns ..."""
         groups = self.group_indices
-        found = np.zeros((len(set(groups.tolist())), *chosen.shape[1:]), bool)
+        found = np.zeros((count_all_groups(self), *chosen.shape[1:]), bool)
         np.logical_or.at(found, groups, chosen)
         return np.asarray(found.sum(axis=0), np.int64)
 
@@ -280,7 +275,7 @@ def percentile_interval(values: Rates) -> Rates:
 def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Intervals:
     """95% intervals of all metrics; None for what is absent or on too few images."""
     by_metric: dict[str, Any] = {}
-    enough = int(tally.count_groups(np.ones(len(tally), bool))) >= MIN_IMAGES
+    enough = count_all_groups(tally) >= MIN_IMAGES
     for name, values in bootstrap_metrics(tally, [entry.name for entry in classes]).items():
         ends = percentile_interval(values)
         if values.ndim == 1:
@@ -290,6 +285,11 @@ def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Int
             keys = value_names(name, [entry.name for entry in classes])
             by_metric[name] = {key: interval_to_list(each) for key, each in zip(keys, ends.T, strict=True)}
     return Intervals(level=CONFIDENCE_LEVEL, resamples=NUM_RESAMPLES, seed=SEED, min_images=MIN_IMAGES, **by_metric)
+
+
+def count_all_groups(tally: PerImageCounts) -> int:
+    """The number of groups of images; without groups that of the images."""
+    return len(set(tally.group_indices.tolist()))
 
 
 def images_per_class(tally: PerImageCounts) -> NDArray[np.int64]:

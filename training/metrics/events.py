@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
 from models.inference.events import ROUNDING, find_runs
-from models.spec import IGNORE_INDEX
+from models.spec import IGNORE_INDEX, ClassInfo
 from training.metrics.bootstrap import (
     MIN_IMAGES,
     PerImageCounts,
+    count_all_groups,
     interval_to_list,
     percentile_interval,
     resample_weights,
@@ -140,15 +141,15 @@ def bootstrap_events(tally: PerImageCounts) -> dict[str, Rates]:
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def compute_event_metrics(tally: PerImageCounts, names: list[str], tolerance_ms: float) -> EventMetrics:
-    """The metrics of the records' events with their intervals. `names`: of all classes; the first is the background."""
+def compute_event_metrics(tally: PerImageCounts, classes: list[ClassInfo], tolerance_ms: float) -> EventMetrics:
+    """The metrics of the records' events with their intervals. `classes`: all; the first is the background."""
     sums = tally.events.sum(axis=0)
     rates = event_rates(sums)
     ends = {name: percentile_interval(values) for name, values in bootstrap_events(tally).items()}
     occurs = np.asarray(tally.events[..., : FALSE + 1].any(axis=-1), bool)  # N x (C - 1) x 2
     by_class: dict[str, dict[str, PointMetrics]] = {}
-    for label, class_name in enumerate(names[1:]):
-        by_class[class_name] = {}
+    for label, entry in enumerate(classes[1:]):
+        by_class[entry.name] = {}
         for point, point_name in enumerate(POINTS):
             enough = tally.count_groups(occurs[:, label, point]) >= MIN_IMAGES
             matched, missed, false = sums[label, point, : FALSE + 1].astype(int).tolist()
@@ -157,10 +158,10 @@ def compute_event_metrics(tally: PerImageCounts, names: list[str], tolerance_ms:
                 f"{name}_interval": _interval(ends[name][:, label, point]) if enough else None
                 for name in PointMetrics.RATES
             }
-            by_class[class_name][point_name] = PointMetrics(
+            by_class[entry.name][point_name] = PointMetrics(
                 matched=matched, missed=missed, false=false, **figures, **intervals
             )
-    enough = tally.count_groups(np.ones(len(tally), bool)) >= MIN_IMAGES
+    enough = count_all_groups(tally) >= MIN_IMAGES
     return EventMetrics(
         tolerance_ms=tolerance_ms,
         event_f1=round_or_none(float(rates["event_f1"])),

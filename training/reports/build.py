@@ -20,11 +20,12 @@ from training.metrics.confusion import ConfusionMatrix
 from training.metrics.monitor import DEFAULT_MONITOR
 from training.metrics.results import EvaluationMetrics, Interval, Rate
 from training.reports.confusion_matrix import confusion_section
-from training.reports.console import headline_metrics, metric_warnings
+from training.reports.console import count_samples, headline_metrics, metric_warnings
 from training.reports.gallery import gallery_section
 from training.reports.latency import EngineLatency, engines_section
 from training.reports.layout import render, render_page
 from training.reports.line_chart import curves_section
+from training.reports.records import records_section
 
 CURVES_FILE = "report/metrics.csv"  # in a bundle
 
@@ -51,21 +52,22 @@ def write_evaluation_report(
         classes=list(zip(samples.classes, pixels, strict=True)),
         total_pixels=sum(pixels),
         confusion=confusion_section(matrix, samples.classes),
-        gallery=gallery_section(segmenter, samples, tally),
+        gallery=(records_section if metrics.events else gallery_section)(segmenter, samples, tally),
         curves=curves_section(find_training_curves(bundle), find_monitor(bundle)),
         engines=engines_section(bundle, latencies, used),
         method=[*describe_method(metrics, matrix), *describe_monitor(bundle)],
         facts=describe_run(bundle),
         headline_axis=zoomed_axis(headline_intervals(metrics)),
         class_axis=zoomed_axis(class_intervals(metrics)),
+        event_axis=zoomed_axis(event_intervals(metrics)),
     )
     page = render_page(
         title=f"{evaluated.name} on {metrics.data} ({metrics.split})",
         eyebrow="maskserve evaluation",
         name=evaluated.name,
-        subtitle=f"{metrics.images:,} images of {metrics.data}, split {metrics.split}, {len(samples.classes)} classes; "
+        subtitle=f"{count_samples(metrics)} of {metrics.data}, split {metrics.split}, {len(samples.classes)} classes; "
         f"{evaluated.engine} {evaluated.precision} on {evaluated.device}",
-        nav=render("nav.html"),
+        nav=render("nav.html", is_signal=metrics.events is not None),
         main=main,
     )
     target.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -88,12 +90,19 @@ def describe_run(bundle: Bundle) -> dict[str, str]:
 
 def headline_intervals(metrics: EvaluationMetrics) -> list[tuple[Rate, Interval]]:
     """The headline metrics, each with its interval."""
-    return [(getattr(metrics, name), getattr(metrics.intervals, name)) for name in headline_metrics([metrics])]
+    first = [(metrics.events.event_f1, metrics.events.event_f1_interval)] if metrics.events else []
+    return first + [(getattr(metrics, name), getattr(metrics.intervals, name)) for name in headline_metrics([metrics])]
 
 
 def class_intervals(metrics: EvaluationMetrics) -> list[tuple[Rate, Interval]]:
     """The IoU of each class with its interval."""
     return [(value, metrics.intervals.per_class_iou[name]) for name, value in metrics.per_class_iou.items()]
+
+
+def event_intervals(metrics: EvaluationMetrics) -> list[tuple[Rate, Interval]]:
+    """The F1 of the onsets and offsets of each class with its interval; of signals."""
+    classes = metrics.events.per_class.values() if metrics.events else ()
+    return [(each.f1, each.f1_interval) for points in classes for each in points.values()]
 
 
 def zoomed_axis(rates: list[tuple[Rate, Interval]]) -> tuple[float, float]:
@@ -130,20 +139,50 @@ def describe_method(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list
     total = matrix.ignored_pixels + counted
     ignored = matrix.ignored_pixels / total if total else 0.0
     bundle = metrics.bundle
+    resampled = "images"
+    if metrics.events:
+        resampled = "groups (patients)" if any(row.group for row in metrics.per_image) else "recordings"
+    used = [
+        f"Test-time augmentation: {metrics.tta or 'none'}. Engine: {bundle.reason}.",
+        f"{counted:,} {'time steps' if metrics.events else 'pixels'} were counted; {ignored:.1%} of all are ignored in the ground "
+        "truth. A prediction that is no class is a miss.",
+        f"Intervals hold {CONFIDENCE_LEVEL:.0%} of {NUM_RESAMPLES:,} bootstrap resamples of the {resampled}, with replacement.",
+        *CLASS_SENTENCES,
+    ]
+    if metrics.events:
+        return [
+            f"The bundle {bundle.name} ({bundle.hash[:12]}) segmented every recording with the code that serves it, and each "
+            "time step was compared with the labels at the recording's own rate.",
+            *used,
+            *EVENT_SENTENCES,
+        ]
     return [
         f"The bundle {bundle.name} ({bundle.hash[:12]}) segmented every image with the code that serves it, and each "
         "pixel was compared with the mask at the image's own size.",
-        f"Test-time augmentation: {metrics.tta or 'none'}. Engine: {bundle.reason}.",
-        f"{counted:,} pixels were counted; {ignored:.1%} of all are ignored in the ground truth. A prediction that is no "
-        "class is a miss.",
-        f"Intervals hold {CONFIDENCE_LEVEL:.0%} of {NUM_RESAMPLES:,} bootstrap resamples of the images, with replacement.",
-        "A mean over classes uses those that occur in the ground truth or the prediction, precision those that are predicted, "
-        "recall those in the ground truth; an absent class has no figure instead of 0.",
-        "Precision: the fraction of the pixels predicted as a class that are of it. Recall: the fraction of the pixels of a "
-        "class that are predicted as it. Foreground means leave out the class named background.",
-        "Specificity: the fraction of the pixels of other classes that are not predicted as the class. False positive images: "
-        "the fraction of the images without the class on which it is predicted, if only in one pixel.",
-        "The expected calibration error is the mean distance of confidence and accuracy over 10 bins of confidence (Guo et al. "
-        "2017). Objects are connected areas of one class, the background's too; their size is their greatest thickness.",
-        "Boundary IoU compares only the pixels within 2% of the image's diagonal from a contour (Cheng et al. 2021).",
+        *used,
+        *IMAGE_SENTENCES,
     ]
+
+
+CLASS_SENTENCES = (
+    "A mean over classes uses those that occur in the ground truth or the prediction, precision those that are predicted, "
+    "recall those in the ground truth; an absent class has no figure instead of 0.",
+    "Precision: the fraction of the pixels predicted as a class that are of it. Recall: the fraction of the pixels of a "
+    "class that are predicted as it. Foreground means leave out the class named background.",
+    "Specificity: the fraction of the pixels of other classes that are not predicted as the class. False positive images: "
+    "the fraction of the images without the class on which it is predicted, if only in one pixel.",
+)
+IMAGE_SENTENCES = (
+    "The expected calibration error is the mean distance of confidence and accuracy over 10 bins of confidence (Guo et al. "
+    "2017). Objects are connected areas of one class, the background's too; their size is their greatest thickness.",
+    "Boundary IoU compares only the pixels within 2% of the image's diagonal from a contour (Cheng et al. 2021).",
+)
+EVENT_SENTENCES = (
+    "A pixel of these definitions is a time step, an image a recording.",
+    "Events are stretches of one class. Sensitivity: the fraction of the annotated onsets (offsets) that are matched. PPV: the "
+    "fraction of the predicted ones that are. F1: their harmonic mean. Onsets and offsets are matched one to one, as many as "
+    "possible, with the least total error (the tolerance of 150 ms is that of ANSI/AAMI EC57).",
+    "The error is the predicted time minus the annotated one, of those that are matched; SD is its standard deviation.",
+    "What is not annotated is not judged: a predicted event there may match, but is never false. An event that the recording's "
+    "end cuts has no onset (or offset) there.",
+)

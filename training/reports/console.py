@@ -4,11 +4,12 @@ from rich.table import Table
 from rich.text import Text
 
 from models.console import Console, name_text
+from models.spec import AXES
 from training.metrics.confusion import ConfusionMatrix
-from training.metrics.results import EvaluationMetrics, Interval, Rate
+from training.metrics.results import EvaluationMetrics, EventMetrics, Interval, PointMetrics, Rate
 
 ABSENT = "absent from this split"
-HEADLINE_METRICS = {
+HEADLINE_METRICS = {  # of signals, a pixel is a time step, an image a record
     "miou": "mIoU",
     "foreground_miou": "foreground mIoU",
     "boundary_iou": "boundary IoU",
@@ -24,24 +25,26 @@ OTHER_METRICS = {"ece": "calibration error (ECE)"}  # less is better
 
 def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: Console) -> None:
     """Print the metrics as a table, with 95% intervals and warnings."""
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column("class")
-    for title in ("IoU", "95%", "Dice", "precision", "recall", "boundary IoU"):
-        table.add_column(title, justify="right", no_wrap=True)
+    columns = {
+        "Dice": metrics.per_class_dice,
+        "precision": metrics.per_class_precision,
+        "recall": metrics.per_class_recall,
+        "boundary IoU": metrics.per_class_boundary_iou,
+    }
+    if metrics.axes != "HW":
+        del columns["boundary IoU"]
+    table = make_table("class", "IoU", "95%", *columns)
     for name, value in metrics.per_class_iou.items():
         if value is None:
             table.add_row(name_text(name), Text(ABSENT, style="dim"))
             continue
-        others = (
-            metrics.per_class_dice,
-            metrics.per_class_precision,
-            metrics.per_class_recall,
-            metrics.per_class_boundary_iou,
-        )
         interval = format_interval(metrics.intervals.per_class_iou[name])
-        table.add_row(name_text(name), format_rate(value), interval, *(format_rate(other[name]) for other in others))
+        others = (format_rate(values[name]) for values in columns.values())
+        table.add_row(name_text(name), format_rate(value), interval, *others)
     console.print(table)
-    console.print(f"\n{metrics.split}, {metrics.images} images", highlight=False, markup=False)
+    if metrics.events:
+        print_events(metrics.events, console)
+    console.print(f"\n{metrics.split}, {count_samples(metrics)}", highlight=False, markup=False)
     for name, title in (headline_metrics([metrics]) | OTHER_METRICS).items():
         interval = format_interval(getattr(metrics.intervals, name))
         console.print(
@@ -51,12 +54,51 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
         console.print(warning, highlight=False, markup=False, soft_wrap=True)
 
 
+def print_events(events: EventMetrics, console: Console) -> None:
+    """Print a row for the onsets and one for the offsets of each class, and their mean F1."""
+    console.print(f"\nEvents, within {events.tolerance_ms:g} ms", highlight=False, markup=False)
+    table = make_table("class", "point", "F1", "95%", "sensitivity", "PPV", "error, ms", "matched", "missed", "false")
+    for name, points in events.per_class.items():
+        for point, each in points.items():
+            counts = map(str, (each.matched, each.missed, each.false))
+            rates = format_rate(each.sensitivity, 4), format_rate(each.ppv, 4)
+            interval = format_interval(each.f1_interval)
+            table.add_row(
+                name_text(name), point, format_rate(each.f1, 4), interval, *rates, format_error(each), *counts
+            )
+    console.print(table)
+    interval = format_interval(events.event_f1_interval)
+    console.print(f"mean F1 {format_rate(events.event_f1, 4)}  {interval}", highlight=False, markup=False)
+
+
+def make_table(first: str, *others: str) -> Table:
+    """A table without lines; all columns but the first are aligned right."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(first)
+    for title in others:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
+
+def format_error(point: PointMetrics) -> str:
+    """The mean error and its standard deviation, ms; a dash without a match."""
+    return "-" if point.mean_ms is None else f"{point.mean_ms:+.1f} ± {point.sd_ms:.1f}"
+
+
+def count_samples(metrics: EvaluationMetrics) -> str:
+    """Such as "12 images", or for signals "24 recordings (2 groups)"."""
+    noun = "recordings" if metrics.axes == "T" else AXES[metrics.axes]
+    groups = {row.group for row in metrics.per_image if row.group}
+    return f"{metrics.images:,} {noun}" + (f" ({len(groups)} groups)" if 0 < len(groups) < metrics.images else "")
+
+
 def headline_metrics(evaluations: list[EvaluationMetrics]) -> dict[str, str]:
-    """`HEADLINE_METRICS` without the means of the foreground if no evaluation has them."""
+    """`HEADLINE_METRICS` without the means of the foreground if no evaluation has them, and the boundaries of images for others."""
     return {
         name: title
         for name, title in HEADLINE_METRICS.items()
         if not name.startswith("foreground_") or any(getattr(each, name) is not None for each in evaluations)
+        if name != "boundary_iou" or any(each.axes == "HW" for each in evaluations)
     }
 
 

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, WEIGHTS_FILE, Bundle
 from models.engines.selection import EngineOption, iterate_engine_options
 from models.errors import first_line
-from models.imaging.decode import RGB
 from models.inference.segmenter import Segmenter
+from models.sample import Sample
 from training.reports.layout import render
 
 TIME_BUDGET = 10.0  # seconds in all: engines that have not started by then are skipped
@@ -37,28 +37,28 @@ class EngineLatency:
     reason: str = ""  # why it was not measured
 
 
-def measure_latencies(bundle: Bundle, images: list[RGB]) -> list[EngineLatency]:
-    """Measure every engine and precision that this machine has for a bundle; images are RGB uint8 H x W x 3."""
+def measure_latencies(bundle: Bundle, samples: list[Sample]) -> list[EngineLatency]:
+    """Measure every engine and precision that this machine has for a bundle, on samples as its network takes them."""
     until = time.monotonic() + TIME_BUDGET
     return [
         EngineLatency(option.engine_id, option.precision, reason="skipped: time limit reached")
         if time.monotonic() > until
-        else _measure_latency(bundle, option, images)
+        else _measure_latency(bundle, option, samples)
         for option in iterate_engine_options(bundle)
         if not option.unavailable
     ]
 
 
-def _measure_latency(bundle: Bundle, option: EngineOption, images: list[RGB]) -> EngineLatency:
+def _measure_latency(bundle: Bundle, option: EngineOption, samples: list[Sample]) -> EngineLatency:
     times: list[float] = []
     try:
         segmenter = Segmenter.load(bundle, option.engine, option.precision, option.device)
-        for image in images:  # the first prediction of a size allocates buffers
-            segmenter.segment(image)
+        for sample in samples:  # the first prediction of a size allocates buffers
+            segmenter.segment(sample)
         until = time.perf_counter() + SECONDS_PER_ENGINE
         while len(times) < 3 or time.perf_counter() < until:
             start = time.perf_counter()
-            segmenter.segment(images[len(times) % len(images)])
+            segmenter.segment(samples[len(times) % len(samples)])
             times.append(1000 * (time.perf_counter() - start))
     except Exception as error:  # engines raise many types, and the report must be written all the same
         return EngineLatency(option.engine_id, option.precision, reason=first_line(error))

@@ -12,6 +12,7 @@ from training.metrics.events import bootstrap_events, compute_event_metrics, cou
 from training.metrics.results import EventMetrics, ImageResult
 
 RATE = 100.0  # Hz: a time step is 10 ms
+CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "P")]
 
 
 def signal(*events: tuple[int, int, int], length: int = 200, annotated: tuple[int, int] | None = None) -> np.ndarray:
@@ -149,7 +150,7 @@ def test_intervals_by_patient_are_wider_where_records_repeat_a_patient() -> None
     """12 leads of a patient are alike: as records of their own they would seem to prove much more."""
     widths = []
     for groups in (False, True):
-        metrics = compute_event_metrics(tally_of(20, 12, groups), ["background", "P"], 150)
+        metrics = compute_event_metrics(tally_of(20, 12, groups), CLASSES, 150)
         onset = metrics.per_class["P"]["onset"]
         assert onset.sensitivity is not None and onset.sensitivity_interval is not None
         low, high = onset.sensitivity_interval
@@ -159,14 +160,14 @@ def test_intervals_by_patient_are_wider_where_records_repeat_a_patient() -> None
 
 
 def test_pixel_metrics_are_resampled_by_patient_too() -> None:
-    tally, classes = tally_of(5, 12, groups=True), [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "P")]
-    assert compute_metrics(tally, classes).intervals.miou is None  # five patients prove nothing, 60 records or not
-    assert compute_metrics(tally_of(5, 12, groups=False), classes).intervals.miou is not None
+    five = tally_of(5, 12, groups=True)
+    assert compute_metrics(five, CLASSES).intervals.miou is None  # five patients prove nothing, 60 records or not
+    assert compute_metrics(tally_of(5, 12, groups=False), CLASSES).intervals.miou is not None
 
 
 def test_event_metrics_by_hand() -> None:
     tally = tally_of(1, 2, groups=False)
-    metrics = compute_event_metrics(tally, ["background", "P"], 100)
+    metrics = compute_event_metrics(tally, CLASSES, 100)
     assert EventMetrics.model_validate_json(metrics.model_dump_json()) == metrics
     onset, offset = metrics.per_class["P"]["onset"], metrics.per_class["P"]["offset"]
     missed = int(np.random.default_rng(1).integers(0, 10))

@@ -1,0 +1,261 @@
+"""ECG delineation on LUDB: `python -m benchmarks.ludb --data FOLDER [KEY=VALUE ...] --minutes 20 --seed 0`.
+
+FOLDER holds the records of the Lobachevsky University Database (1.hea, 1.dat, 1.ii and so on, PhysioNet, ODC-By). The patients
+whose number leaves 3 when divided by 5 are the test, those whose number leaves 2 when divided by 10 the validation; the others are
+trained on. Trains with the plan, which KEY=VALUE overrides, exports, and evaluates on the validation patients: onsets and offsets
+of P, QRS and T, lead by lead, within 150 ms. With --test on the test patients as well: only at the end. Adds a line to
+benchmarks/results/ludb.jsonl, and prints the figures beside published ones, which are of other splits.
+
+`--speed BUNDLE` measures instead, with the bundle that a training left: a record of 12 leads and 10 s in process (decode, segment,
+answer), its FLOP and the fraction of the machine's bf16 peak; and 24 h of 2 leads at 250 Hz, with the memory of its process.
+Writes benchmarks/results/ludb_speed.json.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.engines.host_info import host_info
+from training.metrics.events import POINTS
+from training.metrics.results import METRICS_FILE, EvaluationMetrics
+from training.run_folder import read_run_metadata
+
+RESULTS = Path(__file__).parent / "results" / "ludb.jsonl"
+SPEED_RESULTS = RESULTS.with_name("ludb_speed.json")
+TEST, VALIDATION = (5, 3), (10, 2)  # divisor of the patient's number and the remainder
+DAY_SECONDS, DAY_RATE, DAY_LEADS = 24 * 3600, 250, 2
+MAX_RECORD_MS, MAX_DAY_SECONDS, MAX_DAY_MB = 15, 60, 500
+
+# F1 in percent of P, QRS and T; and SD of the error in ms, onset and offset. On other splits of LUDB than this one.
+PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "U-Net (Moskalenko et al. 2019, arXiv 2001.04689)": {
+        "P": (96.5, 14.1, 15.7), "QRS": (99.9, 9.8, 9.8), "T": (99.2, 20.9, 22.9),
+    },
+    "U-Net (Joung et al. 2024, arXiv 2304.06237)": {"P": (97.2,), "QRS": (99.5,), "T": (99.7,)},
+    "wavelets (Kalyakulina et al. 2020)": {"P": (97.4,), "QRS": (99.7,), "T": (None,)},
+}  # fmt: skip
+
+
+def split_of(patient: int) -> str:
+    """The split of a patient, by the number of the record."""
+    for name, (divisor, remainder) in (("test", TEST), ("val", VALIDATION)):
+        if patient % divisor == remainder:
+            return name
+    return "train"
+
+
+def write_split(data: Path, folder: Path) -> Path:
+    """A data set of the records of `data` by the split above: a table that points to them. Returns its folder."""
+    patients = sorted(int(file.stem) for file in data.glob("*.hea"))
+    if not patients:
+        sys.exit(f"{data} has no records; --data names the folder that holds 1.hea, 1.dat, 1.ii and so on.")
+    folder.mkdir(parents=True)
+    base = os.path.relpath(data.resolve(), folder.resolve())
+    rows = [f"{base}/{patient},{split_of(patient)},{patient}" for patient in patients]
+    (folder / "splits.csv").write_text("record,split,patient\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+def run_maskserve(*arguments: str) -> float:
+    """Run a subcommand; returns the seconds that it took."""
+    start = time.perf_counter()
+    if subprocess.run([sys.executable, "-m", "maskserve", *arguments]).returncode:
+        sys.exit(f"failed: maskserve {' '.join(arguments)}")
+    return round(time.perf_counter() - start, 1)
+
+
+def event_figures(metrics: EvaluationMetrics) -> dict[str, Any]:
+    """The figures of the events, by class and point."""
+    assert metrics.events is not None  # of signals
+    return {
+        name: {point: each.model_dump(mode="json", exclude_none=True) for point, each in points.items()}
+        for name, points in metrics.events.per_class.items()
+    }
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Train, export and evaluate; add a line to the results."""
+    run = arguments.out / "run"
+    data = write_split(arguments.data, arguments.out / "ludb")
+    overrides = [f"minutes={arguments.minutes:g}", f"seed={arguments.seed}", "tensorboard=false", *arguments.settings]
+    seconds = {"train": run_maskserve("train", str(data), *overrides, "--out", str(run))}
+    seconds["export"] = run_maskserve("export", str(run), "--no-int8")
+    end = read_run_metadata(run).end
+    row: dict[str, Any] = {
+        "settings": arguments.settings,
+        "minutes": arguments.minutes,
+        "seed": arguments.seed,
+        "note": arguments.note,
+        "epochs": end and round(end.epochs, 2),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": host_info(),
+        "plan": (run / "plan.yaml").read_text().splitlines() if (run / "plan.yaml").exists() else None,
+    }
+    for split in ("val", "test") if arguments.test else ("val",):
+        out = run / f"evaluation-{split}"
+        seconds[split] = run_maskserve(
+            "evaluate", str(run / "bundle"), str(data), "--split", split, "--no-speed", "--out", str(out)
+        )
+        metrics = EvaluationMetrics.load(out / METRICS_FILE)
+        row[split] = {
+            "records": metrics.images,
+            "patients": len({each.group for each in metrics.per_image}),
+            "miou": metrics.miou,
+            "event_f1": metrics.events and metrics.events.event_f1,
+            "precision": metrics.bundle.precision,
+            "events": event_figures(metrics),
+        }
+        print_figures(split, metrics)
+    row["seconds"] = seconds
+    with RESULTS.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    print(f"{RESULTS}: one line added. Bundle: {run / 'bundle'}", flush=True)
+
+
+def print_figures(split: str, metrics: EvaluationMetrics) -> None:
+    """The figures of each class beside the published ones."""
+    assert metrics.events is not None  # of signals
+    print(f"\n{split}: F1 in percent (onset, offset), SD of the error in ms (onset/offset), mean error, matched")
+    for name, points in metrics.events.per_class.items():
+        onset, offset = (points[point] for point in POINTS)
+        if onset.f1 is None or offset.f1 is None:
+            print(f"  {name:4} absent")
+            continue
+        print(
+            f"  {name:4} {50 * (onset.f1 + offset.f1):6.2f} ({100 * onset.f1:.2f}, {100 * offset.f1:.2f})   SD {onset.sd_ms:.1f}/"
+            f"{offset.sd_ms:.1f}   mean {onset.mean_ms:+.1f}/{offset.mean_ms:+.1f}   {onset.matched}/{offset.matched}"
+        )
+    for title, figures in PUBLISHED.items():
+        shown = [
+            f"{name} {f1 or '-'}" + (f" (SD {deviations[0]}/{deviations[1]})" if deviations else "")
+            for name, (f1, *deviations) in figures.items()
+        ]
+        print(f"  {title}: {', '.join(shown)}")
+
+
+def measure_speed(bundle: Path, record: Path) -> None:
+    """Time a record of 12 leads in this process, and a day in another one. Writes SPEED_RESULTS."""
+    from models.outputs.signal_pipeline import make_pipeline
+
+    from benchmarks.gpu import SMALLEST, measure_peak
+    from models.analysis.complexity import count_gflops
+    from models.architectures import build
+    from models.bundle import open_bundle
+    from models.inference.segmenter import Segmenter
+    from models.outputs.options import OutputOptions
+    from models.readers import read_file
+
+    opened = open_bundle(bundle)
+    spec = opened.spec
+    segmenter = Segmenter.load(opened)
+    assert segmenter.choice is not None  # `load` made it
+    pipeline = make_pipeline(segmenter, spec, "events", OutputOptions(), 10**8)
+    data = read_file(record)
+    steps: dict[str, list[float]] = {"decode": [], "segment": [], "answer": []}
+    for _ in range(60):
+        start = time.perf_counter()
+        sample = pipeline.decode(data)
+        decoded = time.perf_counter()
+        prediction = pipeline.infer(sample)
+        segmented = time.perf_counter()
+        pipeline.encode(prediction)
+        ends = (start, decoded, segmented, time.perf_counter())
+        for name, first, last in zip(steps, ends[:-1], ends[1:], strict=True):
+            steps[name].append(1000 * (last - first))
+    milliseconds = {name: round(float(np.median(values[10:])), 2) for name, values in steps.items()}
+    total = float(np.median(np.sum([values[10:] for values in steps.values()], axis=0)))
+
+    network = build(spec.architecture.name, len(spec.classes), axes="T", **spec.architecture.options)
+    length = round(len(sample.values) * (spec.input.rate or DAY_RATE) / (sample.rate or DAY_RATE))
+    items = len(prediction.tracks)
+    gflop = count_gflops(network, (length,)) * items
+    peak = measure_peak(replace(SMALLEST, matrix=2048, rounds=6, steps=4))
+    day = json.loads(subprocess.check_output([sys.executable, "-m", "benchmarks.ludb", "--day", str(bundle)]))
+    row = {
+        "record": {
+            "ms": round(total, 2), **milliseconds, "target_ms": MAX_RECORD_MS, "engine": segmenter.choice.engine,
+            "precision": segmenter.choice.precision, "gflop": round(gflop, 3), "peak_tflops": round(peak, 2),
+            "fraction_of_peak": round(gflop / milliseconds["segment"] / peak, 4),
+        },
+        "day": {**day, "target_seconds": MAX_DAY_SECONDS, "target_mb": MAX_DAY_MB},
+        "machine": host_info(),
+    }  # fmt: skip
+    SPEED_RESULTS.write_text(json.dumps(row, indent=2) + "\n")
+    print(json.dumps(row, indent=2))
+
+
+def segment_day(bundle: Path) -> None:
+    """Segment 24 h of 2 leads and find the events; print seconds and resident memory as JSON. In a process of its own."""
+    from models.bundle import open_bundle
+    from models.inference.events import find_event_columns
+    from models.inference.segmenter import Segmenter
+    from models.inference.signals import segment_signal
+    from models.sample import Sample
+    from models.spec import Spacing
+
+    opened = open_bundle(bundle)
+    segmenter = Segmenter.load(opened)
+    time_axis = np.arange(DAY_SECONDS * DAY_RATE, dtype=np.float32) / DAY_RATE
+    beats = np.exp(-(((time_axis % 0.8) - 0.3) ** 2) / 0.0008, dtype=np.float32)
+    values = np.repeat(beats[:, None], DAY_LEADS, axis=1)
+    del time_axis, beats
+    before = resident_mb()
+    start, events = time.perf_counter(), 0
+    channels = opened.spec.input.channels
+    leads = [values[:, [lead]] for lead in range(DAY_LEADS)] if len(channels) == 1 else [values]
+    for each in leads:
+        sample = Sample(each, "T", channels, Spacing(values=(float(DAY_RATE),), unit="Hz"))
+        found = segment_signal(segmenter, sample, confidence=True)
+        events += len(find_event_columns(found.labels, found.confidence).labels)
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        json.dumps({"seconds": round(seconds, 1), "peak_mb": round(peak), "mb_before": round(before), "events": events})
+    )
+
+
+def resident_mb() -> float:
+    """Resident memory of this process, in units of 2^20 bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that override the plan")
+    parser.add_argument("--data", type=Path, help="folder of the records")
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder for the run, which stays (default: a temporary one)")
+    parser.add_argument("--test", action="store_true", help="also evaluate the test patients")
+    parser.add_argument("--note", default="", help="stored with the result")
+    parser.add_argument("--speed", type=Path, metavar="BUNDLE", help="measure the speed of a bundle instead")
+    parser.add_argument("--day", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.day:
+        segment_day(arguments.day)
+    elif arguments.data is None:
+        parser.error("--data names the folder that holds 1.hea, 1.dat, 1.ii and so on")
+    elif arguments.speed:
+        measure_speed(arguments.speed, arguments.data / "1.hea")
+    elif arguments.out:
+        benchmark(arguments)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.out = Path(folder) / "out"
+            benchmark(arguments)
+
+
+if __name__ == "__main__":
+    main()
