@@ -10,6 +10,9 @@ requests whose wait turns out longer than expected are rejected when the limit h
                 a hundredth of that
     decoder     images that are decoded; others that hold a place as image wait, but no longer than for an inference
     inference   inferences that run
+
+Work is counted in units: an image is one, a recording one for so many time steps as take about as long (`SignalPipeline.cost`), so
+that an hour of recording in the queue is not taken for a single image.
 """
 
 import asyncio
@@ -116,11 +119,12 @@ class AdmissionController:
         self._max_in_flight = image_slots + queue_size
         self._free_uploads = max_uploads
         self._in_flight = 0
+        self._units_in_flight = 0.0
         self._max_hold_seconds = max_hold_seconds
         sizes = {"image": image_slots, "decoder": decoder_slots or image_slots, "inference": inference_slots}
         self._semaphores = {stage: asyncio.Semaphore(size) for stage, size in sizes.items()}
         self._held: dict[str, set[Slot]] = {stage: set() for stage in sizes}
-        self._inference_seconds = 0.0  # moving average; 0 before the first inference
+        self._unit_seconds = 0.0  # moving average of the inference; 0 before the first one
 
     def check_capacity(self) -> None:
         """Check whether a request that arrives now would be processed in time. Raises: OverloadedError, NotReadyError."""
@@ -153,16 +157,19 @@ class AdmissionController:
     @property
     def expected_wait_seconds(self) -> float:
         """Expected wait of an image that arrives now, in seconds."""
-        return max(0, self._in_flight + 1 - self._concurrency) * self._inference_seconds / self._concurrency
+        return max(0, self._units_in_flight + 1 - self._concurrency) * self._unit_seconds / self._concurrency
 
     @asynccontextmanager
-    async def acquire(self, stage: Stage, timeout: float = 0.0, count: int = 1) -> AsyncIterator[Slot]:
+    async def acquire(
+        self, stage: Stage, timeout: float = 0.0, count: int = 1, cost: float = 1.0
+    ) -> AsyncIterator[Slot]:
         """Hold a slot of `stage` while the block runs, and until work that it has started has ended.
 
         Args:
             stage: see the module.
             timeout: seconds to wait for an image, decoder or inference slot, first come, first served; may be infinite.
             count: images, for the queue. One free place admits them all.
+            cost: of each, for the queue and an inference, in units.
 
         Raises: OverloadedError if no slot is free in time.
         """
@@ -173,6 +180,7 @@ class AdmissionController:
         elif stage == "queue":
             self._check_queue()  # other requests may have received their bodies faster
             self._in_flight += count
+            self._units_in_flight += count * cost
         else:
             waited = await self._wait(self._semaphores[stage], timeout)
         slot = Slot(waited)
@@ -181,11 +189,11 @@ class AdmissionController:
         try:
             yield slot
         finally:
-            slot.call_when_done(lambda: self._release(stage, count, slot))
+            slot.call_when_done(lambda: self._release(stage, count, cost, slot))
 
-    def record_inference_time(self, seconds: float) -> None:
-        """Update the moving average that predicts waits."""
-        self._inference_seconds += (seconds - self._inference_seconds) * (EMA_WEIGHT if self._inference_seconds else 1)
+    def record_inference_time(self, seconds: float, cost: float = 1.0) -> None:
+        """Update the moving average that predicts waits, by an inference of `cost` units."""
+        self._unit_seconds += (seconds / cost - self._unit_seconds) * (EMA_WEIGHT if self._unit_seconds else 1)
 
     async def _wait(self, semaphore: asyncio.Semaphore, timeout: float) -> float:
         start = time.monotonic()
@@ -201,16 +209,17 @@ class AdmissionController:
             ) from error
         return time.monotonic() - start
 
-    def _release(self, stage: Stage, count: int, slot: Slot) -> None:
+    def _release(self, stage: Stage, count: int, cost: float, slot: Slot) -> None:
         if stage == "upload":
             self._free_uploads += 1
         elif stage == "queue":
             self._in_flight -= count
+            self._units_in_flight -= count * cost
         else:
             self._held[stage].remove(slot)
             self._semaphores[stage].release()
         if stage == "inference" and slot.work_seconds:  # an inference that was cancelled says nothing about the time
-            self.record_inference_time(slot.work_seconds)
+            self.record_inference_time(slot.work_seconds, cost)
 
     def _check_queue(self) -> None:
         if self._in_flight >= self._max_in_flight:

@@ -7,12 +7,12 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Awaitable, Callable, Sequence
+from types import ModuleType
 
-from models.outputs import OUTPUT_FORMATS
 from service.errors import MalformedRequestError, ResponseTooLargeError
 from service.responses import Problem, drop_frames, to_problem
 
-ZIP_MEDIA_TYPE = "application/zip"
+JSON_MEDIA_TYPE, ZIP_MEDIA_TYPE = "application/json", "application/zip"
 
 # One image is decoded while another is in inference. With more, a batch would delay requests for single images.
 BATCH_CONCURRENCY = 2
@@ -53,11 +53,14 @@ async def segment_all(
     return [task.result() for task in tasks]
 
 
-def pack(outcomes: list[Outcome], names: Sequence[str], format: str) -> tuple[bytes, str]:
-    """Pack all outcomes into one body. `names`: of the images, as they were sent. Returns: the body and its media type."""
-    if format == "json":
-        return as_json(outcomes, names), OUTPUT_FORMATS[format].MEDIA_TYPE
-    return as_zip(outcomes, names, OUTPUT_FORMATS[format].SUFFIX), ZIP_MEDIA_TYPE
+def pack(outcomes: list[Outcome], names: Sequence[str], output: ModuleType) -> tuple[bytes, str]:
+    """Pack all outcomes into one body: JSON documents into an array, others into a zip file.
+
+    `names`: of the images, as they were sent; `output`: their format, of `OUTPUT_FORMATS`. Returns: the body and its media type.
+    """
+    if output.MEDIA_TYPE == JSON_MEDIA_TYPE:
+        return as_json(outcomes, names), JSON_MEDIA_TYPE
+    return as_zip(outcomes, names, output.SUFFIX), ZIP_MEDIA_TYPE
 
 
 def as_zip(outcomes: list[Outcome], names: Sequence[str], suffix: str) -> bytes:

@@ -15,12 +15,18 @@ from service.explain import ExplainParams
 from service.request_parsing import IMAGE_FIELD, IMAGES_FIELD, SegmentParams
 
 BINARY_SCHEMA: dict[str, Any] = {"type": "string", "format": "binary"}
-IMAGE_SCHEMA = {**BINARY_SCHEMA, "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF"}
-DESCRIPTION = """Image in, one label per pixel out. Every error is `application/problem+json` (RFC 9457), with a request id.
+IMAGE_SCHEMA = {
+    **BINARY_SCHEMA,
+    "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF; for a model of signals of a WFDB record in a zip file, EDF, "
+    "WAV, CSV, npy or npz",
+}
+DESCRIPTION = """Image in, one label per pixel out; recording in, its events out. Every error is `application/problem+json`
+(RFC 9457), with a request id.
 
     curl --data-binary @photo.jpg http://127.0.0.1:3000/v1/segment -o mask.png
     curl -F image=@photo.jpg 'http://127.0.0.1:3000/v1/segment?format=json&masks=polygons'
     curl -F images=@a.jpg -F images=@b.jpg http://127.0.0.1:3000/v1/segment/batch -o masks.zip
+    curl --data-binary @record.edf 'http://127.0.0.1:3000/v1/segment?lead=II' -o events.json
 """
 JSON_EXAMPLE = {
     "height": 480,
@@ -38,6 +44,26 @@ JSON_EXAMPLE = {
     ],
     "unlabeled": {"pixels": 208896, "fraction": 0.68},
 }
+EVENTS_EXAMPLE = {
+    "model": "ecg",
+    "rate": 500.0,
+    "length": 5000,
+    "seconds": 10.0,
+    "leads": ["ii"],
+    "events": [
+        {
+            "lead": "ii",
+            "class": "qrs",
+            "label": 2,
+            "onset": 331,
+            "offset": 380,
+            "onset_seconds": 0.662,
+            "offset_seconds": 0.76,
+            "confidence": 0.98,
+        }
+    ],
+    "unlabeled": 0,
+}
 COMMON_ERROR_STATUSES = (400, 401, 403, 408, 413, 429, 500, 503, 504)
 
 
@@ -50,10 +76,19 @@ def openapi_parameters(params: type[BaseModel] = SegmentParams) -> list[dict[str
             "in": "query",
             "required": False,
             "description": entry.pop("description"),
-            "schema": {"type": "string"} if name in ("classes", "model", "at") else entry,
+            "schema": _query_schema(name, entry),
         }
         for name, entry in schema.items()
     ]
+
+
+def _query_schema(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    """Of a parameter: lists are separated by commas, and those that are optional have no null in a query."""
+    if name in ("classes", "bands", "lead", "model", "at"):
+        return {"type": "string"}
+    choices = [choice for choice in entry.pop("anyOf", []) if choice.get("type") != "null"]
+    schema = {**entry, **(choices[0] if choices else {})}
+    return {key: value for key, value in schema.items() if key != "default" or value is not None}
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -104,16 +139,22 @@ def _request_schema(content: dict[str, Any]) -> dict[str, Any]:
 # Arguments of the FastAPI routes.
 SEGMENT_ROUTE: dict[str, Any] = {
     "tags": ["images"],
-    "summary": "Segment an image",
+    "summary": "Segment an image or a recording",
     "response_class": Response,
     "responses": {
         200: {
             "description": "A mask of the size of the upright image. Filtered pixels are unlabeled: label 255, transparent.\n"
             "- `png`: an indexed PNG, each pixel its label\n- `overlay`: the class colors over the image, a JPEG\n"
             "- `confidence`: a gray PNG, 255 for a softmax probability of 1\n- `npy`: uint8 H x W for numpy.load\n"
-            "- `json`: the classes that are present, with pixels, fraction, box and mask",
-            "content": {output.MEDIA_TYPE: {} for output in OUTPUT_FORMATS.values()}
-            | {"application/json": {"example": JSON_EXAMPLE}},
+            "- `json`: the classes that are present, with pixels, fraction, box and mask\n\n"
+            "Of a model of signals, on the time base of the file that was sent:\n"
+            "- `events`: class, onset, offset and mean confidence of each event, as JSON\n- `csv`: the same, a row an event\n"
+            "- `wfdb`: an annotation file in MIT format\n- `npy`: uint8 labels, time steps (x leads)\n"
+            "- `npz`: labels, confidence and rate, with `trace` also the recording",
+            "content": {output.MEDIA_TYPE: {} for formats in OUTPUT_FORMATS.values() for output in formats.values()}
+            | {
+                "application/json": {"examples": {"json": {"value": JSON_EXAMPLE}, "events": {"value": EVENTS_EXAMPLE}}}
+            },
         },
         **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
     },
@@ -128,7 +169,7 @@ BATCH_ROUTE: dict[str, Any] = {
     "responses": {
         200: {
             "description": "One entry per image, in their order. An invalid image gets a problem and does not affect the others.\n"
-            "- for `format=json`: an array of {index, image, status, result or problem}\n"
+            "- for the formats `json` and `events`: an array of {index, image, status, result or problem}\n"
             "- otherwise a zip: `photo.png` (or the suffix of the format) for `photo.jpg`, or `photo.problem.json`; and "
             "`manifest.json`, an array of {index, image, file, status}",
             "content": {ZIP_MEDIA_TYPE: {}, "application/json": {}},

@@ -11,9 +11,10 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from models.errors import quoted
-from models.outputs import MASK_ENCODINGS, OUTPUT_FORMATS
+from models.outputs import ALL_FORMATS, MASK_ENCODINGS, find_format
 from models.outputs.options import OutputOptions
 from models.setting_errors import plain_reason
+from models.spec import AXES
 from service.errors import MalformedRequestError
 
 IMAGE_FIELD, IMAGES_FIELD = "image", "images"
@@ -21,6 +22,11 @@ IMAGE_FIELD, IMAGES_FIELD = "image", "images"
 Parameters = list[tuple[str, str]]  # name and value, as in a query or a form
 UnitFloat = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _DEFAULTS = OutputOptions()
+# Parameters that only models of these axes have.
+_OWN_PARAMETERS = {
+    "HW": ("min_area", "alpha", "masks", "simplify", "confidence", "bands"),
+    "T": ("lead", "rate", "trace"),
+}
 
 
 Params = TypeVar("Params", bound=BaseModel)
@@ -55,7 +61,11 @@ class SegmentParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    format: str = Field("png", json_schema_extra={"enum": list(OUTPUT_FORMATS)}, description="output format")
+    format: str | None = Field(
+        None,
+        json_schema_extra={"enum": list(ALL_FORMATS)},
+        description="output format; default: `png` for a model of images, `events` for one of signals",
+    )
     model: str | None = Field(
         None,
         max_length=200,
@@ -66,7 +76,7 @@ class SegmentParams(BaseModel):
         description="names of the classes to keep, separated by commas; all others become unlabeled. Empty: all are kept",
     )
     min_confidence: UnitFloat = Field(
-        _DEFAULTS.min_confidence, description="pixels with a lower confidence become unlabeled; 0..1"
+        _DEFAULTS.min_confidence, description="pixels or time steps with a lower confidence become unlabeled; 0..1"
     )
     min_area: int = Field(
         _DEFAULTS.min_area, ge=0, le=2**31, description="connected regions of fewer pixels become unlabeled"
@@ -91,16 +101,28 @@ class SegmentParams(BaseModel):
         description="channels that an `overlay` shows, one or three, by name, separated by commas; default: red, green and "
         "blue, or the first three",
     )
+    lead: tuple[str, ...] = Field(
+        _DEFAULTS.leads,
+        description="signals: names of the leads to segment, separated by commas; default: all that the model takes",
+    )
+    rate: float | None = Field(
+        _DEFAULTS.rate,
+        gt=0,
+        le=1e9,
+        allow_inf_nan=False,
+        description="signals: sampling rate in Hz of a file that states none: npy, CSV without a column of time",
+    )
+    trace: bool = Field(_DEFAULTS.trace, description="signals: whether `npz` also holds the recording itself")
 
     @field_validator("format", "masks")
     @classmethod
-    def _validate_choice(cls, name: str, info: Any) -> str:
-        known = OUTPUT_FORMATS if info.field_name == "format" else MASK_ENCODINGS
+    def _validate_choice(cls, name: str | None, info: Any) -> str | None:
+        known = ALL_FORMATS if info.field_name == "format" else MASK_ENCODINGS
         if name not in known:
             raise ValueError(f"choose from {', '.join(known)}")
         return name
 
-    @field_validator("classes", "bands", mode="before")
+    @field_validator("classes", "bands", "lead", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return tuple(name for name in value.split(",") if name) if isinstance(value, str) else value
@@ -110,11 +132,26 @@ class SegmentParams(BaseModel):
         """As `parse_parameters`."""
         return parse_parameters(cls, query, form)
 
+    def output_format(self, axes: str) -> str:
+        """The format for a model of these axes.
+
+        Raises: ConfigError for a format, and MalformedRequestError for a parameter, that only models of other axes have.
+        """
+        for other, names in _OWN_PARAMETERS.items():
+            wrong = [name for name in names if other != axes and name in self.model_fields_set]
+            if wrong:
+                raise MalformedRequestError(
+                    f"The parameter {quoted(wrong[0])} is for models of {AXES[other]}; this one segments {AXES[axes]}. "
+                    "Leave it out."
+                )
+        return find_format(self.format, axes)
+
     def output_options(self) -> OutputOptions:
         """The options of the output format."""
         return OutputOptions(
             alpha=self.alpha, classes=self.classes, min_confidence=self.min_confidence, min_area=self.min_area,
-            simplify=self.simplify, masks=self.masks, confidence=self.confidence, bands=self.bands,
+            simplify=self.simplify, masks=self.masks, confidence=self.confidence, bands=self.bands, leads=self.lead,
+            rate=self.rate, trace=self.trace,
         )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import asdict
+from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from fastapi import FastAPI
@@ -17,6 +18,7 @@ from models.errors import BundleError, CorruptImageError, UnsupportedFormatError
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
 from models.outputs.pipeline import SegmentationPipeline
+from models.outputs.signal_pipeline import make_pipeline
 from models.spec import BundleSpec
 from service import batch, openapi, responses
 from service.access_log import add_log_fields
@@ -80,27 +82,28 @@ def create_api(segmentation: SegmentationService) -> FastAPI:
 
 
 async def segment(request: Request) -> Response:
-    """Send the image as the raw body, with any content type, or as the file `image` of a form.
+    """Send the image or recording as the raw body, with any content type, or as the file `image` of a form.
 
-    Parameters are given in the query or in the form. Transparent images are composited on white.
+    Parameters are given in the query or in the form. Transparent images are composited on white. A WFDB record is sent as a zip
+    file of its header and signal files.
     """
     segmentation, timer = _segmentation(request), StageTimer()
     settings, admission = segmentation.settings, segmentation.admission
     image, params, model = await _receive(request, lambda: parse_image_request(request, settings.max_body_bytes))
     timer.lap("read")
     pipeline = _make_pipeline(segmentation, params, model)
-    async with admission.acquire("queue"):
+    async with admission.acquire("queue", cost=pipeline.estimate_cost(len(image))):
         deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
         try:
             mask = await _cancel_on_disconnect(request, segmentation.segment(image, pipeline, timer, deadline))
         except (UnsupportedFormatError, CorruptImageError) as error:
             explained = explain_body(error, request.headers.get("content-type", ""), image)
             raise explained from (None if explained is error else error)
-    get_metrics().count_image(pipeline.spec.name, params.format, timer.milliseconds)
+    name, output = _output_format(pipeline)
+    get_metrics().count_image(pipeline.spec.name, name, timer.milliseconds)
     stages = {stage: round(spent, 2) for stage, spent in timer.milliseconds.items()}
-    add_log_fields(model=responses.model_tag(model.bundle), format=params.format, stages=stages)
-    media_type = OUTPUT_FORMATS[params.format].MEDIA_TYPE
-    return responses.prediction_response(mask, media_type, model.bundle, timer.milliseconds)
+    add_log_fields(model=responses.model_tag(model.bundle), format=name, stages=stages)
+    return responses.prediction_response(mask, output.MEDIA_TYPE, model.bundle, timer.milliseconds)
 
 
 async def explain(request: Request) -> Response:
@@ -133,20 +136,23 @@ async def segment_batch(request: Request) -> Response:
     )
     timer.lap("read")
     pipeline = _make_pipeline(segmentation, params, model)
+    name, output = _output_format(pipeline)
     deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
 
     async def segment_one(image: bytes) -> bytes:
         stages = StageTimer()
         mask = await segmentation.segment(image, pipeline, stages, deadline, ignore_queue_timeout=True)
-        get_metrics().count_image(pipeline.spec.name, params.format, stages.milliseconds)
+        get_metrics().count_image(pipeline.spec.name, name, stages.milliseconds)
         return mask
 
-    async with admission.acquire("queue", count=min(batch.BATCH_CONCURRENCY, len(received.images))):
+    sizes = [len(image) for image in received.images if isinstance(image, bytes)]
+    cost = pipeline.estimate_cost(max(sizes, default=0))
+    async with admission.acquire("queue", count=min(batch.BATCH_CONCURRENCY, len(received.images)), cost=cost):
         max_bytes = MAX_RESPONSE_BODIES * settings.max_body_bytes
         outcomes = await _cancel_on_disconnect(request, batch.segment_all(received.images, segment_one, max_bytes))
         timer.lap("work")
-        add_log_fields(model=responses.model_tag(model.bundle), format=params.format, images=len(outcomes))
-        body, media_type = await segmentation.run_in_thread(lambda: batch.pack(outcomes, received.names, params.format))
+        add_log_fields(model=responses.model_tag(model.bundle), format=name, images=len(outcomes))
+        body, media_type = await segmentation.run_in_thread(lambda: batch.pack(outcomes, received.names, output))
         timer.lap("pack")
     return responses.prediction_response(body, media_type, model.bundle, timer.milliseconds)
 
@@ -171,15 +177,19 @@ async def get_example(request: Request, name: str, file: str) -> Response:
     if file in _example_names(bundle):
         with suppress(BundleError, OSError):  # its folder was removed or is being replaced
             image = await segmentation.run_in_thread(lambda: bundle.verify_file(f"{PROBES_FOLDER}{file}").read_bytes())
-            return Response(image, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+            return Response(image, media_type=_example_type(file), headers={"Cache-Control": "private, max-age=3600"})
     raise UnknownPathError(
         f"{quoted(name[:80])} has no example {quoted(file[:80])}. /v1/models lists the examples of each model."
     )
 
 
 def _example_names(bundle: Bundle) -> list[str]:
-    images = (name for name in bundle.checksums if name.startswith(PROBES_FOLDER) and not name.endswith(".labels.png"))
+    images = (name for name in bundle.checksums if name.startswith(PROBES_FOLDER) and ".labels." not in name)
     return sorted(name.removeprefix(PROBES_FOLDER) for name in images)
+
+
+def _example_type(file: str) -> str:
+    return "image/png" if file.endswith(".png") else "application/octet-stream"
 
 
 def _segmentation(request: Request) -> SegmentationService:
@@ -210,10 +220,18 @@ async def _receive(
 def _make_pipeline(
     segmentation: SegmentationService, params: SegmentParams, model: LoadedModel
 ) -> SegmentationPipeline:
-    """Raises: ConfigError for a class that the model does not have."""
-    return SegmentationPipeline(
-        model.segmenter, model.bundle.spec, params.format, params.output_options(), segmentation.settings.max_pixels
-    )
+    """Raises: ConfigError for a class, a channel or a format that the model does not have, MalformedRequestError."""
+    spec = model.bundle.spec
+    return make_pipeline(
+        model.segmenter, spec, params.output_format(spec.input.axes), params.output_options(),
+        segmentation.settings.max_pixels,
+    )  # fmt: skip
+
+
+def _output_format(pipeline: SegmentationPipeline) -> tuple[str, ModuleType]:
+    """The name and the module of a pipeline's output format."""
+    assert pipeline.format is not None  # `_make_pipeline` sets it
+    return pipeline.format, OUTPUT_FORMATS[pipeline.spec.input.axes][pipeline.format]
 
 
 def _model_info(model: LoadedModel, segmentation: SegmentationService) -> ModelInfo:

@@ -29,9 +29,9 @@ from service.settings import Settings
 
 Result = TypeVar("Result")
 
-# Each new bundle segments an image of this size (height, width in pixels) on each thread before it serves, so that no request
-# waits for buffers and kernels.
-WARMUP_SIZE = (480, 640)
+# Each new bundle segments a sample of this size (pixels, time steps) on each thread before it serves, so that no request waits
+# for buffers and kernels.
+WARMUP_SIZES = {"HW": (480, 640), "T": (5000,)}  # by axes
 
 STARTUP_WAIT_SECONDS = 60.0  # how long a worker among several accepts no connection while it loads its bundles
 
@@ -134,7 +134,8 @@ class SegmentationService:
                     )
                 timer.lap("decode")
                 waited = slot.waited_seconds + decoder.waited_seconds
-                async with admission.acquire("inference", patience - waited) as engine:
+                cost = pipeline.cost(image)
+                async with admission.acquire("inference", patience - waited, cost=cost) as engine:
                     timer.lap("queue")
                     prediction = await engine.run(
                         self._inference_pool, lambda: pipeline.infer(image, engine.is_cancelled)
@@ -155,8 +156,7 @@ class SegmentationService:
         if self._decoders is None:
             return pipeline.decode(data)
         # The caller gets its 504 at the deadline; the child has a second more, as if the caller had gone.
-        timeout = seconds + GRACE_SECONDS
-        return self._decoders.decode(data, pipeline.max_pixels, timeout, slot.is_cancelled, pipeline.spec.input)
+        return pipeline.decode_in_child(data, self._decoders, seconds + GRACE_SECONDS, slot.is_cancelled)
 
     async def run_in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work that would block the event loop."""
@@ -170,13 +170,14 @@ class SegmentationService:
         )  # fmt: skip
 
     def _warm_up(self, segmenter: Segmenter) -> None:
-        """Segment a blank image on each of the inference threads."""
+        """Segment a blank sample on each of the inference threads."""
         barrier = threading.Barrier(self.settings.concurrency)
 
         def segment_blank() -> None:
             with suppress(threading.BrokenBarrierError):
                 barrier.wait(2)  # otherwise one quick thread may take all of the work
-            segmenter.segment(np.zeros((*WARMUP_SIZE, len(segmenter.rule.channels)), segmenter.rule.dtype))
+            rule = segmenter.rule
+            segmenter.segment(np.zeros((*WARMUP_SIZES[rule.axes], len(rule.channels)), rule.dtype))
 
         for future in [self._inference_pool.submit(segment_blank) for _ in range(self.settings.concurrency)]:
             future.result()

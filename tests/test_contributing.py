@@ -85,7 +85,7 @@ def test_engine(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_output_format(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load_example("models/outputs/areas.py", tmp_path)
-    monkeypatch.setitem(outputs.OUTPUT_FORMATS, "areas", module)
+    monkeypatch.setitem(outputs.OUTPUT_FORMATS["HW"], "areas", module)
     bundle = open_bundle(tiny_bundle)
     spec = bundle.spec
     labels = np.array([[0, 0, 1], [1, 1, 255]], np.uint8)

@@ -21,13 +21,12 @@ DEFAULT_EPOCHS = 40  # if neither epochs nor minutes are set
 # Settings that only samples of some axes have. One that is set for others is refused (`check_axes`), defaults are ignored.
 AXES_OF_SETTINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        (
-            "input", "side", "scale", "flip", "vflip", "rotate", "elastic", "color_jitter", "hue", "blur", "transforms",
-            "cache_decoded",
-        ),
+        ("input", "side", "flip", "vflip", "hue", "transforms", "cache_decoded"),
         ("HW",),
     ),
     **dict.fromkeys(("rate", "leads", "stretch", "gain", "wander", "hum", "lead_dropout"), ("T",)),
+    **dict.fromkeys(("scale", "rotate", "elastic", "color_jitter", "blur"), ("HW", "DHW")),
+    **dict.fromkeys(("spacing", "flip_axes", "gamma", "bias_field", "low_resolution"), ("DHW",)),
 }  # fmt: skip
 
 
@@ -134,6 +133,15 @@ class TrainConfig(BaseModel):
     scale: tuple[float, float] = Field((0.5, 2.0), description="smallest,largest factor of the random scaling")
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip; 0 if left and right differ")
     vflip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip: for microscopes and satellites")
+    spacing: tuple[float, float, float] | None = Field(
+        None,
+        description="volumes: depth,height,width spacing to train at, mm; default: the median of the training volumes",
+    )
+    flip_axes: str = Field(
+        "",
+        pattern="^D?H?W?$",
+        description="volumes: axes that half of the patches are mirrored along, such as HW; W is left to right",
+    )
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
     elastic: float = Field(
         0.0,
@@ -145,6 +153,18 @@ class TrainConfig(BaseModel):
         0.4, ge=0, le=1, description="strength of random brightness, contrast, saturation; 0 is off"
     )
     hue: float = Field(0.0, ge=0, le=0.5, description="largest random shift of hue, as a fraction of the color circle")
+    gamma: float = Field(
+        0.0, ge=0, le=2, description="volumes: largest logarithm of a random exponent on the intensities"
+    )
+    bias_field: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="volumes: largest logarithm of a smooth random factor on the intensities, as of MR coils",
+    )
+    low_resolution: float = Field(
+        1.0, gt=0, le=1, description="volumes: smallest fraction of the resolution that patches are reduced to"
+    )
     blur: float = Field(0.0, ge=0, le=10, description="largest sigma of a random Gaussian blur, pixels")
     noise: float = Field(0.0, ge=0, le=100, description="largest standard deviation of random noise, levels of 0..255")
     class_balanced_crops: float = Field(

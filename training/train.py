@@ -64,6 +64,7 @@ from training.engine.model_factory import (
     architecture_options,
     check_batch_norm,
     deepest_stride,
+    deepest_strides,
     find_weights_file,
     load_network,
     make_network,
@@ -347,10 +348,11 @@ def choose_resize_and_crop(config: TrainConfig, report: LintReport) -> tuple[Inp
     if rule.axes != "HW":
         rule = rule.model_copy(update={"divisor": deepest_stride(config)})
         crop = config.crop or choose_axes_crop(report.datasets["train"], rule)
-        if any(length % rule.divisor for length in crop):
+        strides = deepest_strides(config)[: len(crop)]
+        if any(length % stride for length, stride in zip(crop, strides, strict=False)):
             raise ConfigError(
-                f"crop={','.join(map(str, crop))} is not possible: each length must be a multiple of {rule.divisor}, the deepest "
-                "stride of the network."
+                f"crop={','.join(map(str, crop))} is not possible: its lengths must be multiples of "
+                f"{','.join(map(str, strides))}, the deepest strides of the network."
             )
         if config.norm == "instance":  # its statistics are those of the input, which must be as in training
             rule = InputRule.model_validate({**rule.model_dump(), "window": crop})

@@ -11,8 +11,9 @@ from maskserve.cli.options import EngineOptions, expand_options
 if TYPE_CHECKING:
     from models.outputs.options import OutputOptions
 
-JSON_PANEL, RASTER_PANEL, RAY_PANEL = (
+JSON_PANEL, SIGNAL_PANEL, RASTER_PANEL, RAY_PANEL = (
     "Options of --format json",
+    "Options of recordings",
     "Options of --format geotiff, geojson and gpkg",
     "Options of Ray",
 )
@@ -26,10 +27,12 @@ class MaskOptions:
         str,
         typer.Option(
             "--format",
-            help="png (indexed mask), overlay (JPEG), confidence (gray PNG), npy, json, parquet (COCO RLE in the "
-            "manifest); of rasters of any size: geotiff, and polygons as geojson or gpkg.",
+            help="png (indexed mask, the default), overlay (JPEG), confidence (gray PNG), npy, json, parquet (COCO RLE in the "
+            "manifest); of rasters of any size: geotiff, and polygons as geojson or gpkg; of recordings: events (JSON, the "
+            "default), csv, wfdb (annotation file), npy, npz.",
+            show_default=False,
         ),
-    ] = "png"
+    ] = ""
     classes: Annotated[
         str,
         typer.Option(metavar="NAME,...", help="Classes to keep; pixels of the others become unlabeled (default: all)."),
@@ -56,14 +59,32 @@ class MaskOptions:
         typer.Option("--confidence", help="Add the confidence, as a gray PNG in base64.", rich_help_panel=JSON_PANEL),
     ] = False
 
+    lead: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...", help="Leads to segment (default: all that the model takes).",
+            rich_help_panel=SIGNAL_PANEL,
+        ),
+    ] = ""  # fmt: skip
+    rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="HZ", help="Sampling rate of files that state none.", show_default=False,
+            rich_help_panel=SIGNAL_PANEL,
+        ),
+    ] = None  # fmt: skip
+
     def output_options(self) -> "OutputOptions":
         """The options as `models.outputs` takes them. Raises: ConfigError for a value out of range."""
         from models.outputs.options import OutputOptions
 
-        classes = tuple(name.strip() for name in self.classes.split(",") if name.strip())
-        return OutputOptions(
-            self.alpha, classes, self.min_confidence, self.min_area, self.simplify, self.masks, self.confidence
+        classes, leads = (
+            tuple(name.strip() for name in names.split(",") if name.strip()) for names in (self.classes, self.lead)
         )
+        return OutputOptions(
+            self.alpha, classes, self.min_confidence, self.min_area, self.simplify, self.masks, self.confidence,
+            leads=leads, rate=self.rate,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,7 +150,9 @@ def predict(
     ],
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE", help="Images, folders, globs, zip files, or URLs such as s3://bucket/a."),
+        typer.Argument(
+            metavar="SOURCE", help="Images or recordings, folders, globs, zip files, or URLs such as s3://bucket/a."
+        ),
     ],
     out: Annotated[
         str, typer.Option(metavar="TARGET", help="Folder (or s3://...) for the masks, which are named as the images.")
@@ -158,7 +181,9 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Write a mask for each image, and a manifest with a row per image. After a stop, the same command resumes.
+    """Write a mask for each image, or the events of each recording, and a manifest with a row per file.
+
+    After a stop, the same command resumes.
 
     An image that cannot be read gets a row with the reason; the others continue, and the exit code is 1. Unlabeled pixels are
     255: transparent in png, unchanged in overlay.

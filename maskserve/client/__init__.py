@@ -28,6 +28,8 @@ from maskserve.client.errors import (
 )
 from maskserve.client.image_encoding import ImageLike
 from maskserve.client.mask import Mask
+from maskserve.client.recording_encoding import RecordingLike
+from maskserve.client.signal_mask import Event, SignalMask
 
 __all__ = [
     "AsyncClient",
@@ -35,14 +37,17 @@ __all__ = [
     "BadRequestError",
     "Client",
     "ClientError",
+    "Event",
     "ImageLike",
     "InvalidImageError",
     "InvalidResponseError",
     "Mask",
     "NotFoundError",
+    "RecordingLike",
     "RequestTimeoutError",
     "ServiceError",
     "ServiceUnavailableError",
+    "SignalMask",
     "TooManyRequestsError",
     "UnknownModelError",
     "UnreachableError",

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
@@ -13,14 +13,17 @@ from maskserve.client.connection import Connection
 from maskserve.client.errors import ServiceError
 from maskserve.client.image_encoding import ImageLike, to_request_body
 from maskserve.client.mask import Mask
+from maskserve.client.recording_encoding import RecordingLike, is_recording, to_recording_body
+from maskserve.client.signal_mask import SignalMask
 from maskserve.client.transports import AsyncTransport, Transport
 
 DEFAULT_RETRY_TIMEOUT = 30.0  # seconds: three times as long as the service lets a request queue before it returns 429
 
-# The service's defaults; a parameter that equals its default is not sent.
+# The service's defaults; a parameter that equals its default is not sent. The default format depends on the model.
 DEFAULT_PARAMS = {
-    "format": "png", "model": None, "classes": "", "min_confidence": 0, "min_area": 0, "alpha": 0.5, "masks": "rle",
+    "format": None, "model": None, "classes": "", "min_confidence": 0, "min_area": 0, "alpha": 0.5, "masks": "rle",
     "simplify": 0, "confidence": False, "bands": "",
+    "lead": "", "rate": None, "trace": False,
 }  # fmt: skip
 
 
@@ -39,9 +42,12 @@ class AsyncClient:
 
     async def segment(
         self, image: ImageLike, *, model: str | None = None, classes: Sequence[str] = (), min_confidence: float = 0.0,
-        min_area: int = 0, confidence: bool = False,
+        min_area: int = 0, confidence: bool = False, rate: float | None = None, lead: str | Sequence[str] = (),
     ) -> Mask:  # fmt: skip
         """Segment an image. Files are sent unchanged, arrays and Pillow images losslessly.
+
+        A recording (a path such as `record.hea`, its bytes, or an array with a `rate`) is segmented by `segment_signal`, whose
+        parameters `rate` and `lead` are.
 
         Args:
             image: a path, the bytes of an image file, RGB uint8 H x W x 3, a Pillow image, or an array H x W x C of the model's
@@ -54,6 +60,15 @@ class AsyncClient:
 
         Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for an argument that is not an image.
         """
+        if rate is not None or lead or is_recording(image):
+            return await self.segment_signal(
+                cast(RecordingLike, image),
+                rate=rate,
+                lead=lead,
+                model=model,
+                classes=classes,
+                min_confidence=min_confidence,
+            )
         params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
         response, fields = await self._send_with_classes(
             partial(self._post_image, image, **params, **responses.response_params(confidence))
@@ -62,11 +77,32 @@ class AsyncClient:
         with self._connection.translate_errors(response):
             return await self._run_blocking(partial(read, response.content, image=image, **fields))
 
+    async def segment_signal(
+        self, recording: RecordingLike, *, rate: float | None = None, lead: str | Sequence[str] = (),
+        model: str | None = None, classes: Sequence[str] = (), min_confidence: float = 0.0,
+    ) -> SignalMask:  # fmt: skip
+        """Find the events of a recording. A WFDB record is sent as a zip file of its header and signal files.
+
+        Args:
+            recording: a path (.hea, .edf, .wav, .csv, .npy ...), the bytes of a file, or an array of time steps, or of time
+                steps x leads.
+            rate: sampling rate in Hz of an array, or of a file that states none.
+            lead: name or names of the leads to segment; default: all that the model takes.
+            model, classes, min_confidence: as in `segment`, for time steps.
+
+        Raises: ClientError; OSError for a file that cannot be read; ValueError, TypeError for another argument.
+        """
+        body = await self._run_blocking(partial(to_recording_body, recording))
+        params = {"rate": rate, "lead": lead, "model": model, "classes": classes, "min_confidence": min_confidence}
+        response, fields = await self._send_with_classes(partial(self._post_image, body, format="npz", **params))
+        with self._connection.translate_errors(response):
+            return await self._run_blocking(partial(SignalMask.from_npz, response.content, image=recording, **fields))
+
     async def segment_batch(
         self, images: Sequence[ImageLike], *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, confidence: bool = False,
     ) -> list[Mask | ServiceError]:  # fmt: skip
-        """Segment several images in one request: by default, the service accepts up to 64.
+        """Segment several images in one request, or several recordings: by default, the service accepts up to 64.
 
         Returns: for each image, in the same order, its mask or its error; all share the request id and the timing.
         Raises: as `segment`, for errors of the whole request.
@@ -74,16 +110,18 @@ class AsyncClient:
         params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
         if not images:
             return []
-        local = self._connection.is_local
-        bodies = await self._run_blocking(lambda: [to_request_body(image, local) for image in images])
+        local, recorded = self._connection.is_local, all(map(is_recording, images))
+        encode = to_recording_body if recorded else partial(to_request_body, local=local)
+        bodies = await self._run_blocking(lambda: [encode(image) for image in images])
+        output = {"format": "npz"} if recorded else responses.response_params(confidence, many=True)
         send = partial(
-            self._connection.request, "POST", "/v1/segment/batch",
-            params=_query_params(**params, **responses.response_params(confidence, many=True)),
+            self._connection.request, "POST", "/v1/segment/batch", params=_query_params(**params, **output),
             files=[("images", (str(index), body)) for index, body in enumerate(bodies)],
         )  # fmt: skip
         response, fields = await self._send_with_classes(send)
+        read = responses.signal_masks_from_batch if recorded else responses.masks_from_batch
         with self._connection.translate_errors(response):
-            return await self._run_blocking(partial(responses.masks_from_batch, response.content, images, **fields))
+            return await self._run_blocking(partial(read, response.content, images, **fields))
 
     async def overlay(self, image: ImageLike, alpha: float = 0.5, bands: Sequence[str] = ()) -> bytes:
         """A JPEG of the image blended with the class colors; `alpha`, 0..1, is their opacity.
@@ -112,12 +150,16 @@ class AsyncClient:
     async def segment_bytes(
         self, image: ImageLike, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, alpha: float = 0.5, masks: str = "rle", simplify: float = 0.0,
-        confidence: bool = False, bands: Sequence[str] = (),
+        confidence: bool = False, bands: Sequence[str] = (), rate: float | None = None, lead: str | Sequence[str] = (),
     ) -> bytes:  # fmt: skip
-        """The response's bytes in any output format: png, overlay, confidence, npy, json. Raises: as `segment`."""
+        """The response's bytes in any output format: png, overlay, confidence, npy, json; of a recording events, npy, npz, csv,
+        wfdb. Raises: as `segment`.
+        """
+        recorded = rate is not None or is_recording(image)
+        body = await self._run_blocking(partial(to_recording_body, cast(RecordingLike, image))) if recorded else image
         response = await self._post_image(
-            image, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
-            alpha=alpha, masks=masks, simplify=simplify, confidence=confidence, bands=bands,
+            body, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
+            alpha=alpha, masks=masks, simplify=simplify, confidence=confidence, bands=bands, rate=rate, lead=lead,
         )  # fmt: skip
         with self._connection.translate_errors(response):
             return responses.check_format(response.content, format)
@@ -194,7 +236,7 @@ class AsyncClient:
 
 def _query_params(**params: Any) -> dict[str, Any]:
     """The parameters that differ from their defaults."""
-    for name in ("classes", "bands"):
+    for name in ("classes", "bands", "lead"):
         if not isinstance(params.get(name, ""), str):
             params[name] = ",".join(params[name])
     return {name: value for name, value in params.items() if value != DEFAULT_PARAMS[name]}

@@ -60,6 +60,7 @@ class Client:
         self.url = self._client.url
 
     segment = _sync_method(AsyncClient.segment)
+    segment_signal = _sync_method(AsyncClient.segment_signal)
     segment_batch = _sync_method(AsyncClient.segment_batch)
     overlay = _sync_method(AsyncClient.overlay)
     segment_json = _sync_method(AsyncClient.segment_json)

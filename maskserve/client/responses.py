@@ -1,8 +1,10 @@
 """Parses the service's responses."""
 
 import base64
+import io
 import json
 import re
+import zipfile
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -12,13 +14,14 @@ import httpx
 from maskserve.client.errors import ServiceError, error_from_problem
 from maskserve.client.image_encoding import ImageLike
 from maskserve.client.mask import Mask
+from maskserve.client.signal_mask import SignalMask
 
 _SERVER_TIMING = re.compile(r"([\w-]+);dur=(\d+(?:\.\d+)?)(?![\d.])")
 
 # The first bytes of each output format.
 SIGNATURES = {
     "png": b"\x89PNG\r\n\x1a\n", "confidence": b"\x89PNG\r\n\x1a\n", "overlay": b"\xff\xd8\xff", "npy": b"\x93NUMPY",
-    "json": b"{",
+    "json": b"{", "events": b"{", "npz": b"PK\3\4", "csv": b"onset,",
 }  # fmt: skip
 
 
@@ -40,6 +43,21 @@ def masks_from_batch(content: bytes, images: Sequence[ImageLike], **fields: Any)
         else error_from_problem(entry["problem"])
         for entry, image in zip(json.loads(content), images, strict=True)
     ]
+
+
+def signal_masks_from_batch(content: bytes, recordings: Sequence[Any], **fields: Any) -> list[Mask | ServiceError]:
+    """The labels or the error of each recording, from the zip file of a batch. `fields`: of Mask."""
+    masks: list[Mask | ServiceError] = []
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("expected a zip file without compression")
+        for entry, recording in zip(json.loads(archive.read("manifest.json")), recordings, strict=True):
+            data = archive.read(entry["file"])
+            if entry["status"] == 200:
+                masks.append(SignalMask.from_npz(data, image=recording, **fields))
+            else:
+                masks.append(error_from_problem(json.loads(data)))
+    return masks
 
 
 def _mask_from_result(result: dict[str, Any], **fields: Any) -> Mask:

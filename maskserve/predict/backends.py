@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from maskserve.client import Client, ClientError, ServiceError, UnreachableError
 from maskserve.predict.config import PARQUET, PredictConfig, short_model_name
 from maskserve.predict.service_responses import (
     ServedModel,
+    read_events_fields,
     read_image_size,
     read_json_fields,
     read_npy_labels,
@@ -25,12 +27,12 @@ from models.bundle import open_bundle
 from models.cgroup_limits import usable_cores
 from models.engines.selection import has_gpu
 from models.errors import ConfigError, DataError, RunError, first_line
-from models.imaging.decode import Labels
+from models.imaging.decode import MAX_PIXELS, Labels
 from models.imaging.decoder_pool import DecoderPool
+from models.inference.leads import RecordPrediction
 from models.inference.segmenter import Segmenter
-from models.outputs import OUTPUT_FORMATS
-from models.outputs.pipeline import SegmentationPipeline
 from models.outputs.rle import coco_rle_counts
+from models.outputs.signal_pipeline import make_pipeline
 
 MAX_IN_FLIGHT = 8  # requests to a service: enough for several workers, few enough for its queue of 32
 RETRY_TIMEOUT = 120.0  # seconds in which a request is retried: enough for a rolling update of the service
@@ -84,8 +86,9 @@ class BundleBackend:
             self.bundle, config.engine, config.precision, config.device, threads, concurrency=streams
         )
         self.description = self.segmenter.choice.reason if self.segmenter.choice else ""
-        format = config.format if config.format in OUTPUT_FORMATS else None
-        self.pipeline = SegmentationPipeline(self.segmenter, self.bundle.spec, format, config.options)
+        self.pipeline = make_pipeline(
+            self.segmenter, self.bundle.spec, config.output_format, config.options, MAX_PIXELS
+        )
         self.max_in_flight = (config.threads or cores) + 2
         self._decoders = DecoderPool(cores) if config.sandbox else None
         self._slots = threading.Semaphore(self.max_in_flight)  # limits decoded images; more threads may read and write
@@ -99,12 +102,16 @@ class BundleBackend:
     def __call__(self, data: bytes) -> EncodedPrediction:
         """Decode, infer, encode. Raises: ImageError, InsufficientMemoryError."""
         with self._slots:
-            rule = self.bundle.spec.input
-            image = self._decoders.decode(data, rule=rule) if self._decoders else self.pipeline.decode(data)
+            image = (
+                self.pipeline.decode_in_child(data, self._decoders) if self._decoders else self.pipeline.decode(data)
+            )
             prediction, milliseconds = self.run_on_engine(lambda: time_call(lambda: self.pipeline.infer(image)))
             mask = self.pipeline.encode(prediction)
             names = [entry.name for entry in self.bundle.spec.classes]
-            fields = summarize_mask(mask.labels, names, rle=self.config.format == PARQUET)
+            if isinstance(prediction, RecordPrediction):
+                fields = summarize_record(prediction, names)
+            else:
+                fields = summarize_mask(mask.labels, names, rle=self.config.format == PARQUET)
             return EncodedPrediction(mask.data, {**fields, "milliseconds": milliseconds})
 
     def close(self) -> None:
@@ -135,13 +142,18 @@ class ServiceBackend:
     def __call__(self, data: bytes) -> EncodedPrediction:
         """Request the mask. Raises: DataError for an error of this image, RunError for an error of the service."""
         options, in_manifest = self.config.options, self.config.format == PARQUET
-        format = "json" if in_manifest else self.config.format
+        format = self.config.output_format or "json"
+        further: dict[str, Any] = {
+            "min_area": options.min_area, "alpha": options.alpha, "masks": "rle" if in_manifest else options.masks,
+            "simplify": options.simplify, "confidence": options.confidence,
+        }  # fmt: skip
+        if self.config.axes == "T":
+            further = {"lead": options.leads, "rate": options.rate}
         try:
             encoded, milliseconds = time_call(
                 lambda: self.client.segment_bytes(
                     data, format, model=short_model_name(self.model), classes=options.classes,
-                    min_confidence=options.min_confidence, min_area=options.min_area, alpha=options.alpha,
-                    masks="rle" if in_manifest else options.masks, simplify=options.simplify, confidence=options.confidence,
+                    min_confidence=options.min_confidence, **further,
                 )
             )  # fmt: skip
         except ServiceError as error:
@@ -172,7 +184,12 @@ class ServiceBackend:
         self.client.close()
 
     def _read_row_fields(self, encoded: bytes, format: str) -> dict[str, Any]:
-        """Height, width and classes; for overlay and confidence only the size, as these do not contain the labels."""
+        """Height, width and classes; for overlay and confidence only the size, as these do not contain the labels.
+
+        Of a recording: length, rate and classes, which only the format `events` has.
+        """
+        if self.config.axes == "T":
+            return read_events_fields(encoded, self.class_names) if format == "events" else {}
         if format == "json":
             return read_json_fields(encoded, rle=self.config.format == PARQUET)
         if format in ("overlay", "confidence"):
@@ -232,6 +249,13 @@ def summarize_mask(labels: Labels, names: list[str], rle: bool = False) -> dict[
         for label in np.flatnonzero(pixels).tolist()
     ]
     return {"height": height, "width": width, "classes": classes}
+
+
+def summarize_record(prediction: RecordPrediction, names: list[str]) -> dict[str, Any]:
+    """Length, rate and number of events by class of a recording, as ManifestRow has them."""
+    counts = Counter(event.label for track in prediction.tracks for event in track.events)
+    classes = [{"label": label, "name": names[label], "events": counts[label]} for label in sorted(counts)]
+    return {"length": len(prediction.sample.values), "rate": prediction.sample.rate, "classes": classes}
 
 
 def time_call(function: Callable[[], Result]) -> tuple[Result, float]:

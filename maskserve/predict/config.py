@@ -10,14 +10,18 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from models.errors import ConfigError, quoted
-from models.outputs import OUTPUT_FORMATS
+from models.outputs import ALL_FORMATS, OUTPUT_FORMATS, find_format
 from models.outputs.options import OutputOptions
+from models.spec import AXES
 
 Number = TypeVar("Number", int, float)
 
 # The formats that are not in `models/outputs`: masks inside the manifest, and rasters that are read in windows.
 PARQUET, GEOTIFF = "parquet", "geotiff"
 VECTOR_FORMATS = {"geojson": ".geojson", "gpkg": ".gpkg"}  # polygons of rasters that are read in windows, and suffixes
+# Of OutputOptions, what the masks of one output share; `bands` is only of overlays of a service.
+IMAGE_OPTIONS = ("alpha", "classes", "min_confidence", "min_area", "simplify", "masks", "confidence")
+SIGNAL_OPTIONS = ("classes", "min_confidence", "leads", "rate")
 RASTER_FORMATS = (GEOTIFF, *VECTOR_FORMATS)
 VECTOR_CRS = ("raster", "EPSG:4326")
 
@@ -37,7 +41,8 @@ class PredictConfig:
 
     model: str  # a bundle's folder, or the URL of a service or of one of its models
     output: str  # a folder, or a URL that fsspec writes to
-    format: str = "png"  # a key of OUTPUT_FORMATS, PARQUET or GEOTIFF
+    format: str = ""  # a key of OUTPUT_FORMATS[axes], PARQUET or GEOTIFF; empty: the default of the axes
+    axes: str = "HW"  # of the model's samples; `runner.resolve_model` sets them
     options: OutputOptions = OutputOptions()  # noqa: RUF009  # it is frozen
     engine: str = "auto"
     precision: str = "auto"
@@ -52,8 +57,8 @@ class PredictConfig:
     threads: int = 0  # threads of one inference; 0: the engine decides
 
     def __post_init__(self) -> None:
-        formats = (*OUTPUT_FORMATS, PARQUET, *RASTER_FORMATS)
-        if self.format not in formats:
+        formats = (*ALL_FORMATS, PARQUET, *RASTER_FORMATS)
+        if self.format and self.format not in formats:
             raise ConfigError(f"Unknown format {quoted(self.format)}; choose one of {', '.join(formats)}.")
         if self.uses_service and (self.engine, self.precision, self.device) != ("auto",) * 3:
             raise ConfigError("The service chooses its engine: omit --engine, --precision and --device.")
@@ -77,6 +82,18 @@ class PredictConfig:
             raise ConfigError(
                 f"--bands is {','.join(map(str, self.bands))}; expected band numbers from 1, such as 3,2,1."
             )
+
+    @property
+    def output_format(self) -> str | None:
+        """The key of OUTPUT_FORMATS[axes]; None for PARQUET and rasters. Raises: ConfigError for a format of other axes."""
+        if self.axes == "HW" and (self.format == PARQUET or self.reads_windows):
+            return None
+        return find_format(self.format or None, self.axes)
+
+    @property
+    def noun(self) -> str:
+        """What a run segments, in the plural."""
+        return {"T": "recordings"}.get(self.axes, AXES[self.axes])
 
     @property
     def uses_service(self) -> bool:
@@ -106,7 +123,8 @@ class PredictConfig:
             return ""
         if self.format in VECTOR_FORMATS:
             return VECTOR_FORMATS[self.format]
-        suffix: str = ".tif" if self.format == GEOTIFF else OUTPUT_FORMATS[self.format].SUFFIX
+        output = self.output_format
+        suffix: str = ".tif" if output is None else OUTPUT_FORMATS[self.axes][output].SUFFIX
         return suffix
 
     def manifest_header(self, model: str) -> dict[str, Any]:
@@ -116,9 +134,11 @@ class PredictConfig:
             raster = {"bands": list(self.bands), "scale": list(self.scale or [])}
         if self.crs:
             raster["crs"] = self.crs
-        options = asdict(self.options) | {"classes": list(self.options.classes)}
-        options.pop("bands")  # only of overlays of a service
-        return {"model": model, "format": self.format, "precision": self.precision, **options, **raster}
+        options = asdict(self.options) | {"classes": list(self.options.classes), "leads": list(self.options.leads)}
+        kept = SIGNAL_OPTIONS if self.axes == "T" else IMAGE_OPTIONS
+        options = {name: value for name, value in options.items() if name in kept}
+        format = self.output_format or self.format
+        return {"model": model, "format": format, "precision": self.precision, **options, **raster}
 
 
 def parse_numbers(text: str, name: str, count: int | None, kind: Callable[[str], Number]) -> tuple[Number, ...]:

@@ -58,7 +58,7 @@ class ImageTask:
                         backend.segmenter, backend.bundle.spec, source, target, self.config, should_stop
                     )
                 )
-        data = image.root.read(image.name)
+        data = image.read()
         encoded, fields = self.backend(data)
         if encoded is not None and self.config.format == "json" and self.config.options.masks == "polygons":
             encoded = georeference_polygons(data, encoded)

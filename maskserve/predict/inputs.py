@@ -18,11 +18,14 @@ from models.archive_limits import check_zip_member, check_zip_total
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line, quoted
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import check_file_size, check_is_file, read_image_file
-from models.readers import SAMPLE_SUFFIXES
+from models.readers import SAMPLE_SUFFIXES, SIGNAL_SUFFIXES
+from models.readers.wfdb import HEADER_SUFFIX, pack_record
 
 ARCHIVE_SUFFIX = ".zip"
-READ_SUFFIXES = IMAGE_SUFFIXES | SAMPLE_SUFFIXES
+READ_SUFFIXES = {"HW": IMAGE_SUFFIXES | SAMPLE_SUFFIXES, "T": SIGNAL_SUFFIXES}  # by the axes of the model
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv", ".json"})
+TABLE_SUFFIXES = (".csv", ".tsv")
+NOUNS = {"HW": "image", "T": "recording"}  # by axes
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -98,24 +101,43 @@ class InputImage(NamedTuple):
         """The full address, the image's key in the manifest. It is valid text even if the name is not UTF-8."""
         return self.root.full_address(self.name).encode("utf-8", "backslashreplace").decode()
 
+    def read(self) -> bytes:
+        """The bytes of its file; of a WFDB record, a zip file of the header and the signal files. Raises: as `InputRoot.read`."""
+        if not self.name.lower().endswith(HEADER_SUFFIX):
+            return self.root.read(self.name)
+        folder = PurePosixPath(self.name).parent
 
-def find_images(sources: Iterable[str], exclude: str = "", unread: UnreadFiles | None = None) -> Iterator[InputImage]:
+        def read_beside(name: str) -> bytes:
+            if "/" in name or "\\" in name or name in (".", ".."):
+                raise DataError(f"{self.path}: names the signal file {quoted(name)}, which is not a file beside it.")
+            return self.root.read(str(folder / name))
+
+        return pack_record(PurePosixPath(self.name).name, read_beside)
+
+
+def find_images(
+    sources: Iterable[str], exclude: str = "", unread: UnreadFiles | None = None, axes: str = "HW"
+) -> Iterator[InputImage]:
     """The images of each source, sorted within a folder. `exclude`: a folder or URL whose content is skipped.
 
+    `axes`: of the model; for one of signals, the recordings of each source.
     `unread` gets the other files. A pipe or a device with the name of an image is an image: reading it is an error of its own.
     Raises: DataError for a source without images, RunError for a store that cannot be reached.
     """
     for source in (source.removeprefix("file://") for source in sources):
-        skipped = UnreadFiles()
+        skipped = UnreadFiles(axes)
+        suffixes = READ_SUFFIXES[axes]
         root, names = (
-            _find_remote(source, exclude, skipped)
+            _find_remote(source, exclude, skipped, suffixes)
             if _is_remote(source)
-            else _find_local(source, Path(exclude) if exclude else None, skipped)
+            else _find_local(source, Path(exclude) if exclude else None, skipped, suffixes)
         )
+        if axes == "T":
+            names = without_labels(names)
         if not names:
-            found = f" ({'; '.join(skipped.messages())})" if skipped.messages() else ""
+            noun, found = NOUNS[axes], f" ({'; '.join(skipped.messages())})" if skipped.messages() else ""
             raise DataError(
-                f"{source} contains no image{found}; expected files ending in {', '.join(sorted(READ_SUFFIXES))}."
+                f"{source} contains no {noun}{found}; expected files ending in {', '.join(sorted(suffixes))}."
             )
         if unread is not None:
             unread.update(skipped)
@@ -127,15 +149,25 @@ def find_images(sources: Iterable[str], exclude: str = "", unread: UnreadFiles |
             yield InputImage(root, name)
 
 
+def without_labels(names: list[str]) -> list[str]:
+    """The recordings without the tables that lie beside a recording of the same name: these are its labels."""
+    stems = {os.path.splitext(name)[0] for name in names if not name.lower().endswith(TABLE_SUFFIXES)}
+    return [
+        name for name in names if not (name.lower().endswith(TABLE_SUFFIXES) and os.path.splitext(name)[0] in stems)
+    ]
+
+
 def _is_remote(source: str) -> bool:
     return "://" in source or "::" in source or (source.lower().endswith(ARCHIVE_SUFFIX) and Path(source).is_file())
 
 
-def _find_local(source: str, exclude: Path | None, unread: UnreadFiles) -> tuple[InputRoot, list[str]]:
+def _find_local(
+    source: str, exclude: Path | None, unread: UnreadFiles, suffixes: frozenset[str]
+) -> tuple[InputRoot, list[str]]:
     path = Path(os.path.abspath(source))
     if path.is_dir():
-        files = _list_images(path, exclude, unread)
-        layout, images = select_images(path, files)
+        files = _list_images(path, exclude, unread, suffixes)
+        layout, images = select_images(path, files) if unread.axes == "HW" else ("", files)
         if len(images) < len(files):
             unread.masks.append(
                 f"{source} is a data set ({layout}): its {len(images):,} images are segmented, not its "
@@ -143,7 +175,7 @@ def _find_local(source: str, exclude: Path | None, unread: UnreadFiles) -> tuple
             )
         return InputRoot(str(path)), [file.relative_to(path).as_posix() for file in images]
     if os.path.lexists(path):
-        _check_is_image_file(source, path)
+        _check_is_image_file(source, path, suffixes)
         return InputRoot(str(path.parent)), [path.name]
     if not GLOB_CHARACTERS & set(source):
         raise DataError(f"{source} does not exist; expected an image, a folder, a glob, a zip file or a URL of these.")
@@ -152,27 +184,27 @@ def _find_local(source: str, exclude: Path | None, unread: UnreadFiles) -> tuple
     for file in map(Path, glob.iglob(str(path), recursive=True)):
         if file.is_dir() or (exclude and file.is_relative_to(exclude)):
             continue
-        if _is_image(file.name):
+        if _is_image(file.name, suffixes):
             files.append(file)
         else:
             unread.add(file.name)
     return InputRoot(str(folder)), [file.relative_to(folder).as_posix() for file in sorted(files)]
 
 
-def _check_is_image_file(source: str, path: Path) -> None:
+def _check_is_image_file(source: str, path: Path, suffixes: frozenset[str]) -> None:
     """Check that a file that is named as a source is no archive and no list. Raises: DataError."""
     suffix = path.suffix.lower()
     if suffix in ARCHIVE_SUFFIXES and not path.name.lower().endswith(".nii.gz"):  # a volume, which decoding names
         raise DataError(
             f"{source} is an archive; only zip files are read. Unpack it and name its folder, or make a zip file."
         )
-    if suffix in LIST_SUFFIXES:
+    if suffix in LIST_SUFFIXES - suffixes:
         raise DataError(
             f"{source} is no image. To segment the images that it lists, name them: maskserve predict MODEL $(cat {source}) ..."
         )
 
 
-def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles) -> list[Path]:
+def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles, suffixes: frozenset[str]) -> list[Path]:
     images = []
     for parent, folders, files in os.walk(folder, onerror=unread.add_error):
         folders[:] = [name for name in folders if Path(parent, name) != exclude]
@@ -180,19 +212,21 @@ def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles) -> lis
             if os.path.islink(os.path.join(parent, name)):
                 unread.add_link(Path(parent, name))
         for name in files:
-            if _is_image(name):
+            if _is_image(name, suffixes):
                 images.append(Path(parent, name))
             else:
                 unread.add(name)
     return sorted(images)
 
 
-def _is_image(name: str) -> bool:
-    """Whether a file has the suffix of an image and is not one of macOS's companion files (`._*`)."""
-    return os.path.splitext(name)[1].lower() in READ_SUFFIXES and not name.rpartition("/")[2].startswith("._")
+def _is_image(name: str, suffixes: frozenset[str]) -> bool:
+    """Whether a file has one of the suffixes and is not one of macOS's companion files (`._*`)."""
+    return os.path.splitext(name)[1].lower() in suffixes and not name.rpartition("/")[2].startswith("._")
 
 
-def _find_remote(source: str, exclude: str, unread: UnreadFiles) -> tuple[InputRoot, list[str]]:
+def _find_remote(
+    source: str, exclude: str, unread: UnreadFiles, suffixes: frozenset[str]
+) -> tuple[InputRoot, list[str]]:
     url = source if "://" in source or "::" in source else os.path.abspath(source)
     if url.lower().endswith(ARCHIVE_SUFFIX) and "::" not in url:
         url = f"zip://::{url}"
@@ -215,9 +249,9 @@ def _find_remote(source: str, exclude: str, unread: UnreadFiles) -> tuple[InputR
         names = [name.removeprefix(folder).lstrip("/") for name in sorted(names)]
         names = [name for name in names if not (exclude and root.full_address(name).startswith(f"{exclude}/"))]
         for name in names:
-            if not _is_image(name) and "." in name.rpartition("/")[2]:  # a glob finds folders too
+            if not _is_image(name, suffixes) and "." in name.rpartition("/")[2]:  # a glob finds folders too
                 unread.add(name)
-        return root, [name for name in names if _is_image(name)]
+        return root, [name for name in names if _is_image(name, suffixes)]
 
 
 def check_size(address: str, filesystem: Any, path: str, in_memory: bool = True) -> None:

@@ -40,8 +40,11 @@ class ManifestRow:
     error: str | None = None  # the error message; None on success
     height: int | None = None  # pixels, of the mask and the upright image
     width: int | None = None
+    length: int | None = None  # time steps of a recording
+    rate: float | None = None  # Hz, of a recording
     # The classes that occur, by label: {"label", "name", "fraction" of all pixels 0..1} and for the format parquet "rle",
-    # COCO's compressed counts. The remaining pixels are unlabeled. None if the format does not contain the labels.
+    # COCO's compressed counts. The remaining pixels are unlabeled. None if the format does not contain the labels. Of a
+    # recording: {"label", "name", "events"}, the number of events, of all leads together.
     classes: list[dict[str, Any]] | None = None
     milliseconds: float | None = None  # of the inference, or of the request to a service
     model: str | None = None  # name and short hash of the bundle

@@ -16,7 +16,10 @@ def schema() -> "pa.Schema":
     """The columns, as the fields of `manifest.ManifestRow`."""
     import pyarrow as pa
 
-    class_fields = [("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string())]
+    class_fields = [
+        ("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string()),
+        ("events", pa.int64()),
+    ]  # fmt: skip
     return pa.schema(
         [
             pa.field("path", pa.string(), nullable=False),
@@ -24,6 +27,8 @@ def schema() -> "pa.Schema":
             pa.field("error", pa.string()),
             pa.field("height", pa.int32()),
             pa.field("width", pa.int32()),
+            pa.field("length", pa.int64()),
+            pa.field("rate", pa.float64()),
             pa.field("classes", pa.list_(pa.struct(class_fields))),
             pa.field("milliseconds", pa.float64()),
             pa.field("model", pa.string()),

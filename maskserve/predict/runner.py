@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from threading import Event
 
@@ -33,6 +34,7 @@ from models.bundle import open_bundle
 from models.console import Console
 from models.errors import ConfigError, DataError, RunError, escape_line, quoted
 from models.inference.segmenter import check_supports_windows
+from models.outputs import OUTPUT_FORMATS
 from models.outputs.select import class_indices
 
 MAX_NAME_BYTES = 255  # of a file name, on nearly every file system
@@ -63,9 +65,10 @@ def run(
     output = open_output(config)
     unread = UnreadFiles()
     excluded = str(output.path) if isinstance(output, FolderStore) else output.url
-    images = list(find_images(sources, excluded, unread))
+    config, model = resolve_model(config)
+    images = list(find_images(sources, excluded, unread, config.axes))
     check_mask_names(images, config)
-    header = config.manifest_header(resolve_model(config))
+    header = config.manifest_header(model)
     manifest = open_manifest(output, header, {image.path for image in images} if retry_errors else set())
     complete = False
     try:
@@ -89,7 +92,7 @@ def run(
         manifest.close(complete)
     done = earlier - earlier_failed + report.done - report.failed
     note = f", {earlier - earlier_failed} of them by earlier runs" if earlier else ""
-    report.print_line(f"{config.output}: {done} of {earlier + report.done} images segmented{note}")
+    report.print_line(f"{config.output}: {done} of {earlier + report.done} {config.noun} segmented{note}")
     if earlier_failed:
         report.print_line(f"{earlier_failed} failed in earlier runs: --retry-errors retries them")
     return earlier_failed + report.failed == 0
@@ -135,18 +138,26 @@ def check_packages(config: PredictConfig, ray: str) -> None:
         require_package("ray", "batch", "Ray")
 
 
-def resolve_model(config: PredictConfig) -> str:
-    """Name and hash of the bundle, without loading an engine. Raises: BundleError, ConfigError, ClientError."""
+def resolve_model(config: PredictConfig) -> tuple[PredictConfig, str]:
+    """The configuration with the axes of the model, and its name and hash, without loading an engine.
+
+    Raises: BundleError, ClientError; ConfigError for options that the model does not have.
+    """
     if config.uses_service:
         with make_client(config) as client:
             entry = find_served_model(client, config)
-        class_indices(config.options.classes, entry.class_spec)
-        return f"{entry.name}@{entry.hash}"
-    bundle = open_bundle(Path(config.model))
-    if config.reads_windows:
-        check_supports_windows(bundle.spec.input)
-    class_indices(config.options.classes, bundle.spec)
-    return f"{bundle.spec.name}@{bundle.hash}"
+        spec, axes, model = entry.class_spec, entry.spec.input.axes, f"{entry.name}@{entry.hash}"
+    else:
+        bundle = open_bundle(Path(config.model))
+        spec, axes, model = bundle.spec, bundle.spec.input.axes, f"{bundle.spec.name}@{bundle.hash}"
+    if axes not in OUTPUT_FORMATS:
+        raise ConfigError(f"The model takes samples of the axes {quoted(axes)}, which `predict` does not read.")
+    config = replace(config, axes=axes)
+    _ = config.output_format  # raises an error for a format that such models do not have
+    if config.reads_windows and not config.uses_service:
+        check_supports_windows(spec.input)
+    class_indices(config.options.classes, spec)
+    return config, model
 
 
 def check_mask_names(images: list[InputImage], config: PredictConfig) -> None:

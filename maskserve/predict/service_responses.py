@@ -1,6 +1,7 @@
 """Reads what a service answers: nothing of it is trusted, and no library sees another format than the one that was requested."""
 
 import io
+from collections import Counter
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,8 +16,13 @@ from models.spec import IGNORE_INDEX, Architecture, BundleSpec, ClassInfo, Input
 _Size = Annotated[int, Field(ge=1, le=2**31 - 1)]  # pixels
 
 
+class _ServedInput(BaseModel):
+    axes: str = "HW"
+
+
 class _ServedSpec(BaseModel):
     classes: list[ClassInfo] = Field(min_length=2, max_length=255)
+    input: _ServedInput = _ServedInput()
 
 
 class ServedModel(BaseModel):
@@ -65,6 +71,30 @@ def read_json_fields(encoded: bytes, rle: bool) -> dict[str, Any]:
             row["rle"] = entry.rle.counts
         classes.append(row)
     return {"height": result.height, "width": result.width, "classes": classes}
+
+
+class _EventEntry(BaseModel):
+    label: int = Field(ge=0, lt=IGNORE_INDEX)
+    onset: int = Field(ge=0)
+    offset: int = Field(ge=0)
+
+
+class _EventsResult(BaseModel):
+    rate: float = Field(gt=0, allow_inf_nan=False)
+    length: _Size
+    leads: list[str]
+    events: list[_EventEntry]
+
+
+def read_events_fields(encoded: bytes, names: list[str]) -> dict[str, Any]:
+    """Length, rate and events by class, as ManifestRow has them, of the format `events`. Raises: ValueError."""
+    result = _EventsResult.model_validate_json(encoded)
+    highest = max((event.label for event in result.events), default=0)
+    if highest >= len(names):
+        raise ValueError(f"an event has the label {highest}, and the model {len(names)} classes")
+    counts = Counter(event.label for event in result.events)
+    classes = [{"label": label, "name": names[label], "events": counts[label]} for label in sorted(counts)]
+    return {"length": result.length, "rate": result.rate, "classes": classes}
 
 
 def read_png_labels(encoded: bytes, class_count: int) -> Labels:

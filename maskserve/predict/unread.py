@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from models.errors import first_line
+from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.detect_format import READABLE_FORMATS
 
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"})
@@ -21,8 +22,9 @@ MAX_LISTED = 8  # suffixes that a message names
 
 @dataclass
 class UnreadFiles:
-    """The files and folders of the sources that are not read."""
+    """The files and folders of the sources that are not read. `axes`: of the model."""
 
+    axes: str = "HW"
     suffixes: Counter[str] = field(default_factory=Counter)
     folders: list[str] = field(default_factory=list)  # paths of linked folders, and of folders that cannot be listed
     masks: list[str] = field(default_factory=list)  # a sentence for each data set
@@ -30,7 +32,10 @@ class UnreadFiles:
     def add(self, name: str) -> None:
         """Count a file that does not have the suffix of an image."""
         path = PurePosixPath(name)
-        if not path.name.startswith(".") and path.suffix.lower() not in COMPANION_SUFFIXES:
+        suffix = path.suffix.lower()
+        # A record has signal and annotation files of any suffix beside its header.
+        counts = suffix not in COMPANION_SUFFIXES if self.axes == "HW" else suffix in ARCHIVE_SUFFIXES | IMAGE_SUFFIXES
+        if not path.name.startswith(".") and counts:
             self.suffixes[path.suffix.lower()] += 1
 
     def add_link(self, folder: Path) -> None:
@@ -56,7 +61,7 @@ class UnreadFiles:
         """A line for each kind."""
         lines = list(self.masks)
         if self.suffixes:
-            advice = f"save images as {READABLE_FORMATS}"
+            advice = f"save images as {READABLE_FORMATS}" if self.axes == "HW" else "the model takes signals"
             if self.suffixes.keys() & ARCHIVE_SUFFIXES:
                 advice += "; name a zip file as a SOURCE"
             lines.append(f"not read: {self.describe_suffixes()} ({advice})")

@@ -151,7 +151,7 @@ def _read_image(buffer: int, message: dict[str, Any], max_bytes: int) -> Image.I
 
 
 def _write_sample(buffer: int, sample: "Sample") -> dict[str, Any]:
-    """The values, then one byte a pixel if some are missing."""
+    """The values, then one byte a pixel or time step if some are missing."""
     message = _write_array(buffer, sample.values)
     spacing, frame = sample.spacing, sample.frame
     return {
@@ -161,28 +161,30 @@ def _write_sample(buffer: int, sample: "Sample") -> dict[str, Any]:
         "channels": sample.channels,
         "nodata": sample.nodata,
         "spacing": None if spacing is None else spacing.model_dump(mode="json"),
-        "frame": None if frame is None else [frame.affine, frame.crs],
-        "statistics": None if sample.statistics is None else sample.statistics.tolist(),
+        "frame": None if frame is None else [frame.affine, frame.crs, frame.start],
         "units": sample.units,
+        "statistics": None if sample.statistics is None else sample.statistics.tolist(),
     }
 
 
 def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sample":
     from models.sample import Frame, Sample
-    from models.spec import Spacing
+    from models.spec import AXES, Spacing
 
     values = _read_array(buffer, message, max_bytes)
     valid = None if message["valid"] is None else _read_array(buffer, message["valid"], max_bytes, values.nbytes)
-    channels, nodata, axes = tuple(str(name) for name in message["channels"]), message["nodata"], str(message["axes"])
-    if values.ndim != len(axes) + 1 or values.shape[-1] != len(channels):
-        raise ValueError(f"{len(channels)} channels of {values.shape}")
+    axes, nodata = str(message["axes"]), message["nodata"]
+    channels, units = (tuple(str(name) for name in message[key]) for key in ("channels", "units"))
+    if axes not in AXES or values.ndim != len(axes) + 1 or values.shape[-1] != len(channels):
+        raise ValueError(f"{len(channels)} channels of {values.shape} with the axes {axes}")
     if valid is not None and (valid.shape != values.shape[:-1] or valid.dtype != np.bool_):
         raise ValueError(f"valid pixels of {valid.shape}")
     frame, statistics = message["frame"], message["statistics"]
     if frame is not None:
-        affine, crs = frame
+        affine, crs, start = frame
         a, b, c, d, e, f = affine or (0.0,) * 6
-        frame = Frame((float(a), float(b), float(c), float(d), float(e), float(f)) if affine else None, str(crs))
+        place = (float(a), float(b), float(c), float(d), float(e), float(f)) if affine else None
+        frame = Frame(place, str(crs), start=str(start))
     return Sample(
         values,
         axes,
@@ -192,5 +194,5 @@ def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sampl
         None if nodata is None else float(nodata),
         valid,
         None if statistics is None else np.asarray(statistics, np.float32).reshape(2, len(channels)),
-        tuple(str(unit) for unit in message["units"]),
+        units=units,
     )

@@ -34,6 +34,7 @@ IS_SUPPORTED = hasattr(os, "memfd_create")  # on Linux
 START_SECONDS = 60.0  # for a child on a busy machine; it takes 0.3 s on an idle one
 START_ATTEMPTS = 3
 TICK_SECONDS = 0.05  # between two looks at whether the caller has gone
+DEFAULT_TIMEOUT_SECONDS = 60.0
 GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has gone: a new child costs 0.3 s
 
 # Address space of a child: measured peaks are 22 bytes a pixel (benchmarks/results/hostile.json), beside the file and its copies.
@@ -74,7 +75,7 @@ class DecoderPool:
         self,
         data: bytes,
         max_pixels: int | None = None,
-        timeout_seconds: float = 60.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         is_cancelled: Callable[[], bool] = lambda: False,
         rule: InputRule | None = None,
         rate: float | None = None,
@@ -111,12 +112,33 @@ class DecoderPool:
         result = self.run(function, data, arguments, timeout_seconds, is_cancelled, check)
         return result if isinstance(result, Sample) else Sample(result)
 
+    def read_signal(
+        self,
+        data: bytes,
+        rate: float | None = None,
+        max_pixels: int | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Sample:
+        """As `read_sample` with the axes T: all leads of a recording. The rest is as in `decode`."""
+        if not data:
+            raise EmptyImageError("The recording is empty (0 bytes). Send the bytes of its file.")
+        most = max_pixels or self._max_pixels
+
+        def check(result: Any) -> None:
+            if not isinstance(result, Sample) or result.axes != "T" or result.values.size > most:
+                raise ValueError("not a signal")
+
+        arguments = {"max_pixels": most, "axes": "T", "rate": rate}
+        sample: Sample = self.run("read_sample", data, arguments, timeout_seconds, is_cancelled, check)
+        return sample
+
     def run(
         self,
         function: str,
         data: bytes,
         arguments: dict[str, Any],
-        timeout_seconds: float = 60.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         is_cancelled: Callable[[], bool] = lambda: False,
         check: Callable[[Any], None] = lambda result: None,
     ) -> Any:
@@ -270,10 +292,10 @@ class _Child:
         except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:
             self.process.kill()
             if self.process.wait() == -signal.SIGPROF:
-                reason = "The image takes too long to decode for its size"
+                reason = "The file takes too long to decode for its size"
             else:
-                reason = "The image crashed its decoder, so it is corrupt, or memory is short"
-            raise _ChildLostError(f"{reason}. Save it again as PNG or JPEG.") from error
+                reason = "The file crashed its decoder, so it is corrupt, or memory is short"
+            raise _ChildLostError(f"{reason}. Save it again, an image as PNG or JPEG.") from error
         finally:
             if os.fstat(self.buffer).st_size > KEPT_BUFFER_BYTES:
                 os.ftruncate(self.buffer, KEPT_BUFFER_BYTES)
@@ -293,6 +315,6 @@ class _Child:
                 cancelled, deadline = True, min(deadline, time.monotonic() + GRACE_SECONDS)
             if time.monotonic() >= deadline:
                 raise _ChildLostError(
-                    "The image took too long to decode. Save it again as PNG or JPEG, or use a smaller one."
+                    "The file took too long to decode. Save it again, an image as PNG or JPEG, or use a smaller one."
                 )
         return receive_message(self.connection)

@@ -22,6 +22,9 @@ class OutputOptions:
     bands: tuple[
         str, ...
     ] = ()  # overlay: one or three channels to show; empty: red, green and blue, or the first three
+    leads: tuple[str, ...] = ()  # signals: names of the leads to segment; empty: all that the network takes
+    rate: float | None = None  # signals: sampling rate in Hz of a file that states none
+    trace: bool = False  # npz: whether the recording itself is included
 
     def __post_init__(self) -> None:
         for name in ("alpha", "min_confidence"):
@@ -32,5 +35,7 @@ class OutputOptions:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ConfigError(f"{name} is {value}; expected a number of pixels, 0 or more.")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ConfigError(f"rate is {self.rate}; expected a sampling rate in Hz, above 0.")
         if self.masks not in MASK_ENCODINGS:
             raise ConfigError(f"masks is {quoted(self.masks)}; choose from {', '.join(MASK_ENCODINGS)}.")

@@ -7,7 +7,8 @@ A reader is a module with two functions:
 
 and one line in the dict of its axes; the first that accepts the bytes reads them. The axes are those of the network's rule: an
 array of two axes is an image or a signal. Photographs never come here: for a network that takes them (`InputRule.is_photograph`)
-`models/imaging/decode.py` is called as it is. A record of several files is read as one zip file of them (`read_file`).
+`models/imaging/decode.py` is called as it is. A record of several files, and a folder of slices, are read as one zip file of them
+(`read_file`).
 """
 
 from dataclasses import replace
@@ -17,7 +18,22 @@ from types import ModuleType
 from models.errors import ChannelsError, EmptyImageError, UnsupportedFormatError
 from models.imaging.decode import MAX_PIXELS, decode_file, decode_image
 from models.imaging.files import read_image_file
-from models.readers import csv_signal, edf, image, npy, npy_signal, tiff, wav, wfdb
+from models.readers import (
+    archive,
+    csv_signal,
+    dicom,
+    edf,
+    image,
+    nifti,
+    npy,
+    npy_signal,
+    npy_volume,
+    nrrd,
+    tiff,
+    tiff_stack,
+    wav,
+    wfdb,
+)
 from models.readers.limits import ReadLimits
 from models.readers.prepare import prepare_sample
 from models.readers.signal import HERTZ, check_rate
@@ -26,8 +42,12 @@ from models.spec import InputRule, Spacing
 
 READERS: dict[str, ModuleType] = {"npy": npy, "tiff": tiff, "image": image}
 SIGNAL_READERS: dict[str, ModuleType] = {"npy": npy_signal, "edf": edf, "wav": wav, "wfdb": wfdb, "csv": csv_signal}
-READERS_BY_AXES: dict[str, dict[str, ModuleType]] = {"HW": READERS, "T": SIGNAL_READERS}
+VOLUME_READERS: dict[str, ModuleType] = {
+    "nifti": nifti, "nrrd": nrrd, "npy": npy_volume, "tiff": tiff_stack, "dicom": dicom, "zip": archive,
+}  # fmt: skip
+READERS_BY_AXES: dict[str, dict[str, ModuleType]] = {"HW": READERS, "T": SIGNAL_READERS, "DHW": VOLUME_READERS}
 SAMPLE_SUFFIXES = frozenset({".npy", ".npz"})  # of files that are read beside images (`IMAGE_SUFFIXES`)
+VOLUME_SUFFIXES = frozenset({".nii", ".nii.gz", ".nrrd"})  # of files that hold nothing but volumes
 SIGNAL_SUFFIXES = frozenset({wfdb.HEADER_SUFFIX, ".edf", ".bdf", ".wav", ".csv", ".tsv", ".npy", ".npz"})
 
 
@@ -44,6 +64,13 @@ def read_sample(data: bytes, max_pixels: int = MAX_PIXELS, axes: str = "HW", rat
         raise UnsupportedFormatError(
             "The bytes are no signal in a known format; expected a WFDB record (a zip file of .hea and .dat), EDF, BDF, WAV, CSV, "
             "TSV, npy or npz. Convert it to one of them."
+        )
+    if reader is None and axes == "DHW":
+        if not data:
+            raise EmptyImageError("The volume is empty (0 bytes). Send the bytes of a file.")
+        raise UnsupportedFormatError(
+            "The bytes are no volume in a known format; expected NIfTI (.nii, .nii.gz), NRRD, TIFF stack, npy, npz, or a zip file "
+            "of a DICOM series or of slices. Convert it to one of them."
         )
     sample: Sample = (reader or image).decode(data, limits)  # `image` says what other bytes are
     if rate is not None and sample.rate not in (None, rate):
@@ -77,7 +104,12 @@ def read_input_file(path: Path, rule: InputRule) -> Sample:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file; of the header of a WFDB record, a zip file of it and its signal files. Raises: OSError, DataError."""
+    """The bytes of a file; of the header of a WFDB record, a zip file of it and its signal files; of a folder, one of its slices.
+
+    Raises: OSError, DataError.
+    """
+    if path.is_dir():
+        return archive.pack_folder(path)
     if path.suffix.lower() != wfdb.HEADER_SUFFIX:
         return read_image_file(path)
     return wfdb.pack_record(path.name, lambda name: read_image_file(path.parent / name))

@@ -42,7 +42,7 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
     statistics = sample_statistics(values, valid) if rule.scaling.kind == "zscore" else None
     if valid is not None:
         fill = fill_values(rule) if statistics is None else statistics[0].astype(values.dtype)
-        values = np.where(valid[:, :, None], values, fill)
+        values = np.where(valid[..., None], values, fill)
     return replace(sample, values=values, channels=rule.channels, valid=valid, statistics=statistics)
 
 
@@ -106,7 +106,7 @@ def find_valid(values: Values, marked: Valid | None, nodata: set[float | None]) 
     """Where H x W x C values are data, bool H x W; None if they are everywhere. `marked`: what the file marks itself."""
     valid = marked
     for value in nodata:
-        missing: Valid = np.asarray(_equals(values, float(value or 0.0)).all(axis=2))
+        missing: Valid = np.asarray(_equals(values, float(value or 0.0)).all(axis=-1))
         valid = ~missing if valid is None else valid & ~missing
     if values.dtype.kind == "f":
         finite = is_measured(values)
@@ -116,7 +116,7 @@ def find_valid(values: Values, marked: Valid | None, nodata: set[float | None]) 
 
 def is_measured(values: Values) -> Valid:
     """Where floats H x W x C are numbers of a possible size, not NaN, infinite or a mark such as 1e30; bool H x W."""
-    return np.asarray((np.abs(values) < MAX_MAGNITUDE).all(axis=2))
+    return np.asarray((np.abs(values) < MAX_MAGNITUDE).all(axis=-1))
 
 
 def _equals(values: Values, number: float) -> Valid:

@@ -4,13 +4,13 @@ const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const pythonQuote = JSON.stringify; // a string of JSON is one of Python
 
 const writers = {
-  curl({ address, needsKey, file, model, classes, minConfidence }) {
+  curl({ address, needsKey, file, model, classes, minConfidence, signals }) {
     const query = new URLSearchParams({ ...(model && { model }), ...(classes.length && { classes: classes.join(",") }), ...(minConfidence && { min_confidence: minConfidence }) });
     const url = `${address}v1/segment${query.size ? `?${query}` : ""}`;
-    const lines = ["curl --fail-with-body", ...(needsKey ? ['-H "Authorization: Bearer $MASKSERVE_KEY"'] : []), `--data-binary ${shellQuote(`@${file}`)}`, shellQuote(url), "-o mask.png"];
+    const lines = ["curl --fail-with-body", ...(needsKey ? ['-H "Authorization: Bearer $MASKSERVE_KEY"'] : []), `--data-binary ${shellQuote(`@${file}`)}`, shellQuote(url), `-o ${signals ? "events.json" : "mask.png"}`];
     return lines.join(" \\\n  ");
   },
-  python({ address, needsKey, file, model, classes, minConfidence }) {
+  python({ address, needsKey, file, model, classes, minConfidence, signals }) {
     const options = [
       model && `model=${pythonQuote(model)}`,
       classes.length && `classes=[${classes.map((name) => pythonQuote(name)).join(", ")}]`,
@@ -21,7 +21,7 @@ const writers = {
       "from maskserve.client import Client", "",
       `with Client(${pythonQuote(address.replace(/\/$/, ""))}${needsKey ? ', api_key=os.environ["MASKSERVE_KEY"]' : ""}) as client:`,
       `    mask = client.segment(${[pythonQuote(file), ...options].join(", ")})`,
-      '    mask.save("mask.png")',
+      signals ? "    print(mask.events)" : '    mask.save("mask.png")',
     ].join("\n");
   },
 };

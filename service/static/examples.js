@@ -1,7 +1,7 @@
 // Thumbnails of the images that a bundle holds, to try the model without an image.
 
 import { apiKey, baseUrl } from "./api_client.js";
-import { createElement } from "./legend.js";
+import { createButton, createElement } from "./legend.js";
 
 const MAX_EXAMPLES = 4;
 let current = ""; // hash of the model whose examples are shown
@@ -18,9 +18,11 @@ export async function showExamples(container, model, onChoose) {
   }));
   if (model.hash !== current) return;
   const buttons = files.filter(Boolean).map((file, index) => {
-    const image = createElement("img", { src: URL.createObjectURL(file), alt: `Example ${index + 1}` });
+    const text = `Example ${index + 1}`, onclick = () => onChoose(file);
+    if (!file.name.endsWith(".png")) return createButton(text, onclick);
+    const image = createElement("img", { src: URL.createObjectURL(file), alt: text });
     image.onload = () => URL.revokeObjectURL(image.src);
-    return createElement("button", { type: "button", onclick: () => onChoose(file) }, [image]);
+    return createElement("button", { type: "button", onclick }, [image]);
   });
   container.replaceChildren(createElement("p", { textContent: "or try an example" }), ...buttons);
   container.hidden = !buttons.length;

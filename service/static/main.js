@@ -2,37 +2,53 @@
 
 import { advice, apiKey, baseUrl, fetchModels, isImageError, isRetryable, isTransient } from "./api_client.js";
 import * as camera from "./camera.js";
-import { CodePanel } from "./code.js";
 import { showExamples } from "./examples.js";
 import { createButton, createElement, formatPercent, Legend } from "./legend.js";
 import { formatDuration, renderModelInfo, renderTiming } from "./model_info.js";
 import { Viewer } from "./viewer.js";
 
 const $ = (id) => document.getElementById(id);
-const worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
-const post = (type, data = {}, transfer = []) => worker.postMessage({ type, ...data }, transfer);
+// -> post(type, data, transfer), which sends the worker a message
+const startWorker = (address) => {
+  const worker = new Worker(new URL(address, import.meta.url), { type: "module" });
+  worker.onmessage = ({ data }) => preserveFocus(() => handlers[data.type](data));
+  worker.onerror = ({ message }) =>
+    showProblem(message
+      ? { title: "The file cannot be drawn", detail: message }
+      : { title: "Unsupported browser", detail: "Use Chrome 110, Firefox 115, Safari 16.4 or later." });
+  return (type, data = {}, transfer = []) => worker.postMessage({ type, ...data }, transfer);
+};
+const post = (type, data) => viewer.post(type, data);
 
-const viewer = new Viewer({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, post);
+const imageViewer = new Viewer({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, startWorker("worker.js"));
+// A model of signals has a viewer and a worker of its own, which are loaded when it is first chosen.
+let signalViewer = null;
+let viewer = imageViewer;
 const legend = new Legend($("legend"), (table) => {
   post("overlay", { table, minConfidence: Math.round($("min-confidence").value * 2.55) });
-  codePanel.update();
+  codePanel?.update();
 });
-const codePanel = new CodePanel($("code"), () => ({
+const codeSettings = () => ({
   address: baseUrl,
   needsKey: Boolean(apiKey.get()),
   file: shown?.name || "image.jpg",
   model: models.length > 1 ? $("model").value : "",
   classes: chosenClasses(),
   minConfidence: $("min-confidence").value / 100,
-}));
+  signals: viewer !== imageViewer,
+});
+let codePanel = null;
+$("code").ontoggle = async () => {
+  codePanel ??= new (await import("./code.js")).CodePanel($("code"), codeSettings);
+  codePanel.update();
+};
 
 let explainPanel = null;
 const explainRequest = () => shown?.file && { file: shown.file, size: shown.size, baseUrl, model: $("model").value, apiKey: apiKey.get() };
 
 let models = []; // as returned by /v1/models
 let imageCount = 0;
-// Names of the channels to show, once some were chosen.
-let bands = "";
+let bands = ""; // names of the channels to show, once some were chosen
 let requestedFile = null; // the file of `requested`
 let requested = null; // {number, name}: the image of the current or last request
 let shown = null; // {number, name, stats}: the image on the screen, stats null until it is segmented
@@ -54,7 +70,7 @@ for (const button of document.querySelectorAll(".photograph")) {
 }
 for (const field of [$("file"), $("photo-file")])
   field.onchange = () => {
-    openImage(field.files[0]);
+    openFiles([...field.files]);
     field.value = ""; // so that choosing the same file again fires `change`
   };
 
@@ -73,9 +89,12 @@ addEventListener("paste", (event) => {
 });
 
 function openTransfer({ files }) {
-  if (files.length) openImage(files[0]);
+  if (files.length) openFiles([...files]);
   else showProblem({ title: "No image file found", detail: "The page cannot open text or URLs. Drop or paste an image file." });
 }
+
+// A recording may be several files, which are sent as one.
+const openFiles = async (files) => openImage(await (viewer.pack?.(files) ?? files[0]));
 
 // Requests and results
 
@@ -139,11 +158,11 @@ function hideProgress() {
 
 const handlers = {
   // Not always the newest image: an unreadable one leaves the previous image on the screen.
-  show({ number, name, width, height }) {
+  show({ number, name, width, height, ...rest }) {
     shown = { number, name, stats: null, file: number === requested?.number ? requestedFile : null, size: { width, height } };
     $("empty").hidden = $("result").hidden = true;
-    $("view").hidden = $("choose-again").hidden = false;
-    viewer.show({ width, height });
+    viewer.view.hidden = $("choose-again").hidden = false;
+    viewer.show({ width, height, ...rest });
     $("model-info").open = false;
   },
   result({ number, stats, model, stages, totalMs }) {
@@ -151,14 +170,14 @@ const handlers = {
     shown.stats = stats;
     legend.show(stats);
     $("summary").textContent = stats.classes.length
-      ? `Classes in the image: ${legend.classes.map(({ name, fraction }) => `${name} ${formatPercent(fraction)}`).join(", ")}.`
-      : "No classes found in the image.";
+      ? `Classes found: ${legend.classes.map(({ name, fraction }) => `${name} ${formatPercent(fraction)}`).join(", ")}.`
+      : "No classes found.";
     $("result-source").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", model ");
     renderTiming($("timing"), stages, totalMs);
     $("result").hidden = false;
     $("explain").hidden = !currentModel()?.explain;
     updateExplainPanel();
-    codePanel.update();
+    codePanel?.update();
     if (number !== requested?.number) return; // a newer request is running
     hideProgress();
     showStatus(paragraph(`Segmented in ${formatDuration(totalMs)}.`, "info"));
@@ -173,30 +192,26 @@ const handlers = {
     if (isTransient(problem)) scheduleRetry(problem.retryAfter ?? 2);
     if (isImageError(problem)) requested = shown; // the next model segments the image on the screen
   },
-  readout({ x, y, label, confidence }) {
+  readout(place) {
+    const { label, confidence } = place;
     const found = shown?.stats?.classes.find((entry) => entry.label === label);
     const name = createElement("bdi", { textContent: found?.name ?? "unlabeled" });
-    viewer.showReadout({ x, y }, [name, ` · ${formatPercent(confidence)} confidence`], found?.rgb ?? [128, 128, 128]);
+    viewer.showReadout(place, [name, ` · ${formatPercent(confidence)} confidence`], found?.rgb ?? [128, 128, 128]);
   },
   save({ what, blob }) {
-    const suffix = { mask: "mask.png", overlay: "overlay.jpg", json: "json" }[what];
+    const suffix = { mask: "mask.png", overlay: "overlay.jpg", json: "json", csv: "csv" }[what];
     const link = createElement("a", { href: URL.createObjectURL(blob), download: `${stem(shown.name)}.${suffix}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
   },
 };
-worker.onmessage = ({ data }) => preserveFocus(() => handlers[data.type](data));
-worker.onerror = ({ message }) =>
-  showProblem(message
-    ? { title: "The image cannot be drawn", detail: message }
-    : { title: "Unsupported browser", detail: "Use Chrome 110, Firefox 115, Safari 16.4 or later." });
 
 // When the focused element disappears, focus the status or the view instead of the start of the page.
 function preserveFocus(change) {
   const before = document.activeElement;
   change();
   const after = document.activeElement;
-  if (before !== document.body && (after === document.body || !after.getClientRects().length)) $(shownProblem || !shown ? "status" : "view").focus();
+  if (before !== document.body && (after === document.body || !after.getClientRects().length)) (shownProblem || !shown ? $("status") : viewer.view).focus();
 }
 
 function showStatus(content = "", problem = null) {
@@ -269,44 +284,45 @@ async function refreshModels() {
   $("model").parentElement.hidden = models.length < 2;
   $("only-model").textContent = models.length === 1 ? models[0].name : "";
   $("change-key").hidden &&= !apiKey.get();
-  updateModelInfo();
+  await updateModelInfo();
   const imageWaiting = first || shownProblem === modelsProblem;
   if (shownProblem === modelsProblem) showStatus();
   if (imageWaiting && requested && !(requested.number === shown?.number && shown.stats)) segmentImage();
   return true;
 }
 
-$("model").onchange = () => {
-  updateModelInfo();
+$("model").onchange = async () => {
+  await updateModelInfo();
   if (requested) segmentImage();
 };
 
 const currentModel = () => models.find(({ name }) => name === $("model").value);
 
-function updateModelInfo() {
-  if (!currentModel()) return;
-  renderModelInfo($("model-info"), currentModel());
-  showExamples($("examples"), currentModel(), openImage);
-  offerBands(currentModel().spec.input.channels);
-  codePanel.update();
-}
-
-// Of a model of other channels than red, green and blue: which three the page shows as these. It begins with the service's own
-// choice: of two channels, the first as gray.
-function offerBands(channels) {
-  const colors = ["red", "green", "blue"], group = $("bands");
-  const first = colors.every((color) => channels.includes(color)) ? colors : channels;
+async function updateModelInfo() {
+  const model = currentModel();
+  if (!model) return;
+  renderModelInfo($("model-info"), model);
+  showExamples($("examples"), model, openImage);
+  codePanel?.update();
+  const { axes, channels } = model.spec.input, signals = axes === "T";
   bands = "";
-  group.hidden = !channels[1] || channels.join() === colors.join();
-  group.replaceChildren("Show", ...colors.map((color, index) => {
-    const field = createElement("select", { ariaLabel: color }, channels.map((name) => new Option(name)));
-    field.value = first[first[2] ? index : 0];
-    field.onchange = () => {
-      bands = [...group.children].map(({ value }) => value).join();
+  $("bands").hidden = signals || !channels[1] || channels.join() === "red,green,blue";
+  if (!$("bands").hidden)
+    (await import("./bands.js")).offerBands($("bands"), channels, (names) => {
+      bands = names;
       if (requested) segmentImage();
-    };
-    return field;
-  }));
+    });
+  if (signals && !signalViewer) {
+    const { SignalViewer } = await import("./signal_viewer.js");
+    signalViewer ??= new SignalViewer($("view").parentElement, $("result"), startWorker(SignalViewer.worker));
+  }
+  const wanted = signals ? signalViewer : imageViewer;
+  if (viewer === wanted || model !== currentModel()) return;
+  viewer = wanted;
+  viewer.opacity = $("opacity").value / 100;
+  signalViewer.activate(signals);
+  $("result").hidden = imageViewer.view.hidden = true;
+  if (requestedFile) post("show", { ...requested, file: requestedFile });
 }
 
 // The names of the classes to keep once one of them was hidden or shown; otherwise none: all are kept.

@@ -22,13 +22,14 @@ export function renderModelInfo(container, model) {
   const { spec } = model;
   const inputSize = { native: "original size", fit: `long side ${spec.input.side} pixels`, exact: `height, width ${spec.input.size} pixels` };
   const options = Object.entries(spec.architecture.options).filter(([, value]) => value).map((pair) => pair.join("="));
+  const isSignal = spec.input.axes === "T";
   const miou = spec.metrics.val?.miou;
   const fields = {
     Name: `${model.name}@${model.hash.slice(0, 12)}`,
     Network: [spec.architecture.name, ...options].join(" "),
     Classes: spec.classes.map(({ name }) => name).join(", "),
     Channels: spec.input.channels.join(", "),
-    "Input size": inputSize[spec.input.rule],
+    [isSignal ? "Sampling rate" : "Input size"]: isSignal ? `${spec.input.spacing?.values[0]} Hz` : inputSize[spec.input.rule],
     mIoU: miou && `${formatPercent(miou)} on the validation split`,
     "Runs on": `${model.device}: ${model.reason}`,
   };

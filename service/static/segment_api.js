@@ -1,4 +1,4 @@
-// Client of /v1/segment. Runs in the worker, because parsing a response of some megabytes would block the page.
+// Client of /v1/segment. Runs in the workers, because parsing a response of some megabytes would block the page.
 
 import { readPng } from "./png.js";
 
@@ -15,13 +15,29 @@ export class ApiError extends Error {
   }
 }
 
+export const fileProblem = {
+  status: null,
+  title: "The file cannot be read",
+  detail: "It may be a folder, or was changed or deleted; choose it again.",
+};
+
+// fetch throws a TypeError without details for every network error.
+export function networkProblem(error) {
+  const network = error instanceof TypeError;
+  return {
+    status: 0,
+    title: network ? "No response from the service" : "The response cannot be read",
+    detail: `${network ? "The service is down or the connection was lost" : error.message}. Your file is still here.`,
+  };
+}
+
 // request: {file: Blob, baseUrl, model: name, apiKey: text or "", signal: AbortSignal} ->
 // {stats: the JSON without its images, labels, confidence: Uint8Array of height x width, mask: PNG Blob, json: Blob, model,
 //  stages: [name, ms] pairs, totalMs: from sending to the last byte received}.
 // Throws: ApiError; AbortError; TypeError for a network error.
 export async function segment(request) {
   const start = performance.now();
-  const response = await postImage(request, SEGMENT_PARAMS);
+  const response = await postFile(request, SEGMENT_PARAMS);
   const json = await response.blob();
   const totalMs = performance.now() - start;
   const { png, confidence, ...stats } = JSON.parse(await json.text());
@@ -38,10 +54,10 @@ export async function segment(request) {
 // -> the image as the service decodes it, a JPEG Blob. Costs an inference, because no other route returns it.
 export async function fetchDecodedImage(request) {
   const { bands } = request; // names of three channels, or "" for those that the service chooses
-  return (await postImage(request, bands ? { ...IMAGE_PARAMS, bands } : IMAGE_PARAMS)).blob();
+  return (await postFile(request, bands ? { ...IMAGE_PARAMS, bands } : IMAGE_PARAMS)).blob();
 }
 
-async function postImage({ file, baseUrl, model, apiKey, signal }, params) {
+export async function postFile({ file, baseUrl, model, apiKey, signal }, params) {
   const url = new URL("v1/segment", baseUrl);
   url.search = new URLSearchParams({ ...params, model });
   const headers = { "Content-Type": "application/octet-stream" };
@@ -68,6 +84,6 @@ function decodeBase64(text) {
 }
 
 // Server-Timing (W3C): "read;dur=0.41, decode;dur=3.02"
-function parseServerTiming(header) {
+export function parseServerTiming(header) {
   return [...header.matchAll(/(\w+);dur=([\d.]+)/g)].map(([, name, ms]) => [name, Number(ms)]);
 }

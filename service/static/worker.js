@@ -2,7 +2,7 @@
 // Messages in both directions are {type, ...data}.
 
 import * as renderer from "./renderer.js";
-import { ApiError, fetchDecodedImage, segment } from "./segment_api.js";
+import { ApiError, fetchDecodedImage, fileProblem, networkProblem, segment } from "./segment_api.js";
 
 const files = new Map(); // image number -> promise of a Blob: of the image on the screen and of the newest one
 let newest = 0; // number of the image that was opened or requested last
@@ -55,7 +55,7 @@ const handlers = {
     } catch (error) {
       await displaying; // the page needs the image on the screen before the problem
       if (signal.aborted) return;
-      post("problem", { number, problem: error instanceof ApiError ? error.problem : toProblem(error) });
+      post("problem", { number, problem: error instanceof ApiError ? error.problem : networkProblem(error) });
     } finally {
       if (activeRequest === controller) activeRequest = null;
     }
@@ -78,26 +78,13 @@ async function displayImage(image, file) {
 }
 
 function throwUnreadable() {
-  const detail = "It may be a folder, or was changed or deleted; choose it again.";
-  throw new ApiError({ status: null, title: "The file cannot be read", detail });
-}
-
-// fetch throws a TypeError without details for every network error.
-function toProblem(error) {
-  const network = error instanceof TypeError;
-  return {
-    status: 0,
-    title: network ? "No response from the service" : "The response cannot be read",
-    detail: network
-      ? "The service is down or the connection was lost. Your image is still here."
-      : `${error.message}. Your image is still here.`,
-  };
+  throw new ApiError(fileProblem);
 }
 
 onmessage = async ({ data }) => {
   try {
     await handlers[data.type](data);
   } catch (error) {
-    post("problem", { number: shown.number, problem: toProblem(error) });
+    post("problem", { number: shown.number, problem: networkProblem(error) });
   }
 };

@@ -40,7 +40,7 @@ def test_no_violation_in_any_state(open_page: OpenPage, two_models_url: str, the
     check_accessibility(sight)
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("Unsupported image format")
+    sight.wait_for_status("Unsupported file format")
     check_accessibility(sight)
 
 

@@ -28,7 +28,7 @@ def test_unsupported_file(open_page: OpenPage, url: str) -> None:
     before = sight.screenshot()
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    assert "JPEG" in sight.wait_for_status("Unsupported image format") and "notes.txt" in sight.page.inner_text(
+    assert "JPEG" in sight.wait_for_status("Unsupported file format") and "notes.txt" in sight.page.inner_text(
         "#status"
     )
     assert re.search(r"Request [0-9a-f]{16}", sight.page.inner_text("#status"))
@@ -47,7 +47,7 @@ def test_image_that_only_the_browser_can_read(open_page: OpenPage, url: str) -> 
     sight = open_page(url)
     sight.expected_statuses = (415,)
     sight.upload("moving.gif", encode_image(IMAGE, "GIF"))
-    assert "GIF" in sight.wait_for_status("Unsupported image format")
+    assert "GIF" in sight.wait_for_status("Unsupported file format")
     assert np.abs(sight.image_pixels(60, 80).astype(int) - IMAGE).mean() < 10
     assert not sight.page.is_visible("#result")
 
@@ -150,7 +150,7 @@ def test_unsupported_file_keeps_the_previous_image(open_page: OpenPage, two_mode
     assert sight.page.inner_text("#result-source") == "street.png, model few"
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("Unsupported image format")
+    sight.wait_for_status("Unsupported file format")
     sight.expected_statuses = ()
     sight.page.select_option("#model", "many")
     sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
@@ -161,7 +161,7 @@ def test_unsupported_first_file_keeps_the_start_page(open_page: OpenPage, url: s
     sight = open_page(url)
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("Unsupported image format")
+    sight.wait_for_status("Unsupported file format")
     assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
     sight.upload("street.png", PNG)
     sight.wait_for_result()
@@ -284,7 +284,7 @@ def test_files_that_arrive_faster_than_they_are_read(open_page: OpenPage, two_mo
         for wait, (name, data) in enumerate([("a.png", PNG), ("b.png", PNG), ("notes.txt", b"these are notes")]):
             sight.upload(name, data)
             sight.page.wait_for_timeout(again * wait * 5)
-        sight.wait_for_status("Unsupported image format")
+        sight.wait_for_status("Unsupported file format")
         if sight.page.is_visible("#view"):
             for model in ("many", "few"):
                 sight.page.select_option("#model", model)

@@ -199,9 +199,9 @@ def test_every_format_and_option_equals_the_outputs(
     for query, (format, options) in queries.items():
         response = http.post(f"/v1/segment?{query}", content=JPEG)
         assert response.status_code == 200, response.text
-        assert response.headers["content-type"] == OUTPUT_FORMATS[format].MEDIA_TYPE
+        assert response.headers["content-type"] == OUTPUT_FORMATS["HW"][format].MEDIA_TYPE
         prediction = with_confidence if needs_confidence(format, options) else replace(with_confidence, confidence=None)
-        expected = OUTPUT_FORMATS[format].encode(filter_prediction(prediction, spec, options), spec, options)
+        expected = OUTPUT_FORMATS["HW"][format].encode(filter_prediction(prediction, spec, options), spec, options)
         assert response.content == expected, query
 
 
@@ -323,7 +323,7 @@ def test_models_and_openapi(http: httpx.Client, tiny_bundle: Path) -> None:
     }
     assert all(PROBLEM_JSON in documented[status]["content"] for status in documented if status != "200")
     assert page["servers"] == [{"url": "../v1"}] and "security" not in page  # no key is needed
-    example = documented["200"]["content"]["application/json"]["example"]
+    example = documented["200"]["content"]["application/json"]["examples"]["json"]["value"]
     result = http.post("/v1/segment?format=json", content=JPEG).json()
     assert example.keys() == result.keys() and example["classes"][0].keys() == result["classes"][0].keys()
     assert page["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status", "detail", "request_id"]

@@ -14,7 +14,11 @@ from service.settings import read_settings
 from service.web_page import EXPLAIN_SCRIPT, MEDIA_TYPES, STATIC_FOLDER, load_static_files, page_routes
 
 APP = Router(page_routes())
-MAX_BYTES = 60_000  # of all files
+MAX_BYTES = 60_000  # of the files that the page loads for a model of photographs
+MAX_SIGNAL_BYTES = 35_000  # of those that it loads for a model of signals beside them
+IMPORTED = re.compile(
+    r'(?:from|startWorker\(|worker =) ?"(?:\./)?([\w-]+\.js)"'
+)  # when the file is loaded, not by import()
 
 
 def send_request(path: str, method: str = "GET", app: ASGIApp = APP, **headers: str) -> httpx.Response:
@@ -79,8 +83,26 @@ def test_only_comments_and_indentation_are_removed() -> None:
         assert load_static_files(explain=True)[f"/static/{path.name}"].body.decode().splitlines() == kept
 
 
+def loaded_files(start: str) -> set[str]:
+    """A file of the page, and all that it loads at once."""
+    files = load_static_files()
+    loaded, waiting = set[str](), [start]
+    while waiting:
+        path = waiting.pop()
+        loaded.add(path)
+        text = files[path].body.decode()
+        found = {f"/static/{name}" for name in IMPORTED.findall(text)} | set(re.findall(r'="/?(static/[^"]+)"', text))
+        waiting += {f"/{name.lstrip('/')}" for name in found} - loaded
+    return loaded
+
+
 def test_page_is_small() -> None:
-    assert sum(len(file.body) for file in load_static_files().values()) < MAX_BYTES
+    files = load_static_files()
+    image, signal = loaded_files("/"), loaded_files("/static/signal_viewer.js")
+    assert "/static/worker.js" in image and "/static/signal_worker.js" in signal
+    assert not {name for name in image if "signal" in name}
+    assert sum(len(files[name].body) for name in image) < MAX_BYTES
+    assert sum(len(files[name].body) for name in signal - image) < MAX_SIGNAL_BYTES
 
 
 def test_cached_file_is_not_sent_again() -> None:

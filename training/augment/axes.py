@@ -9,6 +9,7 @@ from models.readers.prepare import fill_values
 from models.sample import Statistics, Values
 from models.spec import IGNORE_INDEX, InputRule
 from training.augment.signals import augment_signal
+from training.augment.volumes import augment_volume
 from training.config import TrainConfig
 
 
@@ -30,6 +31,9 @@ class AxesPolicy:
         """Values [*axes, C] and labels uint8 [*axes] -> the same of the lengths of the crop."""
         if rule.axes == "T":
             return augment_signal(values, labels, random, self.crop[0], self.config, rule, statistics)
+        if rule.axes == "DHW":
+            depth, height, width = self.crop
+            return augment_volume(values, labels, random, (depth, height, width), self.config, rule, statistics)
         return random_crop(
             values, labels, random, self.crop, self.config.class_balanced_crops, sample_fill(rule, statistics)
         )

@@ -29,10 +29,12 @@ from training.data.formats import (
     labelme,
     mask_parts,
     nnunet,
+    nnunet_volumes,
     same_folder,
     signal_folder,
     supervisely,
     voc,
+    volume_folder,
     wfdb_records,
     yolo,
 )
@@ -67,6 +69,8 @@ FORMATS: dict[str, ModuleType] = {
     "same-folder": same_folder,
     "wfdb": wfdb_records,
     "signal-folder": signal_folder,
+    "nnunet-volumes": nnunet_volumes,
+    "volume-folder": volume_folder,
 }
 
 ProgressCallback = Callable[[int, int], None]

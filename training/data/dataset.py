@@ -29,6 +29,7 @@ class Pair:
     mask: Path  # the file that the mask is read from; for COCO, a JSON file that holds many
     group: str = ""  # what stays in one split, such as a patient; empty for the name
     lead: str = ""  # of a recording, the one channel that is read; empty for all
+    further_channels: tuple[Path, ...] = ()  # of a volume, the files of its other channels
 
 
 def read_pair_mask(pair: Pair) -> RawMask:
@@ -51,7 +52,8 @@ class SegmentationDataset:
     input: InputRule | None = (
         None  # what is read of each image; None until it is chosen: photographs, signals as they are
     )
-    axes: str = "HW"  # HW for images, T for signals
+    axes: str = "HW"  # HW for images, T for signals, DHW for volumes
+    channels: tuple[str, ...] = ()  # names of the channels of volumes, whose files do not name them
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -63,6 +65,8 @@ class SegmentationDataset:
         """
         if self.axes == "T":
             return self._signal_and_labels(index, with_labels=False)[0]
+        if self.axes == "DHW":
+            return self._volume_and_labels(index, with_labels=False)[0]
         return read_input_file(self.pairs[index].image, self.input or PHOTOGRAPHS)
 
     def image(self, index: int) -> Image:
@@ -79,13 +83,21 @@ class SegmentationDataset:
         """An image and its labels, which ignore what is missing in the image. Raises: ImageError, DataError."""
         if self._has_tracks:
             sample, labels = self._signal_and_labels(index)
+        elif self.axes == "DHW":
+            sample, labels = self._volume_and_labels(index)
         else:
             sample, labels = self.sample(index), self.labels(index)
         return sample, _without_missing(sample, labels)
 
     def record_and_labels(self, index: int) -> tuple[Sample, Labels]:
-        """A recording as the network takes it, but at its own rate, and its labels. Raises: ImageError, DataError."""
-        sample, labels = self._signal_and_labels(index, at_own_rate=True)
+        """A recording or a volume as the network takes it, but at its own rate or spacing, and its labels.
+
+        Raises: ImageError, DataError.
+        """
+        if self.axes == "DHW":
+            sample, labels = self._volume_and_labels(index, at_own_spacing=True)
+        else:
+            sample, labels = self._signal_and_labels(index, at_own_rate=True)
         return sample, _without_missing(sample, labels)
 
     def evenly_spaced_indices(self, max_count: int) -> list[int]:
@@ -101,7 +113,21 @@ class SegmentationDataset:
         """uint8 H x W, of a signal T: class indices, 255 for what is ignored. Raises: DataError, ImageError."""
         if self._has_tracks:
             return self._signal_and_labels(index)[1]
+        if self.axes == "DHW":
+            return self._volume_and_labels(index)[1]
         return self.mask_encoding.decode(self.raw_mask(index), self.pairs[index].mask)
+
+    def _volume_and_labels(
+        self, index: int, with_labels: bool = True, at_own_spacing: bool = False
+    ) -> tuple[Sample, Labels]:
+        """A volume and its labels, at the spacing of the rule if it states one."""
+        from training.data.volumes import at_network_spacing, read_volume  # which imports `Pair`
+
+        sample = read_volume(self.pairs[index], self.channels)
+        labels = self.mask_encoding.decode(self.raw_mask(index), self.pairs[index].mask) if with_labels else None
+        rule = self.input and self.input.model_copy(update={"spacing": None} if at_own_spacing else {})
+        sample, labels = at_network_spacing(sample, labels, rule)
+        return sample, np.zeros(sample.size, np.uint8) if labels is None else labels
 
     @property
     def _has_tracks(self) -> bool:

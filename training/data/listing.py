@@ -42,6 +42,7 @@ class Entry(NamedTuple):
     split: str = ""
     group: str = ""  # what stays in one split, such as a patient; empty for the name
     lead: str = ""  # of a recording, the channel that is labelled; empty for all
+    further_channels: tuple[Path, ...] = ()  # of a volume, the files of its other channels
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()  # the other files that were read: classes, lists, annotations
     axes: str = "HW"
+    channels: tuple[str, ...] = ()  # of volumes, whose files do not name them
 
     def has_split(self, split: str) -> bool:
         """Whether an image has the split, or the hash assigns it one."""
@@ -96,6 +98,7 @@ class Listing:
             (*self.notes, *self._split_notes(existing)),
             self.files,
             axes=self.axes,
+            channels=self.channels,
         )
 
     @property
@@ -105,7 +108,14 @@ class Listing:
 
     def _paired(self, split: str) -> list[Pair]:
         return [
-            Pair(printable(entry.name), entry.image, entry.mask, printable(entry.group), entry.lead)
+            Pair(
+                printable(entry.name),
+                entry.image,
+                entry.mask,
+                printable(entry.group),
+                entry.lead,
+                entry.further_channels,
+            )
             for entry in self.entries
             if entry.mask and entry.split == split
         ]

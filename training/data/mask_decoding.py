@@ -133,7 +133,7 @@ def _read_array(file: Path) -> MaskArray:
         raise DataError(f"{file}: has the shape {shape}; expected H x W of whole numbers. Save the mask as PNG.")
     if not 0 < array.size <= MAX_PIXELS:
         raise DataError(f"{file}: the mask has {array.size:,} pixels; the limit is {MAX_PIXELS:,}.")
-    return _check_gray(np.array(array.astype(np.uint8) if array.dtype.kind == "b" else array), file)
+    return check_gray(np.array(array.astype(np.uint8) if array.dtype.kind == "b" else array), file)
 
 
 def _read_packed_rgb(image: Image.Image) -> NDArray[np.uint32]:
@@ -151,10 +151,10 @@ def _read_gray(image: Image.Image, file: Path) -> MaskArray:
         return values.astype(np.uint8)
     if image.mode == "L":
         return values
-    return _check_gray(values, file)
+    return check_gray(values, file)
 
 
-def _check_gray(values: NDArray[Any], file: Path) -> MaskArray:
+def check_gray(values: NDArray[Any], file: Path) -> MaskArray:
     """The values in the smallest unsigned type. Raises: DataError for fractions and values out of range."""
     with np.errstate(invalid="ignore"):
         lowest, highest = values.min(), values.max()

@@ -189,6 +189,12 @@ def stem_below(path: str, folder: str) -> str:
     return os.path.splitext(below)[0]
 
 
+def volume_name(path: str, folder: str) -> str:
+    """As `stem_below`, without both suffixes of a compressed file: `a` for `a.nii.gz`."""
+    below = path[len(folder) + 1 :] if folder else path
+    return below[: len(below) - len(suffix_of(below))]
+
+
 def count_suffixes(names: Iterable[str]) -> str:
     """The names counted by suffix, the most frequent first: `8 .png, 1 .txt`."""
     counts = Counter(suffix_of(name) or "without a suffix" for name in names)

@@ -93,10 +93,15 @@ def architecture_options(config: TrainConfig) -> dict[str, Any]:
 
 def deepest_stride(config: TrainConfig) -> int:
     """The largest stride of a map of the network along any axis: lengths of its input are padded to multiples of it."""
+    return max(deepest_strides(config))
+
+
+def deepest_strides(config: TrainConfig) -> tuple[int, ...]:
+    """The largest stride of a map of the network along each axis; three where all axes have one."""
     if config.architecture != "unet" or config.strides is None:
-        return 32
+        return (32, 32, 32)
     per_axis = zip(*([step] * 3 if isinstance(step, int) else step for step in config.strides), strict=False)
-    return max(int(math.prod(steps)) for steps in per_axis)
+    return tuple(int(math.prod(steps)) for steps in per_axis)
 
 
 def load_network(run: Path) -> Network:

@@ -21,10 +21,11 @@ MAX_NAMED_CLASSES = 12  # classes listed by name
 
 def check_dataset(report: LintReport, requested_splits: tuple[str, ...]) -> list[Finding]:
     """The findings that no single file has."""
-    if report.axes == "T":
+    if report.axes != "HW":
+        unmatched = _check_unlabelled_recordings(report) if report.axes == "T" else _check_unmatched_files(report)
         return [
             *_check_notes(report),
-            *_check_unlabelled_recordings(report),
+            *unmatched,
             *_check_splits(report, requested_splits),
             *_check_absent_classes(report),
             *_check_rare_classes(report),

@@ -102,7 +102,21 @@ ADVICE = {
     "different scales of signals": "Nothing to do with scaling=zscore, the default; otherwise check the gains of the files.",
     "very short events": "Check that they are meant: after resampling they may vanish.",
     "unannotated stretches": "Nothing to do: they are ignored in training and evaluation.",
-    "same patient in two splits": "Keep a patient's recordings in one split: list them in splits.csv (record,split,patient).",
+    "same patient in two splits": "Keep a patient's recordings or volumes in one split: list them in splits.csv "
+    "(record,split,patient).",
+    "labels on another grid": "Resample the labels to the grid of their volume, by nearest neighbor; or correct the wrong header.",
+    "missing voxels": "They are ignored in training, and void in predictions. Repair the volume if they should be values.",
+    "constant volume": "Check the file: there is nothing to learn from. Delete the volume and its labels, or export it again.",
+    "volume without objects": "Useful if the volume has none of the classes; otherwise label it.",
+    "volume of one slice": "Check that the file is complete. Slices are better trained on as images.",
+    "mixed orientations": "Nothing to do: all volumes are turned into one orientation, and predictions back. "
+    "Files that state none are taken as they are: convert them to NIfTI with their orientation.",
+    "different scales of volumes": "Nothing to do with scaling=zscore, the default; CT must have one scale: check the files.",
+    "different spacings": "Nothing to do: all volumes are resampled to the spacing of the training, and predictions back.",
+    "no spacing": "Write it into the files (NIfTI, NRRD): without it, volumes of other resolutions are segmented worse.",
+    "float labels": "Nothing to do; integers take less space.",
+    "same volume in two splits": "Keep it in one split: a network cannot be evaluated on what it was trained on.",
+    "same volume twice": "Delete the copies: they only increase the weight of one volume.",
     "same recording in two splits": "Keep it in one split: a network cannot be evaluated on what it was trained on.",
     "same recording twice": "Delete the copies: they only increase the weight of one recording.",
 }
@@ -169,7 +183,7 @@ class LintReport:
 
     @property
     def axes(self) -> str:
-        """HW for images, T for signals."""
+        """HW for images, T for signals, DHW for volumes."""
         return next((dataset.axes for dataset in self.datasets.values()), "HW")
 
     def durations(self, label: int) -> NDArray[np.float64]:

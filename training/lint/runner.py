@@ -14,6 +14,7 @@ from training.data.leads import arrange_leads
 from training.data.scan.label_stats import LabelLookup, compute_label_stats
 from training.data.scan.scanner import SampleStats, scan_splits
 from training.data.scan.signal_stats import scan_signals
+from training.data.scan.volume_stats import scan_volumes
 from training.data.tree import FileTree
 from training.lint.coverage import check_coverage, describe_unread, unread_files
 from training.lint.dataset_rules import check_dataset
@@ -23,6 +24,7 @@ from training.lint.object_rules import check_objects
 from training.lint.sample_format_rules import check_sample_formats
 from training.lint.sample_rules import check_sample
 from training.lint.signal_rules import check_recording, check_signals
+from training.lint.volume_rules import check_case, check_volumes
 
 OTHER_ERRORS_ADVICE = "the other errors name the reason for each"
 
@@ -52,6 +54,8 @@ def lint(
     if opened["train"].axes == "T":
         opened = {split: arrange_leads(dataset, leads) for split, dataset in opened.items()}
         return _lint_signals(report, opened, splits, recognition.tree, progress)
+    if opened["train"].axes == "DHW":
+        return _lint_volumes(report, opened, splits, recognition.tree, progress)
     for split, all_stats in scan_splits(opened, progress, use_cache).items():
         _add_split(report, split, opened[split], all_stats)
     report.findings += check_dataset(report, splits)
@@ -88,6 +92,37 @@ def _lint_signals(
                 report.train_image_sizes.append(stats.size)
     report.findings += check_dataset(report, splits)
     report.findings += check_signals(report)
+    _add_coverage(report, tree)
+    return report
+
+
+def _lint_volumes(
+    report: LintReport,
+    opened: dict[str, SegmentationDataset],
+    splits: tuple[str, ...],
+    tree: FileTree,
+    progress: Callable[[int, int], None] | None,
+) -> LintReport:
+    """The lint of volumes, whose statistics are others (`volume_stats.py`)."""
+    total, before = sum(map(len, opened.values())), 0
+    names = [entry.name for entry in report.classes]
+    for split, dataset in opened.items():
+        step = (lambda done, _, before=before: progress(before + done, total)) if progress else None
+        all_stats = scan_volumes(dataset, step)
+        before += len(dataset)
+        _start_split(report, split, dataset, all_stats)
+        for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
+            report.findings += check_case(pair, stats, names, (split, index))
+            if not stats.is_valid or stats.label_counts is None:
+                report.num_unreadable_masks += stats.label_counts is None
+                continue
+            report.pixel_counts[split] += stats.label_counts
+            report.images_with_label[split] += stats.label_counts > 0
+            report.background_images[split] += int(stats.label_counts[1:IGNORE_INDEX].sum() == 0)
+            if split == "train" and stats.size:
+                report.train_image_sizes.append(stats.size)
+    report.findings += check_dataset(report, splits)
+    report.findings += check_volumes(report)
     _add_coverage(report, tree)
     return report
 

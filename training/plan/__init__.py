@@ -34,13 +34,20 @@ from training.plan.rules import (
     planned_input_rule,
 )
 from training.plan.signals import (
-    SignalCounts,
+    SampleCounts,
     choose_rate,
     choose_signal_augmentation,
     choose_signal_batch,
     choose_signal_crop,
     choose_signal_loss,
     choose_signal_network,
+)
+from training.plan.volumes import (
+    choose_spacing,
+    choose_volume_augmentation,
+    choose_volume_batch,
+    choose_volume_loss,
+    choose_volume_network,
 )
 
 __all__ = ["Plan", "make_plan"]
@@ -58,6 +65,8 @@ def make_plan(
     """
     if report.axes == "T":
         return _plan_signals(report, Plan(dict(overrides)), start_time)
+    if report.axes == "DHW":
+        return _plan_volumes(report, Plan(dict(overrides)), start_time)
     plan, fingerprint = Plan(dict(overrides)), DatasetFingerprint.from_report(report)
     machine = MachineProfile.detect(plan.config())
     choose_architecture(plan)
@@ -103,5 +112,29 @@ def _plan_signals(report: LintReport, plan: Plan, start_time: float | None) -> P
     seconds = shrink_batch_to_fit(plan, profiler)
     choose_workers(plan, profiler, seconds)
     choose_optimiser(plan)
-    choose_duration(plan, SignalCounts(report), profiler, seconds)
+    choose_duration(plan, SampleCounts(report), profiler, seconds)
+    return plan
+
+
+def _plan_volumes(report: LintReport, plan: Plan, start_time: float | None) -> Plan:
+    """The plan for volumes: nnU-Net's rules for spacing, patch and network, the same as for images for time and optimizer."""
+    rule = report.datasets["train"].input
+    if rule is None:  # `apply_input` has chosen it before
+        raise ValueError("the report has no input rule")
+    machine = MachineProfile.detect(plan.config())
+    if rule.spacing is not None:
+        plan.set("spacing", list(rule.spacing.values), choose_spacing(report, plan.config())[1].rstrip("."))
+    choose_architecture(plan)
+    choose_volume_network(plan, report, rule, machine)
+    choose_volume_augmentation(plan, report, rule)
+    choose_volume_loss(plan)
+    choose_volume_batch(plan, len(report.datasets["train"]), machine)
+    read_seconds = measure_read_seconds(report.datasets["train"])
+    profiler = StepProfiler(
+        len(report.classes), machine, read_seconds, start_time=start_time or time.monotonic(), rule=rule
+    )
+    seconds = shrink_batch_to_fit(plan, profiler)
+    choose_workers(plan, profiler, seconds)
+    choose_optimiser(plan)
+    choose_duration(plan, SampleCounts(report), profiler, seconds)
     return plan

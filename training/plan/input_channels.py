@@ -23,6 +23,7 @@ from training.data.scan.sample_format import EIGHT_BITS, QUANTILES, SampleFormat
 from training.lint import LintReport
 from training.lint.sample_format_rules import scale_gap
 from training.plan.signals import choose_signal_input
+from training.plan.volumes import choose_volume_input
 
 EXTREME_IMAGES = 0.05  # of the images, whose range may exceed the window
 MAX_READ_AGAIN = 64  # images that are read again for their range without nodata
@@ -52,6 +53,8 @@ def choose_input(report: LintReport, config: TrainConfig) -> tuple[InputRule, st
     """The input of the network, with the resize rule `native`, and why it is so. Raises: ConfigError."""
     if report.axes == "T":
         return choose_signal_input(report, config)
+    if report.axes == "DHW":
+        return choose_volume_input(report, config)
     photographs = InputRule(rule="native")
     formats = [stats.sample_format for stats in report.sample_stats.get("train", []) if stats.size]
     readable = [form for form in formats if form.channels]

@@ -217,8 +217,8 @@ def choose_signal_batch(plan: Plan, report: LintReport, machine: MachineProfile)
 
 
 @dataclass(frozen=True)
-class SignalCounts:
-    """The numbers of signals of a report, as `choose_duration` needs them."""
+class SampleCounts:
+    """The numbers of signals or volumes of a report, as `choose_duration` needs them."""
 
     report: LintReport
 

@@ -133,7 +133,7 @@ def test_two_images_of_one_name(bundle: Path, folder: Path, tmp_path: Path) -> N
 
 def test_two_runs_at_once_are_refused(bundle: Path, folder: Path, tmp_path: Path) -> None:
     config = PredictConfig(str(bundle), str(tmp_path / "out"))
-    manifest = JsonlManifest(FolderStore(tmp_path / "out"), config.manifest_header(resolve_model(config)))
+    manifest = JsonlManifest(FolderStore(tmp_path / "out"), config.manifest_header(resolve_model(config)[1]))
     with pytest.raises(RunError, match=r"Another run is writing to .*out. Wait until it ends"):
         run_predict(bundle, folder, out=tmp_path / "out")
     manifest.close(complete=False)
@@ -162,7 +162,7 @@ def test_a_table_without_the_last_rows_is_rewritten(bundle: Path, folder: Path, 
     run_predict(bundle, folder, out=out)
     write_images(folder, len(read_rows(out)) + 1)
     config = PredictConfig(str(bundle), str(out))
-    manifest = JsonlManifest(FolderStore(out), config.manifest_header(resolve_model(config)))
+    manifest = JsonlManifest(FolderStore(out), config.manifest_header(resolve_model(config)[1]))
     (new,) = {str(file) for file in folder.rglob("*.png")} - {row["path"] for row in read_rows(out)}
     manifest.append(ImageTask(config)(InputImage(InputRoot(str(folder)), Path(new).relative_to(folder).as_posix())))
     os.close(manifest.fd)

@@ -92,7 +92,7 @@ def test_a_kill_between_the_steps_of_an_image_is_recovered(
     run_predict(bundle, folder, out=tmp_path / "whole")
     out = tmp_path / "out"
     config = PredictConfig(str(bundle), str(out))
-    manifest = JsonlManifest(FolderStore(out), config.manifest_header(resolve_model(config)))
+    manifest = JsonlManifest(FolderStore(out), config.manifest_header(resolve_model(config)[1]))
     row = ImageTask(config)(InputImage(InputRoot(str(folder)), "deep/0000.png"))
     assert not (out / "deep/0000.png").exists() and len(list((out / STAGING_FOLDER).iterdir())) == 1
     if step != "written":

@@ -31,7 +31,7 @@ label_masks = arrays.arrays(
 
 def encode_and_parse(given: Prediction, options: OutputOptions) -> dict[str, Any]:
     content = json.loads(
-        OUTPUT_FORMATS["json"].encode(filter_prediction(given, SPEC, options), SPEC, options),
+        OUTPUT_FORMATS["HW"]["json"].encode(filter_prediction(given, SPEC, options), SPEC, options),
         parse_constant=pytest.fail,
     )
     assert isinstance(content, dict)
@@ -113,7 +113,7 @@ def test_only_the_requested_mask_encoding_is_included(masks: str, confidence: bo
     each = {"label", "name", "rgb", "pixels", "fraction", "bbox", "mean_confidence"}
     assert {key for entry in content["classes"] for key in entry} == each | ({masks} & {"rle", "polygons"})
     for name in {"png", "confidence"} & set(content):
-        assert base64.b64decode(content[name], validate=True) == OUTPUT_FORMATS[name].encode(
+        assert base64.b64decode(content[name], validate=True) == OUTPUT_FORMATS["HW"][name].encode(
             given, SPEC, OutputOptions()
         )
 
@@ -143,7 +143,7 @@ def test_no_mean_confidence_without_confidence() -> None:
     given = Prediction(make_prediction().image, make_prediction().labels)
     assert all("mean_confidence" not in entry for entry in encode_and_parse(given, OutputOptions())["classes"])
     with pytest.raises(ValueError, match="confidence=True"):
-        OUTPUT_FORMATS["json"].encode(given, SPEC, OutputOptions(confidence=True))
+        OUTPUT_FORMATS["HW"]["json"].encode(given, SPEC, OutputOptions(confidence=True))
 
 
 def test_nan_confidence_is_valid_json() -> None:

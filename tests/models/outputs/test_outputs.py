@@ -32,10 +32,10 @@ def make_prediction(height: int = 37, width: int = 53) -> Prediction:
     return Prediction(synthetic_image(height, width), labels, probabilities)
 
 
-@pytest.mark.parametrize("name", OUTPUT_FORMATS)
+@pytest.mark.parametrize("name", OUTPUT_FORMATS["HW"])
 @pytest.mark.parametrize("size", [(37, 53), (1, 1), (1, 300), (64, 1), (4, 1), (1, 4), (2, 2)])
 def test_every_image_has_the_size_of_the_prediction(name: str, size: tuple[int, int]) -> None:
-    output = OUTPUT_FORMATS[name]
+    output = OUTPUT_FORMATS["HW"][name]
     encoded = output.encode(make_prediction(*size), SPEC, OutputOptions())
     assert isinstance(encoded, bytes)
     assert output.SUFFIX.startswith(".")
@@ -45,21 +45,21 @@ def test_every_image_has_the_size_of_the_prediction(name: str, size: tuple[int, 
         assert image.size == size[::-1]
 
 
-@pytest.mark.parametrize("name", OUTPUT_FORMATS)
+@pytest.mark.parametrize("name", OUTPUT_FORMATS["HW"])
 def test_encoding_is_repeatable_and_modifies_nothing(name: str) -> None:
     given, untouched = make_prediction(), make_prediction()
-    assert OUTPUT_FORMATS[name].encode(given, SPEC, OutputOptions()) == OUTPUT_FORMATS[name].encode(
+    assert OUTPUT_FORMATS["HW"][name].encode(given, SPEC, OutputOptions()) == OUTPUT_FORMATS["HW"][name].encode(
         given, SPEC, OutputOptions()
     )
     np.testing.assert_array_equal(given.image, untouched.image)
     np.testing.assert_array_equal(given.labels, untouched.labels)
 
 
-@pytest.mark.parametrize("name", OUTPUT_FORMATS)
+@pytest.mark.parametrize("name", OUTPUT_FORMATS["HW"])
 def test_read_only_predictions(name: str) -> None:
     given = make_prediction()
     given.image.flags.writeable = given.labels.flags.writeable = False
-    assert OUTPUT_FORMATS[name].encode(given, SPEC, OutputOptions())
+    assert OUTPUT_FORMATS["HW"][name].encode(given, SPEC, OutputOptions())
 
 
 def test_png_holds_the_labels_and_the_palette() -> None:

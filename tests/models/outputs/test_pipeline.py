@@ -20,13 +20,13 @@ SEGMENTER = Segmenter(color_engine, InputRule(rule="native"))
 DATA = encode_image(synthetic_image(40, 60))
 
 
-@pytest.mark.parametrize("format", OUTPUT_FORMATS)
+@pytest.mark.parametrize("format", OUTPUT_FORMATS["HW"])
 def test_the_pipeline_decodes_infers_and_encodes(format: str) -> None:
     options = OutputOptions(classes=("class 1", "class 2"), min_confidence=0.9, min_area=3, confidence=True)
     result = SegmentationPipeline(SEGMENTER, SPEC, format, options)(DATA)
     prediction = SEGMENTER.segment(decode_image(DATA), confidence=True)
     kept = filter_prediction(prediction, SPEC, options)
-    assert result.data == OUTPUT_FORMATS[format].encode(kept, SPEC, options)
+    assert result.data == OUTPUT_FORMATS["HW"][format].encode(kept, SPEC, options)
     assert set(np.unique(result.labels)) == {1, 2, 255}
 
 
@@ -54,6 +54,6 @@ def test_memory_errors_while_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object) -> bytes:
         raise MemoryError
 
-    monkeypatch.setattr(OUTPUT_FORMATS["png"], "encode", fail)
+    monkeypatch.setattr(OUTPUT_FORMATS["HW"]["png"], "encode", fail)
     with pytest.raises(InsufficientMemoryError, match="not enough memory"):
         SegmentationPipeline(SEGMENTER, SPEC, "png", OutputOptions())(DATA)

@@ -126,7 +126,7 @@ def test_min_area_applies_after_the_other_options() -> None:
         ("json", OutputOptions(), False),
         ("confidence", OutputOptions(), True),
         ("json", OutputOptions(confidence=True), True),
-        *((format, OutputOptions(min_confidence=0.01), True) for format in OUTPUT_FORMATS),
+        *((format, OutputOptions(min_confidence=0.01), True) for format in OUTPUT_FORMATS["HW"]),
     ],
 )
 def test_needs_confidence(format: str | None, options: OutputOptions, needed: bool) -> None:

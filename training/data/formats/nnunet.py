@@ -1,7 +1,7 @@
 """nnU-Net's 2D data sets: `imagesTr/NAME_0000.png`, `labelsTr/NAME.png`, `dataset.json` with the labels.
 
-`imagesTs` with `labelsTs` is test, and the first fold of `splits_final.json` gives train and val. The label named ignore
-is ignored. One file per image is read, gray or RGB; an image in several files of one channel each is an error.
+`imagesTs` with `labelsTs` is test, and the first fold of `splits_final.json` gives train, val, and test if it has one. The
+label named ignore is ignored. One file per image is read, gray or RGB; an image in several files of one channel each is an error.
 """
 
 import json
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import DataError
+from models.readers.names import channel_names
 from models.spec import IGNORE_INDEX
 from training.data.class_file import ClassRow, classes_and_encoding
+from training.data.dataset import SPLITS
 from training.data.json_file import read_json
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
@@ -33,11 +35,11 @@ def detect(tree: FileTree) -> Evidence | None:
 
 def read(tree: FileTree) -> Listing:
     """Raises: DataError."""
-    rows, ignored, files = _read_description(tree)
+    rows, ignored, files = read_description(tree)
     classes, encoding = classes_and_encoding(rows, tree.path(DESCRIPTION)) if rows else ([], IDENTITY_ENCODING)
     if ignored is not None:
         encoding = MaskEncoding((*encoding.gray_to_label, (ignored, IGNORE_INDEX)))
-    splits, split_files = _read_splits(tree)
+    splits, split_files = read_splits(tree)
     entries, unmatched = [], []
     for images, masks, default in (("imagesTr", "labelsTr", ""), ("imagesTs", "labelsTs", "test")):
         by_name = _images(tree, images)
@@ -67,7 +69,22 @@ def _images(tree: FileTree, folder: str) -> dict[str, str]:
     return found
 
 
-def _read_description(tree: FileTree) -> tuple[list[ClassRow], int | None, tuple[Path, ...]]:
+def read_channel_names(tree: FileTree) -> tuple[str, ...]:
+    """The names of the channels in `dataset.json`, in order; empty without them. Raises: DataError."""
+    found = tree.find_file("", (DESCRIPTION,))
+    if found is None:
+        return ()
+    file = tree.path(found)
+    content = _load(file)
+    names = content.get("channel_names", content.get("modality", {}))
+    try:
+        ordered = [str(names[key]).strip() for key in sorted(names, key=int)]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise DataError(f'{file}: `channel_names` must map numbers to names, such as {{"0": "MRI"}}.') from error
+    return channel_names(ordered, len(ordered))
+
+
+def read_description(tree: FileTree) -> tuple[list[ClassRow], int | None, tuple[Path, ...]]:
     """The classes, the value of the ignored label, and the file. Raises: DataError."""
     found = tree.find_file("", (DESCRIPTION,))
     if found is None:
@@ -90,14 +107,15 @@ def _read_description(tree: FileTree) -> tuple[list[ClassRow], int | None, tuple
     return rows, ignored, (file,)
 
 
-def _read_splits(tree: FileTree) -> tuple[dict[str, str], tuple[Path, ...]]:
+def read_splits(tree: FileTree) -> tuple[dict[str, str], tuple[Path, ...]]:
+    """The split of each name by the first fold of `splits_final.json`, and the file. Raises: DataError."""
     found = tree.find_file("", (SPLIT_FILE,))
     if found is None:
         return {}, ()
     file = tree.path(found)
     try:
         fold = json.loads(file.read_bytes())[0]
-        return {str(name): split for split in ("train", "val") for name in fold[split]}, (file,)
+        return {str(name): split for split in SPLITS for name in fold.get(split, ())}, (file,)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{file}: expected a list of folds with train and val ({type(error).__name__}); delete or repair it."

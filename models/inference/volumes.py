@@ -1,0 +1,31 @@
+"""From a volume to labels on its own grid: the one function of evaluation, export, service and predict."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from models.inference.segmenter import Prediction, Segmenter, never_stop
+from models.readers.volume_spacing import resize_nearest, to_spacing
+from models.sample import Sample
+
+
+def segment_volume(
+    segmenter: Segmenter, sample: Sample, confidence: bool = False, should_stop: Callable[[], bool] = never_stop
+) -> Prediction:
+    """Predict a label for every voxel of a volume of any spacing, D x H x W x C, in the network's channels and dtype.
+
+    The volume is in canonical orientation, as the readers give it; `orientation.to_file_grid` takes labels into the order of the
+    file. It is resampled to the network's spacing and segmented; labels come back by nearest voxel. A volume that states no
+    spacing is taken as one of the network's.
+
+    Returns: labels uint8 D x H x W and, if requested, confidence float32 D x H x W, for the values of `sample` as they are.
+    Raises: as `Segmenter.segment`; ImageTooLargeError for a volume that would become too large.
+    """
+    resampled = to_spacing(sample, segmenter.rule.spacing)
+    if resampled is not sample:  # the statistics are those of what the network gets
+        resampled = replace(resampled, statistics=None)
+    found = segmenter.segment(resampled, confidence, should_stop)
+    labels = np.asarray(resize_nearest(found.labels, sample.size), np.uint8)
+    probabilities = found.confidence if found.confidence is None else resize_nearest(found.confidence, sample.size)
+    return Prediction(sample.values, labels, probabilities)

@@ -1,0 +1,58 @@
+"""The format `events`: the events of a recording, lead by lead, as JSON.
+
+    {"model": "ludb", "rate": 500.0, "length": 5000, "seconds": 10.0,     length: time steps of the recording
+     "start": "2026-03-01T12:30:00",                                      if the file says when it began
+     "leads": ["i", "ii"],                                                that were segmented
+     "events": [{"lead": "ii", "class": "qrs", "label": 2, "onset": 331, "offset": 380,
+                 "onset_seconds": 0.662, "offset_seconds": 0.76, "confidence": 0.98}],
+     "unlabeled": 0}                                                      time steps that are in no class, summed over the leads
+
+`onset` is the event's first time step and `offset` the one after its last, both on the time base of the file that was sent.
+`lead` is null where the network takes all leads together. `confidence` is the mean softmax probability, 0..1. The class 0 is the
+background and no event.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from models.inference.leads import RecordPrediction
+from models.outputs.options import OutputOptions
+from models.spec import IGNORE_INDEX, BundleSpec
+
+MEDIA_TYPE = "application/json"
+SUFFIX = ".json"
+NEEDS_CONFIDENCE = False  # of each time step: an event has its mean
+
+
+def encode(prediction: RecordPrediction, spec: BundleSpec, options: OutputOptions) -> bytes:
+    """Encode as above, in UTF-8."""
+    sample, rate = prediction.sample, prediction.sample.rate
+    assert rate is not None  # readers and `segment_record` make sure of it
+    length = len(sample.values)
+    content: dict[str, Any] = {"model": spec.name, "rate": rate, "length": length, "seconds": length / rate}
+    if sample.frame is not None and sample.frame.start:
+        content["start"] = sample.frame.start
+    content["leads"] = list(sample.channels)
+    content["events"] = event_rows(prediction, spec, rate)
+    content["unlabeled"] = sum(int(np.count_nonzero(track.labels == IGNORE_INDEX)) for track in prediction.tracks)
+    return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+
+
+def event_rows(prediction: RecordPrediction, spec: BundleSpec, rate: float) -> list[dict[str, Any]]:
+    """The events of all tracks, track by track, each in order of time."""
+    return [
+        {
+            "lead": track.lead or None,
+            "class": spec.classes[event.label].name,
+            "label": event.label,
+            "onset": event.start,
+            "offset": event.end,
+            "onset_seconds": round(event.start / rate, 6),
+            "offset_seconds": round(event.end / rate, 6),
+            "confidence": None if event.confidence is None else round(event.confidence, 4),
+        }
+        for track in prediction.tracks
+        for event in track.events
+    ]

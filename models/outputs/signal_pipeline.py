@@ -1,0 +1,111 @@
+"""From a recording's bytes to its encoded events: the pipeline of models of signals, with the steps of `pipeline.py`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.errors import ChannelsError
+from models.imaging.decode import Labels
+from models.imaging.decoder_pool import DEFAULT_TIMEOUT_SECONDS, DecoderPool
+from models.inference.geometry import Image
+from models.inference.leads import RecordPrediction, segment_record
+from models.inference.postprocess import Confidence
+from models.inference.segmenter import Segmenter, never_stop
+from models.outputs import OUTPUT_FORMATS
+from models.outputs.options import OutputOptions
+from models.outputs.pipeline import EncodedMask, SegmentationPipeline, translate_memory_errors
+from models.outputs.select import class_indices
+from models.readers import read_sample
+from models.readers.kinds import check_kind
+from models.sample import Sample
+from models.spec import IGNORE_INDEX, BundleSpec
+
+SAMPLES_PER_UNIT = 60_000  # time steps x leads: 10 seconds of an electrocardiogram of 12 leads at 500 Hz
+
+
+@dataclass(frozen=True)
+class SignalPipeline(SegmentationPipeline):
+    """As SegmentationPipeline, for a model of signals: decodes all leads of a recording, and segments those that it takes.
+
+    Its predictions are `RecordPrediction`s, and their labels uint8 T, or T x leads.
+    """
+
+    def check_channels(self) -> None:
+        """The leads belong to the recording: they are checked once it is read."""
+
+    def decode(self, data: bytes) -> Sample:
+        """Read a recording, all its leads. Raises: ImageError, InsufficientMemoryError; ChannelsError without a rate."""
+        check_kind(data, "T")
+        return check_has_rate(read_sample(data, self.max_pixels, "T", self.options.rate))
+
+    def decode_in_child(
+        self,
+        data: bytes,
+        decoders: DecoderPool,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        is_cancelled: Callable[[], bool] = never_stop,
+    ) -> Sample:
+        """As `decode`, in a child process. Raises: as `decode`; CorruptImageError for a file that takes too long."""
+        check_kind(data, "T")
+        rate = self.options.rate
+        return check_has_rate(decoders.read_signal(data, rate, self.max_pixels, timeout_seconds, is_cancelled))
+
+    def estimate_cost(self, byte_count: int) -> float:
+        """From the bytes of the file: most have two for each sample."""
+        return max(1.0, byte_count / 2 / SAMPLES_PER_UNIT)
+
+    def cost(self, image: Image | Sample) -> float:
+        """From the time steps of all leads. A short recording is 1, because each has a cost of its own."""
+        assert isinstance(image, Sample)
+        return max(1.0, image.values.size / SAMPLES_PER_UNIT)
+
+    def infer(self, image: Image | Sample, should_stop: Callable[[], bool] = never_stop) -> RecordPrediction:  # type: ignore[override]
+        """Segment the recording, and set what the options leave out to 255.
+
+        Raises: ChannelsError for leads or a rate that the network cannot take, ConfigError for a lead that the recording does
+        not have, InsufficientMemoryError, InferenceCancelledError.
+        """
+        assert isinstance(image, Sample)
+        format = None if self.format is None else OUTPUT_FORMATS["T"][self.format]
+        with translate_memory_errors():
+            return segment_record(
+                self.segmenter, self.spec, image, self.options.leads, format is not None and format.NEEDS_CONFIDENCE,
+                should_stop, self._keep,
+            )  # fmt: skip
+
+    def _keep(self, labels: Labels, confidence: Confidence) -> Labels:
+        """The labels uint8 T, with 255 where the confidence is too low, and where another class was found than the options name."""
+        if self.options.min_confidence > 0:
+            labels = np.where(confidence >= self.options.min_confidence, labels, np.uint8(IGNORE_INDEX))
+        if self.options.classes:
+            table = np.full(256, IGNORE_INDEX, np.uint8)
+            kept = class_indices(self.options.classes, self.spec)
+            table[kept] = kept
+            labels = table[labels]
+        return labels
+
+    def encode(self, prediction: RecordPrediction) -> EncodedMask:  # type: ignore[override]
+        """Encode the events or labels. Raises: InsufficientMemoryError."""
+        with translate_memory_errors():
+            if self.format is None:
+                return EncodedMask(None, prediction.labels)
+            output = OUTPUT_FORMATS["T"][self.format]
+            return EncodedMask(output.encode(prediction, self.spec, self.options), prediction.labels)
+
+
+def check_has_rate(sample: Sample) -> Sample:
+    """The recording. Raises: ChannelsError if neither its file nor the caller says at which rate it was sampled."""
+    if sample.rate is None:
+        raise ChannelsError("The file does not say its sampling rate. Give it in Hz, as in rate=250.")
+    return sample
+
+
+PIPELINES: dict[str, type[SegmentationPipeline]] = {"HW": SegmentationPipeline, "T": SignalPipeline}  # by axes
+
+
+def make_pipeline(
+    segmenter: Segmenter, spec: BundleSpec, format: str | None, options: OutputOptions, max_pixels: int
+) -> SegmentationPipeline:
+    """The pipeline of a bundle, by the axes of its samples. Raises: ConfigError, as `SegmentationPipeline`."""
+    return PIPELINES[spec.input.axes](segmenter, spec, format, options, max_pixels)
