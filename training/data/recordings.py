@@ -27,6 +27,9 @@ SPLIT_COLUMNS, GROUP_COLUMNS = ("split", "set", "fold"), ("group", "patient", "p
 _PATIENT = re.compile(r"(?:patient|subject|subj|sub|pat|p|s)[-_ ]?\d+", re.IGNORECASE)
 
 
+MAX_TABLES, TABLE_NAMES = 64, ("split", "record", "list", "fold", "patient", "subject")
+
+
 class Recording(NamedTuple):
     """A recording and its label files, by lead; the lead "" stands for all."""
 
@@ -46,9 +49,10 @@ class SplitTable(NamedTuple):
 
 def find_split_table(tree: FileTree) -> SplitTable | None:
     """The table of the splits at the top of a data set. Raises: DataError for an unknown split."""
-    for name in tree.files[""]:
-        if suffix_of(name) not in TABLE_SUFFIXES:
-            continue
+    tables = [name for name in tree.files[""] if suffix_of(name) in TABLE_SUFFIXES]
+    if len(tables) > MAX_TABLES:  # they are the recordings
+        tables = [name for name in tables if name.lower().startswith(TABLE_NAMES)]
+    for name in tables:
         file = tree.path(name)
         try:
             with file.open(encoding="utf-8-sig") as stream:

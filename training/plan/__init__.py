@@ -34,6 +34,7 @@ from training.plan.rules import (
     planned_input_rule,
 )
 from training.plan.signals import (
+    AUGMENT_SECONDS,
     SampleCounts,
     choose_rate,
     choose_signal_augmentation,
@@ -41,6 +42,7 @@ from training.plan.signals import (
     choose_signal_crop,
     choose_signal_loss,
     choose_signal_network,
+    fits_in_memory,
 )
 from training.plan.volumes import (
     choose_spacing,
@@ -105,9 +107,15 @@ def _plan_signals(report: LintReport, plan: Plan, start_time: float | None) -> P
     choose_signal_augmentation(plan, report, rule)
     choose_signal_loss(plan, report)
     choose_signal_batch(plan, report, machine)
-    read_seconds = measure_read_seconds(report.datasets["train"])
+    # Recordings that fit into memory are read once.
+    read_seconds = 0.0 if fits_in_memory(report, rule) else measure_read_seconds(report.datasets["train"])
     profiler = StepProfiler(
-        len(report.classes), machine, read_seconds, start_time=start_time or time.monotonic(), rule=rule
+        len(report.classes),
+        machine,
+        read_seconds,
+        start_time=start_time or time.monotonic(),
+        rule=rule,
+        augment_seconds=AUGMENT_SECONDS,
     )
     seconds = shrink_batch_to_fit(plan, profiler)
     choose_workers(plan, profiler, seconds)

@@ -55,6 +55,7 @@ class StepProfiler:
     start_time: float = field(default_factory=time.monotonic)  # when the minutes began to count
     busy_fraction: float = 0.0  # largest fraction of a timing during which other programs had the core
     rule: InputRule | None = None  # the network's input; None for photographs
+    augment_seconds: float = AUGMENT_SECONDS  # of a core, per crop
 
     def __post_init__(self) -> None:
         self.thread_count = ThreadCount(self.machine.device == "cpu")
@@ -77,7 +78,9 @@ class StepProfiler:
 
     def add_read_time(self, seconds: float, batch: int) -> float:
         """On a CPU, reading and steps share the cores; with a GPU, they overlap."""
-        reading = (AUGMENT_SECONDS + (0.0 if self.cache_decoded else self.read_seconds)) * batch / self.machine.cores
+        reading = (
+            (self.augment_seconds + (0.0 if self.cache_decoded else self.read_seconds)) * batch / self.machine.cores
+        )
         return seconds + reading if self.machine.device == "cpu" else max(seconds, reading)
 
     def remaining_seconds(self, plan: Plan) -> float | None:
@@ -180,7 +183,7 @@ def choose_workers(plan: Plan, profiler: StepProfiler, seconds: float) -> None:
     """As many workers per device as keep up with the steps. `seconds`: of a step."""
     cores, step = profiler.machine.cores // plan["devices"], plan["batch"] * plan["accumulate"] / plan["devices"]
     most = max(1, cores if profiler.machine.device == "cpu" else cores - 1)
-    load_seconds = AUGMENT_SECONDS + profiler.read_seconds  # even with a cache, the first epoch reads
+    load_seconds = profiler.augment_seconds + profiler.read_seconds  # even with a cache, the first epoch reads
     workers = min(most, max(1, math.ceil(1.5 * load_seconds * step / seconds)))  # 1.5: a slow image delays its batch
     plan.set("workers", workers, f"{step / seconds:.0f} crops per second, {1000 * load_seconds:.0f} ms of a core each")
 

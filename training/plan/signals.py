@@ -13,6 +13,7 @@ from models.errors import ConfigError, closest_names, quoted
 from models.readers.signal import HERTZ, LEAD
 from models.spec import IGNORE_INDEX, InputRule, Scaling, Spacing
 from training.config import TrainConfig
+from training.data.signals import MAX_RECENT_BYTES
 from training.lint import LintReport
 from training.plan.profiling import MachineProfile
 from training.plan.rules import Plan
@@ -23,6 +24,7 @@ MIN_CROP, MAX_CROP, CROP_EVENTS = 1024, 8192, 8  # time steps; and times the lon
 CROP_MULTIPLE = 32
 BATCH_STEPS = {"cpu": 16 * 2048, "cuda": 128 * 2048}  # time steps of a batch, all crops together
 MIN_BATCH, MAX_BATCH = 8, 128
+AUGMENT_SECONDS = 0.001  # of a core, per crop
 MIN_CHANCE = 0.5  # that a random crop has the rarest class; below, some crops are drawn around a class
 
 
@@ -59,7 +61,7 @@ def choose_rate(report: LintReport, config: TrainConfig) -> tuple[float | None, 
     name, shortest = narrowest_class(report)
     if shortest is None:
         return recorded, "the rate of the recordings."
-    factor = max(1, math.floor(recorded * shortest / MIN_STEPS))
+    factor = max(1, math.floor(recorded * shortest / MIN_STEPS + 1e-6))
     rate = recorded / factor
     steps = shortest * rate
     if factor == 1:
@@ -68,7 +70,7 @@ def choose_rate(report: LintReport, config: TrainConfig) -> tuple[float | None, 
             f"the rate of the recordings; a short {name} ({1000 * shortest:.0f} ms) has {steps:.0f} time steps.",
         )
     return rate, (
-        f"a {factor}th of the recorded {recorded:g} Hz; a short {name} ({1000 * shortest:.0f} ms) still has {steps:.0f} time steps."
+        f"1/{factor} of the recorded {recorded:g} Hz; a short {name} ({1000 * shortest:.0f} ms) still has {steps:.0f} time steps."
     )
 
 
@@ -214,6 +216,17 @@ def choose_signal_batch(plan: Plan, report: LintReport, machine: MachineProfile)
     batch = max(2, min(MAX_BATCH, max(MIN_BATCH, wanted), report.image_counts["train"] // devices)) * devices
     plan.set("batch", batch, f"{batch * plan['crop'][0]:,} time steps of all crops together: a step is worth its start")
     plan.set("accumulate", 1, "the batch fits into memory")
+
+
+def fits_in_memory(report: LintReport, rule: InputRule) -> bool:
+    """Whether all recordings, at the rate of the training, stay in memory after they were read (`training/data/signals.py`)."""
+    steps = sum(
+        stats.size[0] * ((rule.rate or 1.0) / (stats.rate or rule.rate or 1.0))
+        for split in report.sample_stats.values()
+        for stats in split
+        if stats.size
+    )
+    return steps * (len(rule.channels) * np.dtype(rule.dtype).itemsize + 1) < MAX_RECENT_BYTES
 
 
 @dataclass(frozen=True)

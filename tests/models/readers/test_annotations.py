@@ -44,7 +44,7 @@ def test_points_and_rhythms_are_no_intervals() -> None:
     points = [(3, "+", "(AFIB"), (5, "N", ""), (9, "(", ""), (12, "p", ""), (15, "(", ""), (18, "N", ""), (20, ")", "")]
     found = [Annotation(*each) for each in points]
     assert to_intervals(read_annotations(write_annotations(found))) == [
-        Interval(15, 20, "QRS")
+        Interval(15, 21, "QRS")
     ]  # the P wave has no end
 
 
