@@ -6,26 +6,31 @@ import time
 from pathlib import Path
 
 import numpy as np
+from models.inference.signals import segment_signal
 from PIL import Image
 
 from maskserve.client import Client
 from models.bundle import open_bundle
 from models.console import Console
 from models.engines.openvino_engine import has_bf16
-from models.errors import DataError, ParityError
+from models.errors import ConfigError, DataError, ParityError, quoted
 from models.imaging.decode import read_image
 from models.inference.segmenter import Segmenter, agreement
+from models.readers import read_input_file
 from service.server_process import background_server
 from training.config_io import load_config
 from training.data import load_split
 from training.data.synthetic import generate_dataset
+from training.data.synthetic_signals import generate_signals
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics.confusion import ConfusionMatrix
 from training.train import train
 
-CONFIG_FILE = Path(__file__).resolve().parent.parent / "training" / "configs" / "demo.yaml"
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "training" / "configs"
+CONFIG_FILE, SIGNALS_CONFIG_FILE = CONFIG_FOLDER / "demo.yaml", CONFIG_FOLDER / "demo_signals.yaml"
 MARKER_FILE = ".maskserve-demo"  # marks a folder that a demo created, which the next one may replace
+AXES_OF_DEMO = ("HW", "T")
 MIN_SERVICE_AGREEMENT = 0.999  # fraction of pixels with equal labels over HTTP and in this process
 
 OUTPUT_FILES = {
@@ -39,11 +44,24 @@ OUTPUT_FILES = {
 }
 
 
-def demo(out: Path) -> None:
+SIGNAL_OUTPUT_FILES = {
+    "record.hea": "a test recording, with record.dat",
+    "events.json": "its events, from the service",
+    **{
+        name: OUTPUT_FILES[name].replace("images", "recordings")
+        for name in ("metrics.json", "report.html", "bundle", "run")
+    },
+}
+
+
+def demo(out: Path, axes: str = "HW") -> None:
     """Generate data, train, export, evaluate, serve and compare. All files are written to `out`.
 
-    Raises: DataError if `out` contains other files; ParityError if the service's mask differs from this process's.
+    `axes`: HW for images, T for signals.
+    Raises: DataError if `out` contains other files; ParityError if the service's labels differ from this process's; ConfigError.
     """
+    if axes not in AXES_OF_DEMO:
+        raise ConfigError(f"--axes {quoted(axes)} is unknown; choose HW for images or T for signals.")
     console = Console()
     start = time.monotonic()
 
@@ -54,26 +72,30 @@ def demo(out: Path) -> None:
         print_line(f"\n[bold cyan]{time.monotonic() - start:4.0f} s[/]  [bold]{title}[/]")
 
     prepare_output_folder(out)
-    data, run, bundle = out / "shapes", out / "run", out / "bundle"
-    print_step("Generate the shapes data set")
-    generate_dataset(data)
-    print_step("Train an FCN-8s on a ResNet-18, from scratch")
+    is_signal = axes == "T"
+    data, run, bundle = out / ("waves" if is_signal else "shapes"), out / "run", out / "bundle"
+    print_step(f"Generate the {data.name} data set")
+    (generate_signals if is_signal else generate_dataset)(data)
+    print_step(f"Train {'a U-Net' if is_signal else 'an FCN-8s on a ResNet-18'}, from scratch")
     if not has_bf16():
         print_line("This CPU has no bfloat16 instructions: training takes two to four times as long as with them.")
-    train(data, run, load_config(CONFIG_FILE, []), console=console)
+    train(data, run, load_config(SIGNALS_CONFIG_FILE if is_signal else CONFIG_FILE, []), console=console)
     print_step("Export a bundle, and compare it with the trained network")
     export(run, bundle, console=console)
     print_step("Evaluate the bundle on the test split")
     metrics = evaluate(bundle, data, "test", out, console=console)
-    print_step("Serve it, and request the mask of a test image")
-    check_service_parity(bundle, data, out, console)
+    print_step(f"Serve it, and request {'the events of a test recording' if is_signal else 'the mask of a test image'}")
+    (check_signal_parity if is_signal else check_service_parity)(bundle, data, out, console)
 
     print_step("Done")
-    for name, description in OUTPUT_FILES.items():
+    for name, description in (SIGNAL_OUTPUT_FILES if is_signal else OUTPUT_FILES).items():
         print_line(f"  {out / name!s:28} {description}")
     print_line(f"\ntest mIoU {metrics.miou:.3f}. Next:")
     print_line(f"  .venv/bin/maskserve serve {bundle}")
-    print_line(f"  curl -F image=@{out}/image.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png")
+    if is_signal:
+        print_line(f"  .venv/bin/maskserve predict {data} --bundle {bundle} --out events")
+    else:
+        print_line(f"  curl -F image=@{out}/image.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png")
 
 
 def prepare_output_folder(out: Path) -> None:
@@ -116,6 +138,42 @@ def check_service_parity(bundle: Path, data: Path, out: Path, console: Console) 
     console.print(
         f"mask received in {milliseconds:.0f} ms; {equal:.2%} of its pixels equal those of this process, "
         f"{matrix.pixel_accuracy():.2%} the ground truth; {len(np.unique(mask.labels))} classes occur",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def check_signal_parity(bundle: Path, data: Path, out: Path, console: Console) -> None:
+    """Post a test recording to a running service; compare its labels with this process's and with the ground truth.
+
+    Writes record.hea, record.dat and events.json to `out`. Raises: ParityError.
+    """
+    samples = load_split(data, "test")
+    source = samples.pairs[0].image
+    header = source.read_text().replace(source.stem, "record")
+    (out / "record.hea").write_text(header)
+    shutil.copy(source.with_suffix(".dat"), out / "record.dat")
+    with background_server(bundle) as url, Client(url) as client:
+        console.print(f"service ready at {url}", highlight=False, soft_wrap=True)
+        mask = client.segment_signal(out / "record.hea")
+        start = time.perf_counter()
+        client.segment_signal(out / "record.hea")
+        milliseconds = (time.perf_counter() - start) * 1000
+        events = client.segment_bytes(out / "record.hea", "events")
+    (out / "events.json").write_bytes(events)
+    segmenter = Segmenter.load(open_bundle(bundle))
+    expected = segment_signal(segmenter, read_input_file(out / "record.hea", segmenter.rule)).labels
+    equal = agreement(mask.labels, expected)
+    if equal < MIN_SERVICE_AGREEMENT:
+        raise ParityError(
+            f"The service's labels equal this process's on {equal:.2%} of the time steps; expected at least "
+            f"{MIN_SERVICE_AGREEMENT:.1%}. This is an error in maskserve: report it."
+        )
+    matrix = ConfusionMatrix(len(samples.classes))
+    matrix.add(samples.labels(0), mask.labels)
+    console.print(
+        f"{len(mask.events)} events received in {milliseconds:.0f} ms; {equal:.2%} of the labels equal those of this process, "
+        f"{matrix.pixel_accuracy():.2%} the ground truth",
         highlight=False,
         soft_wrap=True,
     )
