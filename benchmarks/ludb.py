@@ -145,14 +145,13 @@ def print_figures(split: str, metrics: EvaluationMetrics) -> None:
 
 def measure_speed(bundle: Path, record: Path) -> None:
     """Time a record of 12 leads in this process, and a day in another one. Writes SPEED_RESULTS."""
-    from models.outputs.signal_pipeline import make_pipeline
-
     from benchmarks.gpu import SMALLEST, measure_peak
     from models.analysis.complexity import count_gflops
     from models.architectures import build
     from models.bundle import open_bundle
     from models.inference.segmenter import Segmenter
     from models.outputs.options import OutputOptions
+    from models.outputs.signal_pipeline import make_pipeline
     from models.readers import read_file
 
     opened = open_bundle(bundle)

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-from models.inference.signals import segment_signal
 from PIL import Image
 
 from maskserve.client import Client
@@ -16,6 +15,7 @@ from models.engines.openvino_engine import has_bf16
 from models.errors import ConfigError, DataError, ParityError, quoted
 from models.imaging.decode import read_image
 from models.inference.segmenter import Segmenter, agreement
+from models.inference.signals import segment_signal
 from models.readers import read_input_file
 from service.server_process import background_server
 from training.config_io import load_config
