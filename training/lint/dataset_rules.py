@@ -197,20 +197,20 @@ def _check_splits(report: LintReport, requested_splits: tuple[str, ...]) -> list
     found = []
     if "val" in requested_splits and "val" not in report.image_counts:
         found.append(Finding("warning", "no val split", f"There is only {', '.join(report.image_counts)}."))
-    count = report.image_counts["train"]
+    count, (sample, part) = report.image_counts["train"], _words(report)
     if count < MIN_TRAIN_IMAGES:
-        found.append(Finding("warning", "few images", f"train has {count} image{'s' * (count != 1)}."))
+        found.append(Finding("warning", "few images", f"train has {count} {sample}{'s' * (count != 1)}."))
     for split, counts in report.pixel_counts.items():
         fraction = counts[IGNORE_INDEX] / max(1, counts.sum())
         if fraction > MAX_IGNORED_FRACTION:
-            detail = f"{fraction:.1%} of the pixels of {split} are ignored."
+            detail = f"{fraction:.1%} of the {part}s of {split} are ignored."
             found.append(Finding("warning", "mostly unlabeled", detail, fraction))
     return found
 
 
 def _check_absent_classes(report: LintReport) -> list[Finding]:
     """Classes on no pixel of a split. A class that is in no split is reported once, for train."""
-    found = []
+    found, part = [], _words(report)[1]
     for split, counts in report.pixel_counts.items():
         # A mask with another error, such as a wrong size, is not counted but may have the class.
         absent = [
@@ -229,26 +229,28 @@ def _check_absent_classes(report: LintReport) -> list[Finding]:
             absent, consequence = elsewhere, "so it is not evaluated there"
         if len(absent) > MAX_NAMED_CLASSES:
             names = ", ".join(report.classes[label].name for label in absent[:MAX_NAMED_CLASSES])
-            detail = f"{len(absent)} of {len(report.classes)} classes are on no pixel of {split}, {consequence}: {names} and more."
+            detail = f"{len(absent)} of {len(report.classes)} classes are on no {part} of {split}, {consequence}: {names} and more."
             found.append(Finding("warning", "absent class", detail, len(absent)))
             continue
         for label in absent:
-            detail = f"{_class_label(report, label)} is on no pixel of {split}, {consequence}."
+            detail = f"{_class_label(report, label)} is on no {part} of {split}, {consequence}."
             found.append(Finding("warning", "absent class", detail))
     return found
 
 
 def _missing_from_train(report: LintReport, label: int) -> Finding:
+    sample, part = _words(report)
     images = ", ".join(
         f"{split} {counts[label]:,}" for split, counts in report.images_with_label.items() if counts[label]
     )
-    detail = f"{_class_label(report, label)} is on no pixel of train, so it will not be found in other splits (images: {images})."
+    detail = f"{_class_label(report, label)} is on no {part} of train, so it will not be found elsewhere ({sample}s: {images})."
     return Finding("warning", "class only in val or test", detail)
 
 
 def _check_rare_classes(report: LintReport) -> list[Finding]:
     counts, image_counts = report.pixel_counts["train"], report.images_with_label["train"]
     total = counts[:IGNORE_INDEX].sum()
+    sample, part = _words(report)
     min_images = min(MIN_CLASS_IMAGES, report.image_counts["train"] // 4)
     found = []
     for label in range(len(report.classes)):
@@ -256,14 +258,19 @@ def _check_rare_classes(report: LintReport) -> list[Finding]:
             continue
         fraction = counts[label] / total
         if fraction < MIN_CLASS_FRACTION or image_counts[label] < min_images:
-            images = f"{image_counts[label]} of {report.image_counts['train']} training images"
-            detail = f"{_class_label(report, label)} is in {images}, on {100 * fraction:.2g}% of the labeled pixels."
+            images = f"{image_counts[label]} of {report.image_counts['train']} training {sample}s"
+            detail = f"{_class_label(report, label)} is in {images}, on {100 * fraction:.2g}% of the labeled {part}s."
             found.append(Finding("warning", "rare class", detail, -fraction))
     return found
 
 
 def _class_label(report: LintReport, label: int) -> str:
     return f"{report.classes[label].name} (label {label})"
+
+
+def _words(report: LintReport) -> tuple[str, str]:
+    """What a sample of the data set is called, and the smallest part of it, such as image and pixel."""
+    return {"HW": ("image", "pixel"), "T": ("signal", "time step"), "DHW": ("volume", "voxel")}[report.axes]
 
 
 def _class_names(report: LintReport) -> str:

@@ -127,12 +127,15 @@ def format_counts(counts: dict[str, int]) -> str:
 def print_stats(stats: dict[str, Any], console: Console) -> None:
     """Print the result of `dataset_stats` as two tables."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("split", "images", "smallest", "median", "largest", "image formats", "mask formats"):
-        table.add_column(title, justify="right" if title in ("images", "smallest", "median", "largest") else "left")
+    is_signal = any("seconds" in each for each in stats["splits"].values())
+    names = ("signals", "rates", "units") if is_signal else ("images", "image formats", "mask formats")
+    for title in ("split", names[0], "smallest", "median", "largest", *names[1:]):
+        table.add_column(title, justify="left" if title in ("split", *names[1:]) else "right")
     for split, each in stats["splits"].items():
         formats = (format_counts(each[name]) or "-" for name in ("formats", "masks"))
         table.add_row(split, f"{each['images']:,}", *format_sizes(each, missing="-"), *formats)
-    console.print("Sizes are width x height in pixels, upright.", style="dim")
+    if not is_signal:
+        console.print("Sizes are width x height in pixels, upright.", style="dim")
     console.print(table)
     console.print()
     table = Table(box=None, header_style="bold", pad_edge=False)
@@ -140,8 +143,8 @@ def print_stats(stats: dict[str, Any], console: Console) -> None:
     table.add_column("class", overflow="fold")
     for split in stats["splits"]:
         table.add_column(split, justify="right")
-        table.add_column("images", justify="right", style="dim")
-    table.add_column("width", justify="right")
+        table.add_column(names[0], justify="right", style="dim")
+    table.add_column("median ms" if is_signal else "width", justify="right")
     for each in stats["classes"]:
         cells = [
             cell
@@ -149,12 +152,18 @@ def print_stats(stats: dict[str, Any], console: Console) -> None:
             for cell in (f"{each['fraction'][split]:.2%}", f"{each['images'][split]:,}")
         ]
         width = "-" if each["width"] is None else f"{each['width']:,.0f}"
+        if is_signal:
+            median = each.get("duration", {}).get("median")
+            width = "-" if median is None else f"{1000 * median:,.0f}"
         table.add_row(str(each["label"]), name_text(each["name"]), *cells, width)
     console.print(table)
     if left_out := sum(each["not_counted"] for each in stats["splits"].values()):
         console.print(
-            f"Not counted: {left_out:,} images with errors; `maskserve data lint` lists them.", style="yellow"
+            f"Not counted: {left_out:,} {names[0]} with errors; `maskserve data lint` lists them.", style="yellow"
         )
+    if is_signal:
+        console.print("Percentage of the time, number of signals with the class, and median duration.", style="dim")
+        return
     console.print(
         "Percentage of pixels, and number of images with the class; width: typical width of its regions in pixels "
         "(twice the pixels / edge pixels).",

@@ -101,7 +101,7 @@ def _outside_table(tree: FileTree) -> SplitTable | None:
 
 
 def _header_of(table: SplitTable, name: str) -> Path:
-    return table.file.parent / f"{name.removesuffix(HEADER_SUFFIX)}{HEADER_SUFFIX}"
+    return Path(os.path.normpath(table.file.parent / f"{name.removesuffix(HEADER_SUFFIX)}{HEADER_SUFFIX}"))
 
 
 def _from_table(table: SplitTable) -> list[Recording]:
