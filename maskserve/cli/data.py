@@ -21,25 +21,35 @@ def data_shapes(
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="New folder to write.")],
     seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same data.")] = 0,
     train: Annotated[
-        int | None, typer.Option(min=1, help="Number of training images or records; default: 600 or 96.")
+        int | None, typer.Option(min=1, help="Number of training images, records or volumes; default: 600, 96 or 24.")
     ] = None,
-    val: Annotated[int | None, typer.Option(min=1, help="The same for validation; default: 60 or 16.")] = None,
-    test: Annotated[int | None, typer.Option(min=1, help="The same for testing; default: 60 or 16.")] = None,
-    axes: Annotated[str, typer.Option(metavar="HW|T", help="HW for images; T for signals: waves in two leads.")] = "HW",
+    val: Annotated[int | None, typer.Option(min=1, help="The same for validation; default: 60, 16 or 6.")] = None,
+    test: Annotated[int | None, typer.Option(min=1, help="The same for testing; default: 60, 16 or 6.")] = None,
+    axes: Annotated[
+        str,
+        typer.Option(
+            metavar="HW|T|DHW", help="HW: images. T: signals, waves in two leads. DHW: volumes, spheres and tubes."
+        ),
+    ] = "HW",
 ) -> None:
-    """Generate a data set: images of overlapping, textured, noisy shapes in six classes, or signals of waves in four."""
+    """Generate a data set: images of overlapping, textured, noisy shapes in six classes, or signals or volumes in four."""
     from models.atomic_write import name_disk_full
     from models.console import Console
     from models.errors import ConfigError, quoted
-    from training.data import synthetic, synthetic_signals
+    from training.data import synthetic, synthetic_signals, synthetic_volumes
 
-    if axes not in ("HW", "T"):
-        raise ConfigError(f"--axes {quoted(axes)} is unknown; choose HW for images or T for signals.")
-    generator, kind = (synthetic_signals, "records") if axes == "T" else (synthetic, "images")
+    generators = {
+        "HW": (synthetic, synthetic.generate_dataset, "images"),
+        "T": (synthetic_signals, synthetic_signals.generate_signals, "records"),
+        "DHW": (synthetic_volumes, synthetic_volumes.generate_volumes, "volumes"),
+    }
+    if axes not in generators:
+        raise ConfigError(f"--axes {quoted(axes)} is unknown; choose HW for images, T for signals or DHW for volumes.")
+    generator, generate, kind = generators[axes]
     given = {"train": train, "val": val, "test": test}
     counts = {split: given[split] or count for split, count in generator.SPLIT_COUNTS.items()}
     with name_disk_full(target):
-        (synthetic_signals.generate_signals if axes == "T" else synthetic.generate_dataset)(target, seed, counts)
+        generate(target, seed, counts)
     total = f"{sum(counts.values())} {kind}, {len(generator.CLASSES)} classes"
     Console().print(f"{target}: {total}", highlight=False, markup=False)
 

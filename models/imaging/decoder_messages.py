@@ -18,7 +18,7 @@ from PIL import Image
 from models.imaging.file_header import FileHeader
 
 if TYPE_CHECKING:
-    from models.sample import Sample
+    from models.sample import Frame, Sample, VolumeGrid
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -161,10 +161,30 @@ def _write_sample(buffer: int, sample: "Sample") -> dict[str, Any]:
         "channels": sample.channels,
         "nodata": sample.nodata,
         "spacing": None if spacing is None else spacing.model_dump(mode="json"),
-        "frame": None if frame is None else [frame.affine, frame.crs, frame.start],
+        "frame": None if frame is None else _frame_message(frame),
         "units": sample.units,
         "statistics": None if sample.statistics is None else sample.statistics.tolist(),
     }
+
+
+def _frame_message(frame: "Frame") -> list[Any]:
+    grid = frame.grid
+    place = None if grid is None else [grid.shape, grid.affine, grid.order, grid.flipped, grid.dtype]
+    return [frame.affine, frame.crs, frame.start, place]
+
+
+def _read_grid(place: list[Any]) -> "VolumeGrid":
+    """Raises: ValueError, TypeError, IndexError for what is no grid."""
+    from models.sample import VolumeGrid
+
+    shape, affine, order, flipped, dtype = place
+    i, j, k = (int(length) for length in shape)
+    rows = [(float(a), float(b), float(c), float(d)) for a, b, c, d in affine]
+    d, h, w = (int(axis) for axis in order)
+    one, two, three = (bool(each) for each in flipped)
+    if len(rows) != 4 or sorted((d, h, w)) != [0, 1, 2] or min(i, j, k) < 1:
+        raise ValueError(f"a grid of {shape}, {order}")
+    return VolumeGrid((i, j, k), tuple(rows), (d, h, w), (one, two, three), np.dtype(dtype).str)
 
 
 def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sample":
@@ -181,10 +201,13 @@ def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sampl
         raise ValueError(f"valid pixels of {valid.shape}")
     frame, statistics = message["frame"], message["statistics"]
     if frame is not None:
-        affine, crs, start = frame
+        affine, crs, start, place = frame
+        grid = None if place is None else _read_grid(place)
         a, b, c, d, e, f = affine or (0.0,) * 6
-        place = (float(a), float(b), float(c), float(d), float(e), float(f)) if affine else None
-        frame = Frame(place, str(crs), start=str(start))
+        corners = (float(a), float(b), float(c), float(d), float(e), float(f)) if affine else None
+        if grid is not None and tuple(values.shape[:3]) != tuple(grid.shape[axis] for axis in grid.order):
+            raise ValueError(f"a grid of {grid.shape} for {values.shape}")
+        frame = Frame(corners, str(crs), start=str(start), grid=grid)
     return Sample(
         values,
         axes,

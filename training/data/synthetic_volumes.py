@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.errors import DataError
 from models.imaging.decode import Labels
 from models.readers import nifti
 
@@ -16,8 +17,10 @@ AFFINE = np.diag([-SPACING[2], -SPACING[1], SPACING[0], 1.0])  # arrays are D x 
 NOISE = 0.25  # standard deviation, of the height of an object
 
 
-def draw_volumes(root: Path, counts: dict[str, int] | None = None, seed: int = 0) -> None:
-    """Write the data set into a folder that is new or empty. Raises: OSError."""
+def generate_volumes(root: Path, seed: int = 0, counts: dict[str, int] | None = None) -> None:
+    """Write the data set into an empty folder; `counts`: volumes by split. Raises: DataError if the folder is not empty."""
+    if root.exists() and any(root.iterdir()):
+        raise DataError(f"{root} is not empty; give a new folder, or delete its files first.")
     counts = counts or SPLIT_COUNTS
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,6 @@ from training.data.infer_classes import LINT_ADVICE, UnknownClassesError
 from training.data.leads import arrange_leads
 from training.data.scan.label_stats import LabelLookup, compute_label_stats
 from training.data.scan.scanner import SampleStats, scan_splits
-from training.data.scan.signal_stats import scan_signals
-from training.data.scan.volume_stats import scan_volumes
 from training.data.tree import FileTree
 from training.lint.coverage import check_coverage, describe_unread, unread_files
 from training.lint.dataset_rules import check_dataset
@@ -74,11 +72,8 @@ def _lint_signals(
     progress: Callable[[int, int], None] | None,
 ) -> LintReport:
     """The lint of signals, whose statistics are others (`signal_stats.py`)."""
-    total, before = sum(map(len, opened.values())), 0
-    for split, dataset in opened.items():
-        step = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        all_stats = scan_signals(dataset, step)
-        before += len(dataset)
+    for split, all_stats in scan_splits(opened, progress).items():
+        dataset = opened[split]
         _start_split(report, split, dataset, all_stats)
         for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
             report.findings += check_recording(pair, stats, (split, index))
@@ -104,12 +99,9 @@ def _lint_volumes(
     progress: Callable[[int, int], None] | None,
 ) -> LintReport:
     """The lint of volumes, whose statistics are others (`volume_stats.py`)."""
-    total, before = sum(map(len, opened.values())), 0
     names = [entry.name for entry in report.classes]
-    for split, dataset in opened.items():
-        step = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        all_stats = scan_volumes(dataset, step)
-        before += len(dataset)
+    for split, all_stats in scan_splits(opened, progress).items():
+        dataset = opened[split]
         _start_split(report, split, dataset, all_stats)
         for index, (pair, stats) in enumerate(zip(dataset.pairs, all_stats, strict=True)):
             report.findings += check_case(pair, stats, names, (split, index))

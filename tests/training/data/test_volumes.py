@@ -13,7 +13,7 @@ from models.readers import nifti
 from models.readers.orientation import to_file_grid
 from models.spec import InputRule, Scaling, Spacing
 from training.data import load_available_splits, load_split, recognize_dataset
-from training.data.synthetic_volumes import CLASSES, draw_volumes
+from training.data.synthetic_volumes import CLASSES, generate_volumes
 from training.lint import lint
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -122,7 +122,7 @@ def test_folders_of_volumes_and_of_slices(tmp_path: Path) -> None:
 
 
 def test_generated_set_is_read_and_its_shapes_are_alike_in_brightness(tmp_path: Path) -> None:
-    draw_volumes(tmp_path, {"train": 3, "val": 1, "test": 1})
+    generate_volumes(tmp_path, 0, {"train": 3, "val": 1, "test": 1})
     dataset = load_split(tmp_path, "train")
     assert tuple(entry.name for entry in dataset.classes) == CLASSES and len(dataset) == 3
     sample, labels = dataset.sample_and_labels(0)

@@ -3,12 +3,15 @@
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from models.cgroup_limits import usable_cores
 from models.imaging.decode import MAX_PIXELS
 from training.data.dataset import SegmentationDataset
 from training.data.scan.sample_stats import PixelBudget, SampleStats, compute_sample_stats
 from training.data.scan.scan_cache import ScanCache
+from training.data.scan.signal_stats import scan_signals
+from training.data.scan.volume_stats import scan_volumes
 
 __all__ = ["SampleStats", "scan_split", "scan_splits"]
 
@@ -42,12 +45,15 @@ def scan_split(
 
 def scan_splits(
     opened: dict[str, SegmentationDataset], progress: Callable[[int, int], None] | None = None, use_cache: bool = True
-) -> dict[str, list[SampleStats]]:
-    """`scan_split` several splits; `progress` counts the pairs of all splits."""
-    total, before, found = sum(map(len, opened.values())), 0, dict[str, list[SampleStats]]()
+) -> dict[str, list[Any]]:
+    """The statistics of several splits, of the kind of their axes; `progress` counts the pairs of all splits."""
+    total, before, found = sum(map(len, opened.values())), 0, dict[str, list[Any]]()
     for split, dataset in opened.items():
         split_progress = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        found[split] = scan_split(dataset, split_progress, use_cache)
+        if dataset.axes == "HW":
+            found[split] = scan_split(dataset, split_progress, use_cache)
+        else:
+            found[split] = {"T": scan_signals, "DHW": scan_volumes}[dataset.axes](dataset, split_progress)
         before += len(dataset)
     return found
 
