@@ -21,14 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from models.bundle import open_bundle
 from models.engines.host_info import host_info
-from models.inference.segmenter import Segmenter
-from models.inference.volumes import segment_volume
-from models.readers.prepare import prepare_sample
-from training.data import load_split
-from training.data.volumes import read_volume
-from training.metrics.volumes import METRICS, CaseMetrics, measure_case, summarize
+from training.metrics.results import METRICS_FILE, EvaluationMetrics
 from training.run_folder import read_run_metadata
 
 RESULTS = Path(__file__).parent / "results" / "hippocampus.jsonl"
@@ -73,36 +67,21 @@ def run_maskserve(*arguments: str) -> float:
     return round(time.perf_counter() - start, 1)
 
 
-def evaluate(bundle: Path, data: Path, split: str) -> dict[str, Any]:
-    """The metrics of a split, each case segmented as by the service, on the grid of its own file."""
-    opened = open_bundle(bundle)
-    segmenter, dataset = Segmenter.load(opened), load_split(data, split)
-    names = [entry.name for entry in opened.spec.classes]
-    foreground = np.array([name != "background" for name in names])
-    cases: list[CaseMetrics] = []
-    for pair in dataset.pairs:
-        sample = read_volume(pair, dataset.channels)
-        target = dataset.mask_encoding.decode(dataset.mask_reader(pair), pair.mask)
-        prediction = segment_volume(segmenter, prepare_sample(sample, segmenter.rule)).labels
-        spacing = sample.spacing.values if sample.spacing else (1.0, 1.0, 1.0)
-        cases.append(measure_case(pair.name, target, prediction, len(names), spacing, TOLERANCE, pair.group))
-    found: dict[str, Any] = {"cases": len(cases), "precision": segmenter.choice.precision if segmenter.choice else ""}
-    for metric in METRICS:
-        result = summarize(cases, metric, foreground)
-        found[metric] = {
-            "foreground": round(result.foreground, 4),
-            "interval": [round(end, 4) for end in result.foreground_interval],
-            "by_class": {
-                name: {"mean": round(mean, 4), "median": round(median, 4)}
-                for name, mean, median, used in zip(
-                    names, result.mean.tolist(), result.median.tolist(), foreground, strict=True
-                )
-                if used
-            },
-        }
-    worst = sorted(cases, key=lambda case: float(np.nanmean(case.dice[foreground])))[:5]
-    found["worst"] = {case.name: round(float(np.nanmean(case.dice[foreground])), 4) for case in worst}
-    return found
+def case_figures(metrics: EvaluationMetrics) -> dict[str, Any]:
+    """The metrics by case, and the worst cases."""
+    volumes = metrics.volumes
+    assert volumes is not None  # of volumes
+    means = {
+        row.name: np.mean([dice for label, dice, *_ in row.volumes if label and dice is not None])
+        for row in metrics.per_image
+    }
+    worst = sorted(means, key=lambda name: float(means[name]))[:5]
+    return {
+        "cases": metrics.images,
+        "precision": metrics.bundle.precision,
+        **volumes.model_dump(mode="json"),
+        "worst": {name: round(float(means[name]), 4) for name in worst},
+    }
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
@@ -124,9 +103,10 @@ def benchmark(arguments: argparse.Namespace) -> None:
         "plan": (run / "plan.yaml").read_text().splitlines() if (run / "plan.yaml").exists() else None,
     }
     for split in ("val", "test") if arguments.test else ("val",):
-        start = time.perf_counter()
-        row[split] = evaluate(run / "bundle", data, split)
-        seconds[split] = round(time.perf_counter() - start, 1)
+        out = run / f"evaluation-{split}"
+        options = ["--split", split, "--no-speed", "--tolerance-mm", f"{TOLERANCE:g}", "--out", str(out)]
+        seconds[split] = run_maskserve("evaluate", str(run / "bundle"), str(data), *options)
+        row[split] = case_figures(EvaluationMetrics.load(out / METRICS_FILE))
         print_figures(split, row[split], arguments.minutes)
     row["seconds"] = seconds
     with RESULTS.open("a", encoding="utf-8") as stream:
@@ -136,13 +116,12 @@ def benchmark(arguments: argparse.Namespace) -> None:
 
 def print_figures(split: str, row: dict[str, Any], minutes: float) -> None:
     """The figures of a split beside the published ones."""
-    dice = row["dice"]
     target = f"; at least {TARGETS[minutes]} was asked for" if split == "test" and minutes in TARGETS else ""
-    print(f"\n{split}, {row['cases']} cases: mean foreground Dice {dice['foreground']:.4f} {dice['interval']}{target}")
-    for name, figures in dice["by_class"].items():
-        surface, hd95 = (row[metric]["by_class"][name]["mean"] for metric in ("surface_dice", "hd95"))
+    print(f"\n{split}, {row['cases']} cases: mean foreground Dice {row['dice']:.4f} {row['dice_interval']}{target}")
+    for name, found in row["per_class"].items():
+        dice, surface, hd95 = found["dice"], found["surface_dice"]["mean"], found["hd95"]["mean"]
         print(
-            f"  {name:12} Dice {figures['mean']:.4f} (median {figures['median']:.4f}), surface {surface:.4f}, HD95 {hd95:.2f} mm"
+            f"  {name:12} Dice {dice['mean']:.4f} (median {dice['median']:.4f}), surface {surface:.4f}, HD95 {hd95:.2f} mm"
         )
     print(f"  worst: {', '.join(f'{name} {value:.3f}' for name, value in row['worst'].items())}")
     for title, value in PUBLISHED.items():

@@ -25,6 +25,7 @@ from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter
 from models.inference.signals import segment_signal
 from models.inference.tta import TTAOptions
+from models.inference.volumes import segment_volume
 from models.sample import Sample
 from models.spec import AXES, IGNORE_INDEX, BundleSpec, ClassInfo, InputRule
 from training.data import SegmentationDataset, has_split, load_all_splits, load_split
@@ -38,7 +39,9 @@ from training.metrics.calibration import reliability_bins
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.events import DEFAULT_TOLERANCE_MS, compute_event_metrics, count_events
 from training.metrics.object_size import size_counts
-from training.metrics.results import METRICS_FILE, EvaluatedBundle, EvaluationMetrics
+from training.metrics.results import METRICS_FILE, EvaluatedBundle, EvaluationMetrics, VolumeMetrics
+from training.metrics.volumes import DEFAULT_TOLERANCE as DEFAULT_TOLERANCE_MM
+from training.metrics.volumes import compute_volume_metrics, measure_case
 from training.reports.build import write_evaluation_report
 from training.reports.console import print_metrics
 from training.reports.latency import measure_latencies
@@ -51,13 +54,13 @@ NUM_TIMED_IMAGES = 3
 def evaluate(
     bundle: Path, data: Path, split: str = "test", out: Path | None = None, data_format: str = "auto", tta: str | None = None,
     engine: str = "auto", precision: str = "auto", device: str = "auto", console: Console | None = None,
-    speed: bool = False, tolerance_ms: float = DEFAULT_TOLERANCE_MS,
+    speed: bool = False, tolerance_ms: float = DEFAULT_TOLERANCE_MS, tolerance_mm: float = DEFAULT_TOLERANCE_MM,
 ) -> EvaluationMetrics:  # fmt: skip
     """Measure a bundle on a split, or on `all` images; with `out`, write `metrics.json` and `report.html` there.
 
     `tta` is test-time augmentation, as in `flip,0.75,1,1.25`; the service uses none. With `speed` the report also shows
     how fast each engine is on this machine, which takes some seconds. `tolerance_ms`: how far an onset or offset of a signal may
-    be off, in ms.
+    be off, in ms; `tolerance_mm`: the same of the surface of a volume, in mm.
 
     Returns: the content of metrics.json.
     Raises: BundleError, DataError, EngineError; ConfigError for an `out` that cannot be written.
@@ -70,11 +73,12 @@ def evaluate(
     segmenter = Segmenter.load(opened, engine, precision, device, tta=augmentation)
     assert segmenter.choice is not None  # `load` made it
     console.print(f"Engine: {segmenter.choice.reason}", highlight=False, markup=False, soft_wrap=True)
-    matrix, tally = evaluate_split(segmenter, samples, console, all_metrics=True, tolerance_ms=tolerance_ms)
+    matrix, tally = evaluate_split(segmenter, samples, console, True, tolerance_ms, tolerance_mm)
     metrics = EvaluationMetrics(
         **dict(compute_metrics(tally, samples.classes)),
         axes=samples.axes,
         events=compute_event_metrics(tally, samples.classes, tolerance_ms) if samples.axes == "T" else None,
+        volumes=tally_volume_metrics(tally, samples.classes, tolerance_mm) if samples.axes == "DHW" else None,
         split=split,
         images=len(samples),
         images_without_mask=len(samples.unmatched_images),
@@ -127,6 +131,13 @@ def evaluation_folder(bundle: Path) -> Path:
     return bundle.with_name("evaluation" if bundle.name == "bundle" else f"evaluation-{bundle.name}")
 
 
+def tally_volume_metrics(tally: PerImageCounts, classes: list[ClassInfo], tolerance: float) -> VolumeMetrics:
+    """The metrics of the cases of a tally. `tolerance`: mm."""
+    measured = [image for image in tally.images if image.case]
+    cases = [image.case for image in measured if image.case]
+    return compute_volume_metrics(cases, [image.group or image.name for image in measured], classes, tolerance)
+
+
 def create_output_folder(out: Path | None) -> None:
     """Create `out` before minutes of measuring. Raises: ConfigError if that is not possible."""
     if out is None:
@@ -146,7 +157,7 @@ def create_output_folder(out: Path | None) -> None:
 
 def evaluate_split(
     segmenter: Segmenter, samples: SegmentationDataset, console: Console, all_metrics: bool = False,
-    tolerance_ms: float = DEFAULT_TOLERANCE_MS,
+    tolerance_ms: float = DEFAULT_TOLERANCE_MS, tolerance_mm: float = DEFAULT_TOLERANCE_MM,
 ) -> tuple[ConfusionMatrix, PerImageCounts]:  # fmt: skip
     """Segment every image; returns the confusion matrix of the split and the counts of each image.
 
@@ -156,8 +167,8 @@ def evaluate_split(
     """
     classes, number = len(samples.classes), len(samples)
     total, tally = ConfusionMatrix(classes), PerImageCounts(classes)
-    segment = segment_signal if samples.axes == "T" else Segmenter.segment
-    measure = partial(measure_sample, segmenter.rule, classes, all_metrics, tolerance_ms)
+    segment = {"HW": Segmenter.segment, "T": segment_signal, "DHW": segment_volume}[samples.axes]
+    measure = partial(measure_sample, segmenter.rule, classes, all_metrics, tolerance_ms, tolerance_mm)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
@@ -172,22 +183,30 @@ def evaluate_split(
             transient=True,
             disable=not console.is_terminal,
         )
-        for pair, (single, *counts) in zip(samples.pairs, counted, strict=True):
+        for pair, (single, counts) in zip(samples.pairs, counted, strict=True):
             total += single
-            tally.add(pair.name, single.class_counts, *counts, group=pair.group)
+            tally.add(pair.name, single.class_counts, **counts, group=pair.group)
     return total, tally
 
 
 def measure_sample(
-    rule: InputRule, classes: int, all_metrics: bool, tolerance_ms: float, sample: Sample, target: Labels,
-    prediction: Prediction,
-) -> tuple[Any, ...]:  # fmt: skip
-    """As `measure_image`, and with `all_metrics` the counts of a signal's events as well."""
-    counts = measure_image(sample.values, target, prediction, classes, all_metrics)
-    if sample.axes != "T" or not all_metrics:
-        return counts
-    rate = sample.rate or rule.rate or 1.0  # as in `segment_signal`
-    return *counts, count_events(target, prediction.labels, rate, classes, tolerance_ms)
+    rule: InputRule, classes: int, all_metrics: bool, tolerance_ms: float, tolerance_mm: float, sample: Sample,
+    target: Labels, prediction: Prediction,
+) -> tuple[ConfusionMatrix, dict[str, Any]]:  # fmt: skip
+    """The confusion matrix of a sample, and the other arguments of `PerImageCounts.add`.
+
+    With `all_metrics` they have the events of a signal, and the surfaces of a volume as well.
+    """
+    single, edges, digest, bins, sizes = measure_image(sample.values, target, prediction, classes, all_metrics)
+    counts: dict[str, Any] = {"edges": edges, "digest": digest, "bins": bins, "sizes": sizes}
+    if sample.axes == "T" and all_metrics:
+        rate = sample.rate or rule.rate or 1.0  # as in `segment_signal`
+        counts["events"] = count_events(target, prediction.labels, rate, classes, tolerance_ms)
+    if sample.axes == "DHW" and all_metrics:
+        spacing = sample.spacing or rule.spacing  # as in `segment_volume`
+        steps = spacing.values if spacing else (1.0, 1.0, 1.0)
+        counts["case"] = measure_case(target, prediction.labels, classes, steps, tolerance_mm)
+    return single, counts
 
 
 def measure_image(
@@ -220,11 +239,11 @@ def format_size(lengths: tuple[int, ...]) -> str:
 
 
 def read_pair(samples: SegmentationDataset, index: int) -> tuple[Sample, Labels]:
-    """An image as the network takes it, and its mask, uint8 H x W; of a recording at its own rate, labels uint8 T.
+    """An image as the network takes it, and its mask, uint8 H x W; recordings and volumes at their own rate or spacing.
 
     Raises: DataError if they do not fit, or not the classes.
     """
-    image, target = samples.record_and_labels(index) if samples.axes == "T" else samples.sample_and_labels(index)
+    image, target = samples.record_and_labels(index) if samples.axes != "HW" else samples.sample_and_labels(index)
     mask = samples.pairs[index].mask
     if image.size != target.shape:
         raise DataError(

@@ -1,8 +1,9 @@
 """`maskserve data`: subcommands for data sets. As in `app.py`, each imports its modules when it runs."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,7 +39,7 @@ def data_shapes(
     from models.errors import ConfigError, quoted
     from training.data import synthetic, synthetic_signals, synthetic_volumes
 
-    generators = {
+    generators: dict[str, tuple[Any, Callable[[Path, int, dict[str, int]], None], str]] = {
         "HW": (synthetic, synthetic.generate_dataset, "images"),
         "T": (synthetic_signals, synthetic_signals.generate_signals, "records"),
         "DHW": (synthetic_volumes, synthetic_volumes.generate_volumes, "volumes"),

@@ -28,6 +28,9 @@ def evaluate(
         float,
         typer.Option(min=0, metavar="MS", help="Signals: how far an onset or offset may be off, in ms (AAMI: 150)."),
     ] = 150.0,
+    tolerance_mm: Annotated[
+        float, typer.Option(min=0, metavar="MM", help="Volumes: tolerance of the surface Dice, in mm.")
+    ] = 2.0,
     speed: Annotated[
         bool,
         typer.Option("--speed/--no-speed", help="Also measure every engine's speed, which takes about 10 seconds."),
@@ -35,7 +38,8 @@ def evaluate(
 ) -> None:
     """Measure a bundle on a split of DATA, at the images' own size: mIoU, Dice, boundary IoU, with 95% intervals.
 
-    Of signals also the events: sensitivity, PPV, F1 and timing error of their onsets and offsets.
+    Of signals also the events: sensitivity, PPV, F1 and timing error of their onsets and offsets. Of volumes also Dice, surface
+    Dice, HD95 and the error of the volume, by case.
 
     Writes metrics.json and report.html. An earlier evaluation in the same folder is overwritten.
     """
@@ -45,5 +49,17 @@ def evaluate(
     engine, precision, device = engine_options.engine, engine_options.precision, engine_options.device
     target = out or evaluation_folder(bundle)
     evaluate_bundle(
-        bundle, data, split, target, data_format, tta, engine, precision, device, speed=speed, tolerance_ms=tolerance_ms
+        bundle,
+        data,
+        split,
+        target,
+        data_format,
+        tta,
+        engine,
+        precision,
+        device,
+        None,
+        speed,
+        tolerance_ms,
+        tolerance_mm,
     )

@@ -18,6 +18,7 @@ from training.metrics.calibration import NUM_BINS, expected_calibration_error
 from training.metrics.confusion import Counts, Rates, as_json, iou, metrics_from_counts, nan_mean, ratio, round_or_none
 from training.metrics.object_size import SIZE_NAMES
 from training.metrics.results import ImageResult, Intervals, SplitMetrics
+from training.metrics.volumes import CaseMetrics
 
 NUM_RESAMPLES, CONFIDENCE_LEVEL, SEED = 1000, 0.95, 0
 # Resamples of fewer images prove nothing: five that all lean one way do so by chance once in 16.
@@ -36,6 +37,7 @@ class ImageCounts:
     sizes: NDArray[np.int64]  # 2 x bins pixels, as `size_counts`
     events: NDArray[np.float64]  # of a signal: (C - 1) x 2 x 5, as `count_events`
     group: str  # images of one group (patient) are resampled together; "" for an image of its own
+    case: CaseMetrics | None = None  # of a volume
 
     @property
     def miou(self) -> float:
@@ -60,6 +62,7 @@ class ImageCounts:
                 for label, points in enumerate(self.events, start=1)
                 if points.any()
             ],
+            volumes=self.case.to_rows() if self.case else [],
         )
 
 
@@ -83,10 +86,12 @@ class PerImageCounts:
         sizes: NDArray[np.int64] | None = None,
         events: NDArray[np.float64] | None = None,
         group: str = "",
+        case: CaseMetrics | None = None,
     ) -> None:
         """Add an image's counts, each 3 x C pixels: hits, ground truth and prediction of its masks and their boundaries.
 
-        `bins`, `sizes` and `events`: its `reliability_bins`, `size_counts` and `count_events`; None if they were not measured.
+        `bins`, `sizes`, `events` and `case`: its `reliability_bins`, `size_counts`, `count_events` and `measure_case`; None if
+        they were not measured.
         """
         self.images.append(
             ImageCounts(
@@ -97,6 +102,7 @@ class PerImageCounts:
                 np.zeros((2, len(SIZE_NAMES)), np.int64) if sizes is None else sizes,
                 np.zeros((self.num_classes - 1, 2, 5)) if events is None else events,
                 group,
+                case,
             )
         )
 
@@ -182,7 +188,8 @@ class PerImageCounts:
             events = np.zeros((classes - 1, 2, 5))
             for label, *points in row.events:
                 events[label - 1] = points
-            tally.add(row.name, whole, edges, row.digest, bins, sizes, events, row.group)
+            case = CaseMetrics.from_rows(row.volumes, classes) if row.volumes else None
+            tally.add(row.name, whole, edges, row.digest, bins, sizes, events, row.group, case)
         return tally
 
     def reorder(self, names: list[str]) -> "PerImageCounts":

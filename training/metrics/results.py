@@ -111,6 +111,26 @@ class EventMetrics(_Strict):
     per_class: dict[str, dict[Literal["onset", "offset"], PointMetrics]]  # by class name
 
 
+class CaseMetric(_Strict):
+    """One metric of volumes over the cases, without those that have no value."""
+
+    mean: Rate
+    median: Rate
+    interval: Interval  # of the mean
+    cases: int
+
+
+class VolumeMetrics(_Strict):
+    """The metrics of volumes by case (`training/metrics/volumes.py`). Dice is 0..1, HD95 in mm, volumes in ml."""
+
+    tolerance_mm: float  # of the surface Dice
+    dice: Rate  # mean over the classes without the background of the mean over the cases
+    dice_interval: Interval
+    surface_dice: Rate
+    hd95: Rate
+    per_class: dict[str, dict[Literal["dice", "surface_dice", "hd95", "volume_error"], CaseMetric]]  # by class name
+
+
 class EvaluatedBundle(_Strict):
     """The bundle that was evaluated, and what ran it."""
 
@@ -137,13 +157,17 @@ class ImageResult(_Strict):
     events: list[
         tuple[int, PointCounts, PointCounts]
     ] = []  # label, and the counts of its onsets and offsets (`training/metrics/events.py`)
+    volumes: list[
+        tuple[int, Rate, Rate, Rate, Rate, float]
+    ] = []  # label, Dice, surface Dice, HD95 (mm), error of the volume (ml), true volume (ml)
 
 
 class EvaluationMetrics(SplitMetrics):
     """The content of `metrics.json`. Of signals, a pixel is a time step of a record, and an image is a record."""
 
-    axes: str = "HW"  # of the images: HW; of signals: T
+    axes: str = "HW"  # of the images: HW; of signals: T; of volumes: DHW
     events: EventMetrics | None = None  # of signals
+    volumes: VolumeMetrics | None = None  # of volumes
     split: str
     images: int
     images_without_mask: int

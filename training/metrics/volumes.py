@@ -8,18 +8,24 @@ in neither mask all, and HD95 also of a class that is in one of them only. Ignor
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from models.imaging.decode import Labels
-from models.spec import IGNORE_INDEX
-from training.metrics.confusion import Rates, nan_mean, ratio
+from models.spec import IGNORE_INDEX, ClassInfo
+from training.metrics.confusion import Rates, is_background, nan_mean, ratio, round_or_none
+from training.metrics.results import CaseMetric, Rate, VolumeMetrics
 
 MM3_PER_ML = 1000.0
 DEFAULT_TOLERANCE = 2.0  # mm, of the surface Dice
-METRICS = ("dice", "surface_dice", "hd95", "volume_error")
+METRICS: tuple[Literal["dice", "surface_dice", "hd95", "volume_error"], ...] = (
+    "dice",
+    "surface_dice",
+    "hd95",
+    "volume_error",
+)
 NUM_RESAMPLES, SEED = 1000, 0
 
 
@@ -27,28 +33,42 @@ NUM_RESAMPLES, SEED = 1000, 0
 class CaseMetrics:
     """The metrics of one case; each array has a value for each class, NaN where there is nothing to measure."""
 
-    name: str
-    voxels: NDArray[np.int64]  # 3 x C: hits, ground truth, prediction
     dice: Rates  # 0..1
     surface_dice: Rates  # 0..1
     hd95: Rates  # mm
     volume_error: Rates  # ml, predicted less true
     volume: Rates  # ml, true
-    group: str = ""  # the patient; cases of one are resampled together
+
+    def to_rows(self) -> list[tuple[int, Rate, Rate, Rate, Rate, float]]:
+        """Label, the metrics and the true volume, of each class that occurs."""
+        table = np.stack([self.dice, self.surface_dice, self.hd95, self.volume_error, self.volume], axis=1)
+        rows = []
+        for label, (*rates, volume) in enumerate(table.tolist()):
+            if not np.isnan(rates[0]):
+                dice, surface, hd95, error = map(round_or_none, rates)
+                rows.append((label, dice, surface, hd95, error, round(volume, 6)))
+        return rows
+
+    @classmethod
+    def from_rows(cls, rows: list[tuple[int, Rate, Rate, Rate, Rate, float]], classes: int) -> "CaseMetrics":
+        """The inverse of `to_rows`."""
+        table = np.full((5, classes), np.nan)
+        table[4] = 0
+        for label, *values in rows:
+            table[:, label] = [np.nan if value is None else value for value in values]
+        return cls(*table)
 
 
 def measure_case(
-    name: str,
     target: Labels,
     prediction: Labels,
     classes: int,
     spacing: Sequence[float],
     tolerance: float = DEFAULT_TOLERANCE,
-    group: str = "",
 ) -> CaseMetrics:
     """The metrics of one case. Masks are uint8 D x H x W, 255 is ignored in the target; `spacing`: mm along D, H, W."""
     known = target != IGNORE_INDEX
-    voxels = np.zeros((3, classes), np.int64)
+    voxels = np.zeros((3, classes), np.int64)  # hits, ground truth, prediction
     surface_dice, hd95 = np.full(classes, np.nan), np.full(classes, np.nan)
     for label in range(classes):
         in_target, in_prediction = target == label, (prediction == label) & known
@@ -61,13 +81,15 @@ def measure_case(
     occurs = true + predicted > 0
     ml = float(np.prod(spacing)) / MM3_PER_ML
     error = np.where(occurs, (predicted - true) * ml, np.nan)
-    return CaseMetrics(name, voxels, ratio(2 * hits, true + predicted), surface_dice, hd95, error, true * ml, group)
+    return CaseMetrics(ratio(2 * hits, true + predicted), surface_dice, hd95, error, true * ml)
 
 
 def compare_surfaces(
     one: NDArray[np.bool_], two: NDArray[np.bool_], spacing: Sequence[float], tolerance: float
 ) -> tuple[float, float]:
     """Surface Dice and HD95 in mm of two masks, neither empty; bool D x H x W."""
+    from scipy import ndimage  # takes a second to import, and images do not need it
+
     window = _bounding_box(one | two)  # distances between the surfaces are the same within it
     one, two = one[window], two[window]
     surfaces = [surface_voxels(each) for each in (one, two)]
@@ -81,6 +103,8 @@ def compare_surfaces(
 
 def surface_voxels(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The voxels of a mask with one of their six neighbors outside of it; the volume's border counts as outside."""
+    from scipy import ndimage
+
     return np.asarray(mask & ~ndimage.binary_erosion(mask))
 
 
@@ -104,14 +128,16 @@ class MetricSummary:
     cases: NDArray[np.int64]  # C: cases that have a value
 
 
-def summarize(cases: Sequence[CaseMetrics], metric: str, foreground: NDArray[np.bool_]) -> MetricSummary:
+def summarize(
+    cases: Sequence[CaseMetrics], groups: Sequence[str], metric: str, foreground: NDArray[np.bool_]
+) -> MetricSummary:
     """Mean, median and bootstrap interval of one of METRICS over the cases. `foreground`: which classes are no background, C.
 
-    Groups of cases (patients) are resampled, not voxels: those of one case are alike.
+    `groups`: the patient of each case; patients are resampled, not voxels: those of one case are alike.
     """
     table = np.array([getattr(case, metric) for case in cases], np.float64)
     has_value = ~np.isnan(table)
-    means = _resampled_means(table, has_value, [case.group or case.name for case in cases])
+    means = _resampled_means(table, has_value, list(groups))
     overall = nan_mean(np.where(foreground, means, np.nan)) if foreground.any() else np.full(len(means), np.nan)
     mean = ratio(np.where(has_value, table, 0).sum(axis=0), has_value.sum(axis=0))
     median = np.array(
@@ -126,6 +152,39 @@ def summarize(cases: Sequence[CaseMetrics], metric: str, foreground: NDArray[np.
         (float(low), float(high)),
         has_value.sum(axis=0),
     )
+
+
+def compute_volume_metrics(
+    cases: Sequence[CaseMetrics], groups: Sequence[str], classes: list[ClassInfo], tolerance: float
+) -> VolumeMetrics:
+    """The metrics of all cases as they are in metrics.json. `groups`: the patient of each case."""
+    names = [entry.name for entry in classes]
+    foreground = ~is_background(names)
+    found = {metric: summarize(cases, groups, metric, foreground) for metric in METRICS}
+    return VolumeMetrics(
+        tolerance_mm=tolerance,
+        dice=round_or_none(found["dice"].foreground),
+        dice_interval=_plain_interval(np.array(found["dice"].foreground_interval)),
+        surface_dice=round_or_none(found["surface_dice"].foreground),
+        hd95=round_or_none(found["hd95"].foreground),
+        per_class={
+            name: {
+                metric: CaseMetric(
+                    mean=round_or_none(summary.mean[label]),
+                    median=round_or_none(summary.median[label]),
+                    interval=_plain_interval(summary.interval[:, label]),
+                    cases=int(summary.cases[label]),
+                )
+                for metric, summary in found.items()
+            }
+            for label, name in enumerate(names)
+            if foreground[label]
+        },
+    )
+
+
+def _plain_interval(ends: Rates) -> tuple[float, float] | None:
+    return None if np.isnan(ends).any() else (round(float(ends[0]), 6), round(float(ends[1]), 6))
 
 
 def _resampled_means(table: Rates, has_value: NDArray[np.bool_], groups: list[str]) -> Rates:

@@ -6,7 +6,7 @@ from rich.text import Text
 from models.console import Console, name_text
 from models.spec import AXES
 from training.metrics.confusion import ConfusionMatrix
-from training.metrics.results import EvaluationMetrics, EventMetrics, Interval, PointMetrics, Rate
+from training.metrics.results import EvaluationMetrics, EventMetrics, Interval, PointMetrics, Rate, VolumeMetrics
 
 ABSENT = "absent from this split"
 HEADLINE_METRICS = {  # of signals, a pixel is a time step, an image a record
@@ -44,6 +44,8 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
     console.print(table)
     if metrics.events:
         print_events(metrics.events, console)
+    if metrics.volumes:
+        print_volumes(metrics.volumes, console)
     console.print(f"\n{metrics.split}, {count_samples(metrics)}", highlight=False, markup=False)
     for name, title in (headline_metrics([metrics]) | OTHER_METRICS).items():
         interval = format_interval(getattr(metrics.intervals, name))
@@ -69,6 +71,24 @@ def print_events(events: EventMetrics, console: Console) -> None:
     console.print(table)
     interval = format_interval(events.event_f1_interval)
     console.print(f"mean F1 {format_rate(events.event_f1, 4)}  {interval}", highlight=False, markup=False)
+
+
+def print_volumes(volumes: VolumeMetrics, console: Console) -> None:
+    """Print a row for each class: its metrics, mean over the cases."""
+    console.print(f"\nBy case; surface Dice within {volumes.tolerance_mm:g} mm", highlight=False, markup=False)
+    table = make_table("class", "Dice", "95%", "median", "surface Dice", "HD95, mm", "volume error, ml", "cases")
+    for name, found in volumes.per_class.items():
+        dice, error = found["dice"], found["volume_error"].mean
+        table.add_row(
+            name_text(name), format_rate(dice.mean, 4), format_interval(dice.interval), format_rate(dice.median, 4),
+            format_rate(found["surface_dice"].mean, 4), format_rate(found["hd95"].mean, 2),
+            "-" if error is None else f"{error:+.3g}", f"{dice.cases:,}",
+        )  # fmt: skip
+    console.print(table)
+    interval = format_interval(volumes.dice_interval)
+    console.print(
+        f"mean Dice of the foreground {format_rate(volumes.dice, 4)}  {interval}", highlight=False, markup=False
+    )
 
 
 def make_table(first: str, *others: str) -> Table:

@@ -11,12 +11,14 @@ from PIL import Image
 from models.imaging.decode import RGB, Labels
 from models.inference.geometry import network_input_size, resize_image, resize_labels
 from models.inference.segmenter import Segmenter
+from models.inference.volumes import segment_volume
 from models.readers.composite import to_rgb
 from models.spec import IGNORE_INDEX, ClassInfo, InputRule, palette
 from training.data import SegmentationDataset
 from training.metrics.bootstrap import PerImageCounts
 from training.metrics.confusion import iou
 from training.reports.layout import render
+from training.reports.planes import three_planes
 
 IMAGES_PER_GROUP = 6  # of the worst, and of the best
 MAX_DISPLAY_SIDE = 480  # pixels of the long side: with twelve images the page has about two megabytes
@@ -63,10 +65,14 @@ def worst_and_best(tally: PerImageCounts) -> tuple[list[int], list[int]]:
 
 def _card(segmenter: Segmenter, samples: SegmentationDataset, index: int, occurring: set[int]) -> dict[str, Any]:
     """The content of an image's card; adds the labels that it shows to `occurring`."""
-    sample, target = samples.sample_and_labels(index)
-    prediction, image = segmenter.segment(sample).labels, to_rgb(sample.values, segmenter.rule)
+    if samples.axes == "DHW":
+        sample, target = samples.record_and_labels(index)
+        image, (target, prediction) = three_planes(sample, target, segment_volume(segmenter, sample).labels)
+    else:
+        sample, target = samples.sample_and_labels(index)
+        prediction, image = segmenter.segment(sample).labels, to_rgb(sample.values, segmenter.rule)
     size = (image.shape[0], image.shape[1])
-    if max(size) > MAX_DISPLAY_SIDE:
+    if max(size) > (MAX_DISPLAY_SIDE if samples.axes == "HW" else 2 * MAX_DISPLAY_SIDE):
         size = network_input_size(size, InputRule(rule="fit", side=MAX_DISPLAY_SIDE))
     target, prediction = resize_labels(target, size), resize_labels(prediction, size)
     occurring |= {label for label in np.union1d(target, prediction).tolist() if label < len(samples.classes)}

@@ -50,10 +50,12 @@ def scan_splits(
     total, before, found = sum(map(len, opened.values())), 0, dict[str, list[Any]]()
     for split, dataset in opened.items():
         split_progress = (lambda done, _, before=before: progress(before + done, total)) if progress else None
-        if dataset.axes == "HW":
-            found[split] = scan_split(dataset, split_progress, use_cache)
+        if dataset.axes == "T":
+            found[split] = scan_signals(dataset, split_progress)
+        elif dataset.axes == "DHW":
+            found[split] = scan_volumes(dataset, split_progress)
         else:
-            found[split] = {"T": scan_signals, "DHW": scan_volumes}[dataset.axes](dataset, split_progress)
+            found[split] = scan_split(dataset, split_progress, use_cache)
         before += len(dataset)
     return found
 
