@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ ARCHIVE_SUFFIX = ".zip"
 READ_SUFFIXES = {"HW": IMAGE_SUFFIXES | SAMPLE_SUFFIXES, "T": SIGNAL_SUFFIXES}  # by the axes of the model
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv", ".json"})
 TABLE_SUFFIXES = (".csv", ".tsv")
+LABELS_OF = re.compile(r"\.(labels|events)$", re.IGNORECASE)  # the end of the stem of a label file
 NOUNS = {"HW": "image", "T": "recording"}  # by axes
 GLOB_CHARACTERS = frozenset("*?[")
 
@@ -150,11 +152,17 @@ def find_images(
 
 
 def without_labels(names: list[str]) -> list[str]:
-    """The recordings without the tables that lie beside a recording of the same name: these are its labels."""
-    stems = {os.path.splitext(name)[0] for name in names if not name.lower().endswith(TABLE_SUFFIXES)}
-    return [
-        name for name in names if not (name.lower().endswith(TABLE_SUFFIXES) and os.path.splitext(name)[0] in stems)
-    ]
+    """The recordings without their labels: `a.csv` beside `a.edf`, and `a.labels.csv` or `a.events.csv` beside `a.csv`."""
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    recordings = {stem for name, stem in stems.items() if not name.lower().endswith(TABLE_SUFFIXES)}
+
+    def is_label(name: str) -> bool:
+        base = LABELS_OF.sub("", stems[name])
+        if base != stems[name]:
+            return base in stems.values()
+        return name.lower().endswith(TABLE_SUFFIXES) and base in recordings
+
+    return [name for name in names if not is_label(name)]
 
 
 def _is_remote(source: str) -> bool:

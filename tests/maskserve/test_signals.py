@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tests.maskserve.predict_helpers import read_masks, read_rows, run_predict
 from tests.service.in_process import serve_in_thread
 from tests.service.signal_bundle import EVENTS, TOLERANCE, signal, wfdb_files, write_signal_bundle, zip_bytes
 
+ROOT = Path(__file__).parents[2]
 RATE, LEADS = 200.0, ("I", "II")
 VALUES = np.repeat(np.stack([signal(), -signal()], axis=1), 2, axis=0)
 
@@ -144,3 +147,24 @@ def test_predict_says_what_is_wrong(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG")
     with pytest.raises(DataError, match=r"contains no recording .*1 \.png.*\.edf, \.hea"):
         run_predict(bundle, tmp_path / "images", out=tmp_path / "other")
+
+
+def test_recipes_of_the_documentation(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "signals.md").read_text().replace("http://127.0.0.1:3000", url).replace("=II", "=I")
+    write_record(tmp_path, "record")
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for name in ("record.zip", "night.edf"):  # a file's name decides nothing
+        (tmp_path / name).write_bytes(zip_bytes(files))
+    np.save(tmp_path / "values.npy", VALUES)
+    monkeypatch.chdir(tmp_path)
+    recipes = re.findall(r"^    (curl .*)$", page, re.MULTILINE)
+    for recipe in recipes:
+        done = subprocess.run(["bash", "-ec", recipe], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (recipe, done.stderr)
+    assert len(recipes) == 3 and len(json.loads((tmp_path / "events.json").read_text())["events"]) == 6
+    assert (tmp_path / "events.csv").read_text().count("\n") == 4
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    exec(compile(code, "signals.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("down 2.0")
