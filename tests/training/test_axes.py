@@ -74,6 +74,9 @@ class MadeDataset(SegmentationDataset):
             sample = replace(sample, statistics=stats)
         return sample
 
+    def record_and_labels(self, index: int) -> tuple[Sample, np.ndarray]:
+        return self.sample(index), self.labels(index)
+
     def labels(self, index: int) -> np.ndarray:
         lengths = LENGTHS[self.axes][index % 2]
         coarse = np.random.default_rng(index).random([-(-length // 6) for length in lengths]) < 0.4
