@@ -3,7 +3,7 @@
     python -m benchmarks.hostile [--code FOLDER] [--only WORD]     FOLDER: another checkout, to compare with
 
 Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS of CPU.
-Writes benchmarks/results/hostile.json.
+Writes benchmarks/results/hostile.json; with --only, the rows that were measured.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +26,21 @@ from tests.fixtures_images import encode_image, jpeg_segment, make_png, png_chun
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results" / "hostile.json"
+FLOAT_PREDICTOR = ((317, 3, [3]), (339, 3, [3]))  # tags of a TIFF
 XMP_ID = b"http://ns.adobe.com/xap/1.0/\0"
 LIMIT_SECONDS = 10  # of CPU, because the machine may be busy
+SAMPLE_FORMATS = ("npy", "npz", "TIFF bands")  # which the readers of samples read, not those of photographs
 SIDE = 7000  # 49 megapixels, below the service's limit
 
 # Runs in the code that is measured. A thread that wants to run every millisecond notices when the lock is held.
 MEASURE = """
 import json, resource, sys, threading, time
 from models.errors import MaskserveError
-from models.imaging.decode import decode_image
+if sys.argv[3] == "samples":
+    from models.readers import read_sample
+    def decode_image(data, max_pixels): return read_sample(data, max_pixels).values
+else:
+    from models.imaging.decode import decode_image
 data, longest, done = open(sys.argv[1], "rb").read(), 0.0, False
 def peak_mib():  # not ru_maxrss, which begins with the peak of the process that started this one
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) >> 10
@@ -179,12 +186,30 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
         "TIFF",
         lambda: encode_image(Image.new("F", (SIDE, SIDE)), "TIFF", compression="tiff_adobe_deflate"),
     ),
+    "64 bands, 49 million samples": (
+        "TIFF bands",
+        lambda: hostile.tiff_of_bands(875, 875, 64, 16),
+    ),
+    "1 pixel a tile, 100,000 tiles": (
+        "TIFF bands",
+        lambda: hostile.tiff_of_shared_tiles(316, 1, 8, zlib.compress(b"\0"), 316),
+    ),
+    "float predictor, 49 megapixels of float64": (
+        "TIFF bands",
+        lambda: hostile.tiff_of_bands(SIDE, SIDE, 1, 64, *FLOAT_PREDICTOR),
+    ),
+    "header of 300,000 brackets": ("npy", lambda: hostile.npy_file("(" * 300_000)),
+    "an array of 900 megapixels": ("npz", lambda: hostile.npz_file((30_000, 30_000), 300_000_000)),
+    "10,000 members in one place": ("npz", hostile.npz_of_overlapping_members),
+    "LZMA": ("npz", lambda: hostile.npz_file((4000, 4000), 16_000_000, zipfile.ZIP_LZMA)),
+    "49 megapixels of float64": ("npz", lambda: hostile.npz_file((SIDE, SIDE), 8 * SIDE * SIDE, dtype="<f8")),
     "a thumbnail of 200,000 strips": ("TIFF", lambda: hostile.tiff_after_a_thumbnail_of_strips(200_000)),
 }
 
 
-def measure(file: Path, code: Path) -> dict[str, object]:
-    command = [sys.executable, "-c", MEASURE, str(file), str(LIMIT_SECONDS)]
+def measure(file: Path, code: Path, format: str) -> dict[str, object]:
+    kind = "samples" if format in SAMPLE_FORMATS else "photograph"
+    command = [sys.executable, "-c", MEASURE, str(file), str(LIMIT_SECONDS), kind]
     done = subprocess.run(command, cwd=code, capture_output=True)
     if done.returncode == -signal.SIGXCPU:
         return {"outcome": f"stopped after {LIMIT_SECONDS} s of CPU"}
@@ -194,22 +219,21 @@ def measure(file: Path, code: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--code", type=Path, help="another checkout, to compare with")
-    parser.add_argument("--only", default="", help="images whose name contains this; writes no results")
+    parser.add_argument("--only", default="", help="images whose name contains this; the other results stay")
     arguments = parser.parse_args()
     code = arguments.code
-    rows = []
+    rows = {row["image"]: row for row in json.loads(RESULTS.read_text())} if arguments.only else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (format, draw) in IMAGES.items():
             if arguments.only not in name:
                 continue
             file = Path(folder, "image")
             file.write_bytes(draw())
-            row: dict[str, object] = {"format": format, "image": name, "bytes": file.stat().st_size}
-            row |= {"now": measure(file, ROOT)} | ({"before": measure(file, code)} if code else {})
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    if not arguments.only:
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            before = {"before": measure(file, code, format)} if code else {}
+            row = {"format": format, "image": name, "bytes": file.stat().st_size, "now": measure(file, ROOT, format)}
+            rows[name] = rows.get(name, {}) | row | before
+            print(json.dumps(rows[name]), flush=True)
+    RESULTS.write_text(json.dumps([rows[name] for name in IMAGES if name in rows], indent=1) + "\n")
 
 
 if __name__ == "__main__":

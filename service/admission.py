@@ -117,9 +117,11 @@ class AdmissionController:
         self.queue_timeout_seconds = queue_timeout_seconds
         self._concurrency = inference_slots
         self._max_in_flight = image_slots + queue_size
-        self._free_uploads = max_uploads
+        self._max_uploads = self._free_uploads = max_uploads
         self._in_flight = 0
         self._units_in_flight = 0.0
+        self._last_use = time.monotonic()
+        self.uses = 0  # uploads and images so far
         self._max_hold_seconds = max_hold_seconds
         sizes = {"image": image_slots, "decoder": decoder_slots or image_slots, "inference": inference_slots}
         self._semaphores = {stage: asyncio.Semaphore(size) for stage, size in sizes.items()}
@@ -155,6 +157,13 @@ class AdmissionController:
         return longest
 
     @property
+    def idle_seconds(self) -> float:
+        """For how long there has been no upload, no image and no work of a request that has ended; 0 if there is one."""
+        if self._in_flight or self._free_uploads < self._max_uploads or any(self._held.values()):
+            return 0.0
+        return time.monotonic() - self._last_use
+
+    @property
     def expected_wait_seconds(self) -> float:
         """Expected wait of an image that arrives now, in seconds."""
         return max(0, self._units_in_flight + 1 - self._concurrency) * self._unit_seconds / self._concurrency
@@ -183,6 +192,7 @@ class AdmissionController:
             self._units_in_flight += count * cost
         else:
             waited = await self._wait(self._semaphores[stage], timeout)
+        self.uses += 1
         slot = Slot(waited)
         if stage in self._held:
             self._held[stage].add(slot)
@@ -210,6 +220,7 @@ class AdmissionController:
         return time.monotonic() - start
 
     def _release(self, stage: Stage, count: int, cost: float, slot: Slot) -> None:
+        self._last_use = time.monotonic()
         if stage == "upload":
             self._free_uploads += 1
         elif stage == "queue":

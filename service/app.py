@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import NotReadyError
 from service.forwarding import RootPathMiddleware
+from service.idle import release_memory_when_idle
 from service.metrics import get_metrics
 from service.middleware import (
     API_PREFIX,
@@ -72,11 +73,15 @@ def create_app(settings: Settings, bento: Starlette | None = None) -> ASGIApp:
     async def lifespan(app: object) -> AsyncIterator[None]:
         """BentoML's own is left out: it makes a client of this service, and a temporary folder that a kill leaves behind."""
         await segmentation.start()
-        watch = asyncio.create_task(_exit_when_stuck(segmentation))
+        watches = [
+            asyncio.create_task(_exit_when_stuck(segmentation)),
+            asyncio.create_task(release_memory_when_idle(segmentation.admission, segmentation.release_memory)),
+        ]
         try:
             yield
         finally:
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
             segmentation.stop()
 
     # A request passes these from top to bottom, its response from bottom to top.

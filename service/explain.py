@@ -1,7 +1,9 @@
 """POST /v1/explain for the page's panel "Look inside": why an image got its labels. It exists only with MASKSERVE_EXPLAIN=on.
 
-The views are those of `models/explain/`, which need no weights. A request holds the same slots as one to /v1/segment: it costs
-4 inferences (`certainty`) or about 50 (`occlusion`), within the same deadline.
+The views are those of `models/explain/`, which need no weights, for any channels. There are no feature maps: an engine returns
+labels and scores, and its compiled graph has no other output; `maskserve explain` shows them from the bundle's weights.
+A request holds the same slots as one to /v1/segment: it costs 4 inferences (`certainty`) or about 50 (`occlusion`), within the
+same deadline.
 """
 
 import base64
@@ -23,7 +25,6 @@ from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter, never_stop
 from models.outputs.pipeline import EncodedMask, SegmentationPipeline
 from models.sample import Sample
-from models.spec import InputRule
 
 PANEL_VIEWS = ("certainty", "occlusion")
 POINT = re.compile(r"(\d{1,6}),(\d{1,6})")
@@ -82,21 +83,26 @@ class ExplainPipeline(SegmentationPipeline):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_takes_photographs(self.spec.input)
+        if self.spec.input.axes != "HW":
+            raise ConfigError(f"These views are for networks of images; this one takes {self.spec.input.describe()}.")
 
     def infer(self, image: Image | Sample, should_stop: Callable[[], bool] = never_stop) -> ExplainedImage:
         """Compute the view. Raises: ConfigError for a point outside the image, InferenceCancelledError."""
-        pixels = image.values if isinstance(image, Sample) else image
+        sample = image if isinstance(image, Sample) else Sample(image)
 
         def run(images: Any, logits: bool = False, statistics: Any = None) -> Any:
             if should_stop():
                 raise InferenceCancelledError("The view was cancelled before it was complete.")
+            if statistics is None:  # imported networks' functions take no more
+                return self.segmenter.run(images, logits=logits)
             return self.segmenter.run(images, logits=logits, statistics=statistics)
 
         segmenter = Segmenter(run, self.segmenter.rule)
-        fitted, point, _ = fit_image(pixels, segmenter, self.point)
-        subject = Subject("", fitted, segmenter, self.spec.classes, point)
-        return ExplainedImage(pixels, np.zeros((1, 1), np.uint8), facts=BLACK_BOX_VIEWS[self.view].compute(subject))
+        fitted, point, _ = fit_image(sample.values, segmenter, self.point)
+        subject = Subject("", fitted, segmenter, self.spec.classes, point, statistics=sample.statistics)
+        return ExplainedImage(
+            sample.values, np.zeros((1, 1), np.uint8), facts=BLACK_BOX_VIEWS[self.view].compute(subject)
+        )
 
     def encode(self, prediction: Prediction) -> EncodedMask:
         """JSON: `view`, `numbers`, and `images`, PNGs in base64 at the network's scale."""
@@ -105,15 +111,6 @@ class ExplainPipeline(SegmentationPipeline):
         images = {name: encode_png(image) for name, image in facts.images.items()}
         content = {"view": self.view, "numbers": facts.numbers, "images": images}
         return EncodedMask(json.dumps(content).encode(), prediction.labels)
-
-
-def check_takes_photographs(rule: InputRule) -> None:
-    """Raises: ConfigError for a network of other channels or samples than RGB uint8, which the views do not show."""
-    if not rule.is_photograph:
-        raise ConfigError(
-            f"These views are for networks of RGB photographs; this one takes {rule.describe()}. Use `maskserve evaluate` for its "
-            "errors."
-        )
 
 
 def encode_png(image: RGB) -> str:

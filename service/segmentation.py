@@ -20,6 +20,7 @@ from models.bundle import Bundle
 from models.cgroup_limits import threads_per_inference, usable_cores
 from models.imaging.decoder_pool import GRACE_SECONDS, IS_SUPPORTED, DecoderPool
 from models.inference.segmenter import Segmenter
+from models.malloc import trim_heap
 from models.outputs.pipeline import SegmentationPipeline
 from models.sample import Sample
 from service.admission import AdmissionController, Slot
@@ -157,6 +158,12 @@ class SegmentationService:
             return pipeline.decode(data)
         # The caller gets its 504 at the deadline; the child has a second more, as if the caller had gone.
         return pipeline.decode_in_child(data, self._decoders, seconds + GRACE_SECONDS, slot.is_cancelled)
+
+    def release_memory(self) -> None:
+        """Give back what the engines keep between images, and the free pages of the heap. Not while an image is processed."""
+        for model in self.registry.loaded_models():
+            model.segmenter.release_memory()
+        trim_heap()
 
     async def run_in_thread(self, work: Callable[[], Result]) -> Result:
         """Run work that would block the event loop."""

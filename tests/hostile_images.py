@@ -1,8 +1,10 @@
 """Small images that cost minutes of CPU or gigabytes of memory if nothing limits what their headers ask for."""
 
+import io
 import math
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 
@@ -122,11 +124,11 @@ def tiff_of_shared_strips(strips: int, bytes_each: int, compression: int = 32773
     return make_shared_tiff([*kept, (259, 3, [compression]), (278, 4, [1])], (273, 279), strips, bytes_each)
 
 
-def tiff_of_shared_tiles(width: int, tile: int, compression: int, data: bytes) -> bytes:
-    """A TIFF of one row, in tiles that are `tile` pixels high."""
-    count = -(-width // tile)
+def tiff_of_shared_tiles(width: int, tile: int, compression: int, data: bytes, height: int = 1) -> bytes:
+    """A TIFF in square tiles of `tile` pixels, all in one place."""
+    count = -(-width // tile) * -(-height // tile)
     tags = [
-        (256, 4, [width]), (257, 4, [1]), (258, 3, [8]), (259, 3, [compression]), (262, 3, [1]), (277, 3, [1]),
+        (256, 4, [width]), (257, 4, [height]), (258, 3, [8]), (259, 3, [compression]), (262, 3, [1]), (277, 3, [1]),
         (322, 4, [tile]), (323, 4, [tile]),
     ]  # fmt: skip
     return make_shared_tiff(tags, (324, 325), count, len(data), data)
@@ -258,6 +260,48 @@ def tall_png(height: int = 50_000_000) -> bytes:
     return make_png((1, height), 8, 0, bytes(2 * height))
 
 
+def tiff_of_bands(width: int, height: int, bands: int, bits: int, *more: tuple[int, int, list[int]]) -> bytes:
+    """A deflated TIFF of zeros, in one strip."""
+    data = zlib.compress(bytes(width * height * bands * bits // 8), 9)
+    tags = [
+        (256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * bands), (259, 3, [8]), (262, 3, [1]), (273, 4, [0]),
+        (277, 3, [bands]), (278, 4, [height]), (279, 4, [len(data)]), *more,
+    ]  # fmt: skip
+    return make_tiff((tags, data))
+
+
+def npy_file(header: str, samples: int = 0) -> bytes:
+    """A `.npy` file with any header, and zeros."""
+    return b"\x93NUMPY\2\0" + struct.pack("<I", len(header)) + header.encode() + bytes(samples)
+
+
+def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+def npz_file(shape: tuple[int, ...], samples: int, method: int = zipfile.ZIP_DEFLATED, dtype: str = "|u1") -> bytes:
+    """An archive with one array of zeros."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("values.npy", npy_file(npy_header(shape, dtype), samples))
+    return file.getvalue()
+
+
+def npz_of_overlapping_members(count: int = 10_000) -> bytes:
+    """An archive whose directory names one array so many times."""
+    body = npy_file(npy_header((3000, 3000, 3)), 27_000_000)
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = compressor.compress(body) + compressor.flush()
+    sizes = struct.pack("<3I", zlib.crc32(body), len(packed), len(body))
+    local = struct.pack("<4s5H", b"PK\3\4", 20, 0, 8, 0, 0) + sizes + struct.pack("<2H", 5, 0) + b"a.npy" + packed
+    entries = b"".join(
+        struct.pack("<4s6H", b"PK\1\2", 20, 20, 0, 8, 0, 0) + sizes + struct.pack("<5H2I", 9, 0, 0, 0, 0, 0, 0)
+        + b"%05d.npy" % number
+        for number in range(count)
+    )  # fmt: skip
+    return local + entries + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, len(entries), len(local), 0)
+
+
 def two_fax_pages() -> bytes:
     """Two full pages of a fax, the second with a quarter of the first one's pixels."""
 
@@ -289,5 +333,10 @@ HOSTILE_IMAGES: dict[str, tuple[Callable[[], bytes], int]] = {
     "tiff thumbnail": (lambda: tiff_after_a_thumbnail_of_strips(1_000_000), 422),
     "jpeg markers": (lambda: jpeg_of_restart_markers(8_000_000, in_scan=False), 422),
     "jpeg markers in the scan": (lambda: jpeg_of_restart_markers(8_000_000, in_scan=True), 200),
+    "arithmetic scans": (lambda: arithmetic_jpeg(7000, 7000, 2000, 20), 422),
     "two fax pages": (two_fax_pages, 422),
+    "npy header": (lambda: npy_file("(" * 300_000), 422),
+    "npz of 900 megapixels": (lambda: npz_file((30_000, 30_000), 100_000_000), 413),
+    "npz of overlapping members": (npz_of_overlapping_members, 413),
+    "npz by LZMA": (lambda: npz_file((4000, 4000), 16_000_000, zipfile.ZIP_LZMA), 415),
 }

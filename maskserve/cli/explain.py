@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from maskserve.cli.options import DataFormat
+from maskserve.cli.options import DataFormat, SandboxOption
 
 
 def explain(
@@ -41,6 +41,7 @@ def explain(
     evolution: Annotated[
         bool, typer.Option("--evolution", help="Require the view of the training, which needs the run folder.")
     ] = False,
+    sandbox: SandboxOption = False,
 ) -> None:
     """Look inside a network: what it sees, why it labels a pixel, where it fails, and what is wrong with it.
 

@@ -9,7 +9,8 @@ An engine is a module with two functions:
 
 Devices are `cpu` and `cuda`. `threads` is the number of CPU threads per inference; 0 leaves it to the engine.
 `concurrency` (default 1) is the number of threads that will call the function at the same time; further threads may call
-it, and wait.
+it, and wait. A function that keeps memory between calls may have a method `release_memory()`, which the service calls when it
+is idle, and after which the results of earlier calls are not valid.
 """
 
 from typing import Any, Protocol

@@ -118,6 +118,12 @@ class _ThreadSafeModel:
             raise MemoryError(f"OpenVINO: {last_line(error)}") from error
         return request.get_tensor("labels").data, request.get_tensor("logits").data if logits else None
 
+    def release_memory(self) -> None:
+        """Give back the buffers of inferences, which have grown to the largest image; not while an inference runs."""
+        with self.lock, contextlib.suppress(RuntimeError):  # an inference runs
+            if self.compiled is not None:
+                self.compiled.release_memory()
+
 
 def _compile(graph: Path, settings: dict[str, Any], cache: Path | None) -> "openvino.CompiledModel":
     """Load a compiled graph from the cache, or compile it into the cache. Raises: BundleError, MemoryError."""

@@ -29,6 +29,7 @@ FUNCTIONS = {
     "decode_mask": "models.imaging.decode",
     "decode_stored_mask": "models.imaging.decode",
     "decode_gif_mask": "models.imaging.gif_mask",
+    "decode_npy_mask": "models.readers.npy",
     "read_header": "models.imaging.file_header",
     "read_sample": "models.readers",
     "read_input": "models.readers",

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from models.imaging.cpu_budget import end_budget, start_budget
+from models.malloc import trim_heap
 
 MAX_ERROR_CHARS = 4000
 LARGE_BYTES = 4 << 20  # of a file or of pixels, after which memory is given back
@@ -49,7 +50,6 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
     from models.imaging import decoder_messages as messages
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = min(4, len(os.sched_getaffinity(0)))  # each reserves address space
-    libc = ctypes.CDLL(None)
     limit_process(parent, address_bytes)
     with suppress(
         EOFError, ConnectionError
@@ -63,7 +63,7 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
             messages.send_message(connection, response)
             # Pillow copies pixels in small pieces, which fragment the heap.
             if max(request["bytes"], response.get("bytes", 0)) > LARGE_BYTES:
-                libc.malloc_trim(0)
+                trim_heap()
 
 
 def respond(request: dict[str, Any], buffer: int) -> dict[str, Any]:

@@ -14,6 +14,10 @@ from models.errors import CorruptImageError, ImageTooLargeError
 MAX_SCANS = 100
 MAX_SCAN_PIXELS = 1_000_000_000  # scans times pixels, if there are more than USUAL_SCANS; up to 5 ns each
 USUAL_SCANS = 20
+ARITHMETIC_SCAN_PIXELS, ARITHMETIC_SCANS = (
+    200_000_000,
+    10,
+)  # the same with arithmetic coding, of which an empty scan costs 4 ns
 MAX_SEGMENTS = 10_000  # a profile has up to 255, a depth map some hundreds; 2 us each
 MAX_RESOURCES = 10_000  # Photoshop's blocks (8BIM), of which it writes some dozens; 1 us each
 MAX_TABLE_BYTES = 1 << 18  # bytes of quantization tables, which a file states once or for each scan; 0.1 us each
@@ -57,7 +61,11 @@ def check_jpeg(data: bytes, max_pixels: int) -> None:
             pixels = int.from_bytes(data[offset + 3 : offset + 5], "big") * int.from_bytes(
                 data[offset + 5 : offset + 7], "big"
             )
-            scan_limit = min(MAX_SCANS, max(USUAL_SCANS, MAX_SCAN_PIXELS // max(1, pixels)))
+            is_arithmetic = marker > 0xC8
+            most, usual = (
+                (ARITHMETIC_SCAN_PIXELS, ARITHMETIC_SCANS) if is_arithmetic else (MAX_SCAN_PIXELS, USUAL_SCANS)
+            )
+            scan_limit = min(MAX_SCANS, max(usual, most // max(1, pixels)))
         elif marker == _SOS:
             scans += 1
             # The decoder reads no scans after one that holds all components.

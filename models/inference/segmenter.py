@@ -130,6 +130,12 @@ class Segmenter:
                 f"{rule.size}. Use flips only."
             )
 
+    def release_memory(self) -> None:
+        """Give back what the engine keeps between images. Not while `segment` runs, or while its labels are in use."""
+        release = getattr(self.run, "release_memory", None)
+        if release is not None:
+            release()
+
     @classmethod
     def load(
         cls, bundle: Bundle, engine: str = "auto", precision: str = "auto", device: str = "auto", threads: int = 0,

@@ -4,9 +4,10 @@ An `.npz` may also hold `channels` (C names), `valid` (bool H x W) and `nodata` 
 """
 
 import io
+import math
 import zipfile
-import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from models.errors import (
     CorruptImageError,
     EmptyImageError,
+    ImageError,
     ImageTooLargeError,
     UnsupportedFormatError,
     first_line,
@@ -25,9 +27,13 @@ from models.readers.names import channel_names, to_sample_dtype
 from models.sample import Sample
 from models.spec import RGB_CHANNELS
 
+Result = TypeVar("Result")
+
 MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\3\4"
 SHAPE_ADVICE = "expected height x width, or height x width x channels"
 MAX_MEMBERS = 64
+MAX_SIDE = 1 << 62
+MAX_OTHER_BYTES = 64 << 20  # of `valid`, a byte per pixel, and `channels`
 
 
 def sniff(data: bytes) -> bool:
@@ -37,8 +43,9 @@ def sniff(data: bytes) -> bool:
 
 def decode(data: bytes, limits: ReadLimits) -> Sample:
     """Read an array. Raises: ImageError."""
-    arrays = {"values": _read_array(data, limits)} if data.startswith(MAGIC) else _read_archive(data, limits)
+    arrays = {"values": load_array(data, limits)} if data.startswith(MAGIC) else _read_archive(data, limits)
     values = arrays.pop("values")
+    values = values if values.ndim == 3 else values[:, :, None]
     valid, nodata = arrays.get("valid"), arrays.get("nodata")
     if valid is not None and (valid.shape != values.shape[:2] or valid.dtype != np.bool_):
         raise CorruptImageError(f"`valid` is {valid.dtype} of {valid.shape}; expected bool of {values.shape[:2]}.")
@@ -57,12 +64,22 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     )
 
 
+def decode_npy_mask(data: bytes, max_pixels: int) -> NDArray[Any]:
+    """The array of a `.npy` file as it is stored, H x W or H x W x C. Raises: ImageError."""
+    if not data.startswith(MAGIC):
+        raise UnsupportedFormatError("This is no NumPy array. Save the mask as PNG.")
+    return load_array(data, ReadLimits(max_pixels))
+
+
 def _read_archive(data: bytes, limits: ReadLimits) -> dict[str, NDArray[Any]]:
     """The arrays by name, the image as `values`."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for name, content in read_members(data, limits).items():
-        is_image = name not in ("channels", "valid", "nodata")
-        arrays[name] = _read_array(content, limits) if is_image else load_array(content)
+
+    def read(name: str, file: IO[bytes]) -> NDArray[Any]:
+        if name in ("channels", "valid", "nodata"):
+            return _load(file, max_bytes=MAX_OTHER_BYTES)
+        return _load(file, limits)
+
+    arrays = _read_each(data, limits, read)
     images = [name for name in arrays if name not in ("channels", "valid", "nodata")]
     if "values" not in images and len(images) != 1:
         raise UnsupportedFormatError(
@@ -74,7 +91,18 @@ def _read_archive(data: bytes, limits: ReadLimits) -> dict[str, NDArray[Any]]:
 
 
 def read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
-    """The bytes of the arrays in an npz, by name. Raises: ImageTooLargeError, CorruptImageError."""
+    """The bytes of the arrays in an npz, by name. Raises: ImageTooLargeError, CorruptImageError, UnsupportedFormatError."""
+
+    def read(name: str, file: IO[bytes]) -> bytes:
+        content = file.read()
+        allow_pixels(len(content))
+        return content
+
+    return _read_each(data, limits, read)
+
+
+def _read_each(data: bytes, limits: ReadLimits, read: Callable[[str, IO[bytes]], Result]) -> dict[str, Result]:
+    """What `read(name, file)` returns for each array of an npz, by name; a member is unpacked as far as it is read."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = archive.infolist()
@@ -83,27 +111,29 @@ def read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
                 raise ImageTooLargeError(
                     f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save one array alone."
                 )
-            allow_pixels(sum(member.file_size for member in members))
+            if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+                raise UnsupportedFormatError("The npz is compressed by another method than NumPy's. Save it by NumPy.")
             found = {}
             for member in members:
                 with archive.open(member) as file:
-                    found[member.filename.removesuffix(".npy")] = file.read(member.file_size + 1)
+                    name = member.filename.removesuffix(".npy")
+                    found[name] = read(name, file)
             return found
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # zipfile and zlib raise several types
         raise CorruptImageError(
             f"The npz is truncated or corrupt ({quoted(first_line(error))}). Save it again."
         ) from error
 
 
-def _read_array(data: bytes, limits: ReadLimits) -> NDArray[Any]:
-    """An image, H x W x C, in its own type."""
-    array = load_array(data, limits)
-    return array if array.ndim == 3 else array[:, :, None]
-
-
 def load_array(data: bytes, limits: ReadLimits | None = None) -> NDArray[Any]:
-    """An array whose header was checked: nothing is unpickled, and no more is allocated than the bytes hold."""
-    file = io.BytesIO(data)
+    """The array of a `.npy` file; with `limits`, an image H x W or H x W x C. Raises: ImageError."""
+    return _load(io.BytesIO(data), limits)
+
+
+def _load(file: IO[bytes], limits: ReadLimits | None = None, max_bytes: int | None = None) -> NDArray[Any]:
+    """An array whose header is checked before its samples are read: nothing is unpickled, and no more is read than it needs."""
     try:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -116,13 +146,18 @@ def load_array(data: bytes, limits: ReadLimits | None = None) -> NDArray[Any]:
         ) from error
     if dtype.hasobject or (limits and (dtype.kind not in "uifb" or dtype.itemsize > 8)):
         raise UnsupportedFormatError(f"The array holds {dtype}; expected integers or floats of up to 64 bits.")
+    if any(not 0 <= side < MAX_SIDE for side in shape):  # an integer of thousands of digits cannot be printed
+        raise CorruptImageError("The array's header has sides that no array has. Save it again.")
+    needed = math.prod(shape) * dtype.itemsize
     if limits:
         if len(shape) not in (2, 3):
             raise UnsupportedFormatError(f"The array has {len(shape)} axes, {shape}; {SHAPE_ADVICE}.")
         limits.check(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, dtype.itemsize)
-    count = int(np.prod(shape, dtype=np.int64))
-    content = memoryview(data)[file.tell() :]
-    if count * dtype.itemsize > len(content):
-        raise CorruptImageError(f"The array is truncated: {shape} of {dtype} needs {count * dtype.itemsize:,} bytes.")
-    flat = np.frombuffer(content, dtype, count)
+    if max_bytes is not None and needed > max_bytes:
+        raise ImageTooLargeError(f"An array beside the image has {needed:,} bytes; the limit is {max_bytes:,}.")
+    allow_pixels(needed)
+    content = file.read(needed)
+    if needed > len(content):
+        raise CorruptImageError(f"The array is truncated: {shape} of {dtype} needs {needed:,} bytes.")
+    flat = np.frombuffer(content, dtype, math.prod(shape))
     return flat.reshape(shape, order="F" if fortran else "C")

@@ -214,9 +214,14 @@ def _decompress(content: memoryview, compression: int, needed: int) -> Any:
 def _undo_float_predictor(raw: NDArray[np.uint8], shape: tuple[int, int, int], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Predictor 3 (TIFF Technical Note 3): rows hold the differences of bytes, all first bytes before all second ones."""
     rows, columns, depth = shape
-    summed = np.cumsum(raw.reshape(rows, columns * dtype.itemsize, depth), axis=1, dtype=np.uint8)
-    by_sample = summed.reshape(rows, dtype.itemsize, columns * depth).transpose(0, 2, 1)
-    return np.ascontiguousarray(by_sample).view(dtype.newbyteorder(">")).reshape(shape).astype(dtype)
+    result, at_once = np.empty(shape, dtype), max(1, BATCH_BYTES // max(1, columns * depth * dtype.itemsize))
+    by_row = raw.reshape(rows, columns * dtype.itemsize, depth)
+    for first in range(0, rows, at_once):  # the steps between need as much memory again, each
+        summed = np.cumsum(by_row[first : first + at_once], axis=1, dtype=np.uint8)
+        by_sample = summed.reshape(-1, dtype.itemsize, columns * depth).transpose(0, 2, 1)
+        block = np.ascontiguousarray(by_sample).view(dtype.newbyteorder(">"))
+        result[first : first + at_once] = block.reshape(-1, columns, depth)
+    return result
 
 
 def _decompress_with_libtiff(contents: list[memoryview], heights: list[int], row_bytes: int, compression: int) -> bytes:

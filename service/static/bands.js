@@ -1,5 +1,5 @@
 // Of a model of other channels than red, green and blue: which three the page shows as these. It begins with the service's own
-// choice: of two channels, the first as gray.
+// choice: red, green and blue in any case; otherwise the first three, or of two channels the first as gray.
 
 import { createElement } from "./legend.js";
 
@@ -7,7 +7,8 @@ const COLORS = ["red", "green", "blue"];
 
 // onChoose(names): called with three names, separated by commas
 export function offerBands(group, channels, onChoose) {
-  const first = COLORS.every((color) => channels.includes(color)) ? COLORS : channels;
+  const named = COLORS.map((color) => channels.find((name) => name.toLowerCase() === color));
+  const first = named.every((name) => name !== undefined) ? named : channels;
   group.replaceChildren("Show", ...COLORS.map((color, index) => {
     const field = createElement("select", { ariaLabel: color }, channels.map((name) => new Option(name)));
     field.value = first[first[2] ? index : 0];

@@ -306,7 +306,7 @@ async function updateModelInfo() {
   codePanel?.update();
   const { axes, channels } = model.spec.input, signals = axes === "T";
   bands = "";
-  $("bands").hidden = signals || !channels[1] || channels.join() === "red,green,blue";
+  $("bands").hidden = signals || !channels[1] || channels.join().toLowerCase() === "red,green,blue";
   if (!$("bands").hidden)
     (await import("./bands.js")).offerBands($("bands"), channels, (names) => {
       bands = names;

@@ -3,6 +3,7 @@
 Two classes of the data set differ in the fourth channel only (`tests/fixtures_channels.py`).
 """
 
+import base64
 import io
 from pathlib import Path
 
@@ -234,7 +235,12 @@ def test_errors_of_four_channels_are_those_of_an_evaluation(chips: Path, chip_bu
     assert "Reversed channels are tried with RGB only" in (tmp_path / "index.html").read_text()
 
 
-def test_the_panel_of_the_page_is_for_photographs(chip_bundle: Path) -> None:
+def test_the_panel_of_the_page_shows_any_channels(chip_bundle: Path) -> None:
+    values = draw_chip(0)[0]
     with start_app(chip_bundle, explain=True) as http:
-        response = http.post("/v1/explain", content=encode_tiff(draw_chip(0)[0]))
-        assert response.status_code == 400 and "RGB photographs" in response.json()["detail"]
+        certainty = http.post("/v1/explain", content=encode_tiff(values)).json()
+        occlusion = http.post("/v1/explain?view=occlusion&at=5,5", content=encode_tiff(values)).json()
+    assert certainty["numbers"]["reversed_channels_gain"] is None and 0 < certainty["numbers"]["confidence"] <= 1
+    prediction = np.asarray(Image.open(io.BytesIO(base64.b64decode(certainty["images"]["prediction"]))))
+    assert prediction.shape == (*values.shape[:2], 3) and len(np.unique(prediction.reshape(-1, 3), axis=0)) > 1
+    assert occlusion["numbers"]["largest_fall"] > 0

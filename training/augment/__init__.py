@@ -5,6 +5,7 @@
     cpu.augment_image(image, labels, params, crop)            cpu.py      one image, by albumentations' functions and cv2
     samples.augment_sample(image, labels, params, crop, rule) samples.py  the same for other channels and dtypes
     batched.augment_batch(images, labels, params, crop)       batched.py  a whole batch, by torch, on its device
+    batched_samples.augment_samples(..., rule)                batched_samples.py  the same for other channels and dtypes
     crop_to_source_window(...), pad_and_stack(...)            params.py   the part of an image that a worker sends to a GPU
 
 With equal parameters both give equal masks, except for pixels within 1e-4 of the midpoint between two source pixels, and each
@@ -18,7 +19,7 @@ from typing import Literal
 
 from models.errors import ConfigError
 from models.spec import InputRule
-from training.augment import batched, cpu
+from training.augment import batched, batched_samples, cpu
 from training.augment.params import (
     FILL_COLOR,
     AugmentParams,
@@ -35,6 +36,7 @@ __all__ = [
     "AugmentPolicy",
     "BatchedAugmentParams",
     "batched",
+    "batched_samples",
     "choose_augment_device",
     "cpu",
     "crop_to_source_window",
@@ -49,14 +51,12 @@ def choose_augment_device(
     """Where images are augmented: "cpu" is in the workers, "gpu" is whole batches on `device`, "cuda" or "cpu".
 
     `auto` is "gpu" only with a GPU: on one thread of a CPU, with crops of 360 x 480 in batches of 8, cv2 augmented 268
-    images/s and torch 25 (`benchmarks/augment.py`). Only photographs are augmented on a GPU: `rule` is the network's input.
-    Raises: ConfigError for `gpu` with another input.
+    images/s and torch 25 (`benchmarks/augment.py`). Signals and volumes are augmented in the workers.
+    Raises: ConfigError for `gpu` with one of these.
     """
-    if rule is not None and not rule.is_photograph:
+    if rule is not None and rule.axes != "HW":
         if setting == "gpu":
-            raise ConfigError(
-                f"augment=gpu is for photographs, and the network takes {rule.describe()}: set augment=cpu."
-            )
+            raise ConfigError(f"augment=gpu is for images, and the network takes {rule.describe()}: set augment=cpu.")
         return "cpu"
     if setting != "auto":
         return setting

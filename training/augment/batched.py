@@ -25,7 +25,9 @@ def augment_batch(
     """
     with torch.autocast(images.device.type, enabled=False):
         x, y = source_coordinates(params, crop)
-        moved = sample_bilinear(images, params, x, y)
+        moved = sample_bilinear(
+            images, cached_tensor(FILL_COLOR, images.device).expand(len(images), -1), params, x, y
+        ).round_()
         if params.color_factors.shape[1]:
             moved = adjust_color(moved, params.color_factors)
         if params.hue_shift.shape[0]:
@@ -54,19 +56,18 @@ def source_coordinates(params: BatchedAugmentParams, crop: tuple[int, int]) -> t
     )
 
 
-def sample_bilinear(images: Tensor, params: BatchedAugmentParams, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear: float32 N x 3 x h x w, whole levels 0..255. At its edges an image blends into FILL_COLOR, as in cv2."""
+def sample_bilinear(images: Tensor, fill: Tensor, params: BatchedAugmentParams, x: Tensor, y: Tensor) -> Tensor:
+    """Bilinear: float32 N x C x h x w. At its edges an image blends into its `fill`, float32 N x C, as in cv2."""
     height, width = images.shape[1:3]
-    fill = cached_tensor(FILL_COLOR, images.device)
     rows = torch.arange(height, device=images.device)[:, None] < params.size[:, 0, None, None]
     columns = torch.arange(width, device=images.device) < params.size[:, 1, None, None]
-    # `grid_sample` reads 0 outside, so FILL_COLOR is subtracted before and added after.
-    values = images.to(torch.float32).sub_(fill).mul_((rows & columns)[..., None])
+    # `grid_sample` reads 0 outside, so `fill` is subtracted before and added after.
+    values = images.to(torch.float32).sub_(fill[:, None, None]).mul_((rows & columns)[..., None])
     origin = params.center_pixel[..., None, None]
     # Coordinates of `grid_sample`: -1 to 1 between the outer edges of the first and the last pixel (align_corners=False).
     grid = torch.stack([(2 * (x + origin[:, 0]) + 1) / width - 1, (2 * (y + origin[:, 1]) + 1) / height - 1], dim=-1)
     moved = F.grid_sample(values.permute(0, 3, 1, 2), grid, "bilinear", "zeros", align_corners=False)
-    return moved.add_(fill[:, None, None]).round_()
+    return moved.add_(fill[:, :, None, None])
 
 
 def sample_nearest(labels: Tensor, params: BatchedAugmentParams, x: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Color and blur of a batch. Each step is rounded to whole levels as albumentations and cv2 round uint8 images."""
+"""Color and blur of a batch. For photographs each step is rounded to whole levels as albumentations and cv2 round uint8 images."""
 
 from functools import cache
 
@@ -34,14 +34,19 @@ def to_grayscale(images: Tensor) -> Tensor:
 
 
 def shift_hue(images: Tensor, hue: Tensor) -> Tensor:
+    """`rotate_hue` of whole levels, float32 N x 3 x h x w, RGB, 0..255, to whole levels."""
+    return rotate_hue(images, hue).round_()
+
+
+def rotate_hue(images: Tensor, hue: Tensor) -> Tensor:
     """Shift hues by a fraction of the color circle, float32 N; value and saturation stay (HSV, Smith 1978).
 
-    Takes and returns whole levels, float32 N x 3 x h x w, RGB, 0..255.
+    Takes and returns float32 N x 3 x h x w, RGB, of any range from 0.
     """
     largest, smallest = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
     span = largest - smallest
     red, green, blue = images[:, :1], images[:, 1:2], images[:, 2:]
-    safe = span.clamp(min=1)
+    safe = torch.where(span > 0, span, 1)
     sixths = torch.where(
         largest == red,
         (green - blue) / safe,
@@ -52,11 +57,27 @@ def shift_hue(images: Tensor, hue: Tensor) -> Tensor:
         sixths + 6 * hue[:, None, None, None] + cached_tensor((5.0, 3.0, 1.0), images.device).view(3, 1, 1)
     ).remainder(6)
     fraction = torch.minimum(along, 4 - along).clamp_(0, 1)
-    return (largest - fraction.mul_(span)).round_()
+    return largest - fraction.mul_(span)
+
+
+def adjust_color_of_floats(images: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast and saturation, in this order, of float32 N x 3 x h x w, RGB, 0..1; `factors` is float32 N x 3."""
+    weights = cached_tensor((0.299, 0.587, 0.114), images.device).view(3, 1, 1)
+    brightness, contrast, saturation = factors[..., None, None, None].unbind(1)
+    images = (images * brightness).clamp_(0, 1)
+    mean = (images * weights).sum(1, keepdim=True).mean((2, 3), keepdim=True)
+    images = (images * contrast + mean * (1 - contrast)).clamp_(0, 1)
+    gray = (images * weights).sum(1, keepdim=True)
+    return (images * saturation + gray * (1 - saturation)).clamp_(0, 1)
 
 
 def gaussian_blur(images: Tensor, weights: Tensor) -> Tensor:
-    """Blur each sample by its own Gaussian, mirrored at the edges: whole levels, float32 N x 3 x h x w.
+    """`blur_of_floats` of whole levels, float32 N x 3 x h x w, 0..255, to whole levels."""
+    return blur_of_floats(images, weights).round_().clamp_(0, 255)
+
+
+def blur_of_floats(images: Tensor, weights: Tensor) -> Tensor:
+    """Blur each sample by its own Gaussian, mirrored at the edges: float32 N x C x h x w.
 
     `weights` is float32 N x R from the center outwards. They are added in this order, so that trailing zeros, from another
     sample of the batch with a larger kernel, do not change a sample's sum, to the last bit.
@@ -69,7 +90,7 @@ def gaussian_blur(images: Tensor, weights: Tensor) -> Tensor:
             pair = mirrored.narrow(axis, radius - distance, length) + mirrored.narrow(axis, radius + distance, length)
             total += pair.mul_(weights[:, distance, None, None, None])
         images = total
-    return images.round_().clamp_(0, 255)
+    return images
 
 
 def reflect_indices(length: int, radius: int, device: torch.device) -> Tensor:

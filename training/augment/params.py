@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.imaging.decode import RGB, Labels
+from models.imaging.decode import Labels
+from models.inference.geometry import Image
 from models.spec import IGNORE_INDEX
 
 FILL_COLOR = (124, 116, 104)  # ImageNet's mean color, RGB: the area outside the image is then 0 after normalization
@@ -110,11 +111,11 @@ def gaussian_kernel(sigma: float) -> NDArray[np.float64]:
 
 
 def crop_to_source_window(
-    image: RGB, labels: Labels, params: AugmentParams, crop: tuple[int, int]
-) -> tuple[RGB, Labels, AugmentParams]:
+    image: Image, labels: Labels, params: AugmentParams, crop: tuple[int, int]
+) -> tuple[Image, Labels, AugmentParams]:
     """The window of an image that a warp reads, as views, and the parameters for it: less to send to a GPU.
 
-    RGB uint8 H x W x 3 and labels uint8 H x W; `crop` is (height, width). The augmented result is the same.
+    Image H x W x C and labels uint8 H x W; `crop` is (height, width). The augmented result is the same.
     """
     reach = 0.0 if params.elastic_grid is None else CUBIC_OVERSHOOT * float(np.abs(params.elastic_grid).max())
     height, width = crop
@@ -132,14 +133,15 @@ def crop_to_source_window(
 
 
 def pad_and_stack(
-    items: list[tuple[RGB, Labels, AugmentParams]], crop: tuple[int, int]
+    items: list[tuple[Image, Labels, AugmentParams]], crop: tuple[int, int]
 ) -> tuple[Tensor, Tensor, BatchedAugmentParams]:
     """Stack images that may differ in size: each is placed in the upper left of the largest height and width.
 
-    Returns: images uint8 N x H x W x 3, labels uint8 N x H x W, and the parameters, all for `augment_batch`.
+    Returns: images N x H x W x C in their dtype, labels uint8 N x H x W, and the parameters, all for `augment_batch`.
     """
     height, width = (max(labels.shape[axis] for _, labels, _ in items) for axis in (0, 1))
-    images = torch.zeros((len(items), height, width, 3), dtype=torch.uint8)
+    first = items[0][0]
+    images = torch.from_numpy(np.zeros((len(items), height, width, first.shape[2]), first.dtype))
     masks = torch.full((len(items), height, width), IGNORE_INDEX, dtype=torch.uint8)
     for index, (image, labels, _) in enumerate(items):
         inside = index, slice(labels.shape[0]), slice(labels.shape[1])

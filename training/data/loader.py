@@ -143,7 +143,7 @@ class TransformedDataset(Dataset[Any]):
         params = self.policy.sample_params((labels.shape[0], labels.shape[1]), labels, generator)
         if self.augment_on == "gpu":
             image, labels, params = crop_to_source_window(image, labels, params, self.policy.crop_size)
-            return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), name, params)
+            return Sample(np.ascontiguousarray(image), np.ascontiguousarray(labels), name, params, statistics)
         crop = self.policy.crop_size
         if self.rule.is_photograph:
             return Sample(*cpu.augment_image(image, labels, params, crop), name)
@@ -321,7 +321,7 @@ def collate(items: list[Sample | SampleFailure], crop: tuple[int, ...]) -> Batch
     unaugmented = [(one.image, one.labels, one.augment_params) for one in samples if one.augment_params is not None]
     if unaugmented:
         images, labels, params = pad_and_stack(unaugmented, (crop[0], crop[1]))
-        return Batch(images, labels, names, params)
+        return Batch(images, labels, names, params, _stack_statistics([sample.statistics for sample in samples]))
     return _stack(samples)
 
 

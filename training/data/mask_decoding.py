@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import DataError, first_line, quoted
+from models.errors import DataError
 from models.imaging.decode import MAX_PIXELS, Labels, decode_file, read_stored_mask
 from models.imaging.gif_mask import decode_gif_mask
+from models.readers.npy import decode_npy_mask
 from models.spec import IGNORE_INDEX
 
 MaskKind = Literal["gray", "palette", "color"]
@@ -120,20 +121,11 @@ def read_raw_mask(file: Path) -> RawMask:
 
 
 def _read_array(file: Path) -> MaskArray:
-    """A mask of a NumPy file: whole numbers, H x W. Raises: DataError."""
-    try:
-        # A memory map shows shape and type before the pixels are read.
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as error:
-        raise DataError(
-            f"{file}: not a NumPy array of numbers ({quoted(first_line(error))}). Save the mask as PNG."
-        ) from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "biuf":
-        shape = getattr(array, "shape", "several arrays")
-        raise DataError(f"{file}: has the shape {shape}; expected H x W of whole numbers. Save the mask as PNG.")
-    if not 0 < array.size <= MAX_PIXELS:
-        raise DataError(f"{file}: the mask has {array.size:,} pixels; the limit is {MAX_PIXELS:,}.")
-    return check_gray(np.array(array.astype(np.uint8) if array.dtype.kind == "b" else array), file)
+    """A mask of a NumPy file: whole numbers, H x W. Raises: DataError, ImageError."""
+    array = decode_file(file, decode_npy_mask, max_pixels=MAX_PIXELS)
+    if array.ndim != 2:
+        raise DataError(f"{file}: has the shape {array.shape}; expected H x W of whole numbers. Save the mask as PNG.")
+    return check_gray(array.astype(np.uint8) if array.dtype.kind == "b" else array, file)
 
 
 def _read_packed_rgb(image: Image.Image) -> NDArray[np.uint32]:

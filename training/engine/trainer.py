@@ -20,7 +20,7 @@ from models.imaging.decode import Labels
 from models.inference.postprocess import Scores
 from models.inference.windows import Values, make_lattice, predict_windows
 from models.thread_count import ThreadCount
-from training.augment import BatchedAugmentParams, batched
+from training.augment import BatchedAugmentParams, batched, batched_samples
 from training.config import TrainConfig
 from training.config_io import save_config
 from training.data.loader import Batch, iterate_batches
@@ -254,12 +254,15 @@ class Trainer:
         """
         device = self.fabric.device
         images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-        if batch.statistics is not None:
-            return images, labels, batch.statistics.to(device, non_blocking=True)
-        if batch.augment_params is None:
-            return images, labels
-        params = BatchedAugmentParams(*(part.to(device, non_blocking=True) for part in batch.augment_params))
-        return batched.augment_batch(images, labels, params, (self.run.crop[0], self.run.crop[1]))
+        statistics = [] if batch.statistics is None else [batch.statistics.to(device, non_blocking=True)]
+        if batch.augment_params is not None:
+            params = BatchedAugmentParams(*(part.to(device, non_blocking=True) for part in batch.augment_params))
+            crop, rule = (self.run.crop[0], self.run.crop[1]), self.run.input
+            if rule.is_photograph:
+                images, labels = batched.augment_batch(images, labels, params, crop)
+            else:
+                images, labels = batched_samples.augment_samples(images, labels, params, crop, rule, *statistics)
+        return images, labels, *statistics
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Convolutions in bfloat16, if the run's precision is bf16."""
