@@ -98,7 +98,7 @@ class TrainedRun:
     best: ConfusionMatrix  # of the best validation
 
 
-@pytest.fixture(scope="module", params=["T", "DHW"])
+@pytest.fixture(scope="module", params=["T", pytest.param("DHW", marks=pytest.mark.slow)])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A small U-Net trained on made samples of some axes, as a run folder."""
     axes: str = request.param
