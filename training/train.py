@@ -304,7 +304,7 @@ def plan_training(
 
 def lint_before_training(data: Path, config: TrainConfig, console: Console) -> LintReport:
     """Lint the data set. Raises: DataError if it has errors, because they would reach the loss."""
-    checked = lint_with_progress(data, console, config.format, leads=config.leads)
+    checked = lint_with_progress(data, console, config.format, leads=config.leads, rate=config.rate)
     print_lint_report(checked, console)
     report = checked.select_splits(("train", "val"))  # nothing is planned from the test images
     if errors := len(checked.errors):

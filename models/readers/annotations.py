@@ -86,10 +86,14 @@ def read_annotations(data: bytes) -> list[Annotation]:
 
 
 def write_annotations(annotations: Iterable[Annotation]) -> bytes:
-    """The bytes of an annotation file; the annotations are in order of time."""
+    """The bytes of an annotation file. Raises: DataError for annotations that are not in order of time."""
     parts, last = [], 0
     for step, symbol, text in annotations:
         gap, last = step - last, step
+        if gap < 0:
+            raise DataError(
+                f"Events overlap at time step {step}; an annotation file holds one after the other. Save them as CSV."
+            )
         if gap > MAX_INTERVAL:
             parts.append(struct.pack("<HhH", SKIP << 10, gap >> 16, gap & 0xFFFF))
             gap = 0

@@ -52,6 +52,7 @@ class SegmentationDataset:
     input: InputRule | None = (
         None  # what is read of each image; None until it is chosen: photographs, signals as they are
     )
+    default_rate: float | None = None  # Hz, of recordings whose files state no rate
     axes: str = "HW"  # HW for images, T for signals, DHW for volumes
     channels: tuple[str, ...] = ()  # names of the channels of volumes, whose files do not name them
 
@@ -141,7 +142,7 @@ class SegmentationDataset:
         from training.data.signals import read_recording  # which imports `Pair`
 
         reader = self.mask_reader if with_labels else None
-        return read_recording(self.pairs[index], reader, self.input, at_own_rate)
+        return read_recording(self.pairs[index], reader, self.input, at_own_rate, self.default_rate)
 
 
 def _without_missing(sample: Sample, labels: Labels) -> Labels:

@@ -12,26 +12,31 @@ from models.errors import ConfigError, DataError, quoted
 from models.imaging.decode import Labels, decode_file
 from models.readers import read_file, read_input_file, read_sample
 from models.readers.resample import nearest_steps, rate_ratio, to_rate
-from models.readers.signal import LEAD
+from models.readers.signal import HERTZ, LEAD
 from models.sample import Sample
-from models.spec import InputRule
+from models.spec import InputRule, Spacing
 from training.data.dataset import Pair
 
 MAX_RECENT_BYTES = 256 << 20  # of values and labels, in each process
 
 
-def read_signal(pair: Pair, rule: InputRule | None = None) -> Sample:
+def read_signal(pair: Pair, rule: InputRule | None = None, default_rate: float | None = None) -> Sample:
     """A recording at its own rate, or the one lead of the pair; as the rule takes it, if there is one.
 
-    A file that states no rate has that of the rule. Raises: ImageError, DataError, which name the file.
+    A file that states no rate has the `default_rate`, or that of the rule. Raises: ImageError, DataError, which name the file.
     """
-    if rule is None:
-        sample = decode_file(pair.image, read_sample, read=read_file, axes="T")
-        return select_lead(sample, pair) if pair.lead else sample
-    if pair.lead:
-        sample = select_lead(read_input_file(pair.image, rule), pair)
-        return replace(sample, channels=rule.channels)
-    return read_input_file(pair.image, rule)
+    sample = (
+        decode_file(pair.image, read_sample, read=read_file, axes="T")
+        if rule is None
+        else read_input_file(pair.image, rule)
+    )
+    rate = default_rate or (rule.rate if rule else None)
+    if sample.spacing is None and rate:
+        sample = replace(sample, spacing=Spacing(values=(rate,), unit=HERTZ))
+    if not pair.lead:
+        return sample
+    sample = select_lead(sample, pair)
+    return replace(sample, channels=rule.channels) if rule else sample
 
 
 def select_lead(sample: Sample, pair: Pair) -> Sample:
@@ -51,17 +56,17 @@ def select_lead(sample: Sample, pair: Pair) -> Sample:
 
 
 def read_recording(
-    pair: Pair, reader: object, rule: InputRule | None, at_own_rate: bool = False
+    pair: Pair, reader: object, rule: InputRule | None, at_own_rate: bool = False, default_rate: float | None = None
 ) -> tuple[Sample, Labels]:
     """A recording and its labels, at the rate of the rule if it states one; without a `reader`, labels of 0.
 
     Recent ones are kept in memory: epochs read them again, and a file once for each lead. Callers must not write into them.
     Raises: ImageError, DataError, which name the file.
     """
-    key = (pair, reader, rule, at_own_rate, _stamp(pair.image), _stamp(pair.mask))
+    key = (pair, reader, rule, at_own_rate, default_rate, _stamp(pair.image), _stamp(pair.mask))
     if (kept := _RECENT.get(key)) is not None:
         return kept
-    sample = read_signal(pair, rule)
+    sample = read_signal(pair, rule, default_rate)
     labels = np.zeros(len(sample.values), np.uint8)
     if reader is not None:
         labels = reader.labels(pair, len(sample.values), sample.rate)  # type: ignore[attr-defined]

@@ -28,13 +28,14 @@ def lint_with_progress(
     use_cache: bool = True,
     bundle: Path | None = None,
     leads: str = "auto",
+    rate: float | None = None,
 ) -> LintReport:
     """`lint` with a progress bar, if the console is a terminal. Arguments and errors as for `lint`.
 
     With a `bundle`, also look for label noise (`label_noise.py`). Raises: also BundleError, EngineError.
     """
     with progress_bar(console, "reading") as progress:
-        report = lint(root, data_format, splits, progress, use_cache, leads)
+        report = lint(root, data_format, splits, progress, use_cache, leads, rate)
     if bundle and report.classes:
         with progress_bar(console, "segmenting") as progress:
             report.label_quality = check_label_noise(report, root, bundle, progress)

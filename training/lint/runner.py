@@ -1,6 +1,7 @@
 """Runs the lint: scans every file, maps values to labels, applies the rules."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,13 @@ def lint(
     progress: Callable[[int, int], None] | None = None,
     use_cache: bool = True,
     leads: str = "auto",
+    rate: float | None = None,
 ) -> LintReport:
     """Read every image and mask of a data set. Missing splits are skipped, except train.
 
     `progress` is called with the number of pairs done and their total. With `use_cache`, files that have not changed since the
-    last lint are not read again. `leads`: the arrangement of signals (`training/data/leads.py`).
+    last lint are not read again. `leads`: the arrangement of signals (`training/data/leads.py`); `rate`: in Hz, of
+    signals whose files state none.
     Raises: DataError for a folder that is not a data set, or a split with a wrong layout.
     """
     recognition = recognize_dataset(root, data_format)
@@ -50,7 +53,8 @@ def lint(
         detail = str(error).replace(LINT_ADVICE, OTHER_ERRORS_ADVICE)  # this is the lint
         report = LintReport([], [Finding("error", "unknown classes", detail)])
     if opened["train"].axes == "T":
-        opened = {split: arrange_leads(dataset, leads) for split, dataset in opened.items()}
+        arranged = {split: arrange_leads(dataset, leads) for split, dataset in opened.items()}
+        opened = {split: replace(dataset, default_rate=rate) for split, dataset in arranged.items()}
         return _lint_signals(report, opened, splits, recognition.tree, progress)
     if opened["train"].axes == "DHW":
         return _lint_volumes(report, opened, splits, recognition.tree, progress)

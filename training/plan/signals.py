@@ -1,7 +1,4 @@
-"""The plan of a training on signals: what the network takes, and the rules that differ from those of images.
-
-docs/training.md holds the experiments behind the numbers here.
-"""
+"""The plan of a training on signals: what the network takes, and the rules that differ from those of images."""
 
 import math
 from collections import Counter
@@ -132,8 +129,8 @@ def _choose_channels(report: LintReport, config: TrainConfig) -> tuple[tuple[str
 
 
 def choose_signal_network(plan: Plan) -> None:
-    """The network: a ResNet whose maps are as fine as a short event needs."""
-    if plan["weights"] in ("none", "imagenet"):
+    """The network: a U-Net, unless an encoder or weights of another network are set."""
+    if plan["weights"] == "none" and "encoder" not in plan.overrides:
         plan.set("architecture", "unet", "fine maps of one time step, and a wide field by its coarse stages")
     if plan["architecture"] == "unet":
         plan.set("width", 24, "signals have one row: few channels are enough, and fast")

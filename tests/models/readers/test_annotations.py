@@ -48,6 +48,11 @@ def test_points_and_rhythms_are_no_intervals() -> None:
     ]  # the P wave has no end
 
 
+def test_overlapping_events_cannot_be_written() -> None:
+    with pytest.raises(DataError, match="Events overlap at time step 5"):
+        write_annotations(from_intervals([Interval(1, 9, "P"), Interval(5, 12, "T")]))
+
+
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

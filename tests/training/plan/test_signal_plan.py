@@ -102,3 +102,16 @@ def test_the_data_sets_read_at_the_chosen_rate(tmp_path: Path) -> None:
 def test_a_setting_that_does_not_fit_is_refused(tmp_path: Path, settings: dict[str, object], expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         choose_signal_input(make_report(tmp_path, steps=4000), TrainConfig(**settings))
+
+
+def test_files_without_a_rate_have_that_of_the_setting(tmp_path: Path) -> None:
+    for name in "abcd":
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(ord(name)).normal(size=(400, 1)).astype(np.float32))
+        (tmp_path / f"{name}.events.csv").write_text("onset,offset,class\n0.5,1.25,x\n")
+    assert "states no sampling rate; give it with `rate=`" in lint(tmp_path).errors[0].detail
+    config = TrainConfig(rate=100.0)
+    report = lint(tmp_path, rate=config.rate)
+    assert not report.errors
+    dataset = apply_input(report, config, SILENT).datasets["train"]
+    sample, labels = dataset.sample_and_labels(0)
+    assert sample.rate == 100.0 and np.flatnonzero(labels)[[0, -1]].tolist() == [50, 124]

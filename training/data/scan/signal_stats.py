@@ -87,7 +87,7 @@ def _scan_file(dataset: SegmentationDataset, indices: list[int]) -> Iterator[tup
     first = dataset.pairs[indices[0]]
     whole: Sample | str
     try:
-        whole = read_signal(Pair(first.name, first.image, first.mask))
+        whole = read_signal(Pair(first.name, first.image, first.mask), default_rate=dataset.default_rate)
     except Exception as error:  # one broken file must not stop the scan
         whole = error_message(first.image, error)
     for index in indices:
