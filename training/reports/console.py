@@ -59,15 +59,14 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
 def print_events(events: EventMetrics, console: Console) -> None:
     """Print a row for the onsets and one for the offsets of each class, and their mean F1."""
     console.print(f"\nEvents, within {events.tolerance_ms:g} ms", highlight=False, markup=False)
-    table = make_table("class", "point", "F1", "95%", "sensitivity", "PPV", "error, ms", "matched", "missed", "false")
+    table = make_table("event", "F1", "95%", "Se", "PPV", "error, ms", "match", "miss", "false")  # in 80 columns
     for name, points in events.per_class.items():
         for point, each in points.items():
             counts = map(str, (each.matched, each.missed, each.false))
             rates = format_rate(each.sensitivity, 4), format_rate(each.ppv, 4)
             interval = format_interval(each.f1_interval)
-            table.add_row(
-                name_text(name), point, format_rate(each.f1, 4), interval, *rates, format_error(each), *counts
-            )
+            error = format_error(each).replace(" ", "")
+            table.add_row(name_text(f"{name} {point}"), format_rate(each.f1, 4), interval, *rates, error, *counts)
     console.print(table)
     interval = format_interval(events.event_f1_interval)
     console.print(f"mean F1 {format_rate(events.event_f1, 4)}  {interval}", highlight=False, markup=False)
