@@ -2,6 +2,8 @@
 
 const FIRST_BLOCK = 16; // time steps of a block of the finest level; finer views read the samples
 const FACTOR = 4; // blocks of a level in one of the next
+const COUNT_BLOCK = 256; // time steps of a block in which labels are counted
+const SAMPLES = 32; // labels that are counted in a shorter stretch
 const RANGE_SAMPLES = 50_000; // samples of a lead from which its range is found
 const OUTLIERS = 0.0002; // fraction of these that may lie outside, at each end
 
@@ -11,7 +13,7 @@ export function createRecording({ values, labels, confidence, rate, leads, class
   const traces = leads.data.map((name, index) => createTrace(name, units.data[index] ?? "", takeColumn(values.data, length, count, index)));
   const tracks = Array.from({ length: trackCount }, (_, index) => {
     const [own, sure] = [labels, confidence].map(({ data }) => (trackCount === 1 ? data : takeColumn(data, length, trackCount, index)));
-    return { lead: trackCount === 1 && count > 1 ? null : leads.data[index], labels: own, confidence: sure, ...findEvents(own, sure) };
+    return { lead: trackCount === 1 && count > 1 ? null : leads.data[index], labels: own, confidence: sure, ...findEvents(own, sure), counts: countLabels(own) };
   });
   const palette = classes.data.map((name, label) => ({ label, name, rgb: [...colors.data.subarray(3 * label, 3 * label + 3)] }));
   return { length, rate: rate.data[0], start: start.data[0] ?? "", traces, tracks, classes: palette };
@@ -28,24 +30,25 @@ function createTrace(name, unit, samples) {
   const levels = [];
   let low = samples, high = samples, size = 1;
   for (let factor = FIRST_BLOCK; low.length > FACTOR; factor = FACTOR) {
-    [low, high] = [reduce(low, factor, true), reduce(high, factor, false)];
+    ({ low, high } = reduce(low, high, factor));
     levels.push({ size: (size *= factor), low, high });
   }
   return { name, unit, samples, levels, range: findRange(samples) };
 }
 
-// Missing samples are NaN; a block of these alone is one too.
-function reduce(values, factor, isMin) {
-  const blocks = new Float32Array(Math.ceil(values.length / factor)), worst = isMin ? Infinity : -Infinity;
-  for (let block = 0, at = 0; block < blocks.length; block++) {
-    let best = worst;
-    for (const end = Math.min(at + factor, values.length); at < end; at++) {
-      const value = values[at];
-      if (isMin ? value < best : value > best) best = value;
+// Minima of `low` and maxima of `high` in blocks. Missing samples are NaN; a block of these alone is one too.
+function reduce(low, high, factor) {
+  const count = Math.ceil(low.length / factor), result = { low: new Float32Array(count), high: new Float32Array(count) };
+  for (let block = 0, at = 0; block < count; block++) {
+    let least = Infinity, most = -Infinity;
+    for (const end = Math.min(at + factor, low.length); at < end; at++) {
+      if (low[at] < least) least = low[at];
+      if (high[at] > most) most = high[at];
     }
-    blocks[block] = best === worst ? NaN : best;
+    result.low[block] = least > most ? NaN : least;
+    result.high[block] = least > most ? NaN : most;
   }
-  return blocks;
+  return result;
 }
 
 // The range of nearly all samples: an artifact does not flatten the rest.
@@ -90,6 +93,35 @@ function findEvents(labels, confidence) {
     means[index++] = sum / (step - start);
   }
   return { starts, ends, kinds, means };
+}
+
+// Time steps of each label in blocks of COUNT_BLOCK: label -> Uint16Array
+function countLabels(labels) {
+  const blocks = Math.ceil(labels.length / COUNT_BLOCK), counts = new Map();
+  for (let block = 0, step = 0; block < blocks; block++)
+    for (const end = Math.min(step + COUNT_BLOCK, labels.length); step < end; ) {
+      const label = labels[step], start = step;
+      while (step < end && labels[step] === label) step++;
+      if (!counts.has(label)) counts.set(label, new Uint16Array(blocks));
+      counts.get(label)[block] += step - start;
+    }
+  return counts;
+}
+
+// The fraction of each label in [from, to), time steps, into `fractions`, 256 numbers. With a minimum confidence, or in short
+// stretches, from some time steps only: at multiples of a stride, so that a column of the view keeps them while one pans.
+export function labelFractions(track, from, to, minConfidence, fractions) {
+  fractions.fill(0);
+  if (!minConfidence && to - from >= 2 * COUNT_BLOCK) {
+    const first = Math.floor(from / COUNT_BLOCK), end = Math.ceil(to / COUNT_BLOCK);
+    for (const [label, counts] of track.counts) for (let block = first; block < end && block < counts.length; block++) fractions[label] += counts[block];
+    for (const label of track.counts.keys()) fractions[label] /= (end - first) * COUNT_BLOCK;
+    return;
+  }
+  const stride = Math.max(1, Math.ceil((to - from) / SAMPLES)), end = Math.min(track.labels.length, to);
+  let count = 0;
+  for (let step = Math.max(0, Math.ceil(from / stride) * stride); step < end; step += stride, count++) if (track.confidence[step] >= minConfidence) fractions[track.labels[step]]++;
+  for (let label = 0; label < 256; label++) fractions[label] /= count || 1;
 }
 
 // -> the index of the first event that ends after a time step

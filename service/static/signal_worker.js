@@ -1,14 +1,13 @@
 // Segments a recording and draws its leads and events. Messages are those of worker.js, {type, ...data} in both directions.
 
 import { ApiError, fileProblem, networkProblem, parseServerTiming, postFile } from "./segment_api.js";
-import { createRecording, eventRows, extent, firstEvent, summarize } from "./signal_data.js";
+import { createRecording, eventRows, extent, firstEvent, labelFractions, summarize } from "./signal_data.js";
 import { readNpz } from "./npz.js";
 
 // Labels, confidence and the recording itself, from one inference: the page needs no reader of recordings.
 const PARAMS = { format: "npz", trace: "true" };
 const AXIS_HEIGHT = 22; // CSS pixels
 const POINTS_FROM = 6; // CSS pixels between two samples from which each gets a dot
-const STRIP_SAMPLES = 64; // labels of a pixel column that are counted when events are narrower than it
 const TICK_GAP = 90; // CSS pixels between two ticks, at least
 const TICK_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200]; // seconds
 
@@ -140,17 +139,14 @@ function drawEvents(track, top) {
       if (isVisible(label) && track.means[index] >= minConfidence) add(label, x, top, Math.max(1, toX(track.ends[index]) - x), height);
     }
   } else {
-    const perColumn = (view.to - view.from) / view.width, stride = Math.max(1, Math.ceil(perColumn / STRIP_SAMPLES)), counts = new Uint32Array(256);
+    const perColumn = (view.to - view.from) / view.width, fractions = new Float32Array(256);
+    const shownLabels = recording.classes.map(({ label }) => label).filter((label) => label && isVisible(label));
     for (let x = 0; x < view.width; x++) {
-      counts.fill(0);
-      // At multiples of the stride, so that a column keeps its labels while one pans.
-      const begin = Math.max(0, Math.ceil((view.from + x * perColumn) / stride) * stride), end = Math.min(recording.length, view.from + (x + 1) * perColumn);
-      let count = 0, y = top + height;
-      for (let step = begin; step < end; step += stride, count++) if (track.confidence[step] >= minConfidence) counts[track.labels[step]]++;
-      for (const { label } of recording.classes) {
-        if (!label || !counts[label] || !isVisible(label)) continue;
-        const part = (counts[label] / count) * height;
-        add(label, x, (y -= part), 1, part);
+      labelFractions(track, view.from + x * perColumn, view.from + (x + 1) * perColumn, minConfidence, fractions);
+      let y = top + height;
+      for (const label of shownLabels) {
+        const part = fractions[label] * height;
+        if (part) add(label, x, (y -= part), 1, part);
       }
     }
   }
