@@ -17,6 +17,7 @@ from training.data import SegmentationDataset, load_available_splits, recognize_
 from training.data.dataset import read_pair_mask
 from training.data.infer_classes import UnknownClassesError
 from training.lint.coverage import describe_unread, unread_files
+from training.reports.planes import three_planes
 from training.reports.traces import draw_trace
 
 SHEET_IMAGES, COLUMNS = 12, 4
@@ -40,7 +41,8 @@ def inspect_dataset(root: Path, data_format: str = "auto", sheet: Path | None = 
     except UnknownClassesError as unknown:
         opened, error = unknown.datasets, str(unknown)
     train = opened["train"]
-    images, masks = ("recordings", "label file") if train.axes == "T" else ("images", "mask")
+    nouns = {"HW": ("images", "mask"), "T": ("recordings", "label file"), "DHW": ("volumes", "label volume")}
+    images, masks = nouns[train.axes]
     lines.append(f"{images}: " + ", ".join(f"{split} {len(dataset):,}" for split, dataset in opened.items()))
     classes = ", ".join(f"{label} {entry.name}" for label, entry in enumerate(train.classes))
     # Formats that draw their masks know the classes; those of mask files are known from a class file alone.
@@ -119,12 +121,18 @@ def _try_overlay(dataset: SegmentationDataset, index: int) -> Image.Image | str:
 def overlay(dataset: SegmentationDataset, index: int) -> RGB:
     """An image with its mask on top, at most TILE pixels wide and high, uint8 H x W x 3.
 
-    Of a signal, its curves with the labels behind them. Raises: DataError, ImageError; DataError for a mask of another size.
+    Of a signal, its curves with the labels behind them; of a volume, three slices.
+    Raises: DataError, ImageError; DataError for a mask of another size.
     """
     if dataset.axes == "T":
         sample, track = dataset.sample_and_labels(index)
         return draw_trace(sample.values, track, dataset.classes, SIGNAL_TILE, sample.channels)
-    image, labels = dataset.rgb(index), dataset.labels(index)
+    if dataset.axes == "DHW":
+        sample, volume_labels = dataset.record_and_labels(index)
+        check_same_shape(dataset, index, sample.size, volume_labels.shape)
+        image, (labels,) = three_planes(sample, volume_labels)
+    else:
+        image, labels = dataset.rgb(index), dataset.labels(index)
     if labels.shape != image.shape[:2]:
         raise DataError(
             f"the image has {image.shape[1]} x {image.shape[0]} pixels, its mask {labels.shape[1]} x {labels.shape[0]}"
@@ -142,6 +150,13 @@ def overlay(dataset: SegmentationDataset, index: int) -> RGB:
     edges[1:] |= shown[1:] != shown[:-1]
     mixed[edges] = colors[edges]
     return mixed.round().astype(np.uint8)
+
+
+def check_same_shape(dataset: SegmentationDataset, index: int, size: tuple[int, ...], mask: tuple[int, ...]) -> None:
+    """Raises: DataError for a label volume of another shape than its volume."""
+    if size != mask:
+        shapes = [" x ".join(map(str, each)) for each in (size, mask)]
+        raise DataError(f"{dataset.pairs[index].image} has {shapes[0]} voxels, its labels {shapes[1]}")
 
 
 def _spread(opened: dict[str, SegmentationDataset]) -> list[tuple[str, SegmentationDataset, int]]:

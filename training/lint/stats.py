@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from models.console import Console, name_text
-from models.spec import IGNORE_INDEX
+from models.spec import AXES, IGNORE_INDEX
 from training.data.scan.signal_stats import SignalStats
 from training.lint.findings import LintReport
 
@@ -24,7 +24,7 @@ def count_samples(report: LintReport) -> str:
     """How many there are of what: "720 images", "160 recordings", "1,920 leads of 160 recordings"."""
     total = sum(report.image_counts.values())
     if report.axes != "T":
-        return f"{total:,} images"
+        return f"{total:,} {AXES[report.axes]}"
     pairs = [pair for dataset in report.datasets.values() for pair in dataset.pairs]
     files = len({pair.image for pair in pairs})
     return f"{files:,} recordings" if files == total else f"{files:,} recordings of {total:,} leads"
@@ -34,7 +34,7 @@ def _split_stats(report: LintReport, split: str) -> dict[str, Any]:
     all_stats = report.sample_stats[split]
     if report.axes == "T":
         return _signal_split_stats(all_stats)
-    sizes = np.array([stats.size for stats in all_stats if stats.size], np.int64).reshape(-1, 2)
+    sizes = np.array([stats.size for stats in all_stats if stats.size], np.int64).reshape(-1, len(report.axes))
     result: dict[str, Any] = {
         "images": len(all_stats),
         "unreadable": sum(bool(stats.errors) for stats in all_stats),
@@ -48,6 +48,10 @@ def _split_stats(report: LintReport, split: str) -> dict[str, Any]:
             "largest": by_area[-1].tolist(),
             "distinct": len(np.unique(sizes, axis=0)),
         }
+    if report.axes == "DHW":
+        result["formats"] = _count_names([f"{stats.orientation} {stats.dtype}".strip() for stats in all_stats])
+        result["masks"] = _count_names([stats.mask_dtype for stats in all_stats])
+        return result
     result["formats"] = _count_names([stats.image_format for stats in all_stats])
     result["masks"] = _count_names(
         [f"{stats.mask_format} {stats.kind}".strip() for stats in all_stats if stats.mask_size]
@@ -111,12 +115,12 @@ def duration_stats(report: LintReport, label: int) -> dict[str, Any]:
 
 
 def format_sizes(split_stats: dict[str, Any], missing: str = "") -> list[str]:
-    """The smallest, median and largest size of a split as "width x height" or seconds; `missing` without a readable image."""
+    """The smallest, median and largest size of a split as "width x height" (x depth) or seconds; `missing` without any."""
     sizes, seconds = split_stats.get("sizes"), split_stats.get("seconds")
     names = ("smallest", "median", "largest")
     if seconds:
         return [f"{seconds[name]:g} s" for name in names]
-    return [f"{sizes[name][1]} x {sizes[name][0]}" if sizes else missing for name in names]
+    return [" x ".join(map(str, reversed(sizes[name]))) if sizes else missing for name in names]
 
 
 def format_counts(counts: dict[str, int]) -> str:

@@ -1,6 +1,6 @@
 """The images of a finding as thumbnails, embedded in the page as data URIs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from training.data.mask_decoding import RawMask
 from training.lint.findings import Finding, LintReport
 from training.lint.label_noise import suspect_pixels
 from training.reports.gallery import WRONG_COLOR, jpeg_data_uri, mask_data_uri
+from training.reports.planes import three_planes
 from training.reports.traces import draw_trace
 
 THUMBNAIL_SIDE = 320  # pixels of the longer side, at most
@@ -42,6 +43,8 @@ def finding_panes(report: LintReport, finding: Finding) -> list[Pane]:
     split, index = finding.locations[0]
     if report.datasets[split].axes == "T":
         return [_trace_pane(report.datasets[split], index)]
+    if report.datasets[split].axes == "DHW":
+        return [_planes_pane(report.datasets[split], index)]
     return _overlay_panes(report.datasets[split], index)
 
 
@@ -60,8 +63,28 @@ def _trace_pane(dataset: SegmentationDataset, index: int) -> Pane:
     return Pane("recording", f"{name}: recording", TRACE_SIZE, photo=jpeg_data_uri(picture))
 
 
+def _planes_pane(dataset: SegmentationDataset, index: int) -> Pane:
+    """Three slices of a volume, with its labels if they have its shape."""
+    name = dataset.pairs[index].name
+    try:
+        sample = dataset.sample(index)
+    except (MaskserveError, OSError) as error:
+        return Pane(name, error=str(error))
+    try:
+        labels = dataset.labels(index)
+    except (MaskserveError, OSError):
+        labels = np.zeros(sample.size, np.uint8)
+    fits = labels.shape == sample.size
+    image, (shown,) = three_planes(sample, labels if fits else np.zeros(sample.size, np.uint8))
+    mask = mask_data_uri(shown, palette(dataset.classes), transparent=0) if fits else ""
+    size = (image.shape[0], image.shape[1])
+    return Pane("volume", f"{name}: three slices", size, photo=jpeg_data_uri(image), mask=mask)
+
+
 def _image_pane(dataset: SegmentationDataset, index: int, split: str) -> Pane:
     name = f"{dataset.pairs[index].name} ({split})"
+    if dataset.axes == "DHW":
+        return replace(_planes_pane(dataset, index), title=name)
     try:
         image = dataset.rgb(index)
     except (MaskserveError, OSError) as error:

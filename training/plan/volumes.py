@@ -20,7 +20,7 @@ from training.plan.rules import Plan
 ANISOTROPY = 3.0  # from this ratio of spacings, an axis is coarse
 COARSE_PERCENTILE = 10.0  # of the spacing of a coarse axis: the finest volumes lose little
 PATCH_VOXELS = {"cpu": 64**3, "cuda": 128**3}
-BATCH_VOXELS = {"cpu": 4 * 40 * 56 * 40, "cuda": 2 * 128**3}
+BATCH_VOXELS = {"cpu": 2 * 64**3 // 3, "cuda": 2 * 128**3}  # on a CPU, more steps are worth more than larger batches
 MIN_BATCH, MAX_BATCH = 2, 16
 MIN_MAP, MAX_POOLS = 4, 5  # voxels of an axis of the coarsest map; strides of 2 along an axis
 SAME_SPACING = 2.0  # axes are pooled together while their spacings differ by less

@@ -15,6 +15,9 @@ from models.spec import InputRule, Scaling, Spacing
 from training.data import load_available_splits, load_split, recognize_dataset
 from training.data.synthetic_volumes import CLASSES, generate_volumes
 from training.lint import lint
+from training.lint.inspection import inspect_dataset
+from training.lint.stats import dataset_stats
+from training.lint.thumbnails import finding_panes
 
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
 
@@ -204,3 +207,19 @@ def test_case_without_one_of_its_channels_is_named(tmp_path: Path) -> None:
     (folder / "imagesTr/case_03_0001.nii.gz").unlink()
     with pytest.raises(DataError, match=r"case_03 has 1 file of channels; expected 2 \(T1, T2\)"):
         load_split(folder, "train")
+
+
+def test_inspection_statistics_and_report_show_volumes(tmp_path: Path) -> None:
+    folder = make_msd(tmp_path / "data")
+    break_shape(folder)
+    break_scale(folder)
+    lines = inspect_dataset(folder, sheet=tmp_path / "sheet.png")
+    assert any("nnunet-volumes" in line for line in lines)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert np.ptp(np.asarray(sheet)[:200], axis=(0, 1)).min() > 100
+    report = lint(folder)
+    stats = dataset_stats(report)
+    train = stats["splits"]["train"]
+    assert train["sizes"]["median"] == [8, 7, 6] and train["formats"] == {"LPS int16": 8, "LPS float32": 1}
+    panes = [pane for finding in report.findings if finding.locations for pane in finding_panes(report, finding)]
+    assert len(panes) >= 3 and all(pane.photo for pane in panes)
