@@ -27,10 +27,10 @@ from training.metrics.bootstrap import (
     resample_weights,
 )
 from training.metrics.confusion import Rates, nan_mean, ratio, round_or_none
-from training.metrics.results import EventMetrics, Interval, PointMetrics
+from training.metrics.results import EventMetrics, Interval, Point, PointMetrics
 
 DEFAULT_TOLERANCE_MS = 150.0
-POINTS = ("onset", "offset")
+POINTS: tuple[Point, Point] = ("onset", "offset")
 # What is counted of each: matched, annotated but not found, predicted but not annotated; and the sums of the errors of the
 # matched ones, ms, and of their squares.
 MATCHED, MISSED, FALSE, ERROR, SQUARED = NUM_COUNTS = range(5)
@@ -147,7 +147,7 @@ def compute_event_metrics(tally: PerImageCounts, classes: list[ClassInfo], toler
     rates = event_rates(sums)
     ends = {name: percentile_interval(values) for name, values in bootstrap_events(tally).items()}
     occurs = np.asarray(tally.events[..., : FALSE + 1].any(axis=-1), bool)  # N x (C - 1) x 2
-    by_class: dict[str, dict[str, PointMetrics]] = {}
+    by_class: dict[str, dict[Point, PointMetrics]] = {}
     for label, entry in enumerate(classes[1:]):
         by_class[entry.name] = {}
         for point, point_name in enumerate(POINTS):

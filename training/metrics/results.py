@@ -17,6 +17,7 @@ METRICS_FILE = "metrics.json"
 
 Rate = float | None
 Interval = tuple[float, float] | None  # lower and upper end; None where the class is absent or on too few images
+Point = Literal["onset", "offset"]  # of an event
 PointCounts = tuple[int, int, int, float, float]  # matched, missed, false; sums of the errors, ms, and of their squares
 RateByClass = dict[str, Rate]  # by class name
 IntervalByClass = dict[str, Interval]
@@ -108,7 +109,7 @@ class EventMetrics(_Strict):
     tolerance_ms: float
     event_f1: Rate  # mean over the classes without the background, onsets and offsets
     event_f1_interval: Interval
-    per_class: dict[str, dict[Literal["onset", "offset"], PointMetrics]]  # by class name
+    per_class: dict[str, dict[Point, PointMetrics]]  # by class name
 
 
 class CaseMetric(_Strict):
