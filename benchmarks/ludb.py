@@ -248,6 +248,8 @@ def main() -> None:
         parser.error("--data names the folder that holds 1.hea, 1.dat, 1.ii and so on")
     elif arguments.speed:
         measure_speed(arguments.speed, arguments.data / "1.hea")
+    elif arguments.out and arguments.out.exists():
+        parser.error(f"--out {arguments.out} exists; name a new folder")
     elif arguments.out:
         benchmark(arguments)
     else:
