@@ -52,8 +52,8 @@ MUTATIONS = [
     Mutation(
         "an image is augmented in the same way in every epoch",
         "training/data/loader.py",
-        "AUGMENT_STREAM, item.sequence_number)",
-        "AUGMENT_STREAM, item.image_index)",
+        "generator = np.random.default_rng((self.seed, AUGMENT_STREAM, item.sequence_number))",
+        "generator = np.random.default_rng((self.seed, AUGMENT_STREAM, item.image_index))",
         ["tests/training/data/test_loader.py", "tests/training/engine/test_trainer.py"],
     ),
     Mutation(
@@ -139,7 +139,7 @@ MUTATIONS = [
     ),
     Mutation(
         "halved masks shift by a quarter of a pixel",
-        "models/inference/geometry.py",
+        "models/imaging/nearest.py",
         "nearest[ties[::2]] -= 1",
         "nearest[ties] -= 1",
         ["tests/models/inference/test_segmenter.py"],

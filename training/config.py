@@ -4,7 +4,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from models.errors import ConfigError
+from models.errors import ConfigError, quoted
 from models.spec import AXES
 from training.loss_spec import parse_loss
 
@@ -139,7 +139,6 @@ class TrainConfig(BaseModel):
     )
     flip_axes: str = Field(
         "",
-        pattern="^D?H?W?$",
         description="volumes: axes that half of the patches are mirrored along, such as HW; W is left to right",
     )
     rotate: float = Field(0.0, ge=0, le=180, description="largest random rotation, degrees")
@@ -346,6 +345,13 @@ class TrainConfig(BaseModel):
         parse_loss(loss)
         return loss
 
+    @field_validator("flip_axes")
+    @classmethod
+    def _check_flip_axes(cls, axes: str) -> str:
+        if axes != "".join(axis for axis in "DHW" if axis in axes):
+            raise ValueError(f"expected axes of D, H, W, each once and in this order, and got {quoted(axes)}")
+        return axes
+
     @field_validator("transforms")
     @classmethod
     def _check_transforms(cls, transforms: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -357,7 +363,7 @@ class TrainConfig(BaseModel):
     def _check_ranges(self) -> Self:
         if self.crop is not None and len(self.crop) < 3 and min(self.crop) < 32:
             raise ValueError("crop is height,width, each at least 32 pixels; of signals at least 32 time steps")
-        if self.crop is not None and min(self.crop) < 2:
+        if self.crop is not None and len(self.crop) == 3 and min(self.crop) < 2:
             raise ValueError("crop is depth,height,width, each at least 2 voxels")
         if self.batch % self.devices:
             raise ValueError(

@@ -156,7 +156,7 @@ def parse_retry_after(response: httpx.Response) -> float | None:
 
 def _foreign_detail(response: httpx.Response) -> str:
     """What an error that is not maskserve's says, and who probably sent it."""
-    url = response.request.url
+    url = response.request.url.copy_with(query=None)
     if response.has_redirect_location:
         return f"{url.host} redirects to {response.headers['Location']}; use that address in the client."
     page = response.content[:MAX_PAGE_BYTES].decode("utf-8", "replace")

@@ -50,7 +50,7 @@ def test_every_setting_has_a_description_or_choices() -> None:
         (["epochs=0"], "expected at least 1"),
         (["skips=4s"], "skips=4s"),
         (["epochs=[3"], "is not YAML"),
-        (["crop=96"], "crop"),
+        (["crop=16"], "crop"),
     ],
 )
 def test_wrong_setting_is_named(overrides: list[str], message: str) -> None:

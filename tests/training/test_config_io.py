@@ -31,9 +31,10 @@ def test_a_wrong_setting_is_refused_in_plain_words(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("crop=5", "The setting crop=5 is not possible: expected several values, separated by commas. crop is: height,width"),
-        ("crop=5,", "The setting crop=5 is not possible: expected at least 2 values"),
-        ("crop=1,2,3", "The setting crop=1,2,3 is not possible: expected at most 2 values, and got 3"),
+        ("crop=5", "crop is height,width, each at least 32 pixels; of signals at least 32 time steps"),
+        ("crop=1,2,3", "crop is depth,height,width, each at least 2 voxels"),
+        ("crop=1,2,3,4", "The setting crop=1,2,3,4 is not possible: expected at most 3 values, and got 4"),
+        ("flip_axes=HX", "expected axes of D, H, W, each once and in this order, and got 'HX'"),
         ("crop=a,b", "The setting crop=a,b is not possible: expected a whole number"),
         ("flip=2", "The setting flip=2 is not possible: expected at most 1. flip is: probability of a horizontal flip"),
         ("lr=0", "expected more than 0"),

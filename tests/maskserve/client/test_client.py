@@ -225,7 +225,7 @@ def test_segment_json(client: Client) -> None:
 
 def test_the_defaults_are_the_services() -> None:
     defaults = {name: field.default for name, field in SegmentParams.model_fields.items()}
-    assert defaults == {**DEFAULT_PARAMS, "classes": (), "bands": ()}
+    assert defaults == {**DEFAULT_PARAMS, "classes": (), "bands": (), "lead": ()}
 
 
 def test_both_clients_have_the_same_methods() -> None:
@@ -233,7 +233,7 @@ def test_both_clients_have_the_same_methods() -> None:
         methods = {name: value for name, value in vars(client).items() if inspect.isfunction(value) and name[0] != "_"}
         return {name: inspect.signature(method) for name, method in methods.items()}
 
-    assert signatures(Client) == signatures(AsyncClient) and len(signatures(Client)) == 9
+    assert signatures(Client) == signatures(AsyncClient) and len(signatures(Client)) == 10
 
 
 def test_errors_name_the_client_that_was_called(client: Client) -> None:

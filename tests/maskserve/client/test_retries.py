@@ -91,7 +91,7 @@ def test_a_request_is_retried_until_it_succeeds(kind: type[Client] | type[AsyncC
         assert call_client(kind, server.url, "segment_bytes", b"image") == MASK
     assert len(server.requests) == 6
     assert {(request.line, request.body) for request in server.requests} == {
-        ("POST /v1/segment HTTP/1.1", b"image"),
+        ("POST /v1/segment?format=png HTTP/1.1", b"image"),
     }
     assert len({request.headers["x-request-id"] for request in server.requests}) == 1
 

@@ -246,7 +246,7 @@ def test_a_precision_that_fails_the_probes_is_skipped(
     unverified, verified = Segmenter.load(bundle), Segmenter.load(bundle, verify_probes=True)
     assert unverified.choice and unverified.choice.precision == "bf16"
     assert verified.choice and verified.choice.precision == "f32"
-    assert "of the probe's pixels have the label in the bundle" in verified.choice.reason
+    assert "of the probe's labels are those in the bundle" in verified.choice.reason
     with pytest.raises(ParityError):
         Segmenter.load(bundle, precision="bf16", engine="openvino", verify_probes=True)
 

@@ -1,9 +1,11 @@
 """The functions that read files, in a child process: the same results, with the limits of the child."""
 
+import io
 import multiprocessing
 import multiprocessing.connection
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from models.imaging.file_header import read_header
 from models.imaging.gif_mask import decode_gif_mask
 from models.readers import read_input, read_sample
 from models.readers.composite import decode_preview
+from models.readers.npy import decode_npy_mask
 from models.sample import Sample
 from models.spec import InputRule, Scaling
 from tests.fixtures_channels import draw_chip, encode_tiff
@@ -33,6 +36,12 @@ GEOTIFF = encode_tiff(CHIP, ("red", "green", "blue", "nir"), nodata=0, **PLACE)
 RULE = InputRule(
     rule="native", channels=("nir", "red"), dtype="uint16", scaling=Scaling(kind="zscore", low=(), high=())
 )
+
+
+def encode_npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -52,6 +61,7 @@ def test_results_are_the_same(sandboxed: None) -> None:
         (read_input, GEOTIFF, {"rule": RULE}),
         (read_input, encode_image(GRAY, "PNG"), {"rule": InputRule(rule="native"), "max_pixels": 99}),
         (decode_preview, GEOTIFF),
+        (decode_npy_mask, encode_npy(GRAY), {"max_pixels": 1000}),
         *[
             (decode_stored_mask, data)
             for data in (

@@ -94,6 +94,8 @@ def test_every_format_has_a_layout_here() -> None:
         "hugging-face",  # test_hugging_face.py
         "wfdb",  # test_signal_formats.py
         "signal-folder",
+        "nnunet-volumes",  # test_volumes.py
+        "volume-folder",
     }
 
 

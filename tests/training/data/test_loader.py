@@ -223,7 +223,8 @@ def test_image_without_a_policy_is_unchanged(samples: SegmentationDataset) -> No
 
 
 def test_validation_uses_the_center_of_a_large_image() -> None:
-    assert center_crop((300, 200)) == (slice(0, MAX_VALIDATION_SIDE), slice(0, MAX_VALIDATION_SIDE))
-    rows, columns = center_crop((MAX_VALIDATION_SIDE + 10, 3 * MAX_VALIDATION_SIDE))
-    assert (rows.start, columns.start) == (5, MAX_VALIDATION_SIDE)
-    assert (rows.stop - rows.start, columns.stop - columns.start) == (MAX_VALIDATION_SIDE, MAX_VALIDATION_SIDE)
+    longest = MAX_VALIDATION_SIDE["HW"]
+    assert center_crop((300, 200), "HW") == (slice(0, longest), slice(0, longest))
+    rows, columns = center_crop((longest + 10, 3 * longest), "HW")
+    assert (rows.start, columns.start) == (5, longest)
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (longest, longest)

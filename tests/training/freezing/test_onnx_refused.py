@@ -100,7 +100,11 @@ def write_cast_graph(file: Path, *shapes: list[int | str], kind: int = TensorPro
         ([["N", 1, "H", "W"]], WeightsError, "any x 1 x any x any.*three channels"),
         ([["N", 4, 32, 32]], WeightsError, "any x 4 x 32 x 32.*three channels"),
         ([["N", "C", "H", "W"]], ConfigError, "add --layout nchw or --layout nhwc"),
-        ([[3, "H", "W"]], WeightsError, "'x0' is 3 x any x any, not an image; export it with N x 3 x H x W"),
+        (
+            [[3, "H", "W"]],
+            WeightsError,
+            "'x0' is 3 x any x any, not an image, and only networks of images can be imported; export it with N x 3 x H x W",
+        ),
     ],
 )
 def test_inputs_that_are_not_images_are_an_error(

@@ -1,7 +1,8 @@
 """Volumes and label volumes of the same name: in two folders, or side by side with an ending such as `_seg`.
 
     images/case1.nii.gz    labels/case1.nii.gz       also `.nii`, `.nrrd`, and with the endings _image, _mask, _label, _seg ...
-    images/case1/*.png     labels/case1/*.png        slices: folders of images, in the order of their names
+    images/case1/*.png     labels/case1/*.png        slices: folders of images, in the order of their names; only with
+                                                     format=volume-folder, because images in folders look the same
     case1.nii.gz           case1_seg.nii.gz
 
 `images/train` and `labels/train`, or `train/images` and `train/labels`, give the splits; so does a table `splits.csv`
@@ -29,7 +30,7 @@ MIN_SLICES = 2
 
 def detect(tree: FileTree) -> Evidence | None:
     """Whether volumes have label volumes of the same name."""
-    entries = _entries(tree)
+    entries = _entries(tree, slices=False)
     paired = [entry for entry in entries if entry.mask]
     if not paired:
         return None
@@ -70,10 +71,10 @@ def infer_classes(entries: list[Entry]) -> list[ClassInfo]:
     return [ClassInfo(name=f"class{label}", rgb=default_rgb(label)) for label in range(highest + 1)]
 
 
-def _entries(tree: FileTree) -> list[Entry]:
+def _entries(tree: FileTree, slices: bool = True) -> list[Entry]:
     found: list[Entry] = []
     for images, masks in _folder_pairs(tree):
-        image_files, mask_files = _volumes(tree, images), _volumes(tree, masks)
+        image_files, mask_files = _volumes(tree, images, slices), _volumes(tree, masks, slices)
         if not image_files or not mask_files:
             continue
         try:
@@ -98,16 +99,15 @@ def _folder_pairs(tree: FileTree) -> list[tuple[str, str]]:
     return pairs
 
 
-def _volumes(tree: FileTree, folder: str) -> dict[str, str]:
-    """The volumes below a folder by name: files, or folders of slices."""
+def _volumes(tree: FileTree, folder: str, slices: bool) -> dict[str, str]:
+    """The volumes below a folder by name: files, or with `slices` folders of images."""
     files = tree.files_below(folder, VOLUME_SUFFIXES)
-    if files:
+    if files or not slices:
         return {volume_name(path, folder): path for path in files}
     folders = [child for child in tree.folders_below(folder) if child != folder]
-    slices = {child: len(tree.files_in(child, IMAGE_SUFFIXES)) for child in folders}
-    used = {child: count for child, count in slices.items() if count >= MIN_SLICES}
+    used = [child for child in folders if len(tree.files_in(child, IMAGE_SUFFIXES)) >= MIN_SLICES]
     # Folders of slices are for volumes only if every one of them is the name of a case, and not of a split.
-    return {child[len(folder) + 1 :]: child for child in used if not split_of_folder(join(child, "x"))} if used else {}
+    return {child[len(folder) + 1 :]: child for child in used if not split_of_folder(join(child, "x"))}
 
 
 def _same_folder(tree: FileTree) -> list[Entry]:
