@@ -34,7 +34,7 @@ from models.spec import InputRule
 Values = NDArray[Any]  # [*axes, C], as the network takes it
 LogitsFunction = Callable[[Values], Scores]  # a contiguous canvas [*axes, C] -> logits float32 classes x grid
 
-MAX_WINDOW = {"T": 2**15, "DHW": 96**3}  # time steps, voxels: of the largest window that the network gets
+MAX_WINDOW = {"T": 2**14, "DHW": 96**3}  # time steps, voxels: of the largest window that the network gets
 MIN_WINDOW = {"T": 2**10, "DHW": 32**3}  # smaller ones are mostly border
 OVERLAP = {"T": 8, "DHW": 4}  # neighbors overlap by a window's length divided by this
 MIN_LENGTH = 2  # of an axis: OpenVINO computes NaN in bf16 for volumes of one slice

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from maskserve import model_tables
-from maskserve.parsing import parse_size
+from maskserve.parsing import parse_lengths, parse_size
 from models.architectures import ARCHITECTURES, default_options
 from models.architectures.heads import HEADS
 from models.errors import ConfigError
@@ -164,3 +164,29 @@ def test_architecture_that_cannot_be_built_says_why_in_its_row(monkeypatch: pyte
     monkeypatch.setattr(model_tables, "HEADS", {})
     output = capture_output(lambda console: model_tables.print_architectures((64, 64), 5, console), width=80)
     assert "broken cannot be built: the library [old] is too old" in " ".join(output.split())
+
+
+def test_signals_have_the_stride_and_the_field_of_images_in_time() -> None:
+    rule = model_tables.sample_input("T", 12, 500.0)
+    output = capture_output(
+        lambda console: model_tables.print_architecture("fcn", ["head=linear"], (5000,), 4, console, rule), width=120
+    )
+    text = " ".join(output.split())
+    assert "one logit per 8 time steps (16 ms), receptive field: 499 time steps (998 ms)" in text
+    assert "conv 7 /2" in text and "max pool 3 /2" in text.replace("1x3", "3")
+    assert "a signal of 5000 (padded to 5024)" in text
+
+
+def test_sizes_and_axes_of_signals_and_volumes() -> None:
+    assert parse_lengths("5000", 1) == (5000,)
+    assert parse_lengths("64x48x32", 3) == (32, 48, 64)
+    assert model_tables.sample_input("HW", None, None).is_photograph
+    assert model_tables.sample_input("DHW", None, None).channels == ("band1",)
+    for call, message in [
+        (lambda: parse_lengths("5000x2", 1), "expected time steps"),
+        (lambda: parse_lengths("5000", 3), "expected WIDTHxHEIGHTxDEPTH"),
+        (lambda: model_tables.sample_input("TW", None, None), "choose HW for images, T for signals"),
+        (lambda: model_tables.sample_input("DHW", None, 5.0), "--rate is for signals"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            call()
