@@ -36,10 +36,11 @@ def is_recording(item: Any) -> bool:
     return False
 
 
-def to_recording_body(recording: RecordingLike) -> bytes:
+def to_recording_body(recording: Any) -> bytes:
     """The bytes to send: files unchanged, a WFDB record as a zip file of its header and signal files, arrays as `.npy`.
 
-    Raises: OSError for a file that cannot be read; ValueError and TypeError for an argument that is not a recording.
+    `recording`: a `RecordingLike`. Raises: OSError for a file that cannot be read; ValueError and TypeError for an argument that
+    is not a recording.
     """
     if isinstance(recording, bytes | bytearray | memoryview):
         return bytes(recording)

@@ -67,7 +67,7 @@ def _prepare_signal(sample: Sample, rule: InputRule) -> Sample:
         fill = statistics[0].astype(values.dtype)
     if complete:
         return replace(sample, channels=channels, valid=None, statistics=statistics)
-    valid = measured.any(axis=1)
+    valid: Valid = np.asarray(measured.any(axis=1))
     values = np.where(measured, values, fill)
     return replace(
         sample, values=values, channels=channels, valid=None if bool(valid.all()) else valid, statistics=statistics

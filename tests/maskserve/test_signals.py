@@ -167,5 +167,7 @@ def test_recipes_of_the_documentation(
     assert (tmp_path / "events.csv").read_text().count("\n") == 4
     (code,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     exec(compile(code, "signals.md", "exec"), {})
-    printed = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("{")]  # without the access log
+    printed = [
+        line for line in capsys.readouterr().out.splitlines() if not line.startswith("{")
+    ]  # without the access log
     assert printed[0].startswith("down 2.0")

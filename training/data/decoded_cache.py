@@ -63,9 +63,9 @@ class DecodedCache:
                 unfinished.unlink(missing_ok=True)
 
 
-def decoded_bytes(sizes: list[tuple[int, int]], rule: InputRule) -> int:
+def decoded_bytes(sizes: list[tuple[int, ...]], rule: InputRule) -> int:
     """Bytes that the cache needs for images of these (height, width)."""
-    resized = (network_input_size(size, rule) for size in sizes)
+    resized = (network_input_size((height, width), rule) for height, width in sizes)
     pixel_bytes = len(rule.channels) * np.dtype(rule.dtype).itemsize + 1
     return sum(pixel_bytes * height * width + 8 for height, width in resized)
 

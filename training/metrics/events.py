@@ -161,11 +161,11 @@ def compute_event_metrics(tally: PerImageCounts, classes: list[ClassInfo], toler
             by_class[entry.name][point_name] = PointMetrics(
                 matched=matched, missed=missed, false=false, **figures, **intervals
             )
-    enough = count_all_groups(tally) >= MIN_IMAGES
+    enough_groups = count_all_groups(tally) >= MIN_IMAGES
     return EventMetrics(
         tolerance_ms=tolerance_ms,
         event_f1=round_or_none(float(rates["event_f1"])),
-        event_f1_interval=_interval(ends["event_f1"]) if enough else None,
+        event_f1_interval=_interval(ends["event_f1"]) if enough_groups else None,
         per_class=by_class,
     )
 

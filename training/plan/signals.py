@@ -28,12 +28,13 @@ MIN_CHANCE = 0.5  # that a random crop has the rarest class; below, some crops a
 def choose_signal_input(report: LintReport, config: TrainConfig) -> tuple[InputRule, str]:
     """What the network takes of the recordings, and why. Raises: ConfigError."""
     rate, why = choose_rate(report, config)
-    scaling, scaled = _choose_scaling(report, config)
+    limits, scaled = _choose_scaling(report, config)
     channels, leads = _choose_channels(report, config)
     spacing = None if rate is None else Spacing(values=(rate,), unit=HERTZ)
-    scaling = Scaling(kind="zscore", low=(), high=()) if scaling is None else Scaling(
-        kind="fixed", low=(scaling[0],) * len(channels), high=(scaling[1],) * len(channels)
-    )  # fmt: skip
+    scaling = Scaling(kind="zscore", low=(), high=())
+    if limits:
+        low, high = ((limit,) * len(channels) for limit in limits)
+        scaling = Scaling(kind="fixed", low=low, high=high)
     rule = InputRule(
         rule="native",
         axes="T",
@@ -223,7 +224,7 @@ def fits_in_memory(report: LintReport, rule: InputRule) -> bool:
         for stats in split
         if stats.size
     )
-    return steps * (len(rule.channels) * np.dtype(rule.dtype).itemsize + 1) < MAX_RECENT_BYTES
+    return bool(steps * (len(rule.channels) * np.dtype(rule.dtype).itemsize + 1) < MAX_RECENT_BYTES)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """A volume as one picture: an axial, a coronal and a sagittal slice through the middle of its classes, side by side."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,8 +27,8 @@ def three_planes(sample: Sample, *masks: Labels) -> tuple[RGB, list[Labels]]:
     scale = MIN_HEIGHT / max(size[0] for size in sizes)
     shapes = [(max(1, round(size[0] * scale)), max(1, round(size[1] * scale))) for size in sizes]
 
-    def slices(volume: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-        planes = [volume.take(index, axis=axis) for axis, index, _ in views]
+    def slices(volume: NDArray[Any]) -> list[NDArray[Any]]:
+        planes = [np.take(volume, index, axis=axis) for axis, index, _ in views]
         return [planes[0], planes[1][::-1], planes[2][::-1]]  # D runs to the head
 
     image = gray(np.concatenate([plane.ravel() for plane in slices(sample.values[..., 0])])[None])[0]
