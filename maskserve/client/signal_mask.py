@@ -103,8 +103,19 @@ def _read_arrays(npz: bytes) -> Iterator[tuple[str, NDArray[Any]]]:
             member = archive.getinfo(f"{name}.npy")
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError("expected an npz without compression")
-            with archive.open(member) as file:
-                yield name, np.lib.format.read_array(file, allow_pickle=False)
+            yield name, _read_array(archive.read(member))
+
+
+def _read_array(content: bytes) -> NDArray[Any]:
+    """An array of NumPy's format. Raises: ValueError. (`np.load` allocates whatever size the header names.)"""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, column_order, dtype = read_header(file)
+    if column_order or dtype.hasobject or math.prod(shape) * dtype.itemsize > len(content):
+        raise ValueError(f"an array of {dtype} of {shape} in {len(content):,} bytes")
+    array: NDArray[Any] = np.frombuffer(content, dtype, math.prod(shape), file.tell()).reshape(shape)
+    return array
 
 
 def _find_events(

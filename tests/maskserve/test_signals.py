@@ -1,9 +1,11 @@
 """Recordings with the client and `maskserve predict`: files, arrays and folders of records, of a bundle and of a service."""
 
 import asyncio
+import io
 import json
 import re
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,7 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(bundle: Path) -> Iterator[str]:
-    settings = Settings(bundle=bundle)
+    settings = Settings(bundle=bundle, access_log=False)
     with serve_in_thread(create_app(settings), settings) as (host, port):
         yield f"http://{host}:{port}"
 
@@ -42,6 +44,12 @@ def write_record(folder: Path, name: str) -> Path:
     for file, content in wfdb_files(VALUES, RATE, LEADS, name).items():
         (folder / file).write_bytes(content)
     return folder / f"{name}.hea"
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def check_mask(mask: SignalMask, leads: tuple[str | None, ...]) -> None:
@@ -85,6 +93,24 @@ def test_client_segments_files_bytes_and_arrays(url: str, tmp_path: Path) -> Non
         header.write_text("rec 1 200 2000\n../../secret 16 1000/mV 16 0 0 0 0 I\n")
         with pytest.raises(ValueError, match="not a file beside it"):
             client.segment(header)
+
+
+@pytest.mark.parametrize("name", ["labels", "confidence", "rate", "leads"])
+def test_client_refuses_what_is_no_response(url: str, name: str) -> None:
+    with Client(url) as client:
+        npz = client.segment_signal(VALUES, rate=RATE).npz
+    assert len(SignalMask.from_npz(npz, classes=[], model="m").events) == 6
+    with np.load(io.BytesIO(npz)) as archive:
+        arrays = dict(archive)
+    huge = b"\x93NUMPY\1\0v\0" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117) + b"\n"
+    other = np.array(-1.0) if name == "rate" else np.zeros((3, 2))
+    for content in (huge, npy_bytes(np.array([object()])), npy_bytes(other)):
+        files = {f"{key}.npy": npy_bytes(value) for key, value in arrays.items()} | {f"{name}.npy": content}
+        with pytest.raises(ValueError, match=r"array|expected"):
+            SignalMask.from_npz(zip_bytes(files, zipfile.ZIP_STORED), classes=[], model="m")
+    deflated = zip_bytes({f"{key}.npy": npy_bytes(value) for key, value in arrays.items()})
+    with pytest.raises(ValueError, match="without compression"):
+        SignalMask.from_npz(deflated, classes=[], model="m")
 
 
 def test_async_client_and_batch(url: str, tmp_path: Path) -> None:

@@ -16,11 +16,8 @@ from tests.fixtures_graphs import GraphBuilder, save_graph
 
 RATE = 100.0  # Hz, that of the network
 STRIDE, KERNEL = 4, 9  # time steps
-CLASSES = [
-    ClassInfo(name="none", rgb=(0, 0, 0)),
-    ClassInfo(name="up", rgb=(200, 60, 60)),
-    ClassInfo(name="down", rgb=(60, 90, 220)),
-]
+COLORS = {"none": (0, 0, 0), "up": (200, 60, 60), "down": (60, 90, 220)}
+CLASSES = [ClassInfo(name=name, rgb=rgb) for name, rgb in COLORS.items()]
 EVENTS = [(1, 200, 300), (2, 500, 560), (1, 700, 800)]  # label, onset, offset in time steps of `signal`
 TOLERANCE = 3  # time steps by which the network's events may lie beside them
 
