@@ -102,7 +102,11 @@ def test_client_refuses_what_is_no_response(url: str, name: str) -> None:
     assert len(SignalMask.from_npz(npz, classes=[], model="m").events) == 6
     with np.load(io.BytesIO(npz)) as archive:
         arrays = dict(archive)
-    huge = b"\x93NUMPY\1\0v\0" + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117) + b"\n"
+    huge = (
+        b"\x93NUMPY\1\0v\0"
+        + b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,), }".ljust(117)
+        + b"\n"
+    )
     other = np.array(-1.0) if name == "rate" else np.zeros((3, 2))
     for content in (huge, npy_bytes(np.array([object()])), npy_bytes(other)):
         files = {f"{key}.npy": npy_bytes(value) for key, value in arrays.items()} | {f"{name}.npy": content}
