@@ -63,6 +63,8 @@ MAX_PIXELS = 100_000_000
 
 # The factor by which Pillow multiplies gray of 2 and 4 bits, by the first characters of its raw mode.
 GRAY_SCALE_FACTORS = {"L;2": 85, "L;4": 17}
+UNASSOCIATED_ALPHA = 2  # value of the TIFF tag EXTRA_SAMPLES
+MIN_TOLD_PIXELS = 64  # by fewer nobody can tell what an alpha band is
 
 # `Image.open`, which training uses to read headers, looks up its formats before it has loaded the plugins of all.
 Image.init()
@@ -253,6 +255,7 @@ def _record_sample_info(image: ImageFile) -> None:
     elif isinstance(key, tuple) and ";16" in raw:
         image.info["transparency"] = tuple(sample >> 8 for sample in key)
     if isinstance(image, TiffImageFile):
+        image.info["unassociated alpha"] = UNASSOCIATED_ALPHA in image.tag_v2.get(tiff_limits.EXTRA_SAMPLES, ())
         image.info["full"] = 4095.0 if "I;12" in raw else 65535.0
         image.info["white is 0"] = image.tag_v2.get(tiff_limits.PHOTOMETRIC) == 0
 
@@ -281,6 +284,9 @@ def _to_rgb(image: Image.Image) -> RGB:
         if "transparency" in image.info:
             rgb[samples == image.info["transparency"]] = 255
         return rgb
+    is_tagged = image.info.get("unassociated alpha") and image.mode in ("LA", "RGBA")
+    if is_tagged and not is_opacity(np.asarray(image.getchannel("A"))):
+        image = _copy_profile(image.convert(image.mode[:-1]), image)
     if image.has_transparency_data:
         single = image.mode in ("L", "LA", "La")
         image = _copy_profile(image.convert("LA" if single else "RGBA"), image)
@@ -290,6 +296,15 @@ def _to_rgb(image: Image.Image) -> RGB:
     if image.mode in ("P", "YCbCr"):
         image = _copy_profile(image.convert("RGB"), image)
     return np.asarray(to_srgb(image).convert("RGB"))
+
+
+def is_opacity(alpha: NDArray[Any]) -> bool:
+    """Whether a band that a TIFF tags as unassociated alpha is opacity: most of what it does not hide is opaque.
+
+    GDAL tags the fourth of four bands of 8 bits as alpha by default (its GTiff driver, ALPHA), also if it is near infrared.
+    """
+    opaque, visible = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max, np.count_nonzero(alpha)
+    return bool(visible < MIN_TOLD_PIXELS or 2 * np.count_nonzero(alpha == opaque) >= visible)
 
 
 def _copy_profile(image: Image.Image, source: Image.Image) -> Image.Image:

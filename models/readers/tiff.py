@@ -26,17 +26,18 @@ from models.errors import (
     quoted,
 )
 from models.imaging import tiff_limits as tags
-from models.imaging.tiff_limits import ImageFileDirectory, find_page
+from models.imaging.decode import UNASSOCIATED_ALPHA, is_opacity
+from models.imaging.tiff_limits import EXTRA_SAMPLES, ImageFileDirectory, find_page
 from models.readers import geotiff_tags, image
 from models.readers.limits import ReadLimits
 from models.readers.names import channel_names, to_sample_dtype
 from models.sample import Sample
 from models.spec import RGB_CHANNELS
 
-SAMPLE_FORMAT, EXTRA_SAMPLES, PREDICTOR, FILL_ORDER = 339, 338, 317, 266
+SAMPLE_FORMAT, PREDICTOR, FILL_ORDER = 339, 317, 266
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, MASK = 0, 1, 2, 4  # values of PHOTOMETRIC
 NO_COMPRESSION, DEFLATE, LIBTIFF = 1, (8, 32946), (5, 32773, 34925, 50000)  # values of COMPRESSION
-ALPHA = (1, 2)  # values of EXTRA_SAMPLES
+ALPHA = (1, UNASSOCIATED_ALPHA)  # values of EXTRA_SAMPLES
 KINDS = {1: "u", 2: "i", 3: "f"}  # values of SAMPLE_FORMAT
 MAX_SEGMENTS = 1 << 20
 BATCH_BYTES = 1 << 20  # of samples that are decoded at once: strips of one row are common
@@ -48,7 +49,7 @@ def sniff(data: bytes) -> bool:
 
 
 def decode(data: bytes, limits: ReadLimits) -> Sample:
-    """Read all bands of the one full-size page; an alpha band becomes `valid`. Raises: ImageError."""
+    """Read all bands of the one full-size page; an alpha band becomes `valid`, if it is opacity. Raises: ImageError."""
     page = find_page(data, limits.max_pixels)
     if not has_plain_samples(page):
         return image.decode(data, limits)
@@ -84,9 +85,9 @@ def has_plain_samples(page: ImageFileDirectory) -> bool:
 
 
 def is_photograph(data: bytes, max_pixels: int) -> bool:
-    """Whether the file is what `decode_image` shows whole: gray or RGB of 8 bits, with or without alpha, no nodata.
+    """Whether the file is what `decode_image` shows whole: gray or RGB of 8 bits, with or without opacity, no nodata.
 
-    Raises: as `find_page`.
+    Raises: as `find_page`, and CorruptImageError if the alpha band cannot be decoded.
     """
     page = find_page(data, max_pixels)
     if not has_plain_samples(page):
@@ -98,6 +99,7 @@ def is_photograph(data: bytes, max_pixels: int) -> bool:
         and page.first_value(SAMPLE_FORMAT, 1) == 1
         and colors == (3 if page.first_value(tags.PHOTOMETRIC) == RGB else 1)
         and geotiff_tags.nodata(page) is None
+        and (UNASSOCIATED_ALPHA not in extra or decode(data, ReadLimits(max_pixels)).valid is not None)
     )
 
 
@@ -118,7 +120,8 @@ def decode_page(page: ImageFileDirectory, limits: ReadLimits) -> Sample:
     names, valid, kept = list(channel_names(names, bands)), None, list(range(bands))
     extra = list(page.iterate_values(EXTRA_SAMPLES))
     alpha = [bands - len(extra) + index for index, each in enumerate(extra) if each in ALPHA]
-    if len(alpha) == 1 and 0 < alpha[0] < bands:
+    associated = UNASSOCIATED_ALPHA not in extra
+    if len(alpha) == 1 and 0 < alpha[0] < bands and (associated or is_opacity(values[:, :, alpha[0]])):
         valid = values[:, :, alpha[0]] != 0
         kept.remove(alpha[0])
         values, names = values[:, :, kept], [names[index] for index in kept]

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 from benchmarks.processes import worker_pids
 from models.bundle import CHECKSUM_FILE, file_sha256
 from models.errors import BundleError, ConfigError
+from service import server_process
 from service.app import create_app
 from service.errors import ServerStartError
 from service.server_process import LOOPBACK, ROOT, background_server, free_port, serve
@@ -95,6 +96,14 @@ def test_port_in_use_is_named(small_bundle: Path) -> None:
         port = listener.getsockname()[1]
         with pytest.raises(ServerStartError, match=f"Port {port}"), background_server(small_bundle, port):
             pass
+
+
+def test_address_of_another_machine_is_named() -> None:
+    """The message is about the host, not about its port. 192.0.2.1 is for documentation (RFC 5737)."""
+    with pytest.raises(
+        ServerStartError, match=r"192\.0\.2\.1 is not an address of this machine. Choose another --host"
+    ):
+        server_process._check_port_free("192.0.2.1", free_port())
 
 
 def test_unknown_setting_stops_bentoml_serve(small_bundle: Path, tmp_path: Path) -> None:

@@ -7,63 +7,30 @@ write: one name per line (`classes.txt`, labelme's `class_names.txt`), `r g b na
 color are ignored, and the following classes move up.
 """
 
-import csv
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
 
 from models.errors import DataError, quoted
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
+from training.data.class_parsers import LABELMAP_FILE, ClassRow, parse_json, parse_lines, parse_table
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, pack_rgb
-from training.data.tree import CLASS_FILE, CLASS_FILES, FileTree
+from training.data.tree import CLASS_FILE, CLASS_FILES, MASK_SUFFIXES, FileTree, suffix_of
 
-LABELMAP_FILE = "labelmap.txt"
+CLASS_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".yaml", ".yml")
+CLASS_WORDS = frozenset(
+    {"class", "classes", "label", "labels", "category", "categories", "palette", "legend", "colormap", "labelmap"}
+)
+OTHER_WORDS = frozenset(
+    {"id", "ids", "idx", "index", "name", "names", "color", "colors", "colour", "colours", "rgb", "map", "mapping", "dict", "list",
+     "def", "defs", "definition", "definitions", "description", "descriptions", "info", "seg", "segmentation", "to", "of", "v"}
+)  # fmt: skip
 INVALID_LABEL = IGNORE_INDEX - 1  # above every class: the lint reports it
 IGNORED_NAMES = ("void", "ignore", "__ignore__")
-NAME_COLUMNS = (
-    "name",
-    "class_name",
-    "classname",
-    "class",
-    "label_name",
-    "category",
-    "label",
-    "classes",
-    "names",
-    "labels",
-)
 ADE20K_FILE = "objectinfo150.txt"
-VALUE_COLUMNS = (
-    "idx",
-    "pixel value",
-    "pixel_value",
-    "value",
-    "id",
-    "index",
-    "class_id",
-    "label_id",
-    "train_id",
-    "label",
-)
-COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
-_COLOR_LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
-_NUMBERED_LINE = re.compile(r"(\d+)\s*[:,;\s]\s*(\S.*)")
 # Four words or more and a full stop, or ten words: longer than any class name without a comma.
 _SENTENCE = re.compile(r"(\S+\s+){3,}\S*[a-zA-Z)][.!?:]|([^\s,;]+\s+){9,}[^\s,;]+")
 MAX_PROSE_BYTES = 10_000
-_LABELMAP_LINE = re.compile(r"[^:]*:\s*(\d*\s*,\s*\d*\s*,\s*\d*|):.*")
-
-
-class ClassRow(NamedTuple):
-    """One class of the file."""
-
-    name: str
-    rgb: tuple[int, int, int] | None  # None if it has no color
-    value: int | None = None  # its value in the masks; None for its position in the file
 
 
 def read_class_file(file: Path) -> list[ClassInfo]:
@@ -72,13 +39,43 @@ def read_class_file(file: Path) -> list[ClassInfo]:
 
 
 def find_class_file(tree: FileTree, folders: Sequence[str] = ("",)) -> str | None:
-    """The first class file in one of the folders, ignoring case; text files of sentences are none."""
+    """The first class file in one of the folders, ignoring case, or beside the data set if it is one folder deeper.
+
+    A file of a similar name counts if it can be parsed; text files of sentences never do. Returns: the path below the root of the
+    tree, absolute if the file is outside of it.
+    """
     for folder in folders:
         for name in CLASS_FILES:
             file = tree.find_file(folder, (name,))
             if file and not (name.endswith(".txt") and _is_prose(tree.path(file))):
                 return file
-    return None
+    for folder in folders:
+        for path in tree.shared_files(folder, CLASS_SUFFIXES):
+            is_list = not path.endswith(".txt") or not _is_prose(tree.path(path))
+            if _is_similar_name(path) and is_list and _can_be_parsed(tree.path(path)):
+                return path
+    outside = find_class_file(tree.outer) if tree.outer else None
+    return str(tree.outer.path(outside).absolute()) if tree.outer and outside else None
+
+
+def is_class_file(name: str) -> bool:
+    """Whether a file that was read for a data set is its class file, by its name."""
+    return name.lower() in CLASS_FILES or (suffix_of(name) in CLASS_SUFFIXES and _is_similar_name(name))
+
+
+def _is_similar_name(path: str) -> bool:
+    """Whether the name has only words of class lists: `class_dict_seg.csv`, `label_map.json`, `category_id.txt`."""
+    words = set(re.findall("[a-z]+", Path(path).stem.lower()))
+    return words <= CLASS_WORDS | OTHER_WORDS and not words.isdisjoint(CLASS_WORDS)
+
+
+def _can_be_parsed(file: Path) -> bool:
+    try:
+        rows = read_class_rows(file)
+    except DataError:
+        return False
+    names = [row.name for row in rows]
+    return 2 <= len(rows) <= IGNORE_INDEX and not any(suffix_of(name) in MASK_SUFFIXES for name in names)
 
 
 def _is_prose(file: Path) -> bool:
@@ -128,8 +125,10 @@ def classes_and_encoding(rows: list[ClassRow], file: Path) -> tuple[list[ClassIn
 
 def class_line(files: Sequence[Path], rgb: str) -> str:
     """What to write for a class of the color `r,g,b`: the line, and the class file that was read."""
-    file = next((file for file in files if file.name.lower() in CLASS_FILES), None)
+    file = next((file for file in files if is_class_file(file.name)), None)
     name = (file or Path(CLASS_FILE)).name
+    if Path(name).suffix.lower() in (".json", ".yaml", ".yml"):
+        return f"a class with the color {rgb} to {file}"
     forms = {LABELMAP_FILE: f"name:{rgb}::", "label_colors.txt": f"{rgb.replace(',', ' ')} name"}
     return f"a line `{forms.get(name.lower(), f'name,{rgb}')}` to {file or name}"
 
@@ -152,13 +151,13 @@ def read_class_rows(file: Path) -> list[ClassRow]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a class file in UTF-8 ({error}); save it as UTF-8.") from error
     if file.name.lower() == ADE20K_FILE:
-        rows = [ClassRow(IGNORED_NAMES[0], None, 0), *_parse_table(text, file)]  # 0 is no class there
-    elif file.suffix.lower() == ".json":
-        rows = _parse_json(text, file)
+        rows = [ClassRow(IGNORED_NAMES[0], None, 0), *parse_table(text, file)]  # 0 is no class there
+    elif file.suffix.lower() in (".json", ".yaml", ".yml"):
+        rows = parse_json(text, file)
     elif file.suffix.lower() in (".csv", ".tsv"):
-        rows = _parse_table(text, file)
+        rows = parse_table(text, file)
     else:
-        rows = _parse_lines(text, file)
+        rows = parse_lines(text, file)
     _check_rows(rows, file)
     return sorted(rows, key=lambda row: row.value or 0) if rows and rows[0].value is not None else rows
 
@@ -188,155 +187,3 @@ def _check_rows(rows: list[ClassRow], file: Path) -> None:
             values.add(row.value)
         if row.rgb:
             name_by_color[row.rgb] = row.name
-
-
-def _parse_table(text: str, file: Path) -> list[ClassRow]:
-    cells = _parse_csv(text, file)
-    columns = _find_columns(cells[0][1]) if cells else None
-    if columns is None:
-        return [_parse_class_row(row, number, file) for number, row in cells]
-    name, color, value = columns
-    rows = []
-    for number, row in cells[1:]:
-        padded = [*row, *[""] * len(cells[0][1])]
-        fields = [padded[name], *(padded[index] for index in color)]
-        parsed = _parse_class_row(fields if any(fields[1:]) else fields[:1], number, file)
-        rows.append(parsed._replace(value=_parse_value(padded[value], number, file)) if value is not None else parsed)
-    return rows
-
-
-def _find_columns(header: list[str]) -> tuple[int, list[int], int | None] | None:
-    """The columns of the name, the color and the value; None if the line is no header."""
-    words = [cell.lower() for cell in header]
-    color = next(([words.index(word) for word in group] for group in COLOR_COLUMNS if set(group) <= set(words)), [])
-    name = next((words.index(word) for word in NAME_COLUMNS if word in words), None)
-    value = next((words.index(word) for word in VALUE_COLUMNS if word in words and words.index(word) != name), None)
-    if name is None or (len(words) > 1 and not color and value is None):
-        return None
-    return name, color, value
-
-
-def _parse_value(cell: str, number: int, file: Path) -> int:
-    if not (cell.isascii() and cell.isdigit() and int(cell) < 1 << 16):
-        raise DataError(f"{file}, line {number}: {quoted(cell)} is no pixel value; expected a whole number from 0.")
-    return int(cell)
-
-
-def _parse_csv(text: str, file: Path) -> list[tuple[int, list[str]]]:
-    """The non-empty lines as (line number, stripped cells)."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = next((mark for mark in "\t;" if mark in first), ",")
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, strict=True)
-    try:
-        return [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise DataError(f"{file}, line {reader.line_num}: invalid CSV ({error}).") from error
-
-
-def _parse_class_row(row: list[str], number: int, file: Path) -> ClassRow:
-    while len(row) > 1 and not row[-1]:
-        row = row[:-1]  # spreadsheets pad short lines
-    text = ",".join(row)
-    if not row[0]:
-        raise DataError(f"{file}, line {number}: {quoted(text)} has no name; expected `name` or `name,r,g,b`.")
-    if len(row) == 1:
-        return ClassRow(row[0], None)
-    if len(row) != 4:
-        raise DataError(
-            f"{file}, line {number}: {quoted(text)} has {len(row)} columns; expected `name` or `name,r,g,b`, "
-            "or a header line that names the columns: name,r,g,b."
-        )
-    return ClassRow(row[0], _parse_color(row[1:], text, f"{file}, line {number}"))
-
-
-def _parse_color(cells: Sequence[str], text: str, where: str) -> tuple[int, int, int]:
-    channels = [int(cell) if cell.isascii() and cell.isdigit() else -1 for cell in map(str.strip, cells)]
-    if not all(0 <= channel <= 255 for channel in channels):
-        raise DataError(f"{where}: {quoted(text)} has no valid color; expected `name,r,g,b` with 0 to 255.")
-    red, green, blue = channels
-    return red, green, blue
-
-
-def _parse_lines(text: str, file: Path) -> list[ClassRow]:
-    """A text file: CVAT's label map, `r g b name`, `name r g b`, `id name`, or one name per line."""
-    lines = [
-        (number, line.strip())
-        for number, line in enumerate(text.splitlines(), 1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    if lines and (file.name.lower() == LABELMAP_FILE or all(_LABELMAP_LINE.fullmatch(line) for _, line in lines)):
-        return parse_labelmap([line for _, line in lines], file)
-    colored = [_COLOR_LINE.fullmatch(line) for _, line in lines]
-    if lines and all(colored):
-        rows = []
-        for (number, line), match in zip(lines, colored, strict=True):
-            groups = match.groups() if match else ()
-            name, cells = (groups[3], groups[:3]) if groups[3] else (groups[4], groups[5:])
-            rows.append(ClassRow(name, _parse_color(cells, line, f"{file}, line {number}")))
-        return rows
-    numbered = [_NUMBERED_LINE.fullmatch(line) for _, line in lines]
-    if lines and all(numbered):
-        return [ClassRow(match[2], None, int(match[1])) for match in numbered if match]
-    if lines and lines[0][1].lower() in NAME_COLUMNS:
-        lines = lines[1:]
-    # labelme's label list starts with `__ignore__`, whose value is -1, so it is no label.
-    return [ClassRow(line.strip('"'), None) for _, line in lines if line != "__ignore__"]
-
-
-def parse_labelmap(lines: Sequence[str], file: Path) -> list[ClassRow]:
-    """CVAT's classes, `name:red,green,blue:parts:actions`. Raises: DataError for an invalid line."""
-    rows: list[ClassRow] = []
-    for line in lines:
-        if line.startswith("#"):
-            continue
-        name, *fields = (field.strip() for field in line.split(":"))
-        try:
-            color = (
-                [np.uint8(int(channel)).item() for channel in fields[0].split(",")] if fields and fields[0] else None
-            )
-            red, green, blue = color or default_rgb(len(rows))
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"{file}: invalid class {quoted(line)}; expected `name:red,green,blue::` with 0 to 255."
-            ) from error
-        twin = next((other.name for other in rows if other.name == name or other.rgb == (red, green, blue)), None)
-        if twin:
-            raise DataError(
-                f"{file}: {quoted(name)} and {quoted(twin)} have the same name or color; change or delete one."
-            )
-        rows.append(ClassRow(name, (red, green, blue)))
-    return rows
-
-
-def _parse_json(text: str, file: Path) -> list[ClassRow]:
-    """Ids and names: {"0": "road"}, {"road": 0}, ["road", ...] or [{"name": "road", "id": 0, "color": [r, g, b]}, ...]."""
-    try:
-        content: Any = json.loads(text)
-        if isinstance(content, dict) and isinstance(
-            nested := content.get("labels", content.get("id2label")), dict | list
-        ):
-            content = nested
-        if isinstance(content, list):
-            return [_json_row(entry) for entry in content]
-        rows = []
-        for key, value in content.items():
-            name, number = (value, key) if str(key).isdigit() else (key, value)
-            if not isinstance(name, str) or not 0 <= int(number) < 1 << 16:
-                raise ValueError
-            rows.append(ClassRow(name, None, int(number)))
-        return rows
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}: invalid JSON at line {error.lineno} ({error.msg}); export it again.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(
-            f'{file}: not a list of classes; expected {{"0": "name", "1": "name"}} or ["name", "name"].'
-        ) from error
-
-
-def _json_row(entry: Any) -> ClassRow:
-    if isinstance(entry, str):
-        return ClassRow(entry, None)
-    color, number = entry.get("color"), entry.get("id")
-    red, green, blue = (int(np.uint8(channel)) for channel in color) if isinstance(color, list) else (None,) * 3
-    rgb = None if red is None or green is None or blue is None else (red, green, blue)
-    return ClassRow(str(entry["name"]), rgb, int(number) if isinstance(number, int) and number >= 0 else None)

@@ -8,10 +8,12 @@ from types import ModuleType
 from models.errors import DataError
 from training.data.archive import is_archive
 from training.data.listing import Evidence
+from training.data.splits import SPLIT_ALIASES
 from training.data.tree import FileTree, count_suffixes, list_tree
 
 MAX_DEPTH = 3  # folders with nothing but one folder in them, as archives unpack
 MAX_LISTED_FOLDERS = 8
+MAX_CHILDREN = 40  # folders that are looked into when no format fits
 # Files that hold images or masks in other tools.
 UNREAD_SUFFIXES = {
     ".nii": "NIfTI volumes", ".nii.gz": "NIfTI volumes", ".dcm": "DICOM", ".mat": "MATLAB", ".npz": "NumPy archives", ".h5": "HDF5",
@@ -68,10 +70,29 @@ def find_format(tree: FileTree, formats: Mapping[str, ModuleType], max_depth: in
             others = {name: found[name] for name in ranked[1:]}
             return Recognition(tree, ranked[0], found[ranked[0]], others)
         inner = tree.children("")
-        if len(inner) != 1 or depth == max_depth:
+        if depth == max_depth:
             break
-        tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
+        if len(inner) == 1:
+            tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
+            continue
+        fitting = _fitting_children(tree, formats)
+        if len(fitting) != 1 or SPLIT_ALIASES.get(fitting[0].lower()):
+            break
+        tree = tree.subtree(fitting[0], f"{tree.path(fitting[0])} is read, the only data set in {tree.root}.")
     return None
+
+
+def _fitting_children(tree: FileTree, formats: Mapping[str, ModuleType]) -> list[str]:
+    """The folders in a folder that have a layout; none if there are too many folders to look at."""
+    children = tree.children("")
+    if len(children) > MAX_CHILDREN:
+        return []
+    trees = {child: tree.subtree(child) for child in children}
+    return [
+        child
+        for child, each in trees.items()
+        if any((evidence := module.detect(each)) and evidence.images for module in formats.values())
+    ]
 
 
 def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, ModuleType]) -> str:
@@ -92,10 +113,7 @@ def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, Modu
         for suffix, what in UNREAD_SUFFIXES.items()
         if tree.files_below("", (suffix,))
     )
-    inside = [
-        child for child in tree.children("") if any(module.detect(tree.subtree(child)) for module in formats.values())
-    ]
-    if inside:
+    if inside := _fitting_children(tree, formats):
         return f"{text}{tree.path(inside[0])} has one: give that folder."
     if _fits_parent(root, formats):
         return f"{text}The folder above it has one: give {root.resolve().parent}."

@@ -25,7 +25,9 @@ CLASS_FILES = (
     CLASS_FILE, "classes.txt", "class_names.txt", "class_dict.csv", "_classes.csv", "label_colors.txt", "labelmap.txt",
     "label_names.txt", "labels.txt", "label.txt", "codes.txt", "id2label.json", "classes.json", "labels.json", "class_list.txt",
     "class_names.csv", "labels.csv", "label_names.csv", "class-descriptions.csv", "objectinfo150.txt", "label2id.json",
+    "config_v1.2.json", "config_v2.0.json",
 )  # fmt: skip
+MAX_SHARED_FILES = 200  # files of one suffix in a folder; more are one for each image
 ANNOTATION_SUFFIXES = (*TABLE_SUFFIXES, ".txt", ".json", ".xml")
 
 
@@ -39,6 +41,7 @@ class FileTree:
     links: tuple[tuple[str, str], ...] = ()  # (path, target) of links to files and folders outside the root
     broken_links: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()  # assumptions made to find this folder
+    outer: "FileTree | None" = None  # the folder around this one, whose class file counts if this one has none
     _below: dict[tuple[str, frozenset[str] | None], list[str]] = field(default_factory=dict, repr=False, compare=False)
 
     def path(self, relative: str) -> Path:
@@ -69,6 +72,11 @@ class FileTree:
     def files_in(self, folder: str, suffixes: Collection[str]) -> list[str]:
         """The paths of the files in a folder that end in one of the (lower case) suffixes."""
         return [join(folder, name) for name in self.files.get(folder, []) if suffix_of(name) in suffixes]
+
+    def shared_files(self, folder: str, suffixes: Collection[str]) -> list[str]:
+        """The files in a folder that may hold the annotations of many images; none if there is one for each image."""
+        found = self.files_in(folder, suffixes)
+        return found if len(found) <= MAX_SHARED_FILES else []
 
     def files_below(self, folder: str, suffixes: Collection[str] | None = None) -> list[str]:
         """The paths of all files below a folder, sorted."""
@@ -108,7 +116,9 @@ class FileTree:
             {name[cut:]: self.files[name] for name in below},
             {name[cut:]: self.subfolders.get(name, []) for name in below},
             tuple((path[cut:], target) for path, target in self.links if path.startswith(f"{folder}/")),
+            tuple(path[cut:] for path in self.broken_links if path.startswith(f"{folder}/")),
             notes=(*self.notes, *([note] if note else [])),
+            outer=self,
         )
 
 

@@ -114,16 +114,23 @@ def _check_scales(report: LintReport, located: Located) -> list[Finding]:
 
 
 def _check_stretch(report: LintReport, located: Located) -> list[Finding]:
-    """Images of 12 bits in 16, as cameras, microscopes and DICOM converters write them."""
-    sixteen = [(place, form) for place, form in located if form.dtype == "uint16" and form.channels]
-    highest = max((max(form.largest) for _, form in sixteen), default=0.0)
-    if not 0 < highest < MAX_DARK:
-        return []
-    detail = (
-        f"{len(sixteen):,} images of 16 bits use 0 to {highest:,.0f} of {FULL_16_BITS:,}, such as {_image(report, sixteen[0][0])}; "
-        "training stretches the range that they use."
-    )
-    return [Finding("note", "stretched samples", detail, locations=(sixteen[0][0],))]
+    """Images of 12 bits in 16, as cameras, microscopes and DICOM converters write them; and floats, whose range is not known."""
+    findings = []
+    for dtype in ("uint16", "int16", "float32"):
+        chosen = [(place, form) for place, form in located if form.dtype == dtype and form.channels and form.valid > 0]
+        if not chosen or scale_gap([form for _, form in chosen]) is not None:  # the scale is a finding of its own
+            continue
+        first = _image(report, chosen[0][0])
+        highest = max(max(form.largest) for _, form in chosen)
+        low, high = min(min(form.low) for _, form in chosen), max(max(form.high) for _, form in chosen)
+        if dtype == "uint16":
+            used = f"{len(chosen):,} images of 16 bits use 0 to {highest:,.0f} of {FULL_16_BITS:,}, such as {first}"
+        else:
+            used = f"{len(chosen):,} images of {dtype} have values from {low:.6g} to {high:.6g} (99% of each), such as {first}"
+        if dtype != "uint16" or 0 < highest < MAX_DARK:
+            detail = f"{used}; training stretches the range that they use, which is the same for all."
+            findings.append(Finding("note", "stretched samples", detail, locations=(chosen[0][0],)))
+    return findings
 
 
 def _check_missing(report: LintReport, located: Located) -> list[Finding]:

@@ -9,6 +9,7 @@ import rasterio
 from PIL import Image
 
 from models.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedFormatError
+from models.imaging.decode import decode_image
 from models.readers import read_sample, tiff
 from models.readers.limits import ReadLimits
 from models.sample import Frame
@@ -94,11 +95,26 @@ def test_photographs_are_recognized_by_their_header() -> None:
         return tiff.is_photograph(encode_tiff(values, **options), 10**6)
 
     assert is_photograph(noise("uint8", 3), photometric="RGB")
-    assert is_photograph(noise("uint8", 4), photometric="RGB", alpha="YES")
+    assert is_photograph(
+        np.dstack([noise("uint8", 3), np.full((61, 83), 255, np.uint8)]), photometric="RGB", alpha="YES"
+    )
     assert is_photograph(noise("uint8", 1))
     assert not is_photograph(noise("uint8", 4), photometric="RGB", alpha="NO")  # red, green, blue, near infrared
     assert not is_photograph(noise("uint8", 3), photometric="RGB", nodata=0)
     assert not is_photograph(noise("uint16", 3), photometric="RGB")
+
+
+def test_a_band_that_gdal_tags_as_alpha_without_being_opacity_is_a_channel() -> None:
+    """GDAL tags the fourth of four bands of 8 bits as alpha; a photograph of it is its colors, not blended with white."""
+    values = noise("uint8", 4)
+    data = encode_tiff(values, photometric="RGB", alpha="YES")
+    sample = read_sample(data)
+    assert sample.channels == ("red", "green", "blue", "band4") and sample.valid is None
+    assert np.array_equal(sample.values, values)
+    assert np.array_equal(decode_image(data), values[:, :, :3])
+    values[:, :, 3] = np.where(np.arange(values.shape[1]) < 5, 0, 255)
+    shown = decode_image(encode_tiff(values, photometric="RGB", alpha="YES"))
+    assert (shown[:, :5] == 255).all() and np.array_equal(shown[:, 5:], values[:, 5:, :3])
 
 
 def test_palettes_and_jpeg_go_to_the_reader_of_images() -> None:

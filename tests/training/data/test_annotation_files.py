@@ -109,6 +109,37 @@ def test_labelme_points_and_missing_images_are_left_out_with_a_note(labelme: Pat
     assert "1 labelme files have no image beside them" in notes
 
 
+def test_labelme_files_beside_folders_of_images_find_the_image_of_their_split(tmp_path: Path) -> None:
+    for split, label in (("train", "cat"), ("valid", "dog")):
+        shape = {"label": label, "points": [[2, 1], [6, 4]], "shape_type": "rectangle"}
+        for index in range(2):
+            write_labelme(tmp_path / split / "labels", shape, name=f"{index}")
+            (tmp_path / split / f"labels/{index}.jpg").rename(write_image(tmp_path / split / f"images/{index}.jpg"))
+    for split, label in (("train", 1), ("val", 2)):
+        dataset = load_split(tmp_path, split)
+        assert [pair.image.parent.parent.name for pair in dataset.pairs] == [
+            {"train": "train", "val": "valid"}[split]
+        ] * 2
+        assert (dataset.labels(0) == label * SQUARE_MASK).all()
+
+
+def test_yolo_files_beside_their_images_and_names_in_a_file_of_another_name(tmp_path: Path) -> None:
+    make_layouts.make_yolo(tmp_path, "obj_{}_data", "obj_{}_data")
+    (tmp_path / "data.yaml").rename(tmp_path / "pets-seg.yaml")
+    names = [f"obj_{split}_data/{split}_1" for split in ("train", "val", "test")]
+    opened = load_available_splits(tmp_path)
+    assert sorted(pair.name for dataset in opened.values() for pair in dataset.pairs) == sorted(names)
+    assert [entry.name for entry in opened["train"].classes] == ["background", "dog", "cat"]
+    assert (opened["train"].labels(0) == 2 * SQUARE_MASK).all()
+
+
+def test_boxes_of_a_detector_do_not_hide_masks(tmp_path: Path) -> None:
+    for index in range(4):
+        make_layouts.write_pair(tmp_path, f"a{index}")
+        make_layouts.write_lines(tmp_path / f"labels/a{index}.txt", "0 0.5 0.5 0.2 0.2")
+    assert load_split(tmp_path, "train").pairs[0].mask.parent.name == "masks"
+
+
 POLYGON = {"label": "cat", "shape_type": "polygon"}
 
 
@@ -120,11 +151,16 @@ POLYGON = {"label": "cat", "shape_type": "polygon"}
         (POLYGON | {"points": [[1, 1], [2, "x"], [3, 3]]}, "points that are not pairs of numbers"),
         (POLYGON | {"points": [[1, 1], [1e300, 2], [3, 3]]}, "coordinate that is not a number or above"),
         (POLYGON | {"points": [[1, 1], [float("nan"), 2], [3, 3]]}, "coordinate that is not a number or above"),
-        ({"label": "cat", "shape_type": "rectangle", "points": [[1, 1]]}, "a rectangle is not as labelme writes it"),
+        (POLYGON | {"label": None, "points": CORNERS}, r"shapes\[0\]: the class name is missing or empty"),
+        (POLYGON | {"label": ["cat"], "points": CORNERS}, "the class name is '.*'; expected a text"),
+        (
+            {"label": "cat", "shape_type": "rectangle", "points": [[1, 1]]},
+            "a rectangle is not as labelme writes it: expected `points` of two or four corners",
+        ),
         ({"label": "cat", "shape_type": "blob", "points": [[1, 1]]}, "the shape type 'blob' is unknown"),
         (
             {"label": "cat", "shape_type": "mask", "points": [[1, 1], [2, 2]], "mask": "AAAA"},
-            "a mask is not as labelme",
+            "the bitmap of a mask: ",
         ),
         (
             {"label": "cat", "shape_type": "mask", "points": [[1, 1], [2, 2]], "mask": HUGE_PNG},
@@ -136,6 +172,7 @@ def test_a_broken_labelme_shape_is_a_finding_with_the_file(shape: dict[str, Any]
     write_labelme(labelme, shape)
     (detail,) = errors_of(labelme)
     assert "broken.json" in detail
+    assert [entry.name for entry in load_split(labelme, "train").classes] == ["background", "cat"]
     with pytest.raises(DataError, match=message):
         labels_named(labelme, "broken")
 
@@ -301,6 +338,17 @@ def test_bitmasks_rectangles_and_ellipses_of_label_studio(tmp_path: Path) -> Non
     assert labels_named(tmp_path, "shot0").sum() == pytest.approx(np.pi * 2 * 3, abs=3)
 
 
+def test_regions_of_label_studio_without_a_class_are_noted(tmp_path: Path) -> None:
+    """With a separate <Labels> tag a region is written twice under one id, the second time with its label."""
+    alone = label_studio_region() | {"id": "a", "value": {"points": label_studio_region()["value"]["points"]}}
+    null = label_studio_region() | {"id": "b", "value": alone["value"] | {"polygonlabels": [None]}}
+    twice = [alone | {"id": "c"}, label_studio_region() | {"id": "c"}]
+    write_tasks(tmp_path, {"id": 1, "result": [alone, null, *twice]})
+    dataset = load_split(tmp_path, "train")
+    assert any("2 regions have no class" in note for note in dataset.notes)
+    assert [entry.name for entry in dataset.classes] == ["background", "cat"]
+
+
 @pytest.mark.parametrize(
     ("region", "message"),
     [
@@ -358,6 +406,7 @@ def test_cvat_masks_boxes_and_z_order(tmp_path: Path) -> None:
     assert (dataset.labels(0) == expected).all()
     assert [(entry.name, entry.rgb) for entry in dataset.classes][1] == ("cat", (255, 0, 0))
     assert any("12 boxes are drawn as filled rectangles" in note for note in dataset.notes)
+    assert any("'dog' (12 shapes) is not among the labels in <meta>" in note for note in dataset.notes)
 
 
 @pytest.mark.parametrize(
@@ -367,11 +416,17 @@ def test_cvat_masks_boxes_and_z_order(tmp_path: Path) -> None:
             '<mask label="cat" rle="1, 2" left="0" top="0" width="4" height="2"></mask>',
             "cover 3 pixels, but the mask has 4 x 2",
         ),
-        ('<mask label="cat" rle="8, x" left="0" top="0" width="4" height="2"></mask>', "not as CVAT writes it"),
+        (
+            '<mask label="cat" rle="8, x" left="0" top="0" width="4" height="2"></mask>',
+            "`rle` is '8, x'; expected numbers",
+        ),
+        ('<box label="cat" xtl="0" ytl="0" xbr="8"></box>', "`ybr` is missing or empty; expected a number"),
+        ('<box xtl="0" ytl="0" xbr="8" ybr="8"></box>', "the class name is missing or empty"),
         ('<mask label="cat" rle="-1, 9" left="0" top="0" width="4" height="2"></mask>', "cover 8 pixels"),
         ('<polygon label="cat" points="1,1;2,2"></polygon>', "a polygon has 2 points"),
-        ('<polygon label="cat" points="1,1;2;3,3"></polygon>', "not as CVAT writes it"),
-        ('<blob label="cat"></blob>', "the shape blob is unknown|not as CVAT writes it"),
+        ('<polygon label="cat" points="1,1;2;3,3"></polygon>', "`points` has 5 numbers; expected pairs"),
+        ('<polygon label="cat" points="1,1;2,nan;3,3"></polygon>', "`points` is '1,1;2,nan;3,3'; expected numbers"),
+        ('<blob label="cat"></blob>', "the shape blob is unknown"),
     ],
 )
 def test_a_broken_cvat_shape_is_a_finding(shape: str, message: str, tmp_path: Path) -> None:

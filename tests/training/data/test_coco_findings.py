@@ -96,6 +96,7 @@ def test_an_unknown_category_is_an_error(tmp_path: Path) -> None:
         ([], "1 classes; expected 2 to 255"),
         ([{"id": id, "name": str(id)} for id in range(1203)], "1204 classes"),
         ([{"id": 1, "name": "dog"}, {"id": 2, "name": "dog"}], "two categories of the same name"),
+        ([{"id": 1, "name": "dog"}, {"id": 1, "name": "cat"}], "the category id 1 occurs twice.*'dog' and 'cat'"),
     ],
 )
 def test_invalid_categories(categories: list[Any], message: str, tmp_path: Path) -> None:

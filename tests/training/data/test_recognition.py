@@ -237,6 +237,75 @@ def test_near_names_are_paired(image: str, mask: str, tmp_path: Path) -> None:
         assert f"{int(np.asarray(Image.open(pair.mask))[0, 0]):02}" in pair.image.name
 
 
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images_prepped_{}/{}.png", "annotations_prepped_{}/{}.png"),
+        ("{}_img/{}.jpg", "{}_lab/{}.png"),
+        ("ISIC_Task1-2_{}_Input/x{}.jpg", "ISIC_Task1_{}_GroundTruth/x{}_segmentation.png"),
+        ("images/10k/{}/{}.jpg", "labels/sem_seg/masks/{}/{}.png"),
+        ("set_{}/seq1/Images/{}.png", "set_{}/seq1/Labels/{}.png"),
+        ("{}/img/{}.jpg", "{}/ann/{}.png"),
+        ("{}/images/{}.jpg", "{}/v1.2/labels/{}.png"),
+        ("set/tiff/{}/{}.tiff", "set/tiff/{}_labels/{}.tif"),
+        ("data/Images/img_dir/{}/{}.jpg", "data/Images/ann_dir/{}/{}.png"),
+    ],
+)
+def test_roles_and_splits_in_the_names_of_folders(image: str, mask: str, tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 2)):
+        for index in range(count):
+            write_image(tmp_path / image.format(split, f"{split}{index}"))
+            write_mask(tmp_path / mask.format(split, f"{split}{index}"), np.full((HEIGHT, WIDTH), index, np.uint8))
+    opened = load_available_splits(tmp_path)
+    assert {split: len(dataset) for split, dataset in opened.items()} == {"train": 4, "val": 2}
+    for split, dataset in opened.items():
+        for pair in dataset.pairs:
+            assert f"{split}{int(np.asarray(Image.open(pair.mask))[0, 0])}" in pair.image.name
+
+
+def test_folders_of_one_split_may_have_equal_names(tmp_path: Path) -> None:
+    """LoveDA: `Train/Rural/images_png/0.png` and `Train/Urban/images_png/0.png`."""
+    for split in ("Train", "Val"):
+        for value, place in enumerate(("Rural", "Urban")):
+            write_image(tmp_path / f"{split}/{place}/images_png/0.png")
+            write_mask(tmp_path / f"{split}/{place}/masks_png/0.png", np.full((HEIGHT, WIDTH), value, np.uint8))
+    train = load_split(tmp_path, "train")
+    assert [pair.name for pair in train.pairs] == ["Train/Rural/0", "Train/Urban/0"]
+    assert [int(train.labels(index).max()) for index in range(2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("class_dict_seg.csv", "name, r, g, b\nsoil, 0, 0, 0\ncrop, 0, 255, 0\nweed, 255, 0, 0\n"),
+        ("label_map.json", '{"soil": [0, 0, 0], "crop": [0, 255, 0], "weed": "#ff0000"}'),
+        ("categories.json", '[{"id": 0, "title": "soil", "rgb": [0, 0, 0]}, {"id": 1, "title": "crop", "rgb": [0, 255, 0]},'
+         ' {"id": 2, "title": "weed", "rgb": [255, 0, 0]}]'),
+        ("classes.yaml", "names:\n  0: {name: soil, color: [0, 0, 0]}\n  1: {name: crop, color: [0, 255, 0]}\n"
+         "  2: {name: weed, color: [255, 0, 0]}\n"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("outside", [False, True])
+def test_class_lists_of_similar_names_also_beside_the_only_folder(
+    name: str, text: str, outside: bool, tmp_path: Path
+) -> None:
+    make_crop_weed(tmp_path / "data")
+    (tmp_path / ("." if outside else "data") / name).write_text(text)
+    (tmp_path / "data/label_notes.txt").write_text("a.png 1\n")
+    dataset = load_split(tmp_path, "train")
+    assert [entry.name for entry in dataset.classes] == ["soil", "crop", "weed"]
+    index = next(i for i, pair in enumerate(dataset.pairs) if int(pair.name[:3]) % 2)
+    assert (dataset.labels(index) == DIAGONAL + SQUARE_MASK).all()
+    assert name in {file.name for file in dataset.files}
+
+
+def test_the_only_data_set_among_other_folders_is_read(tmp_path: Path) -> None:
+    for index in range(4):
+        write_pair(tmp_path / "set", f"a{index}")
+    write_image(tmp_path / "figures/overview.png")
+    assert any("set is read, the only data set" in note for note in load_split(tmp_path, "train").notes)
+
+
 def test_files_that_were_not_read_are_counted(tmp_path: Path) -> None:
     for index in range(4):
         write_pair(tmp_path, f"a{index}")

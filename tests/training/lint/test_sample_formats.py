@@ -51,6 +51,12 @@ def test_12_bits_in_16_are_stretched_and_the_lint_says_so(tmp_path: Path) -> Non
     assert "12 images of 16 bits use 0 to 3,800 of 65,535" in found["note", "stretched samples"]
 
 
+def test_the_range_of_floats_is_noted(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, lambda values: values * 1.04, dtype="float32")
+    assert list(found) == [("note", "stretched samples")]
+    assert "12 images of float32 have values from 0.1" in found["note", "stretched samples"]
+
+
 def test_a_missing_band_is_an_error_with_both_files(tmp_path: Path) -> None:
     detail = lint_changed(tmp_path, lambda values: values[:, :, :3], ())["error", "different channels"]
     assert "chip3.tif has 3 channels of uint16 (band1, band2, band3)" in detail

@@ -95,10 +95,7 @@ def read(tree: FileTree) -> Listing:
 
 
 def _split_of(folder: str) -> str:
-    name = folder.lower()
-    for ending in ("_images", "-images", "images", "_imgs"):
-        name = name.removesuffix(ending)
-    return SPLIT_ALIASES.get(name, "")
+    return SPLIT_ALIASES.get(folder.lower(), "")
 
 
 def _folders(tree: FileTree) -> dict[str, str]:
@@ -107,10 +104,7 @@ def _folders(tree: FileTree) -> dict[str, str]:
     for folder in tree.children(""):
         if not tree.image_counts.get(folder):
             continue
-        base = folder.lower()
-        for ending in ("_images", "-images", "_imgs"):
-            base = base.removesuffix(ending)
-        masks = tree.find_folder("", [f"{base}{ending}" for ending in MASK_ENDINGS])
+        masks = tree.find_folder("", [f"{folder.lower()}{ending}" for ending in MASK_ENDINGS])
         if masks is not None and masks != folder:
             found[folder] = masks
     if any(_split_of(folder) for folder in found):

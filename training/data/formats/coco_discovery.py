@@ -71,7 +71,7 @@ def list_coco_files(tree: FileTree) -> list[Path]:
     annotations = [path for path in [tree.find_folder("", ("annotations",))] if path]
     split_folders = [path for path in tree.children("") if path.lower() in SPLIT_ALIASES]
     for folders in (annotations, [""], split_folders):
-        files = [tree.path(path) for folder in folders for path in tree.files_in(folder, (".json",))]
+        files = [tree.path(path) for folder in folders for path in tree.shared_files(folder, (".json",))]
         found = [file for file in files if _is_coco(file)]
         if found:
             return found

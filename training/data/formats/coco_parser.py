@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from models.imaging.decode import MAX_PIXELS
 from training.data.formats.rasterize import COMPRESSED_RLE, POLYGONS, UNCOMPRESSED_RLE, Regions, region_runs
 from training.data.formats.shapes import MAX_COORDINATE
@@ -71,11 +71,17 @@ def read_categories(file: Path) -> list[JsonObject]:
 
 
 def _check_categories(categories: Any, file: Path) -> list[JsonObject]:
+    names: dict[int, str] = {}
     for index, entry in enumerate(_require_list(categories, "categories", file)):
         id, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if not (isinstance(id, int) and 0 <= id <= MAX_CATEGORY_ID and isinstance(name, str) and name.strip()):
             raise DataError(
                 f"{file}: categories[{index}] needs an `id` (0 to {MAX_CATEGORY_ID:,}) and a `name`; export it again."
+            )
+        if names.setdefault(id, name) != name:
+            raise DataError(
+                f"{file}: the category id {id} occurs twice in `categories`, as {quoted(names[id])} and {quoted(name)}; give each "
+                "category its own id, also in the annotations."
             )
     return list(categories)
 

@@ -83,9 +83,8 @@ def _list_tables(tree: FileTree) -> list[str]:
     """The tables with a header, or with paths of an image and a mask in each line."""
     return [
         name
-        for name in tree.files[""]
-        if suffix_of(name) in TABLE_SUFFIXES
-        and name.lower() not in CLASS_FILES
+        for name in tree.shared_files("", TABLE_SUFFIXES)
+        if name.lower() not in CLASS_FILES
         and (_has_header(tree.path(name)) or _split_pair(_first_line(tree.path(name)), tree.root))
     ]
 
@@ -104,8 +103,8 @@ def _pair_lists(tree: FileTree) -> dict[str, str]:
     """The lists of pairs without a header, by split."""
     return {
         SPLIT_ALIASES.get(Path(name).stem.lower(), ""): name
-        for name in tree.files[""]
-        if suffix_of(name) in LIST_SUFFIXES and _split_pair(_first_line(tree.path(name)), tree.root)
+        for name in tree.shared_files("", LIST_SUFFIXES)
+        if _split_pair(_first_line(tree.path(name)), tree.root)
     }
 
 
@@ -135,10 +134,17 @@ def _split_pair(line: str, folder: Path) -> tuple[str, str] | None:
     for delimiter in ("\t", ";", ",", None):
         cells = [cell.strip().strip('"').replace("\\", "/") for cell in line.strip().split(delimiter)]
         if len(cells) >= MIN_COLUMNS and all(suffix_of(cell) in MASK_SUFFIXES for cell in cells[:MIN_COLUMNS]):
-            image, mask = (cell.lstrip("/") if not (folder / cell).is_file() else cell for cell in cells[:MIN_COLUMNS])
-            if (folder / image).is_file() and (folder / mask).is_file():
+            image, mask = (_locate(folder, cell) for cell in cells[:MIN_COLUMNS])
+            if image and mask:
                 return image, mask
     return None
+
+
+def _locate(folder: Path, path: str) -> str | None:
+    """The path of an existing file, as a table names it; what leads to the folder on another machine is cut off."""
+    parts = path.replace("\\", "/").split("/")
+    tails = ("/".join(parts[start:]) for start in range(len(parts)))
+    return next((tail for tail in tails if tail and (folder / tail).is_file()), None)
 
 
 def _read_text(file: Path, strict: bool = True) -> list[str]:
@@ -203,17 +209,17 @@ def _read_rows(file: Path) -> list[Entry]:
 def _parse_row(cells: dict[str, str], number: int, file: Path) -> Entry:
     """Raises: DataError."""
     where = f"{file}, line {number}"
-    image, mask = (cells.get(column, "").replace("\\", "/") for column in (IMAGE, MASK))
+    written = [cells.get(column, "").replace("\\", "/") for column in (IMAGE, MASK)]
     split = SPLIT_ALIASES.get(cells.get(SPLIT, "").lower(), "") if SPLIT in cells else ""
     if SPLIT in cells and not split:
         raise DataError(f"{where}: unknown split {quoted(cells[SPLIT])}; choose from {', '.join(SPLITS)}.")
-    if not image:
+    if not written[0]:
         raise DataError(f"{where}: no image; write its path in the column {IMAGE}.")
-    for path in filter(None, (image, mask)):
-        if not (file.parent / path).is_file():
-            raise DataError(
-                f"{where}: {file.parent / path} does not exist; paths are relative to the folder of the table."
-            )
+    image, mask = (path and _locate(file.parent, path) for path in written)
+    if image is None or mask is None:
+        raise DataError(
+            f"{where}: {file.parent / written[image is not None]} does not exist; paths are relative to the folder of the table."
+        )
     return Entry(_image_name(image), file.parent / image, file.parent / mask if mask else None, split)
 
 

@@ -4,23 +4,28 @@ Polygons, masks (run lengths), boxes, ellipses and lines are drawn by `z_order`.
 background, with their colors; a label named background is label 0. `subset` of an image gives the splits.
 """
 
+import math
+import re
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from models.errors import DataError
+from models.errors import DataError, quoted
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.coco_images import ImageIndex, local_name
 from training.data.formats.shapes import Shape, ShapeMaskReader
+from training.data.json_file import class_name
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.splits import SPLIT_ALIASES
 from training.data.tree import FileTree
 
 HEADER_BYTES = 1 << 16
 LINE_WIDTH = 1  # pixels, of polylines
+MAX_SHOWN = 60  # letters of a value in an error message
 IGNORED_SHAPES = ("points", "tag", "skeleton", "cuboid")
 
 
@@ -39,17 +44,25 @@ def read(tree: FileTree) -> Listing:
         raise DataError(f"{tree.root} has {len(paths)} CVAT files; expected one. Give the file itself.")
     file = tree.path(paths[0])
     root = parse_xml(file)
-    names = [str(element.findtext("name")) for element in root.iter("label") if element.find("name") is not None]
+    colors = {
+        name: element.findtext("color")
+        for element in root.iter("label")
+        if (name := (element.findtext("name") or "").strip())
+    }
     images = list(root.iter("image"))
-    used = [str(shape.get("label")) for image in images for shape in image if shape.tag not in IGNORED_SHAPES]
-    classes, label_by_name = shapes.classes_with_background([*names, *used])
-    colors = {str(element.findtext("name")): element.findtext("color") for element in root.iter("label")}
+    used = Counter(
+        name
+        for image in images
+        for shape in image
+        if shape.tag not in IGNORED_SHAPES and (name := (shape.get("label") or "").strip())
+    )
+    classes, label_by_name = shapes.classes_with_background([*colors, *used], file)
     classes = [
         entry.model_copy(update={"rgb": rgb}) if (rgb := _parse_color(colors.get(entry.name))) else entry
         for entry in classes
     ]
     if len({entry.rgb for entry in classes}) < len(classes):
-        classes, _ = shapes.classes_with_background([*names, *used])
+        classes, _ = shapes.classes_with_background([*colors, *used], file)
     if root.find("track") is not None:
         raise DataError(f'{file} has the tracks of a video; export it as "CVAT for images 1.1", with images.')
     index = ImageIndex(tree, "").resolve([str(image.get("name")).replace("\\", "/") for image in images], file)
@@ -60,6 +73,10 @@ def read(tree: FileTree) -> Listing:
             f"{tree.root}/images, or export with images."
         )
     notes = []
+    unlisted = {name: count for name, count in used.items() if name not in colors}
+    if colors and unlisted:
+        listed = ", ".join(f"{quoted(name)} ({count:,} shapes)" for name, count in unlisted.items())
+        notes.append(f"{file}: {listed} is not among the labels in <meta>; it is read as a class after them.")
     if len(index) < len(images):
         missing = next(str(image.get("name")) for number, image in enumerate(images) if number not in index)
         notes.append(
@@ -100,7 +117,7 @@ def parse_xml(file: Path) -> ElementTree.Element:
 
 def _xml_files(tree: FileTree) -> list[str]:
     found = []
-    for path in tree.files_in("", (".xml",)):
+    for path in tree.shared_files("", (".xml",)):
         try:
             with tree.path(path).open("rb") as stream:
                 start = stream.read(HEADER_BYTES).replace(b"\0", b"")
@@ -131,11 +148,10 @@ def _parse(
     drawn = [element for element in image if element.tag not in IGNORED_SHAPES]
     for element in sorted(drawn, key=lambda element: _number(element.get("z_order", "0"))):
         try:
-            found.append(_shape(element, label_by_name[str(element.get("label"))]))
-        except (DataError, KeyError, TypeError, ValueError, AttributeError) as error:
+            found.append(_shape(element, label_by_name[class_name(element.get("label"))]))
+        except DataError as error:
             raise DataError(
-                f"the image {image.get('name')}: a {element.tag} ({element.get('label')}): "
-                f"{error if isinstance(error, DataError) else f'not as CVAT writes it ({error}); export it again.'}"
+                f"the image {image.get('name')}: a {element.tag} ({element.get('label')}): {error}"
             ) from error
     return size, found
 
@@ -145,21 +161,37 @@ def _number(text: str) -> int:
 
 
 def _shape(element: ElementTree.Element, label: int) -> Shape:
+    """Raises: DataError that names the attribute."""
+
     def value(name: str) -> float:
-        return float(str(element.get(name)))
+        return _numbers(element, name)[0]
 
     if element.tag == "mask":
         size = int(value("height")), int(value("width"))
-        counts = [int(count) for count in str(element.get("rle")).split(",")]
-        bitmap = shapes.decode_run_lengths(counts, size)
+        bitmap = shapes.decode_run_lengths([int(count) for count in _numbers(element, "rle", ",")], size)
         return Shape(label, bitmap=bitmap, offset=(int(value("left")), int(value("top"))))
     if element.tag == "box":
         return Shape(label, [shapes.rectangle(value("xtl"), value("ytl"), value("xbr"), value("ybr"))])
     if element.tag == "ellipse":
         return Shape(label, [shapes.ellipse(value("cx"), value("cy"), value("rx"), value("ry"))])
-    points = np.array([point.split(",") for point in str(element.get("points")).split(";")], np.float64)
-    if element.tag == "polyline":
-        return Shape(label, shapes.thick_line(points, LINE_WIDTH))
-    if element.tag == "polygon":
-        return Shape(label, [shapes.outline(points)])
-    raise DataError(f"the shape {element.tag} is unknown; export it as a polygon.")
+    if element.tag not in ("polygon", "polyline"):
+        raise DataError(f"the shape {element.tag} is unknown; export it as a polygon.")
+    coordinates = _numbers(element, "points", "[,;]")
+    if len(coordinates) % 2:
+        raise DataError(f"`points` has {len(coordinates)} numbers; expected pairs `x,y;x,y;...`. Export it again.")
+    points = np.array(coordinates).reshape(-1, 2)
+    return Shape(label, [shapes.outline(points)] if element.tag == "polygon" else shapes.thick_line(points, LINE_WIDTH))
+
+
+def _numbers(element: ElementTree.Element, name: str, separator: str = "") -> list[float]:
+    """The numbers of an attribute. Raises: DataError."""
+    text = element.get(name) or ""
+    parts = re.split(separator, text) if separator else [text]
+    try:
+        numbers = [float(part) for part in parts]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        shown = quoted(text[:MAX_SHOWN] + "..." * (len(text) > MAX_SHOWN)) if text else "missing or empty"
+        raise DataError(f"`{name}` is {shown}; expected {'numbers' if separator else 'a number'}. Export it again.")
+    return numbers

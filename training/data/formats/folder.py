@@ -4,45 +4,27 @@
     images/train/NAME.jpg    masks/train/NAME.png      and val, test
     train/images/NAME.jpg    train/masks/NAME.png      and val, test
 
-The folders may have other usual names (`IMAGE_FOLDERS`, `MASK_FOLDERS`, `SPLIT_ALIASES`), in any case. If there is a `train`
-but no `val`, a hash of the name holds out a tenth of train. A mask has one label per pixel, 0 to 254, with 255 ignored; or only 0
-and 255; or the class colors. `classes.csv` names the classes (`class_file.py`).
+The folders may have other names, and lie deeper (`folder_pairs.py`). If there is a `train` but no `val`, a hash of the name holds
+out a tenth of train. A mask has one label per pixel, 0 to 254, with 255 ignored; or only 0 and 255; or the class colors.
+`classes.csv` names the classes (`class_file.py`).
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 
 from models.errors import DataError, MaskserveError
 from models.imaging.decode import IMAGE_SUFFIXES
 from training.data.class_file import read_dataset_classes
+from training.data.formats.folder_pairs import FolderPair, find_folder_pairs, split_of
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import MaskEncoding, read_raw_mask
 from training.data.matching import is_usual, match_names, strip_folder_and_ending
 from training.data.split_lists import apply_split_lists
-from training.data.splits import SPLIT_ALIASES
-from training.data.tree import MASK_SUFFIXES, FileTree, count_suffixes, parent_of, stem_below
+from training.data.tree import MASK_SUFFIXES, FileTree, count_suffixes, join, parent_of, stem_below
 
-IMAGE_FOLDERS = (
-    "images", "imgs", "image", "img", "img_dir", "jpegimages", "data", "photos", "pictures", "rgb", "inputs", "original",
-    "original_images", "imagesTr",
-)  # fmt: skip
-MASK_FOLDERS = (
-    "masks", "labels", "annotations", "mask", "label", "ann_dir", "annotation", "annot", "groundtruth", "ground_truth", "gt",
-    "1st_manual", "manual", "segmentations", "segmentation", "segmentationclass", "segmentationclasspng", "labels_class", "targets",
-    "trimaps", "mask_images", "label_images_semantic", "labelsTr",
-)  # fmt: skip
+MAX_LISTED = 4
+MAX_EXPANDED = 60  # folders below a mask folder that may hold the masks
 SAMPLED_MASKS = 4  # masks read from each of several mask folders, to choose one
 MAX_COMPARED_VALUES = 64  # more values are a photograph or a mask of mixtures
-
-
-@dataclass
-class FolderPair:
-    """An image folder and the folders that may hold its masks."""
-
-    split: str
-    images: str
-    masks: list[str]
 
 
 def detect(tree: FileTree) -> Evidence | None:
@@ -50,22 +32,22 @@ def detect(tree: FileTree) -> Evidence | None:
 
     Other formats (YOLO, COCO) also have `labels` and `annotations`, so these must contain a mask.
     """
-    pairs = _folder_pairs(tree)
+    pairs = find_folder_pairs(tree)
     if not pairs or not any(tree.files_below(folder, MASK_SUFFIXES) for pair in pairs for folder in pair.masks):
         return None
     images = masks = 0
     for pair in pairs:
-        names = _image_names(tree, pair)
-        matched = max((_count_matches(tree, list(names), folder) for folder in pair.masks), default=0)
-        images += len(names)
-        masks += matched
-    where = ", ".join(dict.fromkeys(f"{pair.images} with {' or '.join(pair.masks) or 'no masks'}" for pair in pairs))
+        images += len(_image_names(tree, pair))
+        masks += max(_count_matches(tree, pair).values(), default=0)
+    listed = [f"{pair.images} with {' or '.join(pair.masks) or 'no masks'}" for pair in pairs[:MAX_LISTED]]
+    more = f" and {len(pairs) - MAX_LISTED:,} more" if len(pairs) > MAX_LISTED else ""
+    where = ", ".join(dict.fromkeys(listed)) + more
     return Evidence(masks, f"{masks:,} of {images:,} images have a mask: {where}", images - masks)
 
 
 def read(tree: FileTree) -> Listing:
     """Raises: DataError."""
-    pairs = _folder_pairs(tree)
+    pairs = find_folder_pairs(tree)
     if not pairs:
         raise DataError(f"{tree.root} has no folder images with a folder masks; see `maskserve data inspect`.")
     if not any(_image_names(tree, pair) for pair in pairs):
@@ -154,73 +136,35 @@ def names_below(tree: FileTree, folder: str, paths: list[str]) -> dict[str, str]
     return found
 
 
-def _folder_pairs(tree: FileTree) -> list[FolderPair]:
-    """The pairs of folders. Raises: DataError if two claim one split."""
-    found: dict[str, FolderPair] = {}
-    images, masks = _image_folder(tree, ""), _mask_folders(tree, "")
-    inside = [child for child in tree.children(images) if _split_of(child)] if images is not None and masks else []
-    for child in inside:
-        _claim(tree, found, FolderPair(_split_of(child), child, [_same_split(tree, folder, child) for folder in masks]))
-    for child in tree.children(""):
-        split = _split_of(child)
-        below = _image_folder(tree, child) if split else None
-        if below is not None and (split not in found or found[split].images not in inside):
-            _claim(tree, found, FolderPair(split, below, _mask_folders(tree, child)))
-    if any(pair.masks for pair in found.values()):
-        return list(found.values())
-    return [FolderPair("", images, masks)] if images is not None and masks else []
-
-
-def _claim(tree: FileTree, found: dict[str, FolderPair], pair: FolderPair) -> None:
-    other = found.setdefault(pair.split, pair)
-    if other is not pair:
-        one, two = (_split_folder(each.images) for each in (other, pair))
-        raise DataError(
-            f"{tree.path(one)} and {tree.path(two)} are both for the split {pair.split}; delete or rename one."
-        )
-
-
-def _split_folder(images: str) -> str:
-    return images if _split_of(images) else parent_of(images)
-
-
-def _split_of(folder: str) -> str:
-    return SPLIT_ALIASES.get(folder.rsplit("/", 1)[-1].lower(), "")
-
-
-def _same_split(tree: FileTree, masks: str, images: str) -> str:
-    """The subfolder of `masks` for the split of `images`; `masks` itself if its masks are in no split."""
-    name = images.rsplit("/", 1)[-1]
-    same = [child for child in tree.children(masks) if _split_of(child) == _split_of(images)]
-    return tree.find_folder(masks, (name,)) or (same[0] if same else masks)
-
-
-def _image_folder(tree: FileTree, folder: str) -> str | None:
-    found = tree.find_folder(folder, IMAGE_FOLDERS)
-    # An `images` that holds nothing gives a better message than the next candidate, so the first is taken if none has images.
-    candidates = [path for name in IMAGE_FOLDERS if (path := tree.find_folder(folder, (name,)))]
-    return next((path for path in candidates if tree.images_below(path)), found)
-
-
-def _mask_folders(tree: FileTree, folder: str) -> list[str]:
-    """The folders that may hold masks, those with masks first."""
-    found = [path for name in MASK_FOLDERS if (path := tree.find_folder(folder, (name,)))]
-    with_masks = [path for path in found if tree.files_below(path, MASK_SUFFIXES)]
-    return with_masks or found[:1]
-
-
 def _image_names(tree: FileTree, pair: FolderPair) -> dict[str, str]:
-    return names_below(tree, pair.images, tree.images_below(pair.images))
+    names = names_below(tree, pair.images, tree.images_below(pair.images))
+    return {join(pair.prefix, name): path for name, path in names.items()}
 
 
-def _mask_names(tree: FileTree, folder: str) -> dict[str, str]:
-    paths = tree.files_below(folder, MASK_SUFFIXES)
-    return names_below(tree, folder, paths)
+def _mask_names(tree: FileTree, folder: str, prefix: str) -> dict[str, str]:
+    names = names_below(tree, folder, tree.files_below(folder, MASK_SUFFIXES))
+    return {join(prefix, name): path for name, path in names.items()}
 
 
-def _count_matches(tree: FileTree, images: list[str], folder: str) -> int:
+def _count_matches(tree: FileTree, pair: FolderPair) -> dict[str, int]:
+    """By mask folder, the images that have a mask there. If none has, the folders below are tried: `labels/sem_seg/masks`."""
+    images = list(_image_names(tree, pair))
+    counts = {folder: _count(tree, images, folder, pair.prefix) for folder in pair.masks}
+    if any(counts.values()) or not images:
+        return counts
+    below = [
+        each
+        for folder in pair.masks
+        for each in tree.folders_below(folder)
+        if each != folder and (not split_of(each) or split_of(each) == pair.split)
+    ]
+    deeper = {each: _count(tree, images, each, pair.prefix) for each in below[:MAX_EXPANDED] if tree.files[each]}
+    return {folder: count for folder, count in deeper.items() if count} or counts
+
+
+def _count(tree: FileTree, images: list[str], folder: str, prefix: str) -> int:
     try:
-        return len(match_names(images, list(_mask_names(tree, folder))).mask_by_image)
+        return len(match_names(images, list(_mask_names(tree, folder, prefix))).mask_by_image)
     except DataError:  # `read` reports it
         return len(images)
 
@@ -229,9 +173,8 @@ def _choose_masks(tree: FileTree, pair: FolderPair, encoding: MaskEncoding, note
     """The masks of the best mask folder. Of several, the one with the class file's colors, or else with more values."""
     if not pair.masks:
         return {}
-    images = list(_image_names(tree, pair))
-    counts = {folder: _count_matches(tree, images, folder) for folder in pair.masks}
-    candidates = [folder for folder in pair.masks if counts[folder] == max(counts.values())]
+    counts = _count_matches(tree, pair)
+    candidates = [folder for folder in counts if counts[folder] == max(counts.values())]
     if len(candidates) > 1 and counts[candidates[0]]:
         scores = {folder: _mask_score(tree, folder, encoding) for folder in candidates}
         best = max(candidates, key=lambda folder: (scores[folder], -candidates.index(folder)))
@@ -241,13 +184,13 @@ def _choose_masks(tree: FileTree, pair: FolderPair, encoding: MaskEncoding, note
             "To read another, list images and masks in a table, or move this one away."
         ] = None
         candidates = [best]
-    return _mask_names(tree, candidates[0])
+    return _mask_names(tree, candidates[0], pair.prefix)
 
 
-def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[int, int, int]:
-    """(masks whose colors are classes, whether masks differ, distinct values) of a few masks."""
+def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[int, int, int, int]:
+    """(masks whose colors are classes, whether masks differ, distinct values, masks of labels) of a few masks."""
     paths = tree.files_below(folder, MASK_SUFFIXES)
-    known, values, contents = 0, set[int](), set[bytes]()
+    known, labels, values, contents = 0, 0, set[int](), set[bytes]()
     for path in paths[:: max(1, len(paths) // SAMPLED_MASKS)][:SAMPLED_MASKS]:
         try:
             mask = read_raw_mask(tree.path(path))
@@ -255,15 +198,16 @@ def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[in
             continue
         found = np.unique(mask.array).tolist()
         known += mask.kind == "color" and set(found) <= {color for color, _ in encoding.color_to_label} | {0}
+        labels += mask.kind != "color"
         values.update(found)
         contents.add(mask.array.tobytes())
-    return known, len(contents) > 1, len(values) if len(values) <= MAX_COMPARED_VALUES else 0
+    return known, len(contents) > 1, len(values) if len(values) <= MAX_COMPARED_VALUES else 0, labels
 
 
 def _stray_images(tree: FileTree, pair: FolderPair, pairs: list[FolderPair]) -> list[Entry]:
     """Images beside the split folders of `images`: they are in no split."""
     parent = parent_of(pair.images)
-    if not pair.split or pair is not pairs[0] or _split_of(pair.images) == "" or not parent:
+    if not pair.split or pair is not pairs[0] or split_of(pair.images) == "" or not parent:
         return []
     taken = tuple(f"{other.images}/" for other in pairs)
     paths = [path for path in tree.images_below(parent) if not path.startswith(taken)]

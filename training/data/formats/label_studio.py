@@ -33,6 +33,7 @@ HEADER = re.compile(
 )
 HEADER_BYTES = 1 << 16
 LABEL_KEYS = ("brushlabels", "bitmasklabels", "polygonlabels", "rectanglelabels", "ellipselabels", "labels")
+GEOMETRY_KEYS = frozenset({"rle", "imageDataURL", "points", "radiusX", "width"})
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 KIND_BITS, SIZE_BITS, WORD_BITS, COUNT_BITS = 2, 4, 5, 32  # of the run length header
 ALPHA = 3  # the channel of a brush stroke that holds the mask
@@ -80,7 +81,7 @@ def read(tree: FileTree) -> Listing:
     named, _, class_files = read_dataset_classes(tree)
     if not set(names) <= {entry.name for entry in named}:
         named, class_files = [], ()
-    classes, label_by_name = shapes.classes_with_background([entry.name for entry in named] or names)
+    classes, label_by_name = shapes.classes_with_background([entry.name for entry in named] or names, file)
     regions = {name: tasks[index].regions for index, (name, _) in found.items()}
     entries = [Entry(name, path, file) for name, path in found.values()]
     check_unique(entries)
@@ -96,7 +97,7 @@ def read(tree: FileTree) -> Listing:
 
 def _task_files(tree: FileTree) -> list[str]:
     found = []
-    for path in tree.files_in("", (".json",)):
+    for path in tree.shared_files("", (".json",)):
         try:
             with tree.path(path).open("rb") as stream:
                 if HEADER.match(stream.read(HEADER_BYTES)):
@@ -109,7 +110,7 @@ def _task_files(tree: FileTree) -> list[str]:
 def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
     """The tasks that were annotated, and notes. Raises: DataError."""
     content = read_json(file)
-    tasks, skipped, several = [], 0, 0
+    tasks, skipped, several, unlabeled = [], 0, 0, 0
     for index, entry in enumerate(content):
         try:
             image = _image_of(entry)
@@ -125,13 +126,24 @@ def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
                     continue
                 regions = _best_annotation(valid)["result"]
             tasks.append(Task(image, tuple(region for region in regions if _labels_of(region))))
+            # With a separate <Labels> tag a region is there twice, with and without its label, under one id.
+            labeled = {region.get("id") for region in tasks[-1].regions}
+            unlabeled += sum(
+                not _labels_of(region)
+                and not GEOMETRY_KEYS.isdisjoint(region.get("value") or ())
+                and (region.get("id") is None or region.get("id") not in labeled)
+                for region in regions
+            )
         except (KeyError, TypeError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else "a value is of another type"
             raise DataError(
-                f"{file}: task {index} is not as Label Studio writes it ({type(error).__name__}: {error}); export it again."
+                f"{file}: task {index} is not as Label Studio writes it: {reason}. Export it again."
             ) from error
     notes = []
     if skipped:
         notes.append(f"{file}: {skipped:,} tasks without annotation, or cancelled; they are left out.")
+    if unlabeled:
+        notes.append(f"{file}: {unlabeled:,} regions have no class; they are left out.")
     if several:
         notes.append(
             f"{file}: {several:,} tasks have several annotations; the ground truth is read, or else the newest."
@@ -158,7 +170,7 @@ def _image_of(entry: dict[str, Any]) -> str:
 
 def _labels_of(region: dict[str, Any]) -> list[str]:
     value = region.get("value", region)
-    return next(([str(name) for name in value[key]] for key in LABEL_KEYS if value.get(key)), [])
+    return next(([name for name in value[key] if isinstance(name, str)] for key in LABEL_KEYS if value.get(key)), [])
 
 
 def _find_images(tree: FileTree, tasks: list[Task], file: Path) -> dict[int, tuple[str, Path]]:
@@ -192,8 +204,9 @@ def _parse(
         except (DataError, ImageError) as error:
             raise DataError(f"{pair.image.name}: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else "its geometry or size is broken"
             raise DataError(
-                f"{pair.image.name}: a region is not as Label Studio writes it ({error}); export it again."
+                f"{pair.image.name}: a region is not as Label Studio writes it: {reason}. Export it again."
             ) from error
     return size or shapes.SizeReader()(pair.image), found
 

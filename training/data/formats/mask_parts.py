@@ -22,7 +22,7 @@ from models.spec import ClassInfo, default_rgb
 from training.data.class_file import read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
-from training.data.formats.folder import IMAGE_FOLDERS, MASK_FOLDERS
+from training.data.formats.folder_pairs import IMAGE_FOLDERS, MASK_FOLDERS, image_folder, mask_folders
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.mask_decoding import RawMask, read_raw_mask
 from training.data.splits import SPLIT_ALIASES, split_from_name
@@ -158,8 +158,8 @@ def _split_of(folder: str) -> str:
 
 
 def _flat_folders(tree: FileTree) -> tuple[str, str] | None:
-    images, masks = tree.find_folder("", IMAGE_FOLDERS), tree.find_folder("", MASK_FOLDERS)
-    return (images, masks) if images is not None and masks is not None else None
+    images, masks = image_folder(tree, ""), mask_folders(tree, "")
+    return (images, masks[0]) if images is not None and masks else None
 
 
 def _named_parts(tree: FileTree) -> list[Parts]:
@@ -168,16 +168,20 @@ def _named_parts(tree: FileTree) -> list[Parts]:
     if folders is None:
         return []
     images = {stem_below(path, folders[0]): path for path in tree.images_below(folders[0])}
+    image_by_key = {_file_key(name): name for name in images}
+    if len(image_by_key) < len(images):
+        image_by_key = {}
     by_image: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for path in tree.files_below(folders[1], MASK_SUFFIXES):
         name = stem_below(path, folders[1])
         base = name
-        while base and base not in images:
+        while base and base not in images and _file_key(base) not in image_by_key:
             cut = max(base.rfind(mark) for mark in "_-. ")
             base = base[:cut] if cut > 0 else ""
         if not base:
             return []
-        by_image[base].append((name[len(base) :].strip("_-. "), path))
+        image = base if base in images else image_by_key[_file_key(base)]
+        by_image[image].append((name[len(base) :].strip("_-. "), path))
     total = sum(map(len, by_image.values()))
     if not by_image or total < MIN_PARTS * len(by_image):
         return []
@@ -191,6 +195,12 @@ def _named_parts(tree: FileTree) -> list[Parts]:
         )
         for name, path in images.items()
     ]
+
+
+def _file_key(name: str) -> str:
+    """The file name without folders and leading zeros: `2/00031` is that of `31` in CelebAMask-HQ."""
+    base = os.path.basename(name)
+    return base.lstrip("0") or "0" if base.isdigit() else base
 
 
 def _class_folders(tree: FileTree) -> list[Parts]:

@@ -12,9 +12,10 @@ from typing import Any
 from models.errors import DataError
 from models.readers.names import channel_names
 from models.spec import IGNORE_INDEX
-from training.data.class_file import ClassRow, classes_and_encoding
+from training.data.class_file import classes_and_encoding
+from training.data.class_parsers import ClassRow
 from training.data.dataset import SPLITS
-from training.data.json_file import read_json
+from training.data.json_file import class_name, read_json
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding
 from training.data.tree import MASK_SUFFIXES, FileTree, stem_below
@@ -96,9 +97,10 @@ def read_description(tree: FileTree) -> tuple[list[ClassRow], int | None, tuple[
             raise TypeError
         # Version 1 maps values to names, version 2 names to values.
         pairs = {
-            (str(value), int(key)) if str(key).isdigit() else (str(key), int(value)) for key, value in labels.items()
+            (class_name(value), int(key)) if str(key).isdigit() else (str(key), int(value))
+            for key, value in labels.items()
         }
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, DataError) as error:
         raise DataError(
             f'{file}: `labels` must map names to numbers, such as {{"background": 0, "cell": 1}}.'
         ) from error

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from models.errors import DataError
 from training.data.class_file import read_dataset_classes
-from training.data.formats.folder import MASK_FOLDERS
+from training.data.formats.folder_pairs import MASK_FOLDERS
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.matching import MASK_WORDS
 from training.data.split_lists import apply_split_lists

@@ -158,13 +158,15 @@ def decode_run_lengths(counts: Sequence[int], size: tuple[int, int], column_majo
     return flat.reshape(size[::-1]).T if column_major else flat.reshape(size)
 
 
-def classes_with_background(names: Iterable[str]) -> tuple[list[ClassInfo], dict[str, int]]:
-    """The classes, background first, and the label of each name. Raises: DataError for too many."""
+def classes_with_background(names: Iterable[str], source: Path) -> tuple[list[ClassInfo], dict[str, int]]:
+    """The classes, background first, and the label of each name. Raises: DataError for none or too many, naming the source."""
     unique = list(dict.fromkeys(names))
     background = next((name for name in unique if name.lower() in BACKGROUND_NAMES), BACKGROUND)
     ordered = [background, *(name for name in unique if name != background)]
     if not 2 <= len(ordered) <= 255:
-        raise DataError(f"found {len(ordered)} classes with the background; expected 2 to 255.")
+        if len(ordered) < 2:
+            raise DataError(f"{source} has no object with a class; annotate some, and export it again.")
+        raise DataError(f"{source} has {len(ordered)} classes with the background; expected 2 to 255.")
     classes = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(ordered)]
     return classes, {name: label for label, name in enumerate(ordered)}
 

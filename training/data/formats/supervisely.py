@@ -17,7 +17,7 @@ from models.imaging.decode import MAX_PIXELS, decode_stored_mask
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.shapes import Shape, ShapeMaskReader
-from training.data.json_file import read_json
+from training.data.json_file import class_name, read_json
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.split_lists import apply_split_lists
 from training.data.splits import SPLIT_ALIASES
@@ -42,7 +42,7 @@ def read(tree: FileTree) -> Listing:
     """Raises: DataError that names a file."""
     meta = tree.find_file("", (META,))
     names, colors = _read_meta(tree.path(meta)) if meta else (_collect_names(tree), {})
-    classes, label_by_name = shapes.classes_with_background(names)
+    classes, label_by_name = shapes.classes_with_background(names, tree.root)
     if colors and len({*colors.values(), (0, 0, 0)}) == len(colors) + 1:
         classes = [entry.model_copy(update={"rgb": colors.get(entry.name, entry.rgb)}) for entry in classes]
     entries = [
@@ -92,10 +92,13 @@ def _read_meta(file: Path) -> tuple[list[str], dict[str, tuple[int, int, int]]]:
     """The names of the classes, and their colors."""
     colors = {}
     try:
-        names = [str(entry["title"]) for entry in _load(file)["classes"]]
-        for entry in _load(file)["classes"]:
+        entries = _load(file)["classes"]
+        names = [class_name(entry["title"]) for entry in entries]
+        for name, entry in zip(names, entries, strict=True):
             red, green, blue = bytes.fromhex(str(entry["color"]).removeprefix("#"))
-            colors[str(entry["title"])] = (red, green, blue)
+            colors[name] = (red, green, blue)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{file}: `classes` needs `title` and `color` (#rrggbb) of each class; export it again."
@@ -105,7 +108,8 @@ def _read_meta(file: Path) -> tuple[list[str], dict[str, tuple[int, int, int]]]:
 
 def _collect_names(tree: FileTree) -> list[str]:
     files = [tree.path(annotation) for _, annotation in _pairs(tree) if annotation]
-    return sorted({str(entry.get("classTitle")) for file in files for entry in _load(file).get("objects", [])})
+    titles = [entry.get("classTitle") for file in files for entry in _load(file).get("objects", [])]
+    return sorted({title for title in titles if isinstance(title, str) and title})  # the lint reports the others
 
 
 def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], list[Shape]]:
@@ -122,12 +126,13 @@ def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], 
         except (DataError, ImageError) as error:
             raise DataError(f"objects[{index}]: {error}") from error
         except (KeyError, TypeError, ValueError, IndexError, OSError, zlib.error) as error:
-            raise DataError(f"objects[{index}] is not as Supervisely writes it ({error}); export it again.") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else "its geometry is broken"
+            raise DataError(f"objects[{index}] is not as Supervisely writes it: {reason}. Export it again.") from error
     return size, found
 
 
 def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
-    name, kind = str(entry["classTitle"]), entry["geometryType"]
+    name, kind = class_name(entry["classTitle"]), entry["geometryType"]
     if name not in label_by_name:
         raise DataError(f"the class {quoted(name)} is not in {META}; add it there.")
     label = label_by_name[name]

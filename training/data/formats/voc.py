@@ -14,7 +14,8 @@ from pathlib import Path
 
 from models.errors import DataError
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
-from training.data.class_file import LABELMAP_FILE, classes_and_encoding, find_class_file, read_class_rows
+from training.data.class_file import classes_and_encoding, find_class_file, read_class_rows
+from training.data.class_parsers import LABELMAP_FILE
 from training.data.formats.folder import names_below
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import MaskEncoding, pack_rgb

@@ -1,4 +1,4 @@
-"""YOLO segmentation: `labels/NAME.txt` for `images/NAME.jpg`, by split in either order, and names in `data.yaml`.
+"""YOLO segmentation: `labels/NAME.txt` for `images/NAME.jpg`, by split in either order, or beside it; names in `data.yaml`.
 
 A row is `class x y x y ...`, in fractions of the image size, or `class rle height width counts` with COCO's compressed run
 lengths (ultralytics/ultralytics#25944); classes become labels from 1 after the background. An image without a file, or with an
@@ -21,10 +21,11 @@ from training.data.formats.shapes import Shape, ShapeMaskReader
 from training.data.listing import Entry, Evidence, Listing
 from training.data.split_lists import apply_split_lists
 from training.data.splits import SPLIT_ALIASES
-from training.data.tree import FileTree, stem_below, suffix_of
+from training.data.tree import FileTree, parent_of, stem_below, suffix_of
 
 NAME_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
-NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt")
+YAML_SUFFIXES = (".yaml", ".yml")
+NAME_LISTS = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names", "names.txt", "labels.txt")
 ROW = re.compile(rb"\s*\d+((\s+-?[\d.]+(e-?\d+)?){4,}|\s+rle\s+\d+\s+\d+\s+\S+)\s*", re.IGNORECASE)
 RLE = "rle"
 RLE_CELLS = 5  # class, rle, height, width, counts
@@ -39,21 +40,24 @@ def detect(tree: FileTree) -> Evidence | None:
     rows = next((line for path in labels if (line := _first_row(tree.path(path)))), b"")
     if not labels or (not ROW.fullmatch(rows) and not tree.find_file("", NAME_FILES)):
         return None
-    return Evidence(len(labels), f"{len(labels):,} of {len(pairs):,} images have a YOLO file in labels", 0, strength=2)
+    where = "in labels" if "labels" in parent_of(labels[0]).lower().split("/") else "beside them"
+    boxes = len(rows.split()) == 1 + BOX_NUMBERS  # of a detector: masks in another folder are better
+    summary = f"{len(labels):,} of {len(pairs):,} images have a YOLO file {where}{', of boxes' if boxes else ''}"
+    return Evidence(0 if boxes else len(labels), summary, 0, strength=2)
 
 
 def read(tree: FileTree) -> Listing:
     """Raises: DataError."""
     names, files, notes = _class_names(tree)
     pairs = _pairs(tree)
-    empty = tree.path("labels")
+    where = f" in {tree.path('labels')}" if tree.find_folder("", ("labels",)) else ""
     entries = [
         Entry(name, tree.path(image), tree.path(label) if label else tree.path(image), _split_of(image))
         for name, (image, label) in pairs.items()
     ]
     without = sum(label is None for _, label in pairs.values())
     if without:
-        notes = (*notes, f"{without:,} of {len(pairs):,} images have no YOLO file in {empty}; they are all background.")
+        notes = (*notes, f"{without:,} of {len(pairs):,} images have no YOLO file{where}; they are all background.")
     classes = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate([shapes.BACKGROUND, *names])]
     if len(classes) > 255:
         raise DataError(f"{tree.root} names {len(names)} classes; expected at most 254.")
@@ -66,22 +70,22 @@ def read(tree: FileTree) -> Listing:
 
 
 def _pairs(tree: FileTree) -> dict[str, tuple[str, str | None]]:
-    """Name -> (image, label file or None); the label's path is that of the image with `labels` for `images`."""
+    """Name -> (image, label file or None); the label's path is that of the image with `labels` for `images`, or beside it."""
+    texts = {folder: {name for name in names if suffix_of(name) == ".txt"} for folder, names in tree.files.items()}
     found: dict[str, tuple[str, str | None]] = {}
+    beside: dict[str, tuple[str, str | None]] = {}
     for path in tree.images_below(""):
+        name = stem_below(path, "")
+        parent, _, base = name.rpartition("/")
         parts = path.split("/")
         places = [index for index, part in enumerate(parts[:-1]) if part.lower() == "images"]
-        if not places:
-            continue
-        folder = tree.find_folder("/".join(parts[: places[-1]]), ("labels",))
-        if folder is None:
-            continue
-        below = stem_below("/".join(parts[places[-1] + 1 :]), "")
-        parent, _, base = f"{folder}/{below}".rpartition("/")
-        label = f"{parent}/{base}.txt"
-        name = stem_below(path, "")
-        found[name] = (path, label if f"{base}.txt" in tree.files.get(parent, []) else None)
-    return found
+        folder = tree.find_folder("/".join(parts[: places[-1]]), ("labels",)) if places else None
+        if folder is not None:
+            below = "/".join([folder, *parts[places[-1] + 1 : -1]])
+            found[name] = (path, f"{below}/{base}.txt" if f"{base}.txt" in texts.get(below, ()) else None)
+        elif texts.get(parent):
+            beside[name] = (path, f"{name}.txt" if f"{base}.txt" in texts[parent] else None)
+    return found if any(label for _, label in found.values()) else beside
 
 
 def _split_of(path: str) -> str:
@@ -90,7 +94,7 @@ def _split_of(path: str) -> str:
 
 def _class_names(tree: FileTree) -> tuple[list[str], tuple[Path, ...], tuple[str, ...]]:
     """The names by class number, the file that has them, and notes. Raises: DataError."""
-    found = tree.find_file("", NAME_FILES)
+    found = tree.find_file("", NAME_FILES) or _other_name_file(tree)
     if found:
         file = tree.path(found)
         try:
@@ -113,6 +117,21 @@ def _class_names(tree: FileTree) -> tuple[list[str], tuple[Path, ...], tuple[str
         highest = max([highest, *(int(row[0]) for row in rows if row[0].isdigit() and len(row[0]) < 4)])
     names = [f"class{number}" for number in range(highest + 1)]
     return names, (), (f"{tree.root} has no data.yaml with `names`; the classes are numbered.",)
+
+
+def _other_name_file(tree: FileTree) -> str | None:
+    """The only other YAML file at the top that lists `names`: `coco8-seg.yaml`."""
+    files = tree.shared_files("", YAML_SUFFIXES)
+    named = [path for path in files if re.search(rb"^names\s*:", _start(tree.path(path)), re.MULTILINE)]
+    return named[0] if len(named) == 1 else None
+
+
+def _start(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(1 << 16)
+    except OSError:
+        return b""
 
 
 def _folder_and_name(path: str) -> tuple[str, tuple[str]]:

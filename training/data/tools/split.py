@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from models.atomic_write import write_atomically
 from models.errors import ConfigError, DataError, printable, quoted
 from training.data import SegmentationDataset, load_available_splits, resolve_format
+from training.data.class_file import is_class_file
 from training.data.dataset import SPLITS, Pair
 from training.data.scan.label_stats import LabelLookup
 from training.data.scan.scanner import SampleStats, scan_splits
-from training.data.tree import CLASS_FILES, TABLE_SUFFIXES
+from training.data.tree import TABLE_SUFFIXES
 
 TABLE_NAME = "list.tsv"
 MIN_FOLDS = 2
@@ -139,7 +140,7 @@ def _assign(
             f"add images, or use smaller groups{fewer}."
         )
     assigned = stratified_split(groups, fractions, seed)
-    class_file = next((file for file in opened["train"].files if file.name.lower() in CLASS_FILES), None)
+    class_file = next((file for file in opened["train"].files if is_class_file(file.name)), None)
     return {
         name: sorted((pairs[index] for group in assigned[name] for index in group.indices), key=lambda pair: pair.name)
         for name in fractions
