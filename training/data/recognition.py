@@ -87,12 +87,15 @@ def _fitting_children(tree: FileTree, formats: Mapping[str, ModuleType]) -> list
     children = tree.children("")
     if len(children) > MAX_CHILDREN:
         return []
-    trees = {child: tree.subtree(child) for child in children}
-    return [
-        child
-        for child, each in trees.items()
-        if any((evidence := module.detect(each)) and evidence.images for module in formats.values())
-    ]
+    return [child for child in children if _fits(tree.subtree(child), formats)]
+
+
+def _fits(tree: FileTree, formats: Mapping[str, ModuleType]) -> bool:
+    """Whether a format reads images of a folder, or says what is wrong there."""
+    try:
+        return any((evidence := module.detect(tree)) and evidence.images for module in formats.values())
+    except DataError:
+        return True
 
 
 def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, ModuleType]) -> str:
