@@ -158,7 +158,9 @@ def decode_run_lengths(counts: Sequence[int], size: tuple[int, int], column_majo
     return flat.reshape(size[::-1]).T if column_major else flat.reshape(size)
 
 
-def classes_with_background(names: Iterable[str], source: Path) -> tuple[list[ClassInfo], dict[str, int]]:
+def classes_with_background(
+    names: Iterable[str], source: Path | str = "The data set"
+) -> tuple[list[ClassInfo], dict[str, int]]:
     """The classes, background first, and the label of each name. Raises: DataError for none or too many, naming the source."""
     unique = list(dict.fromkeys(names))
     background = next((name for name in unique if name.lower() in BACKGROUND_NAMES), BACKGROUND)
