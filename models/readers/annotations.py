@@ -20,6 +20,7 @@ SYMBOLS = {
 CODES = {symbol: code for code, symbol in SYMBOLS.items()}
 SKIP, NUMBER, SUBTYPE, CHANNEL, TEXT = 59, 60, 61, 62, 63  # codes that belong to the annotation before, or to time
 MAX_INTERVAL = 1023  # time steps between two annotations; more need a SKIP
+MAX_TEXT_BYTES = 255
 NOTE, RHYTHM = '"', "+"
 BEATS = frozenset("NLRaVFJASEj/QeBnfr")
 WAVES = {"p": "P", "t": "T", "u": "U", **dict.fromkeys(BEATS, "QRS")}  # the class of a symbol, in an ECG
@@ -27,11 +28,12 @@ WAVE_SYMBOLS = {"P": "p", "QRS": "N", "T": "t", "U": "u"}
 
 
 class Annotation(NamedTuple):
-    """A symbol at a time step; `text` is the rhythm of `+`, and the text of `"`."""
+    """A symbol at a time step; `text` is the rhythm of `+`, and the text of `"`; `channel` is the lead that it belongs to."""
 
     step: int
     symbol: str
     text: str = ""
+    channel: int = 0
 
 
 class Interval(NamedTuple):
@@ -55,7 +57,7 @@ def is_annotation_file(data: bytes) -> bool:
 def read_annotations(data: bytes) -> list[Annotation]:
     """The annotations in order. Raises: DataError for a truncated file, or time that runs backwards."""
     found: list[Annotation] = []
-    step, position, words = 0, 0, memoryview(data)
+    step, position, channel, words = 0, 0, 0, memoryview(data)
     while True:
         if position + 2 > len(data):
             raise DataError("the annotation file is truncated: it has no end mark. Copy it again.")
@@ -75,20 +77,24 @@ def read_annotations(data: bytes) -> list[Annotation]:
             position += value + value % 2
             if found:
                 found[-1] = found[-1]._replace(text=text)
-        elif code not in (NUMBER, SUBTYPE, CHANNEL):
+        elif code == CHANNEL:  # it holds for all that follow
+            channel = value
+            if found:
+                found[-1] = found[-1]._replace(channel=channel)
+        elif code not in (NUMBER, SUBTYPE):
             step += value
             if (found and step < found[-1].step) or step < 0:
                 raise DataError(
                     f"the annotations run backwards: one at time step {step} follows one at "
                     f"{found[-1].step if found else 0}. Sort them, or export the file again."
                 )
-            found.append(Annotation(step, SYMBOLS.get(code, "?")))
+            found.append(Annotation(step, SYMBOLS.get(code, "?"), "", channel))
 
 
 def write_annotations(annotations: Iterable[Annotation]) -> bytes:
     """The bytes of an annotation file. Raises: DataError for annotations that are not in order of time."""
-    parts, last = [], 0
-    for step, symbol, text in annotations:
+    parts, last, current = [], 0, 0
+    for step, symbol, text, channel in annotations:
         gap, last = step - last, step
         if gap < 0:
             raise DataError(
@@ -98,20 +104,27 @@ def write_annotations(annotations: Iterable[Annotation]) -> bytes:
             parts.append(struct.pack("<HhH", SKIP << 10, gap >> 16, gap & 0xFFFF))
             gap = 0
         parts.append(struct.pack("<H", CODES[symbol] << 10 | gap))
-        encoded = text.encode()[:MAX_INTERVAL]
+        if channel != current:
+            parts.append(struct.pack("<H", CHANNEL << 10 | channel))
+            current = channel
+        encoded = text.encode()[:MAX_TEXT_BYTES]
         if encoded:
             parts.append(struct.pack("<H", TEXT << 10 | len(encoded)) + encoded + bytes(len(encoded) % 2))
     return b"".join(parts) + bytes(2)
 
 
 def to_intervals(annotations: Sequence[Annotation]) -> list[Interval]:
-    """The intervals from `(` to the next `)`; other symbols, such as beats and rhythms, are points and left out."""
+    """The intervals from `(` to the next `)` of the channel; other symbols, such as beats and rhythms, are points and left out."""
+    channels = {each.channel for each in annotations}
+    if len(channels) > 1:
+        parts = [[each for each in annotations if each.channel == channel] for channel in sorted(channels)]
+        return sorted(interval for part in parts for interval in to_intervals(part))
     found = []
-    for index, (start, symbol, _) in enumerate(annotations):
+    for index, (start, symbol, _, _) in enumerate(annotations):
         if symbol != "(":
             continue
         name = ""
-        for step, other, text in itertools.islice(annotations, index + 1, None):
+        for step, other, text, _ in itertools.islice(annotations, index + 1, None):
             if other in "()":
                 if other == ")" and name:
                     found.append(Interval(start, step + 1, name))

@@ -11,7 +11,6 @@ folders; else a hash of the group assigns them, 70% to train and 15% to val and 
 
 import csv
 import re
-from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -120,22 +119,19 @@ def split_of_folder(path: str) -> str:
 
 
 def _groups(recordings: list[Recording]) -> list[str]:
-    """The patient of each recording: in its name, or its folder where folders hold several each; else its own name."""
-    folders = Counter(parent_of(each.name) for each in recordings)
-    per_patient = len(folders) > 1 and all(
-        folder and not SPLIT_ALIASES.get(PurePosixPath(folder).name.lower()) for folder in folders
-    )
-    found = []
-    for each in recordings:
-        base, folder = PurePosixPath(each.name).name, parent_of(each.name)
-        match = _PATIENT.match(base)
-        if match:
-            found.append(match[0].lower())
-        elif per_patient and _PATIENT.match(PurePosixPath(folder).name):
-            found.append(folder)
-        else:
-            found.append(each.name)
-    return found
+    """The patient of each recording: in the names of its folders, or in its own; else it is one of its own."""
+    found = [_patient(each.name) for each in recordings]
+    if len(set(found)) == 1:  # one folder that only looks like a patient
+        found = [_patient(PurePosixPath(each.name).name) for each in recordings]
+    if len(set(found)) == 1:
+        found = [""] * len(recordings)
+    return [patient or each.name for patient, each in zip(found, recordings, strict=True)]
+
+
+def _patient(path: str) -> str:
+    """The first part of a path that begins as the name of a patient; empty if none does."""
+    matches = (_PATIENT.match(part) for part in PurePosixPath(path).parts)
+    return next((match[0].lower() for match in matches if match), "")
 
 
 def _apply_table(recordings: list[Recording], table: SplitTable) -> list[Recording]:

@@ -48,6 +48,17 @@ def test_points_and_rhythms_are_no_intervals() -> None:
     ]  # the P wave has no end
 
 
+def test_intervals_of_several_channels_are_kept_apart() -> None:
+    both = [
+        each._replace(channel=channel)
+        for channel in (0, 1)
+        for each in from_intervals([Interval(5 + channel, 40, "P")])
+    ]
+    both.sort(key=lambda each: each.step)
+    read = read_annotations(write_annotations(both))
+    assert read == both and to_intervals(read) == [Interval(5, 40, "P"), Interval(6, 40, "P")]
+
+
 def test_overlapping_events_cannot_be_written() -> None:
     with pytest.raises(DataError, match="Events overlap at time step 5"):
         write_annotations(from_intervals([Interval(1, 9, "P"), Interval(5, 12, "T")]))

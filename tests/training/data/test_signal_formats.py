@@ -146,6 +146,10 @@ def test_splits_come_from_a_table_from_lists_from_folders_or_by_patient(tmp_path
     )
     assert {split: len(each) for split, each in names(plain).items()} == {"train": 16, "val": 2}
 
+    nested = tmp_path / "nested"
+    write_folder(nested, [f"patient{index // 2:03d}/s{index:04d}_re" for index in range(20)])
+    assert {pair.group for pair in load_split(nested, "train").pairs} <= {f"patient{index:03d}" for index in range(10)}
+
     folders = tmp_path / "folders"
     write_folder(folders, ["train/a", "train/b", "test/c", "val/d"])
     assert names(folders) == {"train": {"train/a", "train/b"}, "val": {"val/d"}, "test": {"test/c"}}
