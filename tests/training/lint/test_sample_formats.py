@@ -54,7 +54,7 @@ def test_12_bits_in_16_are_stretched_and_the_lint_says_so(tmp_path: Path) -> Non
 def test_the_range_of_floats_is_noted(tmp_path: Path) -> None:
     found = lint_changed(tmp_path, lambda values: values * 1.04, dtype="float32")
     assert list(found) == [("note", "stretched samples")]
-    assert "12 images of float32 have values from 0.1" in found["note", "stretched samples"]
+    assert "12 images of float32 have values from 0.08" in found["note", "stretched samples"]
 
 
 def test_a_missing_band_is_an_error_with_both_files(tmp_path: Path) -> None:
