@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models.bundle import open_bundle
 from models.errors import BundleError
+from models.outputs import check_has_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE_FOLDER = ROOT / "bundle"
@@ -23,6 +24,7 @@ def verify_bundle(bundle: Path) -> None:
     try:
         opened = open_bundle(bundle)
         opened.verify()
+        check_has_outputs(opened.spec.input.axes)
     except BundleError as error:
         sys.exit(f"maskserve: {error}")
     print(f"maskserve: the bundle {opened.spec.name}@{opened.hash[:12]} is included.", file=sys.stderr)

@@ -18,6 +18,7 @@ from models.bundle import CHECKSUM_FILE, MODEL_FILE, SPEC_FILE, Bundle, open_bun
 from models.engines.selection import EngineChoice
 from models.errors import MaskserveError, quoted
 from models.inference.segmenter import Segmenter
+from models.outputs import check_has_outputs
 from service.bundle_stat import BundleStat, stat_bundle
 from service.errors import MalformedRequestError, ModelNotServedError, NotReadyError
 
@@ -224,6 +225,7 @@ class ModelRegistry:
         try:
             # Links are resolved once: a link that is switched meanwhile must not mix two bundles.
             bundle = open_bundle(state.folder.resolve())
+            check_has_outputs(bundle.spec.input.axes)
             if state.model and bundle.hash == state.model.bundle.hash:
                 for name in bundle.checksums:  # a restart would reject altered files
                     bundle.verify_file(name)

@@ -27,6 +27,7 @@ from models import TELEMETRY_OPT_OUT
 from models.bundle import CHECKSUM_FILE, open_bundle
 from models.errors import ConfigError, escape_control_characters, quoted
 from models.malloc import MALLOC_SETTINGS
+from models.outputs import check_has_outputs
 from service.errors import ServerStartError
 from service.settings import read_settings
 
@@ -88,7 +89,7 @@ def check_bundle_folder(folder: Path) -> None:
     """Check before the start of a process. Raises: BundleError if there is neither a bundle nor a folder with one."""
     inside = [path for path in folder.iterdir() if (path / CHECKSUM_FILE).is_file()] if folder.is_dir() else []
     if not inside or (folder / CHECKSUM_FILE).exists():
-        open_bundle(folder)
+        check_has_outputs(open_bundle(folder).spec.input.axes)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def containerize(
     from models.bundle import open_bundle
     from models.console import Console
     from models.errors import ConfigError, escape_line, quoted
+    from models.outputs import check_has_outputs
 
     for name, value, pattern in (("--tag", tag, TAG_PATTERN), ("--base", base, BASE_IMAGE_PATTERN)):
         if value is not None and not pattern.fullmatch(value):
@@ -66,6 +67,7 @@ def containerize(
             )
     opened = open_bundle(bundle)
     opened.verify()
+    check_has_outputs(opened.spec.input.axes)
     chosen = _choose_engine(engine)
     image = tag or f"maskserve-{_slug(opened.spec.name)}:{opened.hash[:12]}{'-gpu' if gpu else ''}"
     with Console(stderr=True).status(f"building {image} with {chosen}; this takes some minutes"):

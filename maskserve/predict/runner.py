@@ -34,7 +34,7 @@ from models.bundle import open_bundle
 from models.console import Console
 from models.errors import ConfigError, DataError, RunError, escape_line, quoted
 from models.inference.segmenter import check_supports_windows
-from models.outputs import OUTPUT_FORMATS
+from models.outputs import check_has_outputs
 from models.outputs.select import class_indices
 
 MAX_NAME_BYTES = 255  # of a file name, on nearly every file system
@@ -150,8 +150,7 @@ def resolve_model(config: PredictConfig) -> tuple[PredictConfig, str]:
     else:
         bundle = open_bundle(Path(config.model))
         spec, axes, model = bundle.spec, bundle.spec.input.axes, f"{bundle.spec.name}@{bundle.hash}"
-    if axes not in OUTPUT_FORMATS:
-        raise ConfigError(f"The model takes samples of the axes {quoted(axes)}, which `predict` does not read.")
+    check_has_outputs(axes)
     config = replace(config, axes=axes)
     _ = config.output_format  # raises an error for a format that such models do not have
     if config.reads_windows and not config.uses_service:

@@ -7,18 +7,35 @@ of a signal a `RecordPrediction`. The first format of each kind of model is its 
 
 from types import ModuleType
 
-from models.errors import ConfigError, quoted
+from models.errors import BundleError, ConfigError, quoted
 from models.outputs import confidence, csv, events, json, npy, npz, overlay, png, wfdb
 from models.outputs.options import MASK_ENCODINGS, OutputOptions
 from models.spec import AXES
 
-__all__ = ["ALL_FORMATS", "MASK_ENCODINGS", "OUTPUT_FORMATS", "OutputOptions", "find_format", "needs_confidence"]
+__all__ = [
+    "ALL_FORMATS",
+    "MASK_ENCODINGS",
+    "OUTPUT_FORMATS",
+    "OutputOptions",
+    "check_has_outputs",
+    "find_format",
+    "needs_confidence",
+]
 
 OUTPUT_FORMATS: dict[str, dict[str, ModuleType]] = {
     "HW": {"png": png, "overlay": overlay, "confidence": confidence, "npy": npy, "json": json},
     "T": {"events": events, "npy": npy, "npz": npz, "csv": csv, "wfdb": wfdb},
 }
 ALL_FORMATS = tuple(dict.fromkeys(name for formats in OUTPUT_FORMATS.values() for name in formats))
+
+
+def check_has_outputs(axes: str) -> None:
+    """Raises: BundleError for a model whose predictions have no output format yet."""
+    if axes not in OUTPUT_FORMATS:
+        raise BundleError(
+            f"The model takes {AXES[axes]}; service and `predict` take {' and '.join(AXES[known] for known in OUTPUT_FORMATS)}. "
+            "Use `maskserve evaluate`, or segment in Python with `models.inference.volumes.segment_volume`."
+        )
 
 
 def find_format(name: str | None, axes: str) -> str:
