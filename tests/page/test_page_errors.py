@@ -60,7 +60,7 @@ def test_service_that_stops_and_restarts(open_page: OpenPage, bundle: Path) -> N
         sight.wait_for_result()
     sight.page.evaluate("performance.clearResourceTimings()")
     sight.upload("second.png", encode_image(synthetic_image(60, 80, seed=1), "PNG"))
-    assert "image is still here" in sight.wait_for_status("No response from the service")
+    assert "file is still here" in sight.wait_for_status("No response from the service")
     assert np.abs(sight.image_pixels(60, 80).astype(int) - synthetic_image(60, 80, seed=1)).max() < 4
     sight.errors = [words for words in sight.errors if "ERR_CONNECTION" not in words]
     with background_server(bundle, port):
