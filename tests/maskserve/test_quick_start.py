@@ -11,7 +11,7 @@ from models.bundle import open_bundle
 from tests.maskserve.command_line import assert_fails, run_maskserve_process
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README[README.index("## Train on your own folder") : README.index("## Networks")]
+SECTION = README[README.index("## Train on your own folder") : README.index("## Signals")]
 COMMANDS = re.findall(r"^    maskserve (.*?)(?: {2,}.*| +# .*)?$", SECTION, re.MULTILINE)
 SHORT_DATA = ["--train", "12", "--val", "4", "--test", "8"]
 SHORT_TRAINING = ["epochs=1", "batch=4", "workers=0", "crop=32,64", "encoder=tu-lcnet_035"]
