@@ -74,8 +74,11 @@ class MadeDataset(SegmentationDataset):
             sample = replace(sample, statistics=stats)
         return sample
 
-    def record_and_labels(self, index: int) -> tuple[Sample, np.ndarray]:
+    def sample_and_labels(self, index: int) -> tuple[Sample, np.ndarray]:
         return self.sample(index), self.labels(index)
+
+    def record_and_labels(self, index: int) -> tuple[Sample, np.ndarray]:
+        return self.sample_and_labels(index)
 
     def labels(self, index: int) -> np.ndarray:
         lengths = LENGTHS[self.axes][index % 2]
