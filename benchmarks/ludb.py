@@ -17,7 +17,6 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.training_run import benchmark_training, make_parser, split_by_number
 from models.engines.host_info import host_info
 from training.metrics.events import POINTS
-from training.metrics.results import METRICS_FILE, EvaluationMetrics
-from training.run_folder import read_run_metadata
+from training.metrics.results import EvaluationMetrics
 
 RESULTS = Path(__file__).parent / "results" / "ludb.jsonl"
 SPEED_RESULTS = RESULTS.with_name("ludb_speed.json")
-TEST, VALIDATION = (5, 3), (10, 2)  # divisor of the patient's number and the remainder
+SPLITS = {"test": (5, 3), "val": (10, 2)}  # divisor of the patient's number, and the remainder
 DAY_SECONDS, DAY_RATE, DAY_LEADS = 24 * 3600, 250, 2
 MAX_RECORD_MS, MAX_DAY_SECONDS, MAX_DAY_MB = 15, 60, 500
 
@@ -46,14 +45,6 @@ PUBLISHED: dict[str, dict[str, tuple[float | None, ...]]] = {
 }  # fmt: skip
 
 
-def split_of(patient: int) -> str:
-    """The split of a patient, by the number of the record."""
-    for name, (divisor, remainder) in (("test", TEST), ("val", VALIDATION)):
-        if patient % divisor == remainder:
-            return name
-    return "train"
-
-
 def write_split(data: Path, folder: Path) -> Path:
     """A data set of the records of `data` by the split above: a table that points to them. Returns its folder."""
     patients = sorted(int(file.stem) for file in data.glob("*.hea"))
@@ -61,17 +52,9 @@ def write_split(data: Path, folder: Path) -> Path:
         sys.exit(f"{data} has no records; --data names the folder that holds 1.hea, 1.dat, 1.ii and so on.")
     folder.mkdir(parents=True)
     base = os.path.relpath(data.resolve(), folder.resolve())
-    rows = [f"{base}/{patient},{split_of(patient)},{patient}" for patient in patients]
+    rows = [f"{base}/{patient},{split_by_number(patient, SPLITS)},{patient}" for patient in patients]
     (folder / "splits.csv").write_text("record,split,patient\n" + "\n".join(rows) + "\n")
     return folder
-
-
-def run_maskserve(*arguments: str) -> float:
-    """Run a subcommand; returns the seconds that it took."""
-    start = time.perf_counter()
-    if subprocess.run([sys.executable, "-m", "maskserve", *arguments]).returncode:
-        sys.exit(f"failed: maskserve {' '.join(arguments)}")
-    return round(time.perf_counter() - start, 1)
 
 
 def event_figures(metrics: EvaluationMetrics) -> dict[str, Any]:
@@ -83,43 +66,17 @@ def event_figures(metrics: EvaluationMetrics) -> dict[str, Any]:
     }
 
 
-def benchmark(arguments: argparse.Namespace) -> None:
-    """Train, export and evaluate; add a line to the results."""
-    run = arguments.out / "run"
-    data = write_split(arguments.data, arguments.out / "ludb")
-    overrides = [f"minutes={arguments.minutes:g}", f"seed={arguments.seed}", "tensorboard=false", *arguments.settings]
-    seconds = {"train": run_maskserve("train", str(data), *overrides, "--out", str(run))}
-    seconds["export"] = run_maskserve("export", str(run), "--no-int8")
-    end = read_run_metadata(run).end
-    row: dict[str, Any] = {
-        "settings": arguments.settings,
-        "minutes": arguments.minutes,
-        "seed": arguments.seed,
-        "note": arguments.note,
-        "epochs": end and round(end.epochs, 2),
-        "cores": len(os.sched_getaffinity(0)),
-        "machine": host_info(),
-        "plan": (run / "plan.yaml").read_text().splitlines() if (run / "plan.yaml").exists() else None,
+def report(split: str, metrics: EvaluationMetrics) -> dict[str, Any]:
+    """Print the figures of a split, and return those to keep."""
+    print_figures(split, metrics)
+    return {
+        "records": metrics.images,
+        "patients": len({each.group for each in metrics.per_image}),
+        "miou": metrics.miou,
+        "event_f1": metrics.events and metrics.events.event_f1,
+        "precision": metrics.bundle.precision,
+        "events": event_figures(metrics),
     }
-    for split in ("val", "test") if arguments.test else ("val",):
-        out = run / f"evaluation-{split}"
-        seconds[split] = run_maskserve(
-            "evaluate", str(run / "bundle"), str(data), "--split", split, "--no-speed", "--out", str(out)
-        )
-        metrics = EvaluationMetrics.load(out / METRICS_FILE)
-        row[split] = {
-            "records": metrics.images,
-            "patients": len({each.group for each in metrics.per_image}),
-            "miou": metrics.miou,
-            "event_f1": metrics.events and metrics.events.event_f1,
-            "precision": metrics.bundle.precision,
-            "events": event_figures(metrics),
-        }
-        print_figures(split, metrics)
-    row["seconds"] = seconds
-    with RESULTS.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
-    print(f"{RESULTS}: one line added. Bundle: {run / 'bundle'}", flush=True)
 
 
 def print_figures(split: str, metrics: EvaluationMetrics) -> None:
@@ -230,15 +187,7 @@ def resident_mb() -> float:
 
 
 def main() -> None:
-    assert __doc__ is not None
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings that override the plan")
-    parser.add_argument("--data", type=Path, help="folder of the records")
-    parser.add_argument("--minutes", type=float, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder for the run, which stays (default: a temporary one)")
-    parser.add_argument("--test", action="store_true", help="also evaluate the test patients")
-    parser.add_argument("--note", default="", help="stored with the result")
+    parser = make_parser(__doc__, 20, "the records", "patients")
     parser.add_argument("--speed", type=Path, metavar="BUNDLE", help="measure the speed of a bundle instead")
     parser.add_argument("--day", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -248,14 +197,8 @@ def main() -> None:
         parser.error("--data names the folder that holds 1.hea, 1.dat, 1.ii and so on")
     elif arguments.speed:
         measure_speed(arguments.speed, arguments.data / "1.hea")
-    elif arguments.out and arguments.out.exists():
-        parser.error(f"--out {arguments.out} exists; name a new folder")
-    elif arguments.out:
-        benchmark(arguments)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            arguments.out = Path(folder) / "out"
-            benchmark(arguments)
+        benchmark_training(arguments, RESULTS, write_split, report, export_options=["--no-int8"])
 
 
 if __name__ == "__main__":
