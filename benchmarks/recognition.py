@@ -1,7 +1,7 @@
 """Seconds to recognize the format of a folder of 100,000 files: `python -m benchmarks.recognition [LAYOUT ...]`.
 
-Each round runs in a process of its own. The time begins after the imports and ends when the format is known; `open` goes on
-until the images of all splits are listed. The names of the files are in the cache of the system, because they were just written.
+Each round runs in a process of its own. The time begins after the imports and ends when the format is known; `open` also
+lists the images of all splits. The names of the files are in the cache of the system, because they were just written.
 Their contents are those of a few small images. Writes benchmarks/results/recognition.json.
 """
 

@@ -87,7 +87,7 @@ class SignalMask(Mask):
         raise ValueError("A recording has no overlay; the web page of the service draws it.")
 
     def _repr_png_(self) -> None:  # type: ignore[override]
-        """No picture in a notebook: it shows the text."""
+        """In a notebook, the text and no image."""
 
     def __repr__(self) -> str:
         seconds = len(self.labels) / self.rate

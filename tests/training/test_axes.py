@@ -138,9 +138,9 @@ def test_training_learns_and_validation_measures_what_the_segmenter_predicts(tra
     matrix, _ = evaluate_split(make_torch_segmenter(network, RULES[trained.axes]), samples, QUIET_CONSOLE)
     assert matrix.miou() > 0.8
     assert matrix.full_counts.tolist() == trained.best.full_counts.tolist()
-    pictures = render_samples(network, RULES[trained.axes], samples)
-    assert len(pictures) == 4
-    assert np.asarray(pictures["p0"]).std() > 10
+    images = render_samples(network, RULES[trained.axes], samples)
+    assert len(images) == 4
+    assert np.asarray(images["p0"]).std() > 10
     assert next(iter(read_snapshots(trained.out / KERNELS_FILE).values())).ndim == 2 + len(trained.axes)
 
 

@@ -78,7 +78,7 @@ def evaluated(shift: int, **changes: Any) -> tuple[EvaluationMetrics, str]:
 
 
 def test_events_are_measured_at_the_recordings_own_rate() -> None:
-    """At the network's rate, an error of 3 time steps of 5 ms could not be told from one of 2 or 4."""
+    """At the network's rate, an error of 3 time steps of 5 ms would look like one of 2 or 4."""
     metrics, output = evaluated(3)
     assert metrics.events is not None
     onset, offset = metrics.events.per_class["P<"]["onset"], metrics.events.per_class["P<"]["offset"]

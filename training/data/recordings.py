@@ -30,7 +30,7 @@ MAX_TABLES, TABLE_NAMES = 64, ("split", "record", "list", "fold", "patient", "su
 
 
 class Recording(NamedTuple):
-    """A recording and its label files, by lead; the lead "" stands for all."""
+    """A recording and its label files, by lead; the lead "" means all."""
 
     name: str  # unique: its path without the suffix
     file: Path

@@ -46,7 +46,7 @@ def make_parity_images(read: Callable[[int], Image], count: int) -> list[Image]:
 def make_parity_samples(read: Callable[[int], Image], count: int, axes: str) -> list[Image]:
     """Signals or volumes of odd lengths, [*axes, C], cut from some of `count` samples; one volume has a single slice.
 
-    An enlarged one goes on mirrored.
+    One that is longer than its sample repeats it mirrored.
     """
     samples = []
     for index, factors in enumerate(SIZE_FACTORS):

@@ -59,8 +59,8 @@ def _trace_pane(dataset: SegmentationDataset, index: int) -> Pane:
         labels = dataset.labels(index)
     except (MaskserveError, OSError):
         labels = np.full(len(sample.values), IGNORE_INDEX, np.uint8)
-    picture = draw_trace(sample.values, labels, dataset.classes, TRACE_SIZE, sample.channels)
-    return Pane("recording", f"{name}: recording", TRACE_SIZE, photo=jpeg_data_uri(picture))
+    image = draw_trace(sample.values, labels, dataset.classes, TRACE_SIZE, sample.channels)
+    return Pane("recording", f"{name}: recording", TRACE_SIZE, photo=jpeg_data_uri(image))
 
 
 def _planes_pane(dataset: SegmentationDataset, index: int) -> Pane:

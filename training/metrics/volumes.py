@@ -2,7 +2,7 @@
 
 Distances are in mm between surface voxels: those of a class with one of their six neighbors outside of it. As in MONAI, the
 surface Dice (Nikolov et al. 2018, arXiv 1809.04430) counts surface voxels that are within the tolerance of the other surface,
-and HD95 is the larger one of the 95% quantiles of both directions. What a figure cannot be told of is NaN: of a class that is
+and HD95 is the larger one of the 95% quantiles of both directions. A figure that cannot be computed is NaN: of a class that is
 in neither mask all, and HD95 also of a class that is in one of them only. Ignored voxels belong to no mask.
 """
 

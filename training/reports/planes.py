@@ -1,4 +1,4 @@
-"""A volume as one picture: an axial, a coronal and a sagittal slice through the middle of its classes, side by side."""
+"""A volume as one image: an axial, a coronal and a sagittal slice through the middle of its classes, side by side."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from models.sample import Sample
 from models.spec import IGNORE_INDEX
 from training.reports.samples import gray
 
-MIN_HEIGHT = 240  # pixels of the picture: small volumes are enlarged
+MIN_HEIGHT = 240  # pixels of the image: small volumes are enlarged
 
 
 def three_planes(sample: Sample, *masks: Labels) -> tuple[RGB, list[Labels]]:
@@ -60,7 +60,7 @@ def _center(target: Labels) -> tuple[int, int, int]:
 
 
 def _join(planes: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Pictures side by side, with zeros below the lower ones."""
+    """Images side by side, with zeros below the lower ones."""
     height = max(len(plane) for plane in planes)
     return np.concatenate(
         [np.pad(plane, [(0, height - len(plane)), *[(0, 0)] * (plane.ndim - 1)]) for plane in planes], axis=1

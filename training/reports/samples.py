@@ -1,4 +1,4 @@
-"""A sample with ground truth and prediction as one picture, whatever its axes: an image, a trace, the middle slice of a volume."""
+"""A sample with ground truth and prediction as one image, whatever its axes: an image, a trace, the middle slice of a volume."""
 
 import numpy as np
 from PIL import Image, ImageDraw

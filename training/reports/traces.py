@@ -8,7 +8,7 @@ from models.imaging.decode import RGB, Labels
 from models.sample import Values
 from models.spec import IGNORE_INDEX, ClassInfo
 
-MAX_LEADS = 12  # curves in one picture
+MAX_LEADS = 12  # curves in one image
 INK, PAPER, UNLABELLED = (30, 30, 30), (255, 255, 255), (225, 225, 225)
 SPAN_OPACITY = 0.45
 QUANTILES = (0.005, 0.995)  # of a lead, which lie at the lower and upper end of its strip
@@ -17,15 +17,15 @@ QUANTILES = (0.005, 0.995)  # of a lead, which lie at the lower and upper end of
 def draw_trace(
     values: Values, labels: Labels, classes: list[ClassInfo], size: tuple[int, int], names: tuple[str, ...] = ()
 ) -> RGB:
-    """A recording T x C with labels uint8 T as a picture of `size`, (height, width): RGB uint8 H x W x 3.
+    """A recording T x C with labels uint8 T as an image of `size`, (height, width): RGB uint8 H x W x 3.
 
     Background is white, what is not labelled gray.
     """
     height, width = size
-    picture = np.empty((height, width, 3), np.float32)
+    pixels = np.empty((height, width, 3), np.float32)
     columns = span_colors(labels, classes, width)
-    picture[:] = columns[None]
-    page = Image.fromarray(picture.round().astype(np.uint8))
+    pixels[:] = columns[None]
+    page = Image.fromarray(pixels.round().astype(np.uint8))
     draw = ImageDraw.Draw(page)
     count = min(values.shape[1], MAX_LEADS)
     strip = height / count
