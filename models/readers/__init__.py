@@ -46,6 +46,14 @@ VOLUME_READERS: dict[str, ModuleType] = {
     "nifti": nifti, "nrrd": nrrd, "npy": npy_volume, "tiff": tiff_stack, "dicom": dicom, "zip": archive,
 }  # fmt: skip
 READERS_BY_AXES: dict[str, dict[str, ModuleType]] = {"HW": READERS, "T": SIGNAL_READERS, "DHW": VOLUME_READERS}
+# By axes: what a file holds, and which files are read. What is wrong with other bytes than an image's, the reader `image` says.
+KNOWN_FILES = {
+    "T": ("signal", "a WFDB record (a zip file of .hea and .dat), EDF, BDF, WAV, CSV, TSV, npy or npz"),
+    "DHW": (
+        "volume",
+        "NIfTI (.nii, .nii.gz), NRRD, TIFF stack, npy, npz, or a zip file of a DICOM series or of slices",
+    ),
+}
 SAMPLE_SUFFIXES = frozenset({".npy", ".npz"})  # of files that are read beside images (`IMAGE_SUFFIXES`)
 VOLUME_SUFFIXES = frozenset({".nii", ".nii.gz", ".nrrd"})  # of files that hold nothing but volumes
 SIGNAL_SUFFIXES = frozenset({wfdb.HEADER_SUFFIX, ".edf", ".bdf", ".wav", ".csv", ".tsv", ".npy", ".npz"})
@@ -58,19 +66,12 @@ def read_sample(data: bytes, max_pixels: int = MAX_PIXELS, axes: str = "HW", rat
     """
     limits = ReadLimits(max_pixels)
     reader = next((reader for reader in READERS_BY_AXES[axes].values() if reader.sniff(data)), None)
-    if reader is None and axes == "T":
+    if reader is None and axes in KNOWN_FILES:
+        kind, expected = KNOWN_FILES[axes]
         if not data:
-            raise EmptyImageError("The signal is empty (0 bytes). Send the bytes of a file.")
+            raise EmptyImageError(f"The {kind} is empty (0 bytes). Send the bytes of a file.")
         raise UnsupportedFormatError(
-            "The bytes are no signal in a known format; expected a WFDB record (a zip file of .hea and .dat), EDF, BDF, WAV, CSV, "
-            "TSV, npy or npz. Convert it to one of them."
-        )
-    if reader is None and axes == "DHW":
-        if not data:
-            raise EmptyImageError("The volume is empty (0 bytes). Send the bytes of a file.")
-        raise UnsupportedFormatError(
-            "The bytes are no volume in a known format; expected NIfTI (.nii, .nii.gz), NRRD, TIFF stack, npy, npz, or a zip file "
-            "of a DICOM series or of slices. Convert it to one of them."
+            f"The bytes are no {kind} in a known format; expected {expected}. Convert it to one of them."
         )
     sample: Sample = (reader or image).decode(data, limits)  # `image` says what other bytes are
     if rate is not None and sample.rate not in (None, rate):

@@ -6,17 +6,18 @@ A folder of them is packed into such a zip in memory (`pack_folder`), so that bo
 import io
 import re
 import zipfile
-import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from models.errors import CorruptImageError, ImageError, ImageTooLargeError, UnsupportedFormatError
+from models.errors import ImageTooLargeError, UnsupportedFormatError
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import read_image_file
 from models.readers import dicom, image, npy, tiff
 from models.readers.limits import ReadLimits
 from models.readers.volume_limits import check_volume
+from models.readers.zip_members import read_members
 from models.sample import Sample
 
 MAGIC = b"PK\3\4"
@@ -52,7 +53,8 @@ def decode_slices(slices: list[bytes], limits: ReadLimits) -> Sample:
     height, width, channels = first.values.shape
     check_volume((len(slices), height, width), channels, first.values.itemsize, limits)
     values = np.empty((len(slices), *first.values.shape), first.values.dtype)
-    for index, data in enumerate(slices):
+    values[0] = first.values
+    for index, data in enumerate(slices[1:], 1):
         each = _decode_slice(data, limits)
         if (each.values.shape, each.dtype) != (first.values.shape, first.dtype):
             sizes = " and ".join(
@@ -84,23 +86,15 @@ def _decode_slice(data: bytes, limits: ReadLimits) -> Sample:
 
 def _unpack(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
     """The files of the zip by name. Raises: ImageError for more than the limits, before anything is inflated."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            budget = 8 * limits.max_voxels + HEADER_BYTES * len(members)
-            total = sum(member.file_size for member in members)
-            if len(members) > MAX_FILES or total > budget:
-                raise ImageTooLargeError(
-                    f"The zip holds {len(members):,} files of {total:,} bytes; the limits are {MAX_FILES:,} files and {budget:,} "
-                    "bytes. Send one volume."
-                )
-            found = {}
-            for member in members:
-                with archive.open(member) as file:
-                    found[member.filename] = file.read(member.file_size + 1)
-            return found
-    except ImageError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        # Libraries name the file, which may be named after the patient.
-        raise CorruptImageError("The zip is truncated, corrupt or encrypted. Pack it again.") from error
+
+    def check(members: Sequence[zipfile.ZipInfo]) -> None:
+        budget, total = 8 * limits.max_voxels + HEADER_BYTES * len(members), sum(member.file_size for member in members)
+        if len(members) > MAX_FILES or total > budget:
+            raise ImageTooLargeError(
+                f"The zip holds {len(members):,} files of {total:,} bytes; the limits are {MAX_FILES:,} files and {budget:,} "
+                "bytes. Send one volume."
+            )
+
+    # Libraries name the file, which may be named after the patient: their text is left out.
+    broken = "The zip is truncated, corrupt or encrypted. Pack it again."
+    return read_members(data, check, lambda name, file: file.read(), lambda error: broken)

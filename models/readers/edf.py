@@ -8,7 +8,7 @@ import numpy as np
 from models.errors import CorruptImageError, UnsupportedFormatError, quoted
 from models.readers.limits import ReadLimits
 from models.readers.resample import join_rates
-from models.readers.signal import check_length, check_rate, check_signal_size
+from models.readers.signal import check_length, check_rate, check_signal_size, decode_24
 from models.sample import Sample
 
 MAGIC, BDF_MAGIC = b"0       ", b"\xffBIOSEMI"
@@ -77,8 +77,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
 def _integers(raw: np.ndarray, width: int) -> np.ndarray:
     if width == 2:
         return raw.view("<i2").astype(np.int32)
-    parts = raw.reshape(-1, 3).astype(np.int32)
-    return (parts[:, 0] | parts[:, 1] << 8 | parts[:, 2] << 16) << 8 >> 8
+    return decode_24(raw)
 
 
 def _number(field: bytes, what: str) -> float:

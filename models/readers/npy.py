@@ -6,7 +6,7 @@ An `.npz` may also hold `channels` (C names), `valid` (bool H x W) and `nodata` 
 import io
 import math
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any, TypeVar
 
 import numpy as np
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from models.errors import (
     CorruptImageError,
     EmptyImageError,
-    ImageError,
     ImageTooLargeError,
     UnsupportedFormatError,
     first_line,
     quoted,
 )
 from models.imaging.cpu_budget import allow_pixels
+from models.readers import zip_members
 from models.readers.limits import BYTES_PER_PIXEL, MIN_BYTES, ReadLimits
 from models.readers.names import channel_names, to_sample_dtype
 from models.sample import Sample
@@ -103,28 +103,21 @@ def read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
 
 def _read_each(data: bytes, limits: ReadLimits, read: Callable[[str, IO[bytes]], Result]) -> dict[str, Result]:
     """What `read(name, file)` returns for each array of an npz, by name; a member is unpacked as far as it is read."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
-            if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
-                raise ImageTooLargeError(
-                    f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save one array alone."
-                )
-            if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-                raise UnsupportedFormatError("The npz is compressed by another method than NumPy's. Save it by NumPy.")
-            found = {}
-            for member in members:
-                with archive.open(member) as file:
-                    name = member.filename.removesuffix(".npy")
-                    found[name] = read(name, file)
-            return found
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # zipfile and zlib raise several types
-        raise CorruptImageError(
-            f"The npz is truncated or corrupt ({quoted(first_line(error))}). Save it again."
-        ) from error
+    budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
+
+    def check(members: Sequence[zipfile.ZipInfo]) -> None:
+        if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
+            raise ImageTooLargeError(
+                f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save one array alone."
+            )
+
+    found = zip_members.read_members(
+        data,
+        check,
+        lambda name, file: read(name.removesuffix(".npy"), file),
+        lambda error: f"The npz is truncated or corrupt ({quoted(first_line(error))}). Save it again.",
+    )
+    return {name.removesuffix(".npy"): array for name, array in found.items()}
 
 
 def load_array(data: bytes, limits: ReadLimits | None = None) -> NDArray[Any]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import CorruptImageError, UnsupportedFormatError
 from models.readers.limits import ReadLimits
@@ -15,6 +16,12 @@ from models.spec import Spacing
 HERTZ = "Hz"  # the unit of `Spacing` whose value is the sampling rate, not the distance of two samples
 LEAD = "lead"  # the one channel of a network that takes each lead of a recording by itself, whatever its name
 MIN_STEPS = 2  # a shorter signal has no duration
+
+
+def decode_24(data: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Samples of 24 bits, lowest byte first, with their sign; `data`: three bytes a sample, in any shape."""
+    parts = data.reshape(-1, 3).astype(np.int32)
+    return (parts[:, 0] | parts[:, 1] << 8 | parts[:, 2] << 16) << 8 >> 8
 
 
 def build_signal(values: Values, rate: float | None, names: Sequence[str] = (), units: Sequence[str] = ()) -> Sample:

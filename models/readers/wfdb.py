@@ -8,8 +8,7 @@ https://physionet.org/physiotools/wag/header-5.htm. A sample that the format mar
 import io
 import re
 import zipfile
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -21,7 +20,8 @@ from models.errors import CorruptImageError, DataError, ImageTooLargeError, Unsu
 from models.imaging.cpu_budget import allow_pixels
 from models.readers.limits import BYTES_PER_PIXEL, MIN_BYTES, ReadLimits
 from models.readers.resample import join_rates
-from models.readers.signal import check_length, check_rate, check_signal_size
+from models.readers.signal import check_length, check_rate, check_signal_size, decode_24
+from models.readers.zip_members import read_members
 from models.sample import Sample
 
 HEADER_SUFFIX = ".hea"
@@ -35,11 +35,6 @@ _SPECIFICATION = re.compile(r"(\d+)(?:x(\d+))?(?::(\d+))?(?:\+(\d+))?")  # forma
 _GAIN = re.compile(r"([-+.\deE]+)(?:\(([-+]?\d+)\))?(?:/(\S+))?")  # gain, baseline, unit
 
 
-def _decode_24(data: NDArray[np.uint8]) -> Integers:
-    parts = data.reshape(-1, 3).astype(np.int32)
-    return (parts[:, 0] | parts[:, 1] << 8 | parts[:, 2] << 16) << 8 >> 8
-
-
 def _decode_212(data: NDArray[np.uint8]) -> Integers:
     """Two samples of 12 bits in three bytes."""
     padded = np.concatenate([data, np.zeros(-len(data) % 3, np.uint8)]).reshape(-1, 3).astype(np.int32)
@@ -50,7 +45,7 @@ def _decode_212(data: NDArray[np.uint8]) -> Integers:
 # By format: bits of a sample, the value that marks an invalid one, and the decoder of bytes.
 FORMATS: dict[int, tuple[int, int, Callable[[NDArray[np.uint8]], Integers]]] = {
     16: (16, -(1 << 15), lambda data: data.view("<i2").astype(np.int32)),
-    24: (24, -(1 << 23), _decode_24),
+    24: (24, -(1 << 23), decode_24),
     32: (32, -(1 << 31), lambda data: data.view("<i4").astype(np.int32)),
     61: (16, -(1 << 15), lambda data: data.view(">i2").astype(np.int32)),
     80: (8, -(1 << 7), lambda data: data.astype(np.int32) - 128),
@@ -261,22 +256,20 @@ def _read_file(
 def _read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
     """The files of a zip by name; nothing is written to disk. Raises: ImageError."""
     budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [member for member in archive.infolist() if not member.is_dir()]
-            for member in members:
-                check_name(member.filename)
-            if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
-                raise ImageTooLargeError(
-                    f"The zip file unpacks to more than {budget:,} bytes or {MAX_MEMBERS} files. Send one record alone."
-                )
-            allow_pixels(sum(member.file_size for member in members) // 2)
-            found = {}
-            for member in members:
-                with archive.open(member) as file:
-                    found[member.filename] = file.read(member.file_size + 1)
-            return found
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, OSError, EOFError) as error:
-        raise CorruptImageError(
-            f"The zip file is truncated or corrupt ({quoted(first_line(error))}). Pack it again."
-        ) from error
+
+    def check(members: Sequence[zipfile.ZipInfo]) -> None:
+        for member in members:
+            check_name(member.filename)
+        total = sum(member.file_size for member in members)
+        if len(members) > MAX_MEMBERS or total > budget:
+            raise ImageTooLargeError(
+                f"The zip file unpacks to more than {budget:,} bytes or {MAX_MEMBERS} files. Send one record alone."
+            )
+        allow_pixels(total // 2)
+
+    return read_members(
+        data,
+        check,
+        lambda name, file: file.read(),
+        lambda error: f"The zip file is truncated or corrupt ({quoted(first_line(error))}). Pack it again.",
+    )

@@ -42,9 +42,9 @@ def record(
     return {"a.hea": "\n".join(lines).encode(), "a.dat": counts.astype("<i2").tobytes()}
 
 
-def zipped(files: dict[str, bytes]) -> bytes:
+def zipped(files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
+    with zipfile.ZipFile(stream, "w", method) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return stream.getvalue()
@@ -261,6 +261,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "one step": (zipped(record(COUNTS[:1])), "has 1 time step; expected at least 2"),
     "unknown format": (zipped({"a.hea": b"a 1 250 10\na.dat 310 1/mV\n"}), "has the format '310'; expected one of"),
     "segments": (zipped({"a.hea": b"a/3 1 250 10\nb 5\n"}), "several segments"),
+    "zip by LZMA": (zipped(record(), zipfile.ZIP_LZMA), "compressed by another method than deflate"),
     "truncated zip": (zipped(record())[:-30], "The zip file is truncated or corrupt"),
     "wav chunk": (wav(PCM.astype("<i2"), 1, 16)[:-7], "The WAV is truncated"),
     "wav mp3": (wav(PCM.astype("<i2"), 85, 16), "samples of 16 bits in the format 85; expected PCM"),
