@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,15 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     page = find_page(data, limits.max_pixels)
     if not has_plain_samples(page):
         return image.decode(data, limits)
-    try:
+    with translate_errors():
         return decode_page(page, limits)
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raises: InsufficientMemoryError in place of MemoryError, CorruptImageError in place of a decoder's own errors."""
+    try:
+        yield
     except ImageError:
         raise
     except MemoryError as error:

@@ -10,7 +10,7 @@ import struct
 
 import numpy as np
 
-from models.errors import CorruptImageError, ImageError, UnsupportedFormatError, first_line, quoted
+from models.errors import UnsupportedFormatError
 from models.imaging import tiff_limits as tags
 from models.imaging.tiff_limits import ImageFileDirectory, find_pages
 from models.readers import tiff
@@ -20,7 +20,7 @@ from models.sample import Sample
 from models.spec import Spacing
 
 sniff = tiff.sniff
-DESCRIPTION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 270, 282, 283, 296
+DESCRIPTION, X_RESOLUTION, Y_RESOLUTION = 270, 282, 283
 RATIONAL, ASCII, MAX_TEXT_BYTES = 5, 2, 1 << 20
 MM_PER_UNIT = {
     "mm": 1.0,
@@ -57,21 +57,19 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     bands, bits = first.first_value(tags.SAMPLES_PER_PIXEL, 1), first.first_value(tags.BITS_PER_SAMPLE, 1)
     _check_hyperstack(first)
     check_volume((len(pages), height, width), bands, max(1, bits // 8), limits)
-    try:
-        slices = [tiff.decode_page(page, limits) for page in pages]
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise exceptions of any class
-        raise CorruptImageError(
-            f"The TIFF is truncated or corrupt ({quoted(first_line(error))}). Save it again."
-        ) from error
-    for index, each in enumerate(slices):
-        if (each.dtype, each.channels) != (slices[0].dtype, slices[0].channels):
-            raise UnsupportedFormatError(
-                f"The pages of the TIFF differ: {slices[0].describe()}, and {each.describe()} (page {index + 1}); expected slices "
-                "of one volume."
-            )
-    return Sample(np.stack([each.values for each in slices]), "DHW", slices[0].channels, _spacing(first))
+    with tiff.translate_errors():
+        top = tiff.decode_page(first, limits)
+        values = np.empty((len(pages), *top.values.shape), top.values.dtype)
+        values[0] = top.values
+        for index, page in enumerate(pages[1:], 1):
+            each = tiff.decode_page(page, limits)
+            if (each.dtype, each.channels) != (top.dtype, top.channels):
+                raise UnsupportedFormatError(
+                    f"The pages of the TIFF differ: {top.describe()}, and {each.describe()} (page {index + 1}); expected slices "
+                    "of one volume."
+                )
+            values[index] = each.values
+    return Sample(values, "DHW", top.channels, _spacing(first))
 
 
 def _check_hyperstack(page: ImageFileDirectory) -> None:
