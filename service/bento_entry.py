@@ -8,9 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from models.bundle import open_bundle
+from models.bundle import check_has_outputs, open_bundle
 from models.errors import BundleError
-from models.outputs import check_has_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLE_FOLDER = ROOT / "bundle"

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from models.bundle import CHECKSUM_FILE, MODEL_FILE, SPEC_FILE, Bundle, open_bundle
+from models.bundle import CHECKSUM_FILE, MODEL_FILE, SPEC_FILE, Bundle, check_has_outputs, open_bundle
 from models.engines.selection import EngineChoice
 from models.errors import MaskserveError, quoted
 from models.inference.segmenter import Segmenter
-from models.outputs import check_has_outputs
 from service.bundle_stat import BundleStat, stat_bundle
 from service.errors import MalformedRequestError, ModelNotServedError, NotReadyError
 

@@ -24,10 +24,9 @@ import httpx
 import psutil
 
 from models import TELEMETRY_OPT_OUT
-from models.bundle import CHECKSUM_FILE, open_bundle
+from models.bundle import CHECKSUM_FILE, check_has_outputs, open_bundle
 from models.errors import ConfigError, escape_control_characters, quoted
 from models.malloc import MALLOC_SETTINGS
-from models.outputs import check_has_outputs
 from service.errors import ServerStartError
 from service.settings import read_settings
 

@@ -55,10 +55,9 @@ def containerize(
     ] = False,
 ) -> None:
     """Build a container image of the service and BUNDLE. Needs docker, podman or nerdctl; takes some minutes."""
-    from models.bundle import open_bundle
+    from models.bundle import check_has_outputs, open_bundle
     from models.console import Console
     from models.errors import ConfigError, escape_line, quoted
-    from models.outputs import check_has_outputs
 
     for name, value, pattern in (("--tag", tag, TAG_PATTERN), ("--base", base, BASE_IMAGE_PATTERN)):
         if value is not None and not pattern.fullmatch(value):

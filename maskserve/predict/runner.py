@@ -30,11 +30,10 @@ from maskserve.predict.inputs import InputImage, find_images
 from maskserve.predict.manifest import MANIFEST, ManifestRow, ManifestState, open_manifest
 from maskserve.predict.outputs import STAGING_FOLDER, FolderStore, OutputStore
 from maskserve.predict.unread import UnreadFiles
-from models.bundle import open_bundle
+from models.bundle import check_has_outputs, open_bundle
 from models.console import Console
 from models.errors import ConfigError, DataError, RunError, escape_line, quoted
 from models.inference.segmenter import check_supports_windows
-from models.outputs import check_has_outputs
 from models.outputs.select import class_indices
 
 MAX_NAME_BYTES = 255  # of a file name, on nearly every file system

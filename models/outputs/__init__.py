@@ -7,7 +7,7 @@ of a signal a `RecordPrediction`. The first format of each kind of model is its 
 
 from types import ModuleType
 
-from models.errors import BundleError, ConfigError, quoted
+from models.errors import ConfigError, quoted
 from models.outputs import confidence, csv, events, json, npy, npz, overlay, png, wfdb
 from models.outputs.options import MASK_ENCODINGS, OutputOptions
 from models.spec import AXES
@@ -17,7 +17,6 @@ __all__ = [
     "MASK_ENCODINGS",
     "OUTPUT_FORMATS",
     "OutputOptions",
-    "check_has_outputs",
     "find_format",
     "needs_confidence",
 ]
@@ -27,15 +26,6 @@ OUTPUT_FORMATS: dict[str, dict[str, ModuleType]] = {
     "T": {"events": events, "npy": npy, "npz": npz, "csv": csv, "wfdb": wfdb},
 }
 ALL_FORMATS = tuple(dict.fromkeys(name for formats in OUTPUT_FORMATS.values() for name in formats))
-
-
-def check_has_outputs(axes: str) -> None:
-    """Raises: BundleError for a model whose predictions have no output format yet."""
-    if axes not in OUTPUT_FORMATS:
-        raise BundleError(
-            f"The model takes {AXES[axes]}; service and `predict` take {' and '.join(AXES[known] for known in OUTPUT_FORMATS)}. "
-            "Use `maskserve evaluate`, or segment in Python with `models.inference.volumes.segment_volume`."
-        )
 
 
 def find_format(name: str | None, axes: str) -> str:
@@ -48,13 +38,13 @@ def find_format(name: str | None, axes: str) -> str:
     return name or next(iter(formats))
 
 
-def needs_confidence(format: str | None, options: OutputOptions, axes: str = "HW") -> bool:
-    """Whether the prediction must hold the confidence, which takes the segmenter extra time.
+def needs_confidence(format: str | None, options: OutputOptions) -> bool:
+    """Whether the prediction of an image must hold the confidence, which takes the segmenter extra time.
 
-    `format`: a key of OUTPUT_FORMATS[axes]; None for the labels alone.
+    `format`: a key of OUTPUT_FORMATS["HW"]; None for the labels alone.
     """
     return (
         options.min_confidence > 0
-        or (format is not None and bool(OUTPUT_FORMATS[axes][format].NEEDS_CONFIDENCE))
+        or (format is not None and bool(OUTPUT_FORMATS["HW"][format].NEEDS_CONFIDENCE))
         or (format == "json" and options.confidence)
     )

@@ -78,7 +78,7 @@ class SegmentationPipeline:
         Raises: InsufficientMemoryError, and InferenceCancelledError once `should_stop` returns True.
         """
         with translate_memory_errors():
-            confidence = needs_confidence(self.format, self.options, self.spec.input.axes)
+            confidence = needs_confidence(self.format, self.options)
             return self.segmenter.segment(image, confidence, should_stop)
 
     def estimate_cost(self, byte_count: int) -> float:

@@ -4,7 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from models.bundle import CHECKSUM_FILE, SPEC_FILE, file_sha256
+from models.bundle import AXES_WITH_OUTPUTS, CHECKSUM_FILE, SPEC_FILE, file_sha256
+from models.outputs import OUTPUT_FORMATS
 from models.spec import BundleSpec
 from service.auth import hash_api_key
 from service.settings import Settings
@@ -54,3 +55,4 @@ def test_a_model_without_output_formats_is_refused(tiny_bundle: Path, tmp_path: 
         result = run_maskserve(*arguments, cwd=tmp_path)
         assert result.returncode == 1 and "Traceback" not in result.stderr
         assert "takes volumes; service and `predict` take images and signals" in " ".join(result.stderr.split())
+    assert tuple(OUTPUT_FORMATS) == AXES_WITH_OUTPUTS
