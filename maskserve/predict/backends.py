@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -253,8 +252,11 @@ def summarize_mask(labels: Labels, names: list[str], rle: bool = False) -> dict[
 
 def summarize_record(prediction: RecordPrediction, names: list[str]) -> dict[str, Any]:
     """Length, rate and number of events by class of a recording, as ManifestRow has them."""
-    counts = Counter(event.label for track in prediction.tracks for event in track.events)
-    classes = [{"label": label, "name": names[label], "events": counts[label]} for label in sorted(counts)]
+    counts = np.sum([np.bincount(track.columns.labels, minlength=256) for track in prediction.tracks], axis=0)
+    classes = [
+        {"label": label, "name": names[label], "events": int(counts[label])}
+        for label in np.flatnonzero(counts).tolist()
+    ]
     return {"length": len(prediction.sample.values), "rate": prediction.sample.rate, "classes": classes}
 
 

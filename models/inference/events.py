@@ -74,7 +74,11 @@ def find_events(
     labels: Labels, confidence: NDArray[np.float32] | None = None, background: int = BACKGROUND
 ) -> list[Event]:
     """The events of a signal as a list; see `find_event_columns`."""
-    columns = find_event_columns(labels, confidence, background)
+    return list_events(find_event_columns(labels, confidence, background))
+
+
+def list_events(columns: EventColumns) -> list[Event]:
+    """The events of the columns, one object each."""
     means = [None] * len(columns.labels) if columns.confidences is None else columns.confidences.tolist()
     return list(map(Event, columns.labels.tolist(), columns.starts.tolist(), columns.ends.tolist(), means))
 

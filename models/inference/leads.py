@@ -6,13 +6,14 @@ trained on a lead with a name, such as `ii`, takes that lead, if the recording h
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ChannelsError, ConfigError, closest_names, quoted
 from models.imaging.decode import Labels
-from models.inference.events import Event, find_events
+from models.inference.events import Event, EventColumns, find_event_columns, list_events
 from models.inference.segmenter import Segmenter, never_stop
 from models.inference.signals import segment_signal
 from models.readers.prepare import prepare_sample
@@ -29,8 +30,13 @@ class Track:
 
     lead: str  # its name; empty: of all leads together
     labels: Labels  # uint8 T; 255 is unlabeled
-    events: Sequence[Event]  # with their mean confidence
+    columns: EventColumns  # the events, with their mean confidence
     confidence: NDArray[np.float32] | None = None  # T, softmax probability of each label, if it is kept
+
+    @property
+    def events(self) -> list[Event]:
+        """The events, in order of time."""
+        return list_events(self.columns)
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ class RecordPrediction:
     sample: Sample
     tracks: tuple[Track, ...]
 
-    @property
+    @cached_property
     def labels(self) -> Labels:
         """Uint8 T; T x leads where several leads were segmented on their own."""
         if len(self.tracks) == 1:
@@ -83,8 +89,8 @@ def segment_record(
             raise ChannelsError(str(error)) from error
         assert found.confidence is not None  # it was requested
         labels = keep(found.labels, found.confidence)
-        events = find_events(labels, found.confidence)
-        tracks.append(Track(name, labels, events, found.confidence if keep_confidence else None))
+        columns = find_event_columns(labels, found.confidence)
+        tracks.append(Track(name, labels, columns, found.confidence if keep_confidence else None))
     return RecordPrediction(sample, tuple(tracks))
 
 

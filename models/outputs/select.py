@@ -7,6 +7,7 @@ import numpy as np
 
 from models.errors import ConfigError, closest_names, quoted
 from models.imaging.decode import Labels
+from models.inference.postprocess import Confidence
 from models.inference.segmenter import Prediction
 from models.outputs.options import OutputOptions
 from models.outputs.runs import connected_components, find_runs
@@ -22,19 +23,24 @@ def filter_prediction(prediction: Prediction, spec: BundleSpec, options: OutputO
     changed: it belongs to the label that the network predicted.
     Raises: ConfigError for a class that the spec does not have, ValueError for a minimum confidence without confidence.
     """
-    labels = prediction.labels
+    labels = filter_labels(prediction.labels, prediction.confidence, spec, options)
+    if options.min_area > 1:
+        labels = remove_small_regions(labels, options.min_area)
+    return prediction if labels is prediction.labels else replace(prediction, labels=labels)
+
+
+def filter_labels(labels: Labels, confidence: Confidence | None, spec: BundleSpec, options: OutputOptions) -> Labels:
+    """Set labels uint8 [*axes] below the minimum confidence, and those of other classes, to IGNORE_INDEX. Raises: as above."""
     if options.min_confidence > 0:
-        if prediction.confidence is None:
+        if confidence is None:
             raise ValueError("The prediction has no confidence. Call Segmenter.segment(image, confidence=True).")
-        labels = np.where(prediction.confidence >= options.min_confidence, labels, np.uint8(IGNORE_INDEX))
+        labels = np.where(confidence >= options.min_confidence, labels, np.uint8(IGNORE_INDEX))
     if options.classes:
         table = np.full(256, IGNORE_INDEX, np.uint8)
         kept = class_indices(options.classes, spec)
         table[kept] = kept
-        labels = np.asarray(cv2.LUT(labels, table), np.uint8)
-    if options.min_area > 1:
-        labels = remove_small_regions(labels, options.min_area)
-    return prediction if labels is prediction.labels else replace(prediction, labels=labels)
+        labels = np.asarray(cv2.LUT(labels, table), np.uint8).reshape(labels.shape)
+    return labels
 
 
 def class_indices(names: tuple[str, ...], spec: BundleSpec) -> list[int]:

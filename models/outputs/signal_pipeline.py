@@ -3,23 +3,19 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-
 from models.errors import ChannelsError
-from models.imaging.decode import Labels
 from models.imaging.decoder_pool import DEFAULT_TIMEOUT_SECONDS, DecoderPool
 from models.inference.geometry import Image
 from models.inference.leads import RecordPrediction, segment_record
-from models.inference.postprocess import Confidence
 from models.inference.segmenter import Segmenter, never_stop
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
 from models.outputs.pipeline import EncodedMask, SegmentationPipeline, translate_memory_errors
-from models.outputs.select import class_indices
+from models.outputs.select import filter_labels
 from models.readers import read_sample
 from models.readers.kinds import check_kind
 from models.sample import Sample
-from models.spec import IGNORE_INDEX, BundleSpec
+from models.spec import BundleSpec
 
 SAMPLES_PER_UNIT = 60_000  # time steps x leads: 10 seconds of an electrocardiogram of 12 leads at 500 Hz
 
@@ -71,19 +67,8 @@ class SignalPipeline(SegmentationPipeline):
         with translate_memory_errors():
             return segment_record(
                 self.segmenter, self.spec, image, self.options.leads, format is not None and format.NEEDS_CONFIDENCE,
-                should_stop, self._keep,
+                should_stop, lambda labels, confidence: filter_labels(labels, confidence, self.spec, self.options),
             )  # fmt: skip
-
-    def _keep(self, labels: Labels, confidence: Confidence) -> Labels:
-        """The labels uint8 T, with 255 where the confidence is too low, and where another class was found than the options name."""
-        if self.options.min_confidence > 0:
-            labels = np.where(confidence >= self.options.min_confidence, labels, np.uint8(IGNORE_INDEX))
-        if self.options.classes:
-            table = np.full(256, IGNORE_INDEX, np.uint8)
-            kept = class_indices(self.options.classes, self.spec)
-            table[kept] = kept
-            labels = table[labels]
-        return labels
 
     def encode(self, prediction: RecordPrediction) -> EncodedMask:  # type: ignore[override]
         """Encode the events or labels. Raises: InsufficientMemoryError."""
