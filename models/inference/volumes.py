@@ -1,7 +1,6 @@
 """From a volume to labels on its own grid: the one function of evaluation, export, service and predict."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
@@ -23,8 +22,6 @@ def segment_volume(
     Raises: as `Segmenter.segment`; ImageTooLargeError for a volume that would become too large.
     """
     resampled = to_spacing(sample, segmenter.rule.spacing)
-    if resampled is not sample:  # the statistics are those of what the network gets
-        resampled = replace(resampled, statistics=None)
     found = segmenter.segment(resampled, confidence, should_stop)
     labels = np.asarray(resize_nearest(found.labels, sample.size), np.uint8)
     probabilities = found.confidence if found.confidence is None else resize_nearest(found.confidence, sample.size)

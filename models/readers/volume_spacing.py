@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from models.errors import ImageTooLargeError
 from models.imaging.nearest import nearest_indices
 from models.readers.limits import MAX_VOXELS
+from models.readers.statistics import sample_statistics
 from models.sample import Sample, Values
 from models.spec import Spacing
 
@@ -40,7 +41,13 @@ def to_spacing(sample: Sample, spacing: Spacing | None) -> Sample:
     values = resize_values(sample.values, size)
     found = tuple(step * old / new for step, old, new in zip(sample.spacing.values, sample.size, size, strict=True))
     valid = None if sample.valid is None else resize_nearest(sample.valid, size)
-    return replace(sample, values=values, valid=valid, spacing=Spacing(values=found, unit=sample.spacing.unit))
+    return replace(
+        sample,
+        values=values,
+        valid=valid,
+        spacing=Spacing(values=found, unit=sample.spacing.unit),
+        statistics=None if sample.statistics is None else sample_statistics(values, valid),
+    )
 
 
 def resampled_size(size: tuple[int, ...], spacing: Spacing | None, target: Spacing | None) -> tuple[int, ...]:
