@@ -13,7 +13,7 @@ from models.bundle import open_bundle
 from models.console import Console
 from models.engines.openvino_engine import has_bf16
 from models.errors import ConfigError, DataError, ParityError, quoted
-from models.imaging.decode import read_image
+from models.imaging.decode import Labels, read_image
 from models.inference.segmenter import Segmenter, agreement
 from models.inference.signals import segment_signal
 from models.readers import read_input_file
@@ -127,12 +127,7 @@ def check_service_parity(bundle: Path, data: Path, out: Path, console: Console) 
     Image.open(io.BytesIO(overlay)).save(out / "overlay.png")
 
     expected = Segmenter.load(open_bundle(bundle)).segment(read_image(image)).labels
-    equal = agreement(mask.labels, expected)
-    if equal < MIN_SERVICE_AGREEMENT:
-        raise ParityError(
-            f"The service's mask equals this process's on {equal:.2%} of the pixels; expected at least "
-            f"{MIN_SERVICE_AGREEMENT:.1%}. This is an error in maskserve: report it."
-        )
+    equal = check_agreement(mask.labels, expected, "mask equals", "pixels")
     matrix = ConfusionMatrix(len(samples.classes))
     matrix.add(samples.labels(0), mask.labels)
     console.print(
@@ -141,6 +136,17 @@ def check_service_parity(bundle: Path, data: Path, out: Path, console: Console) 
         highlight=False,
         soft_wrap=True,
     )
+
+
+def check_agreement(labels: Labels, expected: Labels, equals: str, unit: str) -> float:
+    """The fraction of the service's labels that equal this process's. `equals`, `unit`: for the message. Raises: ParityError."""
+    equal = agreement(labels, expected)
+    if equal < MIN_SERVICE_AGREEMENT:
+        raise ParityError(
+            f"The service's {equals} this process's on {equal:.2%} of the {unit}; expected at least "
+            f"{MIN_SERVICE_AGREEMENT:.1%}. This is an error in maskserve: report it."
+        )
+    return equal
 
 
 def check_signal_parity(bundle: Path, data: Path, out: Path, console: Console) -> None:
@@ -163,12 +169,7 @@ def check_signal_parity(bundle: Path, data: Path, out: Path, console: Console) -
     (out / "events.json").write_bytes(events)
     segmenter = Segmenter.load(open_bundle(bundle))
     expected = segment_signal(segmenter, read_input_file(out / "record.hea", segmenter.rule)).labels
-    equal = agreement(mask.labels, expected)
-    if equal < MIN_SERVICE_AGREEMENT:
-        raise ParityError(
-            f"The service's labels equal this process's on {equal:.2%} of the time steps; expected at least "
-            f"{MIN_SERVICE_AGREEMENT:.1%}. This is an error in maskserve: report it."
-        )
+    equal = check_agreement(mask.labels, expected, "labels equal", "time steps")
     matrix = ConfusionMatrix(len(samples.classes))
     matrix.add(samples.labels(0), mask.labels)
     console.print(

@@ -5,7 +5,6 @@ this pool bounds those that are not: at the deadline the child is killed and rep
 child only, and one that uses too much memory meets the child's own limit.
 """
 
-import math
 import os
 import select
 import signal
@@ -27,7 +26,7 @@ from models.imaging.decoder_messages import pack_arguments, read_result, receive
 from models.malloc import MALLOC_SETTINGS
 from models.readers import is_photograph
 from models.sample import Sample
-from models.spec import MAX_CHANNELS, InputRule
+from models.spec import InputRule
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_SUPPORTED = hasattr(os, "memfd_create")  # on Linux
@@ -78,11 +77,9 @@ class DecoderPool:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         is_cancelled: Callable[[], bool] = lambda: False,
         rule: InputRule | None = None,
-        rate: float | None = None,
     ) -> Sample:
-        """As `read_input`; without a `rule`, a photograph. After `timeout_seconds`, the child that decodes the image is killed.
+        """As `read_input` of an image; without `rule`, a photograph. After `timeout_seconds`, the child that decodes it is killed.
 
-        `rate`: of a signal whose file states none, in Hz.
         `is_cancelled` is called while the image is decoded; once it returns True, the child has a second left.
         Raises: as `decode_image`; CorruptImageError for an image that takes too long, or crashes the decoder.
         """
@@ -92,22 +89,13 @@ class DecoderPool:
         function, arguments = "decode_image", dict[str, Any](max_pixels=max_pixels)
         if rule is not None and not is_photograph(data, rule):
             function, arguments["rule"] = "read_input", rule
-            if rate is not None:
-                arguments["rate"] = rate
 
         def check(result: Any) -> None:
             values = result.values if isinstance(result, Sample) else result
             channels, dtype = (3, "uint8") if rule is None or rule.is_photograph else (len(rule.channels), rule.dtype)
-            *lengths, found = values.shape
-            if (
-                len(lengths) != len(rule.axes if rule else "HW")
-                or math.prod(lengths) > max_pixels
-                or values.dtype != dtype
-            ):
+            height, width, found = values.shape
+            if height * width > max_pixels or found != channels or values.dtype != dtype:
                 raise ValueError(f"{values.dtype} {values.shape}")
-            each_lead = rule is not None and rule.axes == "T" and channels == 1  # all leads of a signal
-            if found != channels and not (each_lead and found <= MAX_CHANNELS):
-                raise ValueError(f"{found} channels")
 
         result = self.run(function, data, arguments, timeout_seconds, is_cancelled, check)
         return result if isinstance(result, Sample) else Sample(result)

@@ -20,12 +20,12 @@ def draw_sample(
     if rule.axes == "HW":
         return draw_panel(to_rgb(sample.values, rule), target, prediction, classes, caption)
     if rule.axes == "T":
-        return draw_trace(sample.values, target, prediction, classes, caption)
+        return draw_trace_panel(sample.values, target, prediction, classes, caption)
     middle = len(target) // 2
     return draw_panel(gray(sample.values[middle, :, :, 0]), target[middle], prediction[middle], classes, caption)
 
 
-def draw_trace(
+def draw_trace_panel(
     values: Values, target: Labels, prediction: Labels, classes: list[ClassInfo], caption: str
 ) -> Image.Image:
     """The leads of a signal T x C, one below the other, above a band of the true and one of the predicted labels."""
