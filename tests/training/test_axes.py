@@ -19,7 +19,6 @@ from models.inference.windows import pad_values, padded_lengths
 from models.sample import Sample
 from models.spec import IGNORE_INDEX, BundleSpec, ClassInfo, InputRule, Scaling, Spacing
 from tests.fixtures_bundles import QUIET_CONSOLE
-from training.augment.axes import random_crop
 from training.config import TrainConfig
 from training.config_io import save_config
 from training.data.dataset import Pair, SegmentationDataset
@@ -229,23 +228,6 @@ def test_losses_are_those_of_an_image_of_one_row(name: str) -> None:
     labels[0, :7] = IGNORE_INDEX
     criterion = Criterion(name, torch.tensor([1.0, 2.0, 0.5]), label_smoothing=0.1)
     torch.testing.assert_close(criterion(logits, labels), criterion(logits[:, :, None], labels[:, None]))
-
-
-def test_random_crop_of_a_shorter_sample_is_filled_and_ignored() -> None:
-    random = np.random.default_rng(0)
-    values, labels = np.ones((5, 30, 4, 1), np.int16), np.full((5, 30, 4), 1, np.uint8)
-    seen = set()
-    for _ in range(20):
-        crop, crop_labels = random_crop(values, labels, random, (8, 16, 4), 0.0, np.array([7], np.int16))
-        assert crop.shape == (8, 16, 4, 1)
-        inside = crop_labels == 1
-        assert inside.sum() == 5 * 16 * 4
-        assert (crop[inside] == 1).all() and (crop[~inside] == 7).all() and (crop_labels[~inside] == IGNORE_INDEX).all()
-        seen.add(int(inside.any(axis=(1, 2)).argmax()))
-    assert seen == {0, 1, 2, 3}
-    labels[:], labels[2, 20, 1] = IGNORE_INDEX, 2
-    for _ in range(10):  # a class of one voxel is in every crop
-        assert 2 in random_crop(values, labels, random, (2, 8, 4), 1.0, np.zeros(1, np.int16))[1]
 
 
 @pytest.mark.parametrize("lengths", [(5, 9, 6), (11, 16, 25)], ids=["smaller than the window", "several windows"])

@@ -99,6 +99,6 @@ def _adjust_color(image: Image, params: AugmentParams, rule: InputRule, rgb: lis
 def to_dtype(values: NDArray[Any], dtype: np.dtype[Any]) -> Image:
     """Values in the type of the samples; integers are rounded and clipped to the range of theirs."""
     if dtype.kind == "f":
-        return values.astype(dtype)
+        return values.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
     return np.asarray(np.rint(values).clip(limits.min, limits.max), dtype)

@@ -10,7 +10,6 @@ another, the volume is turned, bent and blurred within its slices only.
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from models.imaging.decode import Labels
 from models.readers.prepare import fill_values
 from models.sample import Statistics, Values
 from models.spec import IGNORE_INDEX, InputRule
-from training.augment.samples import LEVELS_PER_DEVIATION
+from training.augment.samples import LEVELS_PER_DEVIATION, to_dtype
 from training.config import TrainConfig
 
 ANISOTROPY = 3.0  # ratio of spacings, from which an axis is coarse
@@ -86,7 +85,7 @@ def augment_volume(
     units = torch.from_numpy(np.stack([fill, mean, deviation]))
     changed, moved = apply_params(image, mask, params, origin, units)
     result = changed.movedim(0, -1).contiguous().numpy()
-    return _to_dtype(result, values.dtype), moved.numpy()
+    return to_dtype(result, values.dtype), moved.numpy()
 
 
 def sample_params(
@@ -324,10 +323,3 @@ def change_gamma(image: Tensor, gamma: float, inverted: bool) -> Tensor:
     powered = 1 - powered if inverted else powered
     new_deviation, new_mean = torch.std_mean(powered, dim=axes, keepdim=True, correction=0)
     return (powered - new_mean) * (deviation / new_deviation.clamp_min(1e-7)) + mean
-
-
-def _to_dtype(values: NDArray[np.float32], dtype: np.dtype[Any]) -> Values:
-    if dtype.kind == "f":
-        return values.astype(dtype, copy=False)
-    limits = np.iinfo(dtype)
-    return np.asarray(np.rint(values).clip(limits.min, limits.max), dtype)

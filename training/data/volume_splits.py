@@ -12,15 +12,15 @@ from training.data.tree import FileTree
 _PATIENT = re.compile(r"(?:patient|subject|subj|sub|pat)[-_ ]?\d+", re.IGNORECASE)
 
 
-def assign_cases(tree: FileTree, entries: list[Entry]) -> tuple[list[Entry], tuple[Path, ...], tuple[str, ...]]:
-    """The entries with splits and patients; the files that were read; and notes.
+def assign_cases(tree: FileTree, entries: list[Entry]) -> tuple[list[Entry], tuple[Path, ...]]:
+    """The entries with splits and patients, and the files that were read.
 
     Raises: DataError for a line of the table that names no case.
     """
     grouped = [entry._replace(group=entry.group or _patient(entry.name)) for entry in entries]
     table = find_split_table(tree)
     if table is None:
-        return grouped, (), ()
+        return grouped, ()
     by_name = {entry.name.lower(): index for index, entry in enumerate(grouped)}
     for number, (name, split, group) in enumerate(table.rows, 2):
         key = re.sub(r"\.(nii\.gz|nii|nrrd|tiff?|npy|npz)$", "", name.lower())
@@ -32,13 +32,7 @@ def assign_cases(tree: FileTree, entries: list[Entry]) -> tuple[list[Entry], tup
         grouped[index] = grouped[index]._replace(
             split=split or grouped[index].split, group=group or grouped[index].group
         )
-    left = [entry.name for entry in grouped if not entry.split]
-    notes = (
-        (f"{table.file} does not assign {len(left):,} cases, such as {left[0]}.",)
-        if 0 < len(left) < len(grouped)
-        else ()
-    )
-    return grouped, (table.file,), notes
+    return grouped, (table.file,)
 
 
 def _patient(name: str) -> str:

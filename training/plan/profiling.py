@@ -141,8 +141,7 @@ def measure_read_seconds(samples: SegmentationDataset | None) -> float:
     times = []
     for index in samples.evenly_spaced_indices(NUM_TIMED_READS):
         start = time.perf_counter()
-        samples.image(index)
-        samples.labels(index)
+        samples.sample_and_labels(index)
         times.append(time.perf_counter() - start)
     return float(np.median(times))
 

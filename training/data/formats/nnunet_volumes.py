@@ -48,12 +48,12 @@ def read(tree: FileTree) -> Listing:
             split = default or (splits.get(name, "train") if splits else "")
             entries.append(Entry(name, first, mask, split, further_channels=tuple(others)))
         unmatched += [tree.path(path) for name, path in mask_by_name.items() if name not in cases]
-    entries, table_files, notes = assign_cases(tree, entries)
+    entries, table_files = assign_cases(tree, entries)
     channels = read_channel_names(tree)
     _check_channel_count(tree, entries, channels)
     return Listing(
         tree.root, entries, classes, encoding, mask_reader=VolumeMaskReader(), unmatched_masks=tuple(unmatched),
-        notes=(*tree.notes, *notes), files=(*files, *split_files, *table_files), axes="DHW", channels=channels,
+        notes=tree.notes, files=(*files, *split_files, *table_files), axes="DHW", channels=channels,
     )  # fmt: skip
 
 

@@ -43,11 +43,11 @@ def read(tree: FileTree) -> Listing:
     entries = _entries(tree)
     check_unique(entries)
     classes, encoding, class_files = read_dataset_classes(tree)
-    entries, files, notes = assign_cases(tree, entries)
+    entries, files = assign_cases(tree, entries)
     classes = classes or infer_classes(entries)
     return Listing(
         tree.root, entries, classes, encoding or IDENTITY_ENCODING, mask_reader=VolumeMaskReader(),
-        notes=(*tree.notes, *notes), files=(*class_files, *files), axes="DHW",
+        notes=tree.notes, files=(*class_files, *files), axes="DHW",
     )  # fmt: skip
 
 

@@ -39,8 +39,6 @@ class VolumeStats:
     fractional: bool = False  # whether the labels are stored as floats
     low: tuple[float, ...] = ()  # smallest value
     high: tuple[float, ...] = ()  # largest value
-    mean: tuple[float, ...] = ()
-    deviation: tuple[float, ...] = ()
     foreground: NDArray[np.float32] | None = None  # K x C: values of some voxels of classes other than 0
     valid: float = 1.0  # fraction of voxels that are numbers
     label_counts: NDArray[np.int64] | None = None  # 256: voxels of each label; None if the labels cannot be read
@@ -89,8 +87,6 @@ def compute_volume_stats(dataset: SegmentationDataset, index: int) -> VolumeStat
         "channels": sample.channels,
         "low": tuple(extremes[0].astype(float).tolist()),
         "high": tuple(extremes[1].astype(float).tolist()),
-        "mean": tuple(measured.mean(axis=0, dtype=np.float64).tolist()) if len(measured) else (),
-        "deviation": tuple(measured.std(axis=0, dtype=np.float64).tolist()) if len(measured) else (),
         "valid": 1.0 if valid is None else float(valid.mean()),
         "digest": pixel_digest(sample.values),
     }
