@@ -154,8 +154,8 @@ MUTATIONS = [
     Mutation(
         "min_confidence leaves out what reaches it",
         "models/outputs/select.py",
-        "prediction.confidence >= options.min_confidence",
-        "prediction.confidence > options.min_confidence",
+        "np.where(confidence >= options.min_confidence",
+        "np.where(confidence > options.min_confidence",
         ["tests/models/outputs/test_select.py"],
     ),
     Mutation(
