@@ -12,6 +12,7 @@ Values = NDArray[Any]  # [*axes, C], one of SAMPLE_DTYPES
 Valid = NDArray[np.bool_]  # [*axes], False where data is missing
 Statistics = NDArray[np.float32]  # 2 x C: what is subtracted from each channel, and by what the rest is divided
 
+MM3_PER_ML = 1000.0
 
 Affine4 = tuple[tuple[float, float, float, float], ...]  # 4 rows, the last (0, 0, 0, 1)
 

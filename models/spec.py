@@ -191,6 +191,18 @@ class EventRule(_FrozenModel):
     )
 
 
+class ComponentRule(_FrozenModel):
+    """Post-processing of a class's connected components in a volume (`models/inference/components.py`); off by default."""
+
+    keep_largest: bool = Field(default=False, description="all components but the largest are removed")
+    min_volume: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="smaller components are removed, ml; voxels if the input rule has no spacing",
+    )
+
+
 class Int8Metrics(_FrozenModel):
     """mIoU of the int8 graph and of the float graph on the validation split, 0..1."""
 
@@ -208,8 +220,9 @@ class BundleSpec(_FrozenModel):
     ignore_index: int = IGNORE_INDEX
     input: InputRule
     architecture: Architecture
-    postprocess: dict[str, EventRule] = Field(
-        default={}, description="of the events of a signal, by class name; classes without a rule stay as they are"
+    postprocess: dict[str, EventRule] | dict[str, ComponentRule] = Field(
+        default={},
+        description="by class name, of a signal's events or a volume's components; classes without a rule stay as they are",
     )
     parity: dict[str, dict[str, float]] = Field(
         default={},
@@ -230,17 +243,25 @@ class BundleSpec(_FrozenModel):
         return palette(self.classes)
 
     def event_rules(self) -> dict[int, EventRule]:
-        """The rules of `postprocess` by label."""
+        """The rules of `postprocess` for the events of a signal, by label."""
+        return {label: rule for label, rule in self._rules() if isinstance(rule, EventRule)}
+
+    def component_rules(self) -> dict[int, ComponentRule]:
+        """The rules of `postprocess` for the components of a volume, by label."""
+        return {label: rule for label, rule in self._rules() if isinstance(rule, ComponentRule)}
+
+    def _rules(self) -> list[tuple[int, EventRule | ComponentRule]]:
         labels = {entry.name: label for label, entry in enumerate(self.classes)}
-        return {labels[name]: rule for name, rule in self.postprocess.items()}
+        return [(labels[name], rule) for name, rule in self.postprocess.items()]
 
     @model_validator(mode="after")
     def _check_postprocess(self) -> Self:
-        events = [entry.name for entry in self.classes[1:]]
-        if unknown := [name for name in self.postprocess if name not in events]:
-            raise ValueError(
-                f"`postprocess` has a rule for {unknown[0]}, and the classes of events are {', '.join(events)}"
-            )
+        foreground = [entry.name for entry in self.classes[1:]]
+        if unknown := [name for name in self.postprocess if name not in foreground]:
+            raise ValueError(f"`postprocess` has a rule for {unknown[0]}, and the classes are {', '.join(foreground)}")
+        kind = {"T": EventRule, "DHW": ComponentRule}.get(self.input.axes)
+        if any(type(rule) is not kind for rule in self.postprocess.values()):
+            raise ValueError(f"`postprocess` has rules that are not for {AXES[self.input.axes]}")
         return self
 
 

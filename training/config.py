@@ -210,6 +210,17 @@ class TrainConfig(BaseModel):
         description="signals: seconds up to which background within an event is filled, by class; default: none is",
     )
 
+    # the components of volumes, in evaluation and service
+    keep_largest: tuple[str, ...] = Field(
+        (),
+        description="volumes: classes of which only the largest connected component is kept, as in liver,spleen; default: none",
+    )
+    min_volume: dict[str, float] | None = Field(
+        None,
+        description="volumes: ml below which a connected component is removed, by class, as in liver:5,spleen:1 (voxels, if the "
+        "volumes have no spacing); default: none is",
+    )
+
     # the optimization
     epochs: int | None = Field(
         None, ge=1, description="passes over the training images; default: 40, or as many as the minutes allow"
@@ -309,28 +320,34 @@ class TrainConfig(BaseModel):
         optional = type(None) in get_args(field.annotation)
         return None if optional and isinstance(value, str) and value.lower() == "none" else value
 
-    @field_validator("channels", mode="before")
+    @field_validator("channels", "keep_largest", mode="before")
     @classmethod
     def _split_channels(cls, value: Any) -> Any:
         """`channels=nir` is one name, and `nir,red` in YAML is text."""
         return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
-    @field_validator("min_duration", "max_gap", mode="before")
+    @field_validator("min_duration", "max_gap", "min_volume", mode="before")
     @classmethod
-    def _split_durations(cls, value: Any) -> Any:
+    def _split_by_class(cls, value: Any, info: ValidationInfo) -> Any:
         """`P:0.02,QRS:0.03`, as on the command line. A class's name may hold a colon."""
         if not isinstance(value, str):
             return value
         pairs = [entry.rpartition(":") for entry in value.split(",")]
-        if not all(name and seconds for name, _, seconds in pairs):
-            raise ValueError("write CLASS:SECONDS, several with commas, as in P:0.02,QRS:0.03")
-        return {name.strip(): seconds for name, _, seconds in pairs}
+        if not all(name and number for name, _, number in pairs):
+            form = "CLASS:ML, several with commas, as in liver:5,spleen:1"
+            if info.field_name != "min_volume":
+                form = "CLASS:SECONDS, several with commas, as in P:0.02,QRS:0.03"
+            raise ValueError(f"write {form}")
+        return {name.strip(): number for name, _, number in pairs}
 
-    @field_validator("min_duration", "max_gap")
+    @field_validator("min_duration", "max_gap", "min_volume")
     @classmethod
-    def _check_durations(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value and not all(0 <= seconds < float("inf") for seconds in value.values()):
-            raise ValueError("a duration is a number of seconds, 0 or more")
+    def _check_by_class(cls, value: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        if value and not all(0 <= number < float("inf") for number in value.values()):
+            quantity = (
+                "a volume is a number of ml" if info.field_name == "min_volume" else "a duration is a number of seconds"
+            )
+            raise ValueError(f"{quantity}, 0 or more")
         return value
 
     @field_validator("crop", mode="before")

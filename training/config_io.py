@@ -13,9 +13,16 @@ from models.atomic_write import write_atomically
 from models.console import Console
 from models.errors import ConfigError, RunError, closest_names, quoted
 from models.setting_errors import plain_reason
-from models.spec import ClassInfo, EventRule
+from models.spec import AXES, ClassInfo, ComponentRule, EventRule
 from training.config import SETTING_GROUPS, TrainConfig
 from training.run_folder import CONFIG_FILE, LAST_CHECKPOINT, EndSetting, RunEnd, read_run_metadata
+
+POSTPROCESS_SETTINGS = {
+    "min_duration": "T",
+    "max_gap": "T",
+    "keep_largest": "DHW",
+    "min_volume": "DHW",
+}  # and their axes
 
 
 def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
@@ -26,7 +33,7 @@ def load_config(file: Path | None, overrides: list[str]) -> TrainConfig:
 # Settings that may change when a run is resumed; the others would make it another training.
 CHANGEABLE_ON_RESUME = (
     "epochs", "minutes", "patience", "validate_every", "device", "devices", "workers", "sandbox", "cache_decoded", "save_minutes",
-    "tensorboard", "kernel_snapshots", "min_duration", "max_gap",
+    "tensorboard", "kernel_snapshots", "min_duration", "max_gap", "keep_largest", "min_volume",
 )  # fmt: skip
 
 
@@ -138,20 +145,27 @@ def format_value(value: Any) -> str:
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def event_rules(config: TrainConfig, classes: list[ClassInfo], axes: str) -> dict[str, EventRule]:
-    """The post-processing of events by class name, for the spec. Raises: ConfigError for a class that is no event's."""
-    events = [entry.name for entry in classes[1:]]
-    rules: dict[str, dict[str, float]] = {}
-    for setting in ("min_duration", "max_gap"):
-        given: dict[str, float] = getattr(config, setting) or {}
-        if given and axes != "T":
-            raise ConfigError(f"The setting {setting} is for signals, and this data set holds images; leave it out.")
-        for name, seconds in given.items():
-            if name not in events:
-                close = closest_names(name, events)
-                hint = f"did you mean {close}?" if close else f"they are {', '.join(events)}."
-                raise ConfigError(f"The setting {setting} names {quoted(name)}, which is no class of an event; {hint}")
-            rules.setdefault(name, {})[setting] = seconds
+def postprocess_rules(
+    config: TrainConfig, classes: list[ClassInfo], axes: str
+) -> dict[str, EventRule] | dict[str, ComponentRule]:
+    """The post-processing by class name, for the spec. Raises: ConfigError for an unknown class, and for other axes."""
+    foreground = [entry.name for entry in classes[1:]]
+    rules: dict[str, dict[str, Any]] = {}
+    for setting, possible in POSTPROCESS_SETTINGS.items():
+        given = getattr(config, setting) or {}
+        if given and axes != possible:
+            raise ConfigError(
+                f"The setting {setting} is for {AXES[possible]}, and this data set holds {AXES[axes]}; leave it out."
+            )
+        for name, value in (given if isinstance(given, dict) else dict.fromkeys(given, True)).items():
+            if name not in foreground:
+                close = closest_names(name, foreground)
+                hint = f"did you mean {close}?" if close else f"they are {', '.join(foreground)}."
+                kind = "class of an event" if axes == "T" else "class but the background"
+                raise ConfigError(f"The setting {setting} names {quoted(name)}, which is no {kind}; {hint}")
+            rules.setdefault(name, {})[setting] = value
+    if axes == "DHW":
+        return {name: ComponentRule(**rule) for name, rule in rules.items()}
     return {name: EventRule(**rule) for name, rule in rules.items()}
 
 

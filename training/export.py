@@ -21,7 +21,7 @@ from models.inference.segmenter import TILE_SIZE, Segmenter
 from models.inference.windows import MAX_WINDOW, extract_window, make_lattice
 from models.spec import BundleSpec, InputRule, Int8Metrics
 from training.config import TrainConfig
-from training.config_io import event_rules, load_config
+from training.config_io import load_config, postprocess_rules
 from training.data import SegmentationDataset, load_splits
 from training.data.scan.sample_stats import content_digest, describe_changes
 from training.data.scan.scanner import scan_splits
@@ -73,7 +73,7 @@ def export(
         classes=metadata.classes,
         input=rule,
         architecture=network.architecture,
-        postprocess=event_rules(config, metadata.classes, rule.axes),
+        postprocess=postprocess_rules(config, metadata.classes, rule.axes),
         provenance={
             **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
             "data": printable(metadata.data.name),

@@ -43,9 +43,9 @@ from training.config_io import (
     check_resume_settings,
     check_run_exists,
     config_from_dict,
-    event_rules,
     finished_message,
     load_config,
+    postprocess_rules,
     save_config,
 )
 from training.data import SegmentationDataset, load_split
@@ -315,7 +315,7 @@ def lint_before_training(data: Path, config: TrainConfig, console: Console) -> L
         load_split(data, "val", config.format)  # raises an error that says what is missing
     classes = report.datasets["train"].classes
     check_monitor(config.monitor, classes, report.pixel_counts["val"][: len(classes)])
-    event_rules(config, classes, report.datasets["train"].axes)  # raises an error for a class that is no event's
+    postprocess_rules(config, classes, report.datasets["train"].axes)  # raises an error for an unknown class
     return apply_input(report, config, console)
 
 

@@ -61,7 +61,7 @@ from models.inference.windows import (
 from models.readers import read_input
 from models.readers.statistics import sample_statistics
 from models.sample import Sample, Statistics, Valid
-from models.spec import AXES, IGNORE_INDEX, EventRule, InputRule
+from models.spec import AXES, IGNORE_INDEX, ComponentRule, EventRule, InputRule
 
 logger = logging.getLogger("maskserve")
 
@@ -116,6 +116,7 @@ class Segmenter:
         self.choice = choice
         self.tta = tta
         self.event_rules: dict[int, EventRule] = {}  # by label; `segment_signal` applies them
+        self.component_rules: dict[int, ComponentRule] = {}  # by label; `segment_volume` applies them
         if tta and rule.axes != "HW":
             raise EngineError(
                 f"Test-time augmentation flips and scales images; this network takes {AXES[rule.axes]}. Leave it out."
@@ -162,6 +163,7 @@ class Segmenter:
                 skipped = "".join(f" (skipped: {error})" for error in failed)
                 segmenter = cls(run, bundle.spec.input, replace(choice, reason=choice.reason + skipped), tta)
                 segmenter.event_rules = bundle.spec.event_rules()
+                segmenter.component_rules = bundle.spec.component_rules()
                 if verify_probes:
                     segmenter.verify_probes(bundle)
                 return segmenter

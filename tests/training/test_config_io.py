@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from models.errors import ConfigError
-from models.spec import ClassInfo, EventRule
+from models.spec import ClassInfo, ComponentRule, EventRule
 from training.config import SETTING_GROUPS, TrainConfig
-from training.config_io import config_from_dict, event_rules, load_config, print_settings
+from training.config_io import config_from_dict, load_config, postprocess_rules, print_settings
 
 JUNK = ["nonsense", -7, 1e9, [], [1], [1, 2, 3], ["a", "b"], {"a": 1}, 2.5, float("nan"), True, [[1], [2]]]
 
@@ -42,6 +42,7 @@ def test_a_wrong_setting_is_refused_in_plain_words(name: str) -> None:
         ("aux=perhaps", "The setting aux=perhaps is not possible: expected true or false"),
         ("min_duration=0.02", "min_duration=0.02 is not possible: write CLASS:SECONDS, several with commas"),
         ("min_duration=P:fast", "min_duration=P:fast is not possible: expected a number"),
+        ("min_volume=liver:-1", "min_volume=liver:-1 is not possible: a volume is a number of ml, 0 or more"),
         ("max_gap=P:-1", "max_gap=P:-1 is not possible: a duration is a number of seconds, 0 or more"),
         ("format=a\\b", None),
         ("a\\b", r"'a\b' is not a setting"),
@@ -76,14 +77,28 @@ def test_settings_are_listed_in_groups_and_unbroken_at_80_columns() -> None:
 def test_durations_of_events_by_class() -> None:
     classes = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "P", "1")]
     config = load_config(None, ["min_duration=P:0.02,1:30", "max_gap=P:0.01"])
-    rules = event_rules(config, classes, "T")
+    rules = postprocess_rules(config, classes, "T")
     assert rules == {"P": EventRule(min_duration=0.02, max_gap=0.01), "1": EventRule(min_duration=30)}
     assert config_from_dict(config.model_dump(mode="json")) == config
-    assert event_rules(TrainConfig(), classes, "HW") == {}
+    assert postprocess_rules(TrainConfig(), classes, "HW") == {}
     with pytest.raises(ConfigError, match="max_gap is for signals"):
-        event_rules(load_config(None, ["max_gap=P:1"]), classes, "HW")
+        postprocess_rules(load_config(None, ["max_gap=P:1"]), classes, "HW")
     for name in ("background", "p"):  # what is no event has no duration
         with pytest.raises(
             ConfigError, match=f"'{name}', which is no class of an event; (did you mean P|they are P, 1)"
         ):
-            event_rules(load_config(None, [f"min_duration={name}:1"]), classes, "T")
+            postprocess_rules(load_config(None, [f"min_duration={name}:1"]), classes, "T")
+
+
+def test_components_of_volumes_by_class() -> None:
+    classes = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "liver", "spleen")]
+    config = load_config(None, ["keep_largest=liver", "min_volume=liver:5,spleen:0.5"])
+    rules = postprocess_rules(config, classes, "DHW")
+    assert rules == {"liver": ComponentRule(keep_largest=True, min_volume=5), "spleen": ComponentRule(min_volume=0.5)}
+    assert config_from_dict(config.model_dump(mode="json")) == config
+    with pytest.raises(ConfigError, match="keep_largest is for volumes, and this data set holds images"):
+        postprocess_rules(config, classes, "HW")
+    with pytest.raises(
+        ConfigError, match="keep_largest names 'livr', which is no class but the background; did you mean liver"
+    ):
+        postprocess_rules(load_config(None, ["keep_largest=livr"]), classes, "DHW")

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.imaging.decode import Labels
+from models.sample import MM3_PER_ML
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.metrics.confusion import Rates, is_background, nan_mean, ratio, round_or_none
 from training.metrics.results import CaseMetric, Rate, VolumeMetrics
 
-MM3_PER_ML = 1000.0
 DEFAULT_TOLERANCE = 2.0  # mm, of the surface Dice
 METRICS: tuple[Literal["dice", "surface_dice", "hd95", "volume_error"], ...] = (
     "dice",
