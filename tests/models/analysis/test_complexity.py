@@ -20,6 +20,7 @@ from models.spec import Architecture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+SLOW_RESNETS = [("resnet18", 8), ("resnet34", 32), ("resnet50", 16), ("resnet101", 32)]
 SIZE = (360, 490)  # padded to 384 x 512
 RESNETS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
@@ -60,13 +61,7 @@ def meta_build(name: str, **options: Any) -> Network:
 
 @pytest.mark.parametrize(
     ("name", "output_stride"),
-    [
-        pytest.param(
-            name, stride, marks=() if (name, stride) in [("resnet18", 16), ("resnet50", 8)] else pytest.mark.slow
-        )
-        for name in RESNETS
-        for stride in (8, 16, 32)
-    ],
+    [("resnet18", 16), ("resnet50", 8), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW_RESNETS)],
 )
 def test_receptive_field_of_resnets(name: str, output_stride: int) -> None:
     network = meta_build("fcn", encoder=name, output_stride=output_stride, head="fcn", skips="32s")

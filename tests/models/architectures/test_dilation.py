@@ -25,23 +25,26 @@ SIZE = (64, 128)  # (height, width) in pixels
 # Only convolutions, pools and norms.
 EXACT = ["resnet18", "mobilenet_v2", "tu-convnext_atto", "tu-regnetx_002"]
 EXACT_SLOW = [
-    "alexnet", "resnet50", "resnext50_32x4d", "vgg11", "vgg11_bn", "densenet121", "xception", "inceptionv4", "inceptionresnetv2",
-    "dpn68", "mobileone_s0", "tu-resnet50d", "tu-res2net50_14w_8s", "tu-dla34", "tu-darknet17", "tu-repvgg_a0",
+    "alexnet", "vgg11", "densenet121", "xception", "inceptionv4", "dpn68", "mobileone_s0", "tu-res2net50_14w_8s", "tu-dla34",
+    "tu-darknet17",
 ]  # fmt: skip
 # Squeeze-and-excitation, or a norm over the whole image.
 GLOBAL_POOLING = ["efficientnet-b0"]
 GLOBAL_POOLING_SLOW = [
-    "efficientnet-b3", "se_resnet50", "mobileone_s4", "tu-regnety_002", "tu-mobilenetv3_small_050", "tu-tf_efficientnet_b0",
+    "se_resnet50",
+    "tu-regnety_002",
+    "tu-mobilenetv3_small_050",
+    "tu-tf_efficientnet_b0",
     "tu-poolformer_s12",
-]  # fmt: skip
+]
 # Global attention: the largest difference, with random weights.
 ATTENTION = {"tu-edgenext_xx_small": 0.01, "mit_b0": 0.05}
 
 
 def dilation_cases(fast: list[str], slow: list[str]) -> Any:
-    """Parametrise by encoder and output stride. Stride 8 dilates two stages; stride 16 alone is slow, and for `fast` only."""
+    """Parametrise by encoder and output stride. Stride 8 dilates two stages; the first encoder is dilated to 16 too."""
     cases = [pytest.param(name, 8) for name in fast]
-    cases += [pytest.param(name, 16, marks=pytest.mark.slow) for name in fast]
+    cases += [pytest.param(fast[0], 16, marks=pytest.mark.slow)]
     cases += [pytest.param(name, 8, marks=pytest.mark.slow) for name in slow]
     return pytest.mark.parametrize(("name", "output_stride"), cases)
 

@@ -18,24 +18,24 @@ from tests.fixtures_networks import CLASSES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# Different implementations; benchmarks/encoders.py covers many more.
+# One per implementation, the smallest; benchmarks/encoders.py covers many more.
 FAST = ["alexnet", "resnet18", "efficientnet-b0", "tu-convnext_atto", "tu-hrnet_w18_small"]
 SLOW = [
     "vgg11", "mobilenet_v2",
-    "dpn68", "densenet121", "inceptionv4", "inceptionresnetv2", "xception", "senet154", "mit_b0", "mobileone_s0",
+    "dpn68", "densenet121", "inceptionv4", "inceptionresnetv2", "xception", "se_resnet50", "mit_b0", "mobileone_s0",
     "tu-swin_tiny_patch4_window7_224", "tu-pvt_v2_b0", "tu-dla34", "tu-mobilenetv3_small_050", "tu-edgenext_xx_small",
 ]  # fmt: skip
 
 
+# Encoders of less depth leave layers out: the stages of smp's, in lists, in timm's, and where layers stay unused.
+SHALLOW = ["resnet18", "tu-hrnet_w18_small", "efficientnet-b0", "densenet121", "mit_b0", "tu-dla34"]
+
+
 def depth_cases() -> list[object]:
-    """(encoder, depth); in `make test` all depths of some encoders and the full depth of the others."""
+    """(encoder, depth); full depth in `make test` for some encoders, less depth for two of them."""
     fast = [*((name, 5) for name in FAST), ("resnet18", 3), ("tu-hrnet_w18_small", 3)]
-    return [
-        pytest.param(name, depth, marks=() if (name, depth) in fast else pytest.mark.slow)
-        for name in [*FAST, *SLOW]
-        for depth in (5, 3)
-        if name != "alexnet" or depth == 5
-    ]
+    cases = [*((name, 5) for name in [*FAST, *SLOW]), *((name, 3) for name in SHALLOW)]
+    return [pytest.param(*case, marks=() if case in fast else pytest.mark.slow) for case in cases]
 
 
 @pytest.mark.parametrize(("name", "depth"), depth_cases())

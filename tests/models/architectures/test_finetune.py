@@ -190,13 +190,7 @@ def test_classifier_is_loaded_into_the_encoder(encoder: str, classifier: Any, tm
     assert len({value[0] for value in values}) == len(values)  # and each from another one
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name == "lraspp_mobilenet_v3_large" else pytest.mark.slow)
-        for name in MODEL_BACKBONES
-    ],
-)
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", pytest.param("fcn_resnet50", marks=pytest.mark.slow)])
 def test_classifier_is_loaded_into_the_backbone_of_torchvision(name: str, tmp_path: Path) -> None:
     state = distinct_state_dict(lambda: torchvision.models.get_model(MODEL_BACKBONES[name]))
     torch.save(state, tmp_path / "classifier.pth")
