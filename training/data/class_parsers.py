@@ -40,8 +40,9 @@ VALUE_COLUMNS = (
 )
 COLOR_COLUMNS = (("r", "g", "b"), ("red", "green", "blue"))
 JSON_NAMES, JSON_COLORS = ("name", "class_name", "class", "label", "title", "readable"), ("color", "colour", "rgb")
-JSON_NUMBERS = ("id", "class_id", "index", "value")
-HEX_COLOR = re.compile("#[0-9a-fA-F]{6}")
+HASTY_NUMBER = "png_index"  # values of Hasty and CloudFactory, where 0 is the background and not listed
+JSON_NUMBERS = (HASTY_NUMBER, "pixel_value", "value", "class_id", "label_id", "index", "id")
+HEX_COLOR = re.compile("#[0-9a-fA-F]{6}([0-9a-fA-F]{2})?")  # the opacity is not read
 JSON_LISTS = ("labels", "id2label", "names", "classes", "categories")  # keys that hold the classes
 _COLOR_LINE = re.compile(r"(\d+)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\S.*)|(\S.*?)[\s,;]+(\d+)[\s,;]+(\d+)[\s,;]+(\d+)")
 _NUMBERED_LINE = re.compile(r"(\d+)\s*[:,;\s]\s*(\S.*)")
@@ -189,7 +190,10 @@ def parse_json(text: str, file: Path) -> list[ClassRow]:
         ]
         content = nested[0] if nested else content
         if isinstance(content, list):
-            return [_json_row(entry) for entry in content]
+            rows = [_json_row(entry) for entry in content]
+            if any(HASTY_NUMBER in entry for entry in content) and all(row.value for row in rows):
+                rows.insert(0, ClassRow("background", rows[0].rgb and (0, 0, 0), 0))
+            return rows
         rows = []
         for key, value in content.items():
             if isinstance(value, list) or (isinstance(value, str) and HEX_COLOR.fullmatch(value)):
@@ -217,7 +221,7 @@ def _json_color(value: Any) -> tuple[int, int, int] | None:
     """A color as [r, g, b] or "#rrggbb"; None for the name of a color. Raises: ValueError, TypeError."""
     if isinstance(value, str) and not HEX_COLOR.fullmatch(value):
         return None
-    channels = bytes.fromhex(value.removeprefix("#")) if isinstance(value, str) else value
+    channels = bytes.fromhex(value.removeprefix("#")[:6]) if isinstance(value, str) else value
     red, green, blue = (int(channel) for channel in channels)
     if not all(0 <= channel <= 255 for channel in (red, green, blue)):
         raise ValueError
@@ -227,11 +231,10 @@ def _json_color(value: Any) -> tuple[int, int, int] | None:
 def _json_row(entry: Any) -> ClassRow:
     if isinstance(entry, str):
         return ClassRow(entry, None)
-    color, number = (
-        next((entry[key] for key in keys if entry.get(key) is not None), None) for keys in (JSON_COLORS, JSON_NUMBERS)
-    )
+    color = next((entry[key] for key in JSON_COLORS if entry.get(key) is not None), None)
+    number = next((entry[key] for key in JSON_NUMBERS if isinstance(entry.get(key), int)), None)
     name = next((entry[key] for key in JSON_NAMES if entry.get(key)), None)
     if not isinstance(name, str | int):
         raise TypeError
-    value = int(number) if isinstance(number, int) and number >= 0 else None
+    value = None if number is None or number < 0 else int(number)
     return ClassRow(str(name).strip(), None if color is None else _json_color(color), value)

@@ -23,7 +23,8 @@ MIN_FOREGROUND_VALUE = 100  # a second value this far from 0 is not a label but 
 BINARY_TOLERANCE, MIN_BINARY_FRACTION = 16, 0.9  # gray levels; fraction of the pixels: a lossy mask of 0 and 255
 MAX_DISTINCT_VALUES = 8  # more values in a mask of two classes are mixtures at borders
 MAX_UNNAMED_LABEL = 100  # a higher unnamed label is likely a mixture at a border, a gray for viewing, or an instance id
-MAX_LISTED_COLORS = 12
+MAX_LISTED_COLORS = MAX_LISTED_VALUES = 12
+LOSSY_SUFFIXES = (".jpg", ".jpeg")  # of masks, as far as the name says it
 MAX_UNNAMED_COLORS = 12  # exact colors in all training masks that are taken as classes without a class file
 COLOR_NAMES = {
     0x000000: "black", 0xFFFFFF: "white", 0xFF0000: "red", 0x00FF00: "green", 0x0000FF: "blue", 0xFFFF00: "yellow",
@@ -84,9 +85,12 @@ def sample_mask_values(dataset: SegmentationDataset) -> list[MaskValues]:
             mask = dataset.raw_mask(index)
         except MaskserveError:
             continue  # the lint reports it
-        values = np.unique(mask.array).astype(np.int64)
+        values, counts = np.unique(mask.array, return_counts=True)
+        values = values.astype(np.int64)
         palette = np.array(mask.palette + (0,) * 256, np.int64)
-        found.append(MaskValues(mask.kind, values, palette[values] if mask.kind == "palette" else values[:0]))
+        lossy = dataset.pairs[index].mask.suffix.lower() in LOSSY_SUFFIXES
+        colors = palette[values] if mask.kind == "palette" else values[:0]
+        found.append(MaskValues(mask.kind, values, colors, counts.astype(np.int64), lossy=lossy))
     return found
 
 
@@ -264,11 +268,10 @@ def _binary_note(foreground: int, name: str, exact: bool) -> str:
 
 def _value_lines(numbers: set[int]) -> str:
     """The lines of a class file for these values."""
-    labels = sorted(numbers - {IGNORE_INDEX})
-    shown = [*labels[:2], labels[-1]] if len(labels) > 3 else labels
-    return (
-        ", ".join(f"`class{value},{value}`" for value in shown[:2]) + f" and so on up to `class{shown[-1]},{shown[-1]}`"
-    )
+    lines = [f"`class{value},{value}`" for value in sorted(numbers - {IGNORE_INDEX})]
+    if len(lines) <= MAX_LISTED_VALUES:
+        return ", ".join(lines)
+    return f"{lines[0]}, {lines[1]} and so on up to {lines[-1]}, for the {len(lines)} values that are classes"
 
 
 def _numbered_classes(numbers: set[int], masks: Sequence[MaskValues], root: Path) -> list[ClassInfo]:

@@ -106,6 +106,8 @@ def _match_by_statistics(images: Sequence[str], masks: Sequence[str]) -> Match:
 
 
 def _fold_name(name: str) -> str:
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

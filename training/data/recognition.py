@@ -8,7 +8,7 @@ from types import ModuleType
 from models.errors import DataError
 from training.data.archive import is_archive
 from training.data.listing import Evidence
-from training.data.splits import SPLIT_ALIASES
+from training.data.splits import split_of_folder
 from training.data.tree import FileTree, count_suffixes, list_tree
 
 MAX_DEPTH = 3  # folders with nothing but one folder in them, as archives unpack
@@ -76,7 +76,7 @@ def find_format(tree: FileTree, formats: Mapping[str, ModuleType], max_depth: in
             tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
             continue
         fitting = _fitting_children(tree, formats)
-        if len(fitting) != 1 or SPLIT_ALIASES.get(fitting[0].lower()):
+        if len(fitting) != 1 or split_of_folder(fitting[0]):
             break
         tree = tree.subtree(fitting[0], f"{tree.path(fitting[0])} is read, the only data set in {tree.root}.")
     return None

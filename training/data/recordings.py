@@ -18,7 +18,7 @@ from models.errors import DataError, quoted
 from training.data.listing import Entry
 from training.data.split_lists import apply_split_lists, read_lines
 from training.data.splits import SPLIT_ALIASES
-from training.data.tree import TABLE_SUFFIXES, FileTree, parent_of, suffix_of
+from training.data.tree import TABLE_SUFFIXES, FileTree, suffix_of
 
 RECORD_COLUMNS = ("record", "recording", "signal", "file", "filename", "name", "path")
 SPLIT_COLUMNS, GROUP_COLUMNS = ("split", "set", "fold"), ("group", "patient", "patient_id", "subject", "subject_id")
@@ -109,13 +109,6 @@ def assign_recordings(
             name = f"{each.name}/{lead}" if lead else each.name
             entries.append(Entry(name, each.file, labels, each.split, each.group, lead))
     return entries, notes, files
-
-
-def split_of_folder(path: str) -> str:
-    """The split in the name of one of the folders of a path, such as `data/train/1.hea`."""
-    return next(
-        (split for part in PurePosixPath(parent_of(path)).parts if (split := SPLIT_ALIASES.get(part.lower()))), ""
-    )
 
 
 def _groups(recordings: list[Recording]) -> list[str]:

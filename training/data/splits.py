@@ -12,8 +12,9 @@ from training.data.dataset import SPLITS
 
 SPLIT_ALIASES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
-    "testing": "test",
+    "testing": "test", "trn": "train", "tst": "test",
 }  # fmt: skip
+YEAR = re.compile(r"[_\- ]?(19|20)\d\d$")  # at the end of COCO's folders: train2017
 HELD_OUT, HELD_OUT_SIGNALS = 0.1, 0.15  # fractions of val, and of test
 MIN_IMAGES_WITH_TEST = 10  # with fewer images, a test split of a tenth would be empty
 
@@ -35,6 +36,16 @@ class SplitSource:
             return frozenset(names)
         splits = assign_splits(names, self.name == "train", held_out)
         return frozenset(name for name, split in splits.items() if split in self.assigned_splits)
+
+
+def split_of_folder(name: str) -> str:
+    """The split that a folder is named after, ignoring case and a year: train for `Training` and `train2017`; "" for none."""
+    return SPLIT_ALIASES.get(YEAR.sub("", name.lower()), "")
+
+
+def split_of_path(path: str) -> str:
+    """The split that the first such folder on the way to a file is named after; "" for none."""
+    return next((split for part in path.split("/")[:-1] if (split := split_of_folder(part))), "")
 
 
 def split_from_name(name: str) -> str | None:

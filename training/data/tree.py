@@ -43,6 +43,7 @@ class FileTree:
     notes: tuple[str, ...] = ()  # assumptions made to find this folder
     outer: "FileTree | None" = None  # the folder around this one, whose class file counts if this one has none
     _below: dict[tuple[str, frozenset[str] | None], list[str]] = field(default_factory=dict, repr=False, compare=False)
+    _lower_names: dict[tuple[bool, str], dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
 
     def path(self, relative: str) -> Path:
         """The absolute path of a file or folder."""
@@ -50,13 +51,20 @@ class FileTree:
 
     def find_folder(self, folder: str, names: Iterable[str]) -> str | None:
         """The path of the subfolder with the first of these names that exists, ignoring case."""
-        found = {name.lower(): name for name in reversed(self.subfolders.get(folder, []))}
+        found = self._by_lower_name(True, folder)
         return next((join(folder, found[name.lower()]) for name in names if name.lower() in found), None)
 
     def find_file(self, folder: str, names: Iterable[str]) -> str | None:
         """The path of the file in `folder` with the first of these names that exists, ignoring case."""
-        found = {name.lower(): name for name in reversed(self.files.get(folder, []))}
+        found = self._by_lower_name(False, folder)
         return next((join(folder, found[name.lower()]) for name in names if name.lower() in found), None)
+
+    def _by_lower_name(self, is_folder: bool, folder: str) -> dict[str, str]:
+        key = is_folder, folder
+        if key not in self._lower_names:
+            names = (self.subfolders if is_folder else self.files).get(folder, [])
+            self._lower_names[key] = {name.lower(): name for name in reversed(names)}
+        return self._lower_names[key]
 
     def children(self, folder: str) -> list[str]:
         """The paths of the subfolders of a folder."""
@@ -71,7 +79,8 @@ class FileTree:
 
     def files_in(self, folder: str, suffixes: Collection[str]) -> list[str]:
         """The paths of the files in a folder that end in one of the (lower case) suffixes."""
-        return [join(folder, name) for name in self.files.get(folder, []) if suffix_of(name) in suffixes]
+        groups = self.names_by_suffix.get(folder, {})
+        return sorted(join(folder, name) for suffix in groups.keys() & suffixes for name in groups[suffix])
 
     def shared_files(self, folder: str, suffixes: Collection[str]) -> list[str]:
         """The files in a folder that may hold the annotations of many images; none if there is one for each image."""
@@ -82,13 +91,25 @@ class FileTree:
         """The paths of all files below a folder, sorted."""
         key = (folder, None if suffixes is None else frozenset(suffixes))
         if key not in self._below:  # several formats ask for the same
-            self._below[key] = sorted(
-                f"{below}/{name}" if below else name
-                for below in self.folders_below(folder)
-                for name in self.files[below]
-                if suffixes is None or suffix_of(name) in suffixes
-            )
+            found: list[str] = []
+            for below in self.folders_below(folder):
+                prefix = f"{below}/" if below else ""
+                for suffix, names in self.names_by_suffix[below].items():
+                    if suffixes is None or suffix in suffixes:
+                        found += [prefix + name for name in names]
+            self._below[key] = sorted(found)
         return self._below[key]
+
+    @cached_property
+    def names_by_suffix(self) -> dict[str, dict[str, list[str]]]:
+        """By folder and suffix, the names of the files: with 100,000 files, formats cannot look at every name."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for folder, names in self.files.items():
+            groups: dict[str, list[str]] = {}
+            for name in names:
+                groups.setdefault(suffix_of(name), []).append(name)
+            found[folder] = groups
+        return found
 
     def images_below(self, folder: str) -> list[str]:
         """The paths of the images below a folder, sorted."""
@@ -97,10 +118,10 @@ class FileTree:
     @cached_property
     def image_counts(self) -> dict[str, int]:
         """The number of images in each folder, without those of its subfolders."""
-        counts = {}
-        for folder, names in self.files.items():
-            counts[folder] = sum(suffix_of(name) in IMAGE_SUFFIXES for name in names)
-        return counts
+        return {
+            folder: sum(len(groups[suffix]) for suffix in groups.keys() & IMAGE_SUFFIXES)
+            for folder, groups in self.names_by_suffix.items()
+        }
 
     @cached_property
     def num_files(self) -> int:
@@ -196,7 +217,8 @@ def suffix_of(name: str) -> str:
 def stem_below(path: str, folder: str) -> str:
     """The path of a file below a folder, without the suffix: the name of an image."""
     below = path[len(folder) + 1 :] if folder else path
-    return os.path.splitext(below)[0]
+    dot = below.rfind(".")
+    return below[:dot] if dot > below.rfind("/") + 1 else below
 
 
 def volume_name(path: str, folder: str) -> str:

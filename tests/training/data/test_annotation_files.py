@@ -94,6 +94,21 @@ def test_labelme_polygons_have_their_outline_as_in_labelmes_own_export(labelme: 
     assert (labels_named(labelme, "broken") == expected).all()
 
 
+def test_labelme_shapes_to_ignore_are_no_class(labelme: Path) -> None:
+    square = {"label": "__ignore__", "points": [[2, 1], [6, 4]], "shape_type": "rectangle"}
+    write_labelme(labelme, square)
+    (labelme / "labels.txt").write_text("__ignore__\ndog\ncat\n")
+    assert (labels_named(labelme, "broken") == 255 * SQUARE_MASK).all()
+    assert [entry.name for entry in load_split(labelme, "train").classes] == ["background", "dog", "cat"]
+
+
+def test_labelme_files_that_are_all_broken_name_the_first(tmp_path: Path) -> None:
+    for index in range(2):
+        (tmp_path / f"a{index}.json").write_text('{"version": "5", "shapes": [{"label": "a", "poi')
+    with pytest.raises(DataError, match=r"a0\.json: invalid JSON at line 1"):
+        load_split(tmp_path, "train")
+
+
 def test_later_labelme_shapes_lie_over_earlier_ones(labelme: Path) -> None:
     whole = {"label": "dog", "points": [[0, 0], [WIDTH, HEIGHT]], "shape_type": "rectangle"}
     write_labelme(labelme, whole, {"label": "cat", "points": [[2, 1], [6, 4]], "shape_type": "rectangle"})
@@ -323,6 +338,14 @@ def test_the_ground_truth_is_read_or_else_the_newest_annotation(tmp_path: Path) 
     write_tasks(tmp_path, old | {"ground_truth": True}, new, cancelled)
     assert (labels_named(tmp_path, "shot0") == SQUARE_MASK).all()
     assert any("1 tasks have several annotations" in note for note in load_split(tmp_path, "train").notes)
+
+
+def test_key_points_of_label_studio_have_no_area(tmp_path: Path) -> None:
+    point = {"id": "k", "value": {"x": 3, "y": 3, "width": 1, "keypointlabels": ["tip"]}}
+    write_tasks(tmp_path, {"id": 1, "result": [label_studio_region(), point]})
+    dataset = load_split(tmp_path, "train")
+    assert [entry.name for entry in dataset.classes] == ["background", "cat"]
+    assert any("1 key points have no area" in note for note in dataset.notes)
 
 
 def test_bitmasks_rectangles_and_ellipses_of_label_studio(tmp_path: Path) -> None:

@@ -53,6 +53,11 @@ def test_sentences_are_not_classes(text: str, tmp_path: Path) -> None:
         ("id2label.json", '{"ground": 0, "ball": 1, "box": 2}'),
         ("classes.json", '["ground", "ball", "box"]'),
         ("classes.json", '[{"id": 0, "name": "ground"}, {"id": 1, "name": "ball"}, {"id": 2, "name": "box"}]'),
+        (
+            "label_classes.json",
+            '[{"png_index": 2, "id": 7, "class_name": "box"}, {"png_index": 1, "class_name": "ball"},'
+            '{"png_index": 0, "class_name": "ground"}]',
+        ),
         ("classes.csv", "class\nground\nball\nbox\n"),
         ("classes.csv", "Label\nground\nball\nbox\n"),
         ("classes.csv", "id,name\n0,ground\n1,ball\n2,box\n"),
@@ -162,3 +167,13 @@ def test_copies_of_a_class_file_are_read_and_must_be_equal(tmp_path: Path) -> No
     copies[-1].write_text("Pixel Value, Class\n0, cat\n1, background\n")
     with pytest.raises(DataError, match="have different classes; correct one"):
         lint(tmp_path)
+
+
+def test_hasty_lists_no_background(tmp_path: Path) -> None:
+    text = (
+        '[{"png_index": 1, "class_name": "ball", "color": "#4df3ceff"}, '
+        '{"png_index": 2, "class_name": "box", "color": "#4c4ffcff"}]'
+    )
+    dataset = load_split(make_dataset(tmp_path, "label_classes.json", text), "train")
+    assert [entry.name for entry in dataset.classes] == ["background", "ball", "box"]
+    assert (dataset.labels(0) == LABELS).all()

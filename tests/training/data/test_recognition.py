@@ -65,6 +65,16 @@ def test_a_field_of_view_is_not_the_truth(tmp_path: Path) -> None:
     assert "all masks are equal" in {finding.kind for finding in lint(tmp_path).findings}
 
 
+def test_masks_of_instances_are_read_only_if_there_are_no_others(tmp_path: Path) -> None:
+    """iSAID: colors of instances and colors of classes, in folders that fit equally well."""
+    for index in range(4):
+        write_image(tmp_path / f"images/P{index}.png")
+        many = np.random.default_rng(index).integers(0, 3, (HEIGHT, WIDTH, 3), np.uint8)
+        write_mask(tmp_path / f"Instance_masks/P{index}_instance_id_RGB.png", many)
+        write_mask(tmp_path / f"Semantic_masks/P{index}_instance_color_RGB.png", COLORS[DIAGONAL])
+    assert load_split(tmp_path, "train").pairs[0].mask.parent.name == "Semantic_masks"
+
+
 def test_overlapping_objects_are_merged_with_the_smaller_on_top(tmp_path: Path) -> None:
     for index in range(3):
         write_image(tmp_path / f"images/a{index}.jpg")
@@ -184,6 +194,44 @@ def test_lists_of_names_define_the_splits(tmp_path: Path) -> None:
         load_split(tmp_path, "train")
 
 
+@pytest.mark.parametrize("name", ["train_test_split.yaml", "split.json"])
+def test_one_file_of_numbers_defines_the_splits(name: str, tmp_path: Path) -> None:
+    """CWFID: `train_test_split.yaml` with `train: [1, 2, 5]` for `001_image.png`."""
+    for index in range(1, 9):
+        write_image(tmp_path / f"images/{index:03}_image.png")
+        write_mask(tmp_path / f"masks/{index:03}_mask.png", DIAGONAL)
+    lists = '{"train": [1, 2, "003"], "val": [5], "test": [6, 8, 77]}'
+    (tmp_path / name).write_text(lists)
+    opened = load_available_splits(tmp_path)
+    found = {split: [int(pair.name[:3]) for pair in dataset.pairs] for split, dataset in opened.items()}
+    assert found == {"train": [1, 2, 3], "val": [5], "test": [6, 8]}
+    assert any("lists 1 images that are not there, such as 77" in note for note in opened["train"].notes)
+
+
+def test_lists_that_name_no_image_are_a_finding(tmp_path: Path) -> None:
+    """LandCover.ai: the lists name tiles that a script cuts from the images."""
+    for index in range(4):
+        write_pair(tmp_path, f"a{index}")
+    (tmp_path / "train.txt").write_text("a0_1\na0_2\n")
+    assert any(
+        "train.txt is not used: it lists 2 names, such as a0_1" in n for n in load_split(tmp_path, "train").notes
+    )
+
+
+def test_names_that_begin_with_their_splits(tmp_path: Path) -> None:
+    """GlaS: `train_1.bmp` and `testA_1.bmp` with `testA_1_anno.bmp` in one folder."""
+    for name in ("train_1", "train_2", "train_3", "testA_1", "testB_1"):
+        write_image(tmp_path / f"{name}.bmp")
+        write_mask(tmp_path / f"{name}_anno.png", DIAGONAL)
+    assert [pair.name for pair in load_split(tmp_path, "test").pairs] == ["testA_1", "testB_1"]
+
+
+def test_coco_folders_of_a_year_are_splits(tmp_path: Path) -> None:
+    for index in range(6):
+        write_pair(tmp_path, f"{'train2017' if index < 4 else 'val2017'}/a{index}", masks="annotations")
+    assert [len(dataset) for dataset in load_available_splits(tmp_path).values()] == [4, 2]
+
+
 def test_images_beside_the_split_folders_are_a_finding(tmp_path: Path) -> None:
     for split in SPLITS:
         write_pair(tmp_path, f"{split}/a")
@@ -249,6 +297,9 @@ def test_near_names_are_paired(image: str, mask: str, tmp_path: Path) -> None:
         ("{}/images/{}.jpg", "{}/v1.2/labels/{}.png"),
         ("set/tiff/{}/{}.tiff", "set/tiff/{}_labels/{}.tif"),
         ("data/Images/img_dir/{}/{}.jpg", "data/Images/ann_dir/{}/{}.png"),
+        ("{0}/{0}-org-img/{1}.jpg", "{0}/{0}-label-img/{1}_lab.png"),
+        ("{}/image_2/{}.png", "{}/semantic/{}.png"),
+        ("{}/Original/{}.jpg", "{}/Ground Truth/{}.png"),
     ],
 )
 def test_roles_and_splits_in_the_names_of_folders(image: str, mask: str, tmp_path: Path) -> None:

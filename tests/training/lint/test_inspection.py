@@ -29,6 +29,17 @@ def test_masks_without_known_classes_are_described_all_the_same(tmp_path: Path) 
     assert "single class" in line
 
 
+def test_masks_of_many_grays_are_described(tmp_path: Path) -> None:
+    """Sparse labels, and masks saved as JPEG, which are 0 and 255 with mixtures between."""
+    for index in range(3):
+        write_image(tmp_path / f"images/a{index}.png", (64, 48))
+        mask = np.zeros((48, 64), np.uint8)
+        mask[8:40, 8:40] = 255
+        mask[0, :] = np.arange(0, 256, 4)
+        write_mask(tmp_path / f"masks/a{index}.png", mask)
+    assert "classes: 0 background, 1 foreground" in inspect_dataset(tmp_path)
+
+
 def test_the_sheet_shows_masks_over_images(tmp_path: Path) -> None:
     for index in range(10):
         write_image(tmp_path / f"images/a{index}.png", (300, 200))

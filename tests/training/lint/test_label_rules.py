@@ -1,5 +1,6 @@
 """Masks that are not what they seem: instance numbers, classes under other errors, masks that cannot be read."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -88,8 +89,8 @@ def test_the_lines_proposed_for_sparse_labels_work(tmp_path: Path) -> None:
         write_image(tmp_path / f"images/a{index}.png", SIZE)
         write_mask(tmp_path / f"masks/a{index}.png", np.tile(values, (48, 8)))
     (error,) = [finding.detail for finding in lint(tmp_path).errors]
-    assert "`name,value`, then `class0,0`, `class1,1`" in error
-    (tmp_path / "classes.csv").write_text("name,value\n" + "".join(f"class{value},{value}\n" for value in values))
+    lines = re.findall("`(.*?)`", error[error.index("`name,value`") :])
+    (tmp_path / "classes.csv").write_text("\n".join(lines))
     dataset = load_split(tmp_path, "train")
     assert dataset.classes[-1].name == "class200"
     assert np.bincount(dataset.labels(0).ravel()).tolist() == [384] * 8

@@ -14,7 +14,7 @@ from training.data.formats.folder import names_below, pair_files
 from training.data.listing import Entry, Evidence, Listing
 from training.data.mask_decoding import MaskEncoding
 from training.data.matching import match_names
-from training.data.splits import SPLIT_ALIASES
+from training.data.splits import split_of_folder
 from training.data.tree import MASK_SUFFIXES, FileTree
 
 UNLABELED = 11
@@ -76,7 +76,7 @@ def read(tree: FileTree) -> Listing:
         if not images:
             raise DataError(f"{tree.path(folder)} has no images; expected files such as NAME.png.")
         more, without_image, _ = pair_files(
-            tree, images, names_below(tree, masks, tree.files_below(masks, MASK_SUFFIXES)), _split_of(folder)
+            tree, images, names_below(tree, masks, tree.files_below(masks, MASK_SUFFIXES)), split_of_folder(folder)
         )
         entries += more
         unmatched += without_image
@@ -94,10 +94,6 @@ def read(tree: FileTree) -> Listing:
     )
 
 
-def _split_of(folder: str) -> str:
-    return SPLIT_ALIASES.get(folder.lower(), "")
-
-
 def _folders(tree: FileTree) -> dict[str, str]:
     """Image folder -> mask folder."""
     found = {}
@@ -107,7 +103,7 @@ def _folders(tree: FileTree) -> dict[str, str]:
         masks = tree.find_folder("", [f"{folder.lower()}{ending}" for ending in MASK_ENDINGS])
         if masks is not None and masks != folder:
             found[folder] = masks
-    if any(_split_of(folder) for folder in found):
-        found = {folder: masks for folder, masks in found.items() if _split_of(folder)}
+    if any(split_of_folder(folder) for folder in found):
+        found = {folder: masks for folder, masks in found.items() if split_of_folder(folder)}
         # Images of a split without masks are reported.
     return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import DataError
-from training.data.splits import SPLIT_ALIASES, split_from_name
+from training.data.splits import split_from_name, split_of_folder
 from training.data.tree import FileTree
 
 ANNOTATION_KINDS = ("panoptic", "instances", "stuff")  # in the file name; the first one that exists is used
@@ -69,7 +69,7 @@ def _split_of_file(root: Path, file: Path) -> str:
 def list_coco_files(tree: FileTree) -> list[Path]:
     """The COCO files in `annotations`, else those at the top, else those in the split folders."""
     annotations = [path for path in [tree.find_folder("", ("annotations",))] if path]
-    split_folders = [path for path in tree.children("") if path.lower() in SPLIT_ALIASES]
+    split_folders = [path for path in tree.children("") if split_of_folder(path)]
     for folders in (annotations, [""], split_folders):
         files = [tree.path(path) for folder in folders for path in tree.shared_files(folder, (".json",))]
         found = [file for file in files if _is_coco(file)]

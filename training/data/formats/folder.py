@@ -187,8 +187,8 @@ def _choose_masks(tree: FileTree, pair: FolderPair, encoding: MaskEncoding, note
     return _mask_names(tree, candidates[0], pair.prefix)
 
 
-def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[int, int, int, int]:
-    """(masks whose colors are classes, whether masks differ, distinct values, masks of labels) of a few masks."""
+def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[int, bool, bool, int, int]:
+    """(masks whose colors are classes, not of instances, whether masks differ, distinct values, masks of labels) of a few."""
     paths = tree.files_below(folder, MASK_SUFFIXES)
     known, labels, values, contents = 0, 0, set[int](), set[bytes]()
     for path in paths[:: max(1, len(paths) // SAMPLED_MASKS)][:SAMPLED_MASKS]:
@@ -201,7 +201,8 @@ def _mask_score(tree: FileTree, folder: str, encoding: MaskEncoding) -> tuple[in
         labels += mask.kind != "color"
         values.update(found)
         contents.add(mask.array.tobytes())
-    return known, len(contents) > 1, len(values) if len(values) <= MAX_COMPARED_VALUES else 0, labels
+    count = len(values) if len(values) <= MAX_COMPARED_VALUES else 0
+    return known, "instance" not in folder.lower(), len(contents) > 1, count, labels
 
 
 def _stray_images(tree: FileTree, pair: FolderPair, pairs: list[FolderPair]) -> list[Entry]:

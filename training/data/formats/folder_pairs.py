@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 from models.errors import DataError
-from training.data.splits import SPLIT_ALIASES, split_from_name
+from training.data.splits import split_from_name, split_of_folder
 from training.data.tree import MASK_SUFFIXES, FileTree, parent_of
 
 IMAGE_FOLDERS = (
@@ -23,7 +23,7 @@ IMAGE_WORDS = frozenset(
 )
 MASK_WORDS = frozenset(
     {"masks", "mask", "labels", "label", "lab", "annotations", "annotation", "annot", "ann", "anno", "anns", "gt", "gts",
-     "groundtruth", "segmentations", "segmentation", "targets", "trimaps"}
+     "groundtruth", "segmentations", "segmentation", "semantic", "targets", "trimaps"}
 )  # fmt: skip
 IMAGES, MASKS = "images", "masks"  # roles of folders
 NAME_PART = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -98,6 +98,8 @@ def _role_of(folder: str) -> str:
     """IMAGES or MASKS by the words in the name of a folder; "" for neither."""
     name = _name(folder)
     words = {part.lower() for part in (*NAME_PART.findall(name), *re.findall("[A-Za-z]+", name))}
+    if words >= {"ground", "truth"}:
+        return MASKS
     return MASKS if words & MASK_WORDS else IMAGES if words & IMAGE_WORDS else ""
 
 
@@ -116,7 +118,7 @@ def _split_folder(images: str) -> str:
 
 def split_of(folder: str) -> str:
     """The split that a folder is named after; "" for none."""
-    return SPLIT_ALIASES.get(_name(folder).lower(), "")
+    return split_of_folder(_name(folder))
 
 
 def _name(folder: str) -> str:
@@ -130,13 +132,19 @@ def _same_split(tree: FileTree, masks: str, images: str) -> str:
     return tree.find_folder(masks, (name,)) or (same[0] if same else masks)
 
 
+def _is_of_other_split(path: str, folder: str) -> bool:
+    """Whether the name of a subfolder has a split that its folder is not of; `train/train-org-img` is of train."""
+    split = split_from_name(_name(path))
+    return split is not None and split != split_of(folder)
+
+
 def image_folder(tree: FileTree, folder: str) -> str | None:
     """The folder of images in a folder; None for none."""
     found = tree.find_folder(folder, IMAGE_FOLDERS)
     # An `images` that holds nothing gives a better message than the next candidate, so the first is taken if none has images.
     candidates = [path for name in IMAGE_FOLDERS if (path := tree.find_folder(folder, (name,)))]
     candidates += [
-        path for path in tree.children(folder) if _role_of(path) == IMAGES and not split_from_name(_name(path))
+        path for path in tree.children(folder) if _role_of(path) == IMAGES and not _is_of_other_split(path, folder)
     ]
     best = inner = next((path for path in candidates if tree.images_below(path)), found)
     while inner and not tree.files[inner] and len(children := tree.children(inner)) == 1:
@@ -149,7 +157,9 @@ def image_folder(tree: FileTree, folder: str) -> str | None:
 def mask_folders(tree: FileTree, folder: str) -> list[str]:
     """The folders that may hold masks, those with masks first."""
     found = [path for name in MASK_FOLDERS if (path := tree.find_folder(folder, (name,)))]
-    others = [path for path in tree.children(folder) if _role_of(path) == MASKS and not split_from_name(_name(path))]
+    others = [
+        path for path in tree.children(folder) if _role_of(path) == MASKS and not _is_of_other_split(path, folder)
+    ]
     deeper = [path for child in tree.children(folder) for path in tree.children(child) if _role_of(path) == MASKS]
     for candidates in (found, others, deeper if folder else []):  # `training/v1.2/labels`
         if with_masks := [path for path in candidates if tree.files_below(path, MASK_SUFFIXES)]:

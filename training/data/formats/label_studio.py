@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.errors import DataError, ImageError
 from models.imaging.call_decoder import call_decoder
 from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS, decode_stored_mask
-from training.data.class_file import read_dataset_classes
+from training.data.class_file import IGNORED_NAMES, read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.coco_images import ImageIndex, local_name
@@ -79,9 +79,11 @@ def read(tree: FileTree) -> Listing:
         )
     names = sorted({name for task in tasks for region in task.regions for name in _labels_of(region)})
     named, _, class_files = read_dataset_classes(tree)
-    if not set(names) <= {entry.name for entry in named}:
+    ignored = {name for name in names if name.lower() in IGNORED_NAMES}
+    if not set(names) - ignored <= {entry.name for entry in named}:
         named, class_files = [], ()
-    classes, label_by_name = shapes.classes_with_background([entry.name for entry in named] or names, file)
+    listed_names = [*(entry.name for entry in named), *ignored] if named else names
+    classes, label_by_name = shapes.classes_with_background(listed_names, file)
     regions = {name: tasks[index].regions for index, (name, _) in found.items()}
     entries = [Entry(name, path, file) for name, path in found.values()]
     check_unique(entries)
@@ -110,7 +112,7 @@ def _task_files(tree: FileTree) -> list[str]:
 def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
     """The tasks that were annotated, and notes. Raises: DataError."""
     content = read_json(file)
-    tasks, skipped, several, unlabeled = [], 0, 0, 0
+    tasks, skipped, several, unlabeled, points = [], 0, 0, 0, 0
     for index, entry in enumerate(content):
         try:
             image = _image_of(entry)
@@ -128,8 +130,10 @@ def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
             tasks.append(Task(image, tuple(region for region in regions if _labels_of(region))))
             # With a separate <Labels> tag a region is there twice, with and without its label, under one id.
             labeled = {region.get("id") for region in tasks[-1].regions}
+            points += sum("keypointlabels" in (region.get("value") or ()) for region in regions)
             unlabeled += sum(
                 not _labels_of(region)
+                and "keypointlabels" not in (region.get("value") or ())
                 and not GEOMETRY_KEYS.isdisjoint(region.get("value") or ())
                 and (region.get("id") is None or region.get("id") not in labeled)
                 for region in regions
@@ -142,6 +146,8 @@ def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
     notes = []
     if skipped:
         notes.append(f"{file}: {skipped:,} tasks without annotation, or cancelled; they are left out.")
+    if points:
+        notes.append(f"{file}: {points:,} key points have no area; they are left out.")
     if unlabeled:
         notes.append(f"{file}: {unlabeled:,} regions have no class; they are left out.")
     if several:

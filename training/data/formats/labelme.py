@@ -19,14 +19,14 @@ from PIL import Image, ImageDraw
 from models.errors import DataError, ImageError, quoted
 from models.imaging.call_decoder import call_decoder
 from models.imaging.decode import MAX_PIXELS, decode_stored_mask
-from training.data.class_file import read_dataset_classes
+from training.data.class_file import IGNORED_NAMES, read_dataset_classes
 from training.data.dataset import Pair
 from training.data.formats import shapes
 from training.data.formats.shapes import Shape, ShapeMaskReader
 from training.data.json_file import class_name, read_json
 from training.data.listing import Entry, Evidence, Listing
 from training.data.split_lists import apply_split_lists
-from training.data.splits import SPLIT_ALIASES
+from training.data.splits import split_of_path
 from training.data.tree import FileTree, stem_below
 from training.data.unpacked import unpack_once
 
@@ -72,16 +72,18 @@ def read(tree: FileTree) -> Listing:
     for path in images.values():
         by_name.setdefault(_image_name(path), []).append(path)
     entries, names, notes, used = [], set[str](), list[str](), set[Path]()
+    broken: list[DataError] = []
     points = embedded = missing = 0
     for path in _json_files(tree):
         file = tree.path(path)
         try:
             content = read_content(file)
-        except DataError:
+        except DataError as error:
+            broken.append(error)
             if stem_below(path, "") in images:  # the lint reports it when the mask is read
                 image = tree.path(images[stem_below(path, "")])
                 used.add(image)
-                entries.append(Entry(stem_below(path, ""), image, file, _split_of(path)))
+                entries.append(Entry(stem_below(path, ""), image, file, split_of_path(path)))
             continue
         named = str(content.get("imagePath") or "").replace("\\", "/").rsplit("/", 1)[-1]
         beside = images.get(stem_below(path, "")) or _nearest(path, by_name.get(named, []))
@@ -96,9 +98,9 @@ def read(tree: FileTree) -> Listing:
                 with suppress(DataError):  # the lint reports it when the mask is drawn
                     names.add(class_name(shape["label"]))
         used.add(found)
-        entries.append(Entry(stem_below(path, ""), found, file, _split_of(path)))
+        entries.append(Entry(stem_below(path, ""), found, file, split_of_path(path)))
     entries += [
-        Entry(name, tree.path(path), None, _split_of(path))
+        Entry(name, tree.path(path), None, split_of_path(path))
         for name, path in images.items()
         if tree.path(path) not in used
     ]
@@ -111,10 +113,13 @@ def read(tree: FileTree) -> Listing:
     if points:
         notes.append(f"{tree.root}: {points:,} points of labelme have no area; they are left out.")
     classes, _, class_files = read_dataset_classes(tree)
-    if not {*names} <= {entry.name for entry in classes}:
+    ignored = {name for name in names if name.lower() in IGNORED_NAMES}
+    if not names - ignored <= {entry.name for entry in classes}:
         classes, class_files = [], ()
+    if broken and not names:
+        raise broken[0]
     infos, label_by_name = shapes.classes_with_background(
-        [entry.name for entry in classes] if classes else sorted(names), tree.root
+        [*(entry.name for entry in classes), *ignored] if classes else sorted(names), tree.root
     )
     if classes:
         infos = [entry.model_copy(update={"rgb": info.rgb}) for entry, info in zip(infos, infos, strict=True)]
@@ -242,7 +247,3 @@ def _nearest(path: str, images: list[str]) -> str | None:
 
 def _image_name(path: str) -> str:
     return path.rsplit("/", 1)[-1]
-
-
-def _split_of(path: str) -> str:
-    return next((split for part in path.split("/")[:-1] if (split := SPLIT_ALIASES.get(part.lower()))), "")

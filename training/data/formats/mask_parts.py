@@ -25,7 +25,7 @@ from training.data.formats import shapes
 from training.data.formats.folder_pairs import IMAGE_FOLDERS, MASK_FOLDERS, image_folder, mask_folders
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.mask_decoding import RawMask, read_raw_mask
-from training.data.splits import SPLIT_ALIASES, split_from_name
+from training.data.splits import split_from_name, split_of_folder
 from training.data.tree import MASK_SUFFIXES, FileTree, parent_of, stem_below
 
 FOREGROUND = "foreground"
@@ -143,7 +143,7 @@ def _object_folders(tree: FileTree) -> list[Parts]:
         parent = parent_of(folder)
         images = tree.images_below(folder)
         masks = tree.find_folder(parent, MASK_FOLDERS)
-        if len(images) != 1 or SPLIT_ALIASES.get(parent.rsplit("/", 1)[-1].lower()):
+        if len(images) != 1 or split_of_folder(parent.rsplit("/", 1)[-1]):
             if len(images) > 1:
                 return []
             continue
@@ -207,11 +207,7 @@ def _class_folders(tree: FileTree) -> list[Parts]:
     """`masks/CLASS/NAME.png` for `images/NAME.jpg`, where most images are in several folders."""
     folders = _flat_folders(tree)
     classes = tree.children(folders[1]) if folders else []
-    if (
-        folders is None
-        or len(classes) < 2
-        or any(SPLIT_ALIASES.get(path.rsplit("/", 1)[-1].lower()) for path in classes)
-    ):
+    if folders is None or len(classes) < 2 or any(split_of_folder(path.rsplit("/", 1)[-1]) for path in classes):
         return []
     images = {stem_below(path, folders[0]): path for path in tree.images_below(folders[0])}
     by_image: dict[str, list[tuple[str, str]]] = defaultdict(list)

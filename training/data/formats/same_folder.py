@@ -16,7 +16,7 @@ from training.data.formats.folder_pairs import MASK_FOLDERS
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.matching import MASK_WORDS
 from training.data.split_lists import apply_split_lists
-from training.data.splits import SPLIT_ALIASES
+from training.data.splits import split_of_path
 from training.data.tree import MASK_SUFFIXES, FileTree, suffix_of
 
 BOUNDARY = re.compile(r"[_\-. ]")
@@ -42,7 +42,7 @@ def detect(tree: FileTree) -> Evidence | None:
     if not found:
         return None
     pairs = sum(len(_pairs(tree.files[folder], *rule)) for folder, rule in found.items())
-    total = sum(sum(suffix_of(name) in MASK_SUFFIXES for name in tree.files[folder]) for folder in found)
+    total = sum(_count(tree, folder) for folder in found)
     rules = ", ".join(dict.fromkeys(f"{image} with {mask}" for image, mask in found.values()))
     return Evidence(pairs, f"{pairs:,} pairs in one folder: {rules}", total - 2 * pairs, 2 * bool(_roboflow(tree)))
 
@@ -63,13 +63,13 @@ def read(tree: FileTree) -> Listing:
         for name in names:
             if name in pairs:
                 path, mask = tree.path(prefix + name), tree.path(prefix + pairs[name])
-                entries.append(Entry(prefix + _base(name, image_affix), path, mask, _split_of(folder)))
+                entries.append(Entry(prefix + _base(name, image_affix), path, mask, split_of_path(f"{folder}/")))
             elif suffix_of(name) in MASK_SUFFIXES and name not in masks:
                 path = tree.path(prefix + name)
                 if _has(name, mask_affix) and mask_affix.ending != image_affix.ending:
                     unmatched.append(path)
                 else:
-                    entries.append(Entry(prefix + name.rpartition(".")[0], path, None, _split_of(folder)))
+                    entries.append(Entry(prefix + name.rpartition(".")[0], path, None, split_of_path(f"{folder}/")))
     check_unique(entries)
     classes, encoding, files = read_dataset_classes(tree, ["", *found])
     listed = apply_split_lists(tree, entries)
@@ -87,14 +87,15 @@ def _candidates(tree: FileTree) -> list[str]:
     filled = [
         folder
         for folder, names in tree.files.items()
-        if folder.rsplit("/", 1)[-1].lower() not in MASK_FOLDERS and len(names) > 1 and _count(names) > 1
+        if folder.rsplit("/", 1)[-1].lower() not in MASK_FOLDERS and len(names) > 1 and _count(tree, folder) > 1
     ]
-    splits = [folder for folder in filled if _split_of(folder)]
+    splits = [folder for folder in filled if split_of_path(f"{folder}/")]
     return [""] if "" in filled else splits or filled
 
 
-def _count(names: Sequence[str]) -> int:
-    return sum(suffix_of(name) in MASK_SUFFIXES for name in names)
+def _count(tree: FileTree, folder: str) -> int:
+    groups = tree.names_by_suffix[folder]
+    return sum(len(groups[suffix]) for suffix in groups.keys() & MASK_SUFFIXES)
 
 
 def _find_rule(names: Sequence[str]) -> tuple[Affix, Affix] | None:
@@ -181,10 +182,6 @@ def _pairs(names: Sequence[str], image: Affix, mask: Affix) -> dict[str, str]:
         for name in names
         if _has(name, image) and (base := _base(name, image)) in masks and (not shorter or name not in taken)
     }
-
-
-def _split_of(folder: str) -> str:
-    return next((split for part in folder.split("/") if (split := SPLIT_ALIASES.get(part.lower()))), "")
 
 
 def _roboflow(tree: FileTree) -> list[str]:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from models.errors import DataError
 from models.imaging.decode import MAX_PIXELS, Labels
 from models.imaging.file_header import read_file_header
-from models.spec import ClassInfo, default_rgb
+from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
+from training.data.class_file import IGNORED_NAMES
 from training.data.dataset import Pair
 from training.data.formats.rasterize import polygon_runs
 from training.data.mask_decoding import RawMask
@@ -161,8 +162,12 @@ def decode_run_lengths(counts: Sequence[int], size: tuple[int, int], column_majo
 def classes_with_background(
     names: Iterable[str], source: Path | str = "The data set"
 ) -> tuple[list[ClassInfo], dict[str, int]]:
-    """The classes, background first, and the label of each name. Raises: DataError for none or too many, naming the source."""
-    unique = list(dict.fromkeys(names))
+    """The classes, background first, and the label of each name. Raises: DataError for none or too many, naming the source.
+
+    Names such as labelme's `__ignore__` (`IGNORED_NAMES`) are no classes: their label is 255.
+    """
+    found = list(dict.fromkeys(names))
+    unique = [name for name in found if name.lower() not in IGNORED_NAMES]
     background = next((name for name in unique if name.lower() in BACKGROUND_NAMES), BACKGROUND)
     ordered = [background, *(name for name in unique if name != background)]
     if not 2 <= len(ordered) <= 255:
@@ -170,7 +175,8 @@ def classes_with_background(
             raise DataError(f"{source} has no object with a class; annotate some, and export it again.")
         raise DataError(f"{source} has {len(ordered)} classes with the background; expected 2 to 255.")
     classes = [ClassInfo(name=name, rgb=default_rgb(label)) for label, name in enumerate(ordered)]
-    return classes, {name: label for label, name in enumerate(ordered)}
+    labels = {name: label for label, name in enumerate(ordered)}
+    return classes, labels | {name: IGNORE_INDEX for name in found if name not in unique}
 
 
 @dataclass

@@ -18,7 +18,8 @@ from models.spec import ClassInfo, default_rgb
 from training.data.class_file import read_dataset_classes
 from training.data.formats import shapes
 from training.data.listing import Evidence, Listing, check_unique
-from training.data.recordings import Recording, assign_recordings, find_split_table, split_of_folder
+from training.data.recordings import Recording, assign_recordings, find_split_table
+from training.data.splits import split_of_path
 from training.data.tracks import TrackReader, collect_names, leads_of
 from training.data.tree import FileTree, join, suffix_of
 
@@ -100,7 +101,7 @@ def _list_recordings(tree: FileTree) -> list[Recording]:
                     join(_name_folder(folder), stem),
                     tree.path(path),
                     (("", tree.path(label)),) if label else (),
-                    split_of_folder(path),
+                    split_of_path(path),
                 )
             )
     return found

@@ -20,7 +20,7 @@ from training.data.formats.shapes import Shape, ShapeMaskReader
 from training.data.json_file import class_name, read_json
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.split_lists import apply_split_lists
-from training.data.splits import SPLIT_ALIASES
+from training.data.splits import split_of_path
 from training.data.tree import FileTree, join, parent_of, stem_below
 
 LINE_WIDTH = 1  # pixels
@@ -50,7 +50,7 @@ def read(tree: FileTree) -> Listing:
             stem_below(image, "").replace("img/", ""),
             tree.path(image),
             tree.path(ann) if ann else None,
-            _split_of(image),
+            split_of_path(image),
         )
         for image, ann in _pairs(tree)
     ]
@@ -75,10 +75,6 @@ def _pairs(tree: FileTree) -> list[tuple[str, str | None]]:
             file = f"{path.rsplit('/', 1)[-1]}.json"
             found.append((path, join(annotations, file) if file in names else None))
     return found
-
-
-def _split_of(path: str) -> str:
-    return next((split for part in path.split("/")[:-1] if (split := SPLIT_ALIASES.get(part.lower()))), "")
 
 
 def _load(file: Path) -> dict[str, Any]:

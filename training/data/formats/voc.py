@@ -124,7 +124,9 @@ def _name(path: str) -> str:
 
 
 def _lists(tree: FileTree, voc: VocFolder) -> list[str]:
-    return tree.files_in(join(voc.folder, "ImageSets/Segmentation"), (".txt",))
+    """The lists in `ImageSets/Segmentation`, or else in `ImageSets`."""
+    folders = (join(voc.folder, "ImageSets/Segmentation"), join(voc.folder, "ImageSets"))
+    return next((lists for folder in folders if (lists := tree.files_in(folder, (".txt",)))), [])
 
 
 def _lists_by_split(tree: FileTree, voc: VocFolder, masks: set[str]) -> dict[str, list[str]]:

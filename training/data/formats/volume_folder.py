@@ -18,7 +18,7 @@ from training.data.dataset import Pair
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.mask_decoding import IDENTITY_ENCODING
 from training.data.matching import match_names, strip_mask_ending
-from training.data.recordings import split_of_folder
+from training.data.splits import split_of_path
 from training.data.tree import FileTree, join, volume_name
 from training.data.volume_splits import assign_cases
 from training.data.volumes import VolumeMaskReader
@@ -83,9 +83,7 @@ def _entries(tree: FileTree, slices: bool = True) -> list[Entry]:
             raise DataError(f"{tree.root}: {error}") from error
         for name, path in image_files.items():
             mask = tree.path(mask_files[match[name]]) if name in match else None
-            found.append(
-                Entry(name, tree.path(path), mask, split_of_folder(join(images, "x")) or split_of_folder(path))
-            )
+            found.append(Entry(name, tree.path(path), mask, split_of_path(join(images, "x")) or split_of_path(path)))
     return found or _same_folder(tree)
 
 
@@ -107,7 +105,7 @@ def _volumes(tree: FileTree, folder: str, slices: bool) -> dict[str, str]:
     folders = [child for child in tree.folders_below(folder) if child != folder]
     used = [child for child in folders if len(tree.files_in(child, IMAGE_SUFFIXES)) >= MIN_SLICES]
     # Folders of slices are for volumes only if every one of them is the name of a case, and not of a split.
-    return {child[len(folder) + 1 :]: child for child in used if not split_of_folder(join(child, "x"))}
+    return {child[len(folder) + 1 :]: child for child in used if not split_of_path(join(child, "x"))}
 
 
 def _same_folder(tree: FileTree) -> list[Entry]:
@@ -121,7 +119,7 @@ def _same_folder(tree: FileTree) -> list[Entry]:
         for name, path in names.items():
             if path not in labels.values():
                 mask = labels.get(name.lower()) or labels.get(_without_image_ending(name))
-                found.append(Entry(name, tree.path(path), tree.path(mask) if mask else None, split_of_folder(path)))
+                found.append(Entry(name, tree.path(path), tree.path(mask) if mask else None, split_of_path(path)))
     return found if any(entry.mask for entry in found) else []
 
 

@@ -17,7 +17,8 @@ from models.readers.wfdb import HEADER_SUFFIX, parse_header
 from training.data.class_file import read_dataset_classes
 from training.data.formats import shapes
 from training.data.listing import Evidence, Listing
-from training.data.recordings import Recording, SplitTable, assign_recordings, find_split_table, split_of_folder
+from training.data.recordings import Recording, SplitTable, assign_recordings, find_split_table
+from training.data.splits import split_of_path
 from training.data.tracks import ECG_CLASSES, TrackReader, collect_names
 from training.data.tree import FileTree, join, suffix_of
 
@@ -85,7 +86,7 @@ def _list_records(tree: FileTree, headers: list[str]) -> list[Recording]:
         labels = [tree.path(join(folder, file)) for file in by_folder[folder][PurePosixPath(name).name]]
         found.append(
             Recording(
-                name, tree.path(path), tuple((_lead_of(file, leads), file) for file in labels), split_of_folder(path)
+                name, tree.path(path), tuple((_lead_of(file, leads), file) for file in labels), split_of_path(path)
             )
         )
     return _choose_annotators(found)

@@ -20,7 +20,7 @@ from training.data.formats.rasterize import decode_compressed_rle
 from training.data.formats.shapes import Shape, ShapeMaskReader
 from training.data.listing import Entry, Evidence, Listing
 from training.data.split_lists import apply_split_lists
-from training.data.splits import SPLIT_ALIASES
+from training.data.splits import split_of_path
 from training.data.tree import FileTree, parent_of, stem_below, suffix_of
 
 NAME_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
@@ -35,6 +35,8 @@ BOX_NUMBERS = 4
 
 def detect(tree: FileTree) -> Evidence | None:
     """Whether text files of a folder `labels` have rows of numbers and an image of the same name."""
+    if not tree.files_below("", (".txt",)):
+        return None
     pairs = _pairs(tree)
     labels = [label for _, label in pairs.values() if label]
     rows = next((line for path in labels if (line := _first_row(tree.path(path)))), b"")
@@ -52,7 +54,7 @@ def read(tree: FileTree) -> Listing:
     pairs = _pairs(tree)
     where = f" in {tree.path('labels')}" if tree.find_folder("", ("labels",)) else ""
     entries = [
-        Entry(name, tree.path(image), tree.path(label) if label else tree.path(image), _split_of(image))
+        Entry(name, tree.path(image), tree.path(label) if label else tree.path(image), split_of_path(image))
         for name, (image, label) in pairs.items()
     ]
     without = sum(label is None for _, label in pairs.values())
@@ -71,7 +73,7 @@ def read(tree: FileTree) -> Listing:
 
 def _pairs(tree: FileTree) -> dict[str, tuple[str, str | None]]:
     """Name -> (image, label file or None); the label's path is that of the image with `labels` for `images`, or beside it."""
-    texts = {folder: {name for name in names if suffix_of(name) == ".txt"} for folder, names in tree.files.items()}
+    texts = {folder: set(groups.get(".txt", ())) for folder, groups in tree.names_by_suffix.items()}
     found: dict[str, tuple[str, str | None]] = {}
     beside: dict[str, tuple[str, str | None]] = {}
     for path in tree.images_below(""):
@@ -86,10 +88,6 @@ def _pairs(tree: FileTree) -> dict[str, tuple[str, str | None]]:
         elif texts.get(parent):
             beside[name] = (path, f"{name}.txt" if f"{base}.txt" in texts[parent] else None)
     return found if any(label for _, label in found.values()) else beside
-
-
-def _split_of(path: str) -> str:
-    return next((split for part in path.split("/")[:-1] if (split := SPLIT_ALIASES.get(part.lower()))), "")
 
 
 def _class_names(tree: FileTree) -> tuple[list[str], tuple[Path, ...], tuple[str, ...]]:
