@@ -2,26 +2,33 @@
 
 const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const pythonQuote = JSON.stringify; // a string of JSON is one of Python
+const OUTPUTS = { HW: "mask.png", T: "events.json", DHW: "labels.nii.gz" }; // by axes: the file that curl writes
 
 const writers = {
-  curl({ address, needsKey, file, model, classes, minConfidence, signals }) {
+  curl({ address, needsKey, file, model, classes, minConfidence, axes }) {
     const query = new URLSearchParams({ ...(model && { model }), ...(classes.length && { classes: classes.join(",") }), ...(minConfidence && { min_confidence: minConfidence }) });
     const url = `${address}v1/segment${query.size ? `?${query}` : ""}`;
-    const lines = ["curl --fail-with-body", ...(needsKey ? ['-H "Authorization: Bearer $MASKSERVE_KEY"'] : []), `--data-binary ${shellQuote(`@${file}`)}`, shellQuote(url), `-o ${signals ? "events.json" : "mask.png"}`];
+    const lines = ["curl --fail-with-body", ...(needsKey ? ['-H "Authorization: Bearer $MASKSERVE_KEY"'] : []), `--data-binary ${shellQuote(`@${file}`)}`, shellQuote(url), `-o ${OUTPUTS[axes]}`];
     return lines.join(" \\\n  ");
   },
-  python({ address, needsKey, file, model, classes, minConfidence, signals }) {
+  python({ address, needsKey, file, model, classes, minConfidence, axes }) {
     const options = [
       model && `model=${pythonQuote(model)}`,
       classes.length && `classes=[${classes.map((name) => pythonQuote(name)).join(", ")}]`,
       minConfidence && `min_confidence=${minConfidence}`,
     ].filter(Boolean);
+    const call = (method, ...more) => `client.${method}(${[pythonQuote(file), ...more, ...options].join(", ")})`;
+    const body = {
+      HW: [`mask = ${call("segment")}`, 'mask.save("mask.png")'],
+      T: [`mask = ${call("segment")}`, "print(mask.events)"],
+      DHW: [`labels = ${call("segment_bytes", '"nifti"')}`, 'Path("labels.nii.gz").write_bytes(labels)'],
+    }[axes];
+    const imports = [...(needsKey ? ["import os"] : []), ...(axes === "DHW" ? ["from pathlib import Path"] : [])];
     return [
-      ...(needsKey ? ["import os", ""] : []),
+      ...(imports.length ? [...imports, ""] : []),
       "from maskserve.client import Client", "",
       `with Client(${pythonQuote(address.replace(/\/$/, ""))}${needsKey ? ', api_key=os.environ["MASKSERVE_KEY"]' : ""}) as client:`,
-      `    mask = client.segment(${[pythonQuote(file), ...options].join(", ")})`,
-      signals ? "    print(mask.events)" : '    mask.save("mask.png")',
+      ...body.map((line) => `    ${line}`),
     ].join("\n");
   },
 };

@@ -15,7 +15,8 @@ export class Legend {
     this.#build();
   }
 
-  // stats: the service's JSON, {classes: [{label, name, rgb, fraction, mean_confidence}], unlabeled: {fraction}}
+  // stats: the service's JSON, {classes: [{label, name, rgb, fraction, mean_confidence}], unlabeled: {fraction}}; of a volume
+  // with `amount`, a text to show for the fraction
   show(stats) {
     const focused = this.rows.findIndex((row) => row.contains(document.activeElement));
     const name = this.classes[focused]?.name;
@@ -54,7 +55,7 @@ export class Legend {
       this.notifyChange();
     };
     const swatch = createElement("span", { className: "swatch" });
-    const fraction = createElement("span", { className: "fraction", textContent: formatPercent(entry.fraction) });
+    const fraction = createElement("span", { className: "fraction", textContent: entry.amount ?? formatPercent(entry.fraction) });
     const bar = createElement("span", { className: "bar" });
     bar.style.width = `${entry.fraction * 100}%`;
     const name = createElement("bdi", { className: "name", textContent: entry.name });

@@ -21,8 +21,12 @@ const startWorker = (address) => {
 const post = (type, data) => viewer.post(type, data);
 
 const imageViewer = new Viewer({ view: $("view"), canvas: $("canvas"), split: $("split"), readout: $("readout") }, startWorker("worker.js"));
-// A model of signals has a viewer and a worker of its own, which are loaded when it is first chosen.
-let signalViewer = null;
+// A model of signals or volumes has a viewer and a worker of its own, which are loaded when one is first chosen.
+const loadViewer = {
+  T: async () => (await import("./signal_viewer.js")).SignalViewer,
+  DHW: async () => (await import("./volume_viewer.js")).VolumeViewer,
+};
+const viewers = { HW: imageViewer }; // by the axes of the model
 let viewer = imageViewer;
 const legend = new Legend($("legend"), (table) => {
   post("overlay", { table, minConfidence: Math.round($("min-confidence").value * 2.55) });
@@ -35,7 +39,7 @@ const codeSettings = () => ({
   model: models.length > 1 ? $("model").value : "",
   classes: chosenClasses(),
   minConfidence: $("min-confidence").value / 100,
-  signals: viewer !== imageViewer,
+  axes: currentModel()?.spec.input.axes ?? "HW",
 });
 let codePanel = null;
 $("code").ontoggle = async () => {
@@ -93,7 +97,7 @@ function openTransfer({ files }) {
   else showProblem({ title: "No image file found", detail: "The page cannot open text or URLs. Drop or paste an image file." });
 }
 
-// A recording may be several files, which are sent as one.
+// A recording or a volume may be several files, which are sent as one.
 const openFiles = async (files) => openImage(await (viewer.pack?.(files) ?? files[0]));
 
 // Requests and results
@@ -115,7 +119,7 @@ function segmentImage() {
 
 function sendRequest() {
   showProgress((seconds) => (seconds < 2 ? "Segmenting …" : `Segmenting … ${seconds} s`));
-  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get(), bands });
+  post("segment", { ...requested, baseUrl, model: $("model").value, apiKey: apiKey.get(), bands, classes: currentModel()?.spec.classes });
 }
 
 // format(elapsed seconds) -> text; onEnd() is called after `duration` seconds.
@@ -170,7 +174,7 @@ const handlers = {
     shown.stats = stats;
     legend.show(stats);
     $("summary").textContent = stats.classes.length
-      ? `Classes found: ${legend.classes.map(({ name, fraction }) => `${name} ${formatPercent(fraction)}`).join(", ")}.`
+      ? `Classes found: ${legend.classes.map(({ name, fraction, amount }) => `${name} ${amount ?? formatPercent(fraction)}`).join(", ")}.`
       : "No classes found.";
     $("result-source").textContent = [shown.name, model?.split("@")[0]].filter(Boolean).join(", model ");
     renderTiming($("timing"), stages, totalMs);
@@ -196,10 +200,11 @@ const handlers = {
     const { label, confidence } = place;
     const found = shown?.stats?.classes.find((entry) => entry.label === label);
     const name = createElement("bdi", { textContent: found?.name ?? "unlabeled" });
-    viewer.showReadout(place, [name, ` · ${formatPercent(confidence)} confidence`], found?.rgb ?? [128, 128, 128]);
+    const content = confidence === undefined ? [name] : [name, ` · ${formatPercent(confidence)} confidence`];
+    viewer.showReadout(place, content, found?.rgb ?? [128, 128, 128]);
   },
   save({ what, blob }) {
-    const suffix = { mask: "mask.png", overlay: "overlay.jpg", json: "json", csv: "csv" }[what];
+    const suffix = { mask: "mask.png", overlay: "overlay.jpg", json: "json", csv: "csv", nifti: "labels.nii.gz" }[what];
     const link = createElement("a", { href: URL.createObjectURL(blob), download: `${stem(shown.name)}.${suffix}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
@@ -304,23 +309,23 @@ async function updateModelInfo() {
   renderModelInfo($("model-info"), model);
   showExamples($("examples"), model, openImage);
   codePanel?.update();
-  const { axes, channels } = model.spec.input, signals = axes === "T";
+  const { axes, channels } = model.spec.input;
   bands = "";
-  $("bands").hidden = signals || !channels[1] || channels.join().toLowerCase() === "red,green,blue";
+  $("bands").hidden = axes !== "HW" || !channels[1] || channels.join().toLowerCase() === "red,green,blue";
   if (!$("bands").hidden)
     (await import("./bands.js")).offerBands($("bands"), channels, (names) => {
       bands = names;
       if (requested) segmentImage();
     });
-  if (signals && !signalViewer) {
-    const { SignalViewer } = await import("./signal_viewer.js");
-    signalViewer ??= new SignalViewer($("view").parentElement, $("result"), startWorker(SignalViewer.worker));
+  if (!viewers[axes]) {
+    const AxesViewer = await loadViewer[axes]();
+    viewers[axes] ??= new AxesViewer($("view").parentElement, $("result"), startWorker(AxesViewer.worker));
   }
-  const wanted = signals ? signalViewer : imageViewer;
-  if (viewer === wanted || model !== currentModel()) return;
-  viewer = wanted;
+  if (viewer === viewers[axes] || model !== currentModel()) return;
+  viewer.activate?.(false);
+  viewer = viewers[axes];
   viewer.opacity = $("opacity").value / 100;
-  signalViewer.activate(signals);
+  viewer.activate?.(true);
   $("result").hidden = imageViewer.view.hidden = true;
   if (requestedFile) post("show", { ...requested, file: requestedFile });
 }
@@ -352,6 +357,6 @@ $("key-dialog").querySelector("form").onsubmit = (event) => {
 };
 
 const paragraph = (textContent, className = "") => createElement("p", { className, textContent });
-const stem = (name) => name.replace(/\.[^.]*$/, "") || "image";
+const stem = (name) => name.replace(/(\.nii)?\.[^.]*$/, "") || "image";
 
 refreshModels();

@@ -22,14 +22,19 @@ export function renderModelInfo(container, model) {
   const { spec } = model;
   const inputSize = { native: "original size", fit: `long side ${spec.input.side} pixels`, exact: `height, width ${spec.input.size} pixels` };
   const options = Object.entries(spec.architecture.options).filter(([, value]) => value).map((pair) => pair.join("="));
-  const isSignal = spec.input.axes === "T";
+  const spacing = spec.input.spacing?.values.map((step) => Number(step.toPrecision(3))).join(" x ");
+  const [sizeName, size] = {
+    HW: ["Input size", inputSize[spec.input.rule]],
+    T: ["Sampling rate", spacing && `${spacing} Hz`],
+    DHW: ["Spacing", spacing && `${spacing} mm (depth, height, width)`],
+  }[spec.input.axes];
   const miou = spec.metrics.val?.miou;
   const fields = {
     Name: `${model.name}@${model.hash.slice(0, 12)}`,
     Network: [spec.architecture.name, ...options].join(" "),
     Classes: spec.classes.map(({ name }) => name).join(", "),
     Channels: spec.input.channels.join(", "),
-    [isSignal ? "Sampling rate" : "Input size"]: isSignal ? `${spec.input.spacing?.values[0]} Hz` : inputSize[spec.input.rule],
+    [sizeName]: size,
     mIoU: miou && `${formatPercent(miou)} on the validation split`,
     "Runs on": `${model.device}: ${model.reason}`,
   };

@@ -2,6 +2,7 @@
 // is chosen; it has the methods of Viewer (viewer.js) that main.js calls.
 
 import { createButton, createElement } from "./legend.js";
+import { exchangeTexts } from "./page_texts.js";
 import { zipFiles } from "./zip.js";
 
 const ZOOM_STEP = 1.25; // per press of + or -
@@ -52,11 +53,7 @@ export class SignalViewer {
   // Changes the page's texts to those of recordings, or back.
   activate(active) {
     document.body.dataset.axes = active ? "T" : "HW";
-    for (const [selector, text] of Object.entries(TEXTS)) {
-      const element = document.querySelector(selector);
-      this.texts[selector] ??= element.textContent;
-      element.textContent = active ? text : this.texts[selector];
-    }
+    exchangeTexts(active, TEXTS, this.texts);
     const input = document.getElementById("file");
     this.accept ??= input.accept;
     Object.assign(input, { accept: active ? "" : this.accept, multiple: active });
