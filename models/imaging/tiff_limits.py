@@ -107,6 +107,7 @@ def find_pages(data: bytes, max_pixels: int) -> tuple[list[ImageFileDirectory], 
     pages, has_more = _read_pages(data)
     full = [page for page in pages if not page.is_auxiliary] or pages[:1]
     _reject_camera_raw(data, pages[0], True)
+    _check_shared(full)
     for page in full:
         _check_tags(page)
         _check_strip_count(page)
@@ -247,6 +248,21 @@ def _check_strip_count(page: ImageFileDirectory) -> None:
     if found > MAX_STRIPS:
         raise CorruptImageError(
             f"The TIFF has {found:,} strips or tiles; the limit is {MAX_STRIPS:,}. Save it again, with larger ones."
+        )
+
+
+def _check_shared(pages: list[ImageFileDirectory]) -> None:
+    """Raises: CorruptImageError if the pages of a stack share numbers or pixels, which are read again for each page."""
+    size = len(pages[0].data)
+    numbers = sum(
+        count * TYPE_SIZES[kind] for page in pages for kind, count, _ in page.tags.values() if kind not in BYTE_TYPES
+    )
+    pixels = 0
+    if numbers <= 2 * size:  # else there may be many more of them than bytes
+        pixels = sum(sum(page.iterate_values(tag)) for page in pages for tag in (STRIP_BYTE_COUNTS, TILE_BYTE_COUNTS))
+    if max(numbers, pixels) > 2 * size:
+        raise CorruptImageError(
+            f"The TIFF's pages have {max(numbers, pixels):,} bytes in all, more than the file's {size:,}. Save it again."
         )
 
 

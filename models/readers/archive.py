@@ -17,12 +17,13 @@ from models.imaging.files import read_image_file
 from models.readers import dicom, image, npy, tiff
 from models.readers.limits import ReadLimits
 from models.readers.volume_limits import check_volume
-from models.readers.zip_members import read_members
+from models.readers.zip_members import Readable, read_members
 from models.sample import Sample
 
 MAGIC = b"PK\3\4"
 MAX_FILES = 5000
 HEADER_BYTES = 64 << 10  # of each file, beside its samples
+DICOM_START_BYTES = 132  # by which a file is known as DICOM
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
 
 
@@ -77,7 +78,7 @@ def pack_folder(folder: Path) -> bytes:
 
 def natural_key(name: str) -> list[tuple[int, str]]:
     """Sorts `slice2` before `slice10`."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d{1,99})", name)]
 
 
 def _decode_slice(data: bytes, limits: ReadLimits) -> Sample:
@@ -97,4 +98,11 @@ def _unpack(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
 
     # Libraries name the file, which may be named after the patient: their text is left out.
     broken = "The zip is truncated, corrupt or encrypted. Pack it again."
-    return read_members(data, check, lambda name, file: file.read(), lambda error: broken)
+    return read_members(data, check, _read_known, lambda error: broken)
+
+
+def _read_known(name: str, file: Readable) -> bytes:
+    """The bytes of a slice or a DICOM image; of another file, those by which it is known as one."""
+    start = file.read(DICOM_START_BYTES)
+    is_read = dicom.sniff(start) or Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return start + file.read() if is_read else start

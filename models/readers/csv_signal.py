@@ -10,16 +10,20 @@ of a comment line `# rate=250`; otherwise the caller states it. An empty cell or
 """
 
 import csv
-import io
+import math
 import re
+from array import array
+from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import CorruptImageError, first_line, quoted
+from models.errors import CorruptImageError, UnsupportedFormatError, first_line, quoted
 from models.readers.limits import ReadLimits
 from models.readers.signal import build_signal, check_signal_size
 from models.sample import Sample
+from models.spec import MAX_CHANNELS
 
 DELIMITERS = ",;\t"
 COMMENTS = ("#", "%", "//")
@@ -50,8 +54,12 @@ UNITS = {
     "ns": 1e-9,
     "min": 60.0,
 }
+MAX_TEXT = 256  # characters of a comment or a name that patterns are tried on
+MAX_COLUMNS = 1024  # that are split; those of a signal are checked after it
+MAX_CELL, MAX_LINE = 1024, (1 << 17) - 1  # characters; csv reads no longer cells
 MAX_JITTER = 0.5  # of a period, between two lines: clocks that round to milliseconds
-_RATE = re.compile(r"(?:rate|frequency|fs)\b[^\d]*([\d.]+(?:e[-+]?\d+)?)|([\d.]+)\s*hz\b", re.IGNORECASE)
+_NUMBER = r"(\d+(?:\.\d*)?(?:e[-+]?\d+)?|\.\d+)"
+_RATE = re.compile(rf"(?:rate|frequency|fs)\b[^\d]*?{_NUMBER}|{_NUMBER}\s*hz\b", re.IGNORECASE)
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 Table = NDArray[np.float64]
@@ -74,6 +82,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     if not lines:
         raise CorruptImageError("The table has no lines of numbers. Export it again.")
     delimiter = _find_delimiter(lines[0])
+    _check_lines(lines, delimiter, skipped + 1)
     decimal_comma = delimiter == ";" and "," in "".join(lines[1:20])
     first = _split(lines[0], delimiter)
     header = [] if all(_is_cell(cell, decimal_comma) for cell in first) else first
@@ -81,7 +90,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     check_signal_size(limits, max(2, len(body)), max(1, len(first)), 8)
     times_as_dates = _date_column(header, body[:1], delimiter, decimal_comma)
     table = None if times_as_dates is not None else _read_fast(body, delimiter, decimal_comma)
-    if table is None:
+    if table is None or table.shape[1] != len(first):
         table = _read_slowly(body, delimiter, decimal_comma, line_number, len(first), header, times_as_dates)
     kept, times = _find_time(header, table, times_as_dates)
     if times is not None:
@@ -95,7 +104,7 @@ def _read_comments(text: str) -> tuple[float | None, int]:
     for line in text[: 1 << 16].splitlines():
         if line.strip() and not line.lstrip().startswith(COMMENTS):
             break
-        match = _RATE.search(line)
+        match = _RATE.search(line[:MAX_TEXT])
         rate = float(match[1] or match[2]) if match else rate
         count += 1
     return rate, count
@@ -107,6 +116,23 @@ def _find_delimiter(line: str) -> str:
         return ";"
     best = max(counts, key=lambda mark: counts[mark])
     return best if counts[best] else ("," if not re.search(r"\S\s+\S", line) else " ")
+
+
+def _check_lines(lines: list[str], delimiter: str, number: int) -> None:
+    """Raises: UnsupportedFormatError for too many columns, CorruptImageError for a line that is longer than numbers are."""
+    columns = 1 + (len(lines[0].split()) - 1 if delimiter == " " else lines[0].count(delimiter))
+    if columns > MAX_COLUMNS:
+        raise UnsupportedFormatError(
+            f"The table has {columns:,} columns; the limit is {MAX_CHANNELS} channels. Each line is a time step: transpose the "
+            "table, or select columns."
+        )
+    longest = max(range(len(lines)), key=lambda index: len(lines[index]))
+    limit = min(MAX_CELL * columns, MAX_LINE)
+    if len(lines[longest]) > limit:
+        raise CorruptImageError(
+            f"Line {number + longest} of the table has {len(lines[longest]):,} characters; the limit is {limit:,} for the "
+            f"{columns} column{'s' * (columns != 1)} of its first line. Export it again."
+        )
 
 
 def _split(line: str, delimiter: str) -> list[str]:
@@ -141,7 +167,7 @@ def _is_time(name: str) -> bool:
 
 def _read_fast(body: list[str], delimiter: str, decimal_comma: bool) -> Table | None:
     """All cells as numbers, by NumPy's reader; None if one is none."""
-    if decimal_comma:
+    if decimal_comma or not any(map(str.strip, body)):
         return None
     try:
         table: Table = np.loadtxt(
@@ -162,18 +188,21 @@ def _read_slowly(
     dates: int | None,
 ) -> Table:
     """The same with missing cells, decimal commas and dates. Raises: CorruptImageError that names the first wrong line."""
-    rows: list[list[float]] = []
-    stream = csv.reader(io.StringIO("\n".join(body)), delimiter=delimiter)
-    for number, line in enumerate(stream, line_number):
+    plain = dates is None and not decimal_comma and delimiter != " "
+    values = array("d")  # a list of lists takes 30 times the bytes of short lines
+    for number, line in enumerate(_read_lines(body, delimiter), line_number):
+        if plain and len(line) == width:
+            with suppress(ValueError):
+                values.extend([*map(float, line)])
+                continue
         cells = " ".join(line).split() if delimiter == " " else line
-        if not "".join(cells).strip() and len(cells) < max(2, width):
+        if len(cells) < max(2, width) and not "".join(cells).strip():
             continue  # an empty line
         if len(cells) != width:
             raise CorruptImageError(
                 f"Line {number} of the table has {len(cells)} columns; expected {width}, as the first line has. Fill the gap: "
                 "an empty cell is a missing value."
             )
-        row: list[float] = []
         for index, cell in enumerate(map(str.strip, cells)):
             value = _to_seconds(cell) if index == dates else _to_number(cell, decimal_comma)
             if value is None and (cell.lower() not in MISSING or index == dates):
@@ -182,11 +211,19 @@ def _read_slowly(
                     f"Line {number} of the table has {quoted(cell[:40])} in column {index + 1}{name}; expected a number. "
                     "Delete the column, or leave the cell empty if the value is missing."
                 )
-            row.append(np.nan if value is None else value)
-        rows.append(row)
-    if not rows:
+            values.append(math.nan if value is None else value)
+    if not values:
         raise CorruptImageError("The table has no lines of numbers. Export it again.")
-    return np.array(rows)
+    return np.frombuffer(values, np.float64).reshape(-1, width)
+
+
+def _read_lines(body: list[str], delimiter: str) -> Iterator[list[str]]:
+    """The cells of each line. Raises: CorruptImageError for a quote that does not end."""
+    stream = csv.reader((f"{line}\n" for line in body), delimiter=delimiter)
+    try:
+        yield from stream
+    except csv.Error as error:
+        raise CorruptImageError(f"The table cannot be read ({first_line(error)}). Export it without quotes.") from error
 
 
 def _to_seconds(cell: str) -> float | None:
@@ -240,4 +277,4 @@ def _rate_of(times: Table, name: str, line_number: int, in_seconds: bool) -> flo
 
 def _clean(name: str) -> str:
     """A column's name without its unit in brackets."""
-    return re.sub(r"\s*[\[(][^\])]*[\])]\s*$", "", name)
+    return re.sub(r"\s*[\[(][^\])]*[\])]\s*$", "", name.strip()[:MAX_TEXT])

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from models.errors import CorruptImageError, EngineError, UnsupportedFormatError
+from models.imaging.header_limits import check_jpeg
 from models.readers.limits import ReadLimits
 from models.readers.names import to_sample_dtype
 from models.readers.orientation import spacing_of, to_canonical
@@ -29,6 +31,9 @@ KEYWORDS = (
     "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
     "BitsStored", "HighBit", "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "PixelData",
 )  # fmt: skip
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # a transfer syntax, which pydicom inflates whole, whatever its size
+# Items of sequences and their ends (PS3.5, 7.5), with the lowest byte first or last. pydicom takes 0.1 ms for each.
+ITEM_TAGS, MAX_ITEMS = (b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0", b"\xff\xfe\xe0\x00", b"\xff\xfe\xe0\xdd"), 4000
 MAX_STEP_DEVIATION = 0.05  # of the usual distance of slices
 MAX_TILT_DEGREES = 0.5
 CONVERT_ADVICE = "Convert it to NIfTI (dcm2niix), and send that."
@@ -36,6 +41,7 @@ CONVERT_ADVICE = "Convert it to NIfTI (dcm2niix), and send that."
 
 class _Slice(NamedTuple):
     dataset: Any  # of pydicom
+    size: tuple[int, int]  # rows and columns
     position: NDArray[np.float64]  # mm, of the first voxel (LPS)
     row: NDArray[np.float64]  # direction of increasing columns
     column: NDArray[np.float64]  # direction of increasing rows
@@ -60,9 +66,7 @@ def decode_series(files: list[bytes], limits: ReadLimits) -> Sample:
     if not slices:
         raise UnsupportedFormatError("The DICOM files hold no images. Send the images of one series.")
     _check_one_series(slices)
-    rows, columns = int(slices[0].dataset.Rows), int(slices[0].dataset.Columns)
-    bits = int(slices[0].dataset.BitsAllocated)
-    check_volume((len(slices), rows, columns), 1, max(1, bits // 8), limits)
+    check_volume((len(slices), *slices[0].size), 1, max(1, slices[0].dataset.BitsAllocated // 8), limits)
     slices, step = _sort(slices)
     array = _pixels(slices)
     first, spacing = slices[0], _numbers(slices[0].dataset.PixelSpacing, 2, "pixel spacing")
@@ -85,6 +89,12 @@ def _read_slice(data: bytes, index: int, count: int) -> _Slice | None:
         raise EngineError(MISSING_PACKAGE) from error
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its messages may quote elements
     where = f"File {index + 1} of {count}"
+    if DEFLATED in data:
+        raise UnsupportedFormatError(f"{where} is a deflated DICOM. {CONVERT_ADVICE}")
+    if sum(map(data.count, ITEM_TAGS)) > MAX_ITEMS:
+        raise UnsupportedFormatError(
+            f"{where} is a DICOM of more than {MAX_ITEMS:,} items of sequences. {CONVERT_ADVICE}"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they may quote elements
@@ -93,6 +103,11 @@ def _read_slice(data: bytes, index: int, count: int) -> _Slice | None:
                 return None
             frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
             geometry = [dataset.get("ImagePositionPatient"), dataset.get("ImageOrientationPatient")]
+            size = (int(dataset.Rows), int(dataset.Columns))
+            dataset.BitsAllocated = int(dataset.BitsAllocated)
+            scale = [float(dataset.get(name) or 0) for name in ("SliceThickness", "RescaleSlope", "RescaleIntercept")]
+            if not all(map(math.isfinite, scale)):
+                raise ValueError
     except Exception:  # pydicom raises exceptions of many classes, and quotes the file
         raise CorruptImageError(f"{where} is no valid DICOM. Export the series again.") from None
     if frames > 1:
@@ -113,7 +128,7 @@ def _read_slice(data: bytes, index: int, count: int) -> _Slice | None:
         raise CorruptImageError(
             f"{where} has an orientation that is no pair of perpendicular directions. {CONVERT_ADVICE}"
         )
-    return _Slice(dataset, position, row, column)
+    return _Slice(dataset, size, position, row, column)
 
 
 def _check_one_series(slices: list[_Slice]) -> None:
@@ -126,7 +141,7 @@ def _check_one_series(slices: list[_Slice]) -> None:
         )
     first = slices[0]
     for each in slices:
-        sizes = {(int(one.dataset.Rows), int(one.dataset.Columns)) for one in (first, each)}
+        sizes = {first.size, each.size}
         if len(sizes) > 1:
             listed = " and ".join(f"{columns} x {rows}" for rows, columns in sorted(sizes))
             raise UnsupportedFormatError(
@@ -190,6 +205,7 @@ def _pixels(slices: list[_Slice]) -> NDArray[Any]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                _check_frame(each)
                 plane = to_sample_dtype(np.asarray(each.dataset.pixel_array))
         except MemoryError:
             raise
@@ -209,6 +225,24 @@ def _pixels(slices: list[_Slice]) -> NDArray[Any]:
         volume[index] = plane
     assert volume is not None
     return volume
+
+
+def _check_frame(each: _Slice) -> None:
+    """Raises: ValueError for compressed pixels of another size than the elements state: they are decoded before it is noticed."""
+    from pydicom.encaps import get_frame
+
+    if not each.dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return
+    frame = get_frame(each.dataset.PixelData, 0, number_of_frames=1)
+    if frame.startswith(b"\xff\xd8"):
+        check_jpeg(frame, math.prod(each.size))
+    try:
+        with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as image:
+            found = image.size
+    except UnidentifiedImageError:  # run-length encoding, lossless JPEG and others, which have no header to trust
+        return
+    if found != each.size[::-1]:
+        raise ValueError(f"{found} in {each.size}")
 
 
 def _numbers(values: Any, count: int, name: str) -> NDArray[np.float64]:

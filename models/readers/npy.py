@@ -7,7 +7,7 @@ import io
 import math
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import IO, Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ from models.imaging.cpu_budget import allow_pixels
 from models.readers import zip_members
 from models.readers.limits import BYTES_PER_PIXEL, MIN_BYTES, ReadLimits
 from models.readers.names import channel_names, to_sample_dtype
+from models.readers.zip_members import Readable
 from models.sample import Sample
 from models.spec import RGB_CHANNELS
 
-Result = TypeVar("Result")
+Check = Callable[[tuple[int, ...], np.dtype[Any]], None]  # of the shape and type that the header of an array states
 
+EXTRAS = ("channels", "valid", "nodata")
 MAGIC, ZIP_MAGIC = b"\x93NUMPY", b"PK\3\4"
 SHAPE_ADVICE = "expected height x width, or height x width x channels"
 MAX_MEMBERS = 64
@@ -43,17 +45,15 @@ def sniff(data: bytes) -> bool:
 
 def decode(data: bytes, limits: ReadLimits) -> Sample:
     """Read an array. Raises: ImageError."""
-    arrays = {"values": load_array(data, limits)} if data.startswith(MAGIC) else _read_archive(data, limits)
-    values = arrays.pop("values")
+    arrays = read_arrays(data, limits, lambda shape, dtype: _check_image(shape, dtype, limits), EXTRAS)
+    values = arrays["values"]
     values = values if values.ndim == 3 else values[:, :, None]
     valid, nodata = arrays.get("valid"), arrays.get("nodata")
     if valid is not None and (valid.shape != values.shape[:2] or valid.dtype != np.bool_):
         raise CorruptImageError(f"`valid` is {valid.dtype} of {valid.shape}; expected bool of {values.shape[:2]}.")
     if nodata is not None and (nodata.size != 1 or nodata.dtype.kind not in "uif"):
         raise CorruptImageError("`nodata` is not a number.")
-    names = [str(name) for name in arrays["channels"].ravel()] if "channels" in arrays else []
-    if names and len(names) != values.shape[2]:
-        raise CorruptImageError(f"`channels` has {len(names)} names for an array of {values.shape[2]} channels.")
+    names = read_names(arrays, "channels", values.shape[2])
     if not names and values.shape[2] == 3 and values.dtype == np.uint8:
         names = list(RGB_CHANNELS)
     return Sample(
@@ -71,61 +71,80 @@ def decode_npy_mask(data: bytes, max_pixels: int) -> NDArray[Any]:
     return load_array(data, ReadLimits(max_pixels))
 
 
-def _read_archive(data: bytes, limits: ReadLimits) -> dict[str, NDArray[Any]]:
-    """The arrays by name, the image as `values`."""
+def read_arrays(data: bytes, limits: ReadLimits, check: Check, extras: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of an npy or npz file by name; the sample, as `values` or the only array beside the `extras`, as `values`.
 
-    def read(name: str, file: IO[bytes]) -> NDArray[Any]:
-        if name in ("channels", "valid", "nodata"):
-            return _load(file, max_bytes=MAX_OTHER_BYTES)
-        return _load(file, limits)
+    `check` raises an ImageError for the shape and type of a sample that cannot be read, before it is unpacked.
+    Raises: ImageError.
+    """
+    if data.startswith(MAGIC):
+        return {"values": _load(io.BytesIO(data), check)}
 
-    arrays = _read_each(data, limits, read)
-    images = [name for name in arrays if name not in ("channels", "valid", "nodata")]
-    if "values" not in images and len(images) != 1:
-        raise UnsupportedFormatError(
-            f"The npz holds {', '.join(images) or 'no array'}; expected the image as `values`, or as its only array."
-        )
-    if "values" not in images:
-        arrays["values"] = arrays.pop(images[0])
-    return arrays
+    wanted = ""
 
-
-def read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
-    """The bytes of the arrays in an npz, by name. Raises: ImageTooLargeError, CorruptImageError, UnsupportedFormatError."""
-
-    def read(name: str, file: IO[bytes]) -> bytes:
-        content = file.read()
-        allow_pixels(len(content))
-        return content
-
-    return _read_each(data, limits, read)
-
-
-def _read_each(data: bytes, limits: ReadLimits, read: Callable[[str, IO[bytes]], Result]) -> dict[str, Result]:
-    """What `read(name, file)` returns for each array of an npz, by name; a member is unpacked as far as it is read."""
-    budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
-
-    def check(members: Sequence[zipfile.ZipInfo]) -> None:
-        if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
-            raise ImageTooLargeError(
-                f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save one array alone."
+    def check_members(members: Sequence[zipfile.ZipInfo]) -> None:
+        nonlocal wanted
+        _check_members(members, limits)
+        names = [member.filename.removesuffix(".npy") for member in members]
+        samples = [name for name in names if name not in extras]
+        if "values" not in samples and len(samples) != 1:
+            raise UnsupportedFormatError(
+                f"The npz holds {', '.join(samples) or 'no array'}; expected the sample as `values`, or as its only array."
             )
+        wanted = "values" if "values" in samples else samples[0]
+
+    def read(name: str, file: Readable) -> NDArray[Any] | None:
+        name = name.removesuffix(".npy")
+        if name == wanted:
+            return _load(file, check)
+        return _load(file, max_bytes=MAX_OTHER_BYTES) if name in extras else None
 
     found = zip_members.read_members(
         data,
-        check,
-        lambda name, file: read(name.removesuffix(".npy"), file),
+        check_members,
+        read,
         lambda error: f"The npz is truncated or corrupt ({quoted(first_line(error))}). Save it again.",
     )
-    return {name.removesuffix(".npy"): array for name, array in found.items()}
+    arrays = {name.removesuffix(".npy"): array for name, array in found.items() if array is not None}
+    return {**arrays, "values": arrays.pop(wanted)}
 
 
-def load_array(data: bytes, limits: ReadLimits | None = None) -> NDArray[Any]:
-    """The array of a `.npy` file; with `limits`, an image H x W or H x W x C. Raises: ImageError."""
-    return _load(io.BytesIO(data), limits)
+def read_names(arrays: dict[str, NDArray[Any]], key: str, count: int) -> list[str]:
+    """The strings of an array, such as the names of channels; none if it is not there. Raises: CorruptImageError."""
+    if key not in arrays:
+        return []
+    if arrays[key].size != count:
+        raise CorruptImageError(f"`{key}` has {arrays[key].size:,} names for an array of {count} channels.")
+    return [str(name) for name in arrays[key].ravel()]
 
 
-def _load(file: IO[bytes], limits: ReadLimits | None = None, max_bytes: int | None = None) -> NDArray[Any]:
+def load_array(data: bytes, limits: ReadLimits) -> NDArray[Any]:
+    """The array of a `.npy` file, an image H x W or H x W x C. Raises: ImageError."""
+    return _load(io.BytesIO(data), lambda shape, dtype: _check_image(shape, dtype, limits))
+
+
+def _check_members(members: Sequence[zipfile.ZipInfo], limits: ReadLimits) -> None:
+    budget = max(BYTES_PER_PIXEL * limits.max_pixels, MIN_BYTES) + (1 << 20)
+    if len(members) > MAX_MEMBERS or sum(member.file_size for member in members) > budget:
+        raise ImageTooLargeError(
+            f"The npz unpacks to more than {budget:,} bytes or {MAX_MEMBERS} arrays. Save one array alone."
+        )
+
+
+def _check_image(shape: tuple[int, ...], dtype: np.dtype[Any], limits: ReadLimits) -> None:
+    check_numbers(dtype)
+    if len(shape) not in (2, 3):
+        raise UnsupportedFormatError(f"The array has {len(shape)} axes, {shape}; {SHAPE_ADVICE}.")
+    limits.check(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, dtype.itemsize)
+
+
+def check_numbers(dtype: np.dtype[Any]) -> None:
+    """Raises: UnsupportedFormatError for samples that are no integers or floats of up to 64 bits."""
+    if dtype.kind not in "uifb" or dtype.itemsize > 8:
+        raise UnsupportedFormatError(f"The array holds {dtype}; expected integers or floats of up to 64 bits.")
+
+
+def _load(file: Readable, check: Check | None = None, max_bytes: int | None = None) -> NDArray[Any]:
     """An array whose header is checked before its samples are read: nothing is unpickled, and no more is read than it needs."""
     try:
         version = np.lib.format.read_magic(file)
@@ -137,20 +156,21 @@ def _load(file: IO[bytes], limits: ReadLimits | None = None, max_bytes: int | No
         raise CorruptImageError(
             f"The array has no valid header ({quoted(first_line(error))}). Save it again."
         ) from error
-    if dtype.hasobject or (limits and (dtype.kind not in "uifb" or dtype.itemsize > 8)):
+    if dtype.hasobject or not dtype.itemsize:
         raise UnsupportedFormatError(f"The array holds {dtype}; expected integers or floats of up to 64 bits.")
     if any(not 0 <= side < MAX_SIDE for side in shape):  # an integer of thousands of digits cannot be printed
         raise CorruptImageError("The array's header has sides that no array has. Save it again.")
     needed = math.prod(shape) * dtype.itemsize
-    if limits:
-        if len(shape) not in (2, 3):
-            raise UnsupportedFormatError(f"The array has {len(shape)} axes, {shape}; {SHAPE_ADVICE}.")
-        limits.check(shape[0], shape[1], shape[2] if len(shape) == 3 else 1, dtype.itemsize)
+    if check:
+        check(shape, dtype)
     if max_bytes is not None and needed > max_bytes:
-        raise ImageTooLargeError(f"An array beside the image has {needed:,} bytes; the limit is {max_bytes:,}.")
+        raise ImageTooLargeError(f"An array beside the sample has {needed:,} bytes; the limit is {max_bytes:,}.")
     allow_pixels(needed)
     content = file.read(needed)
     if needed > len(content):
         raise CorruptImageError(f"The array is truncated: {shape} of {dtype} needs {needed:,} bytes.")
     flat = np.frombuffer(content, dtype, math.prod(shape))
-    return flat.reshape(shape, order="F" if fortran else "C")
+    try:
+        return flat.reshape(shape, order="F" if fortran else "C")
+    except ValueError as error:  # sides beside a 0 that NumPy cannot count
+        raise CorruptImageError("The array's header has sides that no array has. Save it again.") from error

@@ -27,20 +27,11 @@ sniff = npy.sniff
 
 def decode(data: bytes, limits: ReadLimits) -> Sample:
     """Read an array. Raises: ImageError."""
-    if data.startswith(npy.MAGIC):
-        arrays = {"values": npy.load_array(data)}
-    else:
-        members = npy.read_members(data, ReadLimits(limits.max_voxels))
-        arrays = {name: npy.load_array(content) for name, content in members.items()}
-    volumes = [name for name in arrays if name not in EXTRAS]
-    if "values" not in arrays and len(volumes) != 1:
-        raise UnsupportedFormatError(
-            f"The npz holds {', '.join(volumes) or 'no array'}; expected the volume as `values`, or as its only array."
-        )
-    values = _check_values(arrays["values" if "values" in arrays else volumes[0]], limits)
-    names = [str(name) for name in arrays["channels"].ravel()] if "channels" in arrays else []
-    if names and len(names) != values.shape[3]:
-        raise CorruptImageError(f"`channels` has {len(names)} names for an array of {values.shape[3]} channels.")
+    budget = ReadLimits(limits.max_voxels)
+    arrays = npy.read_arrays(data, budget, lambda shape, dtype: _check(shape, dtype, limits), EXTRAS)
+    values = arrays["values"]
+    values = values if values.ndim == 4 else values[..., None]
+    names = npy.read_names(arrays, "channels", values.shape[3])
     sample = Sample(to_sample_dtype(values), "DHW", channel_names(names, values.shape[3]))
     if "affine" in arrays:
         moved, grid = to_canonical(sample.values, _numbers(arrays["affine"], (4, 4), "affine"))
@@ -55,17 +46,17 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     return sample
 
 
-def _check_values(array: NDArray[Any], limits: ReadLimits) -> NDArray[Any]:
-    """The array as D x H x W x C. Raises: ImageError if it is no volume, or too large."""
-    if array.ndim not in (3, 4) or array.dtype.kind not in "uifb":
-        raise UnsupportedFormatError(f"The array is {array.dtype} of {array.shape}; {SHAPE_ADVICE}.")
-    values = array if array.ndim == 4 else array[..., None]
-    if values.shape[3] > MAX_CHANNELS:
+def _check(shape: tuple[int, ...], dtype: np.dtype[Any], limits: ReadLimits) -> None:
+    """Raises: ImageError if an array is no volume, or too large."""
+    if len(shape) not in (3, 4) or dtype.kind not in "uifb":
+        raise UnsupportedFormatError(f"The array is {dtype} of {shape}; {SHAPE_ADVICE}.")
+    npy.check_numbers(dtype)
+    channels = shape[3] if len(shape) == 4 else 1
+    if channels > MAX_CHANNELS:
         raise UnsupportedFormatError(
-            f"The array has {values.shape[3]:,} channels; the limit is {MAX_CHANNELS}. The axes are depth, height, width, channels."
+            f"The array has {channels:,} channels; the limit is {MAX_CHANNELS}. The axes are depth, height, width, channels."
         )
-    check_volume(values.shape[:3], values.shape[3], values.itemsize, limits)
-    return values
+    check_volume(shape[:3], channels, dtype.itemsize, limits)
 
 
 def _numbers(array: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np.float64]:

@@ -61,7 +61,7 @@ def sniff(data: bytes) -> bool:
 def decode(data: bytes, limits: ReadLimits) -> Sample:
     """Read a volume: values D x H x W x C, in canonical orientation if the file says how it lies. Raises: ImageError."""
     fields, offset = _parse_header(data)
-    sizes = [int(number) for number in _numbers(fields, "sizes")]
+    sizes = _sizes(fields)
     directions = _directions(fields, len(sizes))
     spatial = [axis for axis, direction in enumerate(directions) if direction is not None]
     if len(spatial) != 3 or len(sizes) > 4:
@@ -135,6 +135,16 @@ def _read_samples(
         )
     raw = read_exactly(content, count, "raw" if encoding == "raw" else "gzip")
     return raw.view(dtype).reshape(sizes, order="F")
+
+
+def _sizes(fields: dict[str, str]) -> list[int]:
+    """The length of each axis. Raises: CorruptImageError."""
+    numbers = _numbers(fields, "sizes")
+    if not all(0 < number < 1 << 31 for number in numbers):
+        raise CorruptImageError(
+            f"The NRRD has the sizes {quoted(fields['sizes'][:40])}; expected whole numbers above 0. Save it again."
+        )
+    return [int(number) for number in numbers]
 
 
 def _directions(fields: dict[str, str], dimension: int) -> list[list[float] | None]:

@@ -4,6 +4,7 @@ A polyphase filter as `scipy.signal.resample_poly` designs it, which serving doe
 of the lower rate on either side, cut off at half the lower rate. Beyond its ends a signal keeps its first and last value.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -11,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import ConfigError
+from models.errors import ConfigError, ImageTooLargeError, UnsupportedFormatError, quoted
 from models.readers.signal import HERTZ, build_signal, check_rate
 from models.readers.statistics import sample_statistics
 from models.sample import Sample
@@ -21,17 +22,25 @@ Signal = NDArray[np.float32]  # T x C
 HALF_PERIODS, KAISER_BETA = 10, 5.0
 MAX_DENOMINATOR = 1000  # of the ratio of two rates: odd rates such as 257.3 Hz become the nearest fraction, off by 1e-6
 MAX_RATIO = 1000.0  # of two rates, either way; beyond, a signal is hardly of the kind that the network knows
+MAX_GROWTH, MIN_SAMPLES = 32, 1 << 22  # samples for each one that a file holds; a signal of fewer samples may grow more
+MAX_SAMPLES = 100_000_000  # of all channels
+MIN_PHASES, MIN_STEPS = (
+    16,
+    64,
+)  # of taps, and of time steps that use the same: else a call of NumPy for each phase is quicker
+BLOCK_SAMPLES = 1 << 20  # of the channels that are resampled together: a day's recording needs no second copy of all
 
 
 def to_rate(sample: Sample, rate: float) -> Sample:
     """A signal resampled to `rate` Hz; unchanged if it has that rate, or states none. Time step k is at k / rate seconds.
 
     Values T x C must be finite (`prepare_sample` fills missing ones). `valid` goes by nearest time step.
-    Raises: ConfigError if the rates differ by more than a factor of 1000.
+    Raises: ConfigError if the rates differ by more than a factor of 1000; ImageTooLargeError.
     """
     if sample.spacing is None or sample.spacing.values[0] == rate:
         return sample
     ratio = rate_ratio(sample.spacing.values[0], rate)
+    check_growth(sample.values.size, math.ceil(len(sample.values) * ratio) * sample.values.shape[1], rate)
     values = resample(sample.values, ratio)
     valid = sample.valid
     if valid is not None:
@@ -54,6 +63,16 @@ def rate_ratio(old: float, new: float) -> Fraction:
     return Fraction(ratio).limit_denominator(MAX_DENOMINATOR)
 
 
+def check_growth(stored: int, resampled: int, rate: float) -> None:
+    """Raises: ImageTooLargeError for many more samples than the file holds, or more than any file may hold."""
+    limit = min(MAX_SAMPLES, max(MIN_SAMPLES, MAX_GROWTH * stored))
+    if resampled > max(stored, limit):
+        raise ImageTooLargeError(
+            f"At {rate:g} Hz the signal would have {resampled:,} samples, from {stored:,} in the file; the limit is {limit:,}. "
+            "Correct the rate in the file, or send a shorter part."
+        )
+
+
 def resample(values: NDArray[np.floating], ratio: Fraction) -> Signal:
     """Values T x C at `ratio` times their rate, float32 ceil(T x ratio) x C."""
     up, down = ratio.numerator, ratio.denominator
@@ -65,20 +84,29 @@ def resample(values: NDArray[np.floating], ratio: Fraction) -> Signal:
     taps = (taps * (up / taps.sum())).astype(np.float32)
     length = -(-len(values) * up // down)
     result = np.zeros((length, values.shape[1]), np.float32)
-    for channel in range(values.shape[1]):  # one at a time: a day's recording needs no second copy of all
-        result[:, channel] = _resample_channel(values[:, channel], up, down, taps, length)
+    together = max(1, BLOCK_SAMPLES // max(length, len(values)))
+    for first in range(0, values.shape[1], together):
+        channels = slice(first, first + together)
+        result[:, channels] = _resample_channels(values[:, channels], up, down, taps, length)
     return result
 
 
-def _resample_channel(
+def _resample_channels(
     values: NDArray[np.floating], up: int, down: int, taps: NDArray[np.float32], length: int
-) -> NDArray[np.float32]:
-    """One channel, T. Output k lies at k * down in steps of the upsampled signal; those with one remainder use the same taps."""
+) -> Signal:
+    """Channels T x C. Output k lies at k * down in steps of the upsampled signal; those with one remainder use the same taps."""
     half = len(taps) // 2
     reach = half // up + 1  # of input steps that one output step needs, on either side
     needed = (length - 1) * down // up + reach + 1 - len(values)
-    padded = np.pad(np.asarray(values, np.float32), (reach, max(0, needed)), mode="edge")
-    result = np.zeros(length, np.float32)
+    padded = np.pad(np.asarray(values, np.float32), ((reach, max(0, needed)), (0, 0)), mode="edge")
+    result = np.zeros((length, values.shape[1]), np.float32)
+    if MIN_PHASES < up > length / MIN_STEPS:  # few steps use the same taps: all steps at once, a tap of each at a time
+        starts, phases = np.divmod(np.arange(length) * down, up)
+        for offset in range(-((half + up - 1) // up), half // up + 1):
+            tap = half + offset * up + phases
+            weights = np.where((tap >= 0) & (tap < len(taps)), taps[tap.clip(0, len(taps) - 1)], np.float32(0))
+            result += weights[:, None] * padded[(reach + starts - offset).clip(0, len(padded) - 1)]
+        return result
     for first in range(min(up, length)):
         start, phase = divmod(first * down, up)
         outputs = result[first::up]
@@ -108,13 +136,29 @@ def labels_to_length(
 
 def join_rates(columns: Sequence[Signal], rates: Sequence[float], names: Sequence[str], units: Sequence[str]) -> Sample:
     """Channels of one recording, each T of its own rate, as one sample at the highest rate. Raises: ImageError."""
-    highest = max(rates)
+    highest = check_rate(max(rates))
     if all(rate == highest for rate in rates):
         return build_signal(np.stack(columns, axis=1), highest, names, units)
     length = max(len(column) for column, rate in zip(columns, rates, strict=True) if rate == highest)
+    check_growth(sum(map(len, columns)), length * len(columns), highest)
     values = np.empty((length, len(columns)), np.float32)
-    for index, (column, rate) in enumerate(zip(columns, rates, strict=True)):
-        finite = np.nan_to_num(column, nan=float(np.nanmean(column)) if np.isfinite(column).any() else 0.0)
-        raised = resample(finite[:, None], rate_ratio(rate, highest))[:length, 0]
-        values[:, index] = np.pad(raised, (0, length - len(raised)), mode="edge")
+    for rate in sorted(set(rates)):
+        same = [index for index, each in enumerate(rates) if each == rate]
+        try:
+            ratio = rate_ratio(rate, highest)
+        except ConfigError as error:
+            raise UnsupportedFormatError(
+                f"The channel {quoted(names[same[0]])} has {rate:g} Hz, and another one {highest:g} Hz; the rates of a recording "
+                f"may differ by a factor of {MAX_RATIO:g}. Leave one of them out."
+            ) from error
+        together = max(1, BLOCK_SAMPLES // length)
+        for first in range(0, len(same), together):
+            indices = same[first : first + together]
+            raised = resample(np.stack([_fill(columns[index]) for index in indices], axis=1), ratio)[:length]
+            values[:, indices] = np.pad(raised, ((0, length - len(raised)), (0, 0)), mode="edge")
     return build_signal(values, highest, names, units)
+
+
+def _fill(column: Signal) -> Signal:
+    """A channel, T, with its mean in place of missing values."""
+    return np.nan_to_num(column, nan=float(np.nanmean(column)) if np.isfinite(column).any() else 0.0)

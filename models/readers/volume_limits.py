@@ -13,6 +13,10 @@ from models.readers.limits import ReadLimits
 
 MAX_RATIO = 1032  # deflate packs no more bytes into one (zlib's documentation, "Maximum Compression Factor")
 CHUNK_BYTES = 1 << 20
+FIRST_CHUNK_BYTES = (
+    1 << 12
+)  # of each member of a gzip: zlib copies what follows a member, and there may be thousands of empty ones
+INFLATED_BYTES = 8 << 20  # at a time: a chunk may hold a thousand times its size
 
 
 def check_volume(shape: Sequence[int], channels: int, sample_bytes: int, limits: ReadLimits) -> None:
@@ -48,19 +52,19 @@ def read_exactly(data: memoryview, count: int, compression: str, skip: int = 0) 
     if skip + count > MAX_RATIO * len(data):
         raise _truncated(MAX_RATIO * len(data), count)
     result, filled, position = np.empty(skip + count, np.uint8), 0, 0
-    view, inflater = result.data, zlib.decompressobj(wbits=31)
+    view, inflater, chunk = result.data, zlib.decompressobj(wbits=31), FIRST_CHUNK_BYTES
     pending: bytes | memoryview = b""
     try:
         while filled < len(result):
-            if not pending:
-                pending = data[position : position + CHUNK_BYTES]
-                position += len(pending)
             if inflater.eof:  # a gzip may have several members, one after the other
-                pending = inflater.unused_data + bytes(pending)
-                inflater = zlib.decompressobj(wbits=31)
+                position -= len(inflater.unused_data)
+                inflater, chunk, pending = zlib.decompressobj(wbits=31), FIRST_CHUNK_BYTES, b""
+            if not pending:
+                pending = data[position : position + chunk]
+                position, chunk = position + len(pending), min(2 * chunk, CHUNK_BYTES)
             if not len(pending):
                 raise _truncated(max(0, filled - skip), count)
-            part = inflater.decompress(pending, len(result) - filled)
+            part = inflater.decompress(pending, min(len(result) - filled, INFLATED_BYTES))
             view[filled : filled + len(part)] = part
             filled += len(part)
             pending = inflater.unconsumed_tail

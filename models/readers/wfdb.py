@@ -6,11 +6,12 @@ https://physionet.org/physiotools/wag/header-5.htm. A sample that the format mar
 """
 
 import io
+import math
 import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import islice
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -23,10 +24,11 @@ from models.readers.resample import join_rates
 from models.readers.signal import check_length, check_rate, check_signal_size, decode_24
 from models.readers.zip_members import read_members
 from models.sample import Sample
+from models.spec import MAX_CHANNELS
 
 HEADER_SUFFIX = ".hea"
 DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0  # Hz; ADC units a physical unit
-MAX_HEADER_BYTES, MAX_MEMBERS = 1 << 20, 256
+MAX_HEADER_BYTES, MAX_MEMBERS, MAX_BASELINE = 1 << 20, 256, 1 << 32
 Integers = NDArray[np.int32]
 
 _RECORD_LINE = re.compile(rb"[\w.-]+(/\d+)?\s+\d+(\s+[\d./()]+)?(\s+\d+.*)?")
@@ -146,8 +148,9 @@ def pack_record(header_name: str, read: Callable[[str], bytes]) -> bytes:
 
 def parse_header(data: bytes) -> Header:
     """Parse the text of a header. Raises: CorruptImageError, UnsupportedFormatError."""
-    text = data[:MAX_HEADER_BYTES].decode("utf-8", "replace")
-    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    text = io.StringIO(data[:MAX_HEADER_BYTES].decode("utf-8", "replace"), newline=None)
+    described = (line.split() for line in text if line.strip() and not line.startswith("#"))
+    lines = list(islice(described, MAX_CHANNELS + 1))
     try:
         name, count = lines[0][0], int(lines[0][1])
         rate = float(re.split("[/(]", lines[0][2])[0]) if len(lines[0]) > 2 else DEFAULT_RATE
@@ -157,6 +160,10 @@ def parse_header(data: bytes) -> Header:
                 f"The record {quoted(name)} has several segments; expected one. Send each segment as a record of its own."
             )
         check_length(length or 2, count)
+        if count > MAX_CHANNELS:
+            raise UnsupportedFormatError(
+                f"The record {quoted(name)} has {count:,} signals; the limit is {MAX_CHANNELS}. Select those that you need."
+            )
         if len(lines) <= count:
             raise CorruptImageError(
                 f"The header of {quoted(name)} describes {len(lines) - 1} of {count} signals. Copy it again."
@@ -191,9 +198,11 @@ def _parse_signal(fields: list[str]) -> SignalLine:
             raise ValueError(" ".join(fields)[:80])
         gain, unit = float(parts[1]) or DEFAULT_GAIN, parts[3] or "mV"
         baseline = int(parts[2]) if parts[2] else None
-    zero = int(fields[4]) if len(fields) > 4 else 0
+    baseline = (int(fields[4]) if len(fields) > 4 else 0) if baseline is None else baseline
+    if not (math.isfinite(gain) and abs(baseline) < MAX_BASELINE):
+        raise ValueError(" ".join(fields)[:80])
     return SignalLine(
-        file, number, int(match[2] or 1) or 1, int(match[4] or 0), gain, zero if baseline is None else baseline, unit,
+        file, number, int(match[2] or 1) or 1, int(match[4] or 0), gain, baseline, unit,
         int(fields[6]) if len(fields) > 6 else None, " ".join(fields[8:]),
     )  # fmt: skip
 
@@ -209,29 +218,33 @@ def check_name(name: str) -> None:
 
 def read_record(header: Header, read: Callable[[str], bytes], limits: ReadLimits) -> Sample:
     """The signals of a record in physical units, at the highest rate of its signals. Raises: ImageError."""
-    count = sum(line.frame_samples for line in header.signals)
-    if header.length:
-        check_signal_size(limits, header.length, count)
-    columns: list[NDArray[np.float32]] = []
-    for file, group in groupby(header.signals, key=lambda line: line.file):
-        columns += _read_file(file, list(group), header.length, read(file), limits)
+    longest, length = max(line.frame_samples for line in header.signals), header.length
+    columns: dict[int, NDArray[np.float32]] = {}
+    for file in dict.fromkeys(line.file for line in header.signals):
+        indices, data = [index for index, line in enumerate(header.signals) if line.file == file], read(file)
+        lines = [header.signals[index] for index in indices]
+        length = length or _count_steps(lines, data)  # of all files, as that of the first one
+        check_signal_size(limits, length * longest, len(header.signals))
+        columns.update(zip(indices, _read_file(file, lines, length, data), strict=True))
     rates = [header.rate * line.frame_samples for line in header.signals]
     names, units = ([getattr(line, field) for line in header.signals] for field in ("name", "unit"))
-    return join_rates(columns, rates, names, units)
+    return join_rates([columns[index] for index in range(len(header.signals))], rates, names, units)
 
 
-def _read_file(
-    file: str, lines: list[SignalLine], length: int, data: bytes, limits: ReadLimits
-) -> list[NDArray[np.float32]]:
+def _count_steps(lines: list[SignalLine], data: bytes) -> int:
+    """The time steps in a file of these signals."""
+    bits = max(0, len(data) - lines[0].offset) * 8
+    return bits // FORMATS[lines[0].format][0] // sum(line.frame_samples for line in lines)
+
+
+def _read_file(file: str, lines: list[SignalLine], length: int, data: bytes) -> list[NDArray[np.float32]]:
     """The signals of one file, whose samples are interleaved. Raises: ImageError."""
     number, offset, frame = lines[0].format, lines[0].offset, sum(line.frame_samples for line in lines)
     if any((line.format, line.offset) != (number, offset) for line in lines):
         raise UnsupportedFormatError(f"The signals of the file {quoted(file)} have different formats. Save it as EDF.")
     bits, invalid, decode_bytes = FORMATS[number]
     content = np.frombuffer(data, np.uint8)[offset:]
-    present = len(content) * 8 // bits // frame
-    length = length or present
-    check_signal_size(limits, length, frame)
+    present = _count_steps(lines, data)
     if present < length:
         raise CorruptImageError(
             f"The signal file {quoted(file)} is truncated: it has {present:,} of {length:,} time steps. Copy it again."
@@ -247,7 +260,7 @@ def _read_file(
                 f"The checksum of the signal {quoted(line.name or line.file)} in {quoted(file)} is wrong: the header states "
                 f"{line.checksum}. The file was altered or copied with errors; copy it again."
             )
-        values = ((raw - line.baseline) / line.gain).astype(np.float32)
+        values = ((raw - np.float64(line.baseline)) / line.gain).astype(np.float32)
         values[raw == invalid] = np.nan
         found.append(values)
     return found

@@ -3,7 +3,7 @@
 import io
 import zipfile
 from collections.abc import Callable, Sequence
-from typing import IO, TypeVar
+from typing import IO, Protocol, TypeVar
 
 from models.errors import CorruptImageError, ImageError, UnsupportedFormatError
 
@@ -11,10 +11,30 @@ Result = TypeVar("Result")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others cost far more time for each byte that they unpack to
 
 
+class Readable(Protocol):
+    """A file that is open for reading."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """The next `size` bytes; by default all that are left."""
+        ...
+
+
+class _Member:
+    """A file of a zip, of the size that the zip's table states: `ZipExtFile.read()` inflates all there is before it cuts it."""
+
+    def __init__(self, file: IO[bytes], size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._file.read(self._left if size < 0 else min(size, self._left))
+        self._left -= len(content)
+        return content
+
+
 def read_members(
     data: bytes,
     check: Callable[[Sequence[zipfile.ZipInfo]], None],
-    read: Callable[[str, IO[bytes]], Result],
+    read: Callable[[str, Readable], Result],
     describe_error: Callable[[Exception], str],
 ) -> dict[str, Result]:
     """What `read(name, file)` returns for each file of a zip, by name; a file is inflated as far as it is read.
@@ -22,7 +42,7 @@ def read_members(
     Args:
         data: the bytes of the zip.
         check: raises an ImageError for names, numbers or sizes of files beyond the limits, by the zip's table.
-        read: called for each file, in the order of the table.
+        read: called for each file, in the order of the table; it gets no more bytes than the table states.
         describe_error: the message for a zip that cannot be read, from the library's error.
 
     Raises: ImageError; MemoryError.
@@ -36,7 +56,7 @@ def read_members(
             found = {}
             for member in members:
                 with archive.open(member) as file:
-                    found[member.filename] = read(member.filename, file)
+                    found[member.filename] = read(member.filename, _Member(file, member.file_size))
             return found
     except (ImageError, MemoryError):
         raise
