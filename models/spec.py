@@ -259,8 +259,8 @@ class BundleSpec(_FrozenModel):
         foreground = [entry.name for entry in self.classes[1:]]
         if unknown := [name for name in self.postprocess if name not in foreground]:
             raise ValueError(f"`postprocess` has a rule for {unknown[0]}, and the classes are {', '.join(foreground)}")
-        kind = {"T": EventRule, "DHW": ComponentRule}.get(self.input.axes)
-        if any(type(rule) is not kind for rule in self.postprocess.values()):
+        kinds: dict[str, type] = {"T": EventRule, "DHW": ComponentRule}
+        if any(type(rule) is not kinds.get(self.input.axes) for rule in self.postprocess.values()):
             raise ValueError(f"`postprocess` has rules that are not for {AXES[self.input.axes]}")
         return self
 

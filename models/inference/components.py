@@ -72,7 +72,7 @@ def _remove_components(labels: Labels, label: int, keep_largest: bool, min_voxel
 
 
 def _mask(plane: Labels, label: int) -> NDArray[np.uint8]:
-    return (plane == label).view(np.uint8)
+    return np.asarray(plane == label).view(np.uint8)
 
 
 def _join(count: int, links: NDArray[np.int64]) -> NDArray[np.int64]:
