@@ -108,7 +108,7 @@ def measure_speed(bundle: Path, record: Path) -> None:
     from models.bundle import open_bundle
     from models.inference.segmenter import Segmenter
     from models.outputs.options import OutputOptions
-    from models.outputs.signal_pipeline import make_pipeline
+    from models.outputs.pipelines import make_pipeline
     from models.readers import read_file
 
     opened = open_bundle(bundle)

@@ -25,9 +25,8 @@ from pydantic import ValidationError
 from models.errors import BundleError, quoted
 from models.external_data import external_data_files
 from models.setting_errors import plain_reason
-from models.spec import AXES, FORMAT_VERSION, OLDEST_FORMAT_VERSION, BundleSpec
+from models.spec import FORMAT_VERSION, OLDEST_FORMAT_VERSION, BundleSpec
 
-AXES_WITH_OUTPUTS = ("HW", "T")  # the keys of `OUTPUT_FORMATS`, whose import loads the inference
 CHECKSUM_FILE = "SHA256SUMS"
 MODEL_FILE = "model.onnx"
 INT8_MODEL_FILE, INT8_WEIGHTS_FILE = "model.int8.xml", "model.int8.bin"
@@ -81,15 +80,6 @@ class Bundle:
         return [
             (self.verify_file(f"probes/{name}{suffix}"), self.verify_file(f"probes/{name}{labels}")) for name in names
         ]
-
-
-def check_has_outputs(axes: str) -> None:
-    """Raises: BundleError for a model whose predictions have no output format yet: of other axes than `AXES_WITH_OUTPUTS`."""
-    if axes not in AXES_WITH_OUTPUTS:
-        raise BundleError(
-            f"The model takes {AXES[axes]}; service and `predict` take {' and '.join(map(AXES.__getitem__, AXES_WITH_OUTPUTS))}. "
-            "Use `maskserve evaluate`, or segment in Python with `models.inference.volumes.segment_volume`."
-        )
 
 
 def open_bundle(folder: Path) -> Bundle:

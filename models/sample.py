@@ -18,6 +18,18 @@ Affine4 = tuple[tuple[float, float, float, float], ...]  # 4 rows, the last (0, 
 
 
 @dataclass(frozen=True)
+class NiftiPlacement:
+    """The fields of a NIfTI header that say where its voxels lie, as they are stored (nifti1.h)."""
+
+    version: int  # 1 or 2
+    units: int  # `xyzt_units`
+    pixdim: tuple[float, ...]  # 4 numbers: the handedness of the qform, then the spacing of i, j, k
+    codes: tuple[int, int]  # `qform_code`, `sform_code`
+    quaternion: tuple[float, ...]  # 6 numbers: b, c, d and the offsets
+    sform: tuple[float, ...]  # 12 numbers: 3 rows
+
+
+@dataclass(frozen=True)
 class VolumeGrid:
     """The grid of a volume's file, to put an answer back into it voxel for voxel (`models/readers/orientation.py`).
 
@@ -29,6 +41,7 @@ class VolumeGrid:
     order: tuple[int, int, int] = (0, 1, 2)  # for D, H and W: the file's axis
     flipped: tuple[bool, bool, bool] = (False, False, False)  # for D, H and W: whether they run against that axis
     dtype: str = "float32"  # of the file's samples
+    nifti: NiftiPlacement | None = None  # of a NIfTI, so that an answer has the same header
 
 
 @dataclass(frozen=True)

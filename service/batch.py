@@ -101,7 +101,7 @@ def safe_stems(names: Sequence[str]) -> list[str]:
     stems = []
     for index, name in enumerate(names):
         base = unicodedata.normalize("NFC", re.split(r"[/\\]", name)[-1])
-        base = re.sub(r"\.\w{1,5}$", "", base)
+        base = re.sub(r"(\.nii)?\.\w{1,5}$", "", base)
         base = re.sub(r"[^\w .()+,=@~-]", "_", base)[:MAX_STEM_CHARS].strip(" .") or str(index)
         if _DEVICE_OF_WINDOWS.fullmatch(base.partition(".")[0]):
             base = f"_{base}"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from models.bundle import CHECKSUM_FILE, MODEL_FILE, SPEC_FILE, Bundle, check_has_outputs, open_bundle
+from models.bundle import CHECKSUM_FILE, MODEL_FILE, SPEC_FILE, Bundle, open_bundle
 from models.engines.selection import EngineChoice
 from models.errors import MaskserveError, quoted
 from models.inference.segmenter import Segmenter
@@ -224,7 +224,6 @@ class ModelRegistry:
         try:
             # Links are resolved once: a link that is switched meanwhile must not mix two bundles.
             bundle = open_bundle(state.folder.resolve())
-            check_has_outputs(bundle.spec.input.axes)
             if state.model and bundle.hash == state.model.bundle.hash:
                 for name in bundle.checksums:  # a restart would reject altered files
                     bundle.verify_file(name)

@@ -18,15 +18,17 @@ BINARY_SCHEMA: dict[str, Any] = {"type": "string", "format": "binary"}
 IMAGE_SCHEMA = {
     **BINARY_SCHEMA,
     "description": "the bytes of a JPEG, PNG, WebP, TIFF, BMP or AVIF; for a model of signals of a WFDB record in a zip file, EDF, "
-    "WAV, CSV, npy or npz",
+    "WAV, CSV, npy or npz; for a model of volumes of a NIfTI (.nii, .nii.gz), NRRD, TIFF stack, npy, npz, or a zip file of a DICOM "
+    "series",
 }
-DESCRIPTION = """Image in, one label per pixel out; recording in, its events out. Every error is `application/problem+json`
-(RFC 9457), with a request id.
+DESCRIPTION = """Image in, one label per pixel out; recording in, its events out; volume in, one label per voxel out. Every error is
+`application/problem+json` (RFC 9457), with a request id.
 
     curl --data-binary @photo.jpg http://127.0.0.1:3000/v1/segment -o mask.png
     curl -F image=@photo.jpg 'http://127.0.0.1:3000/v1/segment?format=json&masks=polygons'
     curl -F images=@a.jpg -F images=@b.jpg http://127.0.0.1:3000/v1/segment/batch -o masks.zip
     curl --data-binary @record.edf 'http://127.0.0.1:3000/v1/segment?lead=II' -o events.json
+    curl --data-binary @case.nii.gz http://127.0.0.1:3000/v1/segment -o labels.nii.gz
 """
 JSON_EXAMPLE = {
     "height": 480,
@@ -63,6 +65,25 @@ EVENTS_EXAMPLE = {
         }
     ],
     "unlabeled": 0,
+}
+VOLUME_EXAMPLE = {
+    "model": "hippocampus",
+    "shape": [35, 51, 35],
+    "spacing": [1.0, 1.0, 1.0],
+    "voxel_ml": 0.001,
+    "classes": [
+        {
+            "label": 1,
+            "name": "anterior",
+            "rgb": [200, 60, 60],
+            "voxels": 1532,
+            "fraction": 0.0245,
+            "ml": 1.532,
+            "bbox": [10, 12, 8, 14, 20, 16],
+            "mean_confidence": 0.97,
+        }
+    ],
+    "unlabeled": {"voxels": 0, "fraction": 0.0},
 }
 COMMON_ERROR_STATUSES = (400, 401, 403, 408, 413, 429, 500, 503, 504)
 
@@ -139,7 +160,7 @@ def _request_schema(content: dict[str, Any]) -> dict[str, Any]:
 # Arguments of the FastAPI routes.
 SEGMENT_ROUTE: dict[str, Any] = {
     "tags": ["images"],
-    "summary": "Segment an image or a recording",
+    "summary": "Segment an image, a recording or a volume",
     "response_class": Response,
     "responses": {
         200: {
@@ -150,10 +171,20 @@ SEGMENT_ROUTE: dict[str, Any] = {
             "Of a model of signals, on the time base of the file that was sent:\n"
             "- `events`: class, onset, offset and mean confidence of each event, as JSON\n- `csv`: the same, a row an event\n"
             "- `wfdb`: an annotation file in MIT format\n- `npy`: uint8 labels, time steps (x leads)\n"
-            "- `npz`: labels, confidence and rate, with `trace` also the recording",
+            "- `npz`: labels, confidence and rate, with `trace` also the recording\n\n"
+            "Of a model of volumes, voxel for voxel on the grid of the file that was sent:\n"
+            "- `nifti`: the labels as .nii.gz, with the axes and the affine of the file\n- `npz`: labels, affine and spacing, with "
+            "`confidence` also the confidence\n- `tiff`: a stack of slices\n- `json`: voxels, ml, box and mean confidence of each "
+            "class",
             "content": {output.MEDIA_TYPE: {} for formats in OUTPUT_FORMATS.values() for output in formats.values()}
             | {
-                "application/json": {"examples": {"json": {"value": JSON_EXAMPLE}, "events": {"value": EVENTS_EXAMPLE}}}
+                "application/json": {
+                    "examples": {
+                        "json": {"value": JSON_EXAMPLE},
+                        "events": {"value": EVENTS_EXAMPLE},
+                        "volume": {"value": VOLUME_EXAMPLE},
+                    }
+                }
             },
         },
         **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),

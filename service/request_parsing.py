@@ -22,10 +22,11 @@ IMAGE_FIELD, IMAGES_FIELD = "image", "images"
 Parameters = list[tuple[str, str]]  # name and value, as in a query or a form
 UnitFloat = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _DEFAULTS = OutputOptions()
-# Parameters that only models of these axes have.
-_OWN_PARAMETERS = {
-    "HW": ("min_area", "alpha", "masks", "simplify", "confidence", "bands"),
-    "T": ("lead", "rate", "trace"),
+# The axes of the models that have a parameter; the others are for all.
+_AXES_OF_PARAMETERS = {
+    **dict.fromkeys(("min_area", "alpha", "masks", "simplify", "bands"), ("HW",)),
+    **dict.fromkeys(("lead", "rate", "trace"), ("T",)),
+    "confidence": ("HW", "DHW"),
 }
 
 
@@ -64,7 +65,7 @@ class SegmentParams(BaseModel):
     format: str | None = Field(
         None,
         json_schema_extra={"enum": list(ALL_FORMATS)},
-        description="output format; default: `png` for a model of images, `events` for one of signals",
+        description="output format; default: `png` for a model of images, `events` for one of signals, `nifti` for one of volumes",
     )
     model: str | None = Field(
         None,
@@ -76,7 +77,8 @@ class SegmentParams(BaseModel):
         description="names of the classes to keep, separated by commas; all others become unlabeled. Empty: all are kept",
     )
     min_confidence: UnitFloat = Field(
-        _DEFAULTS.min_confidence, description="pixels or time steps with a lower confidence become unlabeled; 0..1"
+        _DEFAULTS.min_confidence,
+        description="pixels, time steps or voxels with a lower confidence become unlabeled; 0..1",
     )
     min_area: int = Field(
         _DEFAULTS.min_area, ge=0, le=2**31, description="connected regions of fewer pixels become unlabeled"
@@ -93,7 +95,8 @@ class SegmentParams(BaseModel):
         description="pixels by which an outline of `polygons` may move",
     )
     confidence: bool = Field(
-        _DEFAULTS.confidence, description="whether `json` also holds the confidence, as a PNG in base64"
+        _DEFAULTS.confidence,
+        description="whether `json` also holds the confidence, as a PNG in base64; volumes: whether `npz` holds it",
     )
 
     bands: tuple[str, ...] = Field(
@@ -137,12 +140,11 @@ class SegmentParams(BaseModel):
 
         Raises: ConfigError for a format, and MalformedRequestError for a parameter, that only models of other axes have.
         """
-        for other, names in _OWN_PARAMETERS.items():
-            wrong = [name for name in names if other != axes and name in self.model_fields_set]
-            if wrong:
+        for name, known in _AXES_OF_PARAMETERS.items():
+            if axes not in known and name in self.model_fields_set:
+                kinds = " and ".join(AXES[each] for each in known)
                 raise MalformedRequestError(
-                    f"The parameter {quoted(wrong[0])} is for models of {AXES[other]}; this one segments {AXES[axes]}. "
-                    "Leave it out."
+                    f"The parameter {quoted(name)} is for models of {kinds}; this one segments {AXES[axes]}. Leave it out."
                 )
         return find_format(self.format, axes)
 

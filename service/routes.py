@@ -18,7 +18,7 @@ from models.errors import BundleError, CorruptImageError, UnsupportedFormatError
 from models.outputs import OUTPUT_FORMATS
 from models.outputs.options import OutputOptions
 from models.outputs.pipeline import SegmentationPipeline
-from models.outputs.signal_pipeline import make_pipeline
+from models.outputs.pipelines import make_pipeline
 from models.spec import BundleSpec
 from service import batch, openapi, responses
 from service.access_log import add_log_fields
@@ -118,7 +118,13 @@ async def explain(request: Request) -> Response:
         raise MalformedRequestError(f"The form has the field {quoted(form[0][0][:80])}. Give parameters in the query.")
     timer.lap("read")
     pipeline = ExplainPipeline(
-        model.segmenter, model.bundle.spec, None, OutputOptions(), settings.max_pixels, params.view, params.point()
+        model.segmenter,
+        model.bundle.spec,
+        None,
+        OutputOptions(),
+        settings.max_pixels,
+        view=params.view,
+        point=params.point(),
     )
     async with admission.acquire("queue"):
         deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
@@ -224,7 +230,7 @@ def _make_pipeline(
     spec = model.bundle.spec
     return make_pipeline(
         model.segmenter, spec, params.output_format(spec.input.axes), params.output_options(),
-        segmentation.settings.max_pixels,
+        segmentation.settings.max_pixels, segmentation.settings.max_voxels,
     )  # fmt: skip
 
 

@@ -30,9 +30,9 @@ from service.settings import Settings
 
 Result = TypeVar("Result")
 
-# Each new bundle segments a sample of this size (pixels, time steps) on each thread before it serves, so that no request waits
-# for buffers and kernels.
-WARMUP_SIZES = {"HW": (480, 640), "T": (5000,)}  # by axes
+# Each new bundle segments a sample of this size (pixels, time steps, voxels) on each thread before it serves, so that no request
+# waits for buffers and kernels.
+WARMUP_SIZES = {"HW": (480, 640), "T": (5000,), "DHW": (32, 64, 64)}  # by axes
 
 STARTUP_WAIT_SECONDS = 60.0  # how long a worker among several accepts no connection while it loads its bundles
 
@@ -75,7 +75,9 @@ class SegmentationService:
         self._inference_pool = ThreadPoolExecutor(settings.concurrency, thread_name_prefix="infer")
         # Enough threads that nothing waits for one: QUEUE_SECONDS limits only the waits for slots.
         self._codec_pool = ThreadPoolExecutor(image_slots + cores, thread_name_prefix="codec")
-        self._decoders = DecoderPool(cores, settings.max_pixels) if settings.sandbox and IS_SUPPORTED else None
+        self._decoders = None
+        if settings.sandbox and IS_SUPPORTED:
+            self._decoders = DecoderPool(cores, settings.max_pixels, max_voxels=settings.max_voxels)
         self.registry = ModelRegistry(
             settings.bundle, self._load, self._warm_up, settings.reload_seconds, settings.default_model
         )

@@ -24,7 +24,7 @@ import httpx
 import psutil
 
 from models import TELEMETRY_OPT_OUT
-from models.bundle import CHECKSUM_FILE, check_has_outputs, open_bundle
+from models.bundle import CHECKSUM_FILE, open_bundle
 from models.errors import ConfigError, escape_control_characters, quoted
 from models.malloc import MALLOC_SETTINGS
 from service.errors import ServerStartError
@@ -88,7 +88,7 @@ def check_bundle_folder(folder: Path) -> None:
     """Check before the start of a process. Raises: BundleError if there is neither a bundle nor a folder with one."""
     inside = [path for path in folder.iterdir() if (path / CHECKSUM_FILE).is_file()] if folder.is_dir() else []
     if not inside or (folder / CHECKSUM_FILE).exists():
-        check_has_outputs(open_bundle(folder).spec.input.axes)
+        open_bundle(folder)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,12 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body, in bytes")
     max_pixels: int = Field(default=50_000_000, ge=1, description="largest image, in pixels (width x height)")
+    max_voxels: int = Field(
+        default=160_000_000,
+        ge=1,
+        description="largest volume, in voxels (depth x height x width), as in 512 x 512 x 600; reading one takes up to 26 bytes "
+        "a voxel",
+    )
     max_images: int = Field(default=64, ge=1, le=1000, description="images in one request to /v1/segment/batch")
     sandbox: bool = Field(
         default=True,

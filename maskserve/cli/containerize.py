@@ -55,7 +55,7 @@ def containerize(
     ] = False,
 ) -> None:
     """Build a container image of the service and BUNDLE. Needs docker, podman or nerdctl; takes some minutes."""
-    from models.bundle import check_has_outputs, open_bundle
+    from models.bundle import open_bundle
     from models.console import Console
     from models.errors import ConfigError, escape_line, quoted
 
@@ -66,7 +66,6 @@ def containerize(
             )
     opened = open_bundle(bundle)
     opened.verify()
-    check_has_outputs(opened.spec.input.axes)
     chosen = _choose_engine(engine)
     image = tag or f"maskserve-{_slug(opened.spec.name)}:{opened.hash[:12]}{'-gpu' if gpu else ''}"
     with Console(stderr=True).status(f"building {image} with {chosen}; this takes some minutes"):

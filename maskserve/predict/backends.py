@@ -30,8 +30,8 @@ from models.imaging.decode import MAX_PIXELS, Labels
 from models.imaging.decoder_pool import DecoderPool
 from models.inference.leads import RecordPrediction
 from models.inference.segmenter import Segmenter
+from models.outputs.pipelines import make_pipeline
 from models.outputs.rle import coco_rle_counts
-from models.outputs.signal_pipeline import make_pipeline
 
 MAX_IN_FLIGHT = 8  # requests to a service: enough for several workers, few enough for its queue of 32
 RETRY_TIMEOUT = 120.0  # seconds in which a request is retried: enough for a rolling update of the service

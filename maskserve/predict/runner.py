@@ -30,7 +30,7 @@ from maskserve.predict.inputs import InputImage, find_images
 from maskserve.predict.manifest import MANIFEST, ManifestRow, ManifestState, open_manifest
 from maskserve.predict.outputs import STAGING_FOLDER, FolderStore, OutputStore
 from maskserve.predict.unread import UnreadFiles
-from models.bundle import check_has_outputs, open_bundle
+from models.bundle import open_bundle
 from models.console import Console
 from models.errors import ConfigError, DataError, RunError, escape_line, quoted
 from models.inference.segmenter import check_supports_windows
@@ -149,7 +149,6 @@ def resolve_model(config: PredictConfig) -> tuple[PredictConfig, str]:
     else:
         bundle = open_bundle(Path(config.model))
         spec, axes, model = bundle.spec, bundle.spec.input.axes, f"{bundle.spec.name}@{bundle.hash}"
-    check_has_outputs(axes)
     config = replace(config, axes=axes)
     _ = config.output_format  # raises an error for a format that such models do not have
     if config.reads_windows and not config.uses_service:

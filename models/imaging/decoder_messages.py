@@ -9,6 +9,7 @@ import math
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from PIL import Image
 from models.imaging.file_header import FileHeader
 
 if TYPE_CHECKING:
-    from models.sample import Frame, Sample, VolumeGrid
+    from models.sample import Frame, NiftiPlacement, Sample, VolumeGrid
 
 MAX_MESSAGE_BYTES = 1 << 16
 
@@ -170,7 +171,11 @@ def _write_sample(buffer: int, sample: "Sample") -> dict[str, Any]:
 
 def _frame_message(frame: "Frame") -> list[Any]:
     grid = frame.grid
-    place = None if grid is None else [grid.shape, grid.affine, grid.order, grid.flipped, grid.dtype]
+    place = None
+    if grid is not None:
+        place = [
+            grid.shape, grid.affine, grid.order, grid.flipped, grid.dtype, None if grid.nifti is None else astuple(grid.nifti)
+        ]  # fmt: skip
     return [frame.affine, frame.crs, frame.start, place]
 
 
@@ -178,14 +183,28 @@ def _read_grid(place: list[Any]) -> "VolumeGrid":
     """Raises: ValueError, TypeError, IndexError for what is no grid."""
     from models.sample import VolumeGrid
 
-    shape, affine, order, flipped, dtype = place
+    shape, affine, order, flipped, dtype, nifti = place
     i, j, k = (int(length) for length in shape)
     rows = [(float(a), float(b), float(c), float(d)) for a, b, c, d in affine]
     d, h, w = (int(axis) for axis in order)
     one, two, three = (bool(each) for each in flipped)
     if len(rows) != 4 or sorted((d, h, w)) != [0, 1, 2] or min(i, j, k) < 1:
         raise ValueError(f"a grid of {shape}, {order}")
-    return VolumeGrid((i, j, k), tuple(rows), (d, h, w), (one, two, three), np.dtype(dtype).str)
+    placement = None if nifti is None else _read_placement(nifti)
+    return VolumeGrid((i, j, k), tuple(rows), (d, h, w), (one, two, three), np.dtype(dtype).name, placement)
+
+
+def _read_placement(fields: list[Any]) -> "NiftiPlacement":
+    """Raises: ValueError, TypeError for what no header holds."""
+    from models.sample import NiftiPlacement
+
+    version, units, pixdim, (qform, sform), quaternion, rows = fields
+    if version not in (1, 2) or not 0 <= units <= 255 or (len(pixdim), len(quaternion), len(rows)) != (4, 6, 12):
+        raise ValueError("a placement of other lengths")
+    if not all(abs(int(code)) < 1 << (15 if version == 1 else 31) for code in (qform, sform)):
+        raise ValueError(f"the codes {qform}, {sform}")
+    steps, turn, matrix = (tuple(float(number) for number in each) for each in (pixdim, quaternion, rows))
+    return NiftiPlacement(version, int(units), steps, (int(qform), int(sform)), turn, matrix)
 
 
 def _read_sample(buffer: int, message: dict[str, Any], max_bytes: int) -> "Sample":

@@ -5,6 +5,7 @@ this pool bounds those that are not: at the deadline the child is killed and rep
 child only, and one that uses too much memory meets the child's own limit.
 """
 
+import math
 import os
 import select
 import signal
@@ -25,6 +26,7 @@ from models.imaging.decode import MAX_PIXELS
 from models.imaging.decoder_messages import pack_arguments, read_result, receive_message, send_message, write_buffer
 from models.malloc import MALLOC_SETTINGS
 from models.readers import is_photograph
+from models.readers.limits import MAX_VOXELS
 from models.sample import Sample
 from models.spec import InputRule
 
@@ -37,6 +39,7 @@ DEFAULT_TIMEOUT_SECONDS = 60.0
 GRACE_SECONDS = 1.0  # in which an image is still decoded when its caller has gone: a new child costs 0.3 s
 
 # Address space of a child: measured peaks are 22 bytes a pixel (benchmarks/results/hostile.json), beside the file and its copies.
+# A volume of 64-bit floats takes about as many a voxel.
 BYTES_PER_PIXEL, BASE_BYTES = 26, 256 << 20
 
 MIN_RESULT_BYTES = 64 << 20  # a result may have as many bytes as the address space of its child, and these at least
@@ -49,12 +52,14 @@ CHILD_ENVIRONMENT = {**MALLOC_SETTINGS, "MALLOC_ARENA_MAX": "2", "OPENBLAS_NUM_T
 class DecoderPool:
     """Up to `size` child processes that decode images. Methods may be called from any thread."""
 
-    def __init__(self, size: int, max_pixels: int = MAX_PIXELS, eager: int = 1) -> None:
+    def __init__(self, size: int, max_pixels: int = MAX_PIXELS, eager: int = 1, max_voxels: int = MAX_VOXELS) -> None:
         """Start `eager` children in the background; the others start when they are needed.
 
-        `max_pixels`: the largest limit that `decode` is called with; the memory of a child follows from it.
+        `max_pixels`, `max_voxels`: the largest limits that `decode` and `read_volume` are called with; the memory that a child
+        may take for an image or a volume follows from them.
         """
         self._max_pixels = max_pixels
+        self._max_voxels = max_voxels
         self._idle: list[_Child] = []
         self._free = threading.Semaphore(size)
         self._lock = threading.Lock()
@@ -121,6 +126,29 @@ class DecoderPool:
         sample: Sample = self.run("read_sample", data, arguments, timeout_seconds, is_cancelled, check)
         return sample
 
+    def read_volume(
+        self,
+        data: bytes,
+        rule: InputRule,
+        max_voxels: int | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> Sample:
+        """As `read_input` of a volume. The rest is as in `decode`."""
+        if not data:
+            raise EmptyImageError("The volume is empty (0 bytes). Send the bytes of its file.")
+        most = max_voxels or self._max_voxels
+
+        def check(result: Any) -> None:
+            if not isinstance(result, Sample) or result.axes != "DHW" or math.prod(result.size) > most:
+                raise ValueError("not a volume")
+            if len(result.channels) != len(rule.channels) or result.dtype != rule.dtype:
+                raise ValueError(f"{result.dtype} {result.values.shape}")
+
+        arguments = {"rule": rule, "max_pixels": self._max_pixels, "max_voxels": most}
+        sample: Sample = self.run("read_input", data, arguments, timeout_seconds, is_cancelled, check, most)
+        return sample
+
     def run(
         self,
         function: str,
@@ -129,10 +157,12 @@ class DecoderPool:
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         is_cancelled: Callable[[], bool] = lambda: False,
         check: Callable[[Any], None] = lambda result: None,
+        max_samples: int | None = None,
     ) -> Any:
         """The result of `function(data, **arguments)`, one of `decoder_messages.FUNCTIONS`, in a child. As `decode`.
 
-        `check` raises an error for a result that cannot be, which a child that was taken over has sent: it is killed.
+        `max_samples`: pixels or voxels for which it may take memory; by default the pool's `max_pixels`. `check` raises an error
+        for a result that cannot be, which a child that was taken over has sent: it is killed.
         """
         deadline = time.monotonic() + timeout_seconds
         if not self._free.acquire(timeout=max(0.0, timeout_seconds)):
@@ -140,7 +170,8 @@ class DecoderPool:
         try:
             child = self._take()
             try:
-                result = child.run(function, data, arguments, deadline, is_cancelled, check)
+                memory = _address_bytes(max_samples or self._max_pixels)
+                result = child.run(function, data, arguments, deadline, is_cancelled, check, memory)
             except _ChildLostError as error:
                 child.kill()
                 self._replace()
@@ -211,7 +242,12 @@ class DecoderPool:
 
     @property
     def _address_bytes(self) -> int:
-        return BASE_BYTES + BYTES_PER_PIXEL * self._max_pixels
+        return _address_bytes(max(self._max_pixels, self._max_voxels))
+
+
+def _address_bytes(samples: int) -> int:
+    """The address space of a child that decodes so many pixels or voxels."""
+    return BASE_BYTES + BYTES_PER_PIXEL * samples
 
 
 class _ChildLostError(Exception):
@@ -247,7 +283,6 @@ class _Child:
         finally:
             other.close()
         self._ready = False
-        self._max_bytes = max(address_bytes, MIN_RESULT_BYTES)
 
     def is_ready(self) -> bool:
         """Wait until the process has started. Returns: False if it has ended."""
@@ -265,16 +300,22 @@ class _Child:
         deadline: float,
         is_cancelled: Callable[[], bool],
         check: Callable[[Any], None],
+        address_bytes: int,
     ) -> Any:
         """Raises: MaskserveError, as the function; _ChildLostError, after which the child must be killed."""
         try:
             write_buffer(self.buffer, data)
-            request = {"function": function, "bytes": len(data), "arguments": pack_arguments(arguments)}
+            request = {
+                "function": function,
+                "bytes": len(data),
+                "arguments": pack_arguments(arguments),
+                "address_bytes": address_bytes,
+            }
             send_message(self.connection, request)
             response = self._receive(deadline, is_cancelled)
             if "error" in response:
                 raise getattr(errors, response["error"])(response["message"])
-            result = read_result(self.buffer, response, self._max_bytes)
+            result = read_result(self.buffer, response, max(address_bytes, MIN_RESULT_BYTES))
             check(result)
             return result
         except (OSError, EOFError, ValueError, LookupError, AttributeError, TypeError) as error:

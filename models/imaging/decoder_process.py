@@ -28,17 +28,18 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 RESERVED_BYTES = 512 << 20
 
 
-def limit_process(parent: int, address_bytes: int) -> None:
-    """Limit memory and files, and end with the parent: also when it is killed."""
+def limit_process(parent: int, address_bytes: int) -> int:
+    """Limit memory and files, and end with the parent: also when it is killed. Returns: the memory beside `address_bytes`."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that call
         sys.exit(0)
     with open("/proc/self/statm") as file:
         mapped = int(file.read().split()[0]) * resource.getpagesize()
-    limit = mapped + RESERVED_BYTES + address_bytes
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    base = mapped + RESERVED_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (base + address_bytes, base + address_bytes))
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    return base
 
 
 def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int) -> None:
@@ -50,7 +51,7 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
     from models.imaging import decoder_messages as messages
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = min(4, len(os.sched_getaffinity(0)))  # each reserves address space
-    limit_process(parent, address_bytes)
+    base = limit_process(parent, address_bytes)
     with suppress(
         EOFError, ConnectionError
     ):  # the parent has closed the connection: it ends, or needs this process no more
@@ -58,6 +59,8 @@ def main(parent: int, connection: socket.socket, buffer: int, address_bytes: int
         while True:
             request = messages.receive_message(connection)
             start_budget(request["bytes"])
+            allowed = base + min(address_bytes, request["address_bytes"])  # an image may not take what a volume may
+            resource.setrlimit(resource.RLIMIT_AS, (allowed, base + address_bytes))
             response = respond(request, buffer)
             end_budget()
             messages.send_message(connection, response)

@@ -2,14 +2,40 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from models.imaging.decode import Labels
 from models.inference.components import apply_component_rules
+from models.inference.postprocess import Confidence
 from models.inference.segmenter import Prediction, Segmenter, never_stop
+from models.readers.orientation import to_file_grid
 from models.readers.volume_spacing import resize_nearest, to_spacing
-from models.sample import MM3_PER_ML, Sample
+from models.sample import MM3_PER_ML, Sample, VolumeGrid
 from models.spec import InputRule
+
+
+@dataclass(frozen=True)
+class VolumePrediction:
+    """The labels of a volume and the grid of its file, without the volume itself, which may be large."""
+
+    labels: Labels  # uint8 D x H x W in canonical orientation; 255 is unlabeled
+    confidence: Confidence | None  # float32 D x H x W: softmax probability of each label, if requested
+    grid: VolumeGrid
+    is_positioned: bool = True  # whether the file says how it lies; otherwise the grid is that of `orientation.grid_of`
+    has_spacing: bool = True  # whether it states the size of its voxels
+
+    @property
+    def file_labels(self) -> Labels:
+        """The labels in the order of the file's axes, i x j x k: a view."""
+        return to_file_grid(self.labels, self.grid)
+
+    @property
+    def voxel_ml(self) -> float | None:
+        """The volume of a voxel in ml; None if it is not known."""
+        volume = float(abs(np.linalg.det(np.array(self.grid.affine)[:3, :3])))
+        return volume / MM3_PER_ML if self.has_spacing else None
 
 
 def segment_volume(

@@ -2,13 +2,27 @@
 
 A format is a module with `MEDIA_TYPE`, `SUFFIX`, `NEEDS_CONFIDENCE` and `encode(prediction, spec, options) -> bytes`, which
 encodes the prediction as it is; the pipeline filters it by the options first. The prediction of an image is a `Prediction`, that
-of a signal a `RecordPrediction`. The first format of each kind of model is its default.
+of a signal a `RecordPrediction`, that of a volume a `VolumePrediction`. The first format of each kind of model is its default.
 """
 
 from types import ModuleType
 
 from models.errors import ConfigError, quoted
-from models.outputs import confidence, csv, events, json, npy, npz, overlay, png, wfdb
+from models.outputs import (
+    confidence,
+    csv,
+    events,
+    json,
+    nifti,
+    npy,
+    npz,
+    overlay,
+    png,
+    volume_json,
+    volume_npz,
+    volume_tiff,
+    wfdb,
+)
 from models.outputs.options import MASK_ENCODINGS, OutputOptions
 from models.spec import AXES
 
@@ -24,6 +38,7 @@ __all__ = [
 OUTPUT_FORMATS: dict[str, dict[str, ModuleType]] = {
     "HW": {"png": png, "overlay": overlay, "confidence": confidence, "npy": npy, "json": json},
     "T": {"events": events, "npy": npy, "npz": npz, "csv": csv, "wfdb": wfdb},
+    "DHW": {"nifti": nifti, "npz": volume_npz, "tiff": volume_tiff, "json": volume_json},
 }
 ALL_FORMATS = tuple(dict.fromkeys(name for formats in OUTPUT_FORMATS.values() for name in formats))
 
@@ -38,13 +53,13 @@ def find_format(name: str | None, axes: str) -> str:
     return name or next(iter(formats))
 
 
-def needs_confidence(format: str | None, options: OutputOptions) -> bool:
-    """Whether the prediction of an image must hold the confidence, which takes the segmenter extra time.
+def needs_confidence(format: str | None, options: OutputOptions, axes: str = "HW") -> bool:
+    """Whether the prediction of an image or volume must hold the confidence, which takes the segmenter extra time.
 
-    `format`: a key of OUTPUT_FORMATS["HW"]; None for the labels alone.
+    `format`: a key of OUTPUT_FORMATS[axes]; None for the labels alone.
     """
     return (
         options.min_confidence > 0
-        or (format is not None and bool(OUTPUT_FORMATS["HW"][format].NEEDS_CONFIDENCE))
-        or (format == "json" and options.confidence)
+        or (format is not None and bool(OUTPUT_FORMATS[axes][format].NEEDS_CONFIDENCE))
+        or (format in ("json", "npz") and options.confidence)
     )

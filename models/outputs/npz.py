@@ -43,7 +43,11 @@ def encode(prediction: RecordPrediction, spec: BundleSpec, options: OutputOption
     }
     if options.trace:
         arrays["values"] = np.asarray(sample.values, np.float32)
-    # As `np.savez`, stored and not deflated: the page reads it without a decoder.
+    return pack_arrays(arrays)
+
+
+def pack_arrays(arrays: dict[str, NDArray[Any]]) -> bytes:
+    """An npz of these arrays, stored and not deflated: the page reads it without a decoder."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():

@@ -18,7 +18,7 @@ class OutputOptions:
     min_area: int = 0  # connected regions of fewer pixels become unlabeled
     simplify: float = 0.0  # polygons: how far an outline may move, in pixels
     masks: str = "rle"  # json: rle, polygons, png or none
-    confidence: bool = False  # json: whether the confidence PNG is included
+    confidence: bool = False  # json: whether the confidence PNG is included; npz of volumes: whether the confidence is
     bands: tuple[
         str, ...
     ] = ()  # overlay: one or three channels to show; empty: red, green and blue, or the first three

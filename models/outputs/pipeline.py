@@ -1,5 +1,5 @@
 """From an image file's bytes to an encoded mask: decode, infer, encode. The HTTP service and `maskserve predict` both use it.
-Of a signal (`signal_pipeline.py`), the file is a recording, and the mask its events.
+Of a signal (`signal_pipeline.py`), the file is a recording, and the mask its events; of a volume (`volume_pipeline.py`), a volume.
 
 The steps are separate methods because each caller runs them on threads of its own: the engine has its own threads, and
 decoding and encoding of other images continue meanwhile.
@@ -21,6 +21,7 @@ from models.outputs.select import class_indices, filter_prediction
 from models.readers import read_input
 from models.readers.composite import choose_bands
 from models.readers.kinds import check_kind
+from models.readers.limits import MAX_VOXELS
 from models.sample import Sample
 from models.spec import BundleSpec
 
@@ -45,6 +46,7 @@ class SegmentationPipeline:
     format: str | None  # a key of OUTPUT_FORMATS[axes]; None returns the filtered labels without encoding them
     options: OutputOptions
     max_pixels: int = MAX_PIXELS  # larger images are refused before they are decoded
+    max_voxels: int = MAX_VOXELS  # and larger volumes
 
     def __post_init__(self) -> None:
         if self.format is not None:

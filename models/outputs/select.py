@@ -39,7 +39,8 @@ def filter_labels(labels: Labels, confidence: Confidence | None, spec: BundleSpe
         table = np.full(256, IGNORE_INDEX, np.uint8)
         kept = class_indices(options.classes, spec)
         table[kept] = kept
-        labels = np.asarray(cv2.LUT(labels, table), np.uint8).reshape(labels.shape)
+        rows = labels.reshape(len(labels), -1)  # OpenCV would take the last of three axes for channels
+        labels = np.asarray(cv2.LUT(rows, table), np.uint8).reshape(labels.shape)
     return labels
 
 

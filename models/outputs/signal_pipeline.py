@@ -7,15 +7,13 @@ from models.errors import ChannelsError
 from models.imaging.decoder_pool import DEFAULT_TIMEOUT_SECONDS, DecoderPool
 from models.inference.geometry import Image
 from models.inference.leads import RecordPrediction, segment_record
-from models.inference.segmenter import Segmenter, never_stop
+from models.inference.segmenter import never_stop
 from models.outputs import OUTPUT_FORMATS
-from models.outputs.options import OutputOptions
 from models.outputs.pipeline import EncodedMask, SegmentationPipeline, translate_memory_errors
 from models.outputs.select import filter_labels
 from models.readers import read_sample
 from models.readers.kinds import check_kind
 from models.sample import Sample
-from models.spec import BundleSpec
 
 SAMPLES_PER_UNIT = 60_000  # time steps x leads: 10 seconds of an electrocardiogram of 12 leads at 500 Hz
 
@@ -84,13 +82,3 @@ def check_has_rate(sample: Sample) -> Sample:
     if sample.rate is None:
         raise ChannelsError("The file does not say its sampling rate. Give it in Hz, as in rate=250.")
     return sample
-
-
-PIPELINES: dict[str, type[SegmentationPipeline]] = {"HW": SegmentationPipeline, "T": SignalPipeline}  # by axes
-
-
-def make_pipeline(
-    segmenter: Segmenter, spec: BundleSpec, format: str | None, options: OutputOptions, max_pixels: int
-) -> SegmentationPipeline:
-    """The pipeline of a bundle, by the axes of its samples. Raises: ConfigError, as `SegmentationPipeline`."""
-    return PIPELINES[spec.input.axes](segmenter, spec, format, options, max_pixels)

@@ -34,7 +34,7 @@ from models.readers import (
     wav,
     wfdb,
 )
-from models.readers.limits import ReadLimits
+from models.readers.limits import MAX_VOXELS, ReadLimits
 from models.readers.prepare import prepare_sample
 from models.readers.signal import HERTZ, check_rate
 from models.sample import Sample
@@ -59,12 +59,18 @@ VOLUME_SUFFIXES = frozenset({".nii", ".nii.gz", ".nrrd"})  # of files that hold 
 SIGNAL_SUFFIXES = frozenset({wfdb.HEADER_SUFFIX, ".edf", ".bdf", ".wav", ".csv", ".tsv", ".npy", ".npz"})
 
 
-def read_sample(data: bytes, max_pixels: int = MAX_PIXELS, axes: str = "HW", rate: float | None = None) -> Sample:
+def read_sample(
+    data: bytes,
+    max_pixels: int = MAX_PIXELS,
+    axes: str = "HW",
+    rate: float | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Sample:
     """Read a file as it is: all its channels, in their own type; signals as float32, in the units of the file.
 
-    `rate`: of a signal whose file states none, in Hz. Raises: ImageError, InsufficientMemoryError.
+    `rate`: of a signal whose file states none, in Hz; `max_voxels`: of a volume. Raises: ImageError, InsufficientMemoryError.
     """
-    limits = ReadLimits(max_pixels)
+    limits = ReadLimits(max_pixels, max_voxels)
     reader = next((reader for reader in READERS_BY_AXES[axes].values() if reader.sniff(data)), None)
     if reader is None and axes in KNOWN_FILES:
         kind, expected = KNOWN_FILES[axes]
@@ -83,7 +89,13 @@ def read_sample(data: bytes, max_pixels: int = MAX_PIXELS, axes: str = "HW", rat
     return sample
 
 
-def read_input(data: bytes, rule: InputRule, max_pixels: int = MAX_PIXELS, rate: float | None = None) -> Sample:
+def read_input(
+    data: bytes,
+    rule: InputRule,
+    max_pixels: int = MAX_PIXELS,
+    rate: float | None = None,
+    max_voxels: int = MAX_VOXELS,
+) -> Sample:
     """Read a file as the network takes it: its channels by name, in order, with missing pixels marked and filled.
 
     A signal keeps its own rate (`resample.to_rate` changes it), and for a network of the one channel `lead` all its channels.
@@ -91,7 +103,7 @@ def read_input(data: bytes, rule: InputRule, max_pixels: int = MAX_PIXELS, rate:
     """
     if is_photograph(data, rule):
         return Sample(decode_image(data, max_pixels))
-    return prepare_sample(read_sample(data, max_pixels, rule.axes, rate), rule)
+    return prepare_sample(read_sample(data, max_pixels, rule.axes, rate, max_voxels), rule)
 
 
 def is_photograph(data: bytes, rule: InputRule) -> bool:

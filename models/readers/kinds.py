@@ -1,25 +1,29 @@
-"""Says in one sentence that a file is of other axes than the model: a photograph for a model of signals, or the reverse."""
+"""Says in one sentence that a file is of other axes than the model: a photograph for a model of volumes, or the reverse."""
 
 from models.errors import ImageError, UnsupportedFormatError
 from models.imaging.detect_format import detect_format
-from models.readers import edf, wav, wfdb
+from models.readers import dicom, edf, nifti, nrrd, wav, wfdb
 
-RECORDINGS = {
-    "a WFDB record": wfdb,
-    "an EDF recording": edf,
-    "a WAV recording": wav,
-}  # those that no text or array is taken for
+# Those that no text or array is taken for. A TIFF may be an image or a volume.
+RECORDINGS = {"a WFDB record": wfdb, "an EDF recording": edf, "a WAV recording": wav}
+VOLUMES = {"a NIfTI volume": nifti, "an NRRD volume": nrrd, "a DICOM image": dicom}
+TIFF = "a TIFF image"
+TAKEN = {
+    "HW": "images",
+    "T": "signals: WFDB (a zip file), EDF, WAV, CSV, npy or npz",
+    "DHW": "volumes: NIfTI, NRRD, TIFF stack, npz, or a zip file of a DICOM series",
+}
 
 
 def check_kind(data: bytes, axes: str) -> None:
     """Raises: UnsupportedFormatError if the bytes begin as a file of other axes than the model's."""
-    if axes == "T":
-        found, taken = _image_format(data), "signals: WFDB (a zip file), EDF, WAV, CSV, npy or npz"
-    else:
-        found, taken = next((name for name, reader in RECORDINGS.items() if reader.sniff(data)), ""), "images"
-    if found:
+    others = (RECORDINGS if axes != "T" else {}) | (VOLUMES if axes != "DHW" else {})
+    found = next((name for name, reader in others.items() if reader.sniff(data)), "")
+    if not found and axes != "HW":
+        found = _image_format(data)
+    if found and not (axes == "DHW" and found == TIFF):
         raise UnsupportedFormatError(
-            f"This is {found}; the model takes {taken}. Choose another model, or another file."
+            f"This is {found}; the model takes {TAKEN[axes]}. Choose another model, or another file."
         )
 
 

@@ -4,10 +4,10 @@ The header is parsed here and not by nibabel: the bytes are untrusted, and their
 Tests compare with nibabel.
 """
 
-import gzip
 import math
 import struct
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,25 @@ from models.readers.limits import ReadLimits
 from models.readers.names import to_sample_dtype
 from models.readers.orientation import spacing_of, to_canonical
 from models.readers.volume_limits import check_volume, inflate_start, read_exactly
-from models.sample import Frame, Sample
+from models.sample import Frame, NiftiPlacement, Sample
 from models.spec import Spacing
 
 GZIP = b"\x1f\x8b"
 MAGIC = (b"n+1\0", b"n+2\0")
 PAIR_MAGIC = (b"ni1\0", b"ni2\0")  # the header of a pair of files, .hdr and .img
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 has 348
+# (format, offset) of the fields, by the bytes of the header: NIfTI-1, NIfTI-2.
+FIELDS = {
+    348: {
+        "dim": ("8h", 40), "datatype": ("2h", 70), "pixdim": ("8f", 76), "vox_offset": ("f", 108), "scaling": ("2f", 112),
+        "units": ("B", 123), "codes": ("2h", 252), "quaternion": ("6f", 256), "sform": ("12f", 280),
+    },
+    540: {
+        "dim": ("8q", 16), "datatype": ("2h", 12), "pixdim": ("8d", 104), "vox_offset": ("q", 168), "scaling": ("2d", 176),
+        "units": ("i", 500), "codes": ("2i", 344), "quaternion": ("6d", 352), "sform": ("12d", 400),
+    },
+}  # fmt: skip
+MAX_NIFTI1_LENGTH = 32767  # of an axis
 # Codes of `datatype` (nifti1.h). Colors and complex numbers are no measurements of one channel.
 DTYPES = {
     2: "u1", 4: "i2", 8: "i4", 16: "f4", 64: "f8", 256: "i1", 512: "u2", 768: "u4", 1024: "i8", 1280: "u8",
@@ -47,6 +59,7 @@ class NiftiHeader:
     slope: float  # a voxel's value is slope * stored + intercept
     intercept: float
     affine: NDArray[np.float64]  # 4 x 4, to mm (RAS)
+    placement: NiftiPlacement
 
 
 def sniff(data: bytes) -> bool:
@@ -69,6 +82,7 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     if (header.slope, header.intercept) != (1.0, 0.0):
         array = stored.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
     values, grid = to_canonical(array, header.affine)
+    grid = replace(grid, nifti=header.placement)
     spacing = Spacing(values=spacing_of(grid), unit="mm")
     return Sample(values[..., None], "DHW", ("gray",), spacing, Frame(grid=grid))
 
@@ -95,24 +109,17 @@ def parse_header(head: bytes) -> NiftiHeader:
         raise UnsupportedFormatError(
             "This is the header of a NIfTI pair (.hdr and .img). Save the volume as one file, .nii or .nii.gz."
         )
-    # (format, offset) of the fields in NIfTI-1 and NIfTI-2.
-    one, two = ("8h", 40), ("8q", 16)
-    dim, datatype, pixdim, vox_offset, scaling, units, codes, quaternion, sform = (
-        (one, ("h", 70), ("8f", 76), ("f", 108), ("2f", 112), ("B", 123), ("2h", 252), ("6f", 256), ("12f", 280))
-        if size == 348
-        else (two, ("h", 12), ("8d", 104), ("q", 168), ("2d", 176), ("i", 500), ("2i", 344), ("6d", 352), ("12d", 400))
-    )
 
-    def read(field: tuple[str, int]) -> tuple[Any, ...]:
-        return struct.unpack_from(order + field[0], head, field[1])
+    def read(name: str) -> tuple[Any, ...]:
+        form, place = FIELDS[size][name]
+        return struct.unpack_from(order + form, head, place)
 
     try:
-        lengths = read(dim)
-        steps = read(pixdim)
-        kind, offset = int(read(datatype)[0]), read(vox_offset)[0]
-        (slope, intercept), (qform_code, sform_code) = read(scaling), read(codes)
-        unit = MM_PER_UNIT.get(int(read(units)[0]) & 7)
-        rotation, rows = read(quaternion), read(sform)
+        lengths, steps = read("dim"), read("pixdim")
+        kind, offset = int(read("datatype")[0]), read("vox_offset")[0]
+        (slope, intercept), (qform_code, sform_code) = read("scaling"), read("codes")
+        units = int(read("units")[0])
+        rotation, rows = read("quaternion"), read("sform")
     except struct.error as error:
         raise CorruptImageError("The NIfTI header is truncated. Save the volume again.") from error
     shape, spacing = _check_lengths(lengths), _check_spacing(lengths, steps)
@@ -120,6 +127,7 @@ def parse_header(head: bytes) -> NiftiHeader:
         raise UnsupportedFormatError(
             f"The NIfTI has voxels of datatype {kind}; expected integers or floats of up to 64 bits. Save it as float32."
         )
+    unit = MM_PER_UNIT.get(units & 7)
     if unit is None:
         raise CorruptImageError(
             "The NIfTI has a spatial unit that is neither m, mm nor micrometers. Correct the header."
@@ -132,6 +140,9 @@ def parse_header(head: bytes) -> NiftiHeader:
     return NiftiHeader(
         shape, np.dtype(order + DTYPES[kind]), int(offset), float(slope) if scaled else 1.0,
         float(intercept) if scaled else 0.0, affine,
+        NiftiPlacement(
+            1 if size == 348 else 2, units & 255, (steps[0], *spacing), (qform_code, sform_code), rotation, rows
+        ),
     )  # fmt: skip
 
 
@@ -190,19 +201,40 @@ def _affine(
     return affine
 
 
-def write(array: NDArray[Any], affine: NDArray[np.float64]) -> bytes:
-    """A `.nii.gz` of an array i x j x k and its affine to mm (RAS), in NIfTI-1. The same array gives the same bytes."""
+def write(array: NDArray[Any], affine: NDArray[np.float64], placement: NiftiPlacement | None = None) -> bytes:
+    """A `.nii.gz` of an array i x j x k. The same arguments give the same bytes.
+
+    With `placement`, position and orientation are stored exactly as in the file that it comes from; else the affine, to mm (RAS),
+    is the sform of a NIfTI-1, or of a NIfTI-2 for more than 32767 voxels along an axis.
+    """
     codes = {np.dtype(name).newbyteorder("=").name: code for code, name in DTYPES.items()}
-    header = bytearray(352)
-    struct.pack_into("<i", header, 0, 348)
-    struct.pack_into("<8h", header, 40, 3, *array.shape, 1, 1, 1, 1)
-    struct.pack_into("<2h", header, 70, codes[array.dtype.name], 8 * array.itemsize)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    struct.pack_into("<8f", header, 76, 1.0, *spacing.tolist(), 1.0, 1.0, 1.0, 1.0)
-    struct.pack_into("<3f", header, 108, 352.0, 1.0, 0.0)
-    header[123] = 2  # mm
-    struct.pack_into("<2h", header, 252, 0, 1)  # the affine is in the sform, to the scanner's axes
-    struct.pack_into("<12f", header, 280, *affine[:3].ravel().tolist())
-    header[344:348] = b"n+1\0"
-    samples = np.asarray(array, array.dtype.newbyteorder("<")).tobytes(order="F")
-    return gzip.compress(bytes(header) + samples, compresslevel=6, mtime=0)
+    if placement is None:
+        spacing = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+        placement = NiftiPlacement(
+            1 if max(array.shape) <= MAX_NIFTI1_LENGTH else 2, units=2, pixdim=(1.0, *spacing), codes=(0, 1),
+            quaternion=(0.0,) * 6, sform=tuple(affine[:3].ravel().tolist()),
+        )  # fmt: skip
+    size, magic_place, magic = (348, 344, b"n+1\0") if placement.version == 1 else (540, 4, b"n+2\0\r\n\x1a\n")
+    offset = size + 4  # no extension
+    header = bytearray(offset)
+    struct.pack_into("<i", header, 0, size)
+    header[magic_place : magic_place + len(magic)] = magic
+    for name, numbers in {
+        "dim": (3, *array.shape, 1, 1, 1, 1),
+        "datatype": (codes[array.dtype.name], 8 * array.itemsize),
+        "pixdim": (*placement.pixdim, 1.0, 1.0, 1.0, 1.0),
+        "vox_offset": (offset,),
+        "scaling": (1.0, 0.0),
+        "units": (placement.units,),
+        "codes": placement.codes,
+        "quaternion": placement.quaternion,
+        "sform": placement.sform,
+    }.items():
+        form, place = FIELDS[size][name]
+        struct.pack_into(f"<{form}", header, place, *numbers)
+    deflater = zlib.compressobj(level=6, wbits=31)  # slice by slice: the whole array is not copied
+    parts = [deflater.compress(header)]
+    for k in range(array.shape[2]):
+        plane = np.asarray(array[:, :, k], array.dtype.newbyteorder("<"))
+        parts.append(deflater.compress(plane.tobytes(order="F")))
+    return b"".join([*parts, deflater.flush()])

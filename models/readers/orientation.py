@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.errors import CorruptImageError
-from models.sample import Affine4, VolumeGrid
+from models.sample import Affine4, Sample, VolumeGrid
 
 # World axis (x right, y front, z head) and sign of D, H and W.
 CANONICAL = ((2, 1), (1, -1), (0, -1))
@@ -37,6 +37,20 @@ def to_file_grid(values: NDArray[Any], grid: VolumeGrid) -> NDArray[Any]:
     """The inverse of `to_canonical`: D x H x W, such as labels, as a view in the file's order i x j x k."""
     order = [grid.order.index(axis) for axis in range(3)]
     return values[_slices(grid.flipped)].transpose(*order, *range(3, values.ndim))
+
+
+def grid_of(sample: Sample) -> VolumeGrid:
+    """The grid of the file that a volume comes from.
+
+    A file that does not say how it lies in a patient counts its voxels along W, H, D, and is taken as in canonical orientation;
+    without a spacing, its voxels are cubes of 1 mm.
+    """
+    if sample.frame is not None and sample.frame.grid is not None:
+        return sample.frame.grid
+    depth, height, width = sample.size
+    d, h, w = sample.spacing.values if sample.spacing else (1.0, 1.0, 1.0)
+    affine: Affine4 = ((-w, 0.0, 0.0, 0.0), (0.0, -h, 0.0, 0.0), (0.0, 0.0, d, 0.0), (0.0, 0.0, 0.0, 1.0))
+    return VolumeGrid((width, height, depth), affine, (2, 1, 0), dtype=sample.dtype)
 
 
 def spacing_of(grid: VolumeGrid) -> tuple[float, float, float]:

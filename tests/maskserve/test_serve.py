@@ -1,12 +1,7 @@
 """The subcommands `serve` and `key` without a running service; tests/service starts real ones."""
 
-import json
-import shutil
 from pathlib import Path
 
-from models.bundle import AXES_WITH_OUTPUTS, CHECKSUM_FILE, SPEC_FILE, file_sha256
-from models.outputs import OUTPUT_FORMATS
-from models.spec import BundleSpec
 from service.auth import hash_api_key
 from service.settings import Settings
 from tests.maskserve.command_line import run_maskserve
@@ -36,23 +31,3 @@ def test_invalid_bundle_is_reported(tmp_path: Path) -> None:
         result = run_maskserve(*arguments, cwd=tmp_path)
         assert result.returncode in (1, 2)
         assert message in result.stderr and "Traceback" not in result.stderr and "\x1b" not in result.stderr
-
-
-def test_a_model_without_output_formats_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    bundle = tmp_path / "volumes"
-    shutil.copytree(tiny_bundle, bundle)
-    spec = BundleSpec.model_validate_json((bundle / SPEC_FILE).read_text()).model_dump(mode="json")
-    spec["input"] |= {"axes": "DHW", "rule": "native", "side": None}
-    before = file_sha256(bundle / SPEC_FILE)
-    (bundle / SPEC_FILE).write_text(json.dumps(spec))
-    checksums = (bundle / CHECKSUM_FILE).read_text().replace(before, file_sha256(bundle / SPEC_FILE))
-    (bundle / CHECKSUM_FILE).write_text(checksums)
-    (tmp_path / "in").mkdir()
-    for arguments in (
-        ["serve", str(bundle)],
-        ["predict", str(bundle), str(tmp_path / "in"), "--out", str(tmp_path / "out")],
-    ):
-        result = run_maskserve(*arguments, cwd=tmp_path)
-        assert result.returncode == 1 and "Traceback" not in result.stderr
-        assert "takes volumes; service and `predict` take images and signals" in " ".join(result.stderr.split())
-    assert tuple(OUTPUT_FORMATS) == AXES_WITH_OUTPUTS
