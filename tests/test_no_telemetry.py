@@ -49,7 +49,7 @@ from training.evaluate import evaluate
 from training.export import export
 from training.train import train
 generate_dataset(Path("data"), counts={"train": 4, "val": 2, "test": 2})
-train(Path("data"), Path("run"), load_config(None, ["epochs=1", "batch=2", "workers=0"]))
+train(Path("data"), Path("run"), load_config(None, ["epochs=1", "batch=2", "workers=0", "encoder=tu-lcnet_035"]))
 evaluate(export(Path("run")), Path("data"))
 """
 

@@ -79,6 +79,7 @@ def test_packages_in_the_current_folder_are_not_imported(shadowing_packages: Pat
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_serve_ends_on_a_hangup(shadowing_packages: Path, small_bundle: Path) -> None:
     """From a folder with other packages of our names. tests/service tests the other signals."""
     port = free_port()

@@ -12,9 +12,9 @@ from training.data.synthetic import generate_dataset
 def test_two_bundles_are_evaluated_and_compared(tiny_bundle: Path, tmp_path: Path) -> None:
     generate_dataset(tmp_path / "data", counts={"train": 1, "val": 1, "test": 4}, size=(96, 128))
     (tmp_path / "data/classes.csv").write_text("".join(f"class {label}\n" for label in range(CLASSES)))
-    for run, options, start in (("one", (), run_maskserve_process), ("two", ("--tta", "flip"), run_maskserve)):
+    for run, options in (("one", ()), ("two", ("--tta", "flip"))):
         shutil.copytree(tiny_bundle, tmp_path / run / "bundle")
-        done = start("evaluate", f"{run}/bundle", "data", "--no-speed", *options, cwd=tmp_path)
+        done = run_maskserve("evaluate", f"{run}/bundle", "data", "--no-speed", *options, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"{run}/evaluation: metrics.json, report.html" in done.stdout  # beside the bundle
         assert {path.name for path in (tmp_path / run / "evaluation").iterdir()} == {"metrics.json", "report.html"}

@@ -1,10 +1,7 @@
 """`maskserve models`: the list, one network, the encoders, and the errors."""
 
 import inspect
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,13 +13,7 @@ from maskserve.parsing import parse_lengths, parse_size
 from models.architectures import ARCHITECTURES, default_options
 from models.architectures.heads import HEADS
 from models.errors import ConfigError
-
-MASKSERVE = Path(sys.executable).with_name("maskserve")
-
-
-def run_models(*words: str, columns: int = 120) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": str(columns), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([MASKSERVE, "models", *words], env=environment, capture_output=True, text=True, timeout=1200)
+from tests.maskserve.command_line import assert_fails, run_maskserve, run_maskserve_process
 
 
 def capture_output(show: Callable[[Console], None], width: int = 120) -> str:
@@ -37,8 +28,8 @@ def list_rows(output: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_list_has_a_row_for_every_architecture() -> None:
-    done = run_models(columns=80)
+def test_list_has_a_row_for_every_architecture(tmp_path: Path) -> None:
+    done = run_maskserve_process("models", cwd=tmp_path, COLUMNS="80", OMP_NUM_THREADS="1")
     assert (done.returncode, done.stderr) == (0, "")
     rows = list_rows(done.stdout)
     assert {f"fcn head={head}" for head in HEADS} | set(ARCHITECTURES) - {"fcn"} <= set(rows)
@@ -60,8 +51,9 @@ def test_rows_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "480x360 (padded to 480x384)" in output
 
 
-def test_one_network_with_options() -> None:
-    done = run_models("fcn", "encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
+def test_one_network_with_options(tmp_path: Path) -> None:
+    words = ("encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
+    done = run_maskserve("models", "fcn", *words, cwd=tmp_path, COLUMNS="120")
     assert (done.returncode, done.stderr) == (0, "")
     assert "receptive field: 635 pixels" in done.stdout
     assert "image of 640x448. " in done.stdout
@@ -115,11 +107,9 @@ def test_no_encoder_matches() -> None:
         model_tables.print_encoders("resnte18", Console(quiet=True))
 
 
-def test_command_line_prints_the_error_and_exits_with_2() -> None:
-    done = run_models("fcn", "encoder=resnet81", "--size", "64x64", columns=200)
-    assert done.returncode == 2
-    assert "did you mean resnet18" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_command_line_prints_the_error_and_exits_with_2(tmp_path: Path) -> None:
+    done = run_maskserve("models", "fcn", "encoder=resnet81", "--size", "64x64", cwd=tmp_path)
+    assert_fails(done, 2, "did you mean resnet18")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

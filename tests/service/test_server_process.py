@@ -79,6 +79,7 @@ def test_not_ready_until_the_probes_are_verified(bad_probe_bundle: Path, caplog:
     assert caplog.text.count("cannot be served") == 1
 
 
+@pytest.mark.slow  # the test above is the same without a process
 def test_background_server_says_why_it_is_not_ready(bad_probe_bundle: Path) -> None:
     with pytest.raises(ServerStartError, match="probe"), background_server(bad_probe_bundle):
         pass

@@ -40,8 +40,10 @@ from training.plan.signals import (
     choose_signal_augmentation,
     choose_signal_batch,
     choose_signal_crop,
+    choose_signal_events,
     choose_signal_loss,
     choose_signal_network,
+    choose_signal_size,
     fits_in_memory,
 )
 from training.plan.volumes import (
@@ -106,6 +108,7 @@ def _plan_signals(report: LintReport, plan: Plan, start_time: float | None) -> P
     choose_signal_crop(plan, report, rule)
     choose_signal_augmentation(plan, report, rule)
     choose_signal_loss(plan, report)
+    choose_signal_events(plan, report, rule)
     choose_signal_batch(plan, report, machine)
     # Recordings that fit into memory are read once.
     read_seconds = 0.0 if fits_in_memory(report, rule) else measure_read_seconds(report.datasets["train"])
@@ -117,7 +120,7 @@ def _plan_signals(report: LintReport, plan: Plan, start_time: float | None) -> P
         rule=rule,
         augment_seconds=AUGMENT_SECONDS,
     )
-    seconds = shrink_batch_to_fit(plan, profiler)
+    seconds = choose_signal_size(plan, profiler)
     choose_workers(plan, profiler, seconds)
     choose_optimiser(plan)
     choose_duration(plan, SampleCounts(report), profiler, seconds)

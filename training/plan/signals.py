@@ -12,6 +12,7 @@ from models.spec import IGNORE_INDEX, InputRule, Scaling, Spacing
 from training.config import TrainConfig
 from training.data.signals import MAX_RECENT_BYTES
 from training.lint import LintReport
+from training.plan.budget import StepProfiler, shrink_batch_to_fit
 from training.plan.profiling import MachineProfile
 from training.plan.rules import Plan
 
@@ -21,7 +22,15 @@ MIN_CROP, MAX_CROP, CROP_EVENTS = 1024, 8192, 8  # time steps; and times the lon
 CROP_MULTIPLE = 32
 BATCH_STEPS = {"cpu": 16 * 2048, "cuda": 128 * 2048}  # time steps of a batch, all crops together
 MIN_BATCH, MAX_BATCH = 8, 128
+WIDTH, SMALL_WIDTH = 24, 16  # channels of the first stage
+CROPS_FOR_FULL_SIZE = (
+    150_000  # below, more crops are worth more than a larger U-Net, whose steps take five times as long
+)
 AUGMENT_SECONDS = 0.001  # of a core, per crop
+SHORTEST_EVENT, MIN_EVENTS = (
+    0.6,
+    100,
+)  # of the 1% quantile of a class's durations; and events that such a quantile needs
 MIN_CHANCE = 0.5  # that a random crop has the rarest class; below, some crops are drawn around a class
 
 
@@ -134,7 +143,24 @@ def choose_signal_network(plan: Plan) -> None:
     if plan["weights"] == "none" and "encoder" not in plan.overrides:
         plan.set("architecture", "unet", "fine maps of one time step, and a wide field by its coarse stages")
     if plan["architecture"] == "unet":
-        plan.set("width", 24, "signals have one row: few channels are enough, and fast")
+        plan.set("width", WIDTH, "signals have one row: few channels are enough, and fast")
+
+
+def choose_signal_size(plan: Plan, profiler: StepProfiler) -> float:
+    """A smaller U-Net where the time is short, and a batch that fits into memory. Returns: seconds per step.
+
+    Raises: ConfigError.
+    """
+    seconds = shrink_batch_to_fit(plan, profiler)
+    limit, crops = profiler.remaining_seconds(plan), plan["batch"] * plan["accumulate"]
+    if plan["architecture"] != "unet" or limit is None or plan["deterministic"]:
+        return seconds
+    if (possible := crops * limit / seconds) >= CROPS_FOR_FULL_SIZE:
+        return seconds
+    reason = f"smaller than usual: {WIDTH} channels and 2 blocks would train on only {possible:,.0f} crops in the time"
+    plan.set("width", SMALL_WIDTH, reason)
+    plan.set("blocks", 1, "one residual block per stage, for the same reason")
+    return shrink_batch_to_fit(plan, profiler)
 
 
 def choose_signal_crop(plan: Plan, report: LintReport, rule: InputRule) -> None:
@@ -197,6 +223,20 @@ def _rarest_chance(plan: Plan, report: LintReport, rule: InputRule) -> float:
             present = float(images[label]) / total
             chances.append(min(present, 1 - math.exp(-events * crop_seconds / max(time, 1e-9))))
     return min(chances, default=1.0)
+
+
+def choose_signal_events(plan: Plan, report: LintReport, rule: InputRule) -> None:
+    """Predicted events much shorter than those of their class are removed: they are parts of others, or noise."""
+    shortest = {}
+    for label, entry in enumerate(report.classes[1:], 1):
+        durations = report.durations(label)
+        if rule.rate and len(durations) >= MIN_EVENTS:
+            seconds = round(SHORTEST_EVENT * float(np.quantile(durations, 1 - LONG)), 3)
+            if seconds * rule.rate > 1:  # an event of one time step is never shorter
+                shortest[entry.name] = seconds
+    if shortest:
+        reason = f"seconds; {SHORTEST_EVENT:.0%} of the duration that 99% of a class's events have: shorter ones are not real"
+        plan.set("min_duration", shortest, reason)
 
 
 def choose_signal_loss(plan: Plan, report: LintReport) -> None:

@@ -383,7 +383,9 @@ def test_memory_stays_flat_over_a_thousand_sizes(engine: str, precision: str, bu
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of the address space are Linux's")
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "engine", [pytest.param(name, marks=() if name == "openvino" else pytest.mark.slow) for name in ENGINES]
+)
 def test_out_of_memory_raises_memory_error(engine: str, bundle: Bundle) -> None:
     """The engine runs an image of 67 megapixels under a memory limit that is enough for the network."""
     code = (

@@ -26,7 +26,7 @@ from models.spec import InputRule, default_rgb
 from tests.fixtures_bundles import QUIET_CONSOLE
 from tests.fixtures_graphs import reference_labels, scene_image, write_onnx_graph
 from tests.fixtures_networks import calibrate_norms
-from tests.maskserve.command_line import assert_fails, run_maskserve, run_maskserve_process
+from tests.maskserve.command_line import assert_fails, run_maskserve
 from training.data.formats.voc import CLASS_NAMES
 from training.freezing.onnx_import.graph_reader import UserHints
 from training.freezing.parity import load_parity_images
@@ -343,7 +343,7 @@ def test_imported_file_is_served_over_http(images: Path, tmp_path: Path) -> None
     file = write_onnx_graph(tmp_path / "theirs.onnx", dims=(1, 120, 200), ending="labels")
     write_class_file(tmp_path, 4)
     arguments = ("import", "onnx", "theirs.onnx", "--classes", "names.csv", "--out", "bundle", "--images", images)
-    done = run_maskserve_process(*arguments, cwd=tmp_path)
+    done = run_maskserve(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "input rule exact: images are stretched to 120 x 200" in done.stdout
     assert "Next: maskserve serve bundle" in done.stdout

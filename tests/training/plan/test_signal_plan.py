@@ -19,6 +19,7 @@ from training.plan.signals import (
     choose_rate,
     choose_signal_augmentation,
     choose_signal_crop,
+    choose_signal_events,
     choose_signal_input,
     longest_event,
     narrowest_class,
@@ -75,10 +76,23 @@ def test_input_crop_and_augmentation_follow_from_the_recordings(tmp_path: Path) 
     slow = rule.model_copy(
         update={"channels": ("lead",), "spacing": rule.spacing and rule.spacing.model_copy(update={"values": (50.0,)})}
     )
+    assert report.durations(1).size == 40  # too few for a quantile
+    choose_signal_events(plan, report, rule)
+    assert plan["min_duration"] is None
     other = Plan({})
     choose_signal_crop(other, report, slow)
     choose_signal_augmentation(other, report, slow)
     assert other["crop"] == (416,) and other["lead_dropout"] == 0.0 and other["hum"] == 0.0
+
+
+def test_what_is_much_shorter_than_the_events_of_a_class_is_removed(tmp_path: Path) -> None:
+    report = make_report(tmp_path, steps=22000)
+    rule, _ = choose_signal_input(report, TrainConfig())
+    plan = Plan({})
+    choose_signal_events(plan, report, rule)
+    assert plan["min_duration"] == {"short": 0.03, "long": 0.3}
+    choose_signal_events(own := Plan({"min_duration": "long:0"}), report, rule)
+    assert own["min_duration"] == {"long": 0}
 
 
 def test_the_data_sets_read_at_the_chosen_rate(tmp_path: Path) -> None:
