@@ -7,6 +7,7 @@ import io
 import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,15 @@ def decode_slices(slices: list[bytes], limits: ReadLimits) -> Sample:
     check_volume((len(slices), height, width), channels, first.values.itemsize, limits)
     values = np.empty((len(slices), *first.values.shape), first.values.dtype)
     values[0] = first.values
+    same = replace(limits, max_pixels=height * width)
     for index, data in enumerate(slices[1:], 1):
-        each = _decode_slice(data, limits)
+        try:
+            each = _decode_slice(data, same)
+        except ImageTooLargeError as error:  # by its header
+            raise UnsupportedFormatError(
+                f"Slices 1 and {index + 1} differ: slice 1 has {width} x {height} pixels, the other one more; expected slices of one "
+                "volume."
+            ) from error
         if (each.values.shape, each.dtype) != (first.values.shape, first.dtype):
             sizes = " and ".join(
                 f"{one.values.shape[1]} x {one.values.shape[0]} of {one.describe()}" for one in (first, each)
