@@ -21,7 +21,7 @@ DEFAULT_EPOCHS = 40  # if neither epochs nor minutes are set
 # Settings that only samples of some axes have. One that is set for others is refused (`check_axes`), defaults are ignored.
 AXES_OF_SETTINGS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
-        ("input", "side", "flip", "vflip", "hue", "transforms", "cache_decoded"),
+        ("input", "side", "flip", "vflip", "hue", "transforms", "classmix", "cutmix", "erasing", "progressive", "cache_decoded"),
         ("HW",),
     ),
     **dict.fromkeys(("rate", "leads", "stretch", "gain", "wander", "hum", "lead_dropout"), ("T",)),
@@ -172,6 +172,18 @@ class TrainConfig(BaseModel):
         le=1,
         description="probability that a crop contains a pixel of a class sampled uniformly from those of its image",
     )
+    classmix: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="probability that half of the classes of another crop are copied (arXiv 2007.07936)",
+    )
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="probability that a box of another crop is copied (arXiv 1905.04899)"
+    )
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="probability that a box of a crop is erased and ignored (arXiv 1708.04896)"
+    )
     rate: float | None = Field(
         None,
         gt=0,
@@ -240,17 +252,19 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(5e-4, ge=0, description="of kernels; none on norms and biases")
     head_lr: float = Field(1.0, gt=0, description="factor on lr for all but the encoder; 10 suits a pretrained encoder")
     warmup: int = Field(100, ge=0, description="steps over which the learning rate rises linearly")
-    schedule: Literal["poly", "cosine", "constant"] = Field(
-        "poly", description="decay: (1 - progress)^power (arXiv 1506.04579), half a cosine (arXiv 1608.03983), or none"
+    schedule: Literal["poly", "cosine", "onecycle", "constant"] = Field(
+        "poly",
+        description="decay: (1 - progress)^power (arXiv 1506.04579), half a cosine (arXiv 1608.03983), a cosine up over 30% of the "
+        "training and down (arXiv 1708.07120), or none",
     )
     power: float = Field(0.9, gt=0, description="exponent of the polynomial decay")
     lr_min: float = Field(
-        0.0, ge=0, le=1, description="fraction of the peak learning rate at which poly and cosine end"
+        0.0, ge=0, le=1, description="fraction of the peak learning rate at which poly, cosine and onecycle end"
     )
     loss: str = Field(
         "ce",
         description="ce (cross-entropy), ohem (arXiv 1604.03540), focal (arXiv 1708.02002), dice (arXiv 1606.04797), "
-        "lovasz (arXiv 1705.08790), or a sum such as 0.5*ohem+lovasz",
+        "tversky (arXiv 1706.05721), lovasz (arXiv 1705.08790), or a sum such as 0.5*ohem+lovasz",
     )
     class_weights: Literal["none", "median", "enet"] = Field(
         "none",
@@ -267,6 +281,12 @@ class TrainConfig(BaseModel):
         1 / 16, ge=0, le=1, description="in ohem: keep at least this fraction of the labeled pixels, the hardest"
     )
 
+    tversky_beta: float = Field(
+        0.7, ge=0, le=1, description="in tversky: weight of missed pixels; that of false ones is 1 - this; 0.5 is dice"
+    )
+    progressive: float = Field(
+        0.0, ge=0, le=1, description="fraction of the training, its beginning, on crops of half the resolution"
+    )
     grad_clip: float | None = Field(
         None, gt=0, description="largest gradient norm of a step (arXiv 1211.5063); default: no limit"
     )

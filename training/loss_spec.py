@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from models.errors import ConfigError, closest_names, quoted
 
-LOSS_NAMES = ("ce", "ohem", "dice", "focal", "lovasz")  # the keys of `training.engine.losses.LOSSES`
+LOSS_NAMES = ("ce", "ohem", "dice", "focal", "tversky", "lovasz")  # the keys of `training.engine.losses.LOSSES`
 SYNTAX_HINT = "write names joined by +, each with an optional weight, such as 0.5*ohem+lovasz"
 
 

@@ -31,7 +31,7 @@ def test_parser_knows_all_losses() -> None:
         ("ce+", "lacks a name"),
         ("0.5*", "lacks a name"),
         ("lovas", "did you mean lovasz"),
-        ("0.5*ohem+hinge", r"'hinge' is not known. Losses are ce, ohem, dice, focal, lovasz"),
+        ("0.5*ohem+hinge", r"'hinge' is not known. Losses are ce, ohem, dice, focal, tversky, lovasz"),
         ("x*ce", "'x' in the loss 'x\\*ce' is not a number"),
         ("-1*ce", "not above 0"),
         ("nan*ce", "not above 0"),

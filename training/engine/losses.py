@@ -49,6 +49,7 @@ class LossOptions:
     label_smoothing: float = 0.0
     ohem_threshold: float = 0.9
     ohem_keep: float = 1 / 16
+    tversky_beta: float = 0.7
 
 
 class Criterion(nn.Module):
@@ -76,6 +77,7 @@ class Criterion(nn.Module):
             label_smoothing=config.label_smoothing,
             ohem_threshold=config.ohem_threshold,
             ohem_keep=config.ohem_keep,
+            tversky_beta=config.tversky_beta,
         )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -186,11 +188,21 @@ def dice(images: list[LossInputs], options: LossOptions) -> Tensor:
     Ignored pixels are masked first: in other libraries they became a class (PaddleSeg #2270, mmsegmentation #3172).
     Neither weighted nor smoothed, because each class already counts equally.
     """
+    return _tversky(images, 0.5)
+
+
+def tversky(images: list[LossInputs], options: LossOptions) -> Tensor:
+    """As `dice`, missed pixels weighted by `tversky_beta` and false ones by the rest (arXiv 1706.05721): more recall above 0.5."""
+    return _tversky(images, options.tversky_beta)
+
+
+def _tversky(images: list[LossInputs], beta: float) -> Tensor:
     overlap, predicted, target = all_reduce_sum(
         torch.stack([class_overlaps(image) for image in images]).sum(dim=0)
     ).unbind()
     present = target > 0
-    ratios = 2 * overlap / torch.where(present, predicted + target, 1)
+    total = (1 - beta) * predicted + beta * target  # overlap + (1 - beta) * false + beta * missed
+    ratios = overlap / torch.where(present, total, 1)
     return ((1 - ratios) * present).sum() / present.sum().clamp(min=1)
 
 
@@ -229,6 +241,7 @@ LOSSES: dict[str, Callable[[list[LossInputs], LossOptions], Tensor]] = {
     "ohem": ohem,
     "dice": dice,
     "focal": focal,
+    "tversky": tversky,
     "lovasz": lovasz,
 }
 

@@ -9,6 +9,8 @@ from torch import nn
 from models.architectures.base import Network
 from training.config import TrainConfig
 
+ONE_CYCLE_RISE = 0.3  # of the training, over which `onecycle` rises; fast.ai's 0.25, torch's 0.3
+
 
 def find_encoder(network: Network) -> nn.Module:
     """The part that has pretrained weights: `encoder` in ours and smp's networks, `backbone` in torchvision's.
@@ -61,9 +63,12 @@ def lr_factor(progress: float, step: int, config: TrainConfig) -> float:
     """
     left = 1 - min(1.0, max(0.0, progress))
     warm = min(1.0, (step + 1) / max(1, config.warmup))
+    rising = (1 - left) / ONE_CYCLE_RISE
     shapes = {
         "poly": left**config.power,  # arXiv 1506.04579
         "cosine": (1 - math.cos(math.pi * left)) / 2,  # arXiv 1608.03983, without restarts
+        "onecycle": (1 - math.cos(math.pi * (rising if rising < 1 else left / (1 - ONE_CYCLE_RISE))))
+        / 2,  # arXiv 1708.07120
         "constant": 1.0,
     }
     return warm * float(config.lr_min + (1 - config.lr_min) * shapes[config.schedule])

@@ -21,6 +21,7 @@ from models.inference.postprocess import Scores
 from models.inference.windows import Values, make_lattice, predict_windows
 from models.thread_count import ThreadCount
 from training.augment import BatchedAugmentParams, batched, batched_samples
+from training.augment.mixing import BatchMixer, shrink_batch
 from training.config import TrainConfig
 from training.config_io import save_config
 from training.data.loader import Batch, iterate_batches
@@ -87,6 +88,8 @@ class Trainer:
         self.logger = TrainingLogger()
         self.pace, self.adapt_validation = PaceEstimate(duration, expected_epochs), adapt_validation
         self.best_confusion: ConfusionMatrix | None = None  # of the best validation since this start
+        self.mixer = BatchMixer(config, run.input, len(run.classes))
+        self.shrinks = False  # at the beginning, with `progressive`
         self.snapshots: KernelSnapshots | None = None  # with `kernel_snapshots`, in the first process
 
     def resume(self) -> EndSetting | None:
@@ -119,6 +122,7 @@ class Trainer:
             status = self._sync_status(signals)
             while self._end(status) is None:
                 lr = self._set_learning_rate(status.progress)
+                self.shrinks = status.progress < self.config.progressive
                 names, loss = self.train_step(batches)
                 self.step_timer.tick()
                 self._log_loss(self.loss_monitor.record(state.step, lr, names, loss))
@@ -148,12 +152,16 @@ class Trainer:
         for part in range(1, config.accumulate + 1):
             batch = next(batches)
             names += batch.names
-            arguments = self._move_to_device(batch)
+            images, labels, *statistics = self._move_to_device(batch)
+            if config.classmix or config.cutmix or config.erasing:
+                images, labels = self.mixer(images, labels, state.step, part, self.fabric.global_rank)
+            if self.shrinks:
+                images, labels = shrink_batch(images, labels)
             # After `next`: a loader that starts draws from torch's generator, and a resumed run starts it elsewhere.
             seed_torch(config.seed, state.step, part, self.fabric.global_rank)
             with self.fabric.no_backward_sync(self.learner, enabled=part < config.accumulate):
                 with self._autocast():
-                    loss = self.learner(*arguments) / config.accumulate
+                    loss = self.learner(images, labels, *statistics) / config.accumulate
                 self.fabric.backward(loss)
             total += loss.detach()
         if config.grad_clip:

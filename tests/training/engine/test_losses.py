@@ -59,6 +59,13 @@ def reference_dice(p: Tensor, target: Tensor) -> Tensor:
     return (1 - 2 * (p * target).sum(dim=0) / (p + target).sum(dim=0))[present].mean()
 
 
+def reference_tversky(p: Tensor, target: Tensor) -> Tensor:
+    """Equation 4 of arXiv 1706.05721, beta 0.7 of missed pixels."""
+    present, hit = target.sum(dim=0) > 0, (p * target).sum(dim=0)
+    false, missed = (p * (1 - target)).sum(dim=0), ((1 - p) * target).sum(dim=0)
+    return (1 - hit / (hit + 0.3 * false + 0.7 * missed))[present].mean()
+
+
 def reference_lovasz(p: Tensor, target: Tensor) -> Tensor:
     """Algorithm 1 of arXiv 1705.08790, one prefix of the sorted errors at a time."""
     values = []
@@ -76,7 +83,8 @@ def reference_lovasz(p: Tensor, target: Tensor) -> Tensor:
 
 
 REFERENCE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "ce": reference_ce, "ohem": reference_ohem, "dice": reference_dice, "focal": reference_focal, "lovasz": reference_lovasz,
+    "ce": reference_ce, "ohem": reference_ohem, "dice": reference_dice, "focal": reference_focal, "tversky": reference_tversky,
+    "lovasz": reference_lovasz,
 }  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,6 +80,7 @@ def test_schedule_keeps_the_ratio_of_learning_rates() -> None:
     [
         ("poly", [1.0, 0.1 + 0.9 * 0.75**2, 0.1 + 0.9 * 0.25, 0.1, 0.1]),
         ("cosine", [1.0, 0.1 + 0.9 * (2 + 2**0.5) / 4, 0.55, 0.1, 0.1]),
+        ("onecycle", [0.1, 0.1 + 0.9 * (2 + 3**0.5) / 4, 0.1 + 0.9 * math.sin(math.pi * 5 / 14) ** 2, 0.1, 0.1]),
         ("constant", [1.0] * 5),
     ],
 )
@@ -103,7 +106,7 @@ def test_factor_follows_progress_by_minutes() -> None:
 
 @given(
     progress=st.floats(0, 2), step=st.integers(0, 10**6), lr_min=st.floats(0, 1),
-    schedule=st.sampled_from(["poly", "cosine", "constant"]),
+    schedule=st.sampled_from(["poly", "cosine", "onecycle", "constant"]),
 )  # fmt: skip
 def test_factor_is_between_lr_min_and_1(progress: float, step: int, lr_min: float, schedule: str) -> None:
     config = TrainConfig.model_validate({"schedule": schedule, "lr_min": lr_min, "warmup": 0})
