@@ -289,8 +289,10 @@ def plan_training(
     start_time, config = start_time or time.monotonic(), config_from_dict(settings)
     if config.sandbox:
         enable_sandbox()
-    check_model_settings(config)
+    error_for_images = check_planned_model_settings(config, settings)
     report = lint_before_training(data, config, console)
+    if error_for_images and report.axes == "HW":
+        raise error_for_images
     check_color_settings(report.datasets["train"].input, settings)
     with console.status("timing training steps on this machine"):
         plan = make_plan(report, settings, file.parent if file else None, start_time)
@@ -324,6 +326,24 @@ def check_model_settings(config: TrainConfig) -> None:
     build(config.architecture, 2, config.likely_axes(), **architecture_options(config))
     find_weights_file(config)
     UserTransforms(config.transforms).check()
+
+
+def check_planned_model_settings(config: TrainConfig, settings: dict[str, Any]) -> ConfigError | None:
+    """As `check_model_settings`, before a plan has chosen the architecture: for signals and volumes that is the U-Net.
+
+    Returns: an error that holds for images only. Raises: ConfigError, WeightsError.
+    """
+    try:
+        check_model_settings(config)
+    except ConfigError as error:
+        if "architecture" in settings:
+            raise
+        try:
+            check_model_settings(config.model_copy(update={"architecture": "unet"}))
+        except ConfigError:
+            raise error from None
+        return error
+    return None
 
 
 def prepare_network(

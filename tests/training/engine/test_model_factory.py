@@ -25,7 +25,7 @@ from training.engine.model_factory import (
 from training.evaluate import evaluate
 from training.export import export
 from training.run_folder import read_run_metadata
-from training.train import train
+from training.train import check_planned_model_settings, plan_training, train
 
 NON_DEFAULT_OPTIONS = {
     "encoder": "mobilenet_v2", "output_stride": 16, "head": "aspp", "skips": "16s", "upsampling": "learned",
@@ -68,6 +68,25 @@ def test_wrong_name_is_refused_before_the_data_is_read(words: list[str], message
     with pytest.raises(ConfigError, match=message):
         train(tmp_path / "no-data", tmp_path / "run", load_config(None, words), console=QUIET_CONSOLE)
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_of_the_u_net_wait_for_the_axes_of_the_data(small_images: Path) -> None:
+    """The plan of signals and volumes chooses the U-Net; that of images does not."""
+    assert check_planned_model_settings(load_config(None, ["width=16"]), {"width": 16}) is not None
+    assert check_planned_model_settings(load_config(None, []), {}) is None
+    with pytest.raises(ConfigError, match=r"fcn has no setting width=16"):
+        plan_training(small_images, None, {"width": 16}, QUIET_CONSOLE)
+    chosen = ["width=16", "architecture=fcn"]
+    with pytest.raises(ConfigError, match=r"fcn has no setting width=16"):
+        check_planned_model_settings(load_config(None, chosen), {"width": 16, "architecture": "fcn"})
+    with pytest.raises(ConfigError, match=r"fcn has no setting width=16"):
+        check_planned_model_settings(load_config(None, ["width=16", "head=d6"]), {"width": 16, "head": "d6"})
+
+
+@pytest.fixture
+def small_images(tmp_path: Path) -> Path:
+    generate_dataset(tmp_path / "small", counts={"train": 2, "val": 1}, size=(48, 64))
+    return tmp_path / "small"
 
 
 def test_unknown_head_is_refused_with_the_known_ones() -> None:
