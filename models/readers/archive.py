@@ -62,8 +62,8 @@ def decode_slices(slices: list[bytes], limits: ReadLimits) -> Sample:
             each = _decode_slice(data, same)
         except ImageTooLargeError as error:  # by its header
             raise UnsupportedFormatError(
-                f"Slices 1 and {index + 1} differ: slice 1 has {width} x {height} pixels, the other one more; expected slices of one "
-                "volume."
+                f"Slices 1 and {index + 1} differ: slice 1 has {width} x {height} pixels, the other one more; expected slices of "
+                "one volume."
             ) from error
         if (each.values.shape, each.dtype) != (first.values.shape, first.dtype):
             sizes = " and ".join(
