@@ -13,6 +13,7 @@ from PIL import Image
 from models.errors import DataError
 from tests.training.make_layouts import DIAGONAL, HEIGHT, WIDTH, write_image, write_mask
 from training.data import load_available_splits, load_split, recognize_dataset
+from training.data.formats import hugging_face
 from training.lint import lint
 
 SPLITS = {"train": 5, "validation": 2}
@@ -86,6 +87,27 @@ def test_a_broken_table_is_an_error_with_its_name(cut: int, tmp_path: Path) -> N
     file.write_bytes(file.read_bytes()[:cut])
     with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet: not a table"):
         load_available_splits(tmp_path / "set")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("MAX_ROWS", 4, r"5 rows .* the limits are 4 and"),
+        ("MIN_BYTES", 3, r"the limits are 1,000,000 and"),  # by the footer
+        ("_stated_bytes", lambda file, columns: 0, r"the limits are 1,000,000 and"),  # a footer that lies
+    ],
+)
+def test_a_table_states_how_many_images_it_has(name: str, value: Any, words: str, tmp_path: Path) -> None:
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    cell = {"bytes": bytes(200_000), "path": None}  # one cell, which the table repeats
+    (tmp_path / "set/data").mkdir(parents=True)
+    content = pyarrow.table({"image": [cell] * 5, "label": [cell] * 5})
+    parquet.write_table(content, tmp_path / "set/data/train-0.parquet", compression="zstd")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hugging_face, "MIN_BYTES", 3 if name == "_stated_bytes" else 1 << 30)
+        patch.setattr(hugging_face, name, value)
+        with pytest.raises(DataError, match=words):
+            load_available_splits(tmp_path / "set")
 
 
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,6 +39,8 @@ MASK_NAMES = (
     "conditioning_image",
 )
 BATCH_ROWS = 16
+# Images are compressed already, so that a table hardly packs them; one that repeats a cell can state any size in a kilobyte.
+MAX_ROWS, MAX_GROWTH, MIN_BYTES = 1_000_000, 20, 1 << 30
 INSTALL = "reading it needs pyarrow: install maskserve with the extra [batch]"
 
 
@@ -204,16 +206,41 @@ def _unpack(file: Path) -> Path:
 
     Raises: ImportError without pyarrow; DataError for a broken table, or too little disk space.
     """
-    schema, _ = _schema(file)
+    schema, rows = _schema(file)
     columns = _columns(schema)
+    limit = max(MIN_BYTES, MAX_GROWTH * file.stat().st_size)
+    _check_size(file, rows, _stated_bytes(file, columns) if columns else 0, limit)
 
     def fill(folder: Path) -> None:
         check_space(file, file.stat().st_size, folder)
+        written = 0
         for number, row in enumerate(_rows(file, columns) if columns else ()):
             for kind, cell in zip(("image", "mask"), row, strict=True):
-                _write_cell(folder / f"{number:06d}.{kind}", cell, file)
+                written += _write_cell(folder / f"{number:06d}.{kind}", cell, file)
+                _check_size(file, rows, written, limit)
 
     return unpack_once(file, "tables", fill, "save its images as files", f" {columns}")
+
+
+def _check_size(file: Path, rows: int, size: int, limit: int) -> None:
+    """Raises: DataError for more rows, or bytes of images, than a table has."""
+    if rows > MAX_ROWS or size > limit:
+        raise DataError(
+            f"{file}: the table has {rows:,} rows and {size:,} bytes of images or more; the limits are {MAX_ROWS:,} and {limit:,}. "
+            "Save its images as files, or as several tables."
+        )
+
+
+def _stated_bytes(file: Path, columns: tuple[str, str]) -> int:
+    """The bytes of the two columns when they are decompressed, by the footer of a parquet; 0 for an arrow."""
+    import pyarrow.parquet
+
+    if suffix_of(file.name) != ".parquet":
+        return 0
+    metadata = pyarrow.parquet.ParquetFile(file).metadata
+    groups = (metadata.row_group(index) for index in range(metadata.num_row_groups))
+    chunks = (group.column(index) for group in groups for index in range(group.num_columns))
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns)
 
 
 def _rows(file: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
@@ -231,12 +258,15 @@ def _rows(file: Path, columns: tuple[str, str]) -> Iterator[tuple[Any, Any]]:
                 for start in range(0, batch.num_rows, BATCH_ROWS):
                     part = batch.slice(start, BATCH_ROWS)
                     yield from zip(*(part.column(name).to_pylist() for name in columns), strict=True)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:  # OSError: a page that does not decompress
         raise DataError(f"{file}: the table is broken ({first_line(error)}); download or write it again.") from error
 
 
-def _write_cell(target: Path, cell: Any, file: Path) -> None:
-    """Write the image of a cell, bytes or {"bytes", "path"}; nothing for an empty cell. Raises: DataError, OSError."""
+def _write_cell(target: Path, cell: Any, file: Path) -> int:
+    """Write the image of a cell, bytes or {"bytes", "path"}; nothing for an empty cell.
+
+    Returns: the bytes of the image in the table. Raises: DataError, OSError.
+    """
     content, path = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
     suffix = suffix_of(path) if path and suffix_of(path) in MASK_SUFFIXES else ".png"
     if content is not None:
@@ -246,3 +276,4 @@ def _write_cell(target: Path, cell: Any, file: Path) -> None:
         if not source.is_file():
             raise DataError(f"{file}: {path} is not in the table and does not exist; save the table with its images.")
         shutil.copyfile(source, target.with_name(target.name + suffix))
+    return len(content or b"")
