@@ -79,7 +79,7 @@ FCN_CASES += [
     ArchitectureCase("fcn", {"encoder": "tu-convnext_atto", "output_stride": 16}, 8),
 ]
 UNET_CASES = [
-    ArchitectureCase("unet", {"width": 8, "blocks": 1, "aux": True}, 2, fast=True),
+    ArchitectureCase("unet", {"width": 8, "blocks": 1, "aux": True}, 2, fast=True, export_fast=True),
     ArchitectureCase("unet", {"width": 8, "strides": [1, [1, 2], 2, [2, 4]], "kernel": [[1, 3], 3, 5, 3]}, 1),
     ArchitectureCase("unet", {"width": 8, "strides": [4, 2, 2], "blocks": [1, 2, 3], "norm": "instance"}, 4),
 ]
@@ -93,7 +93,7 @@ CASES_BY_NAME = {
         ArchitectureCase("smp/MAnet", {}, 1, aux=False, output_strides=(32,)),
         ArchitectureCase("smp/Linknet", {}, 1, aux=False, output_strides=(32,)),
         ArchitectureCase("smp/FPN", {}, 4, aux=False, output_strides=(32,)),
-        ArchitectureCase("smp/PSPNet", {}, 8, aux=False, output_strides=(8,), fast=True, export_fast=True),
+        ArchitectureCase("smp/PSPNet", {}, 8, aux=False, output_strides=(8,), fast=True),
         ArchitectureCase("smp/DeepLabV3", {}, 8, aux=False, output_strides=(8, 16), trains_on_one_image=False),
         ArchitectureCase("smp/DeepLabV3Plus", {}, 4, aux=False, output_strides=(8, 16), trains_on_one_image=False),
         ArchitectureCase("smp/UPerNet", {}, 4, aux=False, output_strides=(32,), trains_on_one_image=False),
