@@ -63,8 +63,9 @@ def whole_tables(page: str) -> dict[str, str]:
 
 @cache
 def read_results(file: str) -> Any:
-    """A file of benchmarks/results/."""
-    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    """A file of benchmarks/results/; of JSON lines, their list."""
+    text = (RESULTS / file).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()] if file.endswith(".jsonl") else json.loads(text)
 
 
 def look_up(file: str, path: str) -> float:
