@@ -59,7 +59,7 @@ STEPS = 6  # two epochs of three
 OVERRIDES = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2",
     "crop=32,64", "ema=0.9", "dropout=0.5", "grad_clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
-    "classmix=0.5", "cutmix=0.5", "erasing=0.5", "progressive=0.4", "schedule=onecycle",
+    "classmix=0.5", "cutmix=0.5", "erasing=0.5", "progressive=0.4",
 ]  # fmt: skip
 
 
