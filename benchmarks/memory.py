@@ -1,8 +1,10 @@
-"""Memory of a bundle's Segmenter in this process: `python -m benchmarks.memory TASK BUNDLE [PADDING]`.
+"""Memory of a bundle's Segmenter in this process: `python -m benchmarks.memory TASK BUNDLE [PADDING|SLICES [SPACING]]`.
 
 huge     an image of 8192 x 8192 in tiles: seconds, and resident megabytes before and at the peak
 sizes    resident megabytes after each hundred of 1,000 images of random sizes; PADDING is `buckets`, as the Segmenter
          pads, or `none`
+volume   a volume of 512 x 512 x SLICES voxels (600) of int16 and of SPACING mm (the network's), in windows: seconds, and resident
+         megabytes before, with the volume, and at the peak
 
 Prints JSON for `benchmarks/large.py`. Linux only, because /proc provides the peak.
 """
@@ -19,9 +21,12 @@ from benchmarks.usage import print_help_if_requested
 from models.bundle import open_bundle
 from models.imaging.decode import RGB
 from models.inference.segmenter import Segmenter
-from models.spec import InputRule
+from models.inference.volumes import segment_volume
+from models.sample import Sample
+from models.spec import InputRule, Spacing
 
 LARGE_SIDE = 8192  # pixels a side
+VOLUME_SLICE = (512, 512)
 IMAGE_COUNT, MAX_SIDE = 1000, 640  # random images, and their longest side in pixels
 
 
@@ -52,6 +57,22 @@ def measure_random_sizes(folder: Path, padding: str) -> list[int]:
     return found
 
 
+def measure_volume(folder: Path, slices: str = "600", spacing: str = "") -> dict[str, float]:
+    segmenter = Segmenter.load(open_bundle(folder))
+    opened = memory_mb("VmRSS")
+    values = np.empty((int(slices), *VOLUME_SLICE, len(segmenter.rule.channels)), segmenter.rule.dtype)
+    coarse = np.random.default_rng(0).integers(0, 1000, (len(values) // 32 + 2, 16, 16), dtype=np.int16)
+    for index, plane in enumerate(values):
+        plane[...] = cv2.resize(coarse[index // 32], VOLUME_SLICE[::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+    stated = Spacing(values=(float(spacing),) * 3, unit="mm") if spacing else segmenter.rule.spacing
+    sample = Sample(values, "DHW", segmenter.rule.channels, stated)
+    read = memory_mb("VmRSS")
+    start = time.perf_counter()
+    assert segment_volume(segmenter, sample).labels.shape == values.shape[:3]
+    seconds = time.perf_counter() - start
+    return {"seconds": round(seconds, 1), "opened_mb": opened, "read_mb": read, "peak_mb": memory_mb("VmHWM")}
+
+
 def memory_mb(field: str) -> int:
     """Resident megabytes of this process: `VmRSS` now, `VmHWM` at the peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -64,9 +85,11 @@ def draw_image(height: int, width: int) -> RGB:
     return np.asarray(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
+TASKS = {"huge": measure_large_image, "sizes": measure_random_sizes, "volume": measure_volume}
+
 if __name__ == "__main__":
     print_help_if_requested(__doc__)
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    task, bundle = {"huge": measure_large_image, "sizes": measure_random_sizes}[sys.argv[1]], Path(sys.argv[2])
+    task, bundle = TASKS[sys.argv[1]], Path(sys.argv[2])
     print(json.dumps(task(bundle, *sys.argv[3:])))  # type: ignore[operator]

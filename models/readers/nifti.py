@@ -80,7 +80,9 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     stored, header = read_stored(data, limits)
     array = to_sample_dtype(stored)
     if (header.slope, header.intercept) != (1.0, 0.0):
-        array = stored.astype(np.float32) * np.float32(header.slope) + np.float32(header.intercept)
+        array = stored.astype(np.float32)
+        array *= np.float32(header.slope)
+        array += np.float32(header.intercept)
     values, grid = to_canonical(array, header.affine)
     grid = replace(grid, nifti=header.placement)
     spacing = Spacing(values=spacing_of(grid), unit="mm")

@@ -12,6 +12,7 @@ from models.sample import Sample, Valid, Values
 from models.spec import InputRule
 
 KINDS = {"HW": "image", "T": "signal", "DHW": "volume"}  # what a sample of these axes is called
+CHECKED_VALUES = 1 << 22  # that are searched for missing ones at a time
 MAX_MAGNITUDE = 1e20  # of a measurement: larger floats, such as 1e30 or the most negative one, mark missing data
 
 
@@ -105,13 +106,25 @@ def channel_indices(sample: Sample, rule: InputRule) -> list[int]:
 def find_valid(values: Values, marked: Valid | None, nodata: set[float | None]) -> Valid | None:
     """Where H x W x C values are data, bool H x W; None if they are everywhere. `marked`: what the file marks itself."""
     valid = marked
-    for value in nodata:
-        missing: Valid = np.asarray(_equals(values, float(value or 0.0)).all(axis=-1))
-        valid = ~missing if valid is None else valid & ~missing
-    if values.dtype.kind == "f":
-        finite = is_measured(values)
-        valid = finite if valid is None else valid & finite
+    at_once = max(1, CHECKED_VALUES // max(1, values[:1].size))
+    for top in range(0, len(values), at_once):
+        rows = slice(top, top + at_once)
+        found = _is_data(values[rows], nodata)
+        if found is None or bool(found.all()):
+            continue
+        if valid is None or valid is marked:
+            valid = np.ones(values.shape[:-1], np.bool_) if marked is None else marked.copy()
+        valid[rows] &= found
     return None if valid is None or bool(valid.all()) else valid
+
+
+def _is_data(values: Values, nodata: set[float | None]) -> Valid | None:
+    """As `find_valid`, of some rows."""
+    found = is_measured(values) if values.dtype.kind == "f" else None
+    for value in nodata:
+        present: Valid = ~np.asarray(_equals(values, float(value or 0.0)).all(axis=-1))
+        found = present if found is None else found & present
+    return found
 
 
 def is_measured(values: Values) -> Valid:

@@ -6,7 +6,7 @@ centers lie at (index + 0.5) * spacing.
 """
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from models.readers.statistics import sample_statistics
 from models.sample import Sample, Values
 from models.spec import Spacing
 
-CHUNK_VALUES = 1 << 22  # that are interpolated at a time
+GROUP_VALUES = 1 << 22  # of slices that are interpolated at a time, about
 MAX_SCALE = 100.0  # between the spacing of a file and the network's: more is a wrong header
 SAME_SPACING = 0.01  # relative difference of spacings that are not worth resampling
 
@@ -67,12 +67,27 @@ def resampled_size(size: tuple[int, ...], spacing: Spacing | None, target: Spaci
 
 
 def resize_values(values: Values, size: tuple[int, ...]) -> Values:
-    """Values D x H x W x C as float32 of the lengths `size`, linearly."""
-    order = sorted(range(3), key=lambda axis: size[axis] / values.shape[axis])  # the axes that shrink first
-    for axis in order:
-        if size[axis] != values.shape[axis]:
-            values = _resize_axis(values, axis, size[axis])
-    return values.astype(np.float32, copy=False)
+    """Values D x H x W x C as float32 of the lengths `size`, linearly.
+
+    Slices are made in groups: only one of them is held at sizes in between.
+    """
+    axes = sorted(range(3), key=lambda axis: size[axis] / values.shape[axis])  # those that shrink first
+    axes = [axis for axis in axes if size[axis] != values.shape[axis]]
+    if not axes:
+        return values.astype(np.float32, copy=False)
+    result = np.empty((*size, values.shape[3]), np.float32)
+    step = max(1, GROUP_VALUES * size[0] // max(1, result.size, values.size))
+    weights = {axis: axis_weights(values.shape[axis], size[axis]) for axis in axes}
+    for start in range(0, size[0], step):
+        group, needed = slice(start, start + step), slice(start, start + step)
+        if 0 in weights:
+            taps = weights[0].taps[group]
+            needed = slice(int(taps.min()), int(taps.max()) + 1)
+        part = values[needed]
+        for axis in axes:
+            part = resize_axis(part, axis, weights[axis].section(group, needed.start) if axis == 0 else weights[axis])
+        result[group] = part
+    return result
 
 
 def resize_nearest(labels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
@@ -83,25 +98,34 @@ def resize_nearest(labels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
     return labels
 
 
-def _resize_axis(values: Values, axis: int, length: int) -> Values:
-    old = values.shape[axis]
-    scale = max(1.0, old / length)  # the half-width of the triangle that weights the old voxels
+class AxisWeights(NamedTuple):
+    """The old voxels along an axis from which each new one is made, and their weights, which sum to 1."""
+
+    taps: NDArray[np.intp]  # N x K
+    weights: NDArray[np.float32]  # N x K
+
+    def section(self, part: slice, first: int) -> "AxisWeights":
+        """The new voxels of `part`, made of old ones from `first` on."""
+        return AxisWeights(self.taps[part] - first, self.weights[part])
+
+
+def axis_weights(old: int, length: int) -> AxisWeights:
+    """The weights that bring an axis of `old` voxels to `length`: a triangle that is as wide as a voxel of the coarser grid."""
+    scale = max(1.0, old / length)  # half the triangle's width, in old voxels
     centers = (np.arange(length) + 0.5) * old / length - 0.5
     first = np.floor(centers - scale).astype(np.intp) + 1
     taps = first[:, None] + np.arange(int(np.floor(2 * scale)) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(taps - centers[:, None]) / scale)
-    weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
-    taps = taps.clip(0, old - 1)
-    used = [tap for tap in range(taps.shape[1]) if weights[:, tap].any()]
-    shape = [length if index == axis else side for index, side in enumerate(values.shape)]
-    result = np.empty(shape, np.float32)
-    step = max(1, CHUNK_VALUES * length // max(1, result.size))
+    return AxisWeights(taps.clip(0, old - 1), (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32))
+
+
+def resize_axis(values: Values, axis: int, by: AxisWeights) -> Values:
+    """Resize one axis of values D x H x W x C, as float32."""
+    length, count = by.taps.shape
+    result = np.zeros([length if index == axis else side for index, side in enumerate(values.shape)], np.float32)
     along = [1] * values.ndim
     along[axis] = -1
-    for start in range(0, length, step):
-        part = slice(start, start + step)
-        target = result[(slice(None),) * axis + (part,)]
-        target[...] = 0
-        for tap in used:
-            target += values.take(taps[part, tap], axis=axis) * weights[part, tap].reshape(along)
+    for tap in range(count):
+        if by.weights[:, tap].any():
+            result += values.take(by.taps[:, tap], axis=axis) * by.weights[:, tap].reshape(along)
     return result

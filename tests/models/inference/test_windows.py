@@ -1,5 +1,6 @@
 """Windows over signals and volumes: the labels of one pass, in bounded memory, whatever the length."""
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_windows_give_the_labels_of_one_pass(axes: str, lengths: tuple[int, ...]
     assert len(np.unique(whole.labels)) == (1 if lengths == (1,) else CLASSES)
     assert whole.confidence is not None and parts.confidence is not None
     assert np.abs(parts.confidence - whole.confidence).mean() < (1e-3 if stride != 6 else 0.1)
+
+
+@pytest.mark.parametrize("lengths", [(208, 40, 44), (10, 400, 90)])  # of the second one, all slices lie in one window
+def test_logits_of_a_volume_are_held_slab_by_slab(lengths: tuple[int, ...]) -> None:
+    values = smooth(lengths)
+    segmenter = Segmenter(made_engine(1, [(0,)]), rule("DHW"))
+    segmenter.max_window = 10 * 32**2
+    segmenter.segment(values)  # what is imported, and computed once
+    tracemalloc.start()
+    segmenter.segment(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.6 * CLASSES * values.nbytes
 
 
 def test_statistics_and_missing_steps_are_those_of_the_whole_recording() -> None:

@@ -105,3 +105,11 @@ def test_resize_is_linear_between_voxels_and_an_average_where_it_shrinks() -> No
     line = np.zeros((64, 1, 1, 1), np.float32)
     line[30] = 64
     assert resize_values(line, (16, 1, 1)).sum() == pytest.approx(16, rel=1e-5)  # no thin structure is skipped
+
+
+@pytest.mark.parametrize("size", [(12, 4, 8), (3, 14, 5), (7, 4, 5)])
+def test_resizing_slice_by_slice_is_that_of_the_whole(size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).integers(-500, 500, (7, 9, 5, 2)).astype(np.int16)
+    whole = resize_values(values, size)
+    monkeypatch.setattr("models.readers.volume_spacing.GROUP_VALUES", 1)
+    np.testing.assert_array_equal(resize_values(values, size), whole)
