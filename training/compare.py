@@ -10,7 +10,7 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,9 +33,10 @@ from training.metrics.bootstrap import (
     percentile_interval,
     value_names,
 )
-from training.metrics.confusion import round_or_none
+from training.metrics.confusion import Rates, nan_mean, round_or_none
 from training.metrics.events import POINTS, bootstrap_events
-from training.metrics.results import METRICS_FILE, EvaluationMetrics, EventMetrics, Interval, Rate
+from training.metrics.results import METRICS_FILE, EvaluationMetrics, EventMetrics, Interval, Rate, VolumeMetrics
+from training.metrics.volumes import resampled_means
 from training.reports.console import (
     HEADLINE_METRICS,
     OTHER_METRICS,
@@ -55,7 +56,13 @@ CLASS_METRICS = {
     "per_class_false_positive_rate": "false positive images",
 }
 SIZE_METRICS = {"recall_by_size": "recall of objects"}
-LOWER_IS_BETTER = ("ece", "per_class_false_positive_rate")
+CaseMetricName = Literal["dice", "surface_dice", "hd95"]
+CASE_METRICS: dict[CaseMetricName, str] = {
+    "dice": "Dice",
+    "surface_dice": "surface Dice",
+    "hd95": "HD95, mm",
+}  # of volumes
+LOWER_IS_BETTER = ("ece", "per_class_false_positive_rate", "hd95")
 NOT_SIGNIFICANT = "not significant"
 
 
@@ -72,6 +79,15 @@ class EventDifferences(BaseModel):
 
     event_f1: Difference
     f1: dict[str, dict[str, Difference]]  # by class name, and by onset or offset
+
+
+class VolumeDifferences(BaseModel):
+    """The differences of the metrics of volumes by case to the first run; of the foreground, and by class name."""
+
+    dice: Difference
+    surface_dice: Difference
+    hd95: Difference
+    per_class: dict[str, dict[CaseMetricName, Difference]]
 
 
 class Differences(BaseModel):
@@ -94,6 +110,7 @@ class Differences(BaseModel):
     recall_by_size: dict[str, Difference]  # by size
     ece: Difference
     events: EventDifferences | None = None  # of signals
+    volumes: VolumeDifferences | None = None  # of volumes
 
 
 @dataclass
@@ -176,7 +193,7 @@ def check_comparable(first: Evaluation, other: Evaluation) -> None:
         ("split", first.metrics.split, other.metrics.split),
         ("classes", ", ".join(first.metrics.per_class_iou), ", ".join(other.metrics.per_class_iou)),
         ("samples", AXES[first.metrics.axes], AXES[other.metrics.axes]),
-        ("tolerances in ms", _tolerance(first.metrics), _tolerance(other.metrics)),
+        ("tolerances", _tolerance(first.metrics), _tolerance(other.metrics)),
     ):
         if one != two:
             raise RunError(
@@ -186,7 +203,9 @@ def check_comparable(first: Evaluation, other: Evaluation) -> None:
 
 
 def _tolerance(metrics: EvaluationMetrics) -> str:
-    return f"{metrics.events.tolerance_ms:g}" if metrics.events else "none"
+    if metrics.volumes:
+        return f"{metrics.volumes.tolerance_mm:g} mm"
+    return f"{metrics.events.tolerance_ms:g} ms" if metrics.events else "none"
 
 
 def align_images(first: Evaluation, other: Evaluation) -> bool:
@@ -221,7 +240,8 @@ def paired_differences(first: Evaluation, other: Evaluation) -> Differences:
         }
         for metric in CLASS_METRICS | SIZE_METRICS
     }
-    return Differences(**headline, **per_class, events=event_differences(first, other))
+    events, volumes = event_differences(first, other), volume_differences(first, other)
+    return Differences(**headline, **per_class, events=events, volumes=volumes)
 
 
 def event_differences(first: Evaluation, other: Evaluation) -> EventDifferences | None:
@@ -241,6 +261,36 @@ def event_differences(first: Evaluation, other: Evaluation) -> EventDifferences 
             by_class[name][point] = _metric_difference(pair[0].f1, pair[1].f1, resampled, enough)
     mean = _metric_difference(old.event_f1, new.event_f1, after["event_f1"] - before["event_f1"], number)
     return EventDifferences(event_f1=mean, f1=by_class)
+
+
+def volume_differences(first: Evaluation, other: Evaluation) -> VolumeDifferences | None:
+    """The metrics by case of `other` minus those of `first`, each with its paired 95% interval; None for other axes.
+
+    As in the metrics themselves, a case counts where it has a value: HD95 has none of a class that is found in one mask only.
+    """
+    old, new = first.metrics.volumes, other.metrics.volumes
+    if old is None or new is None:
+        return None
+    labels = [list(first.metrics.per_class_iou).index(name) for name in old.per_class]
+    overall: dict[CaseMetricName, Difference] = {}
+    by_class: dict[str, dict[CaseMetricName, Difference]] = {name: {} for name in old.per_class}
+    for metric in CASE_METRICS:
+        tables = [case_table(one.per_image, metric)[:, labels] for one in (first, other)]
+        before, after = (resampled_means(table, first.per_image.groups) for table in tables)
+        in_both = first.per_image.count_groups(np.asarray(~np.isnan(tables).any(axis=0)))
+        for index, name in enumerate(old.per_class):
+            means = old.per_class[name][metric].mean, new.per_class[name][metric].mean
+            by_class[name][metric] = _metric_difference(*means, after[:, index] - before[:, index], int(in_both[index]))
+        mean = nan_mean(after) - nan_mean(before)
+        number = int(in_both.max(initial=0))
+        overall[metric] = _metric_difference(getattr(old, metric), getattr(new, metric), mean, number)
+    return VolumeDifferences(**overall, per_class=by_class)
+
+
+def case_table(tally: PerImageCounts, metric: str) -> Rates:
+    """A metric of each case and class, N x C; NaN where there is nothing to measure."""
+    nothing = np.full(tally.num_classes, np.nan)
+    return np.array([nothing if image.case is None else getattr(image.case, metric) for image in tally.images])
 
 
 def _metric_difference(old: Rate, new: Rate, resampled: NDArray[np.float64], images: int) -> Difference:
@@ -275,6 +325,8 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
     """Print the metrics of each run, the best in bold, and then the differences to the first."""
     first, *others = found
     table = _make_table(f"{first.metrics.split}, {count_samples(first.metrics)}", [one.name for one in found])
+    if first.metrics.volumes:
+        add_volume_rows(table, [one.metrics.volumes for one in found if one.metrics.volumes])
     if first.metrics.events:
         add_event_rows(table, [one.metrics.events for one in found if one.metrics.events])
     for name, title in (headline_metrics([one.metrics for one in found]) | OTHER_METRICS).items():
@@ -294,7 +346,9 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
         console.print()
         console.print(difference_table(first.name, paired))
         console.print()
-        noun = "group" if any(row.group for row in first.metrics.per_image) else "image"
+        noun = {"HW": "image", "T": "recording", "DHW": "case"}[first.metrics.axes]
+        if any(row.group for row in first.metrics.per_image):
+            noun = "group"
         note = f"Intervals hold 95% of the bootstrap resamples; those of differences are paired by {noun}."
         console.print(note, style="dim", highlight=False)
     for one in others:
@@ -305,6 +359,28 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
+
+
+def add_volume_rows(table: Table, volumes: list[VolumeMetrics]) -> None:
+    """The means over the cases of each run: of the foreground, and of each class with the error of its volume."""
+    for metric, title in CASE_METRICS.items():
+        rates: list[Rate] = [getattr(each, metric) for each in volumes]
+        cells = [format_rate(rate, 4) for rate in rates]
+        if metric == "dice":
+            cells = [
+                f"{cell} {_bracket(each.dice_interval)}".strip() for cell, each in zip(cells, volumes, strict=True)
+            ]
+        table.add_row(f"mean {title}, by case", *_bold_best(cells, rates, metric))
+    for name in volumes[0].per_class:
+        for metric, title in CASE_METRICS.items():
+            rates = [each.per_class[name][metric].mean for each in volumes]
+            table.add_row(
+                name_text(f"{title} {name}"), *_bold_best([format_rate(rate, 4) for rate in rates], rates, metric)
+            )
+        errors = [each.per_class[name]["volume_error"].mean for each in volumes]
+        table.add_row(
+            name_text(f"volume error {name}, ml"), *("-" if each is None else f"{each:+.3f}" for each in errors)
+        )
 
 
 def add_event_rows(table: Table, events: list[EventMetrics]) -> None:
@@ -322,6 +398,13 @@ def add_event_rows(table: Table, events: list[EventMetrics]) -> None:
 def difference_table(first: str, paired: dict[str, Differences]) -> Table:
     """The differences to the run `first`, by run name."""
     table = _make_table(f"Difference from {first}", list(paired))
+    volumes = [each.volumes for each in paired.values() if each.volumes]
+    for case_metric, title in CASE_METRICS.items() if volumes else ():
+        cells = (_format_difference(getattr(each, case_metric), case_metric) for each in volumes)
+        table.add_row(f"mean {title}, by case", *cells)
+        for name in volumes[0].per_class:
+            cells = (_format_difference(each.per_class[name][case_metric], case_metric) for each in volumes)
+            table.add_row(name_text(f"{title} {name}"), *cells)
     events = [each.events for each in paired.values() if each.events]
     if events:
         table.add_row("event F1", *(_format_difference(each.event_f1, "event_f1") for each in events))

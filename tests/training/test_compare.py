@@ -16,7 +16,10 @@ from models.spec import ClassInfo, InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
 from tests.training.fake_dataset import make_fake_dataset, make_metrics, predict_red
 from training.compare import NOT_SIGNIFICANT, align_images, compare, paired_differences, read_evaluation
-from training.evaluate import evaluate_split
+from training.evaluate import evaluate_split, tally_volume_metrics
+from training.metrics.bootstrap import PerImageCounts
+from training.metrics.confusion import ConfusionMatrix
+from training.metrics.volumes import measure_case
 from training.run_folder import ImageList, RunMetadata, write_run_metadata
 
 
@@ -261,3 +264,59 @@ def test_precision_recall_and_foreground_are_compared(tmp_path: Path) -> None:
         named = json.loads(file.read_text().replace("class 0", "background"))
         file.write_text(json.dumps(named | {"foreground_miou": 0.5}))
     assert line_of(compare_output(*runs), "foreground mIoU").split()[2] == "0.5000"
+
+
+def write_volume_evaluation(folder: Path, missed: int, cases: int = 12) -> Path:
+    """The evaluation of cubes of which as many slices are missed; in the first cases the second class is missed wholly."""
+    classes = [ClassInfo(name=name, rgb=(0, 0, label)) for label, name in enumerate(("background", "organ", "lesion"))]
+    matrix, tally = ConfusionMatrix(3), PerImageCounts(3)
+    for index in range(cases):
+        target = np.zeros((14, 12, 16), np.uint8)
+        target[1 : 9 + index % 4, 2:9, 1:8], target[3:9, 4:8, 10:14] = 1, 2
+        prediction = target.copy()
+        prediction[: 1 + missed] = 0
+        prediction[3 : 3 + missed] = 0
+        if index < 4:
+            prediction[prediction == 2] = 0
+        single = ConfusionMatrix(3)
+        single.add(target, prediction)
+        matrix += single
+        case = measure_case(target, prediction, 3, (2.0, 1.0, 1.0))
+        edges = np.zeros((3, 3), np.int64)
+        tally.add(f"case{index}", single.class_counts, edges, str(index), group=f"patient{index // 2}", case=case)
+    metrics = make_metrics(matrix, tally, classes, axes="DHW", volumes=tally_volume_metrics(tally, classes, 2.0))
+    (folder / "evaluation").mkdir(parents=True)
+    metrics.save(folder / "evaluation/metrics.json")
+    return folder
+
+
+def test_volumes_are_compared_by_case(tmp_path: Path) -> None:
+    worse, better = write_volume_evaluation(tmp_path / "worse", 2), write_volume_evaluation(tmp_path / "better", 1)
+    first, second = read_evaluation(worse), read_evaluation(better)
+    assert align_images(first, second)
+    found = paired_differences(first, second).volumes
+    assert found is not None and first.metrics.volumes and second.metrics.volumes
+    dices = [
+        np.array([[image.case.dice[label] for image in one.per_image.images if image.case] for label in (1, 2)])
+        for one in (first, second)
+    ]
+    assert found.dice.value == pytest.approx((dices[1] - dices[0]).mean(), abs=1e-6)
+    organ = found.per_class["organ"]["dice"]
+    assert organ.significant and organ.interval is not None and organ.value is not None
+    by_patient = (dices[1] - dices[0])[0].reshape(6, 2).mean(axis=1)  # of patients, not of cases
+    random = np.random.default_rng(1)
+    independent = [by_patient[random.integers(6, size=6)].mean() for _ in range(4000)]
+    assert organ.interval == pytest.approx(tuple(np.percentile(independent, [2.5, 97.5])), abs=0.002)
+    # HD95 of the lesion has a value in the cases of four patients: too few for an interval.
+    assert found.per_class["lesion"]["hd95"].interval is None
+    output = compare_output(worse, better)
+    assert "paired by group" in output
+    assert f"{second.metrics.volumes.dice:.4f} [" in line_of(output, "mean Dice, by case")
+    assert line_of(output, "Dice organ", 1).split()[2] == f"{organ.value:+.4f}"
+    error = second.metrics.volumes.per_class["organ"]["volume_error"].mean
+    assert error is not None and f"{error:+.3f}" in line_of(output, "volume error organ, ml")
+    metrics = json.loads((better / "evaluation/metrics.json").read_text())
+    metrics["volumes"]["tolerance_mm"] = 1
+    (better / "evaluation/metrics.json").write_text(json.dumps(metrics))
+    with pytest.raises(RunError, match="their tolerances differ, 2 mm and 1 mm"):
+        compare_output(worse, better)

@@ -123,7 +123,7 @@ def test_compare_pairs_the_events_by_patient(tmp_path: Path) -> None:
     (tmp_path / "wide").mkdir()
     wide = other.model_copy(update={"events": other.events.model_copy(update={"tolerance_ms": 40.0})})
     wide.save(tmp_path / "wide" / "metrics.json")
-    with pytest.raises(RunError, match="tolerances in ms differ, 150 and 40"):
+    with pytest.raises(RunError, match="tolerances differ, 150 ms and 40 ms"):
         compare([tmp_path / "good", tmp_path / "wide"], False, Console(file=stream))
 
 

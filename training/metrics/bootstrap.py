@@ -140,6 +140,11 @@ class PerImageCounts:
         return np.array([image.events for image in self.images]).reshape(len(self), self.num_classes - 1, 2, 5)
 
     @property
+    def groups(self) -> list[str]:
+        """The group of each image, or the image itself."""
+        return [image.group or image.name for image in self.images]
+
+    @property
     def group_indices(self) -> NDArray[np.int64]:
         """The number of each image's group, from 0 in the order of the images; N."""
         numbers: dict[tuple[str, int], int] = {}

@@ -137,7 +137,7 @@ def summarize(
     """
     table = np.array([getattr(case, metric) for case in cases], np.float64)
     has_value = ~np.isnan(table)
-    means = _resampled_means(table, has_value, list(groups))
+    means = resampled_means(table, groups)
     overall = nan_mean(np.where(foreground, means, np.nan)) if foreground.any() else np.full(len(means), np.nan)
     mean = ratio(np.where(has_value, table, 0).sum(axis=0), has_value.sum(axis=0))
     median = np.array(
@@ -187,9 +187,13 @@ def _plain_interval(ends: Rates) -> tuple[float, float] | None:
     return None if np.isnan(ends).any() else (round(float(ends[0]), 6), round(float(ends[1]), 6))
 
 
-def _resampled_means(table: Rates, has_value: NDArray[np.bool_], groups: list[str]) -> Rates:
-    """R x C: the means when groups are sampled with replacement."""
-    names, group_of = np.unique(groups, return_inverse=True)
+def resampled_means(table: Rates, groups: Sequence[str]) -> Rates:
+    """R x C: the means of N x C values, NaN where there are none, when groups of them are sampled with replacement.
+
+    Two tables of the same groups get the same resamples, so that their differences are paired.
+    """
+    has_value = ~np.isnan(table)
+    names, group_of = np.unique(list(groups), return_inverse=True)
     sampled = np.random.default_rng(SEED).integers(len(names), size=(NUM_RESAMPLES, len(names)))
     weights = np.stack([np.bincount(row, minlength=len(names)) for row in sampled]).astype(np.float64)[:, group_of]
     return ratio(weights @ np.where(has_value, table, 0.0), weights @ has_value)
