@@ -15,7 +15,7 @@ from service.web_page import EXPLAIN_SCRIPT, MEDIA_TYPES, STATIC_FOLDER, load_st
 
 APP = Router(page_routes())
 MAX_BYTES = 60_000  # of the files that the page loads for a model of photographs
-MAX_SIGNAL_BYTES = 35_000  # of those that it loads for a model of signals beside them
+MAX_OTHER_BYTES = 35_000  # of those that it loads for a model of signals or volumes beside them
 IMPORTED = re.compile(
     r'(?:from|startWorker\(|worker =) ?"(?:\./)?([\w-]+\.js)"'
 )  # when the file is loaded, not by import()
@@ -98,11 +98,13 @@ def loaded_files(start: str) -> set[str]:
 
 def test_page_is_small() -> None:
     files = load_static_files()
-    image, signal = loaded_files("/"), loaded_files("/static/signal_viewer.js")
-    assert "/static/worker.js" in image and "/static/signal_worker.js" in signal
-    assert not {name for name in image if "signal" in name}
+    image = loaded_files("/")
+    assert "/static/worker.js" in image and not {name for name in image if "signal" in name or "volume" in name}
     assert sum(len(files[name].body) for name in image) < MAX_BYTES
-    assert sum(len(files[name].body) for name in signal - image) < MAX_SIGNAL_BYTES
+    for kind in ("signal", "volume"):
+        others = loaded_files(f"/static/{kind}_viewer.js")
+        assert f"/static/{kind}_worker.js" in others
+        assert sum(len(files[name].body) for name in others - image) < MAX_OTHER_BYTES
 
 
 def test_cached_file_is_not_sent_again() -> None:
