@@ -19,7 +19,6 @@ from training.plan.budget import (
     choose_duration,
     choose_encoder,
     choose_workers,
-    shrink_batch_to_fit,
 )
 from training.plan.fingerprint import DatasetFingerprint
 from training.plan.profiling import MachineProfile, measure_read_seconds
@@ -52,6 +51,7 @@ from training.plan.volumes import (
     choose_volume_batch,
     choose_volume_loss,
     choose_volume_network,
+    choose_volume_resolution,
 )
 
 __all__ = ["Plan", "make_plan"]
@@ -144,7 +144,7 @@ def _plan_volumes(report: LintReport, plan: Plan, start_time: float | None) -> P
     profiler = StepProfiler(
         len(report.classes), machine, read_seconds, start_time=start_time or time.monotonic(), rule=rule
     )
-    seconds = shrink_batch_to_fit(plan, profiler)
+    seconds = choose_volume_resolution(plan, profiler)
     choose_workers(plan, profiler, seconds)
     choose_optimiser(plan)
     choose_duration(plan, SampleCounts(report), profiler, seconds)

@@ -5,7 +5,17 @@ from models.spec import ClassInfo
 from training.config import TrainConfig
 from training.data.scan.volume_stats import VolumeStats
 from training.lint.findings import LintReport
-from training.plan.volumes import choose_patch, choose_scaling, choose_spacing, choose_topology, symmetric_axes
+from training.plan.budget import StepProfiler
+from training.plan.profiling import MachineProfile
+from training.plan.rules import Plan
+from training.plan.volumes import (
+    choose_patch,
+    choose_scaling,
+    choose_spacing,
+    choose_topology,
+    choose_volume_resolution,
+    symmetric_axes,
+)
 
 CLASSES = [ClassInfo(name=name, rgb=(index, 0, 0)) for index, name in enumerate(("background", "one", "two"))]
 
@@ -84,3 +94,27 @@ def test_volumes_are_mirrored_only_where_their_halves_are_alike() -> None:
     sides = [CLASSES[0], *(ClassInfo(name=name, rgb=(1, 1, 1)) for name in ("left kidney", "right kidney"))]
     assert symmetric_axes(make_report([stats() for _ in range(30)], sides))[0] == "D"
     assert symmetric_axes(make_report([stats() for _ in range(3)]))[0] == ""
+
+
+def test_resolution_is_halved_at_once_where_few_patches_fit_into_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = MachineProfile("cpu", "2 CPU cores", 2, 8 << 30, bf16=False)
+    seconds = {16: 2.0, 24: 0.4}  # of a step, by width
+    monkeypatch.setattr(StepProfiler, "step_seconds", lambda _, plan: seconds[plan["width"]])
+
+    def choose(minutes: float, **settings: object) -> tuple[Plan, float]:
+        plan = Plan({"minutes": minutes, **settings})
+        strides, kernels = choose_topology(np.array([20.0, 320, 320]), np.array([3.6, 0.625, 0.625]))
+        for name, value in (
+            ("architecture", "unet"),
+            ("strides", strides),
+            ("kernel", kernels),
+            ("width", 16),
+            ("batch", 2),
+        ):
+            plan.set(name, value, "")
+        return plan, choose_volume_resolution(plan, StepProfiler(3, machine))
+
+    plan, found = choose(40)  # of which a tenth is kept for validation
+    assert plan["strides"] == [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]] and found == 0.4
+    assert plan["width"] == 24 and len(plan["kernel"]) == 5 and "only 2,1" in plan.settings["strides"].reason
+    assert choose(400)[0]["width"] == 16 and choose(40, width=16)[1] == 2.0
