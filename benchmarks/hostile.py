@@ -2,11 +2,12 @@
 
     python -m benchmarks.hostile [--code FOLDER] [--only WORD]     FOLDER: another checkout, to compare with
 
-Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS of CPU.
+Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS of CPU or at 6 GiB.
 Writes benchmarks/results/hostile.json; with --only, the rows that were measured.
 """
 
 import argparse
+import gzip
 import json
 import signal
 import struct
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from tests import hostile_images as hostile
+from tests import hostile_samples as samples
 from tests.fixtures_images import encode_image, jpeg_segment, make_png, png_chunk
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,16 +31,18 @@ RESULTS = Path(__file__).parent / "results" / "hostile.json"
 FLOAT_PREDICTOR = ((317, 3, [3]), (339, 3, [3]))  # tags of a TIFF
 XMP_ID = b"http://ns.adobe.com/xap/1.0/\0"
 LIMIT_SECONDS = 10  # of CPU, because the machine may be busy
-SAMPLE_FORMATS = ("npy", "npz", "TIFF bands")  # which the readers of samples read, not those of photographs
+# By format, the axes of what the readers of samples read; others are photographs.
+SAMPLE_AXES = {"npy": "HW", "npz": "HW", "TIFF bands": "HW", "signal": "T", "volume": "DHW"}
 SIDE = 7000  # 49 megapixels, below the service's limit
 
 # Runs in the code that is measured. A thread that wants to run every millisecond notices when the lock is held.
 MEASURE = """
 import json, resource, sys, threading, time
 from models.errors import MaskserveError
-if sys.argv[3] == "samples":
+if sys.argv[3] != "photograph":
+    import pydicom.pixels
     from models.readers import read_sample
-    def decode_image(data, max_pixels): return read_sample(data, max_pixels).values
+    def decode_image(data, max_pixels): return read_sample(data, max_pixels, sys.argv[3]).values
 else:
     from models.imaging.decode import decode_image
 data, longest, done = open(sys.argv[1], "rb").read(), 0.0, False
@@ -48,6 +52,7 @@ open("/proc/self/clear_refs", "w").write("5")
 idle_mib, before = peak_mib(), resource.getrusage(resource.RUSAGE_SELF)
 used = int(before.ru_utime + before.ru_stime) + 1
 resource.setrlimit(resource.RLIMIT_CPU, (used + int(sys.argv[2]), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
 def watch():
     global longest
     last = time.perf_counter()
@@ -57,8 +62,8 @@ def watch():
         longest = max(longest, now - last)
         last = now
 thread = threading.Thread(target=watch); thread.start()
-try: outcome = "x".join(map(str, decode_image(data, 50_000_000).shape[:2]))
-except MaskserveError as error: outcome = type(error).__name__
+try: outcome = "x".join(map(str, decode_image(data, 50_000_000).shape[:3 if sys.argv[3] == "DHW" else 2]))
+except Exception as error: outcome = type(error).__name__
 done = True; thread.join()
 after = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"outcome": outcome, "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
@@ -204,12 +209,48 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "LZMA": ("npz", lambda: hostile.npz_file((4000, 4000), 16_000_000, zipfile.ZIP_LZMA)),
     "49 megapixels of float64": ("npz", lambda: hostile.npz_file((SIDE, SIDE), 8 * SIDE * SIDE, dtype="<f8")),
     "a thumbnail of 200,000 strips": ("TIFF", lambda: hostile.tiff_after_a_thumbnail_of_strips(200_000)),
-}
+    "WFDB, 2,000 signals of two files in turn": (
+        "signal",
+        lambda: samples.wfdb(
+            [f"{'ab'[index % 2]}.dat 80" for index in range(2000)], dict.fromkeys(("a.dat", "b.dat"), bytes(30 << 20))
+        ),
+    ),
+    "WFDB, 50 million samples": (
+        "signal", lambda: samples.wfdb(["a.dat 16", "a.dat 16"], {"a.dat": bytes(100_000_000)})
+    ),
+    "npz that states 400 bytes and holds 900 MB": (
+        "signal", lambda: samples.lying_zip("values.npy", bytes(900_000_000), 400)
+    ),
+    "npz, 50 million names of channels": (
+        "signal", lambda: samples.npz(values=np.zeros((4, 2)), channels=np.zeros(50_000_000, np.uint8))
+    ),
+    "npz, 50 million samples of float64": ("signal", lambda: samples.npz(values=np.zeros(50_000_000))),
+    "CSV, a name of 100,000 brackets": ("signal", lambda: b"1," + b"(" * 100_000 + b"\n1,1\n2,1\n"),
+    "CSV, a comment of 64 KB": ("signal", lambda: b"#1" + b"rate " * 13_000 + b"\n1\n2\n"),
+    "CSV, 500,000 lines with a gap": ("signal", lambda: b"1\n" * 495_000 + b"-\n"),
+    "EDF, 63 slow channels": ("signal", lambda: samples.edf([7001] + [997] * 63, 7)),
+    "gzip of 45,000 members": ("volume", lambda: samples.gzip_of_empty_members(samples.nifti((8, 8, 8)), 45_000)),
+    "NIfTI, 262 million voxels": (
+        "volume", lambda: gzip.compress(samples.nifti((512, 512, 1000)) + bytes(512 * 512 * 1000))
+    ),
+    "zip of a text of 900 MB": ("volume", lambda: samples.zipped({"a.txt": bytes(900_000_000)})),
+    "zip, a slice of 49 megapixels after one of 64": (
+        "volume",
+        lambda: samples.zipped({
+            "1.png": make_png((8, 8), 8, 0, bytes(72)), "2.png": make_png((SIDE, SIDE), 16, 6, large_rows(8 * SIDE)),
+        }),
+    ),
+    "zip of 4,000 DICOM images": (
+        "volume", lambda: samples.zipped({str(index): samples.dicom(index=index) for index in range(4000)})
+    ),
+    "DICOM, 110,000 items": ("volume", lambda: samples.dicom(samples.sequence(110_000))),
+    "DICOM, a JPEG of 100 megapixels in 64 pixels": ("volume", lambda: samples.dicom_of_jpeg(10_000)),
+    "TIFF stack, 1,000 pages of one table": ("volume", lambda: samples.stack_of_shared_tables(1000, 60_000)),
+}  # fmt: skip
 
 
 def measure(file: Path, code: Path, format: str) -> dict[str, object]:
-    kind = "samples" if format in SAMPLE_FORMATS else "photograph"
-    command = [sys.executable, "-c", MEASURE, str(file), str(LIMIT_SECONDS), kind]
+    command = [sys.executable, "-c", MEASURE, str(file), str(LIMIT_SECONDS), SAMPLE_AXES.get(format, "photograph")]
     done = subprocess.run(command, cwd=code, capture_output=True)
     if done.returncode == -signal.SIGXCPU:
         return {"outcome": f"stopped after {LIMIT_SECONDS} s of CPU"}
@@ -219,13 +260,13 @@ def measure(file: Path, code: Path, format: str) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--code", type=Path, help="another checkout, to compare with")
-    parser.add_argument("--only", default="", help="images whose name contains this; the other results stay")
+    parser.add_argument("--only", default="", help="images whose format or name contains this; the other results stay")
     arguments = parser.parse_args()
     code = arguments.code
     rows = {row["image"]: row for row in json.loads(RESULTS.read_text())} if arguments.only else {}
     with tempfile.TemporaryDirectory() as folder:
         for name, (format, draw) in IMAGES.items():
-            if arguments.only not in name:
+            if arguments.only not in f"{format} {name}":
                 continue
             file = Path(folder, "image")
             file.write_bytes(draw())

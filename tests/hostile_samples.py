@@ -112,8 +112,10 @@ def _pages(content: bytes, tags: list[tuple[int, int, list[int]]], count: int, m
     )
 
 
-def dicom(extra: bytes = b"", syntax: bytes = EXPLICIT, rows_tag: int = 0x10, pixels: bytes | None = None) -> bytes:
-    """An image of 8 x 8, of 8 bits."""
+def dicom(
+    extra: bytes = b"", syntax: bytes = EXPLICIT, rows_tag: int = 0x10, pixels: bytes | None = None, index: int = 0
+) -> bytes:
+    """An image of 8 x 8, of 8 bits; slice `index` of a series."""
 
     def element(group: int, number: int, kind: bytes, value: bytes) -> bytes:
         value += (b"\0" if kind == b"UI" else b" ") * (len(value) % 2)
@@ -121,7 +123,7 @@ def dicom(extra: bytes = b"", syntax: bytes = EXPLICIT, rows_tag: int = 0x10, pi
 
     name = element(2, 0x10, b"UI", syntax)
     numbers = {2: 1, rows_tag: 8, 0x11: 8, 0x100: 8, 0x101: 8, 0x102: 7, 0x103: 0}
-    image = element(0x20, 0xE, b"UI", b"1.2") + element(0x20, 0x32, b"DS", b"0\\0\\0")
+    image = element(0x20, 0xE, b"UI", b"1.2") + element(0x20, 0x32, b"DS", b"0\\0\\%d" % index)
     image += element(0x20, 0x37, b"DS", b"1\\0\\0\\0\\1\\0") + element(0x28, 4, b"CS", b"MONOCHROME2")
     image += b"".join(element(0x28, number, b"US", struct.pack("<H", value)) for number, value in numbers.items())
     image += element(0x28, 0x30, b"DS", b"1\\1")

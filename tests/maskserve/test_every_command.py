@@ -111,6 +111,20 @@ def test_the_documentation_names_every_subcommand() -> None:
         ), name
 
 
+def test_options_that_the_text_names_exist() -> None:
+    """Commands in code spans, such as `maskserve export --no-int8`; those in blocks of code are run below."""
+    named = 0
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for words in re.findall(r"`(?:[A-Z_]+=\S+ )?maskserve ([a-z][^`]*)`", page.read_text(encoding="utf-8")):
+            name = max((name for name in COMMANDS if f"{words} ".startswith(f"{name} ")), key=len, default="")
+            assert name, f"{page.name}: no subcommand in `maskserve {words}`"
+            known = {option for each in COMMANDS[name].params for option in (*each.opts, *each.secondary_opts)}
+            options = re.findall(r"(?<=\s)--[a-z][\w-]*", words)
+            assert set(options) <= known | {"--help", "--debug"}, f"{page.name}: `maskserve {words}`"
+            named += len(options)
+    assert named > 10
+
+
 def mark_heavy(command: str) -> Any:
     """Some take seconds to fail: a training builds its network before it opens the data, others try to connect."""
     heavy = re.match("(train|plan) .*=|import torchvision|predict .*(s3|http):", command)
