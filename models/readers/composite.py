@@ -7,6 +7,7 @@ import numpy as np
 from models.errors import ConfigError, ImageError, closest_names, quoted
 from models.imaging.decode import MAX_PIXELS, RGB, decode_file, decode_image
 from models.readers import npy, read_sample, tiff
+from models.readers.prepare import MAX_MAGNITUDE, find_valid
 from models.sample import Sample, Values
 from models.spec import RGB_CHANNELS, InputRule
 
@@ -60,7 +61,7 @@ def _stretch(values: Values, indices: list[int], ranges: list[tuple[float, float
 
 def _percentiles(plane: Values) -> tuple[float, float]:
     finite = plane.ravel()[:: max(1, plane.size // MAX_SAMPLED)]
-    finite = finite[np.isfinite(finite)]
+    finite = finite[np.abs(finite) < MAX_MAGNITUDE]
     if not finite.size:
         return 0.0, 1.0
     low, high = np.percentile(finite, PERCENTILES)
@@ -90,5 +91,9 @@ def decode_preview(data: bytes) -> RGB:
 
 
 def preview(sample: Sample) -> RGB:
-    """A sample of unknown range as RGB uint8 H x W x 3: each channel from its 2% to its 98% quantile."""
-    return _stretch(sample.values, choose_bands(sample.channels), None)
+    """A sample of unknown range as RGB uint8 H x W x 3: each channel from its 2% to its 98% quantile, without missing pixels."""
+    indices = choose_bands(sample.channels)
+    valid = find_valid(sample.values, sample.valid, {sample.nodata} - {None})
+    known = sample.values if valid is None else sample.values[valid][:, None]
+    ranges = [_percentiles(known[:, :, index].astype(np.float32)) for index in indices]
+    return _stretch(sample.values, indices, ranges)

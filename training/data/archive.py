@@ -39,7 +39,8 @@ def _unpack_into(file: Path, folder: Path) -> None:
             _unpack_tar(file, folder)
     except (*BROKEN, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         raise DataError(
-            f"{file}: the archive is broken, or has entries that must not be unpacked ({error})."
+            f"{file}: the archive is broken, or has entries that must not be unpacked ({error}). Copy or download it again, or "
+            "unpack it yourself."
         ) from error
 
 

@@ -85,8 +85,8 @@ def sample_mask_values(dataset: SegmentationDataset) -> list[MaskValues]:
             mask = dataset.raw_mask(index)
         except MaskserveError:
             continue  # the lint reports it
-        values, counts = np.unique(mask.array, return_counts=True)
-        values = values.astype(np.int64)
+        found_values, counts = np.unique(mask.array, return_counts=True)
+        values: NDArray[np.int64] = found_values.astype(np.int64)
         palette = np.array(mask.palette + (0,) * 256, np.int64)
         lossy = dataset.pairs[index].mask.suffix.lower() in LOSSY_SUFFIXES
         colors = palette[values] if mask.kind == "palette" else values[:0]

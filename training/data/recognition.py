@@ -6,19 +6,36 @@ from pathlib import Path
 from types import ModuleType
 
 from models.errors import DataError
-from training.data.archive import is_archive
+from models.imaging.decode import IMAGE_SUFFIXES
+from models.readers import VOLUME_SUFFIXES
+from training.data.archive import ARCHIVE_SUFFIXES, is_archive
 from training.data.listing import Evidence
 from training.data.splits import split_of_folder
-from training.data.tree import FileTree, count_suffixes, list_tree
+from training.data.tree import FileTree, count_suffixes, list_tree, suffix_of
 
 MAX_DEPTH = 3  # folders with nothing but one folder in them, as archives unpack
 MAX_LISTED_FOLDERS = 8
-MAX_CHILDREN = 40  # folders that are looked into when no format fits
-# Files that hold images or masks in other tools.
+MAX_CHILDREN = 40  # folders of one level that are looked into when no format fits
+# Files that hold images or masks in other tools, and what to save them as.
 UNREAD_SUFFIXES = {
-    ".nii": "NIfTI volumes", ".nii.gz": "NIfTI volumes", ".dcm": "DICOM", ".mat": "MATLAB", ".npz": "NumPy archives", ".h5": "HDF5",
-    ".hdf5": "HDF5", ".heic": "HEIC", ".jp2": "JPEG 2000", ".svs": "slides", ".nrrd": "NRRD volumes", ".mha": "MetaImage volumes",
-}  # fmt: skip
+    ".mat": ("MATLAB", "PNG"),
+    ".h5": ("HDF5", "PNG"),
+    ".hdf5": ("HDF5", "PNG"),
+    ".heic": ("HEIC", "PNG"),
+    ".jp2": ("JPEG 2000", "PNG"),
+    ".svs": ("slides", "PNG tiles"),
+    ".dcm": ("DICOM", "NIfTI volumes"),
+    ".mha": ("MetaImage", "NIfTI volumes"),
+    ".mhd": ("MetaImage", "NIfTI volumes"),
+}
+# What other tools write into JSON and CSV files, and what to do.
+FOREIGN_MARKS = {
+    b"region_attributes": "is of VIA (VGG Image Annotator), which is not read; export the annotations as COCO",
+    b"region_shape_attributes": "is of VIA (VGG Image Annotator), which is not read; export the annotations as COCO",
+    b"EncodedPixels": "has run lengths of masks, which are not read; write a mask for each image with them",
+    b"predicted_iou": "has masks of Segment Anything, which are of no class; label them in a tool that names classes",
+}
+MAX_FOREIGN_FILES, HEADER_BYTES = 20, 1 << 16
 WEAK_FRACTION = 0.5  # of the images; if fewer have a mask, the layout may be another
 
 
@@ -75,19 +92,24 @@ def find_format(tree: FileTree, formats: Mapping[str, ModuleType], max_depth: in
         if len(inner) == 1:
             tree = tree.subtree(inner[0], f"{tree.path(inner[0])} is read, the only folder in {tree.root}.")
             continue
-        fitting = _fitting_children(tree, formats)
-        if len(fitting) != 1 or split_of_folder(fitting[0]):
+        fitting = _fitting_folders(tree, formats)
+        if len(fitting) != 1 or split_of_folder(fitting[0].rsplit("/", 1)[-1]):
             break
         tree = tree.subtree(fitting[0], f"{tree.path(fitting[0])} is read, the only data set in {tree.root}.")
     return None
 
 
-def _fitting_children(tree: FileTree, formats: Mapping[str, ModuleType]) -> list[str]:
-    """The folders in a folder that have a layout; none if there are too many folders to look at."""
-    children = tree.children("")
-    if len(children) > MAX_CHILDREN:
-        return []
-    return [child for child in children if _fits(tree.subtree(child), formats)]
+def _fitting_folders(tree: FileTree, formats: Mapping[str, ModuleType]) -> list[str]:
+    """The folders in a folder that have a layout, without those inside of one; up to a level with too many to look at."""
+    found: list[str] = []
+    level = tree.children("")
+    for _ in range(MAX_DEPTH):
+        if not level or len(level) > MAX_CHILDREN:
+            break
+        fitting = [folder for folder in level if _fits(tree.subtree(folder), formats)]
+        found += fitting
+        level = [child for folder in level if folder not in fitting for child in tree.children(folder)]
+    return found
 
 
 def _fits(tree: FileTree, formats: Mapping[str, ModuleType]) -> bool:
@@ -110,20 +132,48 @@ def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, Modu
         f"{folder or '.'}: {count_suffixes(tree.files[folder]) or 'empty'}" for folder in folders[:MAX_LISTED_FOLDERS]
     )
     more = f"; and {len(folders) - MAX_LISTED_FOLDERS:,} more folders" if len(folders) > MAX_LISTED_FOLDERS else ""
+    images, volumes = tree.files_below("", IMAGE_SUFFIXES), tree.files_below("", VOLUME_SUFFIXES)
     text = f"{root} has no supported layout ({', '.join(formats)}). It has {found}{more}. "
+    if images and len(images) == tree.num_files and len(folders) == 1:
+        text += "These are images without masks or annotations. "
     text += "".join(
-        f"{suffix} files ({what}) are not read; save them as PNG. "
-        for suffix, what in UNREAD_SUFFIXES.items()
+        f"{suffix} files ({what}) are not read; save them as {other}. "
+        for suffix, (what, other) in UNREAD_SUFFIXES.items()
         if tree.files_below("", (suffix,))
     )
-    if inside := _fitting_children(tree, formats):
+    text += _foreign_files(tree)
+    if volumes and images:
+        text += f"{suffix_of(volumes[0])} files (volumes) are not read together with images; save their slices as PNG. "
+    if inside := _fitting_folders(tree, formats):
         return f"{text}{tree.path(inside[0])} has one: give that folder."
     if _fits_parent(root, formats):
         return f"{text}The folder above it has one: give {root.resolve().parent}."
+    if archives := tree.files_below("", ARCHIVE_SUFFIXES):
+        return f"{text}{tree.path(archives[0])} is an archive: give that file."
+    if volumes and not images:
+        suffix = suffix_of(volumes[0])
+        return (
+            f"{text}Volumes need label volumes of the same names: {root}/images/NAME{suffix} with {root}/labels/NAME{suffix}, or "
+            f"{root}/NAME_seg{suffix} beside {root}/NAME{suffix}."
+        )
     return (
         f"{text}The simplest is {root}/images/NAME.jpg with {root}/masks/NAME.png. Or list the pairs in {root}/list.csv: "
         "a header `image,mask`, and one line per image with the paths of both."
     )
+
+
+def _foreign_files(tree: FileTree) -> str:
+    """What is known about files of other tools."""
+    found: dict[str, str] = {}
+    for path in tree.shared_files("", (".json", ".csv"))[:MAX_FOREIGN_FILES]:
+        try:
+            with tree.path(path).open("rb") as stream:
+                start = stream.read(HEADER_BYTES)
+        except OSError:
+            continue
+        for text in (text for mark, text in FOREIGN_MARKS.items() if mark in start):
+            found.setdefault(text, f"{tree.path(path)} {text}. ")
+    return "".join(found.values())
 
 
 def _fits_parent(root: Path, formats: Mapping[str, ModuleType]) -> bool:

@@ -85,7 +85,7 @@ def _check_single_class(report: LintReport) -> list[Finding]:
             return []
         detail = f"The masks have the labels {', '.join(map(str, sorted(values)[:6]))} and so on, {step} apart."
         return [Finding("warning", "labels look scaled", detail)]
-    if len(present) == 1 and present[0] < len(report.classes):
+    if len(present) == 1 and present[0] < len(report.classes) and not report.has_unknown_values:
         detail = f"All masks of train have a single class, {_class_label(report, int(present[0]))}."
         return [Finding("error", "single class", detail)]
     if len(present) == 0 and counts[IGNORE_INDEX]:
@@ -218,7 +218,7 @@ def _check_absent_classes(report: LintReport) -> list[Finding]:
             for label in range(len(report.classes))
             if counts[label] == 0 and label not in report.labels_in_errors.get(split, ())
         ]
-        if report.num_unreadable_masks:
+        if report.num_unreadable_masks or report.has_unknown_values:
             continue
         elsewhere = [label for label in absent if any(other[label] for other in report.pixel_counts.values())]
         if split == "train":

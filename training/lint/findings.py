@@ -31,8 +31,10 @@ ADVICE = {
     "unrotated pixels. Rotate the masks as the EXIF says, or save the images without EXIF as the annotation tool shows them.",
     "lossy mask": "JPEG, AVIF and lossy WebP change labels at every border. Export the masks as PNG; if that is not possible, "
     "`maskserve data remap --nearest` recovers most labels.",
-    "label out of range": "Name all classes in classes.csv, or map the label to a class or to void with `maskserve data remap`.",
-    "color not in class list": "Add the color to classes.csv (`name,r,g,b`), or export the masks without anti-aliasing.",
+    "label out of range": "Name all classes in the class file, or else in classes.csv, or map the label to a class or to void with "
+    "`maskserve data remap`.",
+    "color not in class list": "Add the color to the class file (classes.csv: `name,r,g,b`; labelmap.txt: `name:r,g,b::`), or "
+    "export the masks without anti-aliasing.",
     "mask values 0 and 255": "255 is ignored, so these masks teach only class 0. If 255 is the second class, map it to 1 "
     "with `maskserve data remap`; if the masks have more classes, export labels instead of an image for viewing.",
     "mixed 0/1 and 0/255 masks": "If 255 means class 1, map it: `maskserve data remap DATA OUT 255=1`. Otherwise it is ignored.",
@@ -53,7 +55,8 @@ ADVICE = {
     "image without data": "Delete image and mask: there is nothing to learn from.",
     "suspected nodata": "If this value marks missing pixels, train with nodata=VALUE: they are then ignored, and void in "
     "predictions.",
-    "constant channel": "Leave it out with channels=NAME,NAME of the others, unless it varies in the images to come.",
+    "constant channel": "Check that the channel was written. Leave it out with channels=NAME,NAME of the others, unless it varies "
+    "in the images to come.",
     "georeference differs": "Warp the mask to its image (`gdalwarp -te ... -tr ... -r near`): their pixels do not lie on each "
     "other.",
     "stretched samples": "Nothing to do: predictions use the same range, which the bundle keeps.",
@@ -175,6 +178,13 @@ class LintReport:
     def errors(self) -> list[Finding]:
         """The findings that prevent training."""
         return [finding for finding in self.findings if finding.level == "error"]
+
+    @property
+    def has_unknown_values(self) -> bool:
+        """Whether half of the training masks have values that are no class, so that counts of classes say little."""
+        kinds = ("color not in class list", "label out of range", "lossy mask")
+        split_of_errors = [each.locations[0][0] for each in self.errors if each.kind in kinds and each.locations]
+        return 2 * split_of_errors.count("train") >= self.image_counts.get("train", 0) > 0
 
     @property
     def has_rates(self) -> bool:

@@ -4,6 +4,7 @@ It reads only a few of the files.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw
 from models.errors import DataError, MaskserveError
 from models.imaging.decode import RGB
 from models.inference.geometry import network_input_size, resize_image
-from models.spec import InputRule, palette
+from models.spec import IGNORE_INDEX, InputRule, palette
 from training.data import SegmentationDataset, load_available_splits, recognize_dataset
 from training.data.dataset import read_pair_mask
 from training.data.infer_classes import UnknownClassesError
@@ -66,13 +67,23 @@ def inspect_dataset(root: Path, data_format: str = "auto", sheet: Path | None = 
     lines += [f"note: {note}" for note in dict.fromkeys(note for dataset in opened.values() for note in dataset.notes)]
     if unread := describe_unread(unread_files(recognition.tree, opened.values())):
         lines.append(f"not read: {unread}")
+    tiles = [_make_tile(dataset, index) for _, dataset, index in _spread(opened)]
+    if problems := [tile.problem for tile in tiles if tile.problem]:
+        lines.append(f"problem: {len(problems)} of {len(tiles)} {images} that were read, such as: {problems[0]}")
     if sheet:
-        write_contact_sheet(sheet, opened)
+        write_contact_sheet(sheet, opened, tiles)
         lines.append(f"contact sheet: {sheet}")
     return lines
 
 
-def write_contact_sheet(file: Path, opened: dict[str, SegmentationDataset]) -> None:
+class Tile(NamedTuple):
+    """An image of the sheet, None if it cannot be shown, and what is wrong with it or its mask."""
+
+    image: Image.Image | None
+    problem: str = ""
+
+
+def write_contact_sheet(file: Path, opened: dict[str, SegmentationDataset], tiles: list[Tile]) -> None:
     """Write images of every split with their masks on top, and the colors of the classes. Raises: DataError."""
     chosen = _spread(opened)
     is_signal = next(iter(opened.values())).axes == "T"
@@ -83,9 +94,8 @@ def write_contact_sheet(file: Path, opened: dict[str, SegmentationDataset]) -> N
     width = columns * (tile_width + MARGIN) + MARGIN
     cells = _legend_cells([entry.name for entry in classes], width)
     legend = (max((row for _, row in cells), default=-1) + 1) * (LINE + 4)
-    tiles = [_try_overlay(dataset, index) for _, dataset, index in chosen]
     least = SIGNAL_TILE[0] if is_signal else TILE // 2
-    cell_height = max([least, *(tile.height for tile in tiles if isinstance(tile, Image.Image))]) + LINE + MARGIN
+    cell_height = max([least, *(tile.image.height for tile in tiles if tile.image)]) + LINE + MARGIN
     page = Image.new("RGB", (width, rows * cell_height + MARGIN + legend), PAPER)
     draw = ImageDraw.Draw(page)
     for number, (split, dataset, index) in enumerate(chosen):
@@ -94,10 +104,10 @@ def write_contact_sheet(file: Path, opened: dict[str, SegmentationDataset]) -> N
         title = f"{split}: {dataset.pairs[index].name}"
         draw.text((left, top), title if len(title) < 44 else f"{title[:20]}...{title[-20:]}", INK)
         tile = tiles[number]
-        if isinstance(tile, str):
-            draw.multiline_text((left, top + LINE), _wrap(tile), ERROR_INK)
+        if tile.image:
+            page.paste(tile.image, (left, top + LINE))
         else:
-            page.paste(tile, (left, top + LINE))
+            draw.multiline_text((left, top + LINE), _wrap(tile.problem), ERROR_INK)
     for entry, (x, row) in zip(classes, cells, strict=True):
         y = rows * cell_height + MARGIN + row * (LINE + 4)
         draw.rectangle((x, y, x + LINE, y + LINE), fill=entry.rgb, outline=INK)
@@ -110,12 +120,19 @@ def write_contact_sheet(file: Path, opened: dict[str, SegmentationDataset]) -> N
         ) from error
 
 
-def _try_overlay(dataset: SegmentationDataset, index: int) -> Image.Image | str:
-    """The tile, or why there is none."""
+def _make_tile(dataset: SegmentationDataset, index: int) -> Tile:
     try:
-        return Image.fromarray(overlay(dataset, index))
+        image = Image.fromarray(overlay(dataset, index))
+        values = np.unique(dataset.labels(index)) if dataset.axes == "HW" and dataset.classes else np.zeros(0, np.uint8)
     except (MaskserveError, OSError) as error:
-        return str(error)
+        return Tile(None, str(error))
+    unknown = values[(values >= len(dataset.classes)) & (values != IGNORE_INDEX)].tolist()
+    if not unknown:
+        return Tile(image)
+    listed = ", ".join(map(str, unknown[:MAX_LISTED])) + (" and more" if len(unknown) > MAX_LISTED else "")
+    return Tile(
+        image, f"{dataset.pairs[index].mask} has the labels {listed}, but there are {len(dataset.classes)} classes"
+    )
 
 
 def overlay(dataset: SegmentationDataset, index: int) -> RGB:
@@ -135,7 +152,8 @@ def overlay(dataset: SegmentationDataset, index: int) -> RGB:
         image, labels = dataset.rgb(index), dataset.labels(index)
     if labels.shape != image.shape[:2]:
         raise DataError(
-            f"the image has {image.shape[1]} x {image.shape[0]} pixels, its mask {labels.shape[1]} x {labels.shape[0]}"
+            f"{dataset.pairs[index].image} has {image.shape[1]} x {image.shape[0]} pixels, its mask {labels.shape[1]} x "
+            f"{labels.shape[0]}"
         )
     size = network_input_size((image.shape[0], image.shape[1]), InputRule(rule="fit", side=TILE))
     small = resize_image(image, size).astype(np.float32)

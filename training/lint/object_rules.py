@@ -102,7 +102,7 @@ def _check_background_images(report: LintReport) -> list[Finding]:
             count,
         )
         for split, count in report.background_images.items()
-        if count
+        if count and not report.has_unknown_values
     ]
 
 

@@ -11,6 +11,7 @@ from models.errors import MaskserveError
 from models.imaging.decode import decode_file
 from models.readers import read_sample
 from models.readers.names import is_generic
+from models.readers.prepare import MAX_MAGNITUDE
 from models.spec import RGB_CHANNELS
 from training.data.scan.sample_format import SampleFormat
 from training.lint.findings import Finding, LintReport
@@ -141,7 +142,7 @@ def _check_missing(report: LintReport, located: Located) -> list[Finding]:
             "warning",
             "missing pixels",
             "has samples that are NaN, infinite or beyond 1e20",
-            lambda form: form.finite < 1,
+            lambda form: form.finite < 1 and not _names_no_number(form),
         ),
         (
             "warning",
@@ -149,7 +150,12 @@ def _check_missing(report: LintReport, located: Located) -> list[Finding]:
             "has samples of {mark:g}, which no measurement is",
             lambda form: _mark(form) is not None,
         ),
-        ("note", "nodata", "marks pixels as missing", lambda form: 0 < form.valid < 1 and form.finite == 1),
+        (
+            "note",
+            "nodata",
+            "marks pixels as missing",
+            lambda form: 0 < form.valid < 1 and (form.finite == 1 or _names_no_number(form)),
+        ),
     )
     for level, kind, text, applies in cases:
         places = [place for place, form in located if applies(form)]
@@ -158,6 +164,11 @@ def _check_missing(report: LintReport, located: Located) -> list[Finding]:
             detail = f"{_image(report, places[0])} {text.format(mark=mark)}; images like this: {len(places):,}."
             findings.append(Finding(level, kind, detail, locations=(places[0],)))
     return findings
+
+
+def _names_no_number(form: SampleFormat) -> bool:
+    """Whether the file itself names NaN or a mark such as 1e30 as its value of missing pixels."""
+    return form.nodata is not None and not abs(form.nodata) < MAX_MAGNITUDE
 
 
 def _mark(form: SampleFormat) -> float | None:
@@ -177,10 +188,21 @@ def _check_constant(report: LintReport, located: Located) -> list[Finding]:
         for index, name in enumerate(names)
         if min(form.smallest[index] for form in same) == max(form.largest[index] for form in same)
     ]
-    if not constant:
+    if constant:
+        detail = f"The channel {', '.join(constant)} has the same value in every pixel of all {len(same):,} images."
+        return [Finding("warning", "constant channel", detail)]
+    places = [
+        place for place, form in located if form.valid > 0 and 0 < len(_constant_channels(form)) < len(form.channels)
+    ]
+    if not places:
         return []
-    detail = f"The channel {', '.join(constant)} has the same value in every pixel of all {len(same):,} images."
-    return [Finding("warning", "constant channel", detail)]
+    names_there = ", ".join(_constant_channels(dict(located)[places[0]]))
+    detail = f"{_image(report, places[0])} has the same value in every pixel of {names_there}; images like this: {len(places):,}."
+    return [Finding("warning", "constant channel", detail, locations=(places[0],))]
+
+
+def _constant_channels(form: SampleFormat) -> list[str]:
+    return [name for name, low, high in zip(form.channels, form.smallest, form.largest, strict=True) if low == high]
 
 
 def _check_georeference(report: LintReport, located: Located) -> list[Finding]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.errors import ChannelsError, ConfigError
-from models.readers.composite import to_rgb
+from models.readers.composite import preview, to_rgb
 from models.readers.prepare import prepare_sample
 from models.readers.statistics import StatisticsAccumulator, sample_statistics
 from models.sample import Sample
@@ -93,6 +93,14 @@ def test_zscore_statistics_leave_nodata_out_and_fill_it_with_the_mean() -> None:
     assert prepared.statistics is not None
     assert prepared.statistics[0] == pytest.approx(VALUES[1:].reshape(-1, 4).mean(axis=0))
     assert np.array_equal(prepared.values[0, 0], prepared.statistics[0].astype(np.uint16))
+
+
+@pytest.mark.parametrize("mark", [-9999.0, 1e30, float("nan")])
+def test_missing_pixels_do_not_darken_a_preview(mark: float) -> None:
+    values = np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8, 1)
+    expected = preview(Sample(values, channels=("gray",)))
+    values = np.concatenate([np.full((8, 8, 1), mark, np.float32), values])
+    assert (preview(Sample(values, channels=("gray",), nodata=mark))[8:] == expected).all()
 
 
 def test_a_composite_shows_the_chosen_bands_over_their_range() -> None:

@@ -134,8 +134,44 @@ def test_what_no_format_fits_is_counted_by_suffix(tmp_path: Path) -> None:
     (tmp_path / "truth").mkdir()
     (tmp_path / "truth/a.nii.gz").write_bytes(b"\x1f\x8b")
     with pytest.raises(
-        DataError, match=r"scans: 2 \.png; truth: 1 \.nii\.gz.*NIfTI volumes.*are not read; save them as PNG"
+        DataError,
+        match=r"scans: 2 \.png; truth: 1 \.nii\.gz.*\.nii\.gz files .* not read together with images; save their",
     ):
+        load_split(tmp_path, "train")
+
+
+def test_a_data_set_two_folders_deeper_is_read_though_there_are_others(tmp_path: Path) -> None:
+    for index in range(4):
+        write_pair(tmp_path / "export/set", f"a{index}")
+    write_image(tmp_path / "figures/overview.png")
+    assert any("export/set is read, the only data set" in note for note in load_split(tmp_path, "train").notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("images/a.jpg", b"", "These are images without masks or annotations"),
+        ("a.nii.gz", b"\x1f\x8b", r"Volumes need label volumes of the same names: .*images/NAME\.nii\.gz with"),
+        ("data.zip", b"PK", r"data\.zip is an archive: give that file"),
+        ("via.json", b'{"a": {"region_attributes": {}}}', r"via\.json is of VIA .*; export the annotations as COCO"),
+        ("train.csv", b"ImageId,EncodedPixels\n", r"train\.csv has run lengths of masks, which are not read"),
+        ("a.mat", b"", r"\.mat files \(MATLAB\) are not read; save them as PNG"),
+    ],
+)
+def test_the_message_says_what_is_known_about_the_files(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        load_split(tmp_path, "train")
+
+
+def test_the_full_ade20k_is_refused(tmp_path: Path) -> None:
+    for index in range(3):
+        for ending in (".jpg", "_seg.png", "_parts_1.png"):
+            write_image(tmp_path / f"ADE_train_{index}{ending}")
+    with pytest.raises(DataError, match=r"thousands of classes .* ADEChallengeData2016"):
         load_split(tmp_path, "train")
 
 

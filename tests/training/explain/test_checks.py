@@ -1,18 +1,26 @@
 """The numbers behind findings: Grad-CAM, residual blocks, calibration, shifted masks, and the snapshots of a training."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from models.inference.segmenter import Prediction
+from models.sample import Sample
+from models.spec import ClassInfo, InputRule
 from tests.training.explain.conftest import MakeSubject, small_body
 from training.engine import kernel_snapshots
 from training.engine.kernel_snapshots import KernelSnapshots, read_snapshots
 from training.explain import evolution, failures, residual, why
 from training.explain.fields import mass_width
+from training.metrics.confusion import ConfusionMatrix
 from training.metrics.object_size import size_counts
 from training.run_folder import KERNELS_FILE
 
@@ -95,6 +103,29 @@ def test_shifted_masks_are_measured() -> None:
     by_prediction = failures.best_shift(failures.match_scores(mask, moved), failures.MIN_GAIN)
     assert by_edges == by_prediction == (-4, 3)  # where the mask's borders have to go
     assert failures.best_shift(failures.edge_scores(image, mask), failures.MIN_CONTRAST) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda target: cv2.dilate(target, np.ones((7, 7), np.uint8)), True),  # masks that are too thick
+        (
+            lambda target: np.where(np.arange(96) % 48 < 24, target, 0).astype(np.uint8),
+            False,
+        ),  # half of each object is missing
+        (lambda target: target, False),
+    ],
+)
+def test_errors_at_borders_only_are_a_finding(change: Callable[[Any], Any], found: bool) -> None:
+    target = np.zeros((96, 96), np.uint8)
+    target[10:58, 20:80] = target[70:90, 30:60] = 1
+    prediction = Prediction(np.zeros((96, 96, 3), np.uint8), change(target), np.full((96, 96), 0.9, np.float32))
+    segmenter: Any = SimpleNamespace(segment=lambda *_, **__: prediction, rule=InputRule(rule="native"))
+    tally = failures.Tally(ConfusionMatrix(2))
+    image = np.random.default_rng(0).integers(0, 255, (96, 96, 3), np.uint8)
+    failures.add_image(tally, segmenter, "a", 0, Sample(image), target, swap=False)
+    numbers = failures.summarise(tally, [ClassInfo(name="a", rgb=(0, 0, 0)), ClassInfo(name="b", rgb=(1, 1, 1))], [])
+    assert ("border errors" in {finding.kind for finding in failures.findings([numbers])}) == found
 
 
 def test_errors_by_distance_and_size() -> None:

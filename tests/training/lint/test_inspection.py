@@ -40,6 +40,18 @@ def test_masks_of_many_grays_are_described(tmp_path: Path) -> None:
     assert "classes: 0 background, 1 foreground" in inspect_dataset(tmp_path)
 
 
+def test_problems_of_the_sampled_images_are_lines(tmp_path: Path) -> None:
+    for index in range(3):
+        write_image(tmp_path / f"images/a{index}.png")
+        write_mask(tmp_path / f"masks/a{index}.png", SQUARE_MASK * np.uint8(4))
+    (tmp_path / "classes.txt").write_text("soil\ncrop\n")
+    (line,) = [line for line in inspect_dataset(tmp_path) if line.startswith("problem")]
+    assert line.startswith("problem: 3 of 3 images that were read, such as: ")
+    assert line.endswith("masks/a0.png has the labels 4, but there are 2 classes")
+    write_image(tmp_path / "images/a0.png", (16, 12))
+    assert any("a0.png has 16 x 12 pixels, its mask 8 x 6" in line for line in inspect_dataset(tmp_path))
+
+
 def test_the_sheet_shows_masks_over_images(tmp_path: Path) -> None:
     for index in range(10):
         write_image(tmp_path / f"images/a{index}.png", (300, 200))

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from models.errors import DataError
 from models.spec import IGNORE_INDEX, ClassInfo
+from tests.training.make_layouts import write_image, write_mask
 from training.data.dataset import Pair, SegmentationDataset
 from training.data.mask_decoding import MaskEncoding
 from training.data.scan.label_stats import LabelLookup, compute_label_stats
@@ -78,6 +79,19 @@ def test_an_unreadable_file_is_an_error(dataset: Path) -> None:
 def test_a_color_without_a_class_is_an_error(dataset: Path) -> None:
     Image.new("RGB", (192, 144), (1, 2, 3)).save(dataset / "masks/train/train_0000.png")
     assert "1,2,3" in error_details(dataset)["color not in class list"]
+
+
+def test_masks_in_other_colors_do_not_look_empty(tmp_path: Path) -> None:
+    """The class list has green, the masks red: that nothing but the background is left is no finding of its own."""
+    for index in range(8):
+        write_image(tmp_path / f"images/{index}.png", (64, 48))
+        mask = np.zeros((48, 64, 3), np.uint8)
+        mask[8:24, 8 + index : 30] = (255, 0, 0)
+        write_mask(tmp_path / f"masks/{index}.png", mask)
+    (tmp_path / "classes.csv").write_text("soil,0,0,0\ncrop,0,255,0\n")
+    kinds = {finding.kind for finding in lint(tmp_path).findings}
+    assert "color not in class list" in kinds
+    assert kinds.isdisjoint({"single class", "absent class", "images without objects"})
 
 
 def test_an_image_without_mask_is_an_error(dataset: Path) -> None:

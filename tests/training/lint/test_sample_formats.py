@@ -108,6 +108,17 @@ def test_a_constant_channel_is_named(tmp_path: Path) -> None:
     assert found["warning", "constant channel"].startswith("The channel green has the same value in every pixel of all")
 
 
+def test_a_channel_that_is_constant_in_one_image_is_named(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, set_rows(700, 64, channel=1))
+    assert "chip3.tif has the same value in every pixel of green; images" in found["warning", "constant channel"]
+
+
+def test_a_mark_that_the_file_names_is_no_damage(tmp_path: Path) -> None:
+    found = lint_changed(tmp_path, set_rows(1e30), dtype="float32", nodata=1e30)
+    assert ("note", "nodata") in found
+    assert ("warning", "missing pixels") not in found
+
+
 def test_a_mask_that_lies_elsewhere_than_its_image_is_an_error(tmp_path: Path) -> None:
     make_channel_dataset(tmp_path, 12)
     for index, shift in ((2, 0), (3, 25)):

@@ -21,6 +21,7 @@ from training.data.tree import MASK_SUFFIXES, FileTree, suffix_of
 
 BOUNDARY = re.compile(r"[_\-. ]")
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
+ADE20K_PARTS = re.compile(r"^ADE_.*_parts_\d+\.png$")
 MIN_PAIRS = 2
 MAX_COUNTED = 4000  # names of a folder that are counted to find the endings
 MIN_FRACTION = 0.3  # of the files of a folder that must be in pairs
@@ -56,6 +57,11 @@ def read(tree: FileTree) -> Listing:
     unmatched, notes = [], dict[str, None]()
     for folder, (image_affix, mask_affix) in found.items():
         names = tree.files[folder]
+        if any(ADE20K_PARTS.search(name) for name in names):
+            raise DataError(
+                f"{tree.path(folder)} is of the full ADE20K, whose masks hold thousands of classes as red / 10 * 256 + green. Use "
+                "the edition of 150 classes (ADEChallengeData2016), or write masks of your own classes."
+            )
         pairs = _pairs(names, image_affix, mask_affix)
         masks = set(pairs.values())
         notes[f"Images and masks are in one folder and differ in their names: {image_affix} with {mask_affix}."] = None
