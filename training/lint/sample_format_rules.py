@@ -12,6 +12,7 @@ from models.imaging.decode import decode_file
 from models.readers import read_sample
 from models.readers.names import is_generic
 from models.readers.prepare import MAX_MAGNITUDE
+from models.sample import Frame
 from models.spec import RGB_CHANNELS
 from training.data.scan.sample_format import SampleFormat
 from training.lint.findings import Finding, LintReport
@@ -209,7 +210,13 @@ def _check_georeference(report: LintReport, located: Located) -> list[Finding]:
     """Masks whose GeoTIFF says that they lie elsewhere than their image."""
     for place, form in located:
         mask = report.datasets[place[0]].pairs[place[1]].mask
-        other = _mask_affine(mask) if form.affine else ()
+        frame = _mask_frame(mask) if form.affine else None
+        if frame and frame.crs and form.crs and frame.crs != form.crs:
+            detail = (
+                f"{mask} is in {frame.crs}, and its image {_image(report, place)} in {form.crs}, by their GeoTIFF tags."
+            )
+            return [Finding("error", "georeference differs", detail, locations=(place,))]
+        other = frame.affine if frame else None
         if not other:
             continue
         size = report.sample_stats[place[0]][place[1]].size or (1, 1)
@@ -231,12 +238,11 @@ def _check_georeference(report: LintReport, located: Located) -> list[Finding]:
     return []
 
 
-def _mask_affine(mask: Path) -> tuple[float, ...]:
-    """The affine of a mask that is a GeoTIFF; empty otherwise."""
+def _mask_frame(mask: Path) -> Frame | None:
+    """The georeference of a mask that is a GeoTIFF; None otherwise."""
     if mask.suffix.lower() not in (".tif", ".tiff"):
-        return ()
+        return None
     try:
-        sample = decode_file(mask, read_sample)
+        return decode_file(mask, read_sample).frame
     except MaskserveError:
-        return ()
-    return sample.frame.affine or () if sample.frame else ()
+        return None

@@ -119,15 +119,24 @@ def test_a_mark_that_the_file_names_is_no_damage(tmp_path: Path) -> None:
     assert ("warning", "missing pixels") not in found
 
 
-def test_a_mask_that_lies_elsewhere_than_its_image_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("shift", "crs", "message"),
+    [
+        (25, "EPSG:32633", "chip3.tif lies up to 2.5 pixels from its image"),
+        (0, "EPSG:32632", "chip3.tif is in EPSG:32632, and its image"),
+    ],
+)
+def test_a_mask_that_lies_elsewhere_than_its_image_is_an_error(
+    shift: int, crs: str, message: str, tmp_path: Path
+) -> None:
     make_channel_dataset(tmp_path, 12)
-    for index, shift in ((2, 0), (3, 25)):
+    for index, shift_there, crs_there in ((2, 0, "EPSG:32633"), (3, shift, crs)):
         (tmp_path / f"masks/chip{index}.png").unlink()
-        place = rasterio.Affine(10, 0, 500_000 + shift, 0, -10, 5_400_000)
-        mask = encode_tiff(draw_chip(index)[1][:, :, None], crs="EPSG:32633", transform=place)
+        place = rasterio.Affine(10, 0, 500_000 + shift_there, 0, -10, 5_400_000)
+        mask = encode_tiff(draw_chip(index)[1][:, :, None], crs=crs_there, transform=place)
         (tmp_path / f"masks/chip{index}.tif").write_bytes(mask)
     detail = findings(lint(tmp_path, use_cache=False))["error", "georeference differs"]
-    assert "chip3.tif lies up to 2.5 pixels from its image" in detail
+    assert message in detail
 
 
 def test_the_formats_are_cached(tmp_path: Path) -> None:

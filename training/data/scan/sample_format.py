@@ -32,6 +32,7 @@ class SampleFormat:
     affine: Numbers = ()  # from pixels to the CRS; empty without
     spacing: Numbers = ()  # height and width of a pixel; empty without
     unit: str = ""  # of the spacing
+    crs: str = ""  # such as EPSG:32633; empty if unknown
 
 
 EIGHT_BITS = SampleFormat()
@@ -64,4 +65,5 @@ def describe_sample(sample: Sample, nodata: float | None = None) -> SampleFormat
         sample.frame.affine or () if sample.frame else (),
         sample.spacing.values if sample.spacing else (),
         sample.spacing.unit if sample.spacing else "",
+        sample.frame.crs if sample.frame else "",
     )

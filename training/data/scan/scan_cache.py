@@ -27,7 +27,7 @@ from training.data.mask_decoding import MaskKind, RawMask
 from training.data.scan.sample_format import EIGHT_BITS, SampleFormat
 from training.data.scan.sample_stats import SampleStats
 
-CACHE_VERSION = 7  # of `SampleStats` and of the file layout; files of other versions are not read
+CACHE_VERSION = 8  # of `SampleStats` and of the file layout; files of other versions are not read
 MAX_CACHE_FILES = 64  # data sets; the least recently used are deleted
 # A file written twice within one tick of the clock keeps its time (git's "racy" entries); FAT's tick is 2 s.
 MIN_FILE_AGE_NS = 2_000_000_000  # nanoseconds
