@@ -93,6 +93,19 @@ def test_every_figure_has_a_source(page: str) -> None:
     assert [(figure, section) for figure, section, _ in found] == expected
 
 
+def test_the_costs_of_hostile_images_are_those_of_the_results() -> None:
+    """The sentences below the table, whose figures have other units than the pages' usual ones."""
+    text = " ".join((ROOT / "docs" / "service.md").read_text(encoding="utf-8").split())
+    container = read_results("container.json")
+    counts = [sum(by_status.values()) for by_status in container["responses"].values()]
+    assert f"all {sum(counts):,} requests" in text and f"together were {container['peak_mib']:,} MiB" in text
+    rows = {row["image"]: row for row in read_results("hostile.json")}
+    largest, floats = rows["RGBA of 16 bits, 49 megapixels"], rows["float predictor, 49 megapixels of float64"]
+    stated = (largest["now"]["cpu_seconds"], largest["now"]["mib"], largest["bytes"] / 1000)
+    assert "{:.2f} s and {:,} MiB for 49 megapixels in a file of {:.0f} KB".format(*stated) in text
+    assert f"float64 take 16 bytes and 0.12 us each, {floats['now']['cpu_seconds']} s" in text
+
+
 @pytest.mark.parametrize("page", SOURCES)
 def test_figures_are_those_of_the_results(page: str) -> None:
     for figure, source, _ in listed(page):
