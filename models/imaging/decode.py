@@ -206,6 +206,10 @@ def _open_image(data: bytes, max_pixels: int) -> ImageFile:
             f"The image begins like a {name}, but its header is truncated or corrupt, or of an unsupported variant "
             f"({quoted(first_line(error))}). Save it again as PNG or JPEG."
         ) from error
+    if isinstance(image, TiffImageFile) and len(image.getbands()) == 1 < image.tag_v2.get(
+        tiff_limits.SAMPLES_PER_PIXEL, 1
+    ):
+        tiff_limits.check_bands(data)  # of bands of 16 bits, plane by plane, Pillow reads the first one as gray
     check_size(*image.size, max_pixels)
     allow_pixels(image.width * image.height)
     count = 1 if name == "TIFF" else getattr(image, "n_frames", 1)

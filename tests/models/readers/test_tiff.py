@@ -117,6 +117,16 @@ def test_a_band_that_gdal_tags_as_alpha_without_being_opacity_is_a_channel() -> 
     assert (shown[:, :5] == 255).all() and np.array_equal(shown[:, 5:], values[:, 5:, :3])
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@pytest.mark.parametrize("interleave", ["band", "pixel"])
+def test_several_bands_are_no_photograph(interleave: str, dtype: str) -> None:
+    """Stored plane by plane, Pillow reads the first band as gray."""
+    with pytest.raises(
+        UnsupportedFormatError, match=r"The TIFF has 3 bands of (16|32) bits that are not a gray or RGB image"
+    ):
+        decode_image(encode_tiff(noise(dtype, 3), interleave=interleave))
+
+
 def test_palettes_and_jpeg_go_to_the_reader_of_images() -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16), (200, 10, 10)).quantize(4).save(buffer, "TIFF")
