@@ -48,6 +48,7 @@ def set_rows(value: float, rows: int = 5, channel: int | None = None) -> Change:
 def test_12_bits_in_16_are_stretched_and_the_lint_says_so(tmp_path: Path) -> None:
     found = lint_changed(tmp_path, lambda values: values)
     assert list(found) == [("note", "stretched samples")]
+    assert {stats.image_format for stats in lint(tmp_path).sample_stats["train"]} == {"TIFF"}
     assert "12 images of 16 bits use 0 to 3,800 of 65,535" in found["note", "stretched samples"]
 
 

@@ -16,7 +16,7 @@ from models.imaging.call_decoder import call_decoder
 from models.imaging.decode import IMAGE_SUFFIXES, MAX_PIXELS, RGB, decode_image
 from models.imaging.file_header import FileHeader, read_file_header, read_header
 from models.imaging.files import read_image_file
-from models.readers import read_sample
+from models.readers import npy, read_sample
 from models.readers.composite import needs_reader, preview
 from models.readers.prepare import find_valid
 from models.sample import Sample
@@ -94,7 +94,7 @@ def compute_sample_stats(dataset: SegmentationDataset, index: int, budget: Pixel
                 shown = _without_missing(preview(sample), sample)
                 digest, image_hash = pixel_digest(sample.values), perceptual_hash(shown)
                 gradients = gradient_map(shown) if compared else None
-                image = image._replace(format=image.format or "NumPy")
+                image = image._replace(format=image.format or ("NumPy" if npy.sniff(data) else "TIFF"))
                 del sample, shown
             else:
                 rgb = call_decoder(decode_image, data, max_pixels=MAX_PIXELS)
