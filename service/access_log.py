@@ -66,6 +66,8 @@ def write_access_log(scope: Scope, status: int, seconds: float, sent: int, entry
     path = scope["path"]
     if status in (200, 304, 503) and (path in UNLOGGED_PATHS or path.startswith(("/static/", "/v1/examples/"))):
         return
+    if status == 202 and scope["method"] == "GET":  # a job that is not done: its caller asks every few seconds
+        return
     line = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
         "request_id": entry.request_id,
@@ -77,6 +79,25 @@ def write_access_log(scope: Scope, status: int, seconds: float, sent: int, entry
         "bytes": sent,
         **entry.fields,
     }
+    _write_line(line)
+
+
+def write_job_log(job: str, status: int, seconds: float, **fields: Any) -> None:
+    """Write a line of JSON about a job that has ended: `status` is that of the response that its result gets."""
+    time = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    _write_line(
+        {
+            "time": time,
+            "request_id": request_id(),
+            "job": job,
+            "status": status,
+            "ms": round(seconds * 1e3, 2),
+            **fields,
+        }
+    )
+
+
+def _write_line(line: dict[str, Any]) -> None:
     with suppress(OSError, ValueError):  # a closed log is no reason to fail the request
         sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()

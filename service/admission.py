@@ -41,8 +41,9 @@ WAIT_SAFETY_FACTOR = 0.9
 class Slot:
     """Capacity that is held by one request, and by the work that it started, until both have ended."""
 
-    def __init__(self, waited_seconds: float) -> None:
+    def __init__(self, waited_seconds: float, max_hold_seconds: float = math.inf) -> None:
         self.waited_seconds = waited_seconds
+        self.max_hold_seconds = max_hold_seconds
         self.start = time.monotonic()
         self.work_seconds = 0.0  # of the last work that ended without an error
         self._cancelled = threading.Event()
@@ -128,11 +129,14 @@ class AdmissionController:
         self._held: dict[str, set[Slot]] = {stage: set() for stage in sizes}
         self._unit_seconds = 0.0  # moving average of the inference; 0 before the first one
 
-    def check_capacity(self) -> None:
-        """Check whether a request that arrives now would be processed in time. Raises: OverloadedError, NotReadyError."""
+    def check_capacity(self, is_job: bool = False) -> None:
+        """Check whether a request that arrives now would be processed in time; a job may wait for longer.
+
+        Raises: OverloadedError, NotReadyError.
+        """
         self.check_progress()
         self._check_queue()
-        wait = self.expected_wait_seconds
+        wait = 0.0 if is_job else self.expected_wait_seconds
         if wait > WAIT_SAFETY_FACTOR * self.queue_timeout_seconds:
             raise self._overloaded_error(f"an image would wait about {wait:.0f} seconds")
         if self._free_uploads <= 0:
@@ -152,8 +156,7 @@ class AdmissionController:
         now, longest = time.monotonic(), 0.0
         for stage, held in self._held.items():
             if held and self._semaphores[stage].locked():
-                youngest = max(slot.start for slot in held)
-                longest = max(longest, now - youngest - self._max_hold_seconds)
+                longest = max(longest, min(now - slot.start - slot.max_hold_seconds for slot in held))
         return longest
 
     @property
@@ -170,8 +173,9 @@ class AdmissionController:
 
     @asynccontextmanager
     async def acquire(
-        self, stage: Stage, timeout: float = 0.0, count: int = 1, cost: float = 1.0
-    ) -> AsyncIterator[Slot]:
+        self, stage: Stage, timeout: float = 0.0, count: int = 1, cost: float = 1.0, is_job: bool = False,
+        max_hold_seconds: float | None = None,
+    ) -> AsyncIterator[Slot]:  # fmt: skip
         """Hold a slot of `stage` while the block runs, and until work that it has started has ended.
 
         Args:
@@ -179,12 +183,14 @@ class AdmissionController:
             timeout: seconds to wait for an image, decoder or inference slot, first come, first served; may be infinite.
             count: images, for the queue. One free place admits them all.
             cost: of each, for the queue and an inference, in units.
+            is_job: for an upload, as in `check_capacity`.
+            max_hold_seconds: after which the slot counts as stuck; None is that of the controller.
 
         Raises: OverloadedError if no slot is free in time.
         """
         waited = 0.0
         if stage == "upload":
-            self.check_capacity()
+            self.check_capacity(is_job)
             self._free_uploads -= 1
         elif stage == "queue":
             self._check_queue()  # other requests may have received their bodies faster
@@ -193,7 +199,7 @@ class AdmissionController:
         else:
             waited = await self._wait(self._semaphores[stage], timeout)
         self.uses += 1
-        slot = Slot(waited)
+        slot = Slot(waited, self._max_hold_seconds if max_hold_seconds is None else max_hold_seconds)
         if stage in self._held:
             self._held[stage].add(slot)
         try:

@@ -22,6 +22,7 @@ from service.metrics import get_metrics
 from service.middleware import (
     API_PREFIX,
     PROBE_PATHS,
+    SEGMENT_PATH,
     AccessLogMiddleware,
     BodyLimitMiddleware,
     ErrorMiddleware,
@@ -35,7 +36,7 @@ from service.settings import Settings
 from service.tracing import TracingMiddleware, is_tracing_configured
 from service.web_page import page_routes
 
-POST_PATHS = (f"{API_PREFIX}/segment", f"{API_PREFIX}/segment/batch")
+POST_PATHS = (SEGMENT_PATH, f"{SEGMENT_PATH}/batch")
 EXPLAIN_PATH = f"{API_PREFIX}/explain"
 
 STUCK_CHECK_SECONDS = 1.0
@@ -76,12 +77,15 @@ def create_app(settings: Settings, bento: Starlette | None = None) -> ASGIApp:
         watches = [
             asyncio.create_task(_exit_when_stuck(segmentation)),
             asyncio.create_task(release_memory_when_idle(segmentation.admission, segmentation.release_memory)),
+            *([asyncio.create_task(segmentation.jobs.sweep_regularly())] if segmentation.jobs else []),
         ]
         try:
             yield
         finally:
             for watch in watches:
                 watch.cancel()
+            if segmentation.jobs is not None:
+                await segmentation.jobs.stop()
             segmentation.stop()
 
     # A request passes these from top to bottom, its response from bottom to top.
@@ -127,10 +131,10 @@ async def _exit_when_stuck(segmentation: SegmentationService) -> None:
 def _cors_middleware(origins: tuple[str, ...]) -> list[Middleware]:
     if not origins:
         return []
-    exposed = ("X-Model", "X-Request-ID", "Server-Timing", "Retry-After")
+    exposed = ("X-Model", "X-Request-ID", "Server-Timing", "Retry-After", "Location")
     return [
         Middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST"), allow_headers=("*",),
+            CORSMiddleware, allow_origins=origins, allow_methods=("GET", "POST", "DELETE"), allow_headers=("*",),
             expose_headers=exposed,
         )
     ]  # fmt: skip

@@ -30,14 +30,19 @@ def is_key_hash(text: str) -> bool:
     return re.fullmatch(r"[0-9a-fA-F]{64}", text, re.ASCII) is not None
 
 
+def request_key(headers: Headers) -> str:
+    """The key of a request; empty without one."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key", "").strip()
+
+
 def check_api_key(headers: Headers, hashes: Collection[str]) -> None:
     """Check the key of a request: `Authorization: Bearer KEY` (RFC 6750) or `X-API-Key: KEY`.
 
     `hashes`: of the valid keys, as 64 lower-case hexadecimal digits.
     Raises: UnauthorizedError if there is no key, or none of these.
     """
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    key = (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key", "").strip()
+    key = request_key(headers)
     if not key:
         raise UnauthorizedError(
             "The request has no API key. Send one as `Authorization: Bearer KEY` or `X-API-Key: KEY`."

@@ -5,6 +5,7 @@ MaskserveError
 ├── UnauthorizedError         401   no API key, or an invalid one
 ├── UnknownPathError          404   a path that does not exist
 ├── ModelNotServedError       404   a model that is not served
+├── UnknownJobError           404   a job that does not exist, or is of another key
 ├── ForbiddenHostError        403   a Host header that is not one of the service's names
 ├── HeadTimeoutError          408   a request head that did not arrive in time
 ├── BodyTimeoutError          408   a request body that did not arrive in time
@@ -36,6 +37,10 @@ class UnknownPathError(MaskserveError):
 
 class ModelNotServedError(MaskserveError):
     """A model that is not served."""
+
+
+class UnknownJobError(MaskserveError):
+    """A job that does not exist, or is of another key."""
 
 
 class ForbiddenHostError(MaskserveError):

@@ -27,6 +27,7 @@ from service.errors import (
     UnknownPathError,
 )
 from service.forwarding import check_host
+from service.jobs import JOB_KEY
 from service.segmentation import SegmentationService
 
 logger = logging.getLogger("maskserve")
@@ -39,7 +40,17 @@ PROBE_PATHS = ("/livez", "/readyz", "/healthz")
 API_PREFIX = "/v1"
 MODELS_PREFIX = f"{API_PREFIX}/models/"
 EXAMPLES_PREFIX = f"{API_PREFIX}/examples/"
-DOCUMENTED_ROUTES = ("/metrics", "/v1/docs", "/v1/models", "/v1/models/NAME", "/v1/segment", "/v1/segment/batch")
+JOBS_PREFIX = f"{API_PREFIX}/jobs/"
+SEGMENT_PATH = f"{API_PREFIX}/segment"
+DOCUMENTED_ROUTES = (
+    "/metrics",
+    "/v1/docs",
+    "/v1/models",
+    "/v1/models/NAME",
+    "/v1/segment",
+    "/v1/segment/batch",
+    "/v1/jobs/ID",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,8 @@ class RouteTable:
         for prefix in (MODELS_PREFIX, EXAMPLES_PREFIX):
             if path.startswith(prefix):
                 return f"{prefix}NAME"
+        if path.startswith(JOBS_PREFIX):
+            return f"{JOBS_PREFIX}ID"
         return path if path in self.methods else "other"
 
 
@@ -156,6 +169,10 @@ class RequestCheckMiddleware:
             check_api_key(Headers(scope=scope), hashes)
         is_model = path.startswith((MODELS_PREFIX, EXAMPLES_PREFIX))
         allowed = "GET" if is_model else self.routes.methods.get(path)
+        if path.startswith(JOBS_PREFIX) and self.segmentation.jobs is not None:
+            allowed = method if method in ("GET", "DELETE") else "GET, DELETE"
+            # BentoML makes each path a label of its metrics, and the ids of jobs are without number.
+            scope = {**scope, "path": f"{JOBS_PREFIX}ID", JOB_KEY: path.removeprefix(JOBS_PREFIX)}
         if allowed is None:
             raise UnknownPathError(
                 f"There is no route {quoted(path[:200])}. The routes are {', '.join(DOCUMENTED_ROUTES)}."
@@ -167,7 +184,8 @@ class RequestCheckMiddleware:
         elif is_model:
             self.segmentation.registry.get(path.removeprefix(EXAMPLES_PREFIX).rpartition("/")[0])
         if allowed == "POST":
-            self.segmentation.admission.check_capacity()
+            is_job = path == SEGMENT_PATH and self.segmentation.is_job(Headers(scope=scope))
+            self.segmentation.admission.check_capacity(is_job)
         await self.app(scope, receive, send)
 
 

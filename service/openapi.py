@@ -1,6 +1,7 @@
 """The OpenAPI document: what FastAPI cannot derive, because the routes parse their own parameters and bodies."""
 
 import http
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -153,9 +154,28 @@ def _form_schema(field: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"schema": {"type": "object", "properties": {field: schema, **parameters}, "required": [field]}}
 
 
-def _request_schema(content: dict[str, Any]) -> dict[str, Any]:
-    return {"parameters": _PARAMETERS, "requestBody": {"required": True, "content": content}}
+PREFER_HEADER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`respond-async`: 202 at once, and the result at the address in `Location`, for work that takes longer than the "
+    "service's time-out",
+    "schema": {"type": "string", "enum": ["respond-async"]},
+}
 
+
+def _request_schema(content: dict[str, Any], headers: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"parameters": [*_PARAMETERS, *headers], "requestBody": {"required": True, "content": content}}
+
+
+JOB_RESPONSE: dict[str, Any] = {
+    "description": "The job runs: `id`, `state`, `created`",
+    "content": {"application/json": {"schema": {"type": "object"}}},
+    "headers": {
+        "Location": {"description": "the path of the result, /v1/jobs/ID", "schema": {"type": "string"}},
+        "Retry-After": {"description": "seconds to wait before the result is asked for", "schema": {"type": "integer"}},
+    },
+}
 
 # Arguments of the FastAPI routes.
 SEGMENT_ROUTE: dict[str, Any] = {
@@ -187,10 +207,12 @@ SEGMENT_ROUTE: dict[str, Any] = {
                 }
             },
         },
+        202: JOB_RESPONSE,
         **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
     },
     "openapi_extra": _request_schema(
-        {"multipart/form-data": _form_schema(IMAGE_FIELD, IMAGE_SCHEMA), "image/*": {"schema": BINARY_SCHEMA}}
+        {"multipart/form-data": _form_schema(IMAGE_FIELD, IMAGE_SCHEMA), "image/*": {"schema": BINARY_SCHEMA}},
+        [PREFER_HEADER],
     ),
 }
 BATCH_ROUTE: dict[str, Any] = {
@@ -210,6 +232,25 @@ BATCH_ROUTE: dict[str, Any] = {
     "openapi_extra": _request_schema(
         {"multipart/form-data": _form_schema(IMAGES_FIELD, {"type": "array", "items": IMAGE_SCHEMA})}
     ),
+}
+JOB_ROUTE: dict[str, Any] = {
+    "tags": ["jobs"],
+    "summary": "Get the result of a job",
+    "response_class": Response,
+    "responses": {
+        200: {
+            "description": "The response of the request, as without `Prefer: respond-async`",
+            "content": {output.MEDIA_TYPE: {} for formats in OUTPUT_FORMATS.values() for output in formats.values()},
+        },
+        202: JOB_RESPONSE,
+        **error_responses(*COMMON_ERROR_STATUSES, 404, 415, 422),
+    },
+}
+DELETE_JOB_ROUTE: dict[str, Any] = {
+    "tags": ["jobs"],
+    "summary": "Delete a job and its result",
+    "status_code": 204,
+    "responses": error_responses(401, 403, 404, 500),
 }
 EXPLAIN_ROUTE: dict[str, Any] = {
     "tags": ["images"],
@@ -258,6 +299,8 @@ def openapi_schema(api: FastAPI, keys_needed: bool) -> dict[str, Any]:
     # FastAPI adds an error of its own wherever there is a parameter; here an invalid parameter is a problem.
     for path in ("/models/{name}", "/examples/{name}/{file}"):
         del schema["paths"][path]["get"]["responses"]["422"]
+    if "/jobs/{job_id}" in schema["paths"]:
+        del schema["paths"]["/jobs/{job_id}"]["delete"]["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         del schema["components"]["schemas"][name]
     schema["components"]["schemas"]["Problem"] = responses.Problem.model_json_schema()

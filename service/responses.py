@@ -1,7 +1,9 @@
 """Responses: an encoded mask with its headers, or an error as `application/problem+json` (RFC 9457)."""
 
+import datetime
 import http
 import logging
+from typing import Any
 from urllib.parse import quote
 
 from pydantic import BaseModel, Field
@@ -34,8 +36,10 @@ from service.errors import (
     ResponseTooLargeError,
     StoppingError,
     UnauthorizedError,
+    UnknownJobError,
     UnknownPathError,
 )
+from service.jobs import Job
 
 logger = logging.getLogger("maskserve")
 
@@ -48,6 +52,7 @@ ERRORS: dict[type[Exception], tuple[int, str, str]] = {
     ForbiddenHostError: (403, "forbidden-host", "Host not allowed"),
     UnknownPathError: (404, "not-found", "Not found"),
     ModelNotServedError: (404, "unknown-model", "Model not found"),
+    UnknownJobError: (404, "unknown-job", "Job not found"),
     HeadTimeoutError: (408, "head-timeout", "Request head timed out"),
     BodyTimeoutError: (408, "body-timeout", "Request body timed out"),
     ResponseTooLargeError: (413, "response-too-large", "Response too large"),
@@ -76,6 +81,8 @@ DEFAULT_HEADERS = (
 # still sends, and many clients then report the reset instead of the response.
 LINGER_SECONDS = 2.0
 
+JOB_RETRY_SECONDS = 1  # between two requests for the result of a job
+
 PROBLEM_JSON = "application/problem+json"
 PROBLEM_TYPE_PREFIX = "urn:problem-type:maskserve:"
 
@@ -95,6 +102,27 @@ def prediction_response(body: bytes, media_type: str, bundle: Bundle, millisecon
     return Response(
         body, media_type=media_type, headers={"X-Model": model_tag(bundle), **server_timing_header(milliseconds)}
     )
+
+
+def job_accepted_response(job: Job, prefix: str) -> Response:
+    """202 with the address of a job. `prefix`: the path below which the caller sees the service."""
+    address = f"{prefix}/v1/jobs/{job.id}"
+    headers = {"Location": address, "Preference-Applied": "respond-async", "Retry-After": str(JOB_RETRY_SECONDS)}
+    return JSONResponse(_describe_job(job) | {"url": address}, 202, headers)
+
+
+def job_response(job: Job, result: bytes) -> Response:
+    """The state of a job that runs, with 202; the response of its request once it has ended, its error included."""
+    if job.state == "running":
+        return JSONResponse(_describe_job(job), 202, {"Retry-After": str(JOB_RETRY_SECONDS)})
+    if job.state == "failed":
+        return JSONResponse(job.problem, job.problem["status"], job.headers, media_type=PROBLEM_JSON)
+    return Response(result, media_type=job.media_type, headers=job.headers)
+
+
+def _describe_job(job: Job) -> dict[str, Any]:
+    created = datetime.datetime.fromtimestamp(job.created, datetime.UTC).isoformat(timespec="seconds")
+    return {"id": job.id, "state": job.state, "created": created, "request_id": job.request_id}
 
 
 def server_timing_header(milliseconds: dict[str, float]) -> dict[str, str]:

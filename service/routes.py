@@ -26,6 +26,8 @@ from service.api_docs import add_docs_routes
 from service.body_hints import explain_body
 from service.errors import MalformedRequestError, UnknownPathError
 from service.explain import ExplainParams, ExplainPipeline
+from service.job_requests import job_owner, start_job
+from service.jobs import JOB_KEY
 from service.metrics import get_metrics
 from service.model_registry import LoadedModel
 from service.request_parsing import (
@@ -73,6 +75,9 @@ def create_api(segmentation: SegmentationService) -> FastAPI:
     api.post("/segment/batch", **openapi.BATCH_ROUTE)(segment_batch)
     if segmentation.settings.explain:
         api.post("/explain", **openapi.EXPLAIN_ROUTE)(explain)
+    if segmentation.jobs is not None:
+        api.get("/jobs/{job_id}", **openapi.JOB_ROUTE)(get_job)
+        api.delete("/jobs/{job_id}", **openapi.DELETE_JOB_ROUTE)(delete_job)
     api.get("/models", **openapi.MODELS_ROUTE)(list_models)
     api.get("/models/{name:path}", **openapi.MODEL_ROUTE)(get_model)
     api.get("/examples/{name:path}/{file}", **openapi.EXAMPLE_ROUTE)(get_example)
@@ -82,28 +87,61 @@ def create_api(segmentation: SegmentationService) -> FastAPI:
 
 
 async def segment(request: Request) -> Response:
-    """Send the image or recording as the raw body, with any content type, or as the file `image` of a form.
+    """Send the image, recording or volume as the raw body, with any content type, or as the file `image` of a form.
 
     Parameters are given in the query or in the form. Transparent images are composited on white. A WFDB record is sent as a zip
-    file of its header and signal files.
+    file of its header and signal files, a DICOM series as a zip file of its images.
     """
     segmentation, timer = _segmentation(request), StageTimer()
     settings, admission = segmentation.settings, segmentation.admission
-    image, params, model = await _receive(request, lambda: parse_image_request(request, settings.max_body_bytes))
+    is_job = segmentation.is_job(request.headers)
+    image, params, model = await _receive(
+        request, lambda: parse_image_request(request, settings.max_body_bytes), is_job
+    )
     timer.lap("read")
     pipeline = _make_pipeline(segmentation, params, model)
-    async with admission.acquire("queue", cost=pipeline.estimate_cost(len(image))):
-        deadline = asyncio.get_running_loop().time() + settings.timeout_seconds
+    name, output = _output_format(pipeline)
+    cost = pipeline.estimate_cost(len(image))
+
+    async def segment_image() -> tuple[Response, dict[str, Any]]:
+        """The response, and the fields of the log."""
+        seconds = settings.job_timeout_seconds if is_job else settings.timeout_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
         try:
-            mask = await _cancel_on_disconnect(request, segmentation.segment(image, pipeline, timer, deadline))
+            mask = await segmentation.segment(image, pipeline, timer, deadline, is_job=is_job)
         except (UnsupportedFormatError, CorruptImageError) as error:
             explained = explain_body(error, request.headers.get("content-type", ""), image)
             raise explained from (None if explained is error else error)
-    name, output = _output_format(pipeline)
-    get_metrics().count_image(pipeline.spec.name, name, timer.milliseconds)
-    stages = {stage: round(spent, 2) for stage, spent in timer.milliseconds.items()}
-    add_log_fields(model=responses.model_tag(model.bundle), format=name, stages=stages)
-    return responses.prediction_response(mask, output.MEDIA_TYPE, model.bundle, timer.milliseconds)
+        get_metrics().count_image(pipeline.spec.name, name, timer.milliseconds)
+        stages = {stage: round(spent, 2) for stage, spent in timer.milliseconds.items()}
+        fields = {"model": responses.model_tag(model.bundle), "format": name, "stages": stages}
+        return responses.prediction_response(mask, output.MEDIA_TYPE, model.bundle, timer.milliseconds), fields
+
+    if is_job:
+        return await start_job(request, segmentation, cost, segment_image)
+    async with admission.acquire("queue", cost=cost):
+        response, fields = await _cancel_on_disconnect(request, segment_image())
+    add_log_fields(**fields)
+    return response
+
+
+async def get_job(request: Request, job_id: str) -> Response:
+    """The state of a job while it runs (202); then the response of its request, its error included."""
+    segmentation = _segmentation(request)
+    assert segmentation.jobs is not None  # else there is no such route
+    store, owner = segmentation.jobs.store, job_owner(request)
+    job, result = await segmentation.run_in_thread(lambda: store.read(request.scope[JOB_KEY], owner))
+    return responses.job_response(job, result)
+
+
+async def delete_job(request: Request, job_id: str) -> Response:
+    """Delete a job and its result; a job that runs is stopped."""
+    segmentation = _segmentation(request)
+    assert segmentation.jobs is not None  # else there is no such route
+    store, owner = segmentation.jobs.store, job_owner(request)
+    job, _ = await segmentation.run_in_thread(lambda: store.read(request.scope[JOB_KEY], owner))
+    await segmentation.run_in_thread(lambda: store.delete(job))
+    return Response(status_code=204)
 
 
 async def explain(request: Request) -> Response:
@@ -203,7 +241,7 @@ def _segmentation(request: Request) -> SegmentationService:
 
 
 async def _receive(
-    request: Request, parse: Callable[[], Awaitable[tuple[Result, Parameters]]]
+    request: Request, parse: Callable[[], Awaitable[tuple[Result, Parameters]]], is_job: bool = False
 ) -> tuple[Result, SegmentParams, LoadedModel]:
     """Receive the body of a request. Errors in the query are raised before.
 
@@ -216,7 +254,7 @@ async def _receive(
         segmentation.registry.check_ready()
     else:
         segmentation.registry.get(params.model)
-    async with segmentation.admission.acquire("upload"):
+    async with segmentation.admission.acquire("upload", is_job=is_job):
         images, form = await parse()
     if form:
         params = SegmentParams.parse(query, form)

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
+from starlette.datastructures import Headers
 
 from models.bundle import Bundle
 from models.cgroup_limits import threads_per_inference, usable_cores
@@ -25,6 +26,7 @@ from models.outputs.pipeline import SegmentationPipeline
 from models.sample import Sample
 from service.admission import AdmissionController, Slot
 from service.errors import DeadlineExceededError, NotReadyError
+from service.jobs import JobRunner, JobStore, prefers_async
 from service.model_registry import ModelRegistry
 from service.settings import Settings
 
@@ -78,6 +80,10 @@ class SegmentationService:
         self._decoders = None
         if settings.sandbox and IS_SUPPORTED:
             self._decoders = DecoderPool(cores, settings.max_pixels, max_voxels=settings.max_voxels)
+        self.jobs: JobRunner | None = None
+        if settings.job_store_bytes:
+            store = JobStore(settings.job_folder, settings.job_store_bytes, settings.job_ttl_seconds)
+            self.jobs = JobRunner(store, self.run_in_thread)
         self.registry = ModelRegistry(
             settings.bundle, self._load, self._warm_up, settings.reload_seconds, settings.default_model
         )
@@ -88,6 +94,8 @@ class SegmentationService:
         A single worker responds "not ready" meanwhile, so that a probe can tell a slow start from a dead process. A worker
         that is restarted after a crash would respond it to callers whom the other workers can serve.
         """
+        if self.jobs is not None:
+            self.jobs.store.open()
         self.registry.start()
         deadline = time.monotonic() + (STARTUP_WAIT_SECONDS if self.settings.workers > 1 else 0)
         while time.monotonic() < deadline:
@@ -106,6 +114,10 @@ class SegmentationService:
         if self._decoders is not None:
             self._decoders.close()
 
+    def is_job(self, headers: Headers) -> bool:
+        """Whether a request is to be a job: its caller prefers it, and this service has jobs."""
+        return self.jobs is not None and prefers_async(headers.get("prefer", ""))
+
     async def segment(
         self,
         data: bytes,
@@ -113,6 +125,7 @@ class SegmentationService:
         timer: StageTimer,
         deadline: float,
         ignore_queue_timeout: bool = False,
+        is_job: bool = False,
     ) -> bytes:
         """Turn an image file into an encoded mask.
 
@@ -122,15 +135,23 @@ class SegmentationService:
             timer: gets the stages queue, decode, infer and encode.
             deadline: when the mask must be ready, in the event loop's time.
             ignore_queue_timeout: whether the image may wait until the deadline.
+            is_job: whether it is a job: the deadline may be far, and an image that is not done until then is stuck.
 
         Raises: ImageError, InsufficientMemoryError, OverloadedError, DeadlineExceededError.
         """
         admission, now = self.admission, asyncio.get_running_loop().time
-        patience = math.inf if ignore_queue_timeout else admission.queue_timeout_seconds
+        patience = math.inf if ignore_queue_timeout or is_job else admission.queue_timeout_seconds
+        allowed = self.settings.job_timeout_seconds if is_job else self.settings.timeout_seconds
+        hold = allowed + (self.settings.stuck_seconds or math.inf)
         try:
-            async with asyncio.timeout_at(deadline), admission.acquire("image", patience) as slot:
+            async with (
+                asyncio.timeout_at(deadline),
+                admission.acquire("image", patience, max_hold_seconds=hold) as slot,
+            ):
                 timer.lap("queue")
-                async with admission.acquire("decoder", patience - slot.waited_seconds) as decoder:
+                async with admission.acquire(
+                    "decoder", patience - slot.waited_seconds, max_hold_seconds=hold
+                ) as decoder:
                     timer.lap("queue")
                     image = await decoder.run(
                         self._codec_pool, lambda: self._decode(data, pipeline, decoder, deadline - now())
@@ -138,7 +159,9 @@ class SegmentationService:
                 timer.lap("decode")
                 waited = slot.waited_seconds + decoder.waited_seconds
                 cost = pipeline.cost(image)
-                async with admission.acquire("inference", patience - waited, cost=cost) as engine:
+                async with admission.acquire(
+                    "inference", patience - waited, cost=cost, max_hold_seconds=hold
+                ) as engine:
                     timer.lap("queue")
                     prediction = await engine.run(
                         self._inference_pool, lambda: pipeline.infer(image, engine.is_cancelled)
@@ -148,8 +171,8 @@ class SegmentationService:
                 timer.lap("encode")
         except TimeoutError as error:
             raise DeadlineExceededError(
-                f"The image was not processed within {self.settings.timeout_seconds:g} seconds. Send a smaller image, "
-                "or retry when the service is less busy."
+                f"The image was not processed within {allowed:g} seconds. Send a smaller image, or retry when the service is less "
+                f"busy{'' if is_job or self.jobs is None else ', or as a job (Prefer: respond-async)'}."
             ) from error
         assert mask.data is not None  # the pipeline has a format
         return mask.data

@@ -100,6 +100,25 @@ class Settings(BaseSettings):
         "a voxel",
     )
     max_images: int = Field(default=64, ge=1, le=1000, description="images in one request to /v1/segment/batch")
+    job_store_bytes: int = Field(
+        default=2**30,
+        ge=0,
+        description="bytes of results of jobs (`Prefer: respond-async`) on the disk, of all workers; 0: there are no jobs, and "
+        "such requests wait for their response",
+    )
+    job_ttl_seconds: float = Field(
+        default=3600, gt=0, le=30 * 86400, description="seconds for which the result of a job is kept"
+    )
+    job_timeout_seconds: float = Field(
+        default=3600,
+        gt=0,
+        le=7 * 86400,
+        description="seconds from a job's whole body to its result; then it has failed with 504",
+    )
+    job_folder: Path | None = Field(
+        default=None,
+        description="folder in which the server makes its own for the results of jobs; default: that of temporary files",
+    )
     sandbox: bool = Field(
         default=True,
         description="whether images are decoded in child processes, which end at the deadline; `off` trusts all images",

@@ -78,8 +78,8 @@ MISSING = zip_bytes({f"{k}.dcm": dicom_bytes(SLICE, (0, 0, k)) for k in (0, 1, 2
     [
         (PNG, {}, 415, ["a PNG image", "takes volumes"]),
         (RECORD, {}, 415, ["a WFDB record", "takes volumes"]),
-        (CASE, {"model": "images"}, 415, ["a NIfTI volume", "takes images"]),
-        (dicom_bytes(SLICE, (0, 0, 0)), {"model": "images"}, 415, ["a DICOM image", "takes images"]),
+        (CASE, {"model": "images"}, 415, ["a NIfTI volume", "export the slice"]),
+        (dicom_bytes(SLICE, (0, 0, 0)), {"model": "images"}, 415, ["a DICOM", "export the slice"]),
         (CASE, {"format": "png"}, 400, ["volumes", "nifti, npz, tiff, json"]),
         (CASE, {"min_area": 5}, 400, ["'min_area'", "images", "volumes"]),
         (CASE, {"rate": 5}, 400, ["'rate'", "signals"]),
