@@ -29,7 +29,7 @@ class MaskOptions:
             "--format",
             help="png (indexed mask, the default), overlay (JPEG), confidence (gray PNG), npy, json, parquet (COCO RLE in the "
             "manifest); of rasters of any size: geotiff, and polygons as geojson or gpkg; of recordings: events (JSON, the "
-            "default), csv, wfdb (annotation file), npy, npz.",
+            "default), csv, wfdb (annotation file), npy, npz; of volumes: nifti (.nii.gz, the default), npz, tiff, json.",
             show_default=False,
         ),
     ] = ""
@@ -56,7 +56,11 @@ class MaskOptions:
     ] = 0.0
     confidence: Annotated[
         bool,
-        typer.Option("--confidence", help="Add the confidence, as a gray PNG in base64.", rich_help_panel=JSON_PANEL),
+        typer.Option(
+            "--confidence",
+            help="Add the confidence, as a gray PNG in base64; to the npz of a volume, as an array.",
+            rich_help_panel=JSON_PANEL,
+        ),
     ] = False
 
     lead: Annotated[
@@ -151,7 +155,8 @@ def predict(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="SOURCE", help="Images or recordings, folders, globs, zip files, or URLs such as s3://bucket/a."
+            metavar="SOURCE",
+            help="Images, recordings or volumes, folders, globs, zip files, or URLs such as s3://bucket/a.",
         ),
     ],
     out: Annotated[
@@ -181,7 +186,7 @@ def predict(
         ),
     ] = None,
 ) -> None:
-    """Write a mask for each image, or the events of each recording, and a manifest with a row per file.
+    """Write a mask for each image, the events of each recording or the labels of each volume, and a manifest with a row per file.
 
     After a stop, the same command resumes.
 

@@ -30,6 +30,8 @@ from maskserve.client.image_encoding import ImageLike
 from maskserve.client.mask import Mask
 from maskserve.client.recording_encoding import RecordingLike
 from maskserve.client.signal_mask import Event, SignalMask
+from maskserve.client.volume_encoding import VolumeLike
+from maskserve.client.volume_mask import VolumeMask
 
 __all__ = [
     "AsyncClient",
@@ -51,4 +53,6 @@ __all__ = [
     "TooManyRequestsError",
     "UnknownModelError",
     "UnreachableError",
+    "VolumeLike",
+    "VolumeMask",
 ]

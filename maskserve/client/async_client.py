@@ -7,6 +7,7 @@ from typing import Any, Self, cast
 from urllib.parse import quote
 
 import httpx
+import numpy as np
 
 from maskserve.client import responses
 from maskserve.client.connection import Connection
@@ -16,6 +17,8 @@ from maskserve.client.mask import Mask
 from maskserve.client.recording_encoding import RecordingLike, is_recording, to_recording_body
 from maskserve.client.signal_mask import SignalMask
 from maskserve.client.transports import AsyncTransport, Transport
+from maskserve.client.volume_encoding import VolumeLike, is_volume, to_volume_body
+from maskserve.client.volume_mask import VolumeMask
 
 DEFAULT_RETRY_TIMEOUT = 30.0  # seconds: three times as long as the service lets a request queue before it returns 429
 
@@ -32,10 +35,11 @@ class AsyncClient:
 
     def __init__(
         self, url: str, *, api_key: str | None = None, timeout: float = 60.0, retry_timeout: float = DEFAULT_RETRY_TIMEOUT,
-        transport: Callable[..., Transport] = AsyncTransport,
+        background: bool = False, transport: Callable[..., Transport] = AsyncTransport,
     ) -> None:  # fmt: skip
         """Same parameters as Client; `transport` sends the requests, and is SyncTransport in Client. Raises: ValueError."""
         self._connection = Connection(url, api_key, timeout, retry_timeout, transport)
+        self._headers = {"Prefer": "respond-async"} if background else {}
         self._run_blocking = self._connection.transport.run_blocking
         self._classes_by_model: dict[str, list[dict[str, Any]]] = {}  # the key is the value of X-Model
         self.url = self._connection.url
@@ -43,11 +47,13 @@ class AsyncClient:
     async def segment(
         self, image: ImageLike, *, model: str | None = None, classes: Sequence[str] = (), min_confidence: float = 0.0,
         min_area: int = 0, confidence: bool = False, rate: float | None = None, lead: str | Sequence[str] = (),
+        spacing: Sequence[float] | None = None,
     ) -> Mask:  # fmt: skip
         """Segment an image. Files are sent unchanged, arrays and Pillow images losslessly.
 
         A recording (a path such as `record.hea`, its bytes, or an array with a `rate`) is segmented by `segment_signal`, whose
-        parameters `rate` and `lead` are.
+        parameters `rate` and `lead` are; a volume (a path such as `case.nii.gz`, its bytes, a folder of DICOM images, or an array
+        with a `spacing`) by `segment_volume`.
 
         Args:
             image: a path, the bytes of an image file, RGB uint8 H x W x 3, a Pillow image, or an array H x W x C of the model's
@@ -68,6 +74,15 @@ class AsyncClient:
                 model=model,
                 classes=classes,
                 min_confidence=min_confidence,
+            )
+        if spacing is not None or is_volume(image):
+            return await self.segment_volume(
+                cast(VolumeLike, image),
+                spacing=spacing,
+                model=model,
+                classes=classes,
+                min_confidence=min_confidence,
+                confidence=confidence,
             )
         params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
         response, fields = await self._send_with_classes(
@@ -98,11 +113,35 @@ class AsyncClient:
         with self._connection.translate_errors(response):
             return await self._run_blocking(partial(SignalMask.from_npz, response.content, image=recording, **fields))
 
+    async def segment_volume(
+        self, volume: VolumeLike, *, spacing: Sequence[float] | None = None, model: str | None = None,
+        classes: Sequence[str] = (), min_confidence: float = 0.0, confidence: bool = False,
+    ) -> VolumeMask:  # fmt: skip
+        """Segment a volume. Files are sent unchanged, a folder of DICOM images as a zip file.
+
+        Args:
+            volume: a path (.nii, .nii.gz, .nrrd, .tif, .npz ...), a folder of the DICOM images of one series, the bytes of a file,
+                or an array D x H x W, or D x H x W x C.
+            spacing: mm along D, H and W of an array.
+            model, classes, min_confidence, confidence: as in `segment`, for voxels.
+
+        Raises: ClientError; OSError for a file that cannot be read; ValueError, TypeError for another argument.
+        """
+        body = await self._run_blocking(partial(to_volume_body, volume, spacing))
+        # A file gets labels on its grid, to be saved as they came; an array in its own order of axes.
+        as_npz = confidence or isinstance(volume, np.ndarray)
+        params = {"model": model, "classes": classes, "min_confidence": min_confidence, "confidence": confidence}
+        format = "npz" if as_npz else "nifti"
+        response, fields = await self._send_with_classes(partial(self._post_image, body, format=format, **params))
+        read = VolumeMask.from_npz if as_npz else VolumeMask.from_nifti
+        with self._connection.translate_errors(response):
+            return await self._run_blocking(partial(read, response.content, image=volume, **fields))
+
     async def segment_batch(
         self, images: Sequence[ImageLike], *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, confidence: bool = False,
     ) -> list[Mask | ServiceError]:  # fmt: skip
-        """Segment several images in one request, or several recordings: by default, the service accepts up to 64.
+        """Segment several images in one request, or several recordings or volumes: by default, the service accepts up to 64.
 
         Returns: for each image, in the same order, its mask or its error; all share the request id and the timing.
         Raises: as `segment`, for errors of the whole request.
@@ -110,16 +149,21 @@ class AsyncClient:
         params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
         if not images:
             return []
-        local, recorded = self._connection.is_local, all(map(is_recording, images))
-        encode = to_recording_body if recorded else partial(to_request_body, local=local)
+        encode: Callable[[Any], bytes] = partial(to_request_body, local=self._connection.is_local)
+        read: Callable[..., list[Mask | ServiceError]] = responses.masks_from_batch
+        output = responses.response_params(confidence, many=True)
+        if all(map(is_recording, images)):
+            encode, output = to_recording_body, {"format": "npz"}
+            read = partial(responses.masks_from_batch_zip, read=SignalMask.from_npz)
+        elif all(map(is_volume, images)):
+            encode, output = to_volume_body, {"format": "npz", "confidence": confidence}
+            read = partial(responses.masks_from_batch_zip, read=VolumeMask.from_npz)
         bodies = await self._run_blocking(lambda: [encode(image) for image in images])
-        output = {"format": "npz"} if recorded else responses.response_params(confidence, many=True)
         send = partial(
             self._connection.request, "POST", "/v1/segment/batch", params=_query_params(**params, **output),
             files=[("images", (str(index), body)) for index, body in enumerate(bodies)],
         )  # fmt: skip
         response, fields = await self._send_with_classes(send)
-        read = responses.signal_masks_from_batch if recorded else responses.masks_from_batch
         with self._connection.translate_errors(response):
             return await self._run_blocking(partial(read, response.content, images, **fields))
 
@@ -135,11 +179,13 @@ class AsyncClient:
         self, image: ImageLike, masks: str = "rle", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, simplify: float = 0.0, confidence: bool = False,
     ) -> dict[str, Any]:  # fmt: skip
-        """The service's `json` output: pixels, fraction, bounding box and mask of each class.
+        """The service's `json` output: pixels, fraction, bounding box and mask of each class; of a volume voxels, ml and box.
 
         `masks`: rle (COCO), polygons (GeoJSON; outlines deviate by up to `simplify` pixels), png or none.
         Raises: as `segment`.
         """
+        if is_volume(image):
+            image = await self._run_blocking(partial(to_volume_body, image))
         response = await self._post_image(
             image, format="json", masks=masks, model=model, classes=classes, min_confidence=min_confidence,
             min_area=min_area, simplify=simplify, confidence=confidence,
@@ -151,12 +197,16 @@ class AsyncClient:
         self, image: ImageLike, format: str = "png", *, model: str | None = None, classes: Sequence[str] = (),
         min_confidence: float = 0.0, min_area: int = 0, alpha: float = 0.5, masks: str = "rle", simplify: float = 0.0,
         confidence: bool = False, bands: Sequence[str] = (), rate: float | None = None, lead: str | Sequence[str] = (),
+        spacing: Sequence[float] | None = None,
     ) -> bytes:  # fmt: skip
         """The response's bytes in any output format: png, overlay, confidence, npy, json; of a recording events, npy, npz, csv,
-        wfdb. Raises: as `segment`.
+        wfdb; of a volume nifti, npz, tiff, json. Raises: as `segment`.
         """
-        recorded = rate is not None or is_recording(image)
-        body = await self._run_blocking(partial(to_recording_body, cast(RecordingLike, image))) if recorded else image
+        body: ImageLike = image
+        if rate is not None or is_recording(image):
+            body = await self._run_blocking(partial(to_recording_body, cast(RecordingLike, image)))
+        elif spacing is not None or is_volume(image):
+            body = await self._run_blocking(partial(to_volume_body, image, spacing))
         response = await self._post_image(
             body, format=format, model=model, classes=classes, min_confidence=min_confidence, min_area=min_area,
             alpha=alpha, masks=masks, simplify=simplify, confidence=confidence, bands=bands, rate=rate, lead=lead,
@@ -200,7 +250,11 @@ class AsyncClient:
         body = image
         if not isinstance(image, bytes):
             body = await self._run_blocking(partial(to_request_body, image, self._connection.is_local))
-        response = await self._connection.request("POST", "/v1/segment", params=_query_params(**params), content=body)
+        response = await self._connection.request(
+            "POST", "/v1/segment", self._headers, params=_query_params(**params), content=body
+        )
+        if response.status_code == httpx.codes.ACCEPTED:
+            response = await self._connection.wait_for_job(response)
         with self._connection.translate_errors(response):
             responses.response_model_tag(response)
         return response

@@ -42,6 +42,7 @@ class Client:
         api_key: str | None = None,
         timeout: float = 60.0,
         retry_timeout: float = DEFAULT_RETRY_TIMEOUT,
+        background: bool = False,
     ) -> None:
         """Create the client; no request is sent yet.
 
@@ -51,16 +52,20 @@ class Client:
             timeout: seconds for each connect (10 at most), write and read; a read waits for the whole inference.
             retry_timeout: seconds from the first attempt in which a request may be sent again after 429, 503 or a lost
                 connection; 0 disables retries. An address that has not responded yet is tried for 3 seconds at most.
+            background: whether images are segmented as jobs of the service, whose results are asked for until they are there: for
+                work that takes longer than the service's time-out or `timeout`, such as large volumes. A batch is no job.
 
         Raises: ValueError for an invalid URL or key.
         """
         self._client = AsyncClient(
-            url, api_key=api_key, timeout=timeout, retry_timeout=retry_timeout, transport=SyncTransport
-        )
+            url, api_key=api_key, timeout=timeout, retry_timeout=retry_timeout, background=background,
+            transport=SyncTransport,
+        )  # fmt: skip
         self.url = self._client.url
 
     segment = _sync_method(AsyncClient.segment)
     segment_signal = _sync_method(AsyncClient.segment_signal)
+    segment_volume = _sync_method(AsyncClient.segment_volume)
     segment_batch = _sync_method(AsyncClient.segment_batch)
     overlay = _sync_method(AsyncClient.overlay)
     segment_json = _sync_method(AsyncClient.segment_json)

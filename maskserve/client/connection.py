@@ -6,8 +6,9 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -19,6 +20,8 @@ from maskserve.client.transports import Transport
 MAX_PORT = 65535
 MAX_REASON_CHARS = 200  # of a library's error, which may contain the whole response
 CONNECT_TIMEOUT = 10.0  # seconds to establish a connection, or `timeout` if that is less
+
+FIRST_POLL_SECONDS, MAX_POLL_SECONDS = 0.1, 5.0  # between two requests for the result of a job
 
 # Connections are dropped before the server closes them: uvicorn does after five idle seconds, and a request sent at that
 # moment would be lost and retried.
@@ -47,12 +50,15 @@ class Connection:
             trust_env=not self.is_local,  # no proxy for this machine: the images must not leave it
         )  # fmt: skip
 
-    async def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+    async def request(
+        self, method: str, path: str, headers: dict[str, str] | None = None, **kwargs: Any
+    ) -> httpx.Response:
         """Send a request, with retries, and return the successful response.
 
         Raises: ServiceError, UnreachableError, InvalidResponseError.
         """
-        headers = {"X-Request-ID": secrets.token_hex(8)}  # one for all attempts, and known if no response arrives
+        # One id for all attempts, which is known if no response arrives.
+        headers = {"X-Request-ID": secrets.token_hex(8), **(headers or {})}
         request = self.transport.http_client.build_request(method, path, headers=headers, **kwargs)
         start, attempt = time.monotonic(), 0
         while True:
@@ -64,6 +70,21 @@ class Connection:
                 raise self._build_error(outcome, attempt + 1)
             await self.transport.sleep(delay)
             attempt += 1
+
+    async def wait_for_job(self, accepted: httpx.Response) -> httpx.Response:
+        """The response of a request that became a job, from that with 202; the job is then deleted. Raises: as `request`."""
+        with self.translate_errors(accepted):
+            path = f"/v1/jobs/{quote(accepted.json()['id'], safe='')}"
+        delay = FIRST_POLL_SECONDS
+        while True:
+            await self.transport.sleep(delay)
+            response = await self.request("GET", path)
+            if response.status_code != httpx.codes.ACCEPTED:
+                break
+            delay = min(MAX_POLL_SECONDS, 1.5 * delay)
+        with suppress(ClientError):  # it expires otherwise
+            await self.request("DELETE", path)
+        return response
 
     async def get_status(self, path: str) -> int:
         """The status of a GET, without retries; 0 if no valid response arrives."""

@@ -5,7 +5,7 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -14,14 +14,13 @@ import httpx
 from maskserve.client.errors import ServiceError, error_from_problem
 from maskserve.client.image_encoding import ImageLike
 from maskserve.client.mask import Mask
-from maskserve.client.signal_mask import SignalMask
 
 _SERVER_TIMING = re.compile(r"([\w-]+);dur=(\d+(?:\.\d+)?)(?![\d.])")
 
 # The first bytes of each output format.
 SIGNATURES = {
     "png": b"\x89PNG\r\n\x1a\n", "confidence": b"\x89PNG\r\n\x1a\n", "overlay": b"\xff\xd8\xff", "npy": b"\x93NUMPY",
-    "json": b"{", "events": b"{", "npz": b"PK\3\4", "csv": b"onset,",
+    "json": b"{", "events": b"{", "npz": b"PK\3\4", "csv": b"onset,", "nifti": b"\x1f\x8b", "tiff": b"II",
 }  # fmt: skip
 
 
@@ -45,16 +44,21 @@ def masks_from_batch(content: bytes, images: Sequence[ImageLike], **fields: Any)
     ]
 
 
-def signal_masks_from_batch(content: bytes, recordings: Sequence[Any], **fields: Any) -> list[Mask | ServiceError]:
-    """The labels or the error of each recording, from the zip file of a batch. `fields`: of Mask."""
+def masks_from_batch_zip(
+    content: bytes, items: Sequence[Any], read: Callable[..., Mask], **fields: Any
+) -> list[Mask | ServiceError]:
+    """The labels or the error of each recording or volume, from the zip file of a batch; `read` is one of
+
+    `SignalMask.from_npz` and `VolumeMask.from_nifti`. `fields`: of Mask.
+    """
     masks: list[Mask | ServiceError] = []
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
             raise ValueError("expected a zip file without compression")
-        for entry, recording in zip(json.loads(archive.read("manifest.json")), recordings, strict=True):
+        for entry, item in zip(json.loads(archive.read("manifest.json")), items, strict=True):
             data = archive.read(entry["file"])
             if entry["status"] == 200:
-                masks.append(SignalMask.from_npz(data, image=recording, **fields))
+                masks.append(read(data, image=item, **fields))
             else:
                 masks.append(error_from_problem(json.loads(data)))
     return masks
@@ -90,7 +94,10 @@ def check_format(content: bytes, format: str) -> bytes:
 
 def read_result(result: Any) -> dict[str, Any]:
     """The service's `json` output, if it has a size and classes. Raises: TypeError, LookupError."""
-    if not isinstance(result["height"], int) or not isinstance(result["width"], int):
+    if "shape" in result:
+        if not all(isinstance(length, int) for length in result["shape"]):
+            raise TypeError("expected lengths in voxels")
+    elif not isinstance(result["height"], int) or not isinstance(result["width"], int):
         raise TypeError("expected height and width in pixels")
     if not all(isinstance(entry, dict) for entry in result["classes"]):
         raise TypeError("expected a list of classes")

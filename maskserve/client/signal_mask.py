@@ -1,8 +1,6 @@
 """The labels of a recording: its events, and the class of each time step."""
 
-import io
 import math
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maskserve.client.mask import IGNORE_INDEX, Mask
+from maskserve.client.npz_arrays import read_arrays
 
 ARRAYS = ("labels", "confidence", "rate", "leads", "start")
 
@@ -49,7 +48,7 @@ class SignalMask(Mask):
 
         Raises: ValueError, LookupError or zipfile.BadZipFile for bytes that are not this format.
         """
-        arrays = dict(_read_arrays(npz))
+        arrays = read_arrays(npz, ARRAYS)
         labels, confidence, rate = arrays["labels"], arrays["confidence"], float(arrays["rate"].item())
         leads, start = [str(name) for name in arrays["leads"].ravel()], str(arrays["start"].item())
         if labels.dtype != np.uint8 or labels.ndim not in (1, 2) or not labels.size:
@@ -94,28 +93,6 @@ class SignalMask(Mask):
         names = [event.name for event in self.events]
         counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
         return f"<SignalMask {seconds:g} s of {len(self.leads)} leads by {self.model}: {counts or 'no events'}>"
-
-
-def _read_arrays(npz: bytes) -> Iterator[tuple[str, NDArray[Any]]]:
-    """The arrays that are needed. Nothing is unpickled, and nothing unpacks to more than the bytes that came."""
-    with zipfile.ZipFile(io.BytesIO(npz)) as archive:
-        for name in ARRAYS:
-            member = archive.getinfo(f"{name}.npy")
-            if member.compress_type != zipfile.ZIP_STORED:
-                raise ValueError("expected an npz without compression")
-            yield name, _read_array(archive.read(member))
-
-
-def _read_array(content: bytes) -> NDArray[Any]:
-    """An array of NumPy's format. Raises: ValueError. (`np.load` allocates whatever size the header names.)"""
-    file = io.BytesIO(content)
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, column_order, dtype = read_header(file)
-    if column_order or dtype.hasobject or math.prod(shape) * dtype.itemsize > len(content):
-        raise ValueError(f"an array of {dtype} of {shape} in {len(content):,} bytes")
-    array: NDArray[Any] = np.frombuffer(content, dtype, math.prod(shape), file.tell()).reshape(shape)
-    return array
 
 
 def _find_events(

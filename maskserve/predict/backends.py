@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import cv2
 import numpy as np
 from httpx import TimeoutException
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from maskserve.client import Client, ClientError, ServiceError, UnreachableError
@@ -19,8 +20,10 @@ from maskserve.predict.service_responses import (
     read_events_fields,
     read_image_size,
     read_json_fields,
+    read_nifti_labels,
     read_npy_labels,
     read_png_labels,
+    read_volume_fields,
 )
 from models.bundle import open_bundle
 from models.cgroup_limits import usable_cores
@@ -30,10 +33,13 @@ from models.imaging.decode import MAX_PIXELS, Labels
 from models.imaging.decoder_pool import DecoderPool
 from models.inference.leads import RecordPrediction
 from models.inference.segmenter import Segmenter
+from models.inference.volumes import VolumePrediction
 from models.outputs.pipelines import make_pipeline
 from models.outputs.rle import coco_rle_counts
+from models.sample import MM3_PER_ML
 
 MAX_IN_FLIGHT = 8  # requests to a service: enough for several workers, few enough for its queue of 32
+MAX_VOLUMES_IN_FLIGHT = 2  # one is read or written while the other is segmented: each may take gigabytes
 RETRY_TIMEOUT = 120.0  # seconds in which a request is retried: enough for a rolling update of the service
 PER_IMAGE_STATUSES = (400, 413, 415, 422, 500, 504)  # statuses that another image may not get
 
@@ -79,8 +85,9 @@ class BundleBackend:
         self.bundle = open_bundle(Path(config.model))
         self.model = f"{self.bundle.spec.name}@{self.bundle.hash}"
         cores = usable_cores()
-        two_streams = not (single or config.threads or cores < 2 or config.device == "cuda" or has_gpu())
-        streams, threads = (2, cores // 2) if two_streams else (1, config.threads)
+        is_volume = self.bundle.spec.input.axes == "DHW"
+        one_stream = single or is_volume or config.threads or cores < 2 or config.device == "cuda" or has_gpu()
+        streams, threads = (1, config.threads) if one_stream else (2, cores // 2)
         self.segmenter = Segmenter.load(
             self.bundle, config.engine, config.precision, config.device, threads, concurrency=streams
         )
@@ -88,7 +95,7 @@ class BundleBackend:
         self.pipeline = make_pipeline(
             self.segmenter, self.bundle.spec, config.output_format, config.options, MAX_PIXELS
         )
-        self.max_in_flight = (config.threads or cores) + 2
+        self.max_in_flight = MAX_VOLUMES_IN_FLIGHT if is_volume else (config.threads or cores) + 2
         self._decoders = DecoderPool(cores) if config.sandbox else None
         self._slots = threading.Semaphore(self.max_in_flight)  # limits decoded images; more threads may read and write
         # Inference has its own threads: an engine holds buffers for each thread that calls it.
@@ -109,6 +116,9 @@ class BundleBackend:
             names = [entry.name for entry in self.bundle.spec.classes]
             if isinstance(prediction, RecordPrediction):
                 fields = summarize_record(prediction, names)
+            elif isinstance(prediction, VolumePrediction):
+                affine = np.array(prediction.grid.affine) if prediction.has_spacing else None
+                fields = summarize_volume(mask.labels, affine, names)
             else:
                 fields = summarize_mask(mask.labels, names, rle=self.config.format == PARQUET)
             return EncodedPrediction(mask.data, {**fields, "milliseconds": milliseconds})
@@ -128,6 +138,8 @@ class ServiceBackend:
     def __init__(self, config: PredictConfig) -> None:
         """Raises: ClientError; RunError if the service has several bundles and the URL names none."""
         self.config = config
+        if config.axes == "DHW":
+            self.max_in_flight = MAX_VOLUMES_IN_FLIGHT
         self.client = make_client(config)
         try:
             entry = find_served_model(self.client, config)
@@ -148,6 +160,8 @@ class ServiceBackend:
         }  # fmt: skip
         if self.config.axes == "T":
             further = {"lead": options.leads, "rate": options.rate}
+        elif self.config.axes == "DHW":
+            further = {"confidence": options.confidence}
         try:
             encoded, milliseconds = time_call(
                 lambda: self.client.segment_bytes(
@@ -185,8 +199,13 @@ class ServiceBackend:
     def _read_row_fields(self, encoded: bytes, format: str) -> dict[str, Any]:
         """Height, width and classes; for overlay and confidence only the size, as these do not contain the labels.
 
-        Of a recording: length, rate and classes, which only the format `events` has.
+        Of a recording: length, rate and classes, which only the format `events` has. Of a volume: shape, spacing and classes, of
+        the formats `nifti` and `json`.
         """
+        if self.config.axes == "DHW":
+            if format == "nifti":
+                return summarize_volume(*read_nifti_labels(encoded, len(self.class_names)), self.class_names)
+            return read_volume_fields(encoded, self.class_names) if format == "json" else {}
         if self.config.axes == "T":
             return read_events_fields(encoded, self.class_names) if format == "events" else {}
         if format == "json":
@@ -202,7 +221,7 @@ def make_client(config: PredictConfig) -> Client:
     try:
         return Client(
             config.service_address[0], api_key=config.api_key or None, timeout=config.response_timeout,
-            retry_timeout=RETRY_TIMEOUT,
+            retry_timeout=RETRY_TIMEOUT, background=config.axes == "DHW",
         )  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -258,6 +277,25 @@ def summarize_record(prediction: RecordPrediction, names: list[str]) -> dict[str
         for label in np.flatnonzero(counts).tolist()
     ]
     return {"length": len(prediction.sample.values), "rate": prediction.sample.rate, "classes": classes}
+
+
+def summarize_volume(labels: Labels, affine: NDArray[np.float64] | None, names: list[str]) -> dict[str, Any]:
+    """Shape, spacing and classes of a volume, as ManifestRow has them.
+
+    labels: uint8 i x j x k; affine: 4 x 4, to mm; None if the spacing is not known.
+    """
+    counts = np.sum(
+        [np.bincount(plane.ravel(), minlength=256) for plane in labels], axis=0
+    )  # bincount takes 8 bytes a voxel
+    steps = None if affine is None else affine[:3, :3]
+    classes: list[dict[str, Any]] = []
+    for label in np.flatnonzero(counts[: len(names)]).tolist():
+        entry = {"label": label, "name": names[label], "voxels": int(counts[label])}
+        if steps is not None:
+            entry["ml"] = round(float(abs(np.linalg.det(steps))) / MM3_PER_ML * entry["voxels"], 6)
+        classes.append(entry)
+    spacing = None if steps is None else [round(length, 6) for length in np.linalg.norm(steps, axis=0).tolist()]
+    return {"shape": list(labels.shape), "spacing": spacing, "classes": classes}
 
 
 def time_call(function: Callable[[], Result]) -> tuple[Result, float]:

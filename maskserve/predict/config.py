@@ -22,6 +22,8 @@ VECTOR_FORMATS = {"geojson": ".geojson", "gpkg": ".gpkg"}  # polygons of rasters
 # Of OutputOptions, what the masks of one output share; `bands` is only of overlays of a service.
 IMAGE_OPTIONS = ("alpha", "classes", "min_confidence", "min_area", "simplify", "masks", "confidence")
 SIGNAL_OPTIONS = ("classes", "min_confidence", "leads", "rate")
+VOLUME_OPTIONS = ("classes", "min_confidence", "confidence")
+OPTIONS_BY_AXES = {"HW": IMAGE_OPTIONS, "T": SIGNAL_OPTIONS, "DHW": VOLUME_OPTIONS}
 RASTER_FORMATS = (GEOTIFF, *VECTOR_FORMATS)
 VECTOR_CRS = ("raster", "EPSG:4326")
 
@@ -135,7 +137,7 @@ class PredictConfig:
         if self.crs:
             raster["crs"] = self.crs
         options = asdict(self.options) | {"classes": list(self.options.classes), "leads": list(self.options.leads)}
-        kept = SIGNAL_OPTIONS if self.axes == "T" else IMAGE_OPTIONS
+        kept = OPTIONS_BY_AXES[self.axes]
         options = {name: value for name, value in options.items() if name in kept}
         format = self.output_format or self.format
         return {"model": model, "format": format, "precision": self.precision, **options, **raster}

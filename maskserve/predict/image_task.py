@@ -1,6 +1,5 @@
 """Processes one image: from its address to a written mask and its manifest row."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from maskserve.predict.backends import Backend, BundleBackend, ServiceBackend
 from maskserve.predict.config import PredictConfig, short_model_name
 from maskserve.predict.geo_polygons import georeference_polygons
-from maskserve.predict.inputs import InputImage
+from maskserve.predict.inputs import InputImage, strip_suffix
 from maskserve.predict.manifest import ManifestRow
 from maskserve.predict.outputs import FolderStore, ObjectStore
 from models.errors import DataError, ImageError, InsufficientMemoryError
@@ -74,4 +73,4 @@ def open_output(config: PredictConfig) -> FolderStore | ObjectStore:
 
 def mask_name(image: InputImage, config: PredictConfig) -> str | None:
     """The path of an image's mask below the output; None if the masks are in the manifest."""
-    return os.path.splitext(image.name)[0] + config.mask_suffix if config.mask_suffix else None
+    return strip_suffix(image.name, config.axes) + config.mask_suffix if config.mask_suffix else None

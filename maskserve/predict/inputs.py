@@ -1,6 +1,7 @@
 """Finds the images of a run and reads them. Local folders and files are read directly, everything else through fsspec."""
 
 import glob
+import io
 import os
 import re
 import tempfile
@@ -19,15 +20,23 @@ from models.archive_limits import check_zip_member, check_zip_total
 from models.errors import ConfigError, DataError, MaskserveError, RunError, first_line, quoted
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import check_file_size, check_is_file, read_image_file
-from models.readers import SAMPLE_SUFFIXES, SIGNAL_SUFFIXES
+from models.readers import SAMPLE_SUFFIXES, SIGNAL_SUFFIXES, VOLUME_SUFFIXES
+from models.readers.archive import DICOM_SUFFIXES, pack_folder
 from models.readers.wfdb import HEADER_SUFFIX, pack_record
 
 ARCHIVE_SUFFIX = ".zip"
-READ_SUFFIXES = {"HW": IMAGE_SUFFIXES | SAMPLE_SUFFIXES, "T": SIGNAL_SUFFIXES}  # by the axes of the model
+ALL_VOLUME_SUFFIXES = VOLUME_SUFFIXES | SAMPLE_SUFFIXES | frozenset({".tif", ".tiff", ARCHIVE_SUFFIX})
+READ_SUFFIXES = {
+    "HW": IMAGE_SUFFIXES | SAMPLE_SUFFIXES,
+    "T": SIGNAL_SUFFIXES,
+    "DHW": ALL_VOLUME_SUFFIXES,
+}  # by the axes of the model
 LIST_SUFFIXES = frozenset({".txt", ".lst", ".csv", ".tsv", ".json"})
 TABLE_SUFFIXES = (".csv", ".tsv")
 LABELS_OF = re.compile(r"\.(labels|events)$", re.IGNORECASE)  # the end of the stem of a label file
-NOUNS = {"HW": "image", "T": "recording"}  # by axes
+CHANNEL = re.compile(r"(.+)_(\d{4})(\.nii|\.nii\.gz|\.nrrd)")  # a file of one channel of a volume
+FIRST_CHANNEL = re.compile(r"(.+)_0000(\.nii|\.nii\.gz|\.nrrd)")
+NOUNS = {"HW": "image", "T": "recording", "DHW": "volume"}  # by axes
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -104,7 +113,18 @@ class InputImage(NamedTuple):
         return self.root.full_address(self.name).encode("utf-8", "backslashreplace").decode()
 
     def read(self) -> bytes:
-        """The bytes of its file; of a WFDB record, a zip file of the header and the signal files. Raises: as `InputRoot.read`."""
+        """The bytes of its file; of a WFDB record, a zip file of the header and the signal files; of a folder, of its slices; of a
+        volume in several files, of its channels.
+
+        Raises: as `InputRoot.read`.
+        """
+        if not self.root.is_remote and Path(self.root.address, self.name).is_dir():
+            try:
+                return pack_folder(Path(self.root.address, self.name))
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be read ({error.strerror}).") from error
+        if match := FIRST_CHANNEL.fullmatch(self.name):
+            return self._read_channels(match[1], match[2])
         if not self.name.lower().endswith(HEADER_SUFFIX):
             return self.root.read(self.name)
         folder = PurePosixPath(self.name).parent
@@ -116,13 +136,27 @@ class InputImage(NamedTuple):
 
         return pack_record(PurePosixPath(self.name).name, read_beside)
 
+    def _read_channels(self, stem: str, suffix: str) -> bytes:
+        """The files `STEM_0000`, `STEM_0001` ... as a zip file; the only one as it is."""
+        first = self.root.read(self.name)
+        if self.root.is_remote or not Path(self.root.address, f"{stem}_0001{suffix}").is_file():
+            return first
+        buffer, channel = io.BytesIO(), 0
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+            while Path(self.root.address, f"{stem}_{channel:04}{suffix}").is_file():
+                name = f"{stem}_{channel:04}{suffix}"
+                archive.writestr(f"{channel:04}{suffix}", self.root.read(name) if channel else first)
+                channel += 1
+        return buffer.getvalue()
+
 
 def find_images(
     sources: Iterable[str], exclude: str = "", unread: UnreadFiles | None = None, axes: str = "HW"
 ) -> Iterator[InputImage]:
     """The images of each source, sorted within a folder. `exclude`: a folder or URL whose content is skipped.
 
-    `axes`: of the model; for one of signals, the recordings of each source.
+    `axes`: of the model; for one of signals, the recordings of each source; for one of volumes, its volumes, of which a zip file
+    and a folder of DICOM images are one each.
     `unread` gets the other files. A pipe or a device with the name of an image is an image: reading it is an error of its own.
     Raises: DataError for a source without images, RunError for a store that cannot be reached.
     """
@@ -131,11 +165,13 @@ def find_images(
         suffixes = READ_SUFFIXES[axes]
         root, names = (
             _find_remote(source, exclude, skipped, suffixes)
-            if _is_remote(source)
+            if _is_remote(source, axes)
             else _find_local(source, Path(exclude) if exclude else None, skipped, suffixes)
         )
         if axes == "T":
             names = without_labels(names)
+        if axes == "DHW" and not root.is_remote:
+            names = without_further_channels(names)
         if not names:
             noun, found = NOUNS[axes], f" ({'; '.join(skipped.messages())})" if skipped.messages() else ""
             raise DataError(
@@ -165,8 +201,30 @@ def without_labels(names: list[str]) -> list[str]:
     return [name for name in names if not is_label(name)]
 
 
-def _is_remote(source: str) -> bool:
-    return "://" in source or "::" in source or (source.lower().endswith(ARCHIVE_SUFFIX) and Path(source).is_file())
+def without_further_channels(names: list[str]) -> list[str]:
+    """The volumes without the files of their further channels, as nnU-Net names them: `a_0001.nii.gz` beside `a_0000.nii.gz`."""
+    known = set(names)
+
+    def is_further(name: str) -> bool:
+        match = CHANNEL.fullmatch(name)
+        return bool(match and match[2] != "0000" and f"{match[1]}_0000{match[3]}" in known)
+
+    return [name for name in names if not is_further(name)]
+
+
+def strip_suffix(name: str, axes: str) -> str:
+    """The name of an image without its suffix, of a volume without `_0000`; a folder of DICOM images keeps its name."""
+    if axes == "DHW" and (match := FIRST_CHANNEL.fullmatch(name)):
+        return match[1]
+    if name.lower().endswith(".nii.gz"):
+        return name[: -len(".nii.gz")]
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in READ_SUFFIXES[axes] else name
+
+
+def _is_remote(source: str, axes: str) -> bool:
+    is_archive = axes != "DHW" and source.lower().endswith(ARCHIVE_SUFFIX) and Path(source).is_file()
+    return "://" in source or "::" in source or is_archive
 
 
 def _find_local(
@@ -174,6 +232,8 @@ def _find_local(
 ) -> tuple[InputRoot, list[str]]:
     path = Path(os.path.abspath(source))
     if path.is_dir():
+        if unread.axes == "DHW" and _has_dicom(file.name for file in path.iterdir()):
+            return InputRoot(str(path.parent)), [path.name]
         files = _list_images(path, exclude, unread, suffixes)
         layout, images = select_images(path, files) if unread.axes == "HW" else ("", files)
         if len(images) < len(files):
@@ -202,7 +262,7 @@ def _find_local(
 def _check_is_image_file(source: str, path: Path, suffixes: frozenset[str]) -> None:
     """Check that a file that is named as a source is no archive and no list. Raises: DataError."""
     suffix = path.suffix.lower()
-    if suffix in ARCHIVE_SUFFIXES and not path.name.lower().endswith(".nii.gz"):  # a volume, which decoding names
+    if suffix in ARCHIVE_SUFFIXES - suffixes and not path.name.lower().endswith(".nii.gz"):  # decoding names a volume
         raise DataError(
             f"{source} is an archive; only zip files are read. Unpack it and name its folder, or make a zip file."
         )
@@ -219,6 +279,9 @@ def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles, suffix
         for name in folders:
             if os.path.islink(os.path.join(parent, name)):
                 unread.add_link(Path(parent, name))
+        if unread.axes == "DHW" and _has_dicom(files):
+            images.append(Path(parent))
+            continue
         for name in files:
             if _is_image(name, suffixes):
                 images.append(Path(parent, name))
@@ -229,7 +292,12 @@ def _list_images(folder: Path, exclude: Path | None, unread: UnreadFiles, suffix
 
 def _is_image(name: str, suffixes: frozenset[str]) -> bool:
     """Whether a file has one of the suffixes and is not one of macOS's companion files (`._*`)."""
-    return os.path.splitext(name)[1].lower() in suffixes and not name.rpartition("/")[2].startswith("._")
+    suffix = ".nii.gz" if name.lower().endswith(".nii.gz") else os.path.splitext(name)[1].lower()
+    return suffix in suffixes and not name.rpartition("/")[2].startswith("._")
+
+
+def _has_dicom(names: Iterable[str]) -> bool:
+    return any(os.path.splitext(name)[1].lower() in DICOM_SUFFIXES for name in names)
 
 
 def _find_remote(

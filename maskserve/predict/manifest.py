@@ -42,9 +42,12 @@ class ManifestRow:
     width: int | None = None
     length: int | None = None  # time steps of a recording
     rate: float | None = None  # Hz, of a recording
+    shape: list[int] | None = None  # voxels of a volume, along the axes of its labels
+    spacing: list[float] | None = None  # mm along these; None if the file does not state it
     # The classes that occur, by label: {"label", "name", "fraction" of all pixels 0..1} and for the format parquet "rle",
     # COCO's compressed counts. The remaining pixels are unlabeled. None if the format does not contain the labels. Of a
-    # recording: {"label", "name", "events"}, the number of events, of all leads together.
+    # recording: {"label", "name", "events"}, the number of events, of all leads together. Of a volume: {"label", "name", "voxels",
+    # "ml"}, without `ml` if the file does not state its spacing.
     classes: list[dict[str, Any]] | None = None
     milliseconds: float | None = None  # of the inference, or of the request to a service
     model: str | None = None  # name and short hash of the bundle

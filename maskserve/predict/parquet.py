@@ -18,7 +18,7 @@ def schema() -> "pa.Schema":
 
     class_fields = [
         ("label", pa.uint8()), ("name", pa.string()), ("fraction", pa.float64()), ("rle", pa.string()),
-        ("events", pa.int64()),
+        ("events", pa.int64()), ("voxels", pa.int64()), ("ml", pa.float64()),
     ]  # fmt: skip
     return pa.schema(
         [
@@ -29,6 +29,8 @@ def schema() -> "pa.Schema":
             pa.field("width", pa.int32()),
             pa.field("length", pa.int64()),
             pa.field("rate", pa.float64()),
+            pa.field("shape", pa.list_(pa.int32())),
+            pa.field("spacing", pa.list_(pa.float64())),
             pa.field("classes", pa.list_(pa.struct(class_fields))),
             pa.field("milliseconds", pa.float64()),
             pa.field("model", pa.string()),

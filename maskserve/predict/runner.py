@@ -62,9 +62,9 @@ def run(
     if actors and not ray:
         raise ConfigError("--actors is the number of Ray actors: add --ray.")
     output = open_output(config)
-    unread = UnreadFiles()
     excluded = str(output.path) if isinstance(output, FolderStore) else output.url
     config, model = resolve_model(config)
+    unread = UnreadFiles(config.axes)
     images = list(find_images(sources, excluded, unread, config.axes))
     check_mask_names(images, config)
     header = config.manifest_header(model)

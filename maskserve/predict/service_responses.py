@@ -5,12 +5,15 @@ from collections import Counter
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from pydantic import BaseModel, Field
 
 from models.errors import quoted
-from models.imaging.decode import Labels
+from models.imaging.decode import MAX_PIXELS, Labels
+from models.readers import nifti
+from models.readers.limits import ReadLimits
 from models.spec import IGNORE_INDEX, Architecture, BundleSpec, ClassInfo, InputRule
 
 _Size = Annotated[int, Field(ge=1, le=2**31 - 1)]  # pixels
@@ -95,6 +98,39 @@ def read_events_fields(encoded: bytes, names: list[str]) -> dict[str, Any]:
     counts = Counter(event.label for event in result.events)
     classes = [{"label": label, "name": names[label], "events": counts[label]} for label in sorted(counts)]
     return {"length": result.length, "rate": result.rate, "classes": classes}
+
+
+class _VolumeClass(BaseModel):
+    label: int = Field(ge=0, lt=IGNORE_INDEX)
+    voxels: int = Field(ge=0)
+    ml: float | None = Field(ge=0, allow_inf_nan=False)
+
+
+class _VolumeResult(BaseModel):
+    shape: list[_Size] = Field(min_length=3, max_length=3)
+    spacing: list[float] | None
+    classes: list[_VolumeClass]
+
+
+def read_volume_fields(encoded: bytes, names: list[str]) -> dict[str, Any]:
+    """Shape, spacing and classes, as ManifestRow has them, of the format `json` of volumes. Raises: ValueError."""
+    result = _VolumeResult.model_validate_json(encoded)
+    if any(entry.label >= len(names) for entry in result.classes):
+        raise ValueError(f"a class has a label that is none of the model's {len(names)} classes")
+    classes = [
+        {"label": entry.label, "name": names[entry.label], "voxels": entry.voxels}
+        | ({} if entry.ml is None else {"ml": entry.ml})
+        for entry in result.classes
+    ]
+    return {"shape": result.shape, "spacing": result.spacing, "classes": classes}
+
+
+def read_nifti_labels(encoded: bytes, class_count: int) -> tuple[Labels, NDArray[np.float64]]:
+    """The labels, uint8 i x j x k, and the affine to mm of the format `nifti`. Raises: ValueError, ImageError."""
+    stored, header = nifti.read_stored(encoded, ReadLimits(MAX_PIXELS))
+    if stored.dtype != np.uint8:
+        raise ValueError(f"expected uint8, got {stored.dtype}")
+    return _check_labels(stored, class_count), header.affine
 
 
 def read_png_labels(encoded: bytes, class_count: int) -> Labels:

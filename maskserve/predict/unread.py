@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from models.errors import first_line
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.detect_format import READABLE_FORMATS
+from models.spec import AXES
 
 ARCHIVE_SUFFIXES = frozenset({".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".7z", ".rar"})
 # Files that accompany images: notes, annotations, lists, georeferences, and what systems leave in folders.
@@ -61,8 +62,8 @@ class UnreadFiles:
         """A line for each kind."""
         lines = list(self.masks)
         if self.suffixes:
-            advice = f"save images as {READABLE_FORMATS}" if self.axes == "HW" else "the model takes signals"
-            if self.suffixes.keys() & ARCHIVE_SUFFIXES:
+            advice = f"save images as {READABLE_FORMATS}" if self.axes == "HW" else f"the model takes {AXES[self.axes]}"
+            if self.axes != "DHW" and self.suffixes.keys() & ARCHIVE_SUFFIXES:
                 advice += "; name a zip file as a SOURCE"
             lines.append(f"not read: {self.describe_suffixes()} ({advice})")
         if self.folders:

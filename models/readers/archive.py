@@ -1,4 +1,5 @@
-"""Reader of zip files that hold one volume: the DICOM images of a series, or images as slices in the order of their names.
+"""Reader of zip files that hold one volume: the DICOM images of a series, images as slices in the order of their names, or volumes
+(NIfTI, NRRD) as its channels in that order.
 
 A folder of them is packed into such a zip in memory (`pack_folder`), so that both take the same way.
 """
@@ -15,14 +16,16 @@ import numpy as np
 from models.errors import ImageTooLargeError, UnsupportedFormatError
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.imaging.files import read_image_file
-from models.readers import dicom, image, npy, tiff
+from models.readers import dicom, image, nifti, npy, nrrd, tiff
 from models.readers.limits import ReadLimits
+from models.readers.volume_channels import describe_mismatch, stack_channels
 from models.readers.volume_limits import check_volume
 from models.readers.zip_members import Readable, read_members
 from models.sample import Sample
 
 MAGIC = b"PK\3\4"
 MAX_FILES = 5000
+CHANNEL_SUFFIXES = (".nii", ".nii.gz", ".nrrd")
 HEADER_BYTES = 64 << 10  # of each file, beside its samples
 DICOM_START_BYTES = 132  # by which a file is known as DICOM
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom", ".ima"})
@@ -40,13 +43,32 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     images = [files[name] for name in names if dicom.sniff(files[name])]
     if images:
         return dicom.decode_series(images, limits)
+    channels = [files[name] for name in names if name.lower().endswith(CHANNEL_SUFFIXES)]
+    if channels:
+        return decode_channels(channels, limits)
     slices = [files[name] for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
     if not slices:
         raise UnsupportedFormatError(
-            f"The zip holds {len(files):,} files, and none is a DICOM image or a slice as PNG or TIFF. Send a volume as .nii.gz, "
-            ".nrrd, TIFF stack or npz as it is."
+            f"The zip holds {len(files):,} files, and none is a DICOM image, a slice as PNG or TIFF, or a channel as .nii.gz or "
+            ".nrrd. Send a TIFF stack or an npz as it is."
         )
     return decode_slices(slices, limits)
+
+
+def decode_channels(files: list[bytes], limits: ReadLimits) -> Sample:
+    """NIfTI and NRRD files of one grid as the channels of a volume, D x H x W x C. Raises: ImageError."""
+    share = replace(limits, max_voxels=limits.max_voxels // len(files))
+    parts = []
+    for index, data in enumerate(files):
+        reader = next((reader for reader in (nifti, nrrd) if reader.sniff(data)), None)
+        if reader is None:
+            raise UnsupportedFormatError(f"Channel {index + 1} of the zip is neither NIfTI nor NRRD. Pack it again.")
+        parts.append(reader.decode(data, share))
+        if problem := describe_mismatch(parts[0], parts[-1]):
+            raise UnsupportedFormatError(
+                f"The files of the zip are channels of one volume, but {problem} (channel {index + 1}). Resample one to the other."
+            )
+    return stack_channels(parts)
 
 
 def decode_slices(slices: list[bytes], limits: ReadLimits) -> Sample:
@@ -110,7 +132,8 @@ def _unpack(data: bytes, limits: ReadLimits) -> dict[str, bytes]:
 
 
 def _read_known(name: str, file: Readable) -> bytes:
-    """The bytes of a slice or a DICOM image; of another file, those by which it is known as one."""
+    """The bytes of a slice, a channel or a DICOM image; of another file, those by which it is known as DICOM."""
     start = file.read(DICOM_START_BYTES)
-    is_read = dicom.sniff(start) or Path(name).suffix.lower() in IMAGE_SUFFIXES
+    by_name = name.lower().endswith(CHANNEL_SUFFIXES) or Path(name).suffix.lower() in IMAGE_SUFFIXES
+    is_read = by_name or dicom.sniff(start)
     return start + file.read() if is_read else start

@@ -17,7 +17,7 @@ TAKEN = {
 
 def check_kind(data: bytes, axes: str) -> None:
     """Raises: UnsupportedFormatError if the bytes begin as a file of other axes than the model's."""
-    others = (RECORDINGS if axes != "T" else {}) | (VOLUMES if axes != "DHW" else {})
+    others = VOLUMES if axes == "T" else RECORDINGS  # for a model of images, the decoder says what a volume is
     found = next((name for name, reader in others.items() if reader.sniff(data)), "")
     if not found and axes != "HW":
         found = _image_format(data)

@@ -221,7 +221,7 @@ def write(array: NDArray[Any], affine: NDArray[np.float64], placement: NiftiPlac
     header = bytearray(offset)
     struct.pack_into("<i", header, 0, size)
     header[magic_place : magic_place + len(magic)] = magic
-    for name, numbers in {
+    fields: dict[str, tuple[float, ...]] = {
         "dim": (3, *array.shape, 1, 1, 1, 1),
         "datatype": (codes[array.dtype.name], 8 * array.itemsize),
         "pixdim": (*placement.pixdim, 1.0, 1.0, 1.0, 1.0),
@@ -231,7 +231,8 @@ def write(array: NDArray[Any], affine: NDArray[np.float64], placement: NiftiPlac
         "codes": placement.codes,
         "quaternion": placement.quaternion,
         "sform": placement.sform,
-    }.items():
+    }
+    for name, numbers in fields.items():
         form, place = FIELDS[size][name]
         struct.pack_into(f"<{form}", header, place, *numbers)
     deflater = zlib.compressobj(level=6, wbits=31)  # slice by slice: the whole array is not copied

@@ -13,11 +13,13 @@ import tifffile
 from nibabel.filebasedimages import SerializableImage
 
 from models.bundle import open_bundle
+from models.errors import UnsupportedFormatError
 from models.imaging.decoder_pool import IS_SUPPORTED, DecoderPool
 from models.inference.segmenter import Segmenter
 from models.outputs.options import OutputOptions
 from models.outputs.pipelines import make_pipeline
 from models.outputs.volume_pipeline import VolumePipeline
+from models.readers import read_sample
 from tests.models.readers.make_volumes import dicom_bytes, zip_bytes
 from tests.service.volume_bundle import AFFINE, SPACING, phantom, phantom_labels, write_volume_bundle
 
@@ -192,6 +194,17 @@ def test_child_process_gives_the_same_bytes(segmenter: tuple[Segmenter, Any]) ->
             assert made.encode(made.infer(made.decode_in_child(data, decoders))).data == made(data).data
     finally:
         decoders.close()
+
+
+def test_files_of_one_grid_are_the_channels_of_a_volume() -> None:
+    one, other = (IN_RAS.to_bytes(), nibabel.Nifti1Image(-phantom(), AFFINE).to_bytes())
+    sample = read_sample(zip_bytes({"a_0001.nii": other, "a_0000.nii.gz": gzip.compress(one)}), axes="DHW")
+    assert sample.channels == ("band1", "band2") and sample.size == (10, 9, 8)
+    np.testing.assert_array_equal(sample.values[..., 0], -sample.values[..., 1])
+    assert sample.values[..., 0].max() == 200 and sample.frame == read_sample(one, axes="DHW").frame
+    moved = nibabel.Nifti1Image(phantom(), AFFINE + np.eye(4, k=3)).to_bytes()
+    with pytest.raises(UnsupportedFormatError, match=r"up to 1\.0 voxels apart \(channel 2\)"):
+        read_sample(zip_bytes({"a_0000.nii": one, "a_0001.nii": moved}), axes="DHW")
 
 
 def test_cost_counts_the_voxels_of_the_network(segmenter: tuple[Segmenter, Any], tmp_path: Path) -> None:

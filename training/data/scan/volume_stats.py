@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from models.cgroup_limits import usable_cores
 from models.readers.orientation import axis_names
 from models.readers.prepare import find_valid
+from models.readers.volume_channels import describe_mismatch, file_shape
 from models.sample import Sample, Values, VolumeGrid
 from models.spec import IGNORE_INDEX
 from training.data.dataset import SegmentationDataset
 from training.data.mask_decoding import check_gray
 from training.data.scan.pixel_stats import pixel_digest
 from training.data.scan.sample_stats import error_message
-from training.data.volumes import describe_mismatch, file_shape, read_mask_sample, read_volume
+from training.data.volumes import read_mask_sample, read_volume
 
 WINDOW = (0.5, 99.5)  # percentiles of the foreground, as in nnU-Net
 MAX_SAMPLED = 100_000  # voxels of a volume whose percentiles are computed
