@@ -21,9 +21,9 @@ FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-st
 OpenPage = Callable[..., PageDriver]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def browser() -> Iterator[playwright.Browser]:
-    """Module scope, because no other test may run an event loop while it is open."""
+    """Package scope, because no other test may run an event loop while it is open."""
     if CHROMIUM is None:
         if os.environ.get("REQUIRE_BROWSER"):
             pytest.fail("REQUIRE_BROWSER is set, and there is no chromium on the PATH")
@@ -41,12 +41,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def url(bundle: Path) -> Iterator[str]:
-    with background_server(bundle) as url:
-        yield url
-
-
-@pytest.fixture(scope="session")
 def two_models_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a service with a bundle of 4 classes and one of 200."""
     folder = tmp_path_factory.mktemp("several")
@@ -57,11 +51,24 @@ def two_models_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def url(two_models_url: str) -> str:
+    """The same, for tests of the default model only."""
+    return two_models_url
+
+
+@pytest.fixture(scope="session")
 def protected_service(bundle: Path) -> Iterator[tuple[str, str]]:
     """The URL of a service that requires a key and accepts one upload at a time; and the key."""
     key, hashed = generate_api_key()
     with start_service(bundle, MASKSERVE_API_KEYS=hashed, MASKSERVE_MAX_UPLOADS="1") as url:
         yield url, key
+
+
+@pytest.fixture(scope="session")
+def below_a_path(bundle: Path) -> Iterator[str]:
+    """The URL of a service below the path of a proxy that keeps it, with explanations."""
+    with start_service(bundle, MASKSERVE_ROOT_PATH="/tools/x", MASKSERVE_EXPLAIN="on") as url:
+        yield f"{url}/tools/x"
 
 
 @contextmanager
@@ -82,7 +89,7 @@ def open_page(browser: playwright.Browser) -> Iterator[OpenPage]:
 
     def opened(url: str, **options: object) -> PageDriver:
         context = browser.new_context(**{"viewport": {"width": 1000, "height": 700}, **options})
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(60_000)
         seen.append(PageDriver(context, url))
         return seen[-1]
 

@@ -19,6 +19,12 @@ DROP_SCRIPT = """([name, type, text, data]) => {
     document.body.dispatchEvent(event);
 }"""
 
+# Resolves after two frames, in which everything is drawn that was requested before; a hidden canvas has no frames.
+DRAWN_SCRIPT = """() => Promise.race([
+    new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))),
+    new Promise((done) => setTimeout(done, 300)),
+])"""
+
 
 class PageDriver:
     """The page in a browser window."""
@@ -43,7 +49,19 @@ class PageDriver:
         """Wait until an image is segmented and drawn."""
         self.page.wait_for_selector("#working", state="hidden")
         self.page.wait_for_selector("#result:not([hidden])")
-        self.page.wait_for_timeout(300)  # the worker draws with the next frames
+        self.wait_until_drawn()
+
+    def wait_for_image(self, name: str) -> None:
+        """Wait until the image of this name is segmented and drawn."""
+        self.page.wait_for_selector(f"#result-source:has-text({name!r})")
+        self.wait_for_result()
+
+    def wait_until_drawn(self) -> None:
+        """Wait until the page, its workers and the page again have drawn what is requested now."""
+        self.page.evaluate(DRAWN_SCRIPT)
+        for worker in self.page.workers:
+            worker.evaluate(DRAWN_SCRIPT)
+        self.page.evaluate(DRAWN_SCRIPT)
 
     def wait_for_status(self, words: str) -> str:
         """Wait until the status contains `words`. Returns: the whole status."""
@@ -52,7 +70,7 @@ class PageDriver:
 
     def screenshot(self) -> np.ndarray:
         """The view, RGB uint8 H x W x 3."""
-        self.page.wait_for_timeout(150)
+        self.wait_until_drawn()
         shot = self.page.screenshot(clip=self.page.locator("#view").bounding_box())
         return np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
 

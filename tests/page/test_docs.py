@@ -1,27 +1,18 @@
 """The page /v1/docs, below the path of a proxy that keeps it."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from tests.page.conftest import OpenPage, start_service
+from tests.page.conftest import OpenPage
 
 pytestmark = pytest.mark.browser
 
 PREFIX = "/tools/x"
 
 
-@pytest.fixture(scope="module")
-def below_a_path(bundle: Path) -> Iterator[str]:
-    with start_service(bundle, MASKSERVE_ROOT_PATH=PREFIX) as url:
-        yield url + PREFIX
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_documentation_below_a_path(open_page: OpenPage, below_a_path: str, theme: str) -> None:
-    sight = open_page(f"{below_a_path}/v1/docs", color_scheme=theme)
+def test_documentation_below_a_path(open_page: OpenPage, below_a_path: str) -> None:
+    sight = open_page(f"{below_a_path}/v1/docs")
     paths: list[str] = []
     sight.page.on("request", lambda request: paths.append(urlsplit(request.url).path))
     sight.page.reload()
@@ -31,8 +22,10 @@ def test_documentation_below_a_path(open_page: OpenPage, below_a_path: str, them
     sight.page.wait_for_selector(".live-responses-table .response-col_status:has-text('200')")
     assert f"{PREFIX}/v1/models" in paths and all(path.startswith(f"{PREFIX}/v1/") for path in paths), paths
     assert sight.page.locator(".authorization__btn, .authorize").count() == 0  # no key is needed
-    color = sight.page.locator(".info .title").evaluate("(title) => getComputedStyle(title).color.match(/\\d+/g)")
-    assert (int(color[0]) > 128) == (theme == "dark")
+    for theme in ("light", "dark"):
+        sight.page.emulate_media(color_scheme=theme)
+        color = sight.page.locator(".info .title").evaluate("(title) => getComputedStyle(title).color.match(/\\d+/g)")
+        assert (int(color[0]) > 128) == (theme == "dark")
 
 
 def test_page_below_a_path(open_page: OpenPage, below_a_path: str) -> None:

@@ -3,8 +3,6 @@
 import base64
 import io
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
@@ -14,7 +12,7 @@ from PIL import Image
 
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image
-from tests.page.conftest import OpenPage, start_service
+from tests.page.conftest import OpenPage
 from tests.page.page_driver import PageDriver
 
 pytestmark = pytest.mark.browser
@@ -22,12 +20,6 @@ pytestmark = pytest.mark.browser
 PNG = encode_image(synthetic_image(60, 80), "PNG")
 READ_CANVAS = """(canvas) => [canvas.width, canvas.height,
     ...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]"""
-
-
-@pytest.fixture(scope="module")
-def explain_url(bundle: Path) -> Iterator[str]:
-    with start_service(bundle, MASKSERVE_EXPLAIN="on") as url:
-        yield url
 
 
 def shown_image(sight: PageDriver, name: str) -> np.ndarray:
@@ -45,15 +37,15 @@ def expected(url: str, **query: str) -> tuple[dict, dict[str, np.ndarray]]:
     return content["numbers"], images
 
 
-def test_the_panel_shows_certainty_and_what_a_clicked_pixel_depends_on(open_page: OpenPage, explain_url: str) -> None:
-    sight = open_page(explain_url)
+def test_the_panel_shows_certainty_and_what_a_clicked_pixel_depends_on(open_page: OpenPage, below_a_path: str) -> None:
+    sight = open_page(below_a_path)
     assert not sight.page.is_visible("#explain")  # no image yet
     sight.upload("street.png", PNG)
     sight.wait_for_result()
     sight.page.click("#explain summary")
     status = sight.page.locator("#explain [role=status]")
     status.filter(has_text="Mean confidence").wait_for()
-    numbers, images = expected(explain_url)
+    numbers, images = expected(below_a_path)
     mean = float(re.findall(r"[\d.]+", status.inner_text())[0])
     assert mean == pytest.approx(100 * numbers["confidence"], abs=0.6)
     for name in ("confidence", "entropy", "margin", "spread"):
@@ -68,7 +60,7 @@ def test_the_panel_shows_certainty_and_what_a_clicked_pixel_depends_on(open_page
     at = parse_qs(urlsplit(asked.value.url).query)["at"][0]
     assert np.abs(np.array(at.split(","), int) - (20, 40)).max() <= 1  # the pixel under the pointer
     sight.page.wait_for_selector("#explain .explain-occlusion canvas")
-    numbers, images = expected(explain_url, view="occlusion", at=at)
+    numbers, images = expected(below_a_path, view="occlusion", at=at)
     status.filter(has_text=numbers["class"]).wait_for()
     np.testing.assert_array_equal(shown_image(sight, "occlusion"), images["occlusion"])
     assert np.ptp(images["occlusion"].astype(int)) > 0

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.server_process import background_server, free_port
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image
 from tests.page.conftest import OpenPage
-from tests.page.page_driver import PageDriver
 
 pytestmark = pytest.mark.browser
 
@@ -21,10 +19,11 @@ IMAGE = synthetic_image(60, 80)
 PNG = encode_image(IMAGE, "PNG")
 
 
-def test_unsupported_file(open_page: OpenPage, url: str) -> None:
-    sight = open_page(url)
+def test_unsupported_file_keeps_the_previous_image(open_page: OpenPage, two_models_url: str) -> None:
+    sight = open_page(two_models_url)
     sight.upload("street.png", PNG)
     sight.wait_for_result()
+    assert sight.page.inner_text("#result-source") == "street.png, model few"
     before = sight.screenshot()
     sight.expected_statuses = (415,)
     sight.upload("notes.txt", b"these are notes")
@@ -34,39 +33,47 @@ def test_unsupported_file(open_page: OpenPage, url: str) -> None:
     assert re.search(r"Request [0-9a-f]{16}", sight.page.inner_text("#status"))
     np.testing.assert_array_equal(sight.screenshot(), before)
     assert sight.page.is_visible("#result")
+    sight.expected_statuses = ()
+    sight.page.select_option("#model", "many")
+    sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
+    assert "Segmented in" in sight.page.inner_text("#status")
 
 
-def test_text_is_not_fetched(open_page: OpenPage, url: str) -> None:
+def test_unsupported_first_files(open_page: OpenPage, url: str) -> None:
+    """Text is not fetched; notes keep the start page; a GIF, which the browser reads, is shown, with the service's advice."""
     sight = open_page(url)
     sight.upload("", None, text="https://example.org/image.jpg")
     assert "Drop or paste an image file" in sight.wait_for_status("No image file found")
-
-
-def test_image_that_only_the_browser_can_read(open_page: OpenPage, url: str) -> None:
-    """A GIF is shown, with the advice of the service."""
-    sight = open_page(url)
     sight.expected_statuses = (415,)
+    sight.upload("notes.txt", b"these are notes")
+    sight.wait_for_status("notes.txt")
+    assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
     sight.upload("moving.gif", encode_image(IMAGE, "GIF"))
+    sight.wait_for_status("GIF")
     assert "GIF" in sight.wait_for_status("Unsupported file format")
     assert np.abs(sight.image_pixels(60, 80).astype(int) - IMAGE).mean() < 10
     assert not sight.page.is_visible("#result")
+    sight.upload("street.png", PNG)
+    sight.wait_for_result()
 
 
-def test_service_that_stops_and_restarts(open_page: OpenPage, bundle: Path) -> None:
-    port = free_port()
-    with background_server(bundle, port) as url:
-        sight = open_page(url)
-        sight.upload("first.png", PNG)
-        sight.wait_for_result()
+def test_service_that_stops_and_restarts(open_page: OpenPage, url: str) -> None:
+    def refuse(route: Any) -> None:
+        route.abort("connectionrefused")
+
+    sight = open_page(url)
+    sight.upload("first.png", PNG)
+    sight.wait_for_result()
     sight.page.evaluate("performance.clearResourceTimings()")
+    sight.context.route("**/v1/**", refuse)
     sight.upload("second.png", encode_image(synthetic_image(60, 80, seed=1), "PNG"))
     assert "file is still here" in sight.wait_for_status("No response from the service")
     assert np.abs(sight.image_pixels(60, 80).astype(int) - synthetic_image(60, 80, seed=1)).max() < 4
     sight.errors = [words for words in sight.errors if "ERR_CONNECTION" not in words]
-    with background_server(bundle, port):
-        sight.page.click("button:text-is('Try again')")
-        sight.wait_for_result()
-        assert sight.page.locator(".rows li").count() >= 1
+    sight.context.unroute("**/v1/**", refuse)
+    sight.page.click("button:text-is('Try again')")
+    sight.wait_for_image("second.png")
+    assert sight.page.locator(".rows li").count() >= 1
 
 
 def test_key_is_requested_and_kept_for_the_tab(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
@@ -74,6 +81,14 @@ def test_key_is_requested_and_kept_for_the_tab(open_page: OpenPage, protected_se
     sight = open_page(url)
     sight.expected_statuses = (401,)
     sight.page.wait_for_selector("#key-dialog[open]")
+    sight.page.fill("#key", "msk_schl\u00fcssel")
+    sight.page.keyboard.press("Enter")
+    sight.page.wait_for_selector("#key-message:has-text('ASCII')")
+    assert sight.page.evaluate("sessionStorage.length") == 0  # it was not sent
+    sight.page.fill("#key", "half of a k")
+    sight.upload("street.png", PNG)
+    sight.page.wait_for_timeout(300)
+    assert sight.page.input_value("#key") == "half of a k"
     sight.page.fill("#key", "msk_wrong")
     sight.page.keyboard.press("Enter")
     sight.page.wait_for_selector("#key-message:has-text('is not valid')")
@@ -106,65 +121,40 @@ def test_image_waits_for_the_key(open_page: OpenPage, protected_service: tuple[s
     sight.wait_for_result()
 
 
-@pytest.fixture
-def busy_page(
+def test_busy_service_is_retried_until_it_responds_or_is_stopped(
     open_page: OpenPage, protected_service: tuple[str, str], start_slow_upload: Callable[[str, str], socket.socket]
-) -> tuple[PageDriver, socket.socket]:
-    """A page whose image a busy service rejects, and the upload that keeps it busy."""
+) -> None:
     url, key = protected_service
+    rejected: list[int] = []
     sight = open_page(url)
     sight.expected_statuses = (401, 429)
     sight.page.fill("#key", key)
     sight.page.keyboard.press("Enter")
     sight.page.wait_for_selector("#only-model:has-text('small')")
-    holder = start_slow_upload(url, key)
-    sight.page.wait_for_timeout(300)
-    sight.upload("street.png", PNG)
+    sight.page.on("response", lambda response: rejected.append(response.status) if response.status == 429 else None)
+
+    def upload_while_busy(name: str) -> socket.socket:
+        """Returns: the upload that keeps the service busy."""
+        holder = start_slow_upload(url, key)
+        sight.page.wait_for_timeout(300)
+        sight.upload(name, PNG)
+        sight.wait_for_status("Too many requests")
+        sight.page.wait_for_selector("#working:has-text('Retrying in')")
+        return holder
+
+    holder = upload_while_busy("first.png")
+    while len(rejected) < 2:  # it was retried
+        sight.page.wait_for_timeout(50)
     sight.wait_for_status("Too many requests")
-    sight.page.wait_for_selector("#working:has-text('Retrying in')")
-    return sight, holder
-
-
-def test_busy_service_is_retried(busy_page: tuple[PageDriver, socket.socket]) -> None:
-    sight, holder = busy_page
-    sight.page.wait_for_timeout(1500)
-    sight.wait_for_status("Too many requests")  # retried, and still busy
     holder.close()
-    sight.wait_for_result()
-
-
-def test_retries_can_be_stopped(busy_page: tuple[PageDriver, socket.socket]) -> None:
-    sight, holder = busy_page
+    sight.wait_for_image("first.png")
+    holder = upload_while_busy("second.png")
     sight.page.click("button:text-is('Stop')")
     holder.close()
     sight.page.wait_for_timeout(1800)
-    assert not sight.page.is_visible("#result")
+    assert "second.png" not in sight.page.inner_text("#result-source")
     sight.page.click("button:text-is('Try again')")
-    sight.wait_for_result()
-
-
-def test_unsupported_file_keeps_the_previous_image(open_page: OpenPage, two_models_url: str) -> None:
-    sight = open_page(two_models_url)
-    sight.upload("street.png", PNG)
-    sight.wait_for_result()
-    assert sight.page.inner_text("#result-source") == "street.png, model few"
-    sight.expected_statuses = (415,)
-    sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("Unsupported file format")
-    sight.expected_statuses = ()
-    sight.page.select_option("#model", "many")
-    sight.page.wait_for_selector("#result-source:text-is('street.png, model many')")
-    assert "Segmented in" in sight.page.inner_text("#status")
-
-
-def test_unsupported_first_file_keeps_the_start_page(open_page: OpenPage, url: str) -> None:
-    sight = open_page(url)
-    sight.expected_statuses = (415,)
-    sight.upload("notes.txt", b"these are notes")
-    sight.wait_for_status("Unsupported file format")
-    assert sight.page.is_visible("#empty") and not sight.page.is_visible("#view")
-    sight.upload("street.png", PNG)
-    sight.wait_for_result()
+    sight.wait_for_image("second.png")
 
 
 def test_image_is_kept_when_its_file_is_deleted(open_page: OpenPage, two_models_url: str, tmp_path: Path) -> None:
@@ -246,20 +236,6 @@ def test_list_of_models_is_retried(open_page: OpenPage, two_models_url: str) -> 
     sight.upload("street.png", PNG)
     sight.wait_for_status("HTTP 500")
     sight.wait_for_result()
-
-
-def test_invalid_key_is_not_sent(open_page: OpenPage, protected_service: tuple[str, str]) -> None:
-    sight = open_page(protected_service[0])
-    sight.expected_statuses = (401,)
-    sight.page.wait_for_selector("#key-dialog[open]")
-    sight.page.fill("#key", "msk_schl\u00fcssel")
-    sight.page.keyboard.press("Enter")
-    sight.page.wait_for_selector("#key-message:has-text('ASCII')")
-    assert sight.page.evaluate("sessionStorage.length") == 0
-    sight.page.fill("#key", "half of a k")
-    sight.upload("street.png", PNG)
-    sight.page.wait_for_timeout(300)
-    assert sight.page.input_value("#key") == "half of a k"
 
 
 def test_long_request_can_be_stopped(open_page: OpenPage, url: str) -> None:
