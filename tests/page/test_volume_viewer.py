@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from tests.service.volume_bundle import AFFINE, COLORS, SPACING, phantom, phantom_labels, write_volume_bundle
 
 from service.server_process import background_server
 from tests.models.readers.make_volumes import dicom_bytes, zip_bytes
 from tests.page.conftest import OpenPage
 from tests.page.page_driver import PageDriver
 from tests.service.tiny_bundle import write_tiny_bundle
+from tests.service.volume_bundle import AFFINE, COLORS, SPACING, phantom, phantom_labels, write_volume_bundle
 
 pytestmark = pytest.mark.browser
 
