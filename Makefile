@@ -43,12 +43,11 @@ test: $(READY)  ## run the fast tests and show the 10 slowest
 test-changed: $(READY)  ## run the fast tests of files changed since BASE (default: HEAD)
 	@tests=$$($(BIN)/python -m tests.import_graph $(BASE)) && if [ -n "$$tests" ]; then $(PYTEST) $(FAST) $$tests; else echo "No test covers the changed files."; fi
 
-test-slow: $(READY)  ## run the slow tests: interrupted trainings, every encoder, the demo
-	@$(PYTEST) -m "slow and not all_cores"
-	@$(BIN)/python -m pytest --durations=10 -m all_cores
+test-slow: $(READY)  ## run the slow tests: interrupted trainings, kinds of encoders, the demo
+	@$(PYTEST) -m slow $$(grep -rl "mark.slow" tests --include="test_*.py")
 
 test-page: $(READY)  ## run the tests of the web page in Chromium
-	@$(QUIET_THREADS) $(BIN)/python -m pytest --durations=10 -m browser
+	@$(QUIET_THREADS) $(BIN)/python -m pytest --durations=10 -m browser tests/page
 
 container: $(READY)  ## build, run and query a container image; needs docker or podman
 	@$(BIN)/python -m pytest -s -m container tests/deploy
