@@ -17,7 +17,7 @@ def segment_signal(
     brought back to its own rate by nearest time step. A recording that states no rate is taken as one of the network's rate.
 
     Returns: labels uint8 T and, if requested, confidence float32 T, for the values of `sample` as they are.
-    Raises: as `Segmenter.segment`; ConfigError for a rate that cannot be resampled.
+    Raises: as `Segmenter.segment`; ConfigError for a rate that cannot be resampled, ImageTooLargeError (`resample.check_growth`).
     """
     rate = segmenter.rule.rate
     resampled = sample if rate is None else to_rate(sample, rate)

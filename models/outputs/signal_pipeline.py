@@ -50,9 +50,11 @@ class SignalPipeline(SegmentationPipeline):
         return max(1.0, byte_count / 2 / SAMPLES_PER_UNIT)
 
     def cost(self, image: Image | Sample) -> float:
-        """From the time steps of all leads. A short recording is 1, because each has a cost of its own."""
+        """From the time steps of all leads, at the network's rate if that is higher; 1 for a short recording, which has a cost too."""
         assert isinstance(image, Sample)
-        return max(1.0, image.values.size / SAMPLES_PER_UNIT)
+        rate = self.segmenter.rule.rate
+        growth = max(1.0, rate / image.rate) if rate and image.rate else 1.0
+        return max(1.0, image.values.size * growth / SAMPLES_PER_UNIT)
 
     def infer(self, image: Image | Sample, should_stop: Callable[[], bool] = never_stop) -> RecordPrediction:  # type: ignore[override]
         """Segment the recording, and set what the options leave out to 255.

@@ -5,12 +5,16 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from models.outputs import OUTPUT_FORMATS
+from models.outputs.signal_pipeline import SignalPipeline
+from models.sample import Sample
+from models.spec import Spacing
 from tests.fixtures_bundles import synthetic_image
 from tests.fixtures_images import encode_image
 from tests.service.in_process import start_app
@@ -190,6 +194,22 @@ def test_missing_samples(client: TestClient) -> None:
     labels = np.load(io.BytesIO(post(client, npz_bytes(values=values, rate=RATE), format="npy")))
     assert (labels[1510:1590] == 255).all()
     assert json.dumps(post(client, npz_bytes(values=np.full_like(VALUES, np.nan), rate=RATE))["events"]) == "[]"
+
+
+def test_a_slow_recording_waits_for_what_it_becomes() -> None:
+    """60,000 time steps are one unit of the queue, at the network's rate: 100 Hz."""
+    network = SimpleNamespace(segmenter=SimpleNamespace(rule=SimpleNamespace(rate=100.0)))
+    for rate, cost in ((None, 2.0), (100.0, 2.0), (400.0, 2.0), (10.0, 20.0)):
+        spacing = None if rate is None else Spacing(values=(rate,), unit="Hz")
+        sample = Sample(np.zeros((60_000, 2), np.float32), "T", ("a", "b"), spacing)
+        assert SignalPipeline.cost(network, sample) == cost  # type: ignore[arg-type]
+
+
+def test_a_recording_that_would_become_too_large_is_refused(client: TestClient) -> None:
+    slow = npz_bytes(values=np.zeros(140_000, np.float32), rate=0.5)
+    response = client.post("/v1/segment", content=slow)
+    assert response.status_code == 413, response.text
+    assert "At 100 Hz the signal would have 28,000,000 samples, from 140,000" in response.json()["detail"]
 
 
 def test_formats_have_what_the_pipeline_needs() -> None:
