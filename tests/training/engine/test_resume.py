@@ -131,16 +131,13 @@ def test_two_runs_are_equal_to_the_bit(small_dataset: Path, uninterrupted_run: P
     )
 
 
-@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 4, 5))])
-def test_run_killed_at_any_step_resumes_exactly(
-    small_dataset: Path, uninterrupted_run: Path, tmp_path: Path, step: int
-) -> None:
-    """mmseg #1800: the learning rate jumped at a resume."""
+def test_run_killed_in_a_step_resumes_exactly(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
+    """mmseg #1800: the learning rate jumped at a resume. Other tests stop at steps 1, 2, 4 and 5."""
     run = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
-        kill_at_step(step, patch, after=step % 2 == 1)
+        kill_at_step(3, patch, after=True)
         train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE)
-    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == step
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 3
     assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
@@ -208,7 +205,7 @@ def test_run_killed_by_sigkill_resumes_exactly(small_dataset: Path, uninterrupte
     assert_same(resume_run(small_dataset, tmp_path / "run"), uninterrupted_run)
 
 
-@pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("killpg", "SIGTERM"), ("kill_self", "SIGTERM")])
+@pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("kill_self", "SIGTERM")])
 @pytest.mark.slow
 def test_stop_signal_finishes_and_saves_the_step(
     small_dataset: Path, uninterrupted_run: Path, tmp_path: Path, kill: str, name: str
