@@ -115,7 +115,7 @@ def test_kill_9(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_9_several_times(bundle: Path, tmp_path: Path) -> None:
-    kill_and_resume(bundle, tmp_path, 2000, kills=4)
+    kill_and_resume(bundle, tmp_path, 900, kills=2)
 
 
 def kill_and_resume(bundle: Path, tmp_path: Path, count: int, kills: int = 1) -> None:

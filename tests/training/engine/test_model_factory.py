@@ -111,7 +111,9 @@ def test_every_option_reaches_network_checkpoint_and_bundle(shapes: Path, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", [["architecture=smp/Unet"], ["architecture=torchvision/lraspp_mobilenet_v3_large"]], ids=str
+    "words",
+    [["architecture=smp/Unet", "encoder=tu-test_resnet"], ["architecture=torchvision/lraspp_mobilenet_v3_large"]],
+    ids=str,
 )
 def test_networks_of_other_libraries_train_export_and_evaluate(words: list[str], shapes: Path, tmp_path: Path) -> None:
     run = train(shapes, tmp_path / "run", load_config(None, [*QUICK_TRAIN_OVERRIDES, *words]), console=QUIET_CONSOLE)
