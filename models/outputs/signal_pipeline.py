@@ -50,7 +50,7 @@ class SignalPipeline(SegmentationPipeline):
         return max(1.0, byte_count / 2 / SAMPLES_PER_UNIT)
 
     def cost(self, image: Image | Sample) -> float:
-        """From the time steps of all leads, at the network's rate if that is higher; 1 for a short recording, which has a cost too."""
+        """From the time steps of all leads, at the network's rate if that is higher; at least 1, what any recording costs."""
         assert isinstance(image, Sample)
         rate = self.segmenter.rule.rate
         growth = max(1.0, rate / image.rate) if rate and image.rate else 1.0
