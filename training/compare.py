@@ -40,11 +40,13 @@ from training.metrics.volumes import resampled_means
 from training.reports.console import (
     HEADLINE_METRICS,
     OTHER_METRICS,
+    best_threshold,
     count_samples,
     format_error,
     format_interval,
     format_rate,
     headline_metrics,
+    other_metrics,
 )
 from training.run_folder import METADATA_FILE, read_run_metadata
 
@@ -109,6 +111,7 @@ class Differences(BaseModel):
     per_class_false_positive_rate: dict[str, Difference]
     recall_by_size: dict[str, Difference]  # by size
     ece: Difference
+    average_precision: Difference
     events: EventDifferences | None = None  # of signals
     volumes: VolumeDifferences | None = None  # of volumes
 
@@ -329,13 +332,16 @@ def print_comparison(found: list[Evaluation], console: Console) -> None:
         add_volume_rows(table, [one.metrics.volumes for one in found if one.metrics.volumes])
     if first.metrics.events:
         add_event_rows(table, [one.metrics.events for one in found if one.metrics.events])
-    for name, title in (headline_metrics([one.metrics for one in found]) | OTHER_METRICS).items():
+    metrics = [one.metrics for one in found]
+    for name, title in (headline_metrics(metrics) | other_metrics(metrics)).items():
         rates: list[Rate] = [getattr(one.metrics, name) for one in found]
         cells = [
             f"{format_rate(rate, 4)} {_bracket(getattr(one.metrics.intervals, name))}".strip()
             for rate, one in zip(rates, found, strict=True)
         ]
         table.add_row(title, *_bold_best(cells, rates, name))
+    if all(each.threshold_curve for each in metrics):
+        table.add_row("best F1 over thresholds", *map(best_threshold, metrics))
     for metric, title in (CLASS_METRICS | SIZE_METRICS).items():
         for name in getattr(first.metrics, metric):
             rates = [getattr(one.metrics, metric)[name] for one in found]

@@ -40,6 +40,7 @@ from training.metrics.confusion import ConfusionMatrix
 from training.metrics.events import DEFAULT_TOLERANCE_MS, compute_event_metrics, count_events
 from training.metrics.object_size import size_counts
 from training.metrics.results import METRICS_FILE, EvaluatedBundle, EvaluationMetrics, VolumeMetrics
+from training.metrics.thresholds import positive_label, score_counts
 from training.metrics.volumes import DEFAULT_TOLERANCE as DEFAULT_TOLERANCE_MM
 from training.metrics.volumes import compute_volume_metrics, measure_case
 from training.reports.build import write_evaluation_report
@@ -85,7 +86,9 @@ def evaluate(
         ignored_pixels=matrix.ignored_pixels,
         data=data.resolve().name,
         tta=tta,
-        bundle=EvaluatedBundle(name=opened.spec.name, hash=opened.hash, **asdict(segmenter.choice)),
+        bundle=EvaluatedBundle(
+            name=opened.spec.name, hash=opened.hash, calibration=opened.spec.calibration, **asdict(segmenter.choice)
+        ),
         per_image=tally.to_rows(),
     )
     print_metrics(metrics, matrix, console)
@@ -168,7 +171,8 @@ def evaluate_split(
     classes, number = len(samples.classes), len(samples)
     total, tally = ConfusionMatrix(classes), PerImageCounts(classes)
     segment = {"HW": Segmenter.segment, "T": segment_signal, "DHW": segment_volume}[samples.axes]
-    measure = partial(measure_sample, segmenter.rule, classes, all_metrics, tolerance_ms, tolerance_mm)
+    positive = positive_label([entry.name for entry in samples.classes]) if classes == 2 and all_metrics else None
+    measure = partial(measure_sample, segmenter.rule, classes, positive, all_metrics, tolerance_ms, tolerance_mm)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
@@ -190,15 +194,22 @@ def evaluate_split(
 
 
 def measure_sample(
-    rule: InputRule, classes: int, all_metrics: bool, tolerance_ms: float, tolerance_mm: float, sample: Sample,
-    target: Labels, prediction: Prediction,
+    rule: InputRule, classes: int, positive: int | None, all_metrics: bool, tolerance_ms: float, tolerance_mm: float,
+    sample: Sample, target: Labels, prediction: Prediction,
 ) -> tuple[ConfusionMatrix, dict[str, Any]]:  # fmt: skip
     """The confusion matrix of a sample, and the other arguments of `PerImageCounts.add`.
 
-    With `all_metrics` they have the events of a signal, and the surfaces of a volume as well.
+    With `all_metrics` they have the events of a signal, and the surfaces of a volume as well. `positive`: of two classes, the
+    label that thresholds are of.
     """
     single, edges, digest, bins, sizes = measure_image(sample.values, target, prediction, classes, all_metrics)
     counts: dict[str, Any] = {"edges": edges, "digest": digest, "bins": bins, "sizes": sizes}
+    if positive is not None and prediction.confidence is not None:
+        known = target != IGNORE_INDEX
+        labels, confidence = prediction.labels[known], prediction.confidence[known]
+        probability = np.where(labels == positive, confidence, 1 - confidence)
+        probability[labels == IGNORE_INDEX] = 0  # nodata
+        counts["scores"] = score_counts(probability, target[known] == positive)
     if sample.axes == "T" and all_metrics:
         rate = sample.rate or rule.rate or 1.0  # as in `segment_signal`
         counts["events"] = count_events(target, prediction.labels, rate, classes, tolerance_ms)

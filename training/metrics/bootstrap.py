@@ -17,7 +17,8 @@ from models.spec import ClassInfo
 from training.metrics.calibration import NUM_BINS, expected_calibration_error
 from training.metrics.confusion import Counts, Rates, as_json, iou, metrics_from_counts, nan_mean, ratio, round_or_none
 from training.metrics.object_size import SIZE_NAMES
-from training.metrics.results import ImageResult, Intervals, SplitMetrics
+from training.metrics.results import ImageResult, Intervals, SplitMetrics, ThresholdPoint
+from training.metrics.thresholds import NUM_SCORE_BINS, THRESHOLDS, average_precision, threshold_rates
 from training.metrics.volumes import CaseMetrics
 
 NUM_RESAMPLES, CONFIDENCE_LEVEL, SEED = 1000, 0.95, 0
@@ -38,6 +39,7 @@ class ImageCounts:
     events: NDArray[np.float64]  # of a signal: (C - 1) x 2 x 5, as `count_events`
     group: str  # images of one group (patient) are resampled together; "" for an image of its own
     case: CaseMetrics | None = None  # of a volume
+    scores: NDArray[np.int64] | None = None  # of two classes: 2 x NUM_SCORE_BINS pixels, as `score_counts`
 
     @property
     def miou(self) -> float:
@@ -63,6 +65,7 @@ class ImageCounts:
                 if points.any()
             ],
             volumes=self.case.to_rows() if self.case else [],
+            scores=[] if self.scores is None else _occupied_bins(self.scores),
         )
 
 
@@ -87,11 +90,12 @@ class PerImageCounts:
         events: NDArray[np.float64] | None = None,
         group: str = "",
         case: CaseMetrics | None = None,
+        scores: NDArray[np.int64] | None = None,
     ) -> None:
         """Add an image's counts, each 3 x C pixels: hits, ground truth and prediction of its masks and their boundaries.
 
-        `bins`, `sizes`, `events` and `case`: its `reliability_bins`, `size_counts`, `count_events` and `measure_case`; None if
-        they were not measured.
+        `bins`, `sizes`, `events`, `case` and `scores`: its `reliability_bins`, `size_counts`, `count_events`, `measure_case` and
+        `score_counts`; None if they were not measured.
         """
         self.images.append(
             ImageCounts(
@@ -103,6 +107,7 @@ class PerImageCounts:
                 np.zeros((self.num_classes - 1, 2, 5)) if events is None else events,
                 group,
                 case,
+                scores,
             )
         )
 
@@ -133,6 +138,13 @@ class PerImageCounts:
     def sizes(self) -> NDArray[np.int64]:
         """N x 2 x bins pixels, as `size_counts`."""
         return np.array([image.sizes for image in self.images], np.int64).reshape(len(self), 2, len(SIZE_NAMES))
+
+    @property
+    def scores(self) -> NDArray[np.int64]:
+        """N x 2 x NUM_SCORE_BINS pixels, as `score_counts`; zeros where they were not measured."""
+        none = np.zeros((2, NUM_SCORE_BINS), np.int64)
+        found = [none if image.scores is None else image.scores for image in self.images]
+        return np.array(found, np.int64).reshape(len(self), 2, NUM_SCORE_BINS)
 
     @property
     def events(self) -> NDArray[np.float64]:
@@ -194,7 +206,10 @@ class PerImageCounts:
             for label, *points in row.events:
                 events[label - 1] = points
             case = CaseMetrics.from_rows(row.volumes, classes) if row.volumes else None
-            tally.add(row.name, whole, edges, row.digest, bins, sizes, events, row.group, case)
+            scores = np.zeros((2, NUM_SCORE_BINS), np.int64)
+            for index, *pixels in row.scores:
+                scores[:, index] = pixels
+            tally.add(row.name, whole, edges, row.digest, bins, sizes, events, row.group, case, scores)
         return tally
 
     def reorder(self, names: list[str]) -> "PerImageCounts":
@@ -213,7 +228,7 @@ def _point_counts(counts: NDArray[np.float64]) -> tuple[int, int, int, float, fl
 
 def _occupied_bins(table: NDArray[Any]) -> list[Any]:
     """The columns of a table that hold pixels, each behind its index."""
-    return [(int(index), *table[:, index].tolist()) for index in np.flatnonzero(table[0])]
+    return [(int(index), *table[:, index].tolist()) for index in np.flatnonzero(table.any(axis=0))]
 
 
 def metrics_with_boundaries(counts: Counts, names: list[str]) -> dict[str, Rates]:
@@ -245,6 +260,7 @@ def weighted_metrics(
     counts, mious = tally.counts.astype(np.float64), tally.mious()  # float64 is exact up to 2^53 pixels, and has a BLAS
     flat, has_miou = counts.reshape(len(tally), -1), ~np.isnan(mious)
     bins, sizes = tally.bins.reshape(len(tally), -1), tally.sizes.reshape(len(tally), -1).astype(np.float64)
+    scores = tally.scores.reshape(len(tally), -1).astype(np.float64)
     false_positives, without = tally.false_positives
     blocks = []
     for weights in weights_blocks:
@@ -257,6 +273,7 @@ def weighted_metrics(
                 "per_class_false_positive_rate": ratio(weights @ false_positives, weights @ without),
                 "recall_by_size": ratio(pixels - wrong, pixels),
                 "ece": expected_calibration_error((weights @ bins).reshape(-1, 3, NUM_BINS))[0],
+                "average_precision": average_precision((weights @ scores).reshape(-1, 2, NUM_SCORE_BINS)),
             }
         )
     return blocks
@@ -334,10 +351,23 @@ def compute_metrics(tally: PerImageCounts, classes: list[ClassInfo]) -> SplitMet
     target_pixels = tally.counts[:, 0, 1].sum(axis=0).tolist()
     return SplitMetrics(
         recall_by_size=by_size,
+        threshold_curve=threshold_curve(tally),
         absent=[entry.name for entry, pixels in zip(classes, target_pixels, strict=True) if not pixels],
         intervals=confidence_intervals(tally, classes),
         **as_json(figures, classes),
     )
+
+
+def threshold_curve(tally: PerImageCounts) -> list[ThresholdPoint]:
+    """The whole split at each threshold; empty if there are not two classes with a confidence."""
+    counts = tally.scores.sum(axis=0).astype(np.float64)
+    if not counts.any():
+        return []
+    rates = ([round_or_none(value) for value in values.tolist()] for values in threshold_rates(counts))
+    return [
+        ThresholdPoint(threshold=threshold, precision=precision, recall=recall, f1=f1)
+        for threshold, precision, recall, f1 in zip(THRESHOLDS, *rates, strict=True)
+    ]
 
 
 def interval_to_list(ends: Rates) -> list[float] | None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from models.atomic_write import write_atomically
 from models.errors import RunError
 from models.setting_errors import plain_reason
+from models.spec import Calibration
 
 METRICS_FILE = "metrics.json"
 
@@ -54,6 +55,16 @@ class Intervals(_Strict):
     per_class_false_positive_rate: IntervalByClass
     recall_by_size: IntervalByClass
     ece: Interval
+    average_precision: Interval = None
+
+
+class ThresholdPoint(_Strict):
+    """A class of two where its probability is at least the threshold; 0.5 gives the labels."""
+
+    threshold: float
+    precision: Rate
+    recall: Rate
+    f1: Rate
 
 
 class SplitMetrics(_Strict):
@@ -79,6 +90,10 @@ class SplitMetrics(_Strict):
     per_class_false_positive_rate: RateByClass  # of the images without the class, the fraction on which it is predicted
     recall_by_size: RateByClass  # of the pixels of objects of a thickness (pixels), the fraction that is right
     ece: Rate  # expected calibration error of the confidence (arXiv 1706.04599)
+    average_precision: Rate = (
+        None  # of two classes: of the second, over thresholds on its probability; None for more classes
+    )
+    threshold_curve: list[ThresholdPoint] = []  # of two classes
     absent: list[str]  # classes without a pixel in the ground truth
     intervals: Intervals
 
@@ -141,6 +156,7 @@ class EvaluatedBundle(_Strict):
     device: str
     precision: str
     reason: str  # why this engine
+    calibration: Calibration | None = None  # in the graph; its figures are of validation images
 
 
 class ImageResult(_Strict):
@@ -161,6 +177,7 @@ class ImageResult(_Strict):
     volumes: list[
         tuple[int, Rate, Rate, Rate, Rate, float]
     ] = []  # label, Dice, surface Dice, HD95 (mm), error of the volume (ml), true volume (ml)
+    scores: list[tuple[int, int, int]] = []  # of two classes: bin of the second's probability, its pixels, others
 
 
 class EvaluationMetrics(SplitMetrics):

@@ -19,12 +19,13 @@ from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, SEED, Pe
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.monitor import DEFAULT_MONITOR
 from training.metrics.results import EvaluationMetrics, Interval, Rate
+from training.metrics.thresholds import positive_label
 from training.reports.confusion_matrix import confusion_section
 from training.reports.console import count_samples, headline_metrics, metric_warnings
 from training.reports.gallery import gallery_section
 from training.reports.latency import EngineLatency, engines_section
 from training.reports.layout import render, render_page
-from training.reports.line_chart import curves_section
+from training.reports.line_chart import curves_section, threshold_section
 from training.reports.records import records_section
 
 CURVES_FILE = "report/metrics.csv"  # in a bundle
@@ -53,9 +54,13 @@ def write_evaluation_report(
         total_pixels=sum(pixels),
         confusion=confusion_section(matrix, samples.classes),
         gallery=(records_section if metrics.events else gallery_section)(segmenter, samples, tally),
+        thresholds=threshold_section(metrics.threshold_curve) if metrics.threshold_curve else None,
+        positive=samples.classes[positive_label([entry.name for entry in samples.classes])].name
+        if metrics.threshold_curve
+        else "",
         curves=curves_section(find_training_curves(bundle), find_monitor(bundle)),
         engines=engines_section(bundle, latencies, used),
-        method=[*describe_method(metrics, matrix), *describe_monitor(bundle)],
+        method=[*describe_method(metrics, matrix), *describe_monitor(bundle), *describe_calibration(bundle)],
         facts=describe_run(bundle),
         headline_axis=zoomed_axis(headline_intervals(metrics)),
         class_axis=zoomed_axis(class_intervals(metrics)),
@@ -67,7 +72,7 @@ def write_evaluation_report(
         name=evaluated.name,
         subtitle=f"{count_samples(metrics)} of {metrics.data}, split {metrics.split}, {len(samples.classes)} classes; "
         f"{evaluated.engine} {evaluated.precision} on {evaluated.device}",
-        nav=render("nav.html", is_signal=metrics.events is not None),
+        nav=render("nav.html", is_signal=metrics.events is not None, has_thresholds=bool(metrics.threshold_curve)),
         main=main,
     )
     target.write_text(page, encoding="utf-8", errors="backslashreplace")
@@ -131,6 +136,23 @@ def describe_monitor(bundle: Bundle) -> list[str]:
     """Which validation metric chose the checkpoint, for a bundle that was trained here."""
     trained = "config" in bundle.spec.provenance
     return [f"The checkpoint with the best {find_monitor(bundle)} on the validation images was exported."] * trained
+
+
+def describe_calibration(bundle: Bundle) -> list[str]:
+    """What an export fitted on validation images, and what that changed there."""
+    fitted, sentences = bundle.spec.calibration, []
+    if fitted and fitted.f1:
+        biases = ", ".join(f"{name} {bias:+.2f}" for name, bias in fitted.bias.items())
+        sentences.append(
+            f"The export added a bias to logits for the best F1 on {fitted.images} validation images ({biases}): mean F1 of these "
+            f"classes {fitted.f1[0]:.4f} before, {fitted.f1[1]:.4f} after."
+        )
+    if fitted and fitted.ece:
+        sentences.append(
+            f"The export divides logits by the temperature {fitted.temperature:.3f}: calibration error on {fitted.images} "
+            f"validation images {fitted.ece[0]:.4f} before, {fitted.ece[1]:.4f} after."
+        )
+    return sentences
 
 
 def describe_method(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list[str]:

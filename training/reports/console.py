@@ -20,7 +20,7 @@ HEADLINE_METRICS = {  # of signals, a pixel is a time step, an image a record
     "pixel_accuracy": "pixel accuracy",
     "mean_image_miou": "mean image mIoU",
 }
-OTHER_METRICS = {"ece": "calibration error (ECE)"}  # less is better
+OTHER_METRICS = {"ece": "calibration error (ECE)", "average_precision": "average precision"}
 
 
 def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: Console) -> None:
@@ -47,7 +47,7 @@ def print_metrics(metrics: EvaluationMetrics, matrix: ConfusionMatrix, console: 
     if metrics.volumes:
         print_volumes(metrics.volumes, console)
     console.print(f"\n{metrics.split}, {count_samples(metrics)}", highlight=False, markup=False)
-    for name, title in (headline_metrics([metrics]) | OTHER_METRICS).items():
+    for name, title in (headline_metrics([metrics]) | other_metrics([metrics])).items():
         interval = format_interval(getattr(metrics.intervals, name))
         console.print(
             f"  {title:24} {format_rate(getattr(metrics, name), 4)}  {interval}", highlight=False, markup=False
@@ -119,6 +119,21 @@ def headline_metrics(evaluations: list[EvaluationMetrics]) -> dict[str, str]:
         if not name.startswith("foreground_") or any(getattr(each, name) is not None for each in evaluations)
         if name != "boundary_iou" or any(each.axes == "HW" for each in evaluations)
     }
+
+
+def other_metrics(evaluations: list[EvaluationMetrics]) -> dict[str, str]:
+    """`OTHER_METRICS` without the average precision if no evaluation has it: it is of two classes."""
+    return {
+        name: title
+        for name, title in OTHER_METRICS.items()
+        if name == "ece" or any(getattr(each, name) is not None for each in evaluations)
+    }
+
+
+def best_threshold(metrics: EvaluationMetrics) -> str:
+    """The highest F1 of the threshold curve, and its threshold, as in "0.641 at 0.35"."""
+    best = max(metrics.threshold_curve, key=lambda point: point.f1 or 0.0)
+    return f"{format_rate(best.f1, 4)} at {best.threshold:.2f}"
 
 
 def metric_warnings(metrics: EvaluationMetrics, matrix: ConfusionMatrix) -> list[str]:

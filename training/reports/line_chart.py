@@ -10,11 +10,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from training.metrics.results import ThresholdPoint
 from training.reports.layout import render
 
 WIDTH, HEIGHT = 360, 220
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 28  # pixels around the plot
-LINE_STYLES = ("one", "two")  # classes of page.css
+LINE_STYLES = ("one", "two", "three")  # classes of page.css
 MAX_LARGE_DOTS = 60  # epochs; more get smaller dots
 
 # Title, name of each line by its column of metrics.csv, top of the y axis (None: by the values).
@@ -74,8 +75,20 @@ def read_series(rows: list[dict[str, str]], column: str) -> Series:
     return series if any(not math.isnan(value) for _, value in series) else []
 
 
-def chart_geometry(lines: dict[str, Series], top: float | None = None) -> dict[str, Any]:
-    """Positions in pixels of a plot from 0 to `top`, or to a little above the largest value."""
+def threshold_section(curve: list[ThresholdPoint]) -> Markup:
+    """The chart of precision, recall and F1 by threshold, in percent."""
+    lines = {
+        title: [
+            (100 * point.threshold, math.nan if (rate := getattr(point, name)) is None else rate) for point in curve
+        ]
+        for name, title in (("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
+    }
+    chart = {"title": "by threshold", **chart_geometry(lines, 1.0, "threshold, %")}
+    return render("curves.html", charts=[chart])
+
+
+def chart_geometry(lines: dict[str, Series], top: float | None = None, axis: str = "epoch") -> dict[str, Any]:
+    """Positions in pixels of a plot from 0 to `top`, or to a little above the largest value. `axis`: the name of the x axis."""
     values = [value for series in lines.values() for _, value in series if not math.isnan(value)]
     step = nice_step((top or max(values) or 1.0) / 5)
     high = top or step * math.ceil(max(values) / step) or step
@@ -97,7 +110,7 @@ def chart_geometry(lines: dict[str, Series], top: float | None = None) -> dict[s
             x, y = f"{x_of(epoch):.1f}", f"{y_of(value):.1f}"
             path += f"{'M' if gap else 'L'}{x} {y}"
             gap = False
-            dots.append({"x": x, "y": y, "title": f"epoch {epoch:g}: {name} {value:.4g}"})
+            dots.append({"x": x, "y": y, "title": f"{axis} {epoch:g}: {name} {value:.4g}"})
         radius = 3 if len(series) <= MAX_LARGE_DOTS else 1.5
         return {"name": name, "style": style, "path": path, "dots": dots, "radius": radius}
 
@@ -107,6 +120,7 @@ def chart_geometry(lines: dict[str, Series], top: float | None = None) -> dict[s
     return {
         "width": WIDTH,
         "height": HEIGHT,
+        "axis": axis,
         "left": LEFT,
         "right": WIDTH - RIGHT,
         "y_ticks": [

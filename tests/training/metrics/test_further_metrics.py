@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from models.inference.segmenter import Prediction
-from models.spec import ClassInfo
-from training.evaluate import measure_image
+from models.inference.segmenter import Prediction, Segmenter
+from models.spec import ClassInfo, InputRule
+from tests.fixtures_bundles import QUIET_CONSOLE
+from tests.training.fake_dataset import make_fake_dataset
+from training.evaluate import evaluate_split, measure_image
 from training.metrics.bootstrap import PerImageCounts, compute_metrics
 
 CLASSES = [ClassInfo(name=name, rgb=(0, 0, 0)) for name in ("background", "car")]
@@ -42,9 +44,46 @@ def test_further_metrics_of_a_split() -> None:
     assert metrics.intervals.recall_by_size["up to 8 px"] is None  # two images have such objects
 
 
+def test_thresholds_of_two_classes() -> None:
+    """A network whose probability of the second class is the red value; 0.5 gives its labels."""
+    reds = np.random.default_rng(0).integers(1, 255, (8, 20, 20))
+    targets = [(red + 60 > np.random.default_rng(1).integers(0, 255, (20, 20))).astype(np.uint8) for red in reds]
+
+    def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        probability = images[..., 0].astype(np.float32) / 256
+        scores = np.stack([np.zeros_like(probability), np.log(probability / (1 - probability))], axis=1)
+        return scores.argmax(axis=1).astype(np.uint8), scores
+
+    def make(index: int) -> tuple[np.ndarray, np.ndarray]:
+        return np.repeat(reds[index, ..., None], 3, axis=2).astype(np.uint8), targets[index]
+
+    samples = make_fake_dataset(8, make)
+    _, tally = evaluate_split(Segmenter(run, InputRule(rule="native")), samples, QUIET_CONSOLE, all_metrics=True)
+    metrics = compute_metrics(tally, samples.classes)
+    positive = np.stack(targets) == 1
+    for threshold in (0.3, 0.5, 0.85):
+        found = reds / 256 >= threshold
+        point = next(each for each in metrics.threshold_curve if each.threshold == threshold)
+        assert point.precision == pytest.approx(positive[found].mean(), abs=1e-6)
+        assert point.recall == pytest.approx(found[positive].mean(), abs=1e-6)
+        if threshold == 0.5:
+            assert point.f1 == metrics.per_class_dice["class 1"]
+    order = np.argsort(-(reds.ravel() * 20 // 256), kind="stable")
+    hits = positive.ravel()[order].cumsum()
+    last = np.flatnonzero(np.diff(np.append(reds.ravel()[order] * 20 // 256, -1)))  # of each of the 20 bins
+    steps = np.diff(np.append(0, hits[last])) / positive.sum()
+    assert metrics.average_precision == pytest.approx(float((hits[last] / (last + 1) * steps).sum()), abs=1e-6)
+    low, high = metrics.intervals.average_precision or (2, 2)
+    assert low < metrics.average_precision < high
+
+
 def test_further_counts_survive_metrics_json_and_a_new_order() -> None:
     tally = make_tally()
     again = PerImageCounts.from_rows(tally.to_rows(), 2).reorder(tally.names[::-1])
     np.testing.assert_allclose(again.bins, tally.bins[::-1], atol=1e-3)
     np.testing.assert_array_equal(again.sizes, tally.sizes[::-1])
+    scored = PerImageCounts(2)
+    counts = np.arange(40).reshape(2, 20) * (np.arange(20) != 3)
+    scored.add("a", np.zeros((3, 2), np.int64), np.zeros((3, 2), np.int64), scores=counts)
+    np.testing.assert_array_equal(PerImageCounts.from_rows(scored.to_rows(), 2).scores[0], counts)
     assert tally.sizes[:, 0].sum() == 8 * 400
