@@ -77,7 +77,7 @@ def make_bundle(target: Path, options: dict[str, Any]) -> None:
     from models.bundle import INT8_MODEL_FILE, MODEL_FILE, SPEC_FILE, bundle_writer
     from models.spec import BundleSpec, ClassInfo, InputRule, Int8Metrics, default_rgb
     from tests.fixtures_networks import calibrate_norms
-    from training.export import calibration_input
+    from training.freezing.calibration import middle_canvas
     from training.freezing.onnx_export import export_network
     from training.freezing.quantise import quantise
 
@@ -89,7 +89,7 @@ def make_bundle(target: Path, options: dict[str, Any]) -> None:
         export_network(network, new)
         quantise(
             new / MODEL_FILE,
-            (calibration_input(draw_image(seed), rule) for seed in range(1, 1 + CALIBRATION)),
+            (middle_canvas(draw_image(seed), rule) for seed in range(1, 1 + CALIBRATION)),
             new / INT8_MODEL_FILE,
         )
         spec = BundleSpec(

@@ -203,6 +203,25 @@ class ComponentRule(_FrozenModel):
     )
 
 
+class Calibration(_FrozenModel):
+    """What an export fitted on validation images: the graph's logits are (the network's logits + bias) / temperature.
+
+    Labels are the argmax of these logits, in every engine; the temperature changes only their confidence.
+    """
+
+    bias: dict[str, _FiniteFloat] = Field(
+        default={}, description="added to the logit of a class, by name, for the best F1; 0 for the others"
+    )
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="above 1 lowers the confidence")
+    images: int = Field(default=0, ge=0, description="number of validation images that these were fitted on")
+    f1: tuple[float, float] | None = Field(
+        default=None, description="mean F1 of the classes in `bias` on these images, before and after; 0..1"
+    )
+    ece: tuple[float, float] | None = Field(
+        default=None, description="expected calibration error on these images, before and after; 0..1"
+    )
+
+
 class Int8Metrics(_FrozenModel):
     """mIoU of the int8 graph and of the float graph on the validation split, 0..1."""
 
@@ -224,6 +243,7 @@ class BundleSpec(_FrozenModel):
         default={},
         description="by class name, of a signal's events or a volume's components; classes without a rule stay as they are",
     )
+    calibration: Calibration | None = Field(default=None, description="of the logits; None leaves them as they are")
     parity: dict[str, dict[str, float]] = Field(
         default={},
         description="agreement with PyTorch: lowest fraction of an image's pixels with equal labels, by engine "
@@ -253,6 +273,13 @@ class BundleSpec(_FrozenModel):
     def _rules(self) -> list[tuple[int, EventRule | ComponentRule]]:
         labels = {entry.name: label for label, entry in enumerate(self.classes)}
         return [(labels[name], rule) for name, rule in self.postprocess.items()]
+
+    @model_validator(mode="after")
+    def _check_calibration(self) -> Self:
+        names = [entry.name for entry in self.classes]
+        if unknown := [name for name in (self.calibration.bias if self.calibration else ()) if name not in names]:
+            raise ValueError(f"`calibration` has a bias for {unknown[0]}, and the classes are {', '.join(names)}")
+        return self
 
     @model_validator(mode="after")
     def _check_postprocess(self) -> Self:

@@ -59,6 +59,16 @@ def find_fold_tables(folder: Path) -> list[Path]:
     return ordered
 
 
+def find_fold_runs(folder: Path) -> list[Path]:
+    """The runs of a cross-validation whose folder this is, in order; none for any other folder. Raises: RunError."""
+    if not (folder / SUMMARY_FILE).is_file():
+        return []
+    try:
+        return [folder / fold["run"] for fold in json.loads((folder / SUMMARY_FILE).read_bytes())["folds"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{folder / SUMMARY_FILE} cannot be read ({error}); name the runs one by one.") from error
+
+
 def validation_images(table: Path) -> list[str]:
     """The images of the val split of a table. Raises: DataError if it cannot be read."""
     try:

@@ -1,4 +1,4 @@
-"""Freeze a run into a bundle: `maskserve export RUN`.
+"""Freeze a run into a bundle: `maskserve export RUN`; several runs into a bundle of the mean of their logits.
 
 The best network becomes an ONNX graph. The frozen graph and the PyTorch network predict real images of several odd sizes,
 both through the Segmenter; if they disagree, export writes nothing (`training/freezing/bundle_writer.py`). An int8 graph
@@ -6,20 +6,20 @@ is made from the frozen one and kept if it costs next to no accuracy.
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.analysis.complexity import count_parameters
+from models.analysis.complexity import count_gflops, count_parameters
 from models.architectures.base import Network
+from models.architectures.ensemble import combine
 from models.atomic_write import check_writable
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, Bundle
 from models.console import Console
 from models.errors import BundleError, ConfigError, DataError, EngineError, RunError, printable
 from models.imaging.decode import Labels
-from models.inference.geometry import Image, canvas_size, network_input_size, resize_and_pad, resize_image
-from models.inference.segmenter import TILE_SIZE, Segmenter
-from models.inference.windows import MAX_WINDOW, extract_window, make_lattice
-from models.spec import BundleSpec, InputRule, Int8Metrics
+from models.inference.segmenter import Segmenter
+from models.spec import BundleSpec, Calibration, InputRule, Int8Metrics
 from training.config import TrainConfig
 from training.config_io import load_config, postprocess_rules
 from training.data import SegmentationDataset, load_splits
@@ -28,6 +28,7 @@ from training.data.scan.scanner import scan_splits
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate_split
 from training.freezing.bundle_writer import NUM_PROBES, BundleSource, check_bundle_name, creation_info, write_bundle
+from training.freezing.calibration import fit_calibration, middle_canvas, parse_classes
 from training.freezing.input_rule import parse_input_rule
 from training.freezing.onnx_export import export_network
 from training.freezing.parity import make_parity_images, make_parity_samples, worst_agreement
@@ -43,12 +44,16 @@ PARITY_ADVICE = "This is a bug of the exporter or the engine; please report it w
 def export(
     run: Path, out: Path | None = None, input_rule: str | None = None, int8_limit: float | None = MAX_MIOU_DROP,
     console: Console | None = None, name: str | None = None, data: Path | None = None,
+    f1_thresholds: str | None = None, temperature: bool = False, members: Sequence[Path] = (),
 ) -> Path:  # fmt: skip
     """Freeze the best network of a run into a bundle at `out` (default: `RUN/bundle`); returns its folder.
 
     `input_rule` overrides the run's: `native`, `fit`, or `fit:SIDE` with the long side in pixels. `int8_limit` is how many
     points of validation mIoU int8 may lose; None makes no int8 graph. `name` is that of the model in the service (default: that
-    of the data set). `data`: the data set, if it has moved since training.
+    of the data set). `data`: the data set, if it has moved since training. `f1_thresholds`: classes, `all` or names with commas,
+    whose threshold is chosen for the best F1 on the validation split; `temperature`: fit it there as well
+    (`training/freezing/calibration.py`).
+    `members`: further runs, for a bundle of the mean of all logits; its data is that of `run`.
     Raises: RunError, DataError, ConfigError, BundleError, WeightsError; ParityError, with nothing written, if the frozen
     network disagrees with the PyTorch one.
     """
@@ -58,26 +63,37 @@ def export(
         check_writable(target.parent)
     except OSError as error:
         raise ConfigError(f"{target} cannot be written ({error.strerror}); name another folder with --out.") from error
-    network = load_network(run)
+    network = load_ensemble([run, *members], console) if members else load_network(run)
     check_disk_space(target, network)
     config, metadata = load_config(run / CONFIG_FILE, []), read_run_metadata(run)
+    if f1_thresholds is not None:
+        parse_classes(f1_thresholds, metadata.classes)
     training, validation, changes = load_training_data(run, data or metadata.data, metadata, config, console)
+    changes += other_training_images(run, members, console)
     training, validation = (replace(dataset, input=metadata.input) for dataset in (training, validation))
     rule = parse_input_rule(input_rule, metadata.input)
     if rule.axes == "HW":
         images = make_parity_images(validation.image, len(validation))
     else:
         images = make_parity_samples(validation.image, len(validation), rule.axes)
+    calibration = None
+    if f1_thresholds is not None or temperature:
+        with console.status("fitting thresholds and temperature on validation images"):
+            calibration = fit_calibration(network, rule, validation, f1_thresholds, temperature)
+        network.set_calibration(calibration, metadata.classes)
+        print_calibration(calibration, console)
     spec = BundleSpec(
-        name=chosen_name or printable(metadata.data.stem if metadata.data.is_file() else metadata.data.name),
+        name=chosen_name or default_name(target if members else metadata.data),
         classes=metadata.classes,
         input=rule,
         architecture=network.architecture,
+        calibration=calibration,
         postprocess=postprocess_rules(config, metadata.classes, rule.axes),
         provenance={
             **creation_info("torch", "segmentation-models-pytorch", "openvino", "onnx"),
             "data": printable(metadata.data.name),
             "config": {**config.model_dump(mode="json"), "weights": Path(config.weights).name},
+            **({"members": [printable(each.name) for each in (run, *members)]} if members else {}),
             "warnings": [*(metadata.end.warnings if metadata.end else []), *changes],  # of the training
         },
     )
@@ -107,6 +123,52 @@ def export(
     )
     write_bundle(target, source, console)
     return target
+
+
+def load_ensemble(runs: Sequence[Path], console: Console) -> Network:
+    """The ensemble of the best networks of several runs; prints its cost. Raises: RunError that names a run that does not fit."""
+    networks, first = [load_network(run) for run in runs], read_run_metadata(runs[0])
+    for run in runs[1:]:
+        other = read_run_metadata(run)
+        for what, expected, found in (
+            ("classes are", *(", ".join(entry.name for entry in each.classes) for each in (first, other))),
+            ("input rule is", *(describe_input(each.input) for each in (first, other))),
+            ("run.json has", *(f"{each.input} and {each.classes}" for each in (first, other))),  # scaling, colors
+        ):
+            if expected != found:
+                raise RunError(f"{run} cannot be in one bundle with {runs[0]}: its {what} {found}, not {expected}.")
+    try:
+        ensemble = combine(networks)
+    except ValueError as error:
+        raise RunError(
+            f"{runs[error.args[0]]} cannot be in one bundle with {runs[0]}: its encoder expects images to be normalised otherwise."
+        ) from error
+    one, together = (count_gflops(each, first.crop) for each in (networks[0], ensemble))
+    console.print(
+        f"Ensemble of {len(runs)} networks: {count_parameters(ensemble) / 1e6:.1f} M parameters, {together:.3g} GFLOP for "
+        f"{' x '.join(map(str, reversed(first.crop)))}, {together / one:.1f} times those of {runs[0]}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    return ensemble
+
+
+def describe_input(rule: InputRule) -> str:
+    """Such as "fit:320, 3 channels of uint8 (red, green, blue)"."""
+    return f"{rule.rule}{f':{rule.side}' if rule.side else ''}, {rule.describe()}"
+
+
+def other_training_images(run: Path, members: Sequence[Path], console: Console) -> list[str]:
+    """A warning, which it prints, if members were trained on other images than the run, as those of a cross-validation are."""
+    images = read_run_metadata(run).images
+    others = [member.name for member in members if read_run_metadata(member).images.sha256 != images.sha256]
+    if not others:
+        return []
+    warning = (
+        f"{', '.join(others)}: trained on other images than {run.name}, maybe on its validation images. Validation mIoU, "
+        "thresholds and temperature are then too optimistic; evaluate on a test split."
+    )
+    console.print("Warning:", warning, highlight=False, markup=False, soft_wrap=True)
+    return [warning]
 
 
 def load_training_data(
@@ -149,6 +211,30 @@ def check_disk_space(target: Path, network: Network) -> None:
         )
 
 
+def default_name(path: Path) -> str:
+    """The name of a data set, or of an ensemble's folder (of its parent if that is called bundle)."""
+    path = path.resolve()
+    if path.name == "bundle":
+        return printable(path.parent.name)
+    return printable(path.stem if path.is_file() else path.name)
+
+
+def print_calibration(calibration: Calibration, console: Console) -> None:
+    """Print what the validation images changed."""
+    of = f"on {calibration.images} validation images"
+    for name, bias in calibration.bias.items():
+        console.print(f"{name}: {bias:+.2f} on its logit", highlight=False, markup=False)
+    if calibration.f1:
+        before, after = calibration.f1
+        console.print(f"F1 {of}: {before:.4f} -> {after:.4f}", highlight=False)
+    if calibration.ece:
+        before, after = calibration.ece
+        changed = (
+            f"temperature {calibration.temperature:.3f}; calibration error (ECE) {of}: {before:.4f} -> {after:.4f}"
+        )
+        console.print(changed, highlight=False)
+
+
 def add_int8(
     draft: Bundle, before: ConfusionMatrix, training: SegmentationDataset, validation: SegmentationDataset, limit: float,
     console: Console,
@@ -163,7 +249,7 @@ def add_int8(
     try:
         with console.status("calibrating int8 on training images"):
             samples = map(training.sample, chosen)
-            canvases = ((calibration_input(each.values, draft.spec.input), each.statistics) for each in samples)
+            canvases = ((middle_canvas(each.values, draft.spec.input), each.statistics) for each in samples)
             quantise(draft.model_path, canvases, files[0])
         segmenter = Segmenter.load(draft, "openvino", "int8", "cpu")
         after, _ = evaluate_split(segmenter, validation, console)
@@ -178,20 +264,6 @@ def add_int8(
     console.print(f"int8: validation mIoU {after.miou():.4f} (float {before.miou():.4f})", highlight=False)
     int8 = Int8Metrics(miou=after.miou(), float_miou=before.miou(), calibration_images=len(chosen))
     return segmenter, after, int8
-
-
-def calibration_input(image: Image, rule: InputRule) -> Image:
-    """A sample as the network gets it in the service, [*axes, C]; of one that takes several windows, one from the middle."""
-    if rule.axes != "HW":
-        sides = make_lattice(image.shape[:-1], rule, MAX_WINDOW[rule.axes]).sides
-        starts = (max(0, length - side) // 2 for length, side in zip(image.shape, sides, strict=False))
-        return extract_window(image, tuple(starts), sides)
-    size = network_input_size((image.shape[0], image.shape[1]), rule)
-    fitted = resize_image(image, size)
-    top, left = (max(0, side - TILE_SIZE) // 2 for side in size)
-    middle = fitted[top : top + TILE_SIZE, left : left + TILE_SIZE]
-    middle_size = middle.shape[0], middle.shape[1]
-    return resize_and_pad(middle, middle_size, canvas_size(middle_size, rule))
 
 
 def write_report(folder: Path, segmenter: Segmenter, samples: SegmentationDataset, run: Path) -> None:

@@ -9,8 +9,18 @@ from maskserve.cli.options import BundleName
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `maskserve train` wrote.")],
-    out: Annotated[Path | None, typer.Option(help="Bundle folder to write (default: RUN/bundle).")] = None,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN",
+            help="Run folder that `maskserve train` wrote. Several, or the folder of `train --folds`: an ensemble, the mean of "
+            "their logits in one graph.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Bundle folder to write (default: bundle in the folder of the run or the folds)."),
+    ] = None,
     name: BundleName = None,
     data: Annotated[
         Path | None, typer.Option(help="Data set of the run, if it has moved since training (default: its place then).")
@@ -31,10 +41,40 @@ def export(
             help="Points of validation mIoU that int8 may lose; otherwise it is left out.",
         ),
     ] = 0.5,
+    f1_thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CLASSES",
+            help="Choose the thresholds of these classes (names with commas, or all) for the best F1 on the validation split.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        bool,
+        typer.Option(
+            "--temperature", help="Fit the confidence on the validation split, by a temperature. Labels stay."
+        ),
+    ] = False,
 ) -> None:
     """Freeze a run's best network into a bundle, if the frozen network predicts as the PyTorch one does."""
     from models.console import Console
+    from training.cross_validation import find_fold_runs
     from training.export import export as export_run
 
-    target = export_run(run, out, input_rule, int8_limit if int8 else None, name=name, data=data)
+    if len(runs) == 1 and (folds := find_fold_runs(runs[0])):
+        out, runs = out or runs[0] / "bundle", folds
+    run, *members = runs
+    if members and out is None:
+        raise typer.BadParameter("name the bundle of several runs with --out FOLDER")
+
+    target = export_run(
+        run,
+        out,
+        input_rule,
+        int8_limit if int8 else None,
+        name=name,
+        data=data,
+        f1_thresholds=f1_thresholds,
+        temperature=temperature,
+        members=members,
+    )
     Console().print(f"Next: maskserve serve {target}", highlight=False, markup=False)

@@ -15,6 +15,7 @@ from torch import nn
 
 from models.architectures import encoders, fcn, smp_models, torchvision_models, unet
 from models.architectures.base import Axes, Network
+from models.architectures.ensemble import ENSEMBLE, combine
 from models.architectures.layers import replace_strided_pointwise
 from models.architectures.lift import lift
 from models.errors import ConfigError, closest_names, quoted
@@ -36,6 +37,9 @@ def build(name: str, classes: int, axes: Axes = "HW", **options: Any) -> Network
     Raises: ConfigError for an unknown name or option, an invalid value, or an architecture that is only for images; WeightsError
     for unavailable weights.
     """
+    if name == ENSEMBLE:
+        members = (Architecture.model_validate(member) for member in options["members"])
+        return combine([build(member.name, classes, axes, **member.options) for member in members])
     defaults = default_options(name)
     _check_options(name, options)
     if "dims" in inspect.signature(ARCHITECTURES[name]).parameters:

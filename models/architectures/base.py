@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.architectures.input_channels import adapt_normalisation, adapt_to_channels
-from models.spec import Architecture, InputRule
+from models.spec import Architecture, Calibration, ClassInfo, InputRule
 
 Axes = Literal["HW", "T", "DHW"]
 
@@ -32,6 +32,7 @@ class Network(nn.Module):
     std: Tensor
     low: Tensor | None  # 1 x channels x 1 x 1: samples are clipped to low..high; None for photographs and `zscore`
     high: Tensor | None
+    logit_bias: Tensor | None  # 1 x classes x 1 x 1, of `Calibration`; None in training
 
     def __init__(self, body: nn.Module, architecture: Architecture, classes: int, axes: Axes = "HW") -> None:
         """`architecture`, `classes` and `axes` are the arguments from which `build` makes the same network."""
@@ -46,6 +47,8 @@ class Network(nn.Module):
         # Not in the state dict: they follow from the spec.
         self.register_buffer("low", None, persistent=False)
         self.register_buffer("high", None, persistent=False)
+        self.register_buffer("logit_bias", None, persistent=False)
+        self.temperature = 1.0
 
     @property
     def num_channels(self) -> int:
@@ -72,6 +75,18 @@ class Network(nn.Module):
                 for limits in (rule.scaling.low, rule.scaling.high)
             )
 
+    def set_calibration(self, calibration: Calibration | None, classes: list[ClassInfo]) -> None:
+        """Add the bias of each class to its logit from now on, and divide all by the temperature; None leaves them."""
+        self.logit_bias, self.temperature = None, 1.0
+        if calibration is not None:
+            bias = torch.tensor([calibration.bias.get(entry.name, 0.0) for entry in classes])
+            self.logit_bias = bias.view(1, -1, *[1] * len(self.input.axes)).to(self.mean)
+            self.temperature = calibration.temperature
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """The logits that the graph gives, from those of `body`."""
+        return logits if self.logit_bias is None else (logits + self.logit_bias) / self.temperature
+
     def forward(
         self, images: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -90,7 +105,7 @@ class Network(nn.Module):
 
         `statistics`, float32 N x 2 x C, are shift and scale of each sample, for the scaling `zscore` only.
         """
-        return cast(Tensor, self.body(self.normalise(images, statistics)))
+        return self.calibrate(cast(Tensor, self.body(self.normalise(images, statistics))))
 
     def training_logits(self, images: Tensor, statistics: Tensor | None = None) -> tuple[Tensor, ...]:
         """The result of `logits`, followed by the auxiliary head's logits if the network has one."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.architectures import build, default_options, encoders
 from models.architectures.base import Network
+from models.architectures.ensemble import ENSEMBLE
 from models.architectures.input_channels import RGB_COUNT, adapt_weight
 from models.architectures.lift import lift_tensors
 from models.architectures.state_dict_keys import canonical_key
@@ -47,8 +48,10 @@ def load_initial_weights(network: Network, source: Path, classes: list[str], res
 
 
 def open_bundle_with_weights(folder: Path) -> Bundle:
-    """Open a bundle that holds `weights.safetensors`. Raises: WeightsError for a bundle without it, BundleError."""
+    """Open a bundle that holds `weights.safetensors` of one network. Raises: WeightsError for another bundle, BundleError."""
     bundle = open_bundle(folder)
+    if bundle.spec.architecture.name == ENSEMBLE:
+        raise WeightsError(f"{folder} is an ensemble of networks; to fine-tune, name the bundle of one of them.")
     if not bundle.has_file(WEIGHTS_FILE):
         raise WeightsError(
             f"{folder} has no {WEIGHTS_FILE} (it was imported from ONNX); to fine-tune, name a bundle of `maskserve train`."

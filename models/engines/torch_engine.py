@@ -79,7 +79,7 @@ def load(
     def predict(images: "Tensor", statistics: "Tensor | None" = None) -> "tuple[Tensor, Tensor]":
         # N x H x W x C is channels_last already.
         maps = network.normalise(channels_first(images), statistics).to(dtype)
-        logits = network.body(maps).float()
+        logits = network.calibrate(network.body(maps).float())
         return upsample(logits, images.shape[1:-1]).argmax(dim=1).to(torch.uint8), logits
 
     rule = bundle.spec.input
@@ -124,6 +124,7 @@ def build_network(bundle: Bundle) -> "Network":
         axes = bundle.spec.input.axes
         network = architectures.build(architecture.name, len(bundle.spec.classes), axes, **architecture.options)
         network.set_input(bundle.spec.input)
+        network.set_calibration(bundle.spec.calibration, bundle.spec.classes)
         network.load_state_dict(load_file(weights))
     except (ConfigError, TypeError) as error:
         raise BundleError(

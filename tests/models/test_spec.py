@@ -117,3 +117,9 @@ def test_a_spec_is_frozen_and_round_trips_through_json() -> None:
     assert (first.format_version, first.ignore_index) == (FORMAT_VERSION, IGNORE_INDEX)
     with pytest.raises(ValidationError, match="frozen"):
         first.name = "y"  # type: ignore[misc]
+
+
+def test_a_bias_is_of_a_class() -> None:
+    assert make_spec(calibration={"bias": {"sky": 0.5}, "temperature": 2}).calibration is not None
+    with pytest.raises(ValidationError, match="bias for crack, and the classes are ground, sky"):
+        make_spec(calibration={"bias": {"crack": 0.5}})

@@ -17,7 +17,7 @@ from models.errors import ConfigError
 from models.inference.segmenter import Segmenter, agreement
 from models.inference.windows import pad_values, padded_lengths
 from models.sample import Sample
-from models.spec import IGNORE_INDEX, BundleSpec, ClassInfo, InputRule, Scaling, Spacing
+from models.spec import IGNORE_INDEX, BundleSpec, Calibration, ClassInfo, InputRule, Scaling, Spacing
 from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config import TrainConfig
 from training.config_io import save_config
@@ -31,6 +31,7 @@ from training.engine.trainer import Trainer, predict_in_windows
 from training.evaluate import evaluate_split
 from training.export import add_int8
 from training.freezing.bundle_writer import BundleSource, write_bundle
+from training.freezing.calibration import score_pixels
 from training.freezing.onnx_export import export_network
 from training.freezing.parity import make_parity_samples
 from training.metrics.confusion import ConfusionMatrix
@@ -40,6 +41,7 @@ from training.train import render_samples
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES = [ClassInfo(name=name, rgb=(0, 0, index)) for index, name in enumerate(("background", "wave"))]
+CALIBRATION = Calibration(bias={"wave": 0.4}, temperature=1.5)  # in the graph, so that every engine has it
 RULES = {
     "T": InputRule(
         rule="native", axes="T", channels=("i", "ii"), dtype="float32", scaling=Scaling(kind="zscore", low=(), high=()),
@@ -137,6 +139,9 @@ def test_training_learns_and_validation_measures_what_the_segmenter_predicts(tra
     matrix, _ = evaluate_split(make_torch_segmenter(network, RULES[trained.axes]), samples, QUIET_CONSOLE)
     assert matrix.miou() > 0.8
     assert matrix.full_counts.tolist() == trained.best.full_counts.tolist()
+    scores = score_pixels(network, RULES[trained.axes], samples)
+    labels = scores.logits.argmax(axis=1)
+    assert np.bincount(2 * scores.target.astype(int) + labels, minlength=4).tolist() == matrix.counts.ravel().tolist()
     images = render_samples(network, RULES[trained.axes], samples)
     assert len(images) == 4
     assert np.asarray(images["p0"]).std() > 10
@@ -147,9 +152,12 @@ def test_training_learns_and_validation_measures_what_the_segmenter_predicts(tra
 def bundle(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     axes, run = trained.axes, trained.out
     network, rule = load_network(run), RULES[axes]
+    network.set_calibration(CALIBRATION, CLASSES)
     source = BundleSource(
         origin=run,
-        spec=BundleSpec(name=axes, classes=CLASSES, input=rule, architecture=network.architecture),
+        spec=BundleSpec(
+            name=axes, classes=CLASSES, input=rule, architecture=network.architecture, calibration=CALIBRATION
+        ),
         write_graph=lambda folder: export_network(network, folder),
         original=make_torch_segmenter(network, rule),
         images=make_parity_samples(made_dataset(axes, 4).image, 4, axes),
@@ -162,7 +170,9 @@ def bundle(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Bun
 
 def test_every_engine_agrees_and_verifies_the_probes(bundle: Bundle, trained: TrainedRun) -> None:
     axes, run = trained.axes, trained.out
-    reference = make_torch_segmenter(load_network(run), RULES[axes])
+    network = load_network(run)
+    network.set_calibration(CALIBRATION, CLASSES)
+    reference = make_torch_segmenter(network, RULES[axes])
     sample = made_dataset(axes, 1).sample(0)
     expected = reference.segment(sample, confidence=True)
     engines = {(option.engine, option.precision) for option in iterate_engine_options(bundle) if not option.unavailable}

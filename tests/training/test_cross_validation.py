@@ -10,7 +10,7 @@ from models.errors import DataError, RunError
 from models.spec import ClassInfo, InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
 from tests.maskserve.command_line import run_maskserve
-from training.cross_validation import find_fold_tables, summarise_folds, write_summary
+from training.cross_validation import find_fold_runs, find_fold_tables, summarise_folds, write_summary
 from training.data.synthetic import generate_dataset
 from training.run_folder import ImageList, RunEnd, RunMetadata, write_run_metadata
 
@@ -61,6 +61,7 @@ def test_summary_is_of_the_best_validations(tmp_path: Path) -> None:
     assert summary["mean"] == pytest.approx({"miou": 0.3, "iou_ground": 0.7, "iou_rare": 0.3})
     assert summary["sd"] == {"miou": 0.141421, "iou_ground": 0.141421, "iou_rare": None}
     assert [fold["run"] for fold in summary["folds"]] == ["fold0", "fold1"]
+    assert find_fold_runs(tmp_path) == runs and find_fold_runs(runs[0]) == []
     write_run(tmp_path / "fold2", [(0.1, 0.1, "")], "miou", finished=False)
     with pytest.raises(RunError, match=r"fold2 is not finished; continue with --resume"):
         summarise_folds([*runs, tmp_path / "fold2"])

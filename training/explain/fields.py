@@ -72,7 +72,7 @@ def compute(subject: NetworkSubject) -> Facts:
 def gradient_field(subject: NetworkSubject, point: tuple[int, int]) -> Heat:
     """The absolute gradient of the predicted class's logit at a pixel, summed over channels, float32 H x W."""
     values = subject.input.clone().requires_grad_()
-    logits = subject.inside.network.body(values)
+    logits = subject.inside.network.calibrate(subject.inside.network.body(values))
     row = min(point[1] * logits.shape[2] // values.shape[2], logits.shape[2] - 1)
     column = min(point[0] * logits.shape[3] // values.shape[3], logits.shape[3] - 1)
     label = int(logits[0, :, row, column].argmax())

@@ -17,19 +17,21 @@ from models.architectures.finetune import load_initial_weights
 from models.bundle import INT8_MODEL_FILE, INT8_WEIGHTS_FILE, MODEL_FILE, Bundle, open_bundle
 from models.engines import ENGINES
 from models.engines.selection import choose_engine, usable_precisions
-from models.errors import BundleError, ConfigError, EngineError, ParityError
+from models.errors import BundleError, ConfigError, EngineError, ParityError, RunError
 from models.inference.segmenter import Segmenter
 from models.spec import InputRule
 from tests.fixtures_bundles import QUIET_CONSOLE
 from training.data import SegmentationDataset, load_split
 from training.engine.model_factory import load_network, make_torch_segmenter
 from training.evaluate import evaluate, evaluate_split
-from training.export import add_int8, calibration_input, export
+from training.export import add_int8, export, other_training_images
+from training.freezing.calibration import middle_canvas
 from training.freezing.parity import make_parity_images, measure_parity
 from training.freezing.quantise import NUM_CALIBRATION_IMAGES
 from training.import_model import import_model
 from training.metrics.bootstrap import PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
+from training.run_folder import BEST_CHECKPOINT, read_run_metadata, write_run_metadata
 
 
 @pytest.fixture
@@ -191,8 +193,54 @@ def test_engine_that_fails_to_load_is_skipped(
     assert "onnxruntime" not in parity and "openvino" in parity
 
 
+def second_run(run: Path, folder: Path, **changes: Any) -> Path:
+    """A copy of a run with other weights; `changes` are of its run.json."""
+    (folder / "checkpoints").mkdir(parents=True)
+    shutil.copy(run / "config.yaml", folder)
+    state = torch.load(run / BEST_CHECKPOINT, weights_only=False)
+    key = next(name for name, value in state["network"].items() if value.ndim == 1 and name.endswith("bias"))
+    state["network"][key] = state["network"][key] + 1
+    torch.save(state, folder / BEST_CHECKPOINT)
+    write_run_metadata(read_run_metadata(run).model_copy(update=changes), folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_several_runs_thresholds_and_temperature_in_one_bundle(run: Path, shapes: Path, tmp_path: Path) -> None:
+    """Every engine passes the parity check on the mean of the logits; the calibration is of the evaluation too."""
+    stream, other = io.StringIO(), second_run(run, tmp_path / "other")
+    console = Console(file=stream, width=1000)
+    export(run, tmp_path / "b", None, None, console, f1_thresholds="all", temperature=True, members=[other])
+    opened, output = open_bundle(tmp_path / "b"), stream.getvalue()
+    assert opened.spec.parity.keys() >= ENGINES.keys()
+    assert "Ensemble of 2 networks: " in output and f"2.0 times those of {run}" in output
+    assert "trained on other images" not in output and "temperature" in output
+    calibration = opened.spec.calibration
+    assert calibration and calibration.f1 and calibration.f1[1] >= calibration.f1[0] and calibration.temperature != 1
+    metrics = evaluate(tmp_path / "b", shapes, "val", engine="torch", precision="f32", console=QUIET_CONSOLE)
+    assert metrics.bundle.calibration == calibration
+    assert metrics.miou == pytest.approx(opened.spec.metrics["val"]["miou"], abs=0.01)
+    assert metrics.ece == pytest.approx((calibration.ece or (9, 9))[1], abs=0.02)
+
+
+def test_a_run_that_does_not_fit_the_first_is_named(run: Path, tmp_path: Path) -> None:
+    metadata = read_run_metadata(run)
+    renamed = [metadata.classes[0].model_copy(update={"name": "moon"}), *metadata.classes[1:]]
+    classes = second_run(run, tmp_path / "classes", classes=renamed)
+    with pytest.raises(RunError, match=r"classes cannot be in one bundle .* its classes are moon, .*, not "):
+        export(run, tmp_path / "b", members=[classes])
+    fitted = second_run(run, tmp_path / "fitted", input=InputRule(rule="fit", side=77))
+    with pytest.raises(
+        RunError, match=r"fitted cannot be in one bundle .* its input rule is fit:77, 3 channels .*, not "
+    ):
+        export(run, tmp_path / "b", members=[fitted])
+    images = metadata.images.model_copy(update={"sha256": "0" * 64})
+    fold = second_run(run, tmp_path / "fold1", images=images)
+    assert "fold1: trained on other images than " in other_training_images(run, [fold], QUIET_CONSOLE)[0]
+
+
 @pytest.mark.parametrize("size", [(90, 130), (1500, 70), (3000, 2000), (1, 1)])
-def test_calibration_input_is_what_the_segmenter_passes_to_the_network(size: tuple[int, int]) -> None:
+def test_middle_canvas_is_what_the_segmenter_passes_to_the_network(size: tuple[int, int]) -> None:
     passed = []
 
     def record(images: Any, logits: bool = False) -> Any:
@@ -204,7 +252,7 @@ def test_calibration_input_is_what_the_segmenter_passes_to_the_network(size: tup
     for rule in (InputRule(rule="native"), InputRule(rule="fit", side=200)):
         passed.clear()
         Segmenter(record, rule).segment(image)
-        canvas = calibration_input(image, rule)
+        canvas = middle_canvas(image, rule)
         assert max(canvas.shape[:2]) <= 1024 and canvas.shape[0] % 32 == canvas.shape[1] % 32 == 0
         if len(passed) == 1 and max(passed[0].shape[:2]) <= 1024:
             np.testing.assert_array_equal(canvas, passed[0])
