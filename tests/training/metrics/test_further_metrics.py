@@ -50,7 +50,7 @@ def test_thresholds_of_two_classes() -> None:
     targets = [(red + 60 > np.random.default_rng(1).integers(0, 255, (20, 20))).astype(np.uint8) for red in reds]
 
     def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        probability = images[..., 0].astype(np.float32) / 256
+        probability = (images[..., 0].astype(np.float32) + 0.5) / 256
         scores = np.stack([np.zeros_like(probability), np.log(probability / (1 - probability))], axis=1)
         return scores.argmax(axis=1).astype(np.uint8), scores
 
@@ -62,15 +62,16 @@ def test_thresholds_of_two_classes() -> None:
     metrics = compute_metrics(tally, samples.classes)
     positive = np.stack(targets) == 1
     for threshold in (0.3, 0.5, 0.85):
-        found = reds / 256 >= threshold
+        found = (reds + 0.5) / 256 >= threshold
         point = next(each for each in metrics.threshold_curve if each.threshold == threshold)
         assert point.precision == pytest.approx(positive[found].mean(), abs=1e-6)
         assert point.recall == pytest.approx(found[positive].mean(), abs=1e-6)
         if threshold == 0.5:
             assert point.f1 == metrics.per_class_dice["class 1"]
-    order = np.argsort(-(reds.ravel() * 20 // 256), kind="stable")
+    bins = (reds.ravel() + 0.5) * 20 // 256
+    order = np.argsort(-(bins), kind="stable")
     hits = positive.ravel()[order].cumsum()
-    last = np.flatnonzero(np.diff(np.append(reds.ravel()[order] * 20 // 256, -1)))  # of each of the 20 bins
+    last = np.flatnonzero(np.diff(np.append(bins[order], -1)))  # of each of the 20 bins
     steps = np.diff(np.append(0, hits[last])) / positive.sum()
     assert metrics.average_precision == pytest.approx(float((hits[last] / (last + 1) * steps).sum()), abs=1e-6)
     low, high = metrics.intervals.average_precision or (2, 2)
