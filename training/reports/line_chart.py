@@ -83,7 +83,7 @@ def threshold_section(curve: list[ThresholdPoint]) -> Markup:
         ]
         for name, title in (("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
     }
-    chart = {"title": "by threshold", **chart_geometry(lines, 1.0, "threshold, %")}
+    chart = {"title": "precision, recall and F1", **chart_geometry(lines, 1.0, "threshold in %")}
     return render("curves.html", charts=[chart])
 
 
