@@ -10,7 +10,7 @@ from models.architectures import build
 from models.architectures.base import Network, upsample
 from models.architectures.ensemble import combine
 from models.architectures.finetune import open_bundle_with_weights
-from models.bundle import SPEC_FILE, WEIGHTS_FILE, Bundle, bundle_writer
+from models.bundle import MODEL_FILE, SPEC_FILE, WEIGHTS_FILE, Bundle, bundle_writer
 from models.engines.torch_engine import build_network
 from models.errors import WeightsError
 from models.spec import BundleSpec, ClassInfo, InputRule, Scaling
@@ -53,6 +53,7 @@ def test_logits_are_the_mean_also_after_the_bundle(rule: InputRule, tmp_path: Pa
     with bundle_writer(tmp_path / "b") as new:
         save_file({name: value.contiguous() for name, value in ensemble.state_dict().items()}, new / WEIGHTS_FILE)
         (new / SPEC_FILE).write_text(spec.model_dump_json())
+        (new / MODEL_FILE).write_bytes(b"not read here")
     bundle = Bundle(tmp_path / "b", BundleSpec.model_validate_json((tmp_path / "b" / SPEC_FILE).read_text()))
     with torch.no_grad():
         torch.testing.assert_close(build_network(bundle)(images)[1], logits)
