@@ -17,15 +17,14 @@ const writers = {
       classes.length && `classes=[${classes.map((name) => pythonQuote(name)).join(", ")}]`,
       minConfidence && `min_confidence=${minConfidence}`,
     ].filter(Boolean);
-    const call = (method, ...more) => `client.${method}(${[pythonQuote(file), ...more, ...options].join(", ")})`;
+    const call = (method) => `client.${method}(${[pythonQuote(file), ...options].join(", ")})`;
     const body = {
       HW: [`mask = ${call("segment")}`, 'mask.save("mask.png")'],
       T: [`mask = ${call("segment")}`, "print(mask.events)"],
-      DHW: [`labels = ${call("segment_bytes", '"nifti"')}`, 'Path("labels.nii.gz").write_bytes(labels)'],
+      DHW: [`mask = ${call("segment_volume")}`, 'mask.save("labels.nii.gz")'],
     }[axes];
-    const imports = [...(needsKey ? ["import os"] : []), ...(axes === "DHW" ? ["from pathlib import Path"] : [])];
     return [
-      ...(imports.length ? [...imports, ""] : []),
+      ...(needsKey ? ["import os", ""] : []),
       "from maskserve.client import Client", "",
       `with Client(${pythonQuote(address.replace(/\/$/, ""))}${needsKey ? ', api_key=os.environ["MASKSERVE_KEY"]' : ""}) as client:`,
       ...body.map((line) => `    ${line}`),

@@ -57,11 +57,12 @@ export async function fetchDecodedImage(request) {
   return (await postFile(request, bands ? { ...IMAGE_PARAMS, bands } : IMAGE_PARAMS)).blob();
 }
 
-export async function postFile({ file, baseUrl, model, apiKey, signal }, params) {
+export const authorization = (apiKey) => (apiKey ? { Authorization: `Bearer ${apiKey}` } : {});
+
+export async function postFile({ file, baseUrl, model, apiKey, signal }, params, furtherHeaders = {}) {
   const url = new URL("v1/segment", baseUrl);
   url.search = new URLSearchParams({ ...params, model });
-  const headers = { "Content-Type": "application/octet-stream" };
-  if (apiKey) headers.Authorization = `Bearer ${apiKey}`;
+  const headers = { "Content-Type": "application/octet-stream", ...authorization(apiKey), ...furtherHeaders };
   const response = await fetch(url, { method: "POST", body: file, headers, signal });
   if (!response.ok) throw new ApiError(await parseProblem(response));
   return response;

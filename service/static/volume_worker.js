@@ -2,9 +2,10 @@
 //
 // The browser reads a NIfTI itself and shows it before the answer is there. Of other files it has only the answer, a NIfTI of labels.
 
+import { postJob } from "./job_api.js";
 import { readNifti } from "./nifti.js";
 import { readNpz } from "./npz.js";
-import { ApiError, fileProblem, networkProblem, parseServerTiming, postFile } from "./segment_api.js";
+import { ApiError, fileProblem, networkProblem, parseServerTiming } from "./segment_api.js";
 import { countLabels, createGrid, findRange, indexOf, placePlane, PLANES, voxelOf, worldOf } from "./volume_data.js";
 
 const LABELS_ONLY = "The browser cannot show this kind of file: these are its labels alone. It shows NIfTI (.nii, .nii.gz).";
@@ -52,8 +53,8 @@ const handlers = {
     const { signal } = controller, start = performance.now();
     try {
       const file = await files.get(number).catch(() => { throw new ApiError(fileProblem); });
-      const response = await postFile({ ...request, file, signal }, { format: "nifti" });
-      const blob = await response.blob(), totalMs = performance.now() - start;
+      const { blob, headers } = await postJob({ ...request, file, signal }, { format: "nifti" });
+      const totalMs = performance.now() - start;
       const found = await readNifti(blob);
       await reading;
       if (signal.aborted) return;
@@ -64,8 +65,8 @@ const handlers = {
       const voxelMl = known ? volume.grid.spacing.reduce((product, step) => product * step, 0.001) : null;
       answer = { blob, voxelMl, stats: countLabels(found.values, classes, voxelMl) };
       post("result", {
-        number, totalMs, stats: answer.stats, model: response.headers.get("X-Model"),
-        stages: parseServerTiming(response.headers.get("Server-Timing") ?? ""),
+        number, totalMs, stats: answer.stats, model: headers.get("X-Model"),
+        stages: parseServerTiming(headers.get("Server-Timing") ?? ""),
       });
       scheduleDraw();
     } catch (error) {
