@@ -2,7 +2,8 @@
 
     python -m benchmarks.hostile [--code FOLDER] [--only WORD]     FOLDER: another checkout, to compare with
 
-Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS of CPU or at 6 GiB.
+Each image is drawn here, has less than 1 MB, and is decoded in a process of its own, which is stopped after LIMIT_SECONDS
+of CPU or at 6 GiB.
 Writes benchmarks/results/hostile.json; with --only, the rows that were measured.
 """
 

@@ -57,13 +57,13 @@ def _pack_array(array: NDArray[Any], spacing: Sequence[float] | None) -> bytes:
         raise ValueError(
             f"The array is {array.dtype} of shape {array.shape}; send numbers of D x H x W, or of D x H x W x C."
         )
-    further = {}
+    arrays: dict[str, Any] = {"values": array}
     if spacing is not None:
-        further["spacing"] = np.asarray(spacing, np.float64)
-        if further["spacing"].shape != (3,) or not (further["spacing"] > 0).all():
+        arrays["spacing"] = steps = np.asarray(spacing, np.float64)
+        if steps.shape != (3,) or not (steps > 0).all():
             raise ValueError(f"spacing is {spacing}; expected three numbers above 0, mm along D, H and W.")
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, values=array, **further)
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 

@@ -290,7 +290,7 @@ def summarize_volume(labels: Labels, affine: NDArray[np.float64] | None, names: 
     steps = None if affine is None else affine[:3, :3]
     classes: list[dict[str, Any]] = []
     for label in np.flatnonzero(counts[: len(names)]).tolist():
-        entry = {"label": label, "name": names[label], "voxels": int(counts[label])}
+        entry: dict[str, Any] = {"label": label, "name": names[label], "voxels": int(counts[label])}
         if steps is not None:
             entry["ml"] = round(float(abs(np.linalg.det(steps))) / MM3_PER_ML * entry["voxels"], 6)
         classes.append(entry)

@@ -36,7 +36,7 @@ def encode(prediction: VolumePrediction, spec: BundleSpec, options: OutputOption
         raise ValueError("The prediction has no confidence. Call segment_volume(..., confidence=True).")
     grid, voxel_ml, total = prediction.grid, prediction.voxel_ml, prediction.labels.size
     voxels, first, last, confidence = measure_labels(prediction)
-    classes = []
+    classes: list[dict[str, Any]] = []
     for label, entry in enumerate(spec.classes):
         count = int(voxels[label])
         if not count:

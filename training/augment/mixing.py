@@ -3,6 +3,8 @@
 What is drawn depends on the seed, the step, the batch of the step and the process alone. Nothing reads a value back from a GPU.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -56,7 +58,7 @@ class BatchMixer:
             labels = torch.where(copied, labels.roll(shift, 0), labels)
         if config.erasing:
             areas = [random.uniform(*ERASED_AREA) if random.random() < config.erasing else 0.0 for _ in range(number)]
-            aspects = np.exp(random.uniform(*np.log(ERASED_ASPECT), number)).tolist()
+            aspects = np.exp(random.uniform(*map(math.log, ERASED_ASPECT), size=number)).tolist()
             erased = self._boxes(random, areas, aspects, labels)
             mean = images.to(torch.float32).mean(dim=(1, 2), keepdim=True)
             images = _where(erased[..., None], _to_dtype(mean, images.dtype).expand(images.shape), images)
@@ -71,10 +73,10 @@ class BatchMixer:
         for edge, area, aspect in zip(edges[:, :, 0, 0], areas, aspects, strict=True):
             pixels = area * height * width
             sides = min(height, round((pixels * aspect) ** 0.5)), min(width, round((pixels / aspect) ** 0.5))
-            top, left = (
+            first_row, first_column = (
                 int(random.integers(length - side + 1)) for length, side in zip((height, width), sides, strict=True)
             )
-            edge[:] = top, top + sides[0], left, left + sides[1]
+            edge[:] = first_row, first_row + sides[0], first_column, first_column + sides[1]
         top, bottom, left, right = torch.from_numpy(edges).to(labels.device).unbind(1)
         rows = torch.arange(height, device=labels.device)[:, None]
         columns = torch.arange(width, device=labels.device)
