@@ -58,7 +58,8 @@ class BatchMixer:
             labels = torch.where(copied, labels.roll(shift, 0), labels)
         if config.erasing:
             areas = [random.uniform(*ERASED_AREA) if random.random() < config.erasing else 0.0 for _ in range(number)]
-            aspects = np.exp(random.uniform(*map(math.log, ERASED_ASPECT), size=number)).tolist()
+            flattest, steepest = map(math.log, ERASED_ASPECT)
+            aspects = np.exp(random.uniform(flattest, steepest, number)).tolist()
             erased = self._boxes(random, areas, aspects, labels)
             mean = images.to(torch.float32).mean(dim=(1, 2), keepdim=True)
             images = _where(erased[..., None], _to_dtype(mean, images.dtype).expand(images.shape), images)
