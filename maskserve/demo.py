@@ -3,6 +3,8 @@
 import io
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +18,25 @@ from models.errors import ConfigError, DataError, ParityError, quoted
 from models.imaging.decode import Labels, read_image
 from models.inference.segmenter import Segmenter, agreement
 from models.inference.signals import segment_signal
-from models.readers import read_input_file
+from models.inference.volumes import segment_volume
+from models.readers import read_input_file, read_sample
+from models.spec import AXES
 from service.server_process import background_server
 from training.config_io import load_config
 from training.data import load_split
 from training.data.synthetic import generate_dataset
 from training.data.synthetic_signals import generate_signals
+from training.data.synthetic_volumes import generate_volumes
 from training.evaluate import evaluate
 from training.export import export
 from training.metrics.confusion import ConfusionMatrix
 from training.train import train
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "training" / "configs"
-CONFIG_FILE, SIGNALS_CONFIG_FILE = CONFIG_FOLDER / "demo.yaml", CONFIG_FOLDER / "demo_signals.yaml"
 MARKER_FILE = ".maskserve-demo"  # marks a folder that a demo created, which the next one may replace
-AXES_OF_DEMO = ("HW", "T")
 MIN_SERVICE_AGREEMENT = 0.999  # fraction of pixels with equal labels over HTTP and in this process
 
 OUTPUT_FILES = {
-    "image.jpg": "a test image",
-    "mask.png": "its mask, from the service",
-    "overlay.png": "the mask over the image",
     "metrics.json": "the bundle's mIoU on the test split, by class, with intervals",
     "report.html": "the same as a report, with a confusion matrix and the worst and best images",
     "bundle": "the exported network and everything that serving it needs",
@@ -44,25 +44,15 @@ OUTPUT_FILES = {
 }
 
 
-SIGNAL_OUTPUT_FILES = {
-    "record.hea": "a test recording, with record.dat",
-    "events.json": "its events, from the service",
-    **{
-        name: OUTPUT_FILES[name].replace("images", "recordings")
-        for name in ("metrics.json", "report.html", "bundle", "run")
-    },
-}
-
-
 def demo(out: Path, axes: str = "HW") -> None:
     """Generate data, train, export, evaluate, serve and compare. All files are written to `out`.
 
-    `axes`: HW for images, T for signals.
+    `axes`: a key of DEMOS.
     Raises: DataError if `out` contains other files; ParityError if the service's labels differ from this process's; ConfigError.
     """
-    if axes not in AXES_OF_DEMO:
-        raise ConfigError(f"--axes {quoted(axes)} is unknown; choose HW for images or T for signals.")
-    console = Console()
+    if axes not in DEMOS:
+        raise ConfigError(f"--axes {quoted(axes)} is unknown; choose HW for images, T for signals or DHW for volumes.")
+    steps, console = DEMOS[axes], Console()
     start = time.monotonic()
 
     def print_line(text: str) -> None:
@@ -72,30 +62,29 @@ def demo(out: Path, axes: str = "HW") -> None:
         print_line(f"\n[bold cyan]{time.monotonic() - start:4.0f} s[/]  [bold]{title}[/]")
 
     prepare_output_folder(out)
-    is_signal = axes == "T"
-    data, run, bundle = out / ("waves" if is_signal else "shapes"), out / "run", out / "bundle"
+    data, run, bundle = out / steps.data, out / "run", out / "bundle"
     print_step(f"Generate the {data.name} data set")
-    (generate_signals if is_signal else generate_dataset)(data)
-    print_step(f"Train {'a U-Net' if is_signal else 'an FCN-8s on a ResNet-18'}, from scratch")
+    steps.generate(data)
+    print_step(f"Train {steps.network}, from scratch")
     if not has_bf16():
         print_line("This CPU has no bfloat16 instructions: training takes two to four times as long as with them.")
-    train(data, run, load_config(SIGNALS_CONFIG_FILE if is_signal else CONFIG_FILE, []), console=console)
+    train(data, run, load_config(CONFIG_FOLDER / steps.config, []), console=console)
     print_step("Export a bundle, and compare it with the trained network")
     export(run, bundle, console=console)
     print_step("Evaluate the bundle on the test split")
     metrics = evaluate(bundle, data, "test", out, console=console)
-    print_step(f"Serve it, and request {'the events of a test recording' if is_signal else 'the mask of a test image'}")
-    (check_signal_parity if is_signal else check_service_parity)(bundle, data, out, console)
+    print_step(f"Serve it, and request {steps.request}")
+    steps.check_service(bundle, data, out, console)
 
     print_step("Done")
-    for name, description in (SIGNAL_OUTPUT_FILES if is_signal else OUTPUT_FILES).items():
-        print_line(f"  {out / name!s:28} {description}")
-    print_line(f"\ntest mIoU {metrics.miou:.3f}. Next:")
+    for name, description in (steps.files | OUTPUT_FILES).items():
+        print_line(f"  {out / name!s:28} {description.replace('images', AXES[axes])}")
+    reached = (
+        f"Dice {metrics.volumes.dice:.3f}" if metrics.volumes and metrics.volumes.dice else f"mIoU {metrics.miou:.3f}"
+    )
+    print_line(f"\ntest {reached}. Next:")
     print_line(f"  .venv/bin/maskserve serve {bundle}")
-    if is_signal:
-        print_line(f"  .venv/bin/maskserve predict {data} --bundle {bundle} --out events")
-    else:
-        print_line(f"  curl -F image=@{out}/image.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png")
+    print_line(f"  {steps.next.format(out=out, data=data, bundle=bundle)}")
 
 
 def prepare_output_folder(out: Path) -> None:
@@ -178,3 +167,89 @@ def check_signal_parity(bundle: Path, data: Path, out: Path, console: Console) -
         highlight=False,
         soft_wrap=True,
     )
+
+
+def check_volume_parity(bundle: Path, data: Path, out: Path, console: Console) -> None:
+    """Post a test volume to a running service; compare its labels with this process's and with the ground truth.
+
+    Writes case.nii.gz and labels.nii.gz to `out`. Raises: ParityError.
+    """
+    samples = load_split(data, "test")
+    shutil.copy(samples.pairs[0].image, out / "case.nii.gz")
+    with background_server(bundle) as url, Client(url) as client:
+        console.print(f"service ready at {url}", highlight=False, soft_wrap=True)
+        client.segment_volume(out / "case.nii.gz")
+        start = time.perf_counter()
+        mask = client.segment_volume(out / "case.nii.gz")
+        milliseconds = (time.perf_counter() - start) * 1000
+    mask.save(out / "labels.nii.gz")
+    labels = read_sample((out / "labels.nii.gz").read_bytes(), axes="DHW").values[..., 0]
+    segmenter = Segmenter.load(open_bundle(bundle))
+    expected = segment_volume(segmenter, read_input_file(out / "case.nii.gz", segmenter.rule)).labels
+    equal = check_agreement(labels, expected, "labels equal", "voxels")
+    matrix = ConfusionMatrix(len(samples.classes))
+    matrix.add(samples.record_and_labels(0)[1], labels)
+    console.print(
+        f"labels received in {milliseconds:.0f} ms; {equal:.2%} of the voxels equal those of this process, "
+        f"{matrix.pixel_accuracy():.2%} the ground truth",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@dataclass(frozen=True)
+class DemoSteps:
+    """What differs between the demos of images, signals and volumes."""
+
+    data: str  # the folder of the data set
+    generate: Callable[[Path], None]
+    network: str
+    config: str  # in CONFIG_FOLDER
+    request: str  # what is asked for over HTTP
+    check_service: Callable[[Path, Path, Path, Console], None]
+    files: dict[str, str]  # that `check_service` writes, with their descriptions
+    next: str  # a command to try next
+
+
+DEMOS = {
+    "HW": DemoSteps(
+        data="shapes",
+        generate=generate_dataset,
+        network="an FCN-8s on a ResNet-18",
+        config="demo.yaml",
+        request="the mask of a test image",
+        check_service=check_service_parity,
+        files={
+            "image.jpg": "a test image",
+            "mask.png": "its mask, from the service",
+            "overlay.png": "the mask over the image",
+        },
+        next="curl -F image=@{out}/image.jpg 'http://127.0.0.1:3000/v1/segment' -o mask.png",
+    ),
+    "T": DemoSteps(
+        data="waves",
+        generate=generate_signals,
+        network="a U-Net",
+        config="demo_signals.yaml",
+        request="the events of a test recording",
+        check_service=check_signal_parity,
+        files={
+            "record.hea": "a test recording, with record.dat",
+            "events.json": "its events, from the service",
+        },
+        next=".venv/bin/maskserve predict {data} --bundle {bundle} --out events",
+    ),
+    "DHW": DemoSteps(
+        data="objects",
+        generate=generate_volumes,
+        network="a U-Net",
+        config="demo_volumes.yaml",
+        request="the labels of a test volume",
+        check_service=check_volume_parity,
+        files={
+            "case.nii.gz": "a test volume",
+            "labels.nii.gz": "its labels, from the service, on the same grid",
+        },
+        next="curl --data-binary @{out}/case.nii.gz 'http://127.0.0.1:3000/v1/segment' -o labels.nii.gz",
+    ),
+}

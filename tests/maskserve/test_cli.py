@@ -229,11 +229,12 @@ def test_ctrl_c_stops_a_training_and_prints_how_to_resume(tmp_path: Path) -> Non
 
 
 SMALL_DEMO = """
-import functools, sys
+import dataclasses, functools, sys
 from maskserve import demo
 load = demo.load_config
 demo.load_config = lambda file, overrides: load(file, ["epochs=3", *overrides])
-demo.generate_dataset = functools.partial(demo.generate_dataset, counts={"train": 160, "val": 12, "test": 12})
+fewer = functools.partial(demo.generate_dataset, counts={"train": 160, "val": 12, "test": 12})
+demo.DEMOS["HW"] = dataclasses.replace(demo.DEMOS["HW"], generate=fewer)
 sys.argv[0] = "maskserve"
 from maskserve.cli.app import main
 main()
