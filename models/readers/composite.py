@@ -54,8 +54,10 @@ def _stretch(values: Values, indices: list[int], ranges: list[tuple[float, float
     for channel, index in enumerate(indices):
         plane = values[:, :, index].astype(np.float32)
         low, high = ranges[channel] if ranges else _percentiles(plane)
-        scaled = (np.nan_to_num(plane, nan=low, posinf=high, neginf=low) - low) * (255.0 / max(high - low, 1e-12))
-        result[:, :, channel] = scaled.clip(0, 255) + 0.5
+        inside = np.nan_to_num(plane, nan=low).clip(
+            low, high
+        )  # first, because a mark such as -3.4e38 overflows when it is scaled
+        result[:, :, channel] = (inside - low) * (255.0 / max(high - low, 1e-12)) + 0.5
     return result
 
 

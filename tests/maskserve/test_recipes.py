@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "docs/service.md", "docs/client.md")
 ADDRESS = "http://127.0.0.1:3000"
 RECIPE = re.compile(r"^    ((?:cat \S+ \| )?curl (?:.*\\\n)*.*)$", re.MULTILINE)
-RECIPES = sorted({recipe for page in PAGES for recipe in RECIPE.findall((ROOT / page).read_text())})
+ALL_RECIPES = sorted({recipe for page in PAGES for recipe in RECIPE.findall((ROOT / page).read_text())})
+JOB_RECIPES = [recipe for recipe in ALL_RECIPES if "respond-async" in recipe or "/v1/jobs/" in recipe]
+RECIPES = [recipe for recipe in ALL_RECIPES if recipe not in JOB_RECIPES]
 SIZES = {"photo.jpg": (80, 60), "a.jpg": (70, 50), "b.jpg": (40, 90)}  # width, height
 
 pytestmark = pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
@@ -114,6 +117,23 @@ def test_recipe(recipe: str, service_url: str, strict_url: str, api_key: str, fo
         assert re.search(r"^server-timing: read;dur=", printed, re.MULTILINE | re.IGNORECASE)
     elif not files:
         check_json(printed.encode(), SIZES["photo.jpg"])
+
+
+def test_recipes_of_a_job(service_url: str, api_key: str, folder: Path) -> None:
+    """The volume of the page is a photograph here, because the service has a model of images."""
+    shutil.copy(folder / "photo.jpg", folder / "ct.nii.gz")
+    (start,) = (recipe for recipe in JOB_RECIPES if "respond-async" in recipe)
+    job = run_recipe(start, service_url, api_key, folder).strip().rpartition("/")[2]
+    fetch, delete = sorted((recipe for recipe in JOB_RECIPES if recipe != start), key=lambda recipe: "DELETE" in recipe)
+    for _ in range(600):
+        run_recipe(fetch.replace("ID", job), service_url, api_key, folder)
+        if (content := (folder / "labels.nii.gz").read_bytes()).startswith(b"\x89PNG"):
+            break
+        time.sleep(0.1)
+    check_mask(content, SIZES["photo.jpg"])
+    run_recipe(delete.replace("ID", job), service_url, api_key, folder)
+    with pytest.raises(AssertionError, match="404"):
+        run_recipe(fetch.replace("ID", job), service_url, api_key, folder)
 
 
 def test_recipe_keeps_the_error_body(service_url: str, api_key: str, folder: Path) -> None:

@@ -31,7 +31,7 @@ from training.run_folder import read_run_metadata
 from training.train import lint_before_training, train
 
 SETTINGS = ["workers=0", "crop=64,64", "input=native", "batch=4", "tensorboard=false", "scale=1,1"]
-QUICK = [*SETTINGS, "encoder=tu-lcnet_035", "epochs=1", "optimizer=adamw", "lr=0.002", "warmup=2"]
+QUICK = [*SETTINGS, "epochs=1", "optimizer=adamw", "lr=0.002", "warmup=2"]
 SMALL = [*QUICK, "encoder=tu-test_resnet"]
 GOOD = [*SMALL, "epochs=40", "warmup=10", "precision=f32", "vflip=0.5", "skips=8s"]
 

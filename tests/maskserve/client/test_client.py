@@ -233,7 +233,7 @@ def test_both_clients_have_the_same_methods() -> None:
         methods = {name: value for name, value in vars(client).items() if inspect.isfunction(value) and name[0] != "_"}
         return {name: inspect.signature(method) for name, method in methods.items()}
 
-    assert signatures(Client) == signatures(AsyncClient) and len(signatures(Client)) == 10
+    assert signatures(Client) == signatures(AsyncClient) and len(signatures(Client)) == 11
 
 
 def test_errors_name_the_client_that_was_called(client: Client) -> None:
@@ -291,7 +291,7 @@ def test_an_array_of_other_channels_is_sent_in_its_type(client: Client, segmente
     np.testing.assert_array_equal(client.segment(file.getvalue()).labels, segmenter.segment(image).labels)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4), object), np.zeros((1, 4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
+@pytest.mark.parametrize("array", [np.zeros((4, 4), object), np.zeros((1, 1, 4, 4, 3)), np.zeros((0, 4, 3), np.uint8)])
 def test_other_arrays_are_refused(client: Client, array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="send uint8 of H x W x 3, RGB, or the numbers that the model takes"):
         client.segment(array)

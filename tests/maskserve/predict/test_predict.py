@@ -114,7 +114,8 @@ def test_the_address_of_ray_is_optional(address: str) -> None:
         (
             [".", "--format", "gif"],
             2,
-            "Unknown format 'gif'; choose one of png, overlay, confidence, npy, json, events, npz, csv, wfdb, parquet, geotiff",
+            "Unknown format 'gif'; choose one of png, overlay, confidence, npy, json, events, npz, csv, wfdb, nifti, tiff, "
+            "parquet, geotiff",
         ),
         (["a.png", "--classes", "class 1,zebra"], 2, "'zebra'"),
         (["a.png", "--min-confidence", "nan"], 2, "min_confidence is nan"),

@@ -23,6 +23,7 @@ from models.architectures.torchvision_models import MODEL_BACKBONES
 from models.architectures.weight_files import read_state_dict
 from models.bundle import CHECKSUM_FILE, WEIGHTS_FILE, bundle_writer, open_bundle
 from models.errors import WeightsError
+from tests.fixtures_bundles import ENCODER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +69,7 @@ def kernel_keys(network: Network, part: str) -> set[str]:
 
 
 def test_bundle_is_loaded_completely(tiny_bundle: Path) -> None:
-    network = build_seeded()
+    network = build_seeded(encoder=ENCODER)
     summary = load_initial_weights(network, tiny_bundle, CLASS_NAMES)
     stored = read_state_dict(open_bundle(tiny_bundle).weights_path)
     assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
@@ -77,14 +78,18 @@ def test_bundle_is_loaded_completely(tiny_bundle: Path) -> None:
 
 def test_bundle_with_other_classes_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(WeightsError, match=r"has 6 classes and this data set has 4; pass --reset-head"):
-        load_initial_weights(build_seeded(classes=4), tiny_bundle, CLASS_NAMES[:4])
+        load_initial_weights(build_seeded(classes=4, encoder=ENCODER), tiny_bundle, CLASS_NAMES[:4])
     with pytest.raises(WeightsError, match=r"the class 'class 5' and this data set has 'sky'; pass --reset-head"):
-        load_initial_weights(build_seeded(), tiny_bundle, [*CLASS_NAMES[:5], "sky"])
+        load_initial_weights(build_seeded(encoder=ENCODER), tiny_bundle, [*CLASS_NAMES[:5], "sky"])
 
 
 @pytest.mark.parametrize("classes", [4, 6])
 def test_reset_head_loads_everything_but_the_head(tiny_bundle: Path, classes: int) -> None:
-    network, fresh, stored = build_seeded(classes=classes), build_seeded(classes=classes), build_seeded()
+    network, fresh, stored = (
+        build_seeded(classes=classes, encoder=ENCODER),
+        build_seeded(classes=classes, encoder=ENCODER),
+        build_seeded(encoder=ENCODER),
+    )
     load_initial_weights(stored, tiny_bundle, CLASS_NAMES)
     summary = load_initial_weights(network, tiny_bundle, ["other"] * classes, reset_head=True)
     head = head_parameter_names(network)
@@ -97,7 +102,7 @@ def test_reset_head_loads_everything_but_the_head(tiny_bundle: Path, classes: in
 
 
 def test_new_auxiliary_head_starts_from_scratch(tiny_bundle: Path) -> None:
-    network = build_seeded(aux=True)
+    network = build_seeded(aux=True, encoder=ENCODER)
     assert "start from scratch" in load_initial_weights(network, tiny_bundle, CLASS_NAMES)
     stored = read_state_dict(open_bundle(tiny_bundle).weights_path)
     assert all(torch.equal(network.state_dict()[name], value) for name, value in stored.items())
@@ -105,7 +110,7 @@ def test_new_auxiliary_head_starts_from_scratch(tiny_bundle: Path) -> None:
 
 def test_bundle_of_another_network_names_the_settings_to_use(tiny_bundle: Path) -> None:
     with pytest.raises(
-        WeightsError, match=r"no weights of mobilenet_v2: .* To continue from this bundle, set encoder=resnet18\."
+        WeightsError, match=r"no weights of mobilenet_v2: .* To continue from this bundle, set encoder=tu-test_resnet\."
     ):
         load_initial_weights(build_seeded(encoder="mobilenet_v2"), tiny_bundle, CLASS_NAMES)
 
@@ -229,7 +234,7 @@ def test_densenet_of_torchvision_with_its_published_names(tmp_path: Path) -> Non
     "options", [{"head": "aspp"}, {"architecture": "smp/Unet"}, {"skips": "32s", "upsampling": "learned"}], ids=str
 )
 def test_encoder_of_a_bundle_under_another_head(tiny_bundle: Path, options: dict[str, Any]) -> None:
-    network = build_seeded(classes=4, **{"encoder": "resnet18", **options})
+    network = build_seeded(classes=4, **{"encoder": ENCODER, **options})
     with torch.no_grad():
         network.mean.fill_(7)
     if "skips" not in options:

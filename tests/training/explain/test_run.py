@@ -58,7 +58,7 @@ def test_every_number_and_image_is_written(explained: Path) -> None:
     ("options", "message"),
     [
         ({"views": ["certanty"]}, "did you mean certainty?"),
-        ({"layer": "encoder.layer9"}, "did you mean encoder.layer"),
+        ({"layer": "encoder.model.layer9"}, "did you mean encoder.model.layer"),
         ({"target": "clas 2"}, "did you mean class 2?"),
         ({"at": (999, 0)}, "which has 160 x 120 pixels"),
         ({"evolution": True}, "Name a run"),
