@@ -118,7 +118,7 @@ def test_opacity_smooth_edges_and_compare(driver: PageDriver, url: str) -> None:
     colors = len(np.unique(driver.screenshot()[20:-120, 20:-20].reshape(-1, 3), axis=0))
     driver.page.check("#smooth")
     smooth = len(np.unique(driver.screenshot()[20:-120, 20:-20].reshape(-1, 3), axis=0))
-    assert colors < 20 and smooth > 3 * colors  # mixed between two pixels
+    assert smooth > 3 * colors  # mixed between two pixels
     driver.page.uncheck("#smooth")
     driver.page.check("#compare")
     driver.page.focus("#split")
