@@ -237,7 +237,7 @@ DEMOS = {
             "record.hea": "a test recording, with record.dat",
             "events.json": "its events, from the service",
         },
-        next=".venv/bin/maskserve predict {data} --bundle {bundle} --out events",
+        next=".venv/bin/maskserve predict {bundle} {data} --out events",
     ),
     "DHW": DemoSteps(
         data="objects",
