@@ -87,11 +87,9 @@ def pids_of_run(run: Path) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to list processes")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.slow
-def test_stop_signal_reaches_all_processes_and_the_run_resumes(
-    small_dataset: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_stop_signal_reaches_all_processes_and_the_run_resumes(small_dataset: Path, tmp_path: Path) -> None:
+    """SIGTERM, as schedulers send; `test_cli.py` interrupts a training in one process."""
     run = tmp_path / "run"
     command = [
         sys.executable,
@@ -115,7 +113,7 @@ def test_stop_signal_reaches_all_processes_and_the_run_resumes(
             assert time.monotonic() < deadline
             time.sleep(0.2)
         assert len(pids_of_run(run)) >= 3
-        parent.send_signal(number)
+        parent.send_signal(signal.SIGTERM)
         _, errors = parent.communicate(timeout=100)
         assert pids_of_run(run) == []
     finally:
