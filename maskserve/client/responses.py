@@ -47,9 +47,9 @@ def masks_from_batch(content: bytes, images: Sequence[ImageLike], **fields: Any)
 def masks_from_batch_zip(
     content: bytes, items: Sequence[Any], read: Callable[..., Mask], **fields: Any
 ) -> list[Mask | ServiceError]:
-    """The labels or the error of each recording or volume, from the zip file of a batch; `read` is one of
+    """The labels or the error of each recording or volume, from the zip file of a batch.
 
-    `SignalMask.from_npz` and `VolumeMask.from_nifti`. `fields`: of Mask.
+    `read`: `SignalMask.from_npz` or `VolumeMask.from_npz`. `fields`: of Mask.
     """
     masks: list[Mask | ServiceError] = []
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -23,14 +23,11 @@ CROP_MULTIPLE = 32
 BATCH_STEPS = {"cpu": 16 * 2048, "cuda": 128 * 2048}  # time steps of a batch, all crops together
 MIN_BATCH, MAX_BATCH = 8, 128
 WIDTH, SMALL_WIDTH = 24, 16  # channels of the first stage
-CROPS_FOR_FULL_SIZE = (
-    150_000  # below, more crops are worth more than a larger U-Net, whose steps take five times as long
-)
+# Below this number of crops, more of them are worth more than a larger U-Net, whose steps take five times as long.
+CROPS_FOR_FULL_SIZE = 150_000
 AUGMENT_SECONDS = 0.001  # of a core, per crop
-SHORTEST_EVENT, MIN_EVENTS = (
-    0.6,
-    100,
-)  # of the 1% quantile of a class's durations; and events that such a quantile needs
+# The shortest event that is kept, as a fraction of the 1% quantile of its class's durations; and events that such a quantile needs.
+SHORTEST_EVENT, MIN_EVENTS = 0.6, 100
 MIN_CHANCE = 0.5  # that a random crop has the rarest class; below, some crops are drawn around a class
 
 
@@ -152,12 +149,13 @@ def choose_signal_size(plan: Plan, profiler: StepProfiler) -> float:
     Raises: ConfigError.
     """
     seconds = shrink_batch_to_fit(plan, profiler)
-    limit, crops = profiler.remaining_seconds(plan), plan["batch"] * plan["accumulate"]
+    limit = profiler.remaining_seconds(plan)
     if plan["architecture"] != "unet" or limit is None or plan["deterministic"]:
         return seconds
-    if (possible := crops * limit / seconds) >= CROPS_FOR_FULL_SIZE:
+    crops = plan["batch"] * plan["accumulate"] * limit / seconds
+    if crops >= CROPS_FOR_FULL_SIZE:
         return seconds
-    reason = f"smaller than usual: {WIDTH} channels and 2 blocks would train on only {possible:,.0f} crops in the time"
+    reason = f"smaller than usual: {WIDTH} channels and 2 blocks would train on only {crops:,.0f} crops in the time"
     plan.set("width", SMALL_WIDTH, reason)
     plan.set("blocks", 1, "one residual block per stage, for the same reason")
     return shrink_batch_to_fit(plan, profiler)

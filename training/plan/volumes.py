@@ -28,8 +28,8 @@ SAME_SPACING = 2.0  # axes are pooled together while their spacings differ by le
 WINDOW = (0.5, 99.5)  # percentiles of the foreground that CT is clipped to
 AIR = -200.0  # Hounsfield units: only CT has such values as integers
 FOREGROUND_PATCHES = 0.33
-# Patches that a training sees: below, a network whose first stage has stride 2 learns more, because its steps take a fifth of the
-# time (Hippocampus, benchmarks/results/hippocampus.jsonl). It has more channels, for about the same memory.
+# Below this number of patches the first stage has stride 2: a step takes about a fifth of the time, and hippocampus is learned well
+# (benchmarks/results/hippocampus.jsonl). It was not compared with a training at full resolution.
 PATCHES_FOR_FULL_RESOLUTION, HALF_RESOLUTION_WIDTH = 10_000, 24
 MIN_STANDARD_ERRORS, MIN_ASYMMETRY = 5.0, 0.05  # of the difference between the halves, as a fraction of a class
 SIDES = re.compile(r"(^|[^a-z])(left|right|l|r|lh|rh|links|rechts|sin|dex)([^a-z]|$)", re.IGNORECASE)
