@@ -3,8 +3,10 @@
 They get the images at the size, the crops, the batch and the precision of our planned run, and as many minutes from the first step
 on; the schedule follows the clock. The last network counts, as in their scripts.
 
-    torchvision   references/segmentation: SGD, momentum 0.9, weight decay 1e-4, poly 0.9, cross-entropy, half of the auxiliary loss
-    smp           examples/camvid_segmentation_multiclass.ipynb: Adam, cosine, Dice, ResNet-34, its transforms
+    torchvision   references/segmentation/train.py: SGD, momentum 0.9, weight decay 1e-4, poly 0.9, cross-entropy, half of the
+                  auxiliary loss, ten times the learning rate for the auxiliary head
+    smp           examples/camvid_segmentation_multiclass.ipynb: Adam, cosine down to 1e-5, Dice, its transforms; with the
+                  ResNet-34 of the README, because the example's ResNeXt-50 gets through few epochs on a CPU
 """
 
 import math
@@ -123,7 +125,10 @@ def train_peer(
     optimizer: torch.optim.Optimizer
     if peer.library == "torchvision":
         transforms, loss = torchvision_transforms(crop), torchvision_loss
-        optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, weight_decay=1e-4)
+        auxiliary = list(network.get_submodule("aux_classifier").parameters())
+        others = [each for name, each in network.named_parameters() if not name.startswith("aux_classifier.")]
+        groups = [{"params": others}, {"params": auxiliary, "lr": 10 * lr}]
+        optimizer = torch.optim.SGD(groups, lr, momentum=0.9, weight_decay=1e-4)
     else:
         transforms, loss = smp_transforms(crop), smp.losses.DiceLoss("multiclass", ignore_index=IGNORE_INDEX)
         optimizer = torch.optim.Adam(network.parameters(), lr)
@@ -132,12 +137,16 @@ def train_peer(
     size = min(batch, len(data))
     loader = DataLoader(data, size, shuffle=True, num_workers=workers, drop_last=True, persistent_workers=workers > 0)
     autocast = torch.autocast("cpu", torch.bfloat16) if run.precision == "bf16" else nullcontext()
+    first = [group["lr"] for group in optimizer.param_groups]
     start, steps, done = time.monotonic(), 0, 0.0
     while done < 1:
         for images, labels in loader:
-            factor = (1 - done) ** 0.9 if peer.library == "torchvision" else (1 + math.cos(math.pi * done)) / 2
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+            if peer.library == "torchvision":
+                rates = [rate * (1 - done) ** 0.9 for rate in first]
+            else:
+                rates = [1e-5 + (rate - 1e-5) * (1 + math.cos(math.pi * done)) / 2 for rate in first]
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
             with autocast:
                 outputs = network(images.contiguous(memory_format=torch.channels_last))
             value = loss(outputs if isinstance(outputs, dict) else outputs.float(), labels)
