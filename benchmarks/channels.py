@@ -45,6 +45,7 @@ RULE = InputRule(
 
 def main() -> None:
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    cv2.setNumThreads(1)  # before the workers are forked: in a child of a process whose cv2 has threads, the call never returns
     rates = {}
     for name, options in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,6 @@ def write_chips(folder: Path, options: dict[str, Any]) -> None:
 
 def start_worker(folder: str) -> None:
     global dataset
-    cv2.setNumThreads(1)
     pairs = [Pair(str(index), Path(folder, f"{index}.tif"), Path(folder, f"{index}.png")) for index in range(CHIPS)]
     config = TrainConfig(rotate=20, vflip=0.5, scale=(0.7, 1.4))
     dataset = TransformedDataset(SegmentationDataset(pairs, [], input=RULE), RULE, AugmentPolicy(config, (CROP, CROP)))
