@@ -114,7 +114,7 @@ MUTATIONS = [
     ),
     Mutation(
         "intervals of 90% instead of 95%",
-        "training/metrics/bootstrap.py",
+        "training/metrics/resampling.py",
         "np.percentile(column, tails)",
         "np.percentile(column, [5, 95])",
         [

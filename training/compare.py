@@ -29,12 +29,11 @@ from training.metrics.bootstrap import (
     bootstrap_metrics,
     count_all_groups,
     images_per_value,
-    interval_to_list,
-    percentile_interval,
     value_names,
 )
 from training.metrics.confusion import Rates, nan_mean, round_or_none
 from training.metrics.events import POINTS, bootstrap_events
+from training.metrics.resampling import percentile_interval, plain_interval
 from training.metrics.results import METRICS_FILE, EvaluationMetrics, EventMetrics, Interval, Rate, VolumeMetrics
 from training.metrics.volumes import resampled_means
 from training.reports.console import (
@@ -304,10 +303,7 @@ def _metric_difference(old: Rate, new: Rate, resampled: NDArray[np.float64], ima
     if images < MIN_IMAGES:
         return Difference(value=value)
     low, high = ends = percentile_interval(resampled)
-    interval = interval_to_list(ends)
-    return Difference(
-        value=value, interval=interval and (interval[0], interval[1]), significant=bool(low > 0 or high < 0)
-    )
+    return Difference(value=value, interval=plain_interval(ends), significant=bool(low > 0 or high < 0))
 
 
 def as_dict(found: list[Evaluation]) -> dict[str, Any]:

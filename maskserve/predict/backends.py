@@ -36,7 +36,7 @@ from models.inference.segmenter import Segmenter
 from models.inference.volumes import VolumePrediction
 from models.outputs.pipelines import make_pipeline
 from models.outputs.rle import coco_rle_counts
-from models.sample import MM3_PER_ML
+from models.readers.orientation import voxel_ml
 
 MAX_IN_FLIGHT = 8  # requests to a service: enough for several workers, few enough for its queue of 32
 MAX_VOLUMES_IN_FLIGHT = 2  # one is read or written while the other is segmented: each may take gigabytes
@@ -287,14 +287,13 @@ def summarize_volume(labels: Labels, affine: NDArray[np.float64] | None, names: 
     counts = np.sum(
         [np.bincount(plane.ravel(), minlength=256) for plane in labels], axis=0
     )  # bincount takes 8 bytes a voxel
-    steps = None if affine is None else affine[:3, :3]
     classes: list[dict[str, Any]] = []
     for label in np.flatnonzero(counts[: len(names)]).tolist():
         entry: dict[str, Any] = {"label": label, "name": names[label], "voxels": int(counts[label])}
-        if steps is not None:
-            entry["ml"] = round(float(abs(np.linalg.det(steps))) / MM3_PER_ML * entry["voxels"], 6)
+        if affine is not None:
+            entry["ml"] = round(voxel_ml(affine) * entry["voxels"], 6)
         classes.append(entry)
-    spacing = None if steps is None else [round(length, 6) for length in np.linalg.norm(steps, axis=0).tolist()]
+    spacing = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0).round(6).tolist()
     return {"shape": list(labels.shape), "spacing": spacing, "classes": classes}
 
 

@@ -54,8 +54,8 @@ from models.inference.windows import (
     MIN_LENGTH,
     MIN_WINDOW,
     confidence_of,
+    extract_window,
     make_lattice,
-    pad_values,
     predict_windows,
 )
 from models.readers import read_input
@@ -215,7 +215,7 @@ class Segmenter:
             lattice = make_lattice(values.shape[:-1], self.rule, self.max_window)
             try:
                 if lattice.count == 1:
-                    canvas = pad_values(values, lattice.sides)
+                    canvas = extract_window(values, (0,) * len(lattice.sides), lattice.sides)
                     labels, scores = self._run_engine(canvas, should_stop, confidence, statistics)
                     labels = labels[tuple(slice(length) for length in values.shape[:-1])].copy()
                     probabilities = None if scores is None else confidence_of(scores, lattice.sides, labels)

@@ -10,7 +10,7 @@ from models.imaging.decode import Labels
 from models.inference.components import apply_component_rules
 from models.inference.postprocess import Confidence
 from models.inference.segmenter import Prediction, Segmenter, never_stop
-from models.readers.orientation import to_file_grid
+from models.readers.orientation import to_file_grid, voxel_ml
 from models.readers.volume_spacing import resize_nearest, to_spacing
 from models.sample import MM3_PER_ML, Sample, VolumeGrid
 from models.spec import InputRule
@@ -34,8 +34,7 @@ class VolumePrediction:
     @property
     def voxel_ml(self) -> float | None:
         """The volume of a voxel in ml; None if it is not known."""
-        volume = float(abs(np.linalg.det(np.array(self.grid.affine)[:3, :3])))
-        return volume / MM3_PER_ML if self.has_spacing else None
+        return voxel_ml(self.grid.affine) if self.has_spacing else None
 
 
 def segment_volume(
@@ -50,7 +49,7 @@ def segment_volume(
     Returns: labels uint8 D x H x W and, if requested, confidence float32 D x H x W, for the values of `sample` as they are.
     Raises: as `Segmenter.segment`; ImageTooLargeError for a volume that would become too large.
     """
-    resampled = to_spacing(sample, segmenter.rule.spacing)
+    resampled = to_spacing(sample, segmenter.rule.spacing, in_windows=True)
     found = segmenter.segment(resampled, confidence, should_stop)
     labels = np.asarray(resize_nearest(found.labels, sample.size), np.uint8)
     apply_component_rules(labels, segmenter.component_rules, _voxel_volume(segmenter.rule, sample))

@@ -47,8 +47,10 @@ def find_format(name: str | None, axes: str) -> str:
     """The name of a format that models of these axes have; None is their default. Raises: ConfigError that names all."""
     formats = OUTPUT_FORMATS[axes]
     if name is not None and name not in formats:
+        others = " and ".join(AXES[other] for other, known in OUTPUT_FORMATS.items() if name in known)
         raise ConfigError(
-            f"A model of {AXES[axes]} has no output format {quoted(name)}; choose from {', '.join(formats)}."
+            f"This model takes {AXES[axes]} and has no output format {quoted(name)}"
+            f"{f', which is for {others}: choose another model, or' if others else '; choose'} one of {', '.join(formats)}."
         )
     return name or next(iter(formats))
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from models.errors import CorruptImageError
-from models.sample import Affine4, Sample, VolumeGrid
+from models.sample import MM3_PER_ML, Affine4, Sample, VolumeGrid
 
 # World axis (x right, y front, z head) and sign of D, H and W.
 CANONICAL = ((2, 1), (1, -1), (0, -1))
@@ -58,6 +58,11 @@ def spacing_of(grid: VolumeGrid) -> tuple[float, float, float]:
     lengths = np.linalg.norm(np.array(grid.affine)[:3, :3], axis=0)
     d, h, w = (float(lengths[axis]) for axis in grid.order)
     return d, h, w
+
+
+def voxel_ml(affine: ArrayLike) -> float:
+    """The volume in ml of a voxel of an affine to mm, 4 x 4."""
+    return float(abs(np.linalg.det(np.asarray(affine, np.float64)[:3, :3]))) / MM3_PER_ML
 
 
 def canonical_affine(grid: VolumeGrid) -> NDArray[np.float64]:

@@ -68,8 +68,15 @@ def read_exactly(data: memoryview, count: int, compression: str, skip: int = 0) 
             view[filled : filled + len(part)] = part
             filled += len(part)
             pending = inflater.unconsumed_tail
-        if not inflater.eof:  # what is left is the checksum, which is compared when it is read
-            inflater.decompress(bytes(pending) + bytes(data[position : position + 64]), 1)
+        while not inflater.eof:  # what is left is the checksum, which is compared when it is read
+            if not pending:
+                pending = data[position : position + CHUNK_BYTES]
+                position += len(pending)
+            if not len(pending):
+                raise CorruptImageError("The volume's gzip is truncated: its end is missing. Save or copy it again.")
+            if inflater.decompress(pending, 1):  # more than the header promises, which is not read
+                break
+            pending = inflater.unconsumed_tail
     except zlib.error as error:
         raise CorruptImageError(f"The volume's gzip is corrupt ({quoted(str(error))}). Save it again.") from error
     return result[skip:]

@@ -1,12 +1,15 @@
 """Resamples a volume to a spacing, and labels back to the volume's own grid.
 
+A network reads a volume in windows, and only these are resampled: a copy of the whole at another spacing is not held.
+
 Intensities are interpolated linearly, axis by axis; where the new grid is coarser, over the width of its voxels, so that thin
 structures become fainter and do not vanish by chance. Labels take the nearest voxel. Both grids cover the same extent: voxel
 centers lie at (index + 0.5) * spacing.
 """
 
+import math
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from models.errors import ImageTooLargeError
 from models.imaging.nearest import nearest_indices
 from models.readers.limits import MAX_VOXELS
-from models.readers.statistics import sample_statistics
+from models.readers.statistics import StatisticsAccumulator
 from models.sample import Sample, Values
 from models.spec import Spacing
 
@@ -23,10 +26,11 @@ MAX_SCALE = 100.0  # between the spacing of a file and the network's: more is a 
 SAME_SPACING = 0.01  # relative difference of spacings that are not worth resampling
 
 
-def to_spacing(sample: Sample, spacing: Spacing | None) -> Sample:
+def to_spacing(sample: Sample, spacing: Spacing | None, in_windows: bool = False) -> Sample:
     """A volume at a spacing in mm, float32; as it is if either spacing is unknown, or both are equal within 1%.
 
-    Its frame stays that of the file: `resize_labels` takes labels back to `sample.size`.
+    Its frame stays that of the file: `resize_nearest` takes labels back to `sample.size`. `in_windows`: its values are
+    `ResampledValues`, which are computed where they are read.
     Raises: ImageTooLargeError for a volume that would become too large.
     """
     size = resampled_size(sample.size, sample.spacing, spacing)
@@ -38,15 +42,21 @@ def to_spacing(sample: Sample, spacing: Spacing | None) -> Sample:
             f"At the spacing of this model the volume would have {listed} voxels; the limit is {MAX_VOXELS:,}. Is the spacing in "
             "its header right? Crop it otherwise."
         )
-    values = resize_values(sample.values, size)
+    values = ResampledValues(sample.values, size)
     found = tuple(step * old / new for step, old, new in zip(sample.spacing.values, sample.size, size, strict=True))
     valid = None if sample.valid is None else resize_nearest(sample.valid, size)
+    statistics = sample.statistics
+    if statistics is not None:
+        sums = StatisticsAccumulator(values.shape[-1])
+        for slices in values.groups():
+            sums.add(values[slices], None if valid is None else valid[slices])
+        statistics = sums.result()
     return replace(
         sample,
-        values=values,
+        values=cast(Values, values) if in_windows else values[:],
         valid=valid,
         spacing=Spacing(values=found, unit=sample.spacing.unit),
-        statistics=None if sample.statistics is None else sample_statistics(values, valid),
+        statistics=statistics,
     )
 
 
@@ -66,28 +76,44 @@ def resampled_size(size: tuple[int, ...], spacing: Spacing | None, target: Spaci
     )
 
 
-def resize_values(values: Values, size: tuple[int, ...]) -> Values:
-    """Values D x H x W x C as float32 of the lengths `size`, linearly.
+class ResampledValues:
+    """Values D x H x W x C as float32 of other lengths, linearly. They are computed where they are read, and not kept."""
 
-    Slices are made in groups: only one of them is held at sizes in between.
-    """
-    axes = sorted(range(3), key=lambda axis: size[axis] / values.shape[axis])  # those that shrink first
-    axes = [axis for axis in axes if size[axis] != values.shape[axis]]
-    if not axes:
-        return values.astype(np.float32, copy=False)
-    result = np.empty((*size, values.shape[3]), np.float32)
-    step = max(1, GROUP_VALUES * size[0] // max(1, result.size, values.size))
-    weights = {axis: axis_weights(values.shape[axis], size[axis]) for axis in axes}
-    for start in range(0, size[0], step):
-        group, needed = slice(start, start + step), slice(start, start + step)
-        if 0 in weights:
-            taps = weights[0].taps[group]
-            needed = slice(int(taps.min()), int(taps.max()) + 1)
-        part = values[needed]
-        for axis in axes:
-            part = resize_axis(part, axis, weights[axis].section(group, needed.start) if axis == 0 else weights[axis])
-        result[group] = part
-    return result
+    def __init__(self, values: Values, size: tuple[int, ...]) -> None:
+        self.values, self.shape, self.dtype = values, (*size, values.shape[3]), np.dtype(np.float32)
+        axes = sorted(range(3), key=lambda axis: size[axis] / values.shape[axis])  # those that shrink first
+        self.weights = {
+            axis: axis_weights(values.shape[axis], size[axis]) for axis in axes if size[axis] != values.shape[axis]
+        }
+
+    def groups(self) -> list[slice]:
+        """All slices in groups of about GROUP_VALUES."""
+        step = max(1, GROUP_VALUES * self.shape[0] // max(1, math.prod(self.shape), self.values.size))
+        return [slice(start, min(start + step, self.shape[0])) for start in range(0, self.shape[0], step)]
+
+    def __getitem__(self, part: slice | tuple[slice, ...]) -> Values:
+        """Slices, or a window: the first and last voxels along D, H and W."""
+        if part == slice(None):
+            result = np.empty(self.shape, np.float32)
+            for slices in self.groups():  # only one of them is held at lengths in between
+                result[slices] = self[slices]
+            return result
+        window = part if isinstance(part, tuple) else (part,)
+        needed = list(window)
+        for axis, inside in enumerate(window):
+            if axis in self.weights:
+                taps = self.weights[axis].taps[inside]
+                needed[axis] = slice(int(taps.min()), int(taps.max()) + 1)
+        found = self.values[tuple(needed)].astype(np.float32, copy=False)
+        for axis, weights in self.weights.items():
+            section = weights.section(window[axis], needed[axis].start) if axis < len(window) else weights
+            found = resize_axis(found, axis, section)
+        return found
+
+
+def resize_values(values: Values, size: tuple[int, ...]) -> Values:
+    """Values D x H x W x C as float32 of the lengths `size`, linearly."""
+    return ResampledValues(values, size)[:]
 
 
 def resize_nearest(labels: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:

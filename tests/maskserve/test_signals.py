@@ -83,7 +83,7 @@ def test_client_segments_files_bytes_and_arrays(url: str, tmp_path: Path) -> Non
         np.testing.assert_array_equal(np.load(tmp_path / "labels.npz")["labels"], from_file.labels)
         with pytest.raises(InvalidImageError, match="rate"):
             client.segment(VALUES[:, 0])
-        with pytest.raises(ServiceError, match="signals has no output format 'png'"):
+        with pytest.raises(ServiceError, match="takes signals and has no output format 'png'"):
             client.segment(np.zeros((20, 20, 3), np.uint8))
         with pytest.raises(ValueError, match="shape"):
             client.segment_signal(np.zeros((2, 2, 2)), rate=RATE)
@@ -171,7 +171,7 @@ def test_predict_says_what_is_wrong(bundle: Path, tmp_path: Path) -> None:
     complete, printed = run_predict(bundle, tmp_path / "in", out=tmp_path / "out")
     assert not complete and "a.dat" in printed and "1 of 2 recordings segmented" in printed
     for format in ("png", "parquet", "geotiff"):
-        with pytest.raises(ConfigError, match="signals has no output format"):
+        with pytest.raises(ConfigError, match="takes signals and has no output format"):
             run_predict(bundle, header, out=tmp_path / "other", format=format)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG")

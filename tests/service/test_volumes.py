@@ -83,6 +83,7 @@ MISSING = zip_bytes({f"{k}.dcm": dicom_bytes(SLICE, (0, 0, k)) for k in (0, 1, 2
         (CASE, {"model": "images"}, 415, ["a NIfTI volume", "export the slice"]),
         (dicom_bytes(SLICE, (0, 0, 0)), {"model": "images"}, 415, ["a DICOM", "export the slice"]),
         (CASE, {"format": "png"}, 400, ["volumes", "nifti, npz, tiff, json"]),
+        (CASE, {"model": "images", "format": "npz"}, 400, ["takes images", "'npz', which is for signals and volumes"]),
         (CASE, {"min_area": 5}, 400, ["'min_area'", "images", "volumes"]),
         (CASE, {"rate": 5}, 400, ["'rate'", "signals"]),
         (CASE, {"classes": "liver"}, 400, ["'liver'", "none, organ, lesion"]),
@@ -99,9 +100,9 @@ MISSING = zip_bytes({f"{k}.dcm": dicom_bytes(SLICE, (0, 0, k)) for k in (0, 1, 2
         (b"\x00\x01\x02\x03nothing", {}, 415, ["NIfTI"]),
     ],
     ids=[
-        "photograph", "recording", "volume for images", "DICOM for images", "format of images", "parameter of images",
-        "parameter of signals", "unknown class", "4D", "spacing 0", "affine NaN", "half", "40 GB in 1 kB", "too short",
-        "two series", "missing slice", "zip of text", "empty", "noise",
+        "photograph", "recording", "volume for images", "DICOM for images", "format of images", "format of volumes",
+        "parameter of images", "parameter of signals", "unknown class", "4D", "spacing 0", "affine NaN", "half",
+        "40 GB in 1 kB", "too short", "two series", "missing slice", "zip of text", "empty", "noise",
     ],
 )  # fmt: skip
 def test_bad_requests(

@@ -153,6 +153,10 @@ def bundle(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Bun
     axes, run = trained.axes, trained.out
     network, rule = load_network(run), RULES[axes]
     network.set_calibration(CALIBRATION, CLASSES)
+    images = make_parity_samples(made_dataset(axes, 4).image, 4, axes)
+    assert (
+        len(images[-1]) == 1 or axes != "DHW"
+    )  # OpenVINO computes NaN for one slice in bf16: the parity check has one
     source = BundleSource(
         origin=run,
         spec=BundleSpec(
@@ -160,7 +164,7 @@ def bundle(trained: TrainedRun, tmp_path_factory: pytest.TempPathFactory) -> Bun
         ),
         write_graph=lambda folder: export_network(network, folder),
         original=make_torch_segmenter(network, rule),
-        images=make_parity_samples(made_dataset(axes, 4).image, 4, axes),
+        images=images,
         parity_advice="",
     )
     target = tmp_path_factory.mktemp("bundles") / axes

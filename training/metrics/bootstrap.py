@@ -1,12 +1,6 @@
-"""Pixel counts of every image of an evaluation, and the bootstrap intervals of the metrics.
+"""Pixel counts of every image of an evaluation, and the bootstrap intervals of the metrics (`resampling.py`)."""
 
-A metric of one split is one of many values that other images of the same kind would have given. The bootstrap (Efron
-1979) samples as many images from the split, with replacement, and computes the metric again; the reported interval holds
-95% of 1000 such values. Images are sampled, not pixels: pixels of one image are alike, and their number would make any
-difference look certain. So are the records of one patient: images of one group are sampled together.
-"""
-
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +11,20 @@ from models.spec import ClassInfo
 from training.metrics.calibration import NUM_BINS, expected_calibration_error
 from training.metrics.confusion import Counts, Rates, as_json, iou, metrics_from_counts, nan_mean, ratio, round_or_none
 from training.metrics.object_size import SIZE_NAMES
+from training.metrics.resampling import (
+    CONFIDENCE_LEVEL,
+    NUM_RESAMPLES,
+    SEED,
+    percentile_interval,
+    plain_interval,
+    resample_weights,
+)
 from training.metrics.results import ImageResult, Intervals, SplitMetrics, ThresholdPoint
 from training.metrics.thresholds import NUM_SCORE_BINS, THRESHOLDS, average_precision, threshold_rates
 from training.metrics.volumes import CaseMetrics
 
-NUM_RESAMPLES, CONFIDENCE_LEVEL, SEED = 1000, 0.95, 0
 # Resamples of fewer images prove nothing: five that all lean one way do so by chance once in 16.
 MIN_IMAGES = 6
-RESAMPLES_PER_BLOCK = 50  # resamples at a time, which bounds memory to this number times the images
 
 
 @dataclass(frozen=True)
@@ -279,28 +279,6 @@ def weighted_metrics(
     return blocks
 
 
-def resample_weights(groups: NDArray[np.int64]) -> Iterator[NDArray[np.float64]]:
-    """How often each image is in a resample, RESAMPLES_PER_BLOCK x N at a time. `groups`: the group of each image, N."""
-    number = int(groups.max()) + 1
-    random, shape = np.random.default_rng(SEED), (RESAMPLES_PER_BLOCK, number)
-    for _ in range(NUM_RESAMPLES // RESAMPLES_PER_BLOCK):
-        sampled = random.integers(number, size=shape) + number * np.arange(RESAMPLES_PER_BLOCK)[:, None]
-        weights = np.bincount(sampled.ravel(), minlength=sampled.size).reshape(shape).astype(np.float64)
-        yield weights[:, groups]
-
-
-def percentile_interval(values: Rates) -> Rates:
-    """The middle 95% of R x ... values, 2 x ...: lower and upper end; NaN values are left out, all NaN gives NaN."""
-    ends = np.full((2, *values.shape[1:]), np.nan)
-    for index in np.ndindex(values.shape[1:]):
-        column = values[(slice(None), *index)]
-        column = column[~np.isnan(column)]
-        if column.size:
-            tails = [50 * (1 - CONFIDENCE_LEVEL), 50 * (1 + CONFIDENCE_LEVEL)]
-            ends[(slice(None), *index)] = np.percentile(column, tails)
-    return ends
-
-
 def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Intervals:
     """95% intervals of all metrics; None for what is absent or on too few images."""
     by_metric: dict[str, Any] = {}
@@ -308,11 +286,11 @@ def confidence_intervals(tally: PerImageCounts, classes: list[ClassInfo]) -> Int
     for name, values in bootstrap_metrics(tally, [entry.name for entry in classes]).items():
         ends = percentile_interval(values)
         if values.ndim == 1:
-            by_metric[name] = interval_to_list(ends) if enough else None
+            by_metric[name] = plain_interval(ends) if enough else None
         else:
             ends[:, images_per_value(tally, name) < MIN_IMAGES] = np.nan
             keys = value_names(name, [entry.name for entry in classes])
-            by_metric[name] = {key: interval_to_list(each) for key, each in zip(keys, ends.T, strict=True)}
+            by_metric[name] = {key: plain_interval(each) for key, each in zip(keys, ends.T, strict=True)}
     return Intervals(level=CONFIDENCE_LEVEL, resamples=NUM_RESAMPLES, seed=SEED, min_images=MIN_IMAGES, **by_metric)
 
 
@@ -368,8 +346,3 @@ def threshold_curve(tally: PerImageCounts) -> list[ThresholdPoint]:
         ThresholdPoint(threshold=threshold, precision=precision, recall=recall, f1=f1)
         for threshold, precision, recall, f1 in zip(THRESHOLDS, *rates, strict=True)
     ]
-
-
-def interval_to_list(ends: Rates) -> list[float] | None:
-    """An interval as plain JSON values; None where it is NaN."""
-    return None if np.isnan(ends).any() else [round(end, 6) for end in ends.tolist()]

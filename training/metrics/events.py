@@ -22,11 +22,9 @@ from training.metrics.bootstrap import (
     MIN_IMAGES,
     PerImageCounts,
     count_all_groups,
-    interval_to_list,
-    percentile_interval,
-    resample_weights,
 )
 from training.metrics.confusion import Rates, nan_mean, ratio, round_or_none
+from training.metrics.resampling import percentile_interval, plain_interval, resample_weights
 from training.metrics.results import EventMetrics, Interval, Point, PointMetrics
 
 DEFAULT_TOLERANCE_MS = 150.0
@@ -155,7 +153,7 @@ def compute_event_metrics(tally: PerImageCounts, classes: list[ClassInfo], toler
             matched, missed, false = sums[label, point, : FALSE + 1].astype(int).tolist()
             figures = {name: round_or_none(float(rates[name][label, point])) for name in PointMetrics.RATES}
             intervals: dict[str, Interval] = {
-                f"{name}_interval": _interval(ends[name][:, label, point]) if enough else None
+                f"{name}_interval": plain_interval(ends[name][:, label, point]) if enough else None
                 for name in PointMetrics.RATES
             }
             by_class[entry.name][point_name] = PointMetrics(
@@ -165,11 +163,6 @@ def compute_event_metrics(tally: PerImageCounts, classes: list[ClassInfo], toler
     return EventMetrics(
         tolerance_ms=tolerance_ms,
         event_f1=round_or_none(float(rates["event_f1"])),
-        event_f1_interval=_interval(ends["event_f1"]) if enough_groups else None,
+        event_f1_interval=plain_interval(ends["event_f1"]) if enough_groups else None,
         per_class=by_class,
     )
-
-
-def _interval(ends: Rates) -> Interval:
-    listed = interval_to_list(ends)
-    return None if listed is None else (listed[0], listed[1])

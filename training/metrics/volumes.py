@@ -17,6 +17,7 @@ from models.imaging.decode import Labels
 from models.sample import MM3_PER_ML
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.metrics.confusion import Rates, is_background, nan_mean, ratio, round_or_none
+from training.metrics.resampling import percentile_interval, plain_interval, resample_weights
 from training.metrics.results import CaseMetric, Rate, VolumeMetrics
 
 DEFAULT_TOLERANCE = 2.0  # mm, of the surface Dice
@@ -26,7 +27,6 @@ METRICS: tuple[Literal["dice", "surface_dice", "hd95", "volume_error"], ...] = (
     "hd95",
     "volume_error",
 )
-NUM_RESAMPLES, SEED = 1000, 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class MetricSummary:
     median: Rates
     interval: Rates  # 2 x C: 95% bootstrap interval of the mean
     foreground: float  # mean over the foreground classes of `mean`, as nnU-Net reports it
-    foreground_interval: tuple[float, float]
+    foreground_interval: Rates  # 2
     cases: NDArray[np.int64]  # C: cases that have a value
 
 
@@ -143,13 +143,12 @@ def summarize(
     median = np.array(
         [np.median(column[~np.isnan(column)]) if (~np.isnan(column)).any() else np.nan for column in table.T]
     )
-    low, high = _interval(overall[:, None])[:, 0]
     return MetricSummary(
         mean,
         median,
-        _interval(means),
+        percentile_interval(means),
         float(nan_mean(mean[foreground])) if foreground.any() else float("nan"),
-        (float(low), float(high)),
+        percentile_interval(overall),
         has_value.sum(axis=0),
     )
 
@@ -164,7 +163,7 @@ def compute_volume_metrics(
     return VolumeMetrics(
         tolerance_mm=tolerance,
         dice=round_or_none(found["dice"].foreground),
-        dice_interval=_plain_interval(np.array(found["dice"].foreground_interval)),
+        dice_interval=plain_interval(found["dice"].foreground_interval),
         surface_dice=round_or_none(found["surface_dice"].foreground),
         hd95=round_or_none(found["hd95"].foreground),
         per_class={
@@ -172,7 +171,7 @@ def compute_volume_metrics(
                 metric: CaseMetric(
                     mean=round_or_none(summary.mean[label]),
                     median=round_or_none(summary.median[label]),
-                    interval=_plain_interval(summary.interval[:, label]),
+                    interval=plain_interval(summary.interval[:, label]),
                     cases=int(summary.cases[label]),
                 )
                 for metric, summary in found.items()
@@ -183,27 +182,11 @@ def compute_volume_metrics(
     )
 
 
-def _plain_interval(ends: Rates) -> tuple[float, float] | None:
-    return None if np.isnan(ends).any() else (round(float(ends[0]), 6), round(float(ends[1]), 6))
-
-
 def resampled_means(table: Rates, groups: Sequence[str]) -> Rates:
     """R x C: the means of N x C values, NaN where there are none, when groups of them are sampled with replacement.
 
     Two tables of the same groups get the same resamples, so that their differences are paired.
     """
-    has_value = ~np.isnan(table)
-    names, group_of = np.unique(list(groups), return_inverse=True)
-    sampled = np.random.default_rng(SEED).integers(len(names), size=(NUM_RESAMPLES, len(names)))
-    weights = np.stack([np.bincount(row, minlength=len(names)) for row in sampled]).astype(np.float64)[:, group_of]
-    return ratio(weights @ np.where(has_value, table, 0.0), weights @ has_value)
-
-
-def _interval(values: Rates) -> Rates:
-    """2 x C: the middle 95% of R x C values; NaN where there are none."""
-    ends = np.full((2, values.shape[1]), np.nan)
-    for index, column in enumerate(values.T):
-        column = column[~np.isnan(column)]
-        if len(column):
-            ends[:, index] = np.percentile(column, [2.5, 97.5])
-    return ends
+    values, has_value = np.nan_to_num(table), ~np.isnan(table)
+    _, group_indices = np.unique(list(groups), return_inverse=True)
+    return np.concatenate([ratio(weights @ values, weights @ has_value) for weights in resample_weights(group_indices)])

@@ -15,9 +15,10 @@ from models.bundle import Bundle
 from models.engines.host_info import host_info
 from models.inference.segmenter import Segmenter
 from training.data import SegmentationDataset
-from training.metrics.bootstrap import CONFIDENCE_LEVEL, NUM_RESAMPLES, SEED, PerImageCounts
+from training.metrics.bootstrap import PerImageCounts
 from training.metrics.confusion import ConfusionMatrix
 from training.metrics.monitor import DEFAULT_MONITOR
+from training.metrics.resampling import CONFIDENCE_LEVEL, NUM_RESAMPLES, SEED
 from training.metrics.results import EvaluationMetrics, Interval, Rate
 from training.metrics.thresholds import positive_label
 from training.reports.confusion_matrix import confusion_section

@@ -153,6 +153,12 @@ def test_cancelling_stops_between_windows() -> None:
     assert len(seen) == 3
 
 
+def test_one_slice_reaches_the_engine_as_two() -> None:
+    sizes: list[tuple[int, ...]] = []
+    labels = Segmenter(made_engine(1, sizes), rule("DHW", divisor=1)).segment(smooth((1, 5, 6))).labels
+    assert labels.shape == (1, 5, 6) and sizes == [(2, 5, 6)]
+
+
 def test_tta_of_signals_is_refused() -> None:
     with pytest.raises(EngineError, match="takes signals"):
         Segmenter(made_engine(1, []), rule("T"), tta=TTAOptions(True, (1.0,)))

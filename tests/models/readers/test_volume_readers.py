@@ -79,6 +79,11 @@ def test_gzip_of_several_members_is_read() -> None:
     assert (in_file_order(nifti.decode(joined, LIMITS)).ravel() == np.arange(120)).all()
 
 
+def test_gzip_may_hold_more_than_the_header_promises() -> None:
+    data = nifti_bytes(np.arange(120, dtype=np.int16).reshape(4, 5, 6))
+    assert (in_file_order(nifti.decode(gzip.compress(data + bytes(99)), LIMITS)).ravel() == np.arange(120)).all()
+
+
 @pytest.mark.parametrize("encoding", ["raw", "gzip"])
 @pytest.mark.parametrize("dtype", ["u1", "<i2", ">u2", "<f4", ">f8", "<i4"])
 def test_nrrd_is_read_as_pynrrd_reads_it(dtype: str, encoding: str, tmp_path: Path) -> None:
@@ -185,6 +190,8 @@ BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "four axes": (lambda: nifti_bytes(np.zeros((4, 5, 6, 3), np.int16)), "4 axes, 4 x 5 x 6 x 3"),
     "NaN affine": (nan_affine, "affine has values that are not finite"),
     "truncated gzip": (lambda: compressed(RANDOM.integers(0, 99, (9, 9, 9)).astype(np.int32))[:-200], "truncated"),
+    "gzip without its checksum": (lambda: compressed(np.zeros((9, 9, 9), np.int16))[:-8], "gzip is truncated"),
+    "gzip without its last byte": (lambda: compressed(np.zeros((9, 9, 9), np.int16))[:-1], "gzip is truncated"),
     "corrupt gzip": (lambda: compressed(np.arange(10**4, dtype=np.int32).reshape(10, 20, 50))[:-8] + bytes(8), "gzip is corrupt"),
     "truncated voxels": (lambda: nifti_bytes(np.zeros((9, 9, 9)))[:-1], "truncated: its header promises 5,832 bytes"),
     "40 GB in 1 kB": (lambda: gzip.compress(HUGE), "3000 x 3000 x 1111 = 9,999,000,000 voxels; the limit is 268,435,456"),

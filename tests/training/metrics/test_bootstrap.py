@@ -4,16 +4,15 @@ import pytest
 from models.spec import IGNORE_INDEX, ClassInfo
 from training.metrics.bootstrap import (
     MIN_IMAGES,
-    NUM_RESAMPLES,
     PerImageCounts,
     bootstrap_metrics,
     compute_metrics,
     confidence_intervals,
     metrics_with_boundaries,
-    percentile_interval,
 )
 from training.metrics.boundary_iou import boundary_counts
 from training.metrics.confusion import ConfusionMatrix
+from training.metrics.resampling import NUM_RESAMPLES, percentile_interval
 from training.metrics.results import ImageResult
 
 NAMES = ["background", "b", "c", "never"]

@@ -7,8 +7,9 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from models.spec import IGNORE_INDEX, ClassInfo
-from training.metrics.bootstrap import NUM_RESAMPLES, PerImageCounts, compute_metrics
+from training.metrics.bootstrap import PerImageCounts, compute_metrics
 from training.metrics.events import bootstrap_events, compute_event_metrics, count_events, event_rates, match_points
+from training.metrics.resampling import NUM_RESAMPLES
 from training.metrics.results import EventMetrics, ImageResult
 
 RATE = 100.0  # Hz: a time step is 10 ms
