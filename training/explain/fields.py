@@ -31,14 +31,13 @@ Heat = NDArray[np.float32]  # H x W
 def compute(subject: NetworkSubject) -> Facts:
     """The box and the heat map of the subject's point, the widths, and the thickness of the objects in the image."""
     theoretical = subject.inside.receptive_field
-    heat = gradient_field(subject, subject.point)
     height, width = subject.size
     points = [
         (int(x), int(y))
         for y in np.linspace(0, height - 1, GRID + 2)[1:-1]
         for x in np.linspace(0, width - 1, GRID + 2)[1:-1]
     ]
-    fields = [gradient_field(subject, point) for point in points]
+    heat, *fields = gradient_fields(subject, [subject.point, *points])
     widths = [max(mass_width(field, axis) for axis in (0, 1)) for field in fields]
     effective = int(np.median(widths))
     objects = object_thickness(subject.labels, len(subject.classes))
@@ -69,16 +68,19 @@ def compute(subject: NetworkSubject) -> Facts:
     return Facts(numbers, {"field": field_image(subject, heat, theoretical)}, page_data={"box": theoretical or 0})
 
 
-def gradient_field(subject: NetworkSubject, point: tuple[int, int]) -> Heat:
-    """The absolute gradient of the predicted class's logit at a pixel, summed over channels, float32 H x W."""
+def gradient_fields(subject: NetworkSubject, points: list[tuple[int, int]]) -> list[Heat]:
+    """For each pixel (x, y), the absolute gradient of the predicted class's logit, summed over channels, float32 H x W."""
     values = subject.input.clone().requires_grad_()
     logits = subject.inside.network.calibrate(subject.inside.network.body(values))
-    row = min(point[1] * logits.shape[2] // values.shape[2], logits.shape[2] - 1)
-    column = min(point[0] * logits.shape[3] // values.shape[3], logits.shape[3] - 1)
-    label = int(logits[0, :, row, column].argmax())
-    (gradient,) = torch.autograd.grad(logits[0, label, row, column], values)
     height, width = subject.size
-    return np.asarray(gradient[0].abs().sum(dim=0)[:height, :width].numpy(), np.float32)
+    fields = []
+    for x, y in points:
+        row = min(y * logits.shape[2] // values.shape[2], logits.shape[2] - 1)
+        column = min(x * logits.shape[3] // values.shape[3], logits.shape[3] - 1)
+        label = int(logits[0, :, row, column].argmax())
+        (gradient,) = torch.autograd.grad(logits[0, label, row, column], values, retain_graph=True)
+        fields.append(np.asarray(gradient[0].abs().sum(dim=0)[:height, :width].numpy(), np.float32))
+    return fields
 
 
 def mass_width(heat: Heat, axis: int, mass: float = MASS) -> int:

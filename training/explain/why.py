@@ -8,6 +8,7 @@ hidden first, beside that of a random order. Both are means over the steps; the 
 """
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -30,11 +31,20 @@ Map = NDArray[np.float32]  # H x W
 Region = NDArray[np.bool_]  # H x W
 
 
+@dataclass(frozen=True)
+class ForwardPass:
+    """A network's pass over images, from which gradients may be taken several times."""
+
+    maps: Tensor  # of the layer, N x K x h x w
+    logits: Tensor  # N x C x h x w
+
+
 def compute(subject: NetworkSubject) -> Facts:
     """Grad-CAM of the pixel and of its object, each beside the same map of a network with shuffled weights."""
     label = subject.target_label()
     layer = subject.inside.check_layer(subject.layer) if subject.layer else default_layer(subject)
-    random_body = shuffled_copy(subject.inside.network.body)
+    body = subject.inside.network.body
+    trained_pass, random_pass = (forward_pass(each, layer, subject.input) for each in (body, shuffled_copy(body)))
     x, y = subject.point
     pixel = np.zeros(subject.size, bool)
     pixel[y, x] = True
@@ -46,8 +56,8 @@ def compute(subject: NetworkSubject) -> Facts:
         ("object", object_at(subject), label),
         ("runner-up", pixel, runner_up),
     ):
-        trained = grad_cam(subject, subject.inside.network.body, layer, region, target)
-        random = grad_cam(subject, random_body, layer, region, target)
+        trained = grad_cam(subject, trained_pass, region, target)
+        random = grad_cam(subject, random_pass, region, target)
         correlation = rank_correlation(trained, random)
         row = {
             "target": name,
@@ -85,32 +95,34 @@ def default_layer(subject: NetworkSubject) -> str:
     return stage_modules(max(usable, key=lambda stage: stage.channels or 0).name)[-1]
 
 
-def grad_cam(subject: NetworkSubject, body: nn.Module, layer: str, region: Region, label: int) -> Map:
+def forward_pass(body: nn.Module, layer: str, images: Tensor) -> ForwardPass:
+    """A network's pass over normalised images, N x C x H x W, with the output of a layer."""
+    with record_outputs(body, [layer]) as outputs:
+        logits = body(images.clone().requires_grad_())
+    return ForwardPass(outputs[layer], logits)
+
+
+def grad_cam(subject: NetworkSubject, passed: ForwardPass, region: Region, label: int) -> Map:
     """The map of a layer for the sum of a class's logits over a region of the image, float32 H x W, >= 0."""
-    weighted = layer_cam(body, layer, subject.input, logit_region(subject, body, region), label)
+    weighted = layer_cam(passed, logit_region(subject, passed, region), label)
     canvas = subject.input.shape[2:]
     large = nn.functional.interpolate(weighted.relu(), size=tuple(canvas), mode="bilinear", align_corners=False)
     height, width = subject.size
     return np.asarray(large[0, 0, :height, :width].numpy(), np.float32)
 
 
-def layer_cam(body: nn.Module, layer: str, images: Tensor, region: Tensor, label: int) -> Tensor:
+def layer_cam(passed: ForwardPass, region: Tensor, label: int) -> Tensor:
     """Channels of a layer weighted by their mean gradient, N x 1 x h x w; `region` weights the logits, float h x w."""
-    values = images.clone().requires_grad_()
-    with record_outputs(body, [layer]) as outputs:
-        logits = body(values)
-    maps = outputs[layer]
-    (gradient,) = torch.autograd.grad((logits[:, label] * region).sum(), maps)
-    return (gradient.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1, keepdim=True).detach()
+    score = (passed.logits[:, label] * region).sum()
+    (gradient,) = torch.autograd.grad(score, passed.maps, retain_graph=True)
+    return (gradient.mean(dim=(2, 3), keepdim=True) * passed.maps).sum(dim=1, keepdim=True).detach()
 
 
-def logit_region(subject: NetworkSubject, body: nn.Module, region: Region) -> Tensor:
+def logit_region(subject: NetworkSubject, passed: ForwardPass, region: Region) -> Tensor:
     """A region H x W on the grid of the logits, float h x w: the fraction of each position that it covers, at least one."""
-    with torch.no_grad():
-        shape = body(subject.input).shape[2:]
     padded = np.zeros(subject.input.shape[2:], np.float32)
     padded[: region.shape[0], : region.shape[1]] = region
-    return torch.from_numpy(cv2.resize(padded, tuple(shape)[::-1], interpolation=cv2.INTER_AREA))
+    return torch.from_numpy(cv2.resize(padded, tuple(passed.logits.shape[2:])[::-1], interpolation=cv2.INTER_AREA))
 
 
 def object_at(subject: NetworkSubject) -> Region:

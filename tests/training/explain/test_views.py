@@ -90,7 +90,7 @@ def test_the_field_of_a_network_of_ones_is_the_theoretical_one(
         convolutions.append(nn.Conv2d(3, 3, kernel, stride, padding, dilation, bias=False))
         nn.init.ones_(convolutions[-1].weight)
     subject = make_subject(nn.Sequential(*convolutions))
-    heat = fields.gradient_field(subject, (48, 32))
+    (heat,) = fields.gradient_fields(subject, [(48, 32)])
     for axis in (0, 1):
         touched = np.flatnonzero(heat.sum(axis=1 - axis))
         assert touched[-1] - touched[0] + 1 == subject.inside.receptive_field
