@@ -54,7 +54,16 @@ class BenchServer:
 
     def memory_mb(self) -> float:
         """Resident megabytes (10^6 bytes) of the process tree; shared memory is counted for each process."""
-        return sum(_resident_bytes(pid) for pid in process_tree(self.pid)) / 1e6
+        return sum(self.memory_by_role_mb().values())
+
+    def memory_by_role_mb(self) -> dict[str, float]:
+        """`memory_mb` of the workers, of the processes that decode images, and of the others."""
+        memory = {"workers": 0.0, "decoders": 0.0, "others": 0.0}
+        for pid in process_tree(self.pid):
+            command = process_command(pid)
+            is_worker, is_decoder = b"\0--worker-id\0" in command, b"decoder_process" in command
+            memory["workers" if is_worker else "decoders" if is_decoder else "others"] += _resident_bytes(pid) / 1e6
+        return memory
 
 
 @contextmanager

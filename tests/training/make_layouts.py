@@ -323,7 +323,7 @@ def write_supervisely(root: Path, *objects: dict[str, Any], splits: Sequence[str
 
 
 def make_supervisely(root: Path) -> None:
-    points = {"exterior": [[2, 1], [6, 1], [6, 4], [2, 4]], "interior": []}
+    points = {"exterior": [[2, 1], [5, 1], [5, 3], [2, 3]], "interior": []}  # pixels that belong to the object
     write_supervisely(root, {"classTitle": "cat", "geometryType": "polygon", "points": points})
 
 

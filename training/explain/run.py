@@ -100,16 +100,16 @@ def explain(
     paths = images or default_images(source, samples)
     if needs_image(chosen) and not paths:
         raise ConfigError("There is no image to look at: name one, or give --data DATA.")
-    class_label(target, source)
-    create_output_folder(out)
+    label = class_label(target, source)
     result = Explanation(source, skipped=skipped)
     network = NetworkFacts(source.network) if source.network is not None else None
     if layer and network:
         network.check_layer(layer)
     for path in paths:
         result.subjects[unique_name(path, result.subjects)] = replace(
-            make_subject(path, source, network, at, layer, samples), target=class_label(target, source)
+            make_subject(path, source, network, at, layer, samples), target=label
         )
+    create_output_folder(out)
     compute_views(result, chosen, samples, console)
     write_results(result, out)
     print_findings(result, out, console)

@@ -504,7 +504,7 @@ def test_supervisely_bitmaps_and_polygons_with_holes(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(SQUARE_MASK[1:4, 2:6] * 255).save(buffer, "PNG")
     data = base64.b64encode(zlib.compress(buffer.getvalue())).decode()
-    ring = {"exterior": [[0, 0], [8, 0], [8, 6], [0, 6]], "interior": [[[1, 1], [7, 1], [7, 5], [1, 5]]]}
+    ring = {"exterior": [[0, 0], [7, 0], [7, 5], [0, 5]], "interior": [[[1, 1], [6, 1], [6, 4], [1, 4]]]}
     make_layouts.write_supervisely(
         tmp_path,
         {"classTitle": "dog", "geometryType": "polygon", "points": ring},
@@ -513,6 +513,31 @@ def test_supervisely_bitmaps_and_polygons_with_holes(tmp_path: Path) -> None:
     expected = np.full((HEIGHT, WIDTH), 2, np.uint8)
     expected[1:5, 1:7] = 0
     assert (load_split(tmp_path, "train").labels(0) == np.where(SQUARE_MASK, 1, expected)).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "points", "rows", "columns"),
+    [
+        ("rectangle", [[2, 1], [5, 3]], (1, 4), (2, 6)),
+        ("rectangle", [[5, 3], [2, 1]], (1, 4), (2, 6)),
+        ("rectangle", [[6.43, 3.43], [8.43, 5.43]], (3, 5), (6, 8)),  # the example of Supervisely's documentation
+        ("rectangle", [[1.74, 1.55], [3.76, 4.63]], (1, 5), (2, 4)),
+        ("rectangle", [[2.1, 1.2], [2.9, 1.4]], (1, 2), (2, 3)),
+        ("rectangle", [[-3, -2], [1, 0]], (0, 1), (0, 2)),
+        ("polygon", [[2, 1], [5.9, 1.9], [5.5, 3.9], [2.9, 3]], (1, 4), (2, 6)),
+        ("polygon", [[4, 2], [8, 2], [8, 6], [4, 6]], (2, 6), (4, 8)),
+        ("polygon", [[20, 1], [30, 1], [30, 3]], (0, 0), (0, 0)),
+        ("line", [[2, 1], [5, 1]], (1, 2), (2, 6)),
+    ],
+)
+def test_shapes_of_supervisely_include_the_pixels_that_they_name(
+    kind: str, points: list[list[float]], rows: tuple[int, int], columns: tuple[int, int], tmp_path: Path
+) -> None:
+    entry = {"classTitle": "cat", "geometryType": kind, "points": {"exterior": points, "interior": []}}
+    make_layouts.write_supervisely(tmp_path, entry)
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[slice(*rows), slice(*columns)] = 1
+    assert (load_split(tmp_path, "train").labels(0) == expected).all()
 
 
 @pytest.mark.parametrize(

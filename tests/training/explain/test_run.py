@@ -73,6 +73,7 @@ def test_bad_input(options: dict[str, object], message: str, tiny_bundle: Path, 
     arguments["out"] = tmp_path / str(arguments["out"])
     with pytest.raises(ConfigError, match=re.escape(message)):
         explain(bundle, [], console=QUIET_CONSOLE, **arguments)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_is_no_source(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class ShapeMaskReader:
     def instances(self, pair: Pair) -> NDArray[np.uint32]:
         """The number of the shape at each pixel from 1, H x W; 0 for none. Raises: DataError."""
         size, shapes = self.parse(pair)
-        return _paint(size, [replace(shape, label=number) for number, shape in enumerate(shapes, 1)], 0, np.uint32)
+        return _paint(size, (replace(shape, label=number) for number, shape in enumerate(shapes, 1)), 0, np.uint32)
 
 
 def paint(size: tuple[int, int], shapes: Iterable[Shape], background: int = 0) -> Labels:
@@ -70,9 +70,8 @@ def paint(size: tuple[int, int], shapes: Iterable[Shape], background: int = 0) -
 def _paint(
     size: tuple[int, int], shapes: Iterable[Shape], background: int, dtype: type[LabelType]
 ) -> NDArray[LabelType]:
+    check_size(size)
     height, width = size
-    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
-        raise DataError(f"the image size {width} x {height} is invalid; expected 1 to {MAX_PIXELS:,} pixels.")
     columns = np.full(height * width, background, dtype)
     labels = columns.reshape(width, height).T
     for shape in shapes:
@@ -87,6 +86,13 @@ def _paint(
             if inside.size:
                 labels[rows, cols][inside] = shape.label
     return np.ascontiguousarray(labels)
+
+
+def check_size(size: tuple[int, int]) -> None:
+    """Raises: DataError unless the image may have this size, (height, width)."""
+    height, width = size
+    if not (height > 0 and width > 0 and height * width <= MAX_PIXELS):
+        raise DataError(f"the image size {width} x {height} is invalid; expected 1 to {MAX_PIXELS:,} pixels.")
 
 
 def outline(points: Any, what: str = "polygon") -> NDArray[np.float64]:
@@ -104,16 +110,6 @@ def outline(points: Any, what: str = "polygon") -> NDArray[np.float64]:
     return corners
 
 
-def outline_with_holes(points: Any, holes: Iterable[Any]) -> NDArray[np.float64]:
-    """One outline that leaves out the holes: seams without width lead to each of them and back. Raises: DataError."""
-    ring = outline(points)
-    parts = [ring, ring[:1]]
-    for hole in holes:
-        corners = outline(hole, "hole")
-        parts += [corners, corners[:1], ring[:1]]
-    return np.concatenate(parts)
-
-
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> NDArray[np.float64]:
     """The corners of a rectangle. Raises: DataError."""
     return outline([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], "rectangle")
@@ -125,17 +121,23 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float) -> NDArray[np.
     return outline(np.stack([x + radius_x * np.cos(angles), y + radius_y * np.sin(angles)], axis=1), "circle")
 
 
-def thick_line(points: Any, width: float) -> list[NDArray[np.float64]]:
-    """Outlines of a polyline drawn with a width in pixels: a rectangle per segment, and a circle at each point.
-
-    Raises: DataError.
-    """
+def points_of_line(points: Any) -> NDArray[np.float64]:
+    """K x 2 points. Raises: DataError for coordinates that are no numbers or huge."""
     try:
         corners = np.asarray(points, np.float64).reshape(-1, 2)
     except (TypeError, ValueError) as error:
         raise DataError("a line has points that are not pairs of numbers; export it again.") from error
     if not np.isfinite(corners).all() or np.abs(corners).max(initial=0) > MAX_COORDINATE:
         raise DataError("a line has a coordinate that is not a number or too large; export it again.")
+    return corners
+
+
+def thick_line(points: Any, width: float) -> list[NDArray[np.float64]]:
+    """Outlines of a polyline drawn with a width in pixels: a rectangle per segment, and a circle at each point.
+
+    Raises: DataError.
+    """
+    corners = points_of_line(points)
     found = [ellipse(x, y, width / 2, width / 2) for x, y in corners.tolist()]
     for start, end in itertools.pairwise(corners):
         length = float(np.hypot(*(end - start)))

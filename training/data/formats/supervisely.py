@@ -1,15 +1,22 @@
 """Supervisely: `img/NAME.jpg` with `ann/NAME.jpg.json`, in one folder per data set, and `meta.json` with the classes.
 
 Polygons with holes, bitmaps, rectangles and lines are drawn in the order of the file. A folder named after a split gives the split.
+
+Coordinates are indices of pixels, as its downloads have them, and what the outline touches belongs to the object: shapes are
+drawn as Supervisely's own export of masks draws them. Fractions, which only its labeling tool has, are rounded as a download
+rounds them: https://developer.supervisely.com/app-development/advanced/coordinate-system
 """
 
 import base64
 import zlib
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from models.errors import DataError, ImageError, quoted
 from models.imaging.call_decoder import call_decoder
@@ -23,8 +30,8 @@ from training.data.split_lists import apply_split_lists
 from training.data.splits import split_of_path
 from training.data.tree import FileTree, join, parent_of, stem_below
 
-LINE_WIDTH = 1  # pixels
 META = "meta.json"
+MIN_COVERAGE = 0.3  # of a pixel at a side of a rectangle with fractions; with less, the pixel is outside
 
 
 def detect(tree: FileTree) -> Evidence | None:
@@ -56,7 +63,9 @@ def read(tree: FileTree) -> Listing:
     ]
     check_unique(entries)
     listed = apply_split_lists(tree, entries)
-    reader = ShapeMaskReader(partial(_parse, label_by_name=label_by_name), shapes.digest(sorted(label_by_name.items())))
+    reader = ShapeMaskReader(
+        partial(_parse, label_by_name=label_by_name), shapes.digest("whole pixels", sorted(label_by_name.items()))
+    )
     return Listing(
         tree.root, listed.entries, classes, mask_reader=reader, notes=(*tree.notes, *listed.notes),
         files=(*([tree.path(meta)] if meta else []), *listed.files),
@@ -104,30 +113,42 @@ def _read_meta(file: Path) -> tuple[list[str], dict[str, tuple[int, int, int]]]:
 
 def _collect_names(tree: FileTree) -> list[str]:
     files = [tree.path(annotation) for _, annotation in _pairs(tree) if annotation]
-    titles = [entry.get("classTitle") for file in files for entry in _load(file).get("objects", [])]
+    objects = [_load(file).get("objects") for file in files]
+    titles = [
+        entry.get("classTitle")
+        for found in objects
+        if isinstance(found, list)
+        for entry in found
+        if isinstance(entry, dict)
+    ]
     return sorted({title for title in titles if isinstance(title, str) and title})  # the lint reports the others
 
 
-def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], list[Shape]]:
+def _parse(pair: Pair, label_by_name: dict[str, int]) -> tuple[tuple[int, int], Iterator[Shape]]:
     content = _load(pair.mask)
     try:
         size = int(content["size"]["height"]), int(content["size"]["width"])
         objects = list(content["objects"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError("needs `size` and `objects`; export it again.") from error
-    found = []
+    shapes.check_size(size)
+    return size, _shapes(objects, label_by_name, size)
+
+
+def _shapes(objects: list[Any], label_by_name: dict[str, int], size: tuple[int, int]) -> Iterator[Shape]:
+    """One at a time: a bitmap may be as large as the image. Raises: DataError that names the object."""
     for index, entry in enumerate(objects):
         try:
-            found.append(_shape(entry, label_by_name))
+            yield _shape(entry, label_by_name, size)
         except (DataError, ImageError) as error:
             raise DataError(f"objects[{index}]: {error}") from error
-        except (KeyError, TypeError, ValueError, IndexError, OSError, zlib.error) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, OSError, zlib.error) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else "its geometry is broken"
             raise DataError(f"objects[{index}] is not as Supervisely writes it: {reason}. Export it again.") from error
-    return size, found
 
 
-def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
+def _shape(entry: dict[str, Any], label_by_name: dict[str, int], size: tuple[int, int]) -> Shape:
+    """`size`: (height, width) of the image."""
     name, kind = class_name(entry["classTitle"]), entry["geometryType"]
     if name not in label_by_name:
         raise DataError(f"the class {quoted(name)} is not in {META}; add it there.")
@@ -142,9 +163,44 @@ def _shape(entry: dict[str, Any], label_by_name: dict[str, int]) -> Shape:
     exterior = entry["points"]["exterior"]
     if kind == "rectangle":
         (x0, y0), (x1, y1) = exterior
-        return Shape(label, [shapes.rectangle(float(x0), float(y0), float(x1), float(y1))])
+        return Shape(label, [_include_last_pixels(shapes.rectangle(float(x0), float(y0), float(x1), float(y1)))])
     if kind == "line":
-        return Shape(label, shapes.thick_line(exterior, LINE_WIDTH))
+        return _draw(label, _pixels(shapes.points_of_line(exterior), size), size)
     if kind == "polygon":
-        return Shape(label, [shapes.outline_with_holes(exterior, entry["points"].get("interior") or [])])
+        holes = [shapes.outline(hole, "hole") for hole in entry["points"].get("interior") or []]
+        return _draw(label, _pixels(shapes.outline(exterior), size), size, [_pixels(hole, size) for hole in holes])
     raise DataError(f"the geometry {quoted(kind)} has no area that is read; export it as a polygon or bitmap.")
+
+
+def _include_last_pixels(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same rectangle with its last column and row, which belong to it; with fractions, in whole pixels."""
+    start, end = corners.min(axis=0), corners.max(axis=0)
+    first, last = np.floor(start), np.floor(end)
+    if (corners != np.floor(corners)).any() and (first != last).any():
+        first, last = np.floor(start + MIN_COVERAGE), np.ceil(end - MIN_COVERAGE) - 1
+    return shapes.rectangle(*first.tolist(), *(np.maximum(first, last) + 1).tolist())
+
+
+def _pixels(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.int32]:
+    """The pixels that hold the points, K x 2: (x, y). A point on the right or lower border is in the last pixel."""
+    border = np.array(size[::-1])
+    return np.where(points == border, border - 1, np.floor(points)).astype(np.int32)
+
+
+def _draw(
+    label: int, corners: NDArray[np.int32], size: tuple[int, int], holes: Iterable[NDArray[np.int32]] | None = None
+) -> Shape:
+    """A polygon without its holes, or, if `holes` is None, a line of one pixel: the part inside the image, as a bitmap."""
+    left, top = corners.min(axis=0).clip(0).tolist()
+    right, bottom = np.minimum(corners.max(axis=0), (size[1] - 1, size[0] - 1)).tolist()
+    bitmap = np.zeros((max(0, bottom - top + 1), max(0, right - left + 1)), np.uint8)
+    if not bitmap.size:
+        return Shape(label)
+    origin = np.array([left, top], np.int32)
+    if holes is None:
+        cv2.polylines(bitmap, [corners - origin], False, 1)
+    else:
+        cv2.fillPoly(bitmap, [corners - origin], 1)
+        for hole in holes:
+            cv2.fillPoly(bitmap, [hole - origin], 0)
+    return Shape(label, bitmap=bitmap.astype(bool), offset=(left, top))
