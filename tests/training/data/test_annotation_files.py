@@ -520,7 +520,7 @@ def test_supervisely_bitmaps_and_polygons_with_holes(tmp_path: Path) -> None:
     [
         ("rectangle", [[2, 1], [5, 3]], (1, 4), (2, 6)),
         ("rectangle", [[5, 3], [2, 1]], (1, 4), (2, 6)),
-        ("rectangle", [[6.43, 3.43], [8.43, 5.43]], (3, 5), (6, 8)),  # the example of Supervisely's documentation
+        ("rectangle", [[2.69, 3.7], [5.29, 5.31]], (4, 6), (2, 5)),  # a part of a pixel counts from 0.3 on
         ("rectangle", [[1.74, 1.55], [3.76, 4.63]], (1, 5), (2, 4)),
         ("rectangle", [[2.1, 1.2], [2.9, 1.4]], (1, 2), (2, 3)),
         ("rectangle", [[-3, -2], [1, 0]], (0, 1), (0, 2)),
