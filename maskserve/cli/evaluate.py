@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from maskserve.cli.options import BundleFolder, DataFolder, DataFormat, EngineOptions, SandboxOption, expand_options
+from maskserve.cli.options import (
+    BundleFolder,
+    DataFolder,
+    DataFormat,
+    EngineOptions,
+    SandboxOption,
+    check_bundle_is_first,
+    expand_options,
+)
 
 
 @expand_options
@@ -43,6 +51,7 @@ def evaluate(
 
     Writes metrics.json and report.html. An earlier evaluation in the same folder is overwritten.
     """
+    check_bundle_is_first(bundle, [data])
     from training.evaluate import evaluate as evaluate_bundle
     from training.evaluate import evaluation_folder
 

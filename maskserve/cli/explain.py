@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from maskserve.cli.options import DataFormat, SandboxOption
+from maskserve.cli.options import DataFormat, SandboxOption, check_bundle_is_first
 
 
 def explain(
@@ -48,6 +48,7 @@ def explain(
     Writes one HTML page that opens offline, with findings first, and explain.json with every number. Bundles without torch
     weights (imported, int8 only) get the views that need none.
     """
+    check_bundle_is_first(source, images or [])
     from maskserve.parsing import parse_point
     from training.explain.run import explain as explain_source
 

@@ -6,6 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+ROOT_OPTIONS = ("-h", "--help", "--version", "--debug")
 START, DATA, TRAIN, MEASURE, USE = PANELS = ("Start here", "Prepare data", "Train", "Measure", "Use")
 
 
@@ -53,3 +54,18 @@ class RootGroup(Group):
         """The names of the subcommands, in the order of the help."""
         panels = {name: getattr(command, "rich_help_panel", None) for name, command in self.commands.items()}
         return sorted(panels, key=lambda name: PANELS.index(panels[name]) if panels[name] in PANELS else len(PANELS))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the arguments. Raises: UsageError, for an option before its subcommand one that says where it belongs."""
+        name = next((word for word in args if word in self.commands), None)
+        if name is not None and args[0].startswith("-") and args[0].partition("=")[0] not in ROOT_OPTIONS:
+            ctx.fail(f"Options follow the subcommand, as in `maskserve {name} {args[0]}`.")
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The subcommand. Raises: UsageError; one that belongs to a group is named in full."""
+        name = args[0]
+        groups = [group for group, command in self.commands.items() if name in getattr(command, "commands", ())]
+        if name not in self.commands and groups:
+            ctx.fail(f"No such command '{name}'. Did you mean `maskserve {groups[0]} {name}`?")
+        return super().resolve_command(ctx, args)

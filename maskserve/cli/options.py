@@ -1,7 +1,7 @@
 """Arguments and options that several subcommands share, and `expand_options` for subcommands with many options."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -39,6 +39,19 @@ SandboxOption = Annotated[
         help="Decode images and masks in child processes with limits: for files of unknown origin.",
     ),
 ]
+
+
+def check_bundle_is_first(first: Path | str, others: Iterable[Path | str]) -> None:
+    """Raises: ConfigError if a bundle is among `others`, the images or data of a bundle, and `first` is none."""
+    from models.bundle import CHECKSUM_FILE
+    from models.errors import ConfigError
+
+    if not Path(first, CHECKSUM_FILE).is_file():
+        for other in others:
+            if Path(other, CHECKSUM_FILE).is_file():
+                raise ConfigError(f"{first} is not a bundle, but {other} is: name the bundle first.")
+
+
 BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder written by `maskserve export`.")]
 BundleName = Annotated[
     str | None,

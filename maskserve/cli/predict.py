@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maskserve.cli.options import EngineOptions, expand_options
+from maskserve.cli.options import EngineOptions, check_bundle_is_first, expand_options
 
 if TYPE_CHECKING:
     from models.outputs.options import OutputOptions
@@ -199,6 +199,8 @@ def predict(
     from models.console import Console
     from models.errors import RunError
 
+    if "://" not in model:
+        check_bundle_is_first(model, sources)
     config = PredictConfig(
         model=model,
         output=out.removeprefix("file://"),

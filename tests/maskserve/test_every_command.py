@@ -64,6 +64,22 @@ def test_an_unknown_word(name: str, tmp_path: Path) -> None:
         assert_fails(run_maskserve(*name.split(), "nonsense", cwd=tmp_path), 2, "No such command 'nonsense'")
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("lint .", "Did you mean `maskserve data lint`?"),
+        ("--port 3000 serve bundle", "as in `maskserve serve --port`"),
+        ("predict images bundle --out masks", "images is not a bundle, but bundle is: name the bundle first"),
+        ("evaluate images bundle", "name the bundle first"),
+        ("explain images bundle --out page", "name the bundle first"),
+    ],
+)
+def test_words_in_another_order(line: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "SHA256SUMS").touch()
+    assert_fails(run_maskserve(*line.split(), cwd=tmp_path), 2, message)
+
+
 @pytest.mark.parametrize("name", [name for name in sorted(COMMANDS) if valued_options(name)])
 def test_an_option_without_its_value(name: str, tmp_path: Path) -> None:
     for option in valued_options(name):
