@@ -1,13 +1,14 @@
 """Fixtures of the tests of clients and batch prediction."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from service.app import create_app
 from service.auth import generate_api_key
-from service.server_process import background_server
+from service.settings import Settings
+from tests.service.in_process import serve_in_thread
 from tests.service.tiny_bundle import write_tiny_bundle
 
 KEY, HASH = generate_api_key()
@@ -19,17 +20,12 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_bundle(tmp_path_factory.mktemp("bundle") / "small")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def strict_url(small_bundle: Path) -> Iterator[str]:
     """The URL of a service that requires an API key, has no queue, and accepts one upload at a time."""
-    with ExitStack() as stack:
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # only until it has started: other tests start services without a key
-            for name, value in {"API_KEYS": HASH, "QUEUE": "0", "MAX_UPLOADS": "1"}.items():
-                patch.setenv(f"MASKSERVE_{name}", value)
-            url = stack.enter_context(background_server(small_bundle))
-        yield url
+    settings = Settings(bundle=small_bundle, api_keys=(HASH,), queue=0, max_uploads=1, access_log=False)
+    with serve_in_thread(create_app(settings), settings) as (host, port):
+        yield f"http://{host}:{port}"
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from tests.fixtures_bundles import CLASSES
-from tests.maskserve.command_line import assert_fails, run_maskserve, run_maskserve_process
+from tests.maskserve.command_line import assert_fails, run_maskserve
 from training.data.synthetic import generate_dataset
 
 
@@ -19,7 +19,7 @@ def test_two_bundles_are_evaluated_and_compared(tiny_bundle: Path, tmp_path: Pat
         assert f"{run}/evaluation: metrics.json, report.html" in done.stdout  # beside the bundle
         assert {path.name for path in (tmp_path / run / "evaluation").iterdir()} == {"metrics.json", "report.html"}
 
-    done = run_maskserve_process("compare", "one", "two/evaluation", cwd=tmp_path)
+    done = run_maskserve("compare", "one", "two/evaluation", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Difference from one" in done.stdout and "IoU class 0" in done.stdout
 

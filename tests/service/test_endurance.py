@@ -94,6 +94,32 @@ class RetryingClient:
         return status
 
 
+def check_stop(server: ServiceProcess) -> None:
+    """Stop the service: it completes accepted requests, refuses connections, and leaves no process."""
+    clients = [httpx.Client(base_url=server.url, trust_env=False, timeout=60) for _ in range(8)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        for client in clients:
+            client.get("/livez")  # the connection is accepted now, and kept open
+        futures = [pool.submit(client.post, "/v1/segment", content=LARGE) for client in clients]
+        wait_until(lambda: any(future.done() for future in futures), lambda: "no response")
+        processes = process_tree(server.process.pid)
+        os.kill(server.process.pid, signal.SIGTERM)
+        statuses = [future.result().status_code for future in futures]
+    for client in clients:
+        client.close()
+    assert statuses == [200] * len(clients), server.log_tail()
+    assert server.process.wait(30) == 0
+    assert not [pid for pid in processes if b"bentoml" in process_command(pid)]
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{server.url}/livez", trust_env=False)
+    assert "Traceback" not in server.log_tail()
+
+
+def test_stop_completes_accepted_requests_and_leaves_no_process(tiny_bundle: Path, tmp_path: Path) -> None:
+    with launch_service(tiny_bundle, tmp_path / "log", workers=1) as server:
+        check_stop(server)
+
+
 @pytest.mark.slow
 def test_killed_worker_is_replaced_and_retries_succeed(tiny_bundle: Path, tmp_path: Path) -> None:
     with launch_service(tiny_bundle, tmp_path / "log", workers=2) as server:
@@ -118,31 +144,10 @@ def test_killed_worker_is_replaced_and_retries_succeed(tiny_bundle: Path, tmp_pa
             assert closed_loop(
                 server.url, iter([post_request(f"{server.url}/v1/segment", SMALL)]), 1
             ).status_counts() == {"200": 1}
+        check_stop(server)
     assert [status for client in clients for status in client.statuses] == [200] * 72
     assert sum(client.lost_connections for client in clients) > 0, "no request was running on the killed worker"
     assert meanwhile > 0, "the other worker did not respond meanwhile"
-
-
-@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_stop_completes_accepted_requests_and_leaves_no_process(tiny_bundle: Path, tmp_path: Path, count: int) -> None:
-    with launch_service(tiny_bundle, tmp_path / "log", workers=count) as server:
-        clients = [httpx.Client(base_url=server.url, trust_env=False, timeout=60) for _ in range(8)]
-        with ThreadPoolExecutor(len(clients)) as pool:
-            for client in clients:
-                client.get("/livez")  # the connection is accepted now, and kept open
-            futures = [pool.submit(client.post, "/v1/segment", content=LARGE) for client in clients]
-            wait_until(lambda: any(future.done() for future in futures), lambda: "no response")
-            processes = process_tree(server.process.pid)
-            os.kill(server.process.pid, signal.SIGTERM)
-            statuses = [future.result().status_code for future in futures]
-        for client in clients:
-            client.close()
-        assert statuses == [200] * len(clients), server.log_tail()
-        assert server.process.wait(30) == 0
-        assert not [pid for pid in processes if b"bentoml" in process_command(pid)]
-        with pytest.raises(httpx.ConnectError):
-            httpx.get(f"{server.url}/livez", trust_env=False)
-        assert "Traceback" not in server.log_tail()
 
 
 @pytest.mark.slow

@@ -121,20 +121,9 @@ def test_unknown_setting_stops_bentoml_serve(small_bundle: Path, tmp_path: Path)
     assert "Traceback" not in ended.stderr + ended.stdout
 
 
-def test_no_connection_to_other_hosts(small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(AUDIT_HOOK)
-    log = tmp_path / "connections"
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setenv("WATCHER_LOG", str(log))
-    with background_server(small_bundle) as url, httpx.Client(base_url=url) as http:
-        assert http.post("/v1/segment", content=b"http://example.org/a.jpg").status_code == 415
-        assert http.get("/v1/models").status_code == 200
-        time.sleep(1)
-    assert "--service-name maskserve" in Path(f"{log}.on").read_text()
-    assert not log.exists(), log.read_text()
-
-
-def test_serve_runs_in_any_folder_and_stops_cleanly(small_bundle: Path, tmp_path: Path) -> None:
+def test_serve_runs_in_any_folder_and_a_second_stop_does_not_wait_for_running_requests(
+    small_bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "models").mkdir()  # the caller's own package must not shadow ours
     (tmp_path / "models" / "__init__.py").write_text("raise SystemExit('the wrong models')")
     port = free_port()
@@ -151,41 +140,33 @@ def test_serve_runs_in_any_folder_and_stops_cleanly(small_bundle: Path, tmp_path
             assert engine_line.startswith("small: openvino: ") and "f32" in engine_line
             assert url_line == f"Serving at http://{LOOPBACK}:{port} (Ctrl-C to stop)\n"
             assert httpx.get(f"http://{LOOPBACK}:{port}/readyz").status_code == 200
-            caller.send_signal(signal.SIGINT)
-            assert caller.wait(30) == 0
+            with socket.create_connection((LOOPBACK, port)) as slow:
+                slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nsome")
+                time.sleep(0.5)  # it is accepted
+                caller.send_signal(signal.SIGINT)
+                with pytest.raises(subprocess.TimeoutExpired):
+                    caller.wait(1)
+                with pytest.raises(ConnectionRefusedError):  # so that a proxy asks another instance at once
+                    socket.create_connection((LOOPBACK, port))
+                caller.send_signal(signal.SIGINT)
+                assert caller.wait(10) == 0
             assert (caller.stdout.read(), caller.stderr.read()) == ("", "")
         finally:
             caller.terminate()  # after a failure: the block waits for the process
     assert not remaining_processes(port)
 
 
-def test_second_stop_does_not_wait_for_running_requests(small_bundle: Path, tmp_path: Path) -> None:
-    port = free_port()
-    words = [sys.executable, "-m", "maskserve", "serve", small_bundle, "--port", str(port)]
-    with (tmp_path / "log").open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
-        try:
-            read_log = (tmp_path / "log").read_text
-            wait_until(lambda: "Serving at" in read_log(), read_log)
-            with socket.create_connection((LOOPBACK, port)) as slow:
-                slow.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nsome")
-                time.sleep(0.5)  # it is accepted
-                caller.terminate()
-                with pytest.raises(subprocess.TimeoutExpired):
-                    caller.wait(1)
-                with pytest.raises(ConnectionRefusedError):  # so that a proxy asks another instance at once
-                    socket.create_connection((LOOPBACK, port))
-                caller.terminate()
-                assert caller.wait(10) == 0
-        finally:
-            caller.terminate()
-    assert not remaining_processes(port)
-
-
 def test_killed_service_leaves_neither_processes_nor_files(
     small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    port, log_file = free_port(), tmp_path / "log"
+    """And no process of it connects to another host."""
+    home, hook, log_file = (tmp_path / name for name in ("tmp", "hook", "log"))
+    home.mkdir()
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(AUDIT_HOOK)
+    for name, value in {"TMPDIR": home, "PYTHONPATH": hook, "WATCHER_LOG": hook / "connections"}.items():
+        monkeypatch.setenv(name, str(value))
+    port = free_port()
     words = [sys.executable, "-m", "maskserve", "serve", small_bundle, "--port", str(port)]
     with log_file.open("w") as log, subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log) as caller:
         try:
@@ -193,16 +174,20 @@ def test_killed_service_leaves_neither_processes_nor_files(
             url = f"http://{LOOPBACK}:{port}/v1/models"
             assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403
             assert httpx.get(url, headers={"Host": f"localhost:{port}"}).status_code == 200
-            (home,) = tmp_path.glob("maskserve-*")
-            before = sorted((home / "tmp").iterdir())
+            segment = f"http://{LOOPBACK}:{port}/v1/segment"
+            assert httpx.post(segment, content=b"http://example.org/a.jpg").status_code == 415
+            (folder,) = home.glob("maskserve-*")
+            before = sorted((folder / "tmp").iterdir())
             (worker,) = worker_pids(psutil.Process(caller.pid).children()[0].pid)
             os.kill(worker, signal.SIGKILL)
             wait_until(lambda: _responds(f"http://{LOOPBACK}:{port}/readyz"), log_file.read_text)
-            assert sorted((home / "tmp").iterdir()) == before
+            assert sorted((folder / "tmp").iterdir()) == before
         finally:
             caller.kill()
     wait_until(lambda: not remaining_processes(port), log_file.read_text)
-    assert list(tmp_path.iterdir()) == [log_file]
+    assert list(home.iterdir()) == []
+    assert "--service-name maskserve" in (hook / "connections.on").read_text()
+    assert not (hook / "connections").exists(), (hook / "connections").read_text()
 
 
 def _responds(url: str) -> bool:

@@ -15,7 +15,7 @@ from models.outputs.options import OutputOptions
 from models.outputs.pipeline import SegmentationPipeline
 from models.spec import IGNORE_INDEX
 from tests.fixtures_bundles import synthetic_image
-from tests.maskserve.command_line import assert_fails, run_maskserve, run_maskserve_process
+from tests.maskserve.command_line import assert_fails, run_maskserve
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def test_masks_equal_the_segmenters(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for seed in range(2):
         Image.fromarray(synthetic_image(90, 120, seed)).save(tmp_path / "in" / f"{seed}.png")
-    done = run_maskserve_process("predict", tiny_bundle, "in", "--out", "masks", cwd=tmp_path)
+    done = run_maskserve("predict", tiny_bundle, "in", "--out", "masks", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     segmenter = Segmenter.load(open_bundle(tiny_bundle))
     for file in sorted((tmp_path / "in").iterdir()):

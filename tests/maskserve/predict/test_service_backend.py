@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -21,21 +21,29 @@ from maskserve.predict.backends import EncodedPrediction, ServiceBackend
 from maskserve.predict.config import KEY_VARIABLE, PredictConfig
 from models.errors import ConfigError, RunError
 from models.outputs.options import OutputOptions
+from service.app import create_app
 from service.auth import generate_api_key
-from service.server_process import LOOPBACK, background_server, free_port, launch_server
+from service.server_process import LOOPBACK, free_port, launch_server
+from service.settings import Settings
 from tests.maskserve.command_line import assert_fails, run_maskserve
 from tests.maskserve.predict_helpers import read_masks, read_rows, run_predict, write_images
+from tests.service.in_process import serve_in_thread
 from tests.service.tiny_bundle import write_tiny_bundle
 
 KEY, HASH = generate_api_key()
 
 
+@contextmanager
+def start_service(bundle: Path, **settings: Any) -> Iterator[str]:
+    """The URL of a service in a thread of this process."""
+    chosen = Settings(bundle=bundle, access_log=False, **settings)
+    with serve_in_thread(create_app(chosen), chosen) as (host, port):
+        yield f"http://{host}:{port}"
+
+
 @pytest.fixture(scope="module")
 def url(bundle: Path) -> Iterator[str]:
-    with ExitStack() as stack:
-        with pytest.MonkeyPatch.context() as patch:  # until it has started: other tests start services without a key
-            patch.setenv("MASKSERVE_API_KEYS", HASH)
-            url = stack.enter_context(background_server(bundle))
+    with start_service(bundle, api_keys=(HASH,)) as url:
         yield url
 
 
@@ -65,12 +73,11 @@ def test_a_service_gives_the_masks_of_its_bundle(format: str, url: str, bundle: 
         assert without_fields(row, "milliseconds", "classes") == without_fields(local[path], "milliseconds", "classes")
 
 
-def test_several_models_and_a_replaced_one(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MASKSERVE_RELOAD_SECONDS", "0.2")
+def test_several_models_and_a_replaced_one(bundle: Path, tmp_path: Path) -> None:
     images = write_images(tmp_path / "in", 2)
     write_tiny_bundle(tmp_path / "bundles" / "other one", "other one")
     shutil.copytree(bundle, tmp_path / "bundles" / "small")
-    with background_server(tmp_path / "bundles") as url:
+    with start_service(tmp_path / "bundles", reload_seconds=0.2) as url:
         with pytest.raises(RunError, match=f"serves other one, small; name one of them in MODEL: {url}/v1/models/NAME"):
             run_predict(url, tmp_path / "in", out=tmp_path / "out")
         with pytest.raises(UnknownModelError):
