@@ -124,7 +124,8 @@ def measure_ours(row: Row, dataset: Path, scratch: Path) -> Row:
                 "evaluate", str(run / "bundle"), str(dataset), "--split", split, "--no-speed", "--out", str(out)
             )
             scores[split] = figures(json.loads((out / "metrics.json").read_text()))
-        end, plan = read_run_metadata(run).end, (run / "plan.yaml").read_text().splitlines()
+        end = read_run_metadata(run).end
+        plan = [line for line in (run / "plan.yaml").read_text().splitlines() if not line.startswith("#")]
         return {
             **scores,
             "epochs": end and round(end.epochs, 1),
