@@ -45,7 +45,8 @@ RULE = InputRule(
 
 def main() -> None:
     warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    cv2.setNumThreads(1)  # before the workers are forked: in a child of a process whose cv2 has threads, the call never returns
+    # Before the workers are forked: in a child of a process whose cv2 has threads, the call never returns.
+    cv2.setNumThreads(1)
     rates = {}
     for name, options in LAYOUTS.items():
         with tempfile.TemporaryDirectory() as folder:
