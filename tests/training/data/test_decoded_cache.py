@@ -1,6 +1,5 @@
 """The cache of decoded images."""
 
-import os
 import shutil
 from collections import namedtuple
 from io import StringIO
@@ -12,11 +11,14 @@ import torch
 from rich.console import Console
 
 from models.spec import InputRule
+from tests.fixtures_bundles import QUIET_CONSOLE
 from training.config_io import load_config
 from training.data import load_split
 from training.data.decoded_cache import DecodedCache, create_cache_folder, decoded_bytes, fits_on_disk, removed_on_exit
 from training.data.loader import SampleIndex, TransformedDataset
 from training.data.synthetic import generate_dataset
+from training.engine.checkpoint import read_checkpoint
+from training.run_folder import LAST_CHECKPOINT
 from training.train import train
 
 OVERRIDES = [
@@ -60,15 +62,21 @@ def test_cached_image_is_not_decoded_again(small_dataset: Path, tmp_path: Path) 
     np.testing.assert_array_equal(cached[SampleIndex(3, 0)].image, before)
 
 
-def test_cache_does_not_change_the_training(small_dataset: Path, tmp_path: Path) -> None:
-    results = []
-    for enabled in ("true", "false"):
-        out = tmp_path / enabled
-        config = load_config(None, [*OVERRIDES, f"cache_decoded={enabled}", "deterministic=true"])
-        train(small_dataset, out, config, console=Console(quiet=True), log_mode="quiet")
-        results.append(torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["network"])
-        assert not (out / "images").exists()
-    assert all(torch.equal(results[0][name], results[1][name]) for name in results[1])
+def test_cache_does_not_change_the_training_and_a_small_disk_turns_it_off(
+    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(None, [*OVERRIDES, "cache_decoded=true", "deterministic=true"])
+    cached, small_disk, output = tmp_path / "cached", tmp_path / "small", StringIO()
+    train(small_dataset, cached, config, console=QUIET_CONSOLE, log_mode="quiet")
+    assert not (cached / "images").exists()
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 0, 10))
+    assert not fits_on_disk(tmp_path / "not" / "there", 6)
+    assert fits_on_disk(tmp_path, 5)
+    train(small_dataset, small_disk, config, console=Console(file=output, width=200), log_mode="quiet")
+    assert "cache_decoded is off: it needs" in output.getvalue()
+    first, second = (read_checkpoint(run / LAST_CHECKPOINT)["network"] for run in (cached, small_disk))
+    assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
 def test_cache_is_removed_when_a_training_fails(tmp_path: Path) -> None:
@@ -88,17 +96,3 @@ def test_lost_cache_folder_is_not_an_error(small_dataset: Path, tmp_path: Path) 
         assert cached[SampleIndex(0, 0)].image.shape == (30, 40, 3)
     assert cached.decoded_cache is not None
     assert cached.decoded_cache.full
-
-
-def test_small_disk_turns_the_cache_off_with_a_message(
-    small_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10, 0, 10))
-    assert not fits_on_disk(tmp_path / "not" / "there", 6)
-    assert fits_on_disk(tmp_path, 5)
-    output, out = StringIO(), tmp_path / "run"
-    config = load_config(None, [*OVERRIDES, "cache_decoded=true", "epochs=1"])
-    train(small_dataset, out, config, console=Console(file=output, width=200), log_mode="quiet")
-    assert "cache_decoded is off: it needs" in output.getvalue()
-    assert os.listdir(out / "checkpoints")

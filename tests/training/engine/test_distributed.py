@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from models.errors import ConfigError
+from tests.maskserve.command_line import assert_fails, run_maskserve
 from training.config import TrainConfig
 from training.data.loader import StepSampler
 from training.data.synthetic import generate_dataset
@@ -143,11 +144,10 @@ def test_parts_of_all_processes_are_the_batch_of_one() -> None:
 
 
 def test_torchrun_without_a_config_is_refused(small_dataset: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    command += ["maskserve", "train", str(small_dataset), *OVERRIDES, "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode != 0
-    assert "several processes need one plan" in done.stderr
+    """In one of its processes, which torchrun starts with these variables."""
+    ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+    done = run_maskserve("train", small_dataset, *OVERRIDES, "--out", "run", cwd=tmp_path, **ranks)
+    assert_fails(done, 2, "several processes need one plan")
 
 
 def test_torchrun_and_devices_must_agree(monkeypatch: pytest.MonkeyPatch) -> None:

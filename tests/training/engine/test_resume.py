@@ -59,7 +59,7 @@ STEPS = 6  # two epochs of three
 OVERRIDES = [
     "encoder=tu-lcnet_035", "epochs=2", "batch=2", "accumulate=2", "workers=1", "optimizer=adamw", "lr=0.002", "warmup=2",
     "crop=32,64", "ema=0.9", "dropout=0.5", "grad_clip=1", "rotate=20", "deterministic=true", "precision=f32", "save_minutes=0",
-    "classmix=0.5", "cutmix=0.5", "erasing=0.5", "progressive=0.4",
+    "classmix=0.5", "cutmix=0.5", "erasing=0.5", "progressive=0.4", "tensorboard=false",
 ]  # fmt: skip
 
 
@@ -76,9 +76,9 @@ def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def uninterrupted_run(small_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(
-        small_dataset, tmp_path_factory.mktemp("whole") / "run", load_config(None, OVERRIDES), console=QUIET_CONSOLE
-    )
+    """The only one with TensorBoard, which must not change a run, and takes seconds."""
+    config = load_config(None, [*OVERRIDES, "tensorboard=true"])
+    return train(small_dataset, tmp_path_factory.mktemp("whole") / "run", config, console=QUIET_CONSOLE)
 
 
 def read_metrics(run: Path) -> list[dict[str, str]]:
@@ -105,7 +105,8 @@ def assert_same(run: Path, other: Path) -> None:
 
 
 def resume_run(data: Path, run: Path, *overrides: str) -> Path:
-    return train(data, run, load_resume_config(run, None, list(overrides)), resume=True, console=QUIET_CONSOLE)
+    config = load_resume_config(run, None, ["tensorboard=false", *overrides])
+    return train(data, run, config, resume=True, console=QUIET_CONSOLE)
 
 
 def kill_at_step(step: int, patch: pytest.MonkeyPatch, after: bool = False) -> None:
@@ -153,18 +154,6 @@ def test_run_killed_between_saves_repeats_the_steps_since(
     assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
-@pytest.mark.slow
-def test_run_killed_twice_resumes_exactly(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    for step in (1, 4):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
-            kill_at_step(step, patch)
-            train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE) if step == 1 else resume_run(
-                small_dataset, run
-            )
-    assert_same(resume_run(small_dataset, run), uninterrupted_run)
-
-
 def train_in_subprocess(data: Path, run: Path, code: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run `code`, then train by the command line, in a subprocess; an empty config avoids the plan."""
     (data / "no-plan.yaml").touch()
@@ -196,13 +185,17 @@ Trainer.train_step = killed_step
 
 
 @pytest.mark.slow
-def test_run_killed_by_sigkill_resumes_exactly(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
-    done = train_in_subprocess(
-        small_dataset, tmp_path / "run", SIGNAL_AT_4.format(kill="killpg", name="SIGKILL"), *OVERRIDES
-    )
+def test_run_killed_twice_resumes_exactly(small_dataset: Path, uninterrupted_run: Path, tmp_path: Path) -> None:
+    """In the first epoch by an exception, in the second by SIGKILL, with its workers."""
+    run = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SimulatedKill):
+        kill_at_step(1, patch)
+        train(small_dataset, run, load_config(None, OVERRIDES), console=QUIET_CONSOLE)
+    done = train_in_subprocess(small_dataset, run, SIGNAL_AT_4.format(kill="killpg", name="SIGKILL"), "--resume")
     assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_checkpoint(run / LAST_CHECKPOINT)["step"] == 4
     assert not list(tmp_path.rglob("*.part"))
-    assert_same(resume_run(small_dataset, tmp_path / "run"), uninterrupted_run)
+    assert_same(resume_run(small_dataset, run), uninterrupted_run)
 
 
 @pytest.mark.parametrize(("kill", "name"), [("killpg", "SIGINT"), ("kill_self", "SIGTERM")])
@@ -381,7 +374,7 @@ def test_resume_says_how_a_longer_schedule_changes_the_learning_rate(
     small_dataset: Path, uninterrupted_run: Path, tmp_path: Path
 ) -> None:
     run, output = shutil.copytree(uninterrupted_run, tmp_path / "run"), io.StringIO()
-    config = load_resume_config(run, None, ["epochs=3"])
+    config = load_resume_config(run, None, ["epochs=3", "tensorboard=false"])
     train(small_dataset, run, config, resume=True, console=Console(file=output, width=200))
     # poly, power 0.9: step 5 of 6 left 1/6, and step 6 of 9 leaves 3/9, of lr=0.002
     assert "schedule now ends at epoch 3: the learning rate rises from 0.0004 to 0.00074" in output.getvalue()

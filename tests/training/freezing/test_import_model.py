@@ -15,9 +15,11 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 import training.import_model
-from models.architectures.base import IMAGENET_MEAN, IMAGENET_STD
+from models.architectures import build
+from models.architectures.base import IMAGENET_MEAN, IMAGENET_STD, Network
+from models.architectures.finetune import load_initial_weights
 from models.architectures.torchvision_models import MODEL_BACKBONES
-from models.bundle import Bundle, open_bundle
+from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, WeightsError
 from models.imaging.decode import read_image
 from models.inference.geometry import resize_labels
@@ -25,9 +27,12 @@ from models.inference.segmenter import Segmenter, agreement
 from models.spec import InputRule, default_rgb
 from tests.fixtures_bundles import QUIET_CONSOLE
 from tests.fixtures_graphs import reference_labels, scene_image, write_onnx_graph
+from tests.fixtures_images import encode_image
 from tests.fixtures_networks import calibrate_norms
 from tests.maskserve.command_line import assert_fails, run_maskserve
+from tests.service.in_process import start_app
 from training.data.formats.voc import CLASS_NAMES
+from training.freezing.bundle_writer import BundleSource
 from training.freezing.onnx_import.graph_reader import UserHints
 from training.freezing.parity import load_parity_images
 from training.import_model import import_model, import_onnx
@@ -72,52 +77,65 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Pa
 
 
 @pytest.fixture(scope="module")
-def imported_bundle(
-    small_model: tuple[nn.Module, Path], images: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Bundle:
-    target = tmp_path_factory.mktemp("imported") / "bundle"
-    return open_bundle(
-        import_model(f"torchvision/{SMALLEST}", None, target, small_model[1], images=images, console=QUIET_CONSOLE)
-    )
+def small_source(small_model: tuple[nn.Module, Path], images: Path) -> tuple[BundleSource, Network]:
+    """What `import` makes the bundle of that network from, and the network that it would export, which takes long."""
+    sources, networks = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.import_model, "write_bundle", lambda target, source, console: sources.append(source))
+        patch.setattr(training.import_model, "export_network", lambda network, folder: networks.append(network))
+        source, weights = f"torchvision/{SMALLEST}", small_model[1]
+        import_model(source, None, Path("bundle"), weights, images=images, console=QUIET_CONSOLE)
+        sources[0].write_graph(Path())
+    return sources[0], networks[0]
 
 
 # torchvision
 
 
-def test_imported_network_predicts_as_in_torchvision(
-    imported_bundle: Bundle, small_model: tuple[nn.Module, Path]
+@pytest.mark.slow
+def test_imported_bundle_predicts_as_torchvision(
+    small_model: tuple[nn.Module, Path], images: Path, tmp_path: Path
 ) -> None:
-    segmenter = Segmenter.load(imported_bundle, precision="f32")
-    native = Segmenter(segmenter.run, InputRule(rule="native", divisor=imported_bundle.spec.input.divisor))
-    for size in ((128, 192), (97, 131), (120, 203), (301, 50)):  # without any padding, as torchvision itself
+    """And its weights can start a training."""
+    source, weights = f"torchvision/{SMALLEST}", small_model[1]
+    bundle = open_bundle(import_model(source, None, tmp_path / "bundle", weights, images=images, console=QUIET_CONSOLE))
+    segmenter = Segmenter.load(bundle, precision="f32")
+    check_native_predictions(segmenter, small_model[0])
+    assert bundle.spec.unpadded_agreement == 1
+    assert segmenter.verify_probes(bundle) >= 0.99
+    assert bundle.spec.parity["openvino"]["f32"] >= 0.999
+    network = build(bundle.spec.architecture.name, 21, **bundle.spec.architecture.options)
+    load_initial_weights(network, bundle.folder, list(CLASS_NAMES))
+    stored = load_file(bundle.weights_path)
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+
+
+def check_native_predictions(segmenter: Segmenter, original: nn.Module) -> None:
+    """The segmenter's network predicts as torchvision itself, without any padding."""
+    native = Segmenter(segmenter.run, InputRule(rule="native", divisor=segmenter.rule.divisor))
+    for size in ((128, 192), (97, 131), (120, 203), (301, 50)):
         image = scene_image(*size)
-        expected = predict_labels(small_model[0], image)
+        expected = predict_labels(original, image)
         assert len(np.unique(expected)) > 3
         assert agreement(native.segment(image).labels, expected) >= 0.999
-    assert imported_bundle.spec.unpadded_agreement == 1
-    assert segmenter.verify_probes(imported_bundle) >= 0.99
-    assert imported_bundle.spec.parity["openvino"]["f32"] >= 0.999
 
 
-def test_spec_and_weights_of_an_imported_network(imported_bundle: Bundle, small_model: tuple[nn.Module, Path]) -> None:
-    spec, state = imported_bundle.spec, small_model[0].state_dict()
+def test_imported_network_predicts_as_in_torchvision(
+    small_source: tuple[BundleSource, Network], small_model: tuple[nn.Module, Path]
+) -> None:
+    check_native_predictions(small_source[0].original, small_model[0])
+
+
+def test_spec_and_weights_of_an_imported_network(
+    small_source: tuple[BundleSource, Network], small_model: tuple[nn.Module, Path]
+) -> None:
+    spec, state, stored = small_source[0].spec, small_model[0].state_dict(), small_source[1].state_dict()
     assert (spec.name, spec.architecture.name) == (SMALLEST, f"torchvision/{SMALLEST}")
     assert [entry.name for entry in spec.classes] == list(CLASS_NAMES)
     assert [entry.rgb for entry in spec.classes] == [default_rgb(label) for label in range(21)]
     assert spec.provenance["weights"] == "small.pth"
-    stored = load_file(imported_bundle.weights_path)
     assert {name.removeprefix("body.") for name in stored} == {*state, "mean", "std"}
     assert all(torch.equal(stored[f"body.{name}"], value) for name, value in state.items())
-
-
-def test_imported_weights_initialise_a_training(imported_bundle: Bundle) -> None:
-    from models.architectures import build
-    from models.architectures.finetune import load_initial_weights
-
-    network = build(imported_bundle.spec.architecture.name, 21, **imported_bundle.spec.architecture.options)
-    load_initial_weights(network, imported_bundle.folder, list(CLASS_NAMES))
-    stored = load_file(imported_bundle.weights_path)
-    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", MODEL_BACKBONES)
@@ -132,14 +150,14 @@ def test_torchvision_metadata_is_as_expected(name: str) -> None:
 
 
 def test_photographs_are_resized_as_by_torchvision(
-    imported_bundle: Bundle, small_model: tuple[nn.Module, Path]
+    small_source: tuple[BundleSource, Network], small_model: tuple[nn.Module, Path]
 ) -> None:
     """The short side of a 4:3 photograph is resized to 520; its labels are resized back."""
-    assert imported_bundle.spec.input == InputRule(rule="fit", side=693, divisor=1)
+    assert small_source[0].spec.input == InputRule(rule="fit", side=693, divisor=1)
     image = scene_image(780, 1040)
     fitted = cv2.resize(image, (693, 520), interpolation=cv2.INTER_AREA)
     expected = resize_labels(predict_labels(small_model[0], fitted), (780, 1040))
-    assert agreement(Segmenter.load(imported_bundle, precision="f32").segment(image).labels, expected) >= 0.999
+    assert agreement(small_source[0].original.segment(image).labels, expected) >= 0.999
 
 
 @pytest.mark.slow
@@ -337,9 +355,6 @@ def test_options_of_another_source_are_an_error(tmp_path: Path) -> None:
 
 def test_imported_file_is_served_over_http(images: Path, tmp_path: Path) -> None:
     """A graph that takes one size and outputs labels segments images of any size."""
-    from maskserve.client import Client
-    from service.server_process import background_server
-
     file = write_onnx_graph(tmp_path / "theirs.onnx", dims=(1, 120, 200), ending="labels")
     write_class_file(tmp_path, 4)
     arguments = ("import", "onnx", "theirs.onnx", "--classes", "names.csv", "--out", "bundle", "--images", images)
@@ -348,11 +363,15 @@ def test_imported_file_is_served_over_http(images: Path, tmp_path: Path) -> None
     assert "input rule exact: images are stretched to 120 x 200" in done.stdout
     assert "Next: maskserve serve bundle" in done.stdout
     image, large = scene_image(120, 200), scene_image(301, 455)
-    with background_server(tmp_path / "bundle") as url, Client(url) as client:
-        mask = client.segment(image)
-        assert client.segment(large).labels.shape == (301, 455)
-    assert agreement(mask.labels, reference_labels(file, image, meaning="labels")) >= 0.999
-    assert [entry["name"] for entry in mask.classes] == [f"thing {label}" for label in range(4)]
+    with start_app(tmp_path / "bundle") as http:
+        labels, large_labels = (
+            np.load(io.BytesIO(http.post("/v1/segment?format=npy", content=encode_image(each)).content))
+            for each in (image, large)
+        )
+        (model,) = http.get("/v1/models").json()
+    assert large_labels.shape == (301, 455)
+    assert agreement(labels, reference_labels(file, image, meaning="labels")) >= 0.999
+    assert [entry["name"] for entry in model["spec"]["classes"]] == [f"thing {label}" for label in range(4)]
 
 
 def test_failed_download_names_the_url_and_the_option(tmp_path: Path) -> None:
