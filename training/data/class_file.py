@@ -15,6 +15,7 @@ from models.errors import DataError, quoted
 from models.spec import IGNORE_INDEX, ClassInfo, default_rgb
 from training.data.class_parsers import LABELMAP_FILE, ClassRow, parse_json, parse_lines, parse_table
 from training.data.mask_decoding import IDENTITY_ENCODING, MaskEncoding, pack_rgb
+from training.data.text_file import text_encoding
 from training.data.tree import CLASS_FILE, CLASS_FILES, MASK_SUFFIXES, FileTree, suffix_of
 
 CLASS_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".yaml", ".yml")
@@ -81,7 +82,7 @@ def _can_be_parsed(file: Path) -> bool:
 def _is_prose(file: Path) -> bool:
     """Whether a line of a text file is a sentence, and no class: `labels.txt` may as well be notes about the labels."""
     try:
-        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        with file.open(encoding=text_encoding(file), errors="replace") as stream:
             lines = [line.strip() for line in stream.readlines(MAX_PROSE_BYTES) if not line.startswith("#")]
     except OSError:
         return False
@@ -147,7 +148,7 @@ def _to_class_infos(rows: list[ClassRow], file: Path) -> list[ClassInfo]:
 def read_class_rows(file: Path) -> list[ClassRow]:
     """The classes by value. Raises: DataError if the file cannot be parsed, or two classes share a name, color or value."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding=text_encoding(file))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a class file in UTF-8 ({error}); save it as UTF-8.") from error
     if file.name.lower() == ADE20K_FILE:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from models.bundle import CHECKSUM_FILE, SPEC_FILE
 from models.errors import DataError
 from models.imaging.decode import IMAGE_SUFFIXES
 from models.readers import VOLUME_SUFFIXES
@@ -12,6 +13,7 @@ from training.data.archive import ARCHIVE_SUFFIXES, is_archive
 from training.data.listing import Evidence
 from training.data.splits import split_of_folder
 from training.data.tree import FileTree, count_suffixes, list_tree, suffix_of
+from training.run_folder import CONFIG_FILE, METADATA_FILE
 
 MAX_DEPTH = 3  # folders with nothing but one folder in them, as archives unpack
 MAX_LISTED_FOLDERS = 8
@@ -69,6 +71,8 @@ class Recognition:
 
 def recognize(root: Path, formats: Mapping[str, ModuleType]) -> Recognition:
     """The best format for a folder or file; formats earlier in `formats` win ties. Raises: DataError if none fits."""
+    if (root / CHECKSUM_FILE).is_file() and (root / SPEC_FILE).is_file():  # its probes are images with masks
+        raise DataError(f"{root} is a bundle, not a data set; give the folder of images and masks.")
     tree = list_tree(root)
     if not tree.num_files:
         raise DataError(f"{root} is empty; give a folder of images and masks.")
@@ -127,9 +131,12 @@ def describe_unrecognized(root: Path, tree: FileTree, formats: Mapping[str, Modu
             f"{root} has no table with the header split,image,mask, and is no annotation file of a supported tool "
             f"({', '.join(formats)}); give the folder of the data set."
         )
+    if (root / METADATA_FILE).is_file() and (root / CONFIG_FILE).is_file():
+        return f"{root} is the run folder of a training, not a data set; give the folder of images and masks."
     folders = [folder for folder in tree.folders_below("") if tree.files[folder] or not tree.subfolders[folder]]
     found = "; ".join(
-        f"{folder or '.'}: {count_suffixes(tree.files[folder]) or 'empty'}" for folder in folders[:MAX_LISTED_FOLDERS]
+        f"{folder}{': ' if folder else ''}{count_suffixes(tree.files[folder]) or 'empty'}"
+        for folder in folders[:MAX_LISTED_FOLDERS]
     )
     more = f"; and {len(folders) - MAX_LISTED_FOLDERS:,} more folders" if len(folders) > MAX_LISTED_FOLDERS else ""
     images, volumes = tree.files_below("", IMAGE_SUFFIXES), tree.files_below("", VOLUME_SUFFIXES)

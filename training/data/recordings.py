@@ -18,6 +18,7 @@ from models.errors import DataError, quoted
 from training.data.listing import Entry
 from training.data.split_lists import apply_split_lists, read_lines
 from training.data.splits import SPLIT_ALIASES
+from training.data.text_file import text_encoding
 from training.data.tree import TABLE_SUFFIXES, FileTree, suffix_of
 
 RECORD_COLUMNS = ("record", "recording", "signal", "file", "filename", "name", "path")
@@ -54,7 +55,7 @@ def find_split_table(tree: FileTree) -> SplitTable | None:
     for name in tables:
         file = tree.path(name)
         try:
-            with file.open(encoding="utf-8-sig") as stream:
+            with file.open(encoding=text_encoding(file)) as stream:
                 header = stream.readline(1000)
         except (OSError, UnicodeDecodeError):
             continue

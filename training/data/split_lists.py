@@ -20,6 +20,7 @@ from models.imaging.decode import IMAGE_SUFFIXES
 from models.readers import SIGNAL_SUFFIXES
 from training.data.listing import Entry
 from training.data.splits import SPLIT_ALIASES
+from training.data.text_file import text_encoding
 from training.data.tree import FileTree, join, suffix_of
 
 LIST_FOLDERS = (
@@ -128,7 +129,7 @@ def _read_split_file(tree: FileTree) -> dict[str, tuple[Path, list[str]]]:
             continue
         file = tree.path(path)
         try:
-            text = file.read_text(encoding="utf-8-sig")
+            text = file.read_text(encoding=text_encoding(file))
             content = json.loads(text) if path.lower().endswith(".json") else yaml.safe_load(text)
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise DataError(
@@ -194,7 +195,7 @@ def _without_suffix(name: str) -> str:
 def read_lines(file: Path) -> list[str]:
     """The lines of a text file, without quotes and empty ones. Raises: DataError."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding=text_encoding(file))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a text file in UTF-8 ({error}); save it as UTF-8.") from error
     # Datumaro, CVAT's exporter, quotes names with spaces.

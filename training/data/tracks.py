@@ -17,6 +17,7 @@ from models.spec import IGNORE_INDEX
 from training.data.class_file import IGNORED_NAMES
 from training.data.dataset import Pair
 from training.data.mask_decoding import RawMask
+from training.data.text_file import text_encoding
 
 START_COLUMNS = ("onset", "start", "begin", "from", "start_time", "onset_time")
 END_COLUMNS = ("offset", "end", "stop", "to", "end_time", "offset_time")
@@ -193,7 +194,7 @@ def _read_array(file: Path) -> Track:
 def _read_audacity(file: Path) -> Track:
     """Audacity's label track: start, end and label, separated by tabs; lines that begin with a backslash hold frequencies."""
     events = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding=text_encoding(file)).splitlines(), 1):
         if not line.strip() or line.startswith("\\"):
             continue
         cells = line.split("\t")
@@ -205,7 +206,7 @@ def _read_audacity(file: Path) -> Track:
 
 def _read_table(file: Path) -> Track:
     """A table of events, or a label a line. Raises: DataError."""
-    text = file.read_text(encoding="utf-8-sig")
+    text = file.read_text(encoding=text_encoding(file))
     first = next((line for line in text.splitlines() if line.strip()), "")
     delimiter = next((mark for mark in "\t;" if mark in first), ",")
     rows = [

@@ -1,8 +1,10 @@
 """labelme, YOLO, Label Studio and CVAT: what is drawn, and what is said about broken files."""
 
 import base64
+import contextlib
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -558,3 +560,22 @@ def test_a_broken_object_of_supervisely_is_a_finding(entry: dict[str, Any], mess
     assert len(details) == 3
     assert "train.jpg.json" in details[0]
     assert message in details[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "pattern", "value"),
+    [
+        (make_layouts.make_label_studio_tasks, r'"original_height": \d+', '"original_height": 1e999'),
+        (make_layouts.make_supervisely, r'"height": \d+', '"height": 1e999'),
+        (make_layouts.make_nnunet, r'"cat": 1', '"cat": 1e999'),
+        (make_layouts.make_nnunet, r"^\[\{.*\}\]", '["train"]'),
+    ],
+)
+def test_values_of_another_kind_are_findings(make: Any, pattern: str, value: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    before = {file: file.read_text() for file in tmp_path.rglob("*.json")}
+    for file, text in before.items():
+        file.write_text(re.sub(pattern, value, text, flags=re.DOTALL))
+    assert any(file.read_text() != text for file, text in before.items())
+    with contextlib.suppress(DataError):
+        assert lint(tmp_path, use_cache=False).errors

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def test_an_image_is_found_by_the_end_of_its_path(written: str, tmp_path: Path) 
     write_json(tmp_path / "result.json", coco_content([written]))
     (pair,) = load_split(tmp_path, assign_split("b c")).pairs
     assert pair.image == tmp_path / "images" / "b c.jpg"
+
+
+def test_a_file_in_utf_16_is_found(tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels.json").write_text(json.dumps(coco_content(["a.jpg"])), encoding="utf-16")
+    assert len(load_split(tmp_path, assign_split("a"))) == 1
 
 
 def test_images_are_found_in_either_unicode_form(tmp_path: Path) -> None:

@@ -140,6 +140,34 @@ def test_what_no_format_fits_is_counted_by_suffix(tmp_path: Path) -> None:
         load_split(tmp_path, "train")
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [(("SHA256SUMS", "spec.json"), "is a bundle"), (("run.json", "config.yaml"), "is the run folder")],
+)
+def test_folders_of_maskserve_are_no_data_sets(files: tuple[str, str], message: str, tmp_path: Path) -> None:
+    for file in files:
+        (tmp_path / file).touch()
+    write_image(tmp_path / "probes" / "0.png")
+    if "bundle" in message:
+        write_mask(tmp_path / "probes" / "0.labels.png", SQUARE_MASK)
+    with pytest.raises(DataError, match=f"{message}.*, not a data set; give the folder of images and masks"):
+        load_split(tmp_path, "train")
+
+
+def test_text_in_utf_16_is_read(tmp_path: Path) -> None:
+    """As Windows' PowerShell writes it."""
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "pictures" / f"{name}.png")
+        write_mask(tmp_path / "labels" / f"{name}.png", SQUARE_MASK)
+    lines = "\r\n".join(
+        f"pictures/{name}.png,labels/{name}.png,{split}" for name, split in zip("abc", SPLITS, strict=True)
+    )
+    (tmp_path / "list.csv").write_text(f"image,mask,split\r\n{lines}\r\n", encoding="utf-16")
+    (tmp_path / "classes.csv").write_text("ground\r\nbox\r\n", encoding="utf-16")
+    (pair,) = (dataset := load_split(tmp_path, "val")).pairs
+    assert pair.image.name == "b.png" and [entry.name for entry in dataset.classes] == ["ground", "box"]
+
+
 def test_a_data_set_two_folders_deeper_is_read_though_there_are_others(tmp_path: Path) -> None:
     for index in range(4):
         write_pair(tmp_path / "export/set", f"a{index}")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from models.errors import DataError
 from training.data.splits import split_from_name, split_of_folder
+from training.data.text_file import UTF16_MARKS
 from training.data.tree import FileTree
 
 ANNOTATION_KINDS = ("panoptic", "instances", "stuff")  # in the file name; the first one that exists is used
@@ -89,6 +90,9 @@ def _is_coco(file: Path) -> bool:
         if not file.is_file():  # a named pipe would block
             return False
         with file.open("rb") as stream:
-            return _COCO_HEADER.match(stream.read(1 << 14)) is not None
+            head = stream.read(1 << 14)
     except OSError:
         return False
+    if head[:2] in UTF16_MARKS:
+        head = head[2:].replace(b"\0", b"")
+    return _COCO_HEADER.match(head) is not None

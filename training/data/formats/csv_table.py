@@ -17,6 +17,7 @@ from training.data.class_file import read_dataset_classes
 from training.data.dataset import SPLITS
 from training.data.listing import Entry, Evidence, Listing
 from training.data.splits import SPLIT_ALIASES
+from training.data.text_file import text_encoding
 from training.data.tree import CLASS_FILES, MASK_SUFFIXES, TABLE_SUFFIXES, FileTree, suffix_of
 
 LIST_SUFFIXES = (".txt", ".lst")
@@ -110,7 +111,7 @@ def _pair_lists(tree: FileTree) -> dict[str, str]:
 
 def _first_line(file: Path) -> str:
     try:
-        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        with file.open(encoding=text_encoding(file), errors="replace") as stream:
             return stream.readline(10_000)
     except OSError:
         return ""
@@ -150,7 +151,9 @@ def _locate(folder: Path, path: str) -> str | None:
 def _read_text(file: Path, strict: bool = True) -> list[str]:
     try:
         return [
-            line for line in file.read_text("utf-8-sig", "strict" if strict else "replace").splitlines() if line.strip()
+            line
+            for line in file.read_text(text_encoding(file), "strict" if strict else "replace").splitlines()
+            if line.strip()
         ]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file}: not a table in UTF-8 ({error}); save it as UTF-8.") from error
@@ -186,7 +189,7 @@ def _read_rows(file: Path) -> list[Entry]:
             return _read_pair_list(file, "")
         raise DataError(f"{file}: the header has no columns {IMAGE} and {MASK}; expected split,image,mask.")
     delimiter, columns = header
-    reader = csv.reader(file.read_text(encoding="utf-8-sig").splitlines(), delimiter=delimiter)
+    reader = csv.reader(file.read_text(encoding=text_encoding(file)).splitlines(), delimiter=delimiter)
     next(cells for cells in reader if any(cell.strip() for cell in cells))
     entries: list[Entry] = []
     line_by_name: dict[str, int] = {}

@@ -22,6 +22,7 @@ from training.data.class_file import read_dataset_classes
 from training.data.formats.csv_table import IMAGE_COLUMNS, MASK_COLUMNS
 from training.data.listing import Entry, Evidence, Listing, check_unique
 from training.data.splits import split_from_name
+from training.data.text_file import text_encoding
 from training.data.tree import MASK_SUFFIXES, FileTree, join, parent_of, stem_below, suffix_of
 from training.data.unpacked import unpack_once
 
@@ -107,7 +108,7 @@ def _metadata_rows(file: Path, strict: bool = True) -> list[tuple[int, str, str]
     """Line, image and mask of each row that names both. Raises: DataError if `strict`; otherwise nothing is found."""
     rows: list[tuple[int, dict[str, Any]]] = []
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding=text_encoding(file))
         if file.suffix == ".csv":
             rows = list(enumerate(csv.DictReader(text.splitlines()), 2))
         else:

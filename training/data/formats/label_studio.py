@@ -158,12 +158,12 @@ def _read_tasks(file: Path) -> tuple[list[Task], list[str]]:
 
 
 def _best_annotation(annotations: list[dict[str, Any]]) -> dict[str, Any]:
-    return max(
-        annotations,
-        key=lambda each: (
-            bool(each.get("ground_truth")), str(each.get("updated_at") or each.get("created_at") or ""), int(each.get("id") or 0)
-        ),
-    )  # fmt: skip
+    def rank(annotation: dict[str, Any]) -> tuple[bool, str, int]:
+        number = str(annotation.get("id") or 0)
+        newest = str(annotation.get("updated_at") or annotation.get("created_at") or "")
+        return bool(annotation.get("ground_truth")), newest, int(number) if number.isdecimal() else 0
+
+    return max(annotations, key=rank)
 
 
 def _image_of(entry: dict[str, Any]) -> str:
@@ -209,7 +209,7 @@ def _parse(
             found.append(_shape(region["value"], label_by_name[_labels_of(region)[0]], size))
         except (DataError, ImageError) as error:
             raise DataError(f"{pair.image.name}: {error}") from error
-        except (KeyError, TypeError, ValueError, IndexError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, IndexError, OSError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else "its geometry or size is broken"
             raise DataError(
                 f"{pair.image.name}: a region is not as Label Studio writes it: {reason}. Export it again."

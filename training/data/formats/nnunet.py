@@ -100,7 +100,7 @@ def read_description(tree: FileTree) -> tuple[list[ClassRow], int | None, tuple[
             (class_name(value), int(key)) if str(key).isdigit() else (str(key), int(value))
             for key, value in labels.items()
         }
-    except (TypeError, ValueError, DataError) as error:
+    except (TypeError, ValueError, OverflowError, DataError) as error:
         raise DataError(
             f'{file}: `labels` must map names to numbers, such as {{"background": 0, "cell": 1}}.'
         ) from error
@@ -116,7 +116,7 @@ def read_splits(tree: FileTree) -> tuple[dict[str, str], tuple[Path, ...]]:
         return {}, ()
     file = tree.path(found)
     try:
-        fold = json.loads(file.read_bytes())[0]
+        fold = dict(json.loads(file.read_bytes())[0])
         return {str(name): split for split in SPLITS for name in fold.get(split, ())}, (file,)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(

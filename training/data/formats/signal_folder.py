@@ -20,6 +20,7 @@ from training.data.formats import shapes
 from training.data.listing import Evidence, Listing, check_unique
 from training.data.recordings import Recording, assign_recordings, find_split_table
 from training.data.splits import split_of_path
+from training.data.text_file import text_encoding
 from training.data.tracks import TrackReader, collect_names, leads_of
 from training.data.tree import FileTree, join, suffix_of
 
@@ -149,7 +150,7 @@ def _name_folder(folder: str) -> str:
 
 def _is_audacity(file: Path) -> bool:
     try:
-        with file.open(encoding="utf-8-sig", errors="replace") as stream:
+        with file.open(encoding=text_encoding(file), errors="replace") as stream:
             return bool(_AUDACITY_LINE.match(stream.readline(1000)))
     except OSError:
         return False

@@ -21,6 +21,7 @@ from training.data.formats.shapes import Shape, ShapeMaskReader
 from training.data.listing import Entry, Evidence, Listing
 from training.data.split_lists import apply_split_lists
 from training.data.splits import split_of_path
+from training.data.text_file import text_encoding
 from training.data.tree import FileTree, parent_of, stem_below, suffix_of
 
 NAME_FILES = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
@@ -96,7 +97,7 @@ def _class_names(tree: FileTree) -> tuple[list[str], tuple[Path, ...], tuple[str
     if found:
         file = tree.path(found)
         try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+            content = yaml.safe_load(file.read_text(encoding=text_encoding(file)))
             names = content["names"]
             if isinstance(names, dict):
                 names = [names[key] for key in sorted(names, key=int)]
