@@ -7,8 +7,8 @@ of P, QRS and T, lead by lead, within 150 ms. With --test on the test patients a
 benchmarks/results/ludb.jsonl, and prints the figures beside published ones, which are of other splits.
 
 `--speed BUNDLE` measures instead, with the bundle that a training left: a record of 12 leads and 10 s in process (decode, segment,
-answer), its FLOP and the fraction of the machine's bf16 peak; and 24 h of 2 leads at 250 Hz, with the memory of its process.
-Writes benchmarks/results/ludb_speed.json.
+answer), its FLOP and the fraction of the machine's peak in the engine's precision; and a record of 24 h, 2 leads of 250 Hz, with
+the memory of its process. Writes benchmarks/results/ludb_speed.json.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,6 @@ def print_figures(split: str, metrics: EvaluationMetrics) -> None:
 
 def measure_speed(bundle: Path, record: Path) -> None:
     """Time a record of 12 leads in this process, and a day in another one. Writes SPEED_RESULTS."""
-    from benchmarks.gpu import SMALLEST, measure_peak
     from models.analysis.complexity import count_gflops
     from models.architectures import build
     from models.bundle import open_bundle
@@ -135,7 +133,7 @@ def measure_speed(bundle: Path, record: Path) -> None:
     length = round(len(sample.values) * (spec.input.rate or DAY_RATE) / (sample.rate or DAY_RATE))
     items = len(prediction.tracks)
     gflop = count_gflops(network, (length,)) * items
-    peak = measure_peak(replace(SMALLEST, matrix=2048, rounds=6, steps=4))
+    peak = measure_peak(segmenter.choice.precision)
     day = json.loads(subprocess.check_output([sys.executable, "-m", "benchmarks.ludb", "--day", str(bundle)]))
     row = {
         "record": {
@@ -150,34 +148,80 @@ def measure_speed(bundle: Path, record: Path) -> None:
     print(json.dumps(row, indent=2))
 
 
+def measure_peak(precision: str) -> float:
+    """TFLOP/s of a product of two matrices in this precision: what this machine reaches."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    matrix = torch.randn(1024, 1024).to(dtype)
+    seconds = []
+    for _ in range(12):
+        start = time.perf_counter()
+        torch.mm(matrix, matrix)
+        seconds.append(time.perf_counter() - start)
+    return 2 * len(matrix) ** 3 / float(np.median(seconds[2:])) / 1e12
+
+
 def segment_day(bundle: Path) -> None:
-    """Segment 24 h of 2 leads and find the events; print seconds and resident memory as JSON. In a process of its own."""
+    """A WFDB record of 24 h, from its bytes to the events as JSON; print seconds and resident memory as JSON.
+
+    In a process of its own. The bytes are let go once they are decoded, as the service does, which decodes in another process.
+    """
     from models.bundle import open_bundle
-    from models.inference.events import find_event_columns
     from models.inference.segmenter import Segmenter
-    from models.inference.signals import segment_signal
-    from models.sample import Sample
-    from models.spec import Spacing
+    from models.outputs.options import OutputOptions
+    from models.outputs.pipelines import make_pipeline
 
     opened = open_bundle(bundle)
     segmenter = Segmenter.load(opened)
-    time_axis = np.arange(DAY_SECONDS * DAY_RATE, dtype=np.float32) / DAY_RATE
-    beats = np.exp(-(((time_axis % 0.8) - 0.3) ** 2) / 0.0008, dtype=np.float32)
-    values = np.repeat(beats[:, None], DAY_LEADS, axis=1)
-    del time_axis, beats
-    before = resident_mb()
-    start, events = time.perf_counter(), 0
-    channels = opened.spec.input.channels
-    leads = [values[:, [lead]] for lead in range(DAY_LEADS)] if len(channels) == 1 else [values]
-    for each in leads:
-        sample = Sample(each, "T", channels, Spacing(values=(float(DAY_RATE),), unit="Hz"))
-        found = segment_signal(segmenter, sample, confidence=True)
-        events += len(find_event_columns(found.labels, found.confidence).labels)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    pipeline = make_pipeline(segmenter, opened.spec, "events", OutputOptions(), 10**8)
+    data = day_record()
+    marks = {"loaded": (time.perf_counter(), resident_mb(), peak_mb())}
+
+    def mark(step: str) -> None:
+        marks[step] = (time.perf_counter(), resident_mb(), peak_mb())
+
+    sample = pipeline.decode(data)
+    mark("decode")
+    del data
+    prediction = pipeline.infer(sample)
+    mark("segment")
+    encoded = pipeline.encode(prediction).data
+    mark("answer")
+    assert encoded is not None  # the pipeline has a format
+    seconds = [each[0] for each in marks.values()]
     print(
-        json.dumps({"seconds": round(seconds, 1), "peak_mb": round(peak), "mb_before": round(before), "events": events})
-    )
+        json.dumps({
+            "seconds": round(seconds[-1] - seconds[0], 1),
+            "peak_mb": round(marks["answer"][2]),
+            "steps": {
+                step: {"seconds": round(end - start, 1), "resident_mb": round(marks[step][1]), "peak_mb": round(marks[step][2])}
+                for step, start, end in zip(list(marks)[1:], seconds[:-1], seconds[1:], strict=True)
+            },
+            "mb_before": round(marks["loaded"][1]),
+            "events": sum(len(track.columns.labels) for track in prediction.tracks),
+            "json_mb": round(len(encoded) / 2**20),
+        })
+    )  # fmt: skip
+
+
+def day_record() -> bytes:
+    """A WFDB record of 24 h in format 16: beats of 0.8 s that swell, and noise. The zip file's bytes."""
+    from models.readers.wfdb import pack_record
+
+    steps = DAY_SECONDS * DAY_RATE
+    period = round(0.8 * DAY_RATE)
+    beat = (1000 * np.exp(-((np.arange(period) / DAY_RATE - 0.3) ** 2) / 0.0008)).astype(np.int16)
+    values = np.random.default_rng(0).integers(-20, 20, (steps, DAY_LEADS), dtype=np.int16)
+    values += np.resize(beat, steps)[:, None]
+    lines = "".join(f"day.dat 16 1000/mV 16 0 0 0 0 lead{lead + 1}\n" for lead in range(DAY_LEADS))
+    header = f"day {DAY_LEADS} {DAY_RATE} {steps}\n{lines}".encode()
+    return pack_record("day.hea", lambda name: header if name == "day.hea" else values.tobytes())
+
+
+def peak_mb() -> float:
+    """Highest resident memory of this process so far, in units of 2^20 bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def resident_mb() -> float:

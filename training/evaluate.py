@@ -6,9 +6,11 @@ images' own size: the mIoU reported is the mIoU served. Images are streamed; of 
 (`training/metrics/events.py`). Writes `metrics.json` and `report.html`.
 """
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from models.errors import ConfigError, DataError
 from models.imaging.decode import Labels
 from models.inference.geometry import Image
 from models.inference.segmenter import Prediction, Segmenter
-from models.inference.signals import segment_signal
+from models.inference.signals import segment_signals
 from models.inference.tta import TTAOptions
 from models.inference.volumes import segment_volume
 from models.sample import Sample
@@ -170,15 +172,12 @@ def evaluate_split(
     """
     classes, number = len(samples.classes), len(samples)
     total, tally = ConfusionMatrix(classes), PerImageCounts(classes)
-    segment = {"HW": Segmenter.segment, "T": segment_signal, "DHW": segment_volume}[samples.axes]
     positive = positive_label([entry.name for entry in samples.classes]) if classes == 2 and all_metrics else None
     measure = partial(measure_sample, segmenter.rule, classes, positive, all_metrics, tolerance_ms, tolerance_mm)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         pairs = prefetch(pool, (partial(read_pair, samples, index) for index in range(number)))
         # Segmenting happens in this thread, when `prefetch` takes the next call from the generator.
-        counting = (
-            partial(measure, sample, target, segment(segmenter, sample, all_metrics)) for sample, target in pairs
-        )
+        counting = (partial(measure, *each) for each in segment_pairs(segmenter, samples.axes, pairs, all_metrics))
         counted = track(
             prefetch(pool, counting),
             "evaluating",
@@ -191,6 +190,21 @@ def evaluate_split(
             total += single
             tally.add(pair.name, single.class_counts, **counts, group=pair.group)
     return total, tally
+
+
+def segment_pairs(
+    segmenter: Segmenter, axes: str, pairs: Iterator[tuple[Sample, Labels]], confidence: bool
+) -> Iterator[tuple[Sample, Labels, Prediction]]:
+    """Samples with their ground truth and prediction. Signals run together as in the service, so that the labels are the same."""
+    if axes == "T":
+        pairs, ahead = tee(pairs)
+        predictions = segment_signals(segmenter, (sample for sample, _ in ahead), confidence)
+        for (sample, target), prediction in zip(pairs, predictions, strict=True):
+            yield sample, target, prediction
+        return
+    segment = segment_volume if axes == "DHW" else Segmenter.segment
+    for sample, target in pairs:
+        yield sample, target, segment(segmenter, sample, confidence)
 
 
 def measure_sample(

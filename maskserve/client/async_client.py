@@ -66,25 +66,12 @@ class AsyncClient:
 
         Raises: ClientError; OSError for a path that cannot be read; ValueError, TypeError for an argument that is not an image.
         """
+        common: dict[str, Any] = {"model": model, "classes": classes, "min_confidence": min_confidence}
         if rate is not None or lead or is_recording(image):
-            return await self.segment_signal(
-                cast(RecordingLike, image),
-                rate=rate,
-                lead=lead,
-                model=model,
-                classes=classes,
-                min_confidence=min_confidence,
-            )
+            return await self.segment_signal(cast(RecordingLike, image), rate=rate, lead=lead, **common)
         if spacing is not None or is_volume(image):
-            return await self.segment_volume(
-                cast(VolumeLike, image),
-                spacing=spacing,
-                model=model,
-                classes=classes,
-                min_confidence=min_confidence,
-                confidence=confidence,
-            )
-        params = {"model": model, "classes": classes, "min_confidence": min_confidence, "min_area": min_area}
+            return await self.segment_volume(cast(VolumeLike, image), spacing=spacing, confidence=confidence, **common)
+        params = {**common, "min_area": min_area}
         response, fields = await self._send_with_classes(
             partial(self._post_image, image, **params, **responses.response_params(confidence))
         )

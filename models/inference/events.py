@@ -13,6 +13,7 @@ from models.imaging.decode import Labels
 from models.spec import IGNORE_INDEX, EventRule
 
 BACKGROUND = 0  # the label of time steps without an event
+BLOCK_STEPS = 1 << 18  # time steps that are added at a time
 ROUNDING = 1e-6  # time steps: 0.02 s at 50 Hz is one step, also where the product is a little more
 
 
@@ -66,8 +67,18 @@ def find_event_columns(
     kept = (runs.labels != background) & (runs.labels != IGNORE_INDEX)
     means = None
     if confidence is not None and labels.size:
-        means = (np.add.reduceat(confidence, runs.starts, dtype=np.float64) / runs.lengths)[kept]
+        means = (_sum_runs(confidence, runs.starts) / runs.lengths)[kept]
     return EventColumns(runs.labels[kept], runs.starts[kept], runs.ends[kept], means)
+
+
+def _sum_runs(values: NDArray[np.float32], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sum of the values, T, of each stretch. In blocks: NumPy copies what it adds as float64."""
+    sums = np.zeros(len(starts))
+    for begin in range(0, len(values), BLOCK_STEPS):
+        block = values[begin : begin + BLOCK_STEPS]
+        runs = slice(np.searchsorted(starts, begin, "right") - 1, np.searchsorted(starts, begin + len(block)))
+        sums[runs] += np.add.reduceat(block, np.maximum(starts[runs] - begin, 0), dtype=np.float64)
+    return sums
 
 
 def find_events(

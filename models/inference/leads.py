@@ -15,7 +15,7 @@ from models.errors import ChannelsError, ConfigError, closest_names, quoted
 from models.imaging.decode import Labels
 from models.inference.events import Event, EventColumns, find_event_columns, list_events
 from models.inference.segmenter import Segmenter, never_stop
-from models.inference.signals import segment_signal
+from models.inference.signals import segment_signals
 from models.readers.prepare import prepare_sample
 from models.readers.signal import is_lead_of_any_name
 from models.sample import Sample
@@ -80,17 +80,18 @@ def segment_record(
     have, InsufficientMemoryError, InferenceCancelledError.
     """
     sample = select_leads(sample, spec.input, leads)
+    parts = split_leads(sample, spec.input)
+    prepared = (prepare_sample(part, spec.input) for _, part in parts)
     tracks = []
-    for name, part in split_leads(sample, spec.input):
-        prepared = prepare_sample(part, spec.input)
-        try:
-            found = segment_signal(segmenter, prepared, True, should_stop)
-        except ConfigError as error:  # for training and evaluation, whose user chooses the rate
-            raise ChannelsError(str(error)) from error
-        assert found.confidence is not None  # it was requested
-        labels = keep(found.labels, found.confidence)
-        columns = find_event_columns(labels, found.confidence)
-        tracks.append(Track(name, labels, columns, found.confidence if keep_confidence else None))
+    try:
+        for found in segment_signals(segmenter, prepared, True, should_stop):
+            assert found.confidence is not None  # it was requested
+            labels = keep(found.labels, found.confidence)
+            columns = find_event_columns(labels, found.confidence)
+            name = parts[len(tracks)][0]
+            tracks.append(Track(name, labels, columns, found.confidence if keep_confidence else None))
+    except ConfigError as error:  # for training and evaluation, whose user chooses the rate
+        raise ChannelsError(str(error)) from error
     return RecordPrediction(sample, tuple(tracks))
 
 
@@ -133,11 +134,12 @@ def takes_one_lead(rule: InputRule) -> bool:
 
 
 def _take(sample: Sample, indices: list[int]) -> Sample:
+    """Some of the leads; of one a view, so that a long recording is not copied lead by lead."""
     if indices == list(range(len(sample.channels))):
         return sample
     return replace(
         sample,
-        values=sample.values[:, indices],
+        values=sample.values[:, slice(indices[0], indices[0] + 1) if len(indices) == 1 else indices],
         channels=tuple(sample.channels[index] for index in indices),
         statistics=None,
     )

@@ -42,9 +42,9 @@ class InterpolationTaps(NamedTuple):
         return int(np.searchsorted(self.below, rows))
 
 
-def pixel_centers(length: int, grid: float) -> NDArray[np.float64]:
-    """Positions of the centers of `length` pixels on a grid of `grid` rows that covers them, in rows."""
-    return (2 * np.arange(length) + 1) * grid / (2 * length) - 0.5
+def pixel_centers(length: int, grid: float, start: int = 0, stop: int | None = None) -> NDArray[np.float64]:
+    """Positions of the centers of `length` pixels, or of some of them, on a grid of `grid` rows that covers all, in rows."""
+    return (2 * np.arange(start, length if stop is None else stop) + 1) * grid / (2 * length) - 0.5
 
 
 def interpolation_taps(positions: NDArray[np.float64], grid: int) -> InterpolationTaps:

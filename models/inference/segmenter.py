@@ -7,8 +7,9 @@ that is served. Sizes are (height, width) in pixels.
 import logging
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,15 @@ from models.inference.tiling import (
 )
 from models.inference.tta import TTAOptions, wrap_with_tta
 from models.inference.windows import (
+    MAX_BATCH,
     MAX_WINDOW,
     MIN_LENGTH,
     MIN_WINDOW,
+    Lattice,
     confidence_of,
     extract_window,
     make_lattice,
+    padded_lengths,
     predict_windows,
 )
 from models.readers import read_input
@@ -122,6 +126,7 @@ class Segmenter:
                 f"Test-time augmentation flips and scales images; this network takes {AXES[rule.axes]}. Leave it out."
             )
         self.max_window = MAX_WINDOW.get(rule.axes, 0)  # time steps or voxels
+        self.max_batch = MAX_BATCH.get(rule.axes, 0)  # of all windows in one run of the engine
         largest = max(tta.scales) if tta else 1.0  # a tile is enlarged as the image is
         self.tile_size = max(MIN_TILE_SIZE, int(TILE_SIZE / max(1.0, largest)) // SIZE_DIVISOR * SIZE_DIVISOR)
         self.lock = threading.Lock()
@@ -186,9 +191,9 @@ class Segmenter:
         Raises: InsufficientMemoryError if even a small tile does not fit into memory, InferenceCancelledError once
         `should_stop` returns True.
         """
-        image, valid, statistics = self._unpack(image)
         if self.rule.axes != "HW":
-            return self._segment_axes(image, valid, statistics, confidence, should_stop)
+            return self.segment_batch([image], confidence, should_stop)[0]
+        image, valid, statistics = self._unpack(image)
         size = (image.shape[0], image.shape[1])
         fitted = network_input_size(size, self.rule)
         while True:
@@ -206,27 +211,66 @@ class Segmenter:
             labels[~valid] = IGNORE_INDEX
         return Prediction(image, labels, probabilities)
 
-    def _segment_axes(
-        self, values: Image, valid: Valid | None, statistics: Statistics | None, confidence: bool,
-        should_stop: Callable[[], bool],
-    ) -> Prediction:  # fmt: skip
-        """`segment` for a signal or a volume."""
+    def segment_batch(
+        self, samples: Sequence[Image | Sample], confidence: bool = False, should_stop: Callable[[], bool] = never_stop
+    ) -> list[Prediction]:
+        """As `segment`, for signals or volumes of one size; several short ones, or windows of a long one, in one run of the engine.
+
+        The labels of each are those that it gets alone, but for the engine's rounding.
+        """
+        unpacked = [self._unpack(sample) for sample in samples]
         while True:
-            lattice = make_lattice(values.shape[:-1], self.rule, self.max_window)
+            lattice = make_lattice(unpacked[0][0].shape[:-1], self.rule, self.max_window)
+            at_once = self.batch_size(lattice.sides)
+            outputs = self._run_windows(unpacked, lattice, at_once, confidence, should_stop)
             try:
-                if lattice.count == 1:
-                    canvas = extract_window(values, (0,) * len(lattice.sides), lattice.sides)
-                    labels, scores = self._run_engine(canvas, should_stop, confidence, statistics)
-                    labels = labels[tuple(slice(length) for length in values.shape[:-1])].copy()
-                    probabilities = None if scores is None else confidence_of(scores, lattice.sides, labels)
-                else:
-                    predict_logits = self._logits_function(should_stop, statistics)
-                    labels, probabilities = predict_windows(
-                        predict_logits, values, lattice, self.rule.divisor, confidence
-                    )
-                break
+                return [
+                    self._predict_axes(values, valid, lattice, outputs, confidence) for values, valid, _ in unpacked
+                ]
             except MemoryError as error:
-                self._shrink_windows(int(np.prod(lattice.sides)), error)
+                if at_once > 1:
+                    with self.lock:
+                        self.max_batch = 0
+                    logger.warning("out of memory (%s): one window at a time from now on", error)
+                else:
+                    self._shrink_windows(int(np.prod(lattice.sides)), error)
+
+    def batch_size(self, lengths: tuple[int, ...]) -> int:
+        """How many signals or volumes of these lengths, at the network's rate or spacing, run at once."""
+        return max(1, self.max_batch // int(np.prod(padded_lengths(lengths, self.rule))))
+
+    def _run_windows(
+        self, samples: list[tuple[Image, Valid | None, Statistics | None]], lattice: Lattice, at_once: int, confidence: bool,
+        should_stop: Callable[[], bool],
+    ) -> Iterator[tuple[Labels, Scores | None]]:  # fmt: skip
+        """Run the engine on the windows of all samples. Yields: labels and logits of each, valid until the next is taken."""
+        logits = confidence or lattice.count > 1
+        windows = (
+            (extract_window(values, corner, lattice.sides), statistics)
+            for values, _, statistics in samples
+            for corner in lattice.corners()
+        )
+        while batch := list(islice(windows, at_once)):
+            canvases = batch[0][0][None] if len(batch) == 1 else np.stack([canvas for canvas, _ in batch])
+            statistics = [each for _, each in batch if each is not None]
+            labels, scores = self._run_engine(
+                canvases, should_stop, logits, np.stack(statistics) if statistics else None
+            )
+            yield from zip(labels, repeat(None) if scores is None else scores, strict=False)
+
+    def _predict_axes(
+        self, values: Image, valid: Valid | None, lattice: Lattice, outputs: Iterator[tuple[Labels, Scores | None]],
+        confidence: bool,
+    ) -> Prediction:  # fmt: skip
+        """The labels of a signal or volume, from the engine's outputs for its windows."""
+        lengths = values.shape[:-1]
+        if lattice.count == 1:
+            found, scores = next(outputs)
+            labels = found[tuple(map(slice, lengths))].copy()
+            probabilities = None if scores is None else confidence_of(scores, lattice.sides, labels)
+        else:
+            window_logits = (scores for _, scores in outputs if scores is not None)  # they were requested
+            labels, probabilities = predict_windows(window_logits, lengths, lattice, self.rule.divisor, confidence)
         if valid is not None:
             labels[~valid] = IGNORE_INDEX
         return Prediction(values, labels, probabilities)
@@ -291,9 +335,9 @@ class Segmenter:
             return predict_sliding_window(predict_logits, resize_image(image, fitted), tile, overlap, confidence)
         canvas = resize_and_pad(image, fitted, canvas_size(fitted, self.rule))
         if self.tta is None:
-            labels, scores = self._run_engine(canvas, should_stop, confidence, statistics)
-            labels = labels[:height, :width]
-            return labels, None if scores is None else label_confidence(scores, canvas.shape[:2], labels)
+            labels, scores = self._run_engine(canvas[None], should_stop, confidence, _add_axis(statistics))
+            labels = labels[0, :height, :width]
+            return labels, None if scores is None else label_confidence(scores[0], canvas.shape[:2], labels)
         labels, probabilities = scores_to_labels(predict_logits(canvas), canvas.shape[:2], confidence)
         return labels[:height, :width], None if probabilities is None else probabilities[:height, :width]
 
@@ -301,25 +345,23 @@ class Segmenter:
         """A function from a canvas H x W x C to logits float32 classes x h x w at the network's stride."""
 
         def predict_logits(canvas: Image) -> Scores:
-            logits = self._run_engine(canvas, should_stop, True, statistics)[1]
+            logits = self._run_engine(canvas[None], should_stop, True, _add_axis(statistics))[1]
             assert logits is not None  # they were requested
-            return logits
+            return logits[0]
 
         if self.tta is None:
             return predict_logits
         return wrap_with_tta(predict_logits, self.rule, self.tta.flip, self.tta.scales)
 
     def _run_engine(
-        self, canvas: Image, should_stop: Callable[[], bool], logits: bool, statistics: Statistics | None
+        self, canvases: Image, should_stop: Callable[[], bool], logits: bool, statistics: Statistics | None
     ) -> tuple[Labels, Scores | None]:
-        """Run the engine on one canvas. Raises: InferenceCancelledError."""
+        """Run the engine on N canvases, N x axes x C, with their statistics, N x 2 x C. Raises: InferenceCancelledError."""
         if should_stop():
             raise InferenceCancelledError("The inference was cancelled before it was complete.")
         if statistics is None:  # imported networks' functions take no more
-            labels, scores = self.run(canvas[None], logits=logits)
-        else:
-            labels, scores = self.run(canvas[None], logits=logits, statistics=statistics[None])
-        return labels[0], None if scores is None else scores[0]
+            return self.run(canvases, logits=logits)
+        return self.run(canvases, logits=logits, statistics=statistics)
 
     def _shrink_tiles(self, tile: int, fitted: tuple[int, int], error: MemoryError) -> None:
         """Use smaller tiles than this one from now on. Raises: InsufficientMemoryError if it is the smallest."""
@@ -368,6 +410,11 @@ class Segmenter:
         precision = self.choice.precision if self.choice else "f32"
         measured = [values[precision] for values in bundle.spec.parity.values() if precision in values]
         return min([*measured, 1.0]) - (F32_PROBE_TOLERANCE if precision == "f32" else PROBE_TOLERANCE)
+
+
+def _add_axis(statistics: Statistics | None) -> Statistics | None:
+    """The statistics of a batch of one, 1 x 2 x C."""
+    return None if statistics is None else statistics[None]
 
 
 def read_probe(file: Path, rule: InputRule) -> Sample:

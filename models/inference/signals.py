@@ -1,6 +1,8 @@
 """From a recording to labels on its own time base: the one function of evaluation, export, service and predict."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby, islice
 
 from models.inference.events import apply_postprocess
 from models.inference.segmenter import Prediction, Segmenter, never_stop
@@ -19,10 +21,26 @@ def segment_signal(
     Returns: labels uint8 T and, if requested, confidence float32 T, for the values of `sample` as they are.
     Raises: as `Segmenter.segment`; ConfigError for a rate that cannot be resampled, ImageTooLargeError (`resample.check_growth`).
     """
+    return next(segment_signals(segmenter, [sample], confidence, should_stop))
+
+
+def segment_signals(
+    segmenter: Segmenter,
+    samples: Iterable[Sample],
+    confidence: bool = False,
+    should_stop: Callable[[], bool] = never_stop,
+) -> Iterator[Prediction]:
+    """As `segment_signal`, for each of several recordings. Neighbors of equal length, such as the leads of one, run together.
+
+    Of these, `samples` gives as many as run at once before the first is yielded: a few short ones, or one long one.
+    """
     rate = segmenter.rule.rate
-    resampled = sample if rate is None else to_rate(sample, rate)
-    found = segmenter.segment(resampled, confidence, should_stop)
-    labels = apply_postprocess(found.labels, segmenter.event_rules, rate or sample.rate or 1.0)
-    ratio = sample.rate / rate if rate and sample.rate else None
-    labels, probabilities = labels_to_length(labels, found.confidence, len(sample.values), ratio)
-    return Prediction(sample.values, labels, probabilities)
+    for (length, own_rate), neighbors in groupby(samples, lambda sample: (len(sample.values), sample.rate)):
+        ratio = own_rate / rate if rate and own_rate else None
+        at_once = segmenter.batch_size((length if ratio is None else math.ceil(length / ratio),))
+        while group := list(islice(neighbors, at_once)):
+            resampled = group if rate is None else [to_rate(sample, rate) for sample in group]
+            for sample, found in zip(group, segmenter.segment_batch(resampled, confidence, should_stop), strict=True):
+                labels = apply_postprocess(found.labels, segmenter.event_rules, rate or own_rate or 1.0)
+                labels, probabilities = labels_to_length(labels, found.confidence, length, ratio)
+                yield Prediction(sample.values, labels, probabilities)

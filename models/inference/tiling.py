@@ -10,6 +10,7 @@ the weights normalized to a sum of 1 in advance: the windows form a lattice, so 
 of sums.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import chain
@@ -51,14 +52,15 @@ class AxisWindows(NamedTuple):
         """The image's length, rounded up to a multiple of SIZE_DIVISOR."""
         return self.starts[-1] + self.side
 
-    def weights(self, stride: int) -> list[NDArray[np.float32]]:
+    def weights(self, stride: int) -> Iterator[NDArray[np.float32]]:
         """The weight of each window at each of its rows of the grid, float32 > 0; the windows' weights sum to 1 everywhere."""
-        weights = gaussian_weights(self.side // stride)
-        parts = [slice(start // stride, start // stride + len(weights)) for start in self.starts]
-        total = np.zeros(self.padded_length // stride)
-        for part in parts:
-            total[part] += weights
-        return [(weights / total[part]).astype(np.float32) for part in parts]
+        weights, starts = gaussian_weights(self.side // stride), [start // stride for start in self.starts]
+        for start in starts:
+            total = np.zeros(len(weights))
+            for other in starts[bisect_right(starts, start - len(weights)) : bisect_left(starts, start + len(weights))]:
+                before, after = max(0, start - other), max(0, other - start)
+                total[after : len(weights) - before] += weights[before : len(weights) - after]
+            yield (weights / total).astype(np.float32)
 
 
 def predict_sliding_window(

@@ -10,9 +10,11 @@ The number of logits of a window is that of the graph's output; it is not comput
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -33,9 +35,9 @@ from models.inference.tiling import AxisWindows, compute_windows, shift_rows_up
 from models.spec import InputRule
 
 Values = NDArray[Any]  # [*axes, C], as the network takes it
-LogitsFunction = Callable[[Values], Scores]  # a contiguous canvas [*axes, C] -> logits float32 classes x grid
 
 MAX_WINDOW = {"T": 2**14, "DHW": 96**3}  # time steps, voxels: of the largest window that the network gets
+MAX_BATCH = {"T": 2**15, "DHW": 0}  # of all windows that it gets at once: 12 leads of 10 s at 250 Hz; of volumes, one
 MIN_WINDOW = {"T": 2**10, "DHW": 32**3}  # smaller ones are mostly border
 OVERLAP = {"T": 8, "DHW": 4}  # neighbors overlap by a window's length divided by this
 MIN_LENGTH = 2  # of an axis: OpenVINO computes NaN in bf16 for volumes of one slice
@@ -70,6 +72,19 @@ class Lattice:
     def count(self) -> int:
         """The number of windows."""
         return int(np.prod([len(axis.starts) for axis in self.axes]))
+
+    @property
+    def order(self) -> list[int]:
+        """The axes by length, the longest first, so that a slab is small; the others in their order."""
+        lengths = [axis.padded_length for axis in self.axes]
+        longest = lengths.index(max(lengths))
+        return [longest, *(axis for axis in range(len(lengths)) if axis != longest)]
+
+    def corners(self) -> Iterator[tuple[int, ...]]:
+        """The first entry of each window along each axis, slab by slab: in the order in which they are blended."""
+        order = self.order
+        for corner in itertools.product(*(self.axes[axis].starts for axis in order)):
+            yield tuple(corner[order.index(axis)] for axis in range(len(order)))
 
 
 def make_lattice(lengths: tuple[int, ...], rule: InputRule, max_window: int) -> Lattice:
@@ -111,27 +126,22 @@ def exact_windows(canvas: int, side: int, divisor: int) -> AxisWindows:
 
 
 def predict_windows(
-    predict_logits: LogitsFunction, values: Values, lattice: Lattice, divisor: int, confidence: bool
+    window_logits: Iterator[Scores], lengths: tuple[int, ...], lattice: Lattice, divisor: int, confidence: bool
 ) -> tuple[Labels, Confidence | None]:
-    """Predict the labels of values [*axes, C] in the windows of a lattice.
+    """The labels of a sample of these lengths, from the logits of its windows.
 
-    `predict_logits`: the network; every call gets a canvas of the lattice's `sides`. `divisor`: of the starts and sides of windows.
+    `window_logits`: float32 classes x grid of each of `lattice.corners()`; each is read before the next is taken. `divisor`: of the
+    starts and sides of windows.
     Returns: labels uint8 [*axes], and their softmax probabilities float32 [*axes] if `confidence`, else None.
     """
-    labels = np.empty(values.shape[:-1], np.uint8)
-    probabilities = np.empty(labels.shape, np.float32) if confidence else None
-    # The longest axis leads, so that a slab is small: below, all is in this order but the network's input.
-    longest = int(np.argmax(labels.shape))
-    order = [longest, *(axis for axis in range(labels.ndim) if axis != longest)]
+    labels = np.empty(lengths, np.uint8)
+    probabilities = np.empty(lengths, np.float32) if confidence else None
+    # Below, all is in this order, the longest axis first.
+    order = lattice.order
     turned = Lattice(tuple(lattice.axes[axis] for axis in order))
     ordered_labels = labels.transpose(order)
     ordered_probabilities = None if probabilities is None else probabilities.transpose(order)
-
-    def predict_at(corner: tuple[int, ...]) -> Scores:
-        window = extract_window(values, tuple(corner[order.index(axis)] for axis in range(len(order))), lattice.sides)
-        return predict_logits(window).transpose(0, *(1 + axis for axis in order))
-
-    windows = map(predict_at, itertools.product(*(axis.starts for axis in turned.axes)))
+    windows = (logits.transpose(0, *(1 + axis for axis in order)) for logits in islice(window_logits, lattice.count))
     first = next(windows)
     strides = tuple(grid_stride(side, grid, divisor) for side, grid in zip(turned.sides, first.shape[1:], strict=True))
     logits, classes = itertools.chain([first], windows), len(first)
@@ -153,25 +163,29 @@ def blend_slabs(
     leading, *others = lattice.axes
     stride = strides[0]
     side, grid = leading.side // stride, leading.padded_length // stride
-    taps = interpolation_taps(pixel_centers(leading.padded_length, grid), grid).section(0, length)
-    weights = [axis.weights(step) for axis, step in zip(lattice.axes, strides, strict=True)]
+    weights = [list(axis.weights(step)) for axis, step in zip(others, strides[1:], strict=True)]
+
+    def taps(start: int, stop: int) -> InterpolationTaps:
+        # Those of the whole axis would take a gigabyte for a day's recording.
+        return interpolation_taps(pixel_centers(leading.padded_length, grid, start, stop), grid)
+
     # The band keeps one row of the grid before the slab, until what lies between that row and the slab has labels.
     rest = tuple(axis.padded_length // step for axis, step in zip(others, strides[1:], strict=True))
     band = np.zeros((classes, 1 + side, *rest), np.float32)
     first, done = 0, 0  # the row of the grid at the start of the band, and the part of the first axis that has labels
     ends = [*leading.starts[1:], leading.padded_length]
-    for top, end, slab_weights in zip(leading.starts, ends, weights[0], strict=True):
+    for top, end, slab_weights in zip(leading.starts, ends, leading.weights(stride), strict=True):
         rows = slice(top // stride - first, top // stride - first + side)
         places = [
             [(slice(start // step, start // step + len(weight)), weight) for start, weight in zip(axis.starts, each, strict=True)]
-            for axis, step, each in zip(others, strides[1:], weights[1:], strict=True)
+            for axis, step, each in zip(others, strides[1:], weights, strict=True)
         ]  # fmt: skip
         for window in itertools.product(*places):
             factors = [slab_weights, *(weight for _, weight in window)]
             inside = (slice(None), rows, *(part for part, _ in window))
             accumulate(next(logits), reduce(np.multiply.outer, factors), band[inside])
-        ready = taps.count_ready(end // stride)
-        yield slice(done, ready), band, taps.section(done, ready, first)
+        ready = bisect_left(range(length), end // stride, key=lambda step: int(taps(step, step + 1).below[0]))
+        yield slice(done, ready), band, taps(done, ready).section(0, ready - done, first)
         shift_rows_up(band, end // stride - 1 - first)
         first, done = end // stride - 1, ready
 

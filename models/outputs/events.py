@@ -12,7 +12,10 @@
 background and no event.
 """
 
+import io
 import json
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,7 @@ from models.spec import IGNORE_INDEX, BundleSpec
 MEDIA_TYPE = "application/json"
 SUFFIX = ".json"
 NEEDS_CONFIDENCE = False  # of each time step: an event has its mean
+ROWS = 10_000  # events that are encoded at a time
 
 
 def encode(prediction: RecordPrediction, spec: BundleSpec, options: OutputOptions) -> bytes:
@@ -35,14 +39,24 @@ def encode(prediction: RecordPrediction, spec: BundleSpec, options: OutputOption
     if sample.frame is not None and sample.frame.start:
         content["start"] = sample.frame.start
     content["leads"] = list(sample.channels)
-    content["events"] = event_rows(prediction, spec, rate)
-    content["unlabeled"] = sum(int(np.count_nonzero(track.labels == IGNORE_INDEX)) for track in prediction.tracks)
+    unlabeled = sum(int(np.count_nonzero(track.labels == IGNORE_INDEX)) for track in prediction.tracks)
+    # In parts: a day's recording has some 600,000 events, and a list of their dicts takes half a gigabyte.
+    stream, rows, comma = io.BytesIO(), event_rows(prediction, spec, rate), b""
+    stream.write(_dump(content)[:-1] + b',"events":[')
+    while part := list(islice(rows, ROWS)):
+        stream.write(comma + _dump(part)[1:-1])
+        comma = b","
+    stream.write(b'],"unlabeled":%d}' % unlabeled)
+    return stream.getvalue()
+
+
+def _dump(content: object) -> bytes:
     return json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
 
 
-def event_rows(prediction: RecordPrediction, spec: BundleSpec, rate: float) -> list[dict[str, Any]]:
+def event_rows(prediction: RecordPrediction, spec: BundleSpec, rate: float) -> Iterator[dict[str, Any]]:
     """The events of all tracks, track by track, each in order of time."""
-    return [
+    return (
         {
             "lead": track.lead or None,
             "class": spec.classes[event.label].name,
@@ -55,4 +69,4 @@ def event_rows(prediction: RecordPrediction, spec: BundleSpec, rate: float) -> l
         }
         for track in prediction.tracks
         for event in track.events
-    ]
+    )

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from models.errors import ChannelsError
-from models.imaging.decoder_pool import DEFAULT_TIMEOUT_SECONDS, DecoderPool
+from models.imaging.decoder_pool import DecoderPool
 from models.inference.geometry import Image
 from models.inference.leads import RecordPrediction, segment_record
 from models.inference.segmenter import never_stop
@@ -33,17 +34,9 @@ class SignalPipeline(SegmentationPipeline):
         check_kind(data, "T")
         return check_has_rate(read_sample(data, self.max_pixels, "T", self.options.rate))
 
-    def decode_in_child(
-        self,
-        data: bytes,
-        decoders: DecoderPool,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-        is_cancelled: Callable[[], bool] = never_stop,
-    ) -> Sample:
-        """As `decode`, in a child process. Raises: as `decode`; CorruptImageError for a file that takes too long."""
-        check_kind(data, "T")
-        rate = self.options.rate
-        return check_has_rate(decoders.read_signal(data, rate, self.max_pixels, timeout_seconds, is_cancelled))
+    def run_decoder(self, data: bytes, decoders: DecoderPool, *limits: Any) -> Sample:
+        """As there. Raises: ChannelsError without a rate."""
+        return check_has_rate(decoders.read_signal(data, self.options.rate, self.max_pixels, *limits))
 
     def estimate_cost(self, byte_count: int) -> float:
         """From the bytes of the file: most have two for each sample."""

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from models.errors import EngineError, InsufficientMemoryError, UnsupportedFormatError
-from models.imaging.decoder_pool import DEFAULT_TIMEOUT_SECONDS, DecoderPool
+from models.imaging.decoder_pool import DecoderPool
 from models.inference.geometry import Image
 from models.inference.segmenter import never_stop
 from models.inference.volumes import VolumePrediction, segment_volume
@@ -35,17 +36,10 @@ class VolumePipeline(SegmentationPipeline):
         with _translate_missing_package():
             return read_input(data, self.spec.input, self.max_pixels, max_voxels=self.max_voxels)
 
-    def decode_in_child(
-        self,
-        data: bytes,
-        decoders: DecoderPool,
-        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
-        is_cancelled: Callable[[], bool] = never_stop,
-    ) -> Sample:
-        """As `decode`, in a child process. Raises: as `decode`; CorruptImageError for a file that takes too long."""
-        check_kind(data, "DHW")
+    def run_decoder(self, data: bytes, decoders: DecoderPool, *limits: Any) -> Sample:
+        """As there."""
         with _translate_missing_package():
-            return decoders.read_volume(data, self.spec.input, self.max_voxels, timeout_seconds, is_cancelled)
+            return decoders.read_volume(data, self.spec.input, self.max_voxels, *limits)
 
     def estimate_cost(self, byte_count: int) -> float:
         """From the bytes of the file: compressed, a voxel has about one."""

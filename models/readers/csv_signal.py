@@ -258,11 +258,13 @@ def _rate_of(times: Table, name: str, line_number: int, in_seconds: bool) -> flo
     steps = np.diff(times)
     if not len(steps):
         raise CorruptImageError("The signal has 1 time step; expected at least 2. Export it again.")
-    period = float(np.median(steps))
-    if not (np.isfinite(steps).all() and period > 0):
+    backward = ~(steps > 0) | np.isinf(steps)  # or missing
+    if backward.any():
         raise CorruptImageError(
-            "The column of time does not increase; expected one time step a line, in order. Sort the lines."
+            f"The time does not increase at line {line_number + int(backward.argmax()) + 1} of the table; expected one time step a "
+            "line, in order. Sort the lines by time."
         )
+    period = float(np.median(steps))
     period = float(times[-1] - times[0]) / len(steps) if np.abs(steps - period).max() <= MAX_JITTER * period else period
     wrong = np.abs(steps - period) > MAX_JITTER * period
     if wrong.any():

@@ -8,12 +8,13 @@ import numpy as np
 from models.errors import CorruptImageError, UnsupportedFormatError, quoted
 from models.readers.limits import ReadLimits
 from models.readers.resample import join_rates
-from models.readers.signal import check_length, check_rate, check_signal_size, decode_24
+from models.readers.signal import allocate_columns, build_signal, check_length, check_rate, check_signal_size, decode_24
 from models.sample import Sample
 
 MAGIC, BDF_MAGIC = b"0       ", b"\xffBIOSEMI"
 HEADER_BYTES = 256  # of the recording, and of each signal
 ANNOTATIONS = ("EDF ANNOTATIONS", "BDF ANNOTATIONS")
+BLOCK_SAMPLES = 1 << 17  # of a signal that are decoded at a time
 # The fields of all signals follow each other: label, transducer, unit, physical and digital range, filter, samples, reserved.
 FIELD_BYTES = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
 
@@ -62,16 +63,19 @@ def decode(data: bytes, limits: ReadLimits) -> Sample:
     check_signal_size(limits, length * max(lengths[index] for index in kept), len(kept), width)
     content = np.frombuffer(data, np.uint8, length * record_bytes, start).reshape(length, record_bytes)
     offsets = np.cumsum([0, *lengths]) * width
-    columns, rates = [], []
-    for index in kept:
-        raw = np.ascontiguousarray(content[:, offsets[index] : offsets[index + 1]]).reshape(-1)
+    table, columns = allocate_columns([length * lengths[index] for index in kept])
+    for index, column in zip(kept, columns, strict=True):
         low, high, first, last = (_number(fields[field][index], "range") for field in (3, 4, 5, 6))
         if first >= last or low == high:
             raise CorruptImageError(f"The EDF states no range for the signal {quoted(labels[index])}. Export it again.")
-        columns.append(((_integers(raw, width) - first) * ((high - low) / (last - first)) + low).astype(np.float32))
-        rates.append(lengths[index] / seconds)
-    units = [fields[2][index].decode("latin-1").strip() for index in kept]
-    return join_rates(columns, rates, [labels[index] for index in kept], units)
+        at_once = max(1, BLOCK_SAMPLES // lengths[index])
+        for begin in range(0, length, at_once):
+            raw = content[begin : begin + at_once, offsets[index] : offsets[index + 1]].tobytes()
+            part = column[begin * lengths[index] : (begin + at_once) * lengths[index]]
+            part[:] = (_integers(np.frombuffer(raw, np.uint8), width) - first) * ((high - low) / (last - first)) + low
+    names, units = ([fields[field][index].decode("latin-1").strip() for index in kept] for field in (0, 2))
+    rates = [lengths[index] / seconds for index in kept]
+    return join_rates(columns, rates, names, units) if table is None else build_signal(table, rates[0], names, units)
 
 
 def _integers(raw: np.ndarray, width: int) -> np.ndarray:

@@ -17,7 +17,7 @@ MAX_MAGNITUDE = 1e20  # of a measurement: larger floats, such as 1e30 or the mos
 
 
 def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
-    """The channels of the rule, in its order, values contiguous; what is missing holds the channel's middle value.
+    """The channels of the rule, in its order; what is missing holds the channel's middle value.
 
     A pixel is missing where the file or the rule says so, where all channels have the value of nodata, and where any sample is
     NaN, infinite or beyond 1e20. A time step of a signal is missing where all its leads are: a lead that was off for a while
@@ -32,11 +32,12 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
         )
     if indices != list(range(values.shape[-1])):
         values = values[..., indices]
-    values = np.ascontiguousarray(values, rule.dtype)  # in one step: the values of a volume take hundreds of megabytes
-    if rule.axes == "T":
+    if rule.axes == "T":  # a view of one lead of a long recording is not copied
+        values = values.astype(rule.dtype, copy=False)
         return _prepare_signal(
             replace(sample, values=values, channels=tuple(sample.channels[i] for i in indices)), rule
         )
+    values = np.ascontiguousarray(values, rule.dtype)  # in one step: the values of a volume take hundreds of megabytes
     valid = find_valid(values, sample.valid, {sample.nodata, rule.nodata} - {None})
     statistics = sample_statistics(values, valid) if rule.scaling.kind == "zscore" else None
     if valid is not None:
@@ -48,7 +49,11 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
 def _prepare_signal(sample: Sample, rule: InputRule) -> Sample:
     """Statistics of each lead over what was measured, and its middle value where it was not."""
     values, channels = sample.values, sample.channels if is_each_lead(sample, rule) else rule.channels
-    measured = np.abs(values) < MAX_MAGNITUDE if values.dtype.kind == "f" else np.ones(values.shape, np.bool_)
+    measured = np.ones(values.shape, np.bool_)
+    if values.dtype.kind == "f":
+        for first in range(0, len(values), CHECKED_VALUES):
+            steps = slice(first, first + CHECKED_VALUES)
+            np.less(np.abs(values[steps]), MAX_MAGNITUDE, out=measured[steps])
     for number in {sample.nodata, rule.nodata} - {None}:
         measured &= ~_equals(values, float(number or 0.0))
     if sample.valid is not None:

@@ -28,7 +28,7 @@ MIN_PHASES, MIN_STEPS = (
     16,
     64,
 )  # of taps, and of time steps that use the same: else a call of NumPy for each phase is quicker
-BLOCK_SAMPLES = 1 << 20  # of the channels that are resampled together: a day's recording needs no second copy of all
+BLOCK_SAMPLES = 1 << 20  # that are handled together: a day's recording needs no second copy of all
 
 
 def to_rate(sample: Sample, rate: float) -> Sample:
@@ -116,9 +116,9 @@ def _resample_channels(
     return result
 
 
-def nearest_steps(length: int, old_length: int, ratio: float) -> NDArray[np.int64]:
-    """For each of `length` new time steps, the nearest of the old ones; `ratio`: new rate / old rate."""
-    return np.minimum((np.arange(length) / ratio + 0.5).astype(np.int64), old_length - 1)
+def nearest_steps(length: int, old_length: int, ratio: float, first: int = 0) -> NDArray[np.int64]:
+    """For each of `length` new time steps from `first` on, the nearest of the old ones; `ratio`: new rate / old rate."""
+    return np.minimum((np.arange(first, first + length) / ratio + 0.5).astype(np.int64), old_length - 1)
 
 
 def labels_to_length(
@@ -130,8 +130,17 @@ def labels_to_length(
     """
     if length == len(labels) and ratio in (None, 1.0):
         return labels, confidence
-    steps = nearest_steps(length, len(labels), ratio or length / len(labels))
-    return labels[steps], None if confidence is None else confidence[steps]
+    new_labels, new_confidence = (
+        np.empty(length, np.uint8),
+        None if confidence is None else np.empty(length, np.float32),
+    )
+    for first in range(0, length, BLOCK_SAMPLES):
+        block = slice(first, min(first + BLOCK_SAMPLES, length))
+        steps = nearest_steps(block.stop - first, len(labels), ratio or length / len(labels), first)
+        new_labels[block] = labels[steps]
+        if confidence is not None and new_confidence is not None:
+            new_confidence[block] = confidence[steps]
+    return new_labels, new_confidence
 
 
 def join_rates(columns: Sequence[Signal], rates: Sequence[float], names: Sequence[str], units: Sequence[str]) -> Sample:

@@ -41,6 +41,14 @@ def build_signal(values: Values, rate: float | None, names: Sequence[str] = (), 
     )
 
 
+def allocate_columns(lengths: Sequence[int]) -> tuple[Values | None, list[NDArray[np.float32]]]:
+    """An array for each channel, of these lengths, to be filled; where all are equal, columns of one table T x C, else None."""
+    if len(set(lengths)) > 1:
+        return None, [np.empty(length, np.float32) for length in lengths]
+    table = np.empty((lengths[0], len(lengths)), np.float32)
+    return table, list(table.T)
+
+
 def check_rate(rate: float) -> float:
     """The rate. Raises: CorruptImageError if it is not a number above 0."""
     if not (math.isfinite(rate) and rate > 0):

@@ -21,13 +21,14 @@ from models.errors import CorruptImageError, DataError, ImageTooLargeError, Unsu
 from models.imaging.cpu_budget import allow_pixels
 from models.readers.limits import BYTES_PER_PIXEL, MIN_BYTES, ReadLimits
 from models.readers.resample import join_rates
-from models.readers.signal import check_length, check_rate, check_signal_size, decode_24
+from models.readers.signal import allocate_columns, build_signal, check_length, check_rate, check_signal_size, decode_24
 from models.readers.zip_members import read_members
 from models.sample import Sample
 from models.spec import MAX_CHANNELS
 
 HEADER_SUFFIX = ".hea"
 DEFAULT_RATE, DEFAULT_GAIN = 250.0, 200.0  # Hz; ADC units a physical unit
+BLOCK_STEPS = 1 << 16  # that are decoded at a time; an even number, because format 212 packs two samples
 MAX_HEADER_BYTES, MAX_MEMBERS, MAX_BASELINE = 1 << 20, 256, 1 << 32
 Integers = NDArray[np.int32]
 
@@ -218,17 +219,21 @@ def check_name(name: str) -> None:
 
 def read_record(header: Header, read: Callable[[str], bytes], limits: ReadLimits) -> Sample:
     """The signals of a record in physical units, at the highest rate of its signals. Raises: ImageError."""
-    longest, length = max(line.frame_samples for line in header.signals), header.length
-    columns: dict[int, NDArray[np.float32]] = {}
-    for file in dict.fromkeys(line.file for line in header.signals):
-        indices, data = [index for index, line in enumerate(header.signals) if line.file == file], read(file)
+    files: dict[str, list[int]] = {}  # the signals in each
+    for index, line in enumerate(header.signals):
+        files.setdefault(line.file, []).append(index)
+    first = [header.signals[index] for index in next(iter(files.values()))]
+    length = header.length or _count_steps(first, read(first[0].file))  # of all files, as that of the first one
+    frames = [line.frame_samples for line in header.signals]
+    check_signal_size(limits, length * max(frames), len(frames))
+    table, columns = allocate_columns([length * frame for frame in frames])
+    for file, indices in files.items():
         lines = [header.signals[index] for index in indices]
-        length = length or _count_steps(lines, data)  # of all files, as that of the first one
-        check_signal_size(limits, length * longest, len(header.signals))
-        columns.update(zip(indices, _read_file(file, lines, length, data), strict=True))
-    rates = [header.rate * line.frame_samples for line in header.signals]
+        _read_file(file, lines, length, read(file), [columns[index] for index in indices])
     names, units = ([getattr(line, field) for line in header.signals] for field in ("name", "unit"))
-    return join_rates([columns[index] for index in range(len(header.signals))], rates, names, units)
+    if table is not None:
+        return build_signal(table, header.rate * frames[0], names, units)
+    return join_rates(columns, [header.rate * frame for frame in frames], names, units)
 
 
 def _count_steps(lines: list[SignalLine], data: bytes) -> int:
@@ -237,8 +242,10 @@ def _count_steps(lines: list[SignalLine], data: bytes) -> int:
     return bits // FORMATS[lines[0].format][0] // sum(line.frame_samples for line in lines)
 
 
-def _read_file(file: str, lines: list[SignalLine], length: int, data: bytes) -> list[NDArray[np.float32]]:
-    """The signals of one file, whose samples are interleaved. Raises: ImageError."""
+def _read_file(
+    file: str, lines: list[SignalLine], length: int, data: bytes, columns: list[NDArray[np.float32]]
+) -> None:
+    """Fill the columns with the signals of one file, whose samples are interleaved. Raises: ImageError."""
     number, offset, frame = lines[0].format, lines[0].offset, sum(line.frame_samples for line in lines)
     if any((line.format, line.offset) != (number, offset) for line in lines):
         raise UnsupportedFormatError(f"The signals of the file {quoted(file)} have different formats. Save it as EDF.")
@@ -250,20 +257,25 @@ def _read_file(file: str, lines: list[SignalLine], length: int, data: bytes) -> 
             f"The signal file {quoted(file)} is truncated: it has {present:,} of {length:,} time steps. Copy it again."
         )
     allow_pixels(length * frame)
-    samples = decode_bytes(content[: -(-length * frame * bits // 8)])[: length * frame].reshape(length, frame)
-    found, start = [], 0
-    for line in lines:
-        raw = samples[:, start : start + line.frame_samples].reshape(-1)
-        start += line.frame_samples
-        if line.checksum is not None and (int(raw.sum(dtype=np.int64)) - line.checksum) % (1 << 16):
+    sums = [0] * len(lines)
+    for first in range(0, length, BLOCK_STEPS):
+        steps = min(BLOCK_STEPS, length - first)
+        packed = content[first * frame * bits // 8 : -(-(first + steps) * frame * bits // 8)]
+        samples = decode_bytes(packed)[: steps * frame].reshape(steps, frame)
+        start = 0
+        for index, line in enumerate(lines):
+            raw = samples[:, start : start + line.frame_samples].reshape(-1)
+            start += line.frame_samples
+            sums[index] += int(raw.sum(dtype=np.int64))
+            values = columns[index][first * line.frame_samples :][: len(raw)]
+            values[:] = (raw - np.float64(line.baseline)) / line.gain
+            values[raw == invalid] = np.nan
+    for line, total in zip(lines, sums, strict=True):
+        if line.checksum is not None and (total - line.checksum) % (1 << 16):
             raise CorruptImageError(
                 f"The checksum of the signal {quoted(line.name or line.file)} in {quoted(file)} is wrong: the header states "
                 f"{line.checksum}. The file was altered or copied with errors; copy it again."
             )
-        values = ((raw - np.float64(line.baseline)) / line.gain).astype(np.float32)
-        values[raw == invalid] = np.nan
-        found.append(values)
-    return found
 
 
 def _read_members(data: bytes, limits: ReadLimits) -> dict[str, bytes]:

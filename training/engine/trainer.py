@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 from models.architectures.base import Network, channels_first, upsample
 from models.imaging.decode import Labels
 from models.inference.postprocess import Scores
-from models.inference.windows import Values, make_lattice, predict_windows
+from models.inference.windows import Values, extract_window, make_lattice, predict_windows
 from models.thread_count import ThreadCount
 from training.augment import BatchedAugmentParams, batched, batched_samples
 from training.augment.mixing import BatchMixer, shrink_batch
@@ -319,10 +318,14 @@ def predict_in_windows(network: Network, samples: Tensor, statistics: Tensor | N
 
     rule, lengths = network.input, tuple(samples.shape[1:-1])
     lattice = make_lattice(lengths, rule, 0)
-    return np.stack([
-        predict_windows(partial(predict_logits, index), values, lattice, rule.divisor, confidence=False)[0]
+    window_logits = (
+        predict_logits(index, extract_window(values, corner, lattice.sides))
         for index, values in enumerate(samples.numpy())
-    ])  # fmt: skip
+        for corner in lattice.corners()
+    )
+    return np.stack(
+        [predict_windows(window_logits, lengths, lattice, rule.divisor, confidence=False)[0] for _ in samples]
+    )
 
 
 @contextmanager

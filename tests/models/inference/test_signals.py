@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.inference.segmenter import Segmenter
-from models.inference.signals import segment_signal
+from models.inference.signals import segment_signal, segment_signals
 from models.sample import Sample
 from models.spec import IGNORE_INDEX, EventRule, InputRule, Scaling, Spacing
 
@@ -38,6 +38,27 @@ def test_labels_lie_where_the_events_are_at_every_rate(rate: float | None) -> No
     from_edge = np.abs(wrong / (rate or 100) * 2 - np.rint(wrong / (rate or 100) * 2)) / 2
     assert (from_edge <= 0.5 / min(rate or 100, 100) + 0.011).all()  # within a step of either rate
     assert (found.labels[~valid][2:] == IGNORE_INDEX).all()
+
+
+def test_recordings_of_equal_length_run_together_and_all_keep_their_order() -> None:
+    lengths = [250, 250, 251, 250, 250, 250]  # at 250 Hz: the first two run together, and the last three
+    random = np.random.default_rng(0)
+    spacing = Spacing(values=(250.0,), unit="Hz")
+    samples = [Sample(random.random((length, 1)).astype(np.float32), "T", ("i",), spacing) for length in lengths]
+    runs: list[int] = []
+
+    def run(images: np.ndarray, logits: bool, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        runs.append(len(images))
+        return is_high(images, logits, statistics)
+
+    segmenter = Segmenter(run, RULE)
+    together = list(segment_signals(segmenter, iter(samples), confidence=True))
+    assert runs == [2, 1, 3]
+    for sample, found in zip(samples, together, strict=True):
+        alone = segment_signal(segmenter, sample, confidence=True)
+        np.testing.assert_array_equal(found.labels, alone.labels)
+        np.testing.assert_array_equal(found.confidence, alone.confidence)
+        assert found.image is sample.values
 
 
 def test_rules_of_the_bundle_are_applied_at_the_rate_of_the_network() -> None:

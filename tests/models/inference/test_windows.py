@@ -24,12 +24,13 @@ def rule(axes: str, divisor: int = 8) -> InputRule:
     )
 
 
-def made_engine(stride: int, sizes: list[tuple[int, ...]]) -> Callable[..., Any]:
-    """A network as an engine runs it: block means at `stride`, smoothed over three blocks along each axis; it notes its inputs."""
+def made_engine(stride: int, sizes: list[tuple[int, ...]], runs: list[int] | None = None) -> Callable[..., Any]:
+    """A network as an engine runs it: block means at `stride`, smoothed over three blocks along each axis.
 
-    def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-        canvas = images[0, ..., 0].astype(np.float32)
-        sizes.append(canvas.shape)
+    It notes the lengths of each canvas in `sizes`, and in `runs` how many came at once.
+    """
+
+    def predict(canvas: np.ndarray) -> np.ndarray:
         maps = canvas
         for axis, length in enumerate(canvas.shape):
             cells = -(-length // stride)
@@ -40,11 +41,16 @@ def made_engine(stride: int, sizes: list[tuple[int, ...]]) -> Callable[..., Any]
             maps = padded.reshape(shape).mean(axis=axis + 1)
             around = np.pad(maps, [(1, 1) if each == axis else (0, 0) for each in range(maps.ndim)], "edge")
             maps = sum(np.take(around, np.arange(cells) + shift, axis) for shift in range(3)) / 3  # type: ignore[assignment]
-        scores = np.stack([-((maps - center) ** 2) * 100 for center in (0.45, 0.5, 0.55)]).astype(np.float32)
-        labels = np.zeros(canvas.shape, np.uint8)
-        if len(sizes) == 1 or logits:  # labels are only taken from a single window
-            labels = upsampled(scores, canvas.shape).argmax(axis=0).astype(np.uint8)
-        return labels[None], scores[None] if logits else None
+        return np.stack([-((maps - center) ** 2) * 100 for center in (0.45, 0.5, 0.55)]).astype(np.float32)
+
+    def run(images: np.ndarray, logits: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+        if runs is not None:
+            runs.append(len(images))
+        canvases = images[..., 0].astype(np.float32)
+        sizes.extend(canvas.shape for canvas in canvases)
+        scores = np.stack([predict(canvas) for canvas in canvases])
+        labels = np.stack([upsampled(each, canvases.shape[1:]).argmax(axis=0) for each in scores])
+        return labels.astype(np.uint8), scores if logits else None
 
     return run
 
@@ -95,6 +101,21 @@ def test_windows_give_the_labels_of_one_pass(axes: str, lengths: tuple[int, ...]
     assert np.abs(parts.confidence - whole.confidence).mean() < (1e-3 if stride != 6 else 0.1)
 
 
+@pytest.mark.parametrize("length", [1, 999, 5003])  # a step, a window, several
+def test_a_batch_gives_each_signal_the_labels_that_it_gets_alone(length: int) -> None:
+    signals = [smooth((length + shift,))[shift:] for shift in range(7)]
+    runs: list[int] = []
+    segmenter = Segmenter(made_engine(4, [], runs), rule("T"))
+    segmenter.max_window, segmenter.max_batch = 1000, 3000
+    together = segmenter.segment_batch(signals, confidence=True)
+    assert max(runs) == {1: 7, 999: 3, 5003: 3}[length] and sum(runs) == 7 * (1 if length < 1000 else 6)
+    for values, found in zip(signals, together, strict=True):
+        alone = segmenter.segment(values, confidence=True)
+        np.testing.assert_array_equal(found.labels, alone.labels)
+        np.testing.assert_array_equal(found.confidence, alone.confidence)
+        assert found.image is values
+
+
 @pytest.mark.parametrize("lengths", [(208, 40, 44), (10, 400, 90)])  # of the second one, all slices lie in one window
 def test_logits_of_a_volume_are_held_slab_by_slab(lengths: tuple[int, ...]) -> None:
     values = smooth(lengths)
@@ -112,7 +133,7 @@ def test_statistics_and_missing_steps_are_those_of_the_whole_recording() -> None
     found: list[np.ndarray] = []
 
     def run(images: np.ndarray, logits: bool, statistics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found.append(statistics)
+        found.extend(statistics)
         scores = np.repeat(images[:, :, 0][:, None], 2, axis=1).astype(np.float32)
         return np.zeros(images.shape[:2], np.uint8), scores
 
@@ -123,7 +144,7 @@ def test_statistics_and_missing_steps_are_those_of_the_whole_recording() -> None
     valid = np.arange(5000) < 4000
     labels = segmenter.segment(Sample(values, "T", ("a",), valid=valid)).labels
     assert len(found) > 4
-    np.testing.assert_allclose(found[0], [[[1999.5], [values[:4000].std()]]], rtol=1e-5)
+    np.testing.assert_allclose(found[0], [[1999.5], [values[:4000].std()]], rtol=1e-5)
     assert all(np.array_equal(each, found[0]) for each in found)
     assert (labels[4000:] == IGNORE_INDEX).all() and (labels[:4000] < 2).all()
 
@@ -135,11 +156,11 @@ def test_windows_shrink_when_memory_runs_out() -> None:
         longest.append(images.shape[1])
         if images.shape[1] > 2048:
             raise MemoryError("no memory")
-        return np.zeros(images.shape[:2], np.uint8), np.zeros((1, 2, images.shape[1]), np.float32)
+        return np.zeros(images.shape[:2], np.uint8), np.zeros((len(images), 2, images.shape[1]), np.float32)
 
     segmenter = Segmenter(run, rule("T"))
-    assert segmenter.segment(np.zeros((9000, 1), np.float32)).labels.shape == (9000,)
-    assert segmenter.max_window <= 2304  # and stays
+    assert segmenter.segment(np.zeros((40_000, 1), np.float32)).labels.shape == (40_000,)
+    assert segmenter.max_batch == 0 and segmenter.max_window <= 2304  # and stays
     with pytest.raises(InsufficientMemoryError, match="small windows"):
         Segmenter(lambda *_, **__: (_ for _ in ()).throw(MemoryError("none")), rule("T")).segment(np.zeros((9000, 1)))
 
@@ -147,7 +168,7 @@ def test_windows_shrink_when_memory_runs_out() -> None:
 def test_cancelling_stops_between_windows() -> None:
     seen: list[tuple[int, ...]] = []
     segmenter = Segmenter(made_engine(1, seen), rule("T"))
-    segmenter.max_window = 256
+    segmenter.max_window, segmenter.max_batch = 256, 0
     with pytest.raises(InferenceCancelledError):
         segmenter.segment(np.zeros((5000, 1), np.float32), should_stop=lambda: len(seen) >= 3)
     assert len(seen) == 3
