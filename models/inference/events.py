@@ -125,6 +125,15 @@ def apply_postprocess(labels: Labels, rules: Mapping[int, EventRule], rate: floa
     return np.repeat(runs.labels, runs.lengths)
 
 
+def apply_postprocess_rows(labels: Labels, rules: Mapping[int, EventRule], rate: float) -> Labels:
+    """As `apply_postprocess`, for the labels of N signals, uint8 N x T: one after the other in one, with a gap of missing data."""
+    if len(labels) == 1:
+        return apply_postprocess(labels[0], rules, rate)[None]
+    joined = np.full((len(labels), labels.shape[1] + 1), IGNORE_INDEX, np.uint8)
+    joined[:, :-1] = labels
+    return apply_postprocess(joined.ravel(), rules, rate).reshape(joined.shape)[:, :-1]
+
+
 def _enclosing_labels(runs: Runs) -> Labels:
     """The label on both sides of each stretch; background where the sides differ, at the ends, and beside missing data."""
     enclosing = np.full_like(runs.labels, BACKGROUND)

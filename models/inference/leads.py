@@ -122,9 +122,10 @@ def split_leads(sample: Sample, rule: InputRule) -> list[tuple[str, Sample]]:
     """The name and the sample of each track: of each lead for a network of one lead, else of the whole recording."""
     if not takes_one_lead(rule):
         return [("", sample)]
-    # Under the network's name for its lead, because `prepare_sample` finds channels by name.
+    # Under the network's name for its lead, because `prepare_sample` finds channels by name. A view: a day is not copied.
     return [
-        (name, replace(_take(sample, [index]), channels=rule.channels)) for index, name in enumerate(sample.channels)
+        (name, replace(sample, values=sample.values[:, index : index + 1], channels=rule.channels, statistics=None))
+        for index, name in enumerate(sample.channels)
     ]
 
 
@@ -134,12 +135,11 @@ def takes_one_lead(rule: InputRule) -> bool:
 
 
 def _take(sample: Sample, indices: list[int]) -> Sample:
-    """Some of the leads; of one a view, so that a long recording is not copied lead by lead."""
     if indices == list(range(len(sample.channels))):
         return sample
     return replace(
         sample,
-        values=sample.values[:, slice(indices[0], indices[0] + 1) if len(indices) == 1 else indices],
+        values=sample.values[:, indices],
         channels=tuple(sample.channels[index] for index in indices),
         statistics=None,
     )

@@ -56,7 +56,7 @@ from models.inference.windows import (
     MIN_LENGTH,
     MIN_WINDOW,
     Lattice,
-    confidence_of,
+    batch_confidence,
     extract_window,
     make_lattice,
     padded_lengths,
@@ -243,7 +243,10 @@ class Segmenter:
         self, samples: list[tuple[Image, Valid | None, Statistics | None]], lattice: Lattice, at_once: int, confidence: bool,
         should_stop: Callable[[], bool],
     ) -> Iterator[tuple[Labels, Scores | None]]:  # fmt: skip
-        """Run the engine on the windows of all samples. Yields: labels and logits of each, valid until the next is taken."""
+        """Run the engine on the windows of all samples. Yields: labels and logits of each, valid until the next is taken.
+
+        Of samples that are one window, it yields confidences in place of logits.
+        """
         logits = confidence or lattice.count > 1
         windows = (
             (extract_window(values, corner, lattice.sides), statistics)
@@ -256,6 +259,8 @@ class Segmenter:
             labels, scores = self._run_engine(
                 canvases, should_stop, logits, np.stack(statistics) if statistics else None
             )
+            if lattice.count == 1 and scores is not None:
+                scores = batch_confidence(scores, lattice.sides, labels)
             yield from zip(labels, repeat(None) if scores is None else scores, strict=False)
 
     def _predict_axes(
@@ -265,9 +270,9 @@ class Segmenter:
         """The labels of a signal or volume, from the engine's outputs for its windows."""
         lengths = values.shape[:-1]
         if lattice.count == 1:
-            found, scores = next(outputs)
-            labels = found[tuple(map(slice, lengths))].copy()
-            probabilities = None if scores is None else confidence_of(scores, lattice.sides, labels)
+            whole, inside = next(outputs), tuple(map(slice, lengths))
+            labels = whole[0][inside].copy()
+            probabilities = None if whole[1] is None else whole[1][inside]
         else:
             window_logits = (scores for _, scores in outputs if scores is not None)  # they were requested
             labels, probabilities = predict_windows(window_logits, lengths, lattice, self.rule.divisor, confidence)

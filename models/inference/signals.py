@@ -1,12 +1,16 @@
 """From a recording to labels on its own time base: the one function of evaluation, export, service and predict."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, islice
+from typing import Any
 
-from models.inference.events import apply_postprocess
+import numpy as np
+from numpy.typing import NDArray
+
+from models.inference.events import apply_postprocess_rows
 from models.inference.segmenter import Prediction, Segmenter, never_stop
-from models.readers.resample import labels_to_length, to_rate
+from models.readers.resample import all_to_rate, labels_to_length
 from models.sample import Sample
 
 
@@ -39,8 +43,17 @@ def segment_signals(
         ratio = own_rate / rate if rate and own_rate else None
         at_once = segmenter.batch_size((length if ratio is None else math.ceil(length / ratio),))
         while group := list(islice(neighbors, at_once)):
-            resampled = group if rate is None else [to_rate(sample, rate) for sample in group]
-            for sample, found in zip(group, segmenter.segment_batch(resampled, confidence, should_stop), strict=True):
-                labels = apply_postprocess(found.labels, segmenter.event_rules, rate or own_rate or 1.0)
-                labels, probabilities = labels_to_length(labels, found.confidence, length, ratio)
-                yield Prediction(sample.values, labels, probabilities)
+            resampled = group if rate is None else all_to_rate(group, rate)
+            found = segmenter.segment_batch(resampled, confidence, should_stop)
+            labels = _stack([each.labels for each in found])
+            labels = apply_postprocess_rows(labels, segmenter.event_rules, rate or own_rate or 1.0)
+            confidences = [each.confidence for each in found if each.confidence is not None]
+            probabilities = _stack(confidences) if confidences else None
+            labels, probabilities = labels_to_length(labels, probabilities, length, ratio)
+            for index, sample in enumerate(group):
+                yield Prediction(sample.values, labels[index], None if probabilities is None else probabilities[index])
+
+
+def _stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Arrays T as N x T; one is not copied, because it may be a day's."""
+    return rows[0][None] if len(rows) == 1 else np.stack(rows)

@@ -51,10 +51,15 @@ def padded_lengths(lengths: tuple[int, ...], rule: InputRule) -> tuple[int, ...]
 
 def pad_values(values: Values, lengths: tuple[int, ...]) -> Values:
     """Pad values [*axes, C] at the end of each axis to `lengths` by repeating the last ones; contiguous."""
-    widths = [(0, length - found) for length, found in zip(lengths, values.shape, strict=False)]
-    if not any(after for _, after in widths):
+    old = values.shape[:-1]
+    if old == lengths:
         return np.ascontiguousarray(values)
-    return np.pad(values, [*widths, (0, 0)], mode="edge")
+    padded = np.empty((*lengths, values.shape[-1]), values.dtype)
+    padded[tuple(map(slice, old))] = values
+    for axis, length in enumerate(old):  # what was padded along the axes before is repeated with the rest
+        before = (slice(None),) * axis
+        padded[(*before, slice(length, None))] = padded[(*before, slice(length - 1, length))]
+    return padded
 
 
 @dataclass(frozen=True)
@@ -226,13 +231,17 @@ def write_labels(
         write_label_rows(plane, rows, padded[2], labels[index], part)
 
 
-def confidence_of(scores: Scores, padded: tuple[int, ...], labels: Labels) -> Confidence:
-    """The softmax probabilities of given labels, the engine's own, in scores classes x grid upsampled to the lengths `padded`.
+def batch_confidence(scores: Scores, padded: tuple[int, ...], labels: Labels) -> Confidence:
+    """The softmax probabilities of given labels, the engine's own, in scores N x classes x grid upsampled to the lengths `padded`.
 
-    labels: uint8 [*axes], each axis at most `padded`. Returns: float32 of the labels' shape, 0..1.
+    labels: uint8 N x axes, each axis at most `padded`. Returns: float32 of the labels' shape, 0..1.
     """
-    if labels.ndim == 1:
-        return label_confidence(scores[:, :, None], (padded[0], 1), labels[:, None])[:, 0]
+    if labels.ndim == 2:  # signals are the rows of an image
+        return label_confidence(scores.transpose(1, 0, 2), (len(labels), padded[0]), labels)
+    return np.stack([_volume_confidence(*each, padded) for each in zip(scores, labels, strict=True)])
+
+
+def _volume_confidence(scores: Scores, labels: Labels, padded: tuple[int, ...]) -> Confidence:
     grid = scores.shape[1]
     taps = interpolation_taps(pixel_centers(padded[0], grid), grid).section(0, len(labels))
     planes = zip(_slices(scores, taps), labels, strict=True)

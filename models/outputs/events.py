@@ -15,7 +15,7 @@ background and no event.
 import io
 import json
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -56,17 +56,20 @@ def _dump(content: object) -> bytes:
 
 def event_rows(prediction: RecordPrediction, spec: BundleSpec, rate: float) -> Iterator[dict[str, Any]]:
     """The events of all tracks, track by track, each in order of time."""
-    return (
-        {
-            "lead": track.lead or None,
-            "class": spec.classes[event.label].name,
-            "label": event.label,
-            "onset": event.start,
-            "offset": event.end,
-            "onset_seconds": round(event.start / rate, 6),
-            "offset_seconds": round(event.end / rate, 6),
-            "confidence": None if event.confidence is None else round(event.confidence, 4),
-        }
-        for track in prediction.tracks
-        for event in track.events
-    )
+    names = [entry.name for entry in spec.classes]
+    for track in prediction.tracks:
+        labels, starts, ends, confidences = track.columns
+        sure = repeat(None) if confidences is None else np.round(confidences, 4).tolist()
+        seconds = (np.round(steps / rate, 6).tolist() for steps in (starts, ends))
+        rows = zip(labels.tolist(), starts.tolist(), ends.tolist(), *seconds, sure, strict=False)
+        for label, onset, offset, onset_seconds, offset_seconds, confidence in rows:
+            yield {
+                "lead": track.lead or None,
+                "class": names[label],
+                "label": label,
+                "onset": onset,
+                "offset": offset,
+                "onset_seconds": onset_seconds,
+                "offset_seconds": offset_seconds,
+                "confidence": confidence,
+            }

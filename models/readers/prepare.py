@@ -33,10 +33,7 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
     if indices != list(range(values.shape[-1])):
         values = values[..., indices]
     if rule.axes == "T":  # a view of one lead of a long recording is not copied
-        values = values.astype(rule.dtype, copy=False)
-        return _prepare_signal(
-            replace(sample, values=values, channels=tuple(sample.channels[i] for i in indices)), rule
-        )
+        return _prepare_signal(sample, values.astype(rule.dtype, copy=False), rule)
     values = np.ascontiguousarray(values, rule.dtype)  # in one step: the values of a volume take hundreds of megabytes
     valid = find_valid(values, sample.valid, {sample.nodata, rule.nodata} - {None})
     statistics = sample_statistics(values, valid) if rule.scaling.kind == "zscore" else None
@@ -46,9 +43,9 @@ def prepare_sample(sample: Sample, rule: InputRule) -> Sample:
     return replace(sample, values=values, channels=rule.channels, valid=valid, statistics=statistics)
 
 
-def _prepare_signal(sample: Sample, rule: InputRule) -> Sample:
-    """Statistics of each lead over what was measured, and its middle value where it was not."""
-    values, channels = sample.values, sample.channels if is_each_lead(sample, rule) else rule.channels
+def _prepare_signal(sample: Sample, values: Values, rule: InputRule) -> Sample:
+    """A sample with its values of the rule's channels: statistics of each over what was measured, its middle value elsewhere."""
+    channels = sample.channels if is_each_lead(sample, rule) else rule.channels
     measured = np.ones(values.shape, np.bool_)
     if values.dtype.kind == "f":
         for first in range(0, len(values), CHECKED_VALUES):
@@ -58,19 +55,17 @@ def _prepare_signal(sample: Sample, rule: InputRule) -> Sample:
         measured &= ~_equals(values, float(number or 0.0))
     if sample.valid is not None:
         measured &= sample.valid[:, None]
-    fill = np.broadcast_to(fill_values(rule), values.shape[1:])
-    statistics, complete = None, bool(measured.all())
-    if rule.scaling.kind == "zscore":
-        if complete:
-            statistics = sample_statistics(values)
-        else:
-            leads = [
-                sample_statistics(values[:, index : index + 1], measured[:, index]) for index in range(values.shape[1])
-            ]
-            statistics = np.concatenate(leads, axis=1)
+    is_zscore = rule.scaling.kind == "zscore"
+    if measured.all():
+        statistics = sample_statistics(values) if is_zscore else None
+        return replace(sample, values=values, channels=channels, valid=None, statistics=statistics)
+    fill, statistics = np.broadcast_to(fill_values(rule), values.shape[1:]), None
+    if is_zscore:
+        leads = [
+            sample_statistics(values[:, index : index + 1], measured[:, index]) for index in range(values.shape[1])
+        ]
+        statistics = np.concatenate(leads, axis=1)
         fill = statistics[0].astype(values.dtype)
-    if complete:
-        return replace(sample, channels=channels, valid=None, statistics=statistics)
     valid: Valid = np.asarray(measured.any(axis=1))
     values = np.where(measured, values, fill)
     return replace(

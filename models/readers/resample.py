@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,27 @@ def to_rate(sample: Sample, rate: float) -> Sample:
     )
 
 
+def all_to_rate(samples: Sequence[Sample], rate: float) -> list[Sample]:
+    """As `to_rate`, for signals of one length, rate and number of channels, such as the leads of a recording: in one go."""
+    first = samples[0]
+    if len(samples) == 1 or first.rate in (None, rate) or any(sample.valid is not None for sample in samples):
+        return [to_rate(sample, rate) for sample in samples]
+    columns = to_rate(
+        replace(first, values=np.concatenate([sample.values for sample in samples], axis=1), statistics=None), rate
+    )
+    values, count = columns.values, first.values.shape[1]
+    parts = [slice(start, start + count) for start in range(0, values.shape[1], count)]
+    return [
+        replace(
+            sample,
+            values=values[:, part],
+            statistics=None if sample.statistics is None else sample_statistics(values[:, part]),
+            spacing=columns.spacing,
+        )
+        for sample, part in zip(samples, parts, strict=True)
+    ]
+
+
 def rate_ratio(old: float, new: float) -> Fraction:
     """new / old, as a fraction of small numbers. Raises: ConfigError."""
     ratio = check_rate(new) / check_rate(old)
@@ -78,41 +100,49 @@ def resample(values: NDArray[np.floating], ratio: Fraction) -> Signal:
     up, down = ratio.numerator, ratio.denominator
     if up == down:
         return np.asarray(values, np.float32)
-    half = HALF_PERIODS * max(up, down)
-    times = np.arange(-half, half + 1)
-    taps = np.sinc(times / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
-    taps = (taps * (up / taps.sum())).astype(np.float32)
+    taps = _make_taps(up, down)
     length = -(-len(values) * up // down)
     result = np.zeros((length, values.shape[1]), np.float32)
     together = max(1, BLOCK_SAMPLES // max(length, len(values)))
     for first in range(0, values.shape[1], together):
         channels = slice(first, first + together)
-        result[:, channels] = _resample_channels(values[:, channels], up, down, taps, length)
+        result[:, channels] = _resample_channels(values[:, channels].T, up, down, taps, length).T
     return result
+
+
+@lru_cache(maxsize=16)
+def _make_taps(up: int, down: int) -> NDArray[np.float32]:
+    half = HALF_PERIODS * max(up, down)
+    times = np.arange(-half, half + 1)
+    taps = np.sinc(times / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
+    taps = (taps * (up / taps.sum())).astype(np.float32)
+    taps.flags.writeable = False  # it is in the cache
+    return taps
 
 
 def _resample_channels(
     values: NDArray[np.floating], up: int, down: int, taps: NDArray[np.float32], length: int
 ) -> Signal:
-    """Channels T x C. Output k lies at k * down in steps of the upsampled signal; those with one remainder use the same taps."""
-    half = len(taps) // 2
+    """Channels C x T. Output k lies at k * down in steps of the upsampled signal; those with one remainder use the same taps."""
+    half, old = len(taps) // 2, values.shape[1]
     reach = half // up + 1  # of input steps that one output step needs, on either side
-    needed = (length - 1) * down // up + reach + 1 - len(values)
-    padded = np.pad(np.asarray(values, np.float32), ((reach, max(0, needed)), (0, 0)), mode="edge")
-    result = np.zeros((length, values.shape[1]), np.float32)
+    needed = (length - 1) * down // up + reach + 1 - old
+    padded = np.pad(np.asarray(values, np.float32, order="C"), ((0, 0), (reach, max(0, needed))), mode="edge")
+    result = np.zeros((len(values), length), np.float32)
     if MIN_PHASES < up > length / MIN_STEPS:  # few steps use the same taps: all steps at once, a tap of each at a time
         starts, phases = np.divmod(np.arange(length) * down, up)
         for offset in range(-((half + up - 1) // up), half // up + 1):
             tap = half + offset * up + phases
             weights = np.where((tap >= 0) & (tap < len(taps)), taps[tap.clip(0, len(taps) - 1)], np.float32(0))
-            result += weights[:, None] * padded[(reach + starts - offset).clip(0, len(padded) - 1)]
+            result += weights * padded.take((reach + starts - offset).clip(0, padded.shape[1] - 1), axis=1)
         return result
     for first in range(min(up, length)):
         start, phase = divmod(first * down, up)
-        outputs = result[first::up]
+        outputs = result[:, first::up]
         for offset in range(-((half + phase) // up), (half - phase) // up + 1):
             begin = reach + start - offset
-            outputs += taps[half + offset * up + phase] * padded[begin : begin + (len(outputs) - 1) * down + 1 : down]
+            end = begin + (outputs.shape[1] - 1) * down + 1
+            outputs += taps[half + offset * up + phase] * padded[:, begin:end:down]
     return result
 
 
@@ -124,22 +154,21 @@ def nearest_steps(length: int, old_length: int, ratio: float, first: int = 0) ->
 def labels_to_length(
     labels: NDArray[np.uint8], confidence: NDArray[np.float32] | None, length: int, ratio: float | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-    """Labels T and their confidence at another number of time steps, by nearest step.
+    """Labels T, or N x T, and their confidence at another number of time steps, by nearest step.
 
     `ratio`: the rate wanted / the rate of the labels; by default that of the lengths, which is off by up to a step at the end.
     """
-    if length == len(labels) and ratio in (None, 1.0):
+    old = labels.shape[-1]
+    if length == old and ratio in (None, 1.0):
         return labels, confidence
-    new_labels, new_confidence = (
-        np.empty(length, np.uint8),
-        None if confidence is None else np.empty(length, np.float32),
-    )
+    shape = (*labels.shape[:-1], length)
+    new_labels, new_confidence = np.empty(shape, np.uint8), None if confidence is None else np.empty(shape, np.float32)
     for first in range(0, length, BLOCK_SAMPLES):
         block = slice(first, min(first + BLOCK_SAMPLES, length))
-        steps = nearest_steps(block.stop - first, len(labels), ratio or length / len(labels), first)
-        new_labels[block] = labels[steps]
+        steps = nearest_steps(block.stop - first, old, ratio or length / old, first)
+        new_labels[..., block] = labels.take(steps, axis=-1)
         if confidence is not None and new_confidence is not None:
-            new_confidence[block] = confidence[steps]
+            new_confidence[..., block] = confidence.take(steps, axis=-1)
     return new_labels, new_confidence
 
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from models.inference.events import Event, apply_postprocess, find_event_columns, find_events
+from models.inference.events import Event, apply_postprocess, apply_postprocess_rows, find_event_columns, find_events
 from models.spec import IGNORE_INDEX, EventRule
 
 
@@ -27,6 +27,21 @@ def test_events_are_stretches_of_a_class_with_their_mean_confidence() -> None:
     ]  # fmt: skip
     assert find_events(labels[:4]) == [Event(1, 0, 2, None)]
     assert find_events(labels[:4], background=1) == [Event(0, 2, 4, None)]
+
+
+def test_mean_confidence_of_events_that_cross_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.inference.events.BLOCK_STEPS", 4)
+    confidence = np.arange(12, dtype=np.float32)
+    found = find_events(labels_of("111122222223"), confidence)
+    assert [event.confidence for event in found] == [1.5, 7, 11]
+
+
+def test_signals_in_rows_are_post_processed_each_on_its_own() -> None:
+    rules = {1: EventRule(min_duration=0.2, max_gap=0.2), 2: EventRule(min_duration=0.3)}
+    rows = np.stack([labels_of(text) for text in ("11.11..1", "1..11?.1", ".1121122", "????....", "11111111")])
+    expected = [text_of(apply_postprocess(row, rules, 10)) for row in rows]
+    assert [text_of(row) for row in apply_postprocess_rows(rows, rules, 10)] == expected
+    assert expected[0] == "11111..." and expected[2] == ".11111.."
 
 
 def test_signal_without_time_steps_or_events_has_no_events() -> None:
