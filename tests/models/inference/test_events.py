@@ -41,7 +41,7 @@ def test_signals_in_rows_are_post_processed_each_on_its_own() -> None:
     rows = np.stack([labels_of(text) for text in ("11.11..1", "1..11?.1", ".1121122", "????....", "11111111")])
     expected = [text_of(apply_postprocess(row, rules, 10)) for row in rows]
     assert [text_of(row) for row in apply_postprocess_rows(rows, rules, 10)] == expected
-    assert expected[0] == "11111..." and expected[2] == ".11111.."
+    assert expected[0] == "11111111" and expected[2] == ".11111.."
 
 
 def test_signal_without_time_steps_or_events_has_no_events() -> None:
