@@ -14,15 +14,16 @@ the memory of its process. Writes benchmarks/results/ludb_speed.json.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.memory import memory_mb
 from benchmarks.training_run import benchmark_training, make_parser, split_by_number
 from models.engines.host_info import host_info
 from training.metrics.events import POINTS
@@ -136,10 +137,13 @@ def measure_speed(bundle: Path, record: Path) -> None:
     items = len(prediction.tracks)
     gflop = count_gflops(network, (length,)) * items
     peak = measure_peak(segmenter.choice.precision)
-    day = json.loads(subprocess.check_output([sys.executable, "-m", "benchmarks.ludb", "--day", str(bundle)]))
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.ludb", "--day", str(bundle), str(write_day(Path(folder)))]
+        day = json.loads(subprocess.check_output(command))
     row = {
         "record": {
-            "ms": round(total, 2), **milliseconds, "processor_ms": round(float(np.median(processor[10:])), 2), "target_ms": MAX_RECORD_MS, "engine": segmenter.choice.engine,
+            "ms": round(total, 2), **milliseconds, "processor_ms": round(float(np.median(processor[10:])), 2),
+            "target_ms": MAX_RECORD_MS, "engine": segmenter.choice.engine,
             "precision": segmenter.choice.precision, "gflop": round(gflop, 3), "peak_tflops": round(peak, 2),
             "fraction_of_peak": round(gflop / milliseconds["segment"] / peak, 4),
         },
@@ -164,84 +168,73 @@ def measure_peak(precision: str) -> float:
     return 2 * len(matrix) ** 3 / float(np.median(seconds[2:])) / 1e12
 
 
-def segment_day(bundle: Path) -> None:
-    """A WFDB record of 24 h, from its bytes to the events as JSON; print seconds and resident memory as JSON.
+def segment_day(bundle: Path, header: Path) -> None:
+    """A WFDB record of 24 h, from its files to the events as JSON; print seconds and resident memory as JSON.
 
-    In a process of its own. The bytes are let go once they are decoded, as the service does, which decodes in another process.
+    In a process of its own. The bytes are let go once they are decoded, as in the service, whose decoder is another process.
     """
     from models.bundle import open_bundle
     from models.inference.segmenter import Segmenter
     from models.outputs.options import OutputOptions
     from models.outputs.pipelines import make_pipeline
+    from models.readers import read_file
 
     opened = open_bundle(bundle)
     segmenter = Segmenter.load(opened)
     pipeline = make_pipeline(segmenter, opened.spec, "events", OutputOptions(), 10**8)
-    data = day_record()
-    marks: dict[str, tuple[float, ...]] = {}
+    steps: dict[str, dict[str, float]] = {}
+    start, processor_start = time.perf_counter(), time.process_time()
 
     def mark(step: str) -> None:
-        marks[step] = (time.perf_counter(), time.process_time(), resident_mb(), peak_mb())
+        steps[step] = {
+            "end_s": round(time.perf_counter() - start, 1),
+            "mb": memory_mb("VmRSS"),
+            "peak_mb": memory_mb("VmHWM"),
+        }
 
-    mark("loaded")
-
+    mark("load")
+    data = read_file(header)
+    mark("read")
     sample = pipeline.decode(data)
-    mark("decode")
     del data
+    mark("decode")
     prediction = pipeline.infer(sample)
     mark("segment")
     encoded = pipeline.encode(prediction).data
     mark("answer")
     assert encoded is not None  # the pipeline has a format
-    seconds = [each[0] for each in marks.values()]
     print(
         json.dumps({
-            "seconds": round(seconds[-1] - seconds[0], 1),
-            "processor_seconds": round(marks["answer"][1] - marks["loaded"][1], 1),
-            "peak_mb": round(marks["answer"][3]),
-            "steps": {
-                step: {"seconds": round(end - start, 1), "resident_mb": round(marks[step][2]), "peak_mb": round(marks[step][3])}
-                for step, start, end in zip(list(marks)[1:], seconds[:-1], seconds[1:], strict=True)
-            },
-            "mb_before": round(marks["loaded"][2]),
+            "seconds": steps["answer"]["end_s"],
+            "processor_seconds": round(time.process_time() - processor_start, 1),
+            "peak_mb": steps["answer"]["peak_mb"],
+            "steps": steps,
             "events": sum(len(track.columns.labels) for track in prediction.tracks),
-            "json_mb": round(len(encoded) / 2**20),
+            "json_mb": round(len(encoded) / 1e6),
         })
     )  # fmt: skip
 
 
-def day_record() -> bytes:
-    """A WFDB record of 24 h in format 16: beats of 0.8 s that swell, and noise. The zip file's bytes."""
-    from models.readers.wfdb import pack_record
-
-    steps = DAY_SECONDS * DAY_RATE
-    period = round(0.8 * DAY_RATE)
+def write_day(folder: Path) -> Path:
+    """Write a WFDB record of 24 h in format 16: beats of 0.8 s, and noise. Returns: its header."""
+    steps, period = DAY_SECONDS * DAY_RATE, round(0.8 * DAY_RATE)
     beat = (1000 * np.exp(-((np.arange(period) / DAY_RATE - 0.3) ** 2) / 0.0008)).astype(np.int16)
     values = np.random.default_rng(0).integers(-20, 20, (steps, DAY_LEADS), dtype=np.int16)
     values += np.resize(beat, steps)[:, None]
+    (folder / "day.dat").write_bytes(values.tobytes())
     lines = "".join(f"day.dat 16 1000/mV 16 0 0 0 0 lead{lead + 1}\n" for lead in range(DAY_LEADS))
-    header = f"day {DAY_LEADS} {DAY_RATE} {steps}\n{lines}".encode()
-    return pack_record("day.hea", lambda name: header if name == "day.hea" else values.tobytes())
-
-
-def peak_mb() -> float:
-    """Highest resident memory of this process so far, in units of 2^20 bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def resident_mb() -> float:
-    """Resident memory of this process, in units of 2^20 bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    header = folder / "day.hea"
+    header.write_text(f"day {DAY_LEADS} {DAY_RATE} {steps}\n{lines}")
+    return header
 
 
 def main() -> None:
     parser = make_parser(__doc__, 20, "the records", "patients")
     parser.add_argument("--speed", type=Path, metavar="BUNDLE", help="measure the speed of a bundle instead")
-    parser.add_argument("--day", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--day", type=Path, nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.day:
-        segment_day(arguments.day)
+        segment_day(*arguments.day)
     elif arguments.data is None:
         parser.error("--data names the folder that holds 1.hea, 1.dat, 1.ii and so on")
     elif arguments.speed:

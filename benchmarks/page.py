@@ -21,8 +21,9 @@ import cv2
 import numpy as np
 from playwright.sync_api import Browser, Page, Worker, sync_playwright
 
-from benchmarks.ludb import DAY_LEADS, DAY_RATE, day_record
+from benchmarks.ludb import DAY_LEADS, DAY_RATE, write_day
 from models.engines.host_info import host_info
+from models.readers import read_file
 from service.server_process import background_server
 from service.web_page import load_static_files
 from tests.fixtures_bundles import synthetic_image
@@ -157,7 +158,7 @@ def measure_photo(browser: Browser, url: str, file: Path) -> dict[str, Any]:
 def measure_recording(browser: Browser, folder: Path) -> dict[str, Any]:
     """Pan a recording of 24 h at several zooms, with a bundle whose network is made by hand."""
     record = folder / "day.zip"
-    record.write_bytes(day_record())
+    record.write_bytes(read_file(write_day(folder)))
     os.environ |= {
         "MASKSERVE_MAX_BODY_BYTES": str(2**28),
         "MASKSERVE_MAX_PIXELS": str(10**8),
