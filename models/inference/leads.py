@@ -90,6 +90,7 @@ def segment_record(
             columns = find_event_columns(labels, found.confidence)
             name = parts[len(tracks)][0]
             tracks.append(Track(name, labels, columns, found.confidence if keep_confidence else None))
+            del found  # before the next lead: of a day, a confidence has 86 MB
     except ConfigError as error:  # for training and evaluation, whose user chooses the rate
         raise ChannelsError(str(error)) from error
     return RecordPrediction(sample, tuple(tracks))

@@ -40,18 +40,27 @@ def segment_signals(
     """
     rate = segmenter.rule.rate
     for (length, own_rate), neighbors in groupby(samples, lambda sample: (len(sample.values), sample.rate)):
-        ratio = own_rate / rate if rate and own_rate else None
-        at_once = segmenter.batch_size((length if ratio is None else math.ceil(length / ratio),))
+        at_once = segmenter.batch_size((math.ceil(length * rate / own_rate) if rate and own_rate else length,))
         while group := list(islice(neighbors, at_once)):
-            resampled = group if rate is None else all_to_rate(group, rate)
-            found = segmenter.segment_batch(resampled, confidence, should_stop)
-            labels = _stack([each.labels for each in found])
-            labels = apply_postprocess_rows(labels, segmenter.event_rules, rate or own_rate or 1.0)
-            confidences = [each.confidence for each in found if each.confidence is not None]
-            probabilities = _stack(confidences) if confidences else None
-            labels, probabilities = labels_to_length(labels, probabilities, length, ratio)
-            for index, sample in enumerate(group):
-                yield Prediction(sample.values, labels[index], None if probabilities is None else probabilities[index])
+            yield from _segment_group(segmenter, group, confidence, should_stop)
+
+
+def _segment_group(
+    segmenter: Segmenter, samples: list[Sample], confidence: bool, should_stop: Callable[[], bool]
+) -> list[Prediction]:
+    """As `segment_signal`, for recordings of one length and rate that run at once."""
+    rate, own_rate, length = segmenter.rule.rate, samples[0].rate, len(samples[0].values)
+    resampled = samples if rate is None else all_to_rate(samples, rate)
+    found = segmenter.segment_batch(resampled, confidence, should_stop)
+    labels = _stack([each.labels for each in found])
+    labels = apply_postprocess_rows(labels, segmenter.event_rules, rate or own_rate or 1.0)
+    confidences = [each.confidence for each in found if each.confidence is not None]
+    ratio = own_rate / rate if rate and own_rate else None
+    labels, probabilities = labels_to_length(labels, _stack(confidences) if confidences else None, length, ratio)
+    return [
+        Prediction(sample.values, row, None if probabilities is None else probabilities[index])
+        for index, (sample, row) in enumerate(zip(samples, labels, strict=True))
+    ]
 
 
 def _stack(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
