@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from models.inference.events import apply_postprocess_rows
 from models.inference.segmenter import Prediction, Segmenter, never_stop
-from models.readers.resample import all_to_rate, labels_to_length
+from models.readers.resample import MAX_RATIO, all_to_rate, labels_to_length
 from models.sample import Sample
 
 
@@ -40,7 +40,8 @@ def segment_signals(
     """
     rate = segmenter.rule.rate
     for (length, own_rate), neighbors in groupby(samples, lambda sample: (len(sample.values), sample.rate)):
-        at_once = segmenter.batch_size((math.ceil(length * rate / own_rate) if rate and own_rate else length,))
+        growth = min(rate / own_rate, MAX_RATIO) if rate and own_rate else 1.0  # `to_rate` refuses a higher one
+        at_once = segmenter.batch_size((math.ceil(length * growth),))
         while group := list(islice(neighbors, at_once)):
             yield from _segment_group(segmenter, group, confidence, should_stop)
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from models.errors import ConfigError
 from models.inference.segmenter import Segmenter
 from models.inference.signals import segment_signal, segment_signals
 from models.sample import Sample
@@ -59,6 +60,12 @@ def test_recordings_of_equal_length_run_together_and_all_keep_their_order() -> N
         np.testing.assert_array_equal(found.labels, alone.labels)
         np.testing.assert_array_equal(found.confidence, alone.confidence)
         assert found.image is sample.values
+
+
+def test_a_rate_of_nearly_zero_is_refused() -> None:
+    sample = Sample(np.zeros((300, 1), np.float32), "T", ("i",), Spacing(values=(1e-310,), unit="Hz"))
+    with pytest.raises(ConfigError, match="cannot be resampled"):
+        segment_signal(Segmenter(is_high, RULE), sample)
 
 
 def test_rules_of_the_bundle_are_applied_at_the_rate_of_the_network() -> None:
