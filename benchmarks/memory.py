@@ -3,8 +3,8 @@
 huge     an image of 8192 x 8192 in tiles: seconds, and resident megabytes before and at the peak
 sizes    resident megabytes after each hundred of 1,000 images of random sizes; PADDING is `buckets`, as the Segmenter
          pads, or `none`
-volume   a volume of 512 x 512 x SLICES voxels (600) of int16 and of SPACING mm (the network's), in windows: seconds, and resident
-         megabytes before, with the volume, and at the peak
+volume   a volume of 512 x 512 x SLICES voxels (600) of SPACING mm (the network's), as the readers give it, float32, in windows:
+         seconds, and resident megabytes before, with the volume, and at the peak
 
 Prints JSON for `benchmarks/large.py`. Linux only, because /proc provides the peak.
 """

@@ -86,6 +86,9 @@ class ResampledValues:
             axis: axis_weights(values.shape[axis], size[axis]) for axis in axes if size[axis] != values.shape[axis]
         }
 
+    def __len__(self) -> int:
+        return int(self.shape[0])
+
     def groups(self) -> list[slice]:
         """All slices in groups of about GROUP_VALUES."""
         step = max(1, GROUP_VALUES * self.shape[0] // max(1, math.prod(self.shape), self.values.size))

@@ -8,6 +8,7 @@ from nibabel.orientations import io_orientation
 from models.readers import nifti
 from models.readers.limits import ReadLimits
 from models.readers.orientation import axis_names, canonical_affine, spacing_of, to_canonical, to_file_grid
+from models.readers.statistics import sample_statistics
 from models.readers.volume_spacing import ResampledValues, resampled_size, resize_nearest, resize_values, to_spacing
 from models.sample import Sample
 from models.spec import Spacing
@@ -114,4 +115,6 @@ def test_resizing_slice_by_slice_is_that_of_the_whole(size: tuple[int, ...], mon
     monkeypatch.setattr("models.readers.volume_spacing.GROUP_VALUES", 1)
     np.testing.assert_array_equal(resize_values(values, size), whole)
     window = (slice(1, 3), slice(2, 40), slice(0, 4))
-    np.testing.assert_array_equal(ResampledValues(values, size)[window], whole[window])
+    resampled = ResampledValues(values, size)
+    np.testing.assert_array_equal(resampled[window], whole[window])
+    np.testing.assert_array_equal(sample_statistics(resampled), sample_statistics(whole))
