@@ -122,8 +122,17 @@ def main() -> None:
         message = _describe_os_error(error) if isinstance(error, OSError) else str(error)
         _exit_with_error(message, 2 if isinstance(error, ConfigError) else 1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end in a traceback
-        _exit_with_error("Stopped.", 130)
+        _exit_as_stopped()
+    except SystemExit as end:
+        # Typer turns Ctrl-C into its Exit(130), from which it exits; a subcommand that raises one has printed its own line.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            _exit_as_stopped()
+        raise
+
+
+def _exit_as_stopped() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end in a traceback
+    _exit_with_error("Stopped.", 130)
 
 
 def _describe_os_error(error: OSError) -> str:

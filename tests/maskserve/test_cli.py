@@ -40,6 +40,20 @@ NAMES = {
 }  # fmt: skip
 
 
+def test_ctrl_c_ends_with_a_word_and_the_next_one_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Typer catches KeyboardInterrupt itself."""
+
+    def stop(*arguments: Any) -> int:
+        raise KeyboardInterrupt
+
+    ignored: list[Any] = []
+    monkeypatch.setattr("service.server_process.serve", stop)
+    monkeypatch.setattr(signal, "signal", lambda number, handler: ignored.append((number, handler)))
+    done = run_maskserve("serve", "bundle", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (130, "Stopped.\n")
+    assert (signal.SIGINT, signal.SIG_IGN) in ignored
+
+
 @pytest.mark.parametrize("name", SUBCOMMANDS)
 def test_help_explains_every_parameter(name: str, tmp_path: Path) -> None:
     done = run_maskserve(*name.split(), "--help", cwd=tmp_path)
