@@ -16,6 +16,7 @@ CURL_D = (
 _START_BYTES = 4096
 _FORM = re.compile(rb"[\w.\[\]%+-]+=[\x21-\x7e]*")
 _JSON = re.compile(rb'\s*(?:\xef\xbb\xbf)?\s*(?:\{\s*["}]|\[\s*["{\[\d]|")')
+_DROPPED_BY_CURL_D = re.compile(rb"[\r\n\0]")
 _BASE64 = re.compile(rb"\s*(?:data:[\w/+.;=-]*,)?[A-Za-z0-9+/_\r\n-]{60,}={0,2}\s*")
 
 
@@ -34,4 +35,6 @@ def explain_body(error: UnsupportedFormatError | CorruptImageError, content_type
         return UnsupportedFormatError(f"The body is JSON, not an image; base64 in it is not decoded. {HOW_TO_SEND}")
     if start[:5] == b"data:" or _BASE64.fullmatch(start):
         return UnsupportedFormatError(f"The body is text in base64, which is not decoded. {HOW_TO_SEND}")
-    return type(error)(f"{error} {CURL_D}") if is_form else error
+    # curl --data-binary has this type too, but leaves the bytes that -d drops.
+    is_altered = is_form and not _DROPPED_BY_CURL_D.search(body)
+    return type(error)(f"{error} {CURL_D}") if is_altered else error

@@ -36,6 +36,10 @@ def test_curl_d_alters_images(http: TestClient, data: bytes) -> None:
     assert response.status_code in (415, 422)
     response = http.post("/v1/segment", content=altered_by_curl(data))  # nothing tells that it was curl -d
     assert response.status_code in (415, 422) and "--data-binary" not in response.text
+    response = http.post(
+        "/v1/segment", content=data[: len(data) // 2], headers={"content-type": URLENCODED}
+    )  # as --data-binary sends it
+    assert response.status_code in (415, 422) and "--data-binary" not in response.text
 
 
 @pytest.mark.parametrize("body", ["image=http://example.org/a.jpg", "image=%FF%D8&format=png", "a[]=1"])
