@@ -13,10 +13,11 @@ import onnx
 import openvino
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from maskserve.cli.export import export
 from models.bundle import MODEL_FILE
+from models.engines.base import graph_inputs
 from models.engines.openvino_engine import get_core
 from models.errors import BundleError, CorruptImageError, DataError, EngineError
 from models.imaging.decode import RGB
@@ -177,6 +178,43 @@ def test_graph_with_nothing_to_quantise_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"empty\.onnx cannot be quantised to int8"):
         quantise(tmp_path / "empty.onnx", [synthetic_image(64, 64)], tmp_path / "empty.xml")
     assert not (tmp_path / "empty.xml").exists()
+
+
+def test_samples_of_different_scales_are_scaled_in_float(tmp_path: Path) -> None:
+    """One volume may go up to 100, another to a million: 256 levels over both would leave one for the first."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["shift", "axes"], ["s"]),
+        helper.make_node("Unsqueeze", ["scale", "axes"], ["d"]),
+        helper.make_node("Sub", ["images", "s"], ["centered"]),
+        helper.make_node("Div", ["centered", "d"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["maps"], perm=[0, 3, 1, 2]),
+        helper.make_node("Conv", ["maps", "weights"], ["logits"]),
+        helper.make_node("ReduceMax", ["images"], ["largest"], axes=[3], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["labels"], to=TensorProto.UINT8),
+    ]
+    weights = np.random.default_rng(0).normal(size=(2, 1, 1, 1)).astype(np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "scaled",
+        [
+            helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", "H", "W", 1]),
+            *(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 1]) for name in ("shift", "scale")),
+        ],
+        [
+            helper.make_tensor_value_info("labels", TensorProto.UINT8, ["N", "H", "W"]),
+            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 2, "H", "W"]),
+        ],
+        [numpy_helper.from_array(np.array([1, 2]), "axes"), numpy_helper.from_array(weights, "weights")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), tmp_path / "scaled.onnx")
+    image = np.random.default_rng(1).random((16, 16, 1)).astype(np.float32)
+    canvases = [(image * factor, np.array([[factor / 2], [factor / 4]], np.float32)) for factor in (1, 10_000)]
+    quantise(tmp_path / "scaled.onnx", canvases, tmp_path / "scaled.xml")
+
+    compiled = get_core().compile_model(tmp_path / "scaled.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = compiled(graph_inputs(image[None], canvases[0][1][None]))["logits"]
+    expected = (4 * image.transpose(2, 0, 1) - 2) * weights[:, 0]
+    assert np.abs(found[0] - expected).max() < 0.03 * np.abs(expected).max()
 
 
 def test_broken_graph_is_an_error_of_one_line(tmp_path: Path) -> None:
