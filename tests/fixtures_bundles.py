@@ -19,7 +19,10 @@ CLASSES = 6
 ENCODER = "tu-test_resnet"  # of the tiny bundle: 0.4 million parameters, which compile in a moment
 
 # Overrides for a training that takes seconds, and a console without output.
-QUICK_TRAIN_OVERRIDES = ["epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128"]
+QUICK_TRAIN_OVERRIDES = [
+    "epochs=2", "batch=8", "workers=0", "optimizer=adamw", "lr=0.002", "warmup=4", "crop=96,128", f"encoder={ENCODER}",
+    "tensorboard=false",
+]  # fmt: skip
 QUIET_CONSOLE = Console(quiet=True)
 
 

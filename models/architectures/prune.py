@@ -1,5 +1,7 @@
 """Removes the layers of an encoder that its feature maps do not depend on, and checks the sizes of the maps."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,6 +9,9 @@ from models.architectures.meta_device import copy_to_meta
 from models.errors import ConfigError, first_line
 
 PROBE_SIZE = (64, 192)  # (height, width) in pixels, not square
+
+# What `_trace_usage` found, by encoder: a training builds its network three times, and a trace takes half a second.
+_traces: dict[tuple[Any, ...], tuple[set[str], set[str]]] = {}
 
 
 def prune_unused_layers(encoder: nn.Module, name: str, output_stride: int, finest_level: int = 0) -> None:
@@ -19,8 +24,13 @@ def prune_unused_layers(encoder: nn.Module, name: str, output_stride: int, fines
     Raises: ConfigError for an encoder that does not accept images of any size, or whose maps have other strides.
     """
     try:
-        with torch.inference_mode(False), torch.enable_grad():
-            used, called = _trace_usage(copy_to_meta(encoder).requires_grad_(True), output_stride, finest_level)
+        channels: Any = encoder.out_channels  # of the maps: their number is the depth, which the layers do not show
+        key = (name, repr(encoder), *channels, output_stride, finest_level)
+        if key not in _traces:
+            with torch.inference_mode(False), torch.enable_grad():
+                meta_encoder = copy_to_meta(encoder).requires_grad_(True)
+                _traces[key] = _trace_usage(meta_encoder, output_stride, finest_level)
+        used, called = _traces[key]
     except Exception as error:  # smp and timm raise exceptions of many types
         raise ConfigError(
             f"The encoder {name} does not return the feature maps that a segmentation network needs: {first_line(error)}"

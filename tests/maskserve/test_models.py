@@ -39,6 +39,13 @@ def test_list_has_a_row_for_every_architecture(monkeypatch: pytest.MonkeyPatch) 
     assert max(map(len, output.splitlines())) <= 80
 
 
+@pytest.fixture
+def narrow_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Receptive fields up to 700 pixels are measured on images of half the usual width."""
+    monkeypatch.setattr(complexity, "PROBE_WIDTHS", (512, 1024))
+
+
+@pytest.mark.usefixtures("narrow_probes")
 def test_rows_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two heads and one architecture with a long name; the slow test above has all."""
     names = ("fcn", "torchvision/deeplabv3_mobilenet_v3_large")
@@ -52,6 +59,7 @@ def test_rows_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "480x360 (padded to 480x384)" in output
 
 
+@pytest.mark.usefixtures("narrow_probes")
 def test_one_network_with_options(tmp_path: Path) -> None:
     words = ("encoder=resnet50", "output_stride=8", "head=d6", "--size", "640x448", "--classes", "5")
     done = run_maskserve("models", "fcn", *words, cwd=tmp_path, COLUMNS="120")

@@ -1,12 +1,15 @@
 """A small data set, a run on it and its bundle, made once per session; and a function that imports ONNX graphs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from models.bundle import Bundle, open_bundle
+import training.export
+from models.architectures.base import Network
+from models.bundle import MODEL_FILE, WEIGHTS_FILE, Bundle, open_bundle
 from tests.conftest import BuildOnce
 from tests.fixtures_bundles import QUICK_TRAIN_OVERRIDES, QUIET_CONSOLE
 from training.config_io import load_config
@@ -32,9 +35,20 @@ def run(shapes: Path, build_once: BuildOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def bundle(run: Path, build_once: BuildOnce) -> Path:
-    """The bundle of `run`, in the folder of the run."""
-    build_once("exported", lambda _: export(run, console=QUIET_CONSOLE))
+    """The bundle of `run`, in the folder of the run. After two epochs int8 may cost more than a user would accept."""
+    build_once("exported", lambda _: export(run, int8_limit=100, console=QUIET_CONSOLE))
     return run / "bundle"
+
+
+@pytest.fixture
+def reused_graph(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of `run` copy the graph and the weights of its bundle, because torch's exporter takes many seconds."""
+
+    def copy_graph(network: Network, folder: Path) -> None:
+        for name in (MODEL_FILE, WEIGHTS_FILE):
+            shutil.copy(bundle / name, folder)
+
+    monkeypatch.setattr(training.export, "export_network", copy_graph)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 import training.export
+from models.architectures.base import Network
 from models.bundle import open_bundle
 from models.errors import BundleError, ConfigError, DataError, ParityError, RunError
 from models.inference.segmenter import Segmenter
@@ -67,6 +68,7 @@ def test_last_checkpoint_is_of_the_last_epoch(shapes: Path, tmp_path: Path) -> N
     assert read_checkpoint(run / BEST_CHECKPOINT)["step"] == 4 * (1 + mious.index(max(mious)))
 
 
+@pytest.mark.usefixtures("reused_graph")
 def test_export_finds_data_that_moved_and_refuses_other_data(run: Path, shapes: Path, tmp_path: Path) -> None:
     moved_run, moved = shutil.copytree(run, tmp_path / "run"), shutil.copytree(shapes, tmp_path / "moved")
     missing = tmp_path / "gone"
@@ -168,18 +170,18 @@ def test_bundle_has_the_weights_of_the_run_without_a_pickle(bundle: Path, run: P
     assert not [path for path in bundle.rglob("*") if path.suffix in (".pt", ".pth", ".ckpt", ".pkl")]
 
 
+@pytest.mark.usefixtures("reused_graph")
 def test_export_that_differs_from_pytorch_is_refused_and_writes_nothing(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another network is exported than the one that it is compared with."""
-    freeze = training.export.export_network
+    """The graph is that of another network than the one that it is compared with."""
 
-    def freeze_another(network: torch.nn.Module, target: Path) -> None:
-        other = load_network(run)
-        torch.nn.init.normal_(other.body.score.weight)  # type: ignore[union-attr, arg-type]
-        freeze(other, target)
+    def load_another(folder: Path) -> Network:
+        network = load_network(folder)
+        torch.nn.init.normal_(network.body.score.weight)  # type: ignore[union-attr, arg-type]
+        return network
 
-    monkeypatch.setattr(training.export, "export_network", freeze_another)
+    monkeypatch.setattr(training.export, "load_network", load_another)
     with pytest.raises(ParityError, match=r"99\.9% are required"):
         export(run, tmp_path / "bundle", console=QUIET_CONSOLE)
     assert list(tmp_path.iterdir()) == []
@@ -198,13 +200,6 @@ def test_export_overwrites_only_bundles(run: Path, bundle: Path, tmp_path: Path)
     with pytest.raises(BundleError, match="is not a bundle"):
         export(run, tmp_path, console=QUIET_CONSOLE)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-@pytest.mark.slow
-def test_input_rule_can_be_set_at_export(run: Path, tmp_path: Path) -> None:
-    assert open_bundle(export(run, tmp_path / "n", "native", None, QUIET_CONSOLE)).spec.input.rule == "native"
-    with pytest.raises(ConfigError, match="fit:SIDE"):
-        export(run, tmp_path / "x", "fit:3", None, QUIET_CONSOLE)
 
 
 def test_export_without_a_run_is_refused(tmp_path: Path) -> None:
