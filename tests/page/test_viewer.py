@@ -272,6 +272,8 @@ def test_code_makes_the_request_of_the_page(driver: PageDriver, url: str, tmp_pa
     driver.set_slider("min-confidence", 40)
     driver.page.click("#code summary")
     driver.page.wait_for_selector("#code pre:has-text('curl')")
+    panel = driver.page.locator("aside")
+    assert panel.evaluate("(panel) => panel.scrollWidth <= panel.clientWidth")  # its box scrolls, not the panel
     (tmp_path / "street.png").write_bytes(PNG)
     options = {
         "min_confidence": "0.4",
