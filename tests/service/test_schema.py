@@ -17,7 +17,7 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 IMAGE = encode_image(synthetic_image(24, 32), "PNG")
 
 fuzz_settings = settings(
-    max_examples=25, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
+    max_examples=12, deadline=None, derandomize=True, database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 
