@@ -438,8 +438,9 @@ def make_logger(trainer: Trainer, val_set: SegmentationDataset, console: Console
             plot_confusion_matrix,
         )
     return ProgressLogger(
-        out, run.classes, trainer.duration, state.step, console, log_mode, tensorboard, trainer.config.monitor
-    )
+        out, run.classes, trainer.duration, state.step, console, log_mode, tensorboard, trainer.config.monitor,
+        AXES[run.input.axes],
+    )  # fmt: skip
 
 
 def render_samples(network: Network, rule: InputRule, dataset: SegmentationDataset) -> dict[str, Image.Image]:

@@ -108,11 +108,16 @@ class ProgressLogger(TrainingLogger):
         log_mode: LogMode = "bar",
         tensorboard: TensorBoardWriter | None = None,
         monitor: str = DEFAULT_MONITOR,
+        noun: str = "images",
     ) -> None:
-        """`start_step`: steps done before this start. `monitor`: the metric that chooses the best checkpoint."""
+        """`start_step`: steps done before this start. `monitor`: the metric that chooses the best checkpoint.
+
+        `noun`: what the samples are called.
+        """
         self.metrics_path = out / METRICS_CSV
         self.classes, self.duration = classes, duration
         self.console, self.log_mode, self.tensorboard, self.monitor = console, log_mode, tensorboard, monitor
+        self.noun = noun
         self.smoothed_loss = self.last_miou = math.nan
         self.speed_start: tuple[int, float] | None = None  # (step, time): the speed is measured from there
         self.images_per_second = 0.0  # since then, loading and augmentation included
@@ -122,7 +127,7 @@ class ProgressLogger(TrainingLogger):
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             TextColumn("{task.percentage:3.0f}%"),
-            TextColumn("loss {task.fields[loss]}  mIoU {task.fields[miou]}  {task.fields[speed]:.1f} images/s"),
+            TextColumn("loss {task.fields[loss]}  mIoU {task.fields[miou]}  {task.fields[speed]:.1f} " + f"{noun}/s"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -211,7 +216,7 @@ class ProgressLogger(TrainingLogger):
             monitored = "" if self.monitor == DEFAULT_MONITOR else f"  {self.monitor} {row[self.monitor] or 0:.3f}"
             self.console.print(
                 f"epoch {row['epoch']:>3.4g}{self._epoch_total()}  loss {row['loss']:.3f}  mIoU {format_metric(self.last_miou)}"
-                f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} images/s{monitored}"
+                f"  accuracy {row['pixel_accuracy'] or 0:.3f}  {row['images_per_second']:.1f} {self.noun}/s{monitored}"
                 f"{'  best' if better else ''}",
                 highlight=False,
                 markup=False,

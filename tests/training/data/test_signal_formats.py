@@ -10,7 +10,10 @@ from models.errors import DataError
 from models.readers.annotations import Interval, from_intervals, write_annotations
 from models.spec import InputRule, Scaling, Spacing
 from training.data import load_available_splits, load_split, recognize_dataset
+from training.data.dataset import Pair
 from training.data.leads import arrange_leads
+from training.data.scan.sample_stats import error_message
+from training.data.signals import read_signal
 from training.data.synthetic_signals import CLASSES, generate_signals, write_record
 from training.data.tools.convert import convert_dataset
 from training.data.tools.split import split_dataset
@@ -30,6 +33,14 @@ def lead_rule(rate: float) -> InputRule:
 def write_csv(file: Path, values: np.ndarray = VALUES, rate: float = 100.0) -> None:
     np.savetxt(file, values, delimiter=",", fmt="%.5g", header=f"rate={rate}\nx,y", comments="# ")
     file.write_text(file.read_text().replace("# x,y", "x,y"))
+
+
+def test_a_record_without_its_signal_file_is_named_once(tmp_path: Path) -> None:
+    header = tmp_path / "a.hea"
+    header.write_text("a 1 250 100\na.dat 16\n")
+    with pytest.raises(DataError) as caught:
+        read_signal(Pair("a", header, header))
+    assert error_message(header, caught.value).startswith(f"{header}: its signal file 'a.dat' cannot be read")
 
 
 def write_folder(root: Path, names: list[str]) -> None:

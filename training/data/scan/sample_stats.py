@@ -199,6 +199,8 @@ def error_message(file: Path, error: Exception) -> str:
     """What is wrong with a file, with its path."""
     if isinstance(error, DataError | ImageError) and str(file) in str(error):
         return str(error)
+    if isinstance(error, DataError) and str(error).startswith(f"{file.name}: "):  # of a WFDB record
+        return f"{file}{str(error)[len(file.name) :]}"
     if isinstance(error, OSError) and error.strerror:
         return f"{file}: cannot be opened ({error.strerror})."
     if isinstance(error, MemoryError):
