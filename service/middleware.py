@@ -234,11 +234,12 @@ class BodyLimitMiddleware:
 
         async def send_in_chunks(message: Message) -> None:
             """Give the server no more than a chunk at a time: it buffers what the caller does not receive."""
-            rest = message.get("body", b"")
-            while len(rest) > SEND_CHUNK_BYTES:
-                await self._with_timeout(send({**message, "body": rest[:SEND_CHUNK_BYTES], "more_body": True}))
-                rest = rest[SEND_CHUNK_BYTES:]
-            await self._with_timeout(send({**message, "body": rest} if rest else message))
+            content, sent = message.get("body", b""), 0
+            while len(content) - sent > SEND_CHUNK_BYTES:  # by position: to cut what is left would copy it for each chunk
+                chunk = content[sent : sent + SEND_CHUNK_BYTES]
+                await self._with_timeout(send({**message, "body": chunk, "more_body": True}))
+                sent += SEND_CHUNK_BYTES
+            await self._with_timeout(send({**message, "body": content[sent:]} if sent else message))
 
         await self.app({**scope, BODY_STATE_KEY: body}, receive_limited, send_in_chunks)
 

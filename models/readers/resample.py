@@ -29,6 +29,7 @@ MIN_PHASES, MIN_STEPS = (
     16,
     64,
 )  # of taps, and of time steps that use the same: else a call of NumPy for each phase is quicker
+CACHED_STEPS = 1 << 15  # time steps whose input stays in the processor's cache while one tap after the other is added
 BLOCK_SAMPLES = 1 << 20  # that are handled together: a day's recording needs no second copy of all
 
 
@@ -139,10 +140,12 @@ def _resample_channels(
     for first in range(min(up, length)):
         start, phase = divmod(first * down, up)
         outputs = result[:, first::up]
-        for offset in range(-((half + phase) // up), (half - phase) // up + 1):
-            begin = reach + start - offset
-            end = begin + (outputs.shape[1] - 1) * down + 1
-            outputs += taps[half + offset * up + phase] * padded[:, begin:end:down]
+        for left in range(0, outputs.shape[1], CACHED_STEPS):
+            block = outputs[:, left : left + CACHED_STEPS]
+            for offset in range(-((half + phase) // up), (half - phase) // up + 1):
+                begin = reach + start - offset + left * down
+                end = begin + (block.shape[1] - 1) * down + 1
+                block += taps[half + offset * up + phase] * padded[:, begin:end:down]
     return result
 
 
