@@ -235,7 +235,8 @@ class BodyLimitMiddleware:
         async def send_in_chunks(message: Message) -> None:
             """Give the server no more than a chunk at a time: it buffers what the caller does not receive."""
             content, sent = message.get("body", b""), 0
-            while len(content) - sent > SEND_CHUNK_BYTES:  # by position: to cut what is left would copy it for each chunk
+            # By position: to cut off what is sent would copy the rest for each chunk.
+            while len(content) - sent > SEND_CHUNK_BYTES:
                 chunk = content[sent : sent + SEND_CHUNK_BYTES]
                 await self._with_timeout(send({**message, "body": chunk, "more_body": True}))
                 sent += SEND_CHUNK_BYTES
