@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.memory import memory_mb
 from benchmarks.training_run import benchmark_training, make_parser, split_by_number
 from models.engines.host_info import host_info
+from models.malloc import MALLOC_SETTINGS
 from training.metrics.events import POINTS
 from training.metrics.results import EvaluationMetrics
 
@@ -139,7 +140,7 @@ def measure_speed(bundle: Path, record: Path) -> None:
     peak = measure_peak(segmenter.choice.precision)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "benchmarks.ludb", "--day", str(bundle), str(write_day(Path(folder)))]
-        day = json.loads(subprocess.check_output(command))
+        day = json.loads(subprocess.check_output(command, env={**os.environ, **MALLOC_SETTINGS}))  # as a service has
     row = {
         "record": {
             "ms": round(total, 2), **milliseconds, "processor_ms": round(float(np.median(processor[10:])), 2),

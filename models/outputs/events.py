@@ -14,7 +14,7 @@ background and no event.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice, repeat
 from typing import Any
 
@@ -58,18 +58,23 @@ def event_rows(prediction: RecordPrediction, spec: BundleSpec, rate: float) -> I
     """The events of all tracks, track by track, each in order of time."""
     names = [entry.name for entry in spec.classes]
     for track in prediction.tracks:
-        labels, starts, ends, confidences = track.columns
-        sure = repeat(None) if confidences is None else np.round(confidences, 4).tolist()
-        seconds = (np.round(steps / rate, 6).tolist() for steps in (starts, ends))
-        rows = zip(labels.tolist(), starts.tolist(), ends.tolist(), *seconds, sure, strict=False)
-        for label, onset, offset, onset_seconds, offset_seconds, confidence in rows:
-            yield {
-                "lead": track.lead or None,
-                "class": names[label],
-                "label": label,
-                "onset": onset,
-                "offset": offset,
-                "onset_seconds": onset_seconds,
-                "offset_seconds": offset_seconds,
-                "confidence": confidence,
-            }
+        columns = track.columns
+        for first in range(0, len(columns.labels), ROWS):
+            block = slice(first, first + ROWS)
+            labels, starts, ends = columns.labels[block], columns.starts[block], columns.ends[block]
+            sure: Iterable[float | None] = repeat(None)
+            if columns.confidences is not None:
+                sure = np.round(columns.confidences[block], 4).tolist()
+            seconds = (np.round(steps / rate, 6).tolist() for steps in (starts, ends))
+            rows = zip(labels.tolist(), starts.tolist(), ends.tolist(), *seconds, sure, strict=False)
+            for label, onset, offset, onset_seconds, offset_seconds, confidence in rows:
+                yield {
+                    "lead": track.lead or None,
+                    "class": names[label],
+                    "label": label,
+                    "onset": onset,
+                    "offset": offset,
+                    "onset_seconds": onset_seconds,
+                    "offset_seconds": offset_seconds,
+                    "confidence": confidence,
+                }
