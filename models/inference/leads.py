@@ -82,7 +82,7 @@ def segment_record(
     sample = select_leads(sample, spec.input, leads)
     parts = split_leads(sample, spec.input)
     prepared = (prepare_sample(part, spec.input) for _, part in parts)
-    tracks = []
+    tracks: list[Track] = []
     try:
         for found in segment_signals(segmenter, prepared, True, should_stop):
             assert found.confidence is not None  # it was requested

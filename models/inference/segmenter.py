@@ -352,7 +352,8 @@ class Segmenter:
         def predict_logits(canvas: Image) -> Scores:
             logits = self._run_engine(canvas[None], should_stop, True, _add_axis(statistics))[1]
             assert logits is not None  # they were requested
-            return logits[0]
+            scores: Scores = logits[0]
+            return scores
 
         if self.tta is None:
             return predict_logits

@@ -8,7 +8,7 @@ decoding and encoding of other images continue meanwhile.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from models.errors import InsufficientMemoryError
 from models.imaging.decode import MAX_PIXELS, Labels
@@ -74,9 +74,11 @@ class SegmentationPipeline:
         check_kind(data, self.spec.input.axes)
         return self.run_decoder(data, decoders, timeout_seconds, is_cancelled)
 
-    def run_decoder(self, data: bytes, decoders: DecoderPool, *limits: Any) -> Sample:
-        """The call of `decode_in_child`, whose last two arguments are the `limits`."""
-        return decoders.decode(data, self.max_pixels, *limits, rule=self.spec.input)
+    def run_decoder(
+        self, data: bytes, decoders: DecoderPool, seconds: float, is_cancelled: Callable[[], bool]
+    ) -> Sample:
+        """The call of `decode_in_child`, which has checked the kind of file."""
+        return decoders.decode(data, self.max_pixels, seconds, is_cancelled, self.spec.input)
 
     def infer(self, image: Image | Sample, should_stop: Callable[[], bool] = never_stop) -> Prediction:
         """Predict the labels, and the confidence if the format or the options need it.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from models.errors import ChannelsError
 from models.imaging.decoder_pool import DecoderPool
@@ -34,9 +33,12 @@ class SignalPipeline(SegmentationPipeline):
         check_kind(data, "T")
         return check_has_rate(read_sample(data, self.max_pixels, "T", self.options.rate))
 
-    def run_decoder(self, data: bytes, decoders: DecoderPool, *limits: Any) -> Sample:
+    def run_decoder(
+        self, data: bytes, decoders: DecoderPool, seconds: float, is_cancelled: Callable[[], bool]
+    ) -> Sample:
         """As there. Raises: ChannelsError without a rate."""
-        return check_has_rate(decoders.read_signal(data, self.options.rate, self.max_pixels, *limits))
+        sample = decoders.read_signal(data, self.options.rate, self.max_pixels, seconds, is_cancelled)
+        return check_has_rate(sample)
 
     def estimate_cost(self, byte_count: int) -> float:
         """From the bytes of the file: most have two for each sample."""

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from models.errors import EngineError, InsufficientMemoryError, UnsupportedFormatError
 from models.imaging.decoder_pool import DecoderPool
@@ -36,10 +35,12 @@ class VolumePipeline(SegmentationPipeline):
         with _translate_missing_package():
             return read_input(data, self.spec.input, self.max_pixels, max_voxels=self.max_voxels)
 
-    def run_decoder(self, data: bytes, decoders: DecoderPool, *limits: Any) -> Sample:
+    def run_decoder(
+        self, data: bytes, decoders: DecoderPool, seconds: float, is_cancelled: Callable[[], bool]
+    ) -> Sample:
         """As there."""
         with _translate_missing_package():
-            return decoders.read_volume(data, self.spec.input, self.max_voxels, *limits)
+            return decoders.read_volume(data, self.spec.input, self.max_voxels, seconds, is_cancelled)
 
     def estimate_cost(self, byte_count: int) -> float:
         """From the bytes of the file: compressed, a voxel has about one."""

@@ -115,8 +115,8 @@ def resample(values: NDArray[np.floating], ratio: Fraction) -> Signal:
 def _make_taps(up: int, down: int) -> NDArray[np.float32]:
     half = HALF_PERIODS * max(up, down)
     times = np.arange(-half, half + 1)
-    taps = np.sinc(times / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
-    taps = (taps * (up / taps.sum())).astype(np.float32)
+    window = np.sinc(times / max(up, down)) * np.kaiser(2 * half + 1, KAISER_BETA)
+    taps: NDArray[np.float32] = (window * (up / window.sum())).astype(np.float32)
     taps.flags.writeable = False  # it is in the cache
     return taps
 
