@@ -222,14 +222,17 @@ def read_record(header: Header, read: Callable[[str], bytes], limits: ReadLimits
     files: dict[str, list[int]] = {}  # the signals in each
     for index, line in enumerate(header.signals):
         files.setdefault(line.file, []).append(index)
-    first = [header.signals[index] for index in next(iter(files.values()))]
-    length = header.length or _count_steps(first, read(first[0].file))  # of all files, as that of the first one
+    first = header.signals[0].file
+    first_data = read(first)
+    # Of all files, as that of the first one.
+    length = header.length or _count_steps([header.signals[index] for index in files[first]], first_data)
     frames = [line.frame_samples for line in header.signals]
     check_signal_size(limits, length * max(frames), len(frames))
     table, columns = allocate_columns([length * frame for frame in frames])
     for file, indices in files.items():
         lines = [header.signals[index] for index in indices]
-        _read_file(file, lines, length, read(file), [columns[index] for index in indices])
+        data = first_data if file == first else read(file)
+        _read_file(file, lines, length, data, [columns[index] for index in indices])
     names, units = ([getattr(line, field) for line in header.signals] for field in ("name", "unit"))
     if table is not None:
         return build_signal(table, header.rate * frames[0], names, units)
