@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recipe_data import DATASETS
-from benchmarks.training_run import run_maskserve
+from benchmarks.training_run import read_plan, run_maskserve
 
 RESULTS = Path(__file__).parent / "results" / "recipes.jsonl"
 RECIPES: dict[str, list[str]] = {
@@ -125,12 +125,11 @@ def measure_ours(row: Row, dataset: Path, scratch: Path) -> Row:
             )
             scores[split] = figures(json.loads((out / "metrics.json").read_text()))
         end = read_run_metadata(run).end
-        plan = [line for line in (run / "plan.yaml").read_text().splitlines() if not line.startswith("#")]
         return {
             **scores,
             "epochs": end and round(end.epochs, 1),
             "settings": RECIPES[row["recipe"]],
-            "plan": plan,
+            "plan": read_plan(run),
             **machine(),
         }
 

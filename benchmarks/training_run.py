@@ -75,7 +75,7 @@ def benchmark_training(
         "epochs": end and round(end.epochs, 2),
         "cores": len(os.sched_getaffinity(0)),
         "machine": host_info(),
-        "plan": (run / "plan.yaml").read_text().splitlines() if (run / "plan.yaml").exists() else None,
+        "plan": read_plan(run) if (run / "plan.yaml").exists() else None,
     }
     for split in ("val", "test") if arguments.test else ("val",):
         out = run / f"evaluation-{split}"
@@ -86,6 +86,11 @@ def benchmark_training(
     with results.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
     print(f"{results}: one line added. Bundle: {run / 'bundle'}", flush=True)
+
+
+def read_plan(run: Path) -> list[str]:
+    """The settings of a run's plan with their reasons, without the comment that names its folder."""
+    return [line for line in (run / "plan.yaml").read_text().splitlines() if not line.startswith("#")]
 
 
 def run_maskserve(*arguments: str) -> float:
