@@ -25,10 +25,9 @@ MAX_DENOMINATOR = 1000  # of the ratio of two rates: odd rates such as 257.3 Hz 
 MAX_RATIO = 1000.0  # of two rates, either way; beyond, a signal is hardly of the kind that the network knows
 MAX_GROWTH, MIN_SAMPLES = 32, 1 << 22  # samples for each one that a file holds; a signal of fewer samples may grow more
 MAX_SAMPLES = 100_000_000  # of all channels
-MIN_PHASES, MIN_STEPS = (
-    16,
-    64,
-)  # of taps, and of time steps that use the same: else a call of NumPy for each phase is quicker
+# Numbers of phases of taps, and of time steps that use the same one: with more phases and fewer steps, a call of NumPy for each
+# phase takes longer than all steps at once.
+MIN_PHASES, MIN_STEPS = 16, 64
 CACHED_STEPS = 1 << 15  # time steps whose input stays in the processor's cache while one tap after the other is added
 BLOCK_SAMPLES = 1 << 20  # that are handled together: a day's recording needs no second copy of all
 
@@ -56,7 +55,7 @@ def to_rate(sample: Sample, rate: float) -> Sample:
 
 
 def all_to_rate(samples: Sequence[Sample], rate: float) -> list[Sample]:
-    """As `to_rate`, for signals of one length, rate and number of channels, such as the leads of a recording: in one go."""
+    """As `to_rate`, for signals of one length, rate and number of channels, such as the leads of a recording, together."""
     first = samples[0]
     if len(samples) == 1 or first.rate in (None, rate) or any(sample.valid is not None for sample in samples):
         return [to_rate(sample, rate) for sample in samples]
