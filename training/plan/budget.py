@@ -88,6 +88,13 @@ class StepProfiler:
         spent = time.monotonic() - self.start_time
         return max(1.0, 60 * plan["minutes"] - spent) * 0.9 if plan["minutes"] else None
 
+    def samples_in_time(self, plan: Plan, seconds: float) -> float:
+        """Samples that a training sees at `seconds` per step; infinite without minutes, or if measured times may not decide."""
+        limit = self.remaining_seconds(plan)
+        if limit is None or plan["deterministic"]:
+            return math.inf
+        return float(plan["batch"] * plan["accumulate"] * limit / seconds)
+
     def _time_step(self, plan: Plan, batch: int) -> float | None:
         """Seconds of a step in the plan's precision, which the first measurement chooses."""
 

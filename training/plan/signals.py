@@ -149,11 +149,8 @@ def choose_signal_size(plan: Plan, profiler: StepProfiler) -> float:
     Raises: ConfigError.
     """
     seconds = shrink_batch_to_fit(plan, profiler)
-    limit = profiler.remaining_seconds(plan)
-    if plan["architecture"] != "unet" or limit is None or plan["deterministic"]:
-        return seconds
-    crops = plan["batch"] * plan["accumulate"] * limit / seconds
-    if crops >= CROPS_FOR_FULL_SIZE:
+    crops = profiler.samples_in_time(plan, seconds)
+    if plan["architecture"] != "unet" or crops >= CROPS_FOR_FULL_SIZE:
         return seconds
     reason = f"smaller than usual: {WIDTH} channels and 2 blocks would train on only {crops:,.0f} crops in the time"
     plan.set("width", SMALL_WIDTH, reason)

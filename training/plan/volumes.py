@@ -146,12 +146,9 @@ def choose_volume_resolution(plan: Plan, profiler: StepProfiler) -> float:
     Raises: ConfigError.
     """
     seconds = shrink_batch_to_fit(plan, profiler)
-    limit, strides = profiler.remaining_seconds(plan), plan["strides"]
+    patches, strides = profiler.samples_in_time(plan, seconds), plan["strides"]
     is_planned = plan["architecture"] == "unet" and not {"strides", "kernel", "width"} & set(plan.overrides)
-    if not is_planned or limit is None or plan["deterministic"] or len(strides) < 3:
-        return seconds
-    patches = plan["batch"] * plan["accumulate"] * limit / seconds
-    if patches >= PATCHES_FOR_FULL_RESOLUTION:
+    if not is_planned or patches >= PATCHES_FOR_FULL_RESOLUTION or len(strides) < 3:
         return seconds
     reason = (
         f"halved at once, {len(strides) - 1} times: at full resolution only {patches:,.0f} patches fit into the time"
